@@ -1,0 +1,129 @@
+"""Everything that can go wrong, as one tree.
+
+PersonaInferError
+├── InvalidArgumentError (ValueError)    an argument is wrong: raised before any call is made
+├── UnknownOptionError (TypeError)       an option that does not exist, with the nearest that does
+├── DataError (ValueError)               the data, or one row of it, cannot be used
+├── MissingExtraError (ImportError)      an optional package is not installed
+├── CacheError                           the cache on disk cannot be used
+└── ModelError                           a model gave no usable reply
+    ├── AuthenticationError              no key, or a key that is refused: ends the run
+    ├── ModelNotFoundError               no such model or endpoint: ends the run
+    ├── RequestRejectedError             the endpoint refuses this one request
+    ├── RateLimitError                   the endpoint asks for fewer requests, for too long
+    ├── TransportError                   connection, time-out, 5xx
+    ├── ReplyError                       a reply that is empty, truncated, refused or not in the asked form
+    └── BudgetExceededError              the next call would pass `budget`
+
+`retryable` says whether the same call may succeed later; `hint` says what to do. Provider and
+library errors are translated in `transports`, so that a bug stays a bug.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AuthenticationError",
+    "BudgetExceededError",
+    "CacheError",
+    "DataError",
+    "InvalidArgumentError",
+    "MissingExtraError",
+    "ModelError",
+    "ModelNotFoundError",
+    "PersonaInferError",
+    "RateLimitError",
+    "ReplyError",
+    "RequestRejectedError",
+    "TransportError",
+    "UnknownOptionError",
+]
+
+
+class PersonaInferError(Exception):
+    """Base of every error of this library: what failed, and in `hint` what to do about it."""
+
+    retryable = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.hint, self.__dict__))
+
+
+def _rebuild(
+    kind: type[PersonaInferError], message: str, hint: str, state: dict[str, object]
+) -> PersonaInferError:
+    error = kind(message, hint=hint)
+    error.__dict__.update(state)
+    return error
+
+
+class InvalidArgumentError(PersonaInferError, ValueError):
+    """An argument has a value that cannot work."""
+
+
+class UnknownOptionError(PersonaInferError, TypeError):
+    """An option that no function here has."""
+
+
+class DataError(PersonaInferError, ValueError):
+    """The input, or one of its rows, is not preference data that can be used."""
+
+
+class MissingExtraError(PersonaInferError, ImportError):
+    """A feature needs a package that is not installed."""
+
+
+class CacheError(PersonaInferError):
+    """The cache directory cannot be read or written."""
+
+
+class ModelError(PersonaInferError):
+    """A model gave no usable reply. `fatal` means that every other call would fail alike."""
+
+    fatal = False
+
+
+class AuthenticationError(ModelError):
+    """The endpoint wants a key and got none, or not this one."""
+
+    fatal = True
+
+
+class ModelNotFoundError(ModelError):
+    """The endpoint or provider does not know the model."""
+
+    fatal = True
+
+
+class RequestRejectedError(ModelError):
+    """The endpoint refuses this request (too long, filtered, malformed); the next may pass."""
+
+
+class RateLimitError(ModelError):
+    """The endpoint kept asking for fewer requests. `retry_after` is in seconds, if it was given."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class TransportError(ModelError):
+    """The connection failed, the reply did not come in time, or the server broke."""
+
+    retryable = True
+
+
+class ReplyError(ModelError):
+    """The model replied, but not with what was asked for."""
+
+    retryable = True
+
+
+class BudgetExceededError(ModelError):
+    """The call was not made, because it would have passed the budget."""

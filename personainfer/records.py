@@ -1,0 +1,132 @@
+"""The records that travel through the library: frozen, typed, made of plain text and numbers.
+
+They do not know where they come from (readers), how they are inferred (inference) or stored (table).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+__all__ = ["Exemplar", "Message", "Persona", "Preference", "Side", "Usage"]
+
+Side = Literal["chosen", "rejected"]
+Person = Literal["third", "first", "second"]
+
+
+class Record(BaseModel):
+    """A frozen record; unknown fields are an error rather than lost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Message(Record):
+    """One turn of a conversation, in the form that chat models take."""
+
+    role: str
+    content: str
+
+
+class Preference(Record):
+    """A prompt and two responses to it, of which somebody preferred `chosen`.
+
+    `prompt` is a string, or the messages of a conversation whose last turn is to be answered.
+    `id` and `user` are the data's own; nothing here invents them.
+    """
+
+    prompt: str | tuple[Message, ...]
+    chosen: str
+    rejected: str
+    id: str | None = None
+    user: str | None = None
+
+    @property
+    def swapped(self) -> Preference:
+        """The same pair as seen by someone who prefers the rejected response."""
+        return self.model_copy(update={"chosen": self.rejected, "rejected": self.chosen})
+
+
+_LEADING = re.compile(
+    r"^(?:(?:the|this) (?:user|person)\s+|(?:they|i|you|someone)\s+)?"
+    r"(?:who\s+)?(?:(?:is|are|am|prefers?|would prefer)\s+)?",
+    re.IGNORECASE,
+)
+
+
+def _phrase(text: object) -> object:
+    """A phrase that fits into the sentence: one line, no subject, verb or full stop of its own."""
+    if not isinstance(text, str):
+        return text
+    phrase = _LEADING.sub("", " ".join(text.split()).rstrip(" .;,"), count=1)
+    first = phrase.split(" ", 1)[0]
+    if first[1:].islower():  # "Short" -> "short", while "TV" and "IT-savvy" stay
+        phrase = phrase[0].lower() + phrase[1:]
+    return phrase
+
+
+Phrase = Annotated[str, BeforeValidator(_phrase)]
+
+
+class Persona(Record):
+    """Someone who would prefer one response, and why.
+
+    `evidence` says what in the contrast between the responses supports the persona; `trait` and
+    `preference` are phrases without subject, verb or full stop, from which `render` makes a sentence.
+    `flags` names what is doubtful about it (see `personainfer.flags`); an empty tuple is no guarantee.
+    """
+
+    evidence: str = ""
+    trait: Phrase
+    preference: Phrase
+    flags: tuple[str, ...] = ()
+
+    def render(self, person: Person = "third") -> str:
+        """The persona as one sentence about "The user", "I" (`"first"`) or "You" (`"second"`)."""
+        subject, verb = {
+            "third": ("The user is", "prefers"),
+            "first": ("I am", "prefer"),
+            "second": ("You are", "prefer"),
+        }[person]
+        return f"{subject} {self.trait} and {verb} {self.preference}."
+
+    def __str__(self) -> str:
+        return self.render()
+
+
+class Exemplar(Record):
+    """A worked example shown to the model: a pair, and the persona of each side."""
+
+    preference: Preference
+    chosen: Persona
+    rejected: Persona
+
+
+class Usage(Record):
+    """What a run took. `cost` is in USD, and None as soon as one price is unknown.
+
+    `calls` counts the requests that were sent, retries and re-asks included; `cached` counts replies
+    read from disk, `retries` calls repeated after a transport failure, `reasks` calls repeated with
+    the validation error. Tokens are the endpoint's own counts over all calls.
+    """
+
+    calls: int = 0
+    cached: int = 0
+    retries: int = 0
+    reasks: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        known = self.cost is not None and other.cost is not None
+        return Usage(
+            calls=self.calls + other.calls,
+            cached=self.cached + other.cached,
+            retries=self.retries + other.retries,
+            reasks=self.reasks + other.reasks,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cost=(self.cost or 0.0) + (other.cost or 0.0) if known else None,
+        )
