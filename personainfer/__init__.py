@@ -1,0 +1,64 @@
+"""Infer who would prefer each response, and why, from preference data.
+
+Names are imported when they are first used, so that `import personainfer` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .cache import CacheInfo as CacheInfo
+    from .cache import cache_info as cache_info
+    from .cache import clear_cache as clear_cache
+    from .exceptions import PersonaInferError as PersonaInferError
+    from .inference import CostEstimate as CostEstimate
+    from .inference import ainfer_personas as ainfer_personas
+    from .inference import estimate_cost as estimate_cost
+    from .inference import infer_personas as infer_personas
+    from .inference import iter_personas as iter_personas
+    from .llm import LLM as LLM
+    from .llm import Request as Request
+    from .records import Exemplar as Exemplar
+    from .records import Message as Message
+    from .records import Persona as Persona
+    from .records import Preference as Preference
+    from .records import Usage as Usage
+    from .table import PersonaRow as PersonaRow
+    from .table import PersonaTable as PersonaTable
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "CacheInfo": "cache",
+    "CostEstimate": "inference",
+    "Exemplar": "records",
+    "LLM": "llm",
+    "Message": "records",
+    "Persona": "records",
+    "PersonaInferError": "exceptions",
+    "PersonaRow": "table",
+    "PersonaTable": "table",
+    "Preference": "records",
+    "Request": "llm",
+    "Usage": "records",
+    "ainfer_personas": "inference",
+    "cache_info": "cache",
+    "clear_cache": "cache",
+    "estimate_cost": "inference",
+    "infer_personas": "inference",
+    "iter_personas": "inference",
+}
+
+__all__ = list(_MODULE_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

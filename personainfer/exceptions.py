@@ -5,6 +5,7 @@ PersonaInferError
 ├── UnknownOptionError (TypeError)       an option that does not exist, with the nearest that does
 ├── DataError (ValueError)               the data, or one row of it, cannot be used
 ├── MissingExtraError (ImportError)      an optional package is not installed
+├── RowsFailedError                      raised on request for rows that failed: table.raise_for_errors()
 ├── CacheError                           the cache on disk cannot be used
 └── ModelError                           a model gave no usable reply
     ├── AuthenticationError              no key, or a key that is refused: ends the run
@@ -21,6 +22,8 @@ library errors are translated in `transports`, so that a bug stays a bug.
 
 from __future__ import annotations
 
+from .records import Completion
+
 __all__ = [
     "AuthenticationError",
     "BudgetExceededError",
@@ -34,6 +37,7 @@ __all__ = [
     "RateLimitError",
     "ReplyError",
     "RequestRejectedError",
+    "RowsFailedError",
     "TransportError",
     "UnknownOptionError",
 ]
@@ -77,6 +81,10 @@ class MissingExtraError(PersonaInferError, ImportError):
     """A feature needs a package that is not installed."""
 
 
+class RowsFailedError(PersonaInferError):
+    """Rows of a table have no persona."""
+
+
 class CacheError(PersonaInferError):
     """The cache directory cannot be read or written."""
 
@@ -104,9 +112,11 @@ class RequestRejectedError(ModelError):
 
 
 class RateLimitError(ModelError):
-    """The endpoint kept asking for fewer requests. `retry_after` is in seconds, if it was given."""
+    """The endpoint asks for fewer requests. `retry_after` is in seconds, if it was given; `given_up`
+    says that it kept asking for too long."""
 
     retryable = True
+    given_up = False
 
     def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -120,9 +130,10 @@ class TransportError(ModelError):
 
 
 class ReplyError(ModelError):
-    """The model replied, but not with what was asked for."""
+    """The model replied, but not with what was asked for. `completion` is its reply, where it has one."""
 
     retryable = True
+    completion: Completion | None = None
 
 
 class BudgetExceededError(ModelError):

@@ -6,11 +6,12 @@ They do not know where they come from (readers), how they are inferred (inferenc
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-__all__ = ["Exemplar", "Message", "Persona", "Preference", "Side", "Usage"]
+__all__ = ["Candidate", "Completion", "Exemplar", "Message", "Persona", "Preference", "Side", "Usage"]
 
 Side = Literal["chosen", "rejected"]
 Person = Literal["third", "first", "second"]
@@ -95,12 +96,30 @@ class Persona(Record):
         return self.render()
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of several hypotheses about a side, and how well it explains the choice (above 0: it does)."""
+
+    persona: Persona
+    score: float | None = None
+
+
 class Exemplar(Record):
     """A worked example shown to the model: a pair, and the persona of each side."""
 
     preference: Preference
     chosen: Persona
     rejected: Persona
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The reply of a model, before anybody asked what it means. Tokens are the endpoint's counts."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
 
 
 class Usage(Record):

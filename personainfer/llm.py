@@ -1,0 +1,343 @@
+"""A language model as this library uses it: messages in, a record or text out, many at once.
+
+`LLM` holds the options, chooses the way to the model, and makes the bytes and the cache key of each
+request; `dispatch` sends them. It knows nothing of personas.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from .cache import ReplyCache, default_cache_dir
+from .dispatch import Job, Policy, Reply, Run, Tally
+from .embedded import SLOTS, EmbeddedTransport, find_weights
+from .exceptions import InvalidArgumentError, ReplyError, UnknownOptionError
+from .limits import Budget, Limits, Price
+from .prices import find_price
+from .records import Message, Usage
+from .transports import EndpointTransport, LiteLLMTransport, Transport
+
+__all__ = ["LLM", "Request", "make_llm"]
+
+T = TypeVar("T")
+
+_KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer mean the same request
+_OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks the OpenAI protocol"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked: messages, and the form of the reply (None: plain text).
+
+    `prefix` holds the messages that all requests of a run share: they come first, so that prompt
+    caches hit, and are encoded and hashed once. `sample` tells repeated draws of one request apart.
+    """
+
+    messages: Sequence[Message]
+    schema: type[BaseModel] | None = None
+    prefix: tuple[Message, ...] = ()
+    sample: int = 0
+
+
+class LLM:
+    """A model and how to call it. Arguments are checked here, before any call.
+
+    Args:
+        model: a litellm model string ("openai/gpt-4o-mini", "anthropic/…"), "local" for the embedded
+            model, "local:/path/model.gguf"; with `api_base`, the name the endpoint knows. None:
+            $PERSONAINFER_MODEL, else "local".
+        api_base: the address of an OpenAI-compatible endpoint, usually ending in /v1.
+        api_key: the key; else the provider's environment variable.
+        temperature: 0 for the likeliest reply; None leaves it to the endpoint.
+        max_tokens: the most a reply may take; a reply that is cut off is an error.
+        seed: sent to endpoints that take one; the n-th sample of a request gets seed + n.
+        max_concurrency: the most calls in flight (None: 64, or 8 for the embedded model).
+        rpm, tpm: requests and tokens in any minute.
+        timeout: seconds for one call (None: 60, or 600 for the embedded model).
+        max_attempts: the most calls for one request, re-asks included; only refusals for going too
+            fast (429) are repeated beyond that.
+        patience: seconds; an endpoint that asks to wait longer than this is given up.
+        budget: USD; a call that could pass it is not made.
+        prices: (prompt, completion) in USD a million tokens; None: litellm's price list.
+        cache: whether replies are kept on disk and read from there.
+        cache_dir: where (None: $PERSONAINFER_CACHE_DIR, else the user's cache directory).
+
+    Raises:
+        InvalidArgumentError: a value that cannot work.
+        MissingExtraError: the model needs a package that is not installed.
+        AuthenticationError: the provider's key is not set.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        api_base: str | None = None,
+        api_key: str | None = None,
+        temperature: float | None = 0.0,
+        max_tokens: int = 500,
+        seed: int | None = None,
+        max_concurrency: int | None = None,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        timeout: float | None = None,
+        max_attempts: int = 5,
+        patience: float = 300.0,
+        budget: float | None = None,
+        prices: tuple[float, float] | None = None,
+        cache: bool = True,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        _check_options(self._options)
+        self.model = model or os.environ.get("PERSONAINFER_MODEL") or "local"
+        self.usage = Usage()
+        self._api_key = api_key
+        self._transport = _transport(self.model, api_base, api_key)
+        local = isinstance(self._transport, EmbeddedTransport)
+        self._sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        self._policy = Policy(
+            timeout=timeout or (600.0 if local else 60.0),
+            max_attempts=max_attempts,
+            max_tokens=max_tokens,
+            max_concurrency=max_concurrency or (SLOTS if local else 64),
+        )
+        self.price = Price(0.0, 0.0) if local else find_price(self.model, prices)
+        self._limits = Limits(
+            max_concurrency=self._policy.max_concurrency,
+            rpm=rpm,
+            tpm=tpm,
+            rounds=2 * max_attempts,
+            patience=patience,
+            budget=_budget(budget, self.price, self.model),
+        )
+        self._cache = None
+        if cache:
+            self._cache = ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
+        self._forms: dict[tuple[int, type[BaseModel] | None, int], _Form] = {}
+
+    @property
+    def samples(self) -> bool:
+        """Whether one request can have several different replies."""
+        return self._sampling["temperature"] != 0
+
+    def __repr__(self) -> str:
+        base = self._options["api_base"]
+        return f"LLM({self.model!r}{f', api_base={base!r}' if base else ''})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self._options)
+
+    def __setstate__(self, options: dict[str, Any]) -> None:
+        self.__init__(**options)  # type: ignore[misc]
+
+    def ask(
+        self, messages: Sequence[Message | Mapping[str, str]], schema: type[BaseModel] | None = None
+    ) -> Reply:
+        """Ask once. `Reply.value` is an instance of `schema`, or the text where there is none.
+
+        Raises:
+            ModelError: there is no usable reply.
+        """
+        reply = self.ask_many([Request(_messages(messages), schema)])[0]
+        if reply.error is not None:
+            raise reply.error
+        return reply
+
+    def ask_many(self, requests: Iterable[Request | tuple[Any, ...]]) -> list[Reply]:
+        """The replies to many requests, in order; one that failed has `error` set.
+
+        A request is a `Request` or a tuple (messages, schema).
+
+        Raises:
+            ModelError: only for what would fail every request (key, model, cache).
+        """
+        return [replies[0] for _, replies in self.run((None, [_request(r)]) for r in requests)]
+
+    def run(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Run[T]:
+        """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory."""
+        self._limits.gate.reset()
+        jobs = ((item, [self._job(request) for request in requests]) for item, requests in items)
+        return Run(
+            jobs,
+            transport=self._transport,
+            limits=self._limits,
+            cache=self._cache,
+            policy=self._policy,
+            tally=Tally(self.price),
+        )
+
+    def first_request(self, request: Request) -> dict[str, Any]:
+        """The body that would be sent, for a look at it before anything is."""
+        body: dict[str, Any] = json.loads(self._job(request).body(()))
+        return body
+
+    def missing_sizes(self, requests: Sequence[Request]) -> list[int]:
+        """Bytes of the messages of those requests that are not in the cache."""
+        jobs = [self._job(request) for request in requests]
+        known = self._cache.get_many([job.key for job in jobs]) if self._cache else {}
+        missing = [r for r, job in zip(requests, jobs, strict=True) if job.key not in known]
+        return [
+            sum(len(m.content.encode()) for m in (*r.prefix, *r.messages)) for r in missing
+        ]
+
+    def _job(self, request: Request) -> Job:
+        form = self._form(request)
+        tail = b",".join([_encode(message.role, message.content) for message in request.messages])
+        key = form.digest.copy()
+        key.update(tail)
+        return Job(key.digest(), partial(form.body, tail), form.read)
+
+    def _form(self, request: Request) -> _Form:
+        # By identity: hashing the messages of the prefix for every row would cost more than the rest.
+        name = (id(request.prefix), request.schema, request.sample)
+        form = self._forms.get(name)
+        if form is None or form.prefix is not request.prefix:
+            form = self._forms[name] = _Form(self._transport, request, self._sampling)
+        return form
+
+
+class _Form:
+    """What requests of one schema and prefix have in common: the start of the body, and its hash."""
+
+    def __init__(self, transport: Transport, request: Request, sampling: Mapping[str, Any]) -> None:
+        self.prefix = request.prefix
+        self._schema = request.schema
+        fields = {"model": transport.model, **sampling, **transport.settings(request.schema)}
+        if request.sample and fields["seed"] is not None:
+            fields["seed"] += request.sample
+        fields = {key: value for key, value in sorted(fields.items()) if value is not None}
+        head = json.dumps(fields, ensure_ascii=False)[:-1] + ', "messages": ['
+        shared = [_encode(message.role, message.content) + b"," for message in request.prefix]
+        self._head = head.encode() + b"".join(shared)
+        named = f"{transport.endpoint}\n{request.sample}\n".encode()
+        self.digest = hashlib.sha256(_KEY_VERSION + named + self._head)
+
+    def body(self, tail: bytes, turns: Sequence[tuple[str, str]]) -> bytes:
+        """The whole request; `turns` are appended when it is asked again."""
+        added = b"".join(b"," + _encode(role, content) for role, content in turns)
+        return self._head + tail + added + b"]}"
+
+    def read(self, text: str) -> Any:
+        """The reply in the asked form."""
+        if self._schema is None:
+            return text
+        try:
+            return self._schema.model_validate_json(_bare_json(text))
+        except ValidationError as error:
+            raise ReplyError(f"it is not in the asked form: {_first_problem(error)}.") from None
+
+
+def _encode(role: str, content: str) -> bytes:
+    return f'{{"role": "{role}", "content": {json.dumps(content, ensure_ascii=False)}}}'.encode()
+
+
+def _bare_json(text: str) -> str:
+    """Without the fence that some models put around JSON, or the words before and after it."""
+    if text.startswith("{"):
+        return text
+    start, end = text.find("{"), text.rfind("}")
+    return text[start : end + 1] if 0 <= start < end else text
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+def _request(request: Request | tuple[Any, ...]) -> Request:
+    if isinstance(request, Request):
+        return request
+    if isinstance(request, tuple) and 1 <= len(request) <= 2:
+        return Request(_messages(request[0]), *request[1:])
+    raise InvalidArgumentError(f"a request is a Request or (messages, schema), not {request!r:.80}.")
+
+
+def _messages(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
+    if isinstance(messages, str) or not messages:
+        raise InvalidArgumentError("messages is a non-empty sequence of Message or dicts.")
+    return tuple(m if isinstance(m, Message) else Message.model_validate(m) for m in messages)
+
+
+def _transport(model: str, api_base: str | None, api_key: str | None) -> Transport:
+    if model == "local" or model.startswith("local:"):
+        return EmbeddedTransport(find_weights(model))
+    if model.startswith("litellm/"):
+        return LiteLLMTransport(model.removeprefix("litellm/"), api_base, api_key)
+    if api_base is None:
+        return LiteLLMTransport(model, None, api_key)
+    for prefix in _OPENAI_PREFIXES:
+        model = model.removeprefix(prefix)
+    return EndpointTransport(model, api_base, api_key)
+
+
+def _budget(usd: float | None, price: Price | None, model: str) -> Budget | None:
+    if usd is None:
+        return None
+    if price is None:
+        raise InvalidArgumentError(
+            f"budget={usd:g}, but the price of {model!r} is not known.",
+            hint="Give prices=(USD a million prompt tokens, USD a million completion tokens).",
+        )
+    return Budget(usd, price)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in ("max_tokens", "max_concurrency", "max_attempts"):
+        value = options[name]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 1):
+            raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
+    for name in ("rpm", "tpm", "timeout", "patience", "budget"):
+        value = options[name]
+        if value is not None and not (isinstance(value, int | float) and value > 0):
+            raise InvalidArgumentError(f"{name}={value!r} must be a positive number.")
+    temperature = options["temperature"]
+    if temperature is not None and not (
+        isinstance(temperature, int | float) and 0 <= temperature <= 2
+    ):
+        raise InvalidArgumentError(f"temperature={temperature!r} must be between 0 and 2.")
+    model, base = options["model"], options["api_base"]
+    if model is not None and not (isinstance(model, str) and model.strip()):
+        raise InvalidArgumentError(f"model={model!r} must be the name of a model.")
+    if base is not None and not str(base).startswith(("http://", "https://")):
+        raise InvalidArgumentError(
+            f"api_base={base!r} is not an address.", hint='It starts with "http://" or "https://".'
+        )
+
+
+OPTIONS = frozenset(inspect.signature(LLM).parameters) - {"model"}
+
+
+def make_llm(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
+    """The LLM that a model string and options configure, or the LLM that was given.
+
+    Raises:
+        UnknownOptionError: an option that LLM does not have, with the nearest that it has.
+        InvalidArgumentError: options beside an LLM, which has its own.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, OPTIONS, n=1)
+            hint = f"Did you mean {near[0]}=?" if near else f"Known: {', '.join(sorted(OPTIONS))}."
+            raise UnknownOptionError(f"there is no option {name}=.", hint=hint)
+    if not isinstance(model, LLM):
+        return LLM(model, **options)
+    if options:
+        raise InvalidArgumentError(
+            f"{', '.join(sorted(options))}: the LLM that was given as model= has its own options.",
+            hint="Pass them to LLM(...) instead.",
+        )
+    return model

@@ -1,0 +1,176 @@
+"""Which requests a pair needs, and how their replies become a row of the table.
+
+With several candidates a side, `select` scores them and the best is kept. How a score comes about, and
+how requests are sent, is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Protocol
+
+from .dispatch import Reply
+from .flags import find_flags, pair_text, words_of
+from .llm import Request
+from .prompts import PersonaPrompt, pair_message
+from .readers import SourceRow
+from .records import Candidate, Persona, Preference, Side
+from .table import PersonaRow
+
+__all__ = ["Plan", "Selector", "choose"]
+
+_ROWS_A_CHOICE = 64  # rows whose candidates are scored together: scoring is faster in batches
+
+NOT_EXPLAINED = "no persona explains this choice: the best of {count} scores {score:.3f}."
+
+
+class Selector(Protocol):
+    """What can choose among hypotheses: `Likelihood`, `Verifier`, or an object of your own."""
+
+    def explains(
+        self, preferences: Sequence[Preference], personas: Sequence[Persona]
+    ) -> Sequence[float]:
+        """How well each persona explains that `chosen` was preferred; above 0: better than nobody."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The requests of each pair: one a call and sample, and the way back from the replies."""
+
+    prompt: PersonaPrompt
+    sides: tuple[Side, ...]
+    candidates: int = 1
+
+    @property
+    def calls_a_row(self) -> int:
+        """How many requests a usable pair makes."""
+        return self.candidates * (1 if self.prompt.protocol == "joint" else len(self.sides))
+
+    @property
+    def personas_a_call(self) -> int:
+        """How many personas a reply holds."""
+        return 2 if self.prompt.protocol == "joint" else 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a table should remember of how it was made."""
+        return {
+            "protocol": self.prompt.protocol,
+            "sides": list(self.sides),
+            "candidates": self.candidates,
+            "exemplars": len(self.prompt.exemplars),
+            "prompt_version": self.prompt.version,
+        }
+
+    def requests(self, preference: Preference) -> list[Request]:
+        """The requests of one pair, sample by sample."""
+        if self.prompt.protocol == "joint":
+            pairs = [preference]
+        else:
+            pairs = [preference if s == "chosen" else preference.swapped for s in self.sides]
+        turns = [(pair_message(pair),) for pair in pairs]
+        prompt = self.prompt
+        return [
+            Request(turn, prompt.schema, prompt.prefix, sample)
+            for sample in range(self.candidates)
+            for turn in turns
+        ]
+
+    def result(self, index: int, row: SourceRow, replies: Sequence[Reply]) -> PersonaRow:
+        """The row that these replies make; of several samples each is kept as a candidate."""
+        if row.preference is None:
+            return PersonaRow(index, None, error=row.error, columns=row.columns)
+        step = len(replies) // self.candidates
+        samples = [
+            self._personas(row.preference, replies[start : start + step])
+            for start in range(0, len(replies), step)
+        ]
+        errors = dict.fromkeys(str(reply.error) for reply in replies if reply.error is not None)
+        result = PersonaRow(index, row.preference, columns=row.columns)
+        if self.candidates == 1:
+            return replace(result, **samples[0], error="; ".join(errors) or None)
+        # A sample that failed costs a candidate; the row fails when a side has none left.
+        found = {s: tuple(Candidate(p[s]) for p in samples if s in p) for s in self.sides}
+        failed = "; ".join(errors) if not all(found.values()) else None
+        return replace(result, **{f"{s}_candidates": found[s] for s in self.sides}, error=failed)
+
+    def _personas(
+        self, preference: Preference, replies: Sequence[Reply]
+    ) -> dict[Side, Persona]:
+        personas: dict[Side, Persona] = {}
+        if self.prompt.protocol == "joint":
+            both = replies[0].value
+            if both is not None:
+                personas = {"chosen": both.person_1.persona(), "rejected": both.person_2.persona()}
+        else:
+            for side, reply in zip(self.sides, replies, strict=True):
+                if reply.value is not None:
+                    personas[side] = reply.value.persona()
+        return self._flagged(preference, personas)
+
+    def _flagged(
+        self, preference: Preference, personas: Mapping[Side, Persona]
+    ) -> dict[Side, Persona]:
+        words = words_of(pair_text(preference))
+        phrases = self.prompt.phrases
+        sentences = {str(persona) for persona in personas.values()}
+        same = ("same_as_other_side",) if len(sentences) < len(personas) else ()
+        result = {}
+        for side, persona in personas.items():
+            flags = find_flags(persona, pair_words=words, exemplar_phrases=phrases) + same
+            result[side] = persona.model_copy(update={"flags": flags}) if flags else persona
+        return result
+
+
+def choose(
+    rows: Iterable[PersonaRow], selector: Selector, *, floor: float = 0.0
+) -> Iterator[PersonaRow]:
+    """Keep of each side the candidate that explains its choice best; the others keep their scores.
+
+    A side whose best score is not above `floor` gets no persona, and the row says so.
+    """
+    rows = iter(rows)
+    while group := list(islice(rows, _ROWS_A_CHOICE)):
+        yield from _choose_group(group, selector, floor)
+
+
+def _choose_group(
+    rows: Sequence[PersonaRow], selector: Selector, floor: float
+) -> Iterator[PersonaRow]:
+    asked: list[tuple[Preference, Persona]] = []
+    for row in rows:
+        if row.preference is not None:
+            asked += [(row.preference, c.persona) for c in row.chosen_candidates]
+            asked += [(row.preference.swapped, c.persona) for c in row.rejected_candidates]
+    scores = iter(_scores(selector, asked))
+    for row in rows:
+        chosen = _ranked(row.chosen_candidates, scores)
+        rejected = _ranked(row.rejected_candidates, scores)
+        errors = [row.error] if row.error else []
+        result: dict[str, Any] = {"chosen_candidates": chosen, "rejected_candidates": rejected}
+        for side, ranked in (("chosen", chosen), ("rejected", rejected)):
+            if ranked and (ranked[0].score or 0.0) > floor:
+                result[side] = ranked[0].persona
+            elif ranked:
+                text = NOT_EXPLAINED.format(count=len(ranked), score=ranked[0].score)
+                errors.append(f"{side}: {text}")
+        yield replace(row, **result, error="; ".join(errors) or None)
+
+
+def _scores(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> list[float]:
+    """Distinct candidates are scored once: at low temperature many samples are the same."""
+    distinct = {(pair, str(persona)): persona for pair, persona in asked}
+    if not distinct:
+        return []
+    found = selector.explains([pair for pair, _ in distinct], list(distinct.values()))
+    score_of = dict(zip(distinct, (float(score) for score in found), strict=True))
+    return [score_of[pair, str(persona)] for pair, persona in asked]
+
+
+def _ranked(
+    candidates: Sequence[Candidate], scores: Iterator[float]
+) -> tuple[Candidate, ...]:
+    scored = [replace(candidate, score=next(scores)) for candidate in candidates]
+    return tuple(sorted(scored, key=lambda candidate: -(candidate.score or 0.0)))

@@ -1,0 +1,52 @@
+"""What a token costs: litellm's bundled price list, read as a file, or the user's own figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .exceptions import InvalidArgumentError
+from .limits import Price
+
+__all__ = ["find_price"]
+
+_LIST = "model_prices_and_context_window_backup.json"
+_MILLION = 1_000_000
+
+
+def find_price(model: str, prices: tuple[float, float] | None) -> Price | None:
+    """USD a token: the user's (prompt, completion) a million tokens, else the list's, else None."""
+    if prices is not None:
+        return _given(prices)
+    listed = _listed()
+    entry = listed.get(model) or listed.get(model.split("/", 1)[-1]) or {}
+    prompt, completion = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
+    if prompt is None or completion is None:
+        return None
+    return Price(float(prompt), float(completion))
+
+
+def _given(prices: tuple[float, float]) -> Price:
+    try:
+        prompt, completion = (float(price) for price in prices)
+    except (TypeError, ValueError):
+        prompt = completion = -1.0
+    if min(prompt, completion) < 0:
+        raise InvalidArgumentError(
+            f"prices={prices!r} must be two numbers: USD a million prompt and completion tokens."
+        )
+    return Price(prompt / _MILLION, completion / _MILLION)
+
+
+@cache
+def _listed() -> dict[str, Any]:
+    """The list that ships with litellm. Importing litellm for it would take seconds."""
+    spec = importlib.util.find_spec("litellm")
+    path = Path(spec.origin).with_name(_LIST) if spec and spec.origin else None
+    if path is None or not path.is_file():
+        return {}
+    prices: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return prices

@@ -1,0 +1,151 @@
+"""Preference -> messages. The words are in the text files of the folder `prompts`.
+
+Only known fields are substituted, in one pass, so that text inside a pair is never taken for a field,
+a tag or an instruction. What is the same for every pair comes first, so that prompt caches hit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, StringConstraints
+
+from .exceptions import InvalidArgumentError
+from .records import Exemplar, Message, Persona, Preference
+
+__all__ = ["BothPersonas", "OnePersona", "PersonaPrompt", "default_exemplars", "pair_message"]
+
+Protocol = Literal["joint", "separate"]
+
+Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class OnePersona(BaseModel):
+    """The form of a reply about one person; the evidence is asked for first."""
+
+    evidence: str
+    trait: Filled
+    preference: Filled
+
+    def persona(self) -> Persona:
+        """The record of it."""
+        return Persona(evidence=self.evidence, trait=self.trait, preference=self.preference)
+
+
+class BothPersonas(BaseModel):
+    """The form of a reply about both: `person_1` prefers the first response."""
+
+    person_1: OnePersona
+    person_2: OnePersona
+
+
+class PersonaPrompt:
+    """How personas are asked for: a `prefix` shared by all pairs, and a message for each pair.
+
+    `schema` is the form of the reply, `version` a digest of every word that is not the pair's.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol = "joint",
+        exemplars: Literal["default", "none"] | Sequence[Exemplar] = "default",
+    ) -> None:
+        self.protocol = protocol
+        self.exemplars = _exemplars(exemplars)
+        self.schema: type[BaseModel] = BothPersonas if protocol == "joint" else OnePersona
+        turns = [Message(role="system", content=_text(f"{protocol}.txt"))]
+        for exemplar in self.exemplars:
+            turns += self._worked(exemplar)
+        self.prefix = tuple(turns)
+        self.version = _digest(self.prefix)
+
+    @property
+    def phrases(self) -> frozenset[str]:
+        """Traits and preferences of the exemplars, in lower case: a reply should not repeat them."""
+        personas = [p for exemplar in self.exemplars for p in (exemplar.chosen, exemplar.rejected)]
+        return frozenset(phrase.lower() for p in personas for phrase in (p.trait, p.preference))
+
+    def _worked(self, exemplar: Exemplar) -> list[Message]:
+        first = _reply(exemplar.chosen)
+        both = {"person_1": first, "person_2": _reply(exemplar.rejected)}
+        reply = json.dumps(both if self.protocol == "joint" else first, ensure_ascii=False)
+        return [pair_message(exemplar.preference), Message(role="assistant", content=reply)]
+
+
+def pair_message(preference: Preference) -> Message:
+    """The turn that shows one pair; the model is not told which response was chosen."""
+    fields = {
+        "prompt": _prompt_text(preference.prompt),
+        "first": preference.chosen,
+        "second": preference.rejected,
+    }
+    fields = {name: _disarm(text) for name, text in fields.items()}
+    content = _FIELD.sub(lambda match: fields[match[1]], _text("pair.txt"))
+    return Message.model_construct(role="user", content=content)
+
+
+@cache
+def default_exemplars() -> tuple[Exemplar, ...]:
+    """The worked examples that come with the library: advice, dialogue, study aids."""
+    return tuple(
+        Exemplar(
+            preference=Preference(
+                prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"]
+            ),
+            chosen=Persona(**row["chosen_persona"]),
+            rejected=Persona(**row["rejected_persona"]),
+        )
+        for row in map(json.loads, _text("exemplars.jsonl").splitlines())
+    )
+
+
+def _exemplars(given: object) -> tuple[Exemplar, ...]:
+    if given == "default":
+        return default_exemplars()
+    if given == "none":
+        return ()
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        if all(isinstance(exemplar, Exemplar) for exemplar in given):
+            return tuple(given)
+    raise InvalidArgumentError(
+        f"exemplars={given!r:.80} is not known.",
+        hint='Use "default", "none" or a sequence of personainfer.Exemplar.',
+    )
+
+
+_FIELD = re.compile(r"\{(prompt|first|second)\}")
+_TAG = re.compile(r"<(/?\s*(?:prompt|response_[12])\s*)>", re.IGNORECASE)
+
+
+def _disarm(text: str) -> str:
+    """Text cannot close the tags it stands in."""
+    return _TAG.sub(r"‹\1›", text) if "<" in text else text
+
+
+def _prompt_text(prompt: str | tuple[Message, ...]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and prompt[0].role == "user":
+        return prompt[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in prompt)
+
+
+def _reply(persona: Persona) -> dict[str, str]:
+    return persona.model_dump(include={"evidence", "trait", "preference"})
+
+
+def _digest(messages: Sequence[Message]) -> str:
+    words = [message.content for message in messages] + [_text("pair.txt")]
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
+
+
+@cache
+def _text(name: str) -> str:
+    folder = resources.files(__package__).joinpath("prompts")
+    return folder.joinpath(name).read_text(encoding="utf-8").strip()

@@ -1,0 +1,478 @@
+"""A fake language model behind a real HTTP server, to test code that calls one.
+
+    with FakeLLM(faults=[Fault.rate_limit(1), Fault.reset()]) as llm:
+        table = infer_personas(df, model="fake", api_base=llm.api_base)
+        assert llm.calls == len(df) + 2
+
+It speaks OpenAI's chat completions on loopback, answers a JSON schema with deterministic words that
+fit it, and fails as scripted. `python -m personainfer.testing` serves from a process of its own.
+It knows the wire format and nothing of personas; it does not stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import math
+import random
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+__all__ = ["FakeLLM", "Fault", "Reply"]
+
+_VOCABULARY = """active brief broad calm candid careful clear concise concrete critical direct
+curious detailed exact factual fair firm focused formal frank friendly gentle keen lively logical
+neat patient plain practical precise quick quiet relaxed reflective sincere steady terse thorough"""
+_WORDS = _VOCABULARY.split()
+_BAD_BYTE = "\udcff"  # encoded as the byte 0xFF, which is never UTF-8
+_NONE: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One completion. Content that is not a string is sent as JSON; None counts are estimated.
+
+    Where the request brings a tool, content that looks like JSON becomes the tool's arguments.
+    """
+
+    content: Any = None
+    finish_reason: str = "stop"
+    refusal: str | None = None
+    model: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    logprobs: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The content as it is sent."""
+        return self.content if isinstance(self.content, str) else _dumps(self.content)
+
+    def render(self, body: Mapping[str, Any]) -> bytes:
+        """The HTTP body that answers the request `body`; `FakeLLM(reply=…)` takes it as it is."""
+        text = None if self.content is None else self.text
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": self.refusal}
+        finish, tool = self.finish_reason, _tool(body)
+        if tool and text and text.startswith(("{", "[")):
+            call = {"name": tool["name"], "arguments": text}
+            calls = [{"id": "call_fake", "type": "function", "function": call}]
+            message |= {"content": None, "tool_calls": calls}
+            finish = "tool_calls" if finish == "stop" else finish
+        asked, said = self.prompt_tokens, self.completion_tokens
+        asked = sum(map(len, _said(body))) // 4 if asked is None else asked
+        said = len(text or "") // 4 + 1 if said is None else said
+        usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+        choice = {"index": 0, "message": message, "finish_reason": finish}
+        completion = {"id": "chatcmpl-fake", "object": "chat.completion", "created": 1_700_000_000}
+        completion |= {"model": self.model or body.get("model"), "usage": usage}
+        completion |= {"choices": [choice | {"logprobs": self.logprobs}]}
+        return _dumps(completion).encode(errors="surrogateescape")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way in which a call goes wrong; made by the constructors below."""
+
+    kind: str
+    code: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    body: bytes | None = None  # sent in place of the reply's
+    edit: Mapping[str, Any] = field(default_factory=dict)  # fields of the reply that change
+
+    reset = staticmethod(lambda: Fault("reset"))  #: before any byte of a reply
+    reset_mid_body = staticmethod(lambda: Fault("reset_mid_body"))  #: after half of it
+    bad_schema = staticmethod(lambda: Fault("bad_schema"))  #: JSON, but not what was asked for
+    truncated = staticmethod(lambda: Fault("truncated"))  #: cut, with finish_reason "length"
+    filtered = staticmethod(lambda: Fault("filtered"))  #: empty, finish_reason "content_filter"
+    not_utf8 = staticmethod(lambda: Fault("not_utf8"))  #: one byte of the content is not UTF-8
+
+    @classmethod
+    def status(cls, code: int, headers: Mapping[str, str] = _NONE, message: str = "") -> Self:
+        """An HTTP error with an OpenAI-like body."""
+        return cls("status", code, headers, body=_error(code, message or f"scripted {code}"))
+
+    @classmethod
+    def rate_limit(
+        cls, retry_after: float | str | None = None, headers: Mapping[str, str] = _NONE
+    ) -> Self:
+        """A 429; `retry_after` is in seconds or an HTTP date, and None sends no such header."""
+        wait = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        return cls.status(429, {**wait, **headers}, "Rate limit reached for requests")
+
+    @classmethod
+    def hang(cls, seconds: float = 3600) -> Self:
+        """Nothing for so long, then the normal reply."""
+        return cls("hang", seconds=seconds)
+
+    @classmethod
+    def slow_body(cls, seconds: float = 1.0) -> Self:
+        """The headers at once, then the body in ten pieces over so long."""
+        return cls("slow_body", seconds=seconds)
+
+    @classmethod
+    def empty(cls, of: Literal["body", "content"] = "body") -> Self:
+        """A 200 with no body at all, or a completion with empty content."""
+        return cls("body", body=b"") if of == "body" else cls("edit", edit={"content": ""})
+
+    @classmethod
+    def invalid_json(cls, of: Literal["content", "body"] = "content") -> Self:
+        """Content that is almost JSON, or an HTML page where the completion should be."""
+        return cls("content") if of == "content" else cls("body", body=b"<html>It works!</html>")
+
+    @classmethod
+    def refusal(cls, text: str = "I can't help with that.") -> Self:
+        """A refusal in `message.refusal`, with content null."""
+        return cls("edit", edit={"content": None, "refusal": text})
+
+    @classmethod
+    def other_model(cls, name: str = "another-model") -> Self:
+        """The normal reply, but of another model."""
+        return cls("edit", edit={"model": name})
+
+    @classmethod
+    def huge(cls, bytes: int = 10_000_000) -> Self:
+        """A completion with so many bytes of words as its content, not JSON."""
+        return cls("edit", edit={"content": ("plain words " * (bytes // 12 + 1))[:bytes]})
+
+    def spoil(self, reply: Reply, schema: Any) -> Reply:
+        """The reply as this fault leaves it; faults of the connection leave it alone."""
+        text, edit = reply.text, dict(self.edit)
+        if self.kind == "truncated":
+            edit = {"content": text[: len(text) // 2], "finish_reason": "length"}
+        elif self.kind == "filtered":
+            edit = {"content": "", "finish_reason": "content_filter"}
+        elif self.kind == "content":
+            edit = {"content": f"{text[:-1]}:"}
+        elif self.kind == "bad_schema":  # a schema that requires nothing accepts any object
+            strict = isinstance(schema, dict) and schema.get("required")
+            edit = {"content": {"unexpected": "field"} if strict else [None]}
+        elif self.kind == "not_utf8":  # inside a string: a lenient decoder gets JSON with mojibake
+            head, _, tail = text.rpartition(" ")
+            edit = {"content": f"{head}{_BAD_BYTE}{tail}"}
+        return replace(reply, **edit)
+
+
+_Answer = str | bytes | dict[str, Any] | Reply | Fault | None
+
+
+@dataclass(eq=False)
+class FakeLLM:
+    """An OpenAI-compatible server on 127.0.0.1, in a thread of its own; a context manager.
+
+    `reply` is text, a dict (sent as JSON), a `Reply`, a `Fault`, the bytes of a whole HTTP body
+    (the fastest), or a function of the request's body that returns one of these. None gives words
+    that fit the request's JSON schema and depend on nothing but the last user message.
+    """
+
+    reply: _Answer | Callable[[dict[str, Any]], _Answer] = None
+    _: KW_ONLY
+    latency: float = 0.0  #: seconds before each reply
+    faults: Sequence[Fault] = ()  #: used up in order by the first requests …
+    fault_rate: float = 0.0  #: … or, with a probability in 0..1, drawn for any request
+    seed: int = 0  #: of that draw
+    model: str = "fake"  #: what `/v1/models` lists
+    keep: int = 10_000  #: how many bodies `requests` keeps, from the first on
+    api_key: str | None = None  #: requests without this bearer token get a 401
+    known_models: Sequence[str] | None = None  #: requests for others get a 404
+    port: int = 0  #: 0 lets the system choose
+    calls: int = field(default=0, init=False)  #: completion requests received
+    faulted: int = field(default=0, init=False)  #: those that got a fault
+    repeats: int = field(default=0, init=False)  #: those with the messages of an earlier one
+    in_flight: int = field(default=0, init=False)
+    in_flight_peak: int = field(default=0, init=False)  #: the most completions at once
+    requests: list[dict[str, Any]] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.fault_rate and not self.faults:
+            raise ValueError("fault_rate needs faults to draw from")
+        self._script, self._random = list(self.faults), random.Random(self.seed)
+        self._seen: set[int] = set()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def api_base(self) -> str:
+        """What a client takes as its base URL."""
+        if self._thread is None:
+            raise RuntimeError("FakeLLM does not run: use it in a with statement, or call start().")
+        return f"http://127.0.0.1:{self._bound}/v1"
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """The counters, as `GET /stats` sends them."""
+        names = ("calls", "faulted", "repeats", "in_flight_peak")
+        return {name: getattr(self, name) for name in names} | {"distinct": len(self._seen)}
+
+    def start(self) -> Self:
+        """Serve from a background thread; returns once the socket listens."""
+        if self._thread is None:
+            bound: Future[int] = Future()
+            thread = threading.Thread(target=lambda: asyncio.run(self._serve(bound)), daemon=True)
+            thread.start()
+            self._bound, self._thread = bound.result(), thread
+        return self
+
+    def stop(self, *_: object) -> None:
+        """Drop what is in progress, close every socket and end the thread."""
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+            self._thread = None
+
+    __enter__, __exit__ = start, stop
+
+    async def _serve(self, bound: Future[int]) -> None:
+        from aiohttp import web
+
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        # A client that goes away cancels its handler, so that `in_flight` stays true.
+        server = web.Server(self._handle, access_log=None, handler_cancellation=True)
+        runner = web.ServerRunner(server, shutdown_timeout=0.05)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", self.port, backlog=4096).start()
+            bound.set_result(runner.addresses[0][1])
+            await self._stopping.wait()
+        except OSError as error:
+            bound.set_exception(error)
+        finally:
+            await runner.cleanup()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if (request.method, request.path) != ("POST", "/v1/chat/completions"):
+            models = [{"id": name, "object": "model"} for name in self.known_models or [self.model]]
+            pages: dict[str, Any] = {"/v1/models": {"object": "list", "data": models}}
+            pages |= {"/health": {"status": "ok"}, "/stats": self.stats}
+            page = pages.get(request.path)
+            return _send(_dumps(page).encode()) if page else _send(b"", status=404)
+        self.in_flight += 1
+        self.in_flight_peak = max(self.in_flight, self.in_flight_peak)
+        try:
+            return await self._complete(request)
+        finally:
+            self.in_flight -= 1
+
+    async def _complete(self, request: web.BaseRequest) -> web.StreamResponse:
+        raw = await request.content.read()
+        body, headers, payload = self._record(raw), _NONE, b""
+        fault = self._refuse(body, request.headers.get("Authorization"))
+        if body is not None and fault is None:
+            fault = self._next_fault()
+            if self.latency:
+                await asyncio.sleep(self.latency)
+            try:
+                payload, headers, fault = self._answer(body, fault)
+            except Exception as error:  # in a reply function or a schema: not the client's doing
+                logging.getLogger(__name__).exception("FakeLLM could not make a reply")
+                fault = Fault.status(500, message=f"FakeLLM could not make a reply: {error!r}")
+            self.faulted += fault is not None
+        return await _fail(request, fault, payload, headers) if fault else _send(payload, headers)
+
+    def _record(self, raw: bytes) -> dict[str, Any] | None:
+        """Count a request; None if it is not one."""
+        self.calls += 1
+        try:
+            body: dict[str, Any] = json.loads(raw)
+            key = hash((*(message["role"] for message in body["messages"]), *_said(body)))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+        self.repeats += key in self._seen
+        self._seen.add(key)
+        if len(self.requests) < self.keep:
+            self.requests.append(body)
+        return body
+
+    def _refuse(self, body: dict[str, Any] | None, key: str | None) -> Fault | None:
+        """The error that a service would send of its own accord."""
+        if self.api_key and key != f"Bearer {self.api_key}":
+            return Fault.status(401, message="Incorrect API key provided.")
+        if body is None or body.get("stream"):
+            return Fault.status(400, message="Not a chat completion request, or one for a stream.")
+        if self.known_models is not None and (name := body.get("model")) not in self.known_models:
+            return Fault.status(404, message=f"The model `{name}` does not exist.")
+        return None
+
+    def _next_fault(self) -> Fault | None:
+        if not self.fault_rate:
+            return self._script.pop(0) if self._script else None
+        return (
+            self._random.choice(self._script) if self._random.random() < self.fault_rate else None
+        )
+
+    def _answer(
+        self, body: dict[str, Any], fault: Fault | None
+    ) -> tuple[bytes, Mapping[str, str], Fault | None]:
+        answer = self.reply(body) if callable(self.reply) else self.reply
+        if isinstance(answer, bytes) and fault is None:
+            return answer, {}, None
+        if isinstance(answer, Fault):
+            fault = fault or answer
+        schema = _schema(body)
+        if answer is None or isinstance(answer, Fault | bytes):  # bytes cannot be spoilt
+            answer = _value(schema, "".join(_said(body, "user")[-1:]), schema)
+        reply = answer if isinstance(answer, Reply) else Reply(answer)
+        if fault is not None:
+            reply = fault.spoil(reply, schema)
+        return reply.render(body), reply.headers, fault
+
+
+def _value(schema: Any, path: str, root: Any) -> Any:
+    """What fits `schema`, a part of `root`; `path` is the seed text and the way to the field."""
+    draw = random.Random(path)  # a string seeds alike in every process
+    if schema is None:
+        return draw.choice(_WORDS)
+    deep = path.count("\0") > 5  # here recursive types stop
+    schema = _resolve({} if schema is True else schema, root)
+    if "const" in schema or "enum" in schema:
+        return draw.choice(schema.get("enum") or [schema["const"]])
+    if options := schema.get("anyOf") or schema.get("oneOf"):
+        return _value(min(options, key=lambda o: (o.get("type") == "null") != deep), path, root)
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    if isinstance(kind, list):
+        kind = next((name for name in kind if name != "null"), "null")
+    if kind == "object":
+        fields = schema.get("properties", {})
+        names = schema.get("required", ()) if deep else fields
+        return {name: _value(fields.get(name, {}), f"{path}\0{name}", root) for name in names}
+    if kind == "array":
+        low, first = schema.get("minItems", 0), schema.get("prefixItems", [])
+        size = low if deep else max(low, min(schema.get("maxItems", low + 3), draw.randint(1, 3)))
+        parts = first[:size] + [schema.get("items", {})] * (size - len(first))
+        return [_value(part, f"{path}\0{index}", root) for index, part in enumerate(parts)]
+    if kind == "integer":
+        low = math.ceil(schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1))
+        high = math.floor(schema.get("maximum", schema.get("exclusiveMaximum", low + 10) - 1))
+        return draw.randint(min(low, high), high)
+    if kind == "number":
+        low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
+        high = schema.get("maximum", schema.get("exclusiveMaximum", low + 10))
+        low = low if low <= high else high - 10  # only the upper bound is given
+        return float(low + (high - low) * draw.randint(1, 7) / 8)  # never on an excluded bound
+    return _phrase(schema, draw) if kind == "string" else {"boolean": draw.random() < 0.5}.get(kind)
+
+
+def _resolve(schema: dict[str, Any], root: Any) -> dict[str, Any]:
+    """The schema with its reference and its `allOf` put in place."""
+    own = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
+    target = root
+    for name in schema.get("$ref", "").split("/")[1:]:
+        target = target[name]
+    for part in [*schema.get("allOf", ()), *([target] if "$ref" in schema else ())]:
+        own = _resolve(part, root) | own
+    return own
+
+
+def _phrase(schema: dict[str, Any], draw: random.Random) -> str:
+    if form := schema.get("pattern") or schema.get("format"):
+        raise ValueError(f"no words are made for the pattern or format {form!r}: pass a reply")
+    least, most = schema.get("minLength", 0), schema.get("maxLength", sys.maxsize)
+    text = " ".join(draw.sample(_WORDS, 5) + draw.choices(_WORDS, k=least // 4))
+    whole = text if len(text) <= most else text[: most + 1].rpartition(" ")[0]
+    return whole if len(whole) >= max(least, 1) else text[:most].replace(" ", "-")
+
+
+def _schema(body: Mapping[str, Any]) -> Any:
+    """The JSON schema that the reply should follow, wherever the request has it; or None."""
+    form = body.get("response_format") or {}
+    return (
+        (form.get("json_schema") or {}).get("schema")  # OpenAI
+        or form.get("schema")  # llama.cpp, as is the next
+        or body.get("json_schema")
+        or (_tool(body) or {}).get("parameters")
+        or ({"properties": {"answer": {}}} if form.get("type") == "json_object" else None)
+    )
+
+
+def _tool(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The function that the reply should call: the one that is asked for, else the first."""
+    choice = body.get("tool_choice")
+    asked = choice["function"]["name"] if isinstance(choice, dict) else None
+    functions = [tool["function"] for tool in body.get("tools") or () if choice != "none"]
+    return next((f for f in functions if asked in (None, f["name"])), None)
+
+
+def _said(body: Mapping[str, Any], role: str = "") -> list[str]:
+    """The texts of the request's messages, of one role or of all."""
+    said = [m.get("content") or "" for m in body.get("messages", ()) if role in ("", m["role"])]
+    return [t if isinstance(t, str) else " ".join(p.get("text", "") for p in t) for t in said]
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _send(body: bytes, headers: Mapping[str, str] = _NONE, status: int = 200) -> web.Response:
+    from aiohttp import web
+
+    # One mapping of headers, because aiohttp's `content_type` argument costs a tenth of the rate.
+    headers = {"Content-Type": "application/json", **headers}
+    return web.Response(body=body, status=status, headers=headers)
+
+
+def _error(status: int, message: str) -> bytes:
+    """The body of an error, as OpenAI words it."""
+    codes = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = "requests" if status == 429 else kind
+    error = {"message": message, "type": kind, "param": None, "code": codes.get(status)}
+    return _dumps({"error": error}).encode()
+
+
+async def _fail(
+    request: web.BaseRequest, fault: Fault, payload: bytes, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """Send `payload` the way the fault wants it, or something in its place."""
+    from aiohttp import web
+
+    if fault.kind == "hang":
+        await asyncio.sleep(fault.seconds)
+    if fault.kind not in ("reset", "reset_mid_body", "slow_body"):
+        body = payload if fault.body is None else fault.body
+        return _send(body, {**headers, **fault.headers}, fault.code)
+    response = web.StreamResponse(headers={**headers, "Content-Type": "application/json"})
+    response.content_length, size = len(payload), -(-len(payload) // 10)
+    if fault.kind != "reset":
+        await response.prepare(request)
+        for start in range(0, len(payload), size)[: 5 if fault.kind == "reset_mid_body" else 10]:
+            await asyncio.sleep(fault.seconds / 10)
+            await response.write(payload[start : start + size])
+    if fault.kind != "slow_body" and request.transport is not None:
+        # Closing without lingering sends a reset; an abort alone may end the stream in good order.
+        sock, linger = request.transport.get_extra_info("socket"), struct.pack("ii", 1, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        request.transport.abort()
+    return response
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until stdin closes or SIGTERM comes; the first line printed is the api_base."""
+    parser = argparse.ArgumentParser("python -m personainfer.testing", description=main.__doc__)
+    parser.add_argument("--fault", dest="faults", action="append", default=[], help="reset, hang:5")
+    options = {"reply": str, "latency": float, "fault-rate": float, "seed": int, "port": int}
+    for name, kind in (options | {"model": str, "api-key": str}).items():
+        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
+    given = vars(parser.parse_args(arguments))
+    named = [text.partition(":") for text in given.pop("faults")]
+    faults = [getattr(Fault, name)(*([json.loads(arg)] if arg else [])) for name, _, arg in named]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with FakeLLM(faults=faults, **given) as llm:
+        print(llm.api_base, flush=True)
+        for _ in sys.stdin:
+            pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""What each row shape becomes, and what is said of a row that is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.readers import SourceRow, read_preferences
+from personainfer.records import Message, Preference
+
+
+def say(role: str, content: object) -> dict[str, object]:
+    return {"role": role, "content": content}
+
+
+def one(columns: dict[str, str] | None = None, /, **row: object) -> SourceRow:
+    (result,) = read_preferences([row], columns=columns)
+    return result
+
+
+def usable(columns: dict[str, str] | None = None, /, **row: object) -> Preference:
+    result = one(columns, **row)
+    assert result.error is None
+    assert result.preference is not None
+    return result.preference
+
+
+def refused(columns: dict[str, str] | None = None, /, **row: object) -> str:
+    result = one(columns, **row)
+    assert result.preference is None
+    assert result.error is not None
+    return result.error
+
+
+PAIR = Preference(prompt="q", chosen="yes", rejected="no")
+USER, YES, NO = say("user", "q"), say("assistant", "yes"), say("assistant", "no")
+
+
+# Explicit prompts
+
+
+@pytest.mark.parametrize("prompt", ["q", [USER], [Message(role="user", content="q")]])
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [("yes", "no"), ([YES], [NO]), (YES, "no"), ([USER, YES], [USER, NO]), ([USER, YES], [NO])],
+)
+def test_explicit(prompt: object, chosen: object, rejected: object) -> None:
+    assert usable(prompt=prompt, chosen=chosen, rejected=rejected) == PAIR
+
+
+def test_numpy_arrays_of_messages_as_pandas_reads_them_from_parquet() -> None:
+    arrays = {"prompt": np.array([USER]), "chosen": np.array([YES]), "rejected": np.array([NO])}
+    assert usable(**arrays) == PAIR
+
+
+def test_text_parts_are_joined_and_others_refused() -> None:
+    parts = [{"type": "text", "text": "y"}, {"type": "text", "text": "es"}]
+    assert usable(prompt="q", chosen=[say("assistant", parts)], rejected="no") == PAIR
+    image = [say("user", [{"type": "image_url", "image_url": "x"}])]
+    assert "not text ('image_url')" in refused(prompt=image, chosen="yes", rejected="no")
+
+
+def test_conversations_keep_their_turns() -> None:
+    start = [say("system", "s"), say("user", "a"), say("assistant", "b"), USER]
+    want = tuple(Message.model_validate(turn) for turn in start)
+    assert usable(prompt=start, chosen="yes", rejected="no").prompt == want
+    assert usable(prompt=start, chosen=[*start, YES], rejected=[*start, NO]).prompt == want
+    # A longer conversation than the prompt, and a prompt that is only its last turn.
+    assert usable(prompt="a", chosen=[*start, YES], rejected=[*start, NO]).prompt == want
+    assert usable(prompt="q", chosen=[*start, YES], rejected=[*start, NO]).prompt == want
+    # The system turn may stand in the prompt alone.
+    assert usable(prompt=start, chosen=[*start[1:], YES], rejected="no").prompt == want
+
+
+def test_conversations_that_do_not_fit_the_prompt() -> None:
+    other = say("user", "another")
+    assert "not begin with the prompt" in refused(prompt="q", chosen=[other, YES], rejected="no")
+    longer = [USER, YES, other, YES]
+    assert "do not share a prompt" in refused(prompt="q", chosen=longer, rejected=[USER, NO])
+    assert "holds no response" in refused(prompt="q", chosen=[USER], rejected=[NO])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": " \n"}, "prompt is empty"),
+        ({"prompt": [say("user", "")]}, "prompt is empty"),
+        ({"prompt": []}, "empty list"),
+        ({"chosen": ""}, "chosen is empty"),
+        ({"rejected": "\t"}, "rejected is empty"),
+        ({"rejected": " yes "}, "same text"),
+        ({"chosen": None}, "missing"),
+        ({"chosen": float("nan")}, "missing"),
+        ({"chosen": 3}, "of type int"),
+        ({"chosen": ["yes"]}, "no {'role'"),
+        ({"chosen": [say("assistant", None)]}, "missing"),
+        ({"chosen": "\ud800"}, "chosen holds bytes"),
+        ({"prompt": [say("system", "\ud800"), USER]}, "prompt holds bytes"),
+        ({"id": "\ud800"}, "id holds bytes"),
+    ],
+)
+def test_content_that_cannot_be_used(row: dict[str, object], reason: str) -> None:
+    assert reason in refused(**({"prompt": "q", "chosen": "yes", "rejected": "no"} | row))
+
+
+# Implicit prompts
+
+
+def hh(*turns: str) -> str:
+    return "".join(
+        f"\n\n{'Assistant' if i % 2 else 'Human'}: {turn}" for i, turn in enumerate(turns)
+    )
+
+
+def test_transcripts_share_their_prompt() -> None:
+    assert usable(chosen=hh("q", "yes"), rejected=hh("q", "no")) == PAIR
+    pair = usable(chosen=hh("a", "b", "q", "yes"), rejected=hh("a", "b", "q", "no"))
+    assert [m.role for m in pair.prompt if isinstance(m, Message)] == ["user", "assistant", "user"]
+    assert (pair.chosen, pair.rejected) == ("yes", "no")
+    assert usable(chosen=[USER, YES], rejected=[USER, NO]) == PAIR
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["Human: q\n\nAssistant: yes", "\n\n\n Human:q \n \n Assistant:yes\n", "\r\n\r\nHuman: q"],
+)
+def test_odd_spacing(odd: str) -> None:
+    text = odd if "Assistant" in odd else odd + "\r\n\r\nAssistant: yes"
+    assert usable(chosen=text, rejected=hh("q", "no")) == PAIR
+
+
+def test_a_speaker_within_a_line_is_said_not_speaking() -> None:
+    pair = usable(chosen=hh("q", "I say. Human: hi"), rejected=hh("q", "Human: x\nAssistant: y"))
+    assert pair.chosen == "I say. Human: hi"
+    assert pair.rejected == "Human: x\nAssistant: y"
+
+
+def test_two_turns_of_one_speaker_are_one() -> None:
+    chosen = hh("q", "ye") + "\n\nAssistant: s"
+    assert usable(chosen=chosen, rejected=hh("q", "no")).chosen == "ye\n\ns"
+    assert usable(chosen=hh("q", "") + hh("", "yes")[9:], rejected=hh("q", "no")) == PAIR
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        (hh("q", "yes"), hh("r", "no"), "do not share a prompt"),
+        (hh("q", "yes", "more", "x"), hh("q", "no"), "do not share a prompt"),
+        (hh("q", "yes", "more"), hh("q", "no"), "holds no response"),
+        (hh("q", ""), hh("q", "no"), "chosen is empty"),
+        ("\n\nAssistant: a", "\n\nAssistant: b", "no turn before"),
+        ("preface" + hh("q", "yes"), hh("q", "no"), "no conversation"),
+        (None, hh("q", "no"), "missing"),
+    ],
+)
+def test_transcripts_that_cannot_be_used(chosen: object, rejected: str, reason: str) -> None:
+    assert reason in refused(chosen=chosen, rejected=rejected)
+
+
+def test_plain_responses_without_a_prompt_ask_for_its_column() -> None:
+    with pytest.raises(DataError, match="columns="):
+        read_preferences([{"question": "q", "chosen": "yes", "rejected": "no"}])
+
+
+# Two responses and a label
+
+
+def llmbar(label: object) -> dict[str, object]:
+    return {"input": "q", "output_1": "yes", "output_2": "no", "label": label}
+
+
+def shp(label: object) -> dict[str, object]:
+    return {"history": "q", "human_ref_A": "yes", "human_ref_B": "no", "labels": label}
+
+
+def pku(label: object) -> dict[str, object]:
+    return {"prompt": "q", "response_0": "yes", "response_1": "no", "better_response_id": label}
+
+
+def arena(label: object) -> dict[str, object]:
+    return {"conversation_a": [USER, YES], "conversation_b": [USER, NO], "winner": label}
+
+
+def a_b(label: object) -> dict[str, object]:
+    return {"prompt": "q", "response_a": "yes", "response_b": "no", "preference": label}
+
+
+@pytest.mark.parametrize(
+    ("row", "first"),
+    [
+        *[(llmbar(label), True) for label in (1, 1.0, "1", " 1.0", np.int64(1), np.float32(1))],
+        *[(llmbar(label), False) for label in (2, "2", np.int8(2))],
+        *[(shp(label), True) for label in (1, True, "1", np.True_)],
+        *[(shp(label), False) for label in (0, False, "False", 0.0)],
+        *[(pku(label), True) for label in (0, False, "0")],
+        *[(pku(label), False) for label in (1, True, "1.0")],
+        *[(arena(label), True) for label in ("model_a", "A")],
+        (arena("model_b"), False),
+        *[(a_b(label), True) for label in ("a", "response_a")],
+        (a_b("B"), False),
+    ],
+)
+def test_labels(row: dict[str, object], first: bool) -> None:
+    assert usable(**row) == (PAIR if first else PAIR.swapped)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *map(llmbar, (0, 3, True, "first", 1.5, None, [], float("nan"), "", "a")),
+        *map(shp, (2, -1, "A", {}, np.float64("nan"))),
+        *map(pku, (2, -1, "none")),
+        *map(a_b, (0, 1, "c")),
+        llmbar(10**5000),
+    ],
+)
+def test_unknown_labels_are_never_guessed(row: dict[str, object]) -> None:
+    assert refused(**row)
+
+
+@pytest.mark.parametrize("label", ["tie", "Tie (bothbad)"])
+def test_ties_are_no_preference(label: str) -> None:
+    assert "tie" in refused(**arena(label))
+
+
+# Which columns
+
+
+def test_columns_say_which_is_which() -> None:
+    names = {"prompt": "question", "chosen": "good", "rejected": "bad", "id": "n", "user": "who"}
+    pair = usable(names, question="q", good="yes", bad="no", n=7, who="u", prompt="other")
+    assert pair == Preference(prompt="q", chosen="yes", rejected="no", id="7", user="u")
+    labelled = {"prompt": "x", "response_1": "one", "response_2": "two", "label": "best"}
+    assert usable(labelled, x="q", one="yes", two="no", best="b") == PAIR.swapped
+    assert usable({"prompt": "ask"}, **(llmbar(2) | {"ask": "q"})) == PAIR.swapped
+    assert usable({"chosen": "rejected", "rejected": "chosen"}, prompt="q", chosen="no",
+                  rejected="yes") == PAIR  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"prompt": "promt"}, "'prompt'"),
+        ({"promt": "prompt"}, "Nearest is 'prompt'"),
+        ({"prompt": 3}, "name of a column"),
+    ],
+)
+def test_wrong_columns_name_the_nearest(columns: Any, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        read_preferences([{"prompt": "q", "chosen": "a", "rejected": "b"}], columns=columns)
+
+
+def test_one_column_cannot_play_two_roles() -> None:
+    with pytest.raises(DataError):
+        read_preferences([{"prompt": "q", "a": "x", "b": "y"}], columns={"chosen": "a"})
+
+
+def test_unknown_columns_are_listed_with_what_is_known() -> None:
+    with pytest.raises(DataError, match=r"'foo'.*human_ref_A.*columns="):
+        read_preferences([{"foo": 1}])
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [(3, "3"), (3.0, "3"), ("x", "x"), (None, None), ("", None), ([1], None), (np.int64(4), "4")],
+)
+def test_identifiers(value: object, kept: str | None) -> None:
+    row = {"prompt": "q", "chosen": "yes", "rejected": "no"}
+    assert usable(**row, id=value).id == kept
+    assert usable(**row, user_id=value).user == kept
+
+
+def test_a_score_called_label_does_not_hide_chosen_and_rejected() -> None:
+    row = {"prompt": "q", "chosen": "yes", "rejected": "no"}
+    assert usable(**row, response_a="x", response_b="y", winner="b", score_chosen=1.0) == PAIR
