@@ -49,7 +49,7 @@ _MODULE_OF = {
     "iter_personas": "inference",
 }
 
-__all__ = list(_MODULE_OF)  # noqa: PLE0605
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> object:

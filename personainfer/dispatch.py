@@ -280,8 +280,8 @@ class _Workers:
             self._tell()
 
     async def _answer(self, job: Job) -> Reply:
-        completion: Completion
-        completion, value = await self._retrying(self._attempt, job)
+        answer: tuple[Completion, Any] = await self._retrying(self._attempt, job)
+        completion, value = answer
         if self._cache is not None:
             await self._keep(job.key, completion)
         return Reply(value, completion.text)
@@ -390,7 +390,9 @@ class _Workers:
 
 
 def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, ModelError) and error.retryable and not isinstance(error, RateLimitError)
+    return (
+        isinstance(error, ModelError) and error.retryable and not isinstance(error, RateLimitError)
+    )
 
 
 _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 
 from .exceptions import InvalidArgumentError, MissingExtraError
 from .records import Completion
-from .transports import EndpointTransport, Json, response_format
+from .transports import EndpointTransport
+from .wire import Json, response_format
 
 if TYPE_CHECKING:
     import xllamacpp

@@ -53,13 +53,15 @@ _PROTECTED = re.compile(
     r"|feminists?|pregnan\w+)\b",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof)\.? [A-Z]\w+|\b[A-Z][a-z]+ (?:[A-Z]\. )?[A-Z][a-z]+\b)")
+_NAME = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof)\.? [A-Z]\w+|\b[A-Z][a-z]+ (?:[A-Z]\. )?[A-Z][a-z]+\b)"
+)
 _OPEN_END = re.compile(
-    r"\b(?:a|an|the|and|or|of|to|with|for|in|on|by|that|which|who|is|are|more|very|their|as|than)$",
+    r"(?<![\w-])(?:a|an|the|and|or|of|to|with|for|in|on|by|that|which|who|is|are|more|very|their|as|than)$",
     re.IGNORECASE,
 )
 _VERB_FIRST = re.compile(
-    r"^(?:has|have|likes?|wants?|values?|enjoys?|seeks?|needs?|would|can|does|do|prefers?|is|was)\b",
+    r"^(?:has|have|likes?|wants?|values?|enjoys?|seeks?|needs?|would|can|does|do|prefers?|is|was)(?![\w-])",
     re.IGNORECASE,
 )
 _NOT_WORD = re.compile(r"[^\w']+")

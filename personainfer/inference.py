@@ -345,17 +345,22 @@ def _check_known(options: Mapping[str, Any]) -> None:
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
     if value not in known:
         wanted = ", ".join(f'"{choice}"' for choice in known)
-        raise InvalidArgumentError(f"{name}={value!r} is not known.", hint=f"It is one of {wanted}.")
+        raise InvalidArgumentError(
+            f"{name}={value!r} is not known.", hint=f"It is one of {wanted}."
+        )
     return value
 
 
 def _check_columns(source: PreferenceSource) -> None:
-    original = source.original
-    names = list(getattr(original, "column_names", None) or getattr(original, "columns", ()))
-    taken = [name for name in COLUMNS if name in names]
+    original: Any = source.original
+    if original is None:
+        return
+    names = original.column_names if hasattr(original, "column_names") else original.columns
+    taken = [name for name in COLUMNS if name in list(names)]
     if taken:
         raise InvalidArgumentError(
-            f"the data has a column {taken[0]} already.", hint="Rename or drop it: it would be lost."
+            f"the data has a column {taken[0]} already.",
+            hint="Rename or drop it: it would be lost.",
         )
 
 
@@ -368,4 +373,3 @@ def _row_error(index: int, row: SourceRow, replies: Sequence[Reply]) -> PersonaI
 
 def _in_row(error: ModelError, index: int) -> ModelError:
     return type(error)(f"row {index}: {error.message}", hint=error.hint)
-

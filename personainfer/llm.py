@@ -188,9 +188,7 @@ class LLM:
         jobs = [self._job(request) for request in requests]
         known = self._cache.get_many([job.key for job in jobs]) if self._cache else {}
         missing = [r for r, job in zip(requests, jobs, strict=True) if job.key not in known]
-        return [
-            sum(len(m.content.encode()) for m in (*r.prefix, *r.messages)) for r in missing
-        ]
+        return [sum(len(m.content.encode()) for m in (*r.prefix, *r.messages)) for r in missing]
 
     def _job(self, request: Request) -> Job:
         form = self._form(request)
@@ -262,7 +260,9 @@ def _request(request: Request | tuple[Any, ...]) -> Request:
         return request
     if isinstance(request, tuple) and 1 <= len(request) <= 2:
         return Request(_messages(request[0]), *request[1:])
-    raise InvalidArgumentError(f"a request is a Request or (messages, schema), not {request!r:.80}.")
+    raise InvalidArgumentError(
+        f"a request is a Request or (messages, schema), not {request!r:.80}."
+    )
 
 
 def _messages(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:

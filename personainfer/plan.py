@@ -21,6 +21,7 @@ from .table import PersonaRow
 
 __all__ = ["Plan", "Selector", "choose"]
 
+_SIDES: tuple[Side, ...] = ("chosen", "rejected")
 _ROWS_A_CHOICE = 64  # rows whose candidates are scored together: scoring is faster in batches
 
 NOT_EXPLAINED = "no persona explains this choice: the best of {count} scores {score:.3f}."
@@ -88,17 +89,27 @@ class Plan:
             for start in range(0, len(replies), step)
         ]
         errors = dict.fromkeys(str(reply.error) for reply in replies if reply.error is not None)
-        result = PersonaRow(index, row.preference, columns=row.columns)
         if self.candidates == 1:
-            return replace(result, **samples[0], error="; ".join(errors) or None)
+            return PersonaRow(
+                index,
+                row.preference,
+                chosen=samples[0].get("chosen"),
+                rejected=samples[0].get("rejected"),
+                error="; ".join(errors) or None,
+                columns=row.columns,
+            )
         # A sample that failed costs a candidate; the row fails when a side has none left.
-        found = {s: tuple(Candidate(p[s]) for p in samples if s in p) for s in self.sides}
-        failed = "; ".join(errors) if not all(found.values()) else None
-        return replace(result, **{f"{s}_candidates": found[s] for s in self.sides}, error=failed)
+        found = {side: tuple(Candidate(p[side]) for p in samples if side in p) for side in _SIDES}
+        return PersonaRow(
+            index,
+            row.preference,
+            chosen_candidates=found["chosen"],
+            rejected_candidates=found["rejected"],
+            error=None if all(found[side] for side in self.sides) else "; ".join(errors),
+            columns=row.columns,
+        )
 
-    def _personas(
-        self, preference: Preference, replies: Sequence[Reply]
-    ) -> dict[Side, Persona]:
+    def _personas(self, preference: Preference, replies: Sequence[Reply]) -> dict[Side, Persona]:
         personas: dict[Side, Persona] = {}
         if self.prompt.protocol == "joint":
             both = replies[0].value
@@ -169,8 +180,6 @@ def _scores(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> 
     return [score_of[pair, str(persona)] for pair, persona in asked]
 
 
-def _ranked(
-    candidates: Sequence[Candidate], scores: Iterator[float]
-) -> tuple[Candidate, ...]:
+def _ranked(candidates: Sequence[Candidate], scores: Iterator[float]) -> tuple[Candidate, ...]:
     scored = [replace(candidate, score=next(scores)) for candidate in candidates]
     return tuple(sorted(scored, key=lambda candidate: -(candidate.score or 0.0)))

@@ -110,9 +110,8 @@ def _exemplars(given: object) -> tuple[Exemplar, ...]:
         return default_exemplars()
     if given == "none":
         return ()
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        if all(isinstance(exemplar, Exemplar) for exemplar in given):
-            return tuple(given)
+    if isinstance(given, list | tuple) and all(isinstance(one, Exemplar) for one in given):
+        return tuple(given)
     raise InvalidArgumentError(
         f"exemplars={given!r:.80} is not known.",
         hint='Use "default", "none" or a sequence of personainfer.Exemplar.',
@@ -120,12 +119,12 @@ def _exemplars(given: object) -> tuple[Exemplar, ...]:
 
 
 _FIELD = re.compile(r"\{(prompt|first|second)\}")
-_TAG = re.compile(r"<(/?\s*(?:prompt|response_[12])\s*)>", re.IGNORECASE)
+_TAG = re.compile(r"<(\s*/?\s*(?:prompt|response_[12])\s*)>", re.IGNORECASE)
 
 
 def _disarm(text: str) -> str:
     """Text cannot close the tags it stands in."""
-    return _TAG.sub(r"‹\1›", text) if "<" in text else text
+    return _TAG.sub(r"[\1]", text) if "<" in text else text
 
 
 def _prompt_text(prompt: str | tuple[Message, ...]) -> str:

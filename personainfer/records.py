@@ -11,7 +11,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-__all__ = ["Candidate", "Completion", "Exemplar", "Message", "Persona", "Preference", "Side", "Usage"]
+__all__ = [
+    "Candidate",
+    "Completion",
+    "Exemplar",
+    "Message",
+    "Persona",
+    "Preference",
+    "Side",
+    "Usage",
+]
 
 Side = Literal["chosen", "rejected"]
 Person = Literal["third", "first", "second"]
@@ -60,9 +69,11 @@ def _phrase(text: object) -> object:
     """A phrase that fits into the sentence: one line, no subject, verb or full stop of its own."""
     if not isinstance(text, str):
         return text
-    phrase = _LEADING.sub("", " ".join(text.split()).rstrip(" .;,"), count=1)
+    phrase = " ".join(text.split()).rstrip(" .;,")
+    while (shorter := _LEADING.sub("", phrase, count=1)) != phrase:  # "the user is someone who is"
+        phrase = shorter
     first = phrase.split(" ", 1)[0]
-    if first[1:].islower():  # "Short" -> "short", while "TV" and "IT-savvy" stay
+    if first == "A" or first[1:].islower():  # "Short" -> "short", while "TV" and "IT-savvy" stay
         phrase = phrase[0].lower() + phrase[1:]
     return phrase
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from itertools import groupby
 from typing import Final
 from uuid import UUID
 
@@ -168,17 +167,17 @@ def _transcript(text: str) -> Turns | None:
     if not rest or before.strip():
         return None
     said = zip(map(_ROLES.__getitem__, rest[::2]), map(str.strip, rest[1::2]), strict=True)
-    # Two turns of one speaker in a row are one turn: chat templates want the roles to alternate.
-    return tuple(
-        (role, "\n\n".join(content for _, content in run if content))
-        for role, run in groupby(said, key=lambda turn: turn[0])
-    )
+    return tuple(said)
 
 
-def _split(name: str, turns: Turns) -> tuple[Turns, str]:
-    """What comes before the last assistant turn (or run of them), and that turn."""
+def _split(name: str, turns: Turns, *, run: bool = True) -> tuple[Turns, str]:
+    """What comes before the last assistant turn, and that turn.
+
+    In a list of messages a `run` of assistant messages at the end is one response. In a transcript
+    the last turn is: where only one of two transcripts has a turn before it, they share no prompt.
+    """
     end = len(turns)
-    while end and turns[end - 1][0] == "assistant":
+    while end and turns[end - 1][0] == "assistant" and (run or end == len(turns)):
         end -= 1
     if end == len(turns):
         raise DataError(
@@ -251,13 +250,14 @@ def _read_conversations(
     """The preference of two conversations whose common start is the prompt."""
     heads, texts = [], []
     for name, value in zip(names, (chosen, rejected), strict=True):
-        turns = _text_or_turns(name, value)
-        if isinstance(turns, str) and not (turns := _transcript(turns) or ()):
+        said = _text_or_turns(name, value)
+        turns = (_transcript(said) or ()) if isinstance(said, str) else said
+        if not turns:
             raise DataError(
                 f"{name!r} is no conversation, and the row has no prompt.",
                 hint="Add the prompt, or write turns as '\\n\\nHuman: … \\n\\nAssistant: …'.",
             )
-        head, text = _split(name, turns)
+        head, text = _split(name, turns, run=not isinstance(said, str))
         heads.append(head)
         texts.append(text)
     context = _same_start(names, heads[0], heads[1])

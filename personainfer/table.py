@@ -139,13 +139,13 @@ class PersonaTable(Sequence[PersonaRow]):
         """A Hugging Face dataset: the input's columns and features, and the three of the personas."""
         hf = _require("datasets")
         if _package_of(self._original) != "datasets":
-            return hf.Dataset(self.to_arrow())  # type: ignore[no-any-return]
+            return hf.Dataset(self.to_arrow())
         result = self._original
         for name, values in self._persona_columns():
             if name in result.column_names:
                 result = result.remove_columns(name)
             result = result.add_column(name, values, feature=hf.Value("string"))
-        return result  # type: ignore[no-any-return]
+        return result
 
     def save(self, path: str | Path) -> Path:
         """Write a Parquet file that anybody can read and `load` restores; whole, or not at all."""
@@ -313,7 +313,7 @@ def _record(row: PersonaRow) -> str:
 def _row(index: int, text: str) -> PersonaRow:
     record = json.loads(text)
     tried = {
-        f"{side}_candidates": tuple(Candidate(Persona(**fields), score) for fields, score in kept)
+        side: tuple(Candidate(Persona(**fields), score) for fields, score in kept)
         for side, kept in record["candidates"].items()
     }
     return PersonaRow(
@@ -322,7 +322,8 @@ def _row(index: int, text: str) -> PersonaRow:
         chosen=record["chosen"] and Persona.model_validate(record["chosen"]),
         rejected=record["rejected"] and Persona.model_validate(record["rejected"]),
         error=record["error"],
-        **tried,
+        chosen_candidates=tried["chosen"],
+        rejected_candidates=tried["rejected"],
     )
 
 

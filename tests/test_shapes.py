@@ -138,10 +138,11 @@ def test_a_speaker_within_a_line_is_said_not_speaking() -> None:
     assert pair.rejected == "Human: x\nAssistant: y"
 
 
-def test_two_turns_of_one_speaker_are_one() -> None:
-    chosen = hh("q", "ye") + "\n\nAssistant: s"
-    assert usable(chosen=chosen, rejected=hh("q", "no")).chosen == "ye\n\ns"
-    assert usable(chosen=hh("q", "") + hh("", "yes")[9:], rejected=hh("q", "no")) == PAIR
+def test_a_further_assistant_turn_in_one_transcript_is_part_of_its_prompt() -> None:
+    longer = hh("q", "ye") + "\n\nAssistant: s"
+    assert "do not share a prompt" in refused(chosen=longer, rejected=hh("q", "no"))
+    both = usable(chosen=longer, rejected=hh("q", "ye") + "\n\nAssistant: no")
+    assert (both.chosen, both.rejected) == ("s", "no")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""What the tests share: a loopback model, and a cache directory of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from personainfer.testing import FakeLLM
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads the user's cache, keys or model."""
+    monkeypatch.setenv("PERSONAINFER_CACHE_DIR", str(tmp_path / "cache"))
+    for name in list(os.environ):
+        if name.endswith("_API_KEY") or name == "PERSONAINFER_MODEL":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def llm() -> Iterator[FakeLLM]:
+    """A model on loopback that answers at once."""
+    with FakeLLM() as server:
+        yield server
+
+
+@pytest.fixture
+def endpoint(llm: FakeLLM) -> dict[str, Any]:
+    """The arguments that send a call to `llm`."""
+    return {"model": "fake", "api_base": llm.api_base}
+
+
+def pairs(count: int) -> list[dict[str, str]]:
+    """Distinct preference pairs."""
+    return [
+        {"prompt": f"Question {n}?", "chosen": f"Short answer {n}.", "rejected": f"Long answer {n}…"}
+        for n in range(count)
+    ]
+
+
+def shared(name: str) -> Path:
+    """A file of real data beside the project, or a skip that says so."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"no real data here: {name} is not beside the project")
+    return path

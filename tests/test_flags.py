@@ -1,0 +1,133 @@
+"""Flags: what they find in a persona, and what they leave alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from personainfer.flags import FLAGS, find_flags, pair_text, words_of
+from personainfer.records import Message, Persona, Preference
+
+PAIR = Preference(
+    prompt="How do I keep houseplants alive?",
+    chosen="Put it near a window and water it every second Saturday.",
+    rejected="Learn to read soil, light and season; don't follow a calendar.",
+)
+
+
+def flags(trait: str = "patient", preference: str = "clear explanations") -> tuple[str, ...]:
+    persona = Persona(trait=trait, preference=preference)
+    return find_flags(
+        persona,
+        pair_words=words_of(pair_text(PAIR)),
+        exemplar_phrases=frozenset({"curious about how things work"}),
+    )
+
+
+FOUND = [
+    ("refusal", "unable to provide a description"),
+    ("refusal", "an unknown person, as I cannot describe them"),
+    ("refusal", "described by an AI that says: as an AI, nothing"),
+    ("refusal", "N/A"),
+    ("copies_text", "glad to water it every second Saturday"),
+    ("copies_text", "able to READ soil, light and season"),
+    ("copies_text", "one of those who don't follow a calendar"),
+    ("copies_text", "wondering how do I keep houseplants"),
+    ("copies_exemplar", "Curious about how things work"),
+    ("protected_attribute", "a Christian looking for comfort"),
+    ("protected_attribute", "an elderly reader"),
+    ("protected_attribute", "a 25-year-old student"),
+    ("protected_attribute", "a woman in a hurry"),
+    ("protected_attribute", "transgender and private"),
+    ("protected_attribute", "an Asian cook"),
+    ("protected_attribute", "politically left-wing"),
+    ("protected_attribute", "deaf and independent"),
+    ("protected_attribute", "a recent immigrant"),
+    ("protected_attribute", "devout"),
+    ("named_person", "someone like Marie Curie"),
+    ("named_person", "an admirer of George W. Bush"),
+    ("named_person", "a patient of Dr. Smith"),
+    ("ungrammatical", "curious and"),
+    ("ungrammatical", "interested in learning about the"),
+    ("ungrammatical", "has little time"),
+    ("ungrammatical", "wants quick wins"),
+    ("ungrammatical", ""),
+]
+
+INNOCENT = [
+    "protective of family time",
+    "practical and hands-on",
+    "a do-it-yourself enthusiast",
+    "values-driven and patient",
+    "blessed with a can-do attitude",
+    "can-do and cheerful",
+    "wary of being misled",
+    "womanly",  # only whole words are looked for
+    "good at asking questions",
+    "mandatory-training weary",
+    "a careful planner with a tight budget",
+    "respectful of the law",
+    "direct, no-nonsense guidance",
+    "keen on history and the sciences",
+    "traceable sources",
+    "IT-savvy",
+    "fond of TV series",
+    "willing to help others in need",
+    "sensitive to setbacks and in need of reassurance",
+    "answers that can be acted upon at once",
+    "a step-by-step plan",
+    "examples from Python",
+]
+
+
+@pytest.mark.parametrize(("flag", "phrase"), FOUND)
+def test_a_flag_is_found_in_either_phrase(flag: str, phrase: str) -> None:
+    assert flag in flags(trait=phrase)
+    assert flag in flags(preference=phrase)
+
+
+@pytest.mark.parametrize("phrase", INNOCENT)
+def test_an_innocent_persona_has_no_flag(phrase: str) -> None:
+    assert flags(trait=phrase) == ()
+    assert flags(preference=phrase) == ()
+
+
+def test_every_flag_but_the_one_about_both_sides_has_an_example() -> None:
+    assert {flag for flag, _ in FOUND} == set(FLAGS) - {"same_as_other_side"}
+
+
+def test_flags_come_in_their_documented_order() -> None:
+    found = flags("has learned to water it every second Saturday", "what Marie Curie, a woman, and")
+    assert found == ("copies_text", "protected_attribute", "named_person", "ungrammatical")
+
+
+@pytest.mark.parametrize("phrase", ["near a window", "able to read soil", "light and season"])
+def test_three_words_in_a_row_are_not_copied(phrase: str) -> None:
+    assert "copies_text" not in flags(trait=phrase)
+
+
+def test_a_run_of_words_does_not_join_trait_and_preference() -> None:
+    assert "copies_text" not in flags("told to water it", "every second Saturday")
+
+
+def test_only_whole_words_count_as_copied() -> None:
+    words = words_of("grow late tomatoes in pots")
+    persona = Persona(trait="keen to row late tomatoes in tins", preference="x")
+    assert find_flags(persona, pair_words=words) == ()
+
+
+def test_evidence_may_quote_the_pair() -> None:
+    persona = Persona(
+        evidence="says to water it every second Saturday", trait="busy", preference="routine"
+    )
+    assert find_flags(persona, pair_words=words_of(pair_text(PAIR))) == ()
+
+
+def test_every_turn_of_a_conversation_counts_as_text_of_the_pair() -> None:
+    turns = (
+        Message(role="system", content="Answer as a pirate would do."),
+        Message(role="user", content="Where is the hidden treasure?"),
+    )
+    text = words_of(pair_text(Preference(prompt=turns, chosen="Here", rejected="There")))
+    for copied in ("keen to answer as a pirate would", "curious where is the hidden treasure"):
+        persona = Persona(trait=copied, preference="x")
+        assert find_flags(persona, pair_words=text) == ("copies_text",)

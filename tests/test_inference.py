@@ -1,0 +1,424 @@
+"""infer_personas and its twins, against a loopback server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import personainfer as pi
+from personainfer.exceptions import (
+    AuthenticationError,
+    DataError,
+    InvalidArgumentError,
+    ModelNotFoundError,
+    ReplyError,
+    UnknownOptionError,
+)
+from personainfer.testing import FakeLLM, Fault
+
+from .conftest import pairs, shared
+
+
+def test_each_row_gets_two_personas_in_the_order_of_the_input(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    table = pi.infer_personas(pairs(200), **endpoint)
+    assert len(table) == 200
+    assert [row.index for row in table] == list(range(200))
+    assert [row.preference.prompt for row in table if row.preference] == [
+        f"Question {n}?" for n in range(200)
+    ]
+    assert all(row.chosen and row.rejected and row.error is None for row in table)
+    assert len({str(row.chosen) for row in table}) > 190
+    assert llm.calls == table.usage.calls == 200
+    assert llm.repeats == 0
+
+
+def test_the_second_run_makes_no_call(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    first = pi.infer_personas(pairs(30), **endpoint)
+    second = pi.infer_personas(pairs(30), **endpoint)
+    assert llm.calls == 30
+    assert second.usage.calls == 0
+    assert second.usage.cached == 30
+    assert list(second) == list(first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"temperature": 0.5}, {"max_tokens": 77}, {"seed": 3}, {"exemplars": "none"}, {"protocol": "separate"}],
+)
+def test_what_changes_the_request_misses_the_cache(
+    llm: FakeLLM, endpoint: dict[str, Any], change: dict[str, Any]
+) -> None:
+    pi.infer_personas(pairs(3), **endpoint)
+    before = llm.calls
+    pi.infer_personas(pairs(3), **endpoint, **change)
+    assert llm.calls > before
+
+
+@pytest.mark.parametrize(
+    "change", [{"timeout": 5.0}, {"max_concurrency": 2}, {"api_key": "sk-other-key"}, {"rpm": 600.0}]
+)
+def test_what_does_not_change_the_request_hits_the_cache(
+    llm: FakeLLM, endpoint: dict[str, Any], change: dict[str, Any]
+) -> None:
+    pi.infer_personas(pairs(3), **endpoint)
+    again = pi.infer_personas(list(reversed(pairs(3))), **endpoint, **change)
+    assert llm.calls == 3
+    assert again.usage.cached == 3
+
+
+def test_equal_pairs_are_paid_for_once(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    table = pi.infer_personas(pairs(1) * 50, **endpoint)
+    assert llm.calls == 1
+    assert len({str(row.chosen) for row in table}) == 1
+
+
+def test_without_a_cache_every_run_calls(llm: FakeLLM, endpoint: dict[str, Any], tmp_path: Path) -> None:
+    for _ in range(2):
+        pi.infer_personas(pairs(5), **endpoint, cache=False)
+    assert llm.calls == 10
+    assert not (tmp_path / "cache").exists()
+
+
+def test_separate_protocol_calls_once_a_side(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    table = pi.infer_personas(pairs(4), protocol="separate", **endpoint)
+    assert llm.calls == 8
+    assert all(row.chosen and row.rejected for row in table)
+
+
+@pytest.mark.parametrize(("side", "other"), [("chosen", "rejected"), ("rejected", "chosen")])
+def test_one_side_alone_is_one_call_and_one_persona(
+    llm: FakeLLM, endpoint: dict[str, Any], side: Any, other: str
+) -> None:
+    table = pi.infer_personas(pairs(3), sides=side, **endpoint)
+    assert llm.calls == 3
+    assert all(getattr(row, side) and getattr(row, other) is None for row in table)
+    both = pi.infer_personas(pairs(3), protocol="separate", **endpoint)
+    assert [getattr(row, side) for row in table] == [getattr(row, side) for row in both]
+
+
+def test_a_pair_never_says_which_response_was_chosen(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    pi.infer_personas(pairs(1), **endpoint)
+    turn = llm.requests[0]["messages"][-1]["content"]
+    assert "Short answer 0." in turn
+    assert "chosen" not in turn.lower()
+    assert "reject" not in turn.lower()
+
+
+def test_a_bad_row_costs_only_itself(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    data: list[Any] = pairs(6)
+    data[1] = {**data[1], "rejected": data[1]["chosen"]}
+    data[2] = {**data[2], "prompt": " "}
+    data[3] = {**data[3], "chosen": 7}
+    data[4] = {"prompt": "Only this"}
+    table = pi.infer_personas(data, **endpoint)
+    assert [row.error is None for row in table] == [True, False, False, False, False, True]
+    assert llm.calls == 2
+    errors = [row.error or "" for row in table]
+    assert "rejected" in errors[1]
+    assert "prompt" in errors[2]
+    assert "chosen" in errors[3]
+    with pytest.raises(pi.PersonaInferError, match="4 of 6 rows"):
+        table.raise_for_errors()
+
+
+def test_a_reply_that_cannot_be_used_fails_its_row_only(endpoint: dict[str, Any]) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        return Fault.refusal("I cannot help") if "Question 3?" in str(body["messages"][-1]) else None
+
+    with FakeLLM(reply=reply) as llm:
+        table = pi.infer_personas(pairs(6), model="fake", api_base=llm.api_base, max_attempts=2)
+    assert [row.index for row in table.errors] == [3]
+    assert "refused" in str(table[3].error)
+
+
+def test_on_error_raise_and_drop(endpoint: dict[str, Any]) -> None:
+    frame = pd.DataFrame(pairs(4), index=list("abcd"))
+    frame.loc["b", "chosen"] = ""
+    with pytest.raises(DataError, match="row 1: chosen is empty"):
+        pi.infer_personas(frame, on_error="raise", **endpoint)
+    table = pi.infer_personas(frame, on_error="drop", **endpoint)
+    assert list(table.to_pandas().index) == ["a", "c", "d"]
+    assert table.settings["dropped"] == 1
+
+
+def test_on_error_raise_names_the_row_of_a_failed_reply() -> None:
+    with FakeLLM(reply=Fault.invalid_json()) as llm, pytest.raises(ReplyError, match="row 0"):
+        pi.infer_personas(
+            pairs(1), "fake", api_base=llm.api_base, on_error="raise", max_attempts=1
+        )
+
+
+def test_a_generator_is_read_no_further_than_a_window(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    read = 0
+
+    def rows() -> Iterator[dict[str, str]]:
+        nonlocal read
+        for row in pairs(5000):
+            read += 1
+            yield row
+
+    with pi.iter_personas(rows(), max_concurrency=4, **endpoint) as stream:
+        first = [next(stream) for _ in range(3)]
+    assert [row.index for row in first] == [0, 1, 2]
+    assert read < 300
+    assert llm.calls < 300
+
+
+def test_iteration_matches_the_table(endpoint: dict[str, Any]) -> None:
+    rows = list(pi.iter_personas(pairs(40), **endpoint))
+    assert rows == list(pi.infer_personas(pairs(40), **endpoint))
+
+
+def test_async_twin_inside_a_running_loop(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    async def both() -> list[pi.PersonaTable]:
+        halves = (pairs(20)[:10], pairs(20)[10:])
+        return list(await asyncio.gather(*[pi.ainfer_personas(half, **endpoint) for half in halves]))
+
+    one, two = asyncio.run(both())
+    assert list(one) + [r for r in two] == [*one, *two]
+    assert llm.calls == 20
+    assert not one.errors
+    assert not two.errors
+
+
+def test_sync_call_inside_a_running_loop(endpoint: dict[str, Any]) -> None:
+    async def caller() -> int:
+        return len(pi.infer_personas(pairs(5), **endpoint))
+
+    assert asyncio.run(caller()) == 5
+
+
+def test_cancelling_the_async_twin_stops_the_calls() -> None:
+    async def cancelled(api_base: str) -> None:
+        task = asyncio.create_task(
+            pi.ainfer_personas(pairs(500), "fake", api_base=api_base, max_concurrency=2)
+        )
+        while llm.calls < 4:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with FakeLLM(latency=0.02) as llm:
+        asyncio.run(cancelled(llm.api_base))
+        assert llm.calls < 100
+
+
+class ByLength:
+    """Explains by how long the persona's sentence is: a stand-in with a known best."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
+        self.asked = 0
+
+    def explains(
+        self, preferences: Sequence[pi.Preference], personas: Sequence[pi.Persona]
+    ) -> np.ndarray[Any, Any]:
+        assert len(preferences) == len(personas)
+        self.asked += len(personas)
+        return np.array([len(str(persona)) + self.offset for persona in personas], float)
+
+
+def sampled(body: dict[str, Any]) -> str:
+    """A different pair of personas for each seed."""
+    trait = "calm" + "x" * (body["seed"] % 7)
+    one = {"evidence": "brevity", "trait": trait, "preference": "short answers"}
+    two = {"evidence": "detail", "trait": trait + " curious", "preference": "long answers"}
+    return json.dumps({"person_1": one, "person_2": two})
+
+
+def test_the_best_of_several_candidates_is_kept_with_the_others() -> None:
+    with FakeLLM(reply=sampled) as llm:
+        table = pi.infer_personas(
+            pairs(3), "fake", api_base=llm.api_base, candidates=4, select=ByLength(), seed=0
+        )
+        assert llm.calls == 12
+        assert llm.requests[0]["temperature"] > 0
+    for row in table:
+        assert row.chosen is not None
+        assert row.chosen.trait == "calmxxx"
+        scores = [candidate.score for candidate in row.chosen_candidates]
+        assert len(scores) == 4
+        assert scores == sorted(scores, key=lambda score: -(score or 0))
+        assert row.chosen_candidates[0].persona == row.chosen
+
+
+def test_no_candidate_is_kept_that_does_not_explain() -> None:
+    with FakeLLM(reply=sampled) as llm:
+        table = pi.infer_personas(
+            pairs(2), "fake", api_base=llm.api_base, candidates=2, select=ByLength(-1e6), seed=0
+        )
+    assert all(row.chosen is None and row.rejected is None for row in table)
+    assert "no persona explains this choice" in str(table[0].error)
+    assert len(table[0].chosen_candidates) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"candidates": 8}, "select"),
+        ({"candidates": 0}, "candidates=0"),
+        ({"select": ByLength()}, "candidates=1"),
+        ({"candidates": 2, "select": object()}, "explains"),
+        ({"candidates": 2, "select": ByLength(), "temperature": 0.0}, "temperature"),
+        ({"sides": "left"}, "sides='left'"),
+        ({"protocol": "triple"}, "protocol='triple'"),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+        ({"exemplars": "some"}, "exemplars='some'"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"max_concurrency": 1.5}, "max_concurrency=1.5"),
+        ({"temperature": 3}, "temperature=3"),
+        ({"rpm": -1}, "rpm=-1"),
+        ({"api_base": "localhost:8000"}, "api_base='localhost:8000'"),
+        ({"budget": 1.0}, "price of 'fake' is not known"),
+        ({"columns": {"prompt": "question"}}, "question"),
+    ],
+)
+def test_bad_arguments_fail_before_any_call(
+    llm: FakeLLM, endpoint: dict[str, Any], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words.replace("(", r"\(")) as caught:
+        pi.infer_personas(pairs(2), **{**endpoint, **options})
+    assert isinstance(caught.value, pi.PersonaInferError)
+    assert llm.calls == 0
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(UnknownOptionError, match="Did you mean temperature="):
+        pi.infer_personas(pairs(1), temprature=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        pi.infer_personas(pairs(1), temprature=1)  # type: ignore[call-arg]
+
+
+def test_options_beside_an_llm_are_refused(endpoint: dict[str, Any]) -> None:
+    model = pi.LLM(**endpoint)
+    with pytest.raises(InvalidArgumentError, match="temperature"):
+        pi.infer_personas(pairs(1), model, temperature=1.0)
+    assert not pi.infer_personas(pairs(1), model).errors
+    assert model.usage.calls == 1
+
+
+def test_an_unknown_provider_is_refused_before_any_call() -> None:
+    with pytest.raises(InvalidArgumentError, match="no provider"):
+        pi.infer_personas(pairs(1), "no-such-model-anywhere")
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(AuthenticationError, match="OPENAI_API_KEY"):
+        pi.infer_personas(pairs(1), "gpt-4o-mini")
+
+
+def test_a_refused_key_and_an_unknown_model_end_the_run_at_once() -> None:
+    with FakeLLM(api_key="right") as llm, pytest.raises(AuthenticationError, match="401"):
+        pi.infer_personas(pairs(500), "fake", api_base=llm.api_base, max_concurrency=4)
+    assert llm.calls <= 8
+    with FakeLLM(known_models=["real"]) as llm, pytest.raises(ModelNotFoundError, match="404"):
+        pi.infer_personas(pairs(500), "fake", api_base=llm.api_base, max_concurrency=4)
+    assert llm.calls <= 8
+
+
+def test_a_column_that_would_be_lost_is_refused(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    once = pi.infer_personas(pd.DataFrame(pairs(2)), **endpoint).to_pandas()
+    with pytest.raises(InvalidArgumentError, match="chosen_persona"):
+        pi.infer_personas(once, **endpoint)
+    assert llm.calls == 2
+
+
+def test_estimate_cost_makes_no_call_and_knows_the_cache(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    pi.infer_personas(pairs(4), **endpoint)
+    estimate = pi.estimate_cost([*pairs(10), {"prompt": ""}], prices=(1.0, 2.0), **endpoint)
+    assert (estimate.rows, estimate.unusable_rows) == (11, 1)
+    assert (estimate.calls, estimate.cached) == (6, 4)
+    assert estimate.cost == pytest.approx(
+        (estimate.prompt_tokens * 1.0 + estimate.completion_tokens * 2.0) / 1e6
+    )
+    assert llm.calls == 4
+    assert pi.estimate_cost(pairs(5), **endpoint).cost is None
+    assert pi.estimate_cost(pairs(9), "gpt-4o-mini").cost is not None
+
+
+def test_estimated_prompt_tokens_are_near_the_endpoints_count(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    estimate = pi.estimate_cost(pairs(20), **endpoint)
+    usage = pi.infer_personas(pairs(20), **endpoint).usage
+    assert estimate.prompt_tokens == pytest.approx(usage.prompt_tokens, rel=0.2)
+
+
+def test_empty_data_gives_an_empty_table(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    for data in ([], pd.DataFrame({"prompt": [], "chosen": [], "rejected": []})):
+        table = pi.infer_personas(data, **endpoint)
+        assert len(table) == 0
+        assert "chosen_persona" in table.to_arrow().column_names
+    assert llm.calls == 0
+
+
+def test_hh_rlhf_2312_rows_in_order(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    path = shared("hh_rlhf_harmless_base_test.jsonl")
+    table = pi.infer_personas(path, **endpoint)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(table) == len(lines) == 2312
+    for row, line in zip(table, lines, strict=True):
+        assert (row.error is None) == (row.chosen is not None and row.rejected is not None)
+        starts = {line[side].rpartition("\n\nAssistant:")[0] for side in ("chosen", "rejected")}
+        assert ("do not share a prompt" in str(row.error)) == (len(starts) > 1)
+        if row.preference is not None:
+            assert line["chosen"].rstrip().endswith(row.preference.chosen.rstrip())
+            assert line["rejected"].rstrip().endswith(row.preference.rejected.rstrip())
+    assert llm.calls == len({(r.preference) for r in table if r.preference})
+
+
+def test_transcripts_without_a_common_prompt_say_so(endpoint: dict[str, Any]) -> None:
+    rows = [
+        {"chosen": "\n\nHuman: A?\n\nAssistant: yes", "rejected": "\n\nHuman: B?\n\nAssistant: no"},
+        {"chosen": "\n\nHuman: A?\n\nAssistant: yes", "rejected": "\n\nHuman: A?\n\nAssistant: no"},
+    ]
+    table = pi.infer_personas(rows, **endpoint)
+    assert "share" in str(table[0].error)
+    assert table[1].error is None
+
+
+def test_llmbar_100_rows(endpoint: dict[str, Any]) -> None:
+    path = shared("llmbar_natural.json")
+    table = pi.infer_personas(path, **endpoint)
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    assert len(table) == len(rows) == 100
+    assert not table.errors
+    for row, source in zip(table, rows, strict=True):
+        assert row.preference is not None
+        assert row.preference.chosen == source[f"output_{source['label']}"]
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.characters(codec=None),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.lists(st.fixed_dictionaries({"prompt": junk, "chosen": junk, "rejected": junk}), max_size=8))
+def test_no_input_raises_or_breaks_the_order(
+    llm: FakeLLM, endpoint: dict[str, Any], data: list[dict[str, Any]]
+) -> None:
+    table = pi.infer_personas([*data, *pairs(1)], **endpoint)
+    assert len(table) == len(data) + 1
+    assert table[-1].error is None
+    for row, source in zip(table, data, strict=False):
+        assert (row.error is None) == (row.chosen is not None)
+        if row.preference is not None and isinstance(source["chosen"], str):
+            assert row.preference.chosen == source["chosen"]
+    assert table.to_arrow().num_rows == len(table)

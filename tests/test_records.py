@@ -1,0 +1,146 @@
+"""The records: what they refuse, how a persona becomes a sentence, how usage adds up."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from personainfer.records import Exemplar, Message, Persona, Preference, Usage
+
+PAIR = Preference(prompt="q", chosen="yes", rejected="no", id="7", user="u")
+PERSONA = Persona(
+    evidence="steps, no theory", trait="busy", preference="short answers", flags=("copies_text",)
+)
+RECORDS: list[BaseModel] = [
+    Message(role="user", content="hello"),
+    PAIR,
+    Preference(prompt=(Message(role="user", content="a"),), chosen="b", rejected="c"),
+    PERSONA,
+    Exemplar(preference=PAIR, chosen=PERSONA, rejected=PERSONA),
+    Usage(calls=3, cached=1, cost=None),
+]
+records = pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
+
+
+def phrase(text: str) -> str:
+    return Persona(trait=text, preference="x").trait
+
+
+@records
+def test_a_record_is_frozen(record: BaseModel) -> None:
+    for name in type(record).model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(record, name, None)
+
+
+@records
+def test_a_field_that_is_not_known_is_refused(record: BaseModel) -> None:
+    with pytest.raises(ValidationError, match="colour"):
+        type(record).model_validate({**dict(record), "colour": "red"})
+
+
+@records
+def test_a_record_survives_pickle_and_json(record: BaseModel) -> None:
+    assert pickle.loads(pickle.dumps(record)) == record
+    assert type(record).model_validate_json(record.model_dump_json()) == record
+
+
+@records
+def test_a_record_can_be_a_key(record: BaseModel) -> None:
+    assert len({record, record.model_copy()}) == 1
+
+
+def test_a_persona_speaks_in_three_persons() -> None:
+    assert PERSONA.render() == "The user is busy and prefers short answers."
+    assert PERSONA.render("first") == "I am busy and prefer short answers."
+    assert PERSONA.render("second") == "You are busy and prefer short answers."
+    assert str(PERSONA) == PERSONA.render("third")
+
+
+def test_messages_of_a_prompt_may_be_given_as_dicts() -> None:
+    given_as: Any = [{"role": "user", "content": "a"}]
+    pair = Preference(prompt=given_as, chosen="b", rejected="c")
+    assert pair.prompt == (Message(role="user", content="a"),)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("The user is patient.", "patient"),
+        ("the person who is patient", "patient"),
+        ("someone who prefers brevity", "brevity"),
+        ("The user is someone who is patient", "patient"),
+        ("prefers\n  short answers ;", "short answers"),
+        ("Would prefer short answers", "short answers"),
+        ("They are curious, ", "curious"),
+        ("I am curious", "curious"),
+        ("A playful, visual learner", "a playful, visual learner"),
+        ("Short answers", "short answers"),
+        ("TV series", "TV series"),
+        ("IT-savvy", "IT-savvy"),
+        ("isolated but content", "isolated but content"),
+        ("area experts", "area experts"),
+        ("theory", "theory"),
+        ("", ""),
+        (" . ", ""),
+    ],
+)
+def test_a_phrase_is_made_to_fit_the_sentence(said: str, kept: str) -> None:
+    assert Persona(trait=said, preference=said).trait == kept
+    assert Persona(trait=said, preference=said).preference == kept
+
+
+PARTS = ["The user ", "who ", "is ", "someone ", "prefers ", "A ", "Short ", "TV", ".", "\n", ", "]
+
+
+@given(st.text() | st.lists(st.sampled_from(PARTS)).map("".join))
+def test_a_phrase_is_one_line_without_a_full_stop_and_stays_as_it_is(text: str) -> None:
+    once = phrase(text)
+    assert len(once.splitlines()) <= 1
+    assert once == once.strip(" .;,")  if not once.startswith((".", ";", ",")) else True
+    assert not once.endswith((".", ";", ",", " "))
+    assert phrase(once) == once
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["busy"]])
+def test_a_phrase_is_text(wrong: Any) -> None:
+    with pytest.raises(ValidationError):
+        Persona(trait=wrong, preference="x")
+
+
+def test_swapped_turns_the_pair_round_and_keeps_the_rest() -> None:
+    assert PAIR.swapped == Preference(prompt="q", chosen="no", rejected="yes", id="7", user="u")
+    assert PAIR.swapped.swapped == PAIR
+
+
+usages = st.builds(
+    Usage,
+    calls=st.integers(0, 9),
+    cached=st.integers(0, 9),
+    retries=st.integers(0, 9),
+    reasks=st.integers(0, 9),
+    prompt_tokens=st.integers(0, 9),
+    completion_tokens=st.integers(0, 9),
+    cost=st.none() | st.integers(0, 8).map(lambda eighths: eighths / 8),
+)
+
+
+@given(usages, usages)
+def test_usage_adds_field_by_field(one: Usage, other: Usage) -> None:
+    total = (one + other).model_dump()
+    for name in set(total) - {"cost"}:
+        assert total[name] == getattr(one, name) + getattr(other, name)
+    assert one + Usage() == one
+
+
+@given(st.lists(usages, max_size=5))
+def test_one_unknown_cost_makes_the_sum_unknown(parts: list[Usage]) -> None:
+    total = sum(parts, start=Usage())
+    costs = [part.cost for part in parts]
+    known = [cost for cost in costs if cost is not None]
+    assert total.cost == (sum(known) if len(known) == len(costs) else None)
