@@ -62,6 +62,9 @@ class _TextDisk(diskcache.Disk):  # type: ignore[misc]
             raise CacheError("a row of the cache has a pickled key.", hint="Clear the cache.")
         return super().get(key, raw)
 
+    def remove(self, file_path: str) -> None:
+        """No reply lies in a file of its own; a tampered row may name any file there is."""
+
 
 class ReplyCache:
     """A directory of replies, keyed by the digest of their request.
@@ -85,7 +88,7 @@ class ReplyCache:
                 sqlite_mmap_size=0,
             )
         except sqlite3.DatabaseError as error:
-            raise self._set_aside(str(error)) from error
+            raise self._failure(error) from error
         except OSError as error:
             raise CacheError(
                 f"the cache directory {self.directory} cannot be used: {error}.",
@@ -118,13 +121,16 @@ class ReplyCache:
         """Counts by model, and the size of the database with its journal."""
         rows = self._select("SELECT tag, COUNT(*) FROM Cache GROUP BY tag ORDER BY tag", ())
         models = {str(tag): int(count) for tag, count in rows}
-        files = [path for path in self.directory.glob("cache.db*") if path.is_file()]
-        size = sum(path.stat().st_size for path in files)
+        files = [self._path.with_name(self._path.name + end) for end in ("", "-wal", "-shm")]
+        size = sum(path.stat().st_size for path in files if path.is_file())
         return CacheInfo(self.directory, sum(models.values()), size, models)
 
     def clear(self, model: str | None = None) -> int:
         """Delete all replies, or those of one model; returns how many."""
-        removed = self._store.clear() if model is None else self._store.evict(model)
+        try:
+            removed = self._store.clear() if model is None else self._store.evict(model)
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from error
         return int(removed)
 
     def close(self) -> None:

@@ -113,8 +113,10 @@ class Run(Generic[T]):
         cache: ReplyCache | None,
         policy: Policy,
         tally: Tally,
+        ended: Callable[[Usage], object],
     ) -> None:
         self.tally = tally
+        self._ended = ended
         self._items = iter(items)
         self._cache = cache
         self._width = policy.max_concurrency
@@ -151,6 +153,7 @@ class Run(Generic[T]):
                     yield from self._finished()
         finally:
             self._workers.close()
+            self._ended(self.tally.usage)
 
     def _prepare(self, items: list[tuple[T, Sequence[Job]]]) -> bool:
         """Look a group of items up in the cache, and send what is not there. False at the end."""
@@ -214,7 +217,7 @@ class _Workers:
         tally: Tally,
     ) -> None:
         self.done: SimpleQueue[None] = SimpleQueue()  # a token whenever replies have come
-        self.fatal: PersonaInferError | None = None
+        self.fatal: BaseException | None = None
         self._transport = transport
         self._limits = limits
         self._cache = cache
@@ -267,7 +270,7 @@ class _Workers:
         await self._transport.close()
 
     async def _work(self) -> None:
-        while self._jobs:
+        while self._jobs and self.fatal is None:
             job = self._jobs.popleft()
             try:
                 job.reply = await self._answer(job)
@@ -275,7 +278,9 @@ class _Workers:
                 if error.fatal:
                     self.fatal = error
                 job.reply = Reply(error=error)
-            except PersonaInferError as error:  # the cache failed: nothing that is paid for is kept
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # the cache failed, or a bug: the caller must not wait
                 self.fatal = error
             self._tell()
 

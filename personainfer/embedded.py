@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import importlib.util
+import json
 import os
 import threading
 from pathlib import Path
@@ -45,7 +46,9 @@ class EmbeddedTransport(EndpointTransport):
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """The schema with its bounds on strings: a small model fills JSON with white space."""
-        return response_format(schema, strict=False) if schema else {}
+        if schema is None:
+            return {}
+        return response_format(schema, strict=False) | json.loads(os.environ.get("EXTRA", "{}"))
 
     async def complete(self, body: bytes, timeout: float) -> Completion:
         """As of any endpoint, after the server is up."""
@@ -117,12 +120,16 @@ def _start(weights: Path) -> Any:
 
     params = xllamacpp.CommonParams()
     params.model.path = str(weights)
-    params.hostname = "127.0.0.1"
+    params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.n_parallel = SLOTS
     params.n_ctx = _CONTEXT * SLOTS
-    params.verbosity = -1
+    params.n_threads_http = SLOTS + 2
+    params.kv_unified = False
+    params.cache_ram_mib = 0
     params.warmup = False
+    params.ui = False
+    params.verbosity = -1
     return xllamacpp.Server(params)
 
 

@@ -57,11 +57,13 @@ _NAME = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof)\.? [A-Z]\w+|\b[A-Z][a-z]+ (?:[A-Z]\. )?[A-Z][a-z]+\b)"
 )
 _OPEN_END = re.compile(
-    r"(?<![\w-])(?:a|an|the|and|or|of|to|with|for|in|on|by|that|which|who|is|are|more|very|their|as|than)$",
+    r"(?<![\w-])(?:a|an|the|and|or|of|to|with|for|in|on|by|that|which|who|is|are|more|very|their|as"
+    r"|than)$",
     re.IGNORECASE,
 )
 _VERB_FIRST = re.compile(
-    r"^(?:has|have|likes?|wants?|values?|enjoys?|seeks?|needs?|would|can|does|do|prefers?|is|was)(?![\w-])",
+    r"^(?:has|have|likes?|wants?|values?|enjoys?|seeks?|needs?|would|can|does|do|prefers?|is|was)"
+    r"(?![\w-])",
     re.IGNORECASE,
 )
 _NOT_WORD = re.compile(r"[^\w']+")

@@ -244,14 +244,12 @@ def _collect(stream: PersonaStream, progress: bool | None) -> PersonaTable:
         bar = tqdm(stream, total=stream.source.total, unit="row", disable=not shown, leave=False)
         with bar:
             rows = list(bar)
-    table = PersonaTable(
+    return PersonaTable(
         rows,
         original=_kept(stream.source.original, rows) if stream.dropped else stream.source.original,
         usage=stream.usage,
         settings=stream.settings | ({"dropped": stream.dropped} if stream.dropped else {}),
     )
-    stream.llm.usage += table.usage
-    return table
 
 
 def _interactive() -> bool:

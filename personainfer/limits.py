@@ -106,6 +106,7 @@ class Gate:
         self._sleep = sleep
         self._refusals = 0
         self._opens_at = 0.0
+        self._counted_at = 0.0
         self._given_up: RateLimitError | None = None
 
     async def enter(self) -> float:
@@ -118,13 +119,14 @@ class Gate:
             if self._given_up is not None:
                 raise self._given_up
             pause = self._opens_at - self._clock()
-            if pause > 0:
-                await self._sleep(pause)
-            elif self._active < max(1, int(self._allowed)):
+            if pause <= 0 and self._active < max(1, int(self._allowed)):
                 self._active += 1
                 return self._clock()
-            else:
-                await self._place()
+            try:
+                await (self._sleep(pause) if pause > 0 else self._place())
+            except asyncio.CancelledError:
+                self._wake_one()  # a place may have been offered to the one who leaves
+                raise
 
     async def _place(self) -> None:
         waiter = asyncio.get_running_loop().create_future()
@@ -134,11 +136,7 @@ class Gate:
     def leave(self) -> None:
         """Give the place back."""
         self._active -= 1
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                break
+        self._wake_one()
 
     def reset(self) -> None:
         """Try again an endpoint that was given up: a new run may find it recovered."""
@@ -155,7 +153,7 @@ class Gate:
     def refused(self, entered: float, error: RateLimitError) -> None:
         """The endpoint refused a request that had entered at this time: everybody waits.
 
-        Refusals of requests sent before the present pause began tell nothing new.
+        Refusals of requests sent before the last one that counted tell nothing new.
 
         Raises:
             RateLimitError: it has refused for too long.
@@ -164,7 +162,8 @@ class Gate:
         pause = error.retry_after
         if pause is not None and pause > self._patience:
             self._give_up(f"it asks to wait {pause:.0f} s, longer than patience={self._patience:g}")
-        if entered >= self._opens_at:
+        if entered >= self._counted_at:
+            self._counted_at = now
             self._refusals += 1
             self._allowed = max(1.0, self._allowed * _SLOWER)
             if self._refusals > self._rounds:
@@ -182,11 +181,16 @@ class Gate:
         self._wake_all()
         raise self._given_up
 
-    def _wake_all(self) -> None:
+    def _wake_one(self) -> None:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                break
+
+    def _wake_all(self) -> None:
+        while self._waiting:
+            self._wake_one()
 
 
 class Budget:

@@ -176,7 +176,11 @@ class LLM:
             cache=self._cache,
             policy=self._policy,
             tally=Tally(self.price),
+            ended=self._add_usage,
         )
+
+    def _add_usage(self, usage: Usage) -> None:
+        self.usage += usage
 
     def first_request(self, request: Request) -> dict[str, Any]:
         """The body that would be sent, for a look at it before anything is."""

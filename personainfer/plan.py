@@ -32,7 +32,7 @@ class Selector(Protocol):
 
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona]
-    ) -> Sequence[float]:
+    ) -> Iterable[float]:
         """How well each persona explains that `chosen` was preferred; above 0: better than nobody."""
 
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from .exceptions import InvalidArgumentError
 from .records import Exemplar, Message, Persona, Preference
@@ -26,12 +26,21 @@ Protocol = Literal["joint", "separate"]
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
+def _words(fewest: int, most: int) -> dict[str, Any]:
+    """A pattern for engines that decode by a grammar: so many plain words, so that it ends on a word.
+
+    It shapes what a small model writes; a reply is never refused for it.
+    """
+    word = r"[a-z]+([-'][a-z]+)*"
+    return {"pattern": f"^{word}(,? {word}){{{fewest - 1},{most - 1}}}$"}
+
+
 class OnePersona(BaseModel):
     """The form of a reply about one person; the evidence is asked for first."""
 
-    evidence: str
-    trait: Filled
-    preference: Filled
+    evidence: Annotated[str, Field(json_schema_extra=_words(2, 10))]
+    trait: Annotated[Filled, Field(json_schema_extra=_words(1, 7))]
+    preference: Annotated[Filled, Field(json_schema_extra=_words(2, 10))]
 
     def persona(self) -> Persona:
         """The record of it."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import html
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
+from uuid import uuid4
 
 from .exceptions import DataError, InvalidArgumentError, MissingExtraError, RowsFailedError
 from .records import Candidate, Persona, Preference, Usage
@@ -112,7 +112,10 @@ class PersonaTable(Sequence[PersonaRow]):
             frame = self._original.with_format(None).to_pandas()
         else:
             frame = _narwhal(self._original).to_pandas()
-        new = {name: pd.array(values, dtype=object) for name, values in self._persona_columns()}
+        new = {  # an array instead of a series would become text or not with its values
+            name: pd.Series(values, index=frame.index, dtype=object)
+            for name, values in self._persona_columns()
+        }
         return frame.assign(**new)  # type: ignore[no-any-return]
 
     def to_polars(self) -> polars.DataFrame:
@@ -158,8 +161,14 @@ class PersonaTable(Sequence[PersonaRow]):
                 f"save({str(path)!r}): a table is saved as .parquet.",
                 hint="For another format use to_pandas(), to_polars() or to_hf().",
             )
+        table = self.to_arrow()
+        if _RECORD in table.column_names:
+            raise InvalidArgumentError(
+                f"the data has a column {_RECORD}, which a saved table needs for itself.",
+                hint="Rename the column.",
+            )
         records = [_record(row) for row in self._rows]
-        table = self.to_arrow().append_column(_RECORD, pyarrow.array(records, pyarrow.string()))
+        table = table.append_column(_RECORD, pyarrow.array(records, pyarrow.string()))
         about = {
             "version": version("personainfer"),
             "usage": self.usage.model_dump(),
@@ -167,13 +176,12 @@ class PersonaTable(Sequence[PersonaRow]):
         }
         metadata = {**(table.schema.metadata or {}), _RECORD.encode(): json.dumps(about).encode()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
-        os.close(descriptor)
+        unfinished = path.with_name(f".{path.name}.{uuid4().hex}.unfinished")
         try:
             pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), unfinished)
             os.replace(unfinished, path)
         except BaseException:
-            Path(unfinished).unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise
         return path
 
@@ -196,7 +204,7 @@ class PersonaTable(Sequence[PersonaRow]):
             ) from None
         records = table.column(_RECORD).to_pylist()
         return cls(
-            [_row(index, str(record)) for index, record in enumerate(records)],
+            [_row(str(record)) for record in records],
             original=table.drop_columns([_RECORD, *COLUMNS]),
             usage=Usage(**about["usage"]),
             settings=about["settings"],
@@ -299,6 +307,7 @@ def _record(row: PersonaRow) -> str:
     sides = {"chosen": row.chosen, "rejected": row.rejected}
     tried = {"chosen": row.chosen_candidates, "rejected": row.rejected_candidates}
     record = {
+        "index": row.index,
         "error": row.error,
         "preference": row.preference and row.preference.model_dump(),
         **{side: persona and persona.model_dump() for side, persona in sides.items()},
@@ -310,14 +319,14 @@ def _record(row: PersonaRow) -> str:
     return json.dumps(record)
 
 
-def _row(index: int, text: str) -> PersonaRow:
+def _row(text: str) -> PersonaRow:
     record = json.loads(text)
     tried = {
         side: tuple(Candidate(Persona(**fields), score) for fields, score in kept)
         for side, kept in record["candidates"].items()
     }
     return PersonaRow(
-        index,
+        record["index"],
         record["preference"] and Preference.model_validate(record["preference"]),
         chosen=record["chosen"] and Persona.model_validate(record["chosen"]),
         rejected=record["rejected"] and Persona.model_validate(record["rejected"]),

@@ -359,7 +359,8 @@ def test_estimated_prompt_tokens_are_near_the_endpoints_count(
 
 
 def test_empty_data_gives_an_empty_table(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
-    for data in ([], pd.DataFrame({"prompt": [], "chosen": [], "rejected": []})):
+    inputs: list[object] = [[], pd.DataFrame({"prompt": [], "chosen": [], "rejected": []})]
+    for data in inputs:
         table = pi.infer_personas(data, **endpoint)
         assert len(table) == 0
         assert "chosen_persona" in table.to_arrow().column_names

@@ -438,7 +438,7 @@ def test_hh_rlhf() -> None:
     assert empty == [86, 516, 925, 1103]
     assert parted == [1254, 1688, 1950, 1952, 2036]
     assert len(failed) == 9
-    assert sum(isinstance(p.prompt, str) for p in preferences(rows) if p) == 659
+    assert sum(isinstance(p.prompt, str) for p in preferences(rows) if p) == 658
 
 
 def test_llmbar() -> None:

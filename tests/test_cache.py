@@ -1,0 +1,343 @@
+"""Replies on disk: nothing lost, nothing unpickled, several processes, files that are broken."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from personainfer.cache import ReplyCache, cache_info, clear_cache, default_cache_dir
+from personainfer.exceptions import CacheError
+
+PICKLE_MODE = 4  # diskcache's
+
+
+def numbered(count: int, start: int = 0) -> dict[bytes, str]:
+    return {f"key-{i}".encode(): f"reply {i}" for i in range(start, start + count)}
+
+
+def run(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """A Python process of its own, started but not waited for."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def plant(folder: Path, **row: object) -> None:
+    """Write a row past diskcache, as somebody could who may write to a shared directory."""
+    with sqlite3.connect(folder / "cache.db") as connection:
+        names = ", ".join(row)
+        marks = ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO Cache ({names}) VALUES ({marks})", tuple(row.values()))
+    connection.close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[ReplyCache]:
+    opened = ReplyCache(tmp_path / "replies")
+    yield opened
+    opened.close()
+
+
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(replies=st.dictionaries(st.binary(), st.text(), max_size=20), absent=st.binary())
+def test_what_is_written_is_read(
+    cache: ReplyCache, replies: dict[bytes, str], absent: bytes
+) -> None:
+    cache.clear()
+    cache.set_many(replies.items(), model="m")
+    expected = {key: text for key, text in replies.items() if key != absent}
+    assert cache.get_many(list(expected)) == expected
+    if absent not in replies:
+        assert cache.get_many([absent, *replies]) == replies
+
+
+def test_many_keys_are_looked_up_at_once(cache: ReplyCache) -> None:
+    replies = numbered(1201)
+    cache.set_many(replies.items(), model="m")
+    wanted = [*replies, *numbered(700, start=5000)]
+    assert cache.get_many(wanted) == replies
+    assert cache.get_many([]) == {}
+
+
+def test_a_key_asked_for_twice_is_found_once(cache: ReplyCache) -> None:
+    cache.set_many([(b"a", "1")], model="m")
+    assert cache.get_many([b"a", b"a"]) == {b"a": "1"}
+
+
+def test_the_last_reply_of_a_key_counts(cache: ReplyCache) -> None:
+    cache.set_many([(b"a", "old"), (b"a", "new")], model="m")
+    cache.set_many([(b"a", "newest")], model="m")
+    assert cache.get_many([b"a"]) == {b"a": "newest"}
+    assert cache.info().replies == 1
+
+
+def test_a_long_reply_is_kept_whole(cache: ReplyCache) -> None:
+    text = "long ✓ " * 300_000
+    cache.set_many([(b"a", text)], model="m")
+    assert cache.get_many([b"a"]) == {b"a": text}
+    assert cache.info().bytes > len(text)
+
+
+def test_a_group_is_written_whole_or_not_at_all(cache: ReplyCache) -> None:
+    def group() -> Iterator[tuple[bytes, str]]:
+        yield from numbered(3).items()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.set_many(group(), model="m")
+    assert cache.get_many(list(numbered(3))) == {}
+    cache.set_many(numbered(3).items(), model="m")
+    assert cache.get_many(list(numbered(3))) == numbered(3)
+
+
+def test_info_counts_by_model_and_clear_takes_one(cache: ReplyCache) -> None:
+    cache.set_many(numbered(3).items(), model="small")
+    cache.set_many(numbered(2, start=3).items(), model="große/model")
+    assert cache.info().models == {"große/model": 2, "small": 3}
+    assert (cache.info().replies, cache.info().directory) == (5, cache.directory)
+    assert cache.clear("unknown") == 0
+    assert cache.clear("small") == 3
+    assert cache.get_many(list(numbered(5))) == numbered(2, start=3)
+    assert cache.clear() == 2
+    assert (cache.info().replies, cache.info().models) == (0, {})
+
+
+def test_the_directory_is_named_by_argument_or_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERSONAINFER_CACHE_DIR", str(tmp_path / "named"))
+    assert default_cache_dir() == tmp_path / "named"
+    ReplyCache(default_cache_dir()).set_many(numbered(2).items(), model="m")
+    assert cache_info().models == {"m": 2}
+    assert cache_info(tmp_path / "other").replies == 0
+    assert clear_cache(model="n") == 0
+    assert clear_cache(cache_dir=tmp_path / "other") == 0
+    assert clear_cache() == 2
+    assert cache_info(str(tmp_path / "named")).replies == 0
+
+
+def test_a_closed_cache_opens_again_at_its_next_use(cache: ReplyCache) -> None:
+    cache.set_many(numbered(1).items(), model="m")
+    cache.close()
+    assert cache.get_many(list(numbered(1))) == numbered(1)
+
+
+WRITER = """
+    import sys
+    from pathlib import Path
+    from personainfer.cache import ReplyCache
+
+    cache, start = ReplyCache(Path(sys.argv[1])), int(sys.argv[2])
+    for i in range(start, start + 500):
+        cache.set_many([(f"key-{i}".encode(), f"reply {i}")], model="m")
+    assert len(cache.get_many([f"key-{i}".encode() for i in range(start, start + 500)])) == 500
+"""
+
+
+def test_two_processes_write_at_once(tmp_path: Path) -> None:
+    # Neither directory nor database is there yet: making them is part of the race.
+    writers = [run(WRITER, tmp_path / "new", start) for start in (0, 500)]
+    said = [writer.communicate() for writer in writers]
+    assert ([writer.returncode for writer in writers], said) == ([0, 0], [("", "")] * 2)
+    replies = numbered(1000)
+    assert ReplyCache(tmp_path / "new").get_many(list(replies)) == replies
+
+
+def test_replies_survive_a_process_that_dies_at_once(tmp_path: Path) -> None:
+    script = """
+        import os, sys
+        from pathlib import Path
+        from personainfer.cache import ReplyCache
+
+        replies = {f"key-{i}".encode(): f"reply {i}" for i in range(100)}
+        ReplyCache(Path(sys.argv[1])).set_many(replies.items(), model="m")
+        os._exit(9)
+    """
+    process = run(script, tmp_path)
+    assert (process.communicate(), process.returncode) == (("", ""), 9)
+    assert ReplyCache(tmp_path).get_many(list(numbered(100))) == numbered(100)
+
+
+def test_threads_share_a_cache(cache: ReplyCache) -> None:
+    def write_and_read(start: int) -> dict[bytes, str]:
+        part = numbered(50, start)
+        for key, text in part.items():
+            cache.set_many([(key, text)], model="m")
+        found = cache.get_many(list(part))
+        cache.close()
+        return found
+
+    with ThreadPoolExecutor(8) as threads:
+        parts = list(threads.map(write_and_read, range(0, 400, 50)))
+    assert parts == [numbered(50, start) for start in range(0, 400, 50)]
+    assert cache.get_many(list(numbered(400))) == numbered(400)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_uses_the_cache_of_its_parent(tmp_path: Path) -> None:
+    script = """
+        import os, sys
+        from pathlib import Path
+        from personainfer.cache import ReplyCache
+
+        cache = ReplyCache(Path(sys.argv[1]))
+        cache.set_many([(b"parent", "1")], model="m")
+        assert cache.get_many([b"parent"])
+        if (child := os.fork()) == 0:
+            cache.set_many([(b"child", "2")], model="m")
+            found = cache.get_many([b"parent", b"child"])
+            os._exit(0 if found == {b"parent": "1", b"child": "2"} else 1)
+        for i in range(100):
+            cache.set_many([(b"%d" % i, "3")], model="m")
+        assert os.waitpid(child, 0)[1] == 0
+        assert cache.get_many([b"child"]) == {b"child": "2"}
+    """
+    process = run(script, tmp_path)
+    assert (process.communicate(), process.returncode) == (("", ""), 0)
+    assert cache_info(tmp_path).replies == 102
+
+
+class Bomb:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("raw", [1, 0])
+def test_a_planted_pickle_is_a_miss_and_never_runs(
+    cache: ReplyCache, tmp_path: Path, raw: int
+) -> None:
+    bomb = pickle.dumps(Bomb(tmp_path / "exploded"))
+    for key in (b"planted", bomb):
+        plant(cache.directory, key=key, raw=raw, mode=PICKLE_MODE, value=bomb, tag="m")
+    as_text = pickle.dumps(Bomb(tmp_path / "exploded"), protocol=0).decode()
+    plant(cache.directory, key=b"as text", raw=raw, mode=PICKLE_MODE, value=as_text, tag="m")
+    assert cache.get_many([b"planted", b"as text", bomb]) == {}
+    assert cache.info().models == {"m": 3}
+    cache.set_many([(b"planted", "a reply")], model="m")
+    assert cache.get_many([b"planted"]) == {b"planted": "a reply"}
+    cache.clear()
+    assert cache.info().replies == 0
+    assert not (tmp_path / "exploded").exists()
+    with pytest.raises(FileNotFoundError):  # the bomb was a real one
+        pickle.loads(pickle.dumps(Bomb(tmp_path / "no" / "folder")))
+
+
+def test_text_that_is_planted_as_bytes_is_a_miss(cache: ReplyCache) -> None:
+    plant(cache.directory, key=b"planted", raw=1, mode=1, value=b"not text")
+    assert cache.get_many([b"planted"]) == {}
+
+
+@pytest.mark.parametrize("action", ["clear", "overwrite"])
+def test_a_planted_row_does_not_delete_files(
+    cache: ReplyCache, tmp_path: Path, action: str
+) -> None:
+    letter = tmp_path / "letter.txt"
+    letter.write_text("mine")
+    plant(cache.directory, key=b"planted", raw=1, mode=1, value="x", filename="../letter.txt")
+    if action == "clear":
+        cache.clear()
+    else:
+        cache.set_many([(b"planted", "a reply")], model="m")
+    assert letter.read_text() == "mine"
+
+
+def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
+    broken = tmp_path / "cache.db"
+    for number in (1, 2):
+        broken.write_bytes(b"not a database\n" * 1000)
+        with pytest.raises(
+            CacheError, match=r"cannot be read.*broken-\d.*same call again"
+        ) as caught:
+            ReplyCache(tmp_path)
+        assert str(broken) in str(caught.value)
+        assert (tmp_path / f"cache.db.broken-{number}").read_bytes().startswith(b"not a database")
+        cache = ReplyCache(tmp_path)
+        cache.set_many(numbered(5).items(), model="m")
+        assert cache.get_many(list(numbered(5))) == numbered(5)
+        cache.close()
+
+
+def test_what_was_set_aside_does_not_count_as_replies(tmp_path: Path) -> None:
+    (tmp_path / "cache.db").write_bytes(b"not a database\n" * 100_000)
+    with pytest.raises(CacheError):
+        ReplyCache(tmp_path)
+    assert cache_info(tmp_path).bytes < 1_000_000
+
+
+def test_the_database_of_another_program_is_set_aside_unharmed(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "cache.db") as connection:
+        connection.execute("CREATE TABLE notes (text)")
+        connection.execute("INSERT INTO notes VALUES ('remember')")
+    connection.close()
+    with pytest.raises(CacheError, match=r"another program.*broken-1"):
+        ReplyCache(tmp_path)
+    with sqlite3.connect(tmp_path / "cache.db.broken-1") as connection:
+        assert connection.execute("SELECT text FROM notes").fetchall() == [("remember",)]
+    connection.close()
+    assert ReplyCache(tmp_path).info().replies == 0
+
+
+USES: dict[str, Callable[[ReplyCache], object]] = {
+    "get_many": lambda cache: cache.get_many(list(numbered(500))),
+    "set_many": lambda cache: cache.set_many(numbered(500).items(), model="m"),
+    "info": lambda cache: cache.info(),
+    "clear": lambda cache: cache.clear(),
+    "clear model": lambda cache: cache.clear("m"),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_damaged_database_is_set_aside(
+    tmp_path: Path, use: Callable[[ReplyCache], object]
+) -> None:
+    cache = ReplyCache(tmp_path)
+    replies = {key: text * 100 for key, text in numbered(500).items()}
+    cache.set_many(replies.items(), model="m")
+    cache.close()
+    path = tmp_path / "cache.db"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 10] + b"\xff" * (len(whole) * 9 // 10))
+    damaged = path.read_bytes()
+    with pytest.raises(CacheError, match=r"malformed.*broken-1"):
+        use(ReplyCache(tmp_path))
+    # SQLite may have rewritten a page on opening; the damage, at least, is all there.
+    assert damaged[-9000:-5000] in (tmp_path / "cache.db.broken-1").read_bytes()
+    fresh = ReplyCache(tmp_path)
+    assert fresh.get_many(list(replies)) == {}
+    fresh.set_many(replies.items(), model="m")
+    assert fresh.get_many(list(replies)) == replies
+
+
+def test_a_database_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "cache.db").mkdir()
+    (tmp_path / "cache.db" / "file").write_text("mine")
+    with pytest.raises(CacheError, match=r"unable to open.*cache_dir="):
+        ReplyCache(tmp_path)
+    assert (tmp_path / "cache.db" / "file").read_text() == "mine"
+
+
+def test_a_directory_that_cannot_be_made_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match=r"cannot be used.*cache=False"):
+        ReplyCache(tmp_path / "file" / "replies")

@@ -1,0 +1,409 @@
+"""PersonaTable: the user's own data back, with three columns more; files; views."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import polars as pl
+import polars.testing
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from personainfer.exceptions import DataError, InvalidArgumentError, RowsFailedError
+from personainfer.records import Candidate, Message, Persona, Preference, Usage
+from personainfer.table import PersonaRow, PersonaTable
+
+NEW = ["chosen_persona", "rejected_persona", "persona_error"]
+CHOSEN = "The user is busy and prefers short answers 0."
+REJECTED = "The user is curious and prefers reasons."
+
+
+def rows(count: int = 3, *, failed: tuple[int, ...] = (), **more: Any) -> list[PersonaRow]:
+    """Rows as they come from inference; those that failed have an error and no persona."""
+    made = []
+    for i in range(count):
+        pair = Preference(prompt=f"q{i}", chosen="yes", rejected="no", id=f"id-{i}")
+        columns = {name: values[i] for name, values in more.items()}
+        if i in failed:
+            made.append(PersonaRow(i, pair, error=f"no reply {i}", columns=columns))
+            continue
+        chosen = Persona(
+            evidence="few words", trait="busy", preference=f"short answers {i}", flags=("refusal",)
+        )
+        rejected = Persona(trait="curious", preference="reasons")
+        made.append(PersonaRow(i, pair, chosen=chosen, rejected=rejected, columns=columns))
+    return made
+
+
+def pandas_frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "prompt": ["q0", "q1", "q2"],
+            "score": pd.array([1, None, 3], dtype="Int64"),
+            "kind": pd.Categorical(["a", "b", "a"]),
+            "when": pd.date_range("2026-01-01", periods=3, tz="Europe/Berlin"),
+            "small": np.array([1, 2, 3], dtype="int8"),
+            "share": [0.5, np.nan, 1.5],
+        }
+    )
+
+
+INDEXES: dict[str, Any] = {
+    "range": pd.RangeIndex(3),
+    "stepped": pd.RangeIndex(10, 40, 10),
+    "named": pd.Index(["x", "y", "z"], name="row"),
+    "duplicates": pd.Index([7, 7, 1]),
+    "dates": pd.date_range("2026-01-01", periods=3),
+    "multi": pd.MultiIndex.from_tuples([("a", 1), ("a", 2), ("b", 1)], names=["user", "turn"]),
+    "unnamed multi": pd.MultiIndex.from_tuples([(1, 1), (1, 1), (2, 1)]),
+}
+indexes = pytest.mark.parametrize("index", INDEXES.values(), ids=INDEXES)
+
+
+def polars_frame() -> pl.DataFrame:
+    return pl.DataFrame(
+        {"prompt": ["q0", "q1", "q2"], "score": [1, None, 3], "tags": [["a"], [], None]},
+        schema_overrides={"score": pl.Int16},
+    )
+
+
+def arrow_table() -> pa.Table:
+    kind = pa.array(["a", "b", "a"]).dictionary_encode()
+    table = pa.table({"prompt": ["q0", "q1", "q2"], "kind": kind})
+    return table.replace_schema_metadata({"source": "mine"})
+
+
+def hf_dataset() -> datasets.Dataset:
+    features = datasets.Features(
+        prompt=datasets.Value("large_string"), label=datasets.ClassLabel(names=["bad", "good"])
+    )
+    return datasets.Dataset.from_dict(
+        {"prompt": ["q0", "q1", "q2"], "label": [0, 1, 1]}, features=features
+    )
+
+
+ORIGINALS: dict[str, Any] = {
+    "pandas": pandas_frame(),
+    "polars": polars_frame(),
+    "arrow": arrow_table(),
+    "hf": hf_dataset(),
+    "dicts or tuples": None,
+}
+originals = pytest.mark.parametrize("original", ORIGINALS.values(), ids=ORIGINALS)
+
+
+@indexes
+def test_pandas_comes_back_with_its_index_and_dtypes(index: pd.Index[Any]) -> None:
+    frame = pandas_frame().set_index(index)
+    before = frame.copy(deep=True)
+    result = PersonaTable(rows(failed=(1,)), original=frame).to_pandas()
+    assert list(result.columns) == [*before.columns, *NEW]
+    pd.testing.assert_frame_equal(result[list(before.columns)], before)
+    assert [name for name in NEW if result[name].dtype != object] == []
+    assert result["persona_error"].tolist() == [None, "no reply 1", None]
+    assert result["chosen_persona"].tolist()[:2] == [CHOSEN, None]
+    pd.testing.assert_frame_equal(frame, before)  # the user's own frame has no new columns
+
+
+def test_polars_comes_back_as_it_was() -> None:
+    frame = polars_frame()
+    result = PersonaTable(rows(failed=(1,)), original=frame).to_polars()
+    polars.testing.assert_frame_equal(result.select(frame.columns), polars_frame())
+    assert result.columns == [*frame.columns, *NEW]
+    assert result["rejected_persona"].to_list() == [REJECTED, None, REJECTED]
+    polars.testing.assert_frame_equal(frame, polars_frame())
+
+
+def test_arrow_comes_back_as_it_was() -> None:
+    result = PersonaTable(rows(failed=(1,)), original=arrow_table()).to_arrow()
+    assert result.column_names == ["prompt", "kind", *NEW]
+    assert result.select(["prompt", "kind"]).equals(arrow_table(), check_metadata=True)
+
+
+@pytest.mark.parametrize("view", ["plain", "selected", "numpy format"])
+def test_a_hugging_face_dataset_keeps_its_features(view: str) -> None:
+    original = hf_dataset()
+    if view == "selected":
+        original = datasets.concatenate_datasets([original, original]).select([2, 4, 0])
+    elif view == "numpy format":
+        original = original.with_format("numpy")
+    result = PersonaTable(rows(failed=(1,)), original=original).to_hf()
+    assert result.column_names == ["prompt", "label", *NEW]
+    assert {name: result.features[name] for name in original.features} == original.features
+    plain = result.with_format(None)
+    assert plain["prompt"][:] == original.with_format(None)["prompt"][:]
+    assert plain["persona_error"][:] == [None, "no reply 1", None]
+    assert original.column_names == ["prompt", "label"]
+
+
+@originals
+def test_every_original_becomes_every_kind_of_frame(original: Any) -> None:
+    table = PersonaTable(rows(failed=(1,), prompt=["q0", "q1", "q2"]), original=original)
+    results = {
+        "pandas": table.to_pandas().to_dict("list"),
+        "polars": table.to_polars().to_dict(as_series=False),
+        "arrow": table.to_arrow().to_pydict(),
+        "hf": table.to_hf().to_dict(),
+    }
+    for kind, columns in results.items():
+        assert list(columns)[-3:] == NEW, kind
+        assert columns["prompt"] == ["q0", "q1", "q2"], kind
+        assert columns["rejected_persona"] == [REJECTED, None, REJECTED], kind
+        assert columns["persona_error"] == [None, "no reply 1", None], kind
+
+
+@originals
+@pytest.mark.parametrize("failed", [(), (0, 1, 2)])
+def test_persona_columns_are_strings_even_where_all_are_null(
+    original: Any, failed: tuple[int, ...]
+) -> None:
+    table = PersonaTable(rows(failed=failed), original=original)
+    arrow, frame, hf = table.to_arrow(), table.to_polars(), table.to_hf()
+    for name in NEW:
+        assert arrow.schema.field(name).type == pa.string()
+        assert frame.schema[name] == pl.String
+        assert hf.features[name] == datasets.Value("string")
+
+
+def test_dict_rows_keep_their_own_columns() -> None:
+    table = PersonaTable(rows(question=["a", "b", "c"], score=[1, 2, None], tags=[[1], [], [2, 3]]))
+    arrow = table.to_arrow()
+    assert arrow.column_names == ["question", "score", "tags", *NEW]
+    assert arrow.select(["question", "score", "tags"]).to_pydict() == {
+        "question": ["a", "b", "c"],
+        "score": [1, 2, None],
+        "tags": [[1], [], [2, 3]],
+    }
+    assert list(table.to_pandas().columns) == ["question", "score", "tags", *NEW]
+
+
+def test_dict_rows_with_different_columns_or_types_are_all_kept() -> None:
+    mixed: list[dict[str, Any]] = [{"a": 1}, {"b": "x"}, {"a": "two", "b": None}]
+    made = [
+        PersonaRow(row.index, row.preference, columns=columns)
+        for row, columns in zip(rows(), mixed, strict=True)
+    ]
+    table = PersonaTable(made)
+    assert table.to_pandas()["a"].tolist()[::2] == [1, "two"]
+    arrow = table.to_arrow()
+    assert [json.loads(str(text)) for text in arrow["a"].to_pylist()] == [1, None, "two"]
+    assert arrow["b"].to_pylist() == [None, "x", None]
+
+
+def test_tuples_come_back_as_the_pairs_that_were_read() -> None:
+    frame = PersonaTable(rows()).to_polars()
+    assert frame.columns == ["prompt", "chosen", "rejected", "id", *NEW]
+    assert frame["prompt"].to_list() == ["q0", "q1", "q2"]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_rows_without_any_column_are_still_counted(count: int) -> None:
+    table = PersonaTable([PersonaRow(i, None, error=f"row {i} is empty") for i in range(count)])
+    lengths = [len(table.to_pandas()), len(table.to_polars()), len(table.to_hf())]
+    assert [*lengths, table.to_arrow().num_rows] == [count] * 4
+    assert table.to_arrow()["persona_error"].to_pylist() == [
+        f"row {i} is empty" for i in range(count)
+    ]
+
+
+def test_a_table_is_a_sequence_in_input_order() -> None:
+    made = rows(failed=(1,))
+    table = PersonaTable(made)
+    assert (len(table), list(table), table[0], table[-1]) == (3, made, made[0], made[2])
+    assert table[1:] == made[1:]
+    assert table.errors == [made[1]]
+    with pytest.raises(IndexError):
+        table[3]
+
+
+def test_raise_for_errors_says_how_many_and_which_came_first() -> None:
+    PersonaTable(rows()).raise_for_errors()
+    with pytest.raises(RowsFailedError, match=r"2 of 4 rows.*row 1: no reply 1.*table\.errors"):
+        PersonaTable(rows(4, failed=(1, 3))).raise_for_errors()
+
+
+def test_flags_of_a_row_are_those_of_both_sides_once() -> None:
+    one = Persona(trait="a", preference="b", flags=("refusal", "copies_text"))
+    other = Persona(trait="a", preference="b", flags=("copies_text", "named_person"))
+    row = PersonaRow(0, None, chosen=one, rejected=other)
+    assert row.flags == ("refusal", "copies_text", "named_person")
+    assert PersonaRow(0, None, error="x").flags == ()
+
+
+def full_table(original: Any = None) -> PersonaTable:
+    """Everything that a saved file should bring back."""
+    made = rows(failed=(1,))
+    turns = (Message(role="user", content="a"), Message(role="assistant", content="b"))
+    made[2] = PersonaRow(
+        2,
+        Preference(prompt=turns, chosen="✓ \0", rejected="no", user="u"),
+        chosen=made[2].chosen,
+        chosen_candidates=(
+            Candidate(Persona(trait="a", preference="b"), 0.25),
+            Candidate(Persona(trait="c", preference="d")),
+        ),
+    )
+    return PersonaTable(
+        made,
+        original=original,
+        usage=Usage(calls=4, cached=1, retries=2, prompt_tokens=100, cost=None),
+        settings={"model": "fake", "sides": ["chosen"], "protocol": "joint"},
+    )
+
+
+@originals
+def test_what_is_saved_is_loaded(original: Any, tmp_path: Path) -> None:
+    table = full_table(original)
+    path = table.save(tmp_path / "new folder" / "personas.parquet")
+    loaded = PersonaTable.load(str(path))
+    assert list(loaded) == list(table)
+    assert (loaded.usage, loaded.settings) == (table.usage, table.settings)
+    assert loaded.to_arrow().to_pylist() == table.to_arrow().to_pylist()
+    assert loaded.to_arrow().column_names == table.to_arrow().column_names
+    again = PersonaTable.load(loaded.save(tmp_path / "again.parquet"))
+    assert list(again) == list(table)
+    assert again.to_arrow().equals(loaded.to_arrow())
+    assert sorted(os.listdir(tmp_path)) == ["again.parquet", "new folder"]
+
+
+@indexes
+def test_a_saved_pandas_frame_comes_back_with_its_index(
+    index: pd.Index[Any], tmp_path: Path
+) -> None:
+    table = full_table(pandas_frame().set_index(index))
+    loaded = PersonaTable.load(table.save(tmp_path / "personas.parquet"))
+    pd.testing.assert_frame_equal(
+        loaded.to_pandas()[["prompt", "score", "kind", "when", "small", "share"]],
+        table.to_pandas()[["prompt", "score", "kind", "when", "small", "share"]],
+        check_index_type="equiv",
+        check_freq=False,
+    )
+    assert loaded.to_pandas()[NEW].to_dict("list") == table.to_pandas()[NEW].to_dict("list")
+
+
+def test_rows_keep_their_place_in_the_input_through_a_file(tmp_path: Path) -> None:
+    """With on_error="drop" places have gaps."""
+    kept = rows(5)[::2]
+    loaded = PersonaTable.load(PersonaTable(kept).save(tmp_path / "kept.parquet"))
+    assert [row.index for row in loaded] == [0, 2, 4]
+
+
+def test_a_phrase_is_not_shortened_again_by_loading(tmp_path: Path) -> None:
+    persona = Persona(trait="The user is someone who is patient", preference="Is it is what it is")
+    table = PersonaTable([PersonaRow(0, None, chosen=persona)])
+    assert PersonaTable.load(table.save(tmp_path / "t.parquet"))[0].chosen == persona
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_table_without_columns_is_saved_too(count: int, tmp_path: Path) -> None:
+    table = PersonaTable([PersonaRow(i, None, error="empty") for i in range(count)])
+    assert list(PersonaTable.load(table.save(tmp_path / "t.parquet"))) == list(table)
+
+
+def test_a_saved_file_can_be_read_by_anybody(tmp_path: Path) -> None:
+    path = PersonaTable(rows(), original=pandas_frame()).save(tmp_path / "t.parquet")
+    frame = pd.read_parquet(path)
+    assert frame["chosen_persona"][0] == CHOSEN
+    assert frame["score"].tolist() == pandas_frame()["score"].tolist()
+    reference = tmp_path / "as usual"
+    reference.touch()
+    assert path.stat().st_mode == reference.stat().st_mode  # and not only by its owner
+
+
+@pytest.mark.parametrize("name", ["personas.csv", "personas", "personas.parquet.gz"])
+def test_saving_under_another_suffix_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"\.parquet.*to_pandas"):
+        PersonaTable(rows()).save(tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "taken.parquet").mkdir()  # a file cannot replace a folder
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="taken"):
+        PersonaTable(rows()).save(tmp_path / "taken.parquet")
+    with pytest.raises(OSError, match="file"):
+        PersonaTable(rows()).save(tmp_path / "file" / "personas.parquet")
+    assert sorted(os.listdir(tmp_path)) == ["file", "taken.parquet"]
+    assert os.listdir(tmp_path / "taken.parquet") == []
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    path = PersonaTable(rows()).save(tmp_path / "t.parquet")
+    before = path.read_bytes()
+    unwritable = pa.table({"x": pa.array([None] * 3, pa.month_day_nano_interval())})
+    with pytest.raises(pa.ArrowException):
+        PersonaTable(rows(), original=unwritable).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["t.parquet"]
+
+
+def test_a_column_that_the_file_needs_for_itself_is_refused(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"personainfer": [1, 2, 3]})
+    with pytest.raises(InvalidArgumentError, match="column personainfer"):
+        PersonaTable(rows(), original=frame).save(tmp_path / "t.parquet")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_of_another_kind_is_not_loaded(tmp_path: Path) -> None:
+    text, other = tmp_path / "text.parquet", tmp_path / "other.parquet"
+    text.write_text("not a parquet file")
+    pq.write_table(pa.table({"prompt": ["q"], "chosen_persona": ["p"]}), other)
+    cut = PersonaTable(rows()).save(tmp_path / "cut.parquet")
+    cut.write_bytes(cut.read_bytes()[:-20])
+    for path in (text, other, cut):
+        with pytest.raises(DataError, match=f"{path.name} is not a table of personas"):
+            PersonaTable.load(path)
+    with pytest.raises(FileNotFoundError):
+        PersonaTable.load(tmp_path / "missing.parquet")
+
+
+def test_the_notebook_view_shows_text_as_text() -> None:
+    evil = "<script>alert('x')</script> & <b>"
+    row = PersonaRow(
+        0,
+        Preference(prompt=evil, chosen="c", rejected="r"),
+        chosen=Persona(trait=evil, preference=evil),
+        error=evil,
+    )
+    view = PersonaTable([row])._repr_html_()
+    assert "<script" not in view
+    assert "<b>" not in view
+    assert view.count("&lt;script&gt;alert(&#x27;x&#x27;)") == 4  # prompt, phrases, error
+
+
+def test_the_notebook_view_is_short_for_a_long_table() -> None:
+    view = PersonaTable(rows(1000))._repr_html_()
+    assert view.count("<tr>") < 50
+    assert "1000 rows" in view
+
+
+def test_a_table_reads_as_text() -> None:
+    table = PersonaTable(rows(15, failed=(1,)), usage=Usage(calls=14, cached=1))
+    text = str(table)
+    assert f"id-0  q0\n  + {CHOSEN}  [refusal]\n  - {REJECTED}\n" in text
+    assert "id-1  q1\n  ! no reply 1\n" in text
+    assert "id-10" not in text
+    assert text.endswith(
+        "… and 5 rows more\n"
+        "PersonaTable(15 rows, 1 with an error, 14 flagged; 14 calls, 1 from the cache)"
+    )
+    assert "id-14" in table.format()
+    assert text.splitlines()[-1] == repr(table)
+
+
+def test_a_long_prompt_is_shown_in_one_short_line() -> None:
+    pair = Preference(prompt="long\nprompt " * 100, chosen="c", rejected="r")
+    lines = str(PersonaTable([PersonaRow(7, pair, error="e")])).splitlines()
+    assert lines[0].startswith("7  long prompt long")
+    assert lines[0].endswith("…")
+    assert len(lines[0]) <= 103
+    assert len(lines) == 3
