@@ -39,7 +39,7 @@ class EmbeddedTransport(EndpointTransport):
     """A `.gguf` file, served in this process; nothing is started before the first request."""
 
     def __init__(self, weights: Path) -> None:
-        super().__init__(model=weights.stem, api_base="", api_key="-")
+        super().__init__(model=weights.stem, api_base="", api_key="none")
         self._weights = weights
         # The port is another one each time; the weights are what a reply depends on.
         self.endpoint = f"llama.cpp:{weights.name}:{weights.stat().st_size}"

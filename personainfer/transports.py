@@ -29,6 +29,7 @@ from .wire import (
     redact,
     response_format,
     status_error,
+    wire_schema,
 )
 
 if TYPE_CHECKING:
@@ -184,6 +185,11 @@ class LiteLLMTransport:
         mode = Mode.JSON_SCHEMA if native else Mode.TOOLS
         fields: Json = handle_response_model(schema, mode, messages=[])[1]
         fields.pop("messages", None)
+        form = wire_schema(schema, tight=False)  # instructor's keeps what strict providers refuse
+        if mode is Mode.JSON_SCHEMA:
+            fields["response_format"]["json_schema"]["schema"] = form
+        else:
+            fields["tools"][0]["function"]["parameters"] = form
         return fields
 
     async def complete(self, body: bytes, timeout: float) -> Completion:

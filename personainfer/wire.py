@@ -216,4 +216,4 @@ _KEY = re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|AIza)[-_][\w*.-]{6,}|(?<=Bearer )\S
 
 def redact(text: str, key: str) -> str:
     """Endpoints echo keys in their errors; neither ours nor one that looks like a key passes on."""
-    return _KEY.sub("[key]", text.replace(key, "[key]") if key else text)
+    return _KEY.sub("[key]", text.replace(key, "[key]") if len(key) > 3 else text)
