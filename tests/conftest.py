@@ -39,7 +39,11 @@ def endpoint(llm: FakeLLM) -> dict[str, Any]:
 def pairs(count: int) -> list[dict[str, str]]:
     """Distinct preference pairs."""
     return [
-        {"prompt": f"Question {n}?", "chosen": f"Short answer {n}.", "rejected": f"Long answer {n}…"}
+        {
+            "prompt": f"Question {n}?",
+            "chosen": f"Short answer {n}.",
+            "rejected": f"Long answer {n}…",
+        }
         for n in range(count)
     ]
 

@@ -54,7 +54,13 @@ def test_the_second_run_makes_no_call(llm: FakeLLM, endpoint: dict[str, Any]) ->
 
 @pytest.mark.parametrize(
     "change",
-    [{"temperature": 0.5}, {"max_tokens": 77}, {"seed": 3}, {"exemplars": "none"}, {"protocol": "separate"}],
+    [
+        {"temperature": 0.5},
+        {"max_tokens": 77},
+        {"seed": 3},
+        {"exemplars": "none"},
+        {"protocol": "separate"},
+    ],
 )
 def test_what_changes_the_request_misses_the_cache(
     llm: FakeLLM, endpoint: dict[str, Any], change: dict[str, Any]
@@ -66,7 +72,8 @@ def test_what_changes_the_request_misses_the_cache(
 
 
 @pytest.mark.parametrize(
-    "change", [{"timeout": 5.0}, {"max_concurrency": 2}, {"api_key": "sk-other-key"}, {"rpm": 600.0}]
+    "change",
+    [{"timeout": 5.0}, {"max_concurrency": 2}, {"api_key": "sk-other-key"}, {"rpm": 600.0}],
 )
 def test_what_does_not_change_the_request_hits_the_cache(
     llm: FakeLLM, endpoint: dict[str, Any], change: dict[str, Any]
@@ -83,7 +90,9 @@ def test_equal_pairs_are_paid_for_once(llm: FakeLLM, endpoint: dict[str, Any]) -
     assert len({str(row.chosen) for row in table}) == 1
 
 
-def test_without_a_cache_every_run_calls(llm: FakeLLM, endpoint: dict[str, Any], tmp_path: Path) -> None:
+def test_without_a_cache_every_run_calls(
+    llm: FakeLLM, endpoint: dict[str, Any], tmp_path: Path
+) -> None:
     for _ in range(2):
         pi.infer_personas(pairs(5), **endpoint, cache=False)
     assert llm.calls == 10
@@ -107,7 +116,9 @@ def test_one_side_alone_is_one_call_and_one_persona(
     assert [getattr(row, side) for row in table] == [getattr(row, side) for row in both]
 
 
-def test_a_pair_never_says_which_response_was_chosen(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+def test_a_pair_never_says_which_response_was_chosen(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
     pi.infer_personas(pairs(1), **endpoint)
     turn = llm.requests[0]["messages"][-1]["content"]
     assert "Short answer 0." in turn
@@ -134,7 +145,9 @@ def test_a_bad_row_costs_only_itself(llm: FakeLLM, endpoint: dict[str, Any]) -> 
 
 def test_a_reply_that_cannot_be_used_fails_its_row_only(endpoint: dict[str, Any]) -> None:
     def reply(body: dict[str, Any]) -> Any:
-        return Fault.refusal("I cannot help") if "Question 3?" in str(body["messages"][-1]) else None
+        return (
+            Fault.refusal("I cannot help") if "Question 3?" in str(body["messages"][-1]) else None
+        )
 
     with FakeLLM(reply=reply) as llm:
         table = pi.infer_personas(pairs(6), model="fake", api_base=llm.api_base, max_attempts=2)
@@ -154,12 +167,12 @@ def test_on_error_raise_and_drop(endpoint: dict[str, Any]) -> None:
 
 def test_on_error_raise_names_the_row_of_a_failed_reply() -> None:
     with FakeLLM(reply=Fault.invalid_json()) as llm, pytest.raises(ReplyError, match="row 0"):
-        pi.infer_personas(
-            pairs(1), "fake", api_base=llm.api_base, on_error="raise", max_attempts=1
-        )
+        pi.infer_personas(pairs(1), "fake", api_base=llm.api_base, on_error="raise", max_attempts=1)
 
 
-def test_a_generator_is_read_no_further_than_a_window(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+def test_a_generator_is_read_no_further_than_a_window(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
     read = 0
 
     def rows() -> Iterator[dict[str, str]]:
@@ -183,7 +196,9 @@ def test_iteration_matches_the_table(endpoint: dict[str, Any]) -> None:
 def test_async_twin_inside_a_running_loop(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     async def both() -> list[pi.PersonaTable]:
         halves = (pairs(20)[:10], pairs(20)[10:])
-        return list(await asyncio.gather(*[pi.ainfer_personas(half, **endpoint) for half in halves]))
+        return list(
+            await asyncio.gather(*[pi.ainfer_personas(half, **endpoint) for half in halves])
+        )
 
     one, two = asyncio.run(both())
     assert list(one) + [r for r in two] == [*one, *two]
@@ -405,13 +420,21 @@ def test_llmbar_100_rows(endpoint: dict[str, Any]) -> None:
 
 junk = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.characters(codec=None),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.lists(st.fixed_dictionaries({"prompt": junk, "chosen": junk, "rejected": junk}), max_size=8))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    data=st.lists(
+        st.fixed_dictionaries({"prompt": junk, "chosen": junk, "rejected": junk}), max_size=8
+    )
+)
 def test_no_input_raises_or_breaks_the_order(
     llm: FakeLLM, endpoint: dict[str, Any], data: list[dict[str, Any]]
 ) -> None:

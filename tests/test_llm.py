@@ -161,7 +161,10 @@ def test_a_constant_429_ends_and_fails_the_rest_without_calls() -> None:
 
 
 def test_an_endpoint_that_asks_for_an_hour_is_given_up() -> None:
-    with FakeLLM(reply=Fault.rate_limit(3600)) as server, pytest.raises(RateLimitError, match="3600"):
+    with (
+        FakeLLM(reply=Fault.rate_limit(3600)) as server,
+        pytest.raises(RateLimitError, match="3600"),
+    ):
         fake(server).ask(MESSAGES)
 
 
@@ -222,10 +225,13 @@ def test_the_key_is_in_no_file_log_repr_or_error(
     monkeypatch.setenv("OPENAI_API_KEY", key)
     said: list[str] = []
     with caplog.at_level(logging.DEBUG), FakeLLM(api_key="another") as server:
-        for options in ({"api_key": key}, {}):
+        given: list[dict[str, Any]] = [{"api_key": key}, {}]
+        for options in given:
             for name in ("fake", "litellm/openai/fake"):
                 model = pi.LLM(name, api_base=server.api_base, max_attempts=1, **options)
-                said += [repr(model), str(vars(model))] if "api_key" not in options else [repr(model)]
+                said += (
+                    [repr(model), str(vars(model))] if "api_key" not in options else [repr(model)]
+                )
                 with pytest.raises(PersonaInferError) as caught:
                     model.ask(MESSAGES)
                 said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
@@ -296,9 +302,7 @@ def test_a_reply_counts_only_after_it_is_on_disk(tmp_path: Path) -> None:
     """When a row comes out, another process can read its reply from the cache."""
     with FakeLLM() as server:
         options: dict[str, Any] = {"api_base": server.api_base, "cache_dir": tmp_path / "c"}
-        seen = 0
-        for row in pi.iter_personas(pairs(20), "fake", **options):
-            seen += 1
+        for seen, row in enumerate(pi.iter_personas(pairs(20), "fake", **options), 1):
             assert row.error is None
             assert pi.cache_info(tmp_path / "c").replies >= seen
 

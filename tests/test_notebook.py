@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from queue import Empty
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_calls_work_in_a_cell_and_are_awaited_at_top_level() -> None:
     assert "<table>" in results[4]["text/html"]
 
 
-def run(kernel: "client.BlockingKernelClient", code: str) -> dict[str, str]:
+def run(kernel: Any, code: str) -> dict[str, str]:
     """The display data of one cell; an exception in it fails the test."""
     identity = kernel.execute(code)
     shown: dict[str, str] = {}

@@ -84,7 +84,9 @@ def test_retry_after_in_every_form(headers: dict[str, str], seconds: float | Non
 
 
 def test_retry_after_as_a_date_or_an_epoch() -> None:
-    assert retry_after({"Retry-After": formatdate(time() + 30, usegmt=True)}) == pytest.approx(30, abs=2)
+    assert retry_after({"Retry-After": formatdate(time() + 30, usegmt=True)}) == pytest.approx(
+        30, abs=2
+    )
     assert retry_after({"Retry-After": formatdate(time() - 30, usegmt=True)}) == 0
     assert retry_after({"x-ratelimit-reset": str(time() + 20)}) == pytest.approx(20, abs=2)
 
@@ -125,7 +127,9 @@ def test_keys_are_redacted_wherever_they_stand() -> None:
 def test_an_alias_is_accepted_and_another_served_model_is_not() -> None:
     with FakeLLM(reply=lambda body: Fault.other_model("backend-7b"), model="backend-7b") as server:
         served_elsewhere = pi.infer_personas(pairs(1), "my-alias", api_base=server.api_base)
-    assert not served_elsewhere.errors  # the endpoint lists no "my-alias": it is a name for backend-7b
+    assert (
+        not served_elsewhere.errors
+    )  # the endpoint lists no "my-alias": it is a name for backend-7b
     with FakeLLM(reply=Fault.other_model("small"), model="fake") as server:
         routed = pi.infer_personas(pairs(1), "fake", api_base=server.api_base, max_attempts=1)
     assert "'small', not from 'fake'" in str(routed[0].error)

@@ -1,0 +1,150 @@
+"""Rows a second: this library, bare loops and its peers, side by side against one loopback server.
+
+Each contender runs as a fresh process, and the rounds are interleaved, so that drift of the machine
+hits all alike. `python benchmarks/throughput.py [--rounds 5] [--only NAME …] [--scale 1.0]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import server
+
+import personainfer as pi
+from personainfer.prompts import PersonaPrompt, pair_message
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = HERE.parent / ".venvs"
+CONCURRENCY = 64
+LATENCY = 0.05  # seconds, where there is one
+TIMEOUT = 600.0  # seconds for one run of one contender
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A script of `contenders`, how many rows it gets, and what sets it apart."""
+
+    script: str
+    rows: int
+    model: str = "fake"
+    environment: str = ""  # a folder of .venvs; empty: this one
+    latency: float = 0.0
+    warm: bool = False  # on the cache that the contender named "ours" has just filled
+
+
+# Slow contenders get fewer rows; all get enough that a run takes seconds.
+CONTENDERS = {
+    "aiohttp": Contender("bare_aiohttp", 20_000),
+    "ours": Contender("this_library", 20_000),
+    "ours, warm": Contender("this_library", 20_000, warm=True),
+    "instructor": Contender("bare_instructor", 1_500),
+    "ours, litellm": Contender("this_library", 1_500, model="litellm/openai/fake"),
+    "curator": Contender("curator_llm", 2_000, environment="curator"),
+    "accrue": Contender("accrue_pipeline", 2_000, environment="accrue"),
+    "ondine": Contender("ondine_pipeline", 2_000, environment="ondine"),
+    "distilabel": Contender("distilabel_pipeline", 3_000, environment="distilabel"),
+    "aiohttp, 50 ms": Contender("bare_aiohttp", 6_400, latency=LATENCY),
+    "ours, 50 ms": Contender("this_library", 6_400, latency=LATENCY),
+}
+PEERS = ("curator", "accrue", "ondine", "distilabel")
+
+
+def main() -> None:
+    """Run the rounds and print what came of them as one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of rows")
+    options = parser.parse_args()
+    json.dump(measure(options.rounds, options.only, options.scale), sys.stdout, indent=1)
+    print()
+
+
+def measure(rounds: int, names: list[str], scale: float = 1.0) -> dict[str, Any]:
+    """By contender, rows a second of each round, or why there are none."""
+    results: dict[str, Any] = {name: {"rates": [], "cpu": []} for name in names}
+    with server.running() as at_once, server.running(LATENCY) as late:
+        for number in range(rounds):
+            with tempfile.TemporaryDirectory(prefix="personainfer-bench-") as folder:
+                for name in names:
+                    contender, result = CONTENDERS[name], results[name]
+                    if "problem" in result:
+                        continue
+                    api_base = late if contender.latency else at_once
+                    found = _run(contender, api_base, Path(folder), scale)
+                    _note(result, found)
+                    said = result.get("problem") or f"{result['rates'][-1]:,.0f} rows/s"
+                    print(f"round {number + 1}: {name}: {said}", file=sys.stderr, flush=True)
+    return results
+
+
+def _note(result: dict[str, Any], found: dict[str, Any]) -> None:
+    if "problem" in found:
+        result["problem"] = found["problem"]
+        return
+    result["rates"].append(found["rows"] / found["seconds"])
+    result["cpu"].append(found["cpu"] / found["rows"])
+    result["rows"] = found["rows"]
+    result["median"] = statistics.median(result["rates"])
+
+
+def _run(contender: Contender, api_base: str, folder: Path, scale: float) -> dict[str, Any]:
+    """One run in a process of its own: its JSON line, or what went wrong."""
+    python = sys.executable
+    if contender.environment:
+        python = str(ENVIRONMENTS / contender.environment / "bin" / "python")
+        if not Path(python).exists():
+            return {"problem": f"not installed: no {python}; see `make bench-peers`"}
+    named = contender.script + contender.model + str(contender.latency)
+    cache = folder / named.replace("/", "-")
+    task = {
+        "api_base": api_base,
+        "rows": int(contender.rows * scale),
+        "model": contender.model,
+        "concurrency": CONCURRENCY,
+        "cache_dir": str(cache),
+        "warm": contender.warm,
+        **_request(),
+    }
+    path = folder / "task.json"
+    path.write_text(json.dumps(task), encoding="utf-8")
+    command = [python, str(HERE / "contenders" / f"{contender.script}.py"), str(path)]
+    environment = {**os.environ, "HOME": str(folder)}  # some peers write into the home directory
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, cwd=folder
+        )
+    except subprocess.TimeoutExpired:
+        return {"problem": f"not done in {TIMEOUT:.0f} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"rows"')]
+    if done.returncode or not lines:
+        last = (done.stderr.strip() or "it printed nothing").splitlines()[-1]
+        return {"problem": f"exit {done.returncode}: {last[:200]}"}
+    found: dict[str, Any] = json.loads(lines[-1])
+    if found["filled"] != found["rows"]:
+        return {"problem": f"only {found['filled']} of {found['rows']} rows got both personas"}
+    return found
+
+
+def _request() -> dict[str, Any]:
+    """What this library sends, for the bare loops to send the same."""
+    prompt = PersonaPrompt()
+    holes = pi.Preference(prompt="[prompt]", chosen="[chosen]", rejected="[rejected]")
+    llm = pi.LLM("fake", api_base="http://127.0.0.1/v1", cache=False)
+    request = pi.Request((pair_message(holes),), prompt.schema, prompt.prefix)
+    body = llm.first_request(request)
+    messages = body.pop("messages")
+    return {"request": body, "prefix": messages[:-1], "pair": messages[-1]["content"]}
+
+
+if __name__ == "__main__":
+    main()

