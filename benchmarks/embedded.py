@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import llama
+from pydantic import BaseModel
 
 import personainfer as pi
 from personainfer.prompts import PersonaPrompt, pair_message
@@ -26,16 +27,25 @@ DATA = Path(__file__).parent.parent / "examples/data/preferences.jsonl"
 TIMEOUT = 1800.0  # seconds for one run
 
 
+class Yes(BaseModel):
+    """The shortest reply there is."""
+
+    answer: Literal["yes"]
+
+
+FIRST = pi.Request((pi.Message(role="user", content="Say yes."),), Yes)  # starts the server
+
+
 def pairs(rows: int) -> list[pi.Preference]:
     """The example pairs, as many as asked for."""
     return [row.preference for row in read_preferences(DATA) if row.preference][:rows]
 
 
 def through_library(rows: int) -> dict[str, Any]:
-    """`infer_personas`, the start of its server included in neither this nor the direct run."""
+    """`infer_personas`; the start of the server is timed neither here nor in the direct run."""
     data = pairs(rows)
     llm = pi.LLM("local", max_concurrency=llama.SLOTS, cache=False)
-    llm.ask([{"role": "user", "content": "Say yes."}])
+    llm.ask(FIRST.messages, FIRST.schema)
     start = time.perf_counter()
     table = pi.infer_personas(data, llm, progress=False)
     seconds = time.perf_counter() - start
@@ -54,8 +64,7 @@ def direct(rows: int) -> dict[str, Any]:
     requests = [pi.Request((pair_message(p),), prompt.schema, prompt.prefix) for p in pairs(rows)]
     bodies = [llm.first_request(request) for request in requests]
     with llama.running() as address:
-        yes = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 500}
-        llama.post(address, "/v1/chat/completions", yes)
+        llama.post(address, "/v1/chat/completions", llm.first_request(FIRST))
         return asyncio.run(_post_all(address, bodies))
 
 

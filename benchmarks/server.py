@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import re
+import selectors
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,4 +118,8 @@ def running(latency: float = 0.0) -> Iterator[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each reply")
-    asyncio.run(serve(parser.parse_args().latency))
+    # epoll waits whole milliseconds; select does not, and a latency of 50 ms should be one of 50 ms.
+    with asyncio.Runner(
+        loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
+    ) as runner:
+        runner.run(serve(parser.parse_args().latency))

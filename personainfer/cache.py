@@ -87,6 +87,7 @@ class ReplyCache:
                 cull_limit=0,
                 sqlite_mmap_size=0,
             )
+            self._store.close()  # it opens again at the first write, in the thread that writes
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
         except OSError as error:

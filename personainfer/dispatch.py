@@ -16,13 +16,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import tenacity
 
 from . import loop
 from .cache import ReplyCache
-from .exceptions import ModelError, PersonaInferError, RateLimitError, ReplyError
+from .exceptions import ModelError, RateLimitError, ReplyError
 from .limits import Limits, Price
 from .records import Completion, Usage
 from .transports import Transport
@@ -135,6 +135,7 @@ class Run(Generic[T]):
     def close(self) -> None:
         """Cancel what is in flight and wait until it has stopped."""
         self._replies.close()
+        self._let_go()
 
     def cancel(self) -> None:
         """From any thread: make the iteration stop with an error at its next step."""
@@ -151,9 +152,18 @@ class Run(Generic[T]):
                 else:
                     self._await(self._window[0][1])
                     yield from self._finished()
+            self._let_go()
         finally:
             self._workers.close()
             self._ended(self.tally.usage)
+
+    def _let_go(self) -> None:
+        """Close this thread's connection to the cache: SQLite's do not survive a fork.
+
+        Never on behalf of the garbage collector, which may come in the middle of a query.
+        """
+        if self._cache is not None:
+            self._cache.close()
 
     def _prepare(self, items: list[tuple[T, Sequence[Job]]]) -> bool:
         """Look a group of items up in the cache, and send what is not there. False at the end."""
@@ -267,22 +277,31 @@ class _Workers:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self._cache is not None:
+            self._cache.close()  # of this thread, the one that writes
         await self._transport.close()
 
     async def _work(self) -> None:
-        while self._jobs and self.fatal is None:
-            job = self._jobs.popleft()
-            try:
-                job.reply = await self._answer(job)
-            except ModelError as error:
-                if error.fatal:
-                    self.fatal = error
-                job.reply = Reply(error=error)
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:  # the cache failed, or a bug: the caller must not wait
+        try:
+            while self._jobs and self.fatal is None:
+                await self._serve(self._jobs.popleft())
+        finally:
+            # Now, not in a callback of the task: requests that come in between would find every
+            # place taken by a worker that has ended, and nobody would send them.
+            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _serve(self, job: Job) -> None:
+        try:
+            job.reply = await self._answer(job)
+        except ModelError as error:
+            if error.fatal:
                 self.fatal = error
-            self._tell()
+            job.reply = Reply(error=error)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # the cache failed, or a bug: the caller must not wait
+            self.fatal = error
+        self._tell()
 
     async def _answer(self, job: Job) -> Reply:
         answer: tuple[Completion, Any] = await self._retrying(self._attempt, job)
@@ -378,10 +397,13 @@ class _Workers:
         written, self._written = self._written, None
         try:
             self._cache.set_many(replies, model=self._transport.model)
-        except PersonaInferError as error:
+        except (
+            BaseException
+        ) as error:  # whatever it is: the workers that wait must not wait for ever
             self.fatal = error
             self._tell()
-        written.set()
+        finally:
+            written.set()
 
     def _tell(self) -> None:
         """Wake the caller once for all replies of this turn of the loop."""

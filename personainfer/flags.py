@@ -15,11 +15,11 @@ whether a persona is true. Flags:
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from .records import Persona, Preference
 
-__all__ = ["FLAGS", "find_flags", "words_of"]
+__all__ = ["FLAGS", "find_flags"]
 
 FLAGS = (
     "refusal",
@@ -33,92 +33,123 @@ FLAGS = (
 
 _COPIED_RUN = 4  # words in a row; three are often an idiom
 
+# A million rows go through here: words are looked up in sets, and a pattern that could match only in
+# the company of certain words is tried only then.
+_REFUSAL_WORDS = frozenset(
+    """
+    i i'm can't cannot won't don't ai model unable appropriate n persona
+    """.split()
+)
 _REFUSAL = re.compile(
     r"\b(?:i (?:cannot|can't|can not|won't|am unable|am not able|do not|don't)|i'm (?:sorry|unable)"
-    r"|as an ai|language model|cannot (?:provide|assist|help|fulfil)|unable to (?:provide|assist|help)"
-    r"|not appropriate to|n/a|no persona)\b",
-    re.IGNORECASE,
+    r"|as an ai|language model|cannot (?:provide|assist|help|fulfil)"
+    r"|unable to (?:provide|assist|help)|not appropriate to|n/a|no persona)\b"
 )
-_PROTECTED = re.compile(
-    r"\b(?:(?:wo)?m[ae]n|males?|females?|boys?|girls?|ladies|lady|gender|trans(?:gender)?|non-?binary"
-    r"|gays?|lesbians?|queer|bisexual|homosexual|heterosexual|lgbtq?\+?"
-    r"|black|white|asian|hispanic|latin[oax]|caucasian|african|arab|race|racial|ethnic\w*|indigenous"
-    r"|christians?|muslims?|jew(?:s|ish)?|hindus?|buddhists?|catholics?|protestants?|atheists?"
-    r"|islam\w*|religious|religion|devout"
-    r"|elderly|teen(?:age)?(?:rs?)?|senior citizens?|middle-aged|millennials?|\d+[- ]years?[- ]old"
-    r"|adolescents?|retirees?|immigrants?|foreigners?|nationality|americans?|british|chinese|indians?"
-    r"|mexicans?|russians?|germans?|french|japanese|europeans?"
-    r"|disabled|disabilit\w+|autis\w+|blind|deaf|wheelchair\w*|dyslexi\w+|adhd"
-    r"|republicans?|democrats?|left-wing|right-wing|conservatives?|liberals?|socialists?|communists?"
-    r"|feminists?|pregnan\w+)\b",
-    re.IGNORECASE,
+_PROTECTED_WORDS = frozenset(
+    """
+    man men woman women male males female females boy boys girl girls lady ladies gender trans
+    transgender nonbinary gay gays lesbian lesbians queer bisexual homosexual heterosexual lgbt
+    lgbtq black white asian hispanic latino latina latinx caucasian african arab race racial
+    indigenous christian christians muslim muslims jew jews jewish hindu hindus buddhist buddhists
+    catholic catholics protestant protestants atheist atheists religious religion devout elderly
+    teen teens teenage teenager teenagers millennial millennials adolescent adolescents retiree
+    retirees immigrant immigrants foreigner foreigners nationality american americans british
+    chinese indian indians mexican mexicans russian russians german germans french japanese european
+    europeans disabled blind deaf adhd republican republicans democrat democrats conservative
+    conservatives liberal liberals socialist socialists communist communists feminist feminists
+    """.split()
+)
+_PROTECTED_STEMS = ("ethnic", "islam", "disabilit", "autis", "wheelchair", "dyslexi", "pregnan")
+_PROTECTED_RUN = re.compile(
+    r" (?:senior citizens?|middle aged|(?:left|right) wing|non binary|\d+ years? old) "
 )
 _NAME = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof)\.? [A-Z]\w+|\b[A-Z][a-z]+ (?:[A-Z]\. )?[A-Z][a-z]+\b)"
 )
-_OPEN_END = re.compile(
-    r"(?<![\w-])(?:a|an|the|and|or|of|to|with|for|in|on|by|that|which|who|is|are|more|very|their|as"
-    r"|than)$",
-    re.IGNORECASE,
+_OPEN_ENDS = frozenset(
+    """
+    a an the and or of to with for in on by that which who is are more very their as than
+    """.split()
 )
-_VERB_FIRST = re.compile(
-    r"^(?:has|have|likes?|wants?|values?|enjoys?|seeks?|needs?|would|can|does|do|prefers?|is|was)"
-    r"(?![\w-])",
-    re.IGNORECASE,
+_VERBS = frozenset(
+    """
+    has have like likes want wants value values enjoy enjoys seek seeks need needs would can does do
+    prefer prefers is was
+    """.split()
 )
 _NOT_WORD = re.compile(r"[^\w']+")
 
 
-def words_of(text: str) -> str:
-    """Lower-case words between single spaces, so that a run of words can be searched for."""
-    return f" {_NOT_WORD.sub(' ', text.lower()).strip()} "
-
-
 def find_flags(
-    persona: Persona, *, pair_words: str, exemplar_phrases: Set[str] = frozenset()
+    persona: Persona, preference: Preference, *, exemplar_phrases: Set[str] = frozenset()
 ) -> tuple[str, ...]:
     """The flags of one persona.
 
     Args:
         persona: what the model said.
-        pair_words: `words_of` the prompt and both responses.
+        preference: the pair that it was said about.
         exemplar_phrases: traits and preferences of the exemplars, in lower case.
     """
-    phrases = f"{persona.trait} | {persona.preference}"
+    trait, wish = persona.trait.lower(), persona.preference.lower()
+    said = f"{trait} | {wish}"
+    trait_words, wish_words = _words(trait), _words(wish)
+    words = trait_words + wish_words
     found = []
-    if _REFUSAL.search(phrases):
+    if not _REFUSAL_WORDS.isdisjoint(words) and _REFUSAL.search(said):
         found.append("refusal")
-    if _copies(persona.trait, pair_words) or _copies(persona.preference, pair_words):
+    if _copies((trait_words, wish_words), preference):
         found.append("copies_text")
-    if {persona.trait.lower(), persona.preference.lower()} & exemplar_phrases:
+    if trait in exemplar_phrases or wish in exemplar_phrases:
         found.append("copies_exemplar")
-    if _PROTECTED.search(phrases):
+    if _is_protected(words):
         found.append("protected_attribute")
-    if _NAME.search(phrases):
+    if said != f"{persona.trait} | {persona.preference}" and _names(persona):
         found.append("named_person")
-    if _is_ungrammatical(persona):
+    if _is_ungrammatical(trait) or _is_ungrammatical(wish):
         found.append("ungrammatical")
     return tuple(found)
 
 
-def pair_text(preference: Preference) -> str:
-    """All text of a pair, for `words_of`."""
+def _words(text: str) -> list[str]:
+    """Lower-case words, without punctuation."""
+    return _NOT_WORD.sub(" ", text.lower()).split()
+
+
+def _pair_text(preference: Preference) -> str:
     prompt = preference.prompt
     if not isinstance(prompt, str):
         prompt = "\n".join(message.content for message in prompt)
-    return f"{prompt}\n{preference.chosen}\n{preference.rejected}"
+    return f"{prompt}\n{preference.chosen}\n{preference.rejected}".lower()
 
 
-def _copies(phrase: str, pair_words: str) -> bool:
-    words = words_of(phrase).split()
-    return any(
-        f" {' '.join(words[start : start + _COPIED_RUN])} " in pair_words
-        for start in range(len(words) - _COPIED_RUN + 1)
+def _copies(phrases: Sequence[list[str]], preference: Preference) -> bool:
+    """Whether some words in a row stand in the pair, whatever punctuation is between them there."""
+    text = _pair_text(preference)
+    runs = [
+        run
+        for words in phrases
+        for run in zip(*(words[start:] for start in range(_COPIED_RUN)), strict=False)
+        if max(run, key=len) in text and all(word in text for word in run)
+    ]
+    if not runs:
+        return False
+    plain = f" {' '.join(_words(text))} "
+    return any(f" {' '.join(run)} " in plain for run in runs)
+
+
+def _is_protected(words: Sequence[str]) -> bool:
+    return (
+        not _PROTECTED_WORDS.isdisjoint(words)
+        or any(word.startswith(_PROTECTED_STEMS) for word in words)
+        or _PROTECTED_RUN.search(f" {' '.join(words)} ") is not None
     )
 
 
-def _is_ungrammatical(persona: Persona) -> bool:
-    phrases = (persona.trait, persona.preference)
-    return any(
-        not phrase or _OPEN_END.search(phrase) or _VERB_FIRST.search(phrase) for phrase in phrases
-    )
+def _names(persona: Persona) -> bool:
+    return bool(_NAME.search(persona.trait) or _NAME.search(persona.preference))
+
+
+def _is_ungrammatical(phrase: str) -> bool:
+    """A phrase that is empty, stops in the middle, or brings a verb where the sentence has its own."""
+    words = phrase.split()
+    return not words or words[-1] in _OPEN_ENDS or words[0] in _VERBS

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from .dispatch import Reply
-from .flags import find_flags, pair_text, words_of
+from .flags import find_flags
 from .llm import Request
 from .prompts import PersonaPrompt, pair_message
 from .readers import SourceRow
@@ -124,13 +124,11 @@ class Plan:
     def _flagged(
         self, preference: Preference, personas: Mapping[Side, Persona]
     ) -> dict[Side, Persona]:
-        words = words_of(pair_text(preference))
-        phrases = self.prompt.phrases
         sentences = {str(persona) for persona in personas.values()}
         same = ("same_as_other_side",) if len(sentences) < len(personas) else ()
         result = {}
         for side, persona in personas.items():
-            flags = find_flags(persona, pair_words=words, exemplar_phrases=phrases) + same
+            flags = find_flags(persona, preference, exemplar_phrases=self.prompt.phrases) + same
             result[side] = persona.model_copy(update={"flags": flags}) if flags else persona
         return result
 

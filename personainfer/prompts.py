@@ -73,7 +73,8 @@ class BothPersonas(BaseModel):
 class PersonaPrompt:
     """How personas are asked for: a `prefix` shared by all pairs, and a message for each pair.
 
-    `schema` is the form of the reply, `version` a digest of every word that is not the pair's.
+    `schema` is the form of the reply, `version` a digest of every word that is not the pair's, and
+    `phrases` the traits and preferences of the exemplars, in lower case, which a reply should not repeat.
     """
 
     def __init__(
@@ -89,12 +90,8 @@ class PersonaPrompt:
             turns += self._worked(exemplar)
         self.prefix = tuple(turns)
         self.version = _digest(self.prefix)
-
-    @property
-    def phrases(self) -> frozenset[str]:
-        """Traits and preferences of the exemplars, in lower case: a reply should not repeat them."""
         personas = [p for exemplar in self.exemplars for p in (exemplar.chosen, exemplar.rejected)]
-        return frozenset(phrase.lower() for p in personas for phrase in (p.trait, p.preference))
+        self.phrases = frozenset(text.lower() for p in personas for text in (p.trait, p.preference))
 
     def _worked(self, exemplar: Exemplar) -> list[Message]:
         first = _reply(exemplar.chosen)
@@ -106,12 +103,11 @@ class PersonaPrompt:
 def pair_message(preference: Preference) -> Message:
     """The turn that shows one pair; the model is not told which response was chosen."""
     fields = {
-        "prompt": _prompt_text(preference.prompt),
-        "first": preference.chosen,
-        "second": preference.rejected,
+        "prompt": _disarm(_prompt_text(preference.prompt)),
+        "first": _disarm(preference.chosen),
+        "second": _disarm(preference.rejected),
     }
-    fields = {name: _disarm(text) for name, text in fields.items()}
-    content = _FIELD.sub(lambda match: fields[match[1]], _text("pair.txt"))
+    content = "".join([fields.get(part, part) for part in _pair_parts()])
     return Message.model_construct(role="user", content=content)
 
 
@@ -143,7 +139,6 @@ def _exemplars(given: object) -> tuple[Exemplar, ...]:
     )
 
 
-_FIELD = re.compile(r"\{(prompt|first|second)\}")
 _TAG = re.compile(r"<(\s*/?\s*(?:prompt|response_[12])\s*)>", re.IGNORECASE)
 
 
@@ -173,3 +168,9 @@ def _digest(messages: Sequence[Message]) -> str:
 def _text(name: str) -> str:
     folder = resources.files(__package__).joinpath("prompts")
     return folder.joinpath(name).read_text(encoding="utf-8").strip()
+
+
+@cache
+def _pair_parts() -> tuple[str, ...]:
+    """The template of a pair, cut at its fields: text and the names of fields in turn."""
+    return tuple(re.split(r"\{(prompt|first|second)\}", _text("pair.txt")))

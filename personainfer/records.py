@@ -58,6 +58,8 @@ class Preference(Record):
         return self.model_copy(update={"chosen": self.rejected, "rejected": self.chosen})
 
 
+# The words with which the pattern can begin: it is tried on nothing else.
+_LEADERS = frozenset("the this they i you someone who is are am prefer prefers would".split())
 _LEADING = re.compile(
     r"^(?:(?:the|this) (?:user|person)\s+|(?:they|i|you)\s+|(?:someone )?who\s+(?=is|are|would|prefer))?"
     r"(?:(?:is|are|am|prefers?|would prefer)\s+)?",
@@ -70,8 +72,11 @@ def _phrase(text: object) -> object:
     if not isinstance(text, str):
         return text
     phrase = " ".join(text.split()).rstrip(" .;,")
-    while (shorter := _LEADING.sub("", phrase, count=1)) != phrase:  # "the user is someone who is"
-        phrase = shorter
+    while phrase.split(" ", 1)[0].lower() in _LEADERS:
+        shorter = _LEADING.sub("", phrase, count=1)
+        if shorter == phrase:
+            break
+        phrase = shorter  # and again: "the user is someone who is"
     first = phrase.split(" ", 1)[0]
     if first == "A" or first[1:].islower():  # "Short" -> "short", while "TV" and "IT-savvy" stay
         phrase = phrase[0].lower() + phrase[1:]

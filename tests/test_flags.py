@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from personainfer.flags import FLAGS, find_flags, pair_text, words_of
+from personainfer.flags import FLAGS, find_flags
 from personainfer.records import Message, Persona, Preference
 
 PAIR = Preference(
@@ -18,7 +18,7 @@ def flags(trait: str = "patient", preference: str = "clear explanations") -> tup
     persona = Persona(trait=trait, preference=preference)
     return find_flags(
         persona,
-        pair_words=words_of(pair_text(PAIR)),
+        PAIR,
         exemplar_phrases=frozenset({"curious about how things work"}),
     )
 
@@ -110,16 +110,16 @@ def test_a_run_of_words_does_not_join_trait_and_preference() -> None:
 
 
 def test_only_whole_words_count_as_copied() -> None:
-    words = words_of("grow late tomatoes in pots")
+    pair = Preference(prompt="What to sow?", chosen="Grow late tomatoes in pots", rejected="Peas")
     persona = Persona(trait="keen to row late tomatoes in tins", preference="x")
-    assert find_flags(persona, pair_words=words) == ()
+    assert find_flags(persona, pair) == ()
 
 
 def test_evidence_may_quote_the_pair() -> None:
     persona = Persona(
         evidence="says to water it every second Saturday", trait="busy", preference="routine"
     )
-    assert find_flags(persona, pair_words=words_of(pair_text(PAIR))) == ()
+    assert find_flags(persona, PAIR) == ()
 
 
 def test_every_turn_of_a_conversation_counts_as_text_of_the_pair() -> None:
@@ -127,7 +127,7 @@ def test_every_turn_of_a_conversation_counts_as_text_of_the_pair() -> None:
         Message(role="system", content="Answer as a pirate would do."),
         Message(role="user", content="Where is the hidden treasure?"),
     )
-    text = words_of(pair_text(Preference(prompt=turns, chosen="Here", rejected="There")))
+    pair = Preference(prompt=turns, chosen="Here", rejected="There")
     for copied in ("keen to answer as a pirate would", "curious where is the hidden treasure"):
         persona = Persona(trait=copied, preference="x")
-        assert find_flags(persona, pair_words=text) == ("copies_text",)
+        assert find_flags(persona, pair) == ("copies_text",)

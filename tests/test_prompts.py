@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError
-from personainfer.flags import find_flags, pair_text, words_of
+from personainfer.flags import find_flags
 from personainfer.prompts import (
     BothPersonas,
     OnePersona,
@@ -102,11 +102,10 @@ def test_a_reply_with_an_empty_phrase_is_refused(empty: str) -> None:
 
 @pytest.mark.parametrize("exemplar", default_exemplars(), ids=lambda e: e.chosen.trait)
 def test_the_default_exemplars_have_no_flag_of_their_own(exemplar: Exemplar) -> None:
-    words = words_of(pair_text(exemplar.preference))
     others = [e for e in default_exemplars() if e is not exemplar]
     phrases = PersonaPrompt(exemplars=others).phrases
     for persona in (exemplar.chosen, exemplar.rejected):
-        assert find_flags(persona, pair_words=words, exemplar_phrases=phrases) == ()
+        assert find_flags(persona, exemplar.preference, exemplar_phrases=phrases) == ()
         assert persona.evidence
     assert exemplar.chosen.render() != exemplar.rejected.render()
     assert Exemplar.model_validate(exemplar.model_dump()) == exemplar
