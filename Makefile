@@ -12,10 +12,10 @@ demo: $(VENV)/.local  ## infer personas for the example pairs on the embedded mo
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev  ## the light suite: no network, no key, no torch
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not heavy"
 
 test-all: lint  ## everything, with every extra
-	$(BIN)/python -m pytest -m "heavy or not heavy"
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

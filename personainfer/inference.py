@@ -237,19 +237,22 @@ class PersonaStream(Iterator[PersonaRow]):
 
 
 def _collect(stream: PersonaStream, progress: bool | None) -> PersonaTable:
-    from tqdm.auto import tqdm
-
     shown = _interactive() if progress is None else progress
     with stream:
-        bar = tqdm(stream, total=stream.source.total, unit="row", disable=not shown, leave=False)
-        with bar:
-            rows = list(bar)
+        rows = list(_with_bar(stream) if shown else stream)
     return PersonaTable(
         rows,
         original=_kept(stream.source.original, rows) if stream.dropped else stream.source.original,
         usage=stream.usage,
         settings=stream.settings | ({"dropped": stream.dropped} if stream.dropped else {}),
     )
+
+
+def _with_bar(stream: PersonaStream) -> Iterator[PersonaRow]:
+    from tqdm.auto import tqdm
+
+    with tqdm(stream, total=stream.source.total, unit="row", leave=False) as bar:
+        yield from bar
 
 
 def _interactive() -> bool:

@@ -101,6 +101,7 @@ class LLM:
     ) -> None:
         self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check_options(self._options)
+        self._pid = os.getpid()
         self.model = model or os.environ.get("PERSONAINFER_MODEL") or "local"
         self.usage = Usage()
         self._api_key = api_key
@@ -167,6 +168,8 @@ class LLM:
 
     def run(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Run[T]:
         """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory."""
+        if self._pid != os.getpid():  # a fork has none of its parent's connections and locks
+            self.__setstate__(self.__getstate__())
         self._limits.gate.reset()
         jobs = ((item, [self._job(request) for request in requests]) for item, requests in items)
         return Run(

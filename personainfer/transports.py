@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EndpointTransport", "LiteLLMTransport", "Transport"]
 
+_LIST_TIMEOUT = 10.0  # seconds for the list of models
 _LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
 
 
@@ -146,10 +147,11 @@ class EndpointTransport:
         import aiohttp
 
         try:
-            async with self._session.get(self._base + "/models") as response:
+            limit = aiohttp.ClientTimeout(total=_LIST_TIMEOUT)
+            async with self._session.get(self._base + "/models", timeout=limit) as response:
                 listed = (await response.json())["data"]
                 return {str(model["id"]) for model in listed}
-        except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
+        except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, RecursionError):
             return set()  # no list: nothing to compare with
 
 

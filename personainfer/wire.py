@@ -97,13 +97,18 @@ def read_completion(reply: Mapping[str, Any]) -> Completion:
         usage = reply.get("usage") or {}
         calls = message.get("tool_calls") or ()
         text = message.get("content") or (calls[0]["function"]["arguments"] if calls else "")
+        if not isinstance(text, str):
+            raise TypeError("content is text")
+        text.encode()
         completion = Completion(
             text=text,
             finish_reason=str(choice.get("finish_reason") or "stop"),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
         )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+    except UnicodeEncodeError:
+        raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         raise ReplyError("the reply is JSON, but not a chat completion.") from None
     problem = _completion_problem(completion, message)
     if problem is not None:
@@ -126,6 +131,7 @@ def _completion_problem(completion: Completion, message: Mapping[str, Any]) -> R
 
 def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -> ModelError:
     """The error of this library for an HTTP status, with the endpoint's words and without the key."""
+    text = text.encode(errors="replace").decode()
     said = redact(" ".join(text.split()), key)[:300]
     lowered = said.lower()
     wait = retry_after(headers)
@@ -194,7 +200,7 @@ def decode(content: bytes) -> Json:
         reply = json.loads(content)
     except UnicodeDecodeError:
         raise ReplyError("the reply holds bytes that are not UTF-8.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ReplyError("the reply is not JSON.") from None
     if not isinstance(reply, dict):
         raise ReplyError("the reply is JSON, but not a chat completion.")
@@ -207,7 +213,7 @@ def error_text(content: bytes) -> str:
     try:
         error = json.loads(content)["error"]
         return f"{error['message']} {error.get('code') or ''}" if isinstance(error, dict) else text
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return text
 
 

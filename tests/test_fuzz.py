@@ -318,7 +318,7 @@ replies = st.one_of(
 
 
 def test_generated_replies_cost_at_most_their_row() -> None:
-    made = generated(replies, 300)
+    made = generated(replies, 150)
     infer_among_good(lambda number: made[number], len(made))
 
 

@@ -20,14 +20,20 @@ from .conftest import pairs
 
 WIDTH = 8
 ROWS = 400
+STATES = [pytest.param(0.02, id="busy"), pytest.param(300, id="waiting", marks=pytest.mark.heavy)]
 
 START = """
 import sys, threading, personainfer as pi
 from personainfer import loop
-from tests.conftest import pairs
 import asyncio
 base, folder, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 options = {"api_base": base, "cache_dir": folder, "max_concurrency": 8}
+
+def pairs(count):  # those of conftest, whose import would take longer than the run
+    return [
+        {"prompt": f"Question {n}?", "chosen": f"Short answer {n}.", "rejected": f"Long answer {n}…"}
+        for n in range(count)
+    ]
 
 def running():
     return len(asyncio.all_tasks(loop.the_loop()))
@@ -194,7 +200,7 @@ def test_no_task_is_left_where_the_process_lives_on(
         assert pi.cache_info(tmp_path / "c").replies >= before - WIDTH + 50
 
 
-@pytest.mark.parametrize("latency", [0.02, 300], ids=["busy", "waiting"])
+@pytest.mark.parametrize("latency", STATES)
 def test_two_ctrl_c_in_a_row_end_it_too(
     start: Callable[..., Script], tmp_path: Path, latency: float
 ) -> None:
@@ -210,7 +216,7 @@ def test_two_ctrl_c_in_a_row_end_it_too(
         assert_goes_on(server, tmp_path / "c")
 
 
-@pytest.mark.parametrize("latency", [0.02, 300], ids=["busy", "waiting"])
+@pytest.mark.parametrize("latency", STATES)
 def test_a_run_in_another_thread_is_cancelled_from_the_main_one(
     start: Callable[..., Script], tmp_path: Path, latency: float
 ) -> None:

@@ -230,7 +230,8 @@ FAULTS: dict[str, tuple[Callable[[], Fault], str, bool]] = {
     "not-utf8": (lambda: Fault.not_utf8(), "not UTF-8", False),
     "10-MB": (lambda: Fault.huge(), "larger than", True),
 }
-LONG = {"429", "10-MB"}  # seconds even where no call succeeds
+WAITS = {name for name, (_, _, waits) in FAULTS.items() if waits}
+ALIKE = {"empty-content", "not-json", "refusal", "filter", "invalid-json"}  # to the one who retries
 
 
 def kinds(heavy: set[str]) -> list[Any]:
@@ -270,7 +271,7 @@ def assert_right(table: pi.PersonaTable, rows: int) -> None:
         assert row.rejected.trait == f"rejected of {number}"
 
 
-@pytest.mark.parametrize("name", kinds(heavy=LONG))
+@pytest.mark.parametrize("name", kinds(heavy=WAITS))
 def test_a_fault_at_every_call_is_an_error_on_every_row(name: str) -> None:
     make, words, _ = FAULTS[name]
     rows = 40
@@ -291,9 +292,7 @@ def test_a_fault_at_every_call_is_an_error_on_every_row(name: str) -> None:
     assert pi.cache_info().replies == 0
 
 
-@pytest.mark.parametrize(
-    "name", kinds(heavy={name for name, (_, _, waits) in FAULTS.items() if waits})
-)
+@pytest.mark.parametrize("name", kinds(heavy=WAITS | ALIKE))
 def test_a_fault_at_a_third_of_the_calls_costs_no_row(name: str) -> None:
     run_through([FAULTS[name][0]()], rows=120, timeout=timeout_of(name))
 
@@ -359,9 +358,18 @@ def test_a_request_that_comes_while_the_last_worker_ends_is_answered() -> None:
 
 # Forks and spawns
 
-FORK = """
+PAIRS = """
+def pairs(count):  # those of conftest, whose import would take longer than the run
+    return [
+        {"prompt": f"Question {n}?", "chosen": f"Short answer {n}.", "rejected": f"Long answer {n}…"}
+        for n in range(count)
+    ]
+"""
+
+FORK = (
+    PAIRS
+    + """
 import multiprocessing, os, sys, personainfer as pi
-from tests.conftest import pairs
 model = pi.LLM("fake", api_base=sys.argv[1], max_concurrency=4)
 options = {"api_base": sys.argv[1], "max_concurrency": 4}
 
@@ -383,10 +391,12 @@ assert all(personas[:10] == first for personas in found)
 assert work(50, True)[:10] == work(50, False)[:10] == first
 print(pi.cache_info().replies)
 """
+)
 
-FORK_IN_FLIGHT = """
+FORK_IN_FLIGHT = (
+    PAIRS
+    + """
 import os, sys, personainfer as pi
-from tests.conftest import pairs
 model = pi.LLM("fake", api_base=sys.argv[1], max_concurrency=4)
 stream = pi.iter_personas(pairs(100), model)
 rows = [next(stream)]
@@ -399,10 +409,12 @@ rows += stream
 assert len(rows) == 100 and not [row for row in rows if row.error], "the parent's run was disturbed"
 assert status == 0, "the child failed"
 """
+)
 
-FORK_LIMITED = """
+FORK_LIMITED = (
+    PAIRS
+    + """
 import os, sys, personainfer as pi
-from tests.conftest import pairs
 options = {"api_base": sys.argv[1], "prices": (1.0, 1.0), "max_concurrency": 16}
 cost = pi.infer_personas(pairs(1), "fake", cache=False, **options).usage.cost
 model = pi.LLM("fake", budget=30 * cost, **options)  # some of 16 calls wait for others to settle
@@ -415,10 +427,12 @@ if pid == 0:
     os._exit(1 if table.errors else 0)
 assert os.waitpid(pid, 0)[1] == 0, "the child failed"
 """
+)
 
-FORK_CACHE = """
+FORK_CACHE = (
+    PAIRS
+    + """
 import gc, os, sys, personainfer as pi
-from tests.conftest import pairs
 base, folder = sys.argv[1:]
 model = pi.LLM("fake", api_base=base, cache_dir=folder)
 pi.infer_personas(pairs(5), model)
@@ -437,6 +451,7 @@ gc.collect()
 os.write(go, b"1")
 assert os.waitpid(pid, 0)[1] == 0, "the child failed"
 """
+)
 
 
 def test_a_forked_child_infers_as_its_parent_does() -> None:
@@ -491,7 +506,7 @@ def test_nothing_stays_open_after_many_runs(llm: FakeLLM) -> None:
     pi.infer_personas(pairs(5), "fake", api_base=llm.api_base)
     until(lambda: llm.in_flight == 0)
     files, threads = held()
-    for count in range(30):
+    for count in range(12):
         pi.infer_personas(pairs(6 + count), "fake", api_base=llm.api_base)
     assert held()[1] <= threads
-    until(lambda: held()[0] <= files + 5)
+    until(lambda: held()[0] <= files + 3)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# No contender may look for anything outside this machine.
+# No contender may reach anything outside this machine: no telemetry, no price lists, no hub.
 os.environ |= {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "OPENAI_API_KEY": "none",
@@ -25,6 +26,20 @@ os.environ |= {
     "NO_PROXY": "127.0.0.1",
 }
 WARM_UP = 64
+
+
+class LocalSocket(socket.socket):
+    """A socket that connects to loopback only, in this process and in those it forks."""
+
+    def connect(self, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOOPBACK:
+            raise ConnectionRefusedError(f"a benchmark connects to loopback only, not {address}")
+        super().connect(address)
+
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+socket.socket = LocalSocket  # type: ignore[misc]
+
 Task = dict[str, Any]
 Rows = list[dict[str, str]]
 
