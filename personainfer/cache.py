@@ -25,6 +25,7 @@ __all__ = ["CacheInfo", "ReplyCache", "cache_info", "clear_cache", "default_cach
 
 _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold files or pickles
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
+_MARK = 0x50494E46  # SQLite's application_id: a database without it is not ours to write
 _BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction
 
 
@@ -78,7 +79,7 @@ class ReplyCache:
         self._readers = threading.local()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._set_aside_if_foreign()
+            self._mark_or_set_aside()
             self._store = diskcache.Cache(
                 str(self.directory),
                 timeout=_BUSY_TIMEOUT,
@@ -159,16 +160,16 @@ class ReplyCache:
         connection: sqlite3.Connection = self._readers.connection
         return connection
 
-    def _set_aside_if_foreign(self) -> None:
-        if not self._path.exists() or self._path.stat().st_size == 0:
-            return
-        connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT)
+    def _mark_or_set_aside(self) -> None:
+        connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)
         try:
-            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            tables = {name for (name,) in rows}
+            ((mark,),) = connection.execute("PRAGMA application_id")
+            ((tables,),) = connection.execute("SELECT COUNT(*) FROM sqlite_master")
+            if not tables:  # before any table is made, so that no other process sees one unmarked
+                connection.execute(f"PRAGMA application_id = {_MARK}")
         finally:
             connection.close()
-        if tables and "Settings" not in tables:
+        if tables and mark != _MARK:
             raise self._set_aside("it is the database of another program")
 
     def _set_aside(self, reason: str) -> CacheError:
@@ -176,7 +177,12 @@ class ReplyCache:
         number = 1
         while (aside := self.directory / f"cache.db.broken-{number}").exists():
             number += 1
-        self._path.rename(aside)
+        try:
+            self._path.rename(aside)
+        except FileNotFoundError:  # another process was first
+            return CacheError(
+                f"the cache {self._path} could not be read: {reason}.", hint="Run the call again."
+            )
         for suffix in ("-wal", "-shm"):
             journal = self._path.with_name(self._path.name + suffix)
             if journal.exists():

@@ -9,8 +9,12 @@ reply means is not known here.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
+import sys
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +26,7 @@ import tenacity
 
 from . import loop
 from .cache import ReplyCache
-from .exceptions import ModelError, RateLimitError, ReplyError
+from .exceptions import ModelError, RateLimitError, ReplyError, TransportError
 from .limits import Limits, Price
 from .records import Completion, Usage
 from .transports import Transport
@@ -31,6 +35,8 @@ __all__ = ["Job", "Policy", "Reply", "Run", "Tally"]
 
 T = TypeVar("T")
 
+_DEAD = 20  # requests that must fail in a row before an endpoint counts as gone
+_GATHERING = 0.05  # seconds that a slow source may hold back the rows that it gave already
 _WINDOW = 16  # rows ahead of the oldest one unanswered, as a multiple of the concurrency
 
 
@@ -52,6 +58,7 @@ class Policy:
     max_attempts: int
     max_tokens: int
     max_concurrency: int
+    model: str  # as the user named it: the label of its replies in the cache
 
 
 @dataclass(slots=True)
@@ -63,6 +70,7 @@ class Job:
     read: Callable[[str], Any]  # text -> value, or a ReplyError
     reply: Reply | None = None
     turns: list[tuple[str, str]] = field(default_factory=list)
+    failed: ModelError | None = None  # by the attempt that was made before any retry was set up
 
 
 @dataclass(slots=True)
@@ -124,6 +132,7 @@ class Run(Generic[T]):
         self._shared: dict[bytes, Job] = {}
         self._window: deque[tuple[T, Sequence[Job]]] = deque()
         self._cancelled = False
+        self._broken: Exception | None = None
         self._replies = self._run()
 
     def __iter__(self) -> Iterator[tuple[T, list[Reply]]]:
@@ -147,12 +156,14 @@ class Run(Generic[T]):
             more = True
             while more or self._window:
                 if more and len(self._window) <= _WINDOW * self._width:
-                    more = self._prepare(list(islice(self._items, self._width)))
+                    more = self._prepare(self._gather())
                     yield from self._finished()
                 else:
                     self._await(self._window[0][1])
                     yield from self._finished()
             self._let_go()
+            if self._broken is not None:  # the source failed: first what it gave before
+                raise self._broken
         finally:
             self._workers.close()
             self._ended(self.tally.usage)
@@ -165,6 +176,19 @@ class Run(Generic[T]):
         if self._cache is not None:
             self._cache.close()
 
+    def _gather(self) -> list[tuple[T, Sequence[Job]]]:
+        """The next items, as many as may be in flight; fewer of a slow source; none at its end."""
+        items: list[tuple[T, Sequence[Job]]] = []
+        ends = time.monotonic() + _GATHERING
+        try:
+            for item in islice(self._items, self._width):
+                items.append(item)
+                if time.monotonic() > ends:
+                    break
+        except Exception as error:
+            self._broken = error
+        return items
+
     def _prepare(self, items: list[tuple[T, Sequence[Job]]]) -> bool:
         """Look a group of items up in the cache, and send what is not there. False at the end."""
         fresh: list[Job] = []
@@ -173,10 +197,10 @@ class Run(Generic[T]):
             fresh += [job for job, own in zip(jobs, distinct, strict=True) if job is own]
             self._window.append((item, distinct))
         known = self._cache.get_many([job.key for job in fresh]) if self._cache and fresh else {}
-        self.tally.cached += len(known)
         missing = [job for job in fresh if not _recall(job, known.get(job.key))]
+        self.tally.cached += len(fresh) - len(missing)
         self._workers.submit(missing)
-        return bool(items)
+        return bool(items) and self._broken is None
 
     def _finished(self) -> Iterator[tuple[T, list[Reply]]]:
         """Hand out what is answered at the head of the window."""
@@ -207,10 +231,10 @@ def _recall(job: Job, stored: str | None) -> bool:
     """Answer a job from the cache. A reply that today's reader refuses is asked again."""
     if stored is None:
         return False
-    text = json.loads(stored)["text"]
     try:
+        text = json.loads(stored)["text"]
         job.reply = Reply(job.read(text), text, cached=True)
-    except ReplyError:
+    except (ReplyError, ValueError, KeyError, TypeError):  # or not what was written here
         return False
     return True
 
@@ -239,6 +263,8 @@ class _Workers:
         self._written: asyncio.Event | None = None
         self._told = False
         self._open = False
+        self._failures = 0  # requests in a row that could not be sent at all
+        self._dead: TransportError | None = None
         self._retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(policy.max_attempts),
             wait=_pause,
@@ -253,6 +279,7 @@ class _Workers:
             if not self._open:
                 self._transport.open()
                 self._open = True
+                _running.add(self)
             loop.call(self._enqueue, jobs)
 
     def close(self) -> None:
@@ -260,6 +287,9 @@ class _Workers:
         if not self._open:
             return
         self._open = False
+        _running.discard(self)
+        if sys.is_finalizing():  # the loop's thread is frozen: nothing runs that could be stopped
+            return
         stopped = loop.spawn(self._stop())
         if threading.current_thread() is not loop.thread():  # else collected as garbage there
             stopped.result()
@@ -293,9 +323,12 @@ class _Workers:
     async def _serve(self, job: Job) -> None:
         try:
             job.reply = await self._answer(job)
+            self._failures = 0
         except ModelError as error:
             if error.fatal:
                 self.fatal = error
+            if isinstance(error, TransportError):
+                self._count_failure(error)
             job.reply = Reply(error=error)
         except asyncio.CancelledError:
             raise
@@ -304,13 +337,31 @@ class _Workers:
         self._tell()
 
     async def _answer(self, job: Job) -> Reply:
-        answer: tuple[Completion, Any] = await self._retrying(self._attempt, job)
+        if self._dead is not None:
+            raise self._dead
+        try:  # most requests need no retry, and are not charged for setting one up
+            answer: tuple[Completion, Any] = await self._attempt(job)
+        except ModelError as error:
+            job.failed = error
+            answer = await self._retrying(self._attempt, job)
         completion, value = answer
         if self._cache is not None:
             await self._keep(job.key, completion)
         return Reply(value, completion.text)
 
+    def _count_failure(self, error: TransportError) -> None:
+        """An endpoint that fails as many requests in a row as may be in flight is not there."""
+        self._failures += 1
+        if self._dead is None and self._failures >= max(_DEAD, self._policy.max_concurrency):
+            self._dead = TransportError(
+                f"not sent, since {self._failures} requests in a row failed: {error.message}",
+                hint=error.hint or "Is the server up? Call again when it is.",
+            )
+
     async def _attempt(self, job: Job) -> tuple[Completion, Any]:
+        if job.failed is not None:  # what the first attempt raised counts as the first try
+            error, job.failed = job.failed, None
+            raise error
         body = job.body(job.turns)
         completion = await self._send(body)
         try:
@@ -396,10 +447,8 @@ class _Workers:
         replies, self._unwritten = self._unwritten, []
         written, self._written = self._written, None
         try:
-            self._cache.set_many(replies, model=self._transport.model)
-        except (
-            BaseException
-        ) as error:  # whatever it is: the workers that wait must not wait for ever
+            self._cache.set_many(replies, model=self._policy.model)
+        except BaseException as error:  # whatever it is: workers must not wait for ever
             self.fatal = error
             self._tell()
         finally:
@@ -414,6 +463,16 @@ class _Workers:
     def _wake(self) -> None:
         self._told = False
         self.done.put(None)
+
+
+# Runs that were left in the middle: they must end while the loop's thread still can.
+_running: weakref.WeakSet[_Workers] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for workers in list(_running):
+        workers.close()
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -68,7 +68,8 @@ _NAME = re.compile(
 )
 _OPEN_ENDS = frozenset(
     """
-    a an the and or of to with for in on by that which who is are more very their as than
+    a an the and or of to with for in on by that which who is are more very their his her its your
+    my our how what about as than be will can
     """.split()
 )
 _VERBS = frozenset(
@@ -90,7 +91,10 @@ def find_flags(
         preference: the pair that it was said about.
         exemplar_phrases: traits and preferences of the exemplars, in lower case.
     """
-    trait, wish = persona.trait.lower(), persona.preference.lower()
+    trait, wish = (
+        phrase.lower().replace("’", "'")  # noqa: RUF001 - the apostrophe that models write
+        for phrase in (persona.trait, persona.preference)
+    )
     said = f"{trait} | {wish}"
     trait_words, wish_words = _words(trait), _words(wish)
     words = trait_words + wish_words
@@ -103,7 +107,7 @@ def find_flags(
         found.append("copies_exemplar")
     if _is_protected(words):
         found.append("protected_attribute")
-    if said != f"{persona.trait} | {persona.preference}" and _names(persona):
+    if not (persona.trait.islower() and persona.preference.islower()) and _names(persona):
         found.append("named_person")
     if _is_ungrammatical(trait) or _is_ungrammatical(wish):
         found.append("ungrammatical")

@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import difflib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
-from .dispatch import Reply
+from .dispatch import Reply, Run
 from .exceptions import (
     DataError,
     InvalidArgumentError,
     ModelError,
     PersonaInferError,
+    RowsFailedError,
     UnknownOptionError,
 )
-from .llm import LLM, OPTIONS, make_llm
+from .llm import LLM, OPTIONS, Request, make_llm
 from .plan import Plan, Selector, choose
 from .prompts import PersonaPrompt, Protocol
 from .readers import PreferenceSource, SourceRow, read_preferences
@@ -194,14 +195,9 @@ class PersonaStream(Iterator[PersonaRow]):
         self.source = source
         self.llm = llm
         self.settings = {"model": llm.model, **plan.settings}
-        self.dropped = 0
-        self._plan = plan
-        self._on_error = on_error
-        self._run = llm.run(
-            (row, plan.requests(row.preference) if row.preference else []) for row in source
-        )
-        rows = self._read()
-        self._rows = choose(rows, select) if select else rows
+        self._run = llm.run(_asked(source, plan))
+        self._dropped: list[int] = []
+        self._rows = _results(self._run, plan, on_error, select, self._dropped)
 
     def __next__(self) -> PersonaRow:
         return next(self._rows)
@@ -213,27 +209,58 @@ class PersonaStream(Iterator[PersonaRow]):
         self.close()
 
     @property
+    def dropped(self) -> int:
+        """How many rows `on_error="drop"` left out so far."""
+        return len(self._dropped)
+
+    @property
     def usage(self) -> Usage:
         """What the run took so far."""
         return self._run.tally.usage
 
     def close(self) -> None:
         """Stop; what is paid for is in the cache."""
+        self._rows.close()
         self._run.close()
 
     def cancel(self) -> None:
         """From another thread: make the iteration end with an error."""
         self._run.cancel()
 
-    def _read(self) -> Iterator[PersonaRow]:
-        for index, (row, replies) in enumerate(self._run):
-            result = self._plan.result(index, row, replies)
-            if result.error is None or self._on_error == "keep":
-                yield result
-            elif self._on_error == "drop":
-                self.dropped += 1
+
+def _asked(source: PreferenceSource, plan: Plan) -> Iterator[tuple[SourceRow, Sequence[Request]]]:
+    for row in source:
+        _check_free(row.columns)
+        yield row, plan.requests(row.preference) if row.preference else []
+
+
+def _results(
+    run: Run[SourceRow],
+    plan: Plan,
+    on_error: OnError,
+    select: Selector | None,
+    dropped: list[int],
+) -> Generator[PersonaRow, None, None]:
+    """The rows of a run. Not a method: a stream that is let go must close its run there and then."""
+    try:
+        rows = _rows(run, plan, on_error)
+        for row in choose(rows, select) if select else rows:
+            if row.error is None or on_error == "keep":
+                yield row
+            elif on_error == "drop":
+                dropped.append(row.index)
             else:
-                raise _row_error(index, row, replies)
+                raise RowsFailedError(f"row {row.index}: {row.error}")
+    finally:
+        run.close()
+
+
+def _rows(run: Run[SourceRow], plan: Plan, on_error: OnError) -> Iterator[PersonaRow]:
+    for index, (row, replies) in enumerate(run):
+        result = plan.result(index, row, replies)
+        if result.error is not None and on_error == "raise":
+            raise _row_error(index, row, replies)
+        yield result
 
 
 def _collect(stream: PersonaStream, progress: bool | None) -> PersonaTable:
@@ -295,7 +322,7 @@ def _plan(
     prompt = PersonaPrompt(
         protocol if sides == "both" else "separate", options.get("exemplars", "default")
     )
-    llm = make_llm(model, _llm_options(options, candidates))
+    llm = make_llm(model, _llm_options(model, options, candidates))
     if candidates > 1 and not llm.samples:
         raise InvalidArgumentError(
             f"candidates={candidates} at temperature 0 would all be the same.",
@@ -307,10 +334,12 @@ def _plan(
     return plan, source, llm
 
 
-def _llm_options(options: Mapping[str, Any], candidates: int) -> dict[str, Any]:
+def _llm_options(
+    model: str | LLM | None, options: Mapping[str, Any], candidates: int
+) -> dict[str, Any]:
     """The options that configure the LLM; several candidates are drawn at a temperature."""
     given = {name: value for name, value in options.items() if name in OPTIONS}
-    if candidates > 1 and given:
+    if candidates > 1 and not isinstance(model, LLM):
         given.setdefault("temperature", _SAMPLING_TEMPERATURE)
     return given
 
@@ -354,10 +383,13 @@ def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
 
 def _check_columns(source: PreferenceSource) -> None:
     original: Any = source.original
-    if original is None:
-        return
-    names = original.column_names if hasattr(original, "column_names") else original.columns
-    taken = [name for name in COLUMNS if name in list(names)]
+    if original is not None:
+        by_name = type(original).__module__.startswith(("pandas", "polars"))
+        _check_free(list(original.columns if by_name else original.column_names))
+
+
+def _check_free(names: Container[object]) -> None:
+    taken = [name for name in COLUMNS if name in names]
     if taken:
         raise InvalidArgumentError(
             f"the data has a column {taken[0]} already.",

@@ -33,6 +33,7 @@ __all__ = ["LLM", "Request", "make_llm"]
 T = TypeVar("T")
 
 _KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer mean the same request
+_FORMS_KEPT = 64
 _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks the OpenAI protocol"
 
 
@@ -105,7 +106,7 @@ class LLM:
         self.model = model or os.environ.get("PERSONAINFER_MODEL") or "local"
         self.usage = Usage()
         self._api_key = api_key
-        self._transport = _transport(self.model, api_base, api_key)
+        self._transport = _transport(self.model.strip(), api_base, api_key)
         local = isinstance(self._transport, EmbeddedTransport)
         self._sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
         self._policy = Policy(
@@ -113,6 +114,7 @@ class LLM:
             max_attempts=max_attempts,
             max_tokens=max_tokens,
             max_concurrency=max_concurrency or (SLOTS if local else 64),
+            model=self.model,
         )
         self.price = Price(0.0, 0.0) if local else find_price(self.model, prices)
         self._limits = Limits(
@@ -209,6 +211,8 @@ class LLM:
         name = (id(request.prefix), request.schema, request.sample)
         form = self._forms.get(name)
         if form is None or form.prefix is not request.prefix:
+            if len(self._forms) >= _FORMS_KEPT:  # each call of infer_personas makes its own prefix
+                self._forms.clear()
             form = self._forms[name] = _Form(self._transport, request, self._sampling)
         return form
 
@@ -245,7 +249,8 @@ class _Form:
 
 
 def _encode(role: str, content: str) -> bytes:
-    return f'{{"role": "{role}", "content": {json.dumps(content, ensure_ascii=False)}}}'.encode()
+    said = json.dumps(content, ensure_ascii=False)
+    return f'{{"role": {json.dumps(role)}, "content": {said}}}'.encode()
 
 
 def _bare_json(text: str) -> str:
@@ -280,6 +285,11 @@ def _messages(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message,
 
 def _transport(model: str, api_base: str | None, api_key: str | None) -> Transport:
     if model == "local" or model.startswith("local:"):
+        if api_base is not None:
+            raise InvalidArgumentError(
+                f"api_base={api_base!r}, but no model= that it serves.",
+                hint=f"Name the model; {model!r} runs inside this process.",
+            )
         return EmbeddedTransport(find_weights(model))
     if model.startswith("litellm/"):
         return LiteLLMTransport(model.removeprefix("litellm/"), api_base, api_key)
@@ -287,6 +297,8 @@ def _transport(model: str, api_base: str | None, api_key: str | None) -> Transpo
         return LiteLLMTransport(model, None, api_key)
     for prefix in _OPENAI_PREFIXES:
         model = model.removeprefix(prefix)
+    if not model:
+        raise InvalidArgumentError("model= names a provider, but no model.")
     return EndpointTransport(model, api_base, api_key)
 
 
@@ -301,16 +313,28 @@ def _budget(usd: float | None, price: Price | None, model: str) -> Budget | None
     return Budget(usd, price)
 
 
+def _is_number(value: object, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
 def _check_options(options: Mapping[str, Any]) -> None:
     for name in ("max_tokens", "max_concurrency", "max_attempts"):
         value = options[name]
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):
+        optional = value is None and name == "max_concurrency"
+        if not optional and not (_is_number(value, int) and value >= 1):
             raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
     for name in ("rpm", "tpm", "timeout", "patience", "budget"):
         value = options[name]
-        if value is not None and not (isinstance(value, int | float) and value > 0):
+        optional = value is None and name != "patience"
+        if not optional and not (_is_number(value, int, float) and 0 < value < float("inf")):
             raise InvalidArgumentError(f"{name}={value!r} must be a positive number.")
+    seed, key, folder = options["seed"], options["api_key"], options["cache_dir"]
+    if seed is not None and not _is_number(seed, int):
+        raise InvalidArgumentError(f"seed={seed!r} must be a whole number.")
+    if key is not None and not (isinstance(key, str) and key.isprintable() and key.strip() == key):
+        raise InvalidArgumentError("api_key= must be a text without white space around it.")
+    if folder is not None and not isinstance(folder, str | Path):
+        raise InvalidArgumentError(f"cache_dir={folder!r} must be a path.")
     temperature = options["temperature"]
     if temperature is not None and not (
         isinstance(temperature, int | float) and 0 <= temperature <= 2

@@ -139,12 +139,12 @@ def _exemplars(given: object) -> tuple[Exemplar, ...]:
     )
 
 
-_TAG = re.compile(r"<(\s*/?\s*(?:prompt|response_[12])\s*)>", re.IGNORECASE)
+_TAG = re.compile(r"<(\s*/?\s*(?:prompt|response_[12])\b[^<>]*)>", re.IGNORECASE)
 
 
 def _disarm(text: str) -> str:
-    """Text cannot close the tags it stands in."""
-    return _TAG.sub(r"[\1]", text) if "<" in text else text
+    """Text can neither close the tags it stands in nor, by a chat template's own marks, its turn."""
+    return _TAG.sub(r"[\1]", text).replace("<|", "< |") if "<" in text else text
 
 
 def _prompt_text(prompt: str | tuple[Message, ...]) -> str:

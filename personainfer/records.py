@@ -60,20 +60,23 @@ class Preference(Record):
 
 # The words with which the pattern can begin: it is tried on nothing else.
 _LEADERS = frozenset("the this they i you someone who is are am prefer prefers would".split())
-_LEADING = re.compile(
-    r"^(?:(?:the|this) (?:user|person)\s+|(?:they|i|you)\s+|(?:someone )?who\s+(?=is|are|would|prefer))?"
-    r"(?:(?:is|are|am|prefers?|would prefer)\s+)?",
-    re.IGNORECASE,
+_SUBJECT = (
+    r"^(?:(?:the|this) (?:user|person)\s+|(?:they|i|you)\s+"
+    r"|(?:someone )?who\s+(?=is|are|would|prefer))?"
+)
+_BEFORE_TRAIT = re.compile(_SUBJECT + r"(?:(?:is|are|am)\s+)?", re.IGNORECASE)
+_BEFORE_PREFERENCE = re.compile(
+    _SUBJECT + r"(?:(?:is|are|am|prefers?|would prefer)\s+)?", re.IGNORECASE
 )
 
 
-def _phrase(text: object) -> object:
+def _phrase(text: object, before: re.Pattern[str]) -> object:
     """A phrase that fits into the sentence: one line, no subject, verb or full stop of its own."""
     if not isinstance(text, str):
         return text
     phrase = " ".join(text.split()).rstrip(" .;,")
     while phrase.split(" ", 1)[0].lower() in _LEADERS:
-        shorter = _LEADING.sub("", phrase, count=1)
+        shorter = before.sub("", phrase, count=1)
         if shorter == phrase:
             break
         phrase = shorter  # and again: "the user is someone who is"
@@ -83,7 +86,8 @@ def _phrase(text: object) -> object:
     return phrase
 
 
-Phrase = Annotated[str, BeforeValidator(_phrase)]
+Trait = Annotated[str, BeforeValidator(lambda text: _phrase(text, _BEFORE_TRAIT))]
+Wish = Annotated[str, BeforeValidator(lambda text: _phrase(text, _BEFORE_PREFERENCE))]
 
 
 class Persona(Record):
@@ -95,8 +99,8 @@ class Persona(Record):
     """
 
     evidence: str = ""
-    trait: Phrase
-    preference: Phrase
+    trait: Trait
+    preference: Wish
     flags: tuple[str, ...] = ()
 
     def render(self, person: Person = "third") -> str:

@@ -247,13 +247,12 @@ class PersonaTable(Sequence[PersonaRow]):
         return list(zip(COLUMNS, columns, strict=True))
 
     def _own_arrow(self) -> pyarrow.Table:
-        import pyarrow
 
         kind = _package_of(self._original)
         if self._original is None:
             return _arrow_of_dicts([_own_columns(row) for row in self._rows])
         if kind == "pandas":  # keeps the index, which narwhals does not know
-            return pyarrow.Table.from_pandas(self._original)
+            return _arrow_of_pandas(self._original)
         if kind == "datasets":
             return self._original.with_format("arrow")[:]  # type: ignore[no-any-return]
         return _narwhal(self._original).to_arrow()  # type: ignore[no-any-return]
@@ -284,6 +283,21 @@ def _own_columns(row: PersonaRow) -> Mapping[str, Any]:
         return row.columns
     pair = row.preference.model_dump(exclude_none=True)
     return {key: value for key, value in pair.items() if key != "columns"}
+
+
+def _arrow_of_pandas(frame: Any) -> pyarrow.Table:
+    """With its index; a column whose values have no common type is kept as JSON text."""
+    import pyarrow
+
+    try:
+        return pyarrow.Table.from_pandas(frame)
+    except (pyarrow.ArrowException, UnicodeError):
+        mended = frame.copy()
+        for place, kind in enumerate(frame.dtypes):
+            if str(kind) == "object":
+                texts = [json.dumps(value, default=str) for value in frame.iloc[:, place]]
+                mended.isetitem(place, texts)
+        return pyarrow.Table.from_pandas(mended)
 
 
 def _arrow_of_dicts(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:

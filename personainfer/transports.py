@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
@@ -69,7 +70,7 @@ class EndpointTransport:
         self.model = model
         self.endpoint = api_base.rstrip("/")
         self._base = self.endpoint
-        self._key = api_key or os.environ.get("OPENAI_API_KEY") or ""
+        self._key = api_key or _environment_key(self.endpoint)
         self._session: aiohttp.ClientSession | None = None
         self._runs = 0
         self._names = {model, ""}  # what a reply may call the model
@@ -153,6 +154,12 @@ class EndpointTransport:
                 return {str(model["id"]) for model in listed}
         except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, RecursionError):
             return set()  # no list: nothing to compare with
+
+
+def _environment_key(endpoint: str) -> str:
+    """OPENAI_API_KEY for OpenAI itself; another endpoint is not told it."""
+    is_openai = urlsplit(endpoint).hostname == "api.openai.com"
+    return os.environ.get("OPENAI_API_KEY", "") if is_openai else ""
 
 
 class LiteLLMTransport:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import diskcache
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -341,3 +342,15 @@ def test_a_directory_that_cannot_be_made_is_an_error_that_says_what_to_do(tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match=r"cannot be used.*cache=False"):
         ReplyCache(tmp_path / "file" / "replies")
+
+
+def test_the_cache_of_another_program_is_set_aside_whole(tmp_path: Path) -> None:
+    with diskcache.Cache(str(tmp_path)) as theirs:
+        theirs["key"] = "value"
+    with pytest.raises(CacheError, match="another program"):
+        ReplyCache(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache.db.broken-1").rename(tmp_path / "elsewhere" / "cache.db")
+    with diskcache.Cache(str(tmp_path / "elsewhere")) as theirs:
+        assert theirs["key"] == "value"
+        assert theirs.eviction_policy == "least-recently-stored"

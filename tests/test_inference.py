@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -448,3 +451,89 @@ def test_no_input_raises_or_breaks_the_order(
         if row.preference is not None and isinstance(source["chosen"], str):
             assert row.preference.chosen == source["chosen"]
     assert table.to_arrow().num_rows == len(table)
+
+
+def test_a_stream_that_is_left_stops_calling() -> None:
+    with FakeLLM(latency=0.02) as llm:
+        for _ in pi.iter_personas(pairs(500), "fake", api_base=llm.api_base, max_concurrency=4):
+            break
+        calls = llm.calls
+        pi.infer_personas(pairs(2), "fake", api_base=llm.api_base, cache=False)  # time passes
+        assert llm.calls <= calls + 2
+        with pytest.raises(DataError):
+            pi.infer_personas(
+                [("", "a", "b"), *pairs(500)],
+                "fake",
+                api_base=llm.api_base,
+                max_concurrency=4,
+                on_error="raise",
+            )
+        calls = llm.calls
+        pi.infer_personas(pairs(2), "fake", api_base=llm.api_base, cache=False)
+        assert llm.calls <= calls + 2
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["for row in rows: break", "next(rows)", "next(rows); sys.exit(3)", "next(rows); 1 / 0"],
+)
+def test_a_script_that_leaves_a_stream_ends(ending: str) -> None:
+    script = (
+        "import sys, personainfer as pi\n"
+        "data = [('Why?', f'short {n}', f'long {n}') for n in range(500)]\n"
+        f"rows = pi.iter_personas(data, 'fake', api_base=sys.argv[1], max_concurrency=4)\n{ending}"
+    )
+    with FakeLLM(latency=0.02) as llm:
+        command = [sys.executable, "-c", script, llm.api_base]
+        ended = subprocess.run(command, timeout=30, capture_output=True, text=True, check=False)
+        assert ended.returncode == {"s": 3, "1": 1}.get(ending.rpartition("; ")[2][0], 0)
+        assert llm.calls < 200
+
+
+def test_an_address_without_a_model_is_not_answered_by_the_embedded_one(llm: FakeLLM) -> None:
+    for model in (None, "local"):
+        with pytest.raises(InvalidArgumentError, match="api_base="):
+            pi.infer_personas(pairs(1), model, api_base=llm.api_base)
+
+
+def test_on_error_holds_for_rows_that_no_candidate_explains() -> None:
+    options: dict[str, Any] = {"candidates": 2, "select": ByLength(-1e6), "seed": 0}
+    with FakeLLM(reply=sampled) as llm:
+        options |= {"model": "fake", "api_base": llm.api_base}
+        assert len(pi.infer_personas(pairs(3), on_error="drop", **options)) == 0
+        with pytest.raises(pi.PersonaInferError, match=r"row 0: .*no persona explains"):
+            pi.infer_personas(pairs(3), on_error="raise", **options)
+
+
+def test_a_slow_source_is_answered_as_it_comes(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    given = 0
+
+    def slowly() -> Iterator[dict[str, str]]:
+        nonlocal given
+        for row in pairs(40):
+            given += 1
+            threading.Event().wait(0.06)  # slower than rows are held back for
+            yield row
+
+    with pi.iter_personas(slowly(), **endpoint) as stream:
+        next(stream)
+    assert given < 10
+
+
+def test_a_source_that_fails_first_gives_what_it_gave(endpoint: dict[str, Any]) -> None:
+    def broken() -> Iterator[dict[str, str]]:
+        yield from pairs(150)
+        raise OSError("the disk is gone")
+
+    stream = pi.iter_personas(broken(), **endpoint)
+    assert len([next(stream) for _ in range(150)]) == 150
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(stream)
+
+
+def test_a_dict_with_our_column_is_refused_before_any_call(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="chosen_persona"):
+        pi.infer_personas([{**row, "chosen_persona": "mine"} for row in pairs(2)], **endpoint)
+    assert llm.calls == 0

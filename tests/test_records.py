@@ -91,8 +91,11 @@ def test_messages_of_a_prompt_may_be_given_as_dicts() -> None:
     ],
 )
 def test_a_phrase_is_made_to_fit_the_sentence(said: str, kept: str) -> None:
-    assert Persona(trait=said, preference=said).trait == kept
-    assert Persona(trait=said, preference=said).preference == kept
+    assert Persona(trait="x", preference=said).preference == kept
+
+
+def test_a_trait_that_is_a_preference_keeps_its_verb_so_that_it_shows() -> None:
+    assert Persona(trait="The user is prefers tea", preference="x").trait == "prefers tea"
 
 
 PARTS = ["The user ", "who ", "is ", "someone ", "prefers ", "A ", "Short ", "TV", ".", "\n", ", "]
