@@ -59,9 +59,9 @@ _PROTECTED_WORDS = frozenset(
     conservatives liberal liberals socialist socialists communist communists feminist feminists
     """.split()
 )
-_PROTECTED_STEMS = ("ethnic", "islam", "disabilit", "autis", "wheelchair", "dyslexi", "pregnan")
 _PROTECTED_RUN = re.compile(
-    r" (?:senior citizens?|middle aged|(?:left|right) wing|non binary|\d+ years? old) "
+    r"\b(?:(?:ethnic|islam|disabilit|autis|wheelchair|dyslexi|pregnan)"
+    r"|(?:senior citizens?|middle aged|(?:left|right) wing|non binary|\d+ years? old)\b)"
 )
 _NAME = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof)\.? [A-Z]\w+|\b[A-Z][a-z]+ (?:[A-Z]\. )?[A-Z][a-z]+\b)"
@@ -129,24 +129,28 @@ def _pair_text(preference: Preference) -> str:
 def _copies(phrases: Sequence[list[str]], preference: Preference) -> bool:
     """Whether some words in a row stand in the pair, whatever punctuation is between them there."""
     text = _pair_text(preference)
-    runs = [
-        run
-        for words in phrases
-        for run in zip(*(words[start:] for start in range(_COPIED_RUN)), strict=False)
-        if max(run, key=len) in text and all(word in text for word in run)
-    ]
-    if not runs:
+    if not any(_may_copy(words, text) for words in phrases):
         return False
     plain = f" {' '.join(_words(text))} "
-    return any(f" {' '.join(run)} " in plain for run in runs)
+    return any(
+        f" {' '.join(words[start : start + _COPIED_RUN])} " in plain
+        for words in phrases
+        for start in range(len(words) - _COPIED_RUN + 1)
+    )
+
+
+def _may_copy(words: Sequence[str], text: str) -> bool:
+    """Whether that many words in a row are each somewhere in the text: cheap, and rarely so."""
+    run = 0
+    for word in words:
+        run = run + 1 if word in text else 0
+        if run == _COPIED_RUN:
+            return True
+    return False
 
 
 def _is_protected(words: Sequence[str]) -> bool:
-    return (
-        not _PROTECTED_WORDS.isdisjoint(words)
-        or any(word.startswith(_PROTECTED_STEMS) for word in words)
-        or _PROTECTED_RUN.search(f" {' '.join(words)} ") is not None
-    )
+    return not _PROTECTED_WORDS.isdisjoint(words) or bool(_PROTECTED_RUN.search(" ".join(words)))
 
 
 def _names(persona: Persona) -> bool:
