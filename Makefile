@@ -12,7 +12,7 @@ demo: $(VENV)/.local  ## infer personas for the example pairs on the embedded mo
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev  ## the light suite: no network, no key, no torch
-	$(BIN)/python -m pytest -m "not heavy"
+	$(BIN)/python -m pytest -m "not heavy" --numprocesses 2 --dist worksteal
 
 test-all: lint  ## everything, with every extra
 	$(BIN)/python -m pytest
