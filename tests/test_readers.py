@@ -62,7 +62,7 @@ def write_jsonl(rows: Rows, folder: Path) -> Path:
 
 def write_json_gz(rows: Rows, folder: Path) -> Path:
     path = folder / "data.json.gz"
-    path.write_bytes(gzip.compress(json.dumps({"data": rows}).encode()))
+    path.write_bytes(gzip.compress(json.dumps({"data": rows}).encode(), mtime=0))
     return path
 
 
@@ -305,12 +305,12 @@ def test_bad_csv_rows_cost_only_themselves(tmp_path: Path) -> None:
         ("a.parquet", b"", "should be Parquet"),
         ("a.parquet", b"PAR1 and then nothing PAR1", "damaged"),
         ("a.jsonl.gz", b'{"prompt": 1}', "should be gzip"),
-        ("a.jsonl.gz", gzip.compress(json.dumps(ROW).encode() * 99)[:-20], "to its end"),
+        ("a.jsonl.gz", gzip.compress(json.dumps(ROW).encode() * 99, mtime=0)[:-20], "to its end"),
         ("a.csv", b"PAR1\0\0", "holds Parquet"),
         ("a.csv", b"a,b\0", "binary"),
         ("a.csv", b"\x89PNG\r\n\0\xff", "binary"),
         ("a.csv", b"a,a\n1,2", "twice"),
-        ("a.jsonl", gzip.compress(b"{}"), "gzip-compressed"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "gzip-compressed"),
         ("a.jsonl", "{}".encode("utf-16"), "UTF-16"),
         ("a.jsonl", b"[\n{}\n]", r"Rename it to \.json"),
         ("a.jsonl", b"plain text\nand more", "none of its first 2 rows"),
