@@ -6,7 +6,6 @@ request; `dispatch` sends them. It knows nothing of personas.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from .cache import ReplyCache, default_cache_dir
 from .dispatch import Job, Policy, Reply, Run, Tally
 from .embedded import SLOTS, EmbeddedTransport, find_weights
-from .exceptions import InvalidArgumentError, ReplyError, UnknownOptionError
+from .exceptions import InvalidArgumentError, ReplyError
 from .limits import Budget, Limits, Price
 from .prices import find_price
 from .records import Message, Usage
@@ -356,14 +355,8 @@ def make_llm(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
     """The LLM that a model string and options configure, or the LLM that was given.
 
     Raises:
-        UnknownOptionError: an option that LLM does not have, with the nearest that it has.
         InvalidArgumentError: options beside an LLM, which has its own.
     """
-    for name in options:
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, n=1)
-            hint = f"Did you mean {near[0]}=?" if near else f"Known: {', '.join(sorted(OPTIONS))}."
-            raise UnknownOptionError(f"there is no option {name}=.", hint=hint)
     if not isinstance(model, LLM):
         return LLM(model, **options)
     if options:

@@ -1,7 +1,9 @@
 """Preference -> messages. The words are in the text files of the folder `prompts`.
 
-Only known fields are substituted, in one pass, so that text inside a pair is never taken for a field,
-a tag or an instruction. What is the same for every pair comes first, so that prompt caches hit.
+Only known fields are substituted, in one pass, and text inside a pair can neither be taken for a field
+nor close the tags it stands in. That a model does not obey what it says can be asked for, not ensured.
+
+What is the same for every pair comes first, so that prompt caches hit.
 """
 
 from __future__ import annotations
