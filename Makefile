@@ -41,7 +41,7 @@ bench: $(VENV)/.dev bench-peers  ## all benchmarks, about an hour; writes benchm
 
 bench-peers: $(PEERS:%=.venvs/%/.made)  ## one that cannot be installed is reported as such
 
-bench-best-of-n: $(VENV)/.local .venvs/gemma/.installed  ## PAIRS=hh.jsonl: the best of 8 personas against the greedy one
+bench-best-of-n: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=hh.jsonl: the best of 8 personas against the greedy one
 	$(BIN)/python benchmarks/best_of_n.py $(PAIRS)
 
 .venvs/gemma/.installed: | $(BIN)/python  # Gemma's own terms of use: not a dependency

@@ -42,7 +42,7 @@ class InOrder:
 def single_turn_pairs(path: Path, count: int) -> list[pi.Preference]:
     """Pairs of one question, drawn with a fixed seed."""
     found = [row.preference for row in read_preferences(path)]
-    single = [p for p in found if p is not None and len(p.prompt) == 1 and p.chosen and p.rejected]
+    single = [p for p in found if p is not None and isinstance(p.prompt, str)]
     return random.Random(0).sample(single, count)
 
 
@@ -69,7 +69,7 @@ def kept(file: Path, preferences: Sequence[pi.Preference], personas: Any, model:
 
 
 def _texts(pair: pi.Preference) -> tuple[str, str, str]:
-    return pair.prompt[-1].content, pair.chosen, pair.rejected
+    return str(pair.prompt), pair.chosen, pair.rejected
 
 
 def inferred(
@@ -77,6 +77,7 @@ def inferred(
 ) -> tuple[Personas, np.ndarray]:
     """Personas by way, and the score of the best one by likelihood."""
     cache: dict[str, Any] = {"cache_dir": folder / "replies"}
+    chooser = pi.Likelihood("local", device="cpu")  # the same weights, several times as fast
     greedy = pi.infer_personas(pairs, "local", **cache)
     sampled = pi.infer_personas(
         pairs, "local", temperature=1.0, seed=0, candidates=samples, select=InOrder(), **cache
@@ -88,7 +89,7 @@ def inferred(
             one = getattr(plain, side)
             found = [c.persona for c in getattr(row, f"{side}_candidates")]
             asked = [pair if side == "chosen" else pair.swapped] * len(found)
-            scores = kept(folder / "likelihood.json", asked, found, pi.Likelihood("local"))
+            scores = kept(folder / "likelihood.json", asked, found, chooser)
             ways["greedy"].append(None if one is None else str(one))
             ways["one sample"].append(str(found[0]) if found else None)
             ways["best"].append(str(found[int(scores.argmax())]) if found else None)

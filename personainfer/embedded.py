@@ -143,7 +143,7 @@ class _Server:
         params.n_ctx = _CONTEXT * SLOTS
         params.n_threads_http = SLOTS + 2
         for cpu in (params.cpuparams, params.cpuparams_batch):
-            cpu.n_threads = os.cpu_count() or 1
+            cpu.n_threads = _cores()
             cpu.poll = 0  # waiting threads sleep: spinning ones starve whatever else runs
         params.kv_unified = False  # a third faster here than one store for all slots
         params.cache_ram_mib = 0
@@ -157,6 +157,13 @@ class _Server:
         self.api_base = f"{self.server.listening_address}/v1"
         self.turn = asyncio.Lock()
         self.start = b""
+
+
+def _cores() -> int:
+    """Those that this process may use: more threads than that wait for each other at every layer."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 _lock = threading.Lock()

@@ -128,7 +128,7 @@ def pair_text(preference: Preference) -> str:
     prompt = preference.prompt
     if not isinstance(prompt, str):
         prompt = "\n".join(message.content for message in prompt)
-    return f"{prompt}\n{preference.chosen}\n{preference.rejected}".lower()
+    return _plain(f"{prompt}\n{preference.chosen}\n{preference.rejected}")
 
 
 def _plain(phrase: str) -> str:

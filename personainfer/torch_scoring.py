@@ -7,9 +7,9 @@ would fill the memory. What the texts are about is not known here.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .batching import batches, common_starts, length_groups
 from .exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from .onednn import pack_linear_layers
 from .scoring import Chat, FloatArray, Tokens, TokenText
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchScorer", "check_installed"]
 
-# Logits made at once. On a CPU what fits its cache is several times faster than what does not.
 _PROBE = (1, 2, 3, 4, 5, 6, 7, 8)  # tokens that every vocabulary has
+_PASS = {"cpu": 64, "other": 4096}  # tokens that take as long as it takes to begin a pass
+# Logits made at once. On a CPU what fits its cache is several times faster than what does not.
 _LOGIT_BYTES = {"cpu": 24 * 2**20, "other": 512 * 2**20}
 
 
@@ -40,6 +42,7 @@ class TorchScorer:
         place = _device(device)
         self._batch_size = batch_size
         self._model, self._tokenizer = _load(name, place, _dtype(dtype, place))
+        self._kind = "cpu" if place.type == "cpu" else "other"
         if place.type == "cpu":
             pack_linear_layers(self._model, self._probe)
         self._takes_positions = "position_ids" in inspect.signature(self._model.forward).parameters
@@ -98,28 +101,65 @@ class TorchScorer:
             )
         scores: dict[int, FloatArray] = {}
         with torch.inference_mode():
-            for batch in _batches(texts, self._batch_size):
+            for batch in batches(texts, self._batch_size):
                 found = self._score_batch([texts[place] for place in batch])
                 scores.update(zip(batch, found, strict=True))
         return [scores[place] for place in range(len(texts))]
 
     def _score_batch(self, texts: Sequence[TokenText]) -> list[FloatArray]:
-        """Texts whose prefixes follow each other: each prefix is read once, then all responses."""
+        """Each prefix is read once, then the responses, those of nearly one length together."""
+        prefixes = list(dict.fromkeys(text.prefix for text in texts))
+        last, seen, memory = self._read_prefixes(prefixes)
+        groups = length_groups([len(text.response) for text in texts], _PASS[self._kind])
+        scores: dict[int, FloatArray] = {}
+        for number, group in enumerate(groups, 1):
+            some = [texts[place] for place in group]
+            own = memory if number == len(groups) else copy.deepcopy(memory)  # it is written to
+            rows = [prefixes.index(text.prefix) for text in some]
+            found = self._score_responses([text.response for text in some], rows, last, seen, own)
+            scores.update(zip(group, found, strict=True))
+        return [scores[place] for place in range(len(texts))]
+
+    def _score_responses(
+        self,
+        responses: Sequence[Tokens],
+        prefixes: Sequence[int],
+        last: torch.Tensor,
+        seen: torch.Tensor,
+        memory: Any,
+    ) -> list[FloatArray]:
+        """log p of each token of each response, after the prefix of that row of the others."""
         import torch
 
-        prefixes = list(dict.fromkeys(text.prefix for text in texts))
-        given, seen = _padded(prefixes, left=True)
-        rows = torch.tensor([prefixes.index(text.prefix) for text in texts])
-        said, scored = _padded([text.response for text in texts])
-        last, memory = self._read(given, seen)
+        rows = torch.tensor(prefixes)
+        said, scored = _padded(responses)
         states = last[:, -1:][rows.to(last.device)]  # they predict the first token of a response
         if said.shape[1] > 1:
             memory.batch_select_indices(rows.to(last.device))
             after, _ = self._read(said[:, :-1], torch.cat([seen[rows], scored[:, :-1]], 1), memory)
             states = torch.cat([states, after], 1)
         found = self._log_probabilities(states, said, scored).cpu().numpy().astype(np.float64)
-        ends = np.cumsum([len(text.response) for text in texts])
+        ends = np.cumsum([len(response) for response in responses])
         return np.split(found, ends[:-1])
+
+    def _read_prefixes(self, prefixes: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """What the model makes of them, what of it is no padding, and its keys and values."""
+        import torch
+
+        start_of = common_starts(prefixes)
+        if not start_of:
+            given, seen = _padded(prefixes, left=True)
+            last, memory = self._read(given, seen)
+            return last, seen, memory
+        starts = list(dict.fromkeys(start_of.values()))
+        given, seen = _padded(starts, left=True)
+        first, memory = self._read(given, seen)
+        rows = torch.tensor([starts.index(start_of[prefix]) for prefix in prefixes])
+        memory.batch_select_indices(rows.to(first.device))
+        rest, more = _padded([prefix[len(start_of[prefix]) :] for prefix in prefixes], left=True)
+        seen = torch.cat([seen[rows], more], 1)
+        last, memory = self._read(rest, seen, memory)
+        return last, seen, memory
 
     def _read(
         self, tokens: torch.Tensor, seen: torch.Tensor, memory: Any = None
@@ -152,12 +192,13 @@ class TorchScorer:
         kept = scored.bool().to(states.device)
         states, tokens = states[kept], said.to(states.device)[kept]
         head = self._model.get_output_embeddings() if self._body else torch.nn.Identity()
-        kind = "cpu" if states.device.type == "cpu" else "other"
-        rows = max(1, _LOGIT_BYTES[kind] // (4 * self._model.get_output_embeddings().out_features))
+        rows = max(
+            1, _LOGIT_BYTES[self._kind] // (4 * self._model.get_output_embeddings().out_features)
+        )
         parts = []
         for some, ids in zip(states.split(rows), tokens.split(rows), strict=True):
             logits = head(some).float()
-            parts.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))
+            parts.append(-torch.nn.functional.cross_entropy(logits, ids, reduction="none"))
         return torch.cat(parts)
 
     def _probe(self) -> Any:
@@ -182,20 +223,6 @@ class TorchScorer:
             apart = head(body(torch.tensor([_PROBE], device=whole.device)).last_hidden_state)
         same = apart.shape == whole.shape and torch.allclose(apart, whole, rtol=1e-3, atol=1e-3)
         return body if same else None
-
-
-def _batches(texts: Sequence[TokenText], size: int) -> Iterator[list[int]]:
-    """Places of texts that go through the model together: of one length, nearly, and equal prefixes."""
-    groups: dict[Tokens, list[int]] = defaultdict(list)
-    for place, text in enumerate(texts):
-        groups[text.prefix].append(place)
-    longest = {
-        prefix: max(len(texts[place].response) for place in places)
-        for prefix, places in groups.items()
-    }
-    order = sorted(groups, key=lambda prefix: (-longest[prefix], -len(prefix), prefix))
-    places = [place for prefix in order for place in groups[prefix]]
-    return (places[start : start + size] for start in range(0, len(places), size))
 
 
 def _padded(rows: Sequence[Tokens], *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -91,6 +91,12 @@ def test_an_innocent_persona_has_no_flag(phrase: str) -> None:
     assert flags(preference=phrase) == ()
 
 
+def test_a_copy_is_found_whichever_apostrophe_the_pair_has() -> None:
+    pair = PAIR.model_copy(update={"rejected": "Don\u2019t follow a calendar; read the soil."})
+    persona = Persona(trait="patient", preference="those who don't follow a calendar")
+    assert find_flags(persona, pair) == ("copies_text",)
+
+
 def test_every_flag_but_the_one_about_both_sides_has_an_example() -> None:
     assert {flag for flag, _ in FOUND} == set(FLAGS) - {"same_as_other_side"}
 

@@ -519,6 +519,29 @@ def test_batches_change_no_result() -> None:
 
 @pytest.mark.heavy
 @torch
+def test_float32_layers_on_a_cpu_are_packed_and_round_no_more() -> None:
+    """They were not, while the test of what they compute asked for more than float32 has."""
+    import copy
+
+    import torch as pytorch
+
+    from personainfer import torch_scoring
+
+    if not pytorch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    ids = pytorch.arange(1, 200)[None]
+    plain, _ = torch_scoring._load(str(find_weights("local")), pytorch.device("cpu"), "float32")
+    packed: Any = pi.Likelihood("local", device="cpu")._scorer()
+    assert type(packed._model.model.layers[0].mlp.up_proj) is not pytorch.nn.Linear
+    with pytorch.inference_mode():
+        exact = pytorch.nn.Module.double(copy.deepcopy(plain))(ids).logits
+        plain_error = (plain(ids).logits - exact).abs().max()
+        packed_error = (packed._model(ids).logits - exact).abs().max()
+    assert packed_error < 2 * plain_error
+
+
+@pytest.mark.heavy
+@torch
 def test_transformers_computes_what_the_model_itself_does() -> None:
     import torch as pytorch
 
