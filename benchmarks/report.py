@@ -22,6 +22,7 @@ sys.path.insert(0, str(HERE))
 
 import embedded  # noqa: E402
 import memory  # noqa: E402
+import stages  # noqa: E402
 import throughput  # noqa: E402
 import tokens  # noqa: E402
 
@@ -36,12 +37,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="of the rows of each contender")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the memory benchmark")
-    parts = ("throughput", "memory", "tokens", "embedded")
+    parts = ("throughput", "stages", "memory", "tokens", "embedded")
     parser.add_argument("--skip", nargs="+", choices=parts, default=[])
     options = parser.parse_args()
     names = list(throughput.CONTENDERS)
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "throughput": lambda: throughput.measure(options.rounds, names, options.scale),
+        "stages": stages.measure,
         "memory": lambda: memory.measure(options.rows, warm=True),
         "tokens": tokens.measure,
         "embedded": lambda: embedded.measure(options.rounds),
@@ -75,6 +77,8 @@ def render(found: dict[str, dict[str, Any]], skipped: list[str], rounds: int) ->
     lines += [f"| {' | '.join(row)} |" for row in rows]
     if "throughput" in found:
         lines += ["", *_contenders(found["throughput"], rounds)]
+    if "stages" in found:
+        lines += ["", *_stages(found["stages"])]
     return "\n".join(lines) + "\n"
 
 
@@ -160,6 +164,15 @@ def _contenders(found: dict[str, Any], rounds: int) -> list[str]:
             cpu = 1000 * statistics.median(one["cpu"])
             lines.append(f"| {name} | {one['rows']:,} | {_spread(one['rates'])} | {cpu:.2f} |")
     return lines
+
+
+def _stages(found: dict[str, float]) -> list[str]:
+    """Where the time of a warm row goes."""
+    lines = ["CPU microseconds of a warm row, by stage (`python benchmarks/stages.py`):", ""]
+    lines += ["| stage | µs |", "| --- | --- |"]
+    lines += [f"| {stage} | {microseconds:.1f} |" for stage, microseconds in found.items()]
+    rest = found["all, in a run"] - sum(list(found.values())[:-1])
+    return [*lines, f"| handing on | {rest:.1f} |"]
 
 
 def _spread(rates: list[float]) -> str:

@@ -1,0 +1,110 @@
+"""Where the time of a warm row goes: each stage by itself, CPU microseconds a row.
+
+    python benchmarks/stages.py [--rows 5000] [--repeats 5]
+
+The stages run one after the other over all rows, as they never do in a run, so that each can be timed;
+what a run takes beyond their sum is the handing on from one to the next. The least of the repeats counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "contenders")]
+
+import server  # noqa: E402
+from contest import pairs  # noqa: E402
+
+import personainfer as pi  # noqa: E402
+from personainfer.cache import ReplyCache  # noqa: E402
+from personainfer.dispatch import recall  # noqa: E402
+from personainfer.flags import flags_in_text, pair_text  # noqa: E402
+from personainfer.plan import Plan  # noqa: E402
+from personainfer.prompts import PersonaPrompt  # noqa: E402
+from personainfer.readers import read_preferences  # noqa: E402
+
+T = TypeVar("T")
+
+
+class Clock:
+    """CPU microseconds a row, by stage."""
+
+    def __init__(self, rows: int, repeats: int) -> None:
+        self.rows, self.repeats = rows, repeats
+        self.stages: dict[str, float] = {}
+
+    def time(self, stage: str, work: Callable[[], T]) -> T:
+        """Do it a few times; the least counts."""
+        least = float("inf")
+        for _ in range(self.repeats):
+            began = time.thread_time()
+            made = work()
+            least = min(least, time.thread_time() - began)
+        self.stages[stage] = 1e6 * least / self.rows
+        return made
+
+
+def measure(rows: int = 5_000, repeats: int = 5) -> dict[str, float]:
+    """Microseconds by stage; the last is a whole run."""
+    clock, data = Clock(rows, repeats), pairs(rows)
+    with (
+        tempfile.TemporaryDirectory(prefix="personainfer-stages-") as folder,
+        server.running() as base,
+    ):
+        options: dict[str, Any] = {"api_base": base, "api_key": "none", "cache_dir": folder}
+        pi.infer_personas(data, "fake", progress=False, **options)
+        gc.disable()
+        _stages(clock, data, pi.LLM("fake", **options), ReplyCache(Path(folder)))
+        gc.enable()
+        clock.time(
+            "all, in a run", lambda: pi.infer_personas(data, "fake", progress=False, **options)
+        )
+    return clock.stages
+
+
+def _stages(clock: Clock, data: list[dict[str, str]], llm: pi.LLM, cache: ReplyCache) -> None:
+    prompt = PersonaPrompt()
+    plan = Plan(prompt, ("chosen", "rejected"))
+    source = clock.time("read the pair", lambda: list(read_preferences(data)))
+    known = [row.preference for row in source if row.preference is not None]
+    requests = clock.time("the message", lambda: [plan.requests(pair)[0] for pair in known])
+    jobs = clock.time("its key", lambda: [llm._job(request) for request in requests])
+    groups = [[job.key for job in jobs[at : at + 64]] for at in range(0, len(jobs), 64)]
+    found = clock.time("look it up", lambda: [cache.get_many(group) for group in groups])
+    texts = {key: text for group in found for key, text in group.items()}
+    clock.time("decode the reply", lambda: [recall(job, texts[job.key]) for job in jobs])
+    values = [job.reply.value for job in jobs if job.reply is not None]
+    personas = clock.time(
+        "two personas", lambda: [(v.person_1.persona(), v.person_2.persona()) for v in values]
+    )
+
+    def flags() -> list[Any]:
+        found = []
+        for pair, (one, other) in zip(known, personas, strict=True):
+            text = pair_text(pair)
+            found.append([flags_in_text(p, text, prompt.phrases) for p in (one, other)])
+        return found
+
+    clock.time("their flags", flags)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=5_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    json.dump(measure(options.rows, options.repeats), sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    main()
