@@ -24,6 +24,8 @@ __all__ = ["EmbeddedEndpoint", "ForcedDecoding"]
 
 # llama.cpp hands out float32 probabilities: below the smallest one it says log p = -3.4e38.
 _LEAST = float(np.log(np.finfo(np.float32).smallest_subnormal))
+# No model says this by itself. With some vocabularies a grammar holds for one token and no longer.
+_UNLIKELY = "plums, 7 of them"
 # How many of the likeliest tokens are asked for to find one of them; the last list is a few MB.
 _RANKS = (256, 32_768)
 
@@ -98,7 +100,7 @@ class ForcedDecoding:
         beginning then.
         """
         if self._grammar is None:
-            [self._grammar] = self._endpoint.each(self._find_grammar, ["a"])
+            [self._grammar] = self._endpoint.each(self._find_grammar, [_UNLIKELY])
         order = sorted(range(len(texts)), key=lambda place: texts[place].prefix)
         runs = list(_runs([texts[place].prefix for place in order], self._endpoint.concurrency))
         asked = [[texts[place] for place in order[run]] for run in runs]
@@ -111,7 +113,7 @@ class ForcedDecoding:
         self._filler = tokens[0]
         for grammar in (_llguidance, _gbnf):
             try:
-                await self._forced(grammar, tokens, tokens[:1])
+                await self._forced(grammar, tokens, tokens)
             except (RequestRejectedError, TransportError, ReplyError):
                 continue
             return grammar

@@ -75,6 +75,7 @@ class ScoringServer:
         self.keys: list[str | None] = []
         self.failures: list[tuple[int, Body]] = []  # sent first
         self.without_probabilities = False
+        self.llguidance_ends = False  # after one token
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -171,9 +172,10 @@ class ScoringServer:
     def _llama_detokenize(body: Body) -> Body:
         return {"content": bytes(body["tokens"]).decode(errors="replace")}
 
-    @staticmethod
-    def _llama_completion(body: Body) -> Body:
+    def _llama_completion(self, body: Body) -> Body:
         forced = [int(token) for token in re.findall(r"<\[(\d+)\]>", body["grammar"])]
+        if self.llguidance_ends and "%llguidance" in body["grammar"]:
+            forced[1:] = [ord("a")] * len(forced[1:])
         said, records = list(body["prompt"]), []
         for token in forced[: body["n_predict"]]:
             log_p = distribution(said)

@@ -161,6 +161,14 @@ def test_both_kinds_of_server_agree() -> None:
     np.testing.assert_allclose(found[0], found[1], rtol=1e-9)
 
 
+def test_a_grammar_that_holds_for_one_token_is_not_used() -> None:
+    """So it is with llguidance and the vocabulary of Gemma."""
+    with ScoringServer("llama.cpp") as server:
+        server.llguidance_ends = True
+        found = likelihood(server).log_likelihood(["How?"], [None], ["Like this."])
+    np.testing.assert_allclose(found, [expected(chat("How?"), "Like this.")], rtol=1e-6)
+
+
 def test_what_is_equal_is_scored_once(server: ScoringServer) -> None:
     likelihood(server, baseline=()).explains([pair()] * 5, [BRIEF] * 5)
     path = "/v1/completions" if "/v1/completions" in server.routes else "/completion"
