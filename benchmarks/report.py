@@ -56,6 +56,7 @@ def main() -> None:
 
 def render(found: dict[str, dict[str, Any]], skipped: list[str], rounds: int) -> str:
     """The page."""
+    command = " ".join(["python benchmarks/report.py", *sys.argv[1:]])
     rows: list[Row] = []
     if "throughput" in found:
         rows += _throughput_bars(found["throughput"])
@@ -68,7 +69,7 @@ def render(found: dict[str, dict[str, Any]], skipped: list[str], rounds: int) ->
     lines = [
         "# Benchmarks",
         "",
-        "Made by `make bench`; what each one does is in the scripts' docstrings.",
+        f"Made by `{command}`; what each one does is in the scripts' docstrings.",
     ]
     lines += ["", f"{date.today()}, {_machine()}.", "", _versions(), ""]
     if skipped:
