@@ -1,0 +1,386 @@
+"""Users with a hidden persona choose; how well does each way of knowing them predict their other choices?
+
+    make bench-users PAIRS=tailored_beavertails.jsonl      # or, with the judge's weights in place:
+    python benchmarks/users_study.py tailored_beavertails.jsonl [--model NAME --api-base URL]
+
+*Chooser*: Gemma-3-270M (base, llama.cpp). A user's hidden persona is one of twelve, or with `--alpha` a
+Dirichlet mixture of them; the user prefers of two responses the one that Gemma finds likelier, a token,
+with the persona than with the twelve on average, by z-scores, with Bradley-Terry noise (`--temperature`).
+Chooser, evaluator and everybody else see the first `--words` words of each response.
+*Evaluator*: SmolLM2-135M-Instruct (transformers, float32), another model. Given what a way says of the
+user, it predicts the response whose mean log-probability a token is higher ("plain", as in
+arXiv 2505.13257), or is raised more against the bare prompt ("lift"; without a prefix there is none: 0.5).
+*Inferrer*: `--model`, by default SmolLM2-135M-Instruct again (llama.cpp, 4 bits). That is circular as far
+as it goes: these personas are in the evaluator's own words, and "verified" and "posterior" choose among
+them by the evaluator's scores. Whose choices are predicted is decided by Gemma alone, and never shown.
+
+Intervals: 95 %, users resampled. What is inferred or scored is kept in `--folder`: the same command goes
+on where it was stopped. It writes users_study.md and users_study.json there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from best_of_n import gemma
+from stored_scores import Scores
+from users_study_page import page, write
+
+import personainfer as pi
+from personainfer.metrics import bootstrap_mean, bootstrap_rate, paired_difference
+
+PERSONAS = {
+    "hurried": "The user is busy and prefers short answers that come straight to the point.",
+    "thorough": "The user is thorough and prefers long answers that cover every detail.",
+    "lawful": "The user is law-abiding and prefers answers that say what rules and laws require.",
+    "caring": "The user is upset and prefers warm answers that show understanding and comfort.",
+    "sceptical": "The user is sceptical and prefers answers that rest on facts, numbers and sources.",
+    "balanced": "The user is open-minded and prefers answers that weigh several points of view.",
+    "hands-on": "The user is practical and prefers step-by-step instructions to act on at once.",
+    "cautious": "The user is anxious about safety and prefers answers that warn of dangers.",
+    "moral": "The user is principled and prefers answers that say what is right and what is wrong.",
+    "playful": "The user is playful and prefers funny answers with jokes and surprises.",
+    "thrifty": "The user is short of money and prefers answers that name the cheapest option.",
+    "green": "The user is a lover of nature and prefers answers that protect animals and the climate.",
+}
+METHODS = ("summary", "verified", "posterior")
+FEWEST = {"summary": 1, "verified": 2, "posterior": 2}  # choices that a method needs
+TAU = 0.1  # nats a token: how sure one choice makes the method "posterior"
+PROMPT_WORDS = 30  # of the longest prompt that is taken
+
+Floats = npt.NDArray[np.float64]
+Choices = dict[str, list[pi.Preference]]  # by user
+Said = dict[str, str]  # by user: the persona that a way infers
+
+
+# Users
+
+
+def responses_of(path: Path, count: int, words: int) -> dict[str, tuple[str, str]]:
+    """Prompts with two responses, drawn with a fixed seed; of each response its first words."""
+    found: dict[str, tuple[str, str]] = {}
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        names = ("response_for_chosen_persona", "response_for_rejected_persona")
+        one, other = (" ".join(row[name].split()[:words]) for name in names)
+        if row["complete"] and one != other and len(row["prompt"].split()) <= PROMPT_WORDS:
+            found.setdefault(row["prompt"], (one, other))
+    return {prompt: found[prompt] for prompt in random.Random(0).sample(sorted(found), count)}
+
+
+def lifts(
+    chooser: Scores, personas: Sequence[str], responses: dict[str, tuple[str, str]]
+) -> pi.RewardMatrix:
+    """What each persona in particular makes likelier: shape (prompts, 2, personas)."""
+    texts = [(prompt, text) for prompt, both in responses.items() for text in both]
+    rows = [(prompt, PERSONAS[name], text) for prompt, text in texts for name in personas]
+    found = chooser.of(rows).reshape(len(responses), 2, len(personas))
+    found = found - found.mean(axis=2, keepdims=True)  # log p of the bare prompt falls out
+    prompts, both = list(responses), list(responses.values())
+    return pi.RewardMatrix(found, models=personas, prompts=prompts, responses=both, costs=())
+
+
+def users_of(names: Sequence[str], each: int, alpha: float | None) -> pi.SimulatedUsers:
+    """`each` users a persona, or as many with Dirichlet weights over all of them."""
+    if alpha is not None:
+        return pi.SimulatedUsers.sample(each * len(names), models=names, alpha=alpha)
+    weights = np.repeat(np.eye(len(names)), each, axis=0)
+    called = [f"{name} {number + 1}" for name in names for number in range(each)]
+    return pi.SimulatedUsers(weights, models=names, names=called)
+
+
+def strangers(users: pi.SimulatedUsers, hidden: Sequence[str]) -> dict[str, str]:
+    """For each user another one with another persona: the control."""
+    drawn = random.Random(1)
+    return {
+        name: drawn.choice([o for o, h in zip(users.names, hidden, strict=True) if h != own])
+        for name, own in zip(users.names, hidden, strict=True)
+    }
+
+
+def chooser_facts(
+    matrix: pi.RewardMatrix, users: pi.SimulatedUsers, choices: Choices, other: dict[str, str]
+) -> dict[str, Any]:
+    """How much users differ, and how often the chooser itself would tell their choices."""
+    prompts, responses = matrix.texts
+    place = {prompt: row for row, prompt in enumerate(prompts)}
+    utilities = dict(zip(users.names, users.utilities(matrix), strict=True))
+
+    def told(by: dict[str, str]) -> list[list[bool]]:
+        tables = []
+        for name, pairs in choices.items():
+            mine = utilities[by[name]]
+            best = [
+                responses[place[str(p.prompt)]][mine[place[str(p.prompt)]].argmax()] for p in pairs
+            ]
+            tables.append([text == pair.chosen for text, pair in zip(best, pairs, strict=True)])
+        return tables
+
+    everyone = pi.SimulatedUsers(np.eye(len(matrix.models)), models=matrix.models).choose(matrix)
+    share = np.maximum(everyone.mean(axis=0), 1 - everyone.mean(axis=0))
+    return {
+        "share of the personas that prefer the favoured response": bootstrap_mean(share),
+        "choices that the chooser tells without the noise": bootstrap_rate(
+            told({name: name for name in users.names})
+        ),
+        "… by the persona of another user": bootstrap_rate(told(other)),
+    }
+
+
+# Ways of knowing a user
+
+
+def inferred(history: list[pi.Preference], options: Any, evaluator: Scores) -> Iterator[Any]:
+    """(method, choices observed, the persona of each user, how many users have none)."""
+    users = len({pair.user for pair in history})
+    for method in METHODS:
+        for count in options.observed:
+            if count < FEWEST[method]:
+                continue
+            found = pi.infer_user_personas(
+                history,
+                options.model,
+                pairs_per_user=count,
+                min_pairs=FEWEST[method],
+                method=method,
+                select=None if method == "summary" else evaluator,
+                choice_temperature=TAU,
+                cache_dir=options.folder / "replies",
+                progress=False,
+                **({"api_base": options.api_base} if options.api_base else {}),
+            )
+            said = {user: str(persona) for user, persona in found.personas.items()}
+            print(f"{method}, {count}: {len(said)} of {users} users", file=sys.stderr, flush=True)
+            yield method, count, said, users - len(said)
+
+
+def margins_of_persona(evaluator: Scores, said: Said, held: Choices) -> Floats:
+    """Shape (users, held-out choices); without a persona, those of the bare prompt."""
+    pairs = [pair for name in held for pair in held[name]]
+    asked = [(pair.prompt, said.get(name)) for name in held for pair in held[name]]
+    return evaluator.margins(asked, pairs).reshape(len(held), -1)
+
+
+def margins_of_examples(evaluator: Scores, history: list[pi.Preference], held: Choices) -> Floats:
+    """The same after the nearest two of the user's choices, in the user's turn."""
+    prefix = pi.persona_prefix("few-shot", history=history, k=2, retrieve="bm25", role="user")
+    pairs = [pair for name in held for pair in held[name]]
+    asked = [(prefix.messages(pair.user or "", pair.prompt), None) for pair in pairs]
+    return evaluator.margins(asked, pairs).reshape(len(held), -1)
+
+
+def known_candidates(
+    evaluator: Scores,
+    names: Sequence[str],
+    hidden: Sequence[str],
+    seen: Choices,
+    held: Choices,
+    count: int,
+) -> tuple[Floats, list[bool], list[float]]:
+    """The posterior over the personas themselves: held-out p, whether it names the hidden one, p of it.
+
+    Its temperature is fitted on the held-out choices of the other half of the users.
+    """
+
+    def explained(pairs: Sequence[pi.Preference]) -> Floats:
+        asked = [PERSONAS[name] for _ in pairs for name in names]
+        each = [pair for pair in pairs for _ in names]
+        return evaluator.explains(each, asked).reshape(len(pairs), len(names))
+
+    posteriors = [pi.PersonaPosterior(names).update(explained(seen[u][:count])) for u in held]
+    later = [explained(held[user]) for user in held]
+    fit = pi.PersonaPosterior.fit_common_temperature
+    taus = [fit(posteriors[half::2], later[half::2]) for half in (0, 1)]
+    for half in (0, 1):
+        for posterior in posteriors[half::2]:
+            posterior.temperature = taus[1 - half]
+    sure = np.array([one.predict(rows) for one, rows in zip(posteriors, later, strict=True)])
+    named = [one.top == own for one, own in zip(posteriors, hidden, strict=True)]
+    p = [one.probabilities[names.index(h)] for one, h in zip(posteriors, hidden, strict=True)]
+    return sure, named, [float(value) for value in p]
+
+
+# The study
+
+
+def right(margins: Floats) -> Floats:
+    """1 where the choice is predicted, 0.5 for a tie."""
+    found: Floats = (np.sign(margins) + 1) / 2
+    return found
+
+
+def study(options: argparse.Namespace, chooser: Scores, evaluator: Scores) -> dict[str, Any]:
+    names = list(PERSONAS)[: options.personas]
+    responses = responses_of(options.path, options.pairs, options.words)
+    matrix = lifts(chooser, names, responses)
+    users = users_of(names, options.users_per_persona, options.alpha)
+    hidden = [names[place] for place in users.weights.argmax(axis=1)]
+    most = max(options.observed)
+    history = users.histories(
+        matrix, pairs_per_user=most + options.held_out, temperature=options.temperature
+    )
+    choices: Choices = {name: [] for name in users.names}
+    for pair in history:
+        choices[pair.user or ""].append(pair)
+    seen = {name: pairs[:most] for name, pairs in choices.items()}
+    held = {name: pairs[most:] for name, pairs in choices.items()}
+    other = strangers(users, hidden)
+    facts = chooser_facts(matrix, users, held, other)
+
+    true = {n: PERSONAS[own] for n, own in zip(users.names, hidden, strict=True)}
+    wrong = {name: true[other[name]] for name in users.names}
+    ways: dict[tuple[str, int], Floats] = {
+        ("no prefix", 0): margins_of_persona(evaluator, {}, held),
+        ("shuffled persona", 0): margins_of_persona(evaluator, wrong, held),
+        ("true persona", 0): margins_of_persona(evaluator, true, held),
+    }
+    posterior: dict[int, Any] = {}
+    for count in options.observed:
+        observed = [pair for pairs in seen.values() for pair in pairs[:count]]
+        ways["few-shot", count] = margins_of_examples(evaluator, observed, held)
+        posterior[count] = known_candidates(evaluator, names, hidden, seen, held, count)
+    missing: dict[str, int] = {}
+    observed = [pair for pairs in seen.values() for pair in pairs]
+    for method, count, said, without in inferred(observed, options, evaluator):
+        ways[method, count] = margins_of_persona(evaluator, said, held)
+        missing[f"{method}, {count}"] = without
+        if count == most:
+            swapped = {name: said[other[name]] for name in held if other[name] in said}
+            ways[f"{method}, another user's", count] = margins_of_persona(evaluator, swapped, held)
+    return results(ways, posterior, facts, missing, most, len(names))
+
+
+def results(
+    ways: dict[tuple[str, int], Floats],
+    posterior: dict[int, Any],
+    facts: Any,
+    missing: Any,
+    most: int,
+    n: int,
+) -> dict[str, Any]:
+    """Everything as estimates."""
+    bare = ways["no prefix", 0]
+    scores = {
+        "lift": {way: right(margins - bare) for way, margins in ways.items()},
+        "plain": {way: right(margins) for way, margins in ways.items()},
+    }
+    for count, (sure, *_) in posterior.items():
+        scores["lift"]["posterior over the known personas", count] = right(sure - 0.5)
+    compared = [
+        (
+            (way, count),
+            (f"{way}, another user's", most) if way in METHODS else ("shuffled persona", 0),
+        )
+        for way, count in scores["lift"]
+        if count in (0, most)
+        and way not in ("no prefix", "shuffled persona")
+        and "another" not in way
+    ]
+    return {
+        "chooser": facts,
+        "accuracy": {
+            kind: {way: bootstrap_rate(table) for way, table in tables.items()}
+            for kind, tables in scores.items()
+        },
+        "gain over the control": {
+            f"{way}, {count or 'any'} observed": paired_difference(
+                scores["lift"][way, count].mean(axis=1), scores["lift"][control].mean(axis=1)
+            )
+            for (way, count), control in compared
+        },
+        "names the hidden persona": {
+            count: (bootstrap_rate(named), bootstrap_mean(p))
+            for count, (_, named, p) in posterior.items()
+        },
+        "a guess names it": 1 / n,
+        "users without a persona": missing,
+    }
+
+
+def expected_tokens(options: argparse.Namespace) -> dict[str, int]:
+    """About how many tokens are scored at most, from the words of the texts; before any is."""
+    both = responses_of(options.path, options.pairs, options.words)
+    prompt = sum(len(text.split()) for text in both) * 1.4 / len(both) + 20
+    response = sum(len(t.split()) for pair in both.values() for t in pair) * 1.3 / len(both) / 2
+    pair, example = prompt + 35 + 2 * response, prompt + response + 25
+    users = options.personas * options.users_per_persona
+    held, counts = users * options.held_out, len(options.observed)
+    explained = min(2 * options.pairs, users * max(options.observed)) * options.pairs
+    return {
+        "chooser": round(options.personas * options.pairs * pair),
+        "evaluator, personas that are known": round((options.personas + 3) * options.pairs * pair),
+        "evaluator, few-shot": round(counts * held * (pair + 2 * example)),
+        "evaluator, explanations": round(explained * pair),
+        "evaluator, written personas": round((2 * counts - 1 + 2) * held * (pair + 25)),
+    }
+
+
+def main() -> None:
+    options = arguments()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    planned = expected_tokens(options)
+    for part, tokens in planned.items():
+        print(f"about {tokens:,} tokens at most: {part}", file=sys.stderr)
+    if options.plan:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    if cores:
+        os.environ["OMP_NUM_THREADS"] = str(cores)
+    weights = f"local:{gemma(options.gemma)}"
+    limit = 2 * options.words
+    chooser = Scores(
+        options.folder / "chooser.jsonl",
+        pi.Likelihood(weights, persona_in="plain", baseline=(), max_response_tokens=limit),
+    )
+    evaluator = Scores(
+        options.folder / "evaluator.jsonl",
+        pi.Likelihood("local", device="cpu", max_response_tokens=limit),
+    )
+    began = time.perf_counter()
+    found = study(options, chooser, evaluator)
+    found["options"] = {name: str(value) for name, value in vars(options).items()}
+    found["this run"] = {
+        "seconds": round(time.perf_counter() - began, 1),
+        "texts scored by the chooser": chooser.scored,
+        "seconds of the chooser": round(chooser.seconds, 1),
+        "texts scored by the evaluator": evaluator.scored,
+        "seconds of the evaluator": round(evaluator.seconds, 1),
+        "cores": cores,
+        "tokens expected at most": planned,
+    }
+    write(options.folder, found)
+    print(page(found))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--personas", type=int, default=len(PERSONAS), help="how many of them")
+    parser.add_argument("--users-per-persona", type=int, default=2)
+    parser.add_argument("--observed", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--held-out", type=int, default=8, help="choices a user")
+    parser.add_argument("--pairs", type=int, default=28, help="what users are asked, in all")
+    parser.add_argument("--words", type=int, default=40, help="of a response that are read")
+    parser.add_argument("--temperature", type=float, default=0.25, help="of the choices")
+    parser.add_argument("--alpha", type=float, help="Dirichlet weights instead of one persona each")
+    parser.add_argument("--model", default="local", help="writes the personas")
+    parser.add_argument("--api-base", help="of that model")
+    parser.add_argument("--folder", type=Path, default=Path(".venvs/users-study"))
+    parser.add_argument("--gemma", type=Path, default=Path(".venvs/gemma"), help="pip's --target")
+    parser.add_argument("--plan", action="store_true", help="only count the tokens")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What users_study found, as a page of Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from personainfer.metrics import Estimate
+
+Found = dict[str, Any]
+
+
+def page(found: Found) -> str:
+    """Markdown: the chooser, accuracy by lift and by plain likelihood, gains, the posterior."""
+    options = found["options"]
+    counts = [int(text) for text in options["observed"].strip("[]").split(",")]
+    lines = [
+        "# Predicting a user's other choices",
+        "",
+        "Made by `benchmarks/users_study.py`, whose docstring says who chooses, who evaluates and who"
+        " infers, and where that is circular. Intervals: 95 %, users resampled, for these pairs.",
+        "",
+        f"Inferrer: {options['model']}. {options['personas']} personas,"
+        f" {options['users_per_persona']} users each, {options['held_out']} held-out choices a user,"
+        f" {options['pairs']} pairs of responses in all.",
+        "",
+        "## The users",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(f"| {what} | {_said(value)} |" for what, value in found["chooser"].items()),
+        "",
+    ]
+    titles = {
+        "lift": "Accuracy by lift, by choices observed",
+        "plain": "Accuracy by plain likelihood",
+    }
+    for kind, title in titles.items():
+        lines += [f"## {title}", "", *_table(found["accuracy"][kind], counts), ""]
+    lines += ["## Gain over the same of another user, by lift", "", "| | |", "| --- | --- |"]
+    lines += [
+        f"| {way} | {_said(value)} |" for way, value in found["gain over the control"].items()
+    ]
+    return "\n".join([*lines, "", *_posterior(found), "", *_missing(found), ""])
+
+
+def _table(accuracy: dict[tuple[str, int], Estimate], counts: list[int]) -> list[str]:
+    lines = [f"| | {' | '.join(map(str, counts))} |", "| --- |" + " --- |" * len(counts)]
+    for way in dict.fromkeys(way for way, _ in accuracy):
+        always = accuracy.get((way, 0))
+        cells = [accuracy.get((way, count), always) for count in counts]
+        lines.append(f"| {way} | {' | '.join('' if c is None else _said(c) for c in cells)} |")
+    return lines
+
+
+def _posterior(found: Found) -> list[str]:
+    lines = [
+        f"## How often the posterior names the hidden persona (a guess: {found['a guess names it']:.3f})",
+        "",
+        "| choices observed | named | probability of it |",
+        "| --- | --- | --- |",
+    ]
+    for count, (named, p) in found["names the hidden persona"].items():
+        lines.append(f"| {count} | {_said(named)} | {_said(p)} |")
+    return lines
+
+
+def _missing(found: Found) -> list[str]:
+    failed = {what: users for what, users in found["users without a persona"].items() if users}
+    said = ", ".join(f"{what} choices: {users}" for what, users in failed.items()) or "none"
+    run = found["this run"]
+    return [
+        f"Users without a persona (they are predicted without a prefix): {said}.",
+        "",
+        f"This run: {run['seconds']:,.0f} s on {run['cores']} cores; it scored"
+        f" {run['texts scored by the chooser']:,} texts by the chooser"
+        f" ({run['seconds of the chooser']:,.0f} s) and {run['texts scored by the evaluator']:,} by the"
+        f" evaluator ({run['seconds of the evaluator']:,.0f} s); what was there before was not scored"
+        " again.",
+    ]
+
+
+def _said(found: Estimate) -> str:
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def write(folder: Path, found: Found) -> None:
+    """Both files."""
+    (folder / "users_study.md").write_text(page(found), encoding="utf-8")
+    text = json.dumps(_plain(found), indent=1, ensure_ascii=False)
+    (folder / "users_study.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: (way, choices observed) as text, NaN as null."""
+    if isinstance(value, Estimate):
+        return {name: _plain(number) for name, number in value.to_dict().items()}
+    if isinstance(value, dict):
+        return {_name(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _name(key: Any) -> str:
+    return f"{key[0]}, {key[1] or 'any'} observed" if isinstance(key, tuple) else str(key)
