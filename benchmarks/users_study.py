@@ -9,7 +9,7 @@ with the persona than with the twelve on average, by z-scores, with Bradley-Terr
 Chooser, evaluator and everybody else see the first `--words` words of each response.
 *Evaluator*: SmolLM2-135M-Instruct (transformers, float32), another model. Given what a way says of the
 user, it predicts the response whose mean log-probability a token is higher ("plain", as in
-arXiv 2505.13257), or is raised more against the bare prompt ("lift"; without a prefix there is none: 0.5).
+arXiv 2505.13257), or is raised more against the bare prompt ("lift"; nothing is without a prefix).
 *Inferrer*: `--model`, by default SmolLM2-135M-Instruct again (llama.cpp, 4 bits). That is circular as far
 as it goes: these personas are in the evaluator's own words, and "verified" and "posterior" choose among
 them by the evaluator's scores. Whose choices are predicted is decided by Gemma alone, and never shown.
@@ -270,7 +270,10 @@ def results(
     """Everything as estimates."""
     bare = ways["no prefix", 0]
     scores = {
-        "lift": {way: right(margins - bare) for way, margins in ways.items()},
+        "lift": {
+            way: right(margins - bare if way[0] != "no prefix" else bare)
+            for way, margins in ways.items()
+        },
         "plain": {way: right(margins) for way, margins in ways.items()},
     }
     for count, (sure, *_) in posterior.items():
