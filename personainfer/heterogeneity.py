@@ -7,7 +7,7 @@ here (plots).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -203,19 +203,27 @@ def feature_regression(
     if not varies.any():
         raise DataError("no feature varies over the responses.", hint="Give other features.")
     table = (table[..., varies] - table.mean(axis=(0, 1))[varies]) / deviation[varies]
-    utilities = users.utilities(matrix)
-    prompts = np.arange(len(matrix))
-    target = np.repeat([1.0, 0.0], len(matrix))
-    found = np.empty((len(users), int(varies.sum())))
-    explained = np.empty(len(users))
-    for user, values in enumerate(utilities):
-        best, worst = values.argmax(axis=1), values.argmin(axis=1)
-        rows = np.concatenate([table[prompts, best], table[prompts, worst]])
-        design = np.column_stack([np.ones(len(rows)), rows])
-        solution, *_ = np.linalg.lstsq(design, target, rcond=None)
-        found[user] = solution[1:]
-        explained[user] = 1.0 - ((target - design @ solution) ** 2).sum() / (0.25 * len(target))
+    fits = [_fit(table, values) for values in _each_user(users, matrix)]
     names = tuple(features)
     kept = tuple(name for name, one in zip(names, varies, strict=True) if one)
     left = tuple(name for name, one in zip(names, varies, strict=True) if not one)
-    return FeatureRegression(kept, found, explained, left)
+    coefficients, explained = map(np.array, zip(*fits, strict=True))
+    return FeatureRegression(kept, coefficients, explained, left)
+
+
+def _each_user(users: SimulatedUsers, matrix: RewardMatrix) -> Iterator[Floats]:
+    """Utilities of shape (prompts, responses), a user at a time: all at once may not fit into memory."""
+    for row in users.weights:
+        yield SimulatedUsers(row[None], models=users.models).utilities(matrix)[0]
+
+
+def _fit(table: Floats, utilities: Floats) -> tuple[Floats, float]:
+    """Coefficients and R squared of best against worst."""
+    prompts = np.arange(len(table))
+    best, worst = utilities.argmax(axis=1), utilities.argmin(axis=1)
+    rows = np.concatenate([table[prompts, best], table[prompts, worst]])
+    target = np.repeat([1.0, 0.0], len(table))
+    design = np.column_stack([np.ones(len(rows)), rows])
+    solution, *_ = np.linalg.lstsq(design, target, rcond=None)
+    unexplained = ((target - design @ solution) ** 2).sum() / (0.25 * len(target))
+    return solution[1:], float(1.0 - unexplained)

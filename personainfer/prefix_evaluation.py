@@ -111,7 +111,7 @@ def evaluate_prefixes(
     parts = [Fold("all", names, names)] if folds is None else folds_of(names, folds, groups, seed)
     made = fit or (lambda trained: scorer)
     tests = [
-        Test(
+        FittedFold(
             part,
             {BARE: persona_prefix(BARE), **prefixes},
             predictor_of(made(part.trained), options),

@@ -96,6 +96,7 @@ ROOMS = [
     "attribution",
     "prefix_findings",
     "prefix_evaluation",
+    "user_responses",
     "responses",
     "comparison",
     "summary",
