@@ -121,9 +121,9 @@ def anova(
     as_large = _permuted(centred, place, len(names), permutations, seed) >= between - 1e-12
     p = (1 + np.count_nonzero(as_large)) / (1 + permutations)
     within = float(centred @ centred) - between
-    if within <= 1e-12 * max(1.0, between):
-        return (float("inf") if between > 1e-12 else float("nan")), float(p)
-    return float(between / (len(names) - 1) / (within / (len(given) - len(names)))), float(p)
+    if within <= 1e-12 * max(1.0, between):  # all alike, or alike within groups
+        return (float("inf"), p) if between > 1e-12 else (float("nan"), float("nan"))
+    return float(between / (len(names) - 1) / (within / (len(given) - len(names)))), p
 
 
 def _permuted(
