@@ -186,7 +186,7 @@ def test_a_prefix_of_other_users_never_knows_the_user_it_is_tested_on() -> None:
 
     def crowd(trained: tuple[str, ...]) -> Prefix:
         seen.append(trained)
-        return pi.persona_prefix("persona", personas={u: f"Not {trained}" for u in TASTE})
+        return pi.persona_prefix("persona", personas=dict.fromkeys(TASTE, f"Not {trained}"))
 
     asked: list[tuple[str, str]] = []
 
@@ -365,5 +365,5 @@ def test_bad_arguments(changes: dict[str, Any], what: str) -> None:
 
 
 def test_an_unknown_option_names_the_nearest() -> None:
-    with pytest.raises(UnknownOptionError, match="fold=.*folds="):
+    with pytest.raises(UnknownOptionError, match=r"fold=.*folds="):
         pi.evaluate_prefixes({"p": personas()}, held_out(), obeys, fold=3)  # type: ignore[call-arg]

@@ -80,7 +80,7 @@ def test_each_user_is_scored_by_their_own_weights() -> None:
 
 def test_a_request_that_fails_costs_its_row(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     llm.reply = lambda body: (
-        Fault.BAD_REQUEST if "fish" in body["messages"][-1]["content"] else "y" * 10
+        Fault.status(400) if "fish" in body["messages"][-1]["content"] else "y" * 10
     )
     rows = respond_to_users({"none": pi.persona_prefix("none")}, ["ann"], PROMPTS, **endpoint)
     assert [row.response for row in rows] == ["y" * 10, None, "y" * 10]
