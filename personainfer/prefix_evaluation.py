@@ -339,6 +339,8 @@ def _check(
     for name, prefix in prefixes.items():
         if not isinstance(prefix, Prefix) and not callable(prefix):
             raise InvalidArgumentError(f"prefixes[{name!r}]={prefix!r:.80} is no prefix.")
+        if name == BARE and getattr(prefix, "kind", "") != BARE:
+            raise InvalidArgumentError(f"prefixes[{BARE!r}] is another prefix than {BARE!r}.")
     if (scorer is None) == (fit is None):
         raise InvalidArgumentError("give scorer=, or fit= that makes one, and not both.")
     makes = fit is not None or any(not isinstance(one, Prefix) for one in prefixes.values())

@@ -338,6 +338,7 @@ def test_without_any_choice_there_is_nothing_to_evaluate() -> None:
     [
         ({"prefixes": {}}, "prefixes="),
         ({"prefixes": {"persona": "The user is kind."}}, r"prefixes\['persona'\]"),
+        ({"prefixes": {"none": personas()}}, "another prefix"),
         ({"scorer": None}, "scorer=, or fit="),
         ({"fit": lambda trained: obeys}, "not both"),
         ({"scorer": 3}, "cannot score"),
