@@ -3,11 +3,11 @@
     make bench-users PAIRS=tailored_beavertails.jsonl      # or, with the judge's weights in place:
     python benchmarks/users_study.py tailored_beavertails.jsonl [--model NAME --api-base URL]
 
-*Chooser*: Gemma-3-270M (base, llama.cpp). A user's hidden persona is one of twelve, or with `--alpha` a
+*Chooser*: Gemma-3-270M (base, transformers, float32). A user's hidden persona is one of twelve, or with `--alpha` a
 Dirichlet mixture of them; the user prefers of two responses the one that Gemma finds likelier, a token,
 with the persona than with the twelve on average, by z-scores, with Bradley-Terry noise (`--temperature`).
 Chooser, evaluator and everybody else see the first `--words` words of each response.
-*Evaluator*: SmolLM2-135M-Instruct (transformers, float32), another model. Given what a way says of the
+*Evaluator*: SmolLM2-135M-Instruct (transformers, `--dtype`), another model. Given what a way says of the
 user, it predicts the response whose mean log-probability a token is higher ("plain", as in
 arXiv 2505.13257), or is raised more against the bare prompt ("lift"; nothing is without a prefix).
 *Inferrer*: `--model`, by default SmolLM2-135M-Instruct again (llama.cpp, 4 bits). That is circular as far
@@ -342,11 +342,13 @@ def main() -> None:
     limit = 2 * options.words
     chooser = Scores(
         options.folder / "chooser.jsonl",
-        pi.Likelihood(weights, persona_in="plain", baseline=(), max_response_tokens=limit),
+        pi.Likelihood(
+            weights, device="cpu", persona_in="plain", baseline=(), max_response_tokens=limit
+        ),
     )
     evaluator = Scores(
         options.folder / "evaluator.jsonl",
-        pi.Likelihood("local", device="cpu", max_response_tokens=limit),
+        pi.Likelihood("local", device="cpu", dtype=options.dtype, max_response_tokens=limit),
     )
     began = time.perf_counter()
     found = study(options, chooser, evaluator)
@@ -373,12 +375,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--users-per-persona", type=int, default=2)
     parser.add_argument("--observed", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--held-out", type=int, default=8, help="choices a user")
-    parser.add_argument("--pairs", type=int, default=28, help="what users are asked, in all")
+    parser.add_argument("--pairs", type=int, default=26, help="what users are asked, in all")
     parser.add_argument("--words", type=int, default=40, help="of a response that are read")
     parser.add_argument("--temperature", type=float, default=0.25, help="of the choices")
     parser.add_argument("--alpha", type=float, help="Dirichlet weights instead of one persona each")
     parser.add_argument("--model", default="local", help="writes the personas")
     parser.add_argument("--api-base", help="of that model")
+    parser.add_argument(
+        "--dtype", default="bfloat16", help="of the evaluator; float32: 3 times as long"
+    )
     parser.add_argument("--folder", type=Path, default=Path(".venvs/users-study"))
     parser.add_argument("--gemma", type=Path, default=Path(".venvs/gemma"), help="pip's --target")
     parser.add_argument("--plan", action="store_true", help="only count the tokens")
