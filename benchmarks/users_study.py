@@ -3,10 +3,10 @@
     make bench-users PAIRS=tailored_beavertails.jsonl      # or, with the judge's weights in place:
     python benchmarks/users_study.py tailored_beavertails.jsonl [--model NAME --api-base URL]
 
-*Chooser*: Gemma-3-270M (base, transformers, float32). A user's hidden persona is one of twelve, or with `--alpha` a
-Dirichlet mixture of them; the user prefers of two responses the one that Gemma finds likelier, a token,
-with the persona than with the twelve on average, by z-scores, with Bradley-Terry noise (`--temperature`).
-Chooser, evaluator and everybody else see the first `--words` words of each response.
+*Chooser*: Gemma-3-270M (base, transformers, float32). A user's hidden persona is one of twelve, or with
+`--alpha` a Dirichlet mixture of them; the user prefers of two responses the one that Gemma finds likelier,
+a token, with the persona than with the twelve on average, by z-scores, with Bradley-Terry noise
+(`--temperature`). Chooser, evaluator and everybody else see the first `--words` words of each response.
 *Evaluator*: SmolLM2-135M-Instruct (transformers, `--dtype`), another model. Given what a way says of the
 user, it predicts the response whose mean log-probability a token is higher ("plain", as in
 arXiv 2505.13257), or is raised more against the bare prompt ("lift"; nothing is without a prefix).
