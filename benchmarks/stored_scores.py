@@ -41,7 +41,8 @@ class Scores:
         for start in range(0, len(left), CHUNK):
             self._score({key: row_of[key] for key in left[start : start + CHUNK]})
             done = min(start + CHUNK, len(left))
-            print(f"{self._file.stem}: {done:,} of {len(left):,}", file=sys.stderr, flush=True)
+            said = f"{self._file.stem}: {done:,} of {len(left):,}, {self.seconds:,.0f} s so far"
+            print(said, file=sys.stderr, flush=True)
         return np.array([self._known[key] for key in keys])
 
     def _score(self, rows: dict[str, Row]) -> None:

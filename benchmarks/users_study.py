@@ -37,6 +37,7 @@ from stored_scores import Scores
 from users_study_page import page, write
 
 import personainfer as pi
+from personainfer.likelihood import PEOPLE_IN_GENERAL
 from personainfer.metrics import bootstrap_mean, bootstrap_rate, paired_difference
 
 PERSONAS = {
@@ -142,6 +143,7 @@ def chooser_facts(
 def inferred(history: list[pi.Preference], options: Any, evaluator: Scores) -> Iterator[Any]:
     """(method, choices observed, the persona of each user, how many users have none)."""
     users = len({pair.user for pair in history})
+    began = time.perf_counter()
     for method in METHODS:
         for count in options.observed:
             if count < FEWEST[method]:
@@ -159,7 +161,8 @@ def inferred(history: list[pi.Preference], options: Any, evaluator: Scores) -> I
                 **({"api_base": options.api_base} if options.api_base else {}),
             )
             said = {user: str(persona) for user, persona in found.personas.items()}
-            print(f"{method}, {count}: {len(said)} of {users} users", file=sys.stderr, flush=True)
+            took = f"{len(said)} of {users} users, {time.perf_counter() - began:,.0f} s so far"
+            print(f"{method}, {count}: {took}", file=sys.stderr, flush=True)
             yield method, count, said, users - len(said)
 
 
@@ -236,6 +239,8 @@ def study(options: argparse.Namespace, chooser: Scores, evaluator: Scores) -> di
     other = strangers(users, hidden)
     facts = chooser_facts(matrix, users, held, other)
 
+    known = (None, *PEOPLE_IN_GENERAL, *(PERSONAS[name] for name in names))
+    evaluator.of([(p, who, t) for p, both in responses.items() for who in known for t in both])
     true = {n: PERSONAS[own] for n, own in zip(users.names, hidden, strict=True)}
     wrong = {name: true[other[name]] for name in users.names}
     ways: dict[tuple[str, int], Floats] = {
