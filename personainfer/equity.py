@@ -165,7 +165,8 @@ def correlation(
         spread = np.maximum(n * sxx - sx**2, 0) * np.maximum(n * syy - sy**2, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
             r = (n * sxy - sx * sy) / np.sqrt(np.where(spread > 1e-18, spread, np.nan))
-        return np.clip(r, -1.0, 1.0)
+        found: Floats = np.clip(r, -1.0, 1.0)
+        return found
 
     if len(x) < 2:
         return Estimate(float("nan"), float("nan"), float("nan"), len(x))

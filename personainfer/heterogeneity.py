@@ -55,7 +55,8 @@ class Votes:
     @property
     def winners(self) -> npt.NDArray[np.int64]:
         """How many responses somebody prefers, shape (prompts,)."""
-        return np.count_nonzero(self.shares, axis=1).astype(np.int64)
+        found: npt.NDArray[np.int64] = np.count_nonzero(self.shares, axis=1)
+        return found
 
     @property
     def entropy(self) -> Floats:

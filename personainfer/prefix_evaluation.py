@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Final, Literal, NamedTuple, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ AnyPrefix = Prefix | Callable[[Names], Prefix]
 Fit = Callable[[Names], ChoiceScorer]
 Groups = Mapping[str, Mapping[str, str]]
 
-BARE = "none"
+BARE: Final = "none"
 
 
 class Margins(NamedTuple):
@@ -62,7 +62,7 @@ def evaluate_prefixes(
     user: str = "user_id",
     columns: Mapping[str, str] | None = None,
     confidence: float = CONFIDENCE,
-    seed: int = 0,
+    draw_seed: int = 0,
     **options: Unpack[LLMOptions],
 ) -> PrefixEvaluation:
     """How well each prefix lets a scorer predict the held-out choices of users.
@@ -86,7 +86,7 @@ def evaluate_prefixes(
         user: the column that says whose choice a row is.
         columns: our name to yours where they differ.
         confidence: of the intervals, for which users are resampled, each with all choices.
-        seed: of folds, shuffled prefixes, draws and permutations.
+        draw_seed: of folds, shuffled prefixes, draws and permutations.
         options: configure the LLM that a judge's name makes: see `LLM`.
 
     Returns:
@@ -108,33 +108,42 @@ def evaluate_prefixes(
     if not choices:
         raise DataError("no row is a choice of a user.", hint=f"Left out: {skipped or 'nothing'}.")
     names = tuple(one.name for one in users if one.new)
-    parts = [Fold("all", names, names)] if folds is None else folds_of(names, folds, groups, seed)
-    made = fit or (lambda trained: scorer)
+    parts = (
+        [Fold("all", names, names)] if folds is None else folds_of(names, folds, groups, draw_seed)
+    )
     tests = [
         FittedFold(
             part,
             {BARE: persona_prefix(BARE), **prefixes},
-            predictor_of(made(part.trained), options),
+            predictor_of(_scorer(scorer, fit, part), options),
         )
         for part in parts
     ]
-    margins = _margins(tests, choices, folds is not None, lift, seed)
+    margins = _margins(tests, choices, folds is not None, lift, draw_seed)
     kinds = _questions(questions, choices)
-    equity = _equity(margins, choices, groups or {}, confidence, seed)
-    settings = {"lift": lift, "folds": folds, "confidence": confidence, "seed": seed}
+    equity = _equity(margins, choices, groups or {}, confidence, draw_seed)
+    settings: dict[str, Any] = {"lift": lift, "folds": folds, "confidence": confidence}
+    settings["draw_seed"] = draw_seed
     return PrefixEvaluation(
         prefixes={
             name: _accuracy(of, margins[BARE], choices, kinds, confidence)
             for name, of in margins.items()
         },
         equity=equity,
-        attribution=_attribution(attribute, tests, choices, confidence, seed),
+        attribution=_attribution(attribute, tests, choices, confidence, draw_seed),
         choices=tuple(choices),
         margins={name: of.own for name, of in margins.items()},
         questions=kinds,
         skipped=skipped,
         settings=settings,
     )
+
+
+def _scorer(scorer: ChoiceScorer | None, fit: Fit | None, fold: Fold) -> ChoiceScorer:
+    if fit is not None:
+        return fit(fold.trained)
+    assert scorer is not None  # as checked
+    return scorer
 
 
 # Margins

@@ -61,9 +61,10 @@ def test_tests_are_corrected_together() -> None:
         for p in "xyz"
     ]
     corrected = correct_together(found)
-    assert max(one.adjusted_p for one in corrected) == pytest.approx(max(one.p for one in found))
-    least = min(corrected, key=lambda one: one.p)
+    assert [one.p for one in corrected] == [one.p for one in found]
+    least, middle, _ = sorted(corrected, key=lambda one: one.p)
     assert least.adjusted_p == pytest.approx(min(3 * least.p, 1.0))
+    assert middle.adjusted_p == pytest.approx(min(max(2 * middle.p, 3 * least.p), 1.0))
 
 
 def test_correlation_is_pearson_s() -> None:

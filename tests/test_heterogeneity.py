@@ -26,7 +26,7 @@ CHOICES = np.array([[0, 1, 2], [0, 1, 0], [0, 2, 1], [0, 2, 2]])  # four users, 
 
 def test_votes_by_hand() -> None:
     found = votes(CHOICES, 3)
-    assert_allclose(found.shares, [[1, 0, 0], [0, 0.5, 0.5], [0.25, 0.25, 0.5]])
+    assert_allclose(found.shares, [[1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.25, 0.25, 0.5]])
     assert_allclose(found.top_share, [1.0, 0.5, 0.5])
     assert_array_equal(found.winners, [1, 2, 3])
     assert_allclose(found.entropy, [0.0, math.log(2), 1.5 * math.log(2)])
@@ -104,12 +104,16 @@ def test_features_are_named_by_the_user() -> None:
         feature_regression(users, matrix, {"one": lambda text: 1.0})
 
 
+def heights(axes: Any) -> list[float]:
+    return [bar.get_height() for bar in axes.patches]
+
+
 @pytest.mark.heavy
 def test_each_measure_has_its_plot() -> None:
     found = votes(CHOICES, 3)
-    assert sum(bar.get_height() for bar in plot_top_share(found).patches) == 3
-    assert [bar.get_height() for bar in plot_winners(found).patches] == [1, 1, 1]
-    assert sum(bar.get_height() for bar in plot_vote_entropy(found).patches) == 3
+    assert sum(heights(plot_top_share(found))) == 3
+    assert heights(plot_winners(found)) == [1, 1, 1]
+    assert sum(heights(plot_vote_entropy(found))) == 3
     words = entropy_by_word(found, ["tea now", "tea then", "tea or so"], floor=1)
     shown = [label.get_text() for label in plot_entropy_by_word(words).get_yticklabels()]
     assert shown == [one.word for one in words]

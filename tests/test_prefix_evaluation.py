@@ -195,7 +195,7 @@ def test_a_prefix_of_other_users_never_knows_the_user_it_is_tested_on() -> None:
         return [0.0] * len(responses)
 
     data = [choice(user, 0, prompt=f"Asks {user}?") for user in TASTE]
-    pi.evaluate_prefixes({"crowd": crowd}, data, scorer, folds=3, seed=5)
+    pi.evaluate_prefixes({"crowd": crowd}, data, scorer, folds=3, draw_seed=5)
     assert [len(trained) for trained in seen] == [4, 4, 4]
     assert set.union(*(set(TASTE) - set(trained) for trained in seen)) == set(TASTE)
     unseen = {
@@ -367,4 +367,4 @@ def test_bad_arguments(changes: dict[str, Any], what: str) -> None:
 
 def test_an_unknown_option_names_the_nearest() -> None:
     with pytest.raises(UnknownOptionError, match=r"fold=.*folds="):
-        pi.evaluate_prefixes({"p": personas()}, held_out(), obeys, fold=3)  # type: ignore[call-arg]
+        pi.evaluate_prefixes({"p": personas()}, held_out(), obeys, fold=3)
