@@ -128,6 +128,13 @@ def _hub_weights(repository: str, file: str) -> Path:
     return Path(hf_hub_download(repository, file))
 
 
+def _cores() -> int:
+    """Those that this process may run on: threads that share a core wait for each other."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Server:
     """A running llama.cpp server. `start` is the start of the prompt that its slots hold."""
 
@@ -143,7 +150,7 @@ class _Server:
         params.n_ctx = _CONTEXT * SLOTS
         params.n_threads_http = SLOTS + 2
         for cpu in (params.cpuparams, params.cpuparams_batch):
-            cpu.n_threads = os.cpu_count() or 1
+            cpu.n_threads = _cores()
             cpu.poll = 0  # waiting threads sleep: spinning ones starve whatever else runs
         params.kv_unified = False  # a third faster here than one store for all slots
         params.cache_ram_mib = 0
