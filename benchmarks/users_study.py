@@ -382,7 +382,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=8, help="choices a user")
     parser.add_argument("--pairs", type=int, default=26, help="what users are asked, in all")
     parser.add_argument("--words", type=int, default=36, help="of a response that are read")
-    parser.add_argument("--temperature", type=float, default=0.25, help="of the choices")
+    parser.add_argument("--temperature", type=float, default=0.1, help="of the choices")
     parser.add_argument("--alpha", type=float, help="Dirichlet weights instead of one persona each")
     parser.add_argument("--model", default="local", help="writes the personas")
     parser.add_argument("--api-base", help="of that model")

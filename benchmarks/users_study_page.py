@@ -72,7 +72,7 @@ def _missing(found: Found) -> list[str]:
     said = ", ".join(f"{what} choices: {users}" for what, users in failed.items()) or "none"
     run = found["this run"]
     return [
-        f"Users without a persona (they are predicted without a prefix): {said}.",
+        f"Users without a persona (nothing is lifted for them: a tie, which counts half): {said}.",
         "",
         f"This run: {run['seconds']:,.0f} s on {run['cores']} cores; it scored"
         f" {run['texts scored by the chooser']:,} texts by the chooser"
