@@ -328,7 +328,7 @@ def expected_tokens(options: argparse.Namespace) -> dict[str, int]:
         "evaluator, personas that are known": round((options.personas + 3) * options.pairs * pair),
         "evaluator, few-shot": round(counts * held * (pair + 2 * example)),
         "evaluator, explanations": round(explained * pair),
-        "evaluator, written personas": round((2 * counts - 1 + 2) * held * (pair + 25)),
+        "evaluator, written personas": round((3 * counts - 2 + 3) * held * (pair + 25)),
     }
 
 
@@ -381,7 +381,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--observed", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--held-out", type=int, default=8, help="choices a user")
     parser.add_argument("--pairs", type=int, default=26, help="what users are asked, in all")
-    parser.add_argument("--words", type=int, default=36, help="of a response that are read")
+    parser.add_argument("--words", type=int, default=32, help="of a response that are read")
     parser.add_argument("--temperature", type=float, default=0.1, help="of the choices")
     parser.add_argument("--alpha", type=float, help="Dirichlet weights instead of one persona each")
     parser.add_argument("--model", default="local", help="writes the personas")
