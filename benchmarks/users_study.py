@@ -328,7 +328,7 @@ def expected_tokens(options: argparse.Namespace) -> dict[str, int]:
         "evaluator, personas that are known": round((options.personas + 3) * options.pairs * pair),
         "evaluator, few-shot": round(counts * held * (pair + 2 * example)),
         "evaluator, explanations": round(explained * pair),
-        "evaluator, written personas": round((3 * counts - 2 + 3) * held * (pair + 25)),
+        "evaluator, written personas": round((2 * counts - 1 + 2) * held * (pair + 25)),
     }
 
 
