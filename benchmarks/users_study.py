@@ -34,11 +34,11 @@ import numpy as np
 import numpy.typing as npt
 from best_of_n import gemma
 from stored_scores import Scores
-from users_study_page import page, write
+from users_study_page import crowd_results, page, results, write
 
 import personainfer as pi
 from personainfer.likelihood import PEOPLE_IN_GENERAL
-from personainfer.metrics import bootstrap_mean, bootstrap_rate, paired_difference
+from personainfer.metrics import bootstrap_mean, bootstrap_rate
 
 PERSONAS = {
     "hurried": "The user is busy and prefers short answers that come straight to the point.",
@@ -90,6 +90,27 @@ def lifts(
     return pi.RewardMatrix(found, models=personas, prompts=prompts, responses=both, costs=())
 
 
+class Population:
+    """Users, their hidden personas, and what they chose: first to be observed, then to be predicted."""
+
+    def __init__(self, matrix: pi.RewardMatrix, each: int, options: argparse.Namespace) -> None:
+        names, most = list(matrix.models), max(options.observed)
+        self.users = users_of(names, each, options.alpha)
+        self.hidden = [names[place] for place in self.users.weights.argmax(axis=1)]
+        history = self.users.histories(
+            matrix, pairs_per_user=most + options.held_out, temperature=options.temperature
+        )
+        choices: Choices = {name: [] for name in self.users.names}
+        for pair in history:
+            choices[pair.user or ""].append(pair)
+        self.seen = {name: pairs[:most] for name, pairs in choices.items()}
+        self.held = {name: pairs[most:] for name, pairs in choices.items()}
+        self.other = strangers(self.users, self.hidden)
+
+    def persona_of(self, user: str) -> str:
+        return self.hidden[self.users.names.index(user)]
+
+
 def users_of(names: Sequence[str], each: int, alpha: float | None) -> pi.SimulatedUsers:
     """`each` users a persona, or as many with Dirichlet weights over all of them."""
     if alpha is not None:
@@ -108,21 +129,17 @@ def strangers(users: pi.SimulatedUsers, hidden: Sequence[str]) -> dict[str, str]
     }
 
 
-def chooser_facts(
-    matrix: pi.RewardMatrix, users: pi.SimulatedUsers, choices: Choices, other: dict[str, str]
-) -> dict[str, Any]:
+def chooser_facts(matrix: pi.RewardMatrix, people: Population) -> dict[str, Any]:
     """How much users differ, and how often the chooser itself would tell their choices."""
     prompts, responses = matrix.texts
     place = {prompt: row for row, prompt in enumerate(prompts)}
-    utilities = dict(zip(users.names, users.utilities(matrix), strict=True))
+    utilities = dict(zip(people.users.names, people.users.utilities(matrix), strict=True))
 
     def told(by: dict[str, str]) -> list[list[bool]]:
         tables = []
-        for name, pairs in choices.items():
-            mine = utilities[by[name]]
-            best = [
-                responses[place[str(p.prompt)]][mine[place[str(p.prompt)]].argmax()] for p in pairs
-            ]
+        for name, pairs in people.held.items():
+            rows = [place[str(pair.prompt)] for pair in pairs]
+            best = [responses[row][utilities[by[name]][row].argmax()] for row in rows]
             tables.append([text == pair.chosen for text, pair in zip(best, pairs, strict=True)])
         return tables
 
@@ -131,9 +148,9 @@ def chooser_facts(
     return {
         "share of the personas that prefer the favoured response": bootstrap_mean(share),
         "choices that the chooser tells without the noise": bootstrap_rate(
-            told({name: name for name in users.names})
+            told({name: name for name in people.users.names})
         ),
-        "… by the persona of another user": bootstrap_rate(told(other)),
+        "… by the persona of another user": bootstrap_rate(told(people.other)),
     }
 
 
@@ -181,135 +198,108 @@ def margins_of_examples(evaluator: Scores, history: list[pi.Preference], held: C
     return evaluator.margins(asked, pairs).reshape(len(held), -1)
 
 
-def known_candidates(
-    evaluator: Scores,
-    names: Sequence[str],
-    hidden: Sequence[str],
-    seen: Choices,
-    held: Choices,
-    count: int,
-) -> tuple[Floats, list[bool], list[float]]:
-    """The posterior over the personas themselves: held-out p, whether it names the hidden one, p of it.
+class Known:
+    """The evaluator's margins of the first response over the second, with all that is known beforehand."""
 
-    Its temperature is fitted on the held-out choices of the other half of the users.
-    """
+    def __init__(self, evaluator: Scores, matrix: pi.RewardMatrix) -> None:
+        self.names = list(matrix.models)
+        prompts, responses = matrix.texts
+        self._row = {prompt: row for row, prompt in enumerate(prompts)}
+        self._first = [both[0] for both in responses]
+        pairs = [
+            pi.Preference(prompt=prompt, chosen=one, rejected=other)
+            for prompt, (one, other) in zip(prompts, responses, strict=True)
+        ]
+        said = [None, *PEOPLE_IN_GENERAL, *(PERSONAS[name] for name in self.names)]
+        asked = [(prompt, who) for prompt in prompts for who in said]
+        each = [pair for pair in pairs for _ in said]
+        margins = evaluator.margins(asked, each).reshape(len(pairs), len(said))
+        self._bare, self._own = margins[:, 0], margins[:, 3:]
+        self._general = margins[:, 1:3].mean(axis=1)
 
-    def explained(pairs: Sequence[pi.Preference]) -> Floats:
-        asked = [PERSONAS[name] for _ in pairs for name in names]
-        each = [pair for pair in pairs for _ in names]
-        return evaluator.explains(each, asked).reshape(len(pairs), len(names))
+    def _places(self, pairs: Sequence[pi.Preference]) -> tuple[list[int], Floats]:
+        rows = [self._row[pair.prompt] for pair in pairs]
+        first = [pair.chosen == self._first[row] for pair, row in zip(pairs, rows, strict=True)]
+        return rows, np.where(first, 1.0, -1.0)
 
-    posteriors = [pi.PersonaPosterior(names).update(explained(seen[u][:count])) for u in held]
-    later = [explained(held[user]) for user in held]
-    fit = pi.PersonaPosterior.fit_common_temperature
-    taus = [fit(posteriors[half::2], later[half::2]) for half in (0, 1)]
-    for half in (0, 1):
-        for posterior in posteriors[half::2]:
-            posterior.temperature = taus[1 - half]
-    sure = np.array([one.predict(rows) for one, rows in zip(posteriors, later, strict=True)])
-    named = [one.top == own for one, own in zip(posteriors, hidden, strict=True)]
-    p = [one.probabilities[names.index(h)] for one, h in zip(posteriors, hidden, strict=True)]
-    return sure, named, [float(value) for value in p]
+    def margins(self, held: Choices, persona: dict[str, str] | None = None) -> Floats:
+        """Shape (users, held-out choices): with a persona by user, or with none."""
+        found = []
+        for user, pairs in held.items():
+            rows, sign = self._places(pairs)
+            of = self._bare if persona is None else self._own[:, self.names.index(persona[user])]
+            found.append(sign * of[rows])
+        return np.array(found)
+
+    def explains(self, pairs: Sequence[pi.Preference]) -> Floats:
+        """As `Likelihood.explains`, of each choice by each persona."""
+        rows, sign = self._places(pairs)
+        explained: Floats = sign[:, None] * (self._own - self._general[:, None])[rows]
+        return explained
+
+    def posterior(self, people: Population, count: int) -> tuple[Floats, list[bool], list[float]]:
+        """Over the personas: p of held-out choices, whether it names the hidden one, p of that one.
+
+        Its temperature is fitted on the held-out choices of the other half of the users.
+        """
+        posteriors = [
+            pi.PersonaPosterior(self.names).update(self.explains(pairs[:count]))
+            for pairs in people.seen.values()
+        ]
+        later = [self.explains(pairs) for pairs in people.held.values()]
+        fit = pi.PersonaPosterior.fit_common_temperature
+        taus = [fit(posteriors[half::2], later[half::2]) for half in (0, 1)]
+        for half in (0, 1):
+            for posterior in posteriors[half::2]:
+                posterior.temperature = taus[1 - half]
+        sure = np.array([one.predict(rows) for one, rows in zip(posteriors, later, strict=True)])
+        both = list(zip(posteriors, people.hidden, strict=True))
+        named = [one.top == own for one, own in both]
+        return sure, named, [float(one.probabilities[self.names.index(own)]) for one, own in both]
+
+
+def known_ways(known: Known, people: Population) -> dict[tuple[str, int], Floats]:
+    """What needs no inference, shape (users, held-out choices) each."""
+    own = {user: people.persona_of(user) for user in people.held}
+    return {
+        ("no prefix", 0): known.margins(people.held),
+        ("shuffled persona", 0): known.margins(
+            people.held, {user: own[people.other[user]] for user in own}
+        ),
+        ("true persona", 0): known.margins(people.held, own),
+    }
 
 
 # The study
-
-
-def right(margins: Floats) -> Floats:
-    """1 where the choice is predicted, 0.5 for a tie."""
-    found: Floats = (np.sign(margins) + 1) / 2
-    return found
 
 
 def study(options: argparse.Namespace, chooser: Scores, evaluator: Scores) -> dict[str, Any]:
     names = list(PERSONAS)[: options.personas]
     responses = responses_of(options.path, options.pairs, options.words)
     matrix = lifts(chooser, names, responses)
-    users = users_of(names, options.users_per_persona, options.alpha)
-    hidden = [names[place] for place in users.weights.argmax(axis=1)]
-    most = max(options.observed)
-    history = users.histories(
-        matrix, pairs_per_user=most + options.held_out, temperature=options.temperature
-    )
-    choices: Choices = {name: [] for name in users.names}
-    for pair in history:
-        choices[pair.user or ""].append(pair)
-    seen = {name: pairs[:most] for name, pairs in choices.items()}
-    held = {name: pairs[most:] for name, pairs in choices.items()}
-    other = strangers(users, hidden)
-    facts = chooser_facts(matrix, users, held, other)
-
-    known = (None, *PEOPLE_IN_GENERAL, *(PERSONAS[name] for name in names))
-    evaluator.of([(p, who, t) for p, both in responses.items() for who in known for t in both])
-    true = {n: PERSONAS[own] for n, own in zip(users.names, hidden, strict=True)}
-    wrong = {name: true[other[name]] for name in users.names}
-    ways: dict[tuple[str, int], Floats] = {
-        ("no prefix", 0): margins_of_persona(evaluator, {}, held),
-        ("shuffled persona", 0): margins_of_persona(evaluator, wrong, held),
-        ("true persona", 0): margins_of_persona(evaluator, true, held),
-    }
-    posterior: dict[int, Any] = {}
+    crowd = Population(matrix, options.crowd, options)
+    people = Population(matrix, options.users_per_persona, options)
+    known = Known(evaluator, matrix)
+    ways, posterior, missing = known_ways(known, people), dict[int, Any](), dict[str, int]()
     for count in options.observed:
-        observed = [pair for pairs in seen.values() for pair in pairs[:count]]
-        ways["few-shot", count] = margins_of_examples(evaluator, observed, held)
-        posterior[count] = known_candidates(evaluator, names, hidden, seen, held, count)
-    missing: dict[str, int] = {}
-    observed = [pair for pairs in seen.values() for pair in pairs]
+        observed = [pair for pairs in people.seen.values() for pair in pairs[:count]]
+        ways["few-shot", count] = margins_of_examples(evaluator, observed, people.held)
+        posterior[count] = known.posterior(people, count)
+    observed = [pair for pairs in people.seen.values() for pair in pairs]
     for method, count, said, without in inferred(observed, options, evaluator):
-        ways[method, count] = margins_of_persona(evaluator, said, held)
+        ways[method, count] = margins_of_persona(evaluator, said, people.held)
         missing[f"{method}, {count}"] = without
-        if count == most:
-            swapped = {name: said[other[name]] for name in held if other[name] in said}
-            ways[f"{method}, another user's", count] = margins_of_persona(evaluator, swapped, held)
-    return results(ways, posterior, facts, missing, most, len(names))
-
-
-def results(
-    ways: dict[tuple[str, int], Floats],
-    posterior: dict[int, Any],
-    facts: Any,
-    missing: Any,
-    most: int,
-    n: int,
-) -> dict[str, Any]:
-    """Everything as estimates."""
-    bare = ways["no prefix", 0]
-    scores = {
-        "lift": {
-            way: right(margins - bare if way[0] != "no prefix" else bare)
-            for way, margins in ways.items()
-        },
-        "plain": {way: right(margins) for way, margins in ways.items()},
-    }
-    for count, (sure, *_) in posterior.items():
-        scores["lift"]["posterior over the known personas", count] = right(sure - 0.5)
-    compared = [
-        (
-            (way, count),
-            (f"{way}, another user's", most) if way in METHODS else ("shuffled persona", 0),
-        )
-        for way, count in scores["lift"]
-        if count in (0, most)
-        and way not in ("no prefix", "shuffled persona")
-        and "another" not in way
-    ]
+        if count == max(options.observed):
+            swapped = {u: said[o] for u, o in people.other.items() if o in said}
+            margins = margins_of_persona(evaluator, swapped, people.held)
+            ways[f"{method}, another user's", count] = margins
     return {
-        "chooser": facts,
-        "accuracy": {
-            kind: {way: bootstrap_rate(table) for way, table in tables.items()}
-            for kind, tables in scores.items()
-        },
-        "gain over the control": {
-            f"{way}, {count or 'any'} observed": paired_difference(
-                scores["lift"][way, count].mean(axis=1), scores["lift"][control].mean(axis=1)
-            )
-            for (way, count), control in compared
-        },
-        "names the hidden persona": {
-            count: (bootstrap_rate(named), bootstrap_mean(p))
-            for count, (_, named, p) in posterior.items()
-        },
-        "a guess names it": 1 / n,
+        "chooser": chooser_facts(matrix, crowd),
+        **results(ways, posterior),
+        "crowd": crowd_results(
+            known_ways(known, crowd), {n: known.posterior(crowd, n) for n in options.observed}
+        ),
+        "a guess names it": 1 / len(names),
         "users without a persona": missing,
     }
 
@@ -377,9 +367,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("path", type=Path)
     parser.add_argument("--personas", type=int, default=len(PERSONAS), help="how many of them")
-    parser.add_argument("--users-per-persona", type=int, default=2)
+    parser.add_argument("--users-per-persona", type=int, default=1)
+    parser.add_argument(
+        "--crowd", type=int, default=20, help="users a persona, where nothing is inferred"
+    )
     parser.add_argument("--observed", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--held-out", type=int, default=8, help="choices a user")
+    parser.add_argument("--held-out", type=int, default=10, help="choices a user")
     parser.add_argument("--pairs", type=int, default=26, help="what users are asked, in all")
     parser.add_argument("--words", type=int, default=32, help="of a response that are read")
     parser.add_argument("--temperature", type=float, default=0.1, help="of the choices")

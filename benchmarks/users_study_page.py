@@ -1,4 +1,4 @@
-"""What users_study found, as a page of Markdown and as JSON."""
+"""What users_study found: estimates, a page of Markdown, and JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,65 @@ import math
 from pathlib import Path
 from typing import Any
 
-from personainfer.metrics import Estimate
+import numpy as np
+import numpy.typing as npt
 
+from personainfer.metrics import Estimate, bootstrap_mean, bootstrap_rate, paired_difference
+
+Floats = npt.NDArray[np.float64]
+Ways = dict[tuple[str, int], Floats]  # (way, choices observed; 0: any) -> (users, held-out choices)
 Found = dict[str, Any]
+
+INFERRED = ("summary", "verified", "posterior")
+KNOWN = "posterior over the known personas"
+
+
+def right(margins: Floats) -> Floats:
+    """1 where the choice is predicted, 0.5 for a tie."""
+    found: Floats = (np.sign(margins) + 1) / 2
+    return found
+
+
+def _lifted(ways: Ways, posterior: dict[int, Any]) -> Ways:
+    """Whether each choice is predicted by what a way adds; without a prefix, by the bare margins."""
+    bare = ways["no prefix", 0]
+    found = {way: right(margins - bare) for way, margins in ways.items()}
+    found["no prefix", 0] = right(bare)
+    return found | {(KNOWN, count): right(sure - 0.5) for count, (sure, *_) in posterior.items()}
+
+
+def results(ways: Ways, posterior: dict[int, Any]) -> Found:
+    """Accuracies, and what a way gains over the same of another user."""
+    lifted, most = _lifted(ways, posterior), max(posterior)
+    plain = {way: right(margins) for way, margins in ways.items()}
+    gains = {}
+    for way, count in lifted:
+        if count in (0, most) and way not in ("no prefix", "shuffled persona") and "'" not in way:
+            control = (
+                (f"{way}, another user's", most) if way in INFERRED else ("shuffled persona", 0)
+            )
+            one, other = (lifted[key].mean(axis=1) for key in ((way, count), control))
+            gains[f"{way}, {count or 'any'} observed"] = paired_difference(one, other)
+    accuracy = {"lift": _rates(lifted), "plain": _rates(plain)}
+    return {"accuracy": accuracy, "gain over the control": gains}
+
+
+def crowd_results(ways: Ways, posterior: dict[int, Any]) -> Found:
+    """The same of many users for whom nothing is inferred, and how often their persona is named."""
+    lifted = _lifted(ways, posterior)
+    own, other = (lifted[way, 0].mean(axis=1) for way in ("true persona", "shuffled persona"))
+    return {
+        "accuracy": _rates(lifted),
+        "true - shuffled": paired_difference(own, other),
+        "names the hidden persona": {
+            count: (bootstrap_rate(named), bootstrap_mean(p))
+            for count, (_, named, p) in posterior.items()
+        },
+    }
+
+
+def _rates(tables: Ways) -> dict[tuple[str, int], Estimate]:
+    return {way: bootstrap_rate(table) for way, table in tables.items()}
 
 
 def page(found: Found) -> str:
@@ -43,6 +99,15 @@ def page(found: Found) -> str:
     lines += [
         f"| {way} | {_said(value)} |" for way, value in found["gain over the control"].items()
     ]
+    crowd = found["crowd"]
+    lines += [
+        "",
+        f"## {options['crowd']} users each, for whom nothing is inferred: accuracy by lift",
+        "",
+        *_table(crowd["accuracy"], counts),
+        "",
+        f"True less shuffled persona: {_said(crowd['true - shuffled'])}.",
+    ]
     return "\n".join([*lines, "", *_posterior(found), "", *_missing(found), ""])
 
 
@@ -57,12 +122,14 @@ def _table(accuracy: dict[tuple[str, int], Estimate], counts: list[int]) -> list
 
 def _posterior(found: Found) -> list[str]:
     lines = [
-        f"## How often the posterior names the hidden persona (a guess: {found['a guess names it']:.3f})",
+        "## How often the posterior names the hidden persona",
+        "",
+        f"Of these many users; a guess: {found['a guess names it']:.3f}.",
         "",
         "| choices observed | named | probability of it |",
         "| --- | --- | --- |",
     ]
-    for count, (named, p) in found["names the hidden persona"].items():
+    for count, (named, p) in found["crowd"]["names the hidden persona"].items():
         lines.append(f"| {count} | {_said(named)} | {_said(p)} |")
     return lines
 

@@ -47,6 +47,7 @@ def test_the_study_runs_and_goes_on_where_it_was_stopped(
 ) -> None:
     options = ["--personas", "2", "--users-per-persona", "2", "--pairs", "8", "--held-out", "3"]
     options += ["--observed", "1", "2", "4", "--folder", str(place), "--temperature", "0"]
+    options += ["--crowd", "5"]
     options += ["--model", "fake", "--api-base", llm.api_base]
     monkeypatch.setattr("sys.argv", ["users_study.py", str(data(place / "data.jsonl")), *options])
     asked = study.arguments()
@@ -70,6 +71,10 @@ def test_the_study_runs_and_goes_on_where_it_was_stopped(
     assert {count for way, count in accuracy if way == "summary"} == {1, 2, 4}
     assert {count for way, count in accuracy if way == "verified"} == {2, 4}
     assert all(estimate.n == 4 for estimate in accuracy.values())
+    crowd = found["crowd"]
+    assert crowd["accuracy"]["true persona", 0].n == 2 * 5
+    assert crowd["accuracy"]["posterior over the known personas", 4].n == 2 * 5
+    assert {*crowd["names the hidden persona"]} == {1, 2, 4}
     told = found["chooser"]["choices that the chooser tells without the noise"]
     assert told.value == 1.0  # at temperature 0 there is none
 
@@ -86,11 +91,12 @@ def test_a_page_has_every_way_and_every_number(study: Any, place: Path) -> None:
     one = Estimate(0.5, 0.25, float("nan"), 4)
     found = {
         "options": {"observed": "[1, 2]", "model": "fake", "personas": "2", "held_out": "3",
-                    "users_per_persona": "2", "pairs": "8"},
+                    "users_per_persona": "2", "pairs": "8", "crowd": "5"},
         "chooser": {"agreement": one},
         "accuracy": {"lift": {("none", 0): one, ("verified", 2): one}, "plain": {("none", 0): one}},
         "gain over the control": {"verified, 2 observed": one},
-        "names the hidden persona": {1: (one, one)},
+        "crowd": {"accuracy": {("none", 0): one}, "true - shuffled": one,
+                  "names the hidden persona": {1: (one, one)}},
         "a guess names it": 0.5,
         "users without a persona": {"verified, 2": 1, "summary, 1": 0},
         "this run": {"seconds": 1.0, "cores": 1, "texts scored by the chooser": 2,
