@@ -82,7 +82,8 @@ def evaluate_prefixes(
         groups: attribute -> user -> value, for equity.
         questions: the kind of question by the id of the choice; "find": "clashing" where users choose
             differently on a prompt, else "personal" (see `personainfer.clashes`).
-        attribute: names of prefixes whose sentences are left out one by one, on up to 64 choices.
+        attribute: names of prefixes whose sentences are left out one by one, on up to 64 choices (with
+            folds, of the users that the last one leaves out).
         user: the column that says whose choice a row is.
         columns: our name to yours where they differ.
         confidence: of the intervals, for which users are resampled, each with all choices.
