@@ -367,4 +367,4 @@ def test_bad_arguments(changes: dict[str, Any], what: str) -> None:
 
 def test_an_unknown_option_names_the_nearest() -> None:
     with pytest.raises(UnknownOptionError, match=r"fold=.*folds="):
-        pi.evaluate_prefixes({"p": personas()}, held_out(), obeys, fold=3)
+        pi.evaluate_prefixes({"p": personas()}, held_out(), obeys, fold=3)  # type: ignore[call-arg]
