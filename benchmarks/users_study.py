@@ -9,7 +9,8 @@ a token, with the persona than with the twelve on average, by z-scores, with Bra
 (`--temperature`). Chooser, evaluator and everybody else see the first `--words` words of each response.
 *Evaluator*: SmolLM2-135M-Instruct (transformers, `--dtype`), another model. Given what a way says of the
 user, it predicts the response whose mean log-probability a token is higher ("plain", as in
-arXiv 2505.13257), or is raised more against the bare prompt ("lift"; nothing is without a prefix).
+arXiv 2505.13257), is raised more against the bare prompt ("lift"), or more than by two sentences about
+people in general (as `Likelihood.explains`: any sentence about a reader moves a model).
 *Inferrer*: `--model`, by default SmolLM2-135M-Instruct again (llama.cpp, 4 bits). That is circular as far
 as it goes: these personas are in the evaluator's own words, and "verified" and "posterior" choose among
 them by the evaluator's scores. Whose choices are predicted is decided by Gemma alone, and never shown.
@@ -231,6 +232,11 @@ class Known:
             found.append(sign * of[rows])
         return np.array(found)
 
+    def margins_in_general(self, held: Choices) -> Floats:
+        """The same after what `Likelihood.explains` measures personas against."""
+        rows = [self._places(pairs) for pairs in held.values()]
+        return np.array([sign * self._general[row] for row, sign in rows])
+
     def explains(self, pairs: Sequence[pi.Preference]) -> Floats:
         """As `Likelihood.explains`, of each choice by each persona."""
         rows, sign = self._places(pairs)
@@ -263,6 +269,7 @@ def known_ways(known: Known, people: Population) -> dict[tuple[str, int], Floats
     own = {user: people.persona_of(user) for user in people.held}
     return {
         ("no prefix", 0): known.margins(people.held),
+        ("people in general", 0): known.margins_in_general(people.held),
         ("shuffled persona", 0): known.margins(
             people.held, {user: own[people.other[user]] for user in own}
         ),

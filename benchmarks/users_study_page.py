@@ -26,36 +26,51 @@ def right(margins: Floats) -> Floats:
     return found
 
 
-def _lifted(ways: Ways, posterior: dict[int, Any]) -> Ways:
-    """Whether each choice is predicted by what a way adds; without a prefix, by the bare margins."""
-    bare = ways["no prefix", 0]
-    found = {way: right(margins - bare) for way, margins in ways.items()}
+def _predicted(ways: Ways, posterior: dict[int, Any], against: str) -> Ways:
+    """Whether each choice is predicted by what a way adds to other margins; without a prefix, by its own.
+
+    A user without a persona has the bare margins: nothing is added, a tie.
+    """
+    bare, other = ways["no prefix", 0], ways[against, 0]
+    found = {
+        way: right(np.where(margins == bare, 0.0, margins - other))
+        for way, margins in ways.items()
+        if way[0] != "people in general"
+    }
     found["no prefix", 0] = right(bare)
     return found | {(KNOWN, count): right(sure - 0.5) for count, (sure, *_) in posterior.items()}
 
 
 def results(ways: Ways, posterior: dict[int, Any]) -> Found:
     """Accuracies, and what a way gains over the same of another user."""
-    lifted, most = _lifted(ways, posterior), max(posterior)
-    plain = {way: right(margins) for way, margins in ways.items()}
+    scores = {
+        "general": _predicted(ways, posterior, "people in general"),
+        "lift": _predicted(ways, posterior, "no prefix"),
+        "plain": {way: right(margins) for way, margins in ways.items()},
+    }
+    gains = {kind: _gains(scores[kind], max(posterior)) for kind in ("general", "lift")}
+    accuracy = {kind: _rates(tables) for kind, tables in scores.items()}
+    return {"accuracy": accuracy, "gain over the control": gains}
+
+
+def _gains(scores: Ways, most: int) -> dict[str, Estimate]:
     gains = {}
-    for way, count in lifted:
+    for way, count in scores:
         if count in (0, most) and way not in ("no prefix", "shuffled persona") and "'" not in way:
             control = (
                 (f"{way}, another user's", most) if way in INFERRED else ("shuffled persona", 0)
             )
-            one, other = (lifted[key].mean(axis=1) for key in ((way, count), control))
+            one, other = (scores[key].mean(axis=1) for key in ((way, count), control))
             gains[f"{way}, {count or 'any'} observed"] = paired_difference(one, other)
-    accuracy = {"lift": _rates(lifted), "plain": _rates(plain)}
-    return {"accuracy": accuracy, "gain over the control": gains}
+    return gains
 
 
 def crowd_results(ways: Ways, posterior: dict[int, Any]) -> Found:
     """The same of many users for whom nothing is inferred, and how often their persona is named."""
-    lifted = _lifted(ways, posterior)
-    own, other = (lifted[way, 0].mean(axis=1) for way in ("true persona", "shuffled persona"))
+    scores = _predicted(ways, posterior, "people in general")
+    own, other = (scores[way, 0].mean(axis=1) for way in ("true persona", "shuffled persona"))
     return {
-        "accuracy": _rates(lifted),
+        "accuracy": _rates(scores),
         "true - shuffled": paired_difference(own, other),
         "names the hidden persona": {
             count: (bootstrap_rate(named), bootstrap_mean(p))
@@ -90,19 +105,21 @@ def page(found: Found) -> str:
         "",
     ]
     titles = {
-        "lift": "Accuracy by lift, by choices observed",
+        "general": "Accuracy against people in general, by choices observed",
+        "lift": "Accuracy by lift",
         "plain": "Accuracy by plain likelihood",
     }
     for kind, title in titles.items():
         lines += [f"## {title}", "", *_table(found["accuracy"][kind], counts), ""]
-    lines += ["## Gain over the same of another user, by lift", "", "| | |", "| --- | --- |"]
-    lines += [
-        f"| {way} | {_said(value)} |" for way, value in found["gain over the control"].items()
-    ]
+    gains = found["gain over the control"]
+    lines += ["## Gain over the same of another user", ""]
+    lines += ["| | against people in general | by lift |", "| --- | --- | --- |"]
+    for way in gains["general"]:
+        lines.append(f"| {way} | {_said(gains['general'][way])} | {_said(gains['lift'][way])} |")
     crowd = found["crowd"]
     lines += [
         "",
-        f"## {options['crowd']} users each, for whom nothing is inferred: accuracy by lift",
+        f"## {options['crowd']} users each, for whom nothing is inferred: accuracy against people in general",
         "",
         *_table(crowd["accuracy"], counts),
         "",
@@ -139,7 +156,7 @@ def _missing(found: Found) -> list[str]:
     said = ", ".join(f"{what} choices: {users}" for what, users in failed.items()) or "none"
     run = found["this run"]
     return [
-        f"Users without a persona (nothing is lifted for them: a tie, which counts half): {said}.",
+        f"Users without a persona (a tie for each of their choices, which counts half): {said}.",
         "",
         f"This run: {run['seconds']:,.0f} s on {run['cores']} cores; it scored"
         f" {run['texts scored by the chooser']:,} texts by the chooser"

@@ -63,7 +63,7 @@ def test_the_study_runs_and_goes_on_where_it_was_stopped(
         again = scores("chooser", persona_in="plain", baseline=()), scores("evaluator")
         assert study.study(asked, *again)["accuracy"] == found["accuracy"]
         assert (again[0].scored, again[1].scored) == (0, 0)  # all of it was on disk
-    accuracy = found["accuracy"]["lift"]
+    accuracy = found["accuracy"]["general"]
     assert {way for way, _ in accuracy} >= {
         "no prefix", "shuffled persona", "true persona", "few-shot", "summary", "verified", "posterior",
         "posterior over the known personas",
@@ -93,8 +93,15 @@ def test_a_page_has_every_way_and_every_number(study: Any, place: Path) -> None:
         "options": {"observed": "[1, 2]", "model": "fake", "personas": "2", "held_out": "3",
                     "users_per_persona": "2", "pairs": "8", "crowd": "5"},
         "chooser": {"agreement": one},
-        "accuracy": {"lift": {("none", 0): one, ("verified", 2): one}, "plain": {("none", 0): one}},
-        "gain over the control": {"verified, 2 observed": one},
+        "accuracy": {
+            "general": {("none", 0): one},
+            "lift": {("none", 0): one, ("verified", 2): one},
+            "plain": {("none", 0): one},
+        },
+        "gain over the control": {
+            "general": {"verified, 2 observed": one},
+            "lift": {"verified, 2 observed": one},
+        },
         "crowd": {"accuracy": {("none", 0): one}, "true - shuffled": one,
                   "names the hidden persona": {1: (one, one)}},
         "a guess names it": 0.5,
