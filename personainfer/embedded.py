@@ -128,6 +128,13 @@ def _hub_weights(repository: str, file: str) -> Path:
     return Path(hf_hub_download(repository, file))
 
 
+def _cores() -> int:
+    """Those that this process may run on: threads that share a core wait for each other."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Server:
     """A running llama.cpp server. `start` is the start of the prompt that its slots hold."""
 

@@ -140,6 +140,8 @@ class Likelihood:
         prompts: Sequence[PromptLike],
         personas: Sequence[Persona | str | None],
         responses: Sequence[str],
+        *,
+        per_token: bool = False,
     ) -> FloatArray:
         """log p(response | prompt, persona) of each row.
 
@@ -147,16 +149,20 @@ class Likelihood:
             prompts: n texts, or conversations as sequences of `Message`.
             personas: n personas, as records or text; None: the prompt alone.
             responses: n texts. An empty one has log p = 0.
+            per_token: the mean over the tokens of a response, which does not grow with its length.
 
         Returns:
-            n sums over the response's tokens, in nats.
+            n sums over the response's tokens, in nats, or their means.
 
         Raises:
             InvalidArgumentError: the arguments differ in length, or hold something else.
             ModelError: the model cannot be loaded or reached.
         """
         rows = _rows(prompts, personas, responses)
-        return np.array([part.sum() for part in self._log_probabilities(rows)], dtype=float)
+        parts = self._log_probabilities(rows)
+        lengths = [max(len(part), 1) if per_token else 1 for part in parts]
+        sums = [part.sum() for part in parts]
+        return np.array(sums, dtype=float) / lengths
 
     def lift(
         self,

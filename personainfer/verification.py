@@ -233,7 +233,7 @@ class Verifier:
         return f"Verifier({self._judge.llm!r})"
 
     def explains(
-        self, preferences: Sequence[Preference], personas: Sequence[Persona]
+        self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
     ) -> NDArray[np.float64]:
         """How far the judge, shown the persona, picks the preferred response, shape (n,).
 

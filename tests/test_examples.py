@@ -25,6 +25,7 @@ def test_similar_users_help_in_personalllm(capsys: pytest.CaptureFixture[str]) -
     runpy.run_path(str(EXAMPLES / "personalllm.py"))["main"]()
     printed = capsys.readouterr().out
     assert "10 prompts x 8 responses x 10 models" in printed
+    assert "Votes of 1,000 users on " in printed
     found = re.search(r"difference, paired by user: \S+ \[(\S+), \S+\] \(n = 200\)", printed)
     assert found is not None
     assert float(found[1]) > 0
@@ -37,5 +38,6 @@ def test_famous_persona_shows_every_prefix(
     printed = capsys.readouterr().out
     assert "3 people, 15 choices for training, 15 for testing" in printed
     assert "UserPersonas(3 personas of 3 users)" in printed
+    assert "PrefixEvaluation: 15 choices of 3 users" in printed
     for kind in ("none", "tag", "name", "few-shot", "persona"):
         assert f"\n[{kind}]\n" in printed

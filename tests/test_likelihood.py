@@ -74,6 +74,13 @@ def test_log_likelihood_with_and_without_a_persona(server: ScoringServer) -> Non
     assert found.dtype == np.float64
 
 
+def test_a_mean_over_tokens_does_not_grow_with_the_response(server: ScoringServer) -> None:
+    arguments = (["How?"] * 3, [BRIEF, None, None], ["So.", "So so so.", ""])
+    model = likelihood(server)
+    sums, means = model.log_likelihood(*arguments), model.log_likelihood(*arguments, per_token=True)
+    np.testing.assert_allclose(means, sums / [3, 9, 1], rtol=1e-6)  # a byte is a token
+
+
 def test_lift_is_with_the_persona_minus_without(server: ScoringServer) -> None:
     model = likelihood(server)
     arguments = (["How?", "Why?"], [BRIEF, BRIEF], ["short answers", "tales"])
