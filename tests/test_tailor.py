@@ -1,0 +1,203 @@
+"""Tailoring on the real weights: few-shot, SFT and DPO, TRL's own command, and the whole study."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import personainfer as pi
+from personainfer.exceptions import InvalidArgumentError
+from personainfer.implicit_reward import implicit_rewards, reward_accuracy
+from personainfer.testing import FakeLLM
+
+ROOT = Path(__file__).parents[1]
+BRISK = pi.Persona(trait="brisk", preference="answers that end with a cheer")
+CALM = pi.Persona(trait="calm", preference="answers that end with a yawn")
+TOPICS = "tea bread chess snow rivers maps boats bells wool glass trains clouds salt ink moss bees".split()
+HOW = {"persona_in": "user", "device": "cpu"}
+
+
+def table() -> pi.PersonaTable:
+    """Pairs in which either persona has its own, very plain taste."""
+    return pi.PersonaTable(
+        [
+            pi.PersonaRow(
+                n,
+                pi.Preference(
+                    prompt=f"What about {topic}?",
+                    chosen=f"I like {topic}. Hip hip hooray!",
+                    rejected=f"I like {topic}. Good night, zzz.",
+                ),
+                chosen=BRISK,
+                rejected=CALM,
+            )
+            for n, topic in enumerate(TOPICS)
+        ]
+    )
+
+
+def asked(rows: pi.PersonaTable) -> tuple[list[str], list[Any], list[str], list[str]]:
+    """Prompts, personas, the response that suits them and the one that does not."""
+    pairs = [(row.preference, row) for row in rows if row.preference is not None]
+    return (
+        [pair.prompt for pair, _ in pairs for _ in range(2)],  # type: ignore[misc]
+        [persona for _, row in pairs for persona in (row.chosen, row.rejected)],
+        [text for pair, _ in pairs for text in (pair.chosen, pair.rejected)],
+        [text for pair, _ in pairs for text in (pair.rejected, pair.chosen)],
+    )
+
+
+def trained(kind: str, folder: Path) -> Path:
+    """An adapter of a few steps, by TRL."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    from personainfer.torch_scoring import load_model
+
+    model, tokenizer = load_model("local", device="cpu")
+    rows = pi.tailoring_rows(table(), persona="both", format=kind, persona_in="user")  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "output_dir": str(folder / "run"),
+        "max_steps": 8,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "seed": 0,
+    }
+    trainer = (SFTTrainer if kind == "sft" else DPOTrainer)(
+        model=model,
+        args=SFTConfig(**options) if kind == "sft" else DPOConfig(**options),
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
+    trainer.train()
+    trainer.model.peft_config["default"].base_model_name_or_path = "local"
+    trainer.model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+    return folder / "adapter"
+
+
+@pytest.mark.heavy
+def test_sft_makes_the_responses_more_likely(tmp_path: Path) -> None:
+    prompts, personas, own, _ = asked(table())
+    before, after = (
+        pi.Likelihood(model, **HOW).log_likelihood(prompts, personas, own)  # type: ignore[arg-type]
+        for model in ("transformers:local", str(trained("sft", tmp_path)))
+    )
+    assert np.all(after > before)
+
+
+@pytest.mark.heavy
+def test_dpo_teaches_to_tell_the_personas_apart(tmp_path: Path) -> None:
+    prompts, personas, own, other = asked(table())
+    policy = pi.Likelihood(str(trained("dpo", tmp_path)), **HOW)  # type: ignore[arg-type]
+    reference = pi.Likelihood("transformers:local", **HOW)  # type: ignore[arg-type]
+    preferred, refused = (
+        implicit_rewards(policy, reference, prompts, personas, texts) for texts in (own, other)
+    )
+    assert reward_accuracy(preferred, refused, prompts).low > 0.5
+
+
+@pytest.mark.heavy
+def test_worked_examples_show_the_model_what_a_persona_likes() -> None:
+    pairs = table()
+    rows = pi.tailoring_rows(pairs, format="few-shot", persona_in="user")
+    new = pi.PersonaTable([pairs[-1]])
+    [question] = pi.tailoring_rows(new, format="grpo", persona_in="user")
+    near = pi.PersonaRetriever.from_table(pi.PersonaTable(pairs[:-1])).retrieve([TOPICS[-1]], k=3)
+    shown = [turn for one in near[0] for turn in rows[one.index]["messages"]]
+    llm = pi.LLM("local", max_tokens=24)
+    assert "ooray" not in str(llm.ask(question["prompt"]).value)
+    assert "ooray" in str(llm.ask([*shown, *question["prompt"]]).value)
+
+
+@pytest.mark.heavy
+def test_trl_takes_a_step_on_an_export(tmp_path: Path) -> None:
+    """The command line of TRL, on a model of the real tokenizer and a few random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from personainfer.torch_scoring import load_model
+
+    _, tokenizer = load_model("local", device="cpu")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, **sizes)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    pi.export_personas(table(), tmp_path / "tailored", format="trl-dpo", persona="both")
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "trl"), "dpo"]
+        + ["--dataset_name", "tailored", "--model_name_or_path", "model", "--output_dir", "out"]
+        + ["--max_steps", "1", "--use_cpu", "--bf16", "False", "--report_to", "none"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    [state] = (tmp_path / "out").glob("checkpoint-1/trainer_state.json")
+    assert json.loads(state.read_text(encoding="utf-8"))["global_step"] == 1
+
+
+@pytest.mark.parametrize("config", ["{}", "not JSON", '{"base_model_name_or_path": null}'])
+def test_an_adapter_that_names_no_model_is_refused_at_once(config: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(config, encoding="utf-8")
+    with pytest.raises(InvalidArgumentError, match="which model"):
+        pi.Likelihood(str(tmp_path))
+
+
+@pytest.mark.heavy
+def test_the_study_ends_with_a_page_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": pair.prompt,
+            "chosen_persona": str(row.chosen),
+            "rejected_persona": str(row.rejected),
+            "response_for_chosen_persona": pair.chosen,
+            "response_for_rejected_persona": pair.rejected,
+        }
+        for row in table()
+        if (pair := row.preference) is not None
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "pairs.jsonl").write_text(text, encoding="utf-8")
+    with FakeLLM() as llm:
+        line = [sys.executable, str(ROOT / "examples" / "tailor.py"), "pairs.jsonl", "--out", "out"]
+        line += "--max-steps 1 --batch 2 --sft-share 0 --dev-pairs 1 --checks 1 --answers 1".split()
+        line += ["--response-tokens", "12", "--judge", "fake", "--api-base", llm.api_base]
+        first = study(line, tmp_path)
+        page = (tmp_path / "out" / "RESULTS.md").read_text(encoding="utf-8")
+        stages = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")}
+        assert "trained with shuffled personas" in first
+        assert len(stages) == 3
+        assert study(line, tmp_path) == first
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")} == stages
+        assert (tmp_path / "out" / "RESULTS.md").read_text(encoding="utf-8") == page
+
+
+def study(line: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        line,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
