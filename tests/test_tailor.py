@@ -139,10 +139,10 @@ def test_trl_takes_a_step_on_an_export(tmp_path: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     pi.export_personas(table(), tmp_path / "tailored", format="trl-dpo", persona="both")
+    line = "dpo --dataset_name tailored --model_name_or_path model --output_dir out --max_steps 1"
+    line += " --use_cpu --bf16 False --report_to none"
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "trl"), "dpo"]
-        + ["--dataset_name", "tailored", "--model_name_or_path", "model", "--output_dir", "out"]
-        + ["--max_steps", "1", "--use_cpu", "--bf16", "False", "--report_to", "none"],
+        [str(Path(sys.executable).parent / "trl"), *line.split()],
         cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
         capture_output=True,
