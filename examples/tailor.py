@@ -212,6 +212,7 @@ def stage(
     import torch
     from datasets import Dataset
     from peft import LoraConfig, PeftModel
+    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     model, tokenizer = load_model(s.model, dtype="bfloat16")
@@ -242,6 +243,7 @@ def stage(
         processing_class=tokenizer,
         peft_config=lora,
     )
+    trainer.remove_callback(PrinterCallback)
     adapter = trainer.model.peft_config["default"]
     adapter.base_model_name_or_path = None  # else each checkpoint asks the hub about it
     trainer.train()
@@ -259,6 +261,8 @@ def stage(
         "log": trainer.state.log_history,
     }
     study.write_json(folder / "stage.json", found)
+    said = ", ".join(f"{name} {value}" for name, value in found.items() if name != "log")
+    print(f"seed {seed}, {ARMS[arm]}, {kind}: {said}", flush=True)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     del trainer, model

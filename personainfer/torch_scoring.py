@@ -284,14 +284,18 @@ def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
     import transformers
 
     path = Path(name).expanduser()
-    source, options = str(path) if path.is_dir() else name, dict[str, Any]()
+    source, options, unpacked = str(path) if path.is_dir() else name, dict[str, Any](), {}
     if path.is_file():
         source, options = str(path.parent), {"gguf_file": path.name}
+        if hasattr(
+            transformers, "GgufConfig"
+        ):  # where weights may stay in their blocks: not to train
+            unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)}
     with _quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, **options
+                source, dtype=dtype, **options, **unpacked
             )
         except (OSError, ValueError) as error:
             raise ModelNotFoundError(
