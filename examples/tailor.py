@@ -41,6 +41,7 @@ FULL = {
     "dev_pairs": None,
     "sft_share": 1.0,
     "epochs": 3.0,
+    "batch": 8,
     "answers": 100,
 }
 
@@ -63,8 +64,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0])
     add("--pairs", type=int, help="read no more rows than this")
     add("--response-tokens", type=int, default=64, help="the whole sentences of so many tokens")
-    add("--train-tokens", type=int, default=80_000, help="of the pairs DPO reads in one epoch")
-    add("--dev-pairs", type=int, default=24, help="pairs of the development split that are used")
+    add("--train-tokens", type=int, default=70_000, help="of the pairs DPO reads in one epoch")
+    add("--dev-pairs", type=int, default=16, help="pairs of the development split that are used")
     add("--persona-in", choices=["user", "system", "plain"], default="user")
     add("--epochs", type=float, default=1.0, help="of DPO and of SFT")
     add("--max-steps", type=int, default=-1, help="of each stage, to try it out")
@@ -73,7 +74,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--learning-rate", type=float, default=2e-4, help="of DPO")
     add("--beta", type=float, default=0.1)
     add("--rank", type=int, default=16, help="of LoRA; alpha is twice that")
-    add("--batch", type=int, default=8, help="rows a step")
+    add("--batch", type=int, default=4, help="rows a step")
     add("--checks", type=int, default=2, help="times a stage is checked on the development split")
     add("--retriever", default="bm25", help="a sentence-transformers model, or bm25")
     add("--answers", type=int, default=12, help="held-out prompts that are answered and judged")
