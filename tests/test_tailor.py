@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 BRISK = pi.Persona(trait="brisk", preference="answers that end with a cheer")
 CALM = pi.Persona(trait="calm", preference="answers that end with a yawn")
 TOPICS = "tea bread chess snow rivers maps boats bells wool glass trains clouds salt ink moss bees".split()
-HOW = {"persona_in": "user", "device": "cpu"}
+HOW = {"persona_in": "system", "device": "cpu"}
 
 
 def table() -> pi.PersonaTable:
@@ -44,8 +46,8 @@ def table() -> pi.PersonaTable:
 
 
 def asked(rows: pi.PersonaTable) -> tuple[list[str], list[Any], list[str], list[str]]:
-    """Prompts, personas, the response that suits them and the one that does not."""
-    pairs = [(row.preference, row) for row in rows if row.preference is not None]
+    """Of some pairs the prompts, personas, the response that suits them and the one that does not."""
+    pairs = [(row.preference, row) for row in rows[:6] if row.preference is not None]
     return (
         [pair.prompt for pair, _ in pairs for _ in range(2)],  # type: ignore[misc]
         [persona for _, row in pairs for persona in (row.chosen, row.rejected)],
@@ -63,10 +65,10 @@ def trained(kind: str, folder: Path) -> Path:
     from personainfer.torch_scoring import load_model
 
     model, tokenizer = load_model("local", device="cpu")
-    rows = pi.tailoring_rows(table(), persona="both", format=kind, persona_in="user")  # type: ignore[arg-type]
+    rows = pi.tailoring_rows(table(), persona="both", format=kind, persona_in="system")  # type: ignore[arg-type]
     options: dict[str, Any] = {
         "output_dir": str(folder / "run"),
-        "max_steps": 8,
+        "max_steps": 6,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-3,
         "use_cpu": True,
@@ -159,6 +161,87 @@ def test_an_adapter_that_names_no_model_is_refused_at_once(config: str, tmp_path
     (tmp_path / "adapter_config.json").write_text(config, encoding="utf-8")
     with pytest.raises(InvalidArgumentError, match="which model"):
         pi.Likelihood(str(tmp_path))
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that knows the study's data and scores."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("tailor_study")
+
+
+def test_all_arms_train_on_the_same_pairs(example: Any) -> None:
+    pairs = table()
+    own, dealt, bare = (
+        example.arm_rows(arm, pairs, "dpo", "system", 0) for arm in ("personas", "shuffled", "none")
+    )
+    responses = [(row["chosen"], row["rejected"]) for row in own]
+    assert [(row["chosen"], row["rejected"]) for row in dealt] == responses
+    assert [(row["chosen"], row["rejected"]) for row in bare] == responses[::2]
+    assert all(len(row["prompt"]) == 1 for row in bare)
+    said = [[row["prompt"][0]["content"] for row in rows] for rows in (own, dealt)]
+    assert sorted(said[0]) == sorted(said[1])
+    assert said[0] != said[1]
+    again = example.arm_rows("shuffled", pairs, "dpo", "system", 0)
+    assert list(again) == list(dealt)
+    assert list(example.arm_rows("shuffled", pairs, "dpo", "system", 1)) != list(dealt)
+
+
+def test_accuracies_by_hand(example: Any) -> None:
+    """Two prompts; gold, retrieved and no persona; the rewards of both responses."""
+    scores = np.zeros((2, 5, 2))
+    scores[0, :2] = [[2, 1], [0, 3]]  # both gold personas are served
+    scores[1, :2] = [[1, 0], [1, 0.5]]  # a taste for the first response; crossed, it fits worse
+    scores[:, 2:4] = [[0, 1], [1, 0]]  # retrieved ones never are
+    found = example.accuracies(scores, ["a", "b"])
+    assert {side: one["value"] for side, one in found["gold"].items()} == {
+        "chosen": 1.0,
+        "rejected": 0.5,
+        "both": 0.75,
+        "pairing": 1.0,
+    }
+    assert {side: one["value"] for side, one in found["retrieved"].items()} == {
+        "chosen": 0.0,
+        "rejected": 0.0,
+        "both": 0.0,
+        "pairing": 0.0,
+    }
+
+
+class Words:
+    """A tokenizer of words."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[str]]:
+        return {"input_ids": re.findall(r"\s*\S+", text)}
+
+    def decode(self, tokens: list[str]) -> str:
+        return "".join(tokens)
+
+
+def test_responses_are_shortened_to_sentences_and_what_is_left_out_is_counted(
+    example: Any, tmp_path: Path
+) -> None:
+    fields = {
+        "chosen_persona": "The user is brisk and prefers a cheer.",
+        "rejected_persona": "The user is calm, preferring a yawn.",
+        "response_for_chosen_persona": "It is fine. Go on and take it.",
+        "response_for_rejected_persona": "No. It is late.",
+    }
+    rows = [{"prompt": f"Question {n}?", **fields} for n in range(40)]
+    rows.append({**rows[0], "complete": False})
+    rows.append({**rows[0], "rejected_persona": "Somebody."})
+    rows.append({**rows[0], "response_for_rejected_persona": "It is fine. Rest, that is better."})
+    rows.append({**rows[0], "prompt": "why " * 600})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+    data = example.read(tmp_path / "rows.jsonl", Words(), pairs=None, response_tokens=5)
+    assert sum(data.left_out.values()) == 4
+    assert len(data.left_out) == 4
+    assert data.shortened == 40
+    kept = [row for part in data.splits.values() for row in part]
+    assert len(kept) == 40
+    assert {row.preference.chosen for row in kept} == {"It is fine."}
+    assert str(kept[0].rejected) == "The user is calm and prefers a yawn."
 
 
 @pytest.mark.heavy
