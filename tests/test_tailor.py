@@ -120,7 +120,7 @@ def test_worked_examples_show_the_model_what_a_persona_likes() -> None:
     [question] = pi.tailoring_rows(new, format="grpo", persona_in="user")
     near = pi.PersonaRetriever.from_table(pi.PersonaTable(pairs[:-1])).retrieve([TOPICS[-1]], k=3)
     shown = [turn for one in near[0] for turn in rows[one.index]["messages"]]
-    llm = pi.LLM("local", max_tokens=24)
+    llm = pi.LLM("local", max_tokens=600)
     assert "ooray" not in str(llm.ask(question["prompt"]).value)
     assert "ooray" in str(llm.ask([*shown, *question["prompt"]]).value)
 
@@ -197,9 +197,12 @@ def test_all_arms_train_on_the_same_pairs(example: Any) -> None:
 def test_accuracies_by_hand(example: Any) -> None:
     """Two prompts; gold, retrieved and no persona; the rewards of both responses."""
     scores = np.zeros((2, 5, 2))
-    scores[0, :2] = [[2, 1], [0, 3]]  # both gold personas are served
-    scores[1, :2] = [[1, 0], [1, 0.5]]  # a taste for the first response; crossed, it fits worse
-    scores[:, 2:4] = [[0, 1], [1, 0]]  # retrieved ones never are
+    scores[0, :2] = [[2.0, 1.0], [0.0, 3.0]]  # both gold personas are served
+    scores[1, :2] = [
+        [1.0, 0.0],
+        [1.0, 0.5],
+    ]  # a taste for the first response; crossed, it fits worse
+    scores[:, 2:4] = [[0.0, 1.0], [1.0, 0.0]]  # retrieved ones never are
     found = example.accuracies(scores, ["a", "b"])
     assert {side: one["value"] for side, one in found["gold"].items()} == {
         "chosen": 1.0,
@@ -228,13 +231,13 @@ class Words:
 def test_responses_are_shortened_to_sentences_and_what_is_left_out_is_counted(
     example: Any, tmp_path: Path
 ) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "chosen_persona": "The user is brisk and prefers a cheer.",
         "rejected_persona": "The user is calm, preferring a yawn.",
         "response_for_chosen_persona": "It is fine. Go on and take it.",
         "response_for_rejected_persona": "No. It is late.",
     }
-    rows = [{"prompt": f"Question {n}?", **fields} for n in range(40)]
+    rows: list[dict[str, Any]] = [{"prompt": f"Question {n}?", **fields} for n in range(40)]
     rows.append({**rows[0], "complete": False})
     rows.append({**rows[0], "rejected_persona": "Somebody."})
     rows.append({**rows[0], "response_for_rejected_persona": "It is fine. Rest, that is better."})
@@ -286,7 +289,9 @@ def test_the_study_ends_with_a_page_and_goes_on_where_it_was(tiny: Path, tmp_pat
         stages = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")}
         assert "trained with shuffled personas" in first
         assert len(stages) == 6
-        assert study(line, tmp_path) == first
+        again = study(line, tmp_path)
+        assert "seed 0" not in again  # nothing was trained
+        assert again.endswith(page + "\n")
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")} == stages
         assert (tmp_path / "out" / "RESULTS.md").read_text(encoding="utf-8") == page
 
