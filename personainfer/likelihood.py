@@ -66,8 +66,9 @@ class Likelihood:
 
     Args:
         model: "local" or "local:/path/model.gguf": the embedded engine, which needs no torch. A
-            Hugging Face id, a folder or the path of a .gguf file, with or without "transformers:" in
-            front: transformers. With `api_base`, the name of what the server serves.
+            Hugging Face id, a folder, the path of a .gguf file or the folder of a LoRA adapter (peft),
+            with or without "transformers:" in front: transformers. With `api_base`, the name of what
+            the server serves.
         batch_size: transformers: texts in one forward pass; a server: requests in flight (the
             embedded engine takes at most 8). The result does not depend on it.
         max_response_tokens: of a longer response the first so many tokens are scored; the same ones
@@ -345,14 +346,13 @@ def _scorer_of(options: Mapping[str, Any]) -> Callable[[], Scorer]:
         )
         return lambda: _endpoint_scorer(endpoint)
     named = model.removeprefix("transformers:")
-    local = named == "local" or named.startswith("local:")
-    if local and named == model and options["device"] is None:
+    embedded = model == "local" or model.startswith("local:")
+    if embedded and options["device"] is None:
         weights = find_weights(model)
         return lambda: ForcedDecoding(EmbeddedEndpoint(weights, concurrency=size))
-    name = str(find_weights(named, engine=False)) if local else named
-    check_installed(name)
+    check_installed(named)
     how = {"device": options["device"], "dtype": options["dtype"], "batch_size": size}
-    return lambda: TorchScorer(name, **how)
+    return lambda: TorchScorer(named, **how)
 
 
 def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import inspect
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .batching import batches, common_starts, length_groups
+from .embedded import find_weights
 from .exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from .onednn import pack_linear_layers
 from .scoring import Chat, FloatArray, Tokens, TokenText
@@ -25,7 +27,7 @@ from .scoring import Chat, FloatArray, Tokens, TokenText
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TorchScorer", "check_installed"]
+__all__ = ["TorchScorer", "check_installed", "load_model"]
 
 _PROBE = (1, 2, 3, 4, 5, 6, 7, 8)  # tokens that every vocabulary has
 _PASS = {"cpu": 64, "other": 4096}  # tokens that take as long as it takes to begin a pass
@@ -34,16 +36,15 @@ _LOGIT_BYTES = {"cpu": 24 * 2**20, "other": 512 * 2**20}
 
 
 class TorchScorer:
-    """A `Scorer` of a model that transformers loads: a hub id, a folder or a `.gguf` file."""
+    """A `Scorer` of a model that `load_model` loads."""
 
     def __init__(
         self, name: str, *, device: str | None, dtype: str | None, batch_size: int
     ) -> None:
-        place = _device(device)
         self._batch_size = batch_size
-        self._model, self._tokenizer = _load(name, place, _dtype(dtype, place))
-        self._kind = "cpu" if place.type == "cpu" else "other"
-        if place.type == "cpu":
+        self._model, self._tokenizer = load_model(name, device=device, dtype=dtype)
+        self._kind = "cpu" if self._model.device.type == "cpu" else "other"
+        if self._kind == "cpu":
             pack_linear_layers(self._model, self._probe)
         self._takes_positions = "position_ids" in inspect.signature(self._model.forward).parameters
         self._body = self._find_body()
@@ -240,28 +241,88 @@ def _padded(rows: Sequence[Tokens], *, left: bool = False) -> tuple[torch.Tensor
 
 
 def check_installed(name: str) -> None:
-    """Raise MissingExtraError where scoring this model would need a package that is not there."""
-    needed = ["torch", "transformers", "accelerate"] + ["gguf"] * name.endswith(".gguf")
+    """Raise unless the packages and files are there that `load_model` needs: nothing is loaded.
+
+    Raises:
+        MissingExtraError: a package, or the embedded weights.
+        InvalidArgumentError: an adapter that does not name its base, or no file of weights.
+    """
+    base = _adapter_base(name)
+    source = _source(base or name)
+    needed = ["torch", "transformers", "accelerate"]
+    needed += ["gguf"] * source.endswith(".gguf") + ["peft"] * (base is not None)
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
         raise MissingExtraError(
             f"{name} is scored by transformers, which needs {' and '.join(missing)}.",
-            hint='Run: pip install "personainfer[likelihood]"',
+            hint=f'Run: pip install "personainfer[{"likelihood" if base is None else "train"}]"',
         )
+
+
+def load_model(
+    name: str, *, device: str | None = None, dtype: str | None = None
+) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, by transformers.
+
+    Args:
+        name: a Hugging Face id, a folder, the path of a .gguf file, "local" (the embedded weights), or
+            the folder of a LoRA adapter that peft saved: it is merged into the model that it names.
+        device: None: a GPU if there is one.
+        dtype: None: float32 on a CPU, the checkpoint's own on a GPU.
+
+    Raises:
+        InvalidArgumentError: no such device or type.
+        ModelNotFoundError: transformers cannot load it.
+    """
+    place = _device(device)
+    base = _adapter_base(name)
+    model, tokenizer = _load(_source(base or name), place, _dtype(dtype, place))
+    if base is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+    return model.eval(), tokenizer
+
+
+def _source(name: str) -> str:
+    """What transformers loads: of the embedded weights, their file."""
+    local = name == "local" or name.startswith("local:")
+    return str(find_weights(name, engine=False)) if local else name
+
+
+def _adapter_base(name: str) -> str | None:
+    """The model that the adapter in this folder belongs to; None where it holds no adapter."""
+    path = Path(name).expanduser() / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, TypeError, KeyError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise InvalidArgumentError(
+            f"{path} does not say which model the adapter belongs to.",
+            hint='Give it "base_model_name_or_path": a hub id, a folder, a .gguf file or "local".',
+        )
+    return base
 
 
 def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
     import transformers
 
     path = Path(name).expanduser()
-    source, options = str(path) if path.is_dir() else name, dict[str, Any]()
+    source, options, unpacked = str(path) if path.is_dir() else name, dict[str, Any](), {}
     if path.is_file():
         source, options = str(path.parent), {"gguf_file": path.name}
+        if hasattr(
+            transformers, "GgufConfig"
+        ):  # where weights may stay in their blocks: not to train
+            unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)}
     with _quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, **options
+                source, dtype=dtype, **options, **unpacked
             )
         except (OSError, ValueError) as error:
             raise ModelNotFoundError(
@@ -270,7 +331,7 @@ def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
             ) from None
     if options:
         _mend_tokenizer(tokenizer, path)
-    return model.eval().to(device), tokenizer
+    return model.to(device), tokenizer
 
 
 @contextmanager

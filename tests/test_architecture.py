@@ -71,6 +71,7 @@ ROOMS = [
     "loaders",
     "metrics",
     "grouped",
+    "implicit_reward",
     "length_control",
     "bm25",
     "embeddings",
