@@ -236,7 +236,12 @@ class Likelihood:
         return chats | shortened
 
     def _report(self, *, prompts: int = 0, responses: int = 0) -> None:
-        if (prompts or responses) and self.cuts == Cuts():
+        if not (prompts or responses):
+            return
+        with self._lock:  # several threads may score
+            first = self.cuts == Cuts()
+            self.cuts = Cuts(self.cuts.prompts + prompts, self.cuts.responses + responses)
+        if first:
             _logger.warning(
                 "a text is too long and was cut: of prompts the last %d tokens count, of responses the"
                 " first %d (max_prompt_tokens=, max_response_tokens=). Later ones are counted in"
@@ -244,7 +249,6 @@ class Likelihood:
                 self._max_prompt,
                 self._max_response,
             )
-        self.cuts = Cuts(self.cuts.prompts + prompts, self.cuts.responses + responses)
 
     def _scorer(self) -> Scorer:
         with self._lock:
@@ -370,7 +374,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
     check_place(options["persona_in"])
     baseline = options["baseline"]
-    if isinstance(baseline, str) or not all(isinstance(one, str | Persona) for one in baseline):
+    listed = isinstance(baseline, Sequence) and not isinstance(baseline, str)
+    if not (listed and all(isinstance(one, str | Persona) for one in baseline)):
         raise InvalidArgumentError(f"baseline={baseline!r:.80} is not a sequence of personas.")
     model, base = options["model"], options["api_base"]
     if not isinstance(model, str) or not model.strip():

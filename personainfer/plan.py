@@ -27,6 +27,7 @@ _SIDES: tuple[Side, ...] = ("chosen", "rejected")
 _ROWS_A_CHOICE = 64  # rows whose candidates are scored together: scoring is faster in batches
 
 NOT_EXPLAINED = "no persona explains this choice: the best of {count} scores {score:.3f}."
+NOT_SCORED = "none of {count} personas could be scored."
 
 
 class Selector(Protocol):
@@ -188,7 +189,8 @@ def _choose_group(
             if ranked and _worth(ranked[0]) > floor:
                 result[side] = ranked[0].persona
             elif ranked:
-                text = NOT_EXPLAINED.format(count=len(ranked), score=_worth(ranked[0]))
+                text = NOT_SCORED if ranked[0].score is None else NOT_EXPLAINED
+                text = text.format(count=len(ranked), score=_worth(ranked[0]))
                 errors.append(f"{side}: {text}")
         yield replace(row, **result, error="; ".join(errors) or None)
 

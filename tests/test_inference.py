@@ -318,7 +318,7 @@ def test_a_score_that_is_no_number_is_the_last_choice(tmp_path: Path) -> None:
         )
     assert [candidate.score for candidate in table[0].chosen_candidates] == [2.0, 1.0, None]
     assert table[0].chosen == table[0].chosen_candidates[0].persona
-    assert "no persona explains this choice" in str(unknown[0].error)
+    assert "chosen: none of 2 personas could be scored." in str(unknown[0].error)
     for one in (table, unknown):
         page = pi.write_report(one, tmp_path / "report.html").read_text()
         assert "NaN" not in page
