@@ -230,7 +230,8 @@ class Likelihood:
         """Each prompt as a chat that is short enough."""
         chats = {prompt: prompt_messages(prompt) for prompt in prompts}
         # A token is a byte at least: most prompts need not be tokenized to know that they fit.
-        long = [p for p, chat in chats.items() if _bytes(chat) > self._max_prompt]
+        sizes = {p: sum(len(m.content.encode()) for m in chat) for p, chat in chats.items()}
+        long = [prompt for prompt, size in sizes.items() if size > self._max_prompt]
         shortened = {prompt: _shortened(scorer, chats[prompt], self._max_prompt) for prompt in long}
         self._report(prompts=sum(shortened[prompt] is not chats[prompt] for prompt in long))
         return chats | shortened
@@ -278,7 +279,12 @@ def _row(number: int, prompt: object, persona: object, response: object) -> Row:
         )
     if not isinstance(response, str):
         raise InvalidArgumentError(f"responses[{number}]={response!r:.80} is not text.")
-    return _prompt(number, prompt), None if persona is None else str(persona), response
+    row = _prompt(number, prompt), None if persona is None else str(persona), response
+    try:
+        "".join(text for text in row if isinstance(text, str)).encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"row {number} holds half of a surrogate pair.") from None
+    return row
 
 
 def _prompt(number: int, prompt: object) -> Prompt:
@@ -308,10 +314,6 @@ def _once(function: Callable[[list[H]], Sequence[T]], items: Sequence[H]) -> dic
     """What the function gives for each distinct item."""
     distinct = list(dict.fromkeys(items))
     return dict(zip(distinct, function(distinct), strict=True)) if distinct else {}
-
-
-def _bytes(chat: Chat) -> int:
-    return sum(len(message.content.encode()) for message in chat)
 
 
 def _shortened(scorer: Scorer, chat: Chat, limit: int) -> Chat:

@@ -459,6 +459,8 @@ def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], s
         (([[]], [None], ["x"]), r"prompts\[0\]"),
         ((["a"], [3], ["x"]), r"personas\[0\]=3"),
         ((["a", "a"], [None, None], ["x", None]), r"responses\[1\]=None"),
+        ((["a", "a\ud800"], [None, None], ["x", "x"]), "row 1 holds half of a surrogate pair"),
+        ((["a"], [None], ["x\ud800"]), "row 0 holds half of a surrogate pair"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_named(rows: Any, said: str) -> None:
