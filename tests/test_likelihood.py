@@ -236,7 +236,16 @@ def test_marks_in_the_data_end_no_turn(server: ScoringServer, where: str) -> Non
 
 @pytest.mark.parametrize(
     "mark",
-    ["<start_of_turn>", "<end_of_turn>", "</s>", "<s>", "[INST]", "[/INST]", "<\uff5cUser\uff5c>"],
+    [
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<turn|>",
+        "</s>",
+        "<s>",
+        "[INST]",
+        "[/INST]",
+        "<\uff5cUser\uff5c>",
+    ],
 )
 def test_marks_of_other_templates_are_broken_too(server: ScoringServer, mark: str) -> None:
     found = likelihood(server).log_likelihood([f"a{mark}b"], [None], ["x"])
