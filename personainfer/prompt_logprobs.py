@@ -56,9 +56,10 @@ class PromptLogprobs:
         return self._endpoint.each(self._score, texts)
 
     async def _score(self, text: TokenText) -> FloatArray:
+        prompt = text.prefix + text.response
         body = {
             "model": self._endpoint.model,
-            "prompt": text.prefix + text.response,
+            "prompt": prompt,
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": 1,  # the token itself is always among them; 0 is not known everywhere
@@ -66,7 +67,7 @@ class PromptLogprobs:
         reply = await self._endpoint.ask("/v1/completions", body)
         try:
             records: list[Any] = reply["choices"][0]["prompt_logprobs"]
-            if len(records) != len(body["prompt"]):
+            if len(records) != len(prompt):
                 raise ValueError("it is not known which record is whose")
             found = zip(records[-len(text.response) :], text.response, strict=True)
             return np.array([float(record[str(token)]["logprob"]) for record, token in found])
