@@ -603,6 +603,28 @@ def test_float32_layers_on_a_cpu_are_packed_and_round_no_more() -> None:
 
 @pytest.mark.heavy
 @torch
+def test_a_model_that_reads_the_weights_of_a_layer_keeps_it() -> None:
+    """As some multiply by them themselves, beside calling the layer."""
+    import torch as pytorch
+
+    from personainfer.onednn import pack_linear_layers
+
+    class Reads(pytorch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = pytorch.nn.Linear(8, 8)
+
+        def forward(self, states: Any) -> Any:
+            return self.layer(states) @ self.layer.weight
+
+    model, states = Reads(), pytorch.ones(2, 8)
+    with pytorch.inference_mode():
+        assert not pack_linear_layers(model, lambda: model(states))
+        assert type(model.layer) is pytorch.nn.Linear
+
+
+@pytest.mark.heavy
+@torch
 def test_transformers_computes_what_the_model_itself_does() -> None:
     import torch as pytorch
 
