@@ -11,7 +11,7 @@ from tailor_study import ARMS, Row, arm_rows, text_of
 
 import personainfer as pi
 from personainfer.persona_chat import place_persona, prompt_messages
-from personainfer.torch_scoring import load_model
+from personainfer.torch_models import load_model
 
 # Answers
 

@@ -31,7 +31,8 @@ from .persona_chat import (
 from .prompt_logprobs import PromptLogprobs
 from .records import Message, Persona, Preference
 from .scoring import FloatArray, Scorer, ScoringEndpoint, Tokens, TokenText
-from .torch_scoring import TorchScorer, check_installed
+from .torch_models import check_installed
+from .torch_scoring import TorchScorer
 
 __all__ = ["Cuts", "Likelihood"]
 
@@ -237,13 +238,19 @@ class Likelihood:
         """Each prompt as a chat that is short enough."""
         chats = {prompt: prompt_messages(prompt) for prompt in prompts}
         # A token is a byte at least: most prompts need not be tokenized to know that they fit.
-        long = [p for p, chat in chats.items() if _bytes(chat) > self._max_prompt]
+        sizes = {p: sum(len(m.content.encode()) for m in chat) for p, chat in chats.items()}
+        long = [prompt for prompt, size in sizes.items() if size > self._max_prompt]
         shortened = {prompt: _shortened(scorer, chats[prompt], self._max_prompt) for prompt in long}
         self._report(prompts=sum(shortened[prompt] is not chats[prompt] for prompt in long))
         return chats | shortened
 
     def _report(self, *, prompts: int = 0, responses: int = 0) -> None:
-        if (prompts or responses) and self.cuts == Cuts():
+        if not (prompts or responses):
+            return
+        with self._lock:  # several threads may score
+            first = self.cuts == Cuts()
+            self.cuts = Cuts(self.cuts.prompts + prompts, self.cuts.responses + responses)
+        if first:
             _logger.warning(
                 "a text is too long and was cut: of prompts the last %d tokens count, of responses the"
                 " first %d (max_prompt_tokens=, max_response_tokens=). Later ones are counted in"
@@ -251,7 +258,6 @@ class Likelihood:
                 self._max_prompt,
                 self._max_response,
             )
-        self.cuts = Cuts(self.cuts.prompts + prompts, self.cuts.responses + responses)
 
     def _scorer(self) -> Scorer:
         with self._lock:
@@ -281,7 +287,12 @@ def _row(number: int, prompt: object, persona: object, response: object) -> Row:
         )
     if not isinstance(response, str):
         raise InvalidArgumentError(f"responses[{number}]={response!r:.80} is not text.")
-    return _prompt(number, prompt), None if persona is None else str(persona), response
+    row = _prompt(number, prompt), None if persona is None else str(persona), response
+    try:
+        "".join(text for text in row if isinstance(text, str)).encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"row {number} holds half of a surrogate pair.") from None
+    return row
 
 
 def _prompt(number: int, prompt: object) -> Prompt:
@@ -311,10 +322,6 @@ def _once(function: Callable[[list[H]], Sequence[T]], items: Sequence[H]) -> dic
     """What the function gives for each distinct item."""
     distinct = list(dict.fromkeys(items))
     return dict(zip(distinct, function(distinct), strict=True)) if distinct else {}
-
-
-def _bytes(chat: Chat) -> int:
-    return sum(len(message.content.encode()) for message in chat)
 
 
 def _shortened(scorer: Scorer, chat: Chat, limit: int) -> Chat:
@@ -376,7 +383,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
     check_place(options["persona_in"])
     baseline = options["baseline"]
-    if isinstance(baseline, str) or not all(isinstance(one, str | Persona) for one in baseline):
+    listed = isinstance(baseline, Sequence) and not isinstance(baseline, str)
+    if not (listed and all(isinstance(one, str | Persona) for one in baseline)):
         raise InvalidArgumentError(f"baseline={baseline!r:.80} is not a sequence of personas.")
     model, base = options["model"], options["api_base"]
     if not isinstance(model, str) or not model.strip():

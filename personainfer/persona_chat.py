@@ -33,7 +33,7 @@ TEMPLATES: dict[PersonaPlace, str] = {
 }
 # What chat templates mark turns with: ChatML, Llama 3, DeepSeek; sentencepiece; Gemma; Llama 2, Mistral.
 _MARK = re.compile(
-    r"<(?=[|\uff5c]|/?s>|(?:start|end)_of_turn>|[be]os>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
+    r"<(?=[|\uff5c]|\w+[|\uff5c]>|/?s>|(?:start|end)_of_turn>|[be]os>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
 )
 _THIRD_PERSON = re.compile(r"The user (?=is |prefers )")
 _FIELD = re.compile(r"\{(prompt|persona)\}")

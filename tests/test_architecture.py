@@ -59,6 +59,7 @@ ROOMS = [
     "forced_decoding",
     "prompt_logprobs",
     "onednn",
+    "torch_models",
     "batching",
     "torch_scoring",
     "likelihood",

@@ -59,7 +59,7 @@ def trained(kind: str, folder: Path) -> Path:
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from personainfer.torch_scoring import load_model
+    from personainfer.torch_models import load_model
 
     model, tokenizer = load_model("local", device="cpu")
     some = pi.PersonaTable(table()[:12])
@@ -130,7 +130,7 @@ def tiny(tmp_path: Path) -> Path:
     """The folder of a model with the real tokenizer and a few random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from personainfer.torch_scoring import load_model
+    from personainfer.torch_models import load_model
 
     _, tokenizer = load_model("local", device="cpu")
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
