@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer import batch_api
+from personainfer import batch_api, batch_lines
 from personainfer.exceptions import AuthenticationError, InvalidArgumentError, ModelError
 
 from .batch_server import CREATE, FETCH, LOOK, UPLOAD, BatchServer
@@ -56,10 +56,10 @@ answers = about(
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=40), answers)
 def test_no_line_raises(raw: bytes, said: Any) -> None:
-    batch_api.read_line(raw)
-    batch_api.read_line(json.dumps(said).encode())
+    batch_lines.read_line(raw)
+    batch_lines.read_line(json.dumps(said).encode())
     named = {"custom_id": "ab", **(said if isinstance(said, dict) else {})}
-    answer = batch_api.read_line(json.dumps(named).encode())
+    answer = batch_lines.read_line(json.dumps(named).encode())
     assert answer is None or answer.error is not None or answer.completion is not None
 
 
@@ -105,6 +105,15 @@ def test_through_litellm_a_batch_is_what_its_single_calls_are(
     assert provider.faults == []
     assert single.usage.cost
     assert table.usage.cost == pytest.approx(single.usage.cost / 2)
+
+
+def test_a_file_that_is_not_read_yet_is_waited_for(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_api, "_READING", 0.0)
+    provider.file_statuses = ["pending", "pending"]
+    submit(provider, pairs(2), place / "b")
+    assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE]
 
 
 @pytest.mark.heavy
