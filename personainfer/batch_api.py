@@ -127,7 +127,7 @@ class EndpointBatches:
     def find(self, file_id: str) -> BatchState | None:
         """GET /batches."""
         with self._client(_TIMEOUT) as client:
-            return _made_of(file_id, client.batches.list(limit=100))
+            return _made_of(file_id, partial(client.batches.list, limit=100))
 
     def look(self, batch_id: str) -> BatchState:
         """GET /batches/{id}."""
@@ -221,7 +221,8 @@ class LiteLLMBatches:
         import litellm
 
         with self._errors():
-            return _made_of(file_id, litellm.list_batches(limit=100, **self._call(_TIMEOUT)))
+            list_all = partial(litellm.list_batches, limit=100, **self._call(_TIMEOUT))
+            return _made_of(file_id, list_all)
 
     def look(self, batch_id: str) -> BatchState:
         """litellm.retrieve_batch."""
@@ -326,8 +327,12 @@ def _read(made: Any, look: Callable[[str], Any]) -> str:
     return name
 
 
-def _made_of(file_id: str, batches: Any) -> BatchState | None:
+def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
     """None only of a list that would show it: who is told that there is none pays for another."""
+    try:
+        batches = list_all()
+    except (AttributeError, TypeError):  # the SDK's, where it is given JSON that is no list
+        batches = None
     if not isinstance(getattr(batches, "data", None), list):
         raise ReplyError("the provider answered with something that is no list of batches.")
     for batch in islice(batches, _LISTED):

@@ -50,6 +50,7 @@ __all__ = [
     "add_to_digest",
     "as_folder",
     "new_folder",
+    "read_answers",
 ]
 
 MAX_REQUESTS = 50_000  # in a file, by OpenAI's rules
@@ -186,7 +187,10 @@ class PersonaBatch(Record):
 
     def source(self) -> PreferenceSource:
         """What it was asked about."""
-        saved = StoredTable(self.rows_file)
+        try:
+            saved = StoredTable(self.rows_file)
+        except OSError as error:
+            raise DataError(f"{self.rows_file}: {error}", hint="Copy the whole folder.") from None
         return PreferenceSource(
             lambda: (SourceRow(row.preference, row.error, {}) for row in saved.rows),
             shape="batch",
@@ -214,13 +218,12 @@ class PersonaBatch(Record):
                     yield bytes.fromhex(key), text
 
     def answers(self) -> Iterator[Answer]:
-        """What was fetched, line by line; lines that belong to no request are left out."""
+        """What was fetched, the replies before the errors."""
         for kind in ("output", "errors"):
             for number in range(len(self.parts)):
                 path = _file(self.path, kind, number)
                 if path.exists():
-                    with path.open("rb") as file:
-                        yield from (answer for line in file if (answer := read_line(line)))
+                    yield from read_answers(path)
 
     @contextmanager
     def alone(self) -> Iterator[PersonaBatch]:
@@ -329,7 +332,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         InvalidArgumentError: something else is there, or it cannot be made.
     """
-    if not folder.name or folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.name or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise InvalidArgumentError(
             f"{folder} exists, and holds no batch.", hint="Name a folder that does not exist."
         )
@@ -348,6 +351,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
             unfinished.rename(folder)
         except OSError as error:
             raise _not_made(folder, error) from None
+
+
+def read_answers(path: Path) -> Iterator[Answer]:
+    """A file of replies line by line; lines that belong to no request are left out."""
+    with path.open("rb") as file:
+        yield from (answer for line in file if (answer := read_line(line)))
 
 
 def as_folder(path: object) -> Path:

@@ -26,6 +26,7 @@ from .batch_folder import (
     add_to_digest,
     as_folder,
     new_folder,
+    read_answers,
 )
 from .batch_outcome import brought_in, no_reply
 from .exceptions import (
@@ -344,6 +345,11 @@ def _looked(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch
 def _fetch(api: BatchAPI, file_id: str, place: Path) -> None:
     unfinished = place.with_suffix(".unfinished")
     api.download(file_id, unfinished)
+    if unfinished.stat().st_size and next(read_answers(unfinished), None) is None:
+        raise ReplyError(
+            f"what the provider sent as {file_id} holds no line of a batch: see {unfinished}.",
+            hint="The same call again fetches it anew.",
+        )
     os.replace(unfinished, place)
 
 

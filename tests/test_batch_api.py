@@ -15,7 +15,7 @@ import personainfer as pi
 from personainfer import batch_api, batch_lines
 from personainfer.exceptions import AuthenticationError, InvalidArgumentError, ModelError
 
-from .batch_server import CREATE, FETCH, LOOK, UPLOAD, BatchServer
+from .batch_server import CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer
 from .conftest import pairs
 from .test_batches import collect, everything, submit
 
@@ -123,11 +123,12 @@ def test_azure_is_waited_for_and_addressed_in_its_own_way(
     monkeypatch.setattr(batch_api, "_READING", 0.01)
     monkeypatch.setenv("AZURE_API_VERSION", "2024-10-21")
     provider.file_statuses = ["pending", "pending"]
+    provider.faults = [(CREATE, 0)]
     base = provider.api_base.removesuffix("/v1")
     batch = pi.submit_batch(
         pairs(2), "litellm/azure/deployed", place / "b", api_base=base, api_key="az"
     )
-    assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE]
+    assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE, LIST]
     assert {line["url"] for line in provider.lines} == {"/chat/completions"}
     assert {line["body"]["model"] for line in provider.lines} == {"deployed"}
     collect(batch, api_key="az").raise_for_errors()

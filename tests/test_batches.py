@@ -459,7 +459,7 @@ def test_a_part_that_was_refused_as_a_whole_is_submitted_again(
 def test_what_a_failed_batch_answered_is_not_paid_for_again(
     provider: BatchServer, place: Path
 ) -> None:
-    provider.statuses, provider.answered = ["failed"], 3
+    provider.statuses, provider.answered = ["in_progress", "failed"], 3
     table = collect(submit(provider, pairs(5), place / "b"))
     assert [row.error is None for row in table] == [True, True, True, False, False]
     submit(provider, pairs(5), place / "b")
@@ -542,6 +542,16 @@ def test_a_file_that_breaks_off_is_fetched_again(provider: BatchServer, place: P
     provider.faults = [(FETCH, 1)]
     collect(batch).raise_for_errors()
     assert provider.count(FETCH) == 2
+
+
+def test_what_is_no_file_of_replies_is_not_kept(provider: BatchServer, place: Path) -> None:
+    """Else a gateway's page of regret, sent as 200, would cost every row its reply."""
+    batch = submit(provider, pairs(2), place / "b")
+    provider.faults = [(FETCH, b"<html>\nsorry\n</html>")]
+    with pytest.raises(ReplyError, match="holds no line of a batch"):
+        collect(batch, ask_missing=True)
+    collect(batch, ask_missing=True).raise_for_errors()
+    assert provider.count(ASK) == 0
 
 
 def test_a_state_of_odd_types_is_looked_at_again(provider: BatchServer, place: Path) -> None:
@@ -724,6 +734,13 @@ def test_a_folder_without_a_batch_says_so(place: Path) -> None:
         (place / "batch.json").write_text(handle)
         with pytest.raises(DataError, match="not the handle of a batch"):
             collect(place)
+
+
+def test_a_folder_that_was_copied_in_part_says_so(provider: BatchServer, place: Path) -> None:
+    batch = submit(provider, pairs(1), place / "b")
+    batch.rows_file.unlink()
+    with pytest.raises(DataError, match="Copy the whole folder"):
+        collect(batch)
 
 
 @pytest.mark.parametrize("path", [7, None, ["b"]])
