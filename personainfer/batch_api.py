@@ -335,13 +335,11 @@ def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
         batches = None
     if not isinstance(getattr(batches, "data", None), list):
         raise ReplyError("the provider answered with something that is no list of batches.")
-    for batch in islice(batches, _LISTED):
-        name = getattr(batch, "input_file_id", None)
-        if name is None:
-            raise ReplyError("the provider does not say of which files its batches are.")
-        if name == file_id:
-            return _state(batch)
-    return None
+    newest = list(islice(batches, _LISTED))
+    files = [getattr(batch, "input_file_id", None) for batch in newest]
+    if newest and not any(files):  # some may lack it: Azure makes batches of more than files
+        raise ReplyError("the provider does not say of which files its batches are.")
+    return _state(newest[files.index(file_id)]) if file_id in files else None
 
 
 def _id(answer: Any, kind: str) -> str:

@@ -32,7 +32,8 @@ def brought_in(batch: PersonaBatch, llm: LLM, keys: set[bytes]) -> BatchOutcome:
         for answer in batch.answers()
         if answer.key in keys and (reply := outcome.take(answer)) is not None
     )
-    good = chain(batch.cached_replies(), brought)
+    before = (known for known in batch.cached_replies() if known[0] in keys)
+    good = chain(before, brought)
     while group := list(islice(good, _GROUP)):
         llm.keep(group)
     return outcome
