@@ -367,7 +367,8 @@ def as_folder(path: object) -> Path:
 
 
 def _is_held(error: BaseException) -> bool:
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+    code: object = getattr(error, "sqlite_errorcode", None)
+    return code == sqlite3.SQLITE_BUSY
 
 
 def _not_made(folder: Path, error: OSError) -> InvalidArgumentError:
