@@ -242,7 +242,7 @@ class LLM:
     def budget_left(self) -> float | None:
         """USD; None: without end."""
         budget = self._limits.budget
-        return budget and budget.usd - budget.spent
+        return None if budget is None else budget.usd - budget.spent
 
     def spend(self, usd: float) -> None:
         """Count what was spent in another way against the budget."""
