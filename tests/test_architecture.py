@@ -94,6 +94,7 @@ ROOMS = [
     "summary",
     "plots",
     "report",
+    "dataset_card",
     "export",
     "cli_options",
     "cli_streams",

@@ -111,6 +111,16 @@ def test_a_bad_argument_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_table_of_personas_is_not_replaced(tmp_path: Path) -> None:
+    table().save(tmp_path / "table.parquet")
+    before = (tmp_path / "table.parquet").read_bytes()
+    for _ in range(2):
+        with pytest.raises(InvalidArgumentError, match="is a table of personas"):
+            pi.export_personas(table(), tmp_path / "table.parquet")
+        assert (tmp_path / "table.parquet").read_bytes() == before
+        pi.export_personas(table(), tmp_path / "rows.parquet")  # which may be replaced
+
+
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "data").write_text("a file")
@@ -152,6 +162,68 @@ def test_the_card_counts_what_was_left_out_and_what_is_long(tmp_path: Path) -> N
     text = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
     assert "no persona: 1" in text
     assert "About 1 rows have a prompt of 1,024 tokens or more" in text
+
+
+@pytest.mark.parametrize(("format", "long"), [("trl-reward", 1), ("trl-grpo", 0), ("few-shot", 0)])
+@pytest.mark.parametrize("place", PLACES)
+def test_long_prompts_are_those_that_a_trainer_would_cut(
+    format: str, long: int, place: Any, tmp_path: Path
+) -> None:
+    """A reward model's rows hold the prompt in front of both responses; some trainers cut nothing."""
+    rows = [
+        row(0),
+        row(1, preference=pi.Preference(prompt="word " * 900, chosen="A", rejected="B")),
+    ]
+    made = pi.export_personas(
+        pi.PersonaTable(rows), tmp_path / "set", format=format, persona_in=place
+    )
+    assert made.long_prompts == long
+    text = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert ("1,024 tokens" in text) is bool(long)
+
+
+@pytest.mark.parametrize(
+    ("format", "said"),
+    [
+        ("trl-dpo", "was rejected, so the two are swapped. Written"),
+        ("trl-sft", "was rejected, so it is the completion. Written"),
+        ("trl-grpo", "was rejected. Written"),
+    ],
+)
+def test_the_card_says_what_became_of_a_rejected_response(
+    format: str, said: str, tmp_path: Path
+) -> None:
+    pi.export_personas(table(), tmp_path / "set", format=format, persona="rejected")
+    assert said in (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_says_who_chose_and_who_else_was_asked(tmp_path: Path) -> None:
+    def reply(request: Any) -> Reply | None:
+        if request["model"] != "critic":
+            return None
+        shown = request["messages"][-1]["content"]
+        return Reply({"answer": "1" if shown.find("short") < shown.find("long") else "2"})
+
+    with FakeLLM(reply=reply) as llm:
+        reach: dict[str, Any] = {"api_base": llm.api_base}
+        critic = pi.Verifier("critic", **reach)
+        made = pi.infer_personas(pairs(4), "writer", candidates=2, select=critic, **reach)
+        found = pi.verify_personas(made, "critic", **reach)
+        itself = pi.verify_personas(made, "writer", **reach)
+    assert made.settings["selected_by"] == {"kind": "Verifier", "model": "critic"}
+
+    def card(of: pi.PersonaTable) -> str:
+        path = pi.export_personas(of, tmp_path / "set", persona="none").card
+        assert path is not None
+        return path.read_text(encoding="utf-8")
+
+    assert "chosen among the candidates by: `Verifier` with `critic`" in card(made)
+    assert llm.api_base not in card(made)
+    assert "The same model chose them" in card(found.table)
+    assert "The judge wrote these personas itself" in card(itself.table)
+    retries = [{"rows": 2, "mended": 1, "changed": {"model": "another"}}]
+    mended = pi.PersonaTable([row(0)], settings={"model": "writer", "retries": retries})
+    assert "other model: `another`, for 1 of the pairs" in card(mended)
 
 
 def test_a_model_in_a_file_is_named_without_its_folder(tmp_path: Path) -> None:
