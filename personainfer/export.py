@@ -6,6 +6,7 @@ read them. What the card says is not known here.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -113,6 +114,8 @@ def export_personas(
         DataError: there is no row, or none for one of the splits.
     """
     check_format(format)
+    if not isinstance(title, str):
+        raise InvalidArgumentError(f"title={title!r:.80} is no text.")
     target = _target(path, splits)
     rows = tailoring_rows(
         table,
@@ -149,7 +152,7 @@ def export_personas(
 
 def check_format(name: object) -> None:
     """Raise InvalidArgumentError, with the nearest name, unless it is one of EXPORT_FORMATS."""
-    if name in EXPORT_FORMATS:
+    if isinstance(name, str) and name in EXPORT_FORMATS:
         return
     near = get_close_matches(str(name), EXPORT_FORMATS, n=1)
     known = ", ".join(EXPORT_FORMATS)
@@ -166,12 +169,13 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
     """The folder, file or stream; what cannot be written to is found before anything is."""
     if splits is not None:
         check_shares(splits)
-        if wrong := [name for name in splits if not _SPLIT.fullmatch(name)]:
+        if wrong := [name for name in splits if not _SPLIT.fullmatch(str(name))]:
             raise InvalidArgumentError(
                 f"{wrong[0]!r} cannot be the name of a split.", hint="Use letters, digits and _."
             )
     if not isinstance(path, str | Path):
         _refuse_splits(splits)
+        _check_text_stream(path)
         return path
     path = Path(path)
     if path.suffix in _FILES:
@@ -196,6 +200,15 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
             hint="It would be lost: name another folder.",
         )
     return path
+
+
+def _check_text_stream(stream: object) -> None:
+    binary = isinstance(stream, io.RawIOBase | io.BufferedIOBase)
+    if binary or not hasattr(stream, "writelines"):
+        raise InvalidArgumentError(
+            f"path={stream!r:.80} is neither a path nor an open text file.",
+            hint='Open it as text: open(path, "w", encoding="utf-8").' if binary else "",
+        )
 
 
 def _refuse_a_table(path: Path) -> None:

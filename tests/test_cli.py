@@ -559,8 +559,10 @@ def test_a_closed_stream_is_no_bug(
 ) -> None:
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs(2)))
     done = subprocess.run(
-        ["sh", "-c", f'exec "$0" -c "$1" {line.format(reach=shlex.join(reach))}']
-        + [sys.executable, SCRIPT],
+        [
+            *("sh", "-c", f'exec "$0" -c "$1" {line.format(reach=shlex.join(reach))}'),
+            *(sys.executable, SCRIPT),
+        ],
         capture_output=True,
         text=True,
         check=False,

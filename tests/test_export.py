@@ -95,7 +95,10 @@ def test_what_is_no_exports_is_not_replaced(name: str, tmp_path: Path) -> None:
     [
         ("set", {"format": "trl-dop"}, "Did you mean 'trl-dpo'"),
         ("set", {"format": "x"}, "Known: trl-dpo, trl-sft"),
+        ("set", {"format": ["trl-dpo"]}, "is not known"),
         ("set", {"persona": "each"}, "persona='each'"),
+        ("set", {"title": 3}, "title=3 is no text"),
+        ("set", {"splits": {1: 1.0}}, "1 cannot be the name"),
         ("set", {"splits": {"train": 0.5}}, "add up to 0.5"),
         ("set", {"splits": {"../up": 1.0}}, "'../up' cannot be the name"),
         ("rows.csv", {}, "neither a folder nor"),
@@ -109,6 +112,12 @@ def test_a_bad_argument_writes_nothing(
     with pytest.raises(InvalidArgumentError, match=said):
         pi.export_personas(table(), tmp_path / path, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [None, 3, io.BytesIO()], ids=["None", "a number", "binary"])
+def test_what_is_no_place_to_write_to(path: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="neither a path nor an open text file"):
+        pi.export_personas(table(), path)
 
 
 def test_a_table_of_personas_is_not_replaced(tmp_path: Path) -> None:

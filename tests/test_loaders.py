@@ -232,6 +232,7 @@ def test_a_model_has_its_own_options(llm: FakeLLM) -> None:
     ("batch", "words"),
     [
         ({"prompt": "Why?", "chosen": "Yes.", "rejected": "No."}, "batched=True"),
+        (dict.fromkeys(("prompt", "chosen", "rejected"), np.array("Why?")), "batched=True"),
         ({"prompt": ["Why?"], "chosen": ["Yes.", "No."], "rejected": ["No."]}, "lengths"),
         ([("Why?", "Yes.", "No.")], "row 0 of a batch is of type tuple"),
         ("Why?", "type str"),
@@ -239,7 +240,16 @@ def test_a_model_has_its_own_options(llm: FakeLLM) -> None:
         ({**columns_of(rows_with_numbers(1)), "persona_error": [""]}, "persona_error already"),
         ([{**pairs(1)[0], "chosen_persona": "me"}], "chosen_persona already"),
     ],
-    ids=["one row", "ragged", "tuples", "text", "lazy", "taken", "taken in a row"],
+    ids=[
+        "one row",
+        "one row of arrays",
+        "ragged",
+        "tuples",
+        "text",
+        "lazy",
+        "taken",
+        "taken in a row",
+    ],
 )
 def test_what_is_no_batch_is_refused_before_any_call(
     batch: Any, words: str, llm: FakeLLM, endpoint: dict[str, Any]
