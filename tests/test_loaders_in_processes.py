@@ -100,16 +100,18 @@ def test_datasets_map_in_each_format(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_datasets_map(hf: Any, processes: int, llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+def test_datasets_map(hf: Any, processes: int) -> None:
+    """With a key, which is in what other processes are sent, but not in the fingerprint."""
     dataset = hf.Dataset.from_list(data())
-    made = dataset.map(
-        Watched(AddPersonas(**endpoint)),
-        batched=True,
-        batch_size=100,
-        num_proc=None if processes == 1 else processes,
-    )
-    assert made.features["persona_error"].dtype == "string"
-    check(made.to_list(), llm, processes)
+    with FakeLLM(api_key="a-key") as llm:
+        made = dataset.map(
+            Watched(AddPersonas("fake", api_base=llm.api_base, api_key="a-key")),
+            batched=True,
+            batch_size=100,
+            num_proc=None if processes == 1 else processes,
+        )
+        assert made.features["persona_error"].dtype == "string"
+        check(made.to_list(), llm, processes)
 
 
 def test_datasets_stream(hf: Any, llm: FakeLLM, endpoint: dict[str, Any]) -> None:
