@@ -206,27 +206,31 @@ def test_the_card_says_what_became_of_a_rejected_response(
     assert said in (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_card_says_who_chose_and_who_else_was_asked(tmp_path: Path) -> None:
-    def reply(request: Any) -> Reply | None:
-        if request["model"] != "critic":
-            return None
-        shown = request["messages"][-1]["content"]
-        return Reply({"answer": "1" if shown.find("short") < shown.find("long") else "2"})
+class Pleased:
+    """A selector that every persona pleases."""
 
-    with FakeLLM(reply=reply) as llm:
-        reach: dict[str, Any] = {"api_base": llm.api_base}
-        critic = pi.Verifier("critic", **reach)
-        made = pi.infer_personas(pairs(4), "writer", candidates=2, select=critic, **reach)
-        found = pi.verify_personas(made, "critic", **reach)
-        itself = pi.verify_personas(made, "writer", **reach)
-    assert made.settings["selected_by"] == {"kind": "Verifier", "model": "critic"}
+    model = "critic"
+
+    def explains(self, preferences: Any, personas: Any) -> Any:
+        return [1.0] * len(personas)
+
+
+def test_the_card_says_who_chose_and_who_else_was_asked(tmp_path: Path) -> None:
+    with FakeLLM() as llm:
+        made = pi.infer_personas(
+            pairs(4), "writer", api_base=llm.api_base, candidates=2, select=Pleased()
+        )
+    with FakeLLM(reply=lambda request: Reply({"answer": "1"})) as judge:
+        found = pi.verify_personas(made, "critic", api_base=judge.api_base)
+        itself = pi.verify_personas(made, "writer", api_base=judge.api_base)
+    assert made.settings["selected_by"] == {"kind": "Pleased", "model": "critic"}
 
     def card(of: pi.PersonaTable) -> str:
         path = pi.export_personas(of, tmp_path / "set", persona="none").card
         assert path is not None
         return path.read_text(encoding="utf-8")
 
-    assert "chosen among the candidates by: `Verifier` with `critic`" in card(made)
+    assert "chosen among the candidates by: `Pleased` with `critic`" in card(made)
     assert llm.api_base not in card(made)
     assert "The same model chose them" in card(found.table)
     assert "The judge wrote these personas itself" in card(itself.table)
