@@ -231,7 +231,7 @@ def test_the_card_says_who_chose_and_who_else_was_asked(tmp_path: Path) -> None:
         return path.read_text(encoding="utf-8")
 
     assert "chosen among the candidates by: `Pleased` with `critic`" in card(made)
-    assert llm.api_base not in card(made)
+    assert made.settings["api_base"] not in card(made)
     assert "The same model chose them" in card(found.table)
     assert "The judge wrote these personas itself" in card(itself.table)
     retries = [{"rows": 2, "mended": 1, "changed": {"model": "another"}}]
