@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from .exceptions import DataError, InvalidArgumentError, PersonaInferError
-from .formats import SUPPORTED, BrokenRow, arrow_cells, open_rows
+from .formats import SUPPORTED, BrokenRow, arrow_cells, check_readable, open_rows
 from .records import Message, Preference
 from .shapes import (
     ABSENT,
@@ -277,17 +277,8 @@ def _encodable(value: str | tuple[Message, ...] | None) -> bool:
 def _from_path(data: str | Path, roles: Mapping[str, str]) -> PreferenceSource:
     rows, total = open_rows(data)
     stream = _Stream(rows, roles)
-    _check_readable(stream.head, f"{data} is not what its name says")
+    check_readable(stream.head, f"{data} is not what its name says")
     return stream.source(total)
-
-
-def _check_readable(head: Sequence[object], problem: str) -> None:
-    broken = [row for row in head if isinstance(row, BrokenRow)]
-    if broken and len(broken) == len(head):
-        raise DataError(
-            f"{problem}: none of its first {len(broken)} rows can be read. "
-            f"The first: {broken[0].error}"
-        )
 
 
 def _from_iterable(data: object, roles: Mapping[str, str]) -> PreferenceSource:
@@ -305,7 +296,7 @@ def _from_iterable(data: object, roles: Mapping[str, str]) -> PreferenceSource:
         )
     items: Any = data
     stream = _Stream(items, roles)
-    _check_readable(stream.head, "the input cannot be used")  # of a pipe, or the start of a file
+    check_readable(stream.head, "the input cannot be used")  # of a pipe, or the start of a file
     return stream.source(len(items) if isinstance(items, Sized) else None)
 
 
