@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .credentials import opened, sealed
 from .embedded import find_weights
 from .exceptions import InvalidArgumentError, ModelNotFoundError
 from .forced_decoding import EmbeddedEndpoint, ForcedDecoding
@@ -132,10 +133,10 @@ class Likelihood:
         return f"Likelihood({self.model!r}{f', api_base={base!r}' if base else ''})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(self._options)
+        return sealed(self._options)
 
     def __setstate__(self, options: dict[str, Any]) -> None:
-        self.__init__(**options)  # type: ignore[misc]
+        self.__init__(**opened(options))  # type: ignore[misc]
 
     def log_likelihood(
         self,

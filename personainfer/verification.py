@@ -228,6 +228,7 @@ class Verifier:
     ) -> None:
         _check_options(Verifier, options)
         self._judge = Judge(judge, options, soft=soft)
+        self.model = self._judge.llm.model
 
     def __repr__(self) -> str:
         return f"Verifier({self._judge.llm!r})"

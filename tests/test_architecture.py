@@ -107,6 +107,7 @@ ROOMS = [
     "summary",
     "plots",
     "report",
+    "dataset_card",
     "export",
     "cli_options",
     "cli_streams",
