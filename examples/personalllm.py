@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 import personainfer as pi
+from personainfer.heterogeneity import feature_regression, votes
 from personainfer.metrics import bootstrap_mean, paired_difference
 from personainfer.neighbours import nearest_users, user_vectors
 from personainfer.published import read_personal_llm
@@ -38,9 +39,9 @@ def embed(texts: list[str]) -> npt.NDArray[np.float64]:
     return vectors
 
 
-def votes(choices: npt.NDArray[np.int64], responses: int) -> npt.NDArray[np.int64]:
+def favourites(choices: npt.NDArray[np.int64], responses: int) -> npt.NDArray[np.intp]:
     """For each prompt the response that most of these users chose: (users, prompts) -> (prompts,)."""
-    return np.array([np.bincount(column, minlength=responses).argmax() for column in choices.T])
+    return votes(choices, responses).shares.argmax(axis=1)
 
 
 def main(source: str | Path = SMALL) -> None:
@@ -54,22 +55,21 @@ def main(source: str | Path = SMALL) -> None:
     users = pi.SimulatedUsers.sample(KNOWN + NEW, models=train.models, alpha=0.05)
     chosen = users.choose(test)
     count = test.rewards.shape[1]
-    tallies = np.array([np.bincount(column, minlength=count) for column in chosen.T])
-    print(f"share of the top response: {bootstrap_mean(tallies.max(axis=1) / len(users))}")
-    print(f"distinct winners a prompt: {bootstrap_mean((tallies > 0).sum(axis=1))}")
+    print(votes(chosen, count))
+    print(feature_regression(users, test))
 
     history = users.histories(train, pairs_per_user=PAIRS)
     new = users.names[KNOWN:]
     everybody = user_vectors(history, embed)
     known = {name: everybody[name] for name in users.names[:KNOWN]}
-    popular = votes(chosen[:KNOWN], count)
+    popular = favourites(chosen[:KNOWN], count)
     utilities = users.utilities(test)[KNOWN:]
     prompts = np.arange(len(test))
     rewards: dict[str, list[float]] = {"favourite of all": [], "of similar users": []}
     wins = []
     for mine, name in zip(utilities, new, strict=True):
         near = nearest_users({**known, name: everybody[name]}, NEIGHBOURS, of=[name])[name]
-        similar = votes(chosen[[int(user) for user in near]], count)
+        similar = favourites(chosen[[int(user) for user in near]], count)
         rewards["favourite of all"].append(mine[prompts, popular].mean())
         rewards["of similar users"].append(mine[prompts, similar].mean())
         margin = mine[prompts, similar] - mine[prompts, popular]

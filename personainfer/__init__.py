@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .llm import Request as Request
     from .loaders import AddPersonas as AddPersonas
     from .posterior import PersonaPosterior as PersonaPosterior
+    from .prefix_evaluation import evaluate_prefixes as evaluate_prefixes
     from .prefixes import persona_prefix as persona_prefix
     from .records import Exemplar as Exemplar
     from .records import Message as Message
@@ -71,6 +72,7 @@ _MODULE_OF = {
     "compare_personas": "verification",
     "compare_responses": "comparison",
     "estimate_cost": "inference",
+    "evaluate_prefixes": "prefix_evaluation",
     "export_personas": "export",
     "infer_personas": "inference",
     "infer_user_personas": "users",

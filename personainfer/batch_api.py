@@ -9,39 +9,36 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import tenacity
 
+from .batch_lines import provider_words, request_line
 from .exceptions import (
     AuthenticationError,
-    ModelError,
     ModelNotFoundError,
     RateLimitError,
     ReplyError,
-    RequestRejectedError,
     TransportError,
 )
-from .records import Completion
-from .wire import error_text, provider_errors, read_completion, redact, status_error
+from .wire import provider_errors, redact
 
 if TYPE_CHECKING:
     import openai
 
 __all__ = [
     "FINAL",
-    "Answer",
     "BatchAPI",
     "BatchState",
     "EndpointBatches",
     "LiteLLMBatches",
     "patiently",
-    "read_line",
 ]
 
 T = TypeVar("T")
@@ -66,15 +63,6 @@ class BatchState:
     output_file_id: str | None = None
     error_file_id: str | None = None
     problem: str = ""
-
-
-class Answer(NamedTuple):
-    """What came of one request: a reply, paid for even where it has an error too, or only an error."""
-
-    key: bytes
-    completion: Completion | None = None
-    error: ModelError | None = None
-    called: bool = True  # whether the model was asked at all
 
 
 class BatchAPI(Protocol):
@@ -112,13 +100,14 @@ class EndpointBatches:
 
     def line(self, name: str, body: bytes) -> bytes:
         """The very bytes that go to /chat/completions."""
-        return _line(name, _URL, body)
+        return request_line(name, _URL, body)
 
     def upload(self, path: Path) -> str:
         """POST /files."""
         try:
             with self._client(_FILE_TIMEOUT) as client, path.open("rb") as file:
-                return _id(client.files.create(file=(path.name, file), purpose="batch"), "file")
+                made = client.files.create(file=(path.name, file), purpose="batch")
+                return _read(made, client.files.retrieve)
         except ModelNotFoundError as error:
             raise ModelNotFoundError(
                 error.message,
@@ -138,7 +127,7 @@ class EndpointBatches:
     def find(self, file_id: str) -> BatchState | None:
         """GET /batches."""
         with self._client(_TIMEOUT) as client:
-            return _made_of(file_id, client.batches.list(limit=100))
+            return _made_of(file_id, partial(client.batches.list, limit=100))
 
     def look(self, batch_id: str) -> BatchState:
         """GET /batches/{id}."""
@@ -168,7 +157,7 @@ class EndpointBatches:
             self._made = openai.OpenAI(
                 base_url=self._endpoint, api_key=self._key or "none", max_retries=0
             )
-        with provider_errors(self._endpoint, timeout, self._key):
+        with _errors(self._endpoint, timeout, self._key):
             yield self._made.with_options(timeout=timeout)
 
 
@@ -201,20 +190,17 @@ class LiteLLMBatches:
             litellm_params={},
             headers={},
         )
-        return _line(name, self._url, json.dumps(sent, ensure_ascii=False).encode())
+        return request_line(name, self._url, json.dumps(sent, ensure_ascii=False).encode())
 
     def upload(self, path: Path) -> str:
-        """litellm.create_file, and the wait for a provider that reads the file at its leisure."""
+        """litellm.create_file."""
         import litellm
 
         with self._errors(), path.open("rb") as file:
             made = litellm.create_file(
                 file=(path.name, file), purpose="batch", **self._call(_FILE_TIMEOUT)
             )
-            while made.status == "pending":  # Azure takes no batch of it before
-                time.sleep(_READING)
-                made = litellm.file_retrieve(file_id=made.id, **self._call(_TIMEOUT))
-            return _id(made, "file")
+            return _read(made, partial(litellm.file_retrieve, **self._call(_TIMEOUT)))
 
     def create(self, file_id: str) -> BatchState:
         """litellm.create_batch."""
@@ -235,7 +221,8 @@ class LiteLLMBatches:
         import litellm
 
         with self._errors():
-            return _made_of(file_id, litellm.list_batches(limit=100, **self._call(_TIMEOUT)))
+            list_all = partial(litellm.list_batches, limit=100, **self._call(_TIMEOUT))
+            return _made_of(file_id, list_all)
 
     def look(self, batch_id: str) -> BatchState:
         """litellm.retrieve_batch."""
@@ -286,7 +273,7 @@ class LiteLLMBatches:
 
         key = self._options.get("api_key") or ""
         try:
-            with provider_errors(self._provider, _FILE_TIMEOUT, key):
+            with _errors(self._provider, _FILE_TIMEOUT, key):
                 yield
         except pydantic.ValidationError as error:
             raise ReplyError(
@@ -294,27 +281,6 @@ class LiteLLMBatches:
             ) from None
         except openai.OpenAIError as error:  # raised before anything is sent: an address or a key
             raise AuthenticationError(redact(f"{self._provider}: {error}", key)) from None
-
-
-def read_line(line: bytes) -> Answer | None:
-    """A line of a file of replies; None if it cannot be assigned to any request."""
-    try:
-        said = json.loads(line)
-        key = bytes.fromhex(said["custom_id"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    reply = said.get("response")
-    if not isinstance(reply, dict) or not isinstance(reply.get("status_code"), int):
-        return Answer(key, error=_line_error(said.get("error")), called=False)
-    status, body = reply["status_code"], reply.get("body")
-    if status != 200:
-        return Answer(
-            key, error=status_error(status, {}, error_text(json.dumps(body).encode()), "")
-        )
-    try:
-        return Answer(key, read_completion(body if isinstance(body, dict) else {}))
-    except ReplyError as error:
-        return Answer(key, error.completion, error)
 
 
 def patiently(step: Callable[[], T], patience: float) -> T:
@@ -338,40 +304,69 @@ def _pause(state: tenacity.RetryCallState) -> float:
     return max(wanted or 0.0, _backoff(state))
 
 
-def _line_error(error: Any) -> ModelError:
-    fields = error if isinstance(error, dict) else {"message": error}
-    code, words = fields.get("code") or "no code", str(fields.get("message") or "no reason given")
-    return RequestRejectedError(f"the batch did not answer it ({code}): {redact(words, '')[:300]}")
+@contextmanager
+def _errors(name: str, timeout: float, key: str) -> Iterator[None]:
+    """`provider_errors`, and what the SDK lets through: no JSON, and a file that breaks off."""
+    import httpx
+
+    try:
+        with provider_errors(name, timeout, key):
+            yield
+    except httpx.HTTPError as error:
+        raise TransportError(redact(f"the connection to {name} failed: {error}", key)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise TransportError(f"{name} answered with something that is not JSON.") from None
 
 
-def _line(name: str, url: str, body: bytes) -> bytes:
-    head = json.dumps({"custom_id": name, "method": "POST", "url": url})[:-1]
-    return head.encode() + b', "body": ' + body + b"}\n"
+def _read(made: Any, look: Callable[[str], Any]) -> str:
+    """The id of a file, once the provider has read it: Azure takes no batch of it before."""
+    name = _id(made, "file")
+    while getattr(made, "status", None) == "pending":
+        time.sleep(_READING)
+        made = look(name)
+    return name
 
 
-def _made_of(file_id: str, batches: Iterable[Any]) -> BatchState | None:
-    for batch in islice(batches, _LISTED):
-        if getattr(batch, "input_file_id", None) == file_id:
-            return _state(batch)
-    return None
+def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
+    """None only of a list that would show it: who is told that there is none pays for another."""
+    try:
+        batches = list_all()
+    except (AttributeError, TypeError):  # the SDK's, where it is given JSON that is no list
+        batches = None
+    if not isinstance(getattr(batches, "data", None), list):
+        raise ReplyError("the provider answered with something that is no list of batches.")
+    newest = list(islice(batches, _LISTED))
+    files = [getattr(batch, "input_file_id", None) for batch in newest]
+    if newest and not any(files):  # some may lack it: Azure makes batches of more than files
+        raise ReplyError("the provider does not say of which files its batches are.")
+    return _state(newest[files.index(file_id)]) if file_id in files else None
 
 
 def _id(answer: Any, kind: str) -> str:
-    name = getattr(answer, "id", None)
-    if not isinstance(name, str) or not name:
+    name = _name(getattr(answer, "id", None))
+    if name is None:
         raise ReplyError(f"the provider answered with something that is no {kind}.")
     return name
 
 
+def _name(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
 def _state(batch: Any) -> BatchState:
     counts = getattr(batch, "request_counts", None)
-    problems = getattr(getattr(batch, "errors", None), "data", None) or []
-    words = dict.fromkeys(str(getattr(problem, "message", problem)) for problem in problems)
+    problems = getattr(getattr(batch, "errors", None), "data", None)
+    found = problems if isinstance(problems, list) else []
+    words = dict.fromkeys(provider_words(getattr(problem, "message", problem)) for problem in found)
     return BatchState(
         batch_id=_id(batch, "batch"),
         status=str(getattr(batch, "status", None) or "unknown"),
-        answered=(getattr(counts, "completed", 0) or 0) + (getattr(counts, "failed", 0) or 0),
-        output_file_id=getattr(batch, "output_file_id", None),
-        error_file_id=getattr(batch, "error_file_id", None),
-        problem=redact("; ".join(islice(words, 3)), "")[:500],
+        answered=sum(_count(getattr(counts, kind, 0)) for kind in ("completed", "failed")),
+        output_file_id=_name(getattr(batch, "output_file_id", None)),
+        error_file_id=_name(getattr(batch, "error_file_id", None)),
+        problem="; ".join(islice(words, 3)),
     )

@@ -5,6 +5,7 @@
     requests-0000.jsonl   a file for each part, as it is uploaded
     output-0000.jsonl     what came back: replies, and the requests that failed
     errors-0000.jsonl
+    cached.jsonl          the replies that were in the cache, so that no part asks for them
     replies/              the cache of replies, where the run was to use no other
     lock                  held by the process that works on it, and free when that dies
 
@@ -20,42 +21,42 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 import tenacity
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from .batch_api import FINAL, Answer, BatchAPI, BatchState, read_line
+from .batch_api import FINAL, BatchAPI, BatchState
+from .batch_lines import Answer, read_line
 from .exceptions import (
     BatchPendingError,
     DataError,
     InvalidArgumentError,
-    ModelError,
-    ReplyError,
+    UnknownOptionError,
 )
-from .limits import Price
-from .llm import LLM, WireRequest
+from .llm import LLM, OPTIONS, WireRequest
 from .plan import Plan
 from .prompts import PersonaPrompt, Protocol
 from .readers import PreferenceSource, SourceRow
-from .records import Completion, Exemplar, Record, Side, Usage
-from .request import read_reply
+from .records import Exemplar, Record, Side
 from .stored import StoredTable
 
 __all__ = [
-    "BatchOutcome",
     "BatchPart",
     "PersonaBatch",
     "RequestFiles",
     "add_to_digest",
+    "as_folder",
     "new_folder",
+    "read_answers",
 ]
 
 MAX_REQUESTS = 50_000  # in a file, by OpenAI's rules
 MAX_BYTES = 190_000_000  # of its 200 MB
 
+_CACHED = "cached.jsonl"
 _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
 
 
@@ -73,14 +74,14 @@ class BatchPart(Record):
 
     @property
     def done(self) -> bool:
-        """Whether the provider will do no more: it answered, or never will."""
-        return self.status in FINAL
+        """Whether nothing more is to be learnt: a batch can be completed before its files have names."""
+        named = self.output_file_id or self.error_file_id
+        return self.status in FINAL and bool(named or self.status != "completed")
 
     @property
-    def settled(self) -> bool:
-        """Done, and nothing more to learn: a batch can be completed before its files have names."""
-        named = self.output_file_id or self.error_file_id
-        return self.done and bool(named or self.status != "completed")
+    def refused(self) -> bool:
+        """Whether it failed as a whole: nothing was answered."""
+        return self.status == "failed" and not self.output_file_id
 
     def at(self, state: BatchState) -> BatchPart:
         """This part as the provider says it is."""
@@ -118,15 +119,17 @@ class PersonaBatch(Record):
             InvalidArgumentError: there is none.
             DataError: its handle cannot be read.
         """
-        folder = Path(path)
+        folder = as_folder(path)
         try:
             fields = json.loads(cls.handle(folder).read_bytes())
-            return cls.model_validate({**fields, "path": folder})
+            batch = cls.model_validate({**fields, "path": folder})
+            UnknownOptionError.check(batch.llm_options, OPTIONS - {"api_key"})
+            return batch
         except OSError:
             raise InvalidArgumentError(
                 f"{folder} holds no batch.", hint="Name the folder that was given to submit_batch."
             ) from None
-        except (ValidationError, ValueError, TypeError) as error:
+        except (ValidationError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{cls.handle(folder)} is not the handle of a batch: {error}",
                 hint="Was it written by another version, or by hand?",
@@ -171,7 +174,11 @@ class PersonaBatch(Record):
 
     def llm(self, api_key: str | None) -> LLM:
         """The model that was asked. Replies that are to leave no trace elsewhere stay in the folder."""
-        own = {} if self.llm_options["cache"] else {"cache": True, "cache_dir": self.replies_folder}
+        own = (
+            {}
+            if self.llm_options.get("cache", True)
+            else {"cache": True, "cache_dir": self.replies_folder}
+        )
         return LLM(self.model, **{**self.llm_options, **own}, api_key=api_key)
 
     def plan(self) -> Plan:
@@ -180,7 +187,10 @@ class PersonaBatch(Record):
 
     def source(self) -> PreferenceSource:
         """What it was asked about."""
-        saved = StoredTable(self.rows_file)
+        try:
+            saved = StoredTable(self.rows_file)
+        except OSError as error:
+            raise DataError(f"{self.rows_file}: {error}", hint="Copy the whole folder.") from None
         return PreferenceSource(
             lambda: (SourceRow(row.preference, row.error, {}) for row in saved.rows),
             shape="batch",
@@ -199,14 +209,21 @@ class PersonaBatch(Record):
         places = [(file_id, _file(self.path, kind, number)) for kind, file_id in named.items()]
         return [(file_id, place) for file_id, place in places if file_id and not place.exists()]
 
+    def cached_replies(self) -> Iterator[tuple[bytes, str]]:
+        """What was in the cache when the batch was made, in the form in which it keeps replies."""
+        path = self.path / _CACHED
+        if path.exists():
+            with path.open("rb") as file:
+                for key, text in map(json.loads, file):
+                    yield bytes.fromhex(key), text
+
     def answers(self) -> Iterator[Answer]:
-        """What was fetched, line by line; lines that belong to no request are left out."""
+        """What was fetched, the replies before the errors."""
         for kind in ("output", "errors"):
             for number in range(len(self.parts)):
                 path = _file(self.path, kind, number)
                 if path.exists():
-                    with path.open("rb") as file:
-                        yield from (answer for line in file if (answer := read_line(line)))
+                    yield from read_answers(path)
 
     @contextmanager
     def alone(self) -> Iterator[PersonaBatch]:
@@ -219,7 +236,7 @@ class PersonaBatch(Record):
         trying = tenacity.Retrying(
             stop=tenacity.stop_after_delay(_LOCK_PATIENCE),
             wait=tenacity.wait_fixed(0.1),
-            retry=tenacity.retry_if_exception_type(sqlite3.OperationalError),
+            retry=tenacity.retry_if_exception(_is_held),
             reraise=True,
         )
         with ExitStack() as stack:
@@ -228,7 +245,7 @@ class PersonaBatch(Record):
                 lock = sqlite3.connect(path, timeout=0, isolation_level=None)
                 stack.enter_context(closing(lock))
                 trying(lock.execute, "BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError as error:
+            except sqlite3.Error as error:
                 raise BatchPendingError(
                     f"{path} is held by another process, or cannot be written: {error}.",
                     hint="Call again later, from a place where the folder can be written.",
@@ -236,7 +253,7 @@ class PersonaBatch(Record):
             yield self.load(self.path)
 
     def save(self) -> None:
-        """Replace the handle; on return it outlives this process, and a loss of power."""
+        """Replace the handle; on return it outlives this process, and no loss of power leaves half."""
         path = self.handle(self.path)
         unfinished = path.with_suffix(".unfinished")
         with unfinished.open("w", encoding="utf-8") as file:
@@ -261,55 +278,8 @@ class PersonaBatch(Record):
         return batch
 
 
-@dataclass
-class BatchOutcome:
-    """What the answers of a batch come to: why a request has no usable reply, and what all took."""
-
-    schema: type[BaseModel] | None
-    failed: dict[bytes, ModelError] = field(default_factory=dict)
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    _seen: set[bytes] = field(default_factory=set)
-
-    def take(self, answer: Answer) -> Completion | None:
-        """Count one line; returns its reply if that is good, and the first for its request."""
-        key, reply = answer.key, answer.completion
-        if key in self._seen and key not in self.failed:
-            return None
-        if key not in self._seen:
-            self._seen.add(key)
-            self.calls += answer.called
-            self.prompt_tokens += reply.prompt_tokens if reply else 0
-            self.completion_tokens += reply.completion_tokens if reply else 0
-        error = answer.error or self._unreadable(reply)
-        if error is not None:
-            self.failed[key] = error
-            return None
-        self.failed.pop(key, None)
-        return reply
-
-    def usage(self, price: Price | None, cached: int) -> Usage:
-        """What the whole batch took; `cached` replies it did not need to bring."""
-        cost = price.cost(self.prompt_tokens, self.completion_tokens) if price else None
-        return Usage(
-            calls=self.calls,
-            cached=cached,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            cost=cost if self.calls else 0.0,
-        )
-
-    def _unreadable(self, reply: Completion | None) -> ReplyError | None:
-        try:
-            read_reply(reply.text if reply else "", self.schema)
-        except ReplyError as error:
-            return error
-        return None
-
-
 class RequestFiles:
-    """Takes the requests of each row, and writes those that are new and have no reply yet."""
+    """Takes the requests of each row; writes those that are new, and the replies that they have."""
 
     def __init__(self, folder: Path, api: BatchAPI) -> None:
         self.counts: list[int] = []  # of the requests in each file
@@ -319,6 +289,7 @@ class RequestFiles:
         self._folder = folder
         self._api = api
         self._file: IO[bytes] | None = None
+        self._cached = (folder / _CACHED).open("wb")
 
     @property
     def digest(self) -> str:
@@ -331,19 +302,23 @@ class RequestFiles:
         for wire in wired:
             if wire.key not in self.keys:
                 self.keys.add(wire.key)
-                if not wire.cached:
+                if wire.cached is not None:
+                    self._cached.write(json.dumps([wire.key.hex(), wire.cached]).encode() + b"\n")
+                else:
                     self.bytes += len(wire.body)
                     self._write(self._api.line(wire.key.hex(), wire.body))
 
     def close(self) -> None:
-        """End the last file."""
+        """End the files."""
+        self._cached.close()
         if self._file is not None:
             self._file.close()
 
     def _write(self, line: bytes) -> None:
         file = self._file
         if file is None or self.counts[-1] >= MAX_REQUESTS or file.tell() + len(line) > MAX_BYTES:
-            self.close()
+            if file is not None:
+                file.close()
             file = self._file = _file(self._folder, "requests", len(self.counts)).open("wb")
             self.counts.append(0)
         file.write(line)
@@ -357,7 +332,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         InvalidArgumentError: something else is there, or it cannot be made.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.name or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise InvalidArgumentError(
             f"{folder} exists, and holds no batch.", hint="Name a folder that does not exist."
         )
@@ -376,6 +351,24 @@ def new_folder(folder: Path) -> Iterator[Path]:
             unfinished.rename(folder)
         except OSError as error:
             raise _not_made(folder, error) from None
+
+
+def read_answers(path: Path) -> Iterator[Answer]:
+    """A file of replies line by line; lines that belong to no request are left out."""
+    with path.open("rb") as file:
+        yield from (answer for line in file if (answer := read_line(line)))
+
+
+def as_folder(path: object) -> Path:
+    """The folder that an argument names."""
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidArgumentError(f"{path!r:.80} is not the path of a folder.")
+    return Path(path)
+
+
+def _is_held(error: BaseException) -> bool:
+    code: object = getattr(error, "sqlite_errorcode", None)
+    return code == sqlite3.SQLITE_BUSY
 
 
 def _not_made(folder: Path, error: OSError) -> InvalidArgumentError:

@@ -15,19 +15,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
 
 from .batch_api import BatchAPI, BatchState, patiently
 from .batch_folder import (
-    BatchOutcome,
     BatchPart,
     PersonaBatch,
     RequestFiles,
     add_to_digest,
+    as_folder,
     new_folder,
+    read_answers,
 )
+from .batch_outcome import brought_in, no_reply
 from .exceptions import (
     BatchPendingError,
     BudgetExceededError,
@@ -42,14 +43,12 @@ from .inference import PersonaStream, checked, collected, prepare, watched
 from .llm import LLM, WireRequest
 from .options import PersonaOptions
 from .packing import asked
-from .plan import Plan, Selector
+from .plan import Plan, Selector, check_candidates
 from .prices import find_batch_price
 from .readers import PreferenceSource, SourceRow
 from .table import PersonaRow, PersonaTable
 
 __all__ = ["BatchPart", "PersonaBatch", "collect_batch", "submit_batch"]
-
-_GROUP = 500  # replies that are written to the cache in one transaction
 
 
 def submit_batch(
@@ -63,7 +62,8 @@ def submit_batch(
 
     Args:
         data, options: as for `infer_personas`. `select` is given to `collect_batch` instead; `budget`
-            is held against the most that the batch can cost; `prices` are those of single calls.
+            is held against the most that the batch can cost, which an LLM counts as spent; `prices` are
+            those of single calls.
         model: of OpenAI or Azure, or with `api_base` of any server that has /files and /batches.
         path: a folder to be made. It holds all that `collect_batch` needs, in this process or another:
             your data, but no key.
@@ -76,9 +76,9 @@ def submit_batch(
         BudgetExceededError: the batch could cost more than `budget`; nothing was written or sent.
         ModelError: the provider refused a step; the same call again goes on from there.
     """
+    folder = as_folder(path)
     plan, source, llm = prepare(data, model, options, select_later=True)
     _check(plan, llm, options)
-    folder = Path(path)
     with closing(llm.batches()) as api:
         if not PersonaBatch.handle(folder).exists():
             with new_folder(folder) as unfinished:
@@ -135,14 +135,12 @@ def collect_batch(
         raise InvalidArgumentError("poll= and timeout= are positive numbers of seconds.")
     # From the folder in any case: another call may have gone on with it.
     batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
-    if (batch.candidates > 1) != (select is not None):
-        wanted = "needed" if batch.candidates > 1 else "of no use"
-        raise InvalidArgumentError(f"candidates={batch.candidates}: select= is {wanted}.")
+    check_candidates(batch.candidates, select)
     llm = batch.llm(api_key)
     keys = _keys(batch, llm)
     batch = _awaited(batch, llm, wait, poll, timeout, watched(progress))
-    outcome = _brought_in(batch, llm, keys)
-    missing = _no_reply(batch)
+    outcome = brought_in(batch, llm, keys)
+    missing = no_reply(batch)
     stream = PersonaStream(
         batch.source(),
         llm,
@@ -229,21 +227,22 @@ def _kept_options(llm: LLM) -> dict[str, Any]:
 
 def _check_budget(llm: LLM, size: int, count: int) -> None:
     """By the measure of single calls: two bytes a token of the prompt, and the longest reply."""
-    budget, price = llm.options["budget"], find_batch_price(llm.model, llm.options["prices"])
-    if budget is None or price is None:
+    left, price = llm.budget_left, find_batch_price(llm.model, llm.options["prices"])
+    if left is None or price is None:
         return
     most = price.cost(size // 2, count * llm.options["max_tokens"])
-    if most > budget:
+    if most > left:
         raise BudgetExceededError(
-            f"not submitted: {count} requests may cost ${most:.6f}, and the budget is ${budget:g}.",
+            f"not submitted: {count} requests may cost ${most:.6f}, and of the budget ${left:g} is left.",
             hint="Raise budget=, lower max_tokens=, or submit fewer rows; see estimate_cost.",
         )
+    llm.spend(most)
 
 
 def _submitted(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch:
     """Upload and create what is not yet, saving the handle after each step."""
     for number, part in enumerate(batch.parts):
-        if part.status == "failed":  # refused as a whole, before anything was answered
+        if part.refused:
             part = batch.afresh(number)
         if part.batch_id is not None:
             continue
@@ -280,7 +279,7 @@ def _created(api: BatchAPI, file_id: str, patience: float, resumed: bool) -> Bat
 def _found(api: BatchAPI, file_id: str) -> BatchState | None:
     try:
         return api.find(file_id)
-    except (ModelNotFoundError, RequestRejectedError) as error:
+    except (ModelNotFoundError, RequestRejectedError, ReplyError) as error:
         raise type(error)(
             f"an earlier attempt may have made a batch of {file_id}, and the provider does not list"
             f" its batches: {error.message}",
@@ -308,20 +307,15 @@ def _awaited(
     """Look until every part is done and its files are in the folder."""
     from tqdm.auto import tqdm
 
-    if any(part.batch_id is None for part in batch.parts):
-        raise BatchPendingError(
-            f"not all of it was submitted: {batch}.",
-            hint="Call submit_batch again, with the same arguments and folder.",
-        )
-    settled = all(part.settled for part in batch.parts)
-    if settled and not any(batch.unfetched(n) for n in range(len(batch.parts))):
+    if batch.done and not any(batch.unfetched(n) for n in range(len(batch.parts))):
         return batch
-    ends = float("inf") if timeout is None else time.monotonic() + timeout
+    left = float("inf") if timeout is None else timeout
+    ends, patience = time.monotonic() + left, llm.options["patience"]
     bar = tqdm(total=batch.sent, unit="request", leave=False, disable=not shown)
     with bar, closing(llm.batches()) as api:
         while True:
             with batch.alone() as batch:
-                batch = _looked(batch, api, llm.options["patience"])
+                batch = _looked(batch, api, min(patience, left))
             bar.update(batch.answered - bar.n)
             if batch.done:
                 return batch
@@ -333,8 +327,13 @@ def _awaited(
 
 def _looked(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch:
     """Ask once for each part that is not done, and fetch the files of those that are."""
+    if any(part.batch_id is None for part in batch.parts):
+        raise BatchPendingError(
+            f"not all of it was submitted: {batch}.",
+            hint="Call submit_batch again, with the same arguments and folder.",
+        )
     for number, part in enumerate(batch.parts):
-        if not part.settled:
+        if not part.done:
             state = patiently(partial(api.look, str(part.batch_id)), patience)
             batch = batch.updated(number, part.at(state))
         if batch.parts[number].done:
@@ -346,35 +345,12 @@ def _looked(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch
 def _fetch(api: BatchAPI, file_id: str, place: Path) -> None:
     unfinished = place.with_suffix(".unfinished")
     api.download(file_id, unfinished)
-    os.replace(unfinished, place)
-
-
-def _brought_in(batch: PersonaBatch, llm: LLM, keys: set[bytes]) -> BatchOutcome:
-    """Put the good replies into the cache, a group at a time."""
-    outcome = BatchOutcome(batch.plan().prompt.schema)
-    good = (
-        (answer.key, reply)
-        for answer in batch.answers()
-        if answer.key in keys and (reply := outcome.take(answer)) is not None
-    )
-    while group := list(islice(good, _GROUP)):
-        llm.keep(group)
-    return outcome
-
-
-def _no_reply(batch: PersonaBatch) -> ReplyError:
-    """The error of a row of which the provider's files say nothing."""
-    refused = [part.problem for part in batch.parts if part.status == "failed"]
-    if refused:
-        return ReplyError(
-            f"the batch brought no reply; the provider refused a part of it: {refused[0]}",
-            hint="Call submit_batch again, as before: it submits that part once more.",
+    if unfinished.stat().st_size and next(read_answers(unfinished), None) is None:
+        raise ReplyError(
+            f"what the provider sent as {file_id} holds no line of a batch: see {unfinished}.",
+            hint="The same call again fetches it anew.",
         )
-    return ReplyError(
-        "the batch brought no reply.",
-        hint="Collect with ask_missing=True, or submit the same data to another folder: what was"
-        " answered is in the cache.",
-    )
+    os.replace(unfinished, place)
 
 
 # Both

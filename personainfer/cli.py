@@ -6,6 +6,8 @@ so that `--help` comes at once.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,13 +51,15 @@ __all__ = ["app", "main"]
 
 WRONG, ENDED, INTERRUPTED, CLOSED = 2, 4, 130, 141  # exit codes, as told in the help
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # in the middle, not a wrong argument
+
 _EPILOG = """\b
 Exit codes:
   0    done
   1    a fault of personainfer itself, with a traceback
   2    bad arguments or data: nothing was sent
   3    done, but some rows failed; they are in the output with the reason
-  4    the model or the cache ended the run; what was paid for is in the cache
+  4    the model, the cache or a full disk ended the run; what was paid for is in the cache
   130  interrupted (Ctrl-C); the same command goes on from there
   141  the reader of a pipe went away, as with any other command"""
 
@@ -66,14 +70,15 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except KeyboardInterrupt:
             fail(INTERRUPTED, "interrupted; the same command goes on from what is in the cache.")
         except BrokenPipeError:
             abandon_stdout()
             raise typer.Exit(CLOSED) from None
         except OSError as error:
-            fail(WRONG, str(error))
+            fail(ENDED if error.errno in _FULL else WRONG, str(error))
         except pi.PersonaInferError as error:
             fail(_exit_code(error), str(error))
         return result
@@ -91,6 +96,8 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script."""
+    if sys.stderr is None:  # closed: who wants to hear nothing gets the data all the same
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     app(prog_name="personainfer")
 
 
@@ -141,6 +148,7 @@ def infer(
     """Infer the personas of every pair. The same command again pays for nothing twice."""
     asked = persona_options({**options, "on_error": on_error})
     if dry_run:
+        _refuse_beside("--dry-run", {"--retry": retry or None})
         from .inference import first_request
 
         print_request(first_request(rows_of(data, limit), model, **asked), as_json)
@@ -154,7 +162,7 @@ def infer(
         table = pi.infer_personas(rows, model, output=output, progress=progress, **asked)
         finish(Done.of(table), Path(output), as_json)
     else:
-        with opened_lines(output) as out:
+        with opened_lines(output, data) as out:
             stream = pi.iter_personas(rows_of(data, limit), model, **asked)
             done = write_rows(stream, out, progress)
         finish(done, None if output == "-" else Path(output), as_json)

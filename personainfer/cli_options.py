@@ -175,6 +175,8 @@ def persona_options(options: dict[str, Any]) -> dict[str, Any]:
     found = given(options)
     if column := found.pop("column", None):
         found["columns"] = pairs("--column", column)
+    if found.get("candidates", 1) > 1 and "judge" not in found:
+        raise typer.BadParameter("more than one needs --judge.", param_hint="--candidates")
     if judge := found.pop("judge", None):
         from .verification import Verifier
 

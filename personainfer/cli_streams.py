@@ -17,6 +17,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
+from .exceptions import InvalidArgumentError
+
 if TYPE_CHECKING:
     from .inference import PersonaStream
     from .records import PersonaRow, Usage
@@ -50,6 +52,8 @@ def rows_of(data: str, limit: int | None) -> Any:
     from .formats import jsonl_rows, open_rows
 
     if data == "-":
+        if sys.stdin is None:
+            raise InvalidArgumentError("standard input is closed.", hint="Name a file.")
         return islice(jsonl_rows(sys.stdin.buffer, "standard input"), limit)
     return data if limit is None else list(islice(open_rows(data)[0], limit))
 
@@ -97,16 +101,20 @@ def _line(row: PersonaRow) -> str:
 
 
 @contextmanager
-def opened_lines(output: str) -> Iterator[IO[str]]:
-    """Standard output, or a file that has its name when it is whole."""
+def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
+    """Standard output, or a file that has its name when it is whole; it must not be the input."""
     if output == "-":
         yield data_out()
         return
     path = Path(output)
-    if path.suffix != ".jsonl" or not path.parent.is_dir():
+    if path.suffix != ".jsonl" or not path.parent.is_dir() or path.is_dir():
         raise typer.BadParameter(
             f"{output!r} is neither - nor a .jsonl or .parquet file in a folder that exists.",
             param_hint="--output",
+        )
+    if path.exists() and Path(data).exists() and path.samefile(data):
+        raise typer.BadParameter(
+            f"{output!r} is the input: name another file.", param_hint="--output"
         )
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
@@ -119,6 +127,8 @@ def opened_lines(output: str) -> Iterator[IO[str]]:
 
 def data_out() -> IO[str]:
     """Standard output, for data: UTF-8 wherever it goes."""
+    if sys.stdout is None:
+        raise InvalidArgumentError("standard output is closed.", hint="Name a file: --output.")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     return sys.stdout
@@ -145,10 +155,8 @@ def print_request(body: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return print_json(body)
     messages = body.pop("messages")
-    typer.echo(_json(body))
-    for message in messages:
-        typer.echo(f"\n--- {message['role']}\n{message['content']}")
-    return None
+    told = [f"\n--- {message['role']}\n{message['content']}" for message in messages]
+    return typer.echo("\n".join([_json(body), *told]), file=data_out())
 
 
 def _json(value: object) -> str:
@@ -162,7 +170,7 @@ def _json(value: object) -> str:
 
 
 def print_json(value: object, *, err: bool = False) -> None:
-    typer.echo(_json(value), err=err)
+    typer.echo(_json(value), file=sys.stderr if err else data_out())
 
 
 def note(text: str) -> None:

@@ -98,7 +98,8 @@ def _rows_of_columns(batch: Mapping[str, Any], roles: Roles) -> list[SourceRow]:
 
     def cells(name: str) -> Iterable[object]:
         values = batch[name]
-        if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        single = isinstance(values, str | bytes) or not hasattr(values, "__len__")
+        if single or getattr(values, "ndim", 1) == 0:  # of an array, one value
             raise InvalidArgumentError(
                 f"the column {name!r} of a batch is one {type(values).__name__}, not a list.",
                 hint="Give batches, not single rows: in datasets, map(…, batched=True).",

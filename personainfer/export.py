@@ -1,40 +1,38 @@
 """`export_personas`: a table of personas as a data set to train on, with a card that says what it is.
 
 The rows are those of `tailoring`, in Parquet or JSONL as `datasets.load_dataset` and TRL's command line
-read them; the card's words are a template in the folder `templates`. Trainers are not known here.
+read them. What the card says is not known here.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache
-from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from .dataset_card import LONG, MARK, dataset_card
 from .exceptions import DataError, InvalidArgumentError
 from .persona_chat import PersonaPlace
-from .summary import summarise
+from .stored import StoredTable
 from .table import PersonaTable
 from .tailoring import PersonaSide, TailoringRows, check_shares, tailoring_rows
 
 if TYPE_CHECKING:
     import pyarrow
-    from jinja2 import Template
 
 __all__ = ["EXPORT_FORMATS", "Export", "ExportFormat", "export_personas"]
 
 _CARD = "README.md"
-_MARK = "<!-- Written by personainfer's export, which may replace it. -->"
 _FILES = (".jsonl", ".parquet")
-_LONG = 1024  # tokens: the default max_length of TRL's trainers for preferences and completions
 _BYTES_A_TOKEN = 4
+_UNLIMITED = ("grpo", "few-shot")
 _DATA = re.compile(r"^    path: (data/\w+\.parquet)$", re.MULTILINE)  # a file that a card names
 _SPLIT = re.compile(r"[A-Za-z_]\w*")  # what Hugging Face takes for the name of a split
 
@@ -65,8 +63,9 @@ class Export:
         files: by split; `card` is beside them in a folder, and None where one file was written.
         rows: by split.
         left_out: reason -> how many pairs with one persona (see `tailoring_rows`).
-        long_prompts: rows whose prompt takes 1,024 tokens or more, at four bytes a token: TRL's default
-            `max_length` is no more than that.
+        long_prompts: rows whose prompt takes 1,024 tokens or more, at four bytes a token: the default
+            `max_length` of TRL's trainers for DPO, SFT, KTO and rewards is no more than that. 0 for
+            formats without such a limit.
     """
 
     files: Mapping[str, Path]
@@ -115,6 +114,8 @@ def export_personas(
         DataError: there is no row, or none for one of the splits.
     """
     check_format(format)
+    if not isinstance(title, str):
+        raise InvalidArgumentError(f"title={title!r:.80} is no text.")
     target = _target(path, splits)
     rows = tailoring_rows(
         table,
@@ -135,14 +136,23 @@ def export_personas(
         return replace(_export(rows, {"train": rows}), files={"train": target})
     parts = {"train": rows} if splits is None else rows.split(splits, seed=seed)
     made = _export(rows, parts, target)
-    page = _card(table, title, format, rows, parts, made)
+    page = dataset_card(
+        table,
+        rows,
+        parts,
+        title=title,
+        format=format,
+        trainers=EXPORT_FORMATS[format].trainers,
+        columns=_columns(rows),
+        long_prompts=made.long_prompts,
+    )
     _written(target, lambda: _write_folder(target, made, parts, page))
     return made
 
 
 def check_format(name: object) -> None:
     """Raise InvalidArgumentError, with the nearest name, unless it is one of EXPORT_FORMATS."""
-    if name in EXPORT_FORMATS:
+    if isinstance(name, str) and name in EXPORT_FORMATS:
         return
     near = get_close_matches(str(name), EXPORT_FORMATS, n=1)
     known = ", ".join(EXPORT_FORMATS)
@@ -159,12 +169,13 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
     """The folder, file or stream; what cannot be written to is found before anything is."""
     if splits is not None:
         check_shares(splits)
-        if wrong := [name for name in splits if not _SPLIT.fullmatch(name)]:
+        if wrong := [name for name in splits if not _SPLIT.fullmatch(str(name))]:
             raise InvalidArgumentError(
                 f"{wrong[0]!r} cannot be the name of a split.", hint="Use letters, digits and _."
             )
     if not isinstance(path, str | Path):
         _refuse_splits(splits)
+        _check_text_stream(path)
         return path
     path = Path(path)
     if path.suffix in _FILES:
@@ -174,19 +185,39 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
                 hint="Make it first.",
             )
         _refuse_splits(splits)
+        _refuse_a_table(path)
         return path
     if (path.suffix and not path.is_dir()) or path.is_file():
         raise InvalidArgumentError(
-            f"path={str(path)!r} is neither a folder nor a .jsonl or .parquet file."
+            f"path={str(path)!r} is neither a folder nor a .jsonl or .parquet file.",
+            hint="A folder with a dot in its name has to be there already.",
         )
     card = path / _CARD
     strangers = [] if card.exists() else [*(path / "data").glob("*.parquet")]
-    if strangers or (card.exists() and _MARK not in card.read_text("utf-8", errors="replace")):
+    if strangers or (card.exists() and MARK not in card.read_text("utf-8", errors="replace")):
         raise InvalidArgumentError(
             f"path={str(path)!r} has a {(strangers or [card])[0].name} that is no export's.",
             hint="It would be lost: name another folder.",
         )
     return path
+
+
+def _check_text_stream(stream: object) -> None:
+    binary = isinstance(stream, io.RawIOBase | io.BufferedIOBase)
+    if binary or not hasattr(stream, "writelines"):
+        raise InvalidArgumentError(
+            f"path={stream!r:.80} is neither a path nor an open text file.",
+            hint='Open it as text: open(path, "w", encoding="utf-8").' if binary else "",
+        )
+
+
+def _refuse_a_table(path: Path) -> None:
+    with suppress(DataError, OSError):  # anything else, or nothing
+        StoredTable(path)
+        raise InvalidArgumentError(
+            f"path={str(path)!r} is a table of personas.",
+            hint="It would be lost: name another file.",
+        )
 
 
 def _refuse_splits(splits: Mapping[str, float] | None) -> None:
@@ -273,104 +304,22 @@ def _export(
         card=folder and folder / _CARD,
         rows={name: len(part) for name, part in parts.items()},
         left_out=rows.left_out,
-        long_prompts=sum(_size(row.get("prompt", "")) >= _LONG * _BYTES_A_TOKEN for row in rows),
+        long_prompts=sum(_size(prompt) >= LONG * _BYTES_A_TOKEN for prompt in _limited(rows)),
     )
+
+
+def _limited(rows: TailoringRows) -> Iterator[Any]:
+    """The prompts that a trainer's `max_length` applies to."""
+    format = rows.settings["format"]
+    for row in rows if format not in _UNLIMITED else ():
+        if format != "reward":
+            yield row["prompt"]
+        elif isinstance(row["chosen"], str):
+            yield os.path.commonprefix([row["chosen"], row["rejected"]])  # noqa: RUF071
+        else:
+            yield row["chosen"][:-1]
 
 
 def _size(prompt: str | Sequence[Mapping[str, str]]) -> int:
     texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
     return sum(len(text.encode()) for text in texts)
-
-
-_PURPOSE = {
-    "chosen": "Each row shows the inferred persona of somebody who would prefer the chosen response.",
-    "rejected": "Each row shows the inferred persona of somebody who would prefer the response that was"
-    " rejected, so the two are swapped.",
-    "both": "Each row shows the inferred persona of somebody who would prefer one of two responses; where"
-    " that is the one that was rejected, the two are swapped.",
-    "none": "The rows show no persona: they are there to compare with.",
-}
-_SHOWN = {
-    "system": "The persona is in the system message.",
-    "user": "The persona is at the end of the last user message.",
-    "plain": "Prompt and persona are one text, without chat messages.",
-}
-
-
-def _card(
-    table: PersonaTable,
-    title: str,
-    format: str,
-    rows: TailoringRows,
-    parts: Mapping[str, TailoringRows],
-    made: Export,
-) -> str:
-    found = summarise(table)
-    persona, place = rows.settings["persona"], rows.settings["persona_in"]
-    judge = table.settings.get("verified_by")
-    reasons = [f"{reason.replace('_', ' ')}: {count:,}" for reason, count in made.left_out.items()]
-    page: str = _template().render(
-        title=" ".join(title.split()),
-        mark=_MARK,
-        version=version("personainfer"),
-        size=_size_category(len(rows)),
-        format=format,
-        trl=EXPORT_FORMATS[format].trainers,
-        columns=", ".join(_columns(rows)),
-        purpose=_PURPOSE[persona],
-        shown="" if persona == "none" else _SHOWN[place],
-        parts={
-            name: {"path": f"data/{name}.parquet", "rows": len(p), "prompts": len(set(p.prompts))}
-            for name, p in parts.items()
-        },
-        made=_made(table),
-        accuracy=found.accuracy,
-        judge="A judge" if judge is None else _code(judge),
-        flags=found.flags,
-        left_out=f"Pairs with one persona: {', '.join(reasons)}.\n" if reasons else "Nothing.\n",
-        long_prompts=made.long_prompts,
-        long=_LONG,
-    )
-    return page
-
-
-def _made(table: PersonaTable) -> list[tuple[str, str]]:
-    """How the personas came about, as far as the table knows; never where the model was reached."""
-    names = {
-        "model": "model",
-        "prompt_version": "prompt version",
-        "protocol": "protocol",
-        "exemplars": "worked examples shown",
-        "candidates": "candidates a side",
-        "rows_per_call": "pairs a call",
-        "temperature": "temperature",
-        "seed": "seed",
-    }
-    settings = table.settings
-    said = [(name, settings[key]) for key, name in names.items() if settings.get(key) is not None]
-    pairs = [("pairs", f"{len(table):,}, of which {len(table.failed_places()):,} have an error")]
-    return [*((name, _code(value)) for name, value in said), *pairs]
-
-
-def _code(value: object) -> str:
-    """A value in Markdown as it is; of a model in a file, the file's name and no folder of anybody's."""
-    text = " ".join(str(value).split()).replace("`", "'")
-    start, _, path = text.partition(":")
-    return f"`{start}:{path.rpartition('/')[2]}`" if start == "local" and path else f"`{text}`"
-
-
-def _size_category(rows: int) -> str:
-    """The names that Hugging Face has for sizes."""
-    if rows < 1_000:
-        return "n<1K"
-    names = ["1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"]
-    return names[min(len(str(rows)) - 4, len(names) - 1)]
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    source = files(__package__).joinpath("templates").joinpath("dataset_card.md")
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(source.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ import numpy as np
 
 from .embedded import SLOTS, running_server
 from .exceptions import ModelError, ReplyError, RequestRejectedError, TransportError
-from .scoring import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_tokens
+from .scoring import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
 from .wire import Json
 
 __all__ = ["EmbeddedEndpoint", "ForcedDecoding"]
@@ -28,6 +28,8 @@ _LEAST = float(np.log(np.finfo(np.float32).smallest_subnormal))
 _UNLIKELY = "plums, 7 of them"
 # How many of the likeliest tokens are asked for to find one of them; the last list is a few MB.
 _RANKS = (256, 32_768)
+
+_NO_LOG_PROBABILITIES = "the server gave no log-probabilities."
 
 
 class EmbeddedEndpoint(ScoringEndpoint):
@@ -78,8 +80,9 @@ class ForcedDecoding:
         return self._endpoint.each(self._decode, tokens)
 
     async def _decode(self, tokens: Tokens) -> str:
-        reply = await self._endpoint.ask("/detokenize", {"tokens": list(tokens)})
-        return str(reply["content"])
+        return read_text(
+            await self._endpoint.ask("/detokenize", {"tokens": list(tokens)}), "content"
+        )
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
         """The tokens of plain text, or of a chat by the template in the weights."""
@@ -89,7 +92,7 @@ class ForcedDecoding:
         if not isinstance(prefix, str):
             messages = [message.model_dump() for message in prefix]
             reply = await self._endpoint.ask("/apply-template", {"messages": messages})
-            prefix = str(reply["prompt"])
+            prefix = read_text(reply, "prompt")
         body = {"content": prefix, "add_special": True, "parse_special": True}
         return read_tokens(await self._endpoint.ask("/tokenize", body))
 
@@ -154,7 +157,7 @@ class ForcedDecoding:
         self, grammar: Callable[[Sequence[int]], str], prefix: Tokens, tokens: Tokens
     ) -> list[float]:
         records = await self._said(grammar, prefix, tokens, ranks=1)
-        return [float(record["logprob"]) for record in records]
+        return [logprob for _, logprob in _read(records)]
 
     async def _looked_up(
         self, grammar: Callable[[Sequence[int]], str], prefix: Tokens, token: int
@@ -162,11 +165,11 @@ class ForcedDecoding:
         """log p of one token, from the list of the likeliest ones while another is said."""
         for ranks in _RANKS:
             [record] = await self._said(grammar, prefix, (self._filler,), ranks=ranks)
-            likeliest = record["top_logprobs"]
-            found = [float(entry["logprob"]) for entry in likeliest if entry["id"] == token]
+            likeliest = _read(record.get("top_logprobs"))
+            found = [logprob for other, logprob in likeliest if other == token]
             if found:
                 return found[0]
-        return float(likeliest[-1]["logprob"])  # it has at most this one's
+        return likeliest[-1][1]  # it has at most this one's
 
     async def _said(
         self,
@@ -190,9 +193,8 @@ class ForcedDecoding:
         try:
             records: list[dict[str, Any]] = reply["completion_probabilities"]
             said = tuple(record["id"] for record in records)
-            [record["logprob"] for record in records]
         except (KeyError, TypeError):
-            raise ReplyError("the server gave no log-probabilities.") from None
+            raise ReplyError(_NO_LOG_PROBABILITIES) from None
         if said != tokens:
             raise ReplyError(
                 f"the server said {len(said)} tokens, not the {len(tokens)} it was made to say.",
@@ -207,6 +209,17 @@ def _llguidance(tokens: Sequence[int]) -> str:
 
 def _gbnf(tokens: Sequence[int]) -> str:
     return "root ::= " + " ".join(f"<[{token}]>" for token in tokens)
+
+
+def _read(entries: Any) -> list[tuple[int, float]]:
+    """Tokens and their log-probabilities."""
+    try:
+        found = [(int(entry["id"]), float(entry["logprob"])) for entry in entries]
+    except (KeyError, TypeError, ValueError):
+        raise ReplyError(_NO_LOG_PROBABILITIES) from None
+    if not found:
+        raise ReplyError(_NO_LOG_PROBABILITIES)
+    return found
 
 
 def _is_clean(piece: str | list[int]) -> bool:

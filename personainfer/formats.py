@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,7 +22,15 @@ from typing import IO, Any, Final
 
 from .exceptions import DataError, InvalidArgumentError
 
-__all__ = ["FILES", "SUPPORTED", "BrokenRow", "arrow_cells", "jsonl_rows", "open_rows"]
+__all__ = [
+    "FILES",
+    "SUPPORTED",
+    "BrokenRow",
+    "arrow_cells",
+    "check_readable",
+    "jsonl_rows",
+    "open_rows",
+]
 
 SUPPORTED: Final = (
     "Supported are pandas and polars frames, pyarrow tables, Hugging Face datasets, paths "
@@ -73,6 +81,16 @@ def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
         return listed, len(listed)
     total = _parquet_total(path) if suffix == ".parquet" else None
     return _Rows(path, _PARSERS[suffix]), total
+
+
+def check_readable(head: Sequence[object], problem: str) -> None:
+    """Raise DataError, which begins with the problem, if these first rows are all broken."""
+    broken = [row for row in head if isinstance(row, BrokenRow)]
+    if broken and len(broken) == len(head):
+        raise DataError(
+            f"{problem}: none of its first {len(broken)} rows can be read. "
+            f"The first: {broken[0].error}"
+        )
 
 
 def _suffix(path: Path) -> str:

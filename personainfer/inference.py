@@ -156,6 +156,7 @@ class PersonaStream(Iterator[PersonaRow]):
         self.source = source
         self.llm = llm
         self.on_error = on_error
+        self._select = select
         self.dropped_rows: set[int] = set()  # the places of rows that were left out
         self._plan, self._run = plan, start(llm, checked(source), plan, absent)
         self._rows = _results(self._run, plan, on_error, select, self.dropped_rows)
@@ -178,7 +179,7 @@ class PersonaStream(Iterator[PersonaRow]):
     def settings(self) -> dict[str, Any]:
         """How the personas are made, as the table will remember it."""
         dropped = {"dropped": self.dropped} if self.dropped else {}
-        return {**self.llm.settings, **self._plan.settings, **dropped}
+        return {**self.llm.settings, **self._plan.settings, **_selected(self._select), **dropped}
 
     @property
     def usage(self) -> Usage:
@@ -200,6 +201,15 @@ def checked(source: PreferenceSource) -> Iterator[SourceRow]:
     for row in source:
         check_free(row.columns)
         yield row
+
+
+def _selected(select: Selector | None) -> dict[str, dict[str, str | None]]:
+    """What chose among the candidates; never where it was reached."""
+    if select is None:
+        return {}
+    model = getattr(select, "model", None)
+    named = None if model is None else str(model)
+    return {"selected_by": {"kind": type(select).__name__, "model": named}}
 
 
 def _results(
@@ -298,7 +308,8 @@ def check_free(names: Container[object]) -> None:
     if taken:
         raise InvalidArgumentError(
             f"the data has a column {taken[0]} already.",
-            hint="Rename or drop it: it would be lost.",
+            hint="Rename or drop it: it would be lost. Failed rows of a table of personas are asked"
+            " again by retry_errors, or infer --retry.",
         )
 
 

@@ -124,7 +124,14 @@ class Judge:
         self.llm = make_llm(model, options)
         self.usage = Usage()
         self._soft = soft
+        self._wanted = soft
         self._asked = False  # whether this endpoint takes requests for log-probabilities
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.llm, "soft": self._wanted}  # the same before and after it was asked
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"], {}, soft=state["soft"])  # type: ignore[misc]
 
     def verdicts(
         self,

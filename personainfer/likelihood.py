@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .credentials import opened, sealed
 from .embedded import find_weights
 from .exceptions import InvalidArgumentError, ModelNotFoundError
 from .forced_decoding import EmbeddedEndpoint, ForcedDecoding
@@ -31,7 +32,8 @@ from .persona_chat import (
 from .prompt_logprobs import PromptLogprobs
 from .records import Message, Persona, Preference
 from .scoring import FloatArray, Scorer, ScoringEndpoint, Tokens, TokenText
-from .torch_scoring import TorchScorer, check_installed
+from .torch_models import check_installed
+from .torch_scoring import TorchScorer
 
 __all__ = ["Cuts", "Likelihood"]
 
@@ -66,8 +68,9 @@ class Likelihood:
 
     Args:
         model: "local" or "local:/path/model.gguf": the embedded engine, which needs no torch. A
-            Hugging Face id, a folder or the path of a .gguf file, with or without "transformers:" in
-            front: transformers. With `api_base`, the name of what the server serves.
+            Hugging Face id, a folder, the path of a .gguf file or the folder of a LoRA adapter (peft),
+            with or without "transformers:" in front: transformers. With `api_base`, the name of what
+            the server serves.
         batch_size: transformers: texts in one forward pass; a server: requests in flight (the
             embedded engine takes at most 8). The result does not depend on it.
         max_response_tokens: of a longer response the first so many tokens are scored; the same ones
@@ -130,16 +133,18 @@ class Likelihood:
         return f"Likelihood({self.model!r}{f', api_base={base!r}' if base else ''})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(self._options)
+        return sealed(self._options)
 
     def __setstate__(self, options: dict[str, Any]) -> None:
-        self.__init__(**options)  # type: ignore[misc]
+        self.__init__(**opened(options))  # type: ignore[misc]
 
     def log_likelihood(
         self,
         prompts: Sequence[PromptLike],
         personas: Sequence[Persona | str | None],
         responses: Sequence[str],
+        *,
+        per_token: bool = False,
     ) -> FloatArray:
         """log p(response | prompt, persona) of each row.
 
@@ -147,16 +152,20 @@ class Likelihood:
             prompts: n texts, or conversations as sequences of `Message`.
             personas: n personas, as records or text; None: the prompt alone.
             responses: n texts. An empty one has log p = 0.
+            per_token: the mean over the tokens of a response, which does not grow with its length.
 
         Returns:
-            n sums over the response's tokens, in nats.
+            n sums over the response's tokens, in nats, or their means.
 
         Raises:
             InvalidArgumentError: the arguments differ in length, or hold something else.
             ModelError: the model cannot be loaded or reached.
         """
         rows = _rows(prompts, personas, responses)
-        return np.array([part.sum() for part in self._log_probabilities(rows)], dtype=float)
+        parts = self._log_probabilities(rows)
+        lengths = [max(len(part), 1) if per_token else 1 for part in parts]
+        sums = [part.sum() for part in parts]
+        return np.array(sums, dtype=float) / lengths
 
     def lift(
         self,
@@ -230,13 +239,19 @@ class Likelihood:
         """Each prompt as a chat that is short enough."""
         chats = {prompt: prompt_messages(prompt) for prompt in prompts}
         # A token is a byte at least: most prompts need not be tokenized to know that they fit.
-        long = [p for p, chat in chats.items() if _bytes(chat) > self._max_prompt]
+        sizes = {p: sum(len(m.content.encode()) for m in chat) for p, chat in chats.items()}
+        long = [prompt for prompt, size in sizes.items() if size > self._max_prompt]
         shortened = {prompt: _shortened(scorer, chats[prompt], self._max_prompt) for prompt in long}
         self._report(prompts=sum(shortened[prompt] is not chats[prompt] for prompt in long))
         return chats | shortened
 
     def _report(self, *, prompts: int = 0, responses: int = 0) -> None:
-        if (prompts or responses) and self.cuts == Cuts():
+        if not (prompts or responses):
+            return
+        with self._lock:  # several threads may score
+            first = self.cuts == Cuts()
+            self.cuts = Cuts(self.cuts.prompts + prompts, self.cuts.responses + responses)
+        if first:
             _logger.warning(
                 "a text is too long and was cut: of prompts the last %d tokens count, of responses the"
                 " first %d (max_prompt_tokens=, max_response_tokens=). Later ones are counted in"
@@ -244,7 +259,6 @@ class Likelihood:
                 self._max_prompt,
                 self._max_response,
             )
-        self.cuts = Cuts(self.cuts.prompts + prompts, self.cuts.responses + responses)
 
     def _scorer(self) -> Scorer:
         with self._lock:
@@ -274,7 +288,12 @@ def _row(number: int, prompt: object, persona: object, response: object) -> Row:
         )
     if not isinstance(response, str):
         raise InvalidArgumentError(f"responses[{number}]={response!r:.80} is not text.")
-    return _prompt(number, prompt), None if persona is None else str(persona), response
+    row = _prompt(number, prompt), None if persona is None else str(persona), response
+    try:
+        "".join(text for text in row if isinstance(text, str)).encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"row {number} holds half of a surrogate pair.") from None
+    return row
 
 
 def _prompt(number: int, prompt: object) -> Prompt:
@@ -306,10 +325,6 @@ def _once(function: Callable[[list[H]], Sequence[T]], items: Sequence[H]) -> dic
     return dict(zip(distinct, function(distinct), strict=True)) if distinct else {}
 
 
-def _bytes(chat: Chat) -> int:
-    return sum(len(message.content.encode()) for message in chat)
-
-
 def _shortened(scorer: Scorer, chat: Chat, limit: int) -> Chat:
     """The end of a chat: whole messages, the user's first; of one that is too long itself, its end."""
     tokens = scorer.encode([message.content for message in chat])
@@ -339,14 +354,13 @@ def _scorer_of(options: Mapping[str, Any]) -> Callable[[], Scorer]:
         )
         return lambda: _endpoint_scorer(endpoint)
     named = model.removeprefix("transformers:")
-    local = named == "local" or named.startswith("local:")
-    if local and named == model and options["device"] is None:
+    embedded = model == "local" or model.startswith("local:")
+    if embedded and options["device"] is None:
         weights = find_weights(model)
         return lambda: ForcedDecoding(EmbeddedEndpoint(weights, concurrency=size))
-    name = str(find_weights(named, engine=False)) if local else named
-    check_installed(name)
+    check_installed(named)
     how = {"device": options["device"], "dtype": options["dtype"], "batch_size": size}
-    return lambda: TorchScorer(name, **how)
+    return lambda: TorchScorer(named, **how)
 
 
 def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
@@ -370,7 +384,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
     check_place(options["persona_in"])
     baseline = options["baseline"]
-    if isinstance(baseline, str) or not all(isinstance(one, str | Persona) for one in baseline):
+    listed = isinstance(baseline, Sequence) and not isinstance(baseline, str)
+    if not (listed and all(isinstance(one, str | Persona) for one in baseline)):
         raise InvalidArgumentError(f"baseline={baseline!r:.80} is not a sequence of personas.")
     model, base = options["model"], options["api_base"]
     if not isinstance(model, str) or not model.strip():

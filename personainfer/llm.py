@@ -25,10 +25,10 @@ from .embedded import SLOTS, EmbeddedTransport, find_weights
 from .exceptions import InvalidArgumentError, ModelError
 from .limits import Budget, Limits, Price
 from .prices import find_price
-from .records import Completion, Message, Usage
+from .records import Message, Usage
 from .request import Form, Request, encoded
 from .transports import EndpointTransport, LiteLLMTransport, Transport
-from .workers import Job, Policy, Reply, Tally, kept_text
+from .workers import Job, Policy, Reply, Tally
 
 __all__ = ["LLM", "Request", "WireRequest", "make_llm"]
 
@@ -39,11 +39,11 @@ _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks th
 
 
 class WireRequest(NamedTuple):
-    """A request as it is sent: the key of its reply, its bytes, and whether the reply is cached."""
+    """A request as it is sent: the key of its reply, its bytes, and the reply, where it is cached."""
 
     key: bytes
     body: bytes
-    cached: bool
+    cached: str | None  # in the form of `kept_text`
 
 
 class LLM:
@@ -221,13 +221,13 @@ class LLM:
         """What `run` would send, to be sent in another way; hand the replies to `keep`."""
         jobs = [self._job(request) for request in requests]
         known = self._cache.get_many([job.key for job in jobs]) if self._cache else {}
-        return [WireRequest(j.key, j.body(()), recall(j, known.get(j.key))) for j in jobs]
+        usable = {job.key: text for job in jobs if recall(job, text := known.get(job.key))}
+        return [WireRequest(job.key, job.body(()), usable.get(job.key)) for job in jobs]
 
-    def keep(self, replies: Iterable[tuple[bytes, Completion]]) -> None:
-        """Put replies, by the keys of their requests, where `run` looks for them."""
+    def keep(self, replies: Iterable[tuple[bytes, str]]) -> None:
+        """Put replies (`kept_text`), by the keys of their requests, where `run` looks for them."""
         if self._cache is not None:
-            kept = [(key, kept_text(completion)) for key, completion in replies]
-            self._cache.set_many(kept, model=self.model)
+            self._cache.set_many(replies, model=self.model)
 
     def batches(self) -> BatchAPI:
         """The batch API of the model's provider.
@@ -237,6 +237,12 @@ class LLM:
             AuthenticationError: the provider's key is not set.
         """
         return self._transport.batches()
+
+    @property
+    def budget_left(self) -> float | None:
+        """USD; None: without end."""
+        budget = self._limits.budget
+        return None if budget is None else budget.usd - budget.spent
 
     def spend(self, usd: float) -> None:
         """Count what was spent in another way against the budget."""

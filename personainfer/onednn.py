@@ -38,11 +38,19 @@ def pack_linear_layers(model: Any, outcome: Callable[[], Any]) -> bool:
     ]
     for parent, name, layer in layers:
         setattr(parent, name, packed(layer))
-    if (outcome() - before).abs().max() <= _ROUNDING * before.abs().max():
+    if _same(before, outcome):
         return True
     for parent, name, layer in layers:
         setattr(parent, name, layer)
     return False
+
+
+def _same(before: Any, outcome: Callable[[], Any]) -> bool:
+    """Whether the outcome is what it was. Some models read the weights of a layer themselves."""
+    try:
+        return bool((outcome() - before).abs().max() <= _ROUNDING * before.abs().max())
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def _packed_layer() -> Any:

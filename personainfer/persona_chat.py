@@ -33,7 +33,7 @@ TEMPLATES: dict[PersonaPlace, str] = {
 }
 # What chat templates mark turns with: ChatML, Llama 3, DeepSeek; sentencepiece; Gemma; Llama 2, Mistral.
 _MARK = re.compile(
-    r"<(?=[|\uff5c]|/?s>|(?:start|end)_of_turn>|[be]os>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
+    r"<(?=[|\uff5c]|\w+[|\uff5c]>|/?s>|(?:start|end)_of_turn>|[be]os>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
 )
 _THIRD_PERSON = re.compile(r"The user (?=is |prefers )")
 _FIELD = re.compile(r"\{(prompt|persona)\}")
@@ -63,18 +63,16 @@ def check_template(template: object, place: PersonaPlace) -> None:
 
 def prompt_messages(prompt: Prompt) -> tuple[Message, ...]:
     """The prompt as a chat. Text in it cannot end its turn by a chat template's own marks."""
-    if isinstance(prompt, str):
-        prompt = (Message(role="user", content=prompt),)
-    return tuple(Message(role=message.role, content=disarm(message.content)) for message in prompt)
+    return tuple(Message(role=one.role, content=disarm(one.content)) for one in _chat(prompt))
 
 
 def place_persona(
-    chat: tuple[Message, ...],
+    prompt: Prompt,
     persona: Persona | str | None,
     place: PersonaPlace,
     template: str | None = None,
-) -> str | tuple[Message, ...]:
-    """What comes before the response.
+) -> Prompt:
+    """What comes before the response: a chat, or one text where the place is "plain".
 
     "user": the user says it of themselves at the end of the last message, and asks for the response
     that they would prefer;
@@ -82,7 +80,7 @@ def place_persona(
     with which tailored models are trained ("Whose Boat Does it Float?", arXiv 2501.11549, section 4).
     `template` says it in other words, with the fields of the place's own in `TEMPLATES`.
     """
-    said = None if persona is None else disarm(str(persona))
+    chat, said = _chat(prompt), None if persona is None else disarm(str(persona))
     template = TEMPLATES[place] if template is None else template
     if place == "plain":
         return _labelled(chat, said, template)
@@ -94,9 +92,13 @@ def place_persona(
         return (Message(role="system", content=told), *rest)
     said = _in_first_person(said)
     if chat[-1].role == "user":
-        asked = _filled(template, chat[-1].content, said)
+        asked = _filled(template, chat[-1].content.rstrip(), said)
         return (*chat[:-1], Message(role="user", content=asked))
     return (*chat, Message(role="user", content=_filled(template, "", said).lstrip("\n")))
+
+
+def _chat(prompt: Prompt) -> tuple[Message, ...]:
+    return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
 
 
 def _labelled(chat: tuple[Message, ...], persona: str | None, template: str) -> str:

@@ -27,6 +27,8 @@ _SIDES: tuple[Side, ...] = ("chosen", "rejected")
 _ROWS_A_CHOICE = 64  # rows whose candidates are scored together: scoring is faster in batches
 
 NOT_EXPLAINED = "no persona explains this choice: the best of {count} scores {score:.3f}."
+NOT_SCORED = "none of {count} personas could be scored."
+_REFUSED = "its personas could not be scored"
 
 
 class Selector(Protocol):
@@ -163,11 +165,28 @@ def choose(
 ) -> Iterator[PersonaRow]:
     """Keep of each side the candidate that explains its choice best; the others keep their scores.
 
-    A side whose best score is not above `floor` gets no persona, and the row says so.
+    A side whose best score is not above `floor` gets no persona, and the row says so. So does a row that
+    the selector refuses, such as for a prompt that its model cannot take; if it refuses the first rows,
+    all of them, that is raised.
     """
-    rows = iter(rows)
+    rows, worked = iter(rows), False
     while group := list(islice(rows, _ROWS_A_CHOICE)):
-        yield from _choose_group(group, selector, floor)
+        try:
+            chosen = list(_choose_group(group, selector, floor))
+        except InvalidArgumentError as error:
+            chosen = [one for row in group for one in _choose_alone(row, selector, floor)]
+            if not worked and all(_REFUSED in (row.error or "") for row in chosen):
+                raise error
+        worked = True
+        yield from chosen
+
+
+def _choose_alone(row: PersonaRow, selector: Selector, floor: float) -> list[PersonaRow]:
+    try:
+        return list(_choose_group([row], selector, floor))
+    except InvalidArgumentError as error:
+        said = f"{_REFUSED}: {error}"
+        return [replace(row, error=f"{row.error}; {said}" if row.error else said)]
 
 
 def _choose_group(
@@ -188,7 +207,8 @@ def _choose_group(
             if ranked and _worth(ranked[0]) > floor:
                 result[side] = ranked[0].persona
             elif ranked:
-                text = NOT_EXPLAINED.format(count=len(ranked), score=_worth(ranked[0]))
+                text = NOT_SCORED if ranked[0].score is None else NOT_EXPLAINED
+                text = text.format(count=len(ranked), score=_worth(ranked[0]))
                 errors.append(f"{side}: {text}")
         yield replace(row, **result, error="; ".join(errors) or None)
 

@@ -147,7 +147,8 @@ class PersonaPosterior:
         """Set the temperature that predicts held-out choices of this user best; returns it.
 
         It maximises the sum of log p(choice | choices taken in), which punishes a temperature that is
-        too sure as well as one that learns nothing. One user's few choices fix it badly: see
+        too sure as well as one that learns nothing; of temperatures that predict as well as each other
+        it is the highest, which claims least. One user's few choices fix it badly: see
         `fit_common_temperature`.
 
         Args:
@@ -173,6 +174,10 @@ class PersonaPosterior:
                 f"{len(posteriors)} posteriors and {len(held_out)} held-out arrays: one each is needed."
             )
         low, high = (_positive("bounds", bound) for bound in bounds)
+        if low > high:
+            raise InvalidArgumentError(
+                f"bounds={bounds!r} must be the smaller one, then the larger."
+            )
         pairs = [(one, one._matrix(rows)) for one, rows in zip(posteriors, held_out, strict=True)]
         if not sum(len(rows) for _, rows in pairs):
             raise InvalidArgumentError("held_out= holds no choice to fit the temperature on.")
@@ -246,15 +251,18 @@ def _entropy(log_rows: FloatArray) -> FloatArray:
 
 
 def _maximum(objective: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function of one variable is largest: the best of a grid, then golden sections around it."""
+    """Where a function of one variable is largest: the best of a grid, then golden sections around it.
+
+    Of equally good places it is the highest.
+    """
     grid = np.linspace(low, high, _GRID)
-    best = int(np.argmax([objective(float(point)) for point in grid]))
+    best = _GRID - 1 - int(np.argmax([objective(float(point)) for point in grid[::-1]]))
     left, right = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, _GRID - 1)])
     for _ in range(_REFINEMENTS):
         inner, outer = right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)
-        if objective(inner) >= objective(outer):
+        if objective(inner) > objective(outer):
             right = outer
         else:
             left = inner
     middle = (left + right) / 2
-    return max((low, high, middle), key=objective)
+    return max((high, middle, low), key=objective)  # the first of equal ones

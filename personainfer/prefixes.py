@@ -58,6 +58,11 @@ class Prefix:
             return self._examples.users
         return () if self._texts is None else tuple(self._texts)
 
+    @property
+    def needs_users(self) -> bool:
+        """Whether it can say something of those in `users` only."""
+        return self._examples is not None or self._texts is not None
+
     def text(self, user: str, prompt: Prompt) -> str:
         """What is said before the prompt; "" for the kind "none".
 
@@ -82,7 +87,10 @@ class Prefix:
 
         A conversation that has a system message keeps it: the prefix stands before its words.
         """
-        said = self.text(user, prompt)
+        return self.around(self.text(user, prompt), prompt)
+
+    def around(self, said: str, prompt: Prompt) -> tuple[Message, ...]:
+        """The conversation with these words where the prefix stands; as it is for ""."""
         turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
         if not said:
             return turns

@@ -13,7 +13,7 @@ import numpy as np
 
 from .exceptions import ReplyError
 from .persona_chat import disarm
-from .scoring import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_tokens
+from .scoring import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
 
 __all__ = ["PromptLogprobs"]
 
@@ -38,7 +38,7 @@ class PromptLogprobs:
 
     async def _decode(self, tokens: Tokens) -> str:
         body = {"model": self._endpoint.model, "tokens": tokens}
-        return str((await self._endpoint.ask("/detokenize", body))["prompt"])
+        return read_text(await self._endpoint.ask("/detokenize", body), "prompt")
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
         """The tokens of plain text, or of a chat by the endpoint's template."""
@@ -56,17 +56,20 @@ class PromptLogprobs:
         return self._endpoint.each(self._score, texts)
 
     async def _score(self, text: TokenText) -> FloatArray:
+        prompt = text.prefix + text.response
         body = {
             "model": self._endpoint.model,
-            "prompt": text.prefix + text.response,
+            "prompt": prompt,
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": 1,  # the token itself is always among them; 0 is not known everywhere
         }
         reply = await self._endpoint.ask("/v1/completions", body)
         try:
-            records: list[Any] = reply["choices"][0]["prompt_logprobs"][-len(text.response) :]
-            found = zip(records, text.response, strict=True)
+            records: list[Any] = reply["choices"][0]["prompt_logprobs"]
+            if len(records) != len(prompt):
+                raise ValueError("it is not known which record is whose")
+            found = zip(records[-len(text.response) :], text.response, strict=True)
             return np.array([float(record[str(token)]["logprob"]) for record, token in found])
         except (LookupError, TypeError, ValueError):
             raise ReplyError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from .exceptions import DataError, InvalidArgumentError, PersonaInferError
-from .formats import SUPPORTED, BrokenRow, arrow_cells, open_rows
+from .formats import SUPPORTED, BrokenRow, arrow_cells, check_readable, open_rows
 from .records import Message, Preference
 from .shapes import (
     ABSENT,
@@ -277,12 +277,7 @@ def _encodable(value: str | tuple[Message, ...] | None) -> bool:
 def _from_path(data: str | Path, roles: Mapping[str, str]) -> PreferenceSource:
     rows, total = open_rows(data)
     stream = _Stream(rows, roles)
-    broken = [row for row in stream.head if isinstance(row, BrokenRow)]
-    if broken and len(broken) == len(stream.head):
-        raise DataError(
-            f"{data} is not what its name says: none of its first {len(broken)} rows can be read. "
-            f"The first: {broken[0].error}"
-        )
+    check_readable(stream.head, f"{data} is not what its name says")
     return stream.source(total)
 
 
@@ -300,7 +295,9 @@ def _from_iterable(data: object, roles: Mapping[str, str]) -> PreferenceSource:
             f"data of type {type(data).__name__} cannot be read.", hint=SUPPORTED
         )
     items: Any = data
-    return _Stream(items, roles).source(len(items) if isinstance(items, Sized) else None)
+    stream = _Stream(items, roles)
+    check_readable(stream.head, "the input cannot be used")  # of a pipe, or the start of a file
+    return stream.source(len(items) if isinstance(items, Sized) else None)
 
 
 def _is_iterable(data: object) -> bool:

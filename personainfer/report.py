@@ -77,8 +77,8 @@ def write_report(
         ),
         histograms=_histograms(found),
         histograms_note=(
-            "The score of each side's best candidate; a persona above 0 makes the response that its"
-            " holder prefers likelier than the other one. Rows that nothing explains have no persona."
+            "The score of each side's best candidate, by what chose among them. Above 0 it explains why"
+            " its holder would prefer that response; a side that nothing explains has no persona."
         ),
         words=_words(table, words),
         words_note=(
@@ -159,12 +159,14 @@ def _estimates(found: TableSummary) -> list[Json]:
     for side, one in found.accuracy.items():
         if not one.n:
             continue
-        low, high = (one.low, one.high) if np.isfinite(one.low) else (one.value, one.value)
+        known = bool(np.isfinite(one.low))  # one row has no interval
+        low, high = (one.low, one.high) if known else (one.value, one.value)
         rows.append(
             {
                 "label": _SIDE_LABELS[side],
                 "side": side,
-                "figure": f"{one.value:.2f}  [{low:.2f}, {high:.2f}]",
+                "figure": f"{one.value:.2f}  "
+                + (f"[{low:.2f}, {high:.2f}]" if known else "(one row)"),
                 "low": round(100 * low, 2),
                 "width": round(100 * (high - low), 2),
                 "at": round(100 * one.value, 2),

@@ -21,6 +21,7 @@ from .exceptions import DataError, InvalidArgumentError
 from .flags import FLAGS
 from .grouped import mean_by_group
 from .metrics import CONFIDENCE, Estimate, check_confidence
+from .persona_chat import place_persona
 from .plan import Selector
 from .prompts import prompt_numbers, prompt_text
 from .records import Candidate, Message, Persona, Preference, Side
@@ -227,20 +228,15 @@ def choose_system_persona(
 def first_person_prompt(prompt: object, persona: Persona | str) -> Prompt:
     """The prompt with the persona as the user's own last sentence, for a model that knows no personas.
 
-    "I am … and prefer …", in the last user message; a persona that is text is added as it is (arXiv
-    2501.11549).
+    "I am … and prefer …", in the last user message; text that is not about "The user" is added as it is
+    (arXiv 2501.11549).
 
     Raises:
         DataError: the prompt is no text or conversation.
     """
-    said = persona.render("first") if isinstance(persona, Persona) else persona
     asked = read_prompt(prompt)
-    if isinstance(asked, str):
-        return f"{asked.rstrip()}\n\n{said}"
-    *head, last = asked
-    if last.role != "user":
-        return (*asked, Message(role="user", content=said))
-    return (*head, Message(role="user", content=f"{last.content.rstrip()}\n\n{said}"))
+    said = place_persona(asked, persona, "user", "{prompt}\n\n{persona}")
+    return said[-1].content if isinstance(asked, str) and not isinstance(said, str) else said
 
 
 def _embedder(

@@ -29,6 +29,7 @@ __all__ = [
     "ScoringEndpoint",
     "TokenText",
     "Tokens",
+    "read_text",
     "read_tokens",
 ]
 
@@ -147,6 +148,13 @@ def read_tokens(reply: Json) -> Tokens:
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise ReplyError("the endpoint's /tokenize gave no list of tokens.")
     return tuple(tokens)
+
+
+def read_text(reply: Json, field: str) -> str:
+    """The text that a server sends in this field."""
+    if not isinstance(reply.get(field), str):
+        raise ReplyError(f"the endpoint's reply has no text {field!r}.")
+    return str(reply[field])
 
 
 def _may_pass(error: BaseException) -> bool:

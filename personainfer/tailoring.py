@@ -217,12 +217,8 @@ def _example(
     template: str | None,
 ) -> Example:
     seen = pair.swapped if side == "rejected" else pair
-    chat = (
-        (Message(role="user", content=pair.prompt),)
-        if isinstance(pair.prompt, str)
-        else pair.prompt
-    )
-    return Example(place_persona(chat, persona, place, template), seen.chosen, seen.rejected)
+    asked = place_persona(pair.prompt, persona, place, template)
+    return Example(asked, seen.chosen, seen.rejected)
 
 
 # The shapes of TRL's trainers: strings for a plain prompt, message lists for a chat, never both.

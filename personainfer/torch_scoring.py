@@ -1,52 +1,60 @@
 """Log-probabilities from transformers: any causal model that it loads, on a CPU or a GPU, in batches.
 
-What several texts have in front is read once: its keys and values serve every response after it. Only
-the tokens of responses go through the output layer, a few at a time: the logits of a whole batch
-would fill the memory. What the texts are about is not known here.
+What several texts have in front is read once: its keys and values serve every response after it. Where
+a model keeps none, or a state that padding would change, each text is read whole. Only the tokens of
+responses go through the output layer, a few at a time: the logits of a whole batch would fill the
+memory. What the texts are about is not known here.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+import math
+import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .batching import batches, common_starts, length_groups
-from .exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
+from .exceptions import InvalidArgumentError
 from .onednn import pack_linear_layers
 from .scoring import Chat, FloatArray, Tokens, TokenText
+from .torch_models import load_model
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TorchScorer", "check_installed"]
+__all__ = ["TorchScorer"]
 
 _PROBE = (1, 2, 3, 4, 5, 6, 7, 8)  # tokens that every vocabulary has
 _PASS = {"cpu": 64, "other": 4096}  # tokens that take as long as it takes to begin a pass
+_SHARED = {True: 0.01, False: 1.0}  # nats, with weights in full precision and in less
+# What configurations call it.
+_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 # Logits made at once. On a CPU what fits its cache is several times faster than what does not.
 _LOGIT_BYTES = {"cpu": 24 * 2**20, "other": 512 * 2**20}
 
 
 class TorchScorer:
-    """A `Scorer` of a model that transformers loads: a hub id, a folder or a `.gguf` file."""
+    """A `Scorer` of a model that `load_model` loads."""
 
     def __init__(
         self, name: str, *, device: str | None, dtype: str | None, batch_size: int
     ) -> None:
-        place = _device(device)
         self._batch_size = batch_size
-        self._model, self._tokenizer = _load(name, place, _dtype(dtype, place))
-        self._kind = "cpu" if place.type == "cpu" else "other"
-        if place.type == "cpu":
+        self._model, self._tokenizer = load_model(name, device=device, dtype=dtype)
+        self._kind = "cpu" if self._model.device.type == "cpu" else "other"
+        if self._kind == "cpu":
             pack_linear_layers(self._model, self._probe)
-        self._takes_positions = "position_ids" in inspect.signature(self._model.forward).parameters
         self._body = self._find_body()
+        forward = inspect.signature((self._body or self._model).forward).parameters
+        self._takes_positions = "position_ids" in forward
+        self._takes_last = "logits_to_keep" in forward
+        self._window = _window(self._model.config)
+        self._shares = self._takes_positions and self._shared_is_same()
+        self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """The tokens of each text; marks of special tokens are text."""
@@ -86,7 +94,8 @@ class TorchScorer:
     def _tokens(self, texts: Sequence[str], **options: bool) -> list[Tokens]:
         if not texts:
             return []
-        return [tuple(ids) for ids in self._tokenizer(list(texts), **options)["input_ids"]]
+        with self._lock:  # an option is set in the tokenizer itself, for all threads
+            return [tuple(ids) for ids in self._tokenizer(list(texts), **options)["input_ids"]]
 
     def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
         """log p of each token of each response."""
@@ -102,15 +111,17 @@ class TorchScorer:
         scores: dict[int, FloatArray] = {}
         with torch.inference_mode():
             for batch in batches(texts, self._batch_size):
-                found = self._score_batch([texts[place] for place in batch])
+                score = self._score_batch if self._shares else self._score_whole
+                found = score([texts[place] for place in batch])
                 scores.update(zip(batch, found, strict=True))
         return [scores[place] for place in range(len(texts))]
 
     def _score_batch(self, texts: Sequence[TokenText]) -> list[FloatArray]:
         """Each prefix is read once, then the responses, those of nearly one length together."""
         prefixes = list(dict.fromkeys(text.prefix for text in texts))
-        last, seen, memory = self._read_prefixes(prefixes)
-        groups = length_groups([len(text.response) for text in texts], _PASS[self._kind])
+        lengths = [len(text.response) for text in texts]
+        last, seen, memory = self._read_prefixes(prefixes, max(lengths))
+        groups = length_groups(lengths, _PASS[self._kind])
         scores: dict[int, FloatArray] = {}
         for number, group in enumerate(groups, 1):
             some = [texts[place] for place in group]
@@ -138,68 +149,105 @@ class TorchScorer:
             memory.batch_select_indices(rows.to(last.device))
             after, _ = self._read(said[:, :-1], torch.cat([seen[rows], scored[:, :-1]], 1), memory)
             states = torch.cat([states, after], 1)
-        found = self._log_probabilities(states, said, scored).cpu().numpy().astype(np.float64)
-        ends = np.cumsum([len(response) for response in responses])
-        return np.split(found, ends[:-1])
+        return self._log_probabilities(states, said, scored)
 
-    def _read_prefixes(self, prefixes: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """What the model makes of them, what of it is no padding, and its keys and values."""
+    def _score_whole(self, texts: Sequence[TokenText]) -> list[FloatArray]:
+        """Each text by itself, with padding behind it, which no causal model looks at."""
+        given, seen = _padded([text.prefix + text.response for text in texts])
+        scored = seen.clone()
+        for row, text in zip(scored, texts, strict=True):
+            row[: len(text.prefix)] = 0
+        states = self._states(input_ids=given, attention_mask=seen, use_cache=False)[0]
+        return self._log_probabilities(states[:, :-1], given[:, 1:], scored[:, 1:])
+
+    def _read_prefixes(
+        self, prefixes: Sequence[Tokens], longest: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """What the model makes of them, what of it is no padding, and its keys and values.
+
+        `longest`: tokens of the longest response to follow. A window of attention counts padding, so
+        that there is none between tokens where it could push one out.
+        """
         import torch
 
         start_of = common_starts(prefixes)
-        if not start_of:
-            given, seen = _padded(prefixes, left=True)
-            last, memory = self._read(given, seen)
-            return last, seen, memory
         starts = list(dict.fromkeys(start_of.values()))
+        rests = [prefix[len(start_of.get(prefix, ())) :] for prefix in prefixes]
+        width = max(map(len, starts), default=0) + max(map(len, rests)) + longest
+        if not starts or width > self._window:
+            given, seen = _padded(prefixes, left=True)
+            last, memory = self._read(given, seen, keep=1)
+            return last, seen, memory
         given, seen = _padded(starts, left=True)
-        first, memory = self._read(given, seen)
+        first, memory = self._read(given, seen, keep=1)
         rows = torch.tensor([starts.index(start_of[prefix]) for prefix in prefixes])
         memory.batch_select_indices(rows.to(first.device))
-        rest, more = _padded([prefix[len(start_of[prefix]) :] for prefix in prefixes], left=True)
+        rest, more = _padded(rests, left=True)
         seen = torch.cat([seen[rows], more], 1)
-        last, memory = self._read(rest, seen, memory)
+        last, memory = self._read(rest, seen, memory, keep=1)
         return last, seen, memory
 
     def _read(
-        self, tokens: torch.Tensor, seen: torch.Tensor, memory: Any = None
+        self, tokens: torch.Tensor, seen: torch.Tensor, memory: Any = None, *, keep: int = 0
     ) -> tuple[torch.Tensor, Any]:
-        """What the model makes of tokens, and its keys and values; `seen` marks all that is no padding."""
+        """What the model makes of tokens, and its keys and values; `seen` marks all that is no padding.
+
+        `keep`: of how many tokens at the end it is needed, at least; 0: of all.
+        """
         positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        options = {"position_ids": positions} if self._takes_positions else {}
+        options = {"position_ids": positions, "past_key_values": memory, "use_cache": True}
+        if keep and self._takes_last:  # logits of all of a prompt would fill the memory
+            options["logits_to_keep"] = keep
+        return self._states(input_ids=tokens, attention_mask=seen, **options)
+
+    def _states(self, **options: Any) -> tuple[torch.Tensor, Any]:
+        """What the model, or its body, makes of its arguments, and its keys and values."""
+        import torch
+
         place = self._model.device
         reply = (self._body or self._model)(
-            input_ids=tokens.to(place),
-            attention_mask=seen.to(place),
-            past_key_values=memory,
-            use_cache=True,
-            **{name: value.to(place) for name, value in options.items()},
+            **{
+                name: value.to(place) if isinstance(value, torch.Tensor) else value
+                for name, value in options.items()
+            }
         )
-        memory = getattr(reply, "past_key_values", None)
-        if not hasattr(memory, "batch_select_indices"):
-            raise InvalidArgumentError(
-                f"{type(self._model).__name__} keeps no keys and values that texts could share.",
-                hint="Serve it with vLLM or llama.cpp and give api_base=.",
-            )
-        return (reply.last_hidden_state if self._body else reply.logits), memory
+        states = reply.last_hidden_state if self._body else reply.logits
+        return states, getattr(reply, "past_key_values", None)
+
+    def _shared_is_same(self) -> bool:
+        """Whether texts score the same when they share what the model keeps of their starts.
+
+        Not so where a layer keeps no keys and values, but a state that padding goes into.
+        """
+        import torch
+
+        prefixes = (_PROBE, (*_PROBE[:-1], 1), _PROBE[2:4])
+        texts = [TokenText(prefix, _PROBE[: n + 1]) for n, prefix in enumerate(prefixes)]
+        with torch.inference_mode():
+            whole = np.concatenate(self._score_whole(texts))
+            try:
+                shared = np.concatenate(self._score_batch(texts))
+            except (AttributeError, RuntimeError, TypeError, ValueError):  # of such a layer
+                return False
+        return bool(np.abs(shared - whole).max() < _SHARED[self._model.dtype.itemsize >= 4])
 
     def _log_probabilities(
         self, states: torch.Tensor, said: torch.Tensor, scored: torch.Tensor
-    ) -> torch.Tensor:
-        """log p of the tokens that count, row after row."""
+    ) -> list[FloatArray]:
+        """log p of the tokens that count, for each row."""
         import torch
 
         kept = scored.bool().to(states.device)
+        ends = scored.sum(1).cumsum(0)[:-1].tolist()
         states, tokens = states[kept], said.to(states.device)[kept]
         head = self._model.get_output_embeddings() if self._body else torch.nn.Identity()
-        rows = max(
-            1, _LOGIT_BYTES[self._kind] // (4 * self._model.get_output_embeddings().out_features)
-        )
+        width = head.out_features if self._body else states.shape[-1]
+        rows = max(1, _LOGIT_BYTES[self._kind] // (4 * width))
         parts = []
         for some, ids in zip(states.split(rows), tokens.split(rows), strict=True):
             logits = head(some).float()
             parts.append(-torch.nn.functional.cross_entropy(logits, ids, reduction="none"))
-        return torch.cat(parts)
+        return np.split(torch.cat(parts).cpu().numpy().astype(np.float64), ends)
 
     def _probe(self) -> Any:
         """Logits for a few tokens: what must stay as it is."""
@@ -239,87 +287,8 @@ def _padded(rows: Sequence[Tokens], *, left: bool = False) -> tuple[torch.Tensor
     return tokens, mask
 
 
-def check_installed(name: str) -> None:
-    """Raise MissingExtraError where scoring this model would need a package that is not there."""
-    needed = ["torch", "transformers", "accelerate"] + ["gguf"] * name.endswith(".gguf")
-    missing = [package for package in needed if importlib.util.find_spec(package) is None]
-    if missing:
-        raise MissingExtraError(
-            f"{name} is scored by transformers, which needs {' and '.join(missing)}.",
-            hint='Run: pip install "personainfer[likelihood]"',
-        )
-
-
-def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
-    import transformers
-
-    path = Path(name).expanduser()
-    source, options = str(path) if path.is_dir() else name, dict[str, Any]()
-    if path.is_file():
-        source, options = str(path.parent), {"gguf_file": path.name}
-    with _quiet():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, **options
-            )
-        except (OSError, ValueError) as error:
-            raise ModelNotFoundError(
-                f"transformers cannot load {name}: {' '.join(str(error).split())[:300]}",
-                hint="Give a hub id, a folder with weights and tokenizer, or a .gguf file.",
-            ) from None
-    if options:
-        _mend_tokenizer(tokenizer, path)
-    return model.eval().to(device), tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and warnings while it loads."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _mend_tokenizer(tokenizer: Any, path: Path) -> None:
-    """Split text as the file says: transformers splits a SmolLM's as GPT-2 does, digits in groups."""
-    from gguf import GGUFReader
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-
-    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() == "smollm":
-        parts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(parts)
-
-
-def _device(name: str | None) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidArgumentError(
-            f"device={name!r} is not there: {str(error).splitlines()[0]}",
-            hint='Leave it out, or give "cpu".',
-        ) from None
-    return device
-
-
-def _dtype(name: str | None, device: torch.device) -> str:
-    import torch
-
-    chosen = name or ("float32" if device.type == "cpu" else "auto")
-    if chosen != "auto" and not isinstance(getattr(torch, chosen, None), torch.dtype):
-        raise InvalidArgumentError(
-            f"dtype={name!r} is not a type of torch.", hint='Give "float32", "bfloat16" or "auto".'
-        )
-    return chosen
+def _window(config: Any) -> float:
+    """Over how many tokens every layer of the model looks back."""
+    text = config.get_text_config()
+    sizes = [getattr(text, name, None) for name in _WINDOWS]
+    return min((size for size in sizes if isinstance(size, int)), default=math.inf)

@@ -228,12 +228,13 @@ class Verifier:
     ) -> None:
         _check_options(Verifier, options)
         self._judge = Judge(judge, options, soft=soft)
+        self.model = self._judge.llm.model
 
     def __repr__(self) -> str:
         return f"Verifier({self._judge.llm!r})"
 
     def explains(
-        self, preferences: Sequence[Preference], personas: Sequence[Persona]
+        self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
     ) -> NDArray[np.float64]:
         """How far the judge, shown the persona, picks the preferred response, shape (n,).
 

@@ -55,7 +55,7 @@ def figures(added: Mapping[str, Sequence[Any]]) -> Iterator[str]:
         known = [float(score) for score in scores if score is not None] if scores else []
         if known:
             mean = sum(known) / len(known)
-            yield f"accuracy of the {side} personas: {mean:.2f} of {len(known)} judged"
+            yield f"the judge's score of the {side} personas: {mean:.2f}, {len(known)} judged (a guess: 0.5)"
 
 
 def _html_row(row: PersonaRow) -> str:

@@ -45,7 +45,8 @@ class Batch:
 @dataclass(eq=False)
 class BatchServer:
     """A context manager. `faults` are met in order: ("POST /v1/batches", 500) fails the next such
-    request with that status; the status 0 does what was asked for and loses the answer."""
+    request with that status; the status 0 does what was asked for and loses the answer, 1 loses the
+    second half of it, and bytes are answered instead."""
 
     llm: FakeLLM
     _: KW_ONLY
@@ -54,11 +55,12 @@ class BatchServer:
     edit: Callable[[Lines], Lines] = list  # what becomes of the lines of an output file
     refuse: Callable[[Json], bool] = lambda body: False  # which requests fail, by their body
     problem: str = ""  # why a batch is refused as a whole
-    faults: list[tuple[str, int]] = field(default_factory=list)
+    faults: list[tuple[str, int | bytes]] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)  # of a fault
     file_statuses: list[str] = field(
         default_factory=list
     )  # of an uploaded file, before "processed"
+    late: int = 0  # looks at a completed batch before its files have names
     spare: bool = False  # answers hold no more than an id and a status
     api_key: str | None = None
     calls: list[str] = field(default_factory=list, init=False)
@@ -118,14 +120,17 @@ class BatchServer:
             self.calls.append(call)
             self.tokens.add(key.removeprefix("Bearer "))
             fault = self.faults.pop(0)[1] if self.faults and self.faults[0][0] == call else None
-            if fault:
+            if isinstance(fault, int) and fault > 1:
                 status, said = fault, _dumps({"error": {"message": f"scripted {fault}"}})
             elif self.api_key and not key.endswith(self.api_key):
                 status, said = 401, _dumps({"error": {"message": f"Incorrect API key: {key}"}})
             else:
                 status, said = self._answer(call, path, body, request.headers.get_content_type())
-        if fault == 0:
+        if isinstance(fault, bytes):
+            said = fault
+        if fault in (0, 1):
             request.close_connection = True
+        if fault == 0:
             return
         request.send_response(status)
         for name, value in self.headers.items() if fault else ():
@@ -134,7 +139,7 @@ class BatchServer:
         request.send_header("Content-Type", kind)
         request.send_header("Content-Length", str(len(said)))
         request.end_headers()
-        request.wfile.write(said)
+        request.wfile.write(said[: len(said) // 2] if fault == 1 else said)
 
     def _answer(self, call: str, path: str, body: bytes, kind: str) -> tuple[int, bytes]:
         name = path.split("/")[3] if path.count("/") > 2 else ""
@@ -177,9 +182,12 @@ class BatchServer:
     def _look(self, batch: Batch) -> Json:
         if len(batch.statuses) > 1:
             batch.statuses.pop(0)
-        if batch.statuses[0] in ("completed", "expired", "cancelled") and not batch.ran:
+        ends = ["completed", "expired", "cancelled"] + ["failed"] * (self.answered is not None)
+        if batch.statuses[0] in ends and not batch.ran:
             self._run(batch)
-        return self._shown(batch)
+        shown = self._shown(batch)
+        self.late -= batch.ran
+        return shown
 
     def _run(self, batch: Batch) -> None:
         batch.ran = True
@@ -202,7 +210,7 @@ class BatchServer:
     def _shown(self, batch: Batch) -> Json:
         shown: Json = {"id": batch.id, "status": batch.statuses[0]}
         for kind, lines in (("output", batch.output), ("error", batch.errors)):
-            if lines:
+            if lines and self.late <= 0:
                 shown[f"{kind}_file_id"] = self._kept(batch, kind, lines)
         if self.spare:
             return shown

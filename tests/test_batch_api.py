@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer import batch_api
+from personainfer import batch_api, batch_lines
 from personainfer.exceptions import AuthenticationError, InvalidArgumentError, ModelError
 
-from .batch_server import CREATE, FETCH, LOOK, UPLOAD, BatchServer
+from .batch_server import CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer
 from .conftest import pairs
 from .test_batches import collect, everything, submit
 
@@ -56,10 +56,10 @@ answers = about(
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=40), answers)
 def test_no_line_raises(raw: bytes, said: Any) -> None:
-    batch_api.read_line(raw)
-    batch_api.read_line(json.dumps(said).encode())
+    batch_lines.read_line(raw)
+    batch_lines.read_line(json.dumps(said).encode())
     named = {"custom_id": "ab", **(said if isinstance(said, dict) else {})}
-    answer = batch_api.read_line(json.dumps(named).encode())
+    answer = batch_lines.read_line(json.dumps(named).encode())
     assert answer is None or answer.error is not None or answer.completion is not None
 
 
@@ -107,6 +107,15 @@ def test_through_litellm_a_batch_is_what_its_single_calls_are(
     assert table.usage.cost == pytest.approx(single.usage.cost / 2)
 
 
+def test_a_file_that_is_not_read_yet_is_waited_for(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_api, "_READING", 0.0)
+    provider.file_statuses = ["pending", "pending"]
+    submit(provider, pairs(2), place / "b")
+    assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE]
+
+
 @pytest.mark.heavy
 def test_azure_is_waited_for_and_addressed_in_its_own_way(
     provider: BatchServer, place: Path, monkeypatch: Patch
@@ -114,11 +123,12 @@ def test_azure_is_waited_for_and_addressed_in_its_own_way(
     monkeypatch.setattr(batch_api, "_READING", 0.01)
     monkeypatch.setenv("AZURE_API_VERSION", "2024-10-21")
     provider.file_statuses = ["pending", "pending"]
+    provider.faults = [(CREATE, 0)]
     base = provider.api_base.removesuffix("/v1")
     batch = pi.submit_batch(
         pairs(2), "litellm/azure/deployed", place / "b", api_base=base, api_key="az"
     )
-    assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE]
+    assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE, LIST]
     assert {line["url"] for line in provider.lines} == {"/chat/completions"}
     assert {line["body"]["model"] for line in provider.lines} == {"deployed"}
     collect(batch, api_key="az").raise_for_errors()

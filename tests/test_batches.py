@@ -24,6 +24,7 @@ from personainfer.exceptions import (
     InvalidArgumentError,
     ModelError,
     ModelNotFoundError,
+    ReplyError,
     RequestRejectedError,
     TransportError,
     UnknownOptionError,
@@ -149,13 +150,17 @@ def test_candidates_are_chosen_among_when_they_are_there(
         submit(provider, pairs(2), place / "never", candidates=3, select=Longest())
     batch = submit(provider, pairs(2), place / "b", candidates=3)
     assert len(provider.lines) == 6
-    with pytest.raises(InvalidArgumentError, match="select= is needed"):
+    calls = list(provider.calls)
+    with pytest.raises(InvalidArgumentError, match="needs select="):
         collect(batch)
+    with pytest.raises(InvalidArgumentError, match="has no method explains"):
+        collect(batch, select="the best")
+    assert provider.calls == calls
     for row in collect(batch, select=Longest()):
         personas = [candidate.persona for candidate in row.chosen_candidates]
         assert len(personas) == 3
         assert row.chosen == max(personas, key=lambda persona: len(str(persona)))
-    with pytest.raises(InvalidArgumentError, match="of no use"):
+    with pytest.raises(InvalidArgumentError, match="nothing to choose from"):
         collect(submit(provider, pairs(2), place / "plain"), select=Longest())
 
 
@@ -209,6 +214,20 @@ def test_what_is_in_the_cache_is_not_submitted(provider: BatchServer, place: Pat
     table.raise_for_errors()
     assert (table.usage.calls, table.usage.cached, table.usage.cost) == (0, 6, 0.0)
     assert provider.calls == calls
+
+
+def test_what_was_in_the_cache_is_in_the_folder_too(provider: BatchServer, place: Path) -> None:
+    """Between submitting and collecting lies a day, and perhaps another machine."""
+    infer(provider, pairs(4))
+    calls = list(provider.calls)
+    submit(provider, pairs(4), place / "all")
+    submit(provider, pairs(6), place / "some")
+    pi.clear_cache()
+    for name in ("all", "some"):
+        table = collect(place / name)
+        table.raise_for_errors()
+        assert table.usage.cached == 4
+    assert provider.count(ASK) == calls.count(ASK)
 
 
 def test_no_rows_are_no_batch(provider: BatchServer, place: Path) -> None:
@@ -341,6 +360,17 @@ def test_a_batch_whose_creation_was_not_answered_is_found(
     collect(batch).raise_for_errors()
 
 
+@pytest.mark.parametrize("listed", [b"{}", b"[]", b'{"data": [{"id": "batch-0"}]}'])
+def test_a_list_that_says_nothing_is_no_leave_to_pay_twice(
+    provider: BatchServer, place: Path, listed: bytes
+) -> None:
+    provider.faults = [(CREATE, 0), (LIST, listed)]
+    with pytest.raises(ReplyError, match="does not list its batches"):
+        submit(provider, pairs(3), place / "b")
+    submit(provider, pairs(3), place / "b")
+    assert provider.count(CREATE) == 1
+
+
 def test_where_it_cannot_be_found_no_second_one_is_made(provider: BatchServer, place: Path) -> None:
     provider.faults = [(CREATE, 0), (LIST, 404), (LIST, 404)]
     for _ in range(2):
@@ -363,6 +393,15 @@ def test_two_processes_do_not_work_on_it_at_once(
     collect(batch).raise_for_errors()
 
 
+def test_a_lock_that_cannot_be_taken_at_all_is_not_waited_for(
+    provider: BatchServer, place: Path
+) -> None:
+    submit(provider, pairs(2), place / "b")
+    (place / "b" / "lock").write_bytes(b"no database" * 1000)
+    with pytest.raises(BatchPendingError, match="cannot be written: file is not a database"):
+        collect(place / "b")
+
+
 def test_a_waiting_collector_keeps_what_a_submitter_has_done(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
@@ -382,6 +421,24 @@ def test_a_waiting_collector_keeps_what_a_submitter_has_done(
     assert len(provider.batches) == 3
 
 
+def test_a_waiting_collector_notices_that_a_submitter_died(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 1)
+    provider.statuses = ["in_progress"]
+    batch = submit(provider, pairs(2), place / "b")
+    provider.batches["batch-1"].statuses = ["failed"]
+    provider.faults = [(CREATE, 400)]
+
+    def submit_again(seconds: float) -> None:
+        with pytest.raises(RequestRejectedError):
+            submit(provider, pairs(2), place / "b")
+
+    monkeypatch.setattr("personainfer.batches.time.sleep", submit_again)
+    with pytest.raises(BatchPendingError, match="not all of it was submitted"):
+        collect(batch)
+
+
 def test_a_part_that_was_refused_as_a_whole_is_submitted_again(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
@@ -397,6 +454,18 @@ def test_a_part_that_was_refused_as_a_whole_is_submitted_again(
     table = collect(batch)
     table.raise_for_errors()
     assert table.usage.calls == provider.llm.calls == 4
+
+
+def test_what_a_failed_batch_answered_is_not_paid_for_again(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.statuses, provider.answered = ["in_progress", "failed"], 3
+    table = collect(submit(provider, pairs(5), place / "b"))
+    assert [row.error is None for row in table] == [True, True, True, False, False]
+    submit(provider, pairs(5), place / "b")
+    assert provider.count(UPLOAD) == 1
+    provider.answered = None
+    assert submit(provider, pairs(5), place / "rest").sent == 2
 
 
 def test_collecting_again_costs_nothing(provider: BatchServer, place: Path) -> None:
@@ -455,6 +524,56 @@ def test_waiting_survives_what_passes(provider: BatchServer, place: Path) -> Non
     provider.faults = [(LOOK, 500), (LOOK, 503), (LOOK, 429), (LOOK, 0), (FETCH, 500), (FETCH, 0)]
     collect(batch).raise_for_errors()
     assert provider.faults == []
+
+
+@pytest.mark.parametrize("said", [b"", b"{", b"\xff"], ids=["nothing", "half", "bytes"])
+def test_an_answer_that_is_not_json_is_asked_for_again(
+    provider: BatchServer, place: Path, said: bytes
+) -> None:
+    provider.faults = [(UPLOAD, said), (CREATE, said), (LOOK, said)]
+    batch = submit(provider, pairs(2), place / "b")
+    assert len(provider.batches) == 1
+    collect(batch).raise_for_errors()
+    assert provider.faults == []
+
+
+def test_a_file_that_breaks_off_is_fetched_again(provider: BatchServer, place: Path) -> None:
+    batch = submit(provider, pairs(2), place / "b")
+    provider.faults = [(FETCH, 1)]
+    collect(batch).raise_for_errors()
+    assert provider.count(FETCH) == 2
+
+
+def test_what_is_no_file_of_replies_is_not_kept(provider: BatchServer, place: Path) -> None:
+    """Else a gateway's page of regret, sent as 200, would cost every row its reply."""
+    batch = submit(provider, pairs(2), place / "b")
+    provider.faults = [(FETCH, b"<html>\nsorry\n</html>")]
+    with pytest.raises(ReplyError, match="holds no line of a batch"):
+        collect(batch, ask_missing=True)
+    collect(batch, ask_missing=True).raise_for_errors()
+    assert provider.count(ASK) == 0
+
+
+def test_a_state_of_odd_types_is_looked_at_again(provider: BatchServer, place: Path) -> None:
+    odd = {"id": "batch-0", "status": "in_progress", "output_file_id": 7, "errors": {"data": 7}}
+    batch = submit(provider, pairs(2), place / "b")
+    counts = {"request_counts": {"completed": "2", "failed": None}}
+    provider.faults = [(LOOK, json.dumps(odd | counts).encode())]
+    collect(batch).raise_for_errors()
+
+
+def test_files_that_have_no_names_yet_are_waited_for(provider: BatchServer, place: Path) -> None:
+    provider.late = 2
+    batch = submit(provider, pairs(2), place / "b")
+    collect(batch, ask_missing=True).raise_for_errors()
+    assert provider.count(ASK) == 0
+
+
+def test_a_timeout_holds_while_the_provider_fails(provider: BatchServer, place: Path) -> None:
+    batch = submit(provider, pairs(2), place / "b", patience=1e9)
+    provider.faults = [(LOOK, 500)] * 100_000
+    with pytest.raises(TransportError, match="scripted 500"):
+        collect(batch, timeout=0.05)
 
 
 def test_waiting_ends_with_what_does_not_pass(provider: BatchServer, place: Path) -> None:
@@ -530,6 +649,22 @@ def test_requests_that_fail_say_why(provider: BatchServer, place: Path) -> None:
     assert table.usage.prompt_tokens == 4 * whole.usage.prompt_tokens
 
 
+def test_no_words_of_a_provider_break_the_table(provider: BatchServer, place: Path) -> None:
+    """JSON may spell half of a surrogate pair, which no file may hold; and say it at length."""
+    error = {"code": "c" * 10**6, "message": "\ud800"}
+
+    def edit(lines: Lines) -> Lines:
+        named = {"custom_id": json.loads(lines[0])["custom_id"], "response": None}
+        return [json.dumps({**named, "error": error}).encode(), *lines[1:]]
+
+    provider.edit = edit
+    table = collect(submit(provider, pairs(2), place / "b"))
+    table.save(place / "line.parquet")
+    assert len(str(table[0].error)) < 1000
+    provider.statuses, provider.problem = ["failed"], "\ud800"
+    collect(submit(provider, pairs(2), place / "whole", cache=False)).save(place / "b.parquet")
+
+
 @pytest.mark.parametrize("status", ["expired", "cancelled"])
 def test_a_batch_that_ends_early_keeps_what_it_answered(
     provider: BatchServer, place: Path, status: str
@@ -595,10 +730,34 @@ def test_a_model_without_batches_says_so(llm: FakeLLM, place: Path) -> None:
 def test_a_folder_without_a_batch_says_so(place: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="holds no batch"):
         collect(place)
-    for handle in ('{"version": 2}', "{"):
+    for handle in ('{"version": 2}', "{", "[]", "[" * 100_000):
         (place / "batch.json").write_text(handle)
         with pytest.raises(DataError, match="not the handle of a batch"):
             collect(place)
+
+
+def test_a_folder_that_was_copied_in_part_says_so(provider: BatchServer, place: Path) -> None:
+    batch = submit(provider, pairs(1), place / "b")
+    batch.rows_file.unlink()
+    with pytest.raises(DataError, match="Copy the whole folder"):
+        collect(batch)
+
+
+@pytest.mark.parametrize("path", [7, None, ["b"]])
+def test_a_path_is_a_path(provider: BatchServer, place: Path, path: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="not the path of a folder"):
+        submit(provider, pairs(1), path)
+    with pytest.raises(InvalidArgumentError, match="not the path of a folder"):
+        collect(path)
+
+
+def test_a_handle_with_options_of_another_version_says_so(
+    provider: BatchServer, place: Path
+) -> None:
+    batch = submit(provider, pairs(1), place / "b")
+    batch.model_copy(update={"llm_options": {**batch.llm_options, "retries": 3}}).save()
+    with pytest.raises(DataError, match="no option retries="):
+        collect(batch)
 
 
 @pytest.mark.parametrize("bad", [{"poll": 0}, {"poll": "1"}, {"timeout": -1}, {"timeout": True}])
@@ -656,3 +815,13 @@ def test_the_budget_counts_the_batch_before_what_is_asked_singly(
     table = collect(batch, ask_missing=True)
     assert "of the budget" in str(table[3].error)
     assert provider.count(ASK) == 0
+
+
+def test_batches_of_one_model_share_its_budget(provider: BatchServer, place: Path) -> None:
+    """The first may cost $0.15: three replies of 100 tokens, at half of $1,000 a million."""
+    options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "budget": 0.2}
+    model = pi.LLM("fake", api_base=provider.api_base, **options)
+    pi.submit_batch(pairs(3), model, place / "first")
+    with pytest.raises(BudgetExceededError, match=r"of the budget \$0.05 is left"):
+        pi.submit_batch(pairs(6), model, place / "second")
+    assert len(provider.batches) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -299,13 +300,16 @@ def test_text_that_is_no_utf8_costs_its_row(run: Run, reach: list[str]) -> None:
         ("infer pairs.jsnol", "a string is read as a path"),
         ("infer pairs.jsonl -o out.csv", "'out.csv' is neither"),
         ("infer pairs.jsonl -o no/out.jsonl", "in a folder that exists"),
+        ("infer pairs.jsonl -o ./pairs.jsonl", "is the input"),
         ("infer pairs.jsonl -o no/out.parquet", "there is no folder"),
         ("infer pairs.jsonl --modle fake", "No such option: --modle"),
         ("infer pairs.jsonl --sides left", "'left' is not one of"),
         ("infer pairs.jsonl --limit 0", "Invalid value for '--limit'"),
         ("infer pairs.jsonl --column question", "'question' is not NAME=VALUE"),
         ("infer pairs.jsonl --temperature 9", "temperature=9.0 must be between"),
-        ("infer pairs.jsonl --candidates 2", "select"),
+        ("infer pairs.jsonl --candidates 2", "more than one needs --judge"),
+        ("infer pairs.jsonl -o taken.jsonl", "'taken.jsonl' is neither"),
+        ("infer pairs.jsonl --dry-run --retry", "it has no use with --dry-run"),
         ("infer pairs.jsonl --budget 1", "price of 'fake' is not known"),
         ("infer --retry pairs.jsonl", "is not a table of personas"),
         ("infer --retry nowhere.parquet", "No such file"),
@@ -316,6 +320,7 @@ def test_text_that_is_no_utf8_costs_its_row(run: Run, reach: list[str]) -> None:
         ("export pairs.jsonl", "is not a table of personas"),
         ("export table.parquet --format trl-dop", "Did you mean 'trl-dpo'?"),
         ("export table.parquet -o rows.csv", "neither a folder nor"),
+        ("export table.parquet -o table.parquet", "is a table of personas"),
         ("export table.parquet -o set --split train", "'train' is not NAME=VALUE"),
         ("export table.parquet -o set --split train=most", "could not convert"),
         ("export table.parquet -o set --split train=0.5", "add up to 0.5"),
@@ -332,6 +337,7 @@ def test_a_mistake_is_named_and_nothing_is_sent(
 ) -> None:
     table().save("table.parquet")
     written(pairs(1))
+    Path("taken.jsonl").mkdir()
     before = sorted(os.listdir())
     where = reach if line.startswith("infer pairs.jsonl") else []
     result = run(*shlex.split(line), *where)
@@ -536,3 +542,61 @@ def test_the_lines_of_the_guide_run(tmp_path: Path) -> None:
 
 def _judged(request: Any) -> Reply | None:
     return Reply({"answer": "1"}) if request["model"] == "judge-model" else None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell there cannot close a stream")
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("infer - {reach} <&-", 2, "standard input is closed"),
+        ("infer pairs.jsonl {reach} >&-", 2, "standard output is closed"),
+        ("estimate pairs.jsonl {reach} >&-", 0, ""),
+        ("infer pairs.jsonl -o rows.jsonl {reach} 2>&-", 0, ""),
+    ],
+)
+def test_a_closed_stream_is_no_bug(
+    line: str, code: int, said: str, reach: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs(2)))
+    done = subprocess.run(
+        [
+            *("sh", "-c", f'exec "$0" -c "$1" {line.format(reach=shlex.join(reach))}'),
+            *(sys.executable, SCRIPT),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "rows.jsonl").exists() is ("rows.jsonl" in line)
+
+
+def test_a_full_disk_is_no_wrong_argument(
+    run: Run, reach: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(stream: Any, out: Any, progress: Any) -> None:
+        next(stream)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("personainfer.cli.write_rows", full)
+    result = run("infer", written(pairs(2)), "-o", "rows.jsonl", *reach)
+    assert result.exit_code == 4
+    assert "No space left" in result.stderr
+    assert not list(Path().glob("*rows.jsonl*"))
+
+
+def test_a_pipe_that_holds_something_else_is_refused(
+    run: Run, reach: list[str], llm: FakeLLM
+) -> None:
+    result = run("infer", "-", *reach, given="prompt,chosen,rejected\nWhy?,Yes.,No.\n")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "none of its first 2 rows can be read" in result.stderr
+    assert "line 1 is not JSON" in result.stderr
+    mixed = run("infer", "-", *reach, given='nothing\n{"prompt":"Q","chosen":"A","rejected":"B"}\n')
+    assert mixed.exit_code == 3
+    assert llm.calls == 1

@@ -1,41 +1,79 @@
-"""The examples about users run on the small files beside them."""
+"""The examples run from start to end, each in a process of its own, on the small files beside them.
+
+The notebook's is a kernel, in test_notebook.py; that over a Ray cluster is in test_ray_cluster.py.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from personainfer.testing import FakeLLM
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+# The example as it is, but for the model that it asks.
+_ON_LOOPBACK = """
+import runpy, sys
+runpy.run_path(sys.argv[1])["main"](model="fake", api_base=sys.argv[2])
+"""
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` writes what it loads nowhere but here."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+def printed(*command: str | Path, cwd: Path) -> str:
+    """What Python prints; `datasets` writes what it loads nowhere but in this folder."""
+    home = {"HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **home},
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    return done.stdout
 
 
 @pytest.mark.heavy
-def test_similar_users_help_in_personalllm(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(EXAMPLES / "personalllm.py"))["main"]()
-    printed = capsys.readouterr().out
-    assert "10 prompts x 8 responses x 10 models" in printed
-    found = re.search(r"difference, paired by user: \S+ \[(\S+), \S+\] \(n = 200\)", printed)
+def test_the_demo_asks_once_and_then_reads_its_cache(tmp_path: Path) -> None:
+    """With its first pairs only; it writes beside its folder, so it runs from another one."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    data = tmp_path / "examples" / "data" / "preferences.jsonl"
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    data.write_text("".join(lines[:3]), encoding="utf-8")
+    first, again = (printed("examples/demo.py", cwd=tmp_path) for _ in range(2))
+    for said in (first, again):
+        assert "PersonaTable(3 rows, " in said
+        assert re.search(
+            r"explains the choice: \d+% of greedy personas, \d+% of the best of 2", said
+        )
+        assert f"Saved to {Path('demo', 'personas.parquet')}" in said
+    assert "replies from the cache." in first
+    assert "No call was made" in again
+
+
+@pytest.mark.heavy
+def test_similar_users_help_in_personalllm(tmp_path: Path) -> None:
+    said = printed(EXAMPLES / "personalllm.py", cwd=tmp_path)
+    assert "10 prompts x 8 responses x 10 models" in said
+    assert "Votes of 1,000 users on " in said
+    found = re.search(r"difference, paired by user: \S+ \[(\S+), \S+\] \(n = 200\)", said)
     assert found is not None
     assert float(found[1]) > 0
 
 
-def test_famous_persona_shows_every_prefix(
-    endpoint: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    runpy.run_path(str(EXAMPLES / "famous_persona.py"))["main"](**endpoint)
-    printed = capsys.readouterr().out
-    assert "3 people, 15 choices for training, 15 for testing" in printed
-    assert "UserPersonas(3 personas of 3 users)" in printed
+@pytest.mark.heavy
+def test_famous_persona_shows_every_prefix(llm: FakeLLM, tmp_path: Path) -> None:
+    example = EXAMPLES / "famous_persona.py"
+    said = printed("-c", _ON_LOOPBACK, example, llm.api_base, cwd=tmp_path)
+    assert "3 people, 15 choices for training, 15 for testing" in said
+    assert "UserPersonas(3 personas of 3 users)" in said
+    assert "PrefixEvaluation: 15 choices of 3 users" in said
     for kind in ("none", "tag", "name", "few-shot", "persona"):
-        assert f"\n[{kind}]\n" in printed
+        assert f"\n[{kind}]\n" in said

@@ -95,7 +95,10 @@ def test_what_is_no_exports_is_not_replaced(name: str, tmp_path: Path) -> None:
     [
         ("set", {"format": "trl-dop"}, "Did you mean 'trl-dpo'"),
         ("set", {"format": "x"}, "Known: trl-dpo, trl-sft"),
+        ("set", {"format": ["trl-dpo"]}, "is not known"),
         ("set", {"persona": "each"}, "persona='each'"),
+        ("set", {"title": 3}, "title=3 is no text"),
+        ("set", {"splits": {1: 1.0}}, "1 cannot be the name"),
         ("set", {"splits": {"train": 0.5}}, "add up to 0.5"),
         ("set", {"splits": {"../up": 1.0}}, "'../up' cannot be the name"),
         ("rows.csv", {}, "neither a folder nor"),
@@ -109,6 +112,22 @@ def test_a_bad_argument_writes_nothing(
     with pytest.raises(InvalidArgumentError, match=said):
         pi.export_personas(table(), tmp_path / path, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [None, 3, io.BytesIO()], ids=["None", "a number", "binary"])
+def test_what_is_no_place_to_write_to(path: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="neither a path nor an open text file"):
+        pi.export_personas(table(), path)
+
+
+def test_a_table_of_personas_is_not_replaced(tmp_path: Path) -> None:
+    table().save(tmp_path / "table.parquet")
+    before = (tmp_path / "table.parquet").read_bytes()
+    for _ in range(2):
+        with pytest.raises(InvalidArgumentError, match="is a table of personas"):
+            pi.export_personas(table(), tmp_path / "table.parquet")
+        assert (tmp_path / "table.parquet").read_bytes() == before
+        pi.export_personas(table(), tmp_path / "rows.parquet")  # which may be replaced
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
@@ -152,6 +171,72 @@ def test_the_card_counts_what_was_left_out_and_what_is_long(tmp_path: Path) -> N
     text = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
     assert "no persona: 1" in text
     assert "About 1 rows have a prompt of 1,024 tokens or more" in text
+
+
+@pytest.mark.parametrize(("format", "long"), [("trl-reward", 1), ("trl-grpo", 0), ("few-shot", 0)])
+@pytest.mark.parametrize("place", PLACES)
+def test_long_prompts_are_those_that_a_trainer_would_cut(
+    format: str, long: int, place: Any, tmp_path: Path
+) -> None:
+    """A reward model's rows hold the prompt in front of both responses; some trainers cut nothing."""
+    rows = [
+        row(0),
+        row(1, preference=pi.Preference(prompt="word " * 900, chosen="A", rejected="B")),
+    ]
+    made = pi.export_personas(
+        pi.PersonaTable(rows), tmp_path / "set", format=format, persona_in=place
+    )
+    assert made.long_prompts == long
+    text = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert ("1,024 tokens" in text) is bool(long)
+
+
+@pytest.mark.parametrize(
+    ("format", "said"),
+    [
+        ("trl-dpo", "was rejected, so the two are swapped. Written"),
+        ("trl-sft", "was rejected, so it is the completion. Written"),
+        ("trl-grpo", "was rejected. Written"),
+    ],
+)
+def test_the_card_says_what_became_of_a_rejected_response(
+    format: str, said: str, tmp_path: Path
+) -> None:
+    pi.export_personas(table(), tmp_path / "set", format=format, persona="rejected")
+    assert said in (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+
+
+class Pleased:
+    """A selector that every persona pleases."""
+
+    model = "critic"
+
+    def explains(self, preferences: Any, personas: Any) -> Any:
+        return [1.0] * len(personas)
+
+
+def test_the_card_says_who_chose_and_who_else_was_asked(tmp_path: Path) -> None:
+    with FakeLLM() as llm:
+        made = pi.infer_personas(
+            pairs(4), "writer", api_base=llm.api_base, candidates=2, select=Pleased()
+        )
+    with FakeLLM(reply=lambda request: Reply({"answer": "1"})) as judge:
+        found = pi.verify_personas(made, "critic", api_base=judge.api_base)
+        itself = pi.verify_personas(made, "writer", api_base=judge.api_base)
+    assert made.settings["selected_by"] == {"kind": "Pleased", "model": "critic"}
+
+    def card(of: pi.PersonaTable) -> str:
+        path = pi.export_personas(of, tmp_path / "set", persona="none").card
+        assert path is not None
+        return path.read_text(encoding="utf-8")
+
+    assert "chosen among the candidates by: `Pleased` with `critic`" in card(made)
+    assert made.settings["api_base"] not in card(made)
+    assert "The same model chose them" in card(found.table)
+    assert "The judge wrote these personas itself" in card(itself.table)
+    retries = [{"rows": 2, "mended": 1, "changed": {"model": "another"}}]
+    mended = pi.PersonaTable([row(0)], settings={"model": "writer", "retries": retries})
+    assert "other model: `another`, for 1 of the pairs" in card(mended)
 
 
 def test_a_model_in_a_file_is_named_without_its_folder(tmp_path: Path) -> None:

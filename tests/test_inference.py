@@ -318,7 +318,7 @@ def test_a_score_that_is_no_number_is_the_last_choice(tmp_path: Path) -> None:
         )
     assert [candidate.score for candidate in table[0].chosen_candidates] == [2.0, 1.0, None]
     assert table[0].chosen == table[0].chosen_candidates[0].persona
-    assert "no persona explains this choice" in str(unknown[0].error)
+    assert "chosen: none of 2 personas could be scored." in str(unknown[0].error)
     for one in (table, unknown):
         page = pi.write_report(one, tmp_path / "report.html").read_text()
         assert "NaN" not in page
@@ -330,6 +330,29 @@ def test_a_selector_that_gives_no_scores_is_named(scores: Any) -> None:
         pi.infer_personas(
             pairs(1), "fake", api_base=llm.api_base, candidates=2, select=Scores(scores), seed=0
         )
+
+
+class Picky(ByLength):
+    """Takes no prompt with a certain number in it."""
+
+    def explains(
+        self, preferences: Sequence[pi.Preference], personas: Sequence[pi.Persona]
+    ) -> np.ndarray[Any, Any]:
+        if any("7" in str(pair.prompt) for pair in preferences):
+            raise InvalidArgumentError("the chat template refuses these messages.")
+        return super().explains(preferences, personas)
+
+
+def test_a_row_that_the_selector_refuses_costs_no_other() -> None:
+    with FakeLLM(reply=sampled) as llm:
+        options: dict[str, Any] = {"api_base": llm.api_base, "candidates": 2, "seed": 0}
+        found = pi.infer_personas(pairs(10), "fake", select=Picky(), **options)
+        with pytest.raises(InvalidArgumentError, match="chat template refuses"):
+            pi.infer_personas(pairs(10)[7:8], "fake", select=Picky(), **options)
+    assert [row.index for row in found.errors] == [7]
+    assert "could not be scored: the chat template refuses" in str(found[7].error)
+    assert (found[7].chosen, len(found[7].chosen_candidates)) == (None, 2)
+    assert all(row.chosen and row.rejected for row in found if row.index != 7)
 
 
 def test_no_candidate_is_kept_that_does_not_explain() -> None:

@@ -22,6 +22,7 @@ from personainfer.exceptions import (
     ReplyError,
     RequestRejectedError,
 )
+from personainfer.persona_chat import place_persona, prompt_messages
 from personainfer.testing import FakeLLM
 
 from .scoring_server import END, START, ScoringServer, chat_text, log_probabilities, tokens_of
@@ -72,6 +73,13 @@ def test_log_likelihood_with_and_without_a_persona(server: ScoringServer) -> Non
     wanted = [expected(chat(f"How?\n\n{BRIEF_SAID}"), "So."), expected(chat("How?"), "So.")]
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     assert found.dtype == np.float64
+
+
+def test_a_mean_over_tokens_does_not_grow_with_the_response(server: ScoringServer) -> None:
+    arguments = (["How?"] * 3, [BRIEF, None, None], ["So.", "So so so.", ""])
+    model = likelihood(server)
+    sums, means = model.log_likelihood(*arguments), model.log_likelihood(*arguments, per_token=True)
+    np.testing.assert_allclose(means, sums / [3, 9, 1], rtol=1e-6)  # a byte is a token
 
 
 def test_lift_is_with_the_persona_minus_without(server: ScoringServer) -> None:
@@ -243,7 +251,16 @@ def test_marks_in_the_data_end_no_turn(server: ScoringServer, where: str) -> Non
 
 @pytest.mark.parametrize(
     "mark",
-    ["<start_of_turn>", "<end_of_turn>", "</s>", "<s>", "[INST]", "[/INST]", "<\uff5cUser\uff5c>"],
+    [
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<turn|>",
+        "</s>",
+        "<s>",
+        "[INST]",
+        "[/INST]",
+        "<\uff5cUser\uff5c>",
+    ],
 )
 def test_marks_of_other_templates_are_broken_too(server: ScoringServer, mark: str) -> None:
     found = likelihood(server).log_likelihood([f"a{mark}b"], [None], ["x"])
@@ -368,6 +385,53 @@ def test_a_service_that_does_not_tokenize_is_named() -> None:
         likelihood(server).log_likelihood(["How?"], [None], ["x"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "path", "reply"),
+    [
+        ("llama.cpp", "/apply-template", {}),
+        ("llama.cpp", "/detokenize", {"text": "?"}),
+        ("vllm", "/detokenize", {}),
+        ("vllm", "/v1/completions", {"choices": [{"prompt_logprobs": [None, None]}]}),
+    ],
+)
+def test_a_server_that_answers_otherwise_is_named(
+    kind: Kind, path: str, reply: dict[str, Any]
+) -> None:
+    with ScoringServer(kind) as server:
+        server.routes[path] = lambda body: reply
+        with pytest.raises(ReplyError):
+            likelihood(server, max_prompt_tokens=8).log_likelihood(["How? " * 9], [None], ["x"])
+
+
+@pytest.mark.parametrize("logprob", [None, "low"])
+def test_a_log_probability_that_is_no_number_is_named(logprob: Any) -> None:
+    with ScoringServer("llama.cpp") as server:
+        model = likelihood(server)
+        model.log_likelihood(["How?"], [None], ["x"])
+        server.routes["/completion"] = lambda body: {
+            "completion_probabilities": [{"id": ord("y"), "logprob": logprob}]
+        }
+        with pytest.raises(ReplyError, match="no log-probabilities"):
+            model.log_likelihood(["How?"], [None], ["y"])
+        with pytest.raises(ReplyError):
+            model.log_likelihood(["How?"], [None], ["é"])
+
+
+def test_entries_that_do_not_belong_to_the_prompt_are_refused() -> None:
+    """One more at the end would give each token its neighbour's score, where a token is repeated."""
+    with ScoringServer("vllm") as server:
+        model, right = likelihood(server), server.routes["/v1/completions"]
+
+        def longer(body: dict[str, Any]) -> dict[str, Any]:
+            reply = right(body)
+            reply["choices"][0]["prompt_logprobs"].append({str(ord("a")): {"logprob": -1.0}})
+            return reply
+
+        server.routes["/v1/completions"] = longer
+        with pytest.raises(ReplyError):
+            model.log_likelihood(["How?"], [None], ["aaaa"])
+
+
 def test_a_key_is_sent_and_never_shown(server: ScoringServer) -> None:
     model = likelihood(server, api_key="sk-secret")
     model.log_likelihood(["How?"], [None], ["x"])
@@ -398,6 +462,8 @@ def test_it_arrives_in_another_process_as_it_was(server: ScoringServer) -> None:
         ({"persona_in": "margin"}, "persona_in='margin'"),
         ({"baseline": "The user is a person."}, "baseline="),
         ({"baseline": [3]}, "baseline="),
+        ({"baseline": None}, "baseline="),
+        ({"baseline": (text for text in [BRIEF])}, "baseline="),
         ({"timeout": 0}, "timeout"),
         ({"api_base": "localhost:8000"}, "api_base"),
         ({"api_base": "http://127.0.0.1:9", "device": "cpu"}, "device='cpu'"),
@@ -417,6 +483,8 @@ def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], s
         (([[]], [None], ["x"]), r"prompts\[0\]"),
         ((["a"], [3], ["x"]), r"personas\[0\]=3"),
         ((["a", "a"], [None, None], ["x", None]), r"responses\[1\]=None"),
+        ((["a", "a\ud800"], [None, None], ["x", "x"]), "row 1 holds half of a surrogate pair"),
+        ((["a"], [None], ["x\ud800"]), "row 0 holds half of a surrogate pair"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_named(rows: Any, said: str) -> None:
@@ -533,12 +601,12 @@ def test_float32_layers_on_a_cpu_are_packed_and_round_no_more() -> None:
 
     import torch as pytorch
 
-    from personainfer import torch_scoring
+    from personainfer import torch_models
 
     if not pytorch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     ids = pytorch.arange(1, 200)[None]
-    plain, _ = torch_scoring._load(str(find_weights("local")), pytorch.device("cpu"), "float32")
+    plain, _ = torch_models._load(str(find_weights("local")), pytorch.device("cpu"), "float32")
     packed: Any = pi.Likelihood("local", device="cpu")._scorer()
     assert type(packed._model.model.layers[0].mlp.up_proj) is not pytorch.nn.Linear
     with pytorch.inference_mode():
@@ -546,6 +614,28 @@ def test_float32_layers_on_a_cpu_are_packed_and_round_no_more() -> None:
         plain_error = (plain(ids).logits - exact).abs().max()
         packed_error = (packed._model(ids).logits - exact).abs().max()
     assert packed_error < 2 * plain_error
+
+
+@pytest.mark.heavy
+@torch
+def test_a_model_that_reads_the_weights_of_a_layer_keeps_it() -> None:
+    """As some multiply by them themselves, beside calling the layer."""
+    import torch as pytorch
+
+    from personainfer.onednn import pack_linear_layers
+
+    class Reads(pytorch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = pytorch.nn.Linear(8, 8)
+
+        def forward(self, states: Any) -> Any:
+            return self.layer(states) @ self.layer.weight
+
+    model, states = Reads(), pytorch.ones(2, 8)
+    with pytorch.inference_mode():
+        assert not pack_linear_layers(model, lambda: model(states))
+        assert type(model.layer) is pytorch.nn.Linear
 
 
 @pytest.mark.heavy
@@ -562,6 +652,110 @@ def test_transformers_computes_what_the_model_itself_does() -> None:
     wanted = sum(float(row[token]) for row, token in zip(each, response, strict=True))
     found = pi.Likelihood("local", device="cpu").log_likelihood(["How?"], [None], ["Like this."])
     np.testing.assert_allclose(found, [wanted], rtol=1e-5)
+
+
+SMALL = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
+MPT = {"vocab_size": 260, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 1024}
+MAMBA = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+
+
+def random_model(folder: Path, kind: str, config: dict[str, Any]) -> str:
+    """A folder with an untrained model, and a tokenizer whose tokens are bytes."""
+    import tokenizers as tk
+    import torch as pytorch
+    import transformers as tf
+
+    pytorch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, **config))
+    for weights in model.parameters():
+        if weights.ndim > 1:  # far enough from 0 to tell one text from another
+            pytorch.nn.init.normal_(weights, std=0.3)
+    model.save_pretrained(folder)
+    alphabet = sorted(tk.pre_tokenizers.ByteLevel.alphabet())
+    backend = tk.Tokenizer(tk.models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tk.decoders.ByteLevel()
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, additional_special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n"
+    )
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.heavy
+@torch
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("llama", SMALL),
+        ("mistral", SMALL | {"sliding_window": 24}),
+        ("gemma3_text", SMALL | {"sliding_window": 24, "head_dim": 8}),
+        ("gemma2", SMALL | {"sliding_window": 24, "head_dim": 8}),
+        ("lfm2", SMALL | {"layer_types": ["conv", "full_attention"] * 2}),
+        ("mpt", MPT),
+        ("mamba", MAMBA),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_batch_scores_each_text_as_the_model_does_by_itself(
+    tmp_path: Path, kind: str, config: dict[str, Any]
+) -> None:
+    """Also with attention over a window, distances for positions, and a state for keys and values."""
+    import torch as pytorch
+
+    scoring = pi.Likelihood(random_model(tmp_path, kind, config), device="cpu")
+    long = "The user is patient and prefers to be told every step, with reasons, twice."
+    rows = [
+        (prompt, persona, response)
+        for prompt in ("How do I mend a bicycle tyre?", "Why?")
+        for persona in (None, BRIEF, long)
+        for response in ("x", "So.", "It is done in a few steps, of which the first is this.")
+    ]
+    found = scoring.log_likelihood(*zip(*rows, strict=True))
+    scorer: Any = scoring._scorer()
+    wanted = []
+    for prompt, persona, response in rows:
+        place = place_persona(prompt_messages(prompt), persona, "user")
+        [prefix], [said] = scorer.encode_prefixes([place]), scorer.encode([response])
+        with pytorch.inference_mode():
+            logits = scorer._model(pytorch.tensor([prefix + said]), use_cache=False).logits[0]
+        each = logits.double().log_softmax(-1)[len(prefix) - 1 : -1]
+        wanted.append(sum(float(row[token]) for row, token in zip(each, said, strict=True)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+@pytest.mark.heavy
+@torch
+def test_threads_may_share_a_tokenizer() -> None:
+    """Whether marks count is set in the tokenizer itself, which another thread may be using."""
+    import sys
+    from concurrent.futures import ThreadPoolExecutor
+
+    scorer: Any = pi.Likelihood("local", device="cpu")._scorer()
+    text = "<|im_end|> and so on"
+
+    def both(_: int) -> tuple[Any, Any]:
+        return scorer.encode([text]), scorer.encode_prefixes([text])
+
+    alone, interval = both(0), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads take turns often
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(found == alone for found in pool.map(both, range(1000)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.heavy

@@ -1,6 +1,6 @@
 """`AddPersonas`: batches of every type come back as the same, whoever hands them out.
 
-The tests with real loaders in other processes are in test_loaders_heavy.py and test_ray.py.
+The tests with real loaders in other processes are in test_loaders_in_processes.py and test_ray.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from personainfer.exceptions import (
     RowsFailedError,
     UnknownOptionError,
 )
-from personainfer.testing import FakeLLM, Fault
+from personainfer.testing import FakeLLM, Fault, Reply
 
 from .conftest import pairs
 
@@ -232,6 +232,7 @@ def test_a_model_has_its_own_options(llm: FakeLLM) -> None:
     ("batch", "words"),
     [
         ({"prompt": "Why?", "chosen": "Yes.", "rejected": "No."}, "batched=True"),
+        (dict.fromkeys(("prompt", "chosen", "rejected"), np.array("Why?")), "batched=True"),
         ({"prompt": ["Why?"], "chosen": ["Yes.", "No."], "rejected": ["No."]}, "lengths"),
         ([("Why?", "Yes.", "No.")], "row 0 of a batch is of type tuple"),
         ("Why?", "type str"),
@@ -239,7 +240,16 @@ def test_a_model_has_its_own_options(llm: FakeLLM) -> None:
         ({**columns_of(rows_with_numbers(1)), "persona_error": [""]}, "persona_error already"),
         ([{**pairs(1)[0], "chosen_persona": "me"}], "chosen_persona already"),
     ],
-    ids=["one row", "ragged", "tuples", "text", "lazy", "taken", "taken in a row"],
+    ids=[
+        "one row",
+        "one row of arrays",
+        "ragged",
+        "tuples",
+        "text",
+        "lazy",
+        "taken",
+        "taken in a row",
+    ],
 )
 def test_what_is_no_batch_is_refused_before_any_call(
     batch: Any, words: str, llm: FakeLLM, endpoint: dict[str, Any]
@@ -365,3 +375,31 @@ def test_the_key_is_sent_and_not_shown(llm: FakeLLM) -> None:
     assert "my-key" not in repr(add) + repr(add.__getstate__())
     back = pickle.loads(pickle.dumps(add))
     assert back.llm is add.llm
+
+
+@pytest.mark.parametrize("select", ["Verifier", "Likelihood"])
+def test_a_fingerprint_knows_neither_the_key_of_what_selects_nor_that_it_was_used(
+    select: str,
+) -> None:
+    """Or the second map of the same data would not find the first one in Hugging Face's cache."""
+    from datasets.fingerprint import Hasher
+
+    def reply(request: Any) -> Reply | None:
+        return Reply({"answer": "1"}) if request.get("model") == "critic" else None
+
+    with FakeLLM(reply=reply) as server:
+
+        def made(key: str) -> AddPersonas:
+            chooser = getattr(pi, select)("critic", api_base=server.api_base, api_key=key)
+            return AddPersonas("fake", api_base=server.api_base, candidates=2, select=chooser)
+
+        add = made("a-key")
+        before = Hasher.hash(add)
+        assert Hasher.hash(made("another")) == before
+        assert "a-key" not in repr(add.__getstate__()["options"]["select"].__getstate__())
+        if select == "Verifier":
+            back = pickle.loads(pickle.dumps(add))
+            for each in (add, back):  # a judge that always says 1 explains nothing
+                found = each(rows_with_numbers(2))
+                assert all("explains this choice" in row["persona_error"] for row in found)
+            assert Hasher.hash(add) == Hasher.hash(back) == before

@@ -100,16 +100,18 @@ def test_datasets_map_in_each_format(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_datasets_map(hf: Any, processes: int, llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+def test_datasets_map(hf: Any, processes: int) -> None:
+    """With a key, which is in what other processes are sent, but not in the fingerprint."""
     dataset = hf.Dataset.from_list(data())
-    made = dataset.map(
-        Watched(AddPersonas(**endpoint)),
-        batched=True,
-        batch_size=100,
-        num_proc=None if processes == 1 else processes,
-    )
-    assert made.features["persona_error"].dtype == "string"
-    check(made.to_list(), llm, processes)
+    with FakeLLM(api_key="a-key") as llm:
+        made = dataset.map(
+            Watched(AddPersonas("fake", api_base=llm.api_base, api_key="a-key")),
+            batched=True,
+            batch_size=100,
+            num_proc=None if processes == 1 else processes,
+        )
+        assert made.features["persona_error"].dtype == "string"
+        check(made.to_list(), llm, processes)
 
 
 def test_datasets_stream(hf: Any, llm: FakeLLM, endpoint: dict[str, Any]) -> None:
@@ -119,6 +121,27 @@ def test_datasets_stream(hf: Any, llm: FakeLLM, endpoint: dict[str, Any]) -> Non
     assert first["n"] == 0
     assert llm.calls == 100  # no more than what was looked at
     check(list(made), llm, 1)
+
+
+def test_a_stream_that_is_told_the_columns_can_be_written(
+    hf: Any,
+    llm: FakeLLM,
+    endpoint: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the guide says: of a stream datasets would take a column without any error for one of nulls."""
+    monkeypatch.setattr(hf.config, "DEFAULT_MAX_BATCH_SIZE", 200)  # rows that it looks at together
+    add = AddPersonas(**endpoint)
+    stream = hf.Dataset.from_list(data()).to_iterable_dataset()
+    features = hf.Features({**stream.features, **dict.fromkeys(add.columns, hf.Value("string"))})
+    stream.map(add, batched=True, features=features).to_parquet(tmp_path / "personas.parquet")
+    rows = hf.Dataset.from_parquet(
+        str(tmp_path / "personas.parquet"), cache_dir=str(tmp_path / "hf")
+    ).to_list()
+    assert [row["n"] for row in rows] == list(range(ROWS))
+    assert [n for n in range(ROWS) if rows[n]["persona_error"] is not None] == [700]
+    assert (llm.calls, llm.repeats) == (ROWS - 1, 0)
 
 
 def test_columns_that_are_not_needed_are_not_decoded(

@@ -148,6 +148,20 @@ def test_choices_that_say_nothing_get_the_highest_temperature() -> None:
     assert found.fit_temperature(opposed, bounds=(0.01, 50.0)) == pytest.approx(50.0)
 
 
+def test_of_temperatures_that_predict_alike_it_is_the_highest() -> None:
+    """Held-out choices on which no candidate says anything were once taken for certainty."""
+    found = pi.PersonaPosterior(names(2)).update([[0.0, 0.0]])
+    assert found.fit_temperature([[0.0, 0.0]]) == pytest.approx(1e3)
+    sure = pi.PersonaPosterior(names(1)).update([[5.0]])
+    assert sure.fit_temperature([[5.0]]) > 5e-3  # below it log p is 0 too, in floats
+    assert sure.predict([[5.0]]) == pytest.approx(1.0)
+
+
+def test_bounds_are_in_order() -> None:
+    with pytest.raises(InvalidArgumentError, match="bounds="):
+        pi.PersonaPosterior(names(2)).fit_temperature([[1.0, 0.0]], bounds=(2.0, 1.0))
+
+
 def test_a_candidate_of_prior_zero_stays_out() -> None:
     found = pi.PersonaPosterior(names(2), prior=[0, 1]).update([[50.0, -50.0]])
     assert found.probabilities.tolist() == [0.0, 1.0]

@@ -224,3 +224,19 @@ def test_what_says_nothing_of_users_cannot_be_shuffled() -> None:
 def test_bad_arguments(kind: Any, options: Any, what: str) -> None:
     with pytest.raises(InvalidArgumentError, match=what):
         pi.persona_prefix(kind, **options)
+
+
+def test_other_words_can_stand_in_the_same_place() -> None:
+    prefix = pi.persona_prefix("persona", personas=PERSONAS, role="user")
+    said = prefix.text("ann", "Tea?")
+    assert prefix.around(said, "Tea?") == prefix.messages("ann", "Tea?")
+    assert prefix.around("Be kind.", "Tea?")[0].content == "Be kind.\n\nTea?"
+    assert prefix.around("", "Tea?") == (Message(role="user", content="Tea?"),)
+
+
+def test_a_prefix_says_whether_it_must_know_the_user() -> None:
+    kinds: tuple[Any, ...] = ("none", "tag", "name")
+    knows = {kind: pi.persona_prefix(kind).needs_users for kind in kinds}
+    assert knows == {"none": False, "tag": False, "name": False}
+    assert pi.persona_prefix("persona", personas=PERSONAS).needs_users
+    assert pi.persona_prefix("few-shot", history=history()).needs_users

@@ -117,6 +117,12 @@ def test_the_figures(tmp_path: Path) -> None:
     assert "100% of 4 above 0" in page
 
 
+def test_one_row_has_no_interval(tmp_path: Path) -> None:
+    page = write_report(table(1), tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "0.75  (one row)" in page
+    assert "[0.75, 0.75]" not in page
+
+
 def test_a_plain_table_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
     path = write_report(table(judged=False, scored=False), tmp_path / "report.html")
     page = path.read_text(encoding="utf-8")

@@ -398,8 +398,8 @@ def test_the_notebook_view_shows_flags_errors_evidence_and_verdicts() -> None:
         }
     )
     view = table._repr_html_()
-    assert "accuracy of the chosen personas: 0.55 of 11 judged" in view
-    assert "accuracy of the rejected personas" not in view
+    assert "score of the chosen personas: 0.55, 11 judged" in view
+    assert "score of the rejected personas" not in view
     assert "no reply 1" in view
     assert ">refusal</span>" in view
     assert "and 2 rows more" in view

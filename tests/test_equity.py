@@ -1,0 +1,78 @@
+"""Groups of users: analysis of variance and correlation against plain sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from personainfer.equity import anova, correct_together, correlation, equity_by_group
+
+
+def test_f_is_that_of_the_textbook() -> None:
+    groups = {"a": [6.0, 8, 4, 5, 3, 4], "b": [8.0, 12, 9, 11, 6, 8], "c": [13.0, 9, 11, 8, 7, 12]}
+    values = [value for numbers in groups.values() for value in numbers]
+    names = [name for name, numbers in groups.items() for _ in numbers]
+    f, p = anova(values, names)
+    mean = sum(values) / 18
+    between = sum(6 * (sum(g) / 6 - mean) ** 2 for g in groups.values()) / 2
+    within = sum((v - sum(g) / 6) ** 2 for g in groups.values() for v in g) / 15
+    assert f == pytest.approx(between / within)
+    assert f == pytest.approx(9.26, abs=0.01)  # whose p from the F distribution is 0.0024
+    assert p == pytest.approx(0.0024, abs=0.0015)
+
+
+def test_p_is_uniform_where_groups_do_not_matter() -> None:
+    random = np.random.default_rng(0)
+    found = [anova(random.random(12), ["a", "b", "c"] * 4, permutations=199)[1] for _ in range(300)]
+    assert np.mean(np.array(found) <= 0.05) < 0.09
+    assert 0.4 < np.mean(found) < 0.6
+
+
+def test_p_is_never_0() -> None:
+    f, p = anova([0.0] * 10 + [1.0] * 10, ["a"] * 10 + ["b"] * 10)
+    assert f == np.inf
+    assert 0 < p < 0.001
+
+
+@pytest.mark.parametrize("groups", [["a"] * 4, ["a", "b", "c", "d"]], ids=["one", "as many"])
+def test_what_cannot_be_tested_is_nan(groups: list[str]) -> None:
+    assert np.isnan(anova([0.1, 0.4, 0.2, 0.9], groups)).all()
+
+
+def test_users_count_once_however_many_choices_they_made() -> None:
+    values = [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0]
+    users = ["a", "a", "a", "a", "b", "c", "d"]
+    group = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "y"}
+    one = equity_by_group(values, users, group, prefix="p", attribute="g", measure="accuracy")
+    assert one.f == 0.0  # the means of users are 1, 0 and 1, 0
+    assert one.groups["x"].value == pytest.approx(0.8)
+    assert one.gap == pytest.approx(0.3)
+    left = equity_by_group(values, users, {"a": "x"}, prefix="p", attribute="g", measure="gain")
+    assert (left.without, left.gap) == (3, 0.0)
+    assert np.isnan(left.p)
+
+
+def test_tests_are_corrected_together() -> None:
+    random = np.random.default_rng(1)
+    users = [str(n) for n in range(12)]
+    group = {user: "ab"[n % 2] for n, user in enumerate(users)}
+    found = [
+        equity_by_group(random.random(12), users, group, prefix=p, attribute="g", measure="gain")
+        for p in "xyz"
+    ]
+    corrected = correct_together(found)
+    assert [one.p for one in corrected] == [one.p for one in found]
+    least, middle, _ = sorted(corrected, key=lambda one: one.p)
+    assert least.adjusted_p == pytest.approx(min(3 * least.p, 1.0))
+    assert middle.adjusted_p == pytest.approx(min(max(2 * middle.p, 3 * least.p), 1.0))
+
+
+def test_correlation_is_pearson_s() -> None:
+    random = np.random.default_rng(2)
+    x = random.random(30)
+    y = x + 0.3 * random.random(30)
+    found = correlation([*x, np.nan], [*y, 1.0])
+    assert found.value == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert found.low < found.value < found.high
+    assert found.n == 30
+    assert np.isnan(correlation([1.0, 1.0, 1.0], [0.1, 0.2, 0.3]).value)
