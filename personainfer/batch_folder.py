@@ -174,12 +174,10 @@ class PersonaBatch(Record):
 
     def llm(self, api_key: str | None) -> LLM:
         """The model that was asked. Replies that are to leave no trace elsewhere stay in the folder."""
-        own = (
-            {}
-            if self.llm_options.get("cache", True)
-            else {"cache": True, "cache_dir": self.replies_folder}
-        )
-        return LLM(self.model, **{**self.llm_options, **own}, api_key=api_key)
+        options = dict(self.llm_options)
+        if not options.get("cache", True):
+            options |= {"cache": True, "cache_dir": self.replies_folder}
+        return LLM(self.model, **options, api_key=api_key)
 
     def plan(self) -> Plan:
         """How it was asked."""
