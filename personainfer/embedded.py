@@ -169,13 +169,6 @@ class _Server:
         self.start = b""
 
 
-def _cores() -> int:
-    """Those that this process may use: more threads than that wait for each other at every layer."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 _lock = threading.Lock()
 _servers: dict[tuple[int, Path], _Server] = {}
 
