@@ -42,14 +42,14 @@ def printed(*command: str | Path, cwd: Path) -> str:
 
 @pytest.mark.heavy
 def test_the_demo_asks_once_and_then_reads_its_cache(tmp_path: Path) -> None:
-    """With its first pairs only; it writes beside its folder, so it runs from another one."""
+    """With its first pair only; it writes beside its folder, so it runs from another one."""
     shutil.copytree(EXAMPLES, tmp_path / "examples")
     data = tmp_path / "examples" / "data" / "preferences.jsonl"
     lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
-    data.write_text("".join(lines[:3]), encoding="utf-8")
+    data.write_text("".join(lines[:1]), encoding="utf-8")
     first, again = (printed("examples/demo.py", cwd=tmp_path) for _ in range(2))
     for said in (first, again):
-        assert "PersonaTable(3 rows, " in said
+        assert "PersonaTable(1 rows, " in said
         assert re.search(
             r"explains the choice: \d+% of greedy personas, \d+% of the best of 2", said
         )
