@@ -360,7 +360,9 @@ def test_a_batch_whose_creation_was_not_answered_is_found(
     collect(batch).raise_for_errors()
 
 
-@pytest.mark.parametrize("listed", [b"{}", b"[]", b'{"data": [{"id": "batch-0"}]}'])
+@pytest.mark.parametrize(
+    "listed", [b"{}", b"[]", b'{"data": [{"id": "batch-0"}], "has_more": false}']
+)
 def test_a_list_that_says_nothing_is_no_leave_to_pay_twice(
     provider: BatchServer, place: Path, listed: bytes
 ) -> None:

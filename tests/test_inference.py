@@ -438,6 +438,7 @@ def test_a_column_that_would_be_lost_is_refused(llm: FakeLLM, endpoint: dict[str
     assert llm.calls == 2
 
 
+@pytest.mark.heavy
 def test_estimate_cost_makes_no_call_and_knows_the_cache(
     llm: FakeLLM, endpoint: dict[str, Any]
 ) -> None:
@@ -470,6 +471,7 @@ def test_empty_data_gives_an_empty_table(llm: FakeLLM, endpoint: dict[str, Any])
     assert llm.calls == 0
 
 
+@pytest.mark.heavy
 def test_hh_rlhf_2312_rows_in_order(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     path = shared("hh_rlhf_harmless_base_test.jsonl")
     table = pi.infer_personas(path, **endpoint)

@@ -68,6 +68,7 @@ def test_probabilities_sum_to_one_at_every_step(rows: Rows, temperature: float) 
     assert (found.entropy_trajectory <= math.log(len(rows[0])) + 1e-9).all()
 
 
+@pytest.mark.heavy
 @given(choices(), st.randoms())
 def test_the_order_of_the_choices_does_not_matter(rows: Rows, random: Random) -> None:
     shuffled = list(rows)
@@ -122,6 +123,7 @@ def test_probabilities_are_calibrated_over_users() -> None:
     assert np.mean(mass) == pytest.approx(np.mean(hits), abs=0.06)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("truth", [0.2, 1.0, 3.0])
 def test_the_temperature_is_found_on_held_out_choices(truth: float) -> None:
     posteriors, held_out = [], []

@@ -187,6 +187,7 @@ def test_litellm_faults_are_translated_and_its_own_retries_are_off() -> None:
             assert server.calls == 1
 
 
+@pytest.mark.heavy
 def test_litellm_honours_retry_after() -> None:
     with FakeLLM(faults=[Fault.rate_limit(0)]) as server:
         model = pi.LLM("litellm/openai/fake", api_base=server.api_base, api_key="k")
