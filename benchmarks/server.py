@@ -18,14 +18,14 @@ from contextlib import contextmanager
 
 PERSONAS = {
     "person_1": {
-        "evidence": "one fixed routine, nothing to weigh up",
-        "trait": "pressed for time and put off by complicated plans",
-        "preference": "a short routine that can be started today",
+        "evidence": "three days and one number, nothing to weigh up",
+        "trait": "short of time and easily put off by long plans",
+        "preference": "a fixed routine that works from the first evening",
     },
     "person_2": {
         "evidence": "reasons and background, several ways to go on",
-        "trait": "curious about how things work",
-        "preference": "underlying reasons that allow independent judgement",
+        "trait": "inquisitive and used to thinking for oneself",
+        "preference": "causes and background that make a decision possible",
     },
 }
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)

@@ -3,6 +3,8 @@
 Python's collector walks young objects after every 700 that were made, and old ones again and again as
 they grow in number. Records hold no cycles, so that all of it is in vain: it took more time than making
 them. Reference counts free what is dropped, as always; only cycles wait a little longer.
+
+Records that will be kept need not be walked at all: `keep` puts them among the old objects as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["rarely_collecting"]
+__all__ = ["keep", "rarely_collecting"]
 
 _YOUNG = 50_000  # objects made between two walks, while a run goes on
 
@@ -44,3 +46,14 @@ def rarely_collecting() -> Iterator[None]:
                 if gc.get_threshold() == (_YOUNG, *_before[1:]):
                     gc.set_threshold(*_before)
                 _before = None
+
+
+def keep() -> None:
+    """Count all objects that there are as old: only a full collection walks them.
+
+    For the time after many records were made, and little else. Where somebody else has frozen objects,
+    nothing is done, since theirs would thaw.
+    """
+    if gc.isenabled() and not gc.get_freeze_count():
+        gc.freeze()
+        gc.unfreeze()

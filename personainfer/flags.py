@@ -33,8 +33,8 @@ FLAGS = (
 
 _COPIED_RUN = 4  # words in a row; three are often an idiom
 
-# A million rows go through here: words are looked up in sets, and a pattern that could match only in
-# the company of certain words is tried only then.
+# A million rows go through here: words are looked up in sets, and a pattern is tried only in the company
+# of a word that every match of it holds.
 _REFUSAL_WORDS = frozenset(
     """
     i i'm can't cannot won't don't ai model unable appropriate n persona
@@ -50,24 +50,23 @@ _PROTECTED_WORDS = frozenset(
     man men woman women male males female females boy boys girl girls lady ladies gender trans
     transgender nonbinary gay gays lesbian lesbians queer bisexual homosexual heterosexual lgbt
     lgbtq black white asian hispanic latino latina latinx caucasian african arab race racial
-    indigenous christian christians muslim muslims jew jews jewish hindu hindus buddhist buddhists
+    indigenous ethnic ethnics ethnically ethnicity ethnicities christian christians muslim muslims
+    islam islamic islamist islamists jew jews jewish hindu hindus buddhist buddhists
     catholic catholics protestant protestants atheist atheists religious religion devout elderly
     teen teens teenage teenager teenagers millennial millennials adolescent adolescents retiree
     retirees immigrant immigrants foreigner foreigners nationality american americans british
     chinese indian indians mexican mexicans russian russians german germans french japanese european
-    europeans disabled blind deaf adhd republican republicans democrat democrats conservative
-    conservatives liberal liberals socialist socialists communist communists feminist feminists
+    europeans disabled disability disabilities blind deaf adhd autism autistic autistics dyslexia
+    dyslexic dyslexics wheelchair wheelchairs pregnant pregnancy pregnancies republican republicans
+    democrat democrats conservative conservatives liberal liberals socialist socialists communist
+    communists feminist feminists
     """.split()
 )
 _PROTECTED_RUN = re.compile(
-    r"\b(?:(?:ethnic|islam|disabilit|autis|wheelchair|dyslexi|pregnan)"
-    r"|(?:senior citizens?|middle aged|(?:left|right) wing|non binary|\d+ years? old)\b)"
+    r"\b(?:senior citizens?|middle aged|(?:left|right) wing|non binary|\d+ years? old)\b"
 )
-# One of these stands in every phrase that the pattern above can match.
-_PROTECTED_MARKS = (
-    "ethnic", "islam", "disabilit", "autis", "wheelchair", "dyslexi", "pregnan",
-    "senior", "middle", "wing", "binary", "year",
-)  # fmt: skip
+_PROTECTED_STARTS = frozenset("senior middle left right non year years".split())
+_TELLING = _REFUSAL_WORDS | _PROTECTED_WORDS | _PROTECTED_STARTS
 _NAME = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof)\.? [A-Z]\w+|\b[A-Z][a-z]+ (?:[A-Z]\. )?[A-Z][a-z]+\b)"
 )
@@ -96,27 +95,37 @@ def find_flags(
         preference: the pair that it was said about.
         exemplar_phrases: traits and preferences of the exemplars, in lower case.
     """
-    return flags_in_text(persona, pair_text(preference), exemplar_phrases)
+    (flags,) = flags_in_text([persona], pair_text(preference), exemplar_phrases)
+    return flags
 
 
-def flags_in_text(persona: Persona, text: str, exemplar_phrases: Set[str]) -> tuple[str, ...]:
-    """`find_flags` where the text of the pair is at hand: both personas of a row share it."""
+def flags_in_text(
+    personas: Sequence[Persona], text: str, exemplar_phrases: Set[str]
+) -> list[tuple[str, ...]]:
+    """`find_flags` of several personas that share a pair, or pairs: `text` is theirs, by `pair_text`.
+
+    What hardly any persona has is first looked for in all of them at once.
+    """
+    said = " ".join([f"{persona.trait} {persona.preference}" for persona in personas])
+    plain = _plain(said)
+    words = _words(plain)
+    wary = plain != said or not _TELLING.isdisjoint(words) or _may_copy(words, text)
+    return [_flags(persona, text, exemplar_phrases, wary) for persona in personas]
+
+
+def _flags(persona: Persona, text: str, exemplar_phrases: Set[str], wary: bool) -> tuple[str, ...]:
     trait, wish = _plain(persona.trait), _plain(persona.preference)
-    trait_words, wish_words = _words(trait), _words(wish)
-    words = trait_words + wish_words
-    said = f"{trait} | {wish}"
     found = []
-    if not _REFUSAL_WORDS.isdisjoint(words) and _REFUSAL.search(said):
+    words = _words(f"{trait} {wish}") if wary else ()
+    if not _REFUSAL_WORDS.isdisjoint(words) and _REFUSAL.search(f"{trait} | {wish}"):
         found.append("refusal")
-    if _may_copy(trait_words, text) or _may_copy(wish_words, text):
-        plain = f" {' '.join(_words(text))} "
-        if _copies(trait_words, plain) or _copies(wish_words, plain):
-            found.append("copies_text")
+    if wary and _may_copy(words, text) and _copies(text, trait, wish):
+        found.append("copies_text")
     if trait in exemplar_phrases or wish in exemplar_phrases:
         found.append("copies_exemplar")
-    if _is_protected(words, said):
+    if wary and _is_protected(words):
         found.append("protected_attribute")
-    if not (persona.trait.islower() and persona.preference.islower()) and _names(persona):
+    if wary and (_NAME.search(persona.trait) or _NAME.search(persona.preference)):
         found.append("named_person")
     if _is_ungrammatical(trait) or _is_ungrammatical(wish):
         found.append("ungrammatical")
@@ -161,26 +170,24 @@ def _may_copy(words: Sequence[str], text: str) -> bool:
     return False
 
 
-def _copies(words: Sequence[str], plain: str) -> bool:
-    """Whether four words in a row stand in the pair, whatever punctuation is between them there."""
-    return any(
-        f" {' '.join(words[start : start + _COPIED_RUN])} " in plain
+def _copies(text: str, *phrases: str) -> bool:
+    """Whether four words in a row of a phrase stand in the pair, whatever punctuation is between them."""
+    plain = f" {' '.join(_words(text))} "
+    runs = (
+        words[start : start + _COPIED_RUN]
+        for words in map(_words, phrases)
         for start in range(len(words) - _COPIED_RUN + 1)
     )
+    return any(f" {' '.join(run)} " in plain for run in runs)
 
 
-def _is_protected(words: Sequence[str], said: str) -> bool:
+def _is_protected(words: Sequence[str]) -> bool:
     if not _PROTECTED_WORDS.isdisjoint(words):
         return True
-    marked = any(map(said.__contains__, _PROTECTED_MARKS))
-    return marked and bool(_PROTECTED_RUN.search(" ".join(words)))
-
-
-def _names(persona: Persona) -> bool:
-    return bool(_NAME.search(persona.trait) or _NAME.search(persona.preference))
+    return not _PROTECTED_STARTS.isdisjoint(words) and bool(_PROTECTED_RUN.search(" ".join(words)))
 
 
 def _is_ungrammatical(phrase: str) -> bool:
     """A phrase that is empty, stops in the middle, or brings a verb where the sentence has its own."""
-    first, last = phrase.split(" ", 1)[0], phrase.rsplit(" ", 1)[-1]
+    first, last = phrase.partition(" ")[0], phrase.rpartition(" ")[2]
     return not phrase or last in _OPEN_ENDS or first in _VERBS

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
 
-from .collector import rarely_collecting
+from .collector import keep, rarely_collecting
 from .columns import own_columns, own_names, without
 from .costs import CostEstimate, estimate, first_body
 from .dispatch import Run
@@ -49,6 +50,9 @@ __all__ = [
     "shown",
     "watched",
 ]
+
+_TAKEN = frozenset((*COLUMNS, RECORD))
+_ROWS_KEPT = 4096  # rows between two looks at whether the garbage collector has anything to find
 
 
 def infer_personas(
@@ -249,7 +253,7 @@ def collected(
     with stream, rarely_collecting():
         rows = shown(stream, progress)
         if output is None:
-            made: Sequence[PersonaRow] = list(rows)
+            made: Sequence[PersonaRow] = _kept(rows, stream)
         else:  # what cannot be written is found before the first row is asked for
             columns = own_columns(original, gaps=stream.on_error == "drop")
             placed = ((row.index, row) for row in rows)
@@ -262,6 +266,18 @@ def collected(
         usage=stream.usage,
         settings=stream.settings,
     )
+
+
+def _kept(rows: Iterator[PersonaRow], stream: PersonaStream) -> list[PersonaRow]:
+    """The rows as a list. Those from the cache leave no cycles behind for the collector to look for."""
+    made: list[PersonaRow] = []
+    calls = 0
+    while group := list(islice(rows, _ROWS_KEPT)):
+        made += group
+        before, calls = calls, stream.usage.calls
+        if calls == before:
+            keep()
+    return made
 
 
 def shown(stream: PersonaStream, progress: bool | None) -> Iterator[PersonaRow]:
@@ -302,12 +318,11 @@ def prepare(
     return plan, source, llm
 
 
-def check_free(names: Container[object]) -> None:
+def check_free(names: Iterable[object]) -> None:
     """Raise InvalidArgumentError if a column of the data has a name that a new one will have."""
-    taken = [name for name in (*COLUMNS, RECORD) if name in names]
-    if taken:
+    if not _TAKEN.isdisjoint(names):
         raise InvalidArgumentError(
-            f"the data has a column {taken[0]} already.",
+            f"the data has a column {sorted(_TAKEN.intersection(names))[0]} already.",
             hint="Rename or drop it: it would be lost. Failed rows of a table of personas are asked"
             " again by retry_errors, or infer --retry.",
         )

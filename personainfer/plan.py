@@ -85,31 +85,28 @@ class Plan:
 
     def result(self, index: int, row: SourceRow, replies: Sequence[Reply]) -> PersonaRow:
         """The row that these replies make; of several samples each is kept as a candidate."""
-        if row.preference is None:
+        preference = row.preference
+        if preference is None:
             return PersonaRow(index, None, error=row.error, columns=row.columns)
+        failed = [reply.error for reply in replies if reply.error is not None]
+        error = "; ".join(dict.fromkeys(map(str, failed))) if failed else None
+        if self.candidates == 1:
+            found = self._personas(preference, replies)
+            one, other = found.get("chosen"), found.get("rejected")
+            return PersonaRow(index, preference, one, other, error, columns=row.columns)
         step = len(replies) // self.candidates
         samples = [
-            self._personas(row.preference, replies[start : start + step])
+            self._personas(preference, replies[start : start + step])
             for start in range(0, len(replies), step)
         ]
-        errors = dict.fromkeys(str(reply.error) for reply in replies if reply.error is not None)
-        if self.candidates == 1:
-            return PersonaRow(
-                index,
-                row.preference,
-                chosen=samples[0].get("chosen"),
-                rejected=samples[0].get("rejected"),
-                error="; ".join(errors) or None,
-                columns=row.columns,
-            )
         # A sample that failed costs a candidate; the row fails when a side has none left.
-        found = {side: tuple(Candidate(p[side]) for p in samples if side in p) for side in _SIDES}
+        sides = {side: tuple(Candidate(p[side]) for p in samples if side in p) for side in _SIDES}
         return PersonaRow(
             index,
-            row.preference,
-            chosen_candidates=found["chosen"],
-            rejected_candidates=found["rejected"],
-            error=None if all(found[side] for side in self.sides) else "; ".join(errors),
+            preference,
+            chosen_candidates=sides["chosen"],
+            rejected_candidates=sides["rejected"],
+            error=None if all(sides[side] for side in self.sides) else error or "",
             columns=row.columns,
         )
 
@@ -130,14 +127,14 @@ class Plan:
     ) -> dict[Side, Persona]:
         if not personas:
             return {}
-        said = {(persona.trait, persona.preference) for persona in personas.values()}
-        same = ("same_as_other_side",) if len(said) < len(personas) else ()
-        text, phrases = pair_text(preference), self.prompt.phrases
-        result = {}
-        for side, persona in personas.items():
-            flags = flags_in_text(persona, text, phrases) + same
-            result[side] = persona.model_copy(update={"flags": flags}) if flags else persona
-        return result
+        said = list(personas.values())
+        flags = flags_in_text(said, pair_text(preference), self.prompt.phrases)
+        if len({(one.trait, one.preference) for one in said}) < len(said):
+            flags = [(*found, "same_as_other_side") for found in flags]
+        return {
+            side: one.model_copy(update={"flags": found}) if found else one
+            for (side, one), found in zip(personas.items(), flags, strict=True)
+        }
 
 
 def check_candidates(candidates: Any, select: Any, *, later: bool = False) -> None:

@@ -78,15 +78,15 @@ def _phrase(text: object, before: re.Pattern[str]) -> object:
     if not isinstance(text, str):
         return text
     phrase = " ".join(text.split()).rstrip(" .;,")
-    first = phrase.split(" ", 1)[0]
-    if first.islower() and first not in _LEADERS:  # nearly all are as they should be
+    first = phrase.partition(" ")[0]
+    if first not in _LEADERS and first.islower():  # nearly all are as they should be
         return phrase
     while first.lower() in _LEADERS:
         shorter = before.sub("", phrase, count=1)
         if shorter == phrase:
             break
         phrase = shorter  # and again: "the user is someone who is"
-        first = phrase.split(" ", 1)[0]
+        first = phrase.partition(" ")[0]
     if first == "A" or first[1:].islower():  # "Short" -> "short", while "TV" and "IT-savvy" stay
         phrase = phrase[0].lower() + phrase[1:]
     return phrase

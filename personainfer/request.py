@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -92,7 +93,12 @@ def encoded(messages: Sequence[Message]) -> bytes:
 
 
 def _encode(role: str, content: str) -> bytes:
-    return b'{"role": %b, "content": %b}' % (to_json(role), to_json(content))
+    return b'{"role": %b, "content": %b}' % (_role(role), to_json(content))
+
+
+@cache
+def _role(name: str) -> bytes:
+    return to_json(name)
 
 
 def _bare_json(text: str) -> str:

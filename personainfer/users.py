@@ -214,7 +214,7 @@ def _persona(
         evidence=evidence,
         pairs=len(one.choices),
         score=score,
-        flags=tuple(flag for flag in flags_in_text(said, text, frozenset()) if flag in _FLAGS),
+        flags=tuple(flag for flag in flags_in_text([said], text, frozenset())[0] if flag in _FLAGS),
     )
 
 

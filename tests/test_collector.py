@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import personainfer as pi
-from personainfer.collector import rarely_collecting
+from personainfer.collector import keep, rarely_collecting
 
 from .conftest import pairs
 
@@ -57,3 +57,28 @@ def test_a_run_leaves_it_as_it_was(endpoint: dict[str, Any]) -> None:
     before = gc.get_threshold()
     pi.infer_personas(pairs(3), **endpoint)
     assert gc.get_threshold() == before
+
+
+def test_what_is_kept_is_old_without_a_walk_and_no_object_is_lost_to_the_collector() -> None:
+    gc.collect()
+    with rarely_collecting():
+        made = [[number] for number in range(1000)]
+        keep()
+        old = {id(thing) for thing in gc.get_objects(generation=2)}
+        assert all(id(one) in old for one in made)
+    assert not gc.get_freeze_count()
+    loop: list[object] = []
+    loop.append(loop)
+    keep()
+    del loop
+    assert gc.collect() >= 1
+
+
+def test_objects_that_somebody_else_has_frozen_do_not_thaw() -> None:
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        keep()
+        assert gc.get_freeze_count() >= frozen
+    finally:
+        gc.unfreeze()
