@@ -54,13 +54,14 @@ from typing import Any
 import numpy as np
 
 import personainfer as pi
+from personainfer.likelihood import PEOPLE_IN_GENERAL
 from personainfer.metrics import bootstrap_rate
 
 STEP = 31  # rows scored between two signs of life
 BARS = {"pairing": 0.85, "within": 0.70}
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
-    "against the prompt alone": {"baseline": ()},
+    "against people in general": {"baseline": PEOPLE_IN_GENERAL},
     "against one neutral persona": {
         "baseline": ("The user is a person and prefers a good response.",)
     },
@@ -127,7 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     half = 1 if options.choices is None else 0
     rows = read(options.path)[half::2][: options.rows]
-    wanted = options.choices or ["default"]
+    wanted = options.choices or ["default", "against people in general"]
     for choice in CHOICES if "all" in wanted else wanted:
         found = measure(
             rows, choice, model=options.model, device=options.device, dtype=options.dtype

@@ -68,7 +68,7 @@ class Scores:
         return self.of(rows).reshape(-1, 2) @ (1.0, -1.0)
 
     def explains(self, preferences: Sequence[pi.Preference], personas: Sequence[Any]) -> Floats:
-        """As `Likelihood.explains`: so that it chooses among explanations."""
+        """As `Likelihood.explains` against people in general: so that it chooses among explanations."""
         said = [None if persona is None else str(persona) for persona in personas]
         prompts = [pair.prompt for pair in preferences]
         own = self.margins(list(zip(prompts, said, strict=True)), preferences)

@@ -10,7 +10,7 @@ a token, with the persona than with the twelve on average, by z-scores, with Bra
 *Evaluator*: SmolLM2-135M-Instruct (transformers, `--dtype`), another model. Given what a way says of the
 user, it predicts the response whose mean log-probability a token is higher ("plain", as in
 arXiv 2505.13257), is raised more against the bare prompt ("lift"), or more than by two sentences about
-people in general (as `Likelihood.explains`: any sentence about a reader moves a model).
+people in general (`PEOPLE_IN_GENERAL`: any sentence about a reader moves a model).
 *Inferrer*: `--model`, by default SmolLM2-135M-Instruct again (llama.cpp, 4 bits). That is circular as far
 as it goes: these personas are in the evaluator's own words, and "verified" and "posterior" choose among
 them by the evaluator's scores. Whose choices are predicted is decided by Gemma alone, and never shown.
@@ -233,12 +233,12 @@ class Known:
         return np.array(found)
 
     def margins_in_general(self, held: Choices) -> Floats:
-        """The same after what `Likelihood.explains` measures personas against."""
+        """The same after two sentences about people in general."""
         rows = [self._places(pairs) for pairs in held.values()]
         return np.array([sign * self._general[row] for row, sign in rows])
 
     def explains(self, pairs: Sequence[pi.Preference]) -> Floats:
-        """As `Likelihood.explains`, of each choice by each persona."""
+        """As `Likelihood.explains` against people in general, of each choice by each persona."""
         rows, sign = self._places(pairs)
         explained: Floats = sign[:, None] * (self._own - self._general[:, None])[rows]
         return explained

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import personainfer as pi
+from personainfer.likelihood import PEOPLE_IN_GENERAL
 
 HERE = Path(__file__).parent
 PAIRS = 24
@@ -27,7 +28,7 @@ def explained(table: pi.PersonaTable, model: pi.Likelihood) -> float:
 def main() -> None:
     lines = (HERE / "data" / "preferences.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = [json.loads(line) for line in lines[:PAIRS]]
-    model = pi.Likelihood("local", max_response_tokens=TOKENS)
+    model = pi.Likelihood("local", max_response_tokens=TOKENS, baseline=PEOPLE_IN_GENERAL)
     greedy = pi.infer_personas(pairs, "local")
     table = pi.infer_personas(
         pairs, "local", temperature=1.0, seed=0, candidates=CANDIDATES, select=model

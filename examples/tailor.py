@@ -226,6 +226,7 @@ def stage(
     )
     if start is not None:
         model, lora = PeftModel.from_pretrained(model, str(start), is_trainable=True), None
+    train = study.in_random_order(train, seed)
     rows, checked = (study.arm_rows(arm, table, kind, s.persona_in, seed) for table in (train, dev))
     common = training_arguments(s, arm, seed, folder, len(rows))
     config = (
@@ -288,6 +289,9 @@ def training_arguments(
         "per_device_train_batch_size": at_once,
         "per_device_eval_batch_size": at_once,
         "gradient_accumulation_steps": max(1, s.batch // at_once),
+        # Both personas of a pair in one step: what is good for either cancels out, and what is left to
+        # be learned is for whom. Apart, the later one meets a model that has just learned the reverse.
+        "train_sampling_strategy": "sequential",
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
         "eval_strategy": "steps",

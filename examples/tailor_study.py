@@ -161,6 +161,12 @@ def within(
     return table if budget is None else pi.PersonaTable(table[: int((total <= budget).sum())])
 
 
+def in_random_order(table: pi.PersonaTable, seed: int) -> pi.PersonaTable:
+    """The pairs of a table, shuffled."""
+    order = np.random.default_rng(seed).permutation(len(table))
+    return pi.PersonaTable([table[int(place)] for place in order])
+
+
 def first(table: pi.PersonaTable, count: int | None) -> pi.PersonaTable:
     """No more rows than that."""
     return table if count is None else pi.PersonaTable(table[:count])

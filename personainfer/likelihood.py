@@ -35,7 +35,7 @@ from .scoring import FloatArray, Scorer, ScoringEndpoint, Tokens, TokenText
 from .torch_models import check_installed
 from .torch_scoring import TorchScorer
 
-__all__ = ["Cuts", "Likelihood"]
+__all__ = ["PEOPLE_IN_GENERAL", "Cuts", "Likelihood"]
 
 H = TypeVar("H", bound=Hashable)
 T = TypeVar("T")
@@ -80,9 +80,10 @@ class Likelihood:
         persona_in: where the persona stands: "user": the user says it at the end of the last message,
             "Write the response that I would prefer. I am …"; "system": in the system message; "plain":
             in labelled text without a chat template, for models that have none.
-        baseline: personas that `explains` measures others against, by their mean: people in general.
-            Any sentence about the reader moves a model, to longer responses for one; against these
-            only what a persona says in particular counts. Empty: the prompt alone, as in `lift`.
+        baseline: what `explains` measures personas against. Empty: the prompt alone, as `lift` does.
+            Or other personas, by their mean: any sentence about the reader moves a model, to longer
+            responses for one; against `PEOPLE_IN_GENERAL` only what a persona says in particular
+            counts. Among candidates for one side it never changes the order, only what is above 0.
         max_prompt_tokens: of a longer prompt the oldest messages are dropped, and the start of the
             last one; the persona never is.
         dtype: of transformers; None: float32 on a CPU, the checkpoint's own on a GPU.
@@ -109,7 +110,7 @@ class Likelihood:
         max_response_tokens: int = 128,
         device: str | None = None,
         persona_in: PersonaPlace = "user",
-        baseline: Sequence[Persona | str] = PEOPLE_IN_GENERAL,
+        baseline: Sequence[Persona | str] = (),
         max_prompt_tokens: int = 1024,
         dtype: str | None = None,
         api_base: str | None = None,
@@ -188,9 +189,9 @@ class Likelihood:
     ) -> FloatArray:
         """How well each persona explains that `chosen` was preferred: above 0, better than nobody.
 
-        g(chosen) - g(rejected), where g(response) is the mean over its tokens of log p(token | prompt,
-        persona, tokens before) minus that with the personas of `baseline`: nats a token, as a sum
-        would grow with the length of a response. With `baseline=()`, g is the lift a token.
+        g(chosen) - g(rejected), where g(response) is its lift a token: the mean over its tokens of
+        log p(token | prompt, persona, tokens before) minus log p(token | prompt, tokens before), or
+        minus the same with the personas of `baseline`. A sum would grow with the length of a response.
 
         Args:
             preferences: n pairs.

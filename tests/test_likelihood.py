@@ -94,7 +94,7 @@ def test_lift_is_with_the_persona_minus_without(server: ScoringServer) -> None:
 
 
 def test_explains_compares_lifts_a_token(server: ScoringServer) -> None:
-    model = likelihood(server, baseline=())
+    model = likelihood(server)
     one = pair(chosen="short answers", rejected="tales of old")
     lifts = model.lift(["How?"] * 2, [BRIEF] * 2, [one.chosen, one.rejected])
     wanted = lifts[0] / len(one.chosen) - lifts[1] / len(one.rejected)
@@ -178,7 +178,7 @@ def test_a_grammar_that_holds_for_one_token_is_not_used() -> None:
 
 
 def test_what_is_equal_is_scored_once(server: ScoringServer) -> None:
-    likelihood(server, baseline=()).explains([pair()] * 5, [BRIEF] * 5)
+    likelihood(server).explains([pair()] * 5, [BRIEF] * 5)
     path = "/v1/completions" if "/v1/completions" in server.routes else "/completion"
     long = [body for body in server.bodies(path) if body["prompt"][0] == START]
     assert len(long) <= 4 + 1  # two responses, with and without; and what finds out the grammar
