@@ -66,8 +66,10 @@ def find_questions(
 
 
 def _whole(prompt: str | tuple[Message, ...]) -> str:
-    """All turns of a conversation: "Why?" is another question after other words."""
-    return prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+    """What was said in a conversation: "Why?" is another question after other words."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(turn.content for turn in prompt if turn.role != "system")
 
 
 def word_counts(texts: list[str]) -> Floats:

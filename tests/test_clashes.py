@@ -70,7 +70,7 @@ def test_vectors_may_come_from_elsewhere() -> None:
     assert find_questions(asked, embed=embed) == ["clashing", "clashing"]
 
 
-def test_a_conversation_is_known_by_its_last_turn() -> None:
+def test_a_system_message_makes_no_other_question() -> None:
     turns = (Message(role="system", content="Be kind."), Message(role="user", content="Meat?"))
     asked = [
         choice("ann", "Meat?"),
