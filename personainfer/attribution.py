@@ -26,7 +26,8 @@ Floats = npt.NDArray[np.float64]
 
 _PERMUTATIONS = 9_999
 _TAG = re.compile(r"\s*</?[a-z_]+>\s*")
-_SENTENCE = re.compile(r"\S.*?(?:[.!?…。\uff01\uff1f]+(?=\s|$)|$)", re.MULTILINE)
+# Full-width marks end a sentence by themselves: no space follows them.
+_SENTENCE = re.compile(r"\S.*?(?:[.!?…]+(?=\s|$)|[。\uff01\uff1f]+|$)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +185,14 @@ def _permuted_p(
     if right.all() or not right.any():
         return float("nan")
     random = np.random.default_rng(seed)
-    sums = np.zeros(_PERMUTATIONS)
+    sums, expected = np.zeros(_PERMUTATIONS), 0.0
     for user in np.unique(users):
         mine = users == user
         dealt = random.permuted(np.tile(right[mine], (_PERMUTATIONS, 1)), axis=1)
         sums += dealt @ values[mine]
+        # Exact: the mean of the sums drawn would put one of two mirrored sums further out than the other.
+        expected += float(values[mine].mean() * right[mine].sum())
     # Given how many are right, the difference of means is a straight line in the sum over the right ones.
-    expected = sums.mean()
     observed = abs(float(values @ right) - expected)
     return float(
         (1 + np.count_nonzero(np.abs(sums - expected) >= observed - 1e-12)) / (1 + len(sums))

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from .bm25 import words
 from .exceptions import InvalidArgumentError
-from .neighbours import Embed, cosines, embedded, prompt_text
-from .records import Preference
+from .neighbours import Embed, cosines, embedded
+from .records import Message, Preference
 
 __all__ = ["Question", "find_questions"]
 
@@ -50,7 +50,7 @@ def find_questions(
     if not choices:
         return []
     embed = word_counts if embed is None else embed
-    prompts = [" ".join(prompt_text(choice.prompt).casefold().split()) for choice in choices]
+    prompts = [" ".join(_whole(choice.prompt).casefold().split()) for choice in choices]
     where = embedded(prompts, embed)
     what = embedded([choice.chosen for choice in choices], embed)
     what = what - embedded([choice.rejected for choice in choices], embed)
@@ -63,6 +63,13 @@ def find_questions(
         other = users[part, None] != users[None]
         clashing[part] = (same & opposed & other).any(axis=1)
     return ["clashing" if found else "personal" for found in clashing]
+
+
+def _whole(prompt: str | tuple[Message, ...]) -> str:
+    """What was said in a conversation: "Why?" is another question after other words."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(turn.content for turn in prompt if turn.role != "system")
 
 
 def word_counts(texts: list[str]) -> Floats:

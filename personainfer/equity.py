@@ -23,6 +23,7 @@ Measure = Literal["accuracy", "gain"]
 
 _PERMUTATIONS = 9_999
 _CELLS = 2_000_000  # numbers held at once while permuting
+_ROUNDING = 1e-10  # share of a sum of squares that may be nothing but rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +157,28 @@ def correlation(
     """
     one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
     known = ~(np.isnan(one) | np.isnan(other))
-    x, y = one[known], other[known]
-    x, y = x - (x.mean() if len(x) else 0.0), y - (y.mean() if len(y) else 0.0)
+    x, y = _centred(one[known]), _centred(other[known])
     items = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
 
     def pearson(s: Floats) -> Floats:
         n, sx, sy, sxx, syy, sxy = s.T
-        spread = np.maximum(n * sxx - sx**2, 0) * np.maximum(n * syy - sy**2, 0)
+        spreads = [n * sxx - sx**2, n * syy - sy**2]
+        # What is left of the squares of equal numbers is rounding, at any scale of them.
+        varies = (spreads[0] > _ROUNDING * n * sxx) & (spreads[1] > _ROUNDING * n * syy)
         with np.errstate(invalid="ignore", divide="ignore"):
-            r = (n * sxy - sx * sy) / np.sqrt(np.where(spread > 1e-18, spread, np.nan))
+            r = (n * sxy - sx * sy) / np.sqrt(np.where(varies, spreads[0] * spreads[1], np.nan))
         found: Floats = np.clip(r, -1.0, 1.0)
         return found
 
     if len(x) < 2:
         return Estimate(float("nan"), float("nan"), float("nan"), len(x))
     return bootstrap(items, pearson, confidence=confidence)
+
+
+def _centred(values: Floats) -> Floats:
+    """The values less their mean; 0 where the difference is nothing but rounding."""
+    if not len(values):
+        return values
+    centred = values - values.mean()
+    found: Floats = np.where(np.abs(centred) > _ROUNDING * np.abs(values).max(), centred, 0.0)
+    return found

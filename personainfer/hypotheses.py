@@ -5,6 +5,8 @@ What scores an explanation is known by a selector; what is made of the best ones
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .exceptions import InvalidArgumentError
 from .inference import infer_personas
 from .llm import LLM
 from .plan import Selector
@@ -87,7 +90,7 @@ def users_in(
     """Every user with the choices that are used, and why rows were left out."""
     users = {row.user: UserAtWork(row.user, row) for row in update or ()}
     roles = dict(columns or {})
-    if user not in ("user", "user_id"):  # these are recognised by themselves
+    if user != "user_id":  # which is recognised by itself
         roles.setdefault("user", user)
     skipped: Counter[str] = Counter()
     for number, row in enumerate(read_preferences(data, columns=roles)):
@@ -141,8 +144,18 @@ def score_hypotheses(users: Sequence[UserAtWork], selector: Selector, checks: in
     if not asked:
         return
     personas = [one.hypotheses[place].persona for one, place, _ in asked]
-    scores = selector.explains([choice for *_, choice in asked], personas)
-    for (one, place, choice), score in zip(asked, scores, strict=True):
+    found = selector.explains([choice for *_, choice in asked], personas)
+    scores = np.fromiter((float(score) for score in found), dtype=np.float64)
+    if len(scores) != len(asked):
+        raise InvalidArgumentError(f"select= gave {len(scores)} scores where {len(asked)} are due.")
+    finite = np.isfinite(scores)
+    if not finite.all():  # they would decide everything, or nothing, and no file of JSON holds them
+        warnings.warn(
+            f"{np.count_nonzero(~finite):,} of {len(scores):,} scores of select= are not finite"
+            " numbers; they are left out.",
+            stacklevel=3,
+        )
+    for (one, place, choice), score in itertools.compress(zip(asked, scores, strict=True), finite):
         old = one.hypotheses[place]
         scored = (*old.scores, (choice.id or "", float(score)))
         one.hypotheses[place] = old.model_copy(update={"scores": scored})

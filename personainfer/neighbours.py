@@ -73,6 +73,10 @@ def nearest_users(
         vectors: from `user_vectors`.
         k: how many; PersonalLLM takes 20.
         of: the users asked about; None: all.
+
+    Raises:
+        InvalidArgumentError: k is no number from 1 up, or vectors differ in length.
+        DataError: a vector is not finite.
     """
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise InvalidArgumentError(f"k={k!r} must be a whole number from 1 up.")
@@ -81,7 +85,12 @@ def nearest_users(
     asked = names if of is None else list(of)
     if unknown := [name for name in asked if name not in place]:
         raise InvalidArgumentError(f"of= names user {unknown[0]!r}, who has no vector.")
-    stacked = np.array([np.asarray(vectors[name]) for name in names])
+    lengths = {np.shape(vectors[name]) for name in names}
+    if len(lengths) > 1 or any(len(shape) != 1 for shape in lengths):
+        raise InvalidArgumentError(f"vectors= have the shapes {sorted(lengths)}: one is needed.")
+    stacked = np.array([np.asarray(vectors[name], dtype=np.float64) for name in names])
+    if (broken := np.flatnonzero(~np.isfinite(stacked).all(axis=-1))).size:
+        raise DataError(f"the vector of user {names[broken[0]]!r} is not finite.")
     units = _unit(stacked).astype(np.float32)
     count = min(k, len(names) - 1)
     found: dict[str, list[str]] = {}

@@ -97,7 +97,12 @@ def _score_margins(scoring: Scoring, cases: Sequence[Case]) -> Floats:
     conversations = [case.messages for case in cases for _ in range(2)]
     responses = [text for case in cases for text in (case.choice.chosen, case.choice.rejected)]
     scores = _numbers(scoring(conversations, responses), len(responses))
-    margins: Floats = scores[::2] - scores[1::2]
+    with np.errstate(invalid="ignore"):
+        margins: Floats = scores[::2] - scores[1::2]
+    if undecided := int(np.isnan(margins).sum()):
+        raise InvalidArgumentError(
+            f"scorer= gives both responses of {undecided:,} choices the same infinite number."
+        )
     return margins
 
 

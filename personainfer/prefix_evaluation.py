@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float64]
 Names = tuple[str, ...]
 AnyPrefix = Prefix | Callable[[Names], Prefix]
 Fit = Callable[[Names], ChoiceScorer]
-Groups = Mapping[str, Mapping[str, str]]
+Groups = Mapping[str, Mapping[str, Any]]
 
 BARE: Final = "none"
 
@@ -79,10 +79,10 @@ def evaluate_prefixes(
             time: what `prefixes` and `fit` make then never knows the users that it is tested on.
         lift: whether a prefix is judged by how much it raises the margin against the bare prompt, so
             that what the scorer likes anyhow does not count; "none" is judged by the margin itself.
-        groups: attribute -> user -> value, for equity.
+        groups: attribute -> user -> value, for equity. A value that is missing (None, NaN, "") is none.
         questions: the kind of question by the id of the choice; "find": "clashing" where users choose
             differently on a prompt, else "personal" (see `personainfer.clashes`).
-        attribute: names of prefixes whose sentences are left out one by one, on up to 64 choices (with
+        attribute: the prefixes, by name, whose sentences are left out one by one, on up to 64 choices (with
             folds, of the users that the last one leaves out).
         user: the column that says whose choice a row is.
         columns: our name to yours where they differ.
@@ -103,14 +103,16 @@ def evaluate_prefixes(
         options, OPTIONS.union(inspect.signature(evaluate_prefixes).parameters)
     )
     check_confidence(confidence)
-    _check(prefixes, scorer, fit, folds, groups or {}, questions, attribute)
+    attribute = (attribute,) if isinstance(attribute, str) else tuple(attribute)
+    _check(prefixes, scorer, fit, folds, questions, attribute)
+    known = _groups(groups)
     users, skipped = users_in(data, user, columns, None, None)
     choices = [choice for one in users for choice in one.new]
     if not choices:
         raise DataError("no row is a choice of a user.", hint=f"Left out: {skipped or 'nothing'}.")
     names = tuple(one.name for one in users if one.new)
     parts = (
-        [Fold("all", names, names)] if folds is None else folds_of(names, folds, groups, draw_seed)
+        [Fold("all", names, names)] if folds is None else folds_of(names, folds, known, draw_seed)
     )
     tests = [
         FittedFold(
@@ -122,7 +124,7 @@ def evaluate_prefixes(
     ]
     margins = _margins(tests, choices, folds is not None, lift, draw_seed)
     kinds = _questions(questions, choices)
-    equity = _equity(margins, choices, groups or {}, confidence, draw_seed)
+    equity = _equity(margins, choices, known, confidence, draw_seed)
     settings: dict[str, Any] = {"lift": lift, "folds": folds, "confidence": confidence}
     settings["draw_seed"] = draw_seed
     return PrefixEvaluation(
@@ -307,7 +309,7 @@ def _questions(
 ) -> tuple[str | None, ...]:
     if isinstance(given, str):
         return tuple(find_questions(choices))
-    known = given or {}
+    known = {str(id): kind for id, kind in (given or {}).items()}
     return tuple(known.get(choice.id or "") for choice in choices) if known else ()
 
 
@@ -339,7 +341,6 @@ def _check(
     scorer: object,
     fit: object,
     folds: object,
-    groups: Mapping[str, object],
     questions: object,
     attribute: Sequence[str],
 ) -> None:
@@ -359,14 +360,26 @@ def _check(
             "folds= has nothing to fit: all prefixes and the scorer are made already.",
             hint="Give fit=, or a function as a prefix.",
         )
-    for name, of in groups.items():
-        if not isinstance(of, Mapping):
-            raise InvalidArgumentError(
-                f"groups[{name!r}] is no mapping of users to values.",
-                hint='Such as {"diet": {"ann": "vegan", "bob": "none"}}.',
-            )
-    if isinstance(questions, str) and questions != "find":
+    if fit is not None and not callable(fit):
+        raise InvalidArgumentError(f"fit={fit!r:.80} is no function (names of users) -> scorer.")
+    if not (questions is None or questions == "find" or isinstance(questions, Mapping)):
         raise InvalidArgumentError(f'questions={questions!r} is neither "find" nor kinds by id.')
-    for name in [attribute] if isinstance(attribute, str) else attribute:
+    for name in attribute:
         if name not in prefixes:
             raise InvalidArgumentError(f"attribute= names {name!r}, which prefixes= does not.")
+
+
+def _groups(given: Groups | None) -> dict[str, dict[str, str]]:
+    """The values as texts, by users as texts, as they are in the data; without those that are missing."""
+    hint = 'Such as {"diet": {"ann": "vegan", "bob": "none"}}.'
+    if not isinstance(given or {}, Mapping):
+        raise InvalidArgumentError(f"groups={given!r:.80} is no mapping of attributes.", hint=hint)
+    found = {}
+    for name, of in (given or {}).items():
+        if not isinstance(of, Mapping):
+            raise InvalidArgumentError(
+                f"groups[{name!r}] is no mapping of users to values.", hint=hint
+            )
+        there = {user: value for user, value in of.items() if value not in (None, "")}
+        found[name] = {str(u): str(value) for u, value in there.items() if value == value}  # no NaN
+    return found

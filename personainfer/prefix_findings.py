@@ -99,6 +99,9 @@ class PrefixEvaluation:
             f"{count:,} rows left out: {reason.rstrip('.')}."
             for reason, count in self.skipped.items()
         ]
+        # What has no margin without a prefix, which needs to know nothing, was not tested at all.
+        if untested := int(np.isnan(next(iter(self.margins.values()))).sum()):
+            said.append(f"{untested:,} choices of users that no fold leaves out.")
         said += [
             f"{one.unknown:,} choices of users that {name!r} knows nothing of."
             for name, one in self.prefixes.items()

@@ -69,9 +69,10 @@ class Prefix:
         Raises:
             DataError: nothing is known of this user.
         """
-        user = self._stand_in.get(user, user)
+        asker, user = user, self._stand_in.get(user, user)
         if self._examples is not None:
-            return prefix_examples(self._examples.of(user, prompt), self._examples.show)
+            without = None if asker == user else asker  # the control shows nothing of the own
+            return prefix_examples(self._examples.of(user, prompt, without), self._examples.show)
         if self._texts is None:
             known_by_id = {"tag": user_tag, "name": prefix_name}
             return "" if self.kind == "none" else known_by_id[self.kind](user)
@@ -138,9 +139,14 @@ class Examples:
         self._k, self._retrieve, self._embed, self._seed = k, retrieve, embed, seed
         self._neighbours = neighbours
         self._choices: dict[str, list[Preference]] = {}
-        for choice in history:
-            if choice.user is not None:
-                self._choices.setdefault(choice.user, []).append(choice)
+        for place, choice in enumerate(history):
+            if not isinstance(choice, Preference):
+                raise InvalidArgumentError(f"history[{place}] is {choice!r:.40}, no Preference.")
+            if choice.user is None:
+                raise DataError(
+                    f"history[{place}] has no user.", hint="Leave it out, or say whose it is."
+                )
+            self._choices.setdefault(choice.user, []).append(choice)
         self._vectors: dict[str, Floats] = {}
         if embed is not None:
             texts = [prompt_text(c.prompt) for choices in self._choices.values() for c in choices]
@@ -150,10 +156,11 @@ class Examples:
     def users(self) -> tuple[str, ...]:
         return tuple(self._choices if self._neighbours is None else self._neighbours)
 
-    def of(self, user: str, prompt: Prompt) -> list[Preference]:
+    def of(self, user: str, prompt: Prompt, without: str | None = None) -> list[Preference]:
         """Up to k choices, the most fitting last; never one on the very prompt that is asked."""
         asked = prompt_text(prompt).strip()
-        known = [c for c in self._pool(user) if prompt_text(c.prompt).strip() != asked]
+        pool = [choice for choice in self._pool(user) if choice.user != without]
+        known = [c for c in pool if prompt_text(c.prompt).strip() != asked]
         if len(known) <= self._k and self._retrieve == "random":
             return known
         scores = self._scores(user, asked, [prompt_text(c.prompt) for c in known])
@@ -204,7 +211,7 @@ def persona_prefix(
             of the user's choices; "persona": inferred from choices; "gold": written by somebody who
             knows the user, an upper bound that leaks.
         personas: by user, for "persona" and "gold": what `infer_user_personas` returned, or records or
-            texts.
+            texts. A user that is a number is the one of that text.
         names: what users are called, for "name"; None: by their id.
         history: choices with `user`, for "few-shot".
         k: how many examples.
@@ -242,15 +249,27 @@ def persona_prefix(
     texts = None
     if personas is not None:
         people = personas.personas if isinstance(personas, UserPersonas) else personas
-        texts = {user: prefix_persona(str(persona)) for user, persona in people.items()}
+        texts = {user: prefix_persona(said) for user, said in _said("personas", people).items()}
     elif names is not None:
-        texts = {user: prefix_name(name) for user, name in names.items()}
+        texts = {user: prefix_name(name) for user, name in _said("names", names).items()}
     return Prefix(kind, texts, None, role)
 
 
 def user_tag(user: str) -> str:
     """A mark that tells users apart and says nothing about them."""
     return f"<user_{hashlib.sha256(user.encode()).hexdigest()[:8]}>"
+
+
+def _said(name: str, given: object) -> dict[str, str]:
+    """The texts by the users' ids, which are texts in the data too."""
+    if not isinstance(given, Mapping):
+        raise InvalidArgumentError(f"{name}={given!r:.80} is no mapping of users to texts.")
+    for user, one in given.items():
+        if not isinstance(one, str | Persona | UserPersona) or not str(one).strip():
+            raise InvalidArgumentError(
+                f"{name}[{user!r}]={one!r:.80} says nothing.", hint="Leave the user out."
+            )
+    return {str(user): str(one) for user, one in given.items()}
 
 
 def _check_examples(k: int, retrieve: str, show: str, embed: Embed | None) -> None:

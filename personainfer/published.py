@@ -49,6 +49,15 @@ class UserData:
         """How many preferences there are."""
         return len(self.preferences)
 
+    @property
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """Attribute -> user -> value, as `evaluate_prefixes` takes them."""
+        found: dict[str, dict[str, Any]] = {}
+        for user, attributes in self.users.items():
+            for name, value in attributes.items():
+                found.setdefault(name, {})[user] = value
+        return found
+
     def of(self, user: str) -> tuple[Preference, ...]:
         """The preferences of one user, in order."""
         return tuple(choice for choice in self.preferences if choice.user == user)

@@ -28,6 +28,7 @@ Scorer = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]
 _KNOWN_COSTS = frozenset(["beaver_7b"])
 _COST = re.compile(r"(?:^|[^a-z])cost(?:$|[^a-z])")
 _RESPONSE = re.compile(r"response_(\d+)")
+_HEAD = 100  # rows that say which columns are rewards: in a single one a reward may be missing
 
 
 class Lifting(Protocol):
@@ -146,7 +147,7 @@ class RewardMatrix:
 
         Args:
             rows: dicts, or a Hugging Face dataset; `frame.to_dict("records")` of a pandas frame.
-            models: which of them; None: all whose column holds numbers.
+            models: which of them; None: all whose column holds numbers in the first 100 rows.
             prompt: the name of the prompt's column.
             costs: as for `RewardMatrix`.
 
@@ -154,10 +155,10 @@ class RewardMatrix:
         `dropped`.
         """
         stream = iter(rows)
-        head = list(islice(stream, 1))
+        head = list(islice(stream, _HEAD))
         if not head:
             raise DataError("there are no rows.")
-        numbers, names = _columns(head[0], models, prompt)
+        numbers, names = _columns(head, models, prompt)
         kept: dict[str, tuple[list[str], list[list[float]]]] = {}
         dropped: Counter[str] = Counter()
         for row in (*head, *stream):
@@ -242,7 +243,7 @@ def check_models(models: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InvalidArgumentError: there are none, one is no text, or one occurs twice.
     """
-    names = () if isinstance(models, str) else tuple(models)
+    names = _several(models)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise InvalidArgumentError(f"models={models!r:.80} must be the names of the models.")
     if twins := [name for name, count in Counter(names).items() if count > 1]:
@@ -299,9 +300,11 @@ def _costs(given: Collection[str] | None, models: Sequence[str]) -> frozenset[st
 def _prompts(given: Sequence[Prompt] | None, count: int) -> tuple[Prompt, ...] | None:
     if given is None:
         return None
-    prompts = tuple(each if isinstance(each, str) else tuple(each) for each in given)
+    prompts = tuple(each if isinstance(each, str) else _several(each) for each in given)
     if len(prompts) != count:
         raise InvalidArgumentError(f"{len(prompts)} prompts= for rewards of {count} prompts.")
+    if () in prompts:
+        raise InvalidArgumentError(f"prompts[{prompts.index(())}] is neither a text nor messages.")
     first: dict[Prompt, int] = {}
     for place, prompt in enumerate(prompts):
         if first.setdefault(prompt, place) != place:
@@ -317,13 +320,18 @@ def _responses(
 ) -> tuple[tuple[str, ...], ...] | None:
     if given is None:
         return None
-    responses = tuple(() if isinstance(each, str) else tuple(each) for each in given)
+    responses = tuple(map(_several, given))
     if len(responses) != shape[0]:
         raise InvalidArgumentError(f"{len(responses)} rows of responses= for {shape[0]} prompts.")
     for place, texts in enumerate(responses):
         if len(texts) != shape[1] or not all(isinstance(text, str) for text in texts):
             raise InvalidArgumentError(f"responses[{place}] is not a list of {shape[1]} texts.")
     return responses
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    """The items of a list or an array; none of what is a text or cannot be listed."""
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
 
 
 def _scored(
@@ -338,9 +346,13 @@ def _scored(
 
 
 def _columns(
-    row: Mapping[str, Any], models: Sequence[str] | None, prompt: str
+    head: Sequence[Mapping[str, Any]], models: Sequence[str] | None, prompt: str
 ) -> tuple[list[int], tuple[str, ...]]:
     """The numbers of the responses, and the models that scored the first of them."""
+    row = head[0]
+    if not isinstance(row, Mapping):
+        hint = 'Give frame.to_dict("records") of a pandas frame.'
+        raise InvalidArgumentError(f"rows= gives {row!r:.40}, which is no dict.", hint=hint)
     numbers = sorted(int(m[1]) for name in row if (m := _RESPONSE.fullmatch(name)))
     if prompt not in row or not numbers:
         raise DataError(
@@ -349,7 +361,9 @@ def _columns(
         )
     start = f"response_{numbers[0]}_"
     scored = [
-        n.removeprefix(start) for n, value in row.items() if n.startswith(start) and _real(value)
+        name.removeprefix(start)
+        for name in row
+        if name.startswith(start) and any(_real(one.get(name)) for one in head)
     ]
     names = check_models(models if models is not None else sorted(scored))
     for name in (f"response_{number}_{model}" for number in numbers for model in names):

@@ -377,7 +377,7 @@ def match(found: Iterable[str], roles: Mapping[str, str]) -> Shape | None:
 
 def _marks(names: set[str], shape: Shape, roles: Mapping[str, str]) -> dict[str, str]:
     """The columns of the optional roles."""
-    user = next((name for name in ("user", "user_id") if name in names), "user")
+    user = next((name for name in ("user_id", "user") if name in names), "user")
     marks = {"id": roles.get("id", "id"), "user": roles.get("user", user)}
     return {role: name for role, name in marks.items() if name not in shape.columns.values()}
 

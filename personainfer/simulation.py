@@ -335,7 +335,10 @@ def _record(matrix: RewardMatrix, prompt: int, best: int, worst: int, user: str)
 
 
 def _weights(given: npt.ArrayLike, models: Sequence[str]) -> Floats:
-    weights = np.array(given, dtype=np.float64)
+    try:
+        weights = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"weights is no array of numbers: {error}") from None
     if weights.ndim != 2 or not len(weights) or weights.shape[1] != len(models):
         raise InvalidArgumentError(
             f"weights has the shape {weights.shape}, not (users, {len(models)} models)."
@@ -354,11 +357,8 @@ def _weights(given: npt.ArrayLike, models: Sequence[str]) -> Floats:
 
 def _names(given: Sequence[str] | None, users: int) -> tuple[str, ...]:
     names = tuple(map(str, range(users))) if given is None else tuple(given)
-    if (
-        len(names) != users
-        or len(set(names)) != users
-        or not all(isinstance(n, str) for n in names)
-    ):
+    texts = not isinstance(given, str) and all(isinstance(name, str) for name in names)
+    if not texts or not len(names) == len(set(names)) == users:
         raise InvalidArgumentError(f"names= must be {users} different texts.")
     return names
 

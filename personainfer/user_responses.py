@@ -67,10 +67,12 @@ def respond_to_users(
         A row for each baseline, user and prompt, in this order.
 
     Raises:
-        DataError: a prefix knows nothing of a user, before any call.
+        InvalidArgumentError, DataError: a wrong argument, or a prefix that knows nothing of a user,
+            before any call.
         ModelError: only for what would fail every request (key, model).
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(respond_to_users).parameters))
+    _check_asked(prefixes, users, prompts)
     asked = [
         (name, user, place, prefix.messages(user, prompt))
         for name, prefix in prefixes.items()
@@ -186,6 +188,20 @@ def score_responses(
     )
 
 
+def _check_asked(prefixes: object, users: Sequence[str], prompts: Sequence[Prompt]) -> None:
+    if not isinstance(prefixes, Mapping) or not prefixes:
+        raise InvalidArgumentError("prefixes= is a mapping of names to prefixes.")
+    for name, prefix in prefixes.items():
+        if not isinstance(prefix, Prefix):
+            raise InvalidArgumentError(f"prefixes[{name!r}]={prefix!r:.80} is no prefix.")
+    if isinstance(users, str) or not all(isinstance(user, str) for user in users):
+        raise InvalidArgumentError(f"users={users!r:.80} must be names of users, as texts.")
+    if len(set(users)) < len(users):
+        raise InvalidArgumentError("users= names one of them twice.")
+    if isinstance(prompts, str):
+        raise InvalidArgumentError("prompts= is one text, not several.")
+
+
 def _weights(users: SimulatedUsers, scale: RewardMatrix) -> dict[str, Floats]:
     """By user, in the order of the scale's models."""
     order = [users.models.index(name) for name in scale.models]
@@ -236,7 +252,7 @@ def _check(
     strangers = {row.user for row in responses} - set(users.names)
     if strangers:
         raise InvalidArgumentError(f"users= has no user {min(strangers)!r}.")
-    if max(row.prompt for row in responses) >= len(prompts):
+    if not all(0 <= row.prompt < len(prompts) for row in responses):
         raise InvalidArgumentError(f"a response is to a prompt beyond the {len(prompts)} prompts=.")
     twice = Counter((row.baseline, row.user, row.prompt) for row in responses).most_common(1)[0]
     if twice[1] > 1:

@@ -86,7 +86,8 @@ def infer_user_personas(
             in the unit of the selector's scores: the smaller, the more a choice says.
         update: personas inferred before, by the same method. `data` then holds new choices only, of
             which up to `pairs_per_user` a user are used, and only these are paid for; users without new
-            choices stay as they are. "posterior" keeps the candidates it has.
+            choices stay as they are, and one whose persona failed is tried again. "posterior" keeps the
+            candidates it has.
         columns: our name to yours where they differ.
         progress: a bar on standard error; None: in a terminal or a notebook.
         options: configure the LLM that a model string makes: see `LLM`.
@@ -112,7 +113,7 @@ def infer_user_personas(
                 f"the user has {len(one.choices)} usable pairs, and {fewest} are needed."
                 " Add choices of this user or leave the user out."
             )
-    at_work = [one for one in users if one.problem is None and one.new]
+    at_work = [one for one in users if one.problem is None and (one.new or one.earlier is None)]
     if method != "summary":
         selector = Verifier(llm) if select is None else select
         explain(at_work, llm, progress, candidates=method == "posterior")
@@ -267,7 +268,8 @@ def _check(
             f"pairs_per_user={pairs_per_user}, but {fewest} are needed.",
             hint=f"Give more, or a smaller min_pairs= ({method!r} needs {_FEWEST[method]}).",
         )
-    if not isinstance(temperature, int | float) or not 0 < temperature < np.inf:
+    real = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not real or not 0 < temperature < np.inf:
         raise InvalidArgumentError(f"choice_temperature={temperature!r} must be a positive number.")
     if select is not None and not callable(getattr(select, "explains", None)):
         raise InvalidArgumentError(

@@ -30,6 +30,15 @@ def test_a_sentence_ends_with_its_mark_or_its_line() -> None:
     ]
 
 
+def test_a_full_width_mark_needs_no_space_after_it() -> None:
+    text = "\u4f60\u597d\u3002\u6211\u559c\u6b22\u8336\uff01 No.\u5bf9"
+    assert [text[a:b] for a, b in sentences(text)] == [
+        "\u4f60\u597d\u3002",
+        "\u6211\u559c\u6b22\u8336\uff01",
+        "No.\u5bf9",
+    ]
+
+
 def predict(cases: Sequence[Case]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """GOOD adds 2 to every margin, BAD takes 3 from that of odd prompts."""
     margins = []
@@ -72,3 +81,23 @@ def test_right_answers_alone_leave_nothing_to_compare() -> None:
 def test_a_prefix_without_words_has_no_sentences() -> None:
     with pytest.raises(DataError, match="no sentence"):
         attribute_prefix("none", pi.persona_prefix("none"), CHOICES, predict)
+
+
+@pytest.mark.parametrize("better", ["a", "b"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_difference_that_every_dealing_has_is_no_finding(better: str, seed: int) -> None:
+    """One right and one wrong choice a user: dealt anew, the difference is as large either way."""
+
+    def predict(cases: Sequence[Case]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        base = {"a": 1.0, "b": -1.0}  # prompt a is predicted, prompt b is not
+        moved = {"a": 0.25, "b": 0.125} if better == "a" else {"a": 0.125, "b": 0.25}
+        said = [(str(case.choice.prompt), "GOOD" in case.prefix) for case in cases]
+        return np.array([base[prompt] + moved[prompt] * good for prompt, good in said])
+
+    choices = [
+        pi.Preference(prompt=prompt, chosen="c", rejected="r", user="ann", id=prompt)
+        for prompt in ("a", "b")
+    ]
+    prefix = pi.persona_prefix("persona", personas={"ann": "GOOD."})
+    found = attribute_prefix("persona", prefix, choices, predict, seed=seed)
+    assert [place.p for place in found.places] == [1.0] * len(found.places)

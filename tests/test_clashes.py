@@ -35,6 +35,24 @@ def test_nobody_clashes_with_themselves() -> None:
     assert set(find_questions(both)) == {"personal"}
 
 
+def test_the_same_last_words_of_another_conversation_are_another_question() -> None:
+    def turns(first: str) -> tuple[Message, ...]:
+        return (
+            Message(role="user", content=first),
+            Message(role="assistant", content="Perhaps."),
+            Message(role="user", content="Why?"),
+        )
+
+    asked = [
+        Preference(prompt=turns(first), chosen=chosen, rejected=rejected, user=user)
+        for user, first, chosen, rejected in (
+            ("ann", "Should everybody eat meat at lunch?", YES, NO),
+            ("bob", "Is the tax on inherited houses fair?", NO, YES),
+        )
+    ]
+    assert set(find_questions(asked)) == {"personal"}
+
+
 def test_near_prompts_count_as_far_as_is_asked() -> None:
     asked = [
         choice("ann", "Is it really wrong to eat any meat today?"),
@@ -52,7 +70,7 @@ def test_vectors_may_come_from_elsewhere() -> None:
     assert find_questions(asked, embed=embed) == ["clashing", "clashing"]
 
 
-def test_a_conversation_is_known_by_its_last_turn() -> None:
+def test_a_system_message_makes_no_other_question() -> None:
     turns = (Message(role="system", content="Be kind."), Message(role="user", content="Meat?"))
     asked = [
         choice("ann", "Meat?"),

@@ -67,6 +67,21 @@ def test_tests_are_corrected_together() -> None:
     assert middle.adjusted_p == pytest.approx(min(max(2 * middle.p, 3 * least.p), 1.0))
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_correlation_knows_no_scale(scale: float) -> None:
+    x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 3.0, 5.0])
+    found = correlation(scale * x, scale * y)
+    assert found.value == pytest.approx(np.corrcoef(x, y)[0, 1])
+
+
+def test_equal_numbers_do_not_vary_by_rounding() -> None:
+    assert np.isnan(correlation([0.1 + 0.2, 0.3, 0.3], [1.0, 2.0, 4.0]).value)
+    # A resample without the one user who differs says nothing, whatever rounding leaves of it.
+    x, y = np.full(100, 0.5), np.random.default_rng(0).normal(size=100)
+    x[0], y[0] = 0.6, 9.0
+    assert correlation(x, y).low > 0.3
+
+
 def test_correlation_is_pearson_s() -> None:
     random = np.random.default_rng(2)
     x = random.random(30)

@@ -89,3 +89,8 @@ def test_what_cannot_be_compared() -> None:
     with pytest.raises(InvalidArgumentError, match="'b', who has no vector"):
         nearest_users({"a": [1.0]}, of=["b"])
     assert nearest_users({"a": [1.0]}) == {"a": []}
+    assert nearest_users({}) == {}
+    with pytest.raises(DataError, match="'b' is not finite"):
+        nearest_users({"a": [1.0, 0.0], "b": [np.nan, 1.0], "c": [0.0, 1.0]}, 1)
+    with pytest.raises(InvalidArgumentError, match="shapes"):
+        nearest_users({"a": [1.0], "b": [1.0, 0.0]}, 1)

@@ -240,6 +240,7 @@ def test_one_group_is_left_out_at_a_time() -> None:
     everybody = set(TASTE)
     assert seen == [everybody - {"eve"}, everybody - {"cy", "dee"}, everybody - {"ann", "bob"}]
     assert found.prefixes["crowd"].accuracy.n == 5  # fay has no diet, and is in no test
+    assert "4 choices of users that no fold leaves out" in str(found)
 
 
 # Questions, groups, sentences
@@ -298,6 +299,22 @@ def test_the_sentence_that_moves_the_decision_is_found() -> None:
     assert found.to_dict()["attribution"]["persona"][2]["right"]["value"] > 0
 
 
+def test_one_prefix_can_be_named_by_itself() -> None:
+    found = pi.evaluate_prefixes({"persona": personas()}, held_out(), obeys, attribute="persona")
+    assert list(found.attribution) == ["persona"]
+
+
+def test_values_that_are_missing_are_no_group_and_ids_may_be_numbers() -> None:
+    numbers = {user: number for number, user in enumerate(TASTE)}
+    data = [{**row, "user_id": numbers[row["user_id"]]} for row in held_out()]
+    age: dict[Any, Any] = dict(enumerate([30, 30, 40, 40, None, float("nan")]))
+    prefixes = {"tag": pi.persona_prefix("tag")}
+    found = pi.evaluate_prefixes(prefixes, data, prefers_long, groups={"age": age})
+    one = found.equity[0]
+    assert list(one.groups) == ["30", "40"]
+    assert one.without == 2
+
+
 # Bad input
 
 
@@ -348,11 +365,15 @@ def test_without_any_choice_there_is_nothing_to_evaluate() -> None:
         ({"folds": "diet", "prefixes": {"a": lambda trained: personas()}}, "no attribute"),
         ({"folds": 2, "prefixes": {"a": lambda trained: "text"}}, "is no prefix"),
         ({"groups": {"diet": "vegan"}}, r"groups\['diet'\]"),
+        ({"groups": ["diet"]}, "no mapping of attributes"),
         ({"questions": "clashing"}, "questions='clashing'"),
+        ({"questions": ["clashing"]}, r"questions=\['clashing'\]"),
+        ({"scorer": None, "fit": 3}, "fit=3 is no function"),
         ({"attribute": ["gold"]}, "'gold'"),
         ({"confidence": 95}, "confidence"),
         ({"scorer": lambda conversations, responses: [0.0]}, "where 72 are needed"),
         ({"scorer": lambda conversations, responses: [np.nan] * len(responses)}, "NaN"),
+        ({"scorer": lambda conversations, responses: [np.inf] * len(responses)}, "infinite"),
         ({"temperature": 0.5}, "temperature= configures a model"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

@@ -193,6 +193,16 @@ def test_examples_are_shuffled_by_user() -> None:
     assert "ann likes" not in shuffled.text("ann", "Tea?")
 
 
+def test_the_neighbours_of_another_user_show_nothing_of_the_own_choices() -> None:
+    """Bob's neighbours may be Ann's as well, and Ann herself: what she chose is no control."""
+    everybody = {user: [other for other in USERS if other != user] for user in USERS}
+    prefix = pi.persona_prefix("few-shot", history=history(), neighbours=everybody, k=99)
+    for user in USERS:
+        said = prefix.shuffled().text(user, "Tea?")
+        assert f"{user} likes" not in said
+        assert "likes this" in said
+
+
 def test_what_says_nothing_of_users_cannot_be_shuffled() -> None:
     with pytest.raises(InvalidArgumentError, match="knows 0 users"):
         pi.persona_prefix("none").shuffled()
@@ -215,15 +225,31 @@ def test_what_says_nothing_of_users_cannot_be_shuffled() -> None:
         ("few-shot", {"history": [], "retrieve": "embedding"}, "needs embed="),
         ("few-shot", {"history": [], "embed": letters}, "no use for embed="),
         ("tag", {"role": "assistant"}, "role='assistant'"),
+        ("persona", {"personas": "ann"}, "no mapping of users"),
+        ("persona", {"personas": {"ann": None}}, "says nothing"),
+        ("gold", {"personas": {"ann": " "}}, "says nothing"),
+        ("name", {"names": {"ann": 1}}, "says nothing"),
+        ("few-shot", {"history": [{"user": "ann"}]}, "no Preference"),
     ],
     ids=[
         "kind", "personas", "history", "idle-personas", "idle-names", "idle-history", "k",
-        "retrieve", "embed", "idle-embed", "role",
+        "retrieve", "embed", "idle-embed", "role", "text", "no-persona", "empty", "number", "rows",
     ],
 )  # fmt: skip
 def test_bad_arguments(kind: Any, options: Any, what: str) -> None:
     with pytest.raises(InvalidArgumentError, match=what):
         pi.persona_prefix(kind, **options)
+
+
+def test_a_user_may_be_a_number() -> None:
+    personas: dict[Any, str] = {7: "The user is kind."}
+    assert "kind" in pi.persona_prefix("persona", personas=personas).text("7", "Tea?")
+
+
+def test_a_choice_of_nobody_is_no_example() -> None:
+    nobody = [history()[0].model_copy(update={"user": None})]
+    with pytest.raises(DataError, match=r"history\[0\] has no user"):
+        pi.persona_prefix("few-shot", history=nobody)
 
 
 def test_other_words_can_stand_in_the_same_place() -> None:

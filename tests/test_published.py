@@ -92,6 +92,7 @@ def test_demographics_are_joined_by_name(tmp_path: Path) -> None:
     file.write_text("name,birth state,birth country,religion\nAda,Ohio, USA,NA\nCy,Bern, CH,none\n")
     found = read_famous_persona([famous("Ada", 1), famous("Bo", 1)], demographics=file)
     assert found.users == {"Ada": {"birth state": "Ohio", "birth country": "USA"}, "Bo": {}}
+    assert found.groups == {"birth state": {"Ada": "Ohio"}, "birth country": {"Ada": "USA"}}
 
 
 def test_rows_of_nobody_and_pairs_without_a_preference_are_counted() -> None:

@@ -117,6 +117,18 @@ def test_rows_that_cannot_be_used_are_counted() -> None:
         RewardMatrix.from_columns([published(2, response_2=" ")])
 
 
+def test_a_model_whose_first_reward_is_missing_is_a_model() -> None:
+    rows = [published(0, response_1_gemma_2b=None), published(1), published(2)]
+    found = RewardMatrix.from_columns(rows)
+    assert found.models == ("beaver_7b", "gemma_2b")
+    assert found.dropped == {"reward missing": 1}
+
+
+def test_a_frame_is_no_list_of_rows() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"'prompt', which is no dict.*to_dict"):
+        RewardMatrix.from_columns(["prompt", "response_1"])  # type: ignore[list-item]
+
+
 def test_columns_that_are_not_there() -> None:
     with pytest.raises(DataError, match="'question'"):
         RewardMatrix.from_columns([published(0)], prompt="question")
@@ -192,15 +204,18 @@ def test_prompts_may_be_conversations() -> None:
         ({"models": ["a"]}, InvalidArgumentError, "1 models"),
         ({"models": ["a", "a"]}, InvalidArgumentError, "'a' twice"),
         ({"models": ["a", ""]}, InvalidArgumentError, "models="),
+        ({"models": None}, InvalidArgumentError, "models=None"),
         ({"prompts": PROMPTS[:4]}, InvalidArgumentError, "4 prompts= for rewards of 5"),
         ({"prompts": [*PROMPTS[:4], PROMPTS[1]]}, DataError, "prompt 4 is the same as prompt 1"),
         ({"responses": RESPONSES[:4]}, InvalidArgumentError, "4 rows of responses="),
         ({"responses": [*RESPONSES[:4], ["A"]]}, InvalidArgumentError, r"responses\[4\]"),
         ({"responses": ["Yes"] * 5}, InvalidArgumentError, r"responses\[0\]"),
+        ({"responses": [None] * 5}, InvalidArgumentError, r"responses\[0\]"),
+        ({"prompts": [*PROMPTS[:4], 5]}, InvalidArgumentError, r"prompts\[4\]"),
     ],
     ids=[
-        "dimensions", "text", "models", "twice", "empty", "prompts", "duplicate", "responses",
-        "ragged", "one-text",
+        "dimensions", "text", "models", "twice", "empty", "no-models", "prompts", "duplicate",
+        "responses", "ragged", "one-text", "no-texts", "number",
     ],
 )  # fmt: skip
 def test_shapes_and_names_that_do_not_fit(changes: Any, error: Any, what: str) -> None:

@@ -276,12 +276,20 @@ def test_histories_are_preference_data(endpoint: dict[str, Any]) -> None:
         ([[np.nan, 1.0]], "user 0"),
         ([[0.2, 0.3, 0.5]], "shape"),
         ([0.5, 0.5], "shape"),
+        ([["x", "y"]], "no array of numbers"),
+        ([[1.0], [0.5, 0.5]], "no array of numbers"),
     ],
-    ids=["sum", "negative", "nan", "models", "one-dimensional"],
+    ids=["sum", "negative", "nan", "models", "one-dimensional", "text", "ragged"],
 )
 def test_weights_that_cannot_be(weights: Any, what: str) -> None:
     with pytest.raises(InvalidArgumentError, match=what):
         SimulatedUsers(weights, models=["a", "b"])
+
+
+@pytest.mark.parametrize("names", ["xy", ["x", "x"], ["x"], [1, 2]])
+def test_users_have_names_of_their_own(names: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="2 different texts"):
+        SimulatedUsers([[1.0], [1.0]], models=["a"], names=names)
 
 
 def test_users_and_rewards_of_other_models_do_not_meet() -> None:

@@ -100,6 +100,32 @@ def test_a_prefix_that_knows_nothing_of_a_user_fails_before_any_call(
     assert llm.calls == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"prefixes": {}}, "prefixes="),
+        ({"prefixes": {"none": "none"}}, "is no prefix"),
+        ({"users": "ann"}, "users='ann'"),
+        ({"users": [1]}, r"users=\[1\]"),
+        ({"users": ["ann", "ann"]}, "twice"),
+        ({"prompts": "Tea?"}, "one text"),
+    ],
+    ids=["empty", "text", "name", "number", "twice", "prompt"],
+)
+def test_wrong_arguments_fail_before_any_call(
+    changes: dict[str, Any], what: str, llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    arguments: dict[str, Any] = {
+        "prefixes": {"none": pi.persona_prefix("none")},
+        "users": ["ann"],
+        "prompts": PROMPTS,
+        **changes,
+    }
+    with pytest.raises(InvalidArgumentError, match=what):
+        respond_to_users(**arguments, **endpoint)
+    assert llm.calls == 0
+
+
 ROW = UserResponse(baseline="none", user="ann", prompt=0, response="y")
 
 
@@ -111,12 +137,24 @@ ROW = UserResponse(baseline="none", user="ann", prompt=0, response="y")
         ({"responses": [ROW, ROW]}, "2 times"),
         ({"responses": [ROW.model_copy(update={"user": "eve"})]}, "no user 'eve'"),
         ({"responses": [ROW.model_copy(update={"prompt": 3})]}, "beyond the 3"),
+        ({"responses": [ROW.model_copy(update={"prompt": -1})]}, "beyond the 3"),
         ({"scorers": {"length": length}}, "the names must be the same"),
         ({"scorers": {**SCORERS, "brevity": lambda p, r: [1.0, 2.0]}}, "scorers="),
         ({"scorers": {**SCORERS, "brevity": lambda p, r: [np.nan] * len(r)}}, "missing"),
         ({"reference": ["x"]}, "1 reference="),
     ],
-    ids=["none", "failed", "twice", "stranger", "prompt", "names", "shape", "nan", "reference"],
+    ids=[
+        "none",
+        "failed",
+        "twice",
+        "stranger",
+        "prompt",
+        "before",
+        "names",
+        "shape",
+        "nan",
+        "reference",
+    ],
 )
 def test_what_cannot_be_scored(changes: dict[str, Any], what: str) -> None:
     arguments: dict[str, Any] = {"responses": [ROW], "scorers": SCORERS, "reference": REFERENCE}

@@ -373,6 +373,24 @@ def test_an_update_that_fails_keeps_the_earlier_persona(
     assert pi.infer_user_personas(more, update=failed, **endpoint).personas["ann"].pairs == 3
 
 
+def test_a_user_whose_persona_failed_keeps_the_reason_until_it_succeeds(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    def refuses(body: dict[str, Any]) -> Any:
+        return Fault.refusal() if "Question 100?" in said(body) else answer(body)
+
+    llm.reply = refuses
+    old = pi.infer_user_personas([*choices("ann", 2, 100), *choices("bob", 2)], **endpoint)
+    assert list(old.errors) == ["ann"]
+    still = pi.infer_user_personas(choices("bob", 1, 50), update=old, **endpoint)
+    assert list(still.errors) == ["ann"]
+    llm.reply = answer
+    again = pi.infer_user_personas(choices("ann", 2, 100), update=still, **endpoint)
+    assert not again.errors
+    assert list(again.personas) == ["ann", "bob"]
+    assert again.usage.calls == 1
+
+
 def test_what_is_saved_can_be_updated(
     llm: FakeLLM, endpoint: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -390,6 +408,51 @@ def test_what_is_saved_can_be_updated(
     (tmp_path / "users.jsonl").write_text(json.dumps({"user": 1}))
     with pytest.raises(DataError, match=r"users.jsonl, line 1"):
         UserPersonas.load(tmp_path / "users.jsonl")
+
+
+class Odd(ByLength):
+    """A selector that cannot score some of the pairs, or does not score all."""
+
+    def __init__(self, odd: float | None) -> None:
+        super().__init__()
+        self.odd = odd
+
+    def explains(self, preferences: Sequence[pi.Preference], personas: Sequence[pi.Persona]) -> Any:
+        scores = super().explains(preferences, personas)
+        return scores[1:] if self.odd is None else [self.odd, *scores[1:]]
+
+
+@pytest.mark.parametrize("method", ["verified", "posterior"])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_left_out(
+    method: Any, odd: float, llm: FakeLLM, endpoint: dict[str, Any], tmp_path: Path
+) -> None:
+    llm.reply = answer
+    with pytest.warns(UserWarning, match="1 of 12 scores of select= are not finite"):
+        found = pi.infer_user_personas(
+            choices("ann", 4), method=method, select=Odd(odd), **endpoint
+        )
+    score = found.personas["ann"].score
+    assert score is not None
+    assert np.isfinite(score)
+    found.save(tmp_path / "users.jsonl")
+    assert UserPersonas.load(tmp_path / "users.jsonl").rows == found.rows
+
+
+def test_a_selector_scores_everything(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    llm.reply = answer
+    with pytest.raises(InvalidArgumentError, match="11 scores where 12 are due"):
+        pi.infer_user_personas(choices("ann", 4), method="verified", select=Odd(None), **endpoint)
+
+
+def test_the_column_that_is_named_says_whose_choice_it_is(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    llm.reply = answer
+    rows = [{**row, "user": "somebody"} for row in choices("ann", 2)]
+    assert list(pi.infer_user_personas(rows, **endpoint).personas) == ["ann"]
+    found = pi.infer_user_personas(rows, user="user", **endpoint)
+    assert list(found.personas) == ["somebody"]
 
 
 # Arguments
