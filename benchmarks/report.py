@@ -22,6 +22,7 @@ sys.path.insert(0, str(HERE))
 
 import embedded  # noqa: E402
 import memory  # noqa: E402
+import simulation  # noqa: E402
 import stages  # noqa: E402
 import throughput  # noqa: E402
 import tokens  # noqa: E402
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="of the rows of each contender")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the memory benchmark")
-    parts = ("throughput", "stages", "memory", "tokens", "embedded")
+    parts = ("throughput", "stages", "memory", "tokens", "embedded", "simulation")
     parser.add_argument("--skip", nargs="+", choices=parts, default=[])
     options = parser.parse_args()
     names = list(throughput.CONTENDERS)
@@ -47,6 +48,7 @@ def main() -> None:
         "memory": lambda: memory.measure(options.rows, warm=True),
         "tokens": tokens.measure,
         "embedded": lambda: embedded.measure(options.rounds),
+        "simulation": lambda: simulation.measure(options.rounds),
     }
     found = {part: work[part]() for part in parts if part not in options.skip}
     text = render(found, options.skip, options.rounds)
@@ -66,6 +68,8 @@ def render(found: dict[str, dict[str, Any]], skipped: list[str], rounds: int) ->
         rows += _token_bars(found["tokens"])
     if "embedded" in found:
         rows += _embedded_bar(found["embedded"])
+    if "simulation" in found:
+        rows += _simulation_bars(found["simulation"])
     lines = [
         "# Benchmarks",
         "",
@@ -150,6 +154,27 @@ def _embedded_bar(found: dict[str, Any]) -> list[Row]:
     said = f"{middle:.2f} x ({ours['median']:.1f} against {theirs['median']:.1f} rows a minute)"
     what = "embedded model, against posting the same bodies to xllamacpp"
     return [(what, "≥ 0.9 x", said, "✓" if middle >= 0.9 else "✗")]
+
+
+def _simulation_bars(found: dict[str, float]) -> list[Row]:
+    took, memory_used = found["choices"], found["GiB at most"]
+    bars = [
+        ("choices of 10,000 simulated users", "< 10 s", f"{took:.2f} s", took < 10),
+        (
+            "… in a plain loop",
+            "≥ 300 x",
+            f"{found['choices, times']:,.0f} x",
+            found["choices, times"] >= 300,
+        ),
+        ("… and their neighbours, memory", "< 2 GiB", f"{memory_used:.2f} GiB", memory_used < 2),
+        (
+            "nearest of 10,000 users, in a plain loop",
+            "≥ 50 x",
+            f"{found['nearest users, times']:,.0f} x",
+            found["nearest users, times"] >= 50,
+        ),
+    ]
+    return [(what, asked, said, "✓" if met else "✗") for what, asked, said, met in bars]
 
 
 def _contenders(found: dict[str, Any], rounds: int) -> list[str]:
