@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .bm25 import BM25
 from .embeddings import Embedder, embed, endpoint_embedder, sentence_embedder
 from .exceptions import DataError, InvalidArgumentError
-from .flags import FLAGS
+from .flags import flag_filter
 from .grouped import mean_by_group
 from .metrics import CONFIDENCE, Estimate, check_confidence
 from .persona_chat import place_persona
@@ -130,9 +130,9 @@ class PersonaRetriever:
                 hint="infer_personas returns one, and PersonaTable.load reads one.",
             )
         InvalidArgumentError.check("side", side, ("chosen", "rejected"))
-        dropped = _dropped(drop_flagged)
+        unwanted = flag_filter(drop_flagged)
         personas = [row.chosen if side == "chosen" else row.rejected for row in table]
-        kept = [p if p and not dropped.intersection(p.flags) else None for p in personas]
+        kept = [None if p is None or unwanted(p) else p for p in personas]
         prompts = [row.preference.prompt if row.preference else None for row in table]
         return cls(prompts, kept, **options)
 
@@ -334,14 +334,3 @@ def _all_of(name: str, given: Iterable[Any], kind: type) -> list[Any]:
         if not isinstance(value, kind):
             raise InvalidArgumentError(f"{name}[{place}]={value!r:.80} is no {kind.__name__}.")
     return values
-
-
-def _dropped(flags: object) -> frozenset[str]:
-    """The names of the flags whose personas are not wanted."""
-    if isinstance(flags, bool):
-        return frozenset(FLAGS if flags else ())
-    if isinstance(flags, str) or not isinstance(flags, Collection):
-        raise InvalidArgumentError(f"drop_flagged={flags!r} is neither a bool nor names of flags.")
-    for flag in flags:
-        InvalidArgumentError.check("drop_flagged", flag, FLAGS)
-    return frozenset(flags)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, overload
 
 from .exceptions import DataError, InvalidArgumentError
-from .flags import FLAGS
+from .flags import flag_filter
 from .persona_chat import PersonaPlace, check_place, check_template, place_persona
 from .readers import SAME_TEXT, pair_problem
 from .records import Message, Persona, PersonaRow, Preference, Side
@@ -140,7 +140,8 @@ def tailoring_rows(
         "persona_in": persona_in,
         "template": template,
     }
-    dropped = _checked(table, settings, drop_flagged)
+    _check(table, settings)
+    unwanted = flag_filter(drop_flagged)
     sides: tuple[Side | None, ...] = _SIDES[persona]
     rows: list[Row] = []
     ids: list[str] = []
@@ -148,7 +149,7 @@ def tailoring_rows(
     left_out: Counter[str] = Counter()
     for name, row in zip(_names(table), table, strict=True):
         for side in sides:
-            reason = _left_out(row, side, dropped)
+            reason = _left_out(row, side, unwanted)
             if reason is not None or row.preference is None:
                 left_out[reason or "no_pair"] += 1
                 continue
@@ -171,8 +172,7 @@ _SIDES: dict[str, tuple[Side | None, ...]] = {
 }
 
 
-def _checked(table: object, settings: Mapping[str, Any], drop_flagged: object) -> frozenset[str]:
-    """The flags that are not wanted; every argument is looked at."""
+def _check(table: object, settings: Mapping[str, Any]) -> None:
     if not isinstance(table, PersonaTable):
         raise InvalidArgumentError(
             f"rows are made of a PersonaTable, not of {type(table).__name__}.",
@@ -183,18 +183,11 @@ def _checked(table: object, settings: Mapping[str, Any], drop_flagged: object) -
     check_place(settings["persona_in"])
     if settings["template"] is not None:
         check_template(settings["template"], settings["persona_in"])
-    if isinstance(drop_flagged, bool):
-        return frozenset(FLAGS if drop_flagged else ())
-    if isinstance(drop_flagged, str) or not isinstance(drop_flagged, Collection):
-        raise InvalidArgumentError(
-            f"drop_flagged={drop_flagged!r} is neither a bool nor names of flags."
-        )
-    for flag in drop_flagged:
-        InvalidArgumentError.check("drop_flagged", flag, FLAGS)
-    return frozenset(drop_flagged)
 
 
-def _left_out(row: PersonaRow, side: Side | None, dropped: frozenset[str]) -> str | None:
+def _left_out(
+    row: PersonaRow, side: Side | None, unwanted: Callable[[Persona], bool]
+) -> str | None:
     """Why there is no example of this row and side."""
     problem = row.error if row.preference is None else pair_problem(row.preference)
     if row.preference is None or problem is not None:
@@ -206,7 +199,7 @@ def _left_out(row: PersonaRow, side: Side | None, dropped: frozenset[str]) -> st
     persona: Persona | None = getattr(row, side)
     if persona is None:
         return "no_persona"
-    return "flagged" if dropped.intersection(persona.flags) else None
+    return "flagged" if unwanted(persona) else None
 
 
 def _example(

@@ -147,12 +147,19 @@ def test_a_table_gives_the_personas_of_one_side() -> None:
     assert chosen.left_out == {"no_persona": 1}
 
 
+def doubted(persona: pi.Persona | None) -> pi.Persona | None:
+    return persona and persona.model_copy(update={"flags": ("too_vague",)})
+
+
 @pytest.mark.parametrize("flags", [True, ["copies_text"]], ids=["any", "one"])
 def test_flagged_personas_can_be_left_out(flags: Any) -> None:
     kept = pi.PersonaRetriever.from_table(table(), drop_flagged=flags)
     assert len(kept) == 3
     other = pi.PersonaRetriever.from_table(table(), drop_flagged=["refusal"])
     assert len(other) == 4
+    own = [PersonaRow(n, row.preference, doubted(row.chosen)) for n, row in enumerate(table())]
+    with pytest.raises(DataError, match="no prompt has a persona"):
+        pi.PersonaRetriever.from_table(PersonaTable(own), drop_flagged=True)
     for wrong, message in (("refusal", "neither a bool"), (["copied"], "drop_flagged='copied'")):
         with pytest.raises(InvalidArgumentError, match=message):
             pi.PersonaRetriever.from_table(table(), drop_flagged=wrong)

@@ -204,6 +204,12 @@ def test_flags_may_be_named() -> None:
     assert (len(fewer), fewer.left_out) == (2, {"flagged": 2})
 
 
+def test_any_flag_is_also_one_of_the_users_own() -> None:
+    doubted = BRIEF.model_copy(update={"flags": ("too_vague",)})
+    made = pi.tailoring_rows(pi.PersonaTable([row(0, chosen=doubted)]), drop_flagged=True)
+    assert (len(made), made.left_out) == (0, {"flagged": 1})
+
+
 @pytest.mark.parametrize(
     ("persona", "format", "place"),
     list(product(("chosen", "rejected", "both", "none"), FORMATS, PLACES)),
