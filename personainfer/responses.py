@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from .exceptions import DataError, InvalidArgumentError
 from .prompts import prompt_text
 from .records import Persona, Preference
-from .shapes import read_pair, surrogate_problem
+from .shapes import is_null, read_pair, surrogate_problem
 
 __all__ = ["ResponsePair", "pair_responses"]
 
@@ -129,12 +129,12 @@ def _pair(
 
 
 def _persona(id: str, given: object) -> Persona | str | None:
-    if given is None or isinstance(given, Persona):
+    if isinstance(given, Persona):
         return given
     if isinstance(given, str):
         return given if given.strip() else None
-    if (isinstance(given, float) and given != given) or type(given).__name__ == "NAType":
-        return None  # what a frame has for nothing
+    if is_null(given):
+        return None
     raise InvalidArgumentError(
         f"the persona of {id!r} is of type {type(given).__name__}.",
         hint="Give a Persona, its sentence, or None.",

@@ -113,6 +113,14 @@ def test_a_missing_judgement_is_never_a_win(
     assert "2 without a usable reply" in str(found)
 
 
+def test_a_judge_may_count_with_numpy() -> None:
+    def longer(prompt: Any, first: str, second: str, persona: Any) -> Any:
+        return 1 + np.argmax([len(first), len(second)])
+
+    found = pi.compare_responses(["Tea?"], ["Yes."], ["Yes, gladly."], judge=longer)
+    assert found.columns["quality"] == ["test"]
+
+
 def test_a_win_needs_both_orders() -> None:
     found = compare(["11", "11", "11"])
     assert counts(found.quality) == (0, 3, 0)
