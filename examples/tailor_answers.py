@@ -183,7 +183,13 @@ def judge_table(found: Row) -> list[str]:
         cells += [shown(one["length"]["difference"])]
         cells += [str(rubric["win_rate"]["ties"]) for rubric in rubrics]
         lines.append(f"| {' | '.join([name, *cells, str(one['failed'])])} |")
-    return lines
+    notes = [f"- {name}: {note}" for name, one in found.items() for note in _notes(name, one)]
+    return [*lines, *([""] if notes else []), *notes]
+
+
+def _notes(name: str, one: Any) -> list[str]:
+    """What a reader of a comparison should know, such as that its judge goes by position."""
+    return list(one.get("notes", ())) if " against " in name else []
 
 
 def page(results: Row, seeds: Sequence[int]) -> str:

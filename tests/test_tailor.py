@@ -298,8 +298,9 @@ def test_the_judged_answers_show_both_rates_and_what_was_lost(command: Any) -> N
     lines = command.tailor_answers.judge_table(
         {**found, "a against b": one.to_dict(), "c against b": failed}
     )
-    head, _, row, error = lines[2:]
-    assert len({line.count("|") for line in lines[2:]}) == 1
+    head, _, row, error, _, note = lines[2:]
+    assert len({line.count("|") for line in lines[2:6]}) == 1
+    assert note.startswith("- a against b: Whether the judge's two orders agree")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     names = [name.strip() for name in head.strip("|").split("|")]
     assert names.count("at equal length") == 2
