@@ -290,7 +290,7 @@ def training_arguments(
         "max_steps": steps,
         "per_device_train_batch_size": at_once,
         "per_device_eval_batch_size": at_once,
-        "gradient_accumulation_steps": s.batch // at_once,
+        "gradient_accumulation_steps": max(1, s.batch // at_once),
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
         "eval_strategy": "steps",
