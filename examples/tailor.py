@@ -17,6 +17,7 @@ it. RESULTS.md says what came out, and results.json the same in numbers.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import shutil
@@ -116,7 +117,9 @@ def main(given: Sequence[str] | None = None) -> None:
 def settings_of(s: argparse.Namespace) -> Row:
     """What the models depend on, and what is said of the data: its name, and no folder of anybody's."""
     apart = ("out", "judge", "api_base")
-    return {k: v for k, v in vars(s).items() if k not in apart} | {"data": s.data.name}
+    kept = {k: v for k, v in vars(s).items() if k not in apart}
+    digest = hashlib.sha256(s.data.read_bytes()).hexdigest()[:16]
+    return kept | {"data": s.data.name, "sha256": digest}
 
 
 def same_settings(s: argparse.Namespace) -> None:
@@ -278,7 +281,7 @@ def training_arguments(
     """What SFT and DPO have in common."""
     # Without personas a pair is one row, with them two: as many steps for both.
     epochs = s.epochs * (2 if arm == "none" else 1)
-    at_once = min(s.batch, 4)
+    at_once = next(rows for rows in (4, 3, 2, 1) if s.batch % rows == 0)
     steps = s.max_steps if s.max_steps > 0 else max(1, round(epochs * rows / s.batch))
     every = max(1, steps // s.checks)
     return {

@@ -124,6 +124,8 @@ def judged(
 
 # The page
 
+_JUDGED = 12  # columns of the table of judged answers
+
 
 def shown(estimate: Row | None) -> str:
     """A rate with its interval."""
@@ -160,21 +162,34 @@ def judge_table(found: Row) -> list[str]:
         f" persona over the other one): {shown(found['agreement'])}; agreement of its two orders:"
         f" {shown(found['consistency'])}. {worth}",
         "",
-        "| answers | W quality | W personalization | ΔPQ | orders agree, quality | personalization |"
-        " longer by, characters |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| answers | W quality | at equal length | W personalization | at equal length | ΔPQ |"
+        " orders agree, quality | personalization | longer by, characters | ties, quality |"
+        " personalization | verdicts without a usable reply |",
+        f"|{' --- |' * _JUDGED}",
     ]
     for name, one in found.items():
         if " against " not in name:
             continue
         if "error" in one:
-            lines.append(f"| {name} | {one['error']} | | | | | |")
+            lines.append(f"| {name} | {one['error']} |{' |' * (_JUDGED - 2)}")
             continue
         rubrics = [one[rubric] for rubric in ("quality", "personalization")]
-        cells = [shown(rubric["win_rate"]["rate"]) for rubric in rubrics]
+        cells = [
+            shown(rate)
+            for rubric in rubrics
+            for rate in (rubric["win_rate"]["rate"], rubric["length_controlled"])
+        ]
         cells += [shown(one["delta_pq"]), *(shown(rubric["consistency"]) for rubric in rubrics)]
-        lines.append(f"| {name} | {' | '.join([*cells, shown(one['length']['difference'])])} |")
-    return lines
+        cells += [shown(one["length"]["difference"])]
+        cells += [str(rubric["win_rate"]["ties"]) for rubric in rubrics]
+        lines.append(f"| {' | '.join([name, *cells, str(one['failed'])])} |")
+    notes = [f"- {name}: {note}" for name, one in found.items() for note in _notes(name, one)]
+    return [*lines, *([""] if notes else []), *notes]
+
+
+def _notes(name: str, one: Any) -> list[str]:
+    """What a reader of a comparison should know, such as that its judge goes by position."""
+    return list(one.get("notes", ())) if " against " in name else []
 
 
 def page(results: Row, seeds: Sequence[int]) -> str:

@@ -34,7 +34,7 @@ _PERSONA = re.compile(
     r"The user is (.+?)(?:,| and| who|, and|, who)?"
     r" (?:prefers|preferring|prioritizes|prioritizing|values|valuing) (.+?)\.?"
 )
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s|$)")  # "2." begins an item of a list
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -70,10 +70,12 @@ def read(path: Path, tokenizer: Any, *, pairs: int | None, response_tokens: int)
         shortened += sum(a != b for a, b in zip(short, texts, strict=True))
         pair = pi.Preference(prompt=row["prompt"], chosen=short[0], rejected=short[1])
         rows.append(pi.PersonaRow(number, pair, *personas))
-    parts = pi.tailoring_rows(pi.PersonaTable(rows), persona="none", format="grpo").split(SHARES)
+    prompts = pi.tailoring_rows(pi.PersonaTable(rows), persona="none", format="grpo")
+    left_out.update(prompts.left_out)
+    parts = {name: set(part.ids) for name, part in prompts.split(SHARES).items()}
     splits = {
-        name: pi.PersonaTable([row for row in rows if str(row.index) in set(part.ids)])
-        for name, part in parts.items()
+        name: pi.PersonaTable([row for row in rows if str(row.index) in ids])
+        for name, ids in parts.items()
     }
     return Data(splits, dict(left_out), shortened)
 
@@ -99,6 +101,8 @@ def _problem(
     """Why a row is not used."""
     if not row.get("complete", True):
         return "a response was cut off in the data"
+    if not all(text.strip() for text in (row["prompt"], *responses)):
+        return "a text is empty"
     if None in personas:
         return "a persona has no trait and preference"
     if responses[0] == responses[1]:

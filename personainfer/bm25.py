@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -22,8 +23,8 @@ _WORD = re.compile(r"[぀-ヿ㐀-鿿豈-﫿]|[^\W_぀-ヿ㐀-鿿豈-﫿]+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case."""
-    return _WORD.findall(text.casefold())
+    """The words of a text, in lower case; an accent is the same however it is encoded."""
+    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 class BM25:

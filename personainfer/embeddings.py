@@ -36,7 +36,11 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
         ModelError: the embedder returned something else than one finite vector a text.
     """
     distinct = list(dict.fromkeys(texts))
-    found = np.asarray(embedder(distinct), dtype=np.float32)
+    returned = embedder(distinct)
+    try:
+        found = np.asarray(returned, dtype=np.float64)  # in float32 a length can be 0, or infinite
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"the embedding model returned no array of numbers: {error}") from None
     if found.ndim != 2 or len(found) != len(distinct) or not np.isfinite(found).all():
         raise ModelError(
             f"the embedding model returned the shape {found.shape} for {len(distinct)} texts:"
@@ -44,7 +48,7 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
         )
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     place = {text: number for number, text in enumerate(distinct)}
-    unit = found / np.maximum(lengths, np.finfo(np.float32).tiny)
+    unit = found / np.maximum(lengths, np.finfo(np.float64).tiny)
     return np.asarray(unit[[place[text] for text in texts]], dtype=np.float32)
 
 

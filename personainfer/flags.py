@@ -15,11 +15,12 @@ whether a persona is true. Flags:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 
+from .exceptions import InvalidArgumentError
 from .records import Persona, Preference
 
-__all__ = ["FLAGS", "find_flags", "flags_in_text", "pair_text"]
+__all__ = ["FLAGS", "find_flags", "flag_filter", "flags_in_text", "pair_text"]
 
 FLAGS = (
     "refusal",
@@ -83,6 +84,27 @@ _VERBS = frozenset(
     """.split()
 )
 _NOT_WORD = re.compile(r"[^\w']+")
+
+
+def flag_filter(drop_flagged: object) -> Callable[[Persona], bool]:
+    """What says whether a persona has a flag that is not wanted.
+
+    Args:
+        drop_flagged: True for any flag, one of the user's own too; False for none; or names of FLAGS.
+
+    Raises:
+        InvalidArgumentError: something else.
+    """
+    if isinstance(drop_flagged, bool):
+        return lambda persona: bool(drop_flagged and persona.flags)
+    if isinstance(drop_flagged, str) or not isinstance(drop_flagged, Collection):
+        raise InvalidArgumentError(
+            f"drop_flagged={drop_flagged!r} is neither a bool nor names of flags."
+        )
+    for flag in drop_flagged:
+        InvalidArgumentError.check("drop_flagged", flag, FLAGS)
+    dropped = frozenset(drop_flagged)
+    return lambda persona: not dropped.isdisjoint(persona.flags)
 
 
 def find_flags(

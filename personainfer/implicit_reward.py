@@ -20,10 +20,10 @@ from .metrics import CONFIDENCE, Estimate, check_confidence
 from .prompts import prompt_numbers
 from .records import Message, Persona
 from .scoring import FloatArray
+from .shapes import read_prompt
 
 __all__ = ["Policy", "implicit_rewards", "reward_accuracy"]
 
-Prompt = str | tuple[Message, ...]
 PromptLike = str | Sequence[Message]
 
 
@@ -86,7 +86,7 @@ def implicit_rewards(
 def reward_accuracy(
     preferred: ArrayLike,
     other: ArrayLike,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptLike],
     *,
     confidence: float = CONFIDENCE,
 ) -> Estimate:
@@ -99,13 +99,18 @@ def reward_accuracy(
 
     Raises:
         InvalidArgumentError: the arguments differ in length.
+        DataError: a prompt is no text or conversation.
     """
     check_confidence(confidence)
     first, second = (np.asarray(side, dtype=np.float64) for side in (preferred, other))
+    if isinstance(prompts, str):
+        raise InvalidArgumentError("prompts= is a single str.", hint="Pass a list: [it].")
     if not first.shape == second.shape == (len(prompts),):
         raise InvalidArgumentError(
             f"rewards of shape {first.shape} and {second.shape}, {len(prompts)} prompts: one of each a"
             " pair is needed."
         )
-    outcomes = (np.sign(first - second) + 1) / 2
-    return rate_by_group(outcomes, prompt_numbers(prompts), confidence=confidence)
+    known = ~np.isnan(first) & ~np.isnan(second)
+    outcomes = np.where(known, np.where(first == second, 0.5, first > second), np.nan)
+    numbers = prompt_numbers([read_prompt(prompt) for prompt in prompts])
+    return rate_by_group(outcomes, numbers, confidence=confidence)

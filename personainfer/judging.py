@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from numbers import Integral
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator
@@ -33,8 +34,8 @@ _ALTERNATIVES = 5  # tokens beside the one that was said: as many as most endpoi
 
 def _bare(answer: object) -> object:
     """ "Response 1." and 1 as "1"."""
-    if isinstance(answer, bool) or not isinstance(answer, int | str):
-        return answer
+    if isinstance(answer, bool) or not isinstance(answer, Integral | str):
+        return answer  # numpy's whole numbers are Integral, too
     return re.sub(r"^(?:response|persona)\s*|[\s.]+$", "", str(answer).strip().lower())
 
 

@@ -47,7 +47,8 @@ def length_controlled_rate(
 
     Args:
         outcomes: shape (n,): above 0 a win, below 0 a loss; 0 (a tie) and NaN are left out.
-        differences: shape (n,): the length of the side whose wins are counted, minus the other's.
+        differences: shape (n,): the length of the side whose wins are counted, minus the other's; NaN is
+            left out.
         groups: shape (n,): what each item belongs to, such as its prompt.
         confidence: of the interval (percentiles).
         resamples: how many are drawn.
@@ -55,23 +56,25 @@ def length_controlled_rate(
 
     Returns:
         The plain rate where all lengths are equal, or all items won, or all lost; NaN where every item
-        has the same difference, so that length and quality cannot be told apart.
+        has the same difference, so that length and quality cannot be told apart. The interval of a single
+        group is NaN.
     """
     check_confidence(confidence)
     given, lengths = (np.asarray(a, dtype=np.float64) for a in (outcomes, differences))
-    decided = ~np.isnan(given) & (given != 0)
+    decided = ~np.isnan(given) & (given != 0) & ~np.isnan(lengths)
     won, d, names = given[decided] > 0, lengths[decided], np.asarray(groups)[decided]
     if not len(won):
         return NOTHING
-    scale = float(d.std())
     if won.all() or not won.any() or not d.any():
         return rate_by_group(won, names, confidence=confidence)
     kinds, places = np.unique(names, return_inverse=True)
-    if scale == 0:
+    if d.min() == d.max():  # whose deviation may be above 0 by rounding
         return Estimate(math.nan, math.nan, math.nan, len(kinds))
-    x, y = np.tanh(d / scale), won.astype(np.float64)
+    x, y = np.tanh(d / d.std()), won.astype(np.float64)
     share = len(kinds) / len(won)  # a prompt is one observation, however often it is asked
     value = float(_rates(x, y, np.full((1, len(won)), share))[0])
+    if len(kinds) < 2:
+        return Estimate(value, math.nan, math.nan, len(kinds))
     random = np.random.default_rng(seed)
     drawn = np.concatenate(
         [_rates(x, y, share * times) for times in _resampled(places, resamples, random)]

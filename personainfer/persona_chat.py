@@ -80,7 +80,7 @@ def place_persona(
     with which tailored models are trained ("Whose Boat Does it Float?", arXiv 2501.11549, section 4).
     `template` says it in other words, with the fields of the place's own in `TEMPLATES`.
     """
-    chat, said = _chat(prompt), None if persona is None else disarm(str(persona))
+    chat, said = _chat(prompt), None if persona is None else disarm(_said(persona, place))
     template = TEMPLATES[place] if template is None else template
     if place == "plain":
         return _labelled(chat, said, template)
@@ -90,7 +90,6 @@ def place_persona(
         head, rest = (chat[:1], chat[1:]) if chat[0].role == "system" else ((), chat)
         told = "\n\n".join([*(one.content for one in head), _filled(template, "", said)])
         return (Message(role="system", content=told), *rest)
-    said = _in_first_person(said)
     if chat[-1].role == "user":
         asked = _filled(template, chat[-1].content.rstrip(), said)
         return (*chat[:-1], Message(role="user", content=asked))
@@ -120,6 +119,14 @@ def _filled(template: str, prompt: str, persona: str) -> str:
 def disarm(text: str) -> str:
     """The text with a space in whatever a model may take for the end of a turn."""
     return _MARK.sub(lambda found: f"{found[0]} ", text)
+
+
+def _said(persona: Persona | str, place: PersonaPlace) -> str:
+    """The persona's sentence, at the place "user" as the user would say it."""
+    if place != "user":
+        return str(persona)
+    # A record knows its own verb: in its sentence others may prefer something, too.
+    return persona.render("first") if isinstance(persona, Persona) else _in_first_person(persona)
 
 
 def _in_first_person(persona: str) -> str:

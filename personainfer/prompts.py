@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -318,9 +319,14 @@ def _fill(template: str, fields: Mapping[str, str]) -> Message:
 
 def prompt_numbers(prompts: Sequence[str | tuple[Message, ...] | None]) -> list[int]:
     """A number for each prompt: equal for equal prompts, white space and case aside."""
-    texts = ["" if p is None else " ".join(prompt_text(p).split()).casefold() for p in prompts]
+    texts = ["" if p is None else bare_text(prompt_text(p)) for p in prompts]
     number = {text: place for place, text in enumerate(sorted(set(texts)))}
     return [number[text] for text in texts]
+
+
+def bare_text(text: str) -> str:
+    """What texts share that differ in white space, case or the way an accent is encoded alone."""
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
 def prompt_text(prompt: str | tuple[Message, ...]) -> str:

@@ -6,13 +6,13 @@ with the pairs is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from .exceptions import DataError, InvalidArgumentError
 from .prompts import prompt_text
 from .records import Persona, Preference
-from .shapes import read_pair, surrogate_problem
+from .shapes import is_null, read_pair, surrogate_problem
 
 __all__ = ["ResponsePair", "pair_responses"]
 
@@ -36,8 +36,9 @@ def pair_responses(
 ) -> list[ResponsePair]:
     """Everything in the order of the prompts.
 
-    Each argument is a sequence (its places are the ids), a mapping or a pandas series of ids, or a
-    sequence of dicts with "id" and "prompt", "response" or "persona". A persona may be one for all.
+    Each argument is a sequence (in the order of the prompts, whatever their ids), a mapping or a pandas
+    series of ids, or a sequence of dicts with "id" and "prompt", "response" or "persona". A persona may
+    be one for all.
 
     Raises:
         InvalidArgumentError: ids that repeat or do not match, responses that are all the same, or an
@@ -46,11 +47,13 @@ def pair_responses(
     asked = _by_id("prompts", "prompt", prompts)
     if not asked:
         raise InvalidArgumentError("prompts= is empty: there is nothing to compare.")
-    answers = {name: _by_id(name, "response", v) for name, v in (("base", base), ("test", test))}
+    answers = {
+        name: _by_id(name, "response", v, asked) for name, v in (("base", base), ("test", test))
+    }
     if personas is None or isinstance(personas, str | Persona):
         people = dict.fromkeys(asked, personas)
     else:
-        people = _by_id("personas", "persona", personas)
+        people = _by_id("personas", "persona", personas, asked)
     for name, given in (*answers.items(), ("personas", people)):
         _check_ids(name, asked, given)
     pairs = [
@@ -66,8 +69,8 @@ def pair_responses(
     return pairs
 
 
-def _by_id(name: str, field: str, given: Any) -> dict[str, Any]:
-    """The values of an argument by their ids, in order."""
+def _by_id(name: str, field: str, given: Any, asked: Collection[str] = ()) -> dict[str, Any]:
+    """The values of an argument by their ids, in order; those without ids have those of `asked`."""
     if isinstance(given, str | bytes | Persona) or hasattr(given, "columns"):
         raise InvalidArgumentError(
             f"{name}= is a single {type(given).__name__}.", hint=_FORMS.format(field=field)
@@ -81,7 +84,9 @@ def _by_id(name: str, field: str, given: Any) -> dict[str, Any]:
     values = list(given)
     if values and all(isinstance(v, Mapping) and "id" in v and field in v for v in values):
         return _distinct(name, ((row["id"], row[field]) for row in values))
-    return _distinct(name, enumerate(values))
+    return _distinct(
+        name, zip(asked, values, strict=True) if len(values) == len(asked) else enumerate(values)
+    )
 
 
 def _distinct(name: str, items: Iterable[tuple[object, Any]]) -> dict[str, Any]:
@@ -124,12 +129,12 @@ def _pair(
 
 
 def _persona(id: str, given: object) -> Persona | str | None:
-    if given is None or isinstance(given, Persona):
+    if isinstance(given, Persona):
         return given
     if isinstance(given, str):
         return given if given.strip() else None
-    if (isinstance(given, float) and given != given) or type(given).__name__ == "NAType":
-        return None  # what a frame has for nothing
+    if is_null(given):
+        return None
     raise InvalidArgumentError(
         f"the persona of {id!r} is of type {type(given).__name__}.",
         hint="Give a Persona, its sentence, or None.",

@@ -6,6 +6,7 @@ comes from and how a prompt is answered is not known here.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +18,15 @@ from numpy.typing import NDArray
 
 from .bm25 import BM25
 from .embeddings import Embedder, embed, endpoint_embedder, sentence_embedder
-from .exceptions import DataError, InvalidArgumentError
-from .flags import FLAGS
+from .exceptions import DataError, InvalidArgumentError, ModelError
+from .flags import flag_filter
 from .grouped import mean_by_group
 from .metrics import CONFIDENCE, Estimate, check_confidence
 from .persona_chat import place_persona
 from .plan import Selector
 from .prompts import prompt_numbers, prompt_text
 from .records import Candidate, Message, Persona, Preference, Side
-from .shapes import read_prompt, surrogate_problem
+from .shapes import is_null, read_prompt, surrogate_problem
 from .table import PersonaTable
 
 __all__ = [
@@ -130,9 +131,9 @@ class PersonaRetriever:
                 hint="infer_personas returns one, and PersonaTable.load reads one.",
             )
         InvalidArgumentError.check("side", side, ("chosen", "rejected"))
-        dropped = _dropped(drop_flagged)
+        unwanted = flag_filter(drop_flagged)
         personas = [row.chosen if side == "chosen" else row.rejected for row in table]
-        kept = [p if p and not dropped.intersection(p.flags) else None for p in personas]
+        kept = [None if p is None or unwanted(p) else p for p in personas]
         prompts = [row.preference.prompt if row.preference else None for row in table]
         return cls(prompts, kept, **options)
 
@@ -257,6 +258,7 @@ def _embedder(
                 f"api_base={api_base!r} is not an address.",
                 hint='It starts with "http://" or "https://".',
             )
+        _check_patience(timeout, max_attempts)
         return endpoint_embedder(
             model, api_base, api_key, timeout=timeout, max_attempts=max_attempts
         )
@@ -279,6 +281,11 @@ def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
 
     def cosines(queries: Sequence[str]) -> Iterator[NDArray[Any]]:
         vectors = embed(embedder, queries) if queries else known[:0]
+        if vectors.shape[1] != known.shape[1]:
+            raise ModelError(
+                f"the embedding model returned {vectors.shape[1]} dimensions, and"
+                f" {known.shape[1]} before: they cannot be compared."
+            )
         for start in range(0, len(vectors), _QUERIES_AT_ONCE):
             yield from vectors[start : start + _QUERIES_AT_ONCE] @ known.T
 
@@ -287,7 +294,7 @@ def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
 
 def _read(prompt: object, persona: object) -> tuple[str, str | None]:
     """The text to search by, and why it is left out."""
-    if persona is None or (isinstance(persona, str) and not persona.strip()):
+    if is_null(persona) or (isinstance(persona, str) and not persona.strip()):
         return "", "no_persona"
     if not isinstance(persona, Persona | str):
         raise InvalidArgumentError(f"a persona is of type {type(persona).__name__}.")
@@ -316,7 +323,8 @@ def _text(prompt: object) -> str:
 
 def _listed(name: str, given: object) -> list[Any]:
     """A sequence of prompts or personas, not a single one."""
-    single = isinstance(given, str | Persona | Mapping) or not isinstance(given, Iterable)
+    single = isinstance(given, str | bytes | Persona | Mapping) or hasattr(given, "columns")
+    single = single or not isinstance(given, Iterable)
     values: list[Any] = [] if single else list(given)  # type: ignore[call-overload]
     if single or any(isinstance(value, Message | Mapping) for value in values):
         raise InvalidArgumentError(
@@ -324,6 +332,18 @@ def _listed(name: str, given: object) -> list[Any]:
             hint="Pass a list: [it].",
         )
     return values
+
+
+def _check_patience(timeout: object, max_attempts: object) -> None:
+    """Raise InvalidArgumentError for what cannot be waited, or tried so often."""
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not number or not 0 < timeout < math.inf:  # type: ignore[operator]
+        raise InvalidArgumentError(f"timeout={timeout!r} must be a positive number of seconds.")
+    whole = isinstance(max_attempts, int) and not isinstance(max_attempts, bool)
+    if not whole or max_attempts < 1:  # type: ignore[operator]
+        raise InvalidArgumentError(
+            f"max_attempts={max_attempts!r} must be a whole number from 1 up."
+        )
 
 
 def _all_of(name: str, given: Iterable[Any], kind: type) -> list[Any]:
@@ -334,14 +354,3 @@ def _all_of(name: str, given: Iterable[Any], kind: type) -> list[Any]:
         if not isinstance(value, kind):
             raise InvalidArgumentError(f"{name}[{place}]={value!r:.80} is no {kind.__name__}.")
     return values
-
-
-def _dropped(flags: object) -> frozenset[str]:
-    """The names of the flags whose personas are not wanted."""
-    if isinstance(flags, bool):
-        return frozenset(FLAGS if flags else ())
-    if isinstance(flags, str) or not isinstance(flags, Collection):
-        raise InvalidArgumentError(f"drop_flagged={flags!r} is neither a bool nor names of flags.")
-    for flag in flags:
-        InvalidArgumentError.check("drop_flagged", flag, FLAGS)
-    return frozenset(flags)

@@ -23,6 +23,7 @@ __all__ = [
     "LEAVE_OUT",
     "Shape",
     "check_roles",
+    "is_null",
     "match",
     "read_pair",
     "read_prompt",
@@ -89,16 +90,16 @@ def _plain(value: object) -> object:
     return value
 
 
-def _is_null(value: object) -> bool:
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or value is ABSENT or type(value).__name__ in ("NAType", "NaTType")
+def is_null(value: object) -> bool:
+    """Whether it is what a row, a frame or an array has for nothing."""
+    absent = value is None or value is ABSENT or type(value).__name__ in ("NAType", "NaTType")
+    return absent or (isinstance(value, float) and math.isnan(value))
 
 
 def _unfit(name: str, value: object, wanted: str) -> DataError:
     if value is ABSENT:
         return DataError(f"the row has no {name!r}.", hint=LEAVE_OUT)
-    if _is_null(value):
+    if is_null(value):
         return DataError(f"{name!r} is missing (null).", hint=LEAVE_OUT)
     return DataError(f"{name!r} is of type {type(value).__name__}, not {wanted}.", hint=LEAVE_OUT)
 
@@ -110,7 +111,7 @@ def _identifier(value: object) -> str | None:
     if type(value) is str:
         return value or None
     value = _plain(value)
-    if _is_null(value) or not isinstance(value, str | int | float | UUID):
+    if is_null(value) or not isinstance(value, str | int | float | UUID):
         return None
     if isinstance(value, float) and value.is_integer():  # integers of a column with nulls
         value = int(value)
@@ -295,10 +296,9 @@ class Shape:
 
     def _winner(self, value: object) -> int:
         name, value = self.columns["label"], _plain(value)
-        if _is_null(value) or not isinstance(value, str | int | float):
+        if is_null(value) or not isinstance(value, str | int | float):
             raise _unfit(name, value, "a label")
-        label = str(value).strip().lower()
-        if label in _TIES:
+        if (label := str(value).strip().lower()) in _TIES:
             raise DataError(f"{name!r} is a tie, so neither response is preferred.")
         if (winner := self.labels.get(re.sub(r"\.0+\Z", "", label))) is None:
             known = ", ".join(map(repr, self.labels))

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, overload
 
 from .exceptions import DataError, InvalidArgumentError
-from .flags import FLAGS
+from .flags import flag_filter
 from .persona_chat import PersonaPlace, check_place, check_template, place_persona
+from .prompts import bare_text
 from .readers import SAME_TEXT, pair_problem
 from .records import Message, Persona, PersonaRow, Preference, Side
 from .table import PersonaTable
@@ -42,8 +43,9 @@ class TailoringRows(Sequence[Row]):
 
     Attributes:
         rows: dicts in the shape of `settings["format"]`.
-        ids: for each row the pair's id (its place in the input, where ids are missing or repeated), with
-            the side of its persona, and for KTO which of the two responses it holds: none is twice there.
+        ids: for each row the pair's id (its place in the input, where ids are missing or repeated; in the
+            table, where places are, too), with the side of its persona, and for KTO which of the two
+            responses it holds: none is twice there.
         prompts: for each row a digest of the prompt without the persona; equal prompts have equal ones.
         left_out: reason -> how many examples; an example is a pair with one persona.
         settings: the arguments that made the rows.
@@ -71,19 +73,21 @@ class TailoringRows(Sequence[Row]):
     def split(self, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, TailoringRows]:
         """The rows in parts, by prompt: no prompt is in two of them.
 
-        A prompt's part depends on its text (white space and case aside) and the seed alone: it is the
-        same in every table, format and order, so that what was trained on in one is never tested on in
-        another. The sizes are therefore near the shares, not equal to them.
+        A prompt's part depends on its text (white space, case and the encoding of accents aside) and the
+        seed alone: it is the same in every table, format and order, so that what was trained on in one is
+        never tested on in another. The sizes are therefore near the shares, not equal to them.
 
         Args:
             shares: name -> share of the prompts, such as {"train": 0.6, "dev": 0.15, "test": 0.25}.
             seed: for another division.
 
         Raises:
-            InvalidArgumentError: shares that are not positive or do not add up to 1.
+            InvalidArgumentError: shares that are not positive or do not add up to 1, or a bad seed.
             DataError: a part would be empty.
         """
         check_shares(shares)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise InvalidArgumentError(f"seed={seed!r} must be a whole number.")
         places: dict[str, list[int]] = {name: [] for name in shares}
         part_of = {prompt: _part(prompt, shares, seed) for prompt in set(self.prompts)}
         for place, prompt in enumerate(self.prompts):
@@ -139,8 +143,10 @@ def tailoring_rows(
         "format": format,
         "persona_in": persona_in,
         "template": template,
+        "drop_flagged": drop_flagged,
     }
-    dropped = _checked(table, settings, drop_flagged)
+    _check(table, settings)
+    unwanted = flag_filter(drop_flagged)
     sides: tuple[Side | None, ...] = _SIDES[persona]
     rows: list[Row] = []
     ids: list[str] = []
@@ -148,7 +154,7 @@ def tailoring_rows(
     left_out: Counter[str] = Counter()
     for name, row in zip(_names(table), table, strict=True):
         for side in sides:
-            reason = _left_out(row, side, dropped)
+            reason = _left_out(row, side, unwanted)
             if reason is not None or row.preference is None:
                 left_out[reason or "no_pair"] += 1
                 continue
@@ -171,8 +177,7 @@ _SIDES: dict[str, tuple[Side | None, ...]] = {
 }
 
 
-def _checked(table: object, settings: Mapping[str, Any], drop_flagged: object) -> frozenset[str]:
-    """The flags that are not wanted; every argument is looked at."""
+def _check(table: object, settings: Mapping[str, Any]) -> None:
     if not isinstance(table, PersonaTable):
         raise InvalidArgumentError(
             f"rows are made of a PersonaTable, not of {type(table).__name__}.",
@@ -183,18 +188,11 @@ def _checked(table: object, settings: Mapping[str, Any], drop_flagged: object) -
     check_place(settings["persona_in"])
     if settings["template"] is not None:
         check_template(settings["template"], settings["persona_in"])
-    if isinstance(drop_flagged, bool):
-        return frozenset(FLAGS if drop_flagged else ())
-    if isinstance(drop_flagged, str) or not isinstance(drop_flagged, Collection):
-        raise InvalidArgumentError(
-            f"drop_flagged={drop_flagged!r} is neither a bool nor names of flags."
-        )
-    for flag in drop_flagged:
-        InvalidArgumentError.check("drop_flagged", flag, FLAGS)
-    return frozenset(drop_flagged)
 
 
-def _left_out(row: PersonaRow, side: Side | None, dropped: frozenset[str]) -> str | None:
+def _left_out(
+    row: PersonaRow, side: Side | None, unwanted: Callable[[Persona], bool]
+) -> str | None:
     """Why there is no example of this row and side."""
     problem = row.error if row.preference is None else pair_problem(row.preference)
     if row.preference is None or problem is not None:
@@ -206,7 +204,7 @@ def _left_out(row: PersonaRow, side: Side | None, dropped: frozenset[str]) -> st
     persona: Persona | None = getattr(row, side)
     if persona is None:
         return "no_persona"
-    return "flagged" if dropped.intersection(persona.flags) else None
+    return "flagged" if unwanted(persona) else None
 
 
 def _example(
@@ -284,11 +282,15 @@ FORMATS = tuple(_SHAPES)
 
 
 def _names(table: PersonaTable) -> list[str]:
-    """The data's own ids where every pair has one and no two are equal; else places in the input."""
+    """The data's own ids where every pair has one and no two are equal; else places in the input.
+
+    Where two inputs were put together and their places repeat, places in the table.
+    """
     own = [row.preference.id for row in table if row.preference is not None]
-    if None in own or len(set(own)) < len(own):
-        return [str(row.index) for row in table]
-    return [str(row.preference.id) if row.preference else "" for row in table]
+    if None not in own and len(set(own)) == len(own):
+        return [str(row.preference.id) if row.preference else "" for row in table]
+    places = [row.index for row in table]
+    return [str(n) for n in (places if len(set(places)) == len(places) else range(len(places)))]
 
 
 def _row_ids(name: str, count: int) -> list[str]:
@@ -297,8 +299,8 @@ def _row_ids(name: str, count: int) -> list[str]:
 
 def _digest(prompt: Prompt) -> str:
     turns = [("user", prompt)] if isinstance(prompt, str) else [(m.role, m.content) for m in prompt]
-    plain = [(role, " ".join(text.split()).casefold()) for role, text in turns]
-    return hashlib.sha256(repr(plain).encode()).hexdigest()
+    bare = [(role, bare_text(text)) for role, text in turns]
+    return hashlib.sha256(repr(bare).encode()).hexdigest()
 
 
 def check_shares(shares: Mapping[str, float]) -> None:

@@ -53,3 +53,7 @@ def test_words_of_scripts_without_spaces_are_characters() -> None:
     assert words("Straße in Kraków_2, l'été") == ["strasse", "in", "kraków", "2", "l", "été"]
     assert words("お茶 OK") == ["お", "茶", "ok"]
     assert BM25(["咖啡", "绿茶"]).scores("茶")[1] > 0
+
+
+def test_an_accent_is_the_same_in_either_encoding() -> None:
+    assert words("Cafe\u0301") == words("CAF\u00c9") == ["caf\u00e9"]

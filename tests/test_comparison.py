@@ -21,6 +21,7 @@ from personainfer.exceptions import (
     UnknownOptionError,
 )
 from personainfer.findings import ResponseComparison
+from personainfer.responses import pair_responses
 from personainfer.testing import FakeLLM, Fault
 
 PERSONA = pi.Persona(trait="busy", preference="short answers")
@@ -110,6 +111,14 @@ def test_a_missing_judgement_is_never_a_win(
     assert "not 1, 2 or 'neither'" in found.columns["error"][1]
     assert found.columns["error"][1].startswith("personalization: ")
     assert "2 without a usable reply" in str(found)
+
+
+def test_a_judge_may_count_with_numpy() -> None:
+    def longer(prompt: Any, first: str, second: str, persona: Any) -> Any:
+        return 1 + np.argmax([len(first), len(second)])
+
+    found = pi.compare_responses(["Tea?"], ["Yes."], ["Yes, gladly."], judge=longer)
+    assert found.columns["quality"] == ["test"]
 
 
 def test_a_win_needs_both_orders() -> None:
@@ -277,6 +286,30 @@ def test_every_form_of_ids_gives_the_same() -> None:
     )
     assert mapping.columns == rows.columns == series.columns
     assert mapping.columns["quality"] == ["test", "base", "test"]
+
+
+def test_a_list_is_in_the_order_of_the_prompts_whatever_their_ids() -> None:
+    """As of a frame that was shuffled: its index says another order than its rows."""
+    prompts = pd.Series({2: "prompt 2", 0: "prompt 0", 1: "prompt 1"})
+    found = compare(
+        ["wl", "lw", "w1"],
+        prompts=prompts,
+        base=["base 2", "base 0", "base 1"],
+        test={n: f"test {n}" for n in range(3)},
+        personas=[None, PERSONA, PERSONA],
+    )
+    assert found.columns["id"] == ["2", "0", "1"]
+    assert found.columns["error"] == ["no persona", None, None]
+    assert [pair.rejected for pair in paired(prompts, ["base 2", "base 0", "base 1"])] == [
+        "base 2",
+        "base 0",
+        "base 1",
+    ]
+
+
+def paired(prompts: Any, base: Any) -> list[pi.Preference]:
+    made = pair_responses(prompts, base, [f"test of {text}" for text in base])
+    return [one.pair for one in made if one.pair is not None]
 
 
 @pytest.mark.parametrize(

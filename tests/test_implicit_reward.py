@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.implicit_reward import implicit_rewards, reward_accuracy
 
@@ -69,6 +70,23 @@ def test_pairs_of_one_prompt_are_one_observation() -> None:
     moved = reward_accuracy(gaps[shuffled], np.zeros(40), [prompts[n] for n in shuffled])
     assert (once.value, once.low, once.high) == (twice.value, twice.low, twice.high)
     assert (once.value, once.low, once.high) == (moved.value, moved.low, moved.high)
+
+
+def test_an_infinite_reward_is_above_all_others_and_equal_to_itself() -> None:
+    low = [-math.inf, -math.inf]
+    assert reward_accuracy([0.0, -math.inf], low, ["a", "b"]).value == 0.75
+
+
+def test_prompts_are_what_rewards_are_asked_for() -> None:
+    """Texts, or conversations in either form: the same one is one observation."""
+    asked = [
+        [pi.Message(role="user", content="Tea?")],
+        [{"role": "user", "content": "Tea?"}],
+        "Tea?",
+    ]
+    assert reward_accuracy([1.0, 0.0, 1.0], [0.0, 1.0, 0.0], asked).n == 1  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="single str"):
+        reward_accuracy([1.0, 2.0], [0.0, 0.0], "ab")
 
 
 def test_lengths_that_differ_are_named() -> None:

@@ -74,7 +74,7 @@ def test_the_fit_by_hand() -> None:
 def test_ties_and_missing_judgements_are_left_out() -> None:
     won, d = outcomes(0.5, 1.0, 60)
     alone = length_controlled_rate(won, d, range(60))
-    more = length_controlled_rate([*won, 0, NAN], [*d, 900, 900], range(62))
+    more = length_controlled_rate([*won, 0, NAN, 1], [*d, 900, 900, NAN], range(63))
     assert more == alone
 
 
@@ -89,9 +89,18 @@ def test_where_it_cannot_be_told() -> None:
     constant = length_controlled_rate([1, 1, -1], [7, 7, 7], range(3))
     assert math.isnan(constant.value)
     assert constant.n == 3
+    rounded = length_controlled_rate([1, 1, -1], [0.1, 0.1, 0.1], range(3))
+    assert math.isnan(rounded.value)
     assert length_controlled_rate([1, 1, 1], [7, 8, 9], range(3)) == wilson(3, 3)
     equal = length_controlled_rate([1, 1, -1, 1], [0, 0, 0, 0], range(4))
     assert equal.value == 0.75
+
+
+def test_one_prompt_has_no_interval() -> None:
+    found = length_controlled_rate([1, -1, 1], [5, -3, 4], [0, 0, 0])
+    assert 0 < found.value < 1
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
 
 
 LISTS = st.lists(

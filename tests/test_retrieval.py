@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import personainfer as pi
@@ -70,11 +71,11 @@ def test_of_equally_near_ones_the_first_and_a_score_that_says_so() -> None:
 
 def test_pairs_that_cannot_be_used_are_left_out_and_counted() -> None:
     half = [{"role": "system", "content": "Tea."}, {"role": "user", "content": "\ud800"}]
-    prompts = [*PROMPTS, None, "  ", half, "Tea, tea, tea!", "Tea?"]
-    people = [*PERSONAS, PERSONAS[0], PERSONAS[0], PERSONAS[0], None, " "]
-    retriever = pi.PersonaRetriever(prompts, people)
+    prompts = [*PROMPTS, None, "  ", half, "Tea, tea, tea!", "Tea?", "Tea."]
+    people = [*PERSONAS, PERSONAS[0], PERSONAS[0], PERSONAS[0], None, " ", math.nan]
+    retriever = pi.PersonaRetriever(prompts, people)  # type: ignore[arg-type]
     assert len(retriever) == 3
-    assert retriever.left_out == {"no_prompt": 3, "no_persona": 2}
+    assert retriever.left_out == {"no_prompt": 3, "no_persona": 3}
     assert retriever.retrieve(["Tea, tea, tea!"])[0][0].index in (0, 2)
     assert repr(retriever) == "PersonaRetriever(3 personas, model='bm25')"
 
@@ -102,6 +103,12 @@ def test_conversations_are_prompts_too() -> None:
         ({"model": 5}, "model=5 is not known"),
         ({"api_base": "http://127.0.0.1:9/v1"}, "no model= that it serves"),
         ({"api_base": "localhost", "model": "m"}, "'localhost' is not an address"),
+        (
+            {"prompts": pd.DataFrame({"a": [1], "b": [2], "c": [3]})},
+            "prompts= is a single DataFrame",
+        ),
+        ({"api_base": "http://127.0.0.1:9/v1", "model": "m", "timeout": "1"}, "timeout='1'"),
+        ({"api_base": "http://127.0.0.1:9/v1", "model": "m", "max_attempts": 0}, "max_attempts=0"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(wrong: dict[str, Any], message: str) -> None:
@@ -147,12 +154,19 @@ def test_a_table_gives_the_personas_of_one_side() -> None:
     assert chosen.left_out == {"no_persona": 1}
 
 
+def doubted(persona: pi.Persona | None) -> pi.Persona | None:
+    return persona and persona.model_copy(update={"flags": ("too_vague",)})
+
+
 @pytest.mark.parametrize("flags", [True, ["copies_text"]], ids=["any", "one"])
 def test_flagged_personas_can_be_left_out(flags: Any) -> None:
     kept = pi.PersonaRetriever.from_table(table(), drop_flagged=flags)
     assert len(kept) == 3
     other = pi.PersonaRetriever.from_table(table(), drop_flagged=["refusal"])
     assert len(other) == 4
+    own = [PersonaRow(n, row.preference, doubted(row.chosen)) for n, row in enumerate(table())]
+    with pytest.raises(DataError, match="no prompt has a persona"):
+        pi.PersonaRetriever.from_table(PersonaTable(own), drop_flagged=True)
     for wrong, message in (("refusal", "neither a bool"), (["copied"], "drop_flagged='copied'")):
         with pytest.raises(InvalidArgumentError, match=message):
             pi.PersonaRetriever.from_table(table(), drop_flagged=wrong)
@@ -185,11 +199,31 @@ def test_equal_texts_are_embedded_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "vectors", [[1.0, 2.0], [[1.0]], [[math.nan]] * 3], ids=["flat", "too few", "not a number"]
+    "vectors",
+    [[1.0, 2.0], [[1.0]], [[math.nan]] * 3, [["x"]] * 3, [[1.0], [1.0], [1.0, 2.0]]],
+    ids=["flat", "too few", "not a number", "text", "ragged"],
 )
 def test_an_embedder_that_returns_something_else_is_an_error(vectors: Any) -> None:
-    with pytest.raises(ModelError, match="for 3 texts"):
+    with pytest.raises(ModelError, match=r"for 3 texts|no array of numbers"):
         pi.PersonaRetriever(PROMPTS, PERSONAS, model=lambda texts: vectors)
+
+
+def test_an_embedder_that_changes_its_mind_is_an_error() -> None:
+    def embedder(texts: Sequence[str]) -> Any:
+        return np.ones((len(texts), len(texts)))
+
+    with pytest.raises(ModelError, match="1 dimensions, and 3 before"):
+        pi.PersonaRetriever(PROMPTS, PERSONAS, model=embedder).retrieve(["Tea?"])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_length_of_a_vector_does_not_matter(scale: float) -> None:
+    def embedder(texts: Sequence[str]) -> Any:
+        return scale * np.array(bag_of_words(texts))
+
+    (found,) = pi.PersonaRetriever(PROMPTS, PERSONAS, model=embedder).retrieve(["brew brew tea"])
+    assert found[0].index == 0
+    assert found[0].score == pytest.approx(3 / math.sqrt(5 * 2))
 
 
 Script = Callable[[dict[str, Any]], tuple[int, Any]]

@@ -177,6 +177,12 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("tailor_study")
 
 
+@pytest.fixture
+def command(example: Any) -> Any:
+    """The module that trains."""
+    return importlib.import_module("tailor")
+
+
 def test_all_arms_train_on_the_same_pairs(example: Any) -> None:
     pairs = table()
     own, dealt, bare = (
@@ -242,16 +248,66 @@ def test_responses_are_shortened_to_sentences_and_what_is_left_out_is_counted(
     rows.append({**rows[0], "rejected_persona": "Somebody."})
     rows.append({**rows[0], "response_for_rejected_persona": "It is fine. Rest, that is better."})
     rows.append({**rows[0], "prompt": "why " * 600})
+    rows.append({**rows[0], "prompt": " "})
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
     data = example.read(tmp_path / "rows.jsonl", Words(), pairs=None, response_tokens=5)
-    assert sum(data.left_out.values()) == 4
-    assert len(data.left_out) == 4
+    assert sum(data.left_out.values()) == 5
+    assert len(data.left_out) == 5
     assert data.shortened == 40
     kept = [row for part in data.splits.values() for row in part]
     assert len(kept) == 40
     assert {row.preference.chosen for row in kept} == {"It is fine."}
     assert str(kept[0].rejected) == "The user is calm and prefers a yawn."
+
+
+def test_the_number_of_a_list_item_ends_no_sentence(example: Any) -> None:
+    text = "Do this. 1. Rest well. 2. Eat."
+    assert example._shortened(text, Words(), 6) == "Do this. 1. Rest well."
+    assert example._shortened("Take 3.5 spoons, no more.", Words(), 2) == "Take 3.5"
+
+
+def test_a_step_has_as_many_rows_as_were_asked_for(command: Any, tmp_path: Path) -> None:
+    for batch in (1, 2, 3, 6, 7, 8, 10):
+        s = command.arguments(["pairs.jsonl", "--batch", str(batch)])
+        made = command.training_arguments(s, "personas", 0, tmp_path, 100)
+        at_once = made["per_device_train_batch_size"]
+        assert at_once * made["gradient_accumulation_steps"] == batch
+        assert at_once <= 4
+
+
+def test_a_study_is_of_its_data_whatever_the_name_of_the_file(command: Any, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("{}\n", encoding="utf-8")
+    s = command.arguments([str(data), "--out", str(tmp_path)])
+    command.same_settings(s)
+    command.same_settings(s)
+    data.write_text("{} \n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="a study with other sha256"):
+        command.same_settings(s)
+
+
+def test_the_judged_answers_show_both_rates_and_what_was_lost(command: Any) -> None:
+    def longer(prompt: Any, first: str, second: str, persona: Any) -> Any:
+        return "?" if prompt == "Q2" else 1 if len(first) > len(second) else 2
+
+    base, test = ["Yes.", "No, no.", "No."], ["Yes, yes.", "No.", "Yes."]
+    one = pi.compare_responses(["Q0", "Q1", "Q2"], base, test, judge=longer, personas=BRISK)
+    found = {"judge": "longer", "agreement": None, "consistency": None, "worth": False}
+    failed = {"error": "the judge gave no usable reply"}
+    lines = command.tailor_answers.judge_table(
+        {**found, "a against b": one.to_dict(), "c against b": failed}
+    )
+    head, _, row, error, _, note = lines[2:]
+    assert len({line.count("|") for line in lines[2:6]}) == 1
+    assert note.startswith("- a against b: Whether the judge's two orders agree")
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    names = [name.strip() for name in head.strip("|").split("|")]
+    assert names.count("at equal length") == 2
+    assert cells[1].startswith("0.500")
+    assert cells[2].startswith(f"{one.quality.length_controlled.value:.3f}")
+    assert (names[-1], cells[-1]) == ("verdicts without a usable reply", "2")
+    assert "no usable reply" in error
 
 
 @pytest.mark.heavy

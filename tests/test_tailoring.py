@@ -163,6 +163,16 @@ def test_a_persona_cannot_end_its_turn(place: Any) -> None:
     assert "<|" not in str(place_persona((Message(role="user", content="Q"),), persona, place))
 
 
+def test_only_the_personas_own_verb_is_put_in_the_first_person() -> None:
+    parent = pi.Persona(
+        trait="the parent of a child who reads and prefers games", preference="tips"
+    )
+    asked = place_persona("Q", parent, "user")[0]
+    assert isinstance(asked, Message)
+    assert asked.content.endswith(parent.render("first"))
+    assert "reads and prefers games and prefer tips" in asked.content
+
+
 def test_the_persona_is_asked_after_where_the_last_turn_is_the_assistants() -> None:
     last = place_persona(CHAT[1:3], BRIEF, "user")[-1]
     assert isinstance(last, Message)
@@ -202,6 +212,12 @@ def test_flags_may_be_named() -> None:
     assert (len(kept), kept.left_out) == (4, {})
     fewer = pi.tailoring_rows(table(2), persona="both", drop_flagged=["refusal", "ungrammatical"])
     assert (len(fewer), fewer.left_out) == (2, {"flagged": 2})
+
+
+def test_any_flag_is_also_one_of_the_users_own() -> None:
+    doubted = BRIEF.model_copy(update={"flags": ("too_vague",)})
+    made = pi.tailoring_rows(pi.PersonaTable([row(0, chosen=doubted)]), drop_flagged=True)
+    assert (len(made), made.left_out) == (0, {"flagged": 1})
 
 
 @pytest.mark.parametrize(
@@ -270,6 +286,28 @@ def repeated(rows: int = 400) -> pi.PersonaTable:
     return pi.PersonaTable(made)
 
 
+def test_an_accent_is_the_same_in_either_encoding() -> None:
+    pairs = [
+        pi.Preference(prompt=prompt, chosen="A", rejected="B")
+        for prompt in ("Caf\u00e9?", "Cafe\u0301?")
+    ]
+    made = pi.tailoring_rows(pi.PersonaTable([row(n, preference=p) for n, p in enumerate(pairs)]))
+    assert made.prompts[0] == made.prompts[1]
+
+
+def test_ids_are_not_repeated_where_tables_were_put_together() -> None:
+    pair = pi.Preference(prompt="Q?", chosen="A", rejected="B")
+    rows = [row(n, preference=pair) for n in (0, 1, 0, 1)]
+    made = pi.tailoring_rows(pi.PersonaTable(rows), format="kto")
+    assert len(set(made.ids)) == len(made) == 8
+
+
+@pytest.mark.parametrize("seed", ["0", [0], 0.5, True])
+def test_a_seed_that_cannot_be(seed: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="seed="):
+        pi.tailoring_rows(table()).split({"train": 1.0}, seed=seed)
+
+
 def prompts_of(part: TailoringRows) -> set[str]:
     return {each["prompt"][-1]["content"].strip().casefold().split()[1] for each in part}
 
@@ -316,6 +354,16 @@ def test_shares_that_cannot_be(shares: Any, said: str) -> None:
 def test_an_empty_split_is_an_error() -> None:
     with pytest.raises(DataError, match="'rest' would be empty: there are 3 prompts"):
         pi.tailoring_rows(table()).split({"train": 0.999999, "rest": 0.000001})
+
+
+def test_the_settings_are_the_arguments() -> None:
+    assert pi.tailoring_rows(table(), drop_flagged=["refusal"]).settings == {
+        "persona": "chosen",
+        "format": "dpo",
+        "persona_in": "system",
+        "template": None,
+        "drop_flagged": ["refusal"],
+    }
 
 
 def test_rows_read_like_a_sequence() -> None:
