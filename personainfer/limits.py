@@ -87,7 +87,8 @@ class Gate:
     """Lets through `width` requests at a time, fewer after a refusal, none while one is waited out.
 
     A refusal (429, 503) slows everybody down, not the one request: whoever asked first, the endpoint
-    means all. After more than `rounds` refusals with no request accepted in between, or when told to
+    means all. Pauses are at least as long as it asks, and double with each refusal in a row: many name
+    a moment, or none, for as long as they are full. After more than `rounds` refusals with no request accepted in between, or when told to
     wait for longer than `patience` seconds, it gives up for good.
     """
 
@@ -172,8 +173,10 @@ class Gate:
             self._allowed = max(1.0, self._allowed * _SLOWER)
             if self._refusals > self._rounds:
                 self._give_up(f"it refused {self._refusals} times in a row")
-            if pause is None:
-                pause = min(_FIRST_PAUSE * 2 ** (self._refusals - 1), _LONGEST_PAUSE)
+            # One that refuses again after the time that it named is believed no longer.
+            doublings = self._refusals - (1 if pause is None else 2)
+            if doublings >= 0:
+                pause = max(pause or 0.0, min(_FIRST_PAUSE * 2**doublings, _LONGEST_PAUSE))
         self._opens_at = max(self._opens_at, now + (pause or 0.0))
 
     def _give_up(self, reason: str) -> None:

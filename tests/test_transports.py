@@ -88,7 +88,9 @@ def test_retry_after_as_a_date_or_an_epoch() -> None:
         30, abs=2
     )
     assert retry_after({"Retry-After": formatdate(time() - 30, usegmt=True)}) == 0
-    assert retry_after({"x-ratelimit-reset": str(time() + 20)}) == pytest.approx(20, abs=2)
+    reset = time() + 20
+    for said in (str(reset), str(int(reset * 1000))):  # in seconds, in milliseconds
+        assert retry_after({"x-ratelimit-reset": said}) == pytest.approx(20, abs=2)
 
 
 @given(st.dictionaries(st.sampled_from(["Retry-After", "x-ratelimit-reset-tokens"]), st.text()))
