@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .exceptions import BudgetExceededError, RateLimitError
 
-__all__ = ["Budget", "Gate", "Limits", "Price", "Window"]
+__all__ = ["Budget", "Gate", "Limits", "Price", "Window", "most_tokens"]
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[object]]
@@ -23,6 +23,7 @@ Sleep = Callable[[float], Awaitable[object]]
 _SLOWER = 0.7  # concurrency after a refusal; each accepted request gives one back
 _FIRST_PAUSE = 0.5  # seconds, doubled at each refusal in a row, when the endpoint names no time
 _LONGEST_PAUSE = 60.0
+_ASCII = bytes(range(128))
 
 
 class Price(NamedTuple):
@@ -236,6 +237,12 @@ class Budget:
             self._reserved = 0.0
         self.spent += spent
         self._settled.set()
+
+
+def most_tokens(body: bytes) -> int:
+    """How many tokens a prompt can be: one for two bytes of ASCII, one a byte in other scripts."""
+    other = 0 if body.isascii() else len(body.translate(None, _ASCII))
+    return (len(body) + other) // 2
 
 
 class Limits:

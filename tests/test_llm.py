@@ -206,6 +206,21 @@ def test_budget_stops_before_it_is_passed_and_keeps_what_is_paid() -> None:
         assert not more.errors
 
 
+def test_the_budget_holds_for_scripts_that_take_a_token_a_byte() -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        said = body["messages"][0]["content"]
+        return Reply("yes", prompt_tokens=len(said.encode()), completion_tokens=1)
+
+    with FakeLLM(reply=reply) as server:
+        model = fake(server, prices=(1.0, 0.0), budget=0.0065, max_concurrency=1)
+        messages = [{"role": "user", "content": "\u1218\u120d" * 500}]  # Amharic: 3,000 bytes
+        replies = model.ask_many(
+            [([*messages, {"role": "user", "content": str(n)}],) for n in range(5)]
+        )
+    assert (model.usage.cost or 0) <= 0.0065
+    assert [reply.error is None for reply in replies] == [True, True, False, False, False]
+
+
 def test_usage_counts_retries_and_reasks_with_their_tokens() -> None:
     with FakeLLM(faults=[Fault.status(500), Fault.bad_schema()]) as server:
         model = fake(server, prices=(1.0, 1.0))

@@ -219,5 +219,6 @@ def test_prices_come_from_the_list_or_the_user() -> None:
     assert listed == find_price("openai/gpt-4o-mini", None)
     assert find_price("gpt-4o-mini", (1, 2)) == (1e-6, 2e-6)
     assert find_price("no-such-model", None) is None
-    with pytest.raises(InvalidArgumentError, match="prices="):
-        find_price("x", (1, -2))
+    for bad in (-2.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidArgumentError, match="prices="):
+            find_price("x", (1, bad))
