@@ -211,6 +211,8 @@ class Workers:
             job.reply = await self._answer(job)
             self._failures = 0
         except ModelError as error:
+            if error.__suppress_context__:  # what a provider or its client raised may hold the key
+                error.__context__ = None
             self._tally.errors += 1
             log.debug("no reply: %s", type(error).__name__)
             if error.fatal:

@@ -250,10 +250,11 @@ def test_the_key_is_in_no_file_log_repr_or_error(
                     model.ask(MESSAGES)
                 said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
     with FakeLLM(reply=Fault.status(500, message=f"bad key {key}")) as server:
-        model = pi.LLM("fake", api_base=server.api_base, api_key=key, max_attempts=1)
-        with pytest.raises(TransportError) as broken:
-            model.ask(MESSAGES)
-        said.append(str(broken.value))
+        for name in ("fake", "litellm/openai/fake"):
+            model = pi.LLM(name, api_base=server.api_base, api_key=key, max_attempts=1)
+            with pytest.raises(TransportError) as broken:
+                model.ask(MESSAGES)
+            said += [str(broken.value), repr(broken.value.__context__)]
     said += [record.getMessage() for record in caplog.records]
     for file in tmp_path.rglob("*"):
         if file.is_file():
