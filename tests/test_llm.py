@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import pickle
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable
@@ -100,6 +101,22 @@ def test_the_final_reply_is_cached_under_the_first_request() -> None:
         fake(server).ask(MESSAGES, City)
         assert fake(server).ask(MESSAGES, City).cached
         assert server.calls == 2
+
+
+@pytest.mark.parametrize("schema", [City, None])
+@pytest.mark.parametrize(
+    "row", ["", "[1", "null", "[" * 100_000, '{"text": 5}', '{"text": {"a": 1}}', '{"txt": ""}']
+)
+def test_a_row_of_the_cache_that_is_no_reply_is_asked_again(
+    llm: FakeLLM, schema: type[City] | None, row: str
+) -> None:
+    before = fake(llm).ask(MESSAGES, schema)
+    with sqlite3.connect(pi.cache_info().directory / "cache.db") as database:
+        database.execute("UPDATE Cache SET value = ?", (row,))
+    database.close()
+    assert fake(llm).ask(MESSAGES, schema) == before
+    assert fake(llm).ask(MESSAGES, schema).cached
+    assert llm.calls == 2
 
 
 def test_json_inside_a_fence_is_read() -> None:
