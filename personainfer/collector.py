@@ -17,10 +17,12 @@ from contextlib import contextmanager
 __all__ = ["keep", "rarely_collecting"]
 
 _YOUNG = 50_000  # objects made between two walks, while a run goes on
+_KEEPS_A_WALK = 64  # a quarter of a million rows
 
 _lock = threading.Lock()
 _runs = 0
 _before: tuple[int, int, int] | None = None
+_keeps = 0
 
 
 @contextmanager
@@ -51,9 +53,15 @@ def rarely_collecting() -> Iterator[None]:
 def keep() -> None:
     """Count all objects that there are as old: only a full collection walks them.
 
-    For the time after many records were made, and little else. Where somebody else has frozen objects,
-    nothing is done, since theirs would thaw.
+    For the time after many records were made, and little else: cycles among the objects wait for a full
+    collection as well. Python counts anew towards that each time, so every so often it is made here.
+    Where somebody else has frozen objects, nothing is done, since theirs would thaw.
     """
+    global _keeps
     if gc.isenabled() and not gc.get_freeze_count():
-        gc.freeze()
-        gc.unfreeze()
+        _keeps += 1
+        if _keeps % _KEEPS_A_WALK:
+            gc.freeze()
+            gc.unfreeze()
+        else:
+            gc.collect()

@@ -187,6 +187,8 @@ def recall(job: Job, stored: str | None) -> bool:
         text, logprobs = kept["text"], None
         if "logprobs" in kept:
             logprobs = [(token, near) for token, near in kept["logprobs"]]
+        if not isinstance(text, str):
+            return False
         job.reply = Reply(job.read(text), text, cached=True, logprobs=logprobs)
     except (ReplyError, ValueError, KeyError, TypeError):  # or not what was written here
         return False

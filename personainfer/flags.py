@@ -52,15 +52,15 @@ _PROTECTED_WORDS = frozenset(
     transgender nonbinary gay gays lesbian lesbians queer bisexual homosexual heterosexual lgbt
     lgbtq black white asian hispanic latino latina latinx caucasian african arab race racial
     indigenous ethnic ethnics ethnically ethnicity ethnicities christian christians muslim muslims
-    islam islamic islamist islamists jew jews jewish hindu hindus buddhist buddhists
-    catholic catholics protestant protestants atheist atheists religious religion devout elderly
-    teen teens teenage teenager teenagers millennial millennials adolescent adolescents retiree
-    retirees immigrant immigrants foreigner foreigners nationality american americans british
-    chinese indian indians mexican mexicans russian russians german germans french japanese european
-    europeans disabled disability disabilities blind deaf adhd autism autistic autistics dyslexia
-    dyslexic dyslexics wheelchair wheelchairs pregnant pregnancy pregnancies republican republicans
-    democrat democrats conservative conservatives liberal liberals socialist socialists communist
-    communists feminist feminists
+    islam islamic islamism islamist islamists islamophobia islamophobic jew jews jewish hindu hindus
+    buddhist buddhists catholic catholics protestant protestants atheist atheists religious religion
+    devout elderly teen teens teenage teenager teenagers millennial millennials adolescent
+    adolescents retiree retirees immigrant immigrants foreigner foreigners nationality american
+    americans british chinese indian indians mexican mexicans russian russians german germans french
+    japanese european europeans disabled disability disabilities blind deaf adhd autism autist
+    autists autistic autistics dyslexia dyslexic dyslexics wheelchair wheelchairs pregnant pregnancy
+    pregnancies republican republicans democrat democrats conservative conservatives liberal
+    liberals socialist socialists communist communists feminist feminists
     """.split()
 )
 _PROTECTED_RUN = re.compile(
@@ -131,7 +131,12 @@ def flags_in_text(
     said = " ".join([f"{persona.trait} {persona.preference}" for persona in personas])
     plain = _plain(said)
     words = _words(plain)
-    wary = plain != said or not _TELLING.isdisjoint(words) or _may_copy(words, text)
+    wary = (
+        plain != said  # capitals, as names have
+        or "'" in said
+        or not _TELLING.isdisjoint(words)
+        or _may_copy(words, text)
+    )
     return [_flags(persona, text, exemplar_phrases, wary) for persona in personas]
 
 
@@ -204,9 +209,13 @@ def _copies(text: str, *phrases: str) -> bool:
 
 
 def _is_protected(words: Sequence[str]) -> bool:
+    said = " ".join(words)
+    if "'" in said:  # a quotation mark, or a genitive
+        words = said.replace("'", " ").split()
+        said = " ".join(words)
     if not _PROTECTED_WORDS.isdisjoint(words):
         return True
-    return not _PROTECTED_STARTS.isdisjoint(words) and bool(_PROTECTED_RUN.search(" ".join(words)))
+    return not _PROTECTED_STARTS.isdisjoint(words) and bool(_PROTECTED_RUN.search(said))
 
 
 def _is_ungrammatical(phrase: str) -> bool:

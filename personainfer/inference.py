@@ -269,13 +269,16 @@ def collected(
 
 
 def _kept(rows: Iterator[PersonaRow], stream: PersonaStream) -> list[PersonaRow]:
-    """The rows as a list. Those from the cache leave no cycles behind for the collector to look for."""
+    """The rows as a list. Those from the cache leave no cycles behind for the collector to look for.
+
+    Of fewer rows it may do so all the same: a loop over small tables makes cycles of its own.
+    """
     made: list[PersonaRow] = []
     calls = 0
     while group := list(islice(rows, _ROWS_KEPT)):
         made += group
         before, calls = calls, stream.usage.calls
-        if calls == before:
+        if calls == before and len(group) == _ROWS_KEPT:
             keep()
     return made
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .exceptions import BudgetExceededError, RateLimitError
 
-__all__ = ["Budget", "Gate", "Limits", "Price", "Window"]
+__all__ = ["Budget", "Gate", "Limits", "Price", "Window", "most_tokens"]
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[object]]
@@ -23,6 +23,7 @@ Sleep = Callable[[float], Awaitable[object]]
 _SLOWER = 0.7  # concurrency after a refusal; each accepted request gives one back
 _FIRST_PAUSE = 0.5  # seconds, doubled at each refusal in a row, when the endpoint names no time
 _LONGEST_PAUSE = 60.0
+_ASCII = bytes(range(128))
 
 
 class Price(NamedTuple):
@@ -87,7 +88,8 @@ class Gate:
     """Lets through `width` requests at a time, fewer after a refusal, none while one is waited out.
 
     A refusal (429, 503) slows everybody down, not the one request: whoever asked first, the endpoint
-    means all. After more than `rounds` refusals with no request accepted in between, or when told to
+    means all. Pauses are at least as long as it asks, and double with each refusal in a row: many name
+    a moment, or none, for as long as they are full. After more than `rounds` refusals with no request accepted in between, or when told to
     wait for longer than `patience` seconds, it gives up for good.
     """
 
@@ -172,8 +174,10 @@ class Gate:
             self._allowed = max(1.0, self._allowed * _SLOWER)
             if self._refusals > self._rounds:
                 self._give_up(f"it refused {self._refusals} times in a row")
-            if pause is None:
-                pause = min(_FIRST_PAUSE * 2 ** (self._refusals - 1), _LONGEST_PAUSE)
+            # One that refuses again after the time that it named is believed no longer.
+            doublings = self._refusals - (1 if pause is None else 2)
+            if doublings >= 0:
+                pause = max(pause or 0.0, min(_FIRST_PAUSE * 2**doublings, _LONGEST_PAUSE))
         self._opens_at = max(self._opens_at, now + (pause or 0.0))
 
     def _give_up(self, reason: str) -> None:
@@ -233,6 +237,12 @@ class Budget:
             self._reserved = 0.0
         self.spent += spent
         self._settled.set()
+
+
+def most_tokens(body: bytes) -> int:
+    """How many tokens a prompt can be: one for two bytes of ASCII, one a byte in other scripts."""
+    other = 0 if body.isascii() else len(body.translate(None, _ASCII))
+    return (len(body) + other) // 2
 
 
 class Limits:

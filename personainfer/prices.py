@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def _given(prices: tuple[float, float]) -> Price:
         prompt, completion = (float(price) for price in prices)
     except (TypeError, ValueError):
         prompt = completion = -1.0
-    if min(prompt, completion) < 0:
+    if not (0 <= prompt < inf and 0 <= completion < inf):  # NaN would pass any budget
         raise InvalidArgumentError(
             f"prices={prices!r} must be two numbers: USD a million prompt and completion tokens."
         )

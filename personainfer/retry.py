@@ -14,7 +14,7 @@ from .exceptions import InvalidArgumentError, RowsFailedError
 from .inference import PersonaStream, iter_personas, shown
 from .llm import LLM
 from .options import PersonaOptions
-from .records import PersonaRow, Preference
+from .records import Candidate, PersonaRow, Preference
 from .table import PersonaTable
 
 __all__ = ["retry_errors"]
@@ -109,8 +109,12 @@ def _can_be_asked(row: PersonaRow, settings: Mapping[str, Any]) -> bool:
     if row.preference is None:
         return False
     sides = settings.get("sides", ("chosen", "rejected"))
-    unexplained = all(getattr(row, f"{side}_candidates") for side in sides)
-    return not unexplained
+    return not all(_is_scored(getattr(row, f"{side}_candidates")) for side in sides)
+
+
+def _is_scored(candidates: Sequence[Candidate]) -> bool:
+    """Whether it was found how well they explain the choice: a judge may fail like a model."""
+    return any(candidate.score is not None for candidate in candidates)
 
 
 def _stream(

@@ -233,7 +233,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _wait(value: str) -> float | None:
     seconds = _number(value)
     if seconds is not None:
-        return max(0.0, seconds - time()) if seconds > 1e8 else seconds  # some send the epoch
+        if seconds > 1e11:  # some send the epoch in milliseconds, such as OpenRouter
+            seconds /= 1000
+        return max(0.0, seconds - time()) if seconds > 1e8 else seconds  # and some in seconds
     parts = _DURATION.findall(value)
     if parts and "".join(number + unit for number, unit in parts) == value:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)

@@ -23,7 +23,7 @@ from pydantic_core import to_json
 from . import loop
 from .cache import ReplyCache
 from .exceptions import ModelError, RateLimitError, ReplyError, TransportError
-from .limits import Limits, Price
+from .limits import Limits, Price, most_tokens
 from .records import Completion, Logprobs, Usage
 from .telemetry import log
 from .transports import Transport
@@ -211,6 +211,8 @@ class Workers:
             job.reply = await self._answer(job)
             self._failures = 0
         except ModelError as error:
+            if error.__suppress_context__:  # what a provider or its client raised may hold the key
+                error.__context__ = None
             self._tally.errors += 1
             log.debug("no reply: %s", type(error).__name__)
             if error.fatal:
@@ -277,7 +279,7 @@ class Workers:
         prompt_tokens = len(body) // 4 + 1  # four bytes a token, corrected by the reply
         reserved = 0.0
         if limits.budget is not None:
-            reserved = await limits.budget.reserve(len(body) // 2, max_tokens)
+            reserved = await limits.budget.reserve(most_tokens(body), max_tokens)
         used: Completion | None = None
         try:
             if limits.requests is not None:

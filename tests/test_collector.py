@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,3 +83,26 @@ def test_objects_that_somebody_else_has_frozen_do_not_thaw() -> None:
         assert gc.get_freeze_count() >= frozen
     finally:
         gc.unfreeze()
+
+
+class Cycle:
+    """Garbage that only the collector finds."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.mark.parametrize("group", [3, 4096])
+def test_a_loop_over_tables_from_the_cache_lets_its_own_cycles_go(
+    group: int, endpoint: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each `keep` starts Python's counts anew: nothing would ever be collected in between."""
+    gc.set_threshold(700, 10, 10)
+    monkeypatch.setattr("personainfer.inference._ROWS_KEPT", group)
+    monkeypatch.setattr("personainfer.collector._KEEPS_A_WALK", 5)
+    alive: weakref.WeakSet[Cycle] = weakref.WeakSet()
+    for _ in range(40):
+        pi.infer_personas(pairs(3), **endpoint)
+        for _ in range(50):
+            alive.add(Cycle())
+    assert len(alive) < 1000

@@ -252,6 +252,26 @@ def test_pauses_double_where_the_endpoint_names_no_time() -> None:
     run(main)
 
 
+@pytest.mark.parametrize(
+    ("named", "paused"),
+    [(0.0, [0, 0.5, 1, 2, 4, 8]), (0.008, [0.008, 0.5, 1, 2, 4, 8]), (3.0, [3, 3, 3, 3, 4, 8])],
+)
+def test_an_endpoint_that_names_too_short_a_time_is_not_given_up_within_moments(
+    named: float, paused: list[float]
+) -> None:
+    """A proxy says "Retry-After: 0" for as long as it is full: its rounds would pass in no time."""
+
+    async def main() -> None:
+        shared, times = gate(1), []
+        for _ in range(7):
+            times.append(await shared.enter())
+            shared.refused(times[-1], RateLimitError("slow down", retry_after=named))
+            shared.leave()
+        assert [later - earlier for earlier, later in pairwise(times)] == pytest.approx(paused)
+
+    run(main)
+
+
 def test_the_gate_narrows_after_a_refusal_and_widens_with_each_acceptance() -> None:
     async def main() -> None:
         shared = gate(10)

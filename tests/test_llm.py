@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import pickle
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable
@@ -102,6 +103,22 @@ def test_the_final_reply_is_cached_under_the_first_request() -> None:
         assert server.calls == 2
 
 
+@pytest.mark.parametrize("schema", [City, None])
+@pytest.mark.parametrize(
+    "row", ["", "[1", "null", "[" * 100_000, '{"text": 5}', '{"text": {"a": 1}}', '{"txt": ""}']
+)
+def test_a_row_of_the_cache_that_is_no_reply_is_asked_again(
+    llm: FakeLLM, schema: type[City] | None, row: str
+) -> None:
+    before = fake(llm).ask(MESSAGES, schema)
+    with sqlite3.connect(pi.cache_info().directory / "cache.db") as database:
+        database.execute("UPDATE Cache SET value = ?", (row,))
+    database.close()
+    assert fake(llm).ask(MESSAGES, schema) == before
+    assert fake(llm).ask(MESSAGES, schema).cached
+    assert llm.calls == 2
+
+
 def test_json_inside_a_fence_is_read() -> None:
     text = 'Sure:\n```json\n{"name": "Oslo", "people": 2}\n```'
     with FakeLLM(reply=text) as server:
@@ -152,7 +169,7 @@ def test_a_fault_that_stays_is_a_clear_error_and_is_not_cached(name: str) -> Non
 def test_a_constant_429_ends_and_fails_the_rest_without_calls() -> None:
     with FakeLLM(reply=Fault.rate_limit(0)) as server:
         table = pi.infer_personas(
-            pairs(200), "fake", api_base=server.api_base, max_attempts=2, max_concurrency=8
+            pairs(200), "fake", api_base=server.api_base, max_attempts=1, max_concurrency=8
         )
         assert server.calls < 100
     assert len(table.errors) == 200
@@ -206,6 +223,21 @@ def test_budget_stops_before_it_is_passed_and_keeps_what_is_paid() -> None:
         assert not more.errors
 
 
+def test_the_budget_holds_for_scripts_that_take_a_token_a_byte() -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        said = body["messages"][0]["content"]
+        return Reply("yes", prompt_tokens=len(said.encode()), completion_tokens=1)
+
+    with FakeLLM(reply=reply) as server:
+        model = fake(server, prices=(1.0, 0.0), budget=0.008, max_concurrency=1)
+        messages = [{"role": "user", "content": "\u1218\u120d" * 500}]  # Amharic: 3,000 bytes
+        replies = model.ask_many(
+            [([*messages, {"role": "user", "content": str(n)}],) for n in range(5)]
+        )
+    assert (model.usage.cost or 0) <= 0.008
+    assert [reply.error is None for reply in replies] == [True, True, False, False, False]
+
+
 def test_usage_counts_retries_and_reasks_with_their_tokens() -> None:
     with FakeLLM(faults=[Fault.status(500), Fault.bad_schema()]) as server:
         model = fake(server, prices=(1.0, 1.0))
@@ -235,10 +267,11 @@ def test_the_key_is_in_no_file_log_repr_or_error(
                     model.ask(MESSAGES)
                 said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
     with FakeLLM(reply=Fault.status(500, message=f"bad key {key}")) as server:
-        model = pi.LLM("fake", api_base=server.api_base, api_key=key, max_attempts=1)
-        with pytest.raises(TransportError) as broken:
-            model.ask(MESSAGES)
-        said.append(str(broken.value))
+        for name in ("fake", "litellm/openai/fake"):
+            model = pi.LLM(name, api_base=server.api_base, api_key=key, max_attempts=1)
+            with pytest.raises(TransportError) as broken:
+                model.ask(MESSAGES)
+            said += [str(broken.value), repr(broken.value.__context__)]
     said += [record.getMessage() for record in caplog.records]
     for file in tmp_path.rglob("*"):
         if file.is_file():

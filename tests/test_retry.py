@@ -188,13 +188,13 @@ def test_another_model_is_not_looked_for_at_the_old_address() -> None:
 class ByTrait:
     """Explains by a given score for each trait."""
 
-    def __init__(self, **scores: float) -> None:
-        self.scores = scores
+    def __init__(self, other: float = 1.0, **scores: float) -> None:
+        self.other, self.scores = other, scores
 
     def explains(
         self, preferences: Sequence[pi.Preference], personas: Sequence[pi.Persona]
     ) -> list[float]:
-        return [self.scores.get(persona.trait, 1.0) for persona in personas]
+        return [self.scores.get(persona.trait, self.other) for persona in personas]
 
 
 def test_a_choice_that_no_candidate_explains_is_a_finding_and_stays() -> None:
@@ -222,6 +222,21 @@ def test_a_choice_that_no_candidate_explains_is_a_finding_and_stays() -> None:
     assert mended.failed_places() == [0]
     assert mended[0] is table[0]
     assert len(mended[1].chosen_candidates) == 2
+
+
+def test_personas_that_could_not_be_scored_are_scored_again(tmp_path: Path) -> None:
+    """A judge that failed is no finding; what it is to judge is in the cache."""
+    with FakeLLM() as llm:
+        options: dict[str, Any] = {"api_base": llm.api_base, "candidates": 2, "seed": 0}
+        broken = ByTrait(other=float("nan"))
+        table = pi.infer_personas(pairs(2), "fake", select=broken, **options)
+        assert "could be scored" in str(table[0].error)
+        table.save(tmp_path / "t.parquet")
+        calls = llm.calls
+        mended = pi.retry_errors(tmp_path / "t.parquet", select=ByTrait())
+        assert llm.calls == calls
+    assert not mended.errors
+    assert mended[0].chosen is not None
 
 
 def test_exemplars_other_than_the_tables_are_refused_unless_they_are_given() -> None:

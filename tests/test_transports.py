@@ -88,7 +88,9 @@ def test_retry_after_as_a_date_or_an_epoch() -> None:
         30, abs=2
     )
     assert retry_after({"Retry-After": formatdate(time() - 30, usegmt=True)}) == 0
-    assert retry_after({"x-ratelimit-reset": str(time() + 20)}) == pytest.approx(20, abs=2)
+    reset = time() + 20
+    for said in (str(reset), str(int(reset * 1000))):  # in seconds, in milliseconds
+        assert retry_after({"x-ratelimit-reset": said}) == pytest.approx(20, abs=2)
 
 
 @given(st.dictionaries(st.sampled_from(["Retry-After", "x-ratelimit-reset-tokens"]), st.text()))
@@ -217,5 +219,6 @@ def test_prices_come_from_the_list_or_the_user() -> None:
     assert listed == find_price("openai/gpt-4o-mini", None)
     assert find_price("gpt-4o-mini", (1, 2)) == (1e-6, 2e-6)
     assert find_price("no-such-model", None) is None
-    with pytest.raises(InvalidArgumentError, match="prices="):
-        find_price("x", (1, -2))
+    for bad in (-2.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidArgumentError, match="prices="):
+            find_price("x", (1, bad))
