@@ -72,8 +72,7 @@ def write_report(
         estimates=_estimates(found),
         estimates_note=(
             "A judge saw the persona and both responses, in both orders; the share of right answers,"
-            " or their probability where its endpoint told it, with a 95 % interval over rows."
-            " A guess is right half of the time."
+            " with a 95 % interval over rows. A guess is right half of the time."
         ),
         histograms=_histograms(found),
         histograms_note=(

@@ -44,6 +44,8 @@ Scale = Annotated[
 ]
 
 _SIDES: tuple[Side, ...] = ("chosen", "rejected")
+_VERDICT = ("verified", "verified_score", "verified_probability")
+_VERDICT_ERROR = "verification_error"
 _UNPARSABLE = {"drop": np.nan, "tie": 0.0, "loss": -1.0}  # what such a row is worth
 
 
@@ -100,8 +102,7 @@ def verify_personas(
     """
     _check(verify_personas, table, options, confidence)
     asked = _sides(sides)
-    columns = [f"{side}_{name}" for side in asked for name in ("verified", "verified_score")]
-    table.check_free([*columns, "verification_error"])
+    table.check_free([*(f"{side}_{name}" for side in asked for name in _VERDICT), _VERDICT_ERROR])
     cases = _cases(table, asked)
     asker = Judge(judge, options, soft=soft)
     prefix = instructions("judge_choice.txt")
@@ -228,6 +229,7 @@ class Verifier:
     ) -> None:
         _check_options(Verifier, options)
         self._judge = Judge(judge, options, soft=soft)
+        self._answered = False  # whether the judge gave a usable reply so far
         self.model = self._judge.llm.model
 
     def __repr__(self) -> str:
@@ -239,11 +241,18 @@ class Verifier:
         """How far the judge, shown the persona, picks the preferred response, shape (n,).
 
         The mean over both orders, minus 0.5: above 0 it does, and -0.5 where it never does or fails.
+
+        Raises:
+            ModelError: the judge never gave a usable reply, in this call and before it: to say that
+                nothing explains the choices would be false.
         """
         pairs = zip(personas, preferences, strict=True)
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
         prefix = instructions("judge_choice.txt")
         verdicts = self._judge.verdicts(prefix, questions, len(personas))
+        if not self._answered:
+            self._judge.require_a_reply([o.problem for verdict in verdicts for o in verdict.orders])
+            self._answered = bool(verdicts)
         failed = [verdict.problem for verdict in verdicts if verdict.problem is not None]
         if failed:
             warnings.warn(
@@ -276,12 +285,8 @@ def _verification(
         probability = rate(soft, names) if known else None
         return SideVerification(rate(score, names), probability, rate(consistent, names))
 
-    columns: dict[str, list[Any]] = {}
-    for side in placed:
-        columns[f"{side}_verified"] = [None if v is None else v.score == 1 for v in placed[side]]
-        columns[f"{side}_verified_score"] = [v and v.soft_score for v in placed[side]]
     problems = [verdict.problem for *_, verdict in given]
-    columns["verification_error"] = _errors(len(table), given, problems)
+    columns = _columns(placed) | {_VERDICT_ERROR: _errors(len(table), given, problems)}
     both = len(placed) == 2
     return Verification(
         overall=summary(placed.keys()),
@@ -294,6 +299,23 @@ def _verification(
         table=table.with_columns(columns, settings={"verified_by": asker.llm.model}),
         **_common(table, asker, problems),
     )
+
+
+def _columns(placed: Mapping[Side, Sequence[Verdict | None]]) -> dict[str, list[Any]]:
+    """The verdicts of each side as columns.
+
+    The probability is one of its own: a judge that always answers "1" is right in half of the orders
+    whatever it was inclined to.
+    """
+    columns: dict[str, list[Any]] = {}
+    for side, verdicts in placed.items():
+        values = (
+            [None if v is None else v.score == 1 for v in verdicts],
+            [None if v is None else v.score for v in verdicts],
+            [v.soft_score if v and v.has_probabilities else None for v in verdicts],
+        )
+        columns |= {f"{side}_{name}": v for name, v in zip(_VERDICT, values, strict=True)}
+    return columns
 
 
 def _numbers(verdicts: Sequence[Verdict | None], name: str) -> NDArray[np.float64]:
