@@ -132,7 +132,7 @@ class Verification(TableFindings):
         verdicts: for each side one verdict a row, None where there is no persona.
 
     The table has `chosen_verified` (both orders right), `chosen_verified_score` (the share of orders that
-    were), `chosen_verified_probability` (that of the right answers, null where it is not known), the same
+    were), `chosen_verified_probability` (that of the right answers, where the endpoint gives it), the same
     for the rejected side, and `verification_error`.
     """
 

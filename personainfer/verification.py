@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from .exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from .findings import PersonaComparison, PersonaRatings, SideVerification, Verification
-from .judging import Judge, Verdict, most_common
+from .judging import VERDICT_COLUMNS, Judge, Verdict, most_common, verdict_columns
 from .llm import LLM, OPTIONS, Request
 from .metrics import (
     CONFIDENCE,
@@ -44,8 +44,6 @@ Scale = Annotated[
 ]
 
 _SIDES: tuple[Side, ...] = ("chosen", "rejected")
-_VERDICT = ("verified", "verified_score", "verified_probability")
-_VERDICT_ERROR = "verification_error"
 _UNPARSABLE = {"drop": np.nan, "tie": 0.0, "loss": -1.0}  # what such a row is worth
 
 
@@ -102,7 +100,8 @@ def verify_personas(
     """
     _check(verify_personas, table, options, confidence)
     asked = _sides(sides)
-    table.check_free([*(f"{side}_{name}" for side in asked for name in _VERDICT), _VERDICT_ERROR])
+    names = [f"{side}_{name}" for side in asked for name in VERDICT_COLUMNS]
+    table.check_free([*names, "verification_error"])
     cases = _cases(table, asked)
     asker = Judge(judge, options, soft=soft)
     prefix = instructions("judge_choice.txt")
@@ -243,8 +242,7 @@ class Verifier:
         The mean over both orders, minus 0.5: above 0 it does, and -0.5 where it never does or fails.
 
         Raises:
-            ModelError: the judge never gave a usable reply, in this call and before it: to say that
-                nothing explains the choices would be false.
+            ModelError: the judge never gave a usable reply, in this call or before it.
         """
         pairs = zip(personas, preferences, strict=True)
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
@@ -286,36 +284,19 @@ def _verification(
         return SideVerification(rate(score, names), probability, rate(consistent, names))
 
     problems = [verdict.problem for *_, verdict in given]
-    columns = _columns(placed) | {_VERDICT_ERROR: _errors(len(table), given, problems)}
-    both = len(placed) == 2
+    columns = verdict_columns(placed, table.added)
+    columns["verification_error"] = _errors(len(table), given, problems)
     return Verification(
         overall=summary(placed.keys()),
         sides={side: summary([side]) for side in placed},
-        difference=paired_difference(score["chosen"], score["rejected"], confidence=confidence)
-        if both
-        else None,
+        difference=None
+        if len(placed) == 1
+        else paired_difference(score["chosen"], score["rejected"], confidence=confidence),
         verdicts={side: tuple(verdicts) for side, verdicts in placed.items()},
         skipped=len(table) * len(placed) - len(given),
         table=table.with_columns(columns, settings={"verified_by": asker.llm.model}),
         **_common(table, asker, problems),
     )
-
-
-def _columns(placed: Mapping[Side, Sequence[Verdict | None]]) -> dict[str, list[Any]]:
-    """The verdicts of each side as columns.
-
-    The probability is one of its own: a judge that always answers "1" is right in half of the orders
-    whatever it was inclined to.
-    """
-    columns: dict[str, list[Any]] = {}
-    for side, verdicts in placed.items():
-        values = (
-            [None if v is None else v.score == 1 for v in verdicts],
-            [None if v is None else v.score for v in verdicts],
-            [v.soft_score if v and v.has_probabilities else None for v in verdicts],
-        )
-        columns |= {f"{side}_{name}": v for name, v in zip(_VERDICT, values, strict=True)}
-    return columns
 
 
 def _numbers(verdicts: Sequence[Verdict | None], name: str) -> NDArray[np.float64]:

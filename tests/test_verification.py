@@ -269,13 +269,12 @@ def test_verdicts_are_columns_of_every_frame_and_of_the_file(tmp_path: Path) -> 
     frame = pd.DataFrame({"prompt": ["a", "b"], "chosen": ["x", "y"]}, index=["r0", "r1"])
     judged = PersonaTable(list(table(2)), original=frame)
     found = run(perfect, pi.verify_personas, judged, sides="rejected")
-    verdict = ("verified", "verified_score", "verified_probability")
-    names = [*(f"rejected_{name}" for name in verdict), "verification_error"]
+    names = ["rejected_verified", "rejected_verified_score", "verification_error"]
     assert list(found.table.added) == names
     loaded = PersonaTable.load(found.table.save(tmp_path / "t.parquet"))
     for one in (found.table, loaded):
         result = one.to_pandas()
-        assert list(result.columns[-4:]) == names
+        assert list(result.columns[-3:]) == names
         assert list(result.index) == ["r0", "r1"]
         assert result["rejected_verified"].tolist() == [True, True]
         assert result["rejected_verified_score"].tolist() == [1.0, 1.0]
