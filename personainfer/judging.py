@@ -221,7 +221,7 @@ def verdict_columns(
     """
     columns: dict[str, list[Any]] = {}
     for side, verdicts in placed.items():
-        values = (
+        values: tuple[list[Any], ...] = (
             [None if v is None else v.score == 1 for v in verdicts],
             [None if v is None else v.score for v in verdicts],
             [v.soft_score if v and v.has_probabilities else None for v in verdicts],
