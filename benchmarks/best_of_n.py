@@ -11,7 +11,8 @@ side without a persona explains nothing: 0. Intervals: 95 %, pairs resampled, bo
 On 40 pairs of HH-RLHF (harmless-base, test), 2026-11-21: greedy -0.009 [-0.039, 0.018], one sample +0.030
 [0.002, 0.064], best of 8 +0.037 [0.005, 0.075] nats a token; best - greedy +0.047 [0.003, 0.095], best - one
 sample +0.008 [-0.025, 0.040]. So most of the gain over the greedy persona is that of sampling; whether
-choosing adds to it, 40 pairs do not show. By the chooser's own measure 84 % of the sides are explained.
+choosing adds to it, 40 pairs do not show. By the chooser's own measure, then against people in general, 84 %
+of the sides are explained.
 
 What is inferred or scored is kept in `--folder`: the same command goes on where it was stopped.
 """

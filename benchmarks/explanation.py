@@ -10,7 +10,9 @@ lift(Pr, Rc). *Within* is the share of personas that lift their own response mor
 Even rows served to make the choices below; odd rows are for reporting. A guess has 0.5 of both.
 
 Held out, run once after the choices were made: pairing 0.887 [0.847, 0.923], within 0.730 [0.694, 0.764]
-(248 rows, the embedded weights by transformers in bfloat16, as were all figures below).
+(248 rows, the embedded weights by transformers in bfloat16, as were all figures below; against people in
+general, which were the default then: "within" against the prompt alone, the default now, is the first line
+that this prints).
 
 What was tried on the 248 even rows with SmolLM2-135M-Instruct (pairing / within; the standard error of
 both is about 0.02; the first 128 tokens of a response, mean a token, unless said otherwise):

@@ -131,8 +131,9 @@ class Verification(TableFindings):
         difference: accuracy of the chosen side minus that of the rejected one, over rows with both.
         verdicts: for each side one verdict a row, None where there is no persona.
 
-    The table has `chosen_verified` (both orders right), `chosen_verified_score` (the share of orders, or
-    the probability where it is known), the same for the rejected side, and `verification_error`.
+    The table has `chosen_verified` (both orders right), `chosen_verified_score` (the share of orders that
+    were), `chosen_verified_probability` (that of the right answers, where the endpoint gives it), the same
+    for the rejected side, and `verification_error`.
     """
 
     overall: SideVerification

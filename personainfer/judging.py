@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from numbers import Integral
@@ -21,14 +21,25 @@ from pydantic import BaseModel, BeforeValidator
 
 from .exceptions import ModelError, RequestRejectedError
 from .llm import LLM, Request, make_llm
-from .records import Logprobs, Message, Usage
+from .records import Logprobs, Message, Side, Usage
 from .workers import Reply
 
-__all__ = ["Choice", "Judge", "Opinion", "Question", "Verdict", "most_common", "require_a_reply"]
+__all__ = [
+    "VERDICT_COLUMNS",
+    "Choice",
+    "Judge",
+    "Opinion",
+    "Question",
+    "Verdict",
+    "most_common",
+    "require_a_reply",
+    "verdict_columns",
+]
 
 Pick = Literal["first", "second"]
 Question = tuple[Message, Message]  # the same two texts: in their order, and swapped
 
+VERDICT_COLUMNS = ("verified", "verified_score", "verified_probability")  # after the side's name
 _ALTERNATIVES = 5  # tokens beside the one that was said: as many as most endpoints give
 
 
@@ -198,6 +209,29 @@ def require_a_reply(judge: str, problems: Sequence[str | None]) -> None:
 def most_common(problems: Iterable[str | None]) -> dict[str, int]:
     """How often each problem occurred, the most common first."""
     return dict(Counter(problem for problem in problems if problem is not None).most_common())
+
+
+def verdict_columns(
+    placed: Mapping[Side, Sequence[Verdict | None]], before: Collection[str]
+) -> dict[str, list[Any]]:
+    """The verdicts on the personas of each side, one a row, as columns of their table.
+
+    The probability has one of its own: a judge that always answers "1" is right in half of the orders,
+    whatever it leans to. Where it is not known there is none, except in place of what an earlier judge
+    left: `before` are the names of the columns that the table has.
+    """
+    columns: dict[str, list[Any]] = {}
+    for side, verdicts in placed.items():
+        values: tuple[list[Any], ...] = (
+            [None if v is None else v.score == 1 for v in verdicts],
+            [None if v is None else v.score for v in verdicts],
+            [v.soft_score if v and v.has_probabilities else None for v in verdicts],
+        )
+        columns |= {f"{side}_{name}": v for name, v in zip(VERDICT_COLUMNS, values, strict=True)}
+        probability = f"{side}_{VERDICT_COLUMNS[-1]}"
+        if probability not in before and all(v is None for v in columns[probability]):
+            del columns[probability]
+    return columns
 
 
 def _opinion(reply: Reply, soft: bool) -> Opinion:

@@ -23,12 +23,7 @@ from .credentials import opened, sealed
 from .embedded import find_weights
 from .exceptions import InvalidArgumentError, ModelNotFoundError
 from .forced_decoding import EmbeddedEndpoint, ForcedDecoding
-from .persona_chat import (
-    PersonaPlace,
-    check_place,
-    place_persona,
-    prompt_messages,
-)
+from .persona_chat import PersonaPlace, check_place, place_persona, prompt_messages
 from .prompt_logprobs import PromptLogprobs
 from .records import Message, Persona, Preference
 from .scoring import FloatArray, Scorer, ScoringEndpoint, Tokens, TokenText
@@ -274,12 +269,8 @@ def _rows(
     responses: Sequence[str],
 ) -> list[Row]:
     _check_lengths(prompts=prompts, personas=personas, responses=responses)
-    return [
-        _row(number, prompt, persona, response)
-        for number, (prompt, persona, response) in enumerate(
-            zip(prompts, personas, responses, strict=True)
-        )
-    ]
+    given = enumerate(zip(prompts, personas, responses, strict=True))
+    return [_row(number, *one) for number, one in given]
 
 
 def _row(number: int, prompt: object, persona: object, response: object) -> Row:

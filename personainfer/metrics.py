@@ -270,7 +270,13 @@ def two_sided_p(z: ArrayLike) -> Floats:
     )
 
 
-def log_odds(first: ArrayLike, second: ArrayLike, *, prior: ArrayLike) -> LogOdds:
+def log_odds(
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    prior: ArrayLike,
+    texts: tuple[float, float, float] | None = None,
+) -> LogOdds:
     """How much likelier each word is in a first group of texts than in a second.
 
     The log-odds ratio with an informative Dirichlet prior, its approximate variance and z-score, of
@@ -280,6 +286,9 @@ def log_odds(first: ArrayLike, second: ArrayLike, *, prior: ArrayLike) -> LogOdd
     Args:
         first, second: shape (words,): how often each word occurs in each group.
         prior: shape (words,): pseudo-counts above 0, added to both groups.
+        texts: where it is texts with a word that are counted: how many there are in the first group,
+            the second, and the prior. The odds of a word are then of texts with it to texts without
+            it, and not to other words: the group with shorter texts would seem to favour every word.
     """
     one, other, added = (np.asarray(a, dtype=np.float64) for a in (first, second, prior))
     if not one.shape == other.shape == added.shape or one.ndim != 1:
@@ -288,8 +297,16 @@ def log_odds(first: ArrayLike, second: ArrayLike, *, prior: ArrayLike) -> LogOdd
         )
     if (one < 0).any() or (other < 0).any() or (added <= 0).any():
         raise InvalidArgumentError("counts are 0 or more, and the prior is above 0.")
-    value = _log_odds(one + added) - _log_odds(other + added)
-    error = np.sqrt(1 / (one + added) + 1 / (other + added))
+    one, other = one + added, other + added
+    if texts is None:
+        value = _log_odds(one) - _log_odds(other)
+        error = np.sqrt(1 / one + 1 / other)
+        return LogOdds(value, error, value / error)
+    rest, others = texts[0] + texts[2] - one, texts[1] + texts[2] - other
+    if (rest <= 0).any() or (others <= 0).any() or (added >= texts[2]).any():
+        raise InvalidArgumentError(f"more texts with a word than there are: {texts}, prior last.")
+    value = np.log(one / rest) - np.log(other / others)
+    error = np.sqrt(1 / one + 1 / rest + 1 / other + 1 / others)
     return LogOdds(value, error, value / error)
 
 

@@ -8,6 +8,7 @@ not known here; numpy is all that is needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -221,12 +222,13 @@ def _prior(weights: npt.ArrayLike | None, size: int) -> FloatArray:
         raise InvalidArgumentError(
             f"prior={weights!r:.80} must be {size} weights, not negative, and not all 0."
         )
+    prior = prior / prior.max()  # their sum may be too large for a float
     normalised: FloatArray = prior / prior.sum()
     return normalised
 
 
 def _positive(name: str, value: Any) -> float:
-    if not isinstance(value, int | float) or not 0 < value < np.inf:
+    if not isinstance(value, Real) or not 0 < float(value) < np.inf:
         raise InvalidArgumentError(f"{name}={value!r:.80} must be a positive number.")
     return float(value)
 

@@ -72,8 +72,7 @@ def write_report(
         estimates=_estimates(found),
         estimates_note=(
             "A judge saw the persona and both responses, in both orders; the share of right answers,"
-            " or their probability where its endpoint told it, with a 95 % interval over rows."
-            " A guess is right half of the time."
+            " with a 95 % interval over rows. A guess is right half of the time."
         ),
         histograms=_histograms(found),
         histograms_note=(
@@ -273,9 +272,12 @@ def _row(table: PersonaTable, place: int, row: PersonaRow) -> Json:
         "score": min(scores) if scores else None,
         "kinds": _row_kinds(table, place, row),
         "others": [
-            [f"Candidates of who {_SIDE_LABELS[side]}", lines]
-            for side in SIDES
-            if (lines := _candidates(row, side))
+            [title, lines]
+            for title, lines in (
+                ("Verdicts and other columns", _added(table, place)),
+                *((f"Candidates of who {_SIDE_LABELS[s]}", _candidates(row, s)) for s in SIDES),
+            )
+            if lines
         ],
     }
 
@@ -306,6 +308,17 @@ def _persona(table: PersonaTable, place: int, row: PersonaRow, side: Side) -> Js
         "flags": list(persona.flags),
         "verdicts": verdicts,
     }
+
+
+def _added(table: PersonaTable, place: int) -> list[str]:
+    """What was found of a row beside its personas, such as why a judge gave no usable reply."""
+    shown = {f"{side}_{name}" for side in SIDES for name in ("verified", "verified_score")}
+    values = ((name, column[place]) for name, column in table.added.items() if name not in shown)
+    return [
+        f"{name.replace('_', ' ')}: {f'{value:.3f}' if isinstance(value, float) else value}"
+        for name, value in values
+        if value is not None
+    ]
 
 
 def _candidates(row: PersonaRow, side: Side) -> list[str]:

@@ -92,9 +92,10 @@ def salient_words(
 ) -> list[SalientWord]:
     """The words that mark chosen against rejected personas, the most telling first.
 
-    A word counts once a persona, however often the persona says it. The log-odds ratio has an
-    informative Dirichlet prior ("Fightin' Words", Monroe, Colaresi & Quinn 2008) in the proportions of
-    both sides together: neither side is favoured, and a word that one side never says has a finite ratio.
+    A word counts once a persona, however often the persona says it. Its log-odds are of personas with
+    it to personas without it, so that the side with the shorter personas is not favoured. Their ratio
+    has an informative Dirichlet prior ("Fightin' Words", Monroe, Colaresi & Quinn 2008) in the
+    proportions of both sides together: a word that one side never says has a finite ratio.
 
     Args:
         table: with personas of both sides.
@@ -124,8 +125,11 @@ def salient_words(
     words = sorted(counts[0] | counts[1])
     one, other = (np.array([count[word] for word in words], dtype=np.float64) for count in counts)
     both = one + other
+    personas = len(chosen) + len(rejected)
     weight = len(words) if prior is None else prior
-    odds = log_odds(one, other, prior=weight * both / max(both.sum(), 1.0))
+    added = weight * personas / max(both.sum(), 1.0)  # personas: they hold `weight` words in all
+    share = (both + 1) / (personas + 2)  # neither 0 nor 1
+    odds = log_odds(one, other, prior=added * share, texts=(len(chosen), len(rejected), added))
     kept = np.flatnonzero(both >= floor)
     p_values = two_sided_p(odds.z[kept])
     adjusted = _CORRECTIONS[correction](p_values)

@@ -27,8 +27,8 @@ class TableSummary:
     """Attributes:
     rows: how many; `complete`: with a persona of every side that was asked for.
     errors: how many rows have an error; `flagged`: a flag; `flags`: by flag, how many personas.
-    accuracy: by side, the mean score of the judge, soft where it is known, 0.5 for a guess; empty
-        without verdicts.
+    accuracy: by side, the share of orders in which the judge was right, 0.5 for a guess; empty without
+        verdicts.
     scores: by side, shape (k,): the score of each row's best candidate; empty without candidates.
     """
 
@@ -76,8 +76,7 @@ def best_score(row: PersonaRow, side: Side) -> float | None:
 
 
 def verified_score(table: PersonaTable, index: int, side: Side) -> float | None:
-    """The judge's score of one persona: the share of orders that were right, or their probability
-    where the endpoint told it; None without a verdict."""
+    """The share of orders in which the judge was right of one persona; None without a verdict."""
     scores = table.added.get(f"{side}_verified_score")
     return None if scores is None or scores[index] is None else float(scores[index])
 

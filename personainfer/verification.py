@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from .exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from .findings import PersonaComparison, PersonaRatings, SideVerification, Verification
-from .judging import Judge, Verdict, most_common
+from .judging import VERDICT_COLUMNS, Judge, Verdict, most_common, verdict_columns
 from .llm import LLM, OPTIONS, Request
 from .metrics import (
     CONFIDENCE,
@@ -100,8 +100,8 @@ def verify_personas(
     """
     _check(verify_personas, table, options, confidence)
     asked = _sides(sides)
-    columns = [f"{side}_{name}" for side in asked for name in ("verified", "verified_score")]
-    table.check_free([*columns, "verification_error"])
+    names = [f"{side}_{name}" for side in asked for name in VERDICT_COLUMNS]
+    table.check_free([*names, "verification_error"])
     cases = _cases(table, asked)
     asker = Judge(judge, options, soft=soft)
     prefix = instructions("judge_choice.txt")
@@ -228,6 +228,7 @@ class Verifier:
     ) -> None:
         _check_options(Verifier, options)
         self._judge = Judge(judge, options, soft=soft)
+        self._answered = False  # whether the judge gave a usable reply so far
         self.model = self._judge.llm.model
 
     def __repr__(self) -> str:
@@ -239,11 +240,17 @@ class Verifier:
         """How far the judge, shown the persona, picks the preferred response, shape (n,).
 
         The mean over both orders, minus 0.5: above 0 it does, and -0.5 where it never does or fails.
+
+        Raises:
+            ModelError: the judge never gave a usable reply, in this call or before it.
         """
         pairs = zip(personas, preferences, strict=True)
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
         prefix = instructions("judge_choice.txt")
         verdicts = self._judge.verdicts(prefix, questions, len(personas))
+        if not self._answered:
+            self._judge.require_a_reply([o.problem for verdict in verdicts for o in verdict.orders])
+            self._answered = bool(verdicts)
         failed = [verdict.problem for verdict in verdicts if verdict.problem is not None]
         if failed:
             warnings.warn(
@@ -276,19 +283,15 @@ def _verification(
         probability = rate(soft, names) if known else None
         return SideVerification(rate(score, names), probability, rate(consistent, names))
 
-    columns: dict[str, list[Any]] = {}
-    for side in placed:
-        columns[f"{side}_verified"] = [None if v is None else v.score == 1 for v in placed[side]]
-        columns[f"{side}_verified_score"] = [v and v.soft_score for v in placed[side]]
     problems = [verdict.problem for *_, verdict in given]
+    columns = verdict_columns(placed, table.added)
     columns["verification_error"] = _errors(len(table), given, problems)
-    both = len(placed) == 2
     return Verification(
         overall=summary(placed.keys()),
         sides={side: summary([side]) for side in placed},
-        difference=paired_difference(score["chosen"], score["rejected"], confidence=confidence)
-        if both
-        else None,
+        difference=None
+        if len(placed) == 1
+        else paired_difference(score["chosen"], score["rejected"], confidence=confidence),
         verdicts={side: tuple(verdicts) for side, verdicts in placed.items()},
         skipped=len(table) * len(placed) - len(given),
         table=table.with_columns(columns, settings={"verified_by": asker.llm.model}),

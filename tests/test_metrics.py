@@ -230,6 +230,17 @@ def test_log_odds_known_values() -> None:
     assert_allclose(found.z, found.value / found.standard_error)
 
 
+def test_log_odds_of_texts_with_a_word_do_not_depend_on_other_words() -> None:
+    found = log_odds([30, 100], [10, 40], prior=[1, 4], texts=(100, 40, 5))
+    value = math.log(31 / 74) - math.log(11 / 34)
+    assert found.value[0] == pytest.approx(value)
+    error = math.sqrt(1 / 31 + 1 / 74 + 1 / 11 + 1 / 34)
+    assert found.standard_error[0] == pytest.approx(error)
+    assert found.z[0] == pytest.approx(value / error)
+    [alone] = log_odds([30], [10], prior=[1], texts=(100, 40, 5)).value
+    assert alone == pytest.approx(value)
+
+
 @brief
 @given(counts)
 def test_swapping_the_groups_changes_the_sign_of_log_odds_and_nothing_else(
@@ -278,6 +289,7 @@ def test_a_larger_confidence_gives_a_wider_interval(values: list[float]) -> None
         (lambda: benjamini_hochberg([1.5]), "between 0 and 1"),
         (lambda: log_odds([1], [1, 2], prior=[1]), "shapes"),
         (lambda: log_odds([1, 1], [1, 2], prior=[1, 0]), "above 0"),
+        (lambda: log_odds([4], [1], prior=[1], texts=(3, 3, 1)), "more texts"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

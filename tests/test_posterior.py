@@ -6,6 +6,7 @@ import math
 import pickle
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +169,15 @@ def test_a_candidate_of_prior_zero_stays_out() -> None:
     found = pi.PersonaPosterior(names(2), prior=[0, 1]).update([[50.0, -50.0]])
     assert found.probabilities.tolist() == [0.0, 1.0]
     assert found.entropy == 0.0
+
+
+@pytest.mark.parametrize("tau", [2, np.float32(2.0), np.int64(2)])
+def test_numbers_of_numpy_are_numbers(tau: Any) -> None:
+    assert pi.PersonaPosterior(["a"], temperature=tau).temperature == 2.0
+
+
+def test_weights_of_any_size_are_a_prior() -> None:
+    assert pi.PersonaPosterior(["a", "b"], [1e308, 1e308]).probabilities.tolist() == [0.5, 0.5]
 
 
 def test_before_any_choice_it_is_the_prior() -> None:

@@ -90,6 +90,31 @@ def test_kinds_of_rows_can_be_told_apart(tmp_path: Path) -> None:
     assert rows[2]["kinds"] == ["error"]
 
 
+def test_what_judges_found_of_a_row_is_with_it(tmp_path: Path) -> None:
+    """Why a judge gave no reply, which persona is better, ratings: all that was added to the table."""
+    why = f"chosen: it refused {ATTACK}"
+    made = table(2, scored=False).with_columns(
+        {
+            "verification_error": [why, None],
+            "better_persona": ["tie", None],
+            "chosen_plausible": [4, None],
+            "chosen_verified_probability": [0.61, None],
+        }
+    )
+    path = write_report(made, tmp_path / "report.html")
+    rows = embedded(path)
+    [[title, lines]] = rows[0]["others"]
+    assert title == "Verdicts and other columns"
+    assert lines == [
+        f"verification error: {why}",
+        "better persona: tie",
+        "chosen plausible: 4",
+        "chosen verified probability: 0.610",
+    ]
+    assert rows[1]["others"] == []
+    assert path.read_text(encoding="utf-8").count("<script") == 2
+
+
 def test_nothing_of_the_data_is_markup(tmp_path: Path) -> None:
     path = write_report(table(), tmp_path / "report.html", title=f"Mine {ATTACK}")
     page = path.read_text(encoding="utf-8")
@@ -231,6 +256,41 @@ def test_two_thousand_rows_in_a_browser(browser: Any, tmp_path: Path) -> None:
 
     assert browser.execute_script("return window.ran") is None
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.heavy
+def test_texts_have_their_own_direction_and_are_whole_on_paper(
+    browser: Any, tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    pair = pi.Preference(prompt="שלום (a)?", chosen="نعم.\n" * 90, rejected="No.")
+    one = pi.PersonaTable([pi.PersonaRow(0, pair, chosen=persona(TRAITS[0]))])
+    made = one.with_columns({"verification_error": ["chosen: it would not say"]})
+    browser.get(write_report(made, tmp_path / "report.html").as_uri())
+    count = browser.find_element("id", "count")
+    assert count.text == "1 row"
+    browser.execute_script("document.querySelector('article details').open = true")
+    texts = "article h3, article pre"
+    WebDriverWait(browser, 10).until(
+        lambda _: len(browser.find_elements("css selector", texts)) == 5
+    )
+    found = [
+        one.value_of_css_property("direction")
+        for one in browser.find_elements("css selector", texts)
+    ]
+    assert found == ["rtl", "rtl", "rtl", "ltr", "ltr"]  # heading, prompt, responses, columns
+    cut = "const pre = document.querySelectorAll('pre')[1]; return pre.scrollHeight > pre.clientHeight"
+    assert browser.execute_script(cut)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not browser.execute_script(cut)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
+    search = browser.find_element("id", "search")
+    search.send_keys("would not say xyz")
+    WebDriverWait(browser, 10).until(lambda _: count.text == "0 of 1 row")
+    search.send_keys(Keys.BACKSPACE * 4)
+    WebDriverWait(browser, 10).until(lambda _: count.text == "1 row")
 
 
 @pytest.mark.heavy

@@ -65,6 +65,18 @@ def test_nothing_is_found_where_there_is_nothing() -> None:
     assert false <= 3
 
 
+def test_shorter_personas_do_not_mark_their_side_with_every_word() -> None:
+    """ "good" and "answers" are in all of them: 60 to 60 says nothing, however much else one side says."""
+    longer = ["curious about how all things around here work"] * 60
+    found = by_word(pi.salient_words(table(["busy"] * 60, longer)))
+    for word in ("good", "answers"):
+        assert found[word].log_odds.value == pytest.approx(0)
+        assert found[word].p_adjusted == pytest.approx(1)
+    assert found["busy"].side == "chosen"
+    assert found["curious"].side == "rejected"
+    assert max(found["busy"].p_adjusted, found["curious"].p_adjusted) < 1e-4
+
+
 def test_the_fixed_words_of_the_sentence_and_the_evidence_are_not_read() -> None:
     found = by_word(pi.salient_words(table(["busy"] * 20, ["calm"] * 20)))
     assert set(found) == {"busy", "calm", "good", "answers"}

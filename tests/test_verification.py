@@ -22,6 +22,7 @@ from personainfer.exceptions import (
     ModelError,
     UnknownOptionError,
 )
+from personainfer.summary import summarise
 from personainfer.table import PersonaRow, PersonaTable
 from personainfer.testing import FakeLLM, Fault, Reply
 
@@ -374,7 +375,7 @@ def test_probabilities_come_from_the_tokens_of_the_answer(quoted: bool) -> None:
     found = run(reply, pi.verify_personas, table(10))
     assert found.overall.accuracy.value == 1.0
     assert found.overall.probability.value == pytest.approx((0.75 + 0.9) / 2)
-    assert found.table.added["chosen_verified_score"] == pytest.approx([0.825] * 10)
+    assert found.table.added["chosen_verified_probability"] == pytest.approx([0.825] * 10)
     assert found.table.added["chosen_verified"] == [True] * 10
     assert "probability" in str(found)
 
@@ -401,6 +402,7 @@ def test_a_judge_that_answers_neither_is_wrong_whatever_its_tokens_say() -> None
     found = run(soft_judge("neither", {"1": 0.4, "ne": 0.5}), pi.verify_personas, table(3))
     assert found.overall.accuracy.value == 0.0
     assert found.table.added["chosen_verified_score"] == [0.0] * 3
+    assert found.table.added["chosen_verified_probability"] == [0.0] * 3
 
 
 def test_probabilities_of_one_order_alone_are_not_mixed_with_a_pick() -> None:
@@ -413,6 +415,27 @@ def test_probabilities_of_one_order_alone_are_not_mixed_with_a_pick() -> None:
 
     found = run(reply, pi.verify_personas, table(4), sides="chosen")
     assert found.overall.probability.value == 0.5
+
+
+def test_a_judge_that_always_answers_the_same_has_half_of_the_orders_whatever_it_leans_to(
+    tmp_path: Path,
+) -> None:
+    """In the column that a report or a plot takes the accuracy from, too."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        share = 0.9 if perfect(body)["answer"] == "1" else 0.7
+        return soft_judge("1", {"1": share, "2": 1 - share})(body)
+
+    found = run(reply, pi.verify_personas, table(12))
+    assert found.overall.probability.value == pytest.approx(0.6)
+    assert found.overall.accuracy.value == 0.5
+    assert found.table.added["chosen_verified_score"] == [0.5] * 12
+    assert found.table.added["chosen_verified_probability"] == pytest.approx([0.6] * 12)
+    assert {one.value for one in summarise(found.table).accuracy.values()} == {0.5}
+    page = pi.write_report(found.table, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "judge: 0.50" in page
+    again = run(always("1"), pi.verify_personas, found.table).table  # a judge that tells none
+    assert again.added["chosen_verified_probability"] == [None] * 12
 
 
 def test_an_endpoint_that_refuses_log_probabilities_is_asked_without() -> None:
@@ -690,28 +713,40 @@ def test_a_verifier_chooses_the_persona_that_predicts_the_choice() -> None:
         assert scores == [0.5, 0.5, -0.5, -0.5]
 
 
-@pytest.mark.parametrize(
-    "script", [always("1"), always("neither"), Fault.refusal()], ids=["first", "neither", "refusal"]
-)
-def test_a_judge_that_does_not_tell_the_responses_apart_explains_nothing(script: Any) -> None:
+@pytest.mark.parametrize("answer", ["1", "neither"])
+def test_a_judge_that_does_not_tell_the_responses_apart_explains_nothing(answer: str) -> None:
     def reply(body: dict[str, Any]) -> Any:
         judged = body["response_format"]["json_schema"]["name"] == "Choice"
-        return (script(body) if callable(script) else script) if judged else candidates(body)
+        return {"answer": answer} if judged else candidates(body)
 
     with FakeLLM(reply) as server:
-        options: dict[str, Any] = {"api_base": server.api_base, "max_attempts": 1}
-        judge = pi.Verifier("judge", **options)
-        if isinstance(script, Fault):
-            with pytest.warns(UserWarning, match="4 of 4 candidates.*refused"):
-                found = pi.infer_personas(
-                    PAIRS[:1], "fake", candidates=2, select=judge, seed=1, **options
-                )
-        else:
-            found = pi.infer_personas(
-                PAIRS[:1], "fake", candidates=2, select=judge, seed=1, **options
-            )
+        judge = pi.Verifier("judge", api_base=server.api_base)
+        found = pi.infer_personas(
+            PAIRS[:1], "fake", candidates=2, select=judge, seed=1, api_base=server.api_base
+        )
     assert found[0].chosen is None
     assert "no persona explains this choice" in str(found[0].error)
+
+
+def test_a_judge_that_refuses_is_an_error_and_later_a_warning() -> None:
+    """Not a row that says that no persona explains its choice: nobody has looked."""
+    pair = table(1)[0].preference
+    assert pair is not None
+    other = pi.Preference(prompt="Refused?", chosen=pair.chosen, rejected=pair.rejected)
+
+    def reply(body: dict[str, Any]) -> Any:
+        return Fault.refusal() if "Refused" in between(body, "prompt") else perfect(body)
+
+    with FakeLLM(reply) as server:
+        judge = pi.Verifier("judge", api_base=server.api_base, max_attempts=1)
+        with pytest.raises(ModelError, match=r"no usable reply to any of 2 questions.*refused"):
+            judge.explains([other], [SHORT])
+        assert judge.explains([], []).shape == (0,)
+        with pytest.raises(ModelError, match="no usable reply"):
+            judge.explains([other], [SHORT])
+        assert judge.explains([pair], [SHORT]).tolist() == [0.5]
+        with pytest.warns(UserWarning, match=r"1 of 1 candidates.*refused"):
+            assert judge.explains([other], [SHORT]).tolist() == [-0.5]
 
 
 def test_one_llm_can_infer_and_judge_at_once() -> None:
