@@ -35,6 +35,7 @@ from .cli_streams import (
     FAILED,
     Done,
     abandon_stdout,
+    counted,
     data_out,
     fail,
     finish,
@@ -177,8 +178,8 @@ def estimate(
     found = pi.estimate_cost(rows_of(data, limit), model, **persona_options(options))
     if as_json:
         return print_json(found.model_dump())
-    typer.echo(f"{found.rows:,} rows, {found.unusable_rows:,} of which cannot be used")
-    typer.echo(f"{found.calls:,} calls to make, {found.cached:,} replies in the cache")
+    typer.echo(f"{counted(found.rows, 'row')}, {found.unusable_rows:,} of which cannot be used")
+    typer.echo(f"{counted(found.calls, 'call')} to make, {found.cached:,} replies in the cache")
     typer.echo(
         f"about {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens"
     )
@@ -265,11 +266,12 @@ def export(
         bool, typer.Option("--drop-flagged", help="Leave out personas with any flag.")
     ] = False,
     drop_flag: Annotated[
-        list[str] | None, typer.Option(help="Leave out personas with this flag. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="FLAG", help="Leave out personas with this flag. Repeatable."),
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=SHARE", help="A split, by prompt: train=0.8. Repeatable."),
+        typer.Option(metavar="NAME=SHARE", help="By prompt: --split train=0.8 --split test=0.2."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
     title: Annotated[str, typer.Option(help="Of the card.")] = "Preferences with personas",
@@ -350,7 +352,8 @@ def formats(as_json: AsJson = False) -> None:
             n: {"columns": f.columns, "trainers": f.trainers} for n, f in EXPORT_FORMATS.items()
         }
         return print_json({"files": FILES, "shapes": shapes, "exports": exports})
-    typer.echo(f"Files that infer and estimate read: {', '.join(FILES)}, and - for JSONL")
+    files = f"{', '.join(FILES)} (the text ones also with .gz), and - for JSONL"
+    typer.echo(f"Files that infer and estimate read: {files}")
     typer.echo("Shapes of preference data, by their columns:")
     for shape in shapes:
         typer.echo(f"  {shape}")

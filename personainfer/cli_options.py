@@ -118,7 +118,11 @@ _LLM_OPTIONS: dict[str, Any] = {
 _PERSONA_OPTIONS: dict[str, Any] = {
     "column": Annotated[
         list[str] | None,
-        typer.Option(metavar="OURS=YOURS", help="Where names differ: prompt=question. Repeatable."),
+        typer.Option(
+            metavar="OURS=YOURS",
+            help="Where names differ: prompt=question. Repeatable. Ours are prompt, chosen, rejected, id,"
+            " user; or prompt, response_1, response_2, label.",
+        ),
     ],
     "sides": Annotated[
         Literal["both", "chosen", "rejected"] | None, typer.Option(help="Whose personas.")

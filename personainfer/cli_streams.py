@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +29,11 @@ __all__ = [
     "FAILED",
     "Done",
     "abandon_stdout",
+    "counted",
     "data_out",
     "fail",
     "finish",
+    "in_a_shell",
     "note",
     "opened_lines",
     "print_json",
@@ -49,12 +52,13 @@ _SHOWN = 3  # rows with an error that the summary names
 
 def rows_of(data: str, limit: int | None) -> Any:
     """The data as the library takes it: a path, or rows of a pipe or of the start of a file."""
-    from .formats import jsonl_rows, open_rows
+    from .formats import check_file, jsonl_rows, open_rows
 
     if data == "-":
         if sys.stdin is None:
             raise InvalidArgumentError("standard input is closed.", hint="Name a file.")
         return islice(jsonl_rows(sys.stdin.buffer, "standard input"), limit)
+    check_file(data)  # a file that is not there is the first thing to say, whatever the model
     return data if limit is None else list(islice(open_rows(data)[0], limit))
 
 
@@ -143,10 +147,13 @@ def finish(done: Done, path: Path | None, as_json: bool) -> None:
     else:
         usage = done.usage
         where = f" in {path}" if path else ""
-        note(f"{done.rows:,} rows{where}, {done.failed:,} failed")
-        note(f"{usage.calls:,} calls, {usage.cached:,} from the cache, cost {usd(usage.cost)}")
+        note(f"{counted(done.rows, 'row')}{where}, {done.failed:,} failed")
+        calls = counted(usage.calls, "call")
+        note(f"{calls}, {usage.cached:,} from the cache, cost {usd(usage.cost)}")
         for error in done.errors:
-            note(f"  {error}")
+            note(f"  {in_a_shell(error)}")
+        if more := done.failed - len(done.errors):
+            note(f"  … and {more:,} more; persona_error says why")
     if done.failed:
         raise typer.Exit(FAILED)
 
@@ -177,6 +184,10 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + "s" * (number != 1)
+
+
 def usd(cost: float | None) -> str:
     return "unknown" if cost is None else f"${cost:,.4f}"
 
@@ -185,8 +196,32 @@ def usd(cost: float | None) -> str:
 
 
 def fail(code: int, message: str) -> NoReturn:
-    note(f"Error: {message}")
+    note(f"Error: {in_a_shell(message)}")
     raise typer.Exit(code) from None
+
+
+# What errors of the library say for Python, and the commands otherwise. Names that are spelled alike in
+# both are those of the options, with dashes.
+_ALIKE = (
+    "api_base api_key budget cache_dir candidates exemplars format judge max_attempts max_concurrency"
+    " max_tokens model output patience persona persona_in prices protocol rows_per_call rpm seed sides"
+    " temperature template timeout title tpm"
+)
+_OPTIONS = {name: "--" + name.replace("_", "-") for name in _ALIKE.split()}
+_OPTIONS |= {"columns": "--column", "path": "--output", "drop_flagged": "--drop-flag"}
+_ARGUMENT = re.compile(rf"\b({'|'.join(_OPTIONS)})=(?=(\w|['\"/{{]))?")
+_NAMED_COLUMN = re.compile(r"columns=\{'([^']*)': '([^']*)'[^}]*\}")
+
+
+def in_a_shell(message: str) -> str:
+    """An error of the library with options where it has arguments: `--api-base`, not `api_base=`."""
+    from .formats import FILES, SUPPORTED
+
+    files = f"Supported are {', '.join(FILES)} (the text ones also with .gz), and - for JSONL."
+    message = message.replace("; a string is read as a path", "").replace(SUPPORTED, files)
+    message = _NAMED_COLUMN.sub(r"--column \1=\2", message)
+    message = re.sub(r"columns\['(\w+)'\]", r"--column \1", message)
+    return _ARGUMENT.sub(lambda m: _OPTIONS[m[1]] + " " * (m[2] is not None), message)
 
 
 def abandon_stdout() -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "SUPPORTED",
     "BrokenRow",
     "arrow_cells",
+    "check_file",
     "check_readable",
     "jsonl_rows",
     "open_rows",
@@ -71,16 +72,23 @@ def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
     Raises `InvalidArgumentError` if there is no such file or format, `DataError` if the file is not
     what its name says.
     """
+    check_file(data)
     path = Path(data)
     suffix = _suffix(path)
-    _require_file(data, path, suffix)
-    if suffix not in _PARSERS:
-        raise InvalidArgumentError(f"{path} is in no supported format.", hint=SUPPORTED)
     if suffix == ".json":
         listed = _json_rows(path)
         return listed, len(listed)
     total = _parquet_total(path) if suffix == ".parquet" else None
     return _Rows(path, _PARSERS[suffix]), total
+
+
+def check_file(data: str | Path) -> None:
+    """Raise `InvalidArgumentError` if there is no such file or format, before a model is looked for."""
+    path = Path(data)
+    suffix = _suffix(path)
+    _require_file(data, path, suffix)
+    if suffix not in _PARSERS:
+        raise InvalidArgumentError(f"{path} is in no supported format.", hint=SUPPORTED)
 
 
 def check_readable(head: Sequence[object], problem: str) -> None:
@@ -188,7 +196,8 @@ def _json_line(number: int, text: bytes) -> object:
     except UnicodeDecodeError as error:
         return BrokenRow(f"line {number} is not UTF-8: {error.reason}. Save the file as UTF-8.")
     except (ValueError, RecursionError) as error:
-        return BrokenRow(f"line {number} is not JSON: {error}. Mend the line or remove it.")
+        why = getattr(error, "msg", str(error))  # without its own count of lines, which is 1
+        return BrokenRow(f"line {number} is not JSON: {why}. Mend the line or remove it.")
     if isinstance(row, dict):
         return row
     kind = type(row).__name__

@@ -345,17 +345,16 @@ def check_roles(roles: Mapping[str, str]) -> None:
     """Raise `InvalidArgumentError` if `columns=` names a role that there is not."""
     for role, column in roles.items():
         if role not in _KNOWN_ROLES:
-            raise InvalidArgumentError(
-                f"columns= has the unknown name {role!r}.", hint=_nearest(role, _KNOWN_ROLES)
-            )
+            known = _nearest(role, _KNOWN_ROLES)
+            raise InvalidArgumentError(f"columns= has no {role!r}: ours come first.", hint=known)
         if not isinstance(column, str):
             raise InvalidArgumentError(f"columns[{role!r}] must be the name of a column.")
 
 
 def _nearest(name: object, known: Sequence[str]) -> str:
-    close = get_close_matches(str(name), known, n=1, cutoff=0.0)
+    close = get_close_matches(str(name), known, n=1)
     listed = ", ".join(map(repr, known[:20])) + (", …" if len(known) > 20 else "")
-    return f"Nearest is {close[0]!r}, of {listed}." if close else "There are none."
+    return (f"Nearest is {close[0]!r}, of " if close else "It is one of ") + f"{listed or 'none'}."
 
 
 def match(found: Iterable[str], roles: Mapping[str, str]) -> Shape | None:

@@ -72,7 +72,8 @@ class StoredTable:
         except (pyarrow.ArrowInvalid, LookupError, TypeError, ValueError):
             raise DataError(
                 f"{path} is not a table of personas that this version knows.",
-                hint="Load what PersonaTable.save wrote.",
+                hint="A table is a .parquet file that PersonaTable.save, output= or infer -o wrote; a .jsonl"
+                " file does not hold all of it.",
             ) from None
         meta = self._file.metadata
         groups = [meta.row_group(number) for number in range(meta.num_row_groups)]

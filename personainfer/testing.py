@@ -16,10 +16,12 @@ import asyncio
 import json
 import logging
 import math
+import os
 import random
 import re
 import signal
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -310,21 +312,32 @@ async def _fail(
     return response
 
 
+_FAULTS = "of one call, as Fault makes it: reset, hang:5, status:503, rate_limit:1; repeatable"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until stdin closes or SIGTERM comes; the first line printed is the api_base."""
+    """Serve until SIGTERM, Ctrl-C or the end of a pipe on stdin; the first line is the api_base."""
     parser = argparse.ArgumentParser("python -m personainfer.testing", description=main.__doc__)
-    parser.add_argument("--fault", dest="faults", action="append", default=[], help="reset, hang:5")
+    parser.add_argument("--fault", dest="faults", action="append", default=[], help=_FAULTS)
     options = {"reply": str, "latency": float, "fault-rate": float, "seed": int, "port": int}
     for name, kind in (options | {"model": str, "api-key": str}).items():
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
     named = [text.partition(":") for text in given.pop("faults")]
-    faults = [getattr(Fault, name)(*([json.loads(arg)] if arg else [])) for name, _, arg in named]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        faults = [
+            getattr(Fault, name)(*([json.loads(arg)] if arg else [])) for name, _, arg in named
+        ]
+    except (AttributeError, TypeError, ValueError) as error:
+        parser.error(f"--fault: {error}")
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda *_: sys.exit(0))
     with FakeLLM(faults=faults, **given) as llm:
         print(llm.api_base, flush=True)
-        for _ in sys.stdin:
-            pass
+        if sys.stdin is not None and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+            sys.stdin.read()  # until who started it is gone
+        else:  # a terminal, which stops what reads it from behind, or nothing, which ends at once
+            threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 import personainfer as pi
 from personainfer.cli import app, main
+from personainfer.cli_streams import in_a_shell
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from .conftest import pairs
@@ -279,6 +280,7 @@ def test_columns_of_other_names(run: Run, reach: list[str]) -> None:
     unknown = run("infer", data, *reach)
     assert unknown.exit_code == 2
     assert "'q'" in unknown.stderr
+    assert "which is which: --column prompt=question." in unknown.stderr
     assert run("infer", data, "--column", "promt=q", *reach).exit_code == 2
 
 
@@ -289,6 +291,31 @@ def test_text_that_is_no_utf8_costs_its_row(run: Run, reach: list[str]) -> None:
     assert [bool(row["persona_error"]) for row in lines(result.stdout)] == [True, False]
 
 
+def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> None:
+    reach = ["--model", "fake", "--api-base", "http://127.0.0.1:1/v1", "--max-attempts", "1"]
+    one = run("infer", written(pairs(1)), "-o", "out.parquet", *reach)
+    assert one.stderr.startswith("1 row in out.parquet, 1 failed\n1 call, 0 from the cache")
+    assert "is --api-base its address" in one.stderr
+    assert "more" not in one.stderr
+    five = run("infer", written(pairs(5)), *reach)
+    assert five.exit_code == 3
+    assert five.stderr.endswith("\n  … and 2 more; persona_error says why\n")
+    assert "is api_base= its address" in lines(five.stdout)[0]["persona_error"]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ('pass api_key=, or try model="local".', 'pass --api-key, or try --model "local".'),
+        ("Say: columns={'prompt': 'the column'}.", "Say: --column prompt=the column."),
+        ("max_model=3 and nothing else=4", "max_model=3 and nothing else=4"),
+        ("output='t.parquet' is no table", "--output 't.parquet' is no table"),
+    ],
+)
+def test_errors_name_options_not_arguments(message: str, said: str) -> None:
+    assert in_a_shell(message) == said
+
+
 # Mistakes
 
 
@@ -297,7 +324,8 @@ def test_text_that_is_no_utf8_costs_its_row(run: Run, reach: list[str]) -> None:
     [
         ("infer", "Missing argument 'DATA'"),
         ("infer nowhere.jsonl", "file not found"),
-        ("infer pairs.jsnol", "a string is read as a path"),
+        ("infer pairs.jsnol", "is no file. Supported are .jsonl, .json, .csv, .parquet (the"),
+        ("infer nowhere.jsonl --model nonsense", "file not found"),
         ("infer pairs.jsonl -o out.csv", "'out.csv' is neither"),
         ("infer pairs.jsonl -o no/out.jsonl", "in a folder that exists"),
         ("infer pairs.jsonl -o ./pairs.jsonl", "is the input"),
@@ -306,7 +334,9 @@ def test_text_that_is_no_utf8_costs_its_row(run: Run, reach: list[str]) -> None:
         ("infer pairs.jsonl --sides left", "'left' is not one of"),
         ("infer pairs.jsonl --limit 0", "Invalid value for '--limit'"),
         ("infer pairs.jsonl --column question", "'question' is not NAME=VALUE"),
-        ("infer pairs.jsonl --temperature 9", "temperature=9.0 must be between"),
+        ("infer pairs.jsonl --column question=prompt", "--column has no 'question': ours"),
+        ("infer pairs.jsonl --column prompt=question", "--column prompt is 'question', which is"),
+        ("infer pairs.jsonl --temperature 9", "--temperature 9.0 must be between"),
         ("infer pairs.jsonl --candidates 2", "more than one needs --judge"),
         ("infer pairs.jsonl -o taken.jsonl", "'taken.jsonl' is neither"),
         ("infer pairs.jsonl --dry-run --retry", "it has no use with --dry-run"),
@@ -324,8 +354,8 @@ def test_text_that_is_no_utf8_costs_its_row(run: Run, reach: list[str]) -> None:
         ("export table.parquet -o set --split train", "'train' is not NAME=VALUE"),
         ("export table.parquet -o set --split train=most", "could not convert"),
         ("export table.parquet -o set --split train=0.5", "add up to 0.5"),
-        ("export table.parquet --drop-flag refused", "drop_flagged='refused'"),
-        ("export table.parquet --template nothing", "template='nothing'"),
+        ("export table.parquet --drop-flag refused", "--drop-flag 'refused'"),
+        ("export table.parquet --template nothing", "--template 'nothing'"),
         ("report table.parquet -o page.pdf", "a report is an .html file"),
         ("verify table.parquet", "Missing option '--judge'"),
         ("verify table.parquet --judge fake -o out.csv", "no path that ends in .parquet"),
@@ -596,7 +626,7 @@ def test_a_pipe_that_holds_something_else_is_refused(
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "none of its first 2 rows can be read" in result.stderr
-    assert "line 1 is not JSON" in result.stderr
+    assert "line 1 is not JSON: Expecting value. Mend" in result.stderr
     mixed = run("infer", "-", *reach, given='nothing\n{"prompt":"Q","chosen":"A","rejected":"B"}\n')
     assert mixed.exit_code == 3
     assert llm.calls == 1

@@ -246,6 +246,8 @@ def test_columns_say_which_is_which() -> None:
     [
         ({"prompt": "promt"}, "'prompt'"),
         ({"promt": "prompt"}, "Nearest is 'prompt'"),
+        ({"prompt": "question"}, "It is one of 'prompt', 'chosen'"),  # nothing is near
+        ({"question": "prompt"}, "no 'question': ours come first. It is one of"),
         ({"prompt": 3}, "name of a column"),
     ],
 )

@@ -20,6 +20,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from personainfer.testing import FakeLLM, Fault, Reply
+from personainfer.testing import main as serve
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -450,12 +451,14 @@ def test_a_port_that_is_taken_is_an_error_in_the_caller() -> None:
         FakeLLM(port=urlsplit(llm.api_base).port or 0).start()
 
 
-@pytest.mark.parametrize("ending", ["stdin", "sigterm"])
+@pytest.mark.parametrize("ending", ["stdin", "sigterm", "ctrl-c in the background"])
 def test_process_of_its_own(ending: str) -> None:
+    """Without a pipe, as after `&` in a script, it serves until a signal."""
     command = [sys.executable, "-m", "personainfer.testing", "--reply", "yes", "--fault", "reset"]
     command += ["--fault", "status:503", "--latency", "0.01"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ) as process:
+    given = subprocess.DEVNULL if "background" in ending else pipe
+    with subprocess.Popen(command, stdin=given, stdout=pipe, text=True, env=os.environ) as process:
         assert process.stdout is not None
         api_base = process.stdout.readline().strip()
         client = http.client.HTTPConnection(urlsplit(api_base).netloc, timeout=5)
@@ -466,5 +469,14 @@ def test_process_of_its_own(ending: str) -> None:
             assert process.stdin is not None
             process.stdin.close()
         else:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM if ending == "sigterm" else signal.SIGINT)
         assert process.wait(5) == 0
+
+
+@pytest.mark.parametrize("fault", ["nothing", "hang:soon", "reset:1"])
+def test_a_fault_that_there_is_not_is_a_usage_error(
+    fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        serve(["--fault", fault])
+    assert "error: --fault: " in capsys.readouterr().err
