@@ -1,11 +1,14 @@
 """Run every benchmark and write RESULTS.md beside this file: `python benchmarks/report.py`.
 
-`--skip memory embedded` leaves parts out, and says so; `--rounds`, `--scale` and `--rows` make it shorter.
+What a part found is kept in .venvs/bench, so that `--only memory embedded` runs some of them again, or goes
+on after a stop: the page holds what each part found last, and when. `--rounds`, `--scale` and `--rows` make
+it shorter.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+KEPT = HERE.parent / ".venvs" / "bench"
 sys.path.insert(0, str(HERE))
 
 import embedded  # noqa: E402
@@ -39,7 +43,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the rows of each contender")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the memory benchmark")
     parts = ("throughput", "stages", "memory", "tokens", "embedded", "simulation")
-    parser.add_argument("--skip", nargs="+", choices=parts, default=[])
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
     names = list(throughput.CONTENDERS)
     work: dict[str, Callable[[], dict[str, Any]]] = {
@@ -50,15 +54,28 @@ def main() -> None:
         "embedded": lambda: embedded.measure(options.rounds),
         "simulation": lambda: simulation.measure(options.rounds),
     }
-    found = {part: work[part]() for part in parts if part not in options.skip}
-    text = render(found, options.skip, options.rounds)
+    for part in options.only:
+        keep(part, work[part](), options)
+    kept = {part: json.loads(file.read_text()) for part in parts if (file := _file(part)).exists()}
+    text = render(kept)
     (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def render(found: dict[str, dict[str, Any]], skipped: list[str], rounds: int) -> str:
+def keep(part: str, found: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write down what a part found, when, and how much of it was run."""
+    how = {"rounds": options.rounds, "scale": options.scale, "rows": options.rows}
+    KEPT.mkdir(parents=True, exist_ok=True)
+    _file(part).write_text(json.dumps({"found": found, "on": str(date.today()), "how": how}))
+
+
+def _file(part: str) -> Path:
+    return KEPT / f"{part}.json"
+
+
+def render(kept: dict[str, dict[str, Any]]) -> str:
     """The page."""
-    command = " ".join(["python benchmarks/report.py", *sys.argv[1:]])
+    found = {part: one["found"] for part, one in kept.items()}
     rows: list[Row] = []
     if "throughput" in found:
         rows += _throughput_bars(found["throughput"])
@@ -73,18 +90,31 @@ def render(found: dict[str, dict[str, Any]], skipped: list[str], rounds: int) ->
     lines = [
         "# Benchmarks",
         "",
-        f"Made by `{command}`; what each one does is in the scripts' docstrings.",
+        "Made by `make bench`; what each one does is in the scripts' docstrings.",
+        "",
+        f"{_machine()}. {_versions()}",
+        "",
+        *(f"- {part}: {one['on']}, {_how(part, one['how'])}" for part, one in kept.items()),
+        "",
     ]
-    lines += ["", f"{date.today()}, {_machine()}.", "", _versions(), ""]
-    if skipped:
-        lines += [f"Not run this time: {', '.join(skipped)}.", ""]
     lines += ["| what | asked | measured | |", "| --- | --- | --- | --- |"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     if "throughput" in found:
-        lines += ["", *_contenders(found["throughput"], rounds)]
+        lines += ["", *_contenders(found["throughput"], kept["throughput"]["how"]["rounds"])]
     if "stages" in found:
         lines += ["", *_stages(found["stages"])]
     return "\n".join(lines) + "\n"
+
+
+def _how(part: str, how: dict[str, Any]) -> str:
+    """How much of a part was run."""
+    rounds = f"median of {how['rounds']} runs"
+    return {
+        "throughput": f"{rounds}, rows x {how['scale']:g}",
+        "stages": "least of 5",
+        "memory": f"{how['rows']:,} rows",
+        "tokens": "counted",
+    }.get(part, rounds)
 
 
 def _throughput_bars(found: dict[str, Any]) -> list[Row]:

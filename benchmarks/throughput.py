@@ -52,9 +52,9 @@ CONTENDERS = {
     "accrue": Contender("accrue_pipeline", 2_000, environment="accrue"),
     "ondine": Contender("ondine_pipeline", 2_000, environment="ondine"),
     "distilabel": Contender("distilabel_pipeline", 3_000, environment="distilabel"),
-    "sockets, 50 ms": Contender("bare_sockets", 6_400, latency=LATENCY),
-    "aiohttp, 50 ms": Contender("bare_aiohttp", 6_400, latency=LATENCY),
-    "ours, 50 ms": Contender("this_library", 6_400, latency=LATENCY),
+    "sockets, 50 ms": Contender("bare_sockets", 12_800, latency=LATENCY),
+    "aiohttp, 50 ms": Contender("bare_aiohttp", 12_800, latency=LATENCY),
+    "ours, 50 ms": Contender("this_library", 12_800, latency=LATENCY),
 }
 PEERS = ("curator", "accrue", "ondine", "distilabel")
 
