@@ -89,8 +89,8 @@ class Gate:
 
     A refusal (429, 503) slows everybody down, not the one request: whoever asked first, the endpoint
     means all. Pauses are at least as long as it asks, and double with each refusal in a row: many name
-    a moment, or none, for as long as they are full. After more than `rounds` refusals with no request accepted in between, or when told to
-    wait for longer than `patience` seconds, it gives up for good.
+    a moment, or none, for as long as they are full. After more than `rounds` refusals with no request
+    accepted in between, or when told to wait for longer than `patience` seconds, it gives up for good.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ faults, and here they depend on nothing but the row.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import multiprocessing
@@ -28,6 +29,7 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 import personainfer as pi
+from personainfer import loop
 from personainfer.testing import FakeLLM, Fault
 
 from .conftest import pairs
@@ -356,6 +358,29 @@ def test_a_request_that_comes_while_the_last_worker_ends_is_answered() -> None:
         thread.join(10)
         assert not thread.is_alive(), "a request was left without a worker"
     assert [reply.value.number for reply in replies] == [1, 1]
+
+
+def test_nobody_waits_for_workers_that_have_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They start one after the other: a run that is over, or is left, does not see the last ones."""
+    monkeypatch.setattr("personainfer.workers._APART", 3600.0)
+    with FakeLLM(reply=answer) as server:
+        options: dict[str, Any] = {"api_base": server.api_base, "max_concurrency": 20}
+        assert_right(pi.infer_personas(pairs(30), "fake", **options), 30)
+        assert not workers()
+        with pi.iter_personas(pairs(200)[100:], "fake", **options) as stream:
+            next(stream)
+            assert workers()
+        assert not workers()
+        assert server.in_flight_peak == 1
+
+
+def workers() -> list[Any]:
+    """The tasks that serve requests, of any run."""
+
+    async def found() -> list[Any]:
+        return [task for task in asyncio.all_tasks() if "Workers._work" in repr(task.get_coro())]
+
+    return loop.spawn(found()).result(10)
 
 
 # Forks and spawns
