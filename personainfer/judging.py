@@ -137,6 +137,7 @@ class Judge:
         self.usage = Usage()
         self._soft = soft
         self._wanted = soft
+        self.answered = False  # whether there was a usable reply so far
         self._asked = False  # whether this endpoint takes requests for log-probabilities
 
     def __getstate__(self) -> dict[str, Any]:
@@ -189,6 +190,7 @@ class Judge:
     def require_a_reply(self, problems: Sequence[str | None]) -> None:
         """Raise what the first reply failed with, if every one of them failed."""
         require_a_reply(self.llm.model, problems)
+        self.answered = self.answered or bool(problems)
 
     def _takes_logprobs(self, prefix: tuple[Message, ...], question: Question) -> bool:
         request = Request((question[0],), Choice, prefix, logprobs=_ALTERNATIVES)

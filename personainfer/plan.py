@@ -12,7 +12,7 @@ from itertools import islice
 from math import inf, isnan
 from typing import Any, Protocol
 
-from .exceptions import InvalidArgumentError
+from .exceptions import InvalidArgumentError, RequestRejectedError
 from .flags import flags_in_text, pair_text
 from .llm import Request
 from .prompts import PackedPrompt, PersonaPrompt, pair_message
@@ -29,6 +29,7 @@ _ROWS_A_CHOICE = 64  # rows whose candidates are scored together: scoring is fas
 NOT_EXPLAINED = "no persona explains this choice: the best of {count} scores {score:.3f}."
 NOT_SCORED = "none of {count} personas could be scored."
 _REFUSED = "its personas could not be scored"
+_OF_ONE_ROW = (InvalidArgumentError, RequestRejectedError)  # the next one may pass
 
 
 class Selector(Protocol):
@@ -163,14 +164,14 @@ def choose(
     """Keep of each side the candidate that explains its choice best; the others keep their scores.
 
     A side whose best score is not above `floor` gets no persona, and the row says so. So does a row that
-    the selector refuses, such as for a prompt that its model cannot take; if it refuses the first rows,
-    all of them, that is raised.
+    the selector or its server refuses, such as for a prompt that the model cannot take; if it refuses the
+    first rows, all of them, that is raised.
     """
     rows, worked = iter(rows), False
     while group := list(islice(rows, _ROWS_A_CHOICE)):
         try:
             chosen = list(_choose_group(group, selector, floor))
-        except InvalidArgumentError as error:
+        except _OF_ONE_ROW as error:
             chosen = [one for row in group for one in _choose_alone(row, selector, floor)]
             if not worked and all(_REFUSED in (row.error or "") for row in chosen):
                 raise error
@@ -181,7 +182,7 @@ def choose(
 def _choose_alone(row: PersonaRow, selector: Selector, floor: float) -> list[PersonaRow]:
     try:
         return list(_choose_group([row], selector, floor))
-    except InvalidArgumentError as error:
+    except _OF_ONE_ROW as error:
         said = f"{_REFUSED}: {error}"
         return [replace(row, error=f"{row.error}; {said}" if row.error else said)]
 

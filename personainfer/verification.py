@@ -228,7 +228,6 @@ class Verifier:
     ) -> None:
         _check_options(Verifier, options)
         self._judge = Judge(judge, options, soft=soft)
-        self._answered = False  # whether the judge gave a usable reply so far
         self.model = self._judge.llm.model
 
     def __repr__(self) -> str:
@@ -248,9 +247,8 @@ class Verifier:
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
         prefix = instructions("judge_choice.txt")
         verdicts = self._judge.verdicts(prefix, questions, len(personas))
-        if not self._answered:
+        if not self._judge.answered:
             self._judge.require_a_reply([o.problem for verdict in verdicts for o in verdict.orders])
-            self._answered = bool(verdicts)
         failed = [verdict.problem for verdict in verdicts if verdict.problem is not None]
         if failed:
             warnings.warn(

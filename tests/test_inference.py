@@ -24,6 +24,7 @@ from personainfer.exceptions import (
     InvalidArgumentError,
     ModelNotFoundError,
     ReplyError,
+    RequestRejectedError,
     UnknownOptionError,
 )
 from personainfer.testing import FakeLLM, Fault
@@ -335,20 +336,26 @@ def test_a_selector_that_gives_no_scores_is_named(scores: Any) -> None:
 class Picky(ByLength):
     """Takes no prompt with a certain number in it."""
 
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.error = error
+
     def explains(
         self, preferences: Sequence[pi.Preference], personas: Sequence[pi.Persona]
     ) -> np.ndarray[Any, Any]:
         if any("7" in str(pair.prompt) for pair in preferences):
-            raise InvalidArgumentError("the chat template refuses these messages.")
+            raise self.error("the chat template refuses these messages.")
         return super().explains(preferences, personas)
 
 
-def test_a_row_that_the_selector_refuses_costs_no_other() -> None:
+@pytest.mark.parametrize("error", [InvalidArgumentError, RequestRejectedError])
+def test_a_row_that_the_selector_refuses_costs_no_other(error: type[Exception]) -> None:
+    """Here by transformers, or by a server, which answers 400 for a text that is too long for it."""
     with FakeLLM(reply=sampled) as llm:
         options: dict[str, Any] = {"api_base": llm.api_base, "candidates": 2, "seed": 0}
-        found = pi.infer_personas(pairs(10), "fake", select=Picky(), **options)
-        with pytest.raises(InvalidArgumentError, match="chat template refuses"):
-            pi.infer_personas(pairs(10)[7:8], "fake", select=Picky(), **options)
+        found = pi.infer_personas(pairs(10), "fake", select=Picky(error), **options)
+        with pytest.raises(error, match="chat template refuses"):
+            pi.infer_personas(pairs(10)[7:8], "fake", select=Picky(error), **options)
     assert [row.index for row in found.errors] == [7]
     assert "could not be scored: the chat template refuses" in str(found[7].error)
     assert (found[7].chosen, len(found[7].chosen_candidates)) == (None, 2)
