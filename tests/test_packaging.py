@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -17,13 +18,23 @@ pytestmark = pytest.mark.heavy
 
 ROOT = Path(__file__).parents[1]
 WAIT = 600  # seconds at most: packages may have to be fetched
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = sorted(PROJECT["optional-dependencies"])
+# Of the extras that are small, what each of them is for.
+SMALL = {
+    "hf": "import datasets",
+    "local": "import xllamacpp, personainfer.embedded",
+    "otel": "import opentelemetry.trace, opentelemetry.metrics",
+    "report": "import personainfer.plots, matplotlib",
+}
 
 
 def pip(*arguments: str | Path, python: str | Path = sys.executable) -> None:
     """pip of this environment, for any; the packages come from where it is configured to look."""
     command = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, check=False, timeout=WAIT
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(  # on a path of ours pip would take the package for installed
+        [*command, *arguments], capture_output=True, text=True, check=False, timeout=WAIT, env=bare
     )
     assert done.returncode == 0, done.stderr[-2_000:]
 
@@ -54,6 +65,25 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         assert f"personainfer/{name}" in names
 
 
+def empty_environment(folder: Path) -> Path:
+    """The python of an environment that holds nothing, not even pip."""
+    venv.create(folder, with_pip=False)
+    return folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_each_extra_installs_alone(extra: str, wheel: Path, tmp_path: Path) -> None:
+    """Versions are found for all that it needs; the small ones are installed, too, and imported."""
+    python = empty_environment(tmp_path / "empty")
+    small = SMALL.get(extra)
+    what = [] if small else ["--dry-run"]
+    pip("install", "--quiet", *what, f"{wheel}[{extra}]", python=python)
+    if small:
+        command = [str(python), "-I", "-c", f"import personainfer\n{small}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2_000:]
+
+
 def test_the_lines_of_the_readme_work_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     """What it says to install, and the example after that, with nothing else."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Use it")[2]
@@ -61,8 +91,7 @@ def test_the_lines_of_the_readme_work_in_an_empty_environment(wheel: Path, tmp_p
     example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(install) == 2
     assert example is not None
-    venv.create(tmp_path / "empty", with_pip=False)
-    python = tmp_path / "empty" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    python = empty_environment(tmp_path / "empty")
     for line in install:
         words = [word.strip('"') for word in line.split()]
         pip(
