@@ -47,9 +47,12 @@ bench-best-of-n: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=hh.jsonl: the be
 bench-users: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=tailored.jsonl: users with a hidden persona, and who predicts them
 	$(BIN)/python benchmarks/users_study.py $(PAIRS)
 
+# glibc would give the memory of the logits of each step back to the system, and take it anew.
+KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
+
 tailor: $(VENV)/.train  ## DATA=pairs.jsonl: train with and without personas; two cores, under an hour
 	@test -n "$(DATA)" || { echo "Say which data: make $@ DATA=pairs.jsonl"; exit 2; }
-	$(BIN)/python examples/tailor.py $(DATA) --out tailored
+	$(KEEP_MEMORY) $(BIN)/python examples/tailor.py $(DATA) --out tailored
 
 tailor-full: $(VENV)/.train  ## DATA=pairs.jsonl: the same with three seeds and whole responses; a GPU
 	@test -n "$(DATA)" || { echo "Say which data: make $@ DATA=pairs.jsonl"; exit 2; }
