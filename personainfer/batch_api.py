@@ -8,6 +8,7 @@ retries; `patiently` does. What is asked is not known here.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -304,15 +305,19 @@ def _pause(state: tenacity.RetryCallState) -> float:
     return max(wanted or 0.0, _backoff(state))
 
 
+def _broken_off() -> tuple[type[Exception], ...]:
+    """What the SDK's HTTP client raises: httpx up to version 2 of openai, httpx2 from 3 on."""
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return tuple(client.HTTPError for client in clients)
+
+
 @contextmanager
 def _errors(name: str, timeout: float, key: str) -> Iterator[None]:
     """`provider_errors`, and what the SDK lets through: no JSON, and a file that breaks off."""
-    import httpx
-
     try:
         with provider_errors(name, timeout, key):
             yield
-    except httpx.HTTPError as error:
+    except _broken_off() as error:
         raise TransportError(redact(f"the connection to {name} failed: {error}", key)) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise TransportError(f"{name} answered with something that is not JSON.") from None
