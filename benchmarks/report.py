@@ -51,7 +51,7 @@ def main() -> None:
         "stages": stages.measure,
         "memory": lambda: memory.measure(options.rows, warm=True),
         "tokens": tokens.measure,
-        "embedded": lambda: embedded.measure(options.rounds),
+        "embedded": lambda: embedded.measure(options.rounds, max(8, round(30 * options.scale))),
         "simulation": lambda: simulation.measure(options.rounds),
     }
     for part in options.only:
@@ -111,6 +111,7 @@ def _how(part: str, how: dict[str, Any]) -> str:
     rounds = f"median of {how['rounds']} runs"
     return {
         "throughput": f"{rounds}, rows x {how['scale']:g}",
+        "embedded": f"{rounds}, rows x {how['scale']:g}",
         "stages": "least of 5",
         "memory": f"{how['rows']:,} rows",
         "tokens": "counted",
