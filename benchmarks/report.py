@@ -90,8 +90,8 @@ def render(kept: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Made by `make bench`, or part by part by `python benchmarks/report.py --only …`; what each one does is in"
-        " the scripts' docstrings.",
+        "Made by `make bench`, or part by part by `python benchmarks/report.py --only …`; what each one"
+        " does is in the scripts' docstrings.",
         "",
         f"{_machine()}. {_versions()}",
         "",
