@@ -12,7 +12,7 @@ from personainfer.likelihood import PEOPLE_IN_GENERAL
 HERE = Path(__file__).parent
 PAIRS = 24
 CANDIDATES = 2  # a side
-TOKENS = 24  # of a response, from its start, are scored: more would say more, and take longer
+TOKENS = 12  # of a response, from its start, are scored: more would say more, and take longer
 
 
 def explained(table: pi.PersonaTable, model: pi.Likelihood) -> float:

@@ -34,7 +34,8 @@ from personainfer.torch_models import load_model
 
 TRAINED = [arm for arm in ARMS if arm != "untrained"]
 AGAINST = {"personas": "none", "few-shot": "untrained"}  # whose answers are judged against whose
-CPU_TOKENS_A_SECOND = 265  # LoRA on 135M parameters, bfloat16, two cores: for the plan alone
+# LoRA on 135M parameters, two cores with instructions for the type: for the plan alone.
+CPU_TOKENS_A_SECOND = {"bfloat16": 265, "float32": 154}
 FULL = {
     "seeds": [0, 1, 2],
     "response_tokens": 512,
@@ -72,9 +73,15 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--max-steps", type=int, default=-1, help="of each stage, to try it out")
     add("--sft-share", type=float, default=0.25, help="of the training pairs; 0: no SFT")
     add("--sft-learning-rate", type=float, default=1e-4)
-    add("--learning-rate", type=float, default=2e-4, help="of DPO")
+    add("--learning-rate", type=float, default=5e-4, help="of DPO")
     add("--beta", type=float, default=0.1)
     add("--rank", type=int, default=16, help="of LoRA; alpha is twice that")
+    add(
+        "--dtype",
+        choices=[*CPU_TOKENS_A_SECOND],
+        default=study.fast_dtype(),
+        help="of the weights in training",
+    )
     add("--batch", type=int, default=4, help="rows a step")
     add("--checks", type=int, default=2, help="times a stage is checked on the development split")
     add("--retriever", default="bm25", help="a sentence-transformers model, or bm25")
@@ -139,7 +146,7 @@ def planned(s: argparse.Namespace, data: Data, train: Any, dev: Any, tokenizer: 
     # Forward passes are a third of a step: the reference's, once each row, and the checks on dev.
     passes = tokens / s.epochs + (1 + s.checks) * sum(study.count_tokens(checked, tokenizer))
     arm = tokens + passes / 3 + s.sft_share * tokens / 2
-    minutes = arm * len(TRAINED) * len(s.seeds) / CPU_TOKENS_A_SECOND / 60
+    minutes = arm * len(TRAINED) * len(s.seeds) / CPU_TOKENS_A_SECOND[s.dtype] / 60
     found = {
         "pairs": {name: len(table) for name, table in data.splits.items()},
         "trained on": len(train),
@@ -219,7 +226,7 @@ def stage(
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    model, tokenizer = load_model(s.model, dtype="bfloat16")
+    model, tokenizer = load_model(s.model, dtype=s.dtype)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         target_modules="all-linear",
@@ -307,7 +314,7 @@ def training_arguments(
         "metric_for_best_model": "eval_loss",
         "logging_steps": every,
         "max_length": None,  # nothing is cut here: responses are short enough as they were read
-        "bf16": False,  # the weights are; the adapter's are float32
+        "bf16": False,  # the weights may be; the adapter's are float32
         "gradient_checkpointing": False,
         "report_to": "none",
         "disable_tqdm": True,

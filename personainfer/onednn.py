@@ -2,7 +2,7 @@
 
 torch multiplies float32 matrices with MKL, whose fastest kernels are for Intel's processors; oneDNN has
 some for all. It is the same product: summed in another order, not rounded more. What the
-layers belong to is not known here. `benchmarks/likelihood.py` shows what it is worth.
+layers belong to is not known here. `benchmarks/likelihood.py --ways packing` shows what it is worth.
 """
 
 from __future__ import annotations

@@ -52,6 +52,8 @@ class TorchScorer:
         forward = inspect.signature((self._body or self._model).forward).parameters
         self._takes_positions = "position_ids" in forward
         self._takes_last = "logits_to_keep" in forward
+        # Its keys and values have a new name, by which transformers 5.40 will know them alone.
+        self._memory = "cache" if "cache" in forward else "past_key_values"
         self._window = _window(self._model.config)
         self._shares = self._takes_positions and self._shared_is_same()
         self._lock = threading.Lock()
@@ -195,7 +197,7 @@ class TorchScorer:
         `keep`: of how many tokens at the end it is needed, at least; 0: of all.
         """
         positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        options = {"position_ids": positions, "past_key_values": memory, "use_cache": True}
+        options = {"position_ids": positions, self._memory: memory, "use_cache": True}
         if keep and self._takes_last:  # logits of all of a prompt would fill the memory
             options["logits_to_keep"] = keep
         return self._states(input_ids=tokens, attention_mask=seen, **options)
@@ -212,7 +214,7 @@ class TorchScorer:
             }
         )
         states = reply.last_hidden_state if self._body else reply.logits
-        return states, getattr(reply, "past_key_values", None)
+        return states, getattr(reply, self._memory, None)
 
     def _shared_is_same(self) -> bool:
         """Whether texts score the same when they share what the model keeps of their starts.
