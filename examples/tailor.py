@@ -17,6 +17,7 @@ it. RESULTS.md says what came out, and results.json the same in numbers.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import re
@@ -79,10 +80,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--dtype",
         choices=[*CPU_TOKENS_A_SECOND],
-        default=study.fast_dtype(),
-        help="of the weights in training",
+        help="of the weights in training; left out: the one that this machine is faster in",
     )
-    add("--batch", type=int, default=4, help="rows a step")
+    add("--batch", type=int, default=4, help="rows a step, two for each pair")
     add("--checks", type=int, default=2, help="times a stage is checked on the development split")
     add("--retriever", default="bm25", help="a sentence-transformers model, or bm25")
     add("--answers", type=int, default=12, help="held-out prompts that are answered and judged")
@@ -91,15 +91,19 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--api-base", help="the address of the judge's endpoint")
     if parser.parse_known_args(given)[0].full:
         parser.set_defaults(**FULL)
-    return parser.parse_args(given)
+    found = parser.parse_args(given)
+    if found.batch < 2 or found.batch % 2:
+        parser.error("--batch must be even: the personas of a pair share a step.")
+    return found
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Train, score, answer, judge, report: what is on disk is not done again."""
     s = arguments(given)
     s.out.mkdir(parents=True, exist_ok=True)
-    same_settings(s)
+    one_device()
     _, tokenizer = load_model(s.model, device="cpu")
+    same_settings(s)
     data = study.read(s.data, tokenizer, pairs=s.pairs, response_tokens=s.response_tokens)
     train = study.within(data.splits["train"], tokenizer, s.persona_in, s.train_tokens)
     dev = study.first(data.splits["dev"], s.dev_pairs)
@@ -113,12 +117,20 @@ def main(given: Sequence[str] | None = None) -> None:
         "data": plan,
         "training": [run["training"] for run in runs],
         "rewards": study.over_seeds([run["scores"] for run in runs], held.prompts),
-        "judged": json.loads(judged.read_text(encoding="utf-8")),
+        "judged": judged,
     }
     study.write_json(s.out / "results.json", results)
     page = tailor_answers.page(results, seeds=s.seeds)
     (s.out / "RESULTS.md").write_text(page, encoding="utf-8")
     print(page)
+
+
+def one_device() -> None:
+    """Stop where the trainer would divide each step among several GPUs: that is another study."""
+    import torch
+
+    if torch.cuda.device_count() > 1:
+        raise SystemExit("This study trains on one GPU: set CUDA_VISIBLE_DEVICES=0.")
 
 
 def settings_of(s: argparse.Namespace) -> Row:
@@ -130,11 +142,19 @@ def settings_of(s: argparse.Namespace) -> Row:
 
 
 def same_settings(s: argparse.Namespace) -> None:
-    """Stop where the folder holds another study: its stages would be taken for this one's."""
-    kept, now = s.out / "settings.json", settings_of(s)
-    if kept.exists() and (before := json.loads(kept.read_text(encoding="utf-8"))) != now:
-        changed = ", ".join(name for name in now if now[name] != before.get(name))
-        raise SystemExit(f"{s.out} holds a study with other {changed}: give another --out.")
+    """Stop where the folder holds another study: its stages would be taken for this one's.
+
+    A type that was not asked for is the one of the study that is there: it may go on elsewhere.
+    """
+    kept = s.out / "settings.json"
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    s.dtype = s.dtype or before.get("dtype") or study.fast_dtype()
+    now = settings_of(s)
+    names = {**before, **now} if before else {}
+    if changed := [name for name in names if now.get(name) != before.get(name)]:
+        raise SystemExit(
+            f"{s.out} holds a study with other {', '.join(changed)}: give another --out."
+        )
     study.write_json(kept, now)
 
 
@@ -278,6 +298,7 @@ def stage(
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     del trainer, model
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -346,19 +367,27 @@ def answer(s: argparse.Namespace, wanted: Sequence[Any], train: Any, part: Path)
     study.write_json(part, said)
 
 
-def judge(s: argparse.Namespace, data: Data, train: Any) -> Path:
-    """What the judge makes of the answers to held-out prompts; another judge reads the same ones."""
+def judge(s: argparse.Namespace, data: Data, train: Any) -> Row:
+    """What the judge makes of the answers to held-out prompts; another judge reads the same ones.
+
+    Where it could not be asked, nothing is kept: the same command asks it again.
+    """
     wanted = tailor_answers.questions(data.splits["test"], s.answers)
-    said = once(s.out / "answers.json", lambda part: answer(s, wanted, train, part))
-    texts = json.loads(said.read_text(encoding="utf-8"))
-    options = {"api_base": s.api_base} if s.api_base else {}
+    models = [s.out / f"seed-{s.seeds[0]}" / arm / "dpo" for arm in ("none", "personas")]
+    digest = study.digest(*map(study.weights_of, models))
+    said = once(
+        s.out / f"answers-{digest}.json", lambda part: answer(s, wanted, train, part)
+    ).read_text(encoding="utf-8")
     name = re.sub(r"\W+", "-", s.judge)
-    return once(
-        s.out / f"judged-{name}.json",
-        lambda part: study.write_json(
-            part, tailor_answers.judged(wanted, texts, AGAINST, s.judge, **options)
-        ),
-    )
+    path = s.out / f"judged-{name}-{study.digest(s.judge, str(s.api_base), said)}.json"
+    if path.exists():
+        kept: Row = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    options = {"api_base": s.api_base} if s.api_base else {}
+    found = tailor_answers.judged(wanted, json.loads(said), AGAINST, s.judge, **options)
+    if not tailor_answers.unasked(found):
+        study.write_json(path, found)
+    return found
 
 
 if __name__ == "__main__":

@@ -94,32 +94,37 @@ def judged(
     **options: Any,
 ) -> Row:
     """What the judge makes of answers, and of responses of which it is known whom they suit."""
-    prompts, personas = [q.prompt for q in wanted], [q.persona for q in wanted]
-    known = pi.compare_responses(
-        prompts,
-        [q.other for q in wanted],
-        [q.own for q in wanted],
-        judge,
-        personas=personas,
-        **options,
-    )
+
+    def compared(base: Sequence[str], test: Sequence[str]) -> Any:
+        prompts, personas = [q.prompt for q in wanted], [q.persona for q in wanted]
+        return pi.compare_responses(prompts, base, test, judge, personas=personas, **options)
+
+    try:
+        known = compared([q.other for q in wanted], [q.own for q in wanted])
+    except pi.PersonaInferError as error:  # what was trained and scored has its page all the same
+        return {"judge": judge, "error": str(error)}
     agreement, consistency = known.personalization.win_rate.rate, known.personalization.consistency
     found: Row = {
         "judge": known.judge,
         "agreement": agreement.to_dict(),
         "consistency": consistency.to_dict(),
+        "quality consistency": known.quality.consistency.to_dict(),
         "worth": bool(agreement.low > 0.5 and consistency.low > 0.5),
         "known": known.to_dict(),
     }
     for test, base in against.items():
         try:
-            one = pi.compare_responses(
-                prompts, said[base], said[test], judge, personas=personas, **options
-            )
-            found[f"{test} against {base}"] = one.to_dict()
+            found[f"{test} against {base}"] = compared(said[base], said[test]).to_dict()
         except pi.PersonaInferError as error:
             found[f"{test} against {base}"] = {"error": str(error)}
     return found
+
+
+def unasked(found: Row) -> bool:
+    """Whether some of it is an error, which asking again may mend."""
+    return "error" in found or any(
+        "error" in one for one in found.values() if isinstance(one, dict)
+    )
 
 
 # The page
@@ -151,8 +156,10 @@ def reward_table(found: Mapping[str, Row], what: str) -> list[str]:
 
 def judge_table(found: Row) -> list[str]:
     """What the judge is worth, then what it said."""
+    if "error" in found:
+        return [f"The judge `{found['judge']}` could not be asked: {found['error']}"]
     worth = (
-        "It tells responses apart, so what it says below counts."
+        "It tells responses apart, so its verdicts on personalization count."
         if found["worth"]
         else "**It is worth nothing here: it does not tell the known answers, or agrees with itself no more"
         " often than by chance. No win is claimed from what it says below.**"
@@ -161,6 +168,9 @@ def judge_table(found: Row) -> list[str]:
         f"Judge: `{found['judge']}`. Agreement with the known answers (wins of the response written for the"
         f" persona over the other one): {shown(found['agreement'])}; agreement of its two orders:"
         f" {shown(found['consistency'])}. {worth}",
+        "",
+        "Of quality there is no known answer: agreement of its two orders on the same responses,"
+        f" {shown(found['quality consistency'])}. {_of_quality(found)}",
         "",
         "| answers | W quality | at equal length | W personalization | at equal length | ΔPQ |"
         " orders agree, quality | personalization | longer by, characters | ties, quality |"
@@ -185,6 +195,13 @@ def judge_table(found: Row) -> list[str]:
         lines.append(f"| {' | '.join([name, *cells, str(one['failed'])])} |")
     notes = [f"- {name}: {note}" for name, one in found.items() for note in _notes(name, one)]
     return [*lines, *([""] if notes else []), *notes]
+
+
+def _of_quality(found: Row) -> str:
+    """Whether W quality and ΔPQ, which holds it, say anything."""
+    if found["worth"] and found["quality consistency"]["low"] > 0.5:
+        return "That is no proof that it knows quality: read W quality and ΔPQ with care."
+    return "**No claim is made from W quality or ΔPQ below.**"
 
 
 def _notes(name: str, one: Any) -> list[str]:

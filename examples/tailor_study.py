@@ -30,10 +30,11 @@ ARMS = {
 }
 SHOWN = ("gold chosen", "gold rejected", "retrieved chosen", "retrieved rejected", "none")
 LONGEST_PROMPT = 512  # tokens of a prompt with its persona: a longer one is left out, never cut
-_PERSONA = re.compile(
-    r"The user is (.+?)(?:,| and| who|, and|, who)?"
-    r" (?:prefers|preferring|prioritizes|prioritizing|values|valuing) (.+?)\.?"
-)
+# The plain word first: who "values honesty and prefers" something prefers that.
+_PERSONA = [
+    re.compile(rf"The user is (.+?)(?:,| and| who|, and|, who)? (?:{verbs}) (.+?)\.?")
+    for verbs in ("prefers|preferring", "prioritizes|prioritizing|values|valuing")
+]
 _SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s|$)")  # "2." begins an item of a list
 
 Floats = npt.NDArray[np.float64]
@@ -81,8 +82,10 @@ def read(path: Path, tokenizer: Any, *, pairs: int | None, response_tokens: int)
 
 
 def _persona(text: str) -> pi.Persona | None:
-    found = _PERSONA.fullmatch(text)
-    return pi.Persona(trait=found[1], preference=found[2]) if found else None
+    for form in _PERSONA:
+        if found := form.fullmatch(text):
+            return pi.Persona(trait=found[1], preference=found[2])
+    return None
 
 
 def _shortened(text: str, tokenizer: Any, limit: int) -> str:
@@ -144,9 +147,11 @@ def fast_dtype() -> str:
     """
     import torch
 
-    has = torch.cpu.get_capabilities()
-    multiplies = torch.cuda.is_available() or has.get("amx_bf16") or has.get("avx512_bf16")
-    return "bfloat16" if multiplies else "float32"
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 cannot say
+    named = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+    return "bfloat16" if any(found.get(name) for name in named) else "float32"
 
 
 def text_of(prompt: Any, tokenizer: Any) -> str:
@@ -195,19 +200,21 @@ class ScoredOnce:
     """A `Likelihood` whose log-probabilities are kept in a file: a run that is resumed goes on from it."""
 
     def __init__(self, model: str, path: Path, **options: Any) -> None:
-        self._likelihood = pi.Likelihood(model, **options)
-        self._path = path
+        self._model, self._path, self._options = model, path, options
 
     def log_likelihood(
         self, prompts: Sequence[Any], personas: Sequence[Any], responses: Sequence[str]
     ) -> Floats:
-        rows = [*map(str, prompts), *map(str, personas), *responses]
-        key = hashlib.sha256("\0".join(rows).encode()).hexdigest()
+        key = digest(
+            weights_of(Path(self._model)), *map(str, prompts), *map(str, personas), *responses
+        )
         if self._path.exists():
             kept = json.loads(self._path.read_text())
             if kept["rows"] == key:
                 return np.array(kept["log_likelihood"])
-        found = self._likelihood.log_likelihood(prompts, personas, responses)
+        # The model is let go: those of all arms together would fill the memory.
+        model = pi.Likelihood(self._model, **self._options)
+        found = model.log_likelihood(prompts, personas, responses)
         write_json(self._path, {"rows": key, "log_likelihood": found.tolist()})
         return found
 
@@ -293,6 +300,17 @@ def over_seeds(
 
 
 # Files
+
+
+def digest(*texts: str) -> str:
+    """A name for what the texts are."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def weights_of(adapter: Path) -> str:
+    """A digest of an adapter's weights; of what is no adapter, its name."""
+    file = adapter / "adapter_model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(adapter)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -268,12 +268,19 @@ def test_the_number_of_a_list_item_ends_no_sentence(example: Any) -> None:
 
 
 def test_a_step_has_as_many_rows_as_were_asked_for(command: Any, tmp_path: Path) -> None:
-    for batch in (1, 2, 3, 6, 7, 8, 10):
+    for batch in (2, 4, 6, 8, 10, 14):
         s = command.arguments(["pairs.jsonl", "--batch", str(batch)])
         made = command.training_arguments(s, "personas", 0, tmp_path, 100)
         at_once = made["per_device_train_batch_size"]
         assert at_once * made["gradient_accumulation_steps"] == batch
         assert at_once <= 4
+
+
+@pytest.mark.parametrize("batch", ["0", "3", "-2"])
+def test_the_personas_of_a_pair_share_a_step(command: Any, batch: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        command.arguments(["pairs.jsonl", "--batch", batch])
+    assert "must be even" in capsys.readouterr().err
 
 
 def test_a_study_is_of_its_data_whatever_the_name_of_the_file(command: Any, tmp_path: Path) -> None:
@@ -287,6 +294,94 @@ def test_a_study_is_of_its_data_whatever_the_name_of_the_file(command: Any, tmp_
         command.same_settings(s)
 
 
+def test_a_study_goes_on_in_the_type_that_it_began_in(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n", encoding="utf-8")
+    line = [str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path)]
+    for asked_for in (["--dtype", "bfloat16"], [], ["--dtype", "bfloat16"]):
+        s = command.arguments([*line, *asked_for])
+        command.same_settings(s)
+        assert s.dtype == "bfloat16"
+    with pytest.raises(SystemExit, match="other dtype: give another"):
+        command.same_settings(command.arguments([*line, "--dtype", "float32"]))
+
+
+def test_a_setting_that_is_no_more_is_named(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n", encoding="utf-8")
+    s = command.arguments([str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path)])
+    command.same_settings(s)
+    kept = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
+    (tmp_path / "settings.json").write_text(json.dumps({**kept, "gone": 1}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="a study with other gone"):
+        command.same_settings(s)
+
+
+def test_scores_are_of_the_weights_that_were_scored(command: Any, tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    found = [command.study.weights_of(tmp_path)]
+    for weights in (b"one", b"two", b"one"):
+        file.write_bytes(weights)
+        found.append(command.study.weights_of(tmp_path))
+    assert len(set(found)) == 3
+    assert found[1] == found[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "trait", "preference"),
+    [
+        ("The user is kind and prefers depth.", "kind", "depth"),
+        ("The user is a cook who values speed.", "a cook", "speed"),
+        ("The user is open and values peace, preferring calm.", "open and values peace", "calm"),
+        ("The user is guided by values and prefers honesty", "guided by values", "honesty"),
+        (
+            "The user is likely someone who values action and prefers haste.",
+            "likely someone who values action",
+            "haste",
+        ),
+    ],
+)
+def test_what_is_said_to_be_preferred_is_the_preference(
+    command: Any, text: str, trait: str, preference: str
+) -> None:
+    found = command.study._persona(text)
+    assert (found.trait, found.preference) == (trait, preference)
+
+
+QUESTIONS = [
+    {"prompt": f"Q{n}", "persona": BRISK, "own": "Yes, hooray!", "other": "Good night."}
+    for n in range(30)
+]
+
+
+def judged(command: Any, judge: Any, **options: Any) -> Any:
+    answers = command.tailor_answers
+    wanted = [answers.Question(**one) for one in QUESTIONS]
+    said = {"a": ["Hooray!"] * len(wanted), "b": ["Good night, all."] * len(wanted)}
+    return answers.judged(wanted, said, {"a": "b"}, judge, **options)
+
+
+def test_a_judge_of_personas_need_not_know_quality(command: Any) -> None:
+    def knows(prompt: Any, first: str, second: str, persona: Any) -> int:
+        if persona is None:
+            return 1  # whatever stands there
+        return 1 if "ooray" in first else 2
+
+    found = judged(command, knows)
+    assert found["worth"]
+    said = "\n".join(command.tailor_answers.judge_table(found))
+    assert "its verdicts on personalization count" in said
+    assert "**No claim is made from W quality or ΔPQ below.**" in said
+    assert not command.tailor_answers.unasked(found)
+
+
+def test_a_judge_that_is_away_costs_neither_page_nor_a_later_answer(command: Any) -> None:
+    with FakeLLM() as llm:
+        gone = llm.api_base
+    found = judged(command, "fake", api_base=gone)
+    assert command.tailor_answers.unasked(found)
+    [line] = command.tailor_answers.judge_table(found)
+    assert line.startswith("The judge `fake` could not be asked: ")
+
+
 def test_the_judged_answers_show_both_rates_and_what_was_lost(command: Any) -> None:
     def longer(prompt: Any, first: str, second: str, persona: Any) -> Any:
         return "?" if prompt == "Q2" else 1 if len(first) > len(second) else 2
@@ -294,12 +389,13 @@ def test_the_judged_answers_show_both_rates_and_what_was_lost(command: Any) -> N
     base, test = ["Yes.", "No, no.", "No."], ["Yes, yes.", "No.", "Yes."]
     one = pi.compare_responses(["Q0", "Q1", "Q2"], base, test, judge=longer, personas=BRISK)
     found = {"judge": "longer", "agreement": None, "consistency": None, "worth": False}
+    found["quality consistency"] = None
     failed = {"error": "the judge gave no usable reply"}
     lines = command.tailor_answers.judge_table(
         {**found, "a against b": one.to_dict(), "c against b": failed}
     )
-    head, _, row, error, _, note = lines[2:]
-    assert len({line.count("|") for line in lines[2:6]}) == 1
+    head, _, row, error, _, note = lines[4:]
+    assert len({line.count("|") for line in lines[4:8]}) == 1
     assert note.startswith("- a against b: Whether the judge's two orders agree")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     names = [name.strip() for name in head.strip("|").split("|")]
