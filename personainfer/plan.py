@@ -173,10 +173,15 @@ def choose(
             chosen = list(_choose_group(group, selector, floor))
         except _OF_ONE_ROW as error:
             chosen = [one for row in group for one in _choose_alone(row, selector, floor)]
-            if not worked and all(_REFUSED in (row.error or "") for row in chosen):
+            refused = [_REFUSED in (row.error or "") for row in chosen if _has_candidates(row)]
+            if not worked and all(refused):
                 raise error
-        worked = True
+        worked = worked or any(map(_has_candidates, chosen))
         yield from chosen
+
+
+def _has_candidates(row: PersonaRow) -> bool:
+    return bool(row.chosen_candidates or row.rejected_candidates)
 
 
 def _choose_alone(row: PersonaRow, selector: Selector, floor: float) -> list[PersonaRow]:

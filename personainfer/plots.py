@@ -15,7 +15,7 @@ from .exceptions import DataError, MissingExtraError
 from .heterogeneity import FeatureRegression, Votes, WordEntropy
 from .metrics import Estimate, bootstrap_mean
 from .salience import SalientWord, salient_words
-from .summary import SIDES, summarise
+from .summary import SIDES, score_range, summarise
 from .table import PersonaTable
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ def plot_scores(table: PersonaTable, *, bins: int = 30, ax: Axes | None = None) 
             hint="Infer with candidates=8, select=Likelihood(…): see infer_personas.",
         )
     axes: Axes = _axes(ax, height=3.2)
-    low = min(float(values.min()) for values in scores.values())
-    high = max(float(values.max()) for values in scores.values())
     for side, values in scores.items():
-        axes.hist(values, bins, range=(low, high), alpha=0.6, label=side, color=_COLOURS[side])
+        axes.hist(
+            values, bins, range=score_range(scores), alpha=0.6, label=side, color=_COLOURS[side]
+        )
     axes.axvline(0, linestyle="--", linewidth=1, color="grey")
     axes.set_xlabel("score of the best candidate (above 0: it explains the choice)")
     axes.set_ylabel("personas")

@@ -7,6 +7,7 @@ not known here; numpy is all that is needed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -71,7 +72,8 @@ class PersonaPosterior:
         Args:
             personas: the K candidates.
             preferences: N pairs, `chosen` being the user's choice.
-            selector: such as a `Likelihood`.
+            selector: such as a `Likelihood`. A pair that it gives no number (NaN) for some candidate is
+                left out, with a warning.
             prior, temperature: as of the class.
         """
         posterior = cls(personas, prior, temperature)
@@ -83,7 +85,15 @@ class PersonaPosterior:
             raise InvalidArgumentError(
                 f"selector.explains gave {len(scores)} scores for {len(asked)} pairs of choice and persona."
             )
-        return posterior.update(scores.reshape(len(preferences), len(personas)))
+        rows = scores.reshape(len(preferences), len(personas))
+        known = ~np.isnan(rows).any(axis=1)
+        if not known.all():
+            warnings.warn(
+                f"{np.count_nonzero(~known)} of {len(rows)} preferences have no score for some persona:"
+                " they are left out.",
+                stacklevel=2,
+            )
+        return posterior.update(rows[known])
 
     def __repr__(self) -> str:
         pairs, candidates = self._explains.shape

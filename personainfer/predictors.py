@@ -110,7 +110,10 @@ def _explained(judge: Explaining | Verifier, cases: Sequence[Case]) -> Floats:
     if not cases:
         return np.zeros(0)
     shown = [case.prefix or NOBODY for case in cases]
-    return _numbers(list(judge.explains([case.choice for case in cases], shown)), len(cases))
+    found = list(judge.explains([case.choice for case in cases], shown))
+    if isinstance(judge, Verifier):  # a reply that cannot be used predicts wrongly
+        found = [-0.5 if np.isnan(score) else score for score in found]
+    return _numbers(found, len(cases))
 
 
 def _numbers(given: Any, count: int) -> Floats:

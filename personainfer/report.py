@@ -24,7 +24,15 @@ from markupsafe import Markup
 from .exceptions import DataError, InvalidArgumentError
 from .records import Persona, Side
 from .salience import SalientWord, salient_words
-from .summary import SIDES, TableSummary, best_score, summarise, verified, verified_score
+from .summary import (
+    SIDES,
+    TableSummary,
+    best_score,
+    score_range,
+    summarise,
+    verified,
+    verified_score,
+)
 from .table import PersonaRow, PersonaTable
 
 __all__ = ["write_report"]
@@ -177,8 +185,7 @@ def _estimates(found: TableSummary) -> list[Json]:
 def _histograms(found: TableSummary) -> list[Json]:
     if not found.scores:
         return []
-    every = np.concatenate(list(found.scores.values()))
-    edges = np.histogram_bin_edges(every, _BINS)
+    edges = np.linspace(*score_range(found.scores), _BINS + 1)
     counts = {side: np.histogram(scores, edges)[0] for side, scores in found.scores.items()}
     most = max(int(count.max()) for count in counts.values())
     return [

@@ -94,15 +94,18 @@ def salient_words(
 
     A word counts once a persona, however often the persona says it. Its log-odds are of personas with
     it to personas without it, so that the side with the shorter personas is not favoured. Their ratio
-    has an informative Dirichlet prior ("Fightin' Words", Monroe, Colaresi & Quinn 2008) in the
-    proportions of both sides together: a word that one side never says has a finite ratio.
+    has a Dirichlet prior ("Fightin' Words", Monroe, Colaresi & Quinn 2008): a word that one side never
+    says has a finite ratio.
 
     Args:
         table: with personas of both sides.
         floor: words in fewer personas, both sides together, are left out.
         lemmatize: a lower-case word -> its lemma; None: words as they stand.
         stop_words: not counted; compared after `lemmatize`.
-        prior: pseudo-counts in all; None: as many as there are different words.
+        prior: pseudo-counts in all, in the proportions of both sides together, which shrink the ratios of
+            rare words most; as many as there are different words shrink those of all a lot. None:
+            Jeffreys' prior, half a persona with each word and half a one without: the intervals hold
+            the true ratio as often as they say.
         confidence: of the intervals, which are not corrected for many words.
         correction: of the p-values: bound the share of false findings, or with "holm" the chance of one.
 
@@ -126,9 +129,10 @@ def salient_words(
     one, other = (np.array([count[word] for word in words], dtype=np.float64) for count in counts)
     both = one + other
     personas = len(chosen) + len(rejected)
-    weight = len(words) if prior is None else prior
-    added = weight * personas / max(both.sum(), 1.0)  # personas: they hold `weight` words in all
-    share = (both + 1) / (personas + 2)  # neither 0 nor 1
+    added, share = 1.0, np.full(len(words), 0.5)
+    if prior is not None:
+        added = prior * personas / max(both.sum(), 1.0)  # personas: they hold `prior` words in all
+        share = (both + 1) / (personas + 2)  # neither 0 nor 1
     odds = log_odds(one, other, prior=added * share, texts=(len(chosen), len(rejected), added))
     kept = np.flatnonzero(both >= floor)
     p_values = two_sided_p(odds.z[kept])

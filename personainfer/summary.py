@@ -17,7 +17,7 @@ from .metrics import Estimate, bootstrap_rate
 from .records import Side
 from .table import PersonaRow, PersonaTable
 
-__all__ = ["SIDES", "TableSummary", "summarise"]
+__all__ = ["SIDES", "TableSummary", "score_range", "summarise"]
 
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
 
@@ -73,6 +73,14 @@ def best_score(row: PersonaRow, side: Side) -> float | None:
     candidates = row.chosen_candidates if side == "chosen" else row.rejected_candidates
     scores = (c.score for c in candidates if c.score is not None and isfinite(c.score))
     return max(scores, default=None)
+
+
+def score_range(scores: Mapping[Side, np.ndarray]) -> tuple[float, float]:
+    """From the least score to the greatest, or a little further: far enough to divide into bins."""
+    every = np.concatenate(list(scores.values()))
+    low, high = float(every.min()), float(every.max())
+    least = 1e-6 * max(1.0, abs(low), abs(high))
+    return (low, high) if high - low > least else (low - least, high + least)
 
 
 def verified_score(table: PersonaTable, index: int, side: Side) -> float | None:

@@ -238,11 +238,17 @@ class Verifier:
     ) -> NDArray[np.float64]:
         """How far the judge, shown the persona, picks the preferred response, shape (n,).
 
-        The mean over both orders, minus 0.5: above 0 it does, and -0.5 where it never does or fails.
+        The mean over both orders, minus 0.5: above 0 it does, and -0.5 where it never does. NaN where the
+        judge gave no usable reply: that says nothing of the persona.
 
         Raises:
+            InvalidArgumentError: the arguments differ in length.
             ModelError: the judge never gave a usable reply, in this call or before it.
         """
+        if len(preferences) != len(personas):
+            raise InvalidArgumentError(
+                f"{len(preferences)} preferences, {len(personas)} personas: one of each is needed."
+            )
         pairs = zip(personas, preferences, strict=True)
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
         prefix = instructions("judge_choice.txt")
@@ -253,10 +259,11 @@ class Verifier:
         if failed:
             warnings.warn(
                 f"the judge gave no usable reply for {len(failed)} of {len(verdicts)} candidates, which"
-                f" count as explaining nothing; the first: {failed[0]}",
+                f" have no score; the first: {failed[0]}",
                 stacklevel=2,
             )
-        return np.array([verdict.soft_score - 0.5 for verdict in verdicts], dtype=np.float64)
+        scores = [np.nan if v.problem is not None else v.soft_score - 0.5 for v in verdicts]
+        return np.array(scores, dtype=np.float64)
 
 
 def _verification(
@@ -305,13 +312,21 @@ def _numbers(verdicts: Sequence[Verdict | None], name: str) -> NDArray[np.float6
 
 def _common(table: PersonaTable, asker: Judge, problems: Sequence[str | None]) -> dict[str, Any]:
     """What every kind of findings says."""
-    itself = asker.llm.model == table.settings.get("model")
-    note = "The judge inferred these personas itself: models tend to favour their own words."
+    judge, chooser = asker.llm.model, table.settings.get("selected_by") or {}
+    notes = []
+    if judge == table.settings.get("model"):
+        notes.append(
+            "The judge inferred these personas itself: models tend to favour their own words."
+        )
+    if judge == chooser.get("model"):
+        notes.append(
+            "The judge chose these personas itself, by how well it liked them: ask another one."
+        )
     return {
-        "judge": asker.llm.model,
+        "judge": judge,
         "failed": sum(problem is not None for problem in problems),
         "problems": most_common(problems),
-        "notes": (note,) if itself else (),
+        "notes": tuple(notes),
         "usage": asker.usage,
     }
 

@@ -362,6 +362,23 @@ def test_a_row_that_the_selector_refuses_costs_no_other(error: type[Exception]) 
     assert all(row.chosen and row.rejected for row in found if row.index != 7)
 
 
+def test_a_selector_that_refuses_everything_ends_the_run_whatever_else_is_wrong() -> None:
+    """A row that cannot be read has nothing to be refused."""
+    data = [{"prompt": "?"}, *pairs(10)[7:8]]
+    with (
+        FakeLLM(reply=sampled) as llm,
+        pytest.raises(InvalidArgumentError, match="chat template refuses"),
+    ):
+        pi.infer_personas(
+            data,
+            "fake",
+            api_base=llm.api_base,
+            candidates=2,
+            seed=0,
+            select=Picky(InvalidArgumentError),
+        )
+
+
 def test_no_candidate_is_kept_that_does_not_explain() -> None:
     with FakeLLM(reply=sampled) as llm:
         table = pi.infer_personas(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,17 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+def test_scores_that_are_nearly_the_same_are_drawn(tmp_path: Path) -> None:
+    rows = list(table(2))
+    scored = [
+        replace(row, chosen_candidates=(Candidate(persona("calm"), score),), rejected_candidates=())
+        for row, score in zip(rows, (0.5, math.nextafter(0.5, 0)), strict=True)
+    ]
+    near = pi.PersonaTable(scored, settings={"candidates": 2})
+    assert write_report(near, tmp_path / "report.html").is_file()
+    assert sum(patch.get_height() for patch in plot_scores(near).patches) == 2
+
+
 def test_plots_draw_what_was_measured() -> None:
     axes = plot_accuracy(table())
     assert [label.get_text() for label in axes.get_yticklabels()] == [

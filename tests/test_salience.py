@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -173,3 +174,26 @@ def test_words_of_every_script_are_whole() -> None:
 def test_what_is_no_table_is_named() -> None:
     with pytest.raises(InvalidArgumentError, match="PersonaTable, not list"):
         pi.salient_words([])  # type: ignore[arg-type]
+
+
+def test_the_intervals_hold_the_true_ratio() -> None:
+    """Of words that 30 % of one side say and 5 % of the other; 95 % are promised."""
+    draw, held, truth = random.Random(0), 0, math.log(0.3 / 0.7) - math.log(0.05 / 0.95)
+    for _ in range(40):
+        sides = [
+            [
+                " ".join([*draw.sample(WORDS, 2), *(["frank"] if draw.random() < p else [])])
+                for _ in range(200)
+            ]
+            for p in (0.3, 0.05)
+        ]
+        ratio = by_word(pi.salient_words(table(*sides)))["frank"].log_odds
+        held += ratio.low <= truth <= ratio.high
+    assert held >= 34
+
+
+def test_a_prior_shrinks_the_ratio() -> None:
+    chosen = ["frank" if n < 60 else "calm" for n in range(100)]
+    pairs = table(chosen, chosen[::-1][:40] + ["calm"] * 60)
+    free, shrunk = (by_word(pi.salient_words(pairs, prior=p))["frank"] for p in (None, 100))
+    assert 0 < shrunk.log_odds.value < free.log_odds.value

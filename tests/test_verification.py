@@ -746,7 +746,54 @@ def test_a_judge_that_refuses_is_an_error_and_later_a_warning() -> None:
             judge.explains([other], [SHORT])
         assert judge.explains([pair], [SHORT]).tolist() == [0.5]
         with pytest.warns(UserWarning, match=r"1 of 1 candidates.*refused"):
-            assert judge.explains([other], [SHORT]).tolist() == [-0.5]
+            [score] = judge.explains([other], [SHORT])
+        assert np.isnan(score)
+
+
+def test_a_judge_that_fails_on_a_row_says_nothing_of_its_personas() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        if "<prompt>" not in str(body["messages"][-1]) or "person_1" in str(body):
+            return candidates(body)
+        return Fault.refusal() if "Question 1?" in str(body) else perfect(body)
+
+    many = [(f"Question {n}?", f"A short text {n}.", f"A long text {n}.") for n in range(2)]
+    with FakeLLM(reply) as server:
+        judge = pi.Verifier("judge", api_base=server.api_base, max_attempts=1)
+        pair = table(2)[1].preference
+        assert pair is not None
+        assert judge.explains([table(1)[0].preference or pair], [SHORT]).tolist() == [0.5]
+        with pytest.warns(UserWarning, match="have no score"):
+            found = pi.infer_personas(
+                many, "fake", candidates=2, select=judge, seed=1, api_base=server.api_base
+            )
+        with (
+            pytest.warns(UserWarning, match="have no score"),
+            pytest.warns(UserWarning, match="1 of 2 preferences have no score"),
+        ):
+            one = pi.PersonaPosterior.from_preferences(
+                [SHORT, LONG], [row.preference for row in table(2) if row.preference], judge
+            )
+    assert found[0].error is None
+    assert "no persona explains" not in str(found[1].error)
+    assert found[1].chosen is None
+    assert one.explains.shape == (1, 2)
+
+
+def test_lengths_that_differ_are_found_before_any_call() -> None:
+    pair = table(1)[0].preference
+    assert pair is not None
+    with FakeLLM(perfect) as server:
+        judge = pi.Verifier("judge", api_base=server.api_base)
+        with pytest.raises(InvalidArgumentError, match="1 preferences, 2 personas"):
+            judge.explains([pair], [SHORT, LONG])
+        assert server.calls == 0
+
+
+def test_a_judge_of_its_own_choice_is_named() -> None:
+    chosen = table(4, selected_by={"kind": "Verifier", "model": "judge"})
+    [note] = run(None, pi.verify_personas, chosen).notes
+    assert "The judge chose these personas itself" in note
+    assert run(None, pi.verify_personas, table(4)).notes == ()
 
 
 def test_one_llm_can_infer_and_judge_at_once() -> None:
@@ -783,5 +830,5 @@ def test_a_verifier_checks_its_options_and_takes_no_rows(llm: FakeLLM) -> None:
     assert judge.explains([], []).shape == (0,)
     assert llm.calls == 0
     assert repr(judge).startswith("Verifier(LLM('judge'")
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="0 preferences, 1 personas"):
         judge.explains([], [SHORT])
