@@ -1,6 +1,6 @@
 """Train a model that tailors to a persona, on real weights, and measure whether it does.
 
-    python examples/tailor.py pairs.jsonl           # one seed, short responses: two CPU cores, under an hour
+    python examples/tailor.py pairs.jsonl           # one seed, short responses: two CPU cores, about an hour
     python examples/tailor.py pairs.jsonl --full    # three seeds, whole responses: a GPU
 
 A row of the file has a `prompt`, `chosen_persona`, `rejected_persona`, `response_for_chosen_persona` and
