@@ -129,6 +129,7 @@ def unasked(found: Row) -> bool:
 
 # The page
 
+_NO_REWARD = {"gap": "0"}  # of the untrained model, by definition; its other rates are 0.5
 _JUDGED = 12  # columns of the table of judged answers
 
 
@@ -141,12 +142,12 @@ def shown(estimate: Row | None) -> str:
 
 def reward_table(found: Mapping[str, Row], what: str) -> list[str]:
     """A row for each arm."""
-    sides = ("chosen", "rejected", "both", "pairing")
+    sides = ("chosen", "rejected", "both", "pairing", "gap")
     names = [f"{kind}, {side}" for kind in ("gold", "retrieved") for side in sides]
     lines = [f"| arm | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
     for arm, scores in found.items():
         cells = [
-            shown(scores[what][kind][side]) if what in scores else "0.5 by definition"
+            shown(scores[what][kind][side]) if what in scores else _NO_REWARD.get(side, "0.5")
             for kind in ("gold", "retrieved")
             for side in sides
         ]
@@ -234,7 +235,8 @@ def page(results: Row, seeds: Sequence[int]) -> str:
         "",
         "How often the response that suits the persona shown has the higher β(log π - log π_ref), where π_ref"
         " is the untrained model with the same persona. *Pairing*: both personas of a prompt fit their own"
-        " responses better than crossed. A guess has 0.5; the untrained model is its own reference.",
+        " responses better than crossed; *gap*: by how much, in nats. A guess has 0.5; the untrained model is its"
+        " own reference.",
         "",
         *reward_table(rewards, "reward"),
         "",

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 import personainfer as pi
+from personainfer.grouped import mean_by_group
 from personainfer.implicit_reward import implicit_rewards, reward_accuracy
+from personainfer.prompts import prompt_numbers
 from personainfer.tailoring import TailoringRows
 
 SHARES = {"train": 0.60, "dev": 0.15, "test": 0.25}
@@ -250,7 +252,7 @@ def accuracies(scores: Floats, prompts: Sequence[str]) -> dict[str, Row]:
 
     For gold and for retrieved personas: of the chosen and the rejected side, of both, and the pairing:
     whether both personas together fit their own responses better than crossed, which no preference for one
-    of the responses can feign.
+    of the responses can feign. The gap is by how much they do, on average: no share, but in the scores' unit.
     """
     found: dict[str, Row] = {}
     for n, kind in enumerate(("gold", "retrieved")):
@@ -264,6 +266,7 @@ def accuracies(scores: Floats, prompts: Sequence[str]) -> dict[str, Row]:
                 right.ravel(), np.zeros(right.size), [p for p in prompts for _ in range(2)]
             ).to_dict(),
             "pairing": reward_accuracy(right.sum(axis=1), zeros, prompts).to_dict(),
+            "gap": mean_by_group(right.sum(axis=1), prompt_numbers(prompts)).to_dict(),
         }
     return found
 

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .findings import partiality
 from .summary import summarise
 from .table import PersonaTable
 from .tailoring import TailoringRows
@@ -89,7 +90,7 @@ def dataset_card(
         judge=_code(table.settings["verified_by"])
         if "verified_by" in table.settings
         else "A judge",
-        partial=_partial(table.settings),
+        partial=" ".join(partiality(table.settings.get("verified_by", ""), table.settings)),
         flags=found.flags,
         left_out=f"Pairs with one persona: {', '.join(reasons)}.\n" if reasons else "Nothing.\n",
         long_prompts=long_prompts,
@@ -122,20 +123,6 @@ def _made(table: PersonaTable) -> list[tuple[str, str]]:
     ]
     failed = len(table.failed_places())
     return [*said, ("pairs", f"{len(table):,}, of which {failed:,} have an error")]
-
-
-def _partial(settings: Mapping[str, Any]) -> str:
-    """What the judge had to do with the personas before it judged them."""
-    judge, chosen = settings.get("verified_by"), settings.get("selected_by")
-    if judge is None:
-        return ""
-    if judge == settings.get("model"):
-        return "The judge wrote these personas itself: models tend to favour their own words."
-    if chosen and chosen["model"] == judge:
-        return (
-            "The same model chose them among the candidates: they are those that it did best with."
-        )
-    return ""
 
 
 def _code(value: object) -> str:

@@ -25,9 +25,24 @@ __all__ = [
     "SideVerification",
     "TableFindings",
     "Verification",
+    "partiality",
 ]
 
 _SHOWN = 3  # problems that a view names; `problems` has them all
+
+
+def partiality(judge: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a judge had to do with a table's personas before it judged them; empty: nothing."""
+    notes = []
+    if judge == settings.get("model"):
+        notes.append(
+            "The judge wrote these personas itself: models tend to favour their own words."
+        )
+    if judge == (settings.get("selected_by") or {}).get("model"):
+        notes.append(
+            "The same model chose them among the candidates: they are those that it did best with."
+        )
+    return tuple(notes)
 
 
 @dataclass(frozen=True, kw_only=True)

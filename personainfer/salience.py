@@ -102,10 +102,8 @@ def salient_words(
         floor: words in fewer personas, both sides together, are left out.
         lemmatize: a lower-case word -> its lemma; None: words as they stand.
         stop_words: not counted; compared after `lemmatize`.
-        prior: pseudo-counts in all, in the proportions of both sides together, which shrink the ratios of
-            rare words most; as many as there are different words shrink those of all a lot. None:
-            Jeffreys' prior, half a persona with each word and half a one without: the intervals hold
-            the true ratio as often as they say.
+        prior: pseudo-counts in all, in the proportions of both sides together: they shrink ratios
+            towards none. None: Jeffreys', half a persona with each word and half a one without.
         confidence: of the intervals, which are not corrected for many words.
         correction: of the p-values: bound the share of false findings, or with "holm" the chance of one.
 

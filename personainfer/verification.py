@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator
 
 from .exceptions import DataError, InvalidArgumentError, UnknownOptionError
-from .findings import PersonaComparison, PersonaRatings, SideVerification, Verification
+from .findings import PersonaComparison, PersonaRatings, SideVerification, Verification, partiality
 from .judging import VERDICT_COLUMNS, Judge, Verdict, most_common, verdict_columns
 from .llm import LLM, OPTIONS, Request
 from .metrics import (
@@ -312,21 +312,11 @@ def _numbers(verdicts: Sequence[Verdict | None], name: str) -> NDArray[np.float6
 
 def _common(table: PersonaTable, asker: Judge, problems: Sequence[str | None]) -> dict[str, Any]:
     """What every kind of findings says."""
-    judge, chooser = asker.llm.model, table.settings.get("selected_by") or {}
-    notes = []
-    if judge == table.settings.get("model"):
-        notes.append(
-            "The judge inferred these personas itself: models tend to favour their own words."
-        )
-    if judge == chooser.get("model"):
-        notes.append(
-            "The judge chose these personas itself, by how well it liked them: ask another one."
-        )
     return {
-        "judge": judge,
+        "judge": asker.llm.model,
         "failed": sum(problem is not None for problem in problems),
         "problems": most_common(problems),
-        "notes": tuple(notes),
+        "notes": partiality(asker.llm.model, table.settings),
         "usage": asker.usage,
     }
 

@@ -215,12 +215,14 @@ def test_accuracies_by_hand(example: Any) -> None:
         "rejected": 0.5,
         "both": 0.75,
         "pairing": 1.0,
+        "gap": (4.0 + 0.5) / 2,
     }
     assert {side: one["value"] for side, one in found["retrieved"].items()} == {
         "chosen": 0.0,
         "rejected": 0.0,
         "both": 0.0,
         "pairing": 0.0,
+        "gap": -2.0,
     }
 
 

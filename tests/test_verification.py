@@ -792,7 +792,7 @@ def test_lengths_that_differ_are_found_before_any_call() -> None:
 def test_a_judge_of_its_own_choice_is_named() -> None:
     chosen = table(4, selected_by={"kind": "Verifier", "model": "judge"})
     [note] = run(None, pi.verify_personas, chosen).notes
-    assert "The judge chose these personas itself" in note
+    assert "The same model chose them among the candidates" in note
     assert run(None, pi.verify_personas, table(4)).notes == ()
 
 
