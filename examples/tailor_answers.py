@@ -235,8 +235,8 @@ def page(results: Row, seeds: Sequence[int]) -> str:
         "",
         "How often the response that suits the persona shown has the higher β(log π - log π_ref), where π_ref"
         " is the untrained model with the same persona. *Pairing*: both personas of a prompt fit their own"
-        " responses better than crossed; *gap*: by how much, in nats. A guess has 0.5; the untrained model is its"
-        " own reference.",
+        " responses better than crossed; *gap*: by how much, in nats. A guess has 0.5; the untrained model is"
+        " its own reference.",
         "",
         *reward_table(rewards, "reward"),
         "",
