@@ -196,6 +196,7 @@ def test_scores_that_are_nearly_the_same_are_drawn(tmp_path: Path) -> None:
     assert sum(bar.get_height() for bar in bars) == 2
 
 
+@pytest.mark.heavy
 def test_plots_draw_what_was_measured() -> None:
     axes = plot_accuracy(table())
     assert [label.get_text() for label in axes.get_yticklabels()] == [

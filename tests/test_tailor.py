@@ -288,7 +288,7 @@ def test_the_personas_of_a_pair_share_a_step(command: Any, batch: str, capsys: A
 def test_a_study_is_of_its_data_whatever_the_name_of_the_file(command: Any, tmp_path: Path) -> None:
     data = tmp_path / "pairs.jsonl"
     data.write_text("{}\n", encoding="utf-8")
-    s = command.arguments([str(data), "--out", str(tmp_path)])
+    s = command.arguments([str(data), "--out", str(tmp_path), "--dtype", "float32"])
     command.same_settings(s)
     command.same_settings(s)
     data.write_text("{} \n", encoding="utf-8")
@@ -309,7 +309,9 @@ def test_a_study_goes_on_in_the_type_that_it_began_in(command: Any, tmp_path: Pa
 
 def test_a_setting_that_is_no_more_is_named(command: Any, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("{}\n", encoding="utf-8")
-    s = command.arguments([str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path)])
+    s = command.arguments(
+        [str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path), "--dtype", "float32"]
+    )
     command.same_settings(s)
     kept = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
     (tmp_path / "settings.json").write_text(json.dumps({**kept, "gone": 1}), encoding="utf-8")
