@@ -4,6 +4,10 @@ Writes go through diskcache (SQLite in write-ahead mode, safe for several proces
 of replies in one transaction. Reads look up many keys in one query. Only text is ever stored or read:
 diskcache would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory
 may be shared. This module does not know what a reply means.
+
+No connection may be open when a process forks: the child would take its parent's locks for its own, and
+wait for ever, or write into a journal that the parent deletes. So a fork waits until no thread is in a
+query, and closes what is open.
 """
 
 from __future__ import annotations
@@ -11,7 +15,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +34,53 @@ _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold f
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
 _MARK = 0x50494E46  # SQLite's application_id: a database without it is not ours to write
 _BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction
+
+_FORK_PATIENCE = (
+    10.0  # seconds for the queries of other threads to end; a fork then goes on without
+)
+
+
+class _ForkGate:
+    """Queries pass, several at a time, but not while the process forks."""
+
+    def __init__(self) -> None:
+        self._entry = threading.Lock()
+        self._counting = threading.Lock()
+        self._inside = 0
+        self.caches: weakref.WeakSet[ReplyCache] = weakref.WeakSet()
+
+    @contextmanager
+    def passed(self) -> Iterator[None]:
+        with self._entry, self._counting:
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._inside -= 1
+
+    def shut(self) -> None:
+        """Before a fork."""
+        self._entry.acquire()
+        ends = time.monotonic() + _FORK_PATIENCE
+        while self._inside and time.monotonic() < ends:
+            time.sleep(0.0005)
+        if not self._inside:
+            for cache in self.caches:
+                cache._disconnect()
+
+    def open(self) -> None:
+        """After it, in the parent."""
+        self._entry.release()
+
+    def renew(self) -> None:
+        """After it, in the child, where no other thread is left to give a lock back."""
+        self._entry, self._counting, self._inside = threading.Lock(), threading.Lock(), 0
+
+
+_gate = _ForkGate()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_gate.shut, after_in_parent=_gate.open, after_in_child=_gate.renew)
 
 
 def default_cache_dir() -> Path:
@@ -76,26 +130,27 @@ class ReplyCache:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.expanduser().resolve()
         self._path = self.directory / "cache.db"
-        self._readers = threading.local()
+        self._local = threading.local()  # a connection a thread
+        self._open: set[sqlite3.Connection] = set()  # of all threads
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._mark_or_set_aside()
-            self._store = diskcache.Cache(
-                str(self.directory),
-                timeout=_BUSY_TIMEOUT,
-                disk=_TextDisk,
-                eviction_policy="none",  # the default evicts silently at 1 GiB
-                cull_limit=0,
-                sqlite_mmap_size=0,
-            )
-            self._store.close()  # it opens again at the first write, in the thread that writes
-        except sqlite3.DatabaseError as error:
-            raise self._failure(error) from error
+            with self._used():
+                self._mark_or_set_aside()
+                self._store = diskcache.Cache(
+                    str(self.directory),
+                    timeout=_BUSY_TIMEOUT,
+                    disk=_TextDisk,
+                    eviction_policy="none",  # the default evicts silently at 1 GiB
+                    cull_limit=0,
+                    sqlite_mmap_size=0,
+                )
+                self._store.close()
         except OSError as error:
             raise CacheError(
                 f"the cache directory {self.directory} cannot be used: {error}.",
                 hint="Name another one with cache_dir=, or turn the cache off with cache=False.",
             ) from error
+        _gate.caches.add(self)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The replies that are here, by key; what is not here, or is not text, is left out."""
@@ -112,12 +167,9 @@ class ReplyCache:
 
     def set_many(self, replies: Iterable[tuple[bytes, str]], *, model: str) -> None:
         """Write a group of replies in one transaction: on return they survive the process."""
-        try:
-            with self._store.transact(retry=True):
-                for key, text in replies:
-                    self._store.set(key, text, tag=model)
-        except sqlite3.DatabaseError as error:
-            raise self._failure(error) from error
+        with self._writer() as store, store.transact(retry=True):
+            for key, text in replies:
+                store.set(key, text, tag=model)
 
     def info(self) -> CacheInfo:
         """Counts by model, and the size of the database with its journal."""
@@ -129,36 +181,55 @@ class ReplyCache:
 
     def clear(self, model: str | None = None) -> int:
         """Delete all replies, or those of one model; returns how many."""
-        try:
-            removed = self._store.clear() if model is None else self._store.evict(model)
-        except sqlite3.DatabaseError as error:
-            raise self._failure(error) from error
-        return int(removed)
+        with self._writer() as store:
+            return int(store.clear() if model is None else store.evict(model))
 
     def close(self) -> None:
-        """Close this thread's connections."""
-        self._store.close()
-        if getattr(self._readers, "connection", None) is not None:
-            self._readers.connection.close()
-            self._readers.connection = None
+        """Close this thread's connection; the last to close takes the journal into the database."""
+        with self._used():
+            connection = getattr(self._local, "connection", None)
+            if connection in self._open:
+                self._open.discard(connection)
+                connection.close()
 
     def _select(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, Any]]:
+        with self._used():
+            return self._connected().execute(query, parameters).fetchall()
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        """No fork comes between; an error of the database is told as ours."""
         try:
-            return self._reader().execute(query, parameters).fetchall()
+            with _gate.passed():
+                yield
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
 
-    def _reader(self) -> sqlite3.Connection:
-        """One connection a thread, and never one that was opened before a fork."""
-        if getattr(self._readers, "pid", None) != os.getpid():
-            self._readers.pid = os.getpid()
-            self._readers.connection = None
-        if self._readers.connection is None:
-            self._readers.connection = sqlite3.connect(
-                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None
+    @contextmanager
+    def _writer(self) -> Iterator[diskcache.Cache]:
+        """The store, whose connection no other thread may close: so none of its is left open."""
+        with self._used():
+            self._connected()  # while this one is open, closing the other has no journal to take in
+            try:
+                yield self._store
+            finally:
+                self._store.close()
+
+    def _connected(self) -> sqlite3.Connection:
+        """This thread's connection, opened again after a fork."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None or connection not in self._open:
+            connection = sqlite3.connect(
+                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
             )
-        connection: sqlite3.Connection = self._readers.connection
+            self._local.connection = connection
+            self._open.add(connection)
         return connection
+
+    def _disconnect(self) -> None:
+        """Close the connections of all threads, none of which is in a query."""
+        while self._open:
+            self._open.pop().close()
 
     def _mark_or_set_aside(self) -> None:
         connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)
