@@ -15,8 +15,9 @@ demo: $(VENV)/.local  ## infer personas for the example pairs on the embedded mo
 test: $(VENV)/.dev  ## the light suite: no network, no key, no torch
 	$(BIN)/python -m pytest -m "not heavy" --numprocesses 2 --dist worksteal
 
+# Threads of torch that spin while they wait for each other would keep the other process from its cores.
 test-all: $(VENV)/.all lint  ## everything, with every extra
-	$(BIN)/python -m pytest
+	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -54,6 +55,25 @@ def test_a_pair_end_to_end_and_again_from_the_cache_without_starting_it() -> Non
     )
     assert said.stdout.split() == ["0", "False"]
     assert said.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the engine is built with GNU's OpenMP there")
+@pytest.mark.parametrize(("own", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_the_engines_threads_leave_their_core_to_others(own: dict[str, str], expected: str) -> None:
+    script = (
+        "import os; from personainfer import embedded; before = dict(os.environ);"
+        "embedded._engine(); assert dict(os.environ) == before"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, **own, "OMP_DISPLAY_ENV": "verbose"},
+    )
+    assert said.returncode == 0, said.stderr
+    assert f"GOMP_SPINCOUNT = '{expected}'" in said.stderr
 
 
 @pytest.mark.heavy

@@ -68,20 +68,35 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def empty_environment(folder: Path) -> Path:
     """The python of an environment that holds nothing, not even pip."""
     venv.create(folder, with_pip=False)
-    return folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    return python_of(folder)
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_each_extra_installs_alone(extra: str, wheel: Path, tmp_path: Path) -> None:
-    """Versions are found for all that it needs; the small ones are installed, too, and imported."""
+def python_of(environment: Path) -> Path:
+    return environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+
+@pytest.fixture(scope="module")
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the package and no extra."""
+    folder = tmp_path_factory.mktemp("base") / "environment"
+    pip("install", "--quiet", "--no-compile", wheel, python=empty_environment(folder))
+    return folder
+
+
+@pytest.mark.parametrize("extra", sorted(SMALL))
+def test_a_small_extra_works_alone(extra: str, wheel: Path, base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base, tmp_path / "environment", symlinks=True)
+    python = python_of(folder)
+    pip("install", "--quiet", "--no-compile", f"{wheel}[{extra}]", python=python)
+    command = [str(python), "-I", "-c", f"import personainfer\n{SMALL[extra]}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2_000:]
+
+
+def test_versions_are_found_for_all_extras_together(wheel: Path, tmp_path: Path) -> None:
+    """Those would do for each of them alone, too."""
     python = empty_environment(tmp_path / "empty")
-    small = SMALL.get(extra)
-    what = [] if small else ["--dry-run"]
-    pip("install", "--quiet", *what, f"{wheel}[{extra}]", python=python)
-    if small:
-        command = [str(python), "-I", "-c", f"import personainfer\n{small}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-2_000:]
+    pip("install", "--quiet", "--dry-run", f"{wheel}[{','.join(EXTRAS)}]", python=python)
 
 
 def test_the_lines_of_the_readme_work_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:

@@ -490,12 +490,12 @@ def test_a_forked_child_infers_as_its_parent_does() -> None:
 @pytest.mark.heavy
 def test_a_child_forked_in_the_middle_of_a_run_can_use_the_same_llm() -> None:
     with FakeLLM(latency=0.02) as server:
-        finished(python(FORK_IN_FLIGHT, server.api_base), timeout=20)
+        finished(python(FORK_IN_FLIGHT, server.api_base))
 
 
 def test_a_child_forked_after_waiting_for_a_limit_can_use_the_same_llm() -> None:
     with FakeLLM(latency=0.01) as server:
-        finished(python(FORK_LIMITED, server.api_base), timeout=20)
+        finished(python(FORK_LIMITED, server.api_base))
 
 
 def test_what_a_forked_child_pays_for_outlives_its_parents_cache(tmp_path: Path) -> None:
