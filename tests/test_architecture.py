@@ -39,6 +39,7 @@ ROOMS = [
     "batch_lines",
     "batch_api",
     "transports",
+    "weights",
     "embedded",
     "request",
     "workers",
