@@ -21,7 +21,7 @@ def serve() -> None:
     """Serve until stdin closes."""
     import xllamacpp
 
-    from personainfer.weights import find_weights
+    from personainfer.embedded import find_weights
 
     params = xllamacpp.CommonParams()
     params.model.path = str(find_weights("local"))

@@ -5,18 +5,17 @@ of replies in one transaction. Reads look up many keys in one query. Only text i
 diskcache would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory
 may be shared. This module does not know what a reply means.
 
-No connection may be open when a process forks: the child would take its parent's locks for its own, and
-wait for ever, or write into a journal that the parent deletes. So a fork waits until no thread is in a
-query, and closes what is open.
+A child that is forked in the middle of a query takes SQLite's locks of that moment for its own, and waits
+for them for ever: a fork waits until no thread is in one.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,48 +33,61 @@ _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold f
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
 _MARK = 0x50494E46  # SQLite's application_id: a database without it is not ours to write
 _BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction
-
-_FORK_PATIENCE = (
-    10.0  # seconds for the queries of other threads to end; a fork then goes on without
-)
+_FORK_PATIENCE = 10.0  # seconds for other threads' queries to end; a fork then goes on all the same
 
 
 class _ForkGate:
-    """Queries pass, several at a time, but not while the process forks."""
+    """Queries pass, several at once, but not while the process forks.
+
+    No lock is held by who passes: the garbage collector may run there, and close a run whose loop waits
+    for this gate. For the same reason it does not run while the gate is shut.
+    """
 
     def __init__(self) -> None:
-        self._entry = threading.Lock()
-        self._counting = threading.Lock()
-        self._inside = 0
-        self.caches: weakref.WeakSet[ReplyCache] = weakref.WeakSet()
+        self._collects = False
+        self.renew()
+
+    def renew(self) -> None:
+        """In the child, where no other thread is left."""
+        self._turn = threading.Lock()  # of the threads that fork
+        self._inside: dict[object, int] = {}  # a token for each query -> its thread
+        self._forking: int | None = None
+        self._opened = threading.Event()
+        if self._collects:
+            gc.enable()
 
     @contextmanager
     def passed(self) -> Iterator[None]:
-        with self._entry, self._counting:
-            self._inside += 1
+        """Around a query."""
+        token, thread = object(), threading.get_ident()
         try:
+            self._inside[token] = thread  # first, so that either of the two sees the other
+            while self._forking not in (None, thread):
+                del self._inside[token]
+                self._opened.wait(_FORK_PATIENCE)
+                self._inside[token] = thread
             yield
         finally:
-            with self._counting:
-                self._inside -= 1
+            self._inside.pop(token, None)
 
     def shut(self) -> None:
-        """Before a fork."""
-        self._entry.acquire()
-        ends = time.monotonic() + _FORK_PATIENCE
-        while self._inside and time.monotonic() < ends:
+        """Before a fork: wait for the queries of other threads."""
+        self._turn.acquire()
+        own, ends = threading.get_ident(), time.monotonic() + _FORK_PATIENCE
+        self._collects = gc.isenabled()
+        gc.disable()
+        self._opened.clear()
+        self._forking = own
+        while set(self._inside.copy().values()) - {own} and time.monotonic() < ends:
             time.sleep(0.0005)
-        if not self._inside:
-            for cache in self.caches:
-                cache._disconnect()
 
     def open(self) -> None:
         """After it, in the parent."""
-        self._entry.release()
-
-    def renew(self) -> None:
-        """After it, in the child, where no other thread is left to give a lock back."""
-        self._entry, self._counting, self._inside = threading.Lock(), threading.Lock(), 0
+        self._forking = None
+        self._opened.set()
+        if self._collects:
+            gc.enable()
+        self._turn.release()
 
 
 _gate = _ForkGate()
@@ -130,8 +142,7 @@ class ReplyCache:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.expanduser().resolve()
         self._path = self.directory / "cache.db"
-        self._local = threading.local()  # a connection a thread
-        self._open: set[sqlite3.Connection] = set()  # of all threads
+        self._readers = threading.local()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with self._used():
@@ -144,13 +155,12 @@ class ReplyCache:
                     cull_limit=0,
                     sqlite_mmap_size=0,
                 )
-                self._store.close()
+                self._store.close()  # it opens again at the first write, in the thread that writes
         except OSError as error:
             raise CacheError(
                 f"the cache directory {self.directory} cannot be used: {error}.",
                 hint="Name another one with cache_dir=, or turn the cache off with cache=False.",
             ) from error
-        _gate.caches.add(self)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The replies that are here, by key; what is not here, or is not text, is left out."""
@@ -167,9 +177,9 @@ class ReplyCache:
 
     def set_many(self, replies: Iterable[tuple[bytes, str]], *, model: str) -> None:
         """Write a group of replies in one transaction: on return they survive the process."""
-        with self._writer() as store, store.transact(retry=True):
+        with self._used(), self._store.transact(retry=True):
             for key, text in replies:
-                store.set(key, text, tag=model)
+                self._store.set(key, text, tag=model)
 
     def info(self) -> CacheInfo:
         """Counts by model, and the size of the database with its journal."""
@@ -181,20 +191,20 @@ class ReplyCache:
 
     def clear(self, model: str | None = None) -> int:
         """Delete all replies, or those of one model; returns how many."""
-        with self._writer() as store:
-            return int(store.clear() if model is None else store.evict(model))
+        with self._used():
+            return int(self._store.clear() if model is None else self._store.evict(model))
 
     def close(self) -> None:
-        """Close this thread's connection; the last to close takes the journal into the database."""
+        """Close this thread's connections."""
         with self._used():
-            connection = getattr(self._local, "connection", None)
-            if connection in self._open:
-                self._open.discard(connection)
-                connection.close()
+            self._store.close()
+            if getattr(self._readers, "connection", None) is not None:
+                self._readers.connection.close()
+                self._readers.connection = None
 
     def _select(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, Any]]:
         with self._used():
-            return self._connected().execute(query, parameters).fetchall()
+            return self._reader().execute(query, parameters).fetchall()
 
     @contextmanager
     def _used(self) -> Iterator[None]:
@@ -205,31 +215,17 @@ class ReplyCache:
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
 
-    @contextmanager
-    def _writer(self) -> Iterator[diskcache.Cache]:
-        """The store, whose connection no other thread may close: so none of its is left open."""
-        with self._used():
-            self._connected()  # while this one is open, closing the other has no journal to take in
-            try:
-                yield self._store
-            finally:
-                self._store.close()
-
-    def _connected(self) -> sqlite3.Connection:
-        """This thread's connection, opened again after a fork."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None or connection not in self._open:
-            connection = sqlite3.connect(
-                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+    def _reader(self) -> sqlite3.Connection:
+        """One connection a thread, and never one that was opened before a fork."""
+        if getattr(self._readers, "pid", None) != os.getpid():
+            self._readers.pid = os.getpid()
+            self._readers.connection = None
+        if self._readers.connection is None:
+            self._readers.connection = sqlite3.connect(
+                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None
             )
-            self._local.connection = connection
-            self._open.add(connection)
+        connection: sqlite3.Connection = self._readers.connection
         return connection
-
-    def _disconnect(self) -> None:
-        """Close the connections of all threads, none of which is in a query."""
-        while self._open:
-            self._open.pop().close()
 
     def _mark_or_set_aside(self) -> None:
         connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)

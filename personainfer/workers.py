@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import sys
 import threading
 import weakref
@@ -143,6 +144,7 @@ class Workers:
         self._written: asyncio.Event | None = None
         self._told = False
         self._open = False
+        self._pid = os.getpid()
         self._failures = 0  # requests in a row that could not be sent at all
         self._dead: TransportError | None = None
         self._retrying = tenacity.AsyncRetrying(
@@ -168,7 +170,8 @@ class Workers:
             return
         self._open = False
         _running.discard(self)
-        if sys.is_finalizing():  # the loop's thread is frozen: nothing runs that could be stopped
+        # Nothing runs that could be stopped: the loop's thread is frozen, or was left behind by a fork.
+        if sys.is_finalizing() or self._pid != os.getpid():
             return
         stopped = loop.spawn(self._stop())
         if threading.current_thread() is not loop.thread():  # else collected as garbage there

@@ -39,7 +39,6 @@ ROOMS = [
     "batch_lines",
     "batch_api",
     "transports",
-    "weights",
     "embedded",
     "request",
     "workers",

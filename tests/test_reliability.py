@@ -438,6 +438,51 @@ assert status == 0, "the child failed"
 """
 )
 
+FORK_CLOSES = (
+    PAIRS
+    + """
+import os, signal, sys, time, personainfer as pi
+stream = pi.iter_personas(pairs(100), "fake", api_base=sys.argv[1], max_concurrency=4)
+rows = [next(stream)]
+began = time.monotonic()
+pid = os.fork()
+took = time.monotonic() - began
+if pid == 0:
+    signal.alarm(20)
+    stream.close()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0, "the child waits for a loop that it does not have"
+rows += stream
+assert len(rows) == 100 and not [row for row in rows if row.error], "the parent's run was disturbed"
+assert took < 5, f"the fork waited {took:.1f} s"
+"""
+)
+
+COLLECTED = """
+import faulthandler, gc, os, sys, personainfer as pi
+from personainfer.cache import ReplyCache
+faulthandler.dump_traceback_later(30, exit=True)
+base, folder, what = sys.argv[1:]
+model = pi.LLM("fake", api_base=base, cache_dir=folder)
+cache = ReplyCache(model._cache.directory)
+for later in range(12):
+    run = iter(pi.iter_personas([("Why?", f"{later} {n}", "b") for n in range(9)], model))
+    next(run)
+    gc.collect()
+    gc.disable()
+    circle = [run]
+    circle.append(circle)
+    del run, circle
+    gc.set_threshold(gc.get_count()[0] + later, 1000, 1000)  # so many objects from here it is collected
+    gc.enable()
+    if what == "read":
+        cache.get_many([b"key"])
+    elif (pid := os.fork()) == 0:
+        os._exit(0)
+    else:
+        os.waitpid(pid, 0)
+"""
+
 FORK_LIMITED = (
     PAIRS
     + """
@@ -491,6 +536,18 @@ def test_a_forked_child_infers_as_its_parent_does() -> None:
 def test_a_child_forked_in_the_middle_of_a_run_can_use_the_same_llm() -> None:
     with FakeLLM(latency=0.02) as server:
         finished(python(FORK_IN_FLIGHT, server.api_base))
+
+
+def test_a_child_can_close_its_parents_run() -> None:
+    with FakeLLM(latency=0.02) as server:
+        finished(python(FORK_CLOSES, server.api_base))
+
+
+@pytest.mark.parametrize("what", ["read", "fork"])
+def test_an_abandoned_run_may_be_collected_anywhere(what: str, tmp_path: Path) -> None:
+    """Its end waits for the loop, which must not wait for what the collector interrupts."""
+    with FakeLLM(latency=0.01) as server:
+        finished(python(COLLECTED, server.api_base, tmp_path, what))
 
 
 def test_a_child_forked_after_waiting_for_a_limit_can_use_the_same_llm() -> None:
