@@ -58,13 +58,17 @@ def test_a_pair_end_to_end_and_again_from_the_cache_without_starting_it() -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the engine is built with GNU's OpenMP there")
-@pytest.mark.parametrize(("own", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
 def test_the_engines_threads_leave_their_core_to_others(own: dict[str, str], expected: str) -> None:
     script = (
         "import os; from personainfer import embedded; before = dict(os.environ);"
         "embedded._engine(); assert dict(os.environ) == before"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    settings = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {k: v for k, v in os.environ.items() if k not in settings}
     said = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
