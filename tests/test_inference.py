@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -563,23 +564,30 @@ def test_no_input_raises_or_breaks_the_order(
 
 
 def test_a_stream_that_is_left_stops_calling() -> None:
+    at_once = 4
     with FakeLLM(latency=0.02) as llm:
-        for _ in pi.iter_personas(pairs(500), "fake", api_base=llm.api_base, max_concurrency=4):
+
+        def said_afterwards() -> int:
+            """Calls that came in the time of about a hundred, had nobody stopped."""
+            calls = llm.calls
+            time.sleep(0.5)
+            return llm.calls - calls
+
+        for _ in pi.iter_personas(
+            pairs(500), "fake", api_base=llm.api_base, max_concurrency=at_once
+        ):
             break
-        calls = llm.calls
-        pi.infer_personas(pairs(2), "fake", api_base=llm.api_base, cache=False)  # time passes
-        assert llm.calls <= calls + 2
+        # Those on their way were sent before; a busy server may see them late.
+        assert said_afterwards() <= at_once
         with pytest.raises(DataError):
             pi.infer_personas(
                 [("", "a", "b"), *pairs(500)],
                 "fake",
                 api_base=llm.api_base,
-                max_concurrency=4,
+                max_concurrency=at_once,
                 on_error="raise",
             )
-        calls = llm.calls
-        pi.infer_personas(pairs(2), "fake", api_base=llm.api_base, cache=False)
-        assert llm.calls <= calls + 2
+        assert said_afterwards() <= at_once
 
 
 @pytest.mark.parametrize(
