@@ -102,8 +102,9 @@ def main(given: Sequence[str] | None = None) -> None:
     s = arguments(given)
     s.out.mkdir(parents=True, exist_ok=True)
     one_device()
-    _, tokenizer = load_model(s.model, device="cpu")
     same_settings(s)
+    s.base = base(s)
+    _, tokenizer = load_model(s.base, device="cpu")
     data = study.read(s.data, tokenizer, pairs=s.pairs, response_tokens=s.response_tokens)
     train = study.within(data.splits["train"], tokenizer, s.persona_in, s.train_tokens)
     dev = study.first(data.splits["dev"], s.dev_pairs)
@@ -135,7 +136,7 @@ def one_device() -> None:
 
 def settings_of(s: argparse.Namespace) -> Row:
     """What the models depend on, and what is said of the data: its name, and no folder of anybody's."""
-    apart = ("out", "judge", "api_base")
+    apart = ("out", "base", "judge", "api_base")
     kept = {k: v for k, v in vars(s).items() if k not in apart}
     digest = hashlib.sha256(s.data.read_bytes()).hexdigest()[:16]
     return kept | {"data": s.data.name, "sha256": digest}
@@ -191,10 +192,27 @@ def once(path: Path, make: Callable[[Path], None]) -> Path:
     return path
 
 
+def base(s: argparse.Namespace) -> str:
+    """What all arms start from: the model, or the folder that its .gguf file was unpacked to.
+
+    transformers takes half a minute to read one, and something here reads the model more than a
+    dozen times. peft reads the folder, too: it would not know what "local" is.
+    """
+
+    def unpack(part: Path) -> None:
+        model, tokenizer = load_model(s.model, device="cpu", dtype="float32")
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+
+    if s.model.partition(":")[0] != "local" and not s.model.endswith(".gguf"):
+        return str(s.model)
+    return str(once(s.out / "base", unpack).resolve())
+
+
 def seed_run(s: argparse.Namespace, seed: int, held: study.Held, train: Any, dev: Any) -> Row:
     """All arms with one seed, trained and scored on the held-out pairs."""
     folder = s.out / f"seed-{seed}"
-    models = {"untrained": f"transformers:{s.model}"}
+    models = {"untrained": f"transformers:{s.base}"}
     for arm in TRAINED:
         models[arm] = str(trained(s, arm, seed, folder / arm, train, dev))
     how = {
@@ -246,7 +264,8 @@ def stage(
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    model, tokenizer = load_model(s.model, dtype=s.dtype)
+    project_responses_alone()
+    model, tokenizer = load_model(s.base, dtype=s.dtype)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         target_modules="all-linear",
@@ -279,7 +298,7 @@ def stage(
     adapter = trainer.model.peft_config["default"]
     adapter.base_model_name_or_path = None  # else each checkpoint asks the hub about it
     trainer.train()
-    adapter.base_model_name_or_path = s.model
+    adapter.base_model_name_or_path = s.base
     trainer.model.save_pretrained(
         str(folder), selected_adapters=["default"], save_embedding_layers=False
     )
@@ -301,6 +320,19 @@ def stage(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def project_responses_alone() -> None:
+    """Let TRL's trainers put only the tokens that count through the output layer, on a CPU too.
+
+    Where it has no Triton, TRL 1.16 puts every token of a batch through it, prompts and padding, and
+    leaves out afterwards what does not count: a fifth of a step. The loss is the same; a TRL without
+    this switch stays as it is.
+    """
+    from trl.trainer import utils
+
+    if hasattr(utils, "_use_triton"):
+        utils._use_triton = lambda device: True
 
 
 def training_arguments(
@@ -355,8 +387,8 @@ def answer(s: argparse.Namespace, wanted: Sequence[Any], train: Any, part: Path)
     ]
     first = s.out / f"seed-{s.seeds[0]}"
     models = {
-        "untrained": (s.model, plain),
-        "few-shot": (s.model, helped),
+        "untrained": (s.base, plain),
+        "few-shot": (s.base, helped),
         "none": (str(first / "none" / "dpo"), plain),
         "personas": (str(first / "personas" / "dpo"), plain),
     }

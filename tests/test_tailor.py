@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -408,6 +409,63 @@ def test_the_judged_answers_show_both_rates_and_what_was_lost(command: Any) -> N
     assert cells[2].startswith(f"{one.quality.length_controlled.value:.3f}")
     assert (names[-1], cells[-1]) == ("verdicts without a usable reply", "2")
     assert "no usable reply" in error
+
+
+@pytest.mark.heavy
+def test_unpacked_weights_are_those_of_the_file(command: Any, tmp_path: Path) -> None:
+    import torch
+
+    from personainfer.torch_models import load_model
+
+    s = command.arguments(["pairs.jsonl", "--out", str(tmp_path)])
+    (model, tokenizer), (unpacked, other) = (
+        load_model(name, device="cpu") for name in (s.model, command.base(s))
+    )
+    text = "Call 1234, twice!\n\n  Do not\ttell <|im_start|> her."
+    assert tokenizer(text)["input_ids"] == other(text)["input_ids"]
+    assert command.study.text_of([{"role": "user", "content": text}], tokenizer) == (
+        command.study.text_of([{"role": "user", "content": text}], other)
+    )
+    weights = unpacked.state_dict()
+    assert unpacked.dtype == model.dtype
+    assert all(torch.equal(values, weights[name]) for name, values in model.state_dict().items())
+    s.model = str(tmp_path)
+    assert command.base(s) == s.model
+
+
+@pytest.mark.heavy
+def test_only_the_tokens_of_responses_go_through_the_output_layer(
+    command: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.trainer import utils
+
+    projected: list[int] = []
+    kernel = utils._ChunkedLogProbFunction.apply
+
+    def counted(states: Any, *rest: Any) -> Any:
+        projected.append(len(states))
+        return kernel(states, *rest)
+
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=counted))
+    monkeypatch.setattr(utils, "_use_triton", utils._use_triton)  # put back afterwards
+    line = ["pairs.jsonl", "--model", str(tiny), "--max-steps", "2", "--dtype", "float32"]
+    s = command.arguments(line)
+    s.base = s.model
+    found = {}
+    switch = command.project_responses_alone
+    for way, switched in (("every token", lambda: None), ("responses", switch)):
+        projected.clear()
+        monkeypatch.setattr(command, "project_responses_alone", switched)
+        some, dev = pi.PersonaTable(table()[:4]), pi.PersonaTable(table()[4:5])
+        for kind in ("sft", "dpo"):
+            command.stage(s, kind, "personas", 0, tmp_path / way / kind, some, dev, None)
+        stages = [
+            json.loads((tmp_path / way / kind / "stage.json").read_text(encoding="utf-8"))
+            for kind in ("sft", "dpo")
+        ]
+        found[way] = sum(projected), [one["best dev loss"] for one in stages]
+    assert found["responses"][0] < found["every token"][0] / 2
+    assert found["responses"][1] == pytest.approx(found["every token"][1], abs=1e-5)
 
 
 @pytest.mark.heavy
