@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence, Sized
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,7 @@ PEOPLE_IN_GENERAL = (
     "The user is practical and prefers a short response.",
     "The user is thorough and prefers a detailed response.",
 )
+_KEPT = 512  # texts of the baseline whose scores are remembered
 _NOTHING: FloatArray = np.zeros(0)  # the scores of a response without tokens
 
 _logger = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ class Likelihood:
         self._max_prompt = max_prompt_tokens
         self._make = _scorer_of(self._options)
         self._made: Scorer | None = None
+        self._known: dict[TokenText, FloatArray] = {}  # of the baseline, which is met again
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -203,16 +205,17 @@ class Likelihood:
             for one in (persona, *self._baseline)
             for response in (pair.chosen, pair.rejected)
         ]
-        means = np.array(
-            [part.mean() if len(part) else 0.0 for part in self._log_probabilities(rows)]
-        )
+        found = self._log_probabilities(rows, self._baseline)
+        means = np.array([part.mean() if len(part) else 0.0 for part in found])
         gaps = means.reshape(len(pairs), 1 + len(self._baseline), 2) @ (1.0, -1.0)
         gained = gaps[:, 0] - gaps[:, 1:].mean(axis=1)
         explained: FloatArray = np.where([persona is None for persona in personas], 0.0, gained)
         return explained
 
-    def _log_probabilities(self, rows: Sequence[Row]) -> list[FloatArray]:
-        """log p of each token of the response of each row; what is equal is scored once."""
+    def _log_probabilities(
+        self, rows: Sequence[Row], kept: Container[str | None] = ()
+    ) -> list[FloatArray]:
+        """log p of each token of the responses. Equal texts are scored once; of `kept` personas, ever."""
         scorer = self._scorer()
         chats = self._chats(scorer, {prompt for prompt, _, _ in rows})
         befores = [place_persona(chats[prompt], who, self._place) for prompt, who, _ in rows]
@@ -222,7 +225,13 @@ class Likelihood:
             TokenText(prefixes[before], responses[response])
             for before, (_, _, response) in zip(befores, rows, strict=True)
         ]
-        found = _once(scorer.score, [text for text in texts if text.response])
+        known = self._known  # replaced, never changed: several threads may score
+        new = [text for text in texts if text.response and text not in known]
+        found = known | _once(scorer.score, new)
+        again = {
+            t: found[t] for t, row in zip(texts, rows, strict=True) if t in found and row[1] in kept
+        }
+        self._known = dict([*(known | again).items()][-_KEPT:])
         return [found.get(text, _NOTHING) for text in texts]
 
     def _responses(self, scorer: Scorer, responses: Sequence[str]) -> dict[str, Tokens]:

@@ -118,6 +118,19 @@ def test_explains_is_measured_against_the_mean_of_the_baseline(server: ScoringSe
     assert found == pytest.approx(gap(BRIEF) - (gap(others[0]) + gap(others[1])) / 2, rel=1e-6)
 
 
+def test_what_candidates_are_measured_against_is_scored_once(server: ScoringServer) -> None:
+    base, others = "I am calm and prefer tea.", [BRIEF, "The user is slow and prefers tales."]
+    model = likelihood(server, baseline=[base])
+    found, calls = [], []
+    for persona in others:
+        found += model.explains([pair()], [persona]).tolist()
+        bodies = server.bodies("/completion") + server.bodies("/v1/completions")
+        calls.append(sum(base in "".join(map(chr, body["prompt"])) for body in bodies))
+    assert calls[0] == calls[1] > 0
+    whole = likelihood(server, baseline=[base]).explains([pair()] * 2, others)
+    assert found == whole.tolist()
+
+
 def test_the_persona_with_the_words_of_the_choice_explains_it(server: ScoringServer) -> None:
     long = "The user is keen and prefers tales and tales."
     found = likelihood(server).explains([pair(), pair()], [BRIEF, long])
