@@ -35,8 +35,9 @@ from personainfer.torch_models import load_model
 
 TRAINED = [arm for arm in ARMS if arm != "untrained"]
 AGAINST = {"personas": "none", "few-shot": "untrained"}  # whose answers are judged against whose
-# LoRA on 135M parameters, two cores with instructions for the type: for the plan alone.
-CPU_TOKENS_A_SECOND = {"bfloat16": 265, "float32": 154}
+# LoRA on 135M parameters, two cores, for the plan alone: float32 as the whole study had it, bfloat16
+# by what a step takes with instructions for it.
+CPU_TOKENS_A_SECOND = {"bfloat16": 370, "float32": 220}
 FULL = {
     "seeds": [0, 1, 2],
     "response_tokens": 512,
