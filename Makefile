@@ -51,7 +51,7 @@ bench-users: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=tailored.jsonl: user
 # glibc would give the memory of the logits of each step back to the system, and take it anew.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
-tailor: $(VENV)/.train  ## DATA=pairs.jsonl: train with and without personas; two cores, about an hour
+tailor: $(VENV)/.train  ## DATA=pairs.jsonl: train with and without personas; two cores, under an hour
 	@test -n "$(DATA)" || { echo "Say which data: make $@ DATA=pairs.jsonl"; exit 2; }
 	$(KEEP_MEMORY) $(BIN)/python examples/tailor.py $(DATA) --out tailored
 

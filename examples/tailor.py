@@ -1,6 +1,6 @@
 """Train a model that tailors to a persona, on real weights, and measure whether it does.
 
-    python examples/tailor.py pairs.jsonl           # one seed, short responses: two CPU cores, about an hour
+    python examples/tailor.py pairs.jsonl           # one seed, short responses: two CPU cores, under an hour
     python examples/tailor.py pairs.jsonl --full    # three seeds, whole responses: a GPU
 
 A row of the file has a `prompt`, `chosen_persona`, `rejected_persona`, `response_for_chosen_persona` and
@@ -106,6 +106,8 @@ def main(given: Sequence[str] | None = None) -> None:
     same_settings(s)
     s.base = base(s)
     _, tokenizer = load_model(s.base, device="cpu")
+    study.write_json(s.out / "settings.json", settings_of(s))
+    name_base(s)
     data = study.read(s.data, tokenizer, pairs=s.pairs, response_tokens=s.response_tokens)
     train = study.within(data.splits["train"], tokenizer, s.persona_in, s.train_tokens)
     dev = study.first(data.splits["dev"], s.dev_pairs)
@@ -157,7 +159,6 @@ def same_settings(s: argparse.Namespace) -> None:
         raise SystemExit(
             f"{s.out} holds a study with other {', '.join(changed)}: give another --out."
         )
-    study.write_json(kept, now)
 
 
 def planned(s: argparse.Namespace, data: Data, train: Any, dev: Any, tokenizer: Any) -> Row:
@@ -205,30 +206,35 @@ def base(s: argparse.Namespace) -> str:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
 
-    if s.model.partition(":")[0] != "local" and not s.model.endswith(".gguf"):
+    if s.model.partition(":")[0] != "local" and not s.model.lower().endswith(".gguf"):
         return str(s.model)
     return str(once(s.out / "base", unpack).resolve())
+
+
+def name_base(s: argparse.Namespace) -> None:
+    """Let the adapters that are there name the base where it is now: the folder may have been moved."""
+    for path in s.out.glob("seed-*/*/*/adapter_config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("base_model_name_or_path") != s.base:
+            study.write_json(path, config | {"base_model_name_or_path": s.base})
 
 
 def seed_run(s: argparse.Namespace, seed: int, held: study.Held, train: Any, dev: Any) -> Row:
     """All arms with one seed, trained and scored on the held-out pairs."""
     folder = s.out / f"seed-{seed}"
-    models = {"untrained": f"transformers:{s.base}"}
-    for arm in TRAINED:
-        models[arm] = str(trained(s, arm, seed, folder / arm, train, dev))
     how = {
         "persona_in": s.persona_in,
         "max_response_tokens": s.response_tokens,
         "dtype": "float32",
         "max_prompt_tokens": 4 * study.LONGEST_PROMPT,
     }
-    policies = {
-        # The reference is the same with every seed.
-        arm: study.ScoredOnce(
-            model, (s.out if arm == "untrained" else folder) / f"{arm}.scores.json", **how
-        )
-        for arm, model in models.items()
-    }
+    # The reference is the same with every seed, and wherever it lies.
+    kept = s.out / "untrained.scores.json"
+    policies = {"untrained": study.ScoredOnce(f"transformers:{s.base}", kept, s.model, **how)}
+    for arm in TRAINED:
+        model = trained(s, arm, seed, folder / arm, train, dev)
+        kept, weights = folder / f"{arm}.scores.json", study.weights_of(model)
+        policies[arm] = study.ScoredOnce(str(model), kept, weights, **how)
     stages = [*folder.glob("*/*/stage.json")]
     return {
         "training": {f"{p.parts[-3]}/{p.parts[-2]}": json.loads(p.read_text()) for p in stages},

@@ -199,17 +199,18 @@ def first(table: pi.PersonaTable, count: int | None) -> pi.PersonaTable:
 
 
 class ScoredOnce:
-    """A `Likelihood` whose log-probabilities are kept in a file: a run that is resumed goes on from it."""
+    """A `Likelihood` whose log-probabilities are kept in a file: a run that is resumed goes on from it.
 
-    def __init__(self, model: str, path: Path, **options: Any) -> None:
-        self._model, self._path, self._options = model, path, options
+    `weights` says which weights they are of, wherever the model lies.
+    """
+
+    def __init__(self, model: str, path: Path, weights: str, **options: Any) -> None:
+        self._model, self._path, self._weights, self._options = model, path, weights, options
 
     def log_likelihood(
         self, prompts: Sequence[Any], personas: Sequence[Any], responses: Sequence[str]
     ) -> Floats:
-        key = digest(
-            weights_of(Path(self._model)), *map(str, prompts), *map(str, personas), *responses
-        )
+        key = digest(self._weights, *map(str, prompts), *map(str, personas), *responses)
         if self._path.exists():
             kept = json.loads(self._path.read_text())
             if kept["rows"] == key:
@@ -311,9 +312,8 @@ def digest(*texts: str) -> str:
 
 
 def weights_of(adapter: Path) -> str:
-    """A digest of an adapter's weights; of what is no adapter, its name."""
-    file = adapter / "adapter_model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(adapter)
+    """A digest of an adapter's weights."""
+    return hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -215,7 +215,7 @@ class Likelihood:
     def _log_probabilities(
         self, rows: Sequence[Row], kept: Container[str | None] = ()
     ) -> list[FloatArray]:
-        """log p of each token of the responses. Equal texts are scored once; of `kept` personas, ever."""
+        """log p of each token of the responses. Equal ones are scored once, of `kept` personas for long."""
         scorer = self._scorer()
         chats = self._chats(scorer, {prompt for prompt, _, _ in rows})
         befores = [place_persona(chats[prompt], who, self._place) for prompt, who, _ in rows]
@@ -231,7 +231,8 @@ class Likelihood:
         again = {
             t: found[t] for t, row in zip(texts, rows, strict=True) if t in found and row[1] in kept
         }
-        self._known = dict([*(known | again).items()][-_KEPT:])
+        older = [(text, score) for text, score in known.items() if text not in again]
+        self._known = dict([*older, *again.items()][-_KEPT:])
         return [found.get(text, _NOTHING) for text in texts]
 
     def _responses(self, scorer: Scorer, responses: Sequence[str]) -> dict[str, Tokens]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import personainfer as pi
-from personainfer.exceptions import InvalidArgumentError
+from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
 from personainfer.implicit_reward import implicit_rewards, reward_accuracy
 from personainfer.testing import FakeLLM
 
@@ -286,11 +286,38 @@ def test_the_personas_of_a_pair_share_a_step(command: Any, batch: str, capsys: A
     assert "must be even" in capsys.readouterr().err
 
 
+def begun(command: Any, s: Any) -> None:
+    """A study whose model could be loaded."""
+    command.same_settings(s)
+    command.study.write_json(s.out / "settings.json", command.settings_of(s))
+
+
+@pytest.mark.heavy
+def test_a_model_that_is_not_there_leaves_no_study(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n", encoding="utf-8")
+    line = [str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "out"), "--model", "none.gguf"]
+    with pytest.raises(ModelNotFoundError):
+        command.main(line)
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_adapters_of_a_moved_study_name_its_base_again(command: Any, tmp_path: Path) -> None:
+    s = command.arguments(["pairs.jsonl", "--out", str(tmp_path)])
+    folder = tmp_path / "seed-0" / "none" / "dpo"
+    folder.mkdir(parents=True)
+    before = {"base_model_name_or_path": "/gone/base", "r": 16}
+    (folder / "adapter_config.json").write_text(json.dumps(before), encoding="utf-8")
+    s.base = str(tmp_path / "base")
+    command.name_base(s)
+    after = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert after == {"base_model_name_or_path": s.base, "r": 16}
+
+
 def test_a_study_is_of_its_data_whatever_the_name_of_the_file(command: Any, tmp_path: Path) -> None:
     data = tmp_path / "pairs.jsonl"
     data.write_text("{}\n", encoding="utf-8")
     s = command.arguments([str(data), "--out", str(tmp_path), "--dtype", "float32"])
-    command.same_settings(s)
+    begun(command, s)
     command.same_settings(s)
     data.write_text("{} \n", encoding="utf-8")
     with pytest.raises(SystemExit, match="a study with other sha256"):
@@ -302,7 +329,7 @@ def test_a_study_goes_on_in_the_type_that_it_began_in(command: Any, tmp_path: Pa
     line = [str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path)]
     for asked_for in (["--dtype", "bfloat16"], [], ["--dtype", "bfloat16"]):
         s = command.arguments([*line, *asked_for])
-        command.same_settings(s)
+        begun(command, s)
         assert s.dtype == "bfloat16"
     with pytest.raises(SystemExit, match="other dtype: give another"):
         command.same_settings(command.arguments([*line, "--dtype", "float32"]))
@@ -313,7 +340,7 @@ def test_a_setting_that_is_no_more_is_named(command: Any, tmp_path: Path) -> Non
     s = command.arguments(
         [str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path), "--dtype", "float32"]
     )
-    command.same_settings(s)
+    begun(command, s)
     kept = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
     (tmp_path / "settings.json").write_text(json.dumps({**kept, "gone": 1}), encoding="utf-8")
     with pytest.raises(SystemExit, match="a study with other gone"):
@@ -321,13 +348,11 @@ def test_a_setting_that_is_no_more_is_named(command: Any, tmp_path: Path) -> Non
 
 
 def test_scores_are_of_the_weights_that_were_scored(command: Any, tmp_path: Path) -> None:
-    file = tmp_path / "adapter_model.safetensors"
-    found = [command.study.weights_of(tmp_path)]
+    file, found = tmp_path / "adapter_model.safetensors", []
     for weights in (b"one", b"two", b"one"):
         file.write_bytes(weights)
         found.append(command.study.weights_of(tmp_path))
-    assert len(set(found)) == 3
-    assert found[1] == found[3]
+    assert found[0] == found[2] != found[1]
 
 
 @pytest.mark.parametrize(
@@ -452,8 +477,12 @@ def test_only_the_tokens_of_responses_go_through_the_output_layer(
     s = command.arguments(line)
     s.base = s.model
     found = {}
+
+    def every_token() -> None:
+        utils._use_triton = lambda device: False
+
     switch = command.project_responses_alone
-    for way, switched in (("every token", lambda: None), ("responses", switch)):
+    for way, switched in (("every token", every_token), ("responses", switch)):
         projected.clear()
         monkeypatch.setattr(command, "project_responses_alone", switched)
         some, dev = pi.PersonaTable(table()[:4]), pi.PersonaTable(table()[4:5])
