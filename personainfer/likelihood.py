@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .credentials import opened, sealed
-from .embedded import find_weights
 from .exceptions import InvalidArgumentError, ModelNotFoundError
 from .forced_decoding import EmbeddedEndpoint, ForcedDecoding
 from .persona_chat import PersonaPlace, check_place, place_persona, prompt_messages
@@ -29,6 +28,7 @@ from .records import Message, Persona, Preference
 from .scoring import FloatArray, Scorer, ScoringEndpoint, Tokens, TokenText
 from .torch_models import check_installed
 from .torch_scoring import TorchScorer
+from .weights import find_weights
 
 __all__ = ["PEOPLE_IN_GENERAL", "Cuts", "Likelihood"]
 

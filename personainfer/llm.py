@@ -21,13 +21,14 @@ from .batch_api import BatchAPI
 from .cache import ReplyCache, default_cache_dir
 from .credentials import opened, sealed
 from .dispatch import Run, recall
-from .embedded import SLOTS, EmbeddedTransport, find_weights
+from .embedded import EmbeddedTransport
 from .exceptions import InvalidArgumentError, ModelError
 from .limits import Budget, Limits, Price
 from .prices import find_price
 from .records import Message, Usage
 from .request import Form, Request, encoded
 from .transports import EndpointTransport, LiteLLMTransport, Transport
+from .weights import find_weights
 from .workers import Job, Policy, Reply, Tally
 
 __all__ = ["LLM", "Request", "WireRequest", "make_llm"]
@@ -59,7 +60,7 @@ class LLM:
         max_tokens: the most a reply may take (for each of its parts, if it has several); a reply that
             is cut off is an error.
         seed: sent to endpoints that take one; the n-th sample of a request gets seed + n.
-        max_concurrency: the most calls in flight (None: 64, or 8 for the embedded model).
+        max_concurrency: the most calls in flight. (The embedded model decodes 8 of them together.)
         rpm, tpm: requests and tokens in any minute.
         timeout: seconds for one call (None: 60, or 600 for the embedded model).
         max_attempts: the most calls for one request, re-asks included; only refusals for going too
@@ -105,7 +106,7 @@ class LLM:
         self._transport = _transport(self.model.strip(), api_base, api_key)
         local = isinstance(self._transport, EmbeddedTransport)
         self._sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-        self.max_concurrency = max_concurrency or (SLOTS if local else 64)
+        self.max_concurrency = max_concurrency or 64
         self._policy = Policy(
             timeout=timeout or (600.0 if local else 60.0),
             max_attempts=max_attempts,

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .embedded import find_weights
 from .exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
+from .weights import find_weights
 
 if TYPE_CHECKING:
     import torch

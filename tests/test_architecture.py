@@ -39,6 +39,8 @@ ROOMS = [
     "batch_lines",
     "batch_api",
     "transports",
+    "slots",
+    "weights",
     "embedded",
     "request",
     "workers",

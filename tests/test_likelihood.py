@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import personainfer as pi
-from personainfer.embedded import find_weights
 from personainfer.exceptions import (
     InvalidArgumentError,
     MissingExtraError,
@@ -25,6 +24,7 @@ from personainfer.exceptions import (
 )
 from personainfer.persona_chat import place_persona, prompt_messages
 from personainfer.testing import FakeLLM
+from personainfer.weights import find_weights
 
 from .scoring_server import END, START, ScoringServer, chat_text, log_probabilities, tokens_of
 
