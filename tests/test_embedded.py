@@ -15,9 +15,9 @@ import pytest
 from pydantic import BaseModel, Field
 
 import personainfer as pi
-from personainfer.comparison import Choice
 from personainfer.embedded import EmbeddedTransport, _is_known, running_server
 from personainfer.flags import FLAGS
+from personainfer.judging import Choice
 from personainfer.prompts import BothPersonas, OnePersona
 from personainfer.user_prompts import ChoiceNote, WrittenPersona
 from personainfer.user_responses import UserResponse
