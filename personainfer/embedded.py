@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import json
 import os
+import re
 import tempfile
 import threading
 from contextlib import suppress
@@ -19,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from .batch_api import BatchAPI
-from .exceptions import InvalidArgumentError, TransportError
+from .exceptions import InvalidArgumentError, ReplyError, TransportError
 from .records import Completion
 from .slots import Slots
 from .transports import EndpointTransport
@@ -38,6 +39,8 @@ _KNOWN = frozenset(
     "$defs $ref additionalProperties anyOf const default description enum items maxItems maximum"
     " minItems minLength minimum pattern properties required title type".split()
 )
+_MOST = {"minimum": 10**6, "maximum": 10**6, "minItems": 100, "maxItems": 100, "minLength": 1}
+_PLAIN_PATTERN = re.compile(r"\^((?!\(\?|\d{3})[^\\^$])*\$")
 _SPINS = "GOMP_SPINCOUNT"  # how often a thread looks whether its wait is over before it sleeps
 _COPY_TIMEOUT = 60.0  # seconds
 
@@ -69,14 +72,21 @@ class EmbeddedTransport(EndpointTransport):
         start, _, _ = text.rpartition(b'{"role": "user"')
         slots = server.slots
         async with slots.lent(start, text) as slot:
-            if slot.known < len(start) and (name := slots.copy_of(start)):
+            name, held = slots.copy_of(text)
+            if slot.known < held:
                 await self._copy(slot.number, "restore", name)
-            completion = await self._complete_in(slot.number, body, timeout)
+            answer: Completion | ReplyError
+            try:
+                answer = await self._complete_in(slot.number, body, timeout)
+            except ReplyError as error:  # the prompt is read all the same
+                answer = error
             if slots.is_awaited(start):
                 name = slots.next_copy()
                 made = await self._copy(slot.number, "save", name)
                 slots.keep_copy(start, name if made else None)
-            return completion
+        if isinstance(answer, ReplyError):
+            raise answer
+        return answer
 
     async def _complete_in(self, slot: int, body: bytes, timeout: float) -> Completion:
         fields = json.loads(body) | {"id_slot": slot}
@@ -111,15 +121,22 @@ def _is_known(schema: object, *, names: bool = False) -> bool:
         return all(map(_is_known, schema))
     if not isinstance(schema, dict):
         return True
-    known = names or _KNOWN.issuperset(schema)
+    return (names or (_KNOWN.issuperset(schema) and _is_plain(schema))) and all(
+        _is_known(part, names=not names and key in ("properties", "$defs"))
+        for key, part in schema.items()
+        if names or key not in ("enum", "const", "default", "required")
+    )
+
+
+def _is_plain(schema: Json) -> bool:
+    """Whether it asks for nothing that llguidance gives up on: large numbers, contradictions, and in
+    patterns what looks around."""
     return (
-        known
-        and "(?" not in str(schema.get("pattern", ""))
-        and all(
-            _is_known(part, names=not names and key in ("properties", "$defs"))
-            for key, part in schema.items()
-            if names or key not in ("enum", "const", "default", "required")
-        )
+        all(abs(schema.get(keyword, 0)) <= most for keyword, most in _MOST.items())
+        and schema.get("minimum", 0) <= schema.get("maximum", _MOST["maximum"])
+        and schema.get("minItems", 0) <= schema.get("maxItems", _MOST["maxItems"])
+        and not {"const", "enum"}.issubset(schema)
+        and bool(_PLAIN_PATTERN.fullmatch(schema.get("pattern", "^$")))
     )
 
 

@@ -193,7 +193,8 @@ class Usage(Record):
 
     `calls` counts the requests that were sent, retries and re-asks included; `cached` counts replies
     read from disk, `retries` calls repeated after a transport failure, `reasks` calls repeated with
-    the validation error. Tokens are the endpoint's own counts over all calls.
+    the validation error. Tokens are the endpoint's own counts over all calls. Of a run that is left,
+    calls that waited for the embedded model count as sent.
     """
 
     calls: int = 0

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 __all__ = ["Slot", "Slots"]
 
 _WORTH_A_COPY = 1000  # bytes that many requests begin with: below, reading them again is as fast
-_COPIES = 4  # starts that are kept
+_COPIES = 2  # starts that are kept: as large as what the slot holds
 
 
 @dataclass(eq=False, slots=True)
@@ -65,9 +65,10 @@ class Slots:
         finally:
             self._give_back(slot)
 
-    def copy_of(self, start: bytes) -> str | None:
-        """The name of the copy of what a slot holds that has read `start`, if there is one."""
-        return self._copies.get(start)
+    def copy_of(self, text: bytes) -> tuple[str, int]:
+        """The name of the copy that holds most of a text's start, and how many bytes it holds; or "", 0."""
+        copies = [(name, len(s)) for s, name in self._copies.items() if name and text.startswith(s)]
+        return max(copies, key=lambda copy: copy[1], default=("", 0))
 
     def is_awaited(self, start: bytes) -> bool:
         """Whether a copy is worth making: there is none, and others begin alike."""
@@ -95,8 +96,10 @@ class Slots:
         except asyncio.CancelledError:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
-            elif not waiter.granted.cancelled():  # a slot came at the same moment
-                self._give_back(waiter.granted.result())
+            elif not waiter.granted.cancelled():  # a slot came at the same moment, and read nothing
+                slot = waiter.granted.result()
+                slot.text = b""
+                self._give_back(slot)
             raise
 
     def _give_back(self, slot: Slot) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,29 +81,37 @@ def fast_form(weights: Path) -> Path:
     """The bundled weights as Q8_0, made at the first use; all others, and where that fails, as they are.
 
     llama.cpp multiplies Q8_0 with several columns at once, of several requests or of a prompt, and Q4_1 with
-    one after the other. Rounding to 8 bits what has 4 changes no weight by more than a thirtieth of a step,
-    so a reply is not stored under another name for it.
+    one after the other. Rounding to 8 bits what has 4 changes most weights by less than a thirtieth of a
+    step, so a reply is not stored under another name for it.
     """
     if weights.parent.name != _WEIGHTS_PACKAGE:
         return weights
-    name = f"{weights.stem}.{weights.stat().st_size}.Q8_0.gguf"
-    made = default_cache_dir() / "weights" / name
-    if made.is_file():
-        return made
     try:
-        made.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=made.parent) as folder:
-            part = Path(folder) / name
-            _to_q8_0(weights, part)
-            with part.open(
-                "rb+"
-            ) as file:  # a machine that loses its power must not keep half of it
-                os.fsync(file.fileno())
-            part.replace(made)  # another process may be at it, too
+        folder = default_cache_dir() / "weights"
+        name = f"{weights.stem}.{weights.stat().st_size}.Q8_0"
+        made = [path for path in folder.glob(f"{name}.*.gguf") if _is_whole(path)]
+        return made[0] if made else _made(weights, folder, name)
     except Exception as error:  # no room, a folder that is not ours, another release of gguf
         log.debug("the bundled weights run as they are: %s", error)
         return weights
-    return made
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file can be read and has the size that its name says."""
+    with suppress(OSError), path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size == int(path.suffixes[-2][1:])
+    return False
+
+
+def _made(weights: Path, folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        part = Path(own) / name
+        _to_q8_0(weights, part)
+        with part.open("rb+") as file:  # a machine that loses its power must not keep half of it
+            os.fsync(file.fileno())
+        # Another process may be at it, too.
+        return part.replace(folder / f"{name}.{part.stat().st_size}.gguf")
 
 
 def _to_q8_0(source: Path, target: Path) -> None:

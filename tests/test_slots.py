@@ -66,14 +66,14 @@ def test_a_common_start_is_read_by_one_and_copied_by_the_others() -> None:
     texts = [LONG + bytes([65 + n]) for n in range(4)]
     server.run(*(server.ask(text, start=LONG) for text in texts))
     assert [len(texts) for texts in server.together] == [1, 1, 2, 3]
-    assert server.slots.copy_of(LONG) is not None
+    assert server.slots.copy_of(LONG + b"?") == ("start-1", len(LONG))
 
 
 def test_where_it_cannot_be_copied_each_slot_reads_for_itself() -> None:
     server = Server(4, cores=4)
     texts = [LONG + bytes([65 + n]) for n in range(4)]
     server.run(*(server.ask(text, start=LONG, copies=False) for text in texts))
-    assert server.slots.copy_of(LONG) is None
+    assert server.slots.copy_of(LONG) == ("", 0)
     assert len(server.served) == 4
     assert max(map(len, server.together)) == 3
 
@@ -82,7 +82,7 @@ def test_nobody_waits_for_a_short_start() -> None:
     server = Server(4, cores=4)
     server.run(*(server.ask(b"hello" + bytes([65 + n]), start=b"hello") for n in range(4)))
     assert max(map(len, server.together)) == 4
-    assert server.slots.copy_of(b"hello") is None
+    assert server.slots.copy_of(b"hello") == ("", 0)
 
 
 def test_a_conversation_goes_on_in_its_slot() -> None:
@@ -100,12 +100,20 @@ def test_a_conversation_goes_on_in_its_slot() -> None:
 
 def test_the_oldest_copy_is_forgotten_under_its_name() -> None:
     slots = Slots(2, 1)
-    starts = [LONG + bytes([65 + n]) for n in range(5)]
+    starts = [LONG + bytes([65 + n]) for n in range(3)]
     for start in starts:
         slots.keep_copy(start, slots.next_copy())
-    assert slots.copy_of(starts[0]) is None
-    names = [slots.copy_of(start) for start in starts[1:]]
-    assert len(set(names)) == 4
+    (first, held), *others = (slots.copy_of(start) for start in starts)
+    assert (first, held) == ("", 0)
+    assert len(set(others)) == 2
+
+
+def test_a_longer_conversation_takes_the_copy_that_holds_most_of_it() -> None:
+    slots = Slots(2, 1)
+    slots.keep_copy(LONG, "instructions")
+    slots.keep_copy(LONG + b"pair", "with a pair")
+    assert slots.copy_of(LONG + b"another") == ("instructions", len(LONG))
+    assert slots.copy_of(LONG + b"pair and its reply") == ("with a pair", len(LONG) + 4)
 
 
 def test_after_a_failure_a_slot_is_taken_to_know_nothing() -> None:
@@ -136,6 +144,26 @@ def test_who_is_cancelled_while_waiting_takes_no_slot_along(turns: int) -> None:
         waiter.cancel()
         await asyncio.gather(holder, waiter, return_exceptions=True)
         await asyncio.wait_for(ask(b"c"), 5)
+
+    asyncio.run(cancel())
+
+
+def test_who_is_cancelled_as_a_slot_comes_gives_it_back_unread() -> None:
+    async def cancel() -> None:
+        slots = Slots(1, 1)
+
+        async def ask() -> None:
+            async with slots.lent(b"", b"never read"):
+                pass
+
+        async with slots.lent(b"", b"first"):
+            waiter = asyncio.ensure_future(ask())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        waiter.cancel()  # it has the slot, and has not run since
+        await asyncio.gather(waiter, return_exceptions=True)
+        async with asyncio.timeout(5), slots.lent(b"", b"never read") as slot:
+            assert slot.known == 0
 
     asyncio.run(cancel())
 

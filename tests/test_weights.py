@@ -62,6 +62,14 @@ def test_it_is_made_once_in_the_cache_directory(bundled: Path) -> None:
     assert [path.name for path in made.parent.iterdir()] == [made.name]
 
 
+def test_half_a_file_is_made_anew(bundled: Path) -> None:
+    made = weights.fast_form(bundled)
+    whole = made.read_bytes()
+    made.write_bytes(whole[:100])
+    assert weights.fast_form(bundled) == made
+    assert made.read_bytes() == whole
+
+
 def test_files_of_ones_own_run_as_they_are(bundled: Path, tmp_path: Path) -> None:
     own = bundled.rename(tmp_path / "mine.gguf")
     assert weights.fast_form(own) == own
