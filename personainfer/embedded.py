@@ -24,7 +24,7 @@ from .exceptions import InvalidArgumentError, ReplyError, TransportError
 from .records import Completion
 from .slots import Slots
 from .transports import EndpointTransport
-from .weights import fast_form
+from .weights import fast_form, is_bundled
 from .wire import Json, response_format
 
 __all__ = ["SLOTS", "EmbeddedTransport", "running_server"]
@@ -90,10 +90,12 @@ class EmbeddedTransport(EndpointTransport):
 
     async def _complete_in(self, slot: int, body: bytes, timeout: float) -> Completion:
         fields = json.loads(body) | {"id_slot": slot}
-        form = fields.get("response_format")
-        if form and _is_known(schema := form["json_schema"]["schema"]):
-            del fields["response_format"]
-            fields["grammar"] = _grammar(schema)
+        # Other models may have a template that lets them think first, which llama.cpp sees to by itself.
+        if "response_format" in fields and is_bundled(self._weights):
+            schema = fields["response_format"]["json_schema"]["schema"]
+            if _is_known(schema):
+                del fields["response_format"]
+                fields["grammar"] = _grammar(schema)
         return await super().complete(json.dumps(fields).encode(), timeout)
 
     async def _copy(self, slot: int, action: str, name: str) -> bool:

