@@ -18,7 +18,7 @@ import personainfer as pi
 from personainfer.embedded import EmbeddedTransport, _is_known, running_server
 from personainfer.flags import FLAGS
 from personainfer.judging import Choice
-from personainfer.prompts import BothPersonas, OnePersona
+from personainfer.prompts import BothPersonas, OnePersona, default_exemplars
 from personainfer.user_prompts import ChoiceNote, WrittenPersona
 from personainfer.user_responses import UserResponse
 from personainfer.verification import Rating
@@ -133,8 +133,9 @@ def test_what_prompts_have_in_common_is_read_once_also_between_scores(
     monkeypatch.setattr(running_server(find_weights("local")).slots, "_cores", 1)
     rows = [{**row, "prompt": f"Just now: {row['prompt']}"} for row in examples()[:2]]
     select = pi.Likelihood("local", max_response_tokens=2)
+    shown = default_exemplars()[3:4]  # which no other test of this process begins with
     pi.infer_personas(
-        rows, "local", exemplars="none", temperature=1.0, seed=0, candidates=4, select=select
+        rows, "local", exemplars=shown, temperature=1.0, seed=0, candidates=4, select=select
     )
     whole, second, *others = sorted(read(), reverse=True)
     assert whole > 300  # the instructions and the first pair
@@ -142,7 +143,7 @@ def test_what_prompts_have_in_common_is_read_once_also_between_scores(
     assert len(others) == 6
     assert max(others) < 10  # samples of either
     replies.clear()
-    pi.infer_personas(examples()[2:3], "local", exemplars="none")
+    pi.infer_personas(examples()[2:3], "local", exemplars=shown)
     assert read()[0] < 250  # though the slots held scored texts in between
 
 
