@@ -117,7 +117,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", type=Path)
-    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--pairs", type=int, default=120)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=Path(".venvs/best-of-n"))
     parser.add_argument("--gemma", type=Path, default=Path(".venvs/gemma"), help="pip's --target")
@@ -126,9 +126,10 @@ def main() -> None:
     pairs = single_turn_pairs(options.path, options.pairs)
     ways, best = inferred(pairs, options.samples, options.folder)
     print(f"{(best > 0).mean():.0%} of {len(best)} sides are explained by their best candidate")
-    judge = pi.Likelihood(f"local:{gemma(options.gemma)}", persona_in="plain", baseline=())
+    weights = gemma(options.gemma).resolve()
+    judge = pi.Likelihood(str(weights), device="cpu", persona_in="plain", baseline=())
     judged = {
-        way: kept(options.folder / "judge.json", both_sides(pairs), personas, judge)
+        way: kept(options.folder / "gemma.json", both_sides(pairs), personas, judge)
         .reshape(-1, len(SIDES))
         .mean(axis=1)
         for way, personas in ways.items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -341,12 +342,12 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for name in ("max_tokens", "max_concurrency", "max_attempts"):
         value = options[name]
         optional = value is None and name == "max_concurrency"
-        if not optional and not (_is_number(value, int) and value >= 1):
+        if not optional and not (_is_number(value, int) and 1 <= value <= sys.maxsize):
             raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
     for name in ("rpm", "tpm", "timeout", "patience", "budget"):
         value = options[name]
         optional = value is None and name != "patience"
-        if not optional and not (_is_number(value, int, float) and 0 < value < float("inf")):
+        if not optional and not (_is_number(value, int, float) and 0 < value <= sys.float_info.max):
             raise InvalidArgumentError(f"{name}={value!r} must be a positive number.")
     seed, key, folder = options["seed"], options["api_key"], options["cache_dir"]
     if seed is not None and not _is_number(seed, int):

@@ -46,7 +46,7 @@ def _from_list(model: str, ending: str) -> Price | None:
 def _given(prices: tuple[float, float]) -> Price:
     try:
         prompt, completion = (float(price) for price in prices)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         prompt = completion = -1.0
     if not (0 <= prompt < inf and 0 <= completion < inf):  # NaN would pass any budget
         raise InvalidArgumentError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,22 +10,29 @@ from typing import Any
 
 import pytest
 import tenacity
+from hypothesis import settings
 
 from personainfer import batch_api
 from personainfer.testing import FakeLLM
 
 from .batch_server import BatchServer
 
+# A machine that is busy for a moment is no failure of what is tested.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads the user's cache, keys or model."""
+def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test reads the user's cache, keys or model, or what another one wanted logged."""
     monkeypatch.setenv("PERSONAINFER_CACHE_DIR", str(tmp_path / "cache"))
     for name in list(os.environ):
         if name.endswith("_API_KEY") or name == "PERSONAINFER_MODEL":
             monkeypatch.delenv(name)
+    yield
+    logging.getLogger("personainfer").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ answers = about(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=40), answers)
 def test_no_line_raises(raw: bytes, said: Any) -> None:
     batch_lines.read_line(raw)

@@ -55,9 +55,7 @@ def cache(tmp_path: Path) -> Iterator[ReplyCache]:
     opened.close()
 
 
-@settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(replies=st.dictionaries(st.binary(), st.text(), max_size=20), absent=st.binary())
 def test_what_is_written_is_read(
     cache: ReplyCache, replies: dict[bytes, str], absent: bytes

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer.exceptions import PersonaInferError
+from personainfer.exceptions import InvalidArgumentError, PersonaInferError
 from personainfer.options import PersonaOptions
 from personainfer.prompts import pair_message
 from personainfer.testing import FakeLLM, Fault
@@ -89,7 +89,6 @@ def generated(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
         max_examples=count,
         database=None,
         derandomize=True,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
@@ -184,7 +183,7 @@ def test_fields_of_a_megabyte_pass_whole() -> None:
 GIVEN = {"api_base", "cache", "cache_dir"}  # what the test itself sets
 
 
-@settings(max_examples=150, database=None, derandomize=True, deadline=None)
+@settings(max_examples=150, database=None, derandomize=True)
 @given(data=values | st.lists(rows, max_size=3), options=st.data())
 def test_bad_arguments_are_errors_of_ours(data: Any, options: st.DataObject) -> None:
     names = st.sampled_from([*sorted(set(PersonaOptions.__annotations__) - GIVEN), "nonsense"])
@@ -194,6 +193,23 @@ def test_bad_arguments_are_errors_of_ours(data: Any, options: st.DataObject) -> 
         pi.estimate_cost(data, "fake", api_base="http://127.0.0.1:9/v1", **chosen)
     except (PersonaInferError, ValueError, TypeError) as error:
         assert str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_concurrency": 10**400},
+        {"max_tokens": 10**400},
+        {"rpm": 10**400},
+        {"prices": (10**400, 1)},
+        {"budget": 10**400, "prices": (1, 1)},
+    ],
+    ids=list,
+)
+def test_numbers_that_no_machine_holds_are_refused(given: dict[str, Any]) -> None:
+    [name, *_] = given
+    with pytest.raises(InvalidArgumentError, match=name):
+        pi.LLM("fake", api_base="http://127.0.0.1:9/v1", **given)
 
 
 # Replies

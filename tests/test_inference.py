@@ -542,9 +542,7 @@ junk = st.recursive(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.lists(
         st.fixed_dictionaries({"prompt": junk, "chosen": junk, "rejected": junk}), max_size=8
@@ -631,7 +629,7 @@ def test_a_slow_source_is_answered_as_it_comes(llm: FakeLLM, endpoint: dict[str,
         nonlocal given
         for row in pairs(40):
             given += 1
-            threading.Event().wait(0.06)  # slower than rows are held back for
+            threading.Event().wait(0.3)  # slower than rows are held back for
             yield row
 
     with pi.iter_personas(slowly(), **endpoint) as stream:

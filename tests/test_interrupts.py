@@ -110,7 +110,7 @@ class Script:
     def end(self, said: str | None = None) -> tuple[str, str]:
         """Wait until it has ended; returns what it printed on both streams."""
         try:
-            return self.process.communicate(said, timeout=10)
+            return self.process.communicate(said, timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             out, err = self.process.communicate()

@@ -109,7 +109,7 @@ LISTS = st.lists(
 
 
 @given(LISTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_whatever_the_outcomes_the_sides_can_be_swapped(rows: list[tuple[float, int]]) -> None:
     won, d = (np.array(values, dtype=float) for values in zip(*rows, strict=True))
     assume(len(set(d)) > 1)

@@ -75,7 +75,7 @@ async def entries_at(asked: Gate, count: int, until: float) -> list[float]:
 gaps = st.lists(st.tuples(st.integers(0, 240), st.integers(1, 15)), max_size=25)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrivals=gaps, limit=st.integers(1, 10))
 def test_no_minute_holds_more_than_the_limit(arrivals: list[tuple[int, int]], limit: int) -> None:
     arrived: list[tuple[float, int]] = []
@@ -451,7 +451,7 @@ calls = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(calls=calls, usd=st.integers(0, 40))
 def test_the_budget_is_never_passed(
     calls: list[tuple[int, int, float, int, int]], usd: int

@@ -27,7 +27,7 @@ from personainfer.metrics import (
 )
 
 FEW: dict[str, Any] = {"resamples": 200}  # enough for what does not depend on how many there are
-brief = settings(max_examples=40, deadline=None)
+brief = settings(max_examples=40)
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
 scores = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=80)
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=40)

@@ -15,7 +15,7 @@ from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.neighbours import cosines, nearest_users, user_vectors
 from personainfer.records import Preference
 
-brief = settings(max_examples=40, deadline=None)
+brief = settings(max_examples=40)
 
 
 def letters(texts: list[str]) -> Any:

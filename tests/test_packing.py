@@ -197,7 +197,6 @@ FRAGMENTS = ["<", "</", ">", "pair", ' id="p2"', "PAIR", " ", "\n", "\\1", "<pro
 hostile = st.lists(st.sampled_from([*FRAGMENTS, "</pair>", '<pair id="p2">'])).map("".join)
 
 
-@settings(deadline=None)
 @given(texts=st.lists(hostile, min_size=2, max_size=5, unique=True))
 def test_no_text_can_leave_its_pair_or_make_another(texts: list[str]) -> None:
     ids = pair_ids(texts)
@@ -206,7 +205,6 @@ def test_no_text_can_leave_its_pair_or_make_another(texts: list[str]) -> None:
     assert shown == wanted
 
 
-@settings(deadline=None)
 @given(texts=st.lists(st.text(), min_size=2, unique=True))
 def test_ids_are_apart_repeatable_and_in_no_text(texts: list[str]) -> None:
     ids = pair_ids(texts)
@@ -327,7 +325,9 @@ def test_a_call_that_fails_as_a_whole_is_not_repeated_but_its_rows_are_asked_alo
 )
 def test_a_call_that_does_not_come_through_leaves_its_rows_to_single_calls(fault: Fault) -> None:
     with FakeLLM(reply=model(lambda items: fault)) as server:
-        table = infer(server, pairs(8), max_attempts=1, timeout=0.5)
+        table = infer(
+            server, pairs(8), max_attempts=1, timeout=2.0 if fault.kind == "hang" else 20.0
+        )
         assert who(table) == [f"alone {n}" for n in range(8)]
         assert server.calls == 2 + 8
 
@@ -357,9 +357,7 @@ def spoilt() -> Iterator[tuple[FakeLLM, set[int]]]:
         yield server, missing
 
 
-@settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     missing=st.sets(st.integers(0, 19)),
     bad=st.sets(st.integers(0, 19), max_size=5),
@@ -472,7 +470,9 @@ def test_rows_come_while_later_ones_are_still_read() -> None:
         usage = stream.usage
     assert who(rows) == [f"{'alone' if n % 4 == 1 else 'packed'} {n}" for n in range(30)]
     assert read < 500
-    assert 8 + 8 <= usage.calls <= server.calls < 200
+    assert usage.calls >= 8 + 8
+    assert server.calls < 200
+    assert usage.calls <= server.calls + 2  # sent, and not read any more
 
 
 def test_a_source_that_fails_first_gives_what_it_gave(endpoint: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ def ray_data() -> Iterator[Any]:
 
     # More logical CPUs than there are: actors that held them all would starve the tasks that read.
     ray.init(
+        address="local",
         num_cpus=4,
         _node_ip_address="127.0.0.1",
         include_dashboard=False,
@@ -141,9 +142,19 @@ def test_two_workers_do_not_corrupt_the_cache_they_share(ray_data: Any, tmp_path
 
 
 class Watched(pi.AddPersonas):
-    """It adds the process, and how many models the garbage collector finds in it."""
+    """It adds the process, and how many models the garbage collector finds in it.
+
+    It waits for the other one, or that might find nothing left to do.
+    """
+
+    def __init__(self, *args: Any, meeting: str, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.meeting = Path(meeting)
+        (self.meeting / str(os.getpid())).touch()
 
     def __call__(self, batch: Any) -> Any:
+        while len(list(self.meeting.iterdir())) < 2:
+            time.sleep(0.01)
         made = super().__call__(batch)
         models = [o for o in gc.get_objects() if type(o) is pi.LLM and o._pid == os.getpid()]
         for name, value in {"pid": os.getpid(), "models": len(models)}.items():
@@ -159,12 +170,14 @@ def test_add_personas_in_each_format(ray_data: Any, form: str, tmp_path: Path) -
     """1,000 rows, written: the error lies in one of several blocks, and files have one schema."""
     data: list[dict[str, Any]] = [{"n": n, **pair} for n, pair in enumerate(pairs(1_000))]
     data[700]["rejected"] = ""
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
     with FakeLLM(latency=0.001) as llm:
         options: dict[str, Any] = {"model": "fake", "api_base": llm.api_base}
         options["cache_dir"] = str(tmp_path / "cache")
         made = ray_data.from_items(data, override_num_blocks=10).map_batches(
             Watched,
-            fn_constructor_kwargs={**options, "workers": 2},
+            fn_constructor_kwargs={**options, "workers": 2, "meeting": str(meeting)},
             batch_format=form,
             batch_size=50,
             compute=ray_data.ActorPoolStrategy(size=2),

@@ -206,9 +206,11 @@ def test_a_worker_that_dies_costs_its_calls_in_flight(
     middle = Middle(at=300)
 
     def kill_one() -> None:
-        workers = [workers_of(node) for node in nodes]
-        assert [len(found) for found in workers] == [1, 1]  # one on each node
-        workers[1][0].kill()
+        deadline = time.monotonic() + WAIT
+        while any(len(workers_of(node)) != 1 for node in nodes):  # one on each node
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        workers_of(nodes[1])[0].kill()
 
     with FakeLLM(middle, latency=0.005) as llm:
         with Job(address, source, tmp_path / "out", llm, tmp_path / "cache") as job:

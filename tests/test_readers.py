@@ -90,9 +90,7 @@ PAIRS = st.builds(lambda p, c, r: {"prompt": p, "chosen": c, "rejected": r}, WOR
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("container", CONTAINERS)
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(PAIRS, min_size=1, max_size=5))
 def test_round_trip_through_every_container(container: str, rows: Rows, tmp_path: Path) -> None:
     if container.startswith("csv"):  # pandas does not quote a lone carriage return
@@ -235,7 +233,6 @@ FIELDS = ["prompt", "chosen", "rejected", "id", "user", "label", "response_1", "
 JUNK_ROWS = st.dictionaries(st.sampled_from(FIELDS) | st.integers(), JUNK, max_size=6)
 
 
-@settings(deadline=None)
 @given(st.lists(JUNK | JUNK_ROWS, max_size=8))
 def test_junk_costs_only_its_own_row(junk: list[object]) -> None:
     data = [item for bad in [*junk, None] for item in (ROW, bad)]
@@ -247,7 +244,6 @@ def test_junk_costs_only_its_own_row(junk: list[object]) -> None:
         (row.error or "").encode()
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(JUNK, JUNK, JUNK), min_size=1, max_size=5), st.booleans())
 def test_junk_in_a_frame(junk: list[tuple[object, ...]], implicit: bool) -> None:
     rows = [tuple(ROW.values()), *junk]
@@ -266,7 +262,7 @@ def test_junk_in_a_frame(junk: list[tuple[object, ...]], implicit: bool) -> None
 # Files
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")), max_size=6))
 def test_junk_lines_cost_only_themselves(tmp_path: Path, junk: list[bytes]) -> None:
     good = json.dumps(ROW).encode()

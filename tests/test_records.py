@@ -6,7 +6,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -101,7 +101,6 @@ def test_a_trait_that_is_a_preference_keeps_its_verb_so_that_it_shows() -> None:
 PARTS = ["The user ", "who ", "is ", "someone ", "prefers ", "A ", "Short ", "TV", ".", "\n", ", "]
 
 
-@settings(deadline=None)
 @given(st.text() | st.lists(st.sampled_from(PARTS)).map("".join))
 def test_a_phrase_is_one_line_without_a_full_stop_and_stays_as_it_is(text: str) -> None:
     once = phrase(text)
@@ -133,7 +132,6 @@ usages = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(usages, usages)
 def test_usage_adds_field_by_field(one: Usage, other: Usage) -> None:
     total = (one + other).model_dump()
@@ -142,7 +140,6 @@ def test_usage_adds_field_by_field(one: Usage, other: Usage) -> None:
     assert one + Usage() == one
 
 
-@settings(deadline=None)
 @given(st.lists(usages, max_size=5))
 def test_one_unknown_cost_makes_the_sum_unknown(parts: list[Usage]) -> None:
     total = sum(parts, start=Usage())

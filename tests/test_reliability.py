@@ -154,7 +154,7 @@ def kill_and_resume(folder: Path, kills: int, rows: int) -> None:
     expected = undisturbed(rows)
     data, cache = written(folder, rows), folder / "cache"
     draw = random.Random(kills)
-    moments = sorted(draw.choices(range(rows - 3 * WIDTH), k=kills))
+    moments = sorted(draw.choices(range(rows - 8 * WIDTH), k=kills))
     with server_process("--latency", "0.01") as base:
         repeats = 0
         for moment in moments:
@@ -303,12 +303,12 @@ def test_a_fault_at_a_third_of_the_calls_costs_no_row(name: str) -> None:
 
 @pytest.mark.heavy
 def test_all_faults_mixed_cost_no_row() -> None:
-    run_through([make() for make, _, _ in FAULTS.values()], rows=120, timeout=1.0)
+    run_through([make() for make, _, _ in FAULTS.values()], rows=120, timeout=5.0)
 
 
 def timeout_of(name: str) -> float:
     """Short where the fault is a hang; elsewhere long enough for a busy machine."""
-    return 0.3 if name == "hang" else 20.0
+    return 2.0 if name == "hang" else 20.0
 
 
 def run_through(faults: list[Fault], rows: int, timeout: float) -> None:

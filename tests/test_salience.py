@@ -111,7 +111,7 @@ def test_stop_words_can_be_kept() -> None:
     assert "the" in by_word(pi.salient_words(rows, stop_words=()))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(*[st.lists(st.sampled_from(WORDS), min_size=1)] * 2), min_size=1, max_size=30

@@ -16,7 +16,7 @@ from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.simulation import RewardMatrix, SimulatedUsers
 
 MODELS = ("brevity", "warmth", "rigour")
-brief = settings(max_examples=40, deadline=None)
+brief = settings(max_examples=40)
 
 
 def matrix(prompts: int = 12, responses: int = 4, models: tuple[str, ...] = MODELS) -> RewardMatrix:

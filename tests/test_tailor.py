@@ -121,9 +121,16 @@ def test_worked_examples_show_the_model_what_a_persona_likes() -> None:
     [question] = pi.tailoring_rows(new, format="grpo", persona_in="user")
     near = pi.PersonaRetriever.from_table(pi.PersonaTable(pairs[:-1])).retrieve([TOPICS[-1]], k=3)
     shown = [turn for one in near[0] for turn in rows[one.index]["messages"]]
-    llm = pi.LLM("local", max_tokens=600)
-    assert "ooray" not in str(llm.ask(question["prompt"]).value)
-    assert "ooray" in str(llm.ask([*shown, *question["prompt"]]).value)
+    asks = [
+        tuple(pi.Message(**turn) for turn in turns)
+        for turns in (question["prompt"], [*shown, *question["prompt"]])
+    ]
+    cheer, yawn = (
+        pi.Likelihood("local").log_likelihood(asks, [None, None], [ending] * 2)
+        for ending in ("I like bees. Hip hip hooray!", "I like bees. Good night, zzz.")
+    )
+    alone, after = cheer - yawn
+    assert after > max(alone + 5, 0)  # nats
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class Told:
         return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exporters() -> tuple[InMemorySpanExporter, InMemoryMetricReader]:
     """An SDK, which a process can set up once."""
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()

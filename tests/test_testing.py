@@ -277,7 +277,7 @@ def test_reset_mid_body() -> None:
 def test_hang_ends_with_the_client_or_with_the_seconds() -> None:
     with FakeLLM(faults=[Fault.hang(), Fault.hang(0.05)]) as llm:
         with pytest.raises(TimeoutError):
-            request(llm, timeout=0.1)
+            request(llm, timeout=1)
         started = time.monotonic()
         assert request(llm)[0] == 200
         assert time.monotonic() - started >= 0.05
@@ -405,7 +405,7 @@ def test_counts() -> None:
 
 
 def test_in_flight_peak() -> None:
-    with FakeLLM("x", latency=0.1) as llm, ThreadPoolExecutor(6) as pool:
+    with FakeLLM("x", latency=0.5) as llm, ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda n: request(llm, str(n)), range(12)))
     assert llm.in_flight_peak == 6
     assert llm.in_flight == 0
@@ -420,7 +420,7 @@ def test_requests_of_many_megabytes_are_read() -> None:
 
 
 def test_stop_is_quick_and_leaves_nothing() -> None:
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     llm = FakeLLM(Fault.hang())
     with llm:
         address = urlsplit(llm.api_base)
@@ -431,13 +431,13 @@ def test_stop_is_quick_and_leaves_nothing() -> None:
         ]
         for client in clients:
             client.sendall(head % len(body) + body)
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 30
         while llm.in_flight < 50 and time.monotonic() < deadline:
             fetch(llm, "GET", "/health")
         started = time.monotonic()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # a hang is an hour
     assert llm.in_flight_peak == 50
-    assert threading.active_count() == threads
+    assert threads.issuperset(threading.enumerate())
     for client in clients:
         client.close()
     with pytest.raises(ConnectionRefusedError):

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,7 @@ json_values = st.recursive(
 names = st.sampled_from(["a", "b", "a.b", "", "\ud800", "c d"])
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.dictionaries(names, json_values, max_size=4), max_size=20))
 def test_no_columns_of_json_values_fail_a_run_or_lose_a_value(
     tmp_path: Path, columns: list[dict[str, Any]]
@@ -470,11 +469,12 @@ def test_a_run_that_is_killed_leaves_no_file_of_that_name_and_costs_nothing_agai
     tmp_path: Path,
 ) -> None:
     output = tmp_path / "t.parquet"
-    with FakeLLM(latency=0.005) as llm:
+    with FakeLLM(latency=0.02) as llm:
         command = [sys.executable, "-c", KILLED, llm.api_base, str(output), "200"]
         with subprocess.Popen(command) as process:
             while llm.calls < 60:
                 assert process.poll() is None
+                time.sleep(0.001)
             process.kill()
         left = [name for name in os.listdir(tmp_path) if name != "cache"]
         assert len(left) == 1
