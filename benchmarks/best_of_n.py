@@ -2,17 +2,18 @@
 
     make bench-best-of-n PAIRS=hh_rlhf_harmless_base_test.jsonl
 
-SmolLM2-135M-Instruct infers both sides of 40 single-turn pairs, greedily and 8 times at temperature 1, and
+SmolLM2-135M-Instruct infers both sides of 120 single-turn pairs, greedily and 8 times at temperature 1, and
 as `Likelihood` chooses among the 8. Gemma-3-270M, a base model of another family, then says how well the
 greedy persona, the first sample and the chosen one explain the choice: lift of the preferred response
 minus lift of the other, a token each, against the prompt alone, in labelled text without a template. A
 side without a persona explains nothing: 0. Intervals: 95 %, pairs resampled, both sides together.
 
-On 40 pairs of HH-RLHF (harmless-base, test), 2026-11-21: greedy -0.009 [-0.039, 0.018], one sample +0.030
-[0.002, 0.064], best of 8 +0.037 [0.005, 0.075] nats a token; best - greedy +0.047 [0.003, 0.095], best - one
-sample +0.008 [-0.025, 0.040]. So most of the gain over the greedy persona is that of sampling; whether
-choosing adds to it, 40 pairs do not show. By the chooser's own measure, then against people in general, 84 %
-of the sides are explained.
+On 120 pairs of HH-RLHF (harmless-base, test), 2026-11-27: greedy +0.009 [-0.002, 0.020], one sample -0.006
+[-0.014, 0.002], best of 8 +0.027 [0.015, 0.039] nats a token; best - greedy +0.018 [0.003, 0.033], best - one
+sample +0.033 [0.019, 0.047]. By the chooser's own measure, here against the prompt alone, 74 % of the sides
+are explained. On the first 40 pairs that it was run with, best - greedy was +0.047 [0.003, 0.095] by the
+engine of 2026-11-21, and +0.024 [-0.006, 0.055] by today's, whose greedy personas explain more: 40 are too
+few.
 
 What is inferred or scored is kept in `--folder`: the same command goes on where it was stopped.
 """
@@ -88,7 +89,7 @@ def inferred(
     sampled = pi.infer_personas(
         pairs, "local", temperature=1.0, seed=0, candidates=samples, select=InOrder(), **cache
     )
-    ways: Personas = {"greedy": [], "one sample": [], "best": []}
+    ways: Personas = {"greedy": [], "best": [], "one sample": []}
     best = []
     for pair, plain, row in zip(pairs, greedy, sampled, strict=True):
         for side in SIDES:
