@@ -238,14 +238,10 @@ def test_two_thousand_rows_in_a_browser(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
-    page = write_report(table(2_000), tmp_path / "report.html").as_uri()
+    browser.get(write_report(table(2_000), tmp_path / "report.html").as_uri())
     timing = "const t = performance.timing; return t.loadEventEnd - t.navigationStart"
-    took = []
-    for _ in range(3):  # the machine may be busy with something else for a while
-        browser.get(page)
-        WebDriverWait(browser, 20).until(lambda b: b.execute_script(timing) > 0)
-        took.append(browser.execute_script(timing))
-    assert min(took) < 3_000
+    WebDriverWait(browser, 20).until(lambda b: b.execute_script(timing) > 0)
+    assert browser.execute_script(timing) < 3_000
     count = browser.find_element("id", "count")
     assert count.text == "2000 rows"
 
