@@ -11,9 +11,8 @@ side without a persona explains nothing: 0. Intervals: 95 %, pairs resampled, bo
 On 120 pairs of HH-RLHF (harmless-base, test), 2026-11-27: greedy +0.009 [-0.002, 0.020], one sample -0.006
 [-0.014, 0.002], best of 8 +0.027 [0.015, 0.039] nats a token; best - greedy +0.018 [0.003, 0.033], best - one
 sample +0.033 [0.019, 0.047]. By the chooser's own measure, here against the prompt alone, 74 % of the sides
-are explained. On the first 40 pairs that it was run with, best - greedy was +0.047 [0.003, 0.095] by the
-engine of 2026-11-21, and +0.024 [-0.006, 0.055] by today's, whose greedy personas explain more: 40 are too
-few.
+are explained. 40 are too few: `--pairs 40` says best - greedy +0.018 [-0.011, 0.048], and said +0.047 [0.003,
+0.095] with the engines of 2026-11-21.
 
 What is inferred or scored is kept in `--folder`: the same command goes on where it was stopped.
 """
