@@ -20,8 +20,8 @@ import llama
 from pydantic import BaseModel
 
 import personainfer as pi
-from personainfer.prompts import PersonaPrompt, pair_message
-from personainfer.readers import read_preferences
+from personainfer.data.readers import read_preferences
+from personainfer.personas.prompts import PersonaPrompt, pair_message
 
 DATA = Path(__file__).parent.parent / "examples/data/preferences.jsonl"
 TIMEOUT = 1800.0  # seconds for one run

@@ -29,12 +29,12 @@ from unittest import mock
 import numpy as np
 
 import personainfer as pi
-from personainfer import torch_scoring
-from personainfer.embedded import SLOTS
-from personainfer.forced_decoding import EmbeddedEndpoint, ForcedDecoding
-from personainfer.persona_chat import place_persona, prompt_messages
-from personainfer.scoring import TokenText
-from personainfer.weights import find_weights
+from personainfer.llm.llamacpp import SLOTS
+from personainfer.llm.weights import find_weights
+from personainfer.personas.placement import place_persona, prompt_messages
+from personainfer.scoring import transformers_scorer as torch_scoring
+from personainfer.scoring.interfaces import TokenText
+from personainfer.scoring.llamacpp import EmbeddedEndpoint, ForcedDecoding
 
 BARS = {"transformers": 3.0, "embedded": 0.9, "packing": 1.0}
 

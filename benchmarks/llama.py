@@ -21,7 +21,7 @@ def serve() -> None:
     """Serve until stdin closes."""
     import xllamacpp
 
-    from personainfer.weights import fast_form, find_weights
+    from personainfer.llm.weights import fast_form, find_weights
 
     params = xllamacpp.CommonParams()
     params.model.path = str(fast_form(find_weights("local")))

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from personainfer.neighbours import nearest_users
-from personainfer.simulation import RewardMatrix, SimulatedUsers
+from personainfer.simulation.simulated_users import RewardMatrix, SimulatedUsers
+from personainfer.users.similar_users import nearest_users
 
 RESPONSES, MODELS, DIMENSIONS, LOOP_USERS = 8, 10, 384, 20
 

@@ -31,12 +31,12 @@ import server  # noqa: E402
 from contest import pairs  # noqa: E402
 
 import personainfer as pi  # noqa: E402
-from personainfer.cache import ReplyCache  # noqa: E402
-from personainfer.dispatch import recall  # noqa: E402
-from personainfer.flags import flags_in_text, pair_text  # noqa: E402
-from personainfer.plan import Plan  # noqa: E402
-from personainfer.prompts import PersonaPrompt  # noqa: E402
-from personainfer.readers import read_preferences  # noqa: E402
+from personainfer.data.readers import read_preferences  # noqa: E402
+from personainfer.llm.cache import ReplyCache  # noqa: E402
+from personainfer.llm.runs import recall  # noqa: E402
+from personainfer.personas.flags import flags_in_text, pair_text  # noqa: E402
+from personainfer.personas.plan import Plan  # noqa: E402
+from personainfer.personas.prompts import PersonaPrompt  # noqa: E402
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from typing import Any
 import server
 
 import personainfer as pi
-from personainfer.prompts import PersonaPrompt, pair_message
+from personainfer.personas.prompts import PersonaPrompt, pair_message
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parent / ".venvs"

@@ -18,11 +18,16 @@ from typing import Any
 
 import llama
 
-from personainfer.llm import LLM
-from personainfer.packing import groups
-from personainfer.plan import Plan
-from personainfer.prompts import PackedPrompt, PersonaPrompt, default_exemplars, pair_message
-from personainfer.readers import SourceRow, read_preferences
+from personainfer.data.readers import SourceRow, read_preferences
+from personainfer.llm.client import LLM
+from personainfer.personas.multi_pair import groups
+from personainfer.personas.plan import Plan
+from personainfer.personas.prompts import (
+    PackedPrompt,
+    PersonaPrompt,
+    default_exemplars,
+    pair_message,
+)
 from personainfer.records import Preference
 
 ROOT = Path(__file__).parent.parent

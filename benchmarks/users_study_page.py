@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from personainfer.metrics import Estimate, bootstrap_mean, bootstrap_rate, paired_difference
+from personainfer.evaluation.statistics import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_rate,
+    paired_difference,
+)
 
 Floats = npt.NDArray[np.float64]
 Ways = dict[tuple[str, int], Floats]  # (way, choices observed; 0: any) -> (users, held-out choices)

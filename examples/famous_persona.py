@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 import personainfer as pi
-from personainfer.bm25 import words
-from personainfer.published import read_famous_persona
+from personainfer.simulation.datasets import read_famous_persona
+from personainfer.tailoring.bm25 import words
 
 
 def shared_words(conversations: list[tuple[pi.Message, ...]], responses: list[str]) -> list[float]:

@@ -109,7 +109,8 @@ class Persona(Record):
 
     `evidence` says what in the contrast between the responses supports the persona; `trait` and
     `preference` are phrases without subject, verb or full stop, from which `render` makes a sentence.
-    `flags` names what is doubtful about it (see `personainfer.flags`); an empty tuple is no guarantee.
+    `flags` names what is doubtful about it (see `personainfer.personas.find_flags`); an empty tuple is no
+    guarantee.
     """
 
     evidence: str = ""

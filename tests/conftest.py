@@ -12,7 +12,7 @@ import pytest
 import tenacity
 from hypothesis import settings
 
-from personainfer import batch_api
+from personainfer.batch import provider as batch_api
 from personainfer.testing import FakeLLM
 
 from .batch_server import BatchServer

@@ -7,116 +7,23 @@ import asyncio
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import personainfer as pi
-from personainfer.costs import CostEstimate
 from personainfer.exceptions import UnknownOptionError
+from personainfer.personas.costs import CostEstimate
 
 PACKAGE = Path(pi.__file__).parent
 
-# Each room imports only from rooms above it. A new module takes its place here.
-ROOMS = [
-    "records",
-    "exceptions",
-    "telemetry",
-    "loop",
-    "collector",
-    "formats",
-    "shapes",
-    "readers",
-    "flags",
-    "prompts",
-    "cache",
-    "limits",
-    "credentials",
-    "prices",
-    "wire",
-    "batch_lines",
-    "batch_api",
-    "transports",
-    "slots",
-    "weights",
-    "embedded",
-    "request",
-    "workers",
-    "dispatch",
-    "llm",
-    "columns",
-    "stored",
-    "writing",
-    "added",
-    "views",
-    "table",
-    "plan",
-    "packing",
-    "costs",
-    "options",
-    "inference",
-    "persona_chat",
-    "scoring",
-    "forced_decoding",
-    "prompt_logprobs",
-    "onednn",
-    "torch_models",
-    "batching",
-    "torch_scoring",
-    "likelihood",
-    "posterior",
-    "batch_folder",
-    "batch_outcome",
-    "batches",
-    "retry",
-    "tailoring",
-    "column_batches",
-    "loaders",
-    "metrics",
-    "grouped",
-    "implicit_reward",
-    "length_control",
-    "bm25",
-    "embeddings",
-    "retrieval",
-    "salience",
-    "judging",
-    "findings",
-    "verification",
-    "rewards",
-    "reward_models",
-    "simulation",
-    "heterogeneity",
-    "published",
-    "user_personas",
-    "hypotheses",
-    "user_prompts",
-    "users",
-    "neighbours",
-    "prefixes",
-    "folds",
-    "clashes",
-    "predictors",
-    "equity",
-    "attribution",
-    "prefix_findings",
-    "prefix_evaluation",
-    "user_responses",
-    "responses",
-    "comparison",
-    "summary",
-    "plots",
-    "report",
-    "dataset_card",
-    "export",
-    "cli_options",
-    "cli_streams",
-    "cli",
-    "faults",
-    "testing",
-]
+# The packages, each of which imports only from those above it; "" is the modules at top level.
+ORDER = ["", "data", "llm", "personas", "batch", "scoring", "evaluation", "tailoring", "users"]
+ORDER += ["simulation", "cli", "testing"]
 
 PUBLIC = [
     "AddPersonas",
@@ -196,47 +103,65 @@ ENTRANCES: dict[str, Callable[..., Any]] = {
 entrances = pytest.mark.parametrize("entrance", ENTRANCES.values(), ids=ENTRANCES)
 
 
-def modules() -> list[str]:
-    paths = [path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")]
-    return sorted(".".join(path.parts) for path in paths if path.name != "__init__")
+def dotted(path: Path) -> str:
+    return ".".join(["personainfer", *path.relative_to(PACKAGE).with_suffix("").parts])
 
 
-def imported_rooms(module: str) -> Iterator[str]:
-    """Every room that a module names in an import, at its top, in a function or for typing only."""
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+MODULES = {dotted(p): p for p in sorted(PACKAGE.rglob("*.py")) if not p.name.startswith("__")}
+
+
+def package_of(name: str) -> str:
+    """Of personainfer.llm.cache and of personainfer.llm: llm."""
+    parts = name.split(".")
+    return "" if name in MODULES and len(parts) == 2 else parts[1]
+
+
+def imported(module: str) -> set[str]:
+    """What a module imports of the package, modules and packages: at its top, in functions, for types."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            source = "." * node.level + (node.module or "")
-            source = source.replace(".", "personainfer.", 1) if node.level else source
-            names = [source.rstrip(".")]
-            if names == ["personainfer"]:  # from . import loop
-                names = [f"personainfer.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from (name.split(".")[1] for name in names if name.startswith("personainfer."))
+            start = module.rsplit(".", node.level)[0] if node.level else ""
+            source = ".".join(filter(None, [start, node.module]))
+            found |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+    packages = {f"personainfer.{name}" for name in ORDER}
+    return found & (MODULES.keys() | packages) - {"personainfer."}
 
 
-def test_every_module_has_a_place_in_the_order() -> None:
-    assert sorted(ROOMS) == modules()
+def test_every_package_has_a_place_in_the_order() -> None:
+    assert {package_of(module) for module in MODULES} == set(ORDER)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_knows_only_the_rooms_above_it(room: str) -> None:
-    above = ROOMS[: ROOMS.index(room)]
-    assert not set(imported_rooms(room)) - set(above)
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_packages_above_its_own(module: str) -> None:
+    allowed = ORDER[: ORDER.index(package_of(module)) + 1]
+    assert {package_of(name) for name in imported(module)} <= set(allowed)
 
 
-def test_the_order_is_read_from_real_imports() -> None:
-    """Guards the two tests above: an import in any form is seen."""
-    assert {"readers", "llm", "table"} <= set(imported_rooms("inference"))
-    assert "loop" in set(imported_rooms("workers"))
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    TopologicalSorter({module: imported(module) for module in MODULES}).prepare()
 
 
-def test_no_room_is_named_after_nothing() -> None:
+def test_imports_of_every_form_are_seen() -> None:
+    """Guards the tests above."""
+    used = {"personainfer.data.table", "personainfer.llm.client"}
+    assert used <= imported("personainfer.personas.infer")
+    assert "personainfer.event_loop" in imported("personainfer.llm.workers")
+
+
+def test_packages_are_of_a_size_that_a_reader_can_hold() -> None:
+    sizes = Counter(map(package_of, MODULES))
+    assert sizes.pop("") <= 8
+    assert len(sizes) <= 12
+    assert max(sizes.values()) <= 12
+    assert not any("/" in name for name in sizes)  # one level deep
+
+
+def test_names_say_what_is_inside() -> None:
     nameless = {"utils", "util", "helpers", "common", "base", "manager", "misc"}
-    folders = {path.name for path in PACKAGE.rglob("*") if path.is_dir()}
-    assert not nameless & ({part for name in modules() for part in name.split(".")} | folders)
+    assert not nameless & {part for module in MODULES for part in module.split(".")}
 
 
 def test_public_names_are_frozen() -> None:
@@ -257,8 +182,8 @@ def test_a_public_name_resolves_and_is_documented(name: str) -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="infer_persona'"):
-        pi.infer_persona  # noqa: B018
+    with pytest.raises(AttributeError, match="infer_persona"):
+        _ = pi.infer_persona  # type: ignore[attr-defined]
 
 
 def test_importing_opens_no_socket_and_loads_nothing_heavy() -> None:

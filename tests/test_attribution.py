@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import personainfer as pi
-from personainfer.attribution import attribute_prefix, sentences
 from personainfer.exceptions import DataError
-from personainfer.predictors import Case
+from personainfer.users.attribution import attribute_prefix, sentences
+from personainfer.users.predictors import Case
 
 USERS = [f"u{n}" for n in range(10)]
 CHOICES = [

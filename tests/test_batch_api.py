@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer import batch_api, batch_lines
+from personainfer.batch import lines as batch_lines
+from personainfer.batch import provider as batch_api
 from personainfer.exceptions import AuthenticationError, InvalidArgumentError, ModelError
 
 from .batch_server import CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 import personainfer as pi
-from personainfer import batch_folder
-from personainfer.batch_folder import PersonaBatch
+from personainfer.batch import job_folder as batch_folder
+from personainfer.batch.job_folder import PersonaBatch
 from personainfer.exceptions import (
     AuthenticationError,
     BatchPendingError,
@@ -29,7 +29,7 @@ from personainfer.exceptions import (
     TransportError,
     UnknownOptionError,
 )
-from personainfer.prices import find_batch_price, find_price
+from personainfer.llm.pricing import find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from .batch_server import ASK, CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer, Lines
@@ -417,7 +417,7 @@ def test_a_waiting_collector_keeps_what_a_submitter_has_done(
         submit(provider, pairs(2), place / "b")
 
     with monkeypatch.context() as patched:
-        patched.setattr("personainfer.batches.time.sleep", submit_again)
+        patched.setattr("personainfer.batch.submit.time.sleep", submit_again)
         table = collect(batch)
     table.raise_for_errors()
     assert len(provider.batches) == 3
@@ -436,7 +436,7 @@ def test_a_waiting_collector_notices_that_a_submitter_died(
         with pytest.raises(RequestRejectedError):
             submit(provider, pairs(2), place / "b")
 
-    monkeypatch.setattr("personainfer.batches.time.sleep", submit_again)
+    monkeypatch.setattr("personainfer.batch.submit.time.sleep", submit_again)
     with pytest.raises(BatchPendingError, match="not all of it was submitted"):
         collect(batch)
 
@@ -601,7 +601,7 @@ def test_ctrl_c_while_waiting_loses_nothing(
 
     batch = submit(provider, pairs(2), place / "b")
     with monkeypatch.context() as patched:
-        patched.setattr("personainfer.batches.time.sleep", interrupt)
+        patched.setattr("personainfer.batch.submit.time.sleep", interrupt)
         with pytest.raises(KeyboardInterrupt):
             collect(batch)
     collect(batch).raise_for_errors()

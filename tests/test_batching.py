@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personainfer.batching import batches, common_starts, length_groups
-from personainfer.scoring import TokenText
+from personainfer.scoring.interfaces import TokenText
+from personainfer.scoring.transformers_scorer import batches, common_starts, length_groups
 
 TOKENS = st.lists(st.integers(1, 3), min_size=1, max_size=8).map(tuple)
 TEXTS = st.lists(st.builds(TokenText, TOKENS, TOKENS), max_size=30)

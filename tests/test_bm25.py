@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from personainfer.bm25 import BM25, words
+from personainfer.tailoring.bm25 import BM25, words
 
 TEXTS = ["Tea with milk", "Coffee, coffee and more coffee!", "Green tea or black tea?"]
 

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from personainfer.cache import ReplyCache, cache_info, clear_cache, default_cache_dir
 from personainfer.exceptions import CacheError
+from personainfer.llm.cache import ReplyCache, cache_info, clear_cache, default_cache_dir
 
 PICKLE_MODE = 4  # diskcache's
 
@@ -142,7 +142,7 @@ def test_a_closed_cache_opens_again_at_its_next_use(cache: ReplyCache) -> None:
 WRITER = """
     import sys
     from pathlib import Path
-    from personainfer.cache import ReplyCache
+    from personainfer.llm.cache import ReplyCache
 
     cache, start = ReplyCache(Path(sys.argv[1])), int(sys.argv[2])
     for i in range(start, start + 500):
@@ -184,7 +184,7 @@ def test_replies_survive_a_process_that_dies_at_once(tmp_path: Path) -> None:
     script = """
         import os, sys
         from pathlib import Path
-        from personainfer.cache import ReplyCache
+        from personainfer.llm.cache import ReplyCache
 
         replies = {f"key-{i}".encode(): f"reply {i}" for i in range(100)}
         ReplyCache(Path(sys.argv[1])).set_many(replies.items(), model="m")
@@ -213,7 +213,7 @@ def test_threads_share_a_cache(cache: ReplyCache) -> None:
 FORK_IN_A_WRITE = """
     import os, signal, sys, threading, time
     from pathlib import Path
-    from personainfer.cache import ReplyCache
+    from personainfer.llm.cache import ReplyCache
 
     cache, writing = ReplyCache(Path(sys.argv[1])), threading.Event()
 
@@ -252,7 +252,7 @@ def test_a_forked_child_uses_the_cache_of_its_parent(tmp_path: Path) -> None:
     script = """
         import os, sys
         from pathlib import Path
-        from personainfer.cache import ReplyCache
+        from personainfer.llm.cache import ReplyCache
 
         cache = ReplyCache(Path(sys.argv[1]))
         cache.set_many([(b"parent", "1")], model="m")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from personainfer.clashes import find_questions
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.records import Message, Preference
+from personainfer.users.splits import find_questions
 
 YES, NO = "Yes, a vegan diet is best for everybody.", "No, meat belongs on the table."
 

@@ -22,8 +22,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import personainfer as pi
-from personainfer.cli import app, main
-from personainfer.cli_streams import in_a_shell
+from personainfer.cli.commands import app, main
+from personainfer.cli.streams import in_a_shell
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from .conftest import pairs
@@ -32,7 +32,7 @@ from .test_tailoring import table
 
 ROOT = Path(__file__).parents[1]
 # What pip writes as the script, with the entry point of the project.
-SCRIPT = "import sys; sys.argv[0] = 'personainfer'; from personainfer.cli import main; main()"
+SCRIPT = "import sys; sys.argv[0] = 'personainfer'; from personainfer.cli.commands import main; main()"
 COMMANDS = ("infer", "estimate", "verify", "export", "report", "cache", "formats")
 
 Run = Callable[..., Result]
@@ -612,7 +612,7 @@ def test_a_full_disk_is_no_wrong_argument(
         next(stream)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("personainfer.cli.write_rows", full)
+    monkeypatch.setattr("personainfer.cli.commands.write_rows", full)
     result = run("infer", written(pairs(2)), "-o", "rows.jsonl", *reach)
     assert result.exit_code == 4
     assert "No space left" in result.stderr

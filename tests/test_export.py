@@ -14,9 +14,9 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.export import EXPORT_FORMATS
+from personainfer.llm.weights import find_weights
+from personainfer.tailoring.export import EXPORT_FORMATS
 from personainfer.testing import FakeLLM, Reply
-from personainfer.weights import find_weights
 
 from .conftest import pairs
 from .test_tailoring import CHAT, repeated, row, table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from personainfer.flags import FLAGS, find_flags
+from personainfer.personas.flags import FLAGS, find_flags
 from personainfer.records import Message, Persona, Preference
 
 PAIR = Preference(

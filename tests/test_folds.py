@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from personainfer.exceptions import DataError
-from personainfer.folds import folds_of
+from personainfer.users.splits import folds_of
 
 USERS = [f"u{n}" for n in range(10)]
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError, PersonaInferError
-from personainfer.options import PersonaOptions
-from personainfer.prompts import pair_message
+from personainfer.personas.options import PersonaOptions
+from personainfer.personas.prompts import pair_message
 from personainfer.testing import FakeLLM, Fault
 
 from .conftest import pairs

@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from personainfer.grouped import (
+from personainfer.evaluation.grouped import (
     delta_pq,
     group_sums,
     mean_by_group,
     rate_by_group,
     win_rate_by_group,
 )
-from personainfer.metrics import wilson
+from personainfer.evaluation.statistics import wilson
 
 NAN = math.nan
 

@@ -11,7 +11,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError
-from personainfer.implicit_reward import implicit_rewards, reward_accuracy
+from personainfer.tailoring.implicit_reward import implicit_rewards, reward_accuracy
 
 
 class Logs:

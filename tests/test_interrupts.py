@@ -26,7 +26,7 @@ STATES = [pytest.param(0.02, id="busy"), pytest.param(300, id="waiting", marks=p
 
 START = """
 import sys, threading, personainfer as pi
-from personainfer import loop
+from personainfer import event_loop as loop
 import asyncio
 base, folder, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 options = {"api_base": base, "cache_dir": folder, "max_concurrency": 8}

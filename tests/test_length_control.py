@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from personainfer.length_control import length_controlled_rate
-from personainfer.metrics import wilson
+from personainfer.evaluation.length_control import length_controlled_rate
+from personainfer.evaluation.statistics import wilson
 
 NAN = math.nan
 

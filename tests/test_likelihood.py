@@ -22,9 +22,9 @@ from personainfer.exceptions import (
     ReplyError,
     RequestRejectedError,
 )
-from personainfer.persona_chat import place_persona, prompt_messages
+from personainfer.llm.weights import find_weights
+from personainfer.personas.placement import place_persona, prompt_messages
 from personainfer.testing import FakeLLM
-from personainfer.weights import find_weights
 
 from .scoring_server import END, START, ScoringServer, chat_text, log_probabilities, tokens_of
 
@@ -615,7 +615,7 @@ def test_float32_layers_on_a_cpu_are_packed_and_round_no_more() -> None:
 
     import torch as pytorch
 
-    from personainfer import torch_models
+    from personainfer.scoring import hf_models as torch_models
 
     if not pytorch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
@@ -636,7 +636,7 @@ def test_a_model_that_reads_the_weights_of_a_layer_keeps_it() -> None:
     """As some multiply by them themselves, beside calling the layer."""
     import torch as pytorch
 
-    from personainfer.onednn import pack_linear_layers
+    from personainfer.scoring.onednn import pack_linear_layers
 
     class Reads(pytorch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:

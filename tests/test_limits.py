@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personainfer.exceptions import BudgetExceededError, RateLimitError
-from personainfer.limits import Budget, Gate, Limits, Price, Window
+from personainfer.llm.rate_limits import Budget, Gate, Limits, Price, Window
 
 
 class _Jumping(selectors.DefaultSelector):

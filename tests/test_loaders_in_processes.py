@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import personainfer as pi
-from personainfer import AddPersonas, loaders
+from personainfer import AddPersonas
+from personainfer.personas import loaders
 from personainfer.testing import FakeLLM
 
 from .conftest import pairs
@@ -160,7 +161,8 @@ _MAP = """
 import json, sys
 if sys.argv[3] == "datasets first":
     import datasets
-from personainfer import AddPersonas, loaders
+from personainfer import AddPersonas
+from personainfer.personas import loaders
 if sys.argv[3] == "as a model":
     import personainfer
     model = personainfer.LLM("fake", api_base=sys.argv[1], api_key=sys.argv[4])

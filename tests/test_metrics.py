@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from personainfer.exceptions import InvalidArgumentError
-from personainfer.metrics import (
+from personainfer.evaluation.statistics import (
     Estimate,
     benjamini_hochberg,
     bootstrap,
@@ -25,6 +24,7 @@ from personainfer.metrics import (
     wilson,
     win_rate,
 )
+from personainfer.exceptions import InvalidArgumentError
 
 FEW: dict[str, Any] = {"resamples": 200}  # enough for what does not depend on how many there are
 brief = settings(max_examples=40)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from personainfer import neighbours
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.neighbours import cosines, nearest_users, user_vectors
 from personainfer.records import Preference
+from personainfer.users import similar_users as neighbours
+from personainfer.users.similar_users import cosines, nearest_users, user_vectors
 
 brief = settings(max_examples=40)
 

@@ -23,9 +23,9 @@ EXTRAS = sorted(PROJECT["optional-dependencies"])
 # Of the extras that are small, what each of them is for.
 SMALL = {
     "hf": "import datasets",
-    "local": "import xllamacpp, personainfer.embedded",
+    "local": "import xllamacpp, personainfer.llm.llamacpp",
     "otel": "import opentelemetry.trace, opentelemetry.metrics",
-    "report": "import personainfer.plots, matplotlib",
+    "report": "import personainfer.simulation.plots, matplotlib",
 }
 
 

@@ -23,10 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer import loop
+from personainfer import event_loop as loop
 from personainfer.exceptions import AuthenticationError, InvalidArgumentError
-from personainfer.packing import GROUP_BYTES
-from personainfer.prompts import PackedPersonas, PackedPrompt, default_exemplars, pair_ids
+from personainfer.personas.multi_pair import GROUP_BYTES
+from personainfer.personas.prompts import PackedPersonas, PackedPrompt, default_exemplars, pair_ids
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from .conftest import pairs
@@ -540,7 +540,7 @@ def test_cancelling_the_async_twin_stops_both_halves() -> None:
 
 INTERRUPTED = """
 import asyncio, sys, personainfer as pi
-from personainfer import loop
+from personainfer import event_loop as loop
 data = [(f"Question {n}?", f"Short answer {n}.", f"Long answer {n}") for n in range(4000)]
 try:
     pi.infer_personas(data, "fake", api_base=sys.argv[1], rows_per_call=4, max_concurrency=4)

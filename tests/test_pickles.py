@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 import personainfer as pi
 from personainfer import exceptions
-from personainfer.cache import CacheInfo
 from personainfer.exceptions import PersonaInferError, RateLimitError, ReplyError
+from personainfer.llm.cache import CacheInfo
 from personainfer.records import Candidate, Completion
 from personainfer.testing import FakeLLM
 

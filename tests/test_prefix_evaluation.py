@@ -11,9 +11,9 @@ from numpy.testing import assert_allclose
 
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError, UnknownOptionError
-from personainfer.prefixes import Prefix
 from personainfer.records import Message
 from personainfer.testing import FakeLLM
+from personainfer.users.prefixes import Prefix
 
 from .scoring_server import ScoringServer
 

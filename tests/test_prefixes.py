@@ -8,8 +8,8 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.neighbours import nearest_users, user_vectors
 from personainfer.records import Message, Persona, Preference
+from personainfer.users.similar_users import nearest_users, user_vectors
 
 USERS = ("ann", "bob", "cy", "dee")
 TOPICS = ("tea", "coffee", "milk", "water", "juice", "wine")

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError
-from personainfer.flags import find_flags
-from personainfer.prompts import (
+from personainfer.personas.flags import find_flags
+from personainfer.personas.prompts import (
     BothPersonas,
     OnePersona,
     PersonaPrompt,

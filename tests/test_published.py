@@ -11,8 +11,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from personainfer.exceptions import DataError
-from personainfer.published import read_famous_persona, read_personal_llm, read_prism
 from personainfer.records import Message
+from personainfer.simulation.datasets import read_famous_persona, read_personal_llm, read_prism
 
 
 @pytest.fixture(autouse=True)

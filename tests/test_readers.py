@@ -20,8 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from personainfer.data.readers import PreferenceSource, pair_problem, read_preferences
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.readers import PreferenceSource, pair_problem, read_preferences
 from personainfer.records import Message, Preference
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -415,7 +415,7 @@ def test_pair_problem_of_records_made_elsewhere() -> None:
 
 def test_importing_is_cheap() -> None:
     heavy = {"pandas", "polars", "pyarrow", "datasets", "narwhals"}
-    code = "import sys, personainfer.readers; print(*{m.split('.')[0] for m in sys.modules})"
+    code = "import sys, personainfer.data.readers; print(*{m.split('.')[0] for m in sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not heavy & set(out.stdout.split())
 

@@ -29,7 +29,7 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 import personainfer as pi
-from personainfer import loop
+from personainfer import event_loop as loop
 from personainfer.testing import FakeLLM, Fault
 
 from .conftest import pairs
@@ -362,7 +362,7 @@ def test_a_request_that_comes_while_the_last_worker_ends_is_answered() -> None:
 
 def test_nobody_waits_for_workers_that_have_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """They start one after the other: a run that is over, or is left, does not see the last ones."""
-    monkeypatch.setattr("personainfer.workers._APART", 3600.0)
+    monkeypatch.setattr("personainfer.llm.workers._APART", 3600.0)
     with FakeLLM(reply=answer) as server:
         options: dict[str, Any] = {"api_base": server.api_base, "max_concurrency": 20}
         assert_right(pi.infer_personas(pairs(30), "fake", **options), 30)
@@ -460,7 +460,7 @@ assert took < 5, f"the fork waited {took:.1f} s"
 
 COLLECTED = """
 import faulthandler, gc, os, sys, personainfer as pi
-from personainfer.cache import ReplyCache
+from personainfer.llm.cache import ReplyCache
 faulthandler.dump_traceback_later(30, exit=True)
 base, folder, what = sys.argv[1:]
 model = pi.LLM("fake", api_base=base, cache_dir=folder)

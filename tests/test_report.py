@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import personainfer as pi
-from personainfer.plots import plot_accuracy, plot_salient_words, plot_scores
+from personainfer.evaluation.report import write_report
+from personainfer.evaluation.summary import summarise
 from personainfer.records import Candidate
-from personainfer.report import write_report
-from personainfer.summary import summarise
+from personainfer.simulation.plots import plot_accuracy, plot_salient_words, plot_scores
 
 ATTACK = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
 TRAITS = ("pressed for time", "curious about how things work", "careful with money")

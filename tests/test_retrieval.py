@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 import personainfer as pi
-from personainfer.bm25 import BM25, words
+from personainfer.data.table import PersonaTable
 from personainfer.exceptions import (
     AuthenticationError,
     DataError,
@@ -25,8 +25,12 @@ from personainfer.exceptions import (
     TransportError,
 )
 from personainfer.records import PersonaRow
-from personainfer.retrieval import RetrievedPersona, choose_system_persona, first_person_prompt
-from personainfer.table import PersonaTable
+from personainfer.tailoring.bm25 import BM25, words
+from personainfer.tailoring.retriever import (
+    RetrievedPersona,
+    choose_system_persona,
+    first_person_prompt,
+)
 
 PROMPTS = ["How do I brew tea?", "How do I fix my bicycle?", "Which tea is the best one?"]
 NAMES = ["patient", "handy", "picky"]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import personainfer as pi
-from personainfer import writing
+from personainfer.data import table_writer as writing
 from personainfer.exceptions import (
     InvalidArgumentError,
     RowsFailedError,

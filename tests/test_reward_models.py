@@ -10,8 +10,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.reward_models import RewardClassifier
-from personainfer.rewards import RewardMatrix
+from personainfer.simulation.reward_matrix import RewardMatrix
+from personainfer.simulation.reward_models import RewardClassifier
 
 pytestmark = pytest.mark.heavy
 

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.records import Message, Persona
-from personainfer.rewards import RewardMatrix
+from personainfer.simulation.reward_matrix import RewardMatrix
 
 REWARDS = np.random.default_rng(0).normal(size=(5, 3, 2))
 PROMPTS = [f"Question {n}?" for n in range(5)]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from personainfer.data.readers import SourceRow, read_preferences
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.readers import SourceRow, read_preferences
 from personainfer.records import Message, Preference
 
 

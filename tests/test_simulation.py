@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.simulation import RewardMatrix, SimulatedUsers
+from personainfer.simulation.simulated_users import RewardMatrix, SimulatedUsers
 
 MODELS = ("brevity", "warmth", "rigour")
 brief = settings(max_examples=40)
@@ -170,7 +170,7 @@ def test_choices_do_not_depend_on_how_many_are_held_at_once(
     users = SimulatedUsers.sample(30, models=MODELS)
     pairs = np.random.default_rng(0).permuted(np.tile(np.arange(4), (30, 12, 1)), axis=2)[..., :2]
     whole = users.choose(data, pairs=pairs, temperature=0.5)
-    monkeypatch.setattr("personainfer.simulation._CELLS", 100)
+    monkeypatch.setattr("personainfer.simulation.simulated_users._CELLS", 100)
     assert_array_equal(users.choose(data, pairs=pairs, temperature=0.5), whole)
 
 

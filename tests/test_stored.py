@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import personainfer as pi
-from personainfer import writing
+from personainfer.data import table_writer as writing
+from personainfer.data.table_reader import RECORD, StoredTable
 from personainfer.exceptions import DataError
 from personainfer.records import Persona, PersonaRow, Preference, Usage
-from personainfer.stored import RECORD, StoredTable
 
 
 @pytest.fixture(autouse=True)

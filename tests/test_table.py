@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from personainfer import added, writing
+from personainfer.data import arrow_columns as added
+from personainfer.data import table_writer as writing
+from personainfer.data.table import PersonaRow, PersonaTable
 from personainfer.exceptions import DataError, InvalidArgumentError, RowsFailedError
 from personainfer.records import Candidate, Message, Persona, Preference, Usage
-from personainfer.table import PersonaRow, PersonaTable
 
 NEW = ["chosen_persona", "rejected_persona", "persona_error"]
 CHOSEN = "The user is busy and prefers short answers 0."

@@ -17,7 +17,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
-from personainfer.implicit_reward import implicit_rewards, reward_accuracy
+from personainfer.tailoring.implicit_reward import implicit_rewards, reward_accuracy
 from personainfer.testing import FakeLLM
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def trained(kind: str, folder: Path) -> Path:
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from personainfer.torch_models import load_model
+    from personainfer.scoring.hf_models import load_model
 
     model, tokenizer = load_model("local", device="cpu")
     some = pi.PersonaTable(table()[:12])
@@ -138,7 +138,7 @@ def tiny(tmp_path: Path) -> Path:
     """The folder of a model with the real tokenizer and a few random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from personainfer.torch_models import load_model
+    from personainfer.scoring.hf_models import load_model
 
     _, tokenizer = load_model("local", device="cpu")
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -447,7 +447,7 @@ def test_the_judged_answers_show_both_rates_and_what_was_lost(command: Any) -> N
 def test_unpacked_weights_are_those_of_the_file(command: Any, tmp_path: Path) -> None:
     import torch
 
-    from personainfer.torch_models import load_model
+    from personainfer.scoring.hf_models import load_model
 
     s = command.arguments(["pairs.jsonl", "--out", str(tmp_path)])
     (model, tokenizer), (unpacked, other) = (

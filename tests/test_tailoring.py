@@ -11,9 +11,9 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.persona_chat import TEMPLATES, place_persona
+from personainfer.personas.placement import TEMPLATES, place_persona
 from personainfer.records import Message
-from personainfer.tailoring import FORMATS, TailoringRows
+from personainfer.tailoring.rows import FORMATS, TailoringRows
 from personainfer.testing import FakeLLM
 
 from .conftest import pairs

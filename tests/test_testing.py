@@ -20,7 +20,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from personainfer.testing import FakeLLM, Fault, Reply
-from personainfer.testing import main as serve
+from personainfer.testing.fake_llm import main as serve
 
 Answer = tuple[int, dict[str, str], bytes]
 

@@ -23,9 +23,9 @@ from personainfer.exceptions import (
     RequestRejectedError,
     TransportError,
 )
-from personainfer.prices import find_price
+from personainfer.llm.openai_protocol import redact, retry_after, status_error, wire_schema
+from personainfer.llm.pricing import find_price
 from personainfer.testing import FakeLLM, Fault, Reply
-from personainfer.wire import redact, retry_after, status_error, wire_schema
 
 from .conftest import pairs
 

@@ -10,8 +10,8 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.simulation.user_responses import UserResponse, respond_to_users, score_responses
 from personainfer.testing import FakeLLM, Fault
-from personainfer.user_responses import UserResponse, respond_to_users, score_responses
 
 PROMPTS = ["Is tea hot?", "Can fish fly?", "Will it rain?"]
 REFERENCE = ["x" * 10] * 3

@@ -20,7 +20,7 @@ from personainfer.exceptions import (
     UnknownOptionError,
 )
 from personainfer.testing import FakeLLM, Fault
-from personainfer.user_personas import UserPersonas
+from personainfer.users.records import UserPersonas
 
 
 def choices(user: str, count: int, start: int = 0, *, terse: bool = True) -> list[dict[str, str]]:

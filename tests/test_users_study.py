@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import personainfer as pi
-from personainfer.metrics import Estimate
+from personainfer.evaluation.statistics import Estimate
 from personainfer.testing import FakeLLM
 
 from .scoring_server import ScoringServer

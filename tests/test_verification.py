@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 
 import personainfer as pi
+from personainfer.data.table import PersonaRow, PersonaTable
+from personainfer.evaluation.summary import summarise
 from personainfer.exceptions import (
     AuthenticationError,
     DataError,
@@ -22,8 +24,6 @@ from personainfer.exceptions import (
     ModelError,
     UnknownOptionError,
 )
-from personainfer.summary import summarise
-from personainfer.table import PersonaRow, PersonaTable
 from personainfer.testing import FakeLLM, Fault, Reply
 
 Script = Callable[[dict[str, Any]], Any]

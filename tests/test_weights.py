@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import personainfer as pi
-from personainfer import weights
-from personainfer.cache import default_cache_dir
+from personainfer.llm import weights
+from personainfer.llm.cache import default_cache_dir
 
 gguf = pytest.importorskip("gguf", reason="comes with the embedded engine")
 Q4_1 = gguf.GGMLQuantizationType.Q4_1

@@ -23,12 +23,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer import writing
-from personainfer.columns import is_json, own_columns
+from personainfer.data import table_writer as writing
+from personainfer.data.arrow_columns import is_json, own_columns
+from personainfer.data.table_writer import write_table
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.records import PersonaRow, Preference, Usage
 from personainfer.testing import FakeLLM, Fault
-from personainfer.writing import write_table
 
 from .conftest import pairs
 
@@ -457,7 +457,7 @@ def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, personainfer as pi
-from personainfer import writing
+from personainfer.data import table_writer as writing
 writing.GROUP_ROWS = 8
 data = [("Why?", f"short {n}", f"long {n}") for n in range(int(sys.argv[3]))]
 pi.infer_personas(data, "fake", api_base=sys.argv[1], output=sys.argv[2], max_concurrency=4)
@@ -504,7 +504,7 @@ def test_candidates_are_in_the_file_too(endpoint: dict[str, Any], tmp_path: Path
 MEASURED = """
 import json, os, sys, personainfer as pi
 from pathlib import Path
-from personainfer import writing
+from personainfer.data import table_writer as writing
 writing.GROUP_ROWS = 128  # a group that is turned into JSON takes several times its size
 api_base, folder, rows = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 

@@ -1,0 +1,40 @@
+from .batch.submit import collect_batch as collect_batch
+from .batch.submit import submit_batch as submit_batch
+from .data.table import PersonaTable as PersonaTable
+from .evaluation.comparison import compare_responses as compare_responses
+from .evaluation.report import write_report as write_report
+from .evaluation.salience import salient_words as salient_words
+from .evaluation.verification import Verifier as Verifier
+from .evaluation.verification import compare_personas as compare_personas
+from .evaluation.verification import rate_personas as rate_personas
+from .evaluation.verification import verify_personas as verify_personas
+from .exceptions import PersonaInferError as PersonaInferError
+from .llm.cache import cache_info as cache_info
+from .llm.cache import clear_cache as clear_cache
+from .llm.client import LLM as LLM
+from .llm.requests import Request as Request
+from .personas.infer import ainfer_personas as ainfer_personas
+from .personas.infer import estimate_cost as estimate_cost
+from .personas.infer import infer_personas as infer_personas
+from .personas.infer import iter_personas as iter_personas
+from .personas.loaders import AddPersonas as AddPersonas
+from .personas.retry import retry_errors as retry_errors
+from .records import Exemplar as Exemplar
+from .records import Message as Message
+from .records import Persona as Persona
+from .records import PersonaRow as PersonaRow
+from .records import Preference as Preference
+from .records import Usage as Usage
+from .scoring.likelihood import Likelihood as Likelihood
+from .scoring.posterior import PersonaPosterior as PersonaPosterior
+from .simulation.reward_matrix import RewardMatrix as RewardMatrix
+from .simulation.simulated_users import SimulatedUsers as SimulatedUsers
+from .tailoring.export import export_personas as export_personas
+from .tailoring.retriever import PersonaRetriever as PersonaRetriever
+from .tailoring.rows import tailoring_rows as tailoring_rows
+from .users.evaluate import evaluate_prefixes as evaluate_prefixes
+from .users.infer import infer_user_personas as infer_user_personas
+from .users.prefixes import persona_prefix as persona_prefix
+
+__version__: str
+__all__: list[str]

@@ -1,0 +1,5 @@
+"""Providers' batch APIs: submit a job, collect it later."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

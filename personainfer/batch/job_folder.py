@@ -1,0 +1,386 @@
+"""The folder of a batch: its rows, its files of requests and replies, and a handle that says how far it is.
+
+    batch.json            what was asked of whom, and the ids and state of each part: `PersonaBatch`
+    rows.parquet          the input, as a table that has no personas yet
+    requests-0000.jsonl   a file for each part, as it is uploaded
+    output-0000.jsonl     what came back: replies, and the requests that failed
+    errors-0000.jsonl
+    cached.jsonl          the replies that were in the cache, so that no part asks for them
+    replies/              the cache of replies, where the run was to use no other
+    lock                  held by the process that works on it, and free when that dies
+
+The handle is replaced as a whole whenever it changes. Nothing is sent from here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+import tenacity
+from pydantic import Field, ValidationError
+
+from ..data.readers import PreferenceSource, SourceRow
+from ..data.table_reader import StoredTable
+from ..exceptions import (
+    BatchPendingError,
+    DataError,
+    InvalidArgumentError,
+    UnknownOptionError,
+)
+from ..llm.client import LLM, OPTIONS, WireRequest
+from ..personas.plan import Plan
+from ..personas.prompts import PersonaPrompt, Protocol
+from ..records import Exemplar, Record, Side
+from .lines import Answer, read_line
+from .provider import FINAL, BatchAPI, BatchState
+
+__all__ = [
+    "BatchPart",
+    "PersonaBatch",
+    "RequestFiles",
+    "add_to_digest",
+    "as_folder",
+    "new_folder",
+    "read_answers",
+]
+
+MAX_REQUESTS = 50_000  # in a file, by OpenAI's rules
+MAX_BYTES = 190_000_000  # of its 200 MB
+
+_CACHED = "cached.jsonl"
+_LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
+
+
+class BatchPart(Record):
+    """One file of requests and the provider's batch of it; `status` is the provider's word."""
+
+    requests: int
+    file_id: str | None = None
+    batch_id: str | None = None
+    status: str = "not submitted"
+    answered: int = 0
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    problem: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to be learnt: a batch can be completed before its files have names."""
+        named = self.output_file_id or self.error_file_id
+        return self.status in FINAL and bool(named or self.status != "completed")
+
+    @property
+    def refused(self) -> bool:
+        """Whether it failed as a whole: nothing was answered."""
+        return self.status == "failed" and not self.output_file_id
+
+    def at(self, state: BatchState) -> BatchPart:
+        """This part as the provider says it is."""
+        return BatchPart(requests=self.requests, file_id=self.file_id, **asdict(state))
+
+
+class PersonaBatch(Record):
+    """A submitted batch, as its folder holds it: what was asked of whom, and how far each part is.
+
+    `requests` counts the distinct requests of all rows, `cached` those of them whose reply was there
+    already, so that they are in no part. No API key is kept.
+    """
+
+    path: Path = Field(exclude=True)
+    version: Literal[1] = 1
+    made_by: str
+    model: str
+    llm_options: dict[str, Any]
+    sides: tuple[Side, ...]
+    protocol: Protocol
+    exemplars: Literal["default", "none"] | tuple[Exemplar, ...]
+    candidates: int
+    on_error: Literal["keep", "raise", "drop"]
+    rows: int
+    requests: int
+    cached: int
+    digest: str  # of all rows and the keys of their requests: whether they are still the same
+    parts: tuple[BatchPart, ...]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The batch in a folder that `submit_batch` made.
+
+        Raises:
+            InvalidArgumentError: there is none.
+            DataError: its handle cannot be read.
+        """
+        folder = as_folder(path)
+        try:
+            fields = json.loads(cls.handle(folder).read_bytes())
+            batch = cls.model_validate({**fields, "path": folder})
+            UnknownOptionError.check(batch.llm_options, OPTIONS - {"api_key"})
+            return batch
+        except OSError:
+            raise InvalidArgumentError(
+                f"{folder} holds no batch.", hint="Name the folder that was given to submit_batch."
+            ) from None
+        except (ValidationError, ValueError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{cls.handle(folder)} is not the handle of a batch: {error}",
+                hint="Was it written by another version, or by hand?",
+            ) from None
+
+    @staticmethod
+    def handle(folder: Path) -> Path:
+        """The file that makes a folder that of a batch."""
+        return folder / "batch.json"
+
+    @property
+    def rows_file(self) -> Path:
+        """The input."""
+        return self.path / "rows.parquet"
+
+    @property
+    def replies_folder(self) -> Path:
+        """Where replies are kept when the user's cache is not to be used."""
+        return self.path / "replies"
+
+    @property
+    def sent(self) -> int:
+        """How many requests the parts hold."""
+        return sum(part.requests for part in self.parts)
+
+    @property
+    def answered(self) -> int:
+        """How many of them were answered, when the provider was last asked."""
+        return sum(part.answered for part in self.parts)
+
+    @property
+    def done(self) -> bool:
+        """Whether every part is."""
+        return all(part.done for part in self.parts)
+
+    def __str__(self) -> str:
+        done = sum(part.done for part in self.parts)
+        return (
+            f"{self.path}: {done} of {len(self.parts)} parts are done,"
+            f" {self.answered} of {self.sent} requests answered"
+        )
+
+    def llm(self, api_key: str | None) -> LLM:
+        """The model that was asked. Replies that are to leave no trace elsewhere stay in the folder."""
+        options = dict(self.llm_options)
+        if not options.get("cache", True):
+            options |= {"cache": True, "cache_dir": self.replies_folder}
+        return LLM(self.model, **options, api_key=api_key)
+
+    def plan(self) -> Plan:
+        """How it was asked."""
+        return Plan(PersonaPrompt(self.protocol, self.exemplars), self.sides, self.candidates)
+
+    def source(self) -> PreferenceSource:
+        """What it was asked about."""
+        try:
+            saved = StoredTable(self.rows_file)
+        except OSError as error:
+            raise DataError(f"{self.rows_file}: {error}", hint="Copy the whole folder.") from None
+        return PreferenceSource(
+            lambda: (SourceRow(row.preference, row.error, {}) for row in saved.rows),
+            shape="batch",
+            total=len(saved.rows),
+            original=saved.columns.piece(range(len(saved.rows)), ()),
+        )
+
+    def requests_file(self, number: int) -> Path:
+        """The file that is uploaded for a part."""
+        return _file(self.path, "requests", number)
+
+    def unfetched(self, number: int) -> list[tuple[str, Path]]:
+        """The provider's files of a part that are not in the folder: their ids and their places."""
+        part = self.parts[number]
+        named = {"output": part.output_file_id, "errors": part.error_file_id}
+        places = [(file_id, _file(self.path, kind, number)) for kind, file_id in named.items()]
+        return [(file_id, place) for file_id, place in places if file_id and not place.exists()]
+
+    def cached_replies(self) -> Iterator[tuple[bytes, str]]:
+        """What was in the cache when the batch was made, in the form in which it keeps replies."""
+        path = self.path / _CACHED
+        if path.exists():
+            with path.open("rb") as file:
+                for key, text in map(json.loads, file):
+                    yield bytes.fromhex(key), text
+
+    def answers(self) -> Iterator[Answer]:
+        """What was fetched, the replies before the errors."""
+        for kind in ("output", "errors"):
+            for number in range(len(self.parts)):
+                path = _file(self.path, kind, number)
+                if path.exists():
+                    yield from read_answers(path)
+
+    @contextmanager
+    def alone(self) -> Iterator[PersonaBatch]:
+        """Keep other processes from this batch, and see what they have done: the handle as it is.
+
+        Raises:
+            BatchPendingError: another process does not let go of it.
+        """
+        # A transaction of SQLite is a lock that every system has, and that ends with its process.
+        trying = tenacity.Retrying(
+            stop=tenacity.stop_after_delay(_LOCK_PATIENCE),
+            wait=tenacity.wait_fixed(0.1),
+            retry=tenacity.retry_if_exception(_is_held),
+            reraise=True,
+        )
+        with ExitStack() as stack:
+            try:
+                path = self.path / "lock"
+                lock = sqlite3.connect(path, timeout=0, isolation_level=None)
+                stack.enter_context(closing(lock))
+                trying(lock.execute, "BEGIN EXCLUSIVE")
+            except sqlite3.Error as error:
+                raise BatchPendingError(
+                    f"{path} is held by another process, or cannot be written: {error}.",
+                    hint="Call again later, from a place where the folder can be written.",
+                ) from None
+            yield self.load(self.path)
+
+    def save(self) -> None:
+        """Replace the handle; on return it outlives this process, and no loss of power leaves half."""
+        path = self.handle(self.path)
+        unfinished = path.with_suffix(".unfinished")
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+
+    def afresh(self, number: int) -> BatchPart:
+        """A part as it was before it was sent; what came back of it is deleted."""
+        for kind in ("output", "errors"):
+            _file(self.path, kind, number).unlink(missing_ok=True)
+        return BatchPart(requests=self.parts[number].requests)
+
+    def updated(self, number: int, part: BatchPart) -> PersonaBatch:
+        """With another state of one part, on disk too."""
+        if self.parts[number] == part:
+            return self
+        parts = (*self.parts[:number], part, *self.parts[number + 1 :])
+        batch = self.model_copy(update={"parts": parts})
+        batch.save()
+        return batch
+
+
+class RequestFiles:
+    """Takes the requests of each row; writes those that are new, and the replies that they have."""
+
+    def __init__(self, folder: Path, api: BatchAPI) -> None:
+        self.counts: list[int] = []  # of the requests in each file
+        self.bytes = 0  # of all that were written
+        self.keys: set[bytes] = set()  # of all requests, with a reply or not
+        self._digest = hashlib.sha256()
+        self._folder = folder
+        self._api = api
+        self._file: IO[bytes] | None = None
+        self._cached = (folder / _CACHED).open("wb")
+
+    @property
+    def digest(self) -> str:
+        """Of all rows so far and the keys of their requests."""
+        return self._digest.hexdigest()
+
+    def add(self, wired: Sequence[WireRequest]) -> None:
+        """Take the requests of one row."""
+        add_to_digest(self._digest, wired)
+        for wire in wired:
+            if wire.key not in self.keys:
+                self.keys.add(wire.key)
+                if wire.cached is not None:
+                    self._cached.write(json.dumps([wire.key.hex(), wire.cached]).encode() + b"\n")
+                else:
+                    self.bytes += len(wire.body)
+                    self._write(self._api.line(wire.key.hex(), wire.body))
+
+    def close(self) -> None:
+        """End the files."""
+        self._cached.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, line: bytes) -> None:
+        file = self._file
+        if file is None or self.counts[-1] >= MAX_REQUESTS or file.tell() + len(line) > MAX_BYTES:
+            if file is not None:
+                file.close()
+            file = self._file = _file(self._folder, "requests", len(self.counts)).open("wb")
+            self.counts.append(0)
+        file.write(line)
+        self.counts[-1] += 1
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A place to fill, which becomes this folder in the end: whole, or not at all.
+
+    Raises:
+        InvalidArgumentError: something else is there, or it cannot be made.
+    """
+    if not folder.name or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        raise InvalidArgumentError(
+            f"{folder} exists, and holds no batch.", hint="Name a folder that does not exist."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent)
+    except OSError as error:
+        raise _not_made(folder, error) from None
+    with place as name:
+        unfinished = Path(name) / folder.name
+        unfinished.mkdir()
+        yield unfinished
+        try:
+            if folder.exists():
+                folder.rmdir()
+            unfinished.rename(folder)
+        except OSError as error:
+            raise _not_made(folder, error) from None
+
+
+def read_answers(path: Path) -> Iterator[Answer]:
+    """A file of replies line by line; lines that belong to no request are left out."""
+    with path.open("rb") as file:
+        yield from (answer for line in file if (answer := read_line(line)))
+
+
+def as_folder(path: object) -> Path:
+    """The folder that an argument names."""
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidArgumentError(f"{path!r:.80} is not the path of a folder.")
+    return Path(path)
+
+
+def _is_held(error: BaseException) -> bool:
+    code: object = getattr(error, "sqlite_errorcode", None)
+    return code == sqlite3.SQLITE_BUSY
+
+
+def _not_made(folder: Path, error: OSError) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{folder} cannot be made: {error.strerror}.", hint="Name another folder."
+    )
+
+
+def add_to_digest(digest: Any, wired: Sequence[WireRequest]) -> None:
+    """One row: how many requests it has, and which."""
+    digest.update(b"%d:" % len(wired))
+    for wire in wired:
+        digest.update(wire.key)
+
+
+def _file(folder: Path, kind: str, number: int) -> Path:
+    return folder / f"{kind}-{number:04}.jsonl"

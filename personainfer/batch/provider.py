@@ -1,0 +1,405 @@
+"""A provider's batch API: a file of requests goes up, a batch is made of it, files of replies come down.
+
+Providers are reached through litellm, endpoints through the openai SDK beneath it: litellm refuses the
+answer of a compatible server that lacks a field of OpenAI's, after the batch is made. No method
+retries; `patiently` does. What is asked is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import tenacity
+
+from ..exceptions import (
+    AuthenticationError,
+    InvalidArgumentError,
+    ModelNotFoundError,
+    RateLimitError,
+    ReplyError,
+    TransportError,
+)
+from ..llm.llamacpp import EmbeddedTransport
+from ..llm.openai_protocol import provider_errors, redact
+from ..llm.transports import EndpointTransport, LiteLLMTransport, Transport
+from .lines import provider_words, request_line
+
+if TYPE_CHECKING:
+    import openai
+
+__all__ = [
+    "FINAL",
+    "BatchAPI",
+    "BatchState",
+    "EndpointBatches",
+    "LiteLLMBatches",
+    "batch_api",
+    "patiently",
+]
+
+T = TypeVar("T")
+
+FINAL = frozenset({"completed", "failed", "expired", "cancelled"})  # statuses that do not change
+
+_URL: Any = "/v1/chat/completions"
+_WINDOW: Any = "24h"  # the only one there is
+_TIMEOUT = 60.0  # seconds for a question
+_FILE_TIMEOUT = 600.0  # seconds between two bytes of a file
+_READING = 2.0  # seconds between two looks at a file that the provider has not read yet
+_LISTED = 1000  # the newest batches, among which one that was just made must be
+
+
+def batch_api(transport: Transport) -> BatchAPI:
+    """The batch API of the provider that a transport reaches.
+
+    Raises:
+        InvalidArgumentError: it has none.
+        AuthenticationError: the provider's key is not set.
+    """
+    if isinstance(transport, EmbeddedTransport):
+        raise InvalidArgumentError(
+            "the embedded model has no batch API.", hint="Call infer_personas: it costs nothing."
+        )
+    if isinstance(transport, EndpointTransport):
+        return EndpointBatches(transport.endpoint, transport.key)
+    assert isinstance(transport, LiteLLMTransport)
+    if transport.provider not in LiteLLMBatches.PROVIDERS:
+        raise InvalidArgumentError(
+            f"model={transport.model!r}: batches of {transport.provider} are not supported.",
+            hint=f"Only {' and '.join(LiteLLMBatches.PROVIDERS)} are, and endpoints named by"
+            " api_base=. Use infer_personas instead.",
+        )
+    transport.open()
+    return LiteLLMBatches(transport.name, transport.provider, transport.options)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchState:
+    """What a provider says of a batch. `problem` is why it could not be run, in the provider's words."""
+
+    batch_id: str
+    status: str
+    answered: int = 0
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    problem: str = ""
+
+
+class BatchAPI(Protocol):
+    """What `batches` needs of a provider. Every method may raise a ModelError."""
+
+    def line(self, name: str, body: bytes) -> bytes:
+        """The line of a file that sends this request, as a single call would, under this name."""
+
+    def upload(self, path: Path) -> str:
+        """Send a file of lines; returns its id."""
+
+    def create(self, file_id: str) -> BatchState:
+        """Make a batch of an uploaded file: from here on it costs."""
+
+    def find(self, file_id: str) -> BatchState | None:
+        """The batch that was made of this file, if there is one."""
+
+    def look(self, batch_id: str) -> BatchState:
+        """How far a batch is."""
+
+    def download(self, file_id: str, target: Path) -> None:
+        """Write a file of replies to `target`."""
+
+    def close(self) -> None:
+        """Let go of the connections."""
+
+
+class EndpointBatches:
+    """/files and /batches of a server that speaks the OpenAI protocol."""
+
+    def __init__(self, endpoint: str, key: str) -> None:
+        self._endpoint = endpoint
+        self._key = key
+        self._made: openai.OpenAI | None = None
+
+    def line(self, name: str, body: bytes) -> bytes:
+        """The very bytes that go to /chat/completions."""
+        return request_line(name, _URL, body)
+
+    def upload(self, path: Path) -> str:
+        """POST /files."""
+        try:
+            with self._client(_FILE_TIMEOUT) as client, path.open("rb") as file:
+                made = client.files.create(file=(path.name, file), purpose="batch")
+                return _read(made, client.files.retrieve)
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(
+                error.message,
+                hint=f"{self._endpoint} seems to have no batch API (/files, /batches):"
+                " use infer_personas.",
+            ) from None
+
+    def create(self, file_id: str) -> BatchState:
+        """POST /batches."""
+        with self._client(_TIMEOUT) as client:
+            return _state(
+                client.batches.create(
+                    input_file_id=file_id, endpoint=_URL, completion_window=_WINDOW
+                )
+            )
+
+    def find(self, file_id: str) -> BatchState | None:
+        """GET /batches."""
+        with self._client(_TIMEOUT) as client:
+            return _made_of(file_id, partial(client.batches.list, limit=100))
+
+    def look(self, batch_id: str) -> BatchState:
+        """GET /batches/{id}."""
+        with self._client(_TIMEOUT) as client:
+            return _state(client.batches.retrieve(batch_id))
+
+    def download(self, file_id: str, target: Path) -> None:
+        """GET /files/{id}/content, piece by piece."""
+        with (
+            self._client(_FILE_TIMEOUT) as client,
+            client.files.with_streaming_response.content(file_id) as reply,
+        ):
+            reply.stream_to_file(target)
+
+    def close(self) -> None:
+        """Of the client, if there is one; another call makes another."""
+        if self._made is not None:
+            self._made.close()
+            self._made = None
+
+    @contextmanager
+    def _client(self, timeout: float) -> Iterator[openai.OpenAI]:
+        import openai
+
+        if self._made is None:
+            # A key always: for want of one the SDK would send the user's key for OpenAI.
+            self._made = openai.OpenAI(
+                base_url=self._endpoint, api_key=self._key or "none", max_retries=0
+            )
+        with _errors(self._endpoint, timeout, self._key):
+            yield self._made.with_options(timeout=timeout)
+
+
+class LiteLLMBatches:
+    """Files and batches of the providers whose batches are OpenAI's, through litellm."""
+
+    PROVIDERS = ("openai", "azure")
+
+    def __init__(self, name: str, provider: str, options: Mapping[str, str | None]) -> None:
+        self._name = name
+        self._provider = provider
+        self._options = dict(options)
+        self._url = _URL if provider == "openai" else _URL.removeprefix("/v1")
+        self._settings: dict[str, dict[str, Any]] = {}  # a run has one or two
+
+    def line(self, name: str, body: bytes) -> bytes:
+        """The request as litellm translates it for this model before it sends it."""
+        from litellm.types.utils import LlmProviders
+        from litellm.utils import ProviderConfigManager
+
+        request = json.loads(body)
+        messages = request.pop("messages")
+        config = ProviderConfigManager.get_provider_chat_config(
+            model=self._name, provider=LlmProviders(self._provider)
+        )
+        sent = config.transform_request(
+            model=self._name,
+            messages=messages,
+            optional_params=self._translated(request),
+            litellm_params={},
+            headers={},
+        )
+        return request_line(name, self._url, json.dumps(sent, ensure_ascii=False).encode())
+
+    def upload(self, path: Path) -> str:
+        """litellm.create_file."""
+        import litellm
+
+        with self._errors(), path.open("rb") as file:
+            made = litellm.create_file(
+                file=(path.name, file), purpose="batch", **self._call(_FILE_TIMEOUT)
+            )
+            return _read(made, partial(litellm.file_retrieve, **self._call(_TIMEOUT)))
+
+    def create(self, file_id: str) -> BatchState:
+        """litellm.create_batch."""
+        import litellm
+
+        with self._errors():
+            return _state(
+                litellm.create_batch(
+                    input_file_id=file_id,
+                    endpoint=self._url,
+                    completion_window=_WINDOW,
+                    **self._call(_TIMEOUT),
+                )
+            )
+
+    def find(self, file_id: str) -> BatchState | None:
+        """litellm.list_batches."""
+        import litellm
+
+        with self._errors():
+            list_all = partial(litellm.list_batches, limit=100, **self._call(_TIMEOUT))
+            return _made_of(file_id, list_all)
+
+    def look(self, batch_id: str) -> BatchState:
+        """litellm.retrieve_batch."""
+        import litellm
+
+        with self._errors():
+            return _state(litellm.retrieve_batch(batch_id=batch_id, **self._call(_TIMEOUT)))
+
+    def download(self, file_id: str, target: Path) -> None:
+        """litellm.file_content."""
+        import litellm
+
+        with self._errors():
+            reply = litellm.file_content(file_id=file_id, **self._call(_FILE_TIMEOUT))
+            target.write_bytes(reply.content)
+
+    def close(self) -> None:
+        """litellm keeps its own clients."""
+
+    def _call(self, timeout: float) -> dict[str, Any]:
+        return {
+            **self._options,
+            "custom_llm_provider": self._provider,
+            "timeout": timeout,
+            "max_retries": 0,
+        }
+
+    def _translated(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a request but for its messages, as this model takes them."""
+        import litellm
+
+        del settings["model"]
+        name = json.dumps(settings)
+        if name not in self._settings:
+            taken = litellm.get_optional_params(
+                model=self._name, custom_llm_provider=self._provider, drop_params=True, **settings
+            )
+            ours = ("stream", "extra_body")  # litellm's own, which it does not send when empty
+            self._settings[name] = {
+                key: value for key, value in taken.items() if key not in ours or value
+            }
+        return dict(self._settings[name])
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        import openai
+        import pydantic
+
+        key = self._options.get("api_key") or ""
+        try:
+            with _errors(self._provider, _FILE_TIMEOUT, key):
+                yield
+        except pydantic.ValidationError as error:
+            raise ReplyError(
+                f"litellm cannot read what {self._provider} answered: {error.errors()[0]['msg']}."
+            ) from None
+        except openai.OpenAIError as error:  # raised before anything is sent: an address or a key
+            raise AuthenticationError(redact(f"{self._provider}: {error}", key)) from None
+
+
+def patiently(step: Callable[[], T], patience: float) -> T:
+    """Repeat what may pass for so many seconds: broken connections, 5xx, refusals for going too fast."""
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_before_delay(patience),
+        wait=_pause,
+        retry=tenacity.retry_if_exception_type((TransportError, RateLimitError)),
+        reraise=True,
+    )
+    return retrying(step)
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """As long as the provider asks for, else up to 0.5, 1, 2, … 30 s."""
+    error = state.outcome.exception() if state.outcome else None
+    wanted = error.retry_after if isinstance(error, RateLimitError) else None
+    return max(wanted or 0.0, _backoff(state))
+
+
+def _broken_off() -> tuple[type[Exception], ...]:
+    """What the SDK's HTTP client raises: httpx up to version 2 of openai, httpx2 from 3 on."""
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return tuple(client.HTTPError for client in clients)
+
+
+@contextmanager
+def _errors(name: str, timeout: float, key: str) -> Iterator[None]:
+    """`provider_errors`, and what the SDK lets through: no JSON, and a file that breaks off."""
+    try:
+        with provider_errors(name, timeout, key):
+            yield
+    except _broken_off() as error:
+        raise TransportError(redact(f"the connection to {name} failed: {error}", key)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise TransportError(f"{name} answered with something that is not JSON.") from None
+
+
+def _read(made: Any, look: Callable[[str], Any]) -> str:
+    """The id of a file, once the provider has read it: Azure takes no batch of it before."""
+    name = _id(made, "file")
+    while getattr(made, "status", None) == "pending":
+        time.sleep(_READING)
+        made = look(name)
+    return name
+
+
+def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
+    """None only of a list that would show it: who is told that there is none pays for another."""
+    try:
+        batches = list_all()
+    except (AttributeError, TypeError):  # the SDK's, where it is given JSON that is no list
+        batches = None
+    if not isinstance(getattr(batches, "data", None), list):
+        raise ReplyError("the provider answered with something that is no list of batches.")
+    newest = list(islice(batches, _LISTED))
+    files = [getattr(batch, "input_file_id", None) for batch in newest]
+    if newest and not any(files):  # some may lack it: Azure makes batches of more than files
+        raise ReplyError("the provider does not say of which files its batches are.")
+    return _state(newest[files.index(file_id)]) if file_id in files else None
+
+
+def _id(answer: Any, kind: str) -> str:
+    name = _name(getattr(answer, "id", None))
+    if name is None:
+        raise ReplyError(f"the provider answered with something that is no {kind}.")
+    return name
+
+
+def _name(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _state(batch: Any) -> BatchState:
+    counts = getattr(batch, "request_counts", None)
+    problems = getattr(getattr(batch, "errors", None), "data", None)
+    found = problems if isinstance(problems, list) else []
+    words = dict.fromkeys(provider_words(getattr(problem, "message", problem)) for problem in found)
+    return BatchState(
+        batch_id=_id(batch, "batch"),
+        status=str(getattr(batch, "status", None) or "unknown"),
+        answered=sum(_count(getattr(counts, kind, 0)) for kind in ("completed", "failed")),
+        output_file_id=_name(getattr(batch, "output_file_id", None)),
+        error_file_id=_name(getattr(batch, "error_file_id", None)),
+        problem="; ".join(islice(words, 3)),
+    )

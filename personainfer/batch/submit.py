@@ -1,0 +1,376 @@
+"""`submit_batch` and `collect_batch`: personas through a provider's batch API, at half the price.
+
+Submitting writes a folder before anything is sent, and saves its handle after every step that may cost,
+so that a run that dies is taken up where it was. Collecting brings the replies into the cache of
+replies, from which the table is made as `infer_personas` makes it. How files and batches are reached is
+not known here (batch_api), nor where things lie in the folder (batch_folder).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Unpack
+
+from ..data.readers import PreferenceSource, SourceRow
+from ..data.table import PersonaRow, PersonaTable
+from ..exceptions import (
+    BatchPendingError,
+    BudgetExceededError,
+    DataError,
+    InvalidArgumentError,
+    ModelError,
+    ModelNotFoundError,
+    ReplyError,
+    RequestRejectedError,
+)
+from ..llm.client import LLM, WireRequest
+from ..llm.pricing import find_batch_price
+from ..personas.infer import PersonaStream, checked, collected, prepare, watched
+from ..personas.multi_pair import asked
+from ..personas.options import PersonaOptions
+from ..personas.plan import Plan, Selector, check_candidates
+from .job_folder import (
+    BatchPart,
+    PersonaBatch,
+    RequestFiles,
+    add_to_digest,
+    as_folder,
+    new_folder,
+    read_answers,
+)
+from .provider import BatchAPI, BatchState, batch_api, patiently
+from .results import brought_in, no_reply
+
+__all__ = ["BatchPart", "PersonaBatch", "collect_batch", "submit_batch"]
+
+
+def submit_batch(
+    data: object, model: str | LLM | None, path: str | Path, **options: Unpack[PersonaOptions]
+) -> PersonaBatch:
+    """Send what `infer_personas` would ask to the provider's batch API.
+
+    Requests whose reply is in the cache are not sent, and equal ones once. The same call again goes on
+    where an earlier one stopped: nothing is submitted twice, and parts that the provider refused as a
+    whole (such as for a full queue) are submitted again.
+
+    Args:
+        data, options: as for `infer_personas`. `select` is given to `collect_batch` instead; `budget`
+            is held against the most that the batch can cost, which an LLM counts as spent; `prices` are
+            those of single calls.
+        model: of OpenAI or Azure, or with `api_base` of any server that has /files and /batches.
+        path: a folder to be made. It holds all that `collect_batch` needs, in this process or another:
+            your data, but no key.
+
+    Returns:
+        What the folder's handle says.
+
+    Raises:
+        ValueError, TypeError: a bad argument, or a model without batches; nothing was written or sent.
+        BudgetExceededError: the batch could cost more than `budget`; nothing was written or sent.
+        ModelError: the provider refused a step; the same call again goes on from there.
+    """
+    folder = as_folder(path)
+    plan, source, llm = prepare(data, model, options, select_later=True)
+    _check(plan, llm, options)
+    with closing(batch_api(llm.transport)) as api:
+        if not PersonaBatch.handle(folder).exists():
+            with new_folder(folder) as unfinished:
+                _fill(unfinished, source, plan, llm, api, options)
+            batch = PersonaBatch.load(folder)
+        else:
+            batch = PersonaBatch.load(folder)
+            if _fingerprint(source, plan, llm)[0] != batch.digest:
+                raise InvalidArgumentError(
+                    f"{folder} holds a batch of other data or options.",
+                    hint="Give the same to go on with it, or name another folder.",
+                )
+        with batch.alone() as batch:
+            return _submitted(batch, api, llm.options["patience"])
+
+
+def collect_batch(
+    batch: PersonaBatch | str | Path,
+    *,
+    select: Selector | None = None,
+    ask_missing: bool = False,
+    wait: bool = True,
+    poll: float = 30.0,
+    timeout: float | None = None,
+    api_key: str | None = None,
+    progress: bool | None = None,
+) -> PersonaTable:
+    """Wait for a batch, and make the table that `infer_personas` would have made.
+
+    Every reply goes to the cache of replies first. A row whose reply is missing, failed or not in the
+    asked form has an error. Ctrl-C loses nothing, and collecting again costs nothing.
+
+    Args:
+        batch: what `submit_batch` returned, or its folder.
+        select: as for `infer_personas`; needed where several candidates were asked for.
+        ask_missing: call the model, at the full price, for what the batch did not answer.
+        wait: whether to wait until the batch is done.
+        poll: seconds between two looks at it.
+        timeout: seconds to wait at most; None: as long as it takes.
+        api_key: the key; else the provider's environment variable.
+        progress: bars on standard error; None: in a terminal or a notebook.
+
+    Returns:
+        The table. `usage` counts the whole batch, at the price of batches, whenever it is collected,
+        and what `ask_missing` took.
+
+    Raises:
+        BatchPendingError: it is not done (with `wait=False`, or after `timeout`).
+        ValueError: a bad argument.
+        DataError: this installation makes other requests than those that were submitted.
+        ModelError: the provider cannot be asked; the same call again goes on.
+    """
+    if not (_positive(poll) and (timeout is None or _positive(timeout))):
+        raise InvalidArgumentError("poll= and timeout= are positive numbers of seconds.")
+    # From the folder in any case: another call may have gone on with it.
+    batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
+    check_candidates(batch.candidates, select)
+    llm = batch.llm(api_key)
+    keys = _keys(batch, llm)
+    batch = _awaited(batch, llm, wait, poll, timeout, watched(progress))
+    outcome = brought_in(batch, llm, keys)
+    missing = no_reply(batch)
+    stream = PersonaStream(
+        batch.source(),
+        llm,
+        batch.plan(),
+        on_error=batch.on_error,
+        select=select,
+        absent=None if ask_missing else lambda key: outcome.failed.get(key, missing),
+    )
+    usage = outcome.usage(find_batch_price(llm.model, llm.options["prices"]), batch.cached)
+    llm.spend(usage.cost or 0.0)
+    table = collected(stream, progress)
+    table.usage = usage + table.usage.model_copy(update={"cached": 0})
+    return table
+
+
+# Submitting
+
+
+def _check(plan: Plan, llm: LLM, options: Mapping[str, Any]) -> None:
+    """What single calls can do, and a batch cannot."""
+    if options.get("select") is not None:
+        raise InvalidArgumentError(
+            "select= chooses among replies, of which there are none yet.",
+            hint="Give it to collect_batch.",
+        )
+    if plan.packed is not None:
+        raise InvalidArgumentError(
+            f"rows_per_call={plan.packed.rows}: a batch has a request for each pair.",
+            hint="Leave it at 1: what a packed reply leaves open would take another batch.",
+        )
+    if llm.options["api_base"] != llm.settings["api_base"]:
+        raise InvalidArgumentError(
+            "api_base= may hold a password or a token, which would be written to the folder.",
+            hint="Give an address without @ and ?, and the key as api_key=.",
+        )
+
+
+def _fill(
+    folder: Path,
+    source: PreferenceSource,
+    plan: Plan,
+    llm: LLM,
+    api: BatchAPI,
+    options: Mapping[str, Any],
+) -> None:
+    """Write the rows, the requests and the handle of a new batch."""
+    on_error, exemplars = options.get("on_error", "keep"), options.get("exemplars", "default")
+    rows: list[PersonaRow] = []
+    with closing(RequestFiles(folder, api)) as files:
+        for number, (row, wired) in enumerate(_wired(source, plan, llm)):
+            if row.error is not None and on_error == "raise":
+                raise DataError(f"row {number}: {row.error}")
+            rows.append(PersonaRow(number, row.preference, error=row.error, columns=row.columns))
+            files.add(wired)
+    written = sum(files.counts)
+    _check_budget(llm, files.bytes, written)
+    batch = PersonaBatch(
+        path=folder,
+        made_by=f"personainfer {version('personainfer')} with litellm {version('litellm')}",
+        model=llm.model,
+        llm_options=_kept_options(llm),
+        sides=plan.sides,
+        protocol=plan.prompt.protocol,
+        exemplars=exemplars if exemplars in ("default", "none") else tuple(exemplars),
+        candidates=plan.candidates,
+        on_error=on_error,
+        rows=len(rows),
+        requests=len(files.keys),
+        cached=len(files.keys) - written,
+        digest=files.digest,
+        parts=tuple(BatchPart(requests=count) for count in files.counts),
+    )
+    PersonaTable(rows, original=source.original).save(batch.rows_file)
+    batch.save()
+
+
+def _kept_options(llm: LLM) -> dict[str, Any]:
+    """But for the model, which has a field of its own; with a place that stays where it is."""
+    options = llm.options
+    del options["model"]
+    place = options["cache_dir"]
+    return options | {"cache_dir": str(Path(place).expanduser().resolve()) if place else None}
+
+
+def _check_budget(llm: LLM, size: int, count: int) -> None:
+    """By the measure of single calls: two bytes a token of the prompt, and the longest reply."""
+    left, price = llm.budget_left, find_batch_price(llm.model, llm.options["prices"])
+    if left is None or price is None:
+        return
+    most = price.cost(size // 2, count * llm.options["max_tokens"])
+    if most > left:
+        raise BudgetExceededError(
+            f"not submitted: {count} requests may cost ${most:.6f}, and of the budget ${left:g} is left.",
+            hint="Raise budget=, lower max_tokens=, or submit fewer rows; see estimate_cost.",
+        )
+    llm.spend(most)
+
+
+def _submitted(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch:
+    """Upload and create what is not yet, saving the handle after each step."""
+    for number, part in enumerate(batch.parts):
+        if part.refused:
+            part = batch.afresh(number)
+        if part.batch_id is not None:
+            continue
+        resumed = part.file_id is not None
+        try:
+            if not resumed:
+                upload = partial(api.upload, batch.requests_file(number))
+                file_id = patiently(upload, patience)
+                part = part.model_copy(update={"file_id": file_id, "status": "uploaded"})
+                batch = batch.updated(number, part)
+            state = _created(api, str(part.file_id), patience, resumed)
+        except ModelError as error:
+            raise type(error)(
+                f"part {number + 1} of {len(batch.parts)} was not submitted: {error.message}",
+                hint=f"{error.hint} The same call again goes on with {batch.path}.".strip(),
+            ) from None
+        batch = batch.updated(number, part.at(state))
+    return batch
+
+
+def _created(api: BatchAPI, file_id: str, patience: float, resumed: bool) -> BatchState:
+    """The batch of a file. An attempt whose answer was lost may have made it: then that one."""
+    tried = resumed
+
+    def find_or_create() -> BatchState:
+        nonlocal tried
+        found = _found(api, file_id) if tried else None
+        tried = True
+        return found or api.create(file_id)
+
+    return patiently(find_or_create, patience)
+
+
+def _found(api: BatchAPI, file_id: str) -> BatchState | None:
+    try:
+        return api.find(file_id)
+    except (ModelNotFoundError, RequestRejectedError, ReplyError) as error:
+        raise type(error)(
+            f"an earlier attempt may have made a batch of {file_id}, and the provider does not list"
+            f" its batches: {error.message}",
+            hint="Look there. If there is none, submit to another folder.",
+        ) from None
+
+
+# Collecting
+
+
+def _keys(batch: PersonaBatch, llm: LLM) -> set[bytes]:
+    """The keys of all requests, which must be those that were submitted."""
+    digest, keys = _fingerprint(batch.source(), batch.plan(), llm)
+    if digest != batch.digest:
+        raise DataError(
+            f"{batch.path} was made by {batch.made_by}, whose requests are not those of today.",
+            hint="Collect it with the versions of personainfer and litellm that submitted it.",
+        )
+    return keys
+
+
+def _awaited(
+    batch: PersonaBatch, llm: LLM, wait: bool, poll: float, timeout: float | None, shown: bool
+) -> PersonaBatch:
+    """Look until every part is done and its files are in the folder."""
+    from tqdm.auto import tqdm
+
+    if batch.done and not any(batch.unfetched(n) for n in range(len(batch.parts))):
+        return batch
+    left = float("inf") if timeout is None else timeout
+    ends, patience = time.monotonic() + left, llm.options["patience"]
+    bar = tqdm(total=batch.sent, unit="request", leave=False, disable=not shown)
+    with bar, closing(batch_api(llm.transport)) as api:
+        while True:
+            with batch.alone() as batch:
+                batch = _looked(batch, api, min(patience, left))
+            bar.update(batch.answered - bar.n)
+            if batch.done:
+                return batch
+            left = ends - time.monotonic()
+            if not wait or left <= 0:
+                raise BatchPendingError(f"{batch}.", hint="Call collect_batch again later.")
+            time.sleep(min(poll, left))
+
+
+def _looked(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch:
+    """Ask once for each part that is not done, and fetch the files of those that are."""
+    if any(part.batch_id is None for part in batch.parts):
+        raise BatchPendingError(
+            f"not all of it was submitted: {batch}.",
+            hint="Call submit_batch again, with the same arguments and folder.",
+        )
+    for number, part in enumerate(batch.parts):
+        if not part.done:
+            state = patiently(partial(api.look, str(part.batch_id)), patience)
+            batch = batch.updated(number, part.at(state))
+        if batch.parts[number].done:
+            for file_id, place in batch.unfetched(number):
+                patiently(partial(_fetch, api, file_id, place), patience)
+    return batch
+
+
+def _fetch(api: BatchAPI, file_id: str, place: Path) -> None:
+    unfinished = place.with_suffix(".unfinished")
+    api.download(file_id, unfinished)
+    if unfinished.stat().st_size and next(read_answers(unfinished), None) is None:
+        raise ReplyError(
+            f"what the provider sent as {file_id} holds no line of a batch: see {unfinished}.",
+            hint="The same call again fetches it anew.",
+        )
+    os.replace(unfinished, place)
+
+
+# Both
+
+
+def _wired(
+    source: PreferenceSource, plan: Plan, llm: LLM
+) -> Iterator[tuple[SourceRow, list[WireRequest]]]:
+    return ((row, llm.wire_requests(found)) for row, found in asked(checked(source), plan))
+
+
+def _fingerprint(source: PreferenceSource, plan: Plan, llm: LLM) -> tuple[str, set[bytes]]:
+    """The digest and the keys of what these rows ask: of a submitted batch they are what they were."""
+    digest = hashlib.sha256()
+    keys: set[bytes] = set()
+    for _, wired in _wired(source, plan, llm):
+        add_to_digest(digest, wired)
+        keys.update(wire.key for wire in wired)
+    return digest.hexdigest(), keys
+
+
+def _positive(seconds: object) -> bool:
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0

@@ -1,0 +1,394 @@
+"""The command `personainfer`: parse, call one public function, print.
+
+It knows files, pipes and exit codes. What a command does is done elsewhere, and imported when it runs,
+so that `--help` comes at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+import personainfer as pi
+
+from .options import (
+    AsJson,
+    Data,
+    Limit,
+    Model,
+    Progress,
+    SavedTable,
+    given,
+    pairs,
+    persona_options,
+    with_llm_options,
+    with_persona_options,
+)
+from .streams import (
+    FAILED,
+    Done,
+    abandon_stdout,
+    counted,
+    data_out,
+    fail,
+    finish,
+    note,
+    opened_lines,
+    print_json,
+    print_request,
+    rows_of,
+    usd,
+    write_rows,
+)
+
+__all__ = ["app", "main"]
+
+WRONG, ENDED, INTERRUPTED, CLOSED = 2, 4, 130, 141  # exit codes, as told in the help
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # in the middle, not a wrong argument
+
+_EPILOG = """\b
+Exit codes:
+  0    done
+  1    a fault of personainfer itself, with a traceback
+  2    bad arguments or data: nothing was sent
+  3    done, but some rows failed; they are in the output with the reason
+  4    the model, the cache or a full disk ended the run; what was paid for is in the cache
+  130  interrupted (Ctrl-C); the same command goes on from there
+  141  the reader of a pipe went away, as with any other command"""
+
+
+class _Group(TyperGroup):
+    """Commands whose errors are messages, and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            fail(INTERRUPTED, "interrupted; the same command goes on from what is in the cache.")
+        except BrokenPipeError:
+            abandon_stdout()
+            raise typer.Exit(CLOSED) from None
+        except OSError as error:
+            fail(ENDED if error.errno in _FULL else WRONG, str(error))
+        except pi.PersonaInferError as error:
+            fail(_exit_code(error), str(error))
+        return result
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+)
+
+
+def main() -> None:
+    """The console script."""
+    if sys.stderr is None:  # closed: who wants to hear nothing gets the data all the same
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    app(prog_name="personainfer")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"personainfer {pi.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Infer who would prefer each response, and why, from preference data."""
+
+
+@app.command()
+@with_persona_options
+def infer(
+    data: Data,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .parquet file, which the other commands read, or .jsonl; - for JSONL on standard output.",
+        ),
+    ] = "-",
+    model: Model = None,
+    limit: Limit = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the first request; send nothing.")
+    ] = False,
+    retry: Annotated[
+        bool,
+        typer.Option("--retry", help="DATA is a table: ask again for its failed rows, in place."),
+    ] = False,
+    on_error: Annotated[
+        Literal["keep", "raise", "drop"] | None,
+        typer.Option(help="Rows that fail: kept with the reason, or end the run, or left out."),
+    ] = None,
+    progress: Progress = None,
+    as_json: AsJson = False,
+    **options: Any,
+) -> None:
+    """Infer the personas of every pair. The same command again pays for nothing twice."""
+    asked = persona_options({**options, "on_error": on_error})
+    if dry_run:
+        _refuse_beside("--dry-run", {"--retry": retry or None})
+        from ..personas.infer import first_request
+
+        print_request(first_request(rows_of(data, limit), model, **asked), as_json)
+    elif retry:
+        _refuse_beside("--retry", {"--limit": limit, "--column": options["column"]})
+        target = data if output == "-" else _table_path(output)
+        table = pi.retry_errors(data, model, progress=progress, **asked)
+        finish(Done.of(table), table.save(target), as_json)
+    elif output.endswith(".parquet"):
+        rows = rows_of(data, limit)
+        table = pi.infer_personas(rows, model, output=output, progress=progress, **asked)
+        finish(Done.of(table), Path(output), as_json)
+    else:
+        with opened_lines(output, data) as out:
+            stream = pi.iter_personas(rows_of(data, limit), model, **asked)
+            done = write_rows(stream, out, progress)
+        finish(done, None if output == "-" else Path(output), as_json)
+
+
+@app.command()
+@with_persona_options
+def estimate(
+    data: Data, model: Model = None, limit: Limit = None, as_json: AsJson = False, **options: Any
+) -> None:
+    """Say what infer would take: calls, tokens, USD. Sends nothing."""
+    found = pi.estimate_cost(rows_of(data, limit), model, **persona_options(options))
+    if as_json:
+        return print_json(found.model_dump())
+    typer.echo(f"{counted(found.rows, 'row')}, {found.unusable_rows:,} of which cannot be used")
+    typer.echo(f"{counted(found.calls, 'call')} to make, {found.cached:,} replies in the cache")
+    typer.echo(
+        f"about {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens"
+    )
+    typer.echo(f"cost {usd(found.cost)}")
+    return None
+
+
+@app.command()
+@with_llm_options
+def verify(
+    table: SavedTable,
+    judge: Annotated[str, typer.Option(help="The model that judges, as --model of infer.")],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="Write the table with the verdicts (.parquet)."),
+    ] = None,
+    sides: Annotated[
+        Literal["both", "chosen", "rejected"], typer.Option(help="Whose personas.")
+    ] = "both",
+    soft: Annotated[
+        bool, typer.Option("--soft/--no-soft", help="Ask for log-probabilities too.")
+    ] = True,
+    progress: Progress = None,
+    as_json: AsJson = False,
+    **options: Any,
+) -> None:
+    """Ask a judge, in both orders, whether the personas explain the choices."""
+    target = None if output is None else _table_path(output)
+    found = pi.verify_personas(
+        pi.PersonaTable.load(table),
+        judge,
+        sides=sides,
+        soft=soft,
+        progress=progress,
+        **given(options),
+    )
+    if target is not None:
+        found.table.save(target)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        typer.echo(str(found))
+    if found.failed:
+        raise typer.Exit(FAILED)
+
+
+def _format_names(incomplete: str) -> list[str]:
+    from ..tailoring.export import EXPORT_FORMATS
+
+    return [name for name in EXPORT_FORMATS if name.startswith(incomplete)]
+
+
+@app.command()
+def export(
+    table: SavedTable,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder, which gets a data set card, or a .jsonl or .parquet file; - for standard output.",
+        ),
+    ] = "-",
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            autocompletion=_format_names,
+            help="trl-dpo, trl-sft, …: see the command formats.",
+        ),
+    ] = "trl-dpo",
+    persona: Annotated[
+        Literal["chosen", "rejected", "both", "none"],
+        typer.Option(help="Whose personas; of the rejected side the labels are swapped."),
+    ] = "chosen",
+    persona_in: Annotated[
+        Literal["system", "user", "plain"], typer.Option(help="Where the persona stands.")
+    ] = "system",
+    template: Annotated[
+        str | None, typer.Option(help="Other words for that place: {persona}, {prompt}.")
+    ] = None,
+    drop_flagged: Annotated[
+        bool, typer.Option("--drop-flagged", help="Leave out personas with any flag.")
+    ] = False,
+    drop_flag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FLAG", help="Leave out personas with this flag. Repeatable."),
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SHARE", help="By prompt: --split train=0.8 --split test=0.2."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
+    title: Annotated[str, typer.Option(help="Of the card.")] = "Preferences with personas",
+    as_json: AsJson = False,
+) -> None:
+    """Write rows to train on, as TRL reads them, with a data set card beside them."""
+    made = pi.export_personas(
+        pi.PersonaTable.load(table),
+        data_out() if output == "-" else output,
+        format=format,
+        persona=persona,
+        persona_in=persona_in,
+        template=template,
+        drop_flagged=drop_flagged or drop_flag or False,
+        splits=_shares(split) if split else None,
+        seed=seed,
+        title=title,
+    )
+    if as_json:
+        return print_json(made.to_dict(), err=output == "-")
+    rows = ", ".join(f"{name} {count:,}" for name, count in made.rows.items())
+    note(f"{format}: {rows} rows" + ("" if output == "-" else f" in {output}"))
+    for reason, count in made.left_out.items():
+        note(f"left out: {count:,} {reason}")
+    if made.long_prompts:
+        note(f"{made.long_prompts:,} prompts of 1,024 tokens or more: raise TRL's max_length")
+    return None
+
+
+@app.command()
+def report(
+    table: SavedTable,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to write.")],
+    title: Annotated[str, typer.Option(help="The page's heading.")] = "Personas",
+    as_json: AsJson = False,
+) -> None:
+    """Write one page, with figures and every row, to look through without a network."""
+    path = pi.write_report(pi.PersonaTable.load(table), output, title=title)
+    print_json({"report": str(path)}) if as_json else typer.echo(str(path))
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete replies.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="With --clear: only this model's.")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Default: $PERSONAINFER_CACHE_DIR.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what replies are on disk, or delete them."""
+    if clear:
+        deleted = pi.clear_cache(model=model, cache_dir=cache_dir)
+        return print_json({"deleted": deleted}) if as_json else note(f"{deleted:,} deleted")
+    if model is not None:
+        raise typer.BadParameter("it is for --clear.", param_hint="--model")
+    info = pi.cache_info(cache_dir)
+    if as_json:
+        return print_json({**vars(info), "directory": str(info.directory)})
+    typer.echo(f"{info.directory}: {info.replies:,} replies, {info.bytes:,} bytes")
+    for name, count in info.models.items():
+        typer.echo(f"  {name}: {count:,}")
+    return None
+
+
+@app.command()
+def formats(as_json: AsJson = False) -> None:
+    """Say what is read and what is written."""
+    from ..data.files import FILES
+    from ..data.schemas import SHAPES
+    from ..tailoring.export import EXPORT_FORMATS
+
+    shapes = [f"{shape.name}: {', '.join(shape.columns.values())}" for shape in SHAPES]
+    if as_json:
+        exports = {
+            n: {"columns": f.columns, "trainers": f.trainers} for n, f in EXPORT_FORMATS.items()
+        }
+        return print_json({"files": FILES, "shapes": shapes, "exports": exports})
+    files = f"{', '.join(FILES)} (the text ones also with .gz), and - for JSONL"
+    typer.echo(f"Files that infer and estimate read: {files}")
+    typer.echo("Shapes of preference data, by their columns:")
+    for shape in shapes:
+        typer.echo(f"  {shape}")
+    typer.echo("Formats of export:")
+    for name, each in EXPORT_FORMATS.items():
+        trainers = f" ({each.trainers})" if each.trainers else ""
+        typer.echo(f"  {name}: {each.columns}{trainers}")
+    return None
+
+
+# What was asked for
+
+
+def _shares(split: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(share) for name, share in pairs("--split", split).items()}
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}.", param_hint="--split") from None
+
+
+def _refuse_beside(option: str, others: Mapping[str, object]) -> None:
+    for name, value in others.items():
+        if value is not None:
+            raise typer.BadParameter(f"it has no use with {option}.", param_hint=name)
+
+
+def _table_path(output: str) -> Path:
+    from ..data.table_writer import check_output
+
+    return check_output(output, None)
+
+
+def _exit_code(error: pi.PersonaInferError) -> int:
+    from ..exceptions import CacheError, ModelError, RowsFailedError
+
+    if isinstance(error, RowsFailedError):
+        return FAILED
+    return ENDED if isinstance(error, ModelError | CacheError) else WRONG

@@ -1,0 +1,231 @@
+"""What the command line reads and prints: rows of files and pipes, lines of JSON, summaries, errors.
+
+Data goes to standard output, all else to standard error. Which command it is for is not known here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import typer
+
+from ..exceptions import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from ..data.table import PersonaTable
+    from ..personas.infer import PersonaStream
+    from ..records import PersonaRow, Usage
+
+__all__ = [
+    "FAILED",
+    "Done",
+    "abandon_stdout",
+    "counted",
+    "data_out",
+    "fail",
+    "finish",
+    "in_a_shell",
+    "note",
+    "opened_lines",
+    "print_json",
+    "print_request",
+    "rows_of",
+    "usd",
+    "write_rows",
+]
+
+FAILED = 3  # the exit code where rows failed
+_SHOWN = 3  # rows with an error that the summary names
+
+
+# In
+
+
+def rows_of(data: str, limit: int | None) -> Any:
+    """The data as the library takes it: a path, or rows of a pipe or of the start of a file."""
+    from ..data.files import check_file, jsonl_rows, open_rows
+
+    if data == "-":
+        if sys.stdin is None:
+            raise InvalidArgumentError("standard input is closed.", hint="Name a file.")
+        return islice(jsonl_rows(sys.stdin.buffer, "standard input"), limit)
+    check_file(data)  # a file that is not there is the first thing to say, whatever the model
+    return data if limit is None else list(islice(open_rows(data)[0], limit))
+
+
+# Out
+
+
+class Done(NamedTuple):
+    """What a run of infer came to; `errors` are the first of those that rows have."""
+
+    rows: int
+    failed: int
+    errors: list[str]
+    usage: Usage
+
+    @classmethod
+    def of(cls, table: PersonaTable) -> Done:
+        places = table.failed_places()
+        errors = [f"row {table[n].index}: {table[n].error}" for n in places[:_SHOWN]]
+        return cls(len(table), len(places), errors, table.usage)
+
+
+def write_rows(stream: PersonaStream, out: IO[str], progress: bool | None) -> Done:
+    """Each row as a line, as soon as it is there."""
+    from ..personas.infer import shown
+
+    rows, failed, errors = 0, 0, list[str]()
+    with stream:
+        for row in shown(stream, progress):
+            out.write(_line(row))
+            out.flush()
+            rows += 1
+            if row.error is not None:
+                failed += 1
+                errors += [f"row {row.index}: {row.error}"][: _SHOWN - len(errors)]
+    return Done(rows, failed, errors, stream.usage)
+
+
+def _line(row: PersonaRow) -> str:
+    from ..data.arrow_columns import own_values
+    from ..data.table_reader import persona_columns
+
+    made = {name: text for name, (text,) in persona_columns([row])}
+    return _json({**own_values(row), **made}) + "\n"
+
+
+@contextmanager
+def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
+    """Standard output, or a file that has its name when it is whole; it must not be the input."""
+    if output == "-":
+        yield data_out()
+        return
+    path = Path(output)
+    if path.suffix != ".jsonl" or not path.parent.is_dir() or path.is_dir():
+        raise typer.BadParameter(
+            f"{output!r} is neither - nor a .jsonl or .parquet file in a folder that exists.",
+            param_hint="--output",
+        )
+    if path.exists() and Path(data).exists() and path.samefile(data):
+        raise typer.BadParameter(
+            f"{output!r} is the input: name another file.", param_hint="--output"
+        )
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def data_out() -> IO[str]:
+    """Standard output, for data: UTF-8 wherever it goes."""
+    if sys.stdout is None:
+        raise InvalidArgumentError("standard output is closed.", hint="Name a file: --output.")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    return sys.stdout
+
+
+def finish(done: Done, path: Path | None, as_json: bool) -> None:
+    """Say what came of it, beside the data or in its place; some rows may have failed."""
+    if as_json:
+        told = {"rows": done.rows, "failed": done.failed, "errors": done.errors}
+        told |= {"output": str(path or "-"), "usage": done.usage.model_dump()}
+        print_json(told, err=path is None)
+    else:
+        usage = done.usage
+        where = f" in {path}" if path else ""
+        note(f"{counted(done.rows, 'row')}{where}, {done.failed:,} failed")
+        calls = counted(usage.calls, "call")
+        note(f"{calls}, {usage.cached:,} from the cache, cost {usd(usage.cost)}")
+        for error in done.errors:
+            note(f"  {in_a_shell(error)}")
+        if more := done.failed - len(done.errors):
+            note(f"  … and {more:,} more; persona_error says why")
+    if done.failed:
+        raise typer.Exit(FAILED)
+
+
+def print_request(body: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        return print_json(body)
+    messages = body.pop("messages")
+    told = [f"\n--- {message['role']}\n{message['content']}" for message in messages]
+    return typer.echo("\n".join([_json(body), *told]), file=data_out())
+
+
+def _json(value: object) -> str:
+    from pydantic_core import PydanticSerializationError, to_json
+
+    try:
+        text = to_json(value, fallback=str, bytes_mode="base64", inf_nan_mode="null")
+    except (PydanticSerializationError, UnicodeEncodeError):  # text that is no UTF-8 came in
+        return json.dumps(value, default=str)
+    return text.decode()
+
+
+def print_json(value: object, *, err: bool = False) -> None:
+    typer.echo(_json(value), file=sys.stderr if err else data_out())
+
+
+def note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + "s" * (number != 1)
+
+
+def usd(cost: float | None) -> str:
+    return "unknown" if cost is None else f"${cost:,.4f}"
+
+
+# Ends
+
+
+def fail(code: int, message: str) -> NoReturn:
+    note(f"Error: {in_a_shell(message)}")
+    raise typer.Exit(code) from None
+
+
+# What errors of the library say for Python, and the commands otherwise. Names that are spelled alike in
+# both are those of the options, with dashes.
+_ALIKE = (
+    "api_base api_key budget cache_dir candidates exemplars format judge max_attempts max_concurrency"
+    " max_tokens model output patience persona persona_in prices protocol rows_per_call rpm seed sides"
+    " temperature template timeout title tpm"
+)
+_OPTIONS = {name: "--" + name.replace("_", "-") for name in _ALIKE.split()}
+_OPTIONS |= {"columns": "--column", "path": "--output", "drop_flagged": "--drop-flag"}
+_ARGUMENT = re.compile(rf"\b({'|'.join(_OPTIONS)})=(?=(\w|['\"/{{]))?")
+_NAMED_COLUMN = re.compile(r"columns=\{'([^']*)': '([^']*)'[^}]*\}")
+
+
+def in_a_shell(message: str) -> str:
+    """An error of the library with options where it has arguments: `--api-base`, not `api_base=`."""
+    from ..data.files import FILES, SUPPORTED
+
+    files = f"Supported are {', '.join(FILES)} (the text ones also with .gz), and - for JSONL."
+    message = message.replace("; a string is read as a path", "").replace(SUPPORTED, files)
+    message = _NAMED_COLUMN.sub(r"--column \1=\2", message)
+    message = re.sub(r"columns\['(\w+)'\]", r"--column \1", message)
+    return _ARGUMENT.sub(lambda m: _OPTIONS[m[1]] + " " * (m[2] is not None), message)
+
+
+def abandon_stdout() -> None:
+    """Nobody reads it any more: what is left in it must not be written at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

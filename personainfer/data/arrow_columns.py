@@ -1,0 +1,361 @@
+"""The user's own columns as Arrow tables, whole or piece by piece: of a frame, a dataset, or dicts.
+
+Values that have no common type are kept as JSON text, and the field says so. What is inferred for a
+row, and what files look like, is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..exceptions import InvalidArgumentError
+from ..records import PersonaRow
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = [
+    "ColumnType",
+    "OwnColumns",
+    "WithAdded",
+    "as_json",
+    "in_narwhals",
+    "is_json",
+    "json_array",
+    "own_columns",
+    "own_names",
+    "own_values",
+    "package_of",
+    "plain_values",
+    "text_array",
+    "type_of",
+    "with_added",
+    "with_texts",
+    "without",
+]
+
+_JSON = {b"personainfer": b"json"}  # metadata of a field whose text is JSON
+
+
+class OwnColumns(ABC):
+    """Where the columns of the input come from."""
+
+    @abstractmethod
+    def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
+        """The columns of these rows, which lie at these places, rising, of the input."""
+
+    @abstractmethod
+    def size(self, row: PersonaRow) -> int:
+        """About how many bytes the columns of a row take."""
+
+
+def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
+    """The columns of the user's frame or dataset; for None, those that the rows carry.
+
+    With `gaps`, of rows that will be left out, a pandas index is kept even where it only counts.
+    """
+    if original is None:
+        return _RowColumns()
+    if isinstance(original, OwnColumns):  # of a stored table
+        return original
+    if package_of(original) == "datasets":
+        return _DatasetColumns(original)
+    if package_of(original) == "pandas":  # keeps the index, which narwhals does not know
+        return _TableColumns(_arrow_of_pandas(original, True if gaps else None))
+    return _TableColumns(in_narwhals(original).to_arrow())
+
+
+def own_names(original: Any) -> list[Any]:
+    """The names of the columns of a frame or dataset."""
+    by_name = package_of(original) in ("pandas", "polars")
+    return list(original.columns if by_name else original.column_names)
+
+
+def own_values(row: PersonaRow) -> Mapping[str, Any]:
+    """The columns that a row carries; for tuples and records the pair itself stands for them."""
+    if row.columns or row.preference is None:
+        return row.columns
+    return row.preference.model_dump(exclude_none=True)
+
+
+def without(original: Any, dropped: Collection[int], count: int) -> Any:
+    """The user's frame without the rows at some places, of which `count` are left."""
+    if original is None or not dropped or isinstance(original, OwnColumns):
+        return original  # a file has only the rows that were kept
+    left = [place for place in range(count + len(dropped)) if place not in dropped]
+    if package_of(original) == "datasets":
+        return original.select(left)
+    return in_narwhals(original)[left].to_native()
+
+
+def in_narwhals(frame: Any) -> Any:
+    """The frame as narwhals sees it."""
+    import narwhals
+
+    return narwhals.from_native(frame, eager_only=True)
+
+
+def package_of(value: object) -> str:
+    """The package that made an object: known without importing it."""
+    return type(value).__module__.split(".", 1)[0]
+
+
+class _RowColumns(OwnColumns):
+    """Of dicts, files and tuples: each row brings its own."""
+
+    def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
+        return _arrow_of_dicts([own_values(row) for row in rows])
+
+    def size(self, row: PersonaRow) -> int:
+        return sum(len(value) for value in row.columns.values() if isinstance(value, str | bytes))
+
+
+class _TableColumns(OwnColumns):
+    """Of a frame, which is an Arrow table already or becomes one before the first call."""
+
+    def __init__(self, table: pyarrow.Table) -> None:
+        self._table = table
+        self._size = table.nbytes // max(table.num_rows, 1)
+
+    def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
+        if _gapless(places):
+            return self._table.slice(places[0] if places else 0, len(places))
+        return self._table.take(list(places))
+
+    def size(self, row: PersonaRow) -> int:
+        return self._size
+
+
+class _DatasetColumns(OwnColumns):
+    """Of a Hugging Face dataset, which may be larger than memory: never as a whole unless asked."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._view = dataset.with_format("arrow")
+        self._size = dataset.data.nbytes // max(dataset.data.num_rows, 1)
+
+    def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
+        if _gapless(places):
+            start = places[0] if places else 0
+            return self._view[start : start + len(places)]  # type: ignore[no-any-return]
+        return self._view[list(places)]  # type: ignore[no-any-return]
+
+    def size(self, row: PersonaRow) -> int:
+        return int(self._size)
+
+
+def _gapless(places: Sequence[int]) -> bool:
+    return not places or places[-1] - places[0] + 1 == len(places)
+
+
+def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
+    """With its index; a column that Arrow has no type for is kept as JSON text."""
+    import pyarrow
+
+    unfit = (pyarrow.ArrowException, UnicodeError, TypeError, OverflowError)
+    try:
+        return pyarrow.Table.from_pandas(frame, preserve_index=index)
+    except unfit:
+        mended = frame.copy()
+        for place in range(frame.shape[1]):
+            series = frame.iloc[:, place]
+            try:
+                pyarrow.array(series, from_pandas=True)
+            except unfit:
+                mended.isetitem(place, _column("", series.tolist())[1].to_pylist())
+        return pyarrow.Table.from_pandas(mended, preserve_index=index)
+
+
+def _arrow_of_dicts(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
+    import pyarrow
+
+    names = {_name(name): name for row in rows for name in row}
+    columns = [_column(text, [row.get(name) for row in rows]) for text, name in names.items()]
+    schema = pyarrow.schema([field for field, _ in columns])
+    return pyarrow.Table.from_arrays([array for _, array in columns], schema=schema)
+
+
+def _name(name: object) -> str:
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def _column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarrow.Array[Any]]:
+    import pyarrow
+
+    array: Any
+    try:
+        array = pyarrow.array(values)
+    except UnicodeError:
+        if not all(value is None or isinstance(value, str) for value in values):
+            return _json_column(name, values)
+        array = text_array(values)
+    except Exception:  # whatever the user's objects raise: their rows are paid for
+        return _json_column(name, values)
+    return pyarrow.field(name, array.type), array
+
+
+def _json_column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarrow.Array[Any]]:
+    import pyarrow
+
+    return as_json(pyarrow.field(name, pyarrow.string())), json_array(values)
+
+
+def as_json(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
+    """The field of a column of that name that holds JSON text."""
+    import pyarrow
+
+    return pyarrow.field(field.name, pyarrow.string(), metadata=_JSON)
+
+
+def is_json(field: pyarrow.Field[Any]) -> bool:
+    """Whether the text of a column is JSON, for want of a common type."""
+    return (field.metadata or {}).get(b"personainfer") == b"json"
+
+
+def json_array(values: Sequence[Any]) -> pyarrow.Array[Any]:
+    """Any values as JSON text; None is "null"."""
+    import pyarrow
+
+    return pyarrow.array([_json_text(value) for value in values], pyarrow.string())
+
+
+def _json_text(value: object) -> str:
+    # A value may be a circle, have keys that are no text, or be a number too long to print.
+    with suppress(Exception):
+        return json.dumps(value, default=str)
+    with suppress(Exception):
+        return json.dumps(str(value))
+    return json.dumps(f"<{type(value).__name__}>")
+
+
+def with_texts(
+    table: pyarrow.Table, columns: Iterable[tuple[str, Sequence[str | None]]]
+) -> pyarrow.Table:
+    """The table with columns of text appended, strings even if all null, or in the place of others."""
+    import pyarrow
+
+    new = dict(columns)
+    kept = [place for place, name in enumerate(table.column_names) if name not in new]
+    fields = [table.schema.field(place) for place in kept]
+    fields += [pyarrow.field(name, pyarrow.string()) for name in new]
+    arrays = [table.column(place) for place in kept] + [text_array(v) for v in new.values()]
+    schema = pyarrow.schema(fields).with_metadata(table.schema.metadata)
+    return pyarrow.Table.from_arrays(arrays, schema=schema)  # even if there were no columns before
+
+
+def text_array(values: Sequence[str | None]) -> pyarrow.Array[Any]:
+    r"""Strings; half of a surrogate pair, which UTF-8 has not, becomes text such as \udcff."""
+    import pyarrow
+
+    try:
+        return pyarrow.array(values, pyarrow.string())
+    except UnicodeError:
+        mended = [
+            v if v is None else v.encode("utf-8", "backslashreplace").decode() for v in values
+        ]
+        return pyarrow.array(mended, pyarrow.string())
+
+
+# Columns that were added to a table
+
+
+Added = Mapping[str, Sequence[Any]]
+
+
+class ColumnType(NamedTuple):
+    """The names of one type: in Arrow and Hugging Face, in pandas, in polars."""
+
+    arrow: Any  # a str, which pyarrow is typed to take only as a literal
+    pandas: str
+    polars: str
+
+
+_TYPES: dict[type, ColumnType] = {
+    str: ColumnType("string", "object", "String"),
+    bool: ColumnType("bool", "boolean", "Boolean"),
+    int: ColumnType("int64", "Int64", "Int64"),
+    float: ColumnType("float64", "float64", "Float64"),
+}
+
+
+def type_of(name: str, values: Sequence[Any]) -> ColumnType:
+    """The type of a column; text where every value is None.
+
+    Raises:
+        InvalidArgumentError: values of several types, or that no column can hold.
+    """
+    found = {type(value) for value in values if value is not None} or {str}
+    if found == {int, float}:
+        found = {float}
+    if found == {int} and any(not -(2**63) <= v < 2**63 for v in values if v is not None):
+        raise InvalidArgumentError(
+            f"the column {name} holds a whole number of more than 64 bits.", hint="Give it as text."
+        )
+    if len(found) > 1 or not found <= set(_TYPES):
+        kinds = ", ".join(sorted(kind.__name__ for kind in found))
+        raise InvalidArgumentError(
+            f"the column {name} holds values of the type {kinds}.",
+            hint="Give str, bool, int or float, one of them, or None.",
+        )
+    return _TYPES[found.pop()]
+
+
+def plain_values(values: Any) -> list[Any]:
+    """The values of a list, array, series or iterator as Python's own, in a list of its own.
+
+    Raises:
+        TypeError: something that has no values.
+    """
+    for convert in ("to_pylist", "to_list", "tolist"):  # Arrow, polars and pandas, numpy
+        if callable(getattr(values, convert, None)):
+            values = getattr(values, convert)()
+            break
+    return [_plain(value) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    kind = type(value)
+    if kind.__module__ == "numpy":
+        return value.item()
+    return None if kind.__name__ in ("NAType", "NaTType") else value  # what pandas has for None
+
+
+def with_added(table: pyarrow.Table, added: Added) -> pyarrow.Table:
+    """The table with these columns at its end."""
+    for name, values in added.items():
+        table = table.append_column(name, _array(values, type_of(name, values)))
+    return table
+
+
+def _array(values: Sequence[Any], kind: ColumnType) -> pyarrow.Array[Any]:
+    import pyarrow
+
+    if kind.arrow == "string":
+        return text_array(values)
+    array: pyarrow.Array[Any] = pyarrow.array(values, pyarrow.type_for_alias(kind.arrow))
+    return array
+
+
+class WithAdded(OwnColumns):
+    """The user's own columns and the added ones, for a file that holds both."""
+
+    def __init__(self, own: OwnColumns, added: Added) -> None:
+        self._own, self._added = own, added
+        # Of whole columns, once: a part of one may hold nothing, and a file has many parts.
+        self._types = {name: type_of(name, values) for name, values in added.items()}
+
+    def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
+        """The columns of the rows from the first of `places` to the last."""
+        start = places[0] if places else 0
+        table = self._own.piece(places, rows)
+        for name, kind in self._types.items():
+            values = self._added[name][start : start + len(places)]
+            table = table.append_column(name, _array(values, kind))
+        return table
+
+    def size(self, row: PersonaRow) -> int:
+        """About how many bytes the columns of a row take."""
+        return self._own.size(row) + 16 * len(self._added)

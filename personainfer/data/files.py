@@ -1,0 +1,328 @@
+"""The files that preference data comes in, as streams of rows: .jsonl, .json, .csv, .parquet.
+
+It does not know what a row means (shapes). A row that cannot be parsed is a `BrokenRow`, so that it
+costs no other row; a file that is not what its name says is a `DataError`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO, Any, Final
+
+from ..exceptions import DataError, InvalidArgumentError
+
+__all__ = [
+    "FILES",
+    "SUPPORTED",
+    "BrokenRow",
+    "arrow_cells",
+    "check_file",
+    "check_readable",
+    "jsonl_rows",
+    "open_rows",
+]
+
+SUPPORTED: Final = (
+    "Supported are pandas and polars frames, pyarrow tables, Hugging Face datasets, paths "
+    "(.jsonl .json .csv .parquet, the text ones also with .gz), and iterables of dicts, "
+    "(prompt, chosen, rejected) tuples or Preference."
+)
+_UTF8_BOM = b"\xef\xbb\xbf"
+_SIGNATURES = {
+    b"PAR1": "Parquet",
+    b"\x1f\x8b": "gzip-compressed data",
+    b"PK\x03\x04": "a zip archive",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """A row of a file that could not be parsed, and why."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a file, read anew by every iteration."""
+
+    path: Path
+    parse: Callable[[Path], Iterator[object]]
+
+    def __iter__(self) -> Iterator[object]:
+        return self.parse(self.path)
+
+
+def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
+    """The rows of a file, and their number where the format tells it.
+
+    Raises `InvalidArgumentError` if there is no such file or format, `DataError` if the file is not
+    what its name says.
+    """
+    check_file(data)
+    path = Path(data)
+    suffix = _suffix(path)
+    if suffix == ".json":
+        listed = _json_rows(path)
+        return listed, len(listed)
+    total = _parquet_total(path) if suffix == ".parquet" else None
+    return _Rows(path, _PARSERS[suffix]), total
+
+
+def check_file(data: str | Path) -> None:
+    """Raise `InvalidArgumentError` if there is no such file or format, before a model is looked for."""
+    path = Path(data)
+    suffix = _suffix(path)
+    _require_file(data, path, suffix)
+    if suffix not in _PARSERS:
+        raise InvalidArgumentError(f"{path} is in no supported format.", hint=SUPPORTED)
+
+
+def check_readable(head: Sequence[object], problem: str) -> None:
+    """Raise DataError, which begins with the problem, if these first rows are all broken."""
+    broken = [row for row in head if isinstance(row, BrokenRow)]
+    if broken and len(broken) == len(head):
+        raise DataError(
+            f"{problem}: none of its first {len(broken)} rows can be read. "
+            f"The first: {broken[0].error}"
+        )
+
+
+def _suffix(path: Path) -> str:
+    """The extension without .gz; Parquet compresses by itself, so .parquet.gz is none."""
+    name = path.name.lower()
+    plain = name.removesuffix(".gz")
+    suffix = Path(plain).suffix
+    return "" if suffix == ".parquet" and plain != name else suffix
+
+
+def _require_file(data: str | Path, path: Path, suffix: str) -> None:
+    try:
+        if path.is_file():
+            return
+        kind = "a folder" if path.is_dir() else ""
+        others = path.parent.iterdir() if path.parent.is_dir() else ()
+        nearby = [other.name for other in others if _suffix(other) in _PARSERS]
+    except (OSError, ValueError):  # too long, or otherwise no name that a file could have
+        kind, nearby = "", []
+    shown = f"{str(data)!r:.200}"
+    if kind:
+        raise InvalidArgumentError(f"{shown} is {kind}.", hint="Name a file in it.")
+    if suffix not in _PARSERS:
+        raise InvalidArgumentError(
+            f"{shown} is no file; a string is read as a path.", hint=SUPPORTED
+        )
+    close = get_close_matches(path.name, nearby, n=1, cutoff=0.0)
+    hint = f"Nearest in {str(path.parent)!r} is {close[0]!r}." if close else "Check the folder."
+    raise InvalidArgumentError(f"file not found: {shown}.", hint=hint)
+
+
+def _mismatch(path: str | Path, expected: str, found: str, mend: str) -> DataError:
+    return DataError(f"{path} should be {expected}, but holds {found}.", hint=mend)
+
+
+def _found(start: bytes) -> str | None:
+    """What the first bytes of a file are, if they are not text."""
+    for signature, name in _SIGNATURES.items():
+        if start.startswith(signature):
+            return name
+    # A text may hold a NUL somewhere, but not in its first line or beside what is not UTF-8.
+    binary = b"\0" in start.split(b"\n", 1)[0] or (b"\0" in start and not _is_utf8(start))
+    return "binary data" if binary else None
+
+
+def _is_utf8(start: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A text file as bytes, unpacked if need be."""
+    packed = path.name.lower().endswith(".gz")
+    try:
+        with path.open("rb") as raw:
+            start = raw.read(2)
+        if packed and start and start != b"\x1f\x8b":
+            raise _mismatch(
+                path, "gzip", _found(start) or "something else", "Rename it without .gz."
+            )
+        with gzip.open(path) if packed else path.open("rb") as file:
+            if found := _found(file.read(4096)):
+                mend = "Save it as UTF-8." if "UTF" in found else "Give it the right extension."
+                raise _mismatch(path, "text", found, mend)
+            file.seek(0)
+            yield file  # type: ignore[misc]
+    except (EOFError, zlib.error, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read to its end: {error}.", hint="Copy or write the file again."
+        ) from error
+
+
+def _jsonl(path: Path) -> Iterator[object]:
+    with _opened(path) as file:
+        yield from jsonl_rows(file, path)
+
+
+def jsonl_rows(lines: Iterable[bytes], name: str | Path) -> Iterator[object]:
+    """The rows of JSON lines as they come, from an open file or a pipe; `name` is for the errors."""
+    for number, line in enumerate(lines, 1):
+        text = line.removeprefix(_UTF8_BOM).strip() if number == 1 else line.strip()
+        if number == 1 and (text == b"[" or text.startswith(b"[{")):
+            raise _mismatch(name, "one JSON object a line", "a JSON list", "Rename it to .json.")
+        if text:
+            yield _json_line(number, text)
+
+
+def _json_line(number: int, text: bytes) -> object:
+    try:
+        row = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        return BrokenRow(f"line {number} is not UTF-8: {error.reason}. Save the file as UTF-8.")
+    except (ValueError, RecursionError) as error:
+        why = getattr(error, "msg", str(error))  # without its own count of lines, which is 1
+        return BrokenRow(f"line {number} is not JSON: {why}. Mend the line or remove it.")
+    if isinstance(row, dict):
+        return row
+    kind = type(row).__name__
+    return BrokenRow(f'line {number} holds a {kind}, not an object. Write {{"prompt": …}}.')
+
+
+def _json_rows(path: Path) -> list[object]:
+    with _opened(path) as file:
+        content = file.read().removeprefix(_UTF8_BOM).strip()
+    if not content:
+        return []
+    try:
+        value = json.loads(content.decode())
+    except UnicodeDecodeError:
+        raise _mismatch(path, "JSON", "text that is not UTF-8", "Save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        mend = "Mend it; if it holds one object a line, rename it to .jsonl."
+        raise _mismatch(path, "JSON", f"something else ({error})", mend) from error
+    if isinstance(value, dict):
+        lists = [each for each in value.values() if isinstance(each, list)]
+        value = lists[0] if len(lists) == 1 else value
+    if isinstance(value, list):
+        return [each if isinstance(each, dict) else _no_object(each) for each in value]
+    mend = 'Write [{"prompt": …, "chosen": …, "rejected": …}, …].'
+    raise _mismatch(path, "a list of objects", f"a single {type(value).__name__}", mend)
+
+
+def _no_object(value: object) -> BrokenRow:
+    return BrokenRow(f"the row is a {type(value).__name__}, not an object. Mend or remove it.")
+
+
+def _csv(path: Path) -> Iterator[object]:
+    # The module's limit of 128 KiB a field is for the whole process, and long responses pass it.
+    csv.field_size_limit(max(csv.field_size_limit(), min(sys.maxsize, 2**31 - 1)))
+    with _opened(path) as file:
+        # Undecodable bytes become lone surrogates, which cost their row and no other.
+        text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.reader(text, strict=True)
+        header: list[str] | None = None
+        while True:
+            start = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield BrokenRow(f"line {start} is not CSV: {error}. Mend its quotes.")
+                continue
+            if not fields:
+                continue
+            if header is None:
+                header = _csv_header(path, fields)
+            else:
+                yield _csv_row(start, header, fields)
+
+
+def _csv_header(path: Path, fields: list[str]) -> list[str]:
+    if twice := sorted({name for name in fields if fields.count(name) > 1}):
+        raise DataError(f"{path} has the column {twice[0]!r} twice.", hint="Rename one of them.")
+    return fields
+
+
+def _csv_row(number: int, header: list[str], fields: list[str]) -> object:
+    if len(fields) == len(header):
+        return dict(zip(header, fields, strict=True))
+    return BrokenRow(
+        f"line {number} has {len(fields)} fields where the header has {len(header)}. "
+        "Put fields that hold commas in quotes."
+    )
+
+
+def arrow_cells(column: Any) -> list[object]:
+    """The values of an Arrow column, whose texts need not be the UTF-8 that they claim to be."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        # Only the text that is at fault may cost its row: it gets lone surrogates, as in CSV.
+        return [_arrow_cell(scalar) for scalar in column]
+
+
+def _arrow_cell(scalar: Any) -> object:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        import pyarrow as pa
+
+        if not isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
+            return "\udcff"
+        return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+
+
+def _parquet(path: Path) -> Iterator[object]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                names, columns = batch.schema.names, map(arrow_cells, batch.columns)
+                for values in zip(*columns, strict=True):
+                    yield dict(zip(names, values, strict=True))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint="Write the file again.") from error
+
+
+def _parquet_total(path: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return int(file.metadata.num_rows)
+    except (pa.ArrowException, OSError) as error:
+        with path.open("rb") as raw:
+            found = _found(raw.read(4096)) or "text"
+        damaged = "a damaged or cut-off file" if found == "Parquet" else found
+        raise _mismatch(
+            path, "Parquet", damaged, "Write it again, or give it the right extension."
+        ) from error
+
+
+_PARSERS: Final[dict[str, Callable[[Path], Iterator[object]]]] = {
+    ".jsonl": _jsonl,
+    ".json": lambda path: iter(_json_rows(path)),
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+FILES: Final = tuple(_PARSERS)

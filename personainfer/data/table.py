@@ -1,0 +1,285 @@
+"""`PersonaTable`: what was inferred, one row for each input row, in the input's order.
+
+It gives the user's own columns back, untouched, with three more. It does not know how a persona was
+inferred. Frame libraries are imported where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from ..exceptions import InvalidArgumentError, MissingExtraError, RowsFailedError
+from ..records import PersonaRow, Usage
+from .arrow_columns import (
+    ColumnType,
+    WithAdded,
+    in_narwhals,
+    own_columns,
+    own_names,
+    own_values,
+    package_of,
+    plain_values,
+    type_of,
+    with_added,
+    with_texts,
+)
+from .table_display import figures, html_page, text_lines
+from .table_reader import COLUMNS, RECORD, StoredColumns, StoredRows, StoredTable, persona_columns
+from .table_writer import write_table
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas
+    import polars
+    import pyarrow
+
+__all__ = ["COLUMNS", "PersonaRow", "PersonaTable"]
+
+
+class PersonaTable(Sequence[PersonaRow]):
+    """Rows in input order, `usage` of the run, and `settings`: how the personas were made.
+
+    Of a table in a file, a group of rows at a time is in memory: those that are looked at. `added` holds
+    the columns that `with_columns` added, such as the verdicts of a judge.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[PersonaRow],
+        *,
+        original: Any = None,
+        usage: Usage | None = None,
+        settings: Mapping[str, Any] | None = None,
+        added: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        self._rows = rows if isinstance(rows, StoredRows) else list(rows)
+        self._original = original
+        self.usage = usage or Usage()
+        self.settings = dict(settings or {})
+        self.added = dict(added or {})
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> PersonaRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PersonaRow]: ...
+    def __getitem__(self, index: int | slice) -> PersonaRow | list[PersonaRow]:
+        return self._rows[index]
+
+    def __iter__(self) -> Iterator[PersonaRow]:
+        return iter(self._rows)
+
+    @property
+    def errors(self) -> list[PersonaRow]:
+        """The rows that have an error."""
+        return [self._rows[place] for place in self.failed_places()]
+
+    def failed_places(self) -> list[int]:
+        """Where in the table the rows with an error are; `row.index` is their place in the input."""
+        if isinstance(self._rows, StoredRows):
+            return self._rows.failed()
+        return [place for place, row in enumerate(self._rows) if row.error is not None]
+
+    def with_rows(
+        self, changed: Mapping[int, PersonaRow], *, usage: Usage, settings: Mapping[str, Any]
+    ) -> PersonaTable:
+        """A new table with other rows at some places; the rest are the same, and so are the columns.
+
+        Of columns that were added, the other rows have None: their values were found of what they were.
+        """
+        if isinstance(self._rows, StoredRows):
+            rows: Sequence[PersonaRow] = self._rows.with_rows(changed)
+        else:
+            rows = [changed.get(place, row) for place, row in enumerate(self._rows)]
+        added = {
+            name: [None if place in changed else value for place, value in enumerate(values)]
+            for name, values in self.added.items()
+        }
+        return PersonaTable(
+            rows, original=self._original, usage=usage, settings=settings, added=added
+        )
+
+    def raise_for_errors(self) -> None:
+        """Raise if a row failed.
+
+        Raises:
+            RowsFailedError: how many failed, and the first of them.
+        """
+        failed = self.errors
+        if failed:
+            raise RowsFailedError(
+                f"{len(failed)} of {len(self)} rows have no persona; the first is row"
+                f" {failed[0].index}: {failed[0].error}",
+                hint="See table.errors.",
+            )
+
+    def with_columns(
+        self,
+        columns: Mapping[str, Iterable[Any]],
+        *,
+        settings: Mapping[str, Any] | None = None,
+    ) -> PersonaTable:
+        """A table with more columns beside the personas, in every frame and in the saved file.
+
+        Args:
+            columns: name -> one value a row: text, numbers or booleans of one type, or None, in a list,
+                an array or a series (in its order, whatever its index). A column that was added before
+                is replaced.
+            settings: what the table should remember of how they came about, beside its own.
+
+        Raises:
+            InvalidArgumentError: a wrong length or type, or a name that the input's own columns have.
+        """
+        self.check_free(columns)
+        new = {name: plain_values(values) for name, values in columns.items()}
+        for name, values in new.items():
+            if len(values) != len(self):
+                raise InvalidArgumentError(
+                    f"the column {name} has {len(values)} values, and the table {len(self)} rows."
+                )
+            type_of(name, values)
+        return PersonaTable(
+            self._rows,
+            original=self._original,
+            usage=self.usage,
+            settings={**self.settings, **(settings or {})},
+            added={**self.added, **new},
+        )
+
+    def check_free(self, names: Iterable[str]) -> None:
+        """Raise InvalidArgumentError if a column of the input has one of these names."""
+        if self._original is None:
+            own = {name for row in self._rows for name in own_values(row)}
+        elif isinstance(self._original, StoredColumns):
+            own = set(self._original.names)
+        else:
+            own = set(own_names(self._original))
+        for name in names:
+            if name in own or name in (*COLUMNS, RECORD):
+                raise InvalidArgumentError(
+                    f"the data has a column {name} already.", hint="Rename it: it would be lost."
+                )
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The input's columns and index, chosen_persona, rejected_persona, persona_error, and `added`."""
+        pd = MissingExtraError.require("pandas")
+        if self._original is None:
+            frame = pd.DataFrame([own_values(row) for row in self._rows])
+        elif package_of(self._original) == "datasets":
+            frame = self._original.with_format(None).to_pandas()
+        elif isinstance(self._original, StoredColumns):
+            own = self._own_arrow()
+            frame = own.to_pandas() if own.num_columns else pd.DataFrame(index=range(len(self)))
+        else:
+            frame = in_narwhals(self._original).to_pandas()
+        new = {  # an array instead of a series would become text or not with its values
+            name: pd.Series(values, index=frame.index, dtype=kind.pandas)
+            for name, values, kind in self._new_columns()
+        }
+        return frame.assign(**new)  # type: ignore[no-any-return]
+
+    def to_polars(self) -> polars.DataFrame:
+        """The input's columns and the new ones."""
+        pl = MissingExtraError.require("polars")
+        if package_of(self._original) == "polars":
+            new = [
+                pl.Series(name, v, dtype=getattr(pl, k.polars))
+                for name, v, k in self._new_columns()
+            ]
+            return self._original.with_columns(new)  # type: ignore[no-any-return]
+        return pl.from_arrow(self.to_arrow())  # type: ignore[no-any-return]
+
+    def to_arrow(self) -> pyarrow.Table:
+        """The input's columns and the new ones; those of the personas are strings even if all null."""
+        return with_added(with_texts(self._own_arrow(), self._persona_columns()), self.added)
+
+    def to_hf(self) -> datasets.Dataset:
+        """A Hugging Face dataset: the input's columns and features, and the new ones."""
+        hf = MissingExtraError.require("datasets")
+        if package_of(self._original) != "datasets":
+            return hf.Dataset(self.to_arrow())
+        result = self._original
+        for name, values, kind in self._new_columns():
+            if name in result.column_names:
+                result = result.remove_columns(name)
+            result = result.add_column(name, values, feature=hf.Value(kind.arrow))
+        return result
+
+    def save(self, path: str | Path) -> Path:
+        """Write a Parquet file that anybody can read and `load` restores; whole, or not at all."""
+        path = Path(path)
+        if path.suffix != ".parquet":
+            raise InvalidArgumentError(
+                f"save({str(path)!r}): a table is saved as .parquet.",
+                hint="For another format use to_pandas(), to_polars() or to_hf().",
+            )
+        columns = WithAdded(own_columns(self._original), self.added)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_table(
+            path,
+            enumerate(self._rows),
+            columns,
+            lambda: (self.usage, self.settings),
+            added=list(self.added),
+        )
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> PersonaTable:
+        """A table that `save` or `infer_personas(output=…)` wrote, whose rows are read when looked at.
+
+        Raises:
+            DataError: another kind of file.
+        """
+        file = StoredTable(path)
+        return cls(
+            file.rows,
+            original=file.columns,
+            usage=file.usage,
+            settings=file.settings,
+            added=file.added,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"PersonaTable({len(self)} rows, {len(self.failed_places())} with an error,"
+            f" {self._count_flagged()} flagged;"
+            f" {self.usage.calls} calls, {self.usage.cached} from the cache)"
+        )
+
+    def _count_flagged(self) -> int:
+        if isinstance(self._rows, StoredRows):
+            return self._rows.flagged()
+        return sum(bool(row.flags) for row in self._rows)
+
+    def __str__(self) -> str:
+        return self.format(limit=10)
+
+    def format(self, *, limit: int | None = None, width: int = 100) -> str:
+        """The rows as text to read: the prompt and both personas of each, `limit` rows at most."""
+        shown = self._rows if limit is None else self._rows[:limit]
+        lines = [line for row in shown for line in text_lines(row, width)]
+        if len(shown) < len(self):
+            lines.append(f"… and {len(self) - len(shown)} rows more")
+        return "\n".join([*lines, repr(self)])
+
+    def _repr_html_(self) -> str:
+        shown = self._rows[:10]
+        return html_page(shown, repr(self), figures(self.added), len(self) - len(shown))
+
+    def _persona_columns(self) -> list[tuple[str, list[str | None]]]:
+        rows = self._rows
+        return rows.texts() if isinstance(rows, StoredRows) else persona_columns(rows)
+
+    def _new_columns(self) -> list[tuple[str, Sequence[Any], ColumnType]]:
+        """What is not the input's: (name, values, names of their type)."""
+        text = type_of("", ())
+        personas = [(name, values, text) for name, values in self._persona_columns()]
+        return [*personas, *((name, v, type_of(name, v)) for name, v in self.added.items())]
+
+    def _own_arrow(self) -> pyarrow.Table:
+        return own_columns(self._original).piece(range(len(self)), self._rows)

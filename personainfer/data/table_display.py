@@ -1,0 +1,90 @@
+"""Rows as text for a terminal, and as a small HTML page for a notebook. Where they come from is not known.
+
+`report` has the whole page, with every row, search and intervals.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..records import Persona, PersonaRow
+
+__all__ = ["figures", "html_page", "text_lines"]
+
+_CELL = "vertical-align: top; text-align: left; white-space: normal; max-width: 26em"
+_CHIP = "font-size: 85%; border: 1px solid; border-radius: 1em; padding: 0 .5em; margin-right: .3em"
+
+
+def text_lines(row: PersonaRow, width: int) -> list[str]:
+    """One row: its name and prompt, its personas with their flags, its error."""
+    name = (row.preference.id if row.preference else None) or str(row.index)
+    lines = [f"{name}  {_first_line(row, width)}"]
+    for mark, persona in (("+", row.chosen), ("-", row.rejected)):
+        if persona is not None:
+            flags = f"  [{', '.join(persona.flags)}]" if persona.flags else ""
+            lines.append(f"  {mark} {persona}{flags}")
+    if row.error is not None:
+        lines.append(f"  ! {row.error}")
+    return lines
+
+
+def html_page(rows: Sequence[PersonaRow], said: str, lines: Iterable[str], hidden: int) -> str:
+    """The first rows as a table under what is said of all; `hidden` is how many are not shown.
+
+    It takes the notebook's own colours, and everything that comes from the data is escaped.
+    """
+    head = "".join(
+        f"<th style='text-align: left'>{name}</th>"
+        for name in ("", "prompt", "prefers the chosen response", "prefers the rejected response")
+    )
+    more = f"<p>… and {hidden} rows more: <code>write_report(table, 'report.html')</code></p>"
+    told = "".join(f"<br>{html.escape(line)}" for line in lines)
+    return (
+        f"<p>{html.escape(said)}{told}</p>"
+        f"<table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(map(_html_row, rows))}</tbody></table>{more if hidden else ''}"
+    )
+
+
+def figures(added: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """What a judge found, a line each, where `verify_personas` put its verdicts into the table."""
+    for side in ("chosen", "rejected"):
+        scores = added.get(f"{side}_verified_score")
+        known = [float(score) for score in scores if score is not None] if scores else []
+        if known:
+            mean = sum(known) / len(known)
+            yield f"the judge's score of the {side} personas: {mean:.2f}, {len(known)} judged (a guess: 0.5)"
+
+
+def _html_row(row: PersonaRow) -> str:
+    cells = [_cell(str(row.index)), _cell(html.escape(_first_line(row, 80)))]
+    if row.chosen is None and row.rejected is None:
+        cells.append(_cell(f"<em>{html.escape(row.error or '')}</em>", span=2))
+    else:
+        cells += [_cell(_person(row, persona)) for persona in (row.chosen, row.rejected)]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(content: str, span: int = 1) -> str:
+    return f"<td colspan='{span}' style='{_CELL}'>{content}</td>"
+
+
+def _person(row: PersonaRow, persona: Persona | None) -> str:
+    if persona is None:
+        return f"<em>{html.escape(row.error or '')}</em>"
+    chips = "".join(
+        f"<span style='{_CHIP}'>{html.escape(flag.replace('_', ' '))}</span>"
+        for flag in persona.flags
+    )
+    because = html.escape(persona.evidence)
+    return f"<span title='{because}'>{html.escape(str(persona))}</span>{'<br>' if chips else ''}{chips}"
+
+
+def _first_line(row: PersonaRow, width: int) -> str:
+    if row.preference is None:
+        return ""
+    prompt = row.preference.prompt
+    text = " ".join((prompt if isinstance(prompt, str) else prompt[-1].content).split())
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,312 @@
+"""Rows into a stored table as they come: group by group, in bounded memory, whole or not at all.
+
+The file grows under a hidden name. Columns whose type changes on the way are widened, to JSON text if
+need be: what was paid for is written in any case. How rows come about is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from ..exceptions import DataError, InvalidArgumentError
+from ..records import PersonaRow, Preference, Usage
+from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
+from .files import arrow_cells
+from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["check_output", "write_table"]
+
+GROUP_ROWS = 1024  # rows of a row group: what is held in memory, written and read at once …
+GROUP_BYTES = 32_000_000  # … or fewer, where rows are so large
+
+Placed = tuple[int, PersonaRow]  # a row, and where its own columns lie in the input
+
+
+def check_output(output: str | Path, data: object) -> Path:
+    """The path of a file that is to be written while the calls are made.
+
+    Raises:
+        InvalidArgumentError: it could not be written, or what it would replace is something else.
+    """
+    named = f"output={str(output)!r:.200}"
+    if not isinstance(output, str | Path) or Path(output).suffix != ".parquet":
+        raise InvalidArgumentError(
+            f"{named} is no path that ends in .parquet.",
+            hint="For another format use to_pandas(), to_polars() or to_hf().",
+        )
+    path = Path(output)
+    try:
+        if not path.parent.is_dir():
+            raise InvalidArgumentError(
+                f"{named}: there is no folder {str(path.parent)!r}.", hint="Make it first."
+            )
+        _make_folder(path).rmdir()
+        if path.exists():
+            _check_replaced(path, data, named)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(
+            f"{named} cannot be written: {error}.", hint="Name a folder that is yours."
+        ) from None
+    return path
+
+
+def _check_replaced(path: Path, data: object, named: str) -> None:
+    if isinstance(data, str | Path) and Path(data).exists() and path.samefile(data):
+        raise InvalidArgumentError(f"{named} is the input.", hint="Name another file.")
+    try:
+        StoredTable(path)
+    except (DataError, OSError):
+        raise InvalidArgumentError(
+            f"{named} exists and is not a table of personas.",
+            hint="It would be replaced: name another file, or remove it.",
+        ) from None
+
+
+def write_table(
+    path: Path,
+    rows: Iterable[Placed],
+    own: OwnColumns,
+    about: Callable[[], tuple[Usage, Mapping[str, Any]]],
+    *,
+    added: Sequence[str] = (),
+) -> None:
+    """Write rows as they come, a group of them in memory; `about` is asked for at the end.
+
+    `added` names those of the columns that are not the user's own.
+
+    The file replaces another of its name when it is whole; whatever fails, it leaves nothing behind.
+    """
+    file = _Unfinished(path)
+    flagged = 0
+    try:
+        for group in _groups(rows, own):
+            made = [row for _, row in group]
+            file.write(_table(own.piece([place for place, _ in group], made), made))
+            flagged += sum(bool(row.flags) for row in made)
+        usage, settings = about()
+        file.finish(
+            {
+                "version": version("personainfer"),
+                "usage": usage.model_dump(),
+                "settings": dict(settings),
+                "flagged": flagged,
+                "added": list(added),
+            }
+        )
+    finally:
+        file.discard()
+
+
+def _groups(rows: Iterable[Placed], own: OwnColumns) -> Iterator[list[Placed]]:
+    """Rows in groups of bounded size; of no rows one empty group, which has the columns at least."""
+    group: list[Placed] = []
+    size, empty = 0, True
+    for place, row in rows:
+        group.append((place, row))
+        size += own.size(row) + _size(row.preference)
+        empty = False
+        if len(group) >= GROUP_ROWS or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group or empty:
+        yield group
+
+
+def _size(pair: Preference | None) -> int:
+    if pair is None:
+        return 0
+    prompt = pair.prompt
+    asked = len(prompt) if isinstance(prompt, str) else sum(len(m.content) for m in prompt)
+    return asked + len(pair.chosen) + len(pair.rejected)
+
+
+def _table(own: pyarrow.Table, rows: Sequence[PersonaRow]) -> pyarrow.Table:
+    if RECORD in own.column_names:
+        raise InvalidArgumentError(
+            f"the data has a column {RECORD}, which a saved table needs for itself.",
+            hint="Rename the column.",
+        )
+    return with_texts(own, [*persona_columns(rows), (RECORD, [record_of(row) for row in rows])])
+
+
+class _Unfinished:
+    """A file in the making: parts in a hidden folder beside it, a new one whenever a column had to
+    be widened. If there are several, they become one in the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folder = _make_folder(path)
+        self._parts: list[Path] = []
+        self._schema: pyarrow.Schema | None = None
+        self._writer: Any = None
+
+    def write(self, table: pyarrow.Table) -> None:
+        """Append a group of rows; its columns may differ from those before."""
+        schema, fitted = _fitted(table, _widened(self._schema, table.schema))
+        if self._schema is None or not schema.equals(self._schema, check_metadata=True):
+            self._open_part(schema)
+        if table.num_rows:
+            self._writer.write_table(fitted)
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """Make the file whole and give it its name."""
+        if len(self._parts) > 1:
+            self._join()
+        self._writer.add_key_value_metadata({RECORD: json.dumps(about)})
+        self._writer.close()
+        os.replace(self._parts[-1], self._path)
+
+    def discard(self) -> None:
+        """Remove what is not, or no longer, needed."""
+        if self._writer is not None:
+            with suppress(OSError):  # a full disk, for one, which has been told of already
+                self._writer.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _open_part(self, schema: pyarrow.Schema) -> None:
+        from pyarrow.parquet import ParquetWriter
+
+        if self._writer is not None:
+            self._writer.close()
+        self._schema = schema
+        self._parts.append(self._folder / f"{len(self._parts)}.parquet")
+        self._writer = ParquetWriter(self._parts[-1], schema)
+
+    def _join(self) -> None:
+        """Write all parts into one more, in the types that turned out to hold every value."""
+        parts = list(self._parts)
+        while (wider := self._joined(parts)) is not None:
+            self._schema = wider
+
+    def _joined(self, parts: Sequence[Path]) -> pyarrow.Schema | None:
+        """None once it is done; else the schema that a value of an earlier part needs."""
+        schema = self._schema
+        assert schema is not None
+        self._open_part(schema)
+        for group in chain.from_iterable(map(_row_groups, parts)):
+            wider, fitted = _fitted(group, schema)
+            if not wider.equals(schema, check_metadata=True):
+                return wider
+            self._writer.write_table(fitted)
+        return None
+
+
+def _make_folder(path: Path) -> Path:
+    folder = path.with_name(f".{path.stem[:50]}.{uuid4().hex[:12]}.unfinished")
+    folder.mkdir()
+    return folder
+
+
+def _row_groups(part: Path) -> Iterator[pyarrow.Table]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(part) as file:
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number)
+
+
+# Schemas that grow
+
+
+def _widened(known: pyarrow.Schema | None, new: pyarrow.Schema) -> pyarrow.Schema:
+    """What holds both: the user's columns in the order in which they came, then ours."""
+    import pyarrow
+
+    if known is None:
+        return pyarrow.schema([_storable(field) for field in new]).with_metadata(new.metadata)
+    if known.equals(new, check_metadata=True):
+        return known
+    fields = {field.name: field for field in known}
+    ours = {name: fields.pop(name) for name in (*COLUMNS, RECORD)}
+    for field in new:
+        if field.name not in ours:
+            before = fields.get(field.name)
+            fields[field.name] = _storable(field) if before is None else _common(before, field)
+    return pyarrow.schema([*fields.values(), *ours.values()]).with_metadata(known.metadata)
+
+
+def _common(one: pyarrow.Field[Any], other: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
+    """A type that holds the values of both; JSON text if there is none."""
+    import pyarrow
+
+    if one.equals(other, check_metadata=True):
+        return one
+    if is_json(one) or is_json(other):
+        return as_json(one)
+    schemas = [pyarrow.schema([field.remove_metadata()]) for field in (one, other)]
+    try:
+        merged = pyarrow.unify_schemas(schemas, promote_options="permissive")
+    except pyarrow.ArrowException:
+        return as_json(one)
+    return _storable(merged.field(0))
+
+
+def _storable(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
+    """The field, or JSON text where Parquet has no such type: nothing but {}, intervals of months."""
+    return field if _has_parquet(field.type) else as_json(field)
+
+
+@lru_cache(maxsize=4096)
+def _has_parquet(kind: pyarrow.DataType) -> bool:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    try:
+        ParquetWriter(pyarrow.BufferOutputStream(), pyarrow.schema([("x", kind)])).close()
+    except pyarrow.ArrowException:
+        return False
+    return True
+
+
+def _fitted(table: pyarrow.Table, schema: pyarrow.Schema) -> tuple[pyarrow.Schema, pyarrow.Table]:
+    """The table in the schema, whose columns become JSON text where a value does not fit."""
+    import pyarrow
+
+    if table.schema.equals(schema, check_metadata=True):
+        return schema, table
+    fields, columns = [], []
+    for field in schema:
+        column = _fit(table, field)
+        if column is None:
+            field = as_json(field)
+            column = _fit(table, field)
+        fields.append(field)
+        columns.append(column)
+    schema = pyarrow.schema(fields).with_metadata(schema.metadata)
+    return schema, pyarrow.Table.from_arrays(columns, schema=schema)
+
+
+def _fit(table: pyarrow.Table, field: pyarrow.Field[Any]) -> Any:
+    """The column in the type of the field; None if a value does not fit."""
+    import pyarrow
+
+    place = table.schema.get_field_index(field.name)
+    if place < 0:
+        missing = [None] * table.num_rows
+        return json_array(missing) if is_json(field) else pyarrow.array(missing, field.type)
+    column, own = table.column(place), table.schema.field(place)
+    if is_json(own) == is_json(field) and own.type == field.type:
+        return column
+    if is_json(field):
+        return json_array(arrow_cells(column))
+    try:
+        return column.cast(field.type)
+    except pyarrow.ArrowException:
+        with suppress(pyarrow.ArrowException, ValueError, TypeError, OverflowError):
+            return pyarrow.array(column.to_pylist(), field.type)  # what casts do not know yet
+        return None

@@ -1,0 +1,12 @@
+from .comparison import compare_responses as compare_responses
+from .grouped import mean_by_group as mean_by_group
+from .report import write_report as write_report
+from .salience import salient_words as salient_words
+from .statistics import Estimate as Estimate
+from .statistics import bootstrap_mean as bootstrap_mean
+from .statistics import bootstrap_rate as bootstrap_rate
+from .statistics import paired_difference as paired_difference
+from .verification import Verifier as Verifier
+from .verification import compare_personas as compare_personas
+from .verification import rate_personas as rate_personas
+from .verification import verify_personas as verify_personas

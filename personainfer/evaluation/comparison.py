@@ -1,0 +1,347 @@
+"""Which of two models serves people better: quality with the persona hidden, personalization with it shown.
+
+The evaluation of "Whose Boat Does it Float?" (arXiv 2501.11549): a judge compares the two
+responses to each prompt in both orders, and a model wins a prompt only if both agree. How a judge is
+asked is known by `judging`, the numbers by `grouped` and `length_control`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from ..llm.client import LLM, OPTIONS
+from ..personas.options import LLMOptions
+from ..personas.prompts import (
+    choice_messages,
+    instructions,
+    prompt_numbers,
+    prompt_text,
+    quality_messages,
+)
+from ..records import Message, Persona, Preference, Usage
+from .grouped import delta_pq, mean_by_group, rate_by_group, win_rate_by_group
+from .judge import Choice, Judge, Opinion, Verdict, most_common, require_a_reply
+from .length_control import length_controlled_rate
+from .paired_responses import ResponsePair, pair_responses
+from .results import ResponseComparison, ResponseLengths, RubricFindings
+from .statistics import CONFIDENCE, check_confidence
+
+__all__ = ["JudgeFunction", "compare_responses"]
+
+Rubric = Literal["quality", "personalization"]
+Prompt = str | tuple[Message, ...]
+# (prompt, first response, second response, persona or None) -> 1, 2, or "neither"
+JudgeFunction = Callable[[Prompt, str, str, Persona | str | None], str | int | None]
+
+_UNPARSABLE = {"drop": np.nan, "tie": 0.0, "loss": -1.0}
+_NAMES = {"first": "test", "second": "base", "tie": "tie", None: None}
+_TIE = Verdict((Opinion(), Opinion()))
+
+
+class Case(NamedTuple):
+    """Two responses to judge, the test model's first, and for whom (None: nobody in particular)."""
+
+    pair: Preference
+    persona: Persona | str | None
+
+
+def compare_responses(
+    prompts: object,
+    base: object,
+    test: object,
+    judge: str | LLM | JudgeFunction,
+    *,
+    personas: object = None,
+    unparsable: Literal["drop", "tie", "loss"] = "drop",
+    confidence: float = CONFIDENCE,
+    progress: bool | None = None,
+    **options: Unpack[LLMOptions],
+) -> ResponseComparison:
+    """How often the test model's response beats the base model's, for people in general and for a persona.
+
+    Both orders are asked; a prompt is won only if both agree, else it is tied. Equal responses are a
+    tie that nobody is asked about.
+
+    Args:
+        prompts: what was answered: texts or conversations. These and the next three arguments are each
+            a sequence in the same order, a mapping (or pandas series) of ids, or a sequence of dicts
+            with "id" and "prompt", "response" or "persona". The ids must be the same in all.
+        base, test: the responses of two models. A missing one (None) costs its row only.
+        judge: a model, as for `infer_personas`, an LLM, or a function (prompt, first, second, persona)
+            -> 1, 2 or "neither", which sees None for the persona where quality is asked. The judge
+            should be neither of the models.
+        personas: for each prompt a `Persona`, its sentence, or None (the row is left out); or one for
+            all. Without personas only quality is judged.
+        unparsable: what a row counts as where a reply cannot be used: left out ("drop"), a "tie", or a
+            "loss" of the test model; never a win. They are counted in any case.
+        confidence: of the intervals, which come from resampling prompts: rows with the same prompt are
+            one observation.
+        progress: a bar on standard error; None: in a terminal or a notebook.
+        options: configure the LLM that a model string makes: see `LLM`.
+
+    Raises:
+        DataError: no row can be judged.
+        ValueError, TypeError: ids that do not match, responses that are all the same, or another bad
+            argument, before any call is made.
+        ModelError: the judge failed on every question, or would (key, model).
+    """
+    UnknownOptionError.check(
+        options, OPTIONS.union(inspect.signature(compare_responses).parameters)
+    )
+    check_confidence(confidence)
+    InvalidArgumentError.check("unparsable", unparsable, _UNPARSABLE)
+    pairs = pair_responses(prompts, base, test, personas)
+    shown = personas is not None
+    places = [place for place, one in enumerate(pairs) if _left_out(one, shown) is None]
+    if not places:
+        raise DataError(
+            f"none of the {len(pairs):,} rows can be judged.",
+            hint=f"The first: {_left_out(pairs[0], shown)}.",
+        )
+    asker = _asker(judge, options)
+    rubrics: tuple[Rubric, ...] = ("quality", "personalization") if shown else ("quality",)
+    verdicts = {rubric: _judged(asker, rubric, pairs, places, progress) for rubric in rubrics}
+    return _comparison(pairs, verdicts, asker, unparsable, confidence)
+
+
+def _left_out(one: ResponsePair, personas_shown: bool) -> str | None:
+    """Why a row is not judged."""
+    if one.pair is None:
+        return one.problem
+    return "no persona" if personas_shown and one.persona is None else None
+
+
+def _case(one: ResponsePair, rubric: Rubric) -> Case:
+    assert one.pair is not None  # left out otherwise
+    return Case(one.pair, one.persona if rubric == "personalization" else None)
+
+
+# Who is asked
+
+
+class Asker(Protocol):
+    """A judge, as far as it is needed here."""
+
+    name: str
+
+    @property
+    def usage(self) -> Usage:
+        """What it was asked so far."""
+
+    def verdicts(
+        self, rubric: Rubric, cases: Sequence[Case], progress: bool | None
+    ) -> list[Verdict]:
+        """One verdict a case, from both orders."""
+
+
+class _ModelAsker:
+    """A model as a judge."""
+
+    def __init__(self, judge: str | LLM, options: Mapping[str, Any]) -> None:
+        self._judge = Judge(judge, options)
+        self.name = self._judge.llm.model
+
+    @property
+    def usage(self) -> Usage:
+        return self._judge.usage
+
+    def verdicts(
+        self, rubric: Rubric, cases: Sequence[Case], progress: bool | None
+    ) -> list[Verdict]:
+        questions = (
+            quality_messages(pair) if persona is None else choice_messages(persona, pair)
+            for pair, persona in cases
+        )
+        prefix = instructions(f"judge_{rubric}.txt")
+        return self._judge.verdicts(prefix, questions, len(cases), progress=progress)
+
+
+class _FunctionAsker:
+    """A function as a judge. What it raises is its caller's to see."""
+
+    usage = Usage()  # nothing that is counted
+
+    def __init__(self, judge: JudgeFunction) -> None:
+        self._judge = judge
+        self.name = str(getattr(judge, "__name__", type(judge).__name__))
+
+    def verdicts(
+        self, rubric: Rubric, cases: Sequence[Case], progress: bool | None
+    ) -> list[Verdict]:
+        return [
+            Verdict(
+                (
+                    self._opinion(pair.prompt, pair.chosen, pair.rejected, persona),
+                    self._opinion(pair.prompt, pair.rejected, pair.chosen, persona).swapped(),
+                )
+            )
+            for pair, persona in cases
+        ]
+
+    def _opinion(
+        self, prompt: Prompt, first: str, second: str, persona: Persona | str | None
+    ) -> Opinion:
+        answer = self._judge(prompt, first, second, persona)
+        try:
+            return Opinion(Choice.model_validate({"answer": answer}).pick)
+        except ValidationError:
+            return Opinion(problem=f"{self.name} returned {answer!r:.80}, not 1, 2 or 'neither'.")
+
+
+def _asker(judge: Any, options: Mapping[str, Any]) -> Asker:
+    if not callable(judge):
+        return _ModelAsker(judge, options)
+    if options:
+        raise InvalidArgumentError(
+            f"{', '.join(sorted(options))}: a function as judge= takes no options."
+        )
+    return _FunctionAsker(judge)
+
+
+def _judged(
+    asker: Asker,
+    rubric: Rubric,
+    pairs: Sequence[ResponsePair],
+    places: Sequence[int],
+    progress: bool | None,
+) -> list[Verdict | None]:
+    """A verdict for each of these rows, None for the others; equal responses are not asked about."""
+    cases = {place: _case(pairs[place], rubric) for place in places}
+    asked = {n: case for n, case in cases.items() if case.pair.chosen != case.pair.rejected}
+    given = asker.verdicts(rubric, list(asked.values()), progress)
+    require_a_reply(asker.name, [order.problem for v in given for order in v.orders])
+    verdicts: list[Verdict | None] = [None] * len(pairs)
+    for place in places:
+        verdicts[place] = _TIE
+    for place, verdict in zip(asked, given, strict=True):
+        verdicts[place] = verdict
+    return verdicts
+
+
+# What it comes to
+
+
+def _comparison(
+    pairs: Sequence[ResponsePair],
+    verdicts: Mapping[Rubric, Sequence[Verdict | None]],
+    asker: Asker,
+    unparsable: str,
+    confidence: float,
+) -> ResponseComparison:
+    """The numbers and columns of verdicts: of each rubric one a row, or None."""
+    prompts = prompt_numbers([one.pair.prompt if one.pair else None for one in pairs])
+    base, test = _lengths(pairs, verdicts["quality"])
+    outcomes = {rubric: _outcomes(given, unparsable) for rubric, given in verdicts.items()}
+    rubrics = {
+        rubric: RubricFindings(
+            win_rate_by_group(outcomes[rubric], prompts, confidence=confidence),
+            length_controlled_rate(outcomes[rubric], test - base, prompts, confidence=confidence),
+            rate_by_group(_consistent(given), prompts, confidence=confidence),
+        )
+        for rubric, given in verdicts.items()
+    }
+    both = "personalization" in verdicts
+    problems = [v.problem for given in verdicts.values() for v in given if v is not None]
+    reasons = Counter(_left_out(one, both) for one in pairs)
+    left_out = {reason: count for reason, count in reasons.items() if reason is not None}
+    return ResponseComparison(
+        quality=rubrics["quality"],
+        personalization=rubrics.get("personalization"),
+        delta_pq=delta_pq(
+            outcomes["personalization"], outcomes["quality"], prompts, confidence=confidence
+        )
+        if both
+        else None,
+        length=ResponseLengths(
+            *(mean_by_group(v, prompts, confidence=confidence) for v in (base, test, test - base))
+        ),
+        columns=_columns(pairs, verdicts),
+        verdicts={rubric: tuple(given) for rubric, given in verdicts.items()},
+        policy=unparsable,
+        same=sum(verdict is _TIE for verdict in verdicts["quality"]),
+        judge=asker.name,
+        skipped=sum(left_out.values()),
+        left_out=left_out,
+        failed=sum(problem is not None for problem in problems),
+        problems=most_common(problems),
+        notes=tuple(_notes(rubrics)),
+        usage=asker.usage,
+    )
+
+
+def _lengths(
+    pairs: Sequence[ResponsePair], verdicts: Sequence[Verdict | None]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Characters of the base's and the test model's responses, NaN where a row was not judged."""
+    judged = [None if v is None else one.pair for one, v in zip(pairs, verdicts, strict=True)]
+    base = [np.nan if pair is None else len(pair.rejected) for pair in judged]
+    test = [np.nan if pair is None else len(pair.chosen) for pair in judged]
+    return np.array(base, dtype=np.float64), np.array(test, dtype=np.float64)
+
+
+def _outcomes(verdicts: Sequence[Verdict | None], unparsable: str) -> NDArray[np.float64]:
+    """1 for a win of the test model, 0 for a tie, -1 for a loss, NaN for what does not count."""
+    worth = {"first": 1.0, "tie": 0.0, "second": -1.0, None: _UNPARSABLE[unparsable]}
+    return np.array([np.nan if v is None else worth[v.winner] for v in verdicts], dtype=np.float64)
+
+
+def _consistent(verdicts: Sequence[Verdict | None]) -> NDArray[np.float64]:
+    known = [None if verdict is None else verdict.consistent for verdict in verdicts]
+    return np.array([np.nan if value is None else value for value in known], dtype=np.float64)
+
+
+def _columns(
+    pairs: Sequence[ResponsePair], verdicts: Mapping[Rubric, Sequence[Verdict | None]]
+) -> dict[str, list[Any]]:
+    """What was found of each row."""
+    read = [one.pair for one in pairs]
+    columns: dict[str, list[Any]] = {
+        "id": [one.id for one in pairs],
+        "prompt": [None if pair is None else prompt_text(pair.prompt) for pair in read],
+        "persona": [None if one.persona is None else str(one.persona) for one in pairs],
+        "base_length": [None if pair is None else len(pair.rejected) for pair in read],
+        "test_length": [None if pair is None else len(pair.chosen) for pair in read],
+    }
+    for rubric, given in verdicts.items():
+        columns[rubric] = [None if v is None else _NAMES[v.winner] for v in given]
+        columns[f"{rubric}_score"] = [_score(v) for v in given]
+    columns["error"] = [
+        _left_out(one, "personalization" in verdicts) or _problems(place, verdicts)
+        for place, one in enumerate(pairs)
+    ]
+    return columns
+
+
+def _score(verdict: Verdict | None) -> float | None:
+    """The share of orders that the test model won; None where a reply is missing, or nobody was asked."""
+    usable = verdict is not None and verdict is not _TIE and verdict.problem is None
+    return verdict.score if verdict is not None and usable else None
+
+
+def _problems(place: int, verdicts: Mapping[Rubric, Sequence[Verdict | None]]) -> str | None:
+    found = {rubric: given[place] for rubric, given in verdicts.items()}
+    said = [f"{rubric}: {v.problem}" for rubric, v in found.items() if v and v.problem]
+    return "; ".join(said) or None
+
+
+def _notes(rubrics: Mapping[Rubric, RubricFindings]) -> list[str]:
+    """A judge whose two orders agree by chance is worth nothing, however its numbers come out."""
+    doubtful = [
+        f"{rubric} ({found.consistency})"
+        for rubric, found in rubrics.items()
+        if not found.consistency.low > 0.5
+    ]
+    if not doubtful:
+        return []
+    return [
+        "Whether the judge's two orders agree more often than by chance (0.5) cannot be told for"
+        f" {' and '.join(doubtful)}: draw no conclusion from its verdicts there."
+    ]

@@ -1,0 +1,121 @@
+"""The numbers of `metrics` where items belong to groups, such as the rows of one prompt.
+
+Rates and means are over items; what is resampled is groups, each whole. A group that is repeated so
+changes nothing. Numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .statistics import CONFIDENCE, NOTHING, Estimate, WinRate, bootstrap, wilson
+
+__all__ = ["delta_pq", "group_sums", "mean_by_group", "rate_by_group", "win_rate_by_group"]
+
+Floats = NDArray[np.float64]
+
+
+def group_sums(items: ArrayLike, groups: ArrayLike) -> Floats:
+    """The sums of the items of each group: (n, m) and (n,) -> (groups, m), sorted by group."""
+    rows = np.asarray(items, dtype=np.float64)
+    names, places = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.zeros((len(names), rows.shape[1]))
+    np.add.at(sums, places, rows)
+    return sums
+
+
+def mean_by_group(
+    values: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE
+) -> Estimate:
+    """The mean of all values, resampling groups: `n` is how many of them there are.
+
+    Args:
+        values: shape (n,); NaN is a missing one.
+        groups: shape (n,): what each value belongs to.
+        confidence: of the interval.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    known = ~np.isnan(given)
+    if not known.any():
+        return NOTHING
+    items = np.stack([given[known], np.ones(known.sum())], axis=1)
+    sums = group_sums(items, np.asarray(groups)[known])
+    return bootstrap(sums, lambda s: s[:, 0] / s[:, 1], confidence=confidence)
+
+
+def rate_by_group(
+    scores: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE
+) -> Estimate:
+    """`mean_by_group` of scores between 0 and 1, with Wilson's interval where all are 0, or all 1."""
+    found = mean_by_group(scores, groups, confidence=confidence)
+    if found.value in (0.0, 1.0):  # resampling cannot vary, and would claim certainty
+        return wilson(int(found.value) * found.n, found.n, confidence=confidence)
+    return found
+
+
+def win_rate_by_group(
+    outcomes: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE
+) -> WinRate:
+    """`metrics.win_rate`, resampling groups for both of its rates.
+
+    Args:
+        outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss, NaN left out.
+        groups: shape (n,): what each item belongs to.
+        confidence: of the intervals.
+    """
+    given = np.sign(np.asarray(outcomes, dtype=np.float64))
+    won = np.where(given == 0, np.nan, (given + 1) / 2)
+    wins, ties, losses = (int((given == sign).sum()) for sign in (1, 0, -1))
+    return WinRate(
+        wins=wins,
+        ties=ties,
+        losses=losses,
+        rate=rate_by_group(won, groups, confidence=confidence),
+        rate_with_ties=rate_by_group((given + 1) / 2, groups, confidence=confidence),
+    )
+
+
+def delta_pq(
+    personalization: ArrayLike,
+    quality: ArrayLike,
+    groups: ArrayLike,
+    *,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """ΔPQ = W_P + W_Q - 1, where W = wins / (wins + losses): from -1 to 1, and 0 for no difference.
+
+    "Whose Boat Does it Float?" (arXiv 2501.11549), there times 100. Both outcomes of a group
+    are resampled together. Where a W is 0 or 1, which resampling cannot vary, the interval is put
+    together from those of both W (Zou & Donner 2008, MOVER), as if they were independent.
+
+    Args:
+        personalization, quality: shape (n,) each, the same items in the same order: above 0 a win, 0 a
+            tie, below 0 a loss, NaN a judgement that is missing or left out.
+        groups: shape (n,): what each item belongs to.
+        confidence: of the interval.
+
+    Returns:
+        NaN where either has neither wins nor losses; `n` counts the groups that have any.
+    """
+    outcomes = np.stack([np.asarray(o, dtype=np.float64) for o in (personalization, quality)])
+    known = (~np.isnan(outcomes) & (outcomes != 0)).any(axis=0)
+    if not known.any():
+        return NOTHING
+    counts = np.concatenate([outcomes > 0, outcomes < 0]).T.astype(np.float64)
+    sums = group_sums(counts[known], np.asarray(groups)[known])
+
+    def statistic(s: Floats) -> Floats:
+        found: Floats = s[:, 0] / (s[:, 0] + s[:, 2]) + s[:, 1] / (s[:, 1] + s[:, 3]) - 1
+        return found
+
+    found = bootstrap(sums, statistic, confidence=confidence)
+    rates = [win_rate_by_group(one, groups, confidence=confidence).rate for one in outcomes]
+    if math.isnan(found.value) or all(0 < rate.value < 1 for rate in rates):
+        return found
+    below = math.hypot(*(rate.value - rate.low for rate in rates))
+    above = math.hypot(*(rate.high - rate.value for rate in rates))
+    low, high = max(found.value - below, -1.0), min(found.value + above, 1.0)
+    return Estimate(found.value, low, high, found.n)

@@ -1,0 +1,289 @@
+"""A question about two texts, put to a judge in both orders.
+
+An order counts for a text only if the judge picks that text in so many words: an answer of "neither"
+and a reply that cannot be used count for nobody. What the texts are, and what a verdict means, is not
+known here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from numbers import Integral
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator
+
+from ..exceptions import ModelError, RequestRejectedError
+from ..llm.client import LLM, Request, make_llm
+from ..llm.workers import Reply
+from ..records import Logprobs, Message, Side, Usage
+
+__all__ = [
+    "VERDICT_COLUMNS",
+    "Choice",
+    "Judge",
+    "Opinion",
+    "Question",
+    "Verdict",
+    "most_common",
+    "require_a_reply",
+    "verdict_columns",
+]
+
+Pick = Literal["first", "second"]
+Question = tuple[Message, Message]  # the same two texts: in their order, and swapped
+
+VERDICT_COLUMNS = ("verified", "verified_score", "verified_probability")  # after the side's name
+_ALTERNATIVES = 5  # tokens beside the one that was said: as many as most endpoints give
+
+
+def _bare(answer: object) -> object:
+    """ "Response 1." and 1 as "1"."""
+    if isinstance(answer, bool) or not isinstance(answer, Integral | str):
+        return answer  # numpy's whole numbers are Integral, too
+    return re.sub(r"^(?:response|persona)\s*|[\s.]+$", "", str(answer).strip().lower())
+
+
+class Choice(BaseModel):
+    """The form of a judge's reply: which of two texts it picks."""
+
+    answer: Annotated[Literal["1", "2", "neither"], BeforeValidator(_bare)]
+
+    @property
+    def pick(self) -> Pick | None:
+        """The text that is picked; None where it is neither."""
+        picks: dict[str, Pick] = {"1": "first", "2": "second"}
+        return picks.get(self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a judge says of two texts in one order.
+
+    `pick` is None where it picks neither, and where its reply cannot be used: `problem` says why.
+    `probability` is that of picking the first text rather than the second, by the log-probabilities of
+    the answer's tokens; None where the endpoint gives none.
+    """
+
+    pick: Pick | None = None
+    problem: str | None = None
+    probability: float | None = None
+
+    def swapped(self) -> Opinion:
+        """The same opinion, of the texts in the other order."""
+        other: dict[Pick | None, Pick] = {"first": "second", "second": "first"}
+        p = None if self.probability is None else 1.0 - self.probability
+        return replace(self, pick=other.get(self.pick), probability=p)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Both opinions on two texts: as they were shown in their order, and swapped."""
+
+    orders: tuple[Opinion, Opinion]
+
+    @property
+    def score(self) -> float:
+        """The share of orders in which the judge picked the first text: 0, 0.5 or 1."""
+        return sum(opinion.pick == "first" for opinion in self.orders) / 2
+
+    @property
+    def soft_score(self) -> float:
+        """As `score`, with the probability of each pick in its place; `score` where one is not known."""
+        picks = [opinion for opinion in self.orders if opinion.pick is not None]
+        known = [opinion.probability for opinion in picks if opinion.probability is not None]
+        return sum(known) / 2 if len(known) == len(picks) else self.score
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the endpoint gave log-probabilities in either order."""
+        return any(opinion.probability is not None for opinion in self.orders)
+
+    @property
+    def consistent(self) -> bool | None:
+        """Whether both orders pick the same text; None where one of them picks none."""
+        one, other = (opinion.pick for opinion in self.orders)
+        return None if one is None or other is None else one == other
+
+    @property
+    def winner(self) -> Literal["first", "second", "tie"] | None:
+        """The text that both orders pick; a tie where they do not; None where a reply is unusable."""
+        if self.problem is not None:
+            return None
+        return self.orders[0].pick or "tie" if self.consistent else "tie"
+
+    @property
+    def problem(self) -> str | None:
+        """Why a reply could not be used."""
+        return next((opinion.problem for opinion in self.orders if opinion.problem), None)
+
+
+class Judge:
+    """A model that judges, with `usage` of all it was asked.
+
+    `soft`: ask for log-probabilities; an endpoint that refuses such requests is asked without.
+    """
+
+    def __init__(
+        self, model: str | LLM | None, options: Mapping[str, Any], *, soft: bool = False
+    ) -> None:
+        self.llm = make_llm(model, options)
+        self.usage = Usage()
+        self._soft = soft
+        self._wanted = soft
+        self.answered = False  # whether there was a usable reply so far
+        self._asked = False  # whether this endpoint takes requests for log-probabilities
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.llm, "soft": self._wanted}  # the same before and after it was asked
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"], {}, soft=state["soft"])  # type: ignore[misc]
+
+    def verdicts(
+        self,
+        prefix: tuple[Message, ...],
+        questions: Iterable[Question],
+        total: int,
+        *,
+        progress: bool | None = False,
+    ) -> list[Verdict]:
+        """One verdict a question, in order. Each order of it is one request.
+
+        Raises:
+            ModelError: only for what would fail every request (key, model, cache).
+        """
+        questions = iter(questions)
+        if self._soft and not self._asked:
+            first = list(islice(questions, 1))
+            questions = chain(first, questions)
+            self._soft = all(self._takes_logprobs(prefix, question) for question in first)
+            self._asked = bool(first)
+        alternatives = _ALTERNATIVES if self._soft else 0
+        asked = (
+            [Request((turn,), Choice, prefix, logprobs=alternatives) for turn in question]
+            for question in questions
+        )
+        return [
+            Verdict((_opinion(one, self._soft), _opinion(other, self._soft).swapped()))
+            for one, other in self.replies(asked, total, progress=progress)
+        ]
+
+    def replies(
+        self, groups: Iterable[Sequence[Request]], total: int, *, progress: bool | None = False
+    ) -> Iterator[list[Reply]]:
+        """The replies to each group of requests, in order."""
+        run = self.llm.run((None, group) for group in groups)
+        try:
+            for _, replies in _with_bar(run, total, progress):
+                yield replies
+        finally:
+            run.close()
+            self.usage += run.tally.usage
+
+    def require_a_reply(self, problems: Sequence[str | None]) -> None:
+        """Raise what the first reply failed with, if every one of them failed."""
+        require_a_reply(self.llm.model, problems)
+        self.answered = self.answered or bool(problems)
+
+    def _takes_logprobs(self, prefix: tuple[Message, ...], question: Question) -> bool:
+        request = Request((question[0],), Choice, prefix, logprobs=_ALTERNATIVES)
+        [[reply]] = self.replies([[request]], 1)
+        refused = isinstance(reply.error, RequestRejectedError)
+        return not (refused and "logprob" in str(reply.error).lower())
+
+
+def require_a_reply(judge: str, problems: Sequence[str | None]) -> None:
+    """Raise ModelError with the first problem of a judge's replies, if every one of them has one."""
+    if problems and all(problem is not None for problem in problems):
+        raise ModelError(
+            f"the judge {judge!r} gave no usable reply to any of {len(problems):,}"
+            f" questions; the first: {problems[0]}"
+        )
+
+
+def most_common(problems: Iterable[str | None]) -> dict[str, int]:
+    """How often each problem occurred, the most common first."""
+    return dict(Counter(problem for problem in problems if problem is not None).most_common())
+
+
+def verdict_columns(
+    placed: Mapping[Side, Sequence[Verdict | None]], before: Collection[str]
+) -> dict[str, list[Any]]:
+    """The verdicts on the personas of each side, one a row, as columns of their table.
+
+    The probability has one of its own: a judge that always answers "1" is right in half of the orders,
+    whatever it leans to. Where it is not known there is none, except in place of what an earlier judge
+    left: `before` are the names of the columns that the table has.
+    """
+    columns: dict[str, list[Any]] = {}
+    for side, verdicts in placed.items():
+        values: tuple[list[Any], ...] = (
+            [None if v is None else v.score == 1 for v in verdicts],
+            [None if v is None else v.score for v in verdicts],
+            [v.soft_score if v and v.has_probabilities else None for v in verdicts],
+        )
+        columns |= {f"{side}_{name}": v for name, v in zip(VERDICT_COLUMNS, values, strict=True)}
+        probability = f"{side}_{VERDICT_COLUMNS[-1]}"
+        if probability not in before and all(v is None for v in columns[probability]):
+            del columns[probability]
+    return columns
+
+
+def _opinion(reply: Reply, soft: bool) -> Opinion:
+    if reply.error is not None:
+        return Opinion(problem=str(reply.error))
+    probability = _probability(reply.logprobs) if soft else None
+    return Opinion(reply.value.pick, probability=probability)
+
+
+def _probability(logprobs: Logprobs | None) -> float | None:
+    """P("1") / (P("1") + P("2")) at the token of the answer; None where it cannot be found.
+
+    An answer that is not among the listed alternatives counts with the least likely of them, or with
+    what all of them leave, neither of which it can exceed: a judgement is then softer than it was, never
+    firmer.
+    """
+    text = "".join(token for token, _ in logprobs or ())
+    found = re.search(r'"answer"\s*:\s*"?(?=[12n])', text)
+    if logprobs is None or found is None:
+        return None
+    start = 0
+    for token, alternatives in logprobs:
+        if start + len(token) > found.end():
+            return _of_first(token[: found.end() - start], alternatives)
+        start += len(token)
+    return None
+
+
+def _of_first(before: str, alternatives: Mapping[str, float]) -> float | None:
+    """The probability of "1" among tokens that begin with `before` and go on with "1" or "2"."""
+    weights: dict[str, float] = {}
+    for token, logprob in alternatives.items():
+        answer = token.removeprefix(before)[:1]
+        if token.startswith(before) and answer in ("1", "2"):
+            weights[answer] = weights.get(answer, 0.0) + math.exp(logprob)
+    if not weights:
+        return None
+    listed = [math.exp(logprob) for logprob in alternatives.values()]
+    least = min(*listed, max(0.0, 1.0 - sum(listed)), 1.0)
+    first, second = (weights.get(answer, least) for answer in ("1", "2"))
+    return first / (first + second) if first + second > 0 else None
+
+
+def _with_bar(
+    replies: Iterable[tuple[None, list[Reply]]], total: int, progress: bool | None
+) -> Iterable[tuple[None, list[Reply]]]:
+    shown = sys.stderr.isatty() or "ipykernel" in sys.modules if progress is None else progress
+    if not shown:
+        return replies
+    from tqdm.auto import tqdm
+
+    bar: Iterable[tuple[None, list[Reply]]] = tqdm(replies, total=total, unit="row", leave=False)
+    return bar

@@ -1,0 +1,339 @@
+"""`write_report`: a table of personas as one HTML page to look through, without any network.
+
+The page is the template in the folder `templates`; what comes from the data reaches it as escaped text
+or as JSON, and the page's script makes text nodes of it, so that nothing in the data can run. The page's
+content policy allows no other script and no request.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from ..data.table import PersonaRow, PersonaTable
+from ..exceptions import DataError, InvalidArgumentError
+from ..records import Persona, Side
+from .salience import SalientWord, salient_words
+from .summary import (
+    SIDES,
+    TableSummary,
+    best_score,
+    score_range,
+    summarise,
+    verified,
+    verified_score,
+)
+
+__all__ = ["write_report"]
+
+_WORDS = 12  # a side
+_BINS = 24
+_SIDE_LABELS = {
+    "overall": "both sides",
+    "chosen": "prefers the chosen response",
+    "rejected": "prefers the rejected response",
+}
+
+Json = dict[str, Any]
+
+
+def write_report(
+    table: PersonaTable,
+    path: str | Path,
+    *,
+    title: str = "Personas",
+    words: Sequence[SalientWord] | None = None,
+) -> Path:
+    """Write one self-contained page: figures, salient words, and a searchable list of all rows.
+
+    Args:
+        table: of `infer_personas`; with verdicts if it is the `.table` of what `verify_personas` found.
+        path: the .html file to write; its folder must exist.
+        title: the page's heading.
+        words: what `salient_words` found; None: with its defaults.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InvalidArgumentError: not a table, or not an .html path in a folder that exists.
+    """
+    path = _checked(table, path)
+    found = summarise(table)
+    nonce = secrets.token_urlsafe(16)
+    page = _template().render(
+        title=title,
+        subtitle=_subtitle(table),
+        nonce=nonce,
+        tiles=_tiles(table, found),
+        estimates=_estimates(found),
+        estimates_note=(
+            "A judge saw the persona and both responses, in both orders; the share of right answers,"
+            " with a 95 % interval over rows. A guess is right half of the time."
+        ),
+        histograms=_histograms(found),
+        histograms_note=(
+            "The score of each side's best candidate, by what chose among them. Above 0 it explains why"
+            " its holder would prefer that response; a side that nothing explains has no persona."
+        ),
+        words=_words(table, words),
+        words_note=(
+            "Words of the personas that speak for one side more than chance would have it, by log-odds"
+            " with a Dirichlet prior, corrected for the number of words (adjusted p below 0.05)."
+        ),
+        filters=_filters(table),
+        data=_embedded([_row(table, place, row) for place, row in enumerate(table)]),
+        footer=f"Made by personainfer {version('personainfer')}. A persona is a hypothesis about a choice,"
+        " not a fact about a person.",
+    )
+    path.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _checked(table: object, path: str | Path) -> Path:
+    if not isinstance(table, PersonaTable):
+        raise InvalidArgumentError(
+            f"a report is made of a PersonaTable, not of {type(table).__name__}.",
+            hint="Pass what infer_personas returned, or PersonaTable.load(path).",
+        )
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InvalidArgumentError(f"path={str(path)!r}: a report is an .html file.")
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(
+            f"path={str(path)!r}: there is no folder {path.parent}.", hint="Make it first."
+        )
+    return path
+
+
+@cache
+def _template() -> Template:
+    source = files(__package__).joinpath("templates").joinpath("report.html")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string(source.read_text(encoding="utf-8"))
+
+
+def _embedded(rows: Sequence[Json]) -> Markup:
+    """JSON that can stand in a script element: `<` opens no tag and ends no script there.
+
+    Half of a surrogate pair, which no file may hold, becomes a replacement character.
+    """
+    text = json.dumps(rows, ensure_ascii=False).encode(errors="replace").decode()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _subtitle(table: PersonaTable) -> str:
+    settings = table.settings
+    parts = [f"inferred by {settings['model']}" if "model" in settings else ""]
+    if settings.get("candidates", 1) > 1:
+        parts.append(f"the best of {settings['candidates']} candidates a side")
+    if "protocol" in settings:
+        parts.append(f"{settings['protocol']} protocol")
+    if "prompt_version" in settings:
+        parts.append(f"prompt {settings['prompt_version']}")
+    return ", ".join(filter(None, parts))
+
+
+def _tiles(table: PersonaTable, found: TableSummary) -> list[Json]:
+    share = f" ({found.complete / found.rows:.0%})" if found.rows else ""
+    tiles = [
+        ("rows", f"{found.rows:,}"),
+        (f"with personas{share}", f"{found.complete:,}"),
+        ("with an error", f"{found.errors:,}"),
+        ("flagged", f"{found.flagged:,}"),
+        ("calls", f"{table.usage.calls:,}"),
+    ]
+    if table.usage.cost:
+        tiles.append(("cost", f"${table.usage.cost:,.2f}"))
+    return [{"label": label, "value": value} for label, value in tiles]
+
+
+def _estimates(found: TableSummary) -> list[Json]:
+    rows = []
+    for side, one in found.accuracy.items():
+        if not one.n:
+            continue
+        known = bool(np.isfinite(one.low))  # one row has no interval
+        low, high = (one.low, one.high) if known else (one.value, one.value)
+        rows.append(
+            {
+                "label": _SIDE_LABELS[side],
+                "side": side,
+                "figure": f"{one.value:.2f}  "
+                + (f"[{low:.2f}, {high:.2f}]" if known else "(one row)"),
+                "low": round(100 * low, 2),
+                "width": round(100 * (high - low), 2),
+                "at": round(100 * one.value, 2),
+            }
+        )
+    return rows
+
+
+def _histograms(found: TableSummary) -> list[Json]:
+    if not found.scores:
+        return []
+    edges = np.linspace(*score_range(found.scores), _BINS + 1)
+    counts = {side: np.histogram(scores, edges)[0] for side, scores in found.scores.items()}
+    most = max(int(count.max()) for count in counts.values())
+    return [
+        {
+            "label": _SIDE_LABELS[side].capitalize(),
+            "side": side,
+            "low": f"{edges[0]:.2f}",
+            "high": f"{edges[-1]:.2f}",
+            "described": f"{(scores > 0).mean():.0%} of {len(scores):,} above 0, median"
+            f" {np.median(scores):.3f}",
+            "bars": [
+                {"height": round(100 * int(n) / most, 1), "below": bool(edges[place + 1] <= 0)}
+                for place, n in enumerate(counts[side])
+            ],
+        }
+        for side, scores in found.scores.items()
+    ]
+
+
+def _words(table: PersonaTable, words: Sequence[SalientWord] | None) -> list[Json]:
+    if words is None:
+        try:
+            words = salient_words(table)
+        except DataError:  # one side only, or no persona at all: there is nothing to compare
+            return []
+    marked = [word for word in words if word.p_adjusted < 0.05]
+    if not marked:
+        return []
+    most = max(abs(word.log_odds.value) for word in marked)
+    return [
+        {
+            "label": f"Who {_SIDE_LABELS[side]}",
+            "side": side,
+            "words": [
+                {
+                    "word": word.word,
+                    "width": round(100 * abs(word.log_odds.value) / most, 1),
+                    "figure": f"{word.chosen} : {word.rejected}",
+                }
+                for word in [w for w in marked if w.side == side][:_WORDS]
+            ],
+        }
+        for side in SIDES
+    ]
+
+
+_KINDS = {
+    "error": "with an error",
+    "flagged": "with a flag",
+    "wrong": "judged wrong",
+    "right": "judged right",
+}
+
+
+def _filters(table: PersonaTable) -> list[Json]:
+    """What the list can be narrowed to, with how many rows each leaves; what leaves none is left out."""
+    counts: Counter[str] = Counter()
+    for place, row in enumerate(table):
+        counts.update(_row_kinds(table, place, row))
+    named = [kind for kind in _KINDS if counts[kind]]
+    flags = sorted(kind for kind in counts if kind not in _KINDS)
+    return [
+        {"value": kind, "label": _KINDS.get(kind, kind.replace("_", " ")), "count": counts[kind]}
+        for kind in [*named, *flags]
+    ]
+
+
+def _row_kinds(table: PersonaTable, place: int, row: PersonaRow) -> list[str]:
+    kinds = ["error"] if row.error is not None else []
+    kinds += ["flagged", *row.flags] if row.flags else []
+    verdicts = [verified(table, place, side) for side in SIDES]
+    judged = [verdict for verdict in verdicts if verdict is not None]
+    if judged:
+        kinds.append("right" if all(judged) else "wrong")
+    return kinds
+
+
+def _row(table: PersonaTable, place: int, row: PersonaRow) -> Json:
+    pair = row.preference
+    scores = [score for side in SIDES if (score := best_score(row, side)) is not None]
+    name = pair.id if pair and pair.id else str(row.index)
+    return {
+        "index": place,
+        "name": name,
+        "prompt": _prompt(row),
+        "chosen": pair.chosen if pair else "",
+        "rejected": pair.rejected if pair else "",
+        "cp": _persona(table, place, row, "chosen"),
+        "rp": _persona(table, place, row, "rejected"),
+        "error": row.error,
+        "score": min(scores) if scores else None,
+        "kinds": _row_kinds(table, place, row),
+        "others": [
+            [title, lines]
+            for title, lines in (
+                ("Verdicts and other columns", _added(table, place)),
+                *((f"Candidates of who {_SIDE_LABELS[s]}", _candidates(row, s)) for s in SIDES),
+            )
+            if lines
+        ],
+    }
+
+
+def _prompt(row: PersonaRow) -> str:
+    if row.preference is None:
+        return ""
+    prompt = row.preference.prompt
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+
+
+def _persona(table: PersonaTable, place: int, row: PersonaRow, side: Side) -> Json | None:
+    persona: Persona | None = getattr(row, side)
+    if persona is None:
+        return None
+    verdicts = []
+    judged, score = verified_score(table, place, side), best_score(row, side)
+    if judged is not None:
+        kind = "right" if verified(table, place, side) else "wrong"
+        verdicts.append([kind, f"judge: {judged:.2f}"])
+    if score is not None:
+        verdicts.append(["score", f"score {score:+.3f}"])
+    return {
+        "text": str(persona),
+        "evidence": persona.evidence,
+        "flags": list(persona.flags),
+        "verdicts": verdicts,
+    }
+
+
+def _added(table: PersonaTable, place: int) -> list[str]:
+    """What was found of a row beside its personas, such as why a judge gave no usable reply."""
+    shown = {f"{side}_{name}" for side in SIDES for name in ("verified", "verified_score")}
+    values = ((name, column[place]) for name, column in table.added.items() if name not in shown)
+    return [
+        f"{name.replace('_', ' ')}: {f'{value:.3f}' if isinstance(value, float) else value}"
+        for name, value in values
+        if value is not None
+    ]
+
+
+def _candidates(row: PersonaRow, side: Side) -> list[str]:
+    candidates: Mapping[Side, Any] = {
+        "chosen": row.chosen_candidates,
+        "rejected": row.rejected_candidates,
+    }
+    return [
+        f"{'' if one.score is None else f'{one.score:+.3f}  '}{one.persona}"
+        for one in candidates[side]
+    ]

@@ -1,0 +1,189 @@
+"""Which words mark the personas of one side against those of the other.
+
+"Whose Boat Does it Float?" (arXiv 2501.11549, saliency) reports P(side | word) above a frequency floor.
+Here each word also has its log-odds ratio, with an interval and a p-value corrected for many words.
+Only what a model wrote is read, trait and preference: not "The user is … and prefers …".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from statistics import NormalDist
+from typing import Any, Literal
+from unicodedata import category, normalize
+
+import numpy as np
+
+from ..data.table import PersonaTable
+from ..exceptions import DataError, InvalidArgumentError
+from ..records import Persona, Side
+from .statistics import (
+    CONFIDENCE,
+    Estimate,
+    benjamini_hochberg,
+    check_confidence,
+    holm,
+    log_odds,
+    two_sided_p,
+    wilson,
+)
+
+__all__ = ["SalientWord", "salient_words"]
+
+FLOOR = 10  # the paper's
+# "to-the-point" is one word; so is what a script writes with marks above and below its letters.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x1100)) if category(c).startswith("M"))
+_LETTER = rf"[^\W\d_][{_MARKS}]*"
+_WORD = re.compile(rf"(?:{_LETTER})+(?:['\u2019-](?:{_LETTER})+)*")
+_CORRECTIONS = {"benjamini-hochberg": benjamini_hochberg, "holm": holm}
+
+# Words that say nothing of a person, and would only make the correction for many words harsher.
+STOP_WORDS = frozenset(
+    """
+    a an and any are as at be been being but by can do does for from has have how i if in into is it
+    its more most of on or other over rather than that the their them they this to was what when
+    where which while who whose will with without would you your
+    """.split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SalientWord:
+    """A word, and how far it marks one side.
+
+    `chosen` and `rejected` count the personas of each side that hold it; `probability` is the paper's
+    P(chosen | word), with Wilson's interval, to be read against the share of chosen personas;
+    `log_odds` is above 0 where the word marks the chosen side; `p_value` is two-sided, and `p_adjusted`
+    is corrected for all words that reach the floor.
+    """
+
+    word: str
+    side: Side
+    chosen: int
+    rejected: int
+    probability: Estimate
+    log_odds: Estimate
+    z: float
+    p_value: float
+    p_adjusted: float
+
+    def __str__(self) -> str:
+        counts = f"{self.chosen:,} chosen, {self.rejected:,} rejected"
+        return f"{self.word} → {self.side} ({counts}, z = {self.z:+.2f}, p = {self.p_adjusted:.3g})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def salient_words(
+    table: PersonaTable,
+    *,
+    floor: int = FLOOR,
+    lemmatize: Callable[[str], str] | None = None,
+    stop_words: Collection[str] = STOP_WORDS,
+    prior: float | None = None,
+    confidence: float = CONFIDENCE,
+    correction: Literal["benjamini-hochberg", "holm"] = "benjamini-hochberg",
+) -> list[SalientWord]:
+    """The words that mark chosen against rejected personas, the most telling first.
+
+    A word counts once a persona, however often the persona says it. Its log-odds are of personas with
+    it to personas without it, so that the side with the shorter personas is not favoured. Their ratio
+    has a Dirichlet prior ("Fightin' Words", Monroe, Colaresi & Quinn 2008): a word that one side never
+    says has a finite ratio.
+
+    Args:
+        table: with personas of both sides.
+        floor: words in fewer personas, both sides together, are left out.
+        lemmatize: a lower-case word -> its lemma; None: words as they stand.
+        stop_words: not counted; compared after `lemmatize`.
+        prior: pseudo-counts in all, in the proportions of both sides together: they shrink ratios
+            towards none. None: Jeffreys', half a persona with each word and half a one without.
+        confidence: of the intervals, which are not corrected for many words.
+        correction: of the p-values: bound the share of false findings, or with "holm" the chance of one.
+
+    Returns:
+        One record a word, sorted by |z|; an empty list where no word reaches the floor.
+
+    Raises:
+        DataError: no personas on one of the sides.
+        InvalidArgumentError: a bad argument.
+    """
+    if not isinstance(table, PersonaTable):
+        raise InvalidArgumentError(
+            f"salient_words takes a PersonaTable, not {type(table).__name__}."
+        )
+    _check(floor, prior, correction)
+    check_confidence(confidence)
+    chosen = _personas("chosen", (row.chosen for row in table))
+    rejected = _personas("rejected", (row.rejected for row in table))
+    counts = [_counts(personas, lemmatize, stop_words) for personas in (chosen, rejected)]
+    words = sorted(counts[0] | counts[1])
+    one, other = (np.array([count[word] for word in words], dtype=np.float64) for count in counts)
+    both = one + other
+    personas = len(chosen) + len(rejected)
+    added, share = 1.0, np.full(len(words), 0.5)
+    if prior is not None:
+        added = prior * personas / max(both.sum(), 1.0)  # personas: they hold `prior` words in all
+        share = (both + 1) / (personas + 2)  # neither 0 nor 1
+    odds = log_odds(one, other, prior=added * share, texts=(len(chosen), len(rejected), added))
+    kept = np.flatnonzero(both >= floor)
+    p_values = two_sided_p(odds.z[kept])
+    adjusted = _CORRECTIONS[correction](p_values)
+    spread = NormalDist().inv_cdf((1 + confidence) / 2) * odds.standard_error
+    found = [
+        SalientWord(
+            words[i],
+            "chosen" if odds.z[i] >= 0 else "rejected",
+            int(one[i]),
+            int(other[i]),
+            wilson(one[i], int(both[i]), confidence=confidence),
+            _around(odds.value[i], spread[i], int(both[i])),
+            *(float(number) for number in (odds.z[i], *tested)),
+        )
+        for i, *tested in zip(kept, p_values, adjusted, strict=True)
+    ]
+    return sorted(found, key=lambda word: (-abs(word.z), word.word))
+
+
+def _around(value: float, spread: float, n: int) -> Estimate:
+    return Estimate(float(value), float(value - spread), float(value + spread), n)
+
+
+def _personas(side: Side, personas: Iterable[Persona | None]) -> list[Persona]:
+    found = [persona for persona in personas if persona is not None]
+    if not found:
+        raise DataError(
+            f"salient_words needs personas of both sides; the table has none of the {side} one.",
+            hint='Infer with sides="both", and see table.errors.',
+        )
+    return found
+
+
+def _counts(
+    personas: Iterable[Persona],
+    lemmatize: Callable[[str], str] | None,
+    stop_words: Collection[str],
+) -> Counter[str]:
+    """In how many personas each word occurs."""
+    stop = frozenset(stop_words)
+    lemma = cache(lemmatize) if lemmatize is not None else None
+    counts: Counter[str] = Counter()
+    for persona in personas:
+        text = normalize("NFC", f"{persona.trait} {persona.preference}".lower())
+        words = set(_WORD.findall(text))
+        counts.update((words if lemma is None else set(map(lemma, words))) - stop)
+    return counts
+
+
+def _check(floor: int, prior: float | None, correction: str) -> None:
+    if isinstance(floor, bool) or not isinstance(floor, int) or floor < 1:
+        raise InvalidArgumentError(f"floor={floor!r} must be a whole number from 1 up.")
+    if prior is not None and not 0 < prior < float("inf"):
+        raise InvalidArgumentError(f"prior={prior!r} must be a positive number of pseudo-counts.")
+    InvalidArgumentError.check("correction", correction, _CORRECTIONS)

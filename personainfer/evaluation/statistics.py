@@ -1,0 +1,375 @@
+"""Numbers that say how sure they are: arrays in, small frozen records out.
+
+Numpy only. Each row of an array is one item; whatever was measured on an item, both orders of a
+judgement or both sides of a pair, stays together when items are resampled. What the items are is not
+known here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..exceptions import InvalidArgumentError
+
+__all__ = [
+    "Estimate",
+    "LogOdds",
+    "WinRate",
+    "benjamini_hochberg",
+    "bootstrap",
+    "bootstrap_mean",
+    "bootstrap_rate",
+    "check_confidence",
+    "holm",
+    "log_odds",
+    "paired_difference",
+    "two_sided_p",
+    "wilson",
+    "win_rate",
+]
+
+Floats = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+_FEW = 64  # kinds of items up to which drawing how often each kind comes is the faster way
+_CELLS = 2_000_000  # numbers held at once while resampling
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its interval, and from how many items it comes; NaN where that cannot be said."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n:,})"
+
+    def to_dict(self) -> dict[str, float]:
+        """The four numbers by name."""
+        return asdict(self)
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """Wins, ties and losses, and two rates.
+
+    `rate` is wins / (wins + losses), ties apart ("Whose Boat Does it Float?", arXiv 2501.11549: W),
+    with Wilson's interval; `rate_with_ties` counts a tie as half a win, with a bootstrap interval.
+    """
+
+    wins: int
+    ties: int
+    losses: int
+    rate: Estimate
+    rate_with_ties: Estimate
+
+    def __str__(self) -> str:
+        return f"{self.rate}: {self.wins:,} wins, {self.ties:,} ties, {self.losses:,} losses"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and rates by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class LogOdds:
+    """Log-odds ratios, their standard errors and z-scores: arrays of shape (words,)."""
+
+    value: Floats
+    standard_error: Floats
+    z: Floats
+
+
+def bootstrap(
+    items: ArrayLike,
+    statistic: Callable[[Floats], Floats],
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic of sums over items, with a percentile interval from resampled items.
+
+    The nonparametric bootstrap (Efron & Tibshirani 1993, ch. 13): as many items as there are, drawn
+    with replacement, each with everything that was measured on it, so that comparisons stay paired.
+    The order of the items does not matter.
+
+    Args:
+        items: shape (n, m): what each item adds to each of m sums.
+        statistic: sums of shape (k, m) -> values of shape (k,).
+        confidence: the share of resamples that the interval spans.
+        resamples: how many are drawn.
+        seed: of the draw; equal seeds give equal intervals.
+
+    Returns:
+        The statistic of all items. With fewer than two items the interval is NaN.
+    """
+    check_confidence(confidence)
+    _check_resamples(resamples)
+    rows = np.asarray(items, dtype=np.float64)
+    if rows.ndim != 2 or not np.isfinite(rows).all():
+        raise InvalidArgumentError(
+            f"items has the shape {rows.shape}: an array (n, m) of finite numbers is needed."
+        )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(rows.sum(axis=0, keepdims=True))[0])
+        if len(rows) < 2:
+            return Estimate(value, math.nan, math.nan, len(rows))
+        drawn = statistic(_resampled_sums(rows, resamples, np.random.default_rng(seed)))
+    low, high = _percentiles(drawn, confidence)
+    # Rounding may put a sum of equal numbers beside itself by its last digit.
+    return Estimate(value, float(np.fmin(low, value)), float(np.fmax(high, value)), len(rows))
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of all values, resampling items.
+
+    Args:
+        values: shape (n,), or (n, k) for k values an item; NaN is a missing one.
+    """
+    table = _two_dimensional(values)
+    present = ~np.isnan(table)
+    items = np.stack([np.nansum(table, axis=1), present.sum(axis=1)], axis=1)[present.any(axis=1)]
+    if not len(items):
+        return NOTHING
+    return bootstrap(items, _ratio, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def bootstrap_rate(
+    scores: ArrayLike,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of scores between 0 and 1, resampling items.
+
+    Where every score is 1, or every one 0, resampling cannot vary and would claim certainty: there
+    the interval is Wilson's.
+
+    Args:
+        scores: shape (n,), or (n, k) for k scores an item; NaN is a missing one.
+    """
+    table = _two_dimensional(scores)
+    if (table < 0).any() or (table > 1).any():
+        raise InvalidArgumentError("a score of a rate lies between 0 and 1.")
+    found = bootstrap_mean(table, confidence=confidence, resamples=resamples, seed=seed)
+    if found.value in (0.0, 1.0):
+        return wilson(int(found.value) * found.n, found.n, confidence=confidence)
+    return found
+
+
+def paired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of first - second over the items that have both, resampling items.
+
+    Args:
+        first, second: shape (n,) each, the same items in the same order; NaN is a missing value.
+    """
+    one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    if one.shape != other.shape or one.ndim != 1:
+        raise InvalidArgumentError(
+            f"a paired difference of the shapes {one.shape} and {other.shape}: both are (n,)."
+        )
+    return bootstrap_mean(one - other, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
+    """A share with Wilson's score interval (Wilson 1927), for independent items."""
+    check_confidence(confidence)
+    if not 0 <= successes <= n:
+        raise InvalidArgumentError(f"{successes} successes of {n} items.")
+    if n == 0:
+        return NOTHING
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = float(successes) / n
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    low, high = (centre - spread) / scale, (centre + spread) / scale
+    return Estimate(share, min(max(low, 0.0), share), max(min(high, 1.0), share), n)
+
+
+def win_rate(
+    outcomes: ArrayLike,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> WinRate:
+    """Wins, ties, losses and rates of items.
+
+    Args:
+        outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss, NaN left out.
+    """
+    given = np.asarray(outcomes, dtype=np.float64)
+    kept = np.sign(given[~np.isnan(given)])
+    wins, losses = int((kept > 0).sum()), int((kept < 0).sum())
+    return WinRate(
+        wins=wins,
+        ties=len(kept) - wins - losses,
+        losses=losses,
+        rate=wilson(wins, wins + losses, confidence=confidence),
+        rate_with_ties=bootstrap_rate(
+            (kept + 1) / 2, confidence=confidence, resamples=resamples, seed=seed
+        ),
+    )
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """P-values adjusted so that the chance of any false finding is bounded (Holm 1979)."""
+    p = _p_values(p_values)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    steps = p[order] * np.arange(len(p), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def benjamini_hochberg(p_values: ArrayLike) -> Floats:
+    """P-values adjusted so that the share of false findings is bounded (Benjamini & Hochberg 1995)."""
+    p = _p_values(p_values)
+    order = np.argsort(-p, kind="stable")
+    adjusted = np.empty_like(p)
+    steps = p[order] * len(p) / np.arange(len(p), 0, -1)
+    adjusted[order] = np.minimum(np.minimum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def two_sided_p(z: ArrayLike) -> Floats:
+    """The chance of a standard normal value at least as far from 0 as each z."""
+    scores = np.asarray(z, dtype=np.float64)
+    return np.array([math.erfc(abs(s) / math.sqrt(2)) for s in scores.ravel()]).reshape(
+        scores.shape
+    )
+
+
+def log_odds(
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    prior: ArrayLike,
+    texts: tuple[float, float, float] | None = None,
+) -> LogOdds:
+    """How much likelier each word is in a first group of texts than in a second.
+
+    The log-odds ratio with an informative Dirichlet prior, its approximate variance and z-score, of
+    Monroe, Colaresi & Quinn, "Fightin' Words" (Political Analysis 16, 2008). Swapping the groups
+    changes the sign and nothing else.
+
+    Args:
+        first, second: shape (words,): how often each word occurs in each group.
+        prior: shape (words,): pseudo-counts above 0, added to both groups.
+        texts: where it is texts with a word that are counted: how many there are in the first group,
+            the second, and the prior. The odds of a word are then of texts with it to texts without
+            it, and not to other words: the group with shorter texts would seem to favour every word.
+    """
+    one, other, added = (np.asarray(a, dtype=np.float64) for a in (first, second, prior))
+    if not one.shape == other.shape == added.shape or one.ndim != 1:
+        raise InvalidArgumentError(
+            f"counts of the shapes {one.shape} and {other.shape}, prior {added.shape}: all are (words,)."
+        )
+    if (one < 0).any() or (other < 0).any() or (added <= 0).any():
+        raise InvalidArgumentError("counts are 0 or more, and the prior is above 0.")
+    one, other = one + added, other + added
+    if texts is None:
+        value = _log_odds(one) - _log_odds(other)
+        error = np.sqrt(1 / one + 1 / other)
+        return LogOdds(value, error, value / error)
+    rest, others = texts[0] + texts[2] - one, texts[1] + texts[2] - other
+    if (rest <= 0).any() or (others <= 0).any() or (added >= texts[2]).any():
+        raise InvalidArgumentError(f"more texts with a word than there are: {texts}, prior last.")
+    value = np.log(one / rest) - np.log(other / others)
+    error = np.sqrt(1 / one + 1 / rest + 1 / other + 1 / others)
+    return LogOdds(value, error, value / error)
+
+
+def _log_odds(counts: Floats) -> Floats:
+    """Of each word against all others; 0 for a word that has no others."""
+    others = counts.sum() - counts
+    if len(counts) < 2:
+        return np.zeros_like(counts)
+    found: Floats = np.log(counts) - np.log(others)
+    return found
+
+
+def _ratio(sums: Floats) -> Floats:
+    found: Floats = sums[:, 0] / sums[:, 1]
+    return found
+
+
+def _resampled_sums(rows: Floats, resamples: int, random: np.random.Generator) -> Floats:
+    """The sums over items of each resample, shape (resamples, m)."""
+    kinds, counts = np.unique(rows, axis=0, return_counts=True)
+    if len(kinds) <= _FEW:  # how often each kind is drawn is multinomial: the same distribution
+        drawn = random.multinomial(len(rows), counts / len(rows), size=resamples)
+        return np.asarray(drawn @ kinds, dtype=np.float64)
+    items = np.repeat(kinds, counts, axis=0)  # sorted: the order they came in does not matter
+    step = max(1, _CELLS // len(items))
+    parts = []
+    for start in range(0, resamples, step):
+        size = (min(step, resamples - start), len(items))
+        parts.append(items[random.integers(len(items), size=size)].sum(axis=1))
+    return np.concatenate(parts)
+
+
+def _percentiles(values: Floats, confidence: float) -> tuple[float, float]:
+    """The interval that spans the middle of the values; NaN are resamples that say nothing."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _two_dimensional(values: ArrayLike) -> Floats:
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim not in (1, 2):
+        raise InvalidArgumentError(f"values of the shape {table.shape}: (n,) or (n, k) is needed.")
+    return table.reshape(len(table), -1) if table.size else np.empty((0, 1))
+
+
+def _p_values(given: ArrayLike) -> Floats:
+    p = np.asarray(given, dtype=np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise InvalidArgumentError("p-values are an array (n,) of numbers between 0 and 1.")
+    return p
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise InvalidArgumentError for what is no share of an interval, such as 95."""
+    if isinstance(confidence, bool) or not isinstance(confidence, float) or not 0 < confidence < 1:
+        raise InvalidArgumentError(
+            f"confidence={confidence!r} must lie between 0 and 1.", hint="Give 0.95 for 95 %."
+        )
+
+
+def _check_resamples(resamples: int) -> None:
+    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
+        raise InvalidArgumentError(f"resamples={resamples!r} must be a whole number from 1 up.")

@@ -1,0 +1,111 @@
+"""A table of personas in numbers, for a report or a plot: counts, accuracy by side, scores.
+
+It reads what is in the table: the judge's verdicts where `verify_personas` put them, the scores of the
+candidates where a persona was chosen among several. How anything is drawn is not known here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+
+from ..data.table import PersonaRow, PersonaTable
+from ..records import Side
+from .statistics import Estimate, bootstrap_rate
+
+__all__ = ["SIDES", "TableSummary", "score_range", "summarise"]
+
+SIDES: tuple[Side, ...] = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class TableSummary:
+    """Attributes:
+    rows: how many; `complete`: with a persona of every side that was asked for.
+    errors: how many rows have an error; `flagged`: a flag; `flags`: by flag, how many personas.
+    accuracy: by side, the share of orders in which the judge was right, 0.5 for a guess; empty without
+        verdicts.
+    scores: by side, shape (k,): the score of each row's best candidate; empty without candidates.
+    """
+
+    rows: int
+    complete: int
+    errors: int
+    flagged: int
+    flags: Mapping[str, int]
+    accuracy: Mapping[str, Estimate]
+    scores: Mapping[Side, np.ndarray]
+
+
+def summarise(table: PersonaTable) -> TableSummary:
+    """Count and average what the table holds."""
+    sides: list[Side] = [side for side in SIDES if side in table.settings.get("sides", SIDES)]
+    flags: Counter[str] = Counter()
+    complete = errors = flagged = 0
+    best: dict[Side, list[float]] = {side: [] for side in SIDES}
+    for row in table:
+        complete += all(getattr(row, side) is not None for side in sides)
+        errors += row.error is not None
+        flagged += bool(row.flags)
+        for side in SIDES:
+            persona = getattr(row, side)
+            flags.update(persona.flags if persona is not None else ())
+            score = best_score(row, side)
+            if score is not None:
+                best[side].append(score)
+    return TableSummary(
+        rows=len(table),
+        complete=complete,
+        errors=errors,
+        flagged=flagged,
+        flags=dict(flags.most_common()),
+        accuracy=_accuracy(table),
+        scores={side: np.array(scores) for side, scores in best.items() if scores},
+    )
+
+
+def best_score(row: PersonaRow, side: Side) -> float | None:
+    """The score of the candidate that explains the choice best; None where no score is a number."""
+    candidates = row.chosen_candidates if side == "chosen" else row.rejected_candidates
+    scores = (c.score for c in candidates if c.score is not None and isfinite(c.score))
+    return max(scores, default=None)
+
+
+def score_range(scores: Mapping[Side, np.ndarray]) -> tuple[float, float]:
+    """From the least score to the greatest, or a little further: far enough to divide into bins."""
+    every = np.concatenate(list(scores.values()))
+    low, high = float(every.min()), float(every.max())
+    least = 1e-6 * max(1.0, abs(low), abs(high))
+    return (low, high) if high - low > least else (low - least, high + least)
+
+
+def verified_score(table: PersonaTable, index: int, side: Side) -> float | None:
+    """The share of orders in which the judge was right of one persona; None without a verdict."""
+    scores = table.added.get(f"{side}_verified_score")
+    return None if scores is None or scores[index] is None else float(scores[index])
+
+
+def verified(table: PersonaTable, index: int, side: Side) -> bool | None:
+    """Whether the judge was right of one persona, in both orders; None without a verdict."""
+    verdicts = table.added.get(f"{side}_verified")
+    if verdicts is not None:
+        return None if verdicts[index] is None else bool(verdicts[index])
+    score = verified_score(table, index, side)
+    return None if score is None else score > 0.5
+
+
+def _accuracy(table: PersonaTable) -> dict[str, Estimate]:
+    """By side and for both; the items are rows, so that the two sides of a row stay together."""
+    columns: dict[str, np.ndarray] = {}
+    for side in SIDES:
+        scores = table.added.get(f"{side}_verified_score")
+        if scores is not None:
+            columns[side] = np.array([np.nan if s is None else s for s in scores], dtype=float)
+    found = {side: bootstrap_rate(scores) for side, scores in columns.items()}
+    if len(columns) == len(SIDES):
+        return {"overall": bootstrap_rate(np.stack(list(columns.values()), axis=1)), **found}
+    return found

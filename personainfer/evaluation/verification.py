@@ -1,0 +1,403 @@
+"""Is a persona a good explanation of the choice? A judge is asked, and always in both orders.
+
+The questions are those of "Whose Boat Does it Float?" (arXiv 2501.11549): accuracy, persona preference,
+and its four questions to people. The two orders of a question are one observation: intervals come from
+resampling rows. How a judge is asked is known by `judging`, the numbers by `metrics`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator
+
+from ..data.table import PersonaTable
+from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from ..llm.client import LLM, OPTIONS, Request
+from ..personas.options import LLMOptions
+from ..personas.prompts import choice_messages, instructions, persona_messages, rating_message
+from ..records import Persona, Preference, Side
+from .judge import VERDICT_COLUMNS, Judge, Verdict, most_common, verdict_columns
+from .results import PersonaComparison, PersonaRatings, SideVerification, Verification, partiality
+from .statistics import (
+    CONFIDENCE,
+    Estimate,
+    bootstrap_mean,
+    bootstrap_rate,
+    check_confidence,
+    paired_difference,
+    win_rate,
+)
+
+__all__ = ["Rating", "Verifier", "compare_personas", "rate_personas", "verify_personas"]
+
+Sides = Literal["both", "chosen", "rejected"]
+
+Scale = Annotated[
+    Literal[1, 2, 3, 4, 5],
+    BeforeValidator(lambda given: int(given) if str(given).strip() in {*"12345"} else given),  # "4"
+]
+
+_SIDES: tuple[Side, ...] = ("chosen", "rejected")
+_UNPARSABLE = {"drop": np.nan, "tie": 0.0, "loss": -1.0}  # what such a row is worth
+
+
+class Case(NamedTuple):
+    """A persona to judge: of which row and side, and the pair as this side sees it."""
+
+    row: int
+    side: Side
+    preference: Preference
+    persona: Persona
+
+
+class Rating(BaseModel):
+    """The form of a judge's answers to the four questions."""
+
+    plausible: Scale
+    applicable: Scale
+    harmful: Scale
+    overfit: Scale
+
+
+_QUESTIONS = tuple(Rating.model_fields)
+
+
+def verify_personas(
+    table: PersonaTable,
+    judge: str | LLM,
+    *,
+    sides: Sides = "both",
+    soft: bool = True,
+    confidence: float = CONFIDENCE,
+    progress: bool | None = None,
+    **options: Unpack[LLMOptions],
+) -> Verification:
+    """Whether a judge that knows only a persona picks the response that the persona should prefer.
+
+    The judge sees persona, prompt and both responses, in both orders. An order counts 1 if the judge
+    picks the response of the persona's side, else 0: also where it answers "neither" or fails (arXiv
+    2501.11549: ambiguous answers are wrong). A judge that always answers "1" has an accuracy of 0.5.
+
+    Args:
+        table: personas of one side or both; rows without are left out and counted.
+        judge: a model, as for `infer_personas`, or an LLM. A model should not judge its own personas.
+        sides: which personas are verified.
+        soft: also ask for log-probabilities, where the endpoint gives them.
+        confidence: of the intervals (bootstrap over rows, percentiles).
+        progress: a bar on standard error; None: in a terminal or a notebook.
+        options: configure the LLM that a model string makes: see `LLM`.
+
+    Raises:
+        DataError: no persona of these sides, before any call is made.
+        ValueError, TypeError: a bad argument, before any call is made.
+        ModelError: the judge failed on every question, or would (key, model).
+    """
+    _check(verify_personas, table, options, confidence)
+    asked = _sides(sides)
+    names = [f"{side}_{name}" for side in asked for name in VERDICT_COLUMNS]
+    table.check_free([*names, "verification_error"])
+    cases = _cases(table, asked)
+    asker = Judge(judge, options, soft=soft)
+    prefix = instructions("judge_choice.txt")
+    questions = (choice_messages(case.persona, case.preference) for case in cases)
+    verdicts = asker.verdicts(prefix, questions, len(cases), progress=progress)
+    asker.require_a_reply([order.problem for verdict in verdicts for order in verdict.orders])
+    placed: dict[Side, list[Verdict | None]] = {side: [None] * len(table) for side in asked}
+    for case, verdict in zip(cases, verdicts, strict=True):
+        placed[case.side][case.row] = verdict
+    return _verification(table, asker, placed, confidence)
+
+
+def compare_personas(
+    table: PersonaTable,
+    judge: str | LLM,
+    *,
+    unparsable: Literal["drop", "tie", "loss"] = "drop",
+    confidence: float = CONFIDENCE,
+    progress: bool | None = None,
+    **options: Unpack[LLMOptions],
+) -> PersonaComparison:
+    """Which of a row's two personas is the better one, by a judge that sees nothing else.
+
+    Both orders are asked; a row is won only if both agree, else tied (arXiv 2501.11549, persona
+    preference).
+
+    Args:
+        table: rows with both personas; the others are left out and counted.
+        judge: as for `verify_personas`.
+        unparsable: what a row counts as where a reply cannot be used: left out ("drop", as in the
+            paper), a "tie", or a "loss" of the chosen side's persona. They are counted in any case.
+        confidence: of the intervals (Wilson's for the win rate without ties).
+        progress, options: as for `verify_personas`.
+
+    Raises:
+        DataError: no row with both personas, before any call is made.
+        ValueError, TypeError, ModelError: as `verify_personas`.
+    """
+    _check(compare_personas, table, options, confidence)
+    InvalidArgumentError.check("unparsable", unparsable, _UNPARSABLE)
+    table.check_free(["better_persona"])
+    pairs = _pairs(table)
+    asker = Judge(judge, options)
+    prefix = instructions("judge_personas.txt")
+    questions = (persona_messages(one, other) for _, one, other in pairs)
+    verdicts = asker.verdicts(prefix, questions, len(pairs), progress=progress)
+    asker.require_a_reply([order.problem for verdict in verdicts for order in verdict.orders])
+    worth = {"first": 1.0, "tie": 0.0, "second": -1.0, None: _UNPARSABLE[unparsable]}
+    names = {"first": "chosen", "tie": "tie", "second": "rejected", None: None}
+    better: list[str | None] = [None] * len(table)
+    for (row, *_), verdict in zip(pairs, verdicts, strict=True):
+        better[row] = names[verdict.winner]
+    return PersonaComparison(
+        win_rate=win_rate([worth[v.winner] for v in verdicts], confidence=confidence),
+        consistency=bootstrap_rate(_numbers(verdicts, "consistent"), confidence=confidence),
+        policy=unparsable,
+        skipped=len(table) - len(pairs),
+        table=table.with_columns({"better_persona": better}),
+        **_common(table, asker, [verdict.problem for verdict in verdicts]),
+    )
+
+
+def rate_personas(
+    table: PersonaTable,
+    judge: str | LLM,
+    *,
+    sides: Sides = "both",
+    confidence: float = CONFIDENCE,
+    progress: bool | None = None,
+    **options: Unpack[LLMOptions],
+) -> PersonaRatings:
+    """The four questions that arXiv 2501.11549 puts to people, put to a judge: 1 to 5 each.
+
+    Is the persona plausible, applicable (to how many people), harmful, overfit to this one pair? The
+    judge sees the persona, the prompt, and which response the persona should prefer, but not which of
+    them was chosen.
+
+    Args:
+        table: personas of one side or both; rows without are left out and counted.
+        judge, sides, progress, options: as for `verify_personas`.
+        confidence: of the intervals (bootstrap over rows, percentiles).
+
+    Raises:
+        DataError, ValueError, TypeError, ModelError: as `verify_personas`.
+    """
+    _check(rate_personas, table, options, confidence)
+    asked = _sides(sides)
+    names = [f"{side}_{question}" for side in asked for question in _QUESTIONS]
+    table.check_free([*names, "rating_error"])
+    cases = _cases(table, asked)
+    asker = Judge(judge, options)
+    prefix = instructions("judge_rating.txt")
+    turns = (rating_message(case.persona, case.preference) for case in cases)
+    requests = ([Request((turn,), Rating, prefix)] for turn in turns)
+    replies = [reply for (reply,) in asker.replies(requests, len(cases), progress=progress)]
+    problems = [None if reply.error is None else str(reply.error) for reply in replies]
+    asker.require_a_reply(problems)
+    columns: dict[str, list[Any]] = {name: [None] * len(table) for name in names}
+    for case, reply in zip(cases, replies, strict=True):
+        for question in _QUESTIONS if reply.error is None else ():
+            columns[f"{case.side}_{question}"][case.row] = getattr(reply.value, question)
+    means, difference = _ratings(columns, asked, confidence)
+    columns["rating_error"] = _errors(len(table), cases, problems)
+    return PersonaRatings(
+        means=means,
+        difference=difference,
+        skipped=len(table) * len(asked) - len(cases),
+        table=table.with_columns(columns),
+        **_common(table, asker, problems),
+    )
+
+
+class Verifier:
+    """Chooses among candidate personas by a judge: `infer_personas(…, select=Verifier(judge=…))`.
+
+    Args:
+        judge: a model or an LLM, as for `verify_personas`.
+        soft: score by the log-probabilities of the judge's answer, where the endpoint gives them.
+        options: configure the LLM that a model string makes: see `LLM`.
+    """
+
+    def __init__(
+        self, judge: str | LLM, *, soft: bool = True, **options: Unpack[LLMOptions]
+    ) -> None:
+        _check_options(Verifier, options)
+        self._judge = Judge(judge, options, soft=soft)
+        self.model = self._judge.llm.model
+
+    def __repr__(self) -> str:
+        return f"Verifier({self._judge.llm!r})"
+
+    def explains(
+        self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
+    ) -> NDArray[np.float64]:
+        """How far the judge, shown the persona, picks the preferred response, shape (n,).
+
+        The mean over both orders, minus 0.5: above 0 it does, and -0.5 where it never does. NaN where the
+        judge gave no usable reply: that says nothing of the persona.
+
+        Raises:
+            InvalidArgumentError: the arguments differ in length.
+            ModelError: the judge never gave a usable reply, in this call or before it.
+        """
+        if len(preferences) != len(personas):
+            raise InvalidArgumentError(
+                f"{len(preferences)} preferences, {len(personas)} personas: one of each is needed."
+            )
+        pairs = zip(personas, preferences, strict=True)
+        questions = (choice_messages(persona, preference) for persona, preference in pairs)
+        prefix = instructions("judge_choice.txt")
+        verdicts = self._judge.verdicts(prefix, questions, len(personas))
+        if not self._judge.answered:
+            self._judge.require_a_reply([o.problem for verdict in verdicts for o in verdict.orders])
+        failed = [verdict.problem for verdict in verdicts if verdict.problem is not None]
+        if failed:
+            warnings.warn(
+                f"the judge gave no usable reply for {len(failed)} of {len(verdicts)} candidates, which"
+                f" have no score; the first: {failed[0]}",
+                stacklevel=2,
+            )
+        scores = [np.nan if v.problem is not None else v.soft_score - 0.5 for v in verdicts]
+        return np.array(scores, dtype=np.float64)
+
+
+def _verification(
+    table: PersonaTable,
+    asker: Judge,
+    placed: Mapping[Side, Sequence[Verdict | None]],
+    confidence: float,
+) -> Verification:
+    """The numbers and columns of verdicts: for each side one a row, or None."""
+    score, soft, consistent = (
+        {side: _numbers(verdicts, name) for side, verdicts in placed.items()}
+        for name in ("score", "soft_score", "consistent")
+    )
+    given = [(row, side, v) for side in placed for row, v in enumerate(placed[side]) if v]
+    known = any(verdict.has_probabilities for *_, verdict in given)
+
+    def rate(values: Mapping[Side, NDArray[np.float64]], names: Collection[Side]) -> Estimate:
+        rows = np.stack([values[name] for name in names], axis=1)
+        return bootstrap_rate(rows, confidence=confidence)
+
+    def summary(names: Collection[Side]) -> SideVerification:
+        probability = rate(soft, names) if known else None
+        return SideVerification(rate(score, names), probability, rate(consistent, names))
+
+    problems = [verdict.problem for *_, verdict in given]
+    columns = verdict_columns(placed, table.added)
+    columns["verification_error"] = _errors(len(table), given, problems)
+    return Verification(
+        overall=summary(placed.keys()),
+        sides={side: summary([side]) for side in placed},
+        difference=None
+        if len(placed) == 1
+        else paired_difference(score["chosen"], score["rejected"], confidence=confidence),
+        verdicts={side: tuple(verdicts) for side, verdicts in placed.items()},
+        skipped=len(table) * len(placed) - len(given),
+        table=table.with_columns(columns, settings={"verified_by": asker.llm.model}),
+        **_common(table, asker, problems),
+    )
+
+
+def _numbers(verdicts: Sequence[Verdict | None], name: str) -> NDArray[np.float64]:
+    """A property of each verdict, NaN where it has none."""
+    values = [None if verdict is None else getattr(verdict, name) for verdict in verdicts]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _common(table: PersonaTable, asker: Judge, problems: Sequence[str | None]) -> dict[str, Any]:
+    """What every kind of findings says."""
+    return {
+        "judge": asker.llm.model,
+        "failed": sum(problem is not None for problem in problems),
+        "problems": most_common(problems),
+        "notes": partiality(asker.llm.model, table.settings),
+        "usage": asker.usage,
+    }
+
+
+def _ratings(
+    columns: Mapping[str, Sequence[int | None]], sides: Sequence[Side], confidence: float
+) -> tuple[dict[Side, dict[str, Estimate]], dict[str, Estimate]]:
+    """The mean of each side and question, and the difference between the sides."""
+    given = {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
+    means = {
+        side: {q: bootstrap_mean(given[f"{side}_{q}"], confidence=confidence) for q in _QUESTIONS}
+        for side in sides
+    }
+    if len(sides) == 1:
+        return means, {}
+    return means, {
+        q: paired_difference(given[f"chosen_{q}"], given[f"rejected_{q}"], confidence=confidence)
+        for q in _QUESTIONS
+    }
+
+
+def _errors(
+    rows: int, asked: Sequence[tuple[Any, ...]], problems: Sequence[str | None]
+) -> list[str | None]:
+    """For each row, why a side of it has no verdict; what was asked begins with row and side."""
+    said: list[list[str]] = [[] for _ in range(rows)]
+    for (row, side, *_), problem in zip(asked, problems, strict=True):
+        if problem is not None:
+            said[row].append(f"{side}: {problem}")
+    return ["; ".join(reasons) or None for reasons in said]
+
+
+def _cases(table: PersonaTable, sides: Sequence[Side]) -> list[Case]:
+    """Every persona of these sides, with the pair as its side sees it."""
+    cases: list[Case] = []
+    for place, row in enumerate(table):
+        for side in sides:
+            persona = row.chosen if side == "chosen" else row.rejected
+            if persona is not None and row.preference is not None:
+                pair = row.preference if side == "chosen" else row.preference.swapped
+                cases.append(Case(place, side, pair, persona))
+    if not cases:
+        raise DataError(
+            f"the table has no {' and no '.join(sides)} persona to judge.",
+            hint="See table.errors for why.",
+        )
+    return cases
+
+
+def _pairs(table: PersonaTable) -> list[tuple[int, Persona, Persona]]:
+    """The place and both personas of each row that has them."""
+    pairs = [
+        (place, row.chosen, row.rejected)
+        for place, row in enumerate(table)
+        if row.chosen is not None and row.rejected is not None
+    ]
+    if not pairs:
+        raise DataError(
+            "no row of the table has personas of both sides.",
+            hint='Infer with sides="both", and see table.errors.',
+        )
+    return pairs
+
+
+def _sides(sides: Sides) -> tuple[Side, ...]:
+    InvalidArgumentError.check("sides", sides, ("both", *_SIDES))
+    return _SIDES if sides == "both" else (sides,)
+
+
+def _check(
+    function: Callable[..., Any], table: object, options: Mapping[str, Any], confidence: float
+) -> None:
+    """What can be seen to be wrong before anything is prepared."""
+    if not isinstance(table, PersonaTable):
+        raise InvalidArgumentError(
+            f"{function.__name__} takes a PersonaTable, not {type(table).__name__}.",
+            hint="infer_personas returns one, and PersonaTable.load reads one.",
+        )
+    _check_options(function, options)
+    check_confidence(confidence)
+
+
+def _check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    UnknownOptionError.check(options, OPTIONS.union(inspect.signature(function).parameters))

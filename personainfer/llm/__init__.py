@@ -1,0 +1,5 @@
+"""Language models: requests, retries, rate limits, prices, the reply cache and the ways to a model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,393 @@
+"""Requests on their way: workers on the background loop, retries, re-asks, a group commit of replies.
+
+A reply is on disk before it counts, and a worker takes its next request only then, so that no more than
+`max_concurrency` calls can be lost to a kill. What a request says or a reply means is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, cast
+
+import tenacity
+from pydantic_core import to_json
+
+from .. import event_loop as loop
+from ..exceptions import ModelError, RateLimitError, ReplyError, TransportError
+from ..observability import log
+from ..records import Completion, Logprobs, Usage
+from .cache import ReplyCache
+from .rate_limits import Limits, Price, most_tokens
+from .transports import Transport
+
+__all__ = ["Job", "Policy", "Reply", "Tally", "Workers", "kept_text"]
+
+_DEAD = 20  # requests that must fail in a row before an endpoint counts as gone
+_APART = 0.0008  # seconds between the first requests of two workers
+
+
+@dataclass(slots=True)
+class Reply:
+    """What came of one request: `value` in the asked form, or `error`. `text` is the model's own."""
+
+    value: Any = None
+    text: str = ""
+    error: ModelError | None = None
+    cached: bool = False
+    logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How patiently one request is sent: seconds for a reply, attempts whatever the reason."""
+
+    timeout: float
+    max_attempts: int
+    max_tokens: int
+    max_concurrency: int
+    model: str  # as the user named it: the label of its replies in the cache
+
+
+@dataclass(slots=True)
+class Job:
+    """One request on its way. `body` makes its bytes, given turns to append for a re-ask."""
+
+    key: bytes
+    body: Callable[[Sequence[tuple[str, str]]], bytes]
+    read: Callable[[str], Any]  # text -> value, or a ReplyError
+    parts: int = 1  # answers in the reply: it may take `max_tokens` for each
+    reply: Reply | None = None
+    turns: Sequence[tuple[str, str]] = ()
+    failed: ModelError | None = None  # by the attempt that was made before any retry was set up
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts as they grow; `usage` is their record."""
+
+    price: Price | None
+    calls: int = 0
+    cached: int = 0
+    retries: int = 0
+    reasks: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    errors: int = 0  # requests that got no usable reply in the end
+
+    def add(self, completion: Completion) -> float:
+        """Count the tokens of one reply; returns its cost in USD, 0 where the price is unknown."""
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+        if self.price is None:
+            return 0.0
+        return self.price.cost(completion.prompt_tokens, completion.completion_tokens)
+
+    @property
+    def usage(self) -> Usage:
+        """The record of these counts; the cost is None where the price is unknown."""
+        free = self.calls == 0
+        cost = self.price.cost(self.prompt_tokens, self.completion_tokens) if self.price else None
+        return Usage(
+            calls=self.calls,
+            cached=self.cached,
+            retries=self.retries,
+            reasks=self.reasks,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cost=0.0 if free else cost,
+        )
+
+
+def kept_text(completion: Completion) -> str:
+    """What the cache keeps of a reply."""
+    kept: dict[str, Any] = {
+        "text": completion.text,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+    }
+    if completion.logprobs is not None:
+        kept["logprobs"] = completion.logprobs
+    return to_json(kept).decode()
+
+
+class Workers:
+    """The half that lives on the background loop: as many workers as calls may be in flight."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        limits: Limits,
+        cache: ReplyCache | None,
+        policy: Policy,
+        tally: Tally,
+    ) -> None:
+        self.done: SimpleQueue[None] = SimpleQueue()  # a token whenever replies have come
+        self.fatal: BaseException | None = None
+        self.cancelled = False
+        self._transport = transport
+        self._limits = limits
+        self._cache = cache
+        self._policy = policy
+        self._tally = tally
+        self._jobs: deque[Job] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unwritten: list[tuple[bytes, str]] = []
+        self._written: asyncio.Event | None = None
+        self._told = False
+        self._open = False
+        self._pid = os.getpid()
+        self._failures = 0  # requests in a row that could not be sent at all
+        self._dead: TransportError | None = None
+        self._retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(policy.max_attempts),
+            wait=_pause,
+            retry=_may_pass,
+            before_sleep=self._count,
+            reraise=True,
+        )
+
+    def submit(self, jobs: Sequence[Job], *, first: bool = False) -> None:
+        """From the caller's thread: queue jobs, `first` or last; see that enough workers are up."""
+        if jobs:
+            if not self._open:
+                self._transport.open()
+                self._open = True
+                _running.add(self)
+            loop.call(self._enqueue, jobs, first)
+
+    def close(self) -> None:
+        """From the caller's thread: stop every worker and wait for it."""
+        if not self._open:
+            return
+        self._open = False
+        _running.discard(self)
+        # Nothing runs that could be stopped: the loop's thread is frozen, or was left behind by a fork.
+        if sys.is_finalizing() or self._pid != os.getpid():
+            return
+        stopped = loop.spawn(self._stop())
+        if threading.current_thread() is not loop.thread():  # else collected as garbage there
+            stopped.result()
+
+    def _enqueue(self, jobs: Sequence[Job], first: bool) -> None:
+        if first:
+            self._jobs.extendleft(reversed(jobs))
+        else:
+            self._jobs.extend(jobs)
+        for place in range(min(len(jobs), self._policy.max_concurrency - len(self._tasks))):
+            task = asyncio.get_running_loop().create_task(self._work(place * _APART))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _stop(self) -> None:
+        self._jobs.clear()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._cache is not None:
+            self._cache.close()  # of this thread, the one that writes
+        await self._transport.close()
+
+    async def _work(self, delay: float) -> None:
+        """Serve until nothing is left; later than others, since replies that come together wait here."""
+        try:
+            if delay:
+                await asyncio.sleep(delay)
+            while self._jobs and self.fatal is None:
+                await self._serve(self._jobs.popleft())
+        finally:
+            # Now, not in a callback of the task: requests that come in between would find every
+            # place taken by a worker that has ended, and nobody would send them.
+            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _serve(self, job: Job) -> None:
+        try:
+            job.reply = await self._answer(job)
+            self._failures = 0
+        except ModelError as error:
+            if error.__suppress_context__:  # what a provider or its client raised may hold the key
+                error.__context__ = None
+            self._tally.errors += 1
+            log.debug("no reply: %s", type(error).__name__)
+            if error.fatal:
+                self.fatal = error
+            if isinstance(error, TransportError):
+                self._count_failure(error)
+            elif isinstance(error, ReplyError):  # useless, but somebody answered
+                self._failures = 0
+            job.reply = Reply(error=error)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # the cache failed, or a bug: the caller must not wait
+            self.fatal = error
+        self._tell()
+
+    async def _answer(self, job: Job) -> Reply:
+        if self._dead is not None:
+            raise self._dead
+        try:  # most requests need no retry, and are not charged for setting one up
+            answer: tuple[Completion, Any] = await self._attempt(job)
+        except ModelError as error:
+            job.failed = error
+            answer = await self._retrying(self._attempt, job)
+        completion, value = answer
+        if self._cache is not None:
+            await self._keep(job.key, completion)
+        return Reply(value, completion.text, logprobs=completion.logprobs)
+
+    def _count_failure(self, error: TransportError) -> None:
+        """An endpoint that fails as many requests in a row as may be in flight is not there."""
+        self._failures += 1
+        if self._dead is None and self._failures >= max(_DEAD, self._policy.max_concurrency):
+            self._dead = TransportError(
+                f"not sent, since {self._failures} requests in a row failed: {error.message}",
+                hint=error.hint or "Is the server up? Call again when it is.",
+            )
+            log.warning("%d requests in a row failed: no more are sent", self._failures)
+
+    async def _attempt(self, job: Job) -> tuple[Completion, Any]:
+        if job.failed is not None:  # what the first attempt raised counts as the first try
+            error, job.failed = job.failed, None
+            raise error
+        body = job.body(job.turns)
+        completion = await self._send(body, self._policy.max_tokens * job.parts)
+        try:
+            return completion, job.read(completion.text)
+        except ReplyError as error:
+            error.completion = completion
+            raise
+
+    async def _send(self, body: bytes, max_tokens: int) -> Completion:
+        """Send until the endpoint takes it; only refusals repeat here, without counting as attempts."""
+        while True:
+            try:
+                return await self._send_once(body, max_tokens)
+            except RateLimitError as error:
+                if error.given_up:
+                    raise
+                self._tally.retries += 1
+                log.debug("the endpoint asks for fewer requests")
+
+    async def _send_once(self, body: bytes, max_tokens: int) -> Completion:
+        limits, policy = self._limits, self._policy
+        prompt_tokens = len(body) // 4 + 1  # four bytes a token, corrected by the reply
+        reserved = 0.0
+        if limits.budget is not None:
+            reserved = await limits.budget.reserve(most_tokens(body), max_tokens)
+        used: Completion | None = None
+        try:
+            if limits.requests is not None:
+                await limits.requests.take(1)
+            entry = None
+            if limits.tokens is not None:
+                entry = await limits.tokens.take(prompt_tokens + max_tokens // 2)
+            entered = await limits.gate.enter()
+            try:
+                self._tally.calls += 1
+                used = await self._transport.complete(body, policy.timeout)
+                limits.gate.accepted()
+                return used
+            except RateLimitError as error:
+                limits.gate.refused(entered, error)
+                raise
+            except ReplyError as error:
+                limits.gate.accepted()
+                used = error.completion
+                raise
+            finally:
+                limits.gate.leave()
+                if entry is not None and limits.tokens is not None and used is not None:
+                    limits.tokens.correct(entry, used.prompt_tokens + used.completion_tokens)
+        finally:
+            spent = self._tally.add(used) if used is not None else 0.0
+            if limits.budget is not None:
+                limits.budget.settle(reserved, spent)
+
+    def _count(self, state: tenacity.RetryCallState) -> None:
+        """Before a further attempt: count it, and show the model what was wrong with its reply."""
+        error = state.outcome.exception() if state.outcome else None
+        job: Job = state.args[0]
+        log.debug("attempt %d failed: %s", state.attempt_number, type(error).__name__)
+        if isinstance(error, ReplyError):
+            self._tally.reasks += 1
+            text = error.completion.text if error.completion else ""
+            job.turns = [("assistant", text), ("user", _reask(error))] if text.strip() else []
+        else:
+            self._tally.retries += 1
+
+    async def _keep(self, key: bytes, completion: Completion) -> None:
+        """Write a reply to disk together with all that came in the same turn of the loop."""
+        self._unwritten.append((key, kept_text(completion)))
+        if self._written is None:
+            self._written = asyncio.Event()
+            asyncio.get_running_loop().call_soon(self._write)
+        await self._written.wait()
+
+    def _write(self) -> None:
+        assert self._cache is not None
+        assert self._written is not None
+        replies, self._unwritten = self._unwritten, []
+        written, self._written = self._written, None
+        try:
+            self._cache.set_many(replies, model=self._policy.model)
+        except BaseException as error:  # whatever it is: workers must not wait for ever
+            self.fatal = error
+            self._tell()
+        finally:
+            written.set()
+
+    def _tell(self) -> None:
+        """Wake the caller once for all replies of this turn of the loop.
+
+        Not by call_soon: a caller who wakes takes the interpreter from this thread, so first comes
+        whatever has arrived meanwhile.
+        """
+        if not self._told:
+            self._told = True
+            asyncio.get_running_loop().call_later(0, self._wake)
+
+    def _wake(self) -> None:
+        self._told = False
+        self.done.put(None)
+
+
+# Runs that were left in the middle: they must end while the loop's thread still can.
+_running: weakref.WeakSet[Workers] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for workers in list(_running):
+        workers.close()
+
+
+def _may_pass(state: tenacity.RetryCallState) -> bool:
+    """Whether the same request is worth repeating. For a reply in parts it is cheaper, and likelier to
+    help, that its parts are asked for one by one: that is left to the caller."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, ReplyError):
+        job: Job = state.args[0]
+        return job.parts == 1
+    return isinstance(error, ModelError) and error.retryable and not error.given_up
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """No wait before a re-ask; after a transport failure up to 0.5, 1, 2, … 30 s."""
+    error = state.outcome.exception() if state.outcome else None
+    return 0.0 if isinstance(error, ReplyError) else _backoff(state)
+
+
+def _reask(error: ReplyError) -> str:
+    return f"That reply cannot be used: {error.message} Reply again, in the form asked for."

@@ -1,0 +1,5 @@
+"""Infer personas: prompts, flags, choice among candidates, and the loaders of other libraries."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

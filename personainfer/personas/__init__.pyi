@@ -1,0 +1,10 @@
+from .flags import find_flags as find_flags
+from .infer import ainfer_personas as ainfer_personas
+from .infer import estimate_cost as estimate_cost
+from .infer import infer_personas as infer_personas
+from .infer import iter_personas as iter_personas
+from .loaders import AddPersonas as AddPersonas
+from .placement import place_persona as place_persona
+from .placement import prompt_messages as prompt_messages
+from .prompts import default_exemplars as default_exemplars
+from .retry import retry_errors as retry_errors

@@ -1,0 +1,190 @@
+"""A loader's batch -> rows, and back: the same batch, in its own type, with the personas beside it.
+
+A batch is a frame, a mapping of columns, or a list of dicts. What is inferred in between, and which
+loader it comes from, is not known here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+from ..data.arrow_columns import in_narwhals, own_names, package_of
+from ..data.files import arrow_cells
+from ..data.readers import SourceRow, read_cells
+from ..data.schemas import ABSENT
+from ..data.table import PersonaTable
+from ..data.table_reader import COLUMNS, persona_columns
+from ..exceptions import InvalidArgumentError, PersonaInferError
+
+__all__ = ["BatchKind", "batch_kind"]
+
+Roles = Mapping[str, str]
+
+_SUPPORTED = (
+    "It is a mapping of columns, a pandas or polars DataFrame, a pyarrow Table, or a list of dicts."
+)
+
+
+class BatchKind(NamedTuple):
+    """How batches of one type are read, and made anew.
+
+    `names` are those of the columns; `rows` may raise DataError for names that are no preference data;
+    `result` takes the batch and its table, which lacks rows where some were dropped.
+    """
+
+    names: Callable[[Any], Sequence[Any]]
+    rows: Callable[[Any, Roles], list[SourceRow]]
+    result: Callable[[Any, PersonaTable], Any]
+    is_frame: bool = False
+
+
+def batch_kind(batch: object) -> BatchKind:
+    """The kind of a batch.
+
+    Raises:
+        InvalidArgumentError: it is of no supported type, or a single row.
+    """
+    name = f"{package_of(batch)}.{type(batch).__name__}"
+    if name in _FRAMES:
+        return BatchKind(own_names, _rows_of_frame, _FRAMES[name], is_frame=True)
+    if isinstance(batch, Mapping):
+        return _COLUMNS
+    if isinstance(batch, list | tuple):
+        _check_dicts(batch)
+        return _DICTS
+    raise InvalidArgumentError(
+        f"a batch of type {type(batch).__name__} cannot be used.", hint=_SUPPORTED
+    )
+
+
+# Frames
+
+
+def _pandas_result(batch: Any, table: PersonaTable) -> Any:
+    """With text of the type that the frame's own text has, if it has one (from pandas 3 on)."""
+    import pandas
+
+    frame = table.to_pandas()
+    own = [kind for kind in batch.dtypes if isinstance(kind, pandas.StringDtype)]
+    return frame.astype(dict.fromkeys(COLUMNS, own[0])) if own else frame
+
+
+_FRAMES: dict[str, Callable[[Any, PersonaTable], Any]] = {
+    "pandas.DataFrame": _pandas_result,
+    "polars.DataFrame": lambda _, table: table.to_polars(),
+    "pyarrow.Table": lambda _, table: table.to_arrow(),
+}
+
+
+def _rows_of_frame(batch: Any, roles: Roles) -> list[SourceRow]:
+    if not len(batch):
+        return []  # some loaders try a function on nothing, to learn its columns
+
+    def cells(name: str) -> Iterable[object]:
+        if package_of(batch) == "pyarrow":
+            return arrow_cells(batch.column(name))
+        return in_narwhals(batch).get_column(name).to_list()  # type: ignore[no-any-return]
+
+    return read_cells(own_names(batch), cells, roles)
+
+
+# Mappings of columns
+
+
+def _rows_of_columns(batch: Mapping[str, Any], roles: Roles) -> list[SourceRow]:
+    sizes: dict[str, int] = {}
+
+    def cells(name: str) -> Iterable[object]:
+        values = batch[name]
+        single = isinstance(values, str | bytes) or not hasattr(values, "__len__")
+        if single or getattr(values, "ndim", 1) == 0:  # of an array, one value
+            raise InvalidArgumentError(
+                f"the column {name!r} of a batch is one {type(values).__name__}, not a list.",
+                hint="Give batches, not single rows: in datasets, map(…, batched=True).",
+            )
+        sizes[name] = len(values)
+        return values.tolist() if hasattr(values, "tolist") else values  # type: ignore[no-any-return]
+
+    rows = read_cells(list(batch), cells, roles) if batch else []
+    if len(set(sizes.values())) > 1:
+        raise InvalidArgumentError(f"the columns of a batch have different lengths: {sizes}.")
+    return rows
+
+
+def _result_of_columns(batch: Mapping[str, Any], table: PersonaTable) -> Mapping[str, Any]:
+    result = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
+    if table.settings.get("dropped"):
+        kept = [row.index for row in table]
+        for name, values in batch.items():
+            result[name] = values[kept] if hasattr(values, "tolist") else [values[n] for n in kept]
+    for name, texts in persona_columns(table):
+        result[name] = _like(batch, texts)
+    return result
+
+
+def _like(batch: Mapping[str, Any], texts: list[str | None]) -> Any:
+    """The texts in the form that the batch's own columns have."""
+    import numpy
+
+    if package_of(batch) == "datasets":
+        return _typed(texts)
+    arrays = [values for values in batch.values() if isinstance(values, numpy.ndarray)]
+    if not arrays or len(arrays) < len(batch):
+        return texts
+    if any(values.dtype.kind in "UT" for values in arrays):
+        return _typed(texts)
+    return numpy.array(texts, dtype=object)
+
+
+def _typed(texts: list[str | None]) -> Any:
+    """An array that says that it holds text, even where all are None.
+
+    Hugging Face fixes the type of a column with the first batch it writes: that no row of that one has
+    an error must not mean that none can have later.
+    """
+    import numpy
+
+    strings = getattr(numpy.dtypes, "StringDType", None)  # since numpy 2
+    return texts if strings is None else numpy.array(texts, dtype=strings(na_object=None))
+
+
+# Lists of dicts
+
+
+def _check_dicts(batch: Sequence[object]) -> None:
+    for place, row in enumerate(batch):
+        if not isinstance(row, Mapping):
+            raise InvalidArgumentError(
+                f"row {place} of a batch is of type {type(row).__name__}, not a dict.",
+                hint=_SUPPORTED,
+            )
+
+
+def _names_of_dicts(batch: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in batch for name in row))
+
+
+def _rows_of_dicts(batch: Sequence[Mapping[str, Any]], roles: Roles) -> list[SourceRow]:
+    def cells(name: str) -> Iterable[object]:
+        return [row.get(name, ABSENT) for row in batch]
+
+    try:
+        return read_cells(_names_of_dicts(batch), cells, roles)
+    except PersonaInferError as error:  # of a few rows, all may be bad
+        return [SourceRow(None, str(error), {}) for _ in batch]
+
+
+def _result_of_dicts(
+    batch: Sequence[Mapping[str, Any]], table: PersonaTable
+) -> list[dict[str, Any]]:
+    columns = persona_columns(table)
+    return [
+        {**batch[row.index], **{name: texts[place] for name, texts in columns}}
+        for place, row in enumerate(table)
+    ]
+
+
+_COLUMNS = BatchKind(list, _rows_of_columns, _result_of_columns)
+_DICTS = BatchKind(_names_of_dicts, _rows_of_dicts, _result_of_dicts)

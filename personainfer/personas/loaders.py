@@ -1,0 +1,157 @@
+"""`AddPersonas`: one callable for whatever hands out data in batches.
+
+`Dataset.map`, a DataLoader's `collate_fn`, Ray Data's and polars' `map_batches`, chunks of pandas. A
+batch comes back in its own type. How loaders work is not known here, only what they hand over.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Unpack
+
+from ..api_keys import opened, sealed
+from ..data.readers import PreferenceSource
+from ..data.schemas import check_roles
+from ..data.table_reader import COLUMNS
+from ..exceptions import InvalidArgumentError, UnknownOptionError
+from ..llm.client import LLM, OPTIONS, make_llm
+from .infer import PersonaStream, check_free, collected
+from .loader_batches import batch_kind
+from .options import PersonaOptions, planned
+
+__all__ = ["AddPersonas"]
+
+_DIVIDED = ("rpm", "tpm", "budget")  # limits that several workers have together
+
+
+class AddPersonas:
+    """Add `chosen_persona`, `rejected_persona` and `persona_error` to each batch that it is called with.
+
+        Dataset.map(AddPersonas("openai/gpt-4o-mini"), batched=True)
+        DataLoader(dataset, batch_size=64, collate_fn=AddPersonas("openai/gpt-4o-mini"))
+        ray_dataset.map_batches(AddPersonas, fn_constructor_kwargs={"model": …}, batch_format="pyarrow")
+
+    A batch is a mapping of columns (lists, arrays, tensors), a pandas or polars frame, an Arrow table,
+    or a list of dicts, one a row, and comes back as the same. It can be pickled. The model is opened at
+    the first batch, once a process, and shared by all that have the same options there. Hugging Face's
+    fingerprint of it depends on the options and on the version of the prompts, not on the key.
+
+    Args:
+        model: see `LLM`. A model string is the same in every process; so are the options of an `LLM`.
+        workers: how many processes work at once, each with its own copy: `rpm`, `tpm`, `budget` and
+            `max_concurrency` are divided among them, so that all together keep to them.
+        options: those of `infer_personas`, `on_error` among them, but for `output` and `progress`.
+
+    Raises:
+        ValueError, TypeError: a bad argument, when it is made; columns that are no preference data, at
+            the first batch. A row that is bad costs only itself.
+        ModelError: only for what would fail every row (key, model); what was paid for is cached.
+    """
+
+    columns = COLUMNS  #: the names of the columns that are added; each holds text or nothing
+
+    def __init__(
+        self, model: str | LLM | None = None, *, workers: int = 1, **options: Unpack[PersonaOptions]
+    ) -> None:
+        _check_workers(workers)
+        UnknownOptionError.check(options, {*PersonaOptions.__annotations__, *OPTIONS})
+        check_roles(options.get("columns") or {})
+        self._plan, self._llm = planned(model, options, _shared if workers == 1 else make_llm)
+        self._pid = os.getpid()
+        self._prompt_version = self._plan.settings["prompt_version"]
+        self._model = self._llm.model
+        self._options: dict[str, Any] = {k: v for k, v in options.items() if k not in OPTIONS}
+        self._llm_options = _llm_options(model, options)
+        if workers > 1:
+            self._llm_options |= _divided(self._llm_options, self._llm.max_concurrency, workers)
+            self._pid = 0  # the model of all the workers together is that of none
+
+    @property
+    def llm(self) -> LLM:
+        """The model as this process has it; its `usage` counts what all batches here took."""
+        self._make_ready()
+        return self._llm
+
+    def __call__(self, batch: Any) -> Any:
+        self._make_ready()
+        kind = batch_kind(batch)
+        check_free(kind.names(batch))
+        rows = kind.rows(batch, self._options.get("columns") or {})
+        source = PreferenceSource(
+            lambda: iter(rows),
+            shape="batch",
+            total=len(rows),
+            original=batch if kind.is_frame else None,
+        )
+        stream = PersonaStream(
+            source,
+            self._llm,
+            self._plan,
+            on_error=self._options.get("on_error", "keep"),
+            select=self._options.get("select"),
+        )
+        return kind.result(batch, collected(stream, False))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "model": self._model,
+            "llm_options": sealed(self._llm_options),
+            "options": self._options,
+            "prompt_version": self._prompt_version,  # for fingerprints
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._model, self._options = state["model"], state["options"]
+        self._llm_options = opened(state["llm_options"])
+        self._prompt_version = state["prompt_version"]
+        self._pid = 0  # of no process: made ready by the first batch
+
+    def __repr__(self) -> str:
+        return f"AddPersonas({self._model!r})"
+
+    def _make_ready(self) -> None:
+        """In a process that it was sent to, or forked into, get that process's own model."""
+        if self._pid != os.getpid():
+            given = {**self._options, **self._llm_options}
+            self._plan, self._llm = planned(self._model, given, _shared)
+            self._pid = os.getpid()
+
+
+# The model of a process
+
+_llms: dict[tuple[int, str], LLM] = {}
+
+
+def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
+    """This process's model for these options: its limits and connections are one, however often it is
+    asked for. An `LLM` that is given is shared by whoever has it."""
+    if isinstance(model, LLM):
+        return make_llm(model, options)
+    name = model or os.environ.get("PERSONAINFER_MODEL")
+    key = (os.getpid(), repr((name, sorted(options.items()))))
+    # No lock, which a fork could leave locked: of two that are made at once, one is never used.
+    return _llms.get(key) or _llms.setdefault(key, make_llm(name, options))
+
+
+def _llm_options(model: str | LLM | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that make the same model elsewhere."""
+    if isinstance(model, LLM):
+        return {k: v for k, v in opened(model.__getstate__()).items() if k != "model"}
+    return {name: value for name, value in options.items() if name in OPTIONS}
+
+
+def _divided(options: Mapping[str, Any], most: int, workers: int) -> dict[str, Any]:
+    """One worker's part of the limits; `most` calls are in flight of all together."""
+    if most < workers:
+        raise InvalidArgumentError(
+            f"max_concurrency={most} is less than workers={workers}.",
+            hint="Each worker makes one call at a time at least.",
+        )
+    part = {name: options[name] / workers for name in _DIVIDED if options.get(name) is not None}
+    return {**part, "max_concurrency": most // workers}
+
+
+def _check_workers(workers: object) -> None:
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise InvalidArgumentError(f"workers={workers!r} must be a whole number from 1 up.")

@@ -1,0 +1,138 @@
+"""Where a persona stands in what a model is given before it answers.
+
+A prompt without a persona is left as it is. Nothing is known here of models, tokens or likelihoods.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, get_args
+
+from ..exceptions import InvalidArgumentError
+from ..records import Message, Persona
+
+__all__ = [
+    "TEMPLATES",
+    "PersonaPlace",
+    "check_place",
+    "check_template",
+    "disarm",
+    "place_persona",
+    "prompt_messages",
+]
+
+PersonaPlace = Literal["user", "system", "plain"]
+
+Prompt = str | tuple[Message, ...]
+
+# What the persona makes of the last message, the system message, or the whole text.
+TEMPLATES: dict[PersonaPlace, str] = {
+    "user": "{prompt}\n\nWrite the response that I would prefer. {persona}",
+    "system": "{persona}",
+    "plain": "Prompt: {prompt}\nPersona: {persona}\nResponse:\n",
+}
+# What chat templates mark turns with: ChatML, Llama 3, DeepSeek; sentencepiece; Gemma; Llama 2, Mistral.
+_MARK = re.compile(
+    r"<(?=[|\uff5c]|\w+[|\uff5c]>|/?s>|(?:start|end)_of_turn>|[be]os>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
+)
+_THIRD_PERSON = re.compile(r"The user (?=is |prefers )")
+_FIELD = re.compile(r"\{(prompt|persona)\}")
+
+
+def check_place(place: object) -> None:
+    """Raise InvalidArgumentError unless it is a PersonaPlace."""
+    InvalidArgumentError.check("persona_in", place, get_args(PersonaPlace))
+
+
+def check_template(template: object, place: PersonaPlace) -> None:
+    """Raise InvalidArgumentError unless it has the fields that this place needs."""
+    fields = _FIELD.findall(template) if isinstance(template, str) else []
+    if set(fields) != set(_FIELD.findall(TEMPLATES[place])):
+        raise InvalidArgumentError(
+            f'template={template!r:.200} does not fit persona_in="{place}".',
+            hint=f"It has the fields of {TEMPLATES[place]!r}, and no other of them.",
+        )
+    if place == "plain" and any(
+        set(_FIELD.findall(line)) == {"prompt", "persona"} for line in str(template).splitlines()
+    ):
+        raise InvalidArgumentError(
+            f"template={template!r:.200} has prompt and persona on one line.",
+            hint="Give the persona a line of its own: it is left out where there is none.",
+        )
+
+
+def prompt_messages(prompt: Prompt) -> tuple[Message, ...]:
+    """The prompt as a chat. Text in it cannot end its turn by a chat template's own marks."""
+    return tuple(Message(role=one.role, content=disarm(one.content)) for one in _chat(prompt))
+
+
+def place_persona(
+    prompt: Prompt,
+    persona: Persona | str | None,
+    place: PersonaPlace,
+    template: str | None = None,
+) -> Prompt:
+    """What comes before the response: a chat, or one text where the place is "plain".
+
+    "user": the user says it of themselves at the end of the last message, and asks for the response
+    that they would prefer;
+    "system": it ends the system message, or is one; "plain": no chat template, but the labelled text
+    with which tailored models are trained ("Whose Boat Does it Float?", arXiv 2501.11549, section 4).
+    `template` says it in other words, with the fields of the place's own in `TEMPLATES`.
+    """
+    chat, said = _chat(prompt), None if persona is None else disarm(_said(persona, place))
+    template = TEMPLATES[place] if template is None else template
+    if place == "plain":
+        return _labelled(chat, said, template)
+    if said is None:
+        return chat
+    if place == "system":
+        head, rest = (chat[:1], chat[1:]) if chat[0].role == "system" else ((), chat)
+        told = "\n\n".join([*(one.content for one in head), _filled(template, "", said)])
+        return (Message(role="system", content=told), *rest)
+    if chat[-1].role == "user":
+        asked = _filled(template, chat[-1].content.rstrip(), said)
+        return (*chat[:-1], Message(role="user", content=asked))
+    return (*chat, Message(role="user", content=_filled(template, "", said).lstrip("\n")))
+
+
+def _chat(prompt: Prompt) -> tuple[Message, ...]:
+    return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+
+
+def _labelled(chat: tuple[Message, ...], persona: str | None, template: str) -> str:
+    if len(chat) == 1:
+        asked = chat[0].content
+    else:
+        asked = "\n\n".join(f"{one.role.capitalize()}: {one.content}" for one in chat)
+    if persona is None:  # no line for what there is none of
+        lines = template.splitlines(keepends=True)
+        template = "".join(line for line in lines if "{persona}" not in line)
+    return _filled(template, asked, persona or "")
+
+
+def _filled(template: str, prompt: str, persona: str) -> str:
+    fields = {"prompt": prompt, "persona": persona}
+    return _FIELD.sub(lambda match: fields[match[1]], template)
+
+
+def disarm(text: str) -> str:
+    """The text with a space in whatever a model may take for the end of a turn."""
+    return _MARK.sub(lambda found: f"{found[0]} ", text)
+
+
+def _said(persona: Persona | str, place: PersonaPlace) -> str:
+    """The persona's sentence, at the place "user" as the user would say it."""
+    if place != "user":
+        return str(persona)
+    # A record knows its own verb: in its sentence others may prefer something, too.
+    return persona.render("first") if isinstance(persona, Persona) else _in_first_person(persona)
+
+
+def _in_first_person(persona: str) -> str:
+    """A persona's sentence as the user would say it; other text stays as it is."""
+    if not _THIRD_PERSON.match(persona):
+        return persona
+    said = _THIRD_PERSON.sub("I ", persona)
+    said = re.sub(r"\bI is\b", "I am", said)
+    return re.sub(r"(\bI|\band|,) prefers\b", r"\1 prefer", said)

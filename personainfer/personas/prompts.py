@@ -1,0 +1,364 @@
+"""Preference -> messages. The words are in the text files of the folder `prompts`.
+
+Only known fields are substituted, in one pass, and text inside a pair can neither be taken for a field
+nor close the tags it stands in. That a model does not obey what it says can be asked for, not ensured.
+
+What is the same for every pair comes first, so that prompt caches hit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib import resources
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
+
+from ..exceptions import InvalidArgumentError
+from ..records import Exemplar, Message, Persona, Preference
+
+__all__ = [
+    "BothPersonas",
+    "OnePersona",
+    "PackedPersonas",
+    "PackedPrompt",
+    "PairPersonas",
+    "PersonaPrompt",
+    "choice_messages",
+    "default_exemplars",
+    "filled",
+    "frame",
+    "instructions",
+    "pair_ids",
+    "pair_message",
+    "persona_messages",
+    "prompt_numbers",
+    "prompt_text",
+    "quality_messages",
+    "rating_message",
+]
+
+Protocol = Literal["joint", "separate"]
+
+Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+_WORD = "[a-z]{2,12}"
+
+
+def frame(start: str, fewest: int, most: int) -> dict[str, Any]:
+    """A pattern for engines that decode by a grammar: a start, then so many plain words.
+
+    It helps a small model to write a phrase that completes its sentence, and to end on a word. Other
+    models are not shown it, and no reply is refused for it.
+    """
+    return {"pattern": f"^{start}{_WORD}( {_WORD}){{{fewest - 1},{most - 1}}}$"}
+
+
+class OnePersona(BaseModel):
+    """The form of a reply about one person; the evidence is asked for first."""
+
+    evidence: Annotated[str, Field(json_schema_extra=frame("", 2, 8))]
+    trait: Annotated[
+        Filled,
+        Field(json_schema_extra=frame("someone who (wants|needs|likes|values|enjoys) ", 1, 5)),
+    ]
+    preference: Annotated[
+        Filled,
+        Field(
+            json_schema_extra=frame(
+                "(short|clear|simple|detailed|careful|practical|honest|warm|friendly|funny|bold|calm)"
+                " (answers|advice|explanations) (that|with|about|without|for) ",
+                2,
+                7,
+            )
+        ),
+    ]
+
+    def persona(self) -> Persona:
+        """The record of it."""
+        return Persona(evidence=self.evidence, trait=self.trait, preference=self.preference)
+
+
+class BothPersonas(BaseModel):
+    """The form of a reply about both: `person_1` prefers the first response."""
+
+    person_1: OnePersona
+    person_2: OnePersona
+
+
+class PairPersonas(BaseModel):
+    """What a reply about several pairs says of one of them; the id is written first."""
+
+    id: str
+    person_1: OnePersona
+    person_2: OnePersona
+
+
+def _usable(items: object) -> object:
+    """The items in the asked form whose id no other item bears: one that is broken costs no other."""
+    if not isinstance(items, list):
+        return items
+    bearers = Counter(str(item.get("id")) for item in items if isinstance(item, dict))
+    usable = []
+    for item in items:
+        with suppress(ValidationError):
+            usable.append(PairPersonas.model_validate(item))
+    return [item for item in usable if bearers[item.id] == 1]
+
+
+class PackedPersonas(BaseModel):
+    """The form of a reply about several pairs. Items that cannot be used are left out of it."""
+
+    pairs: Annotated[list[PairPersonas], BeforeValidator(_usable)]
+
+
+class PersonaPrompt:
+    """How personas are asked for: a `prefix` shared by all pairs, and a message for each pair.
+
+    `schema` is the form of the reply, `version` a digest of every word that is not the pair's, and
+    `phrases` the traits and preferences of the exemplars, in lower case, which a reply should not repeat.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol = "joint",
+        exemplars: Literal["default", "none"] | Sequence[Exemplar] = "default",
+    ) -> None:
+        self.protocol = protocol
+        self.exemplars = _exemplars(exemplars)
+        self.schema: type[BaseModel] = BothPersonas if protocol == "joint" else OnePersona
+        turns = [Message(role="system", content=_text(f"{protocol}.txt"))]
+        for exemplar in self.exemplars:
+            turns += self._worked(exemplar)
+        self.prefix = tuple(turns)
+        self.version = _digest(self.prefix)
+        personas = [p for exemplar in self.exemplars for p in (exemplar.chosen, exemplar.rejected)]
+        self.phrases = frozenset(text.lower() for p in personas for text in (p.trait, p.preference))
+
+    def _worked(self, exemplar: Exemplar) -> list[Message]:
+        both = _replies(exemplar)
+        reply = json.dumps(
+            both if self.protocol == "joint" else both["person_1"], ensure_ascii=False
+        )
+        return [pair_message(exemplar.preference), Message(role="assistant", content=reply)]
+
+
+class PackedPrompt:
+    """How up to `rows` pairs are asked about in one request: a shared `prefix`, and `message`.
+
+    The exemplars are shown as one worked request with all of them. `schema` and `version` are as in
+    `PersonaPrompt`.
+    """
+
+    schema = PackedPersonas
+
+    def __init__(self, rows: int, exemplars: Sequence[Exemplar]) -> None:
+        self.rows = rows
+        turns = [Message(role="system", content=_text("packed.txt"))]
+        if exemplars:
+            replies = {pair_message(one.preference).content: _replies(one) for one in exemplars}
+            ids = pair_ids(replies)
+            worked = {"pairs": [{"id": ids[text], **both} for text, both in replies.items()]}
+            reply = json.dumps(worked, ensure_ascii=False)
+            turns += [self.message(ids), Message(role="assistant", content=reply)]
+        self.prefix = tuple(turns)
+        self.version = _digest(self.prefix)
+
+    @staticmethod
+    def message(ids: Mapping[str, str]) -> Message:
+        """The turn that shows several pairs; `ids` are those of `pair_ids`, by the pairs' texts."""
+        lines = []
+        for text, name in ids.items():
+            lines += [f'<pair id="{name}">', _PAIR_TAG.sub("[", text), "</pair>"]
+        return Message.model_construct(role="user", content="\n".join(lines))
+
+
+_CONSONANTS = "bcdfghjkmnpqrstvwxyz"
+_ID_LENGTH = 4
+
+
+def pair_ids(texts: Iterable[str]) -> dict[str, str]:
+    """An id for each distinct text: the same ids for the same texts, and none that a text contains.
+
+    Not numbers: what stands in one pair could name another one's, and a model that leaves a pair out
+    and counts on would give every later pair the personas of its neighbour. Not words either.
+    """
+    distinct = list(dict.fromkeys(texts))
+    whole = "\0".join(distinct)
+    seed = hashlib.sha256(whole.encode())
+    ids: dict[str, None] = {}
+    number = 0
+    while len(ids) < len(distinct):
+        number += 1
+        digest = seed.copy()
+        digest.update(b"\0%d" % number)
+        letters = (_CONSONANTS[byte % len(_CONSONANTS)] for byte in digest.digest())
+        name = "".join(letters)[:_ID_LENGTH]
+        if name not in whole:
+            ids[name] = None
+    return dict(zip(distinct, ids, strict=True))
+
+
+def pair_message(preference: Preference) -> Message:
+    """The turn that shows one pair; the model is not told which response was chosen."""
+    fields = {
+        "prompt": _disarm(prompt_text(preference.prompt)),
+        "first": _disarm(preference.chosen),
+        "second": _disarm(preference.rejected),
+    }
+    content = "".join([fields.get(part, part) for part in _parts("pair.txt")])
+    return Message(role="user", content=content)
+
+
+@cache
+def default_exemplars() -> tuple[Exemplar, ...]:
+    """The worked examples that come with the library: advice, dialogue, study aids."""
+    return tuple(
+        Exemplar(
+            preference=Preference(
+                prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"]
+            ),
+            chosen=Persona(**row["chosen_persona"]),
+            rejected=Persona(**row["rejected_persona"]),
+        )
+        for row in map(json.loads, _text("exemplars.jsonl").splitlines())
+    )
+
+
+@cache
+def instructions(name: str) -> tuple[Message, ...]:
+    """The system message of a text file, as a prefix that all requests of a run share."""
+    return (Message(role="system", content=_text(name)),)
+
+
+def filled(template: str, fields: Mapping[str, str | tuple[Message, ...]]) -> str:
+    """A text file with its {fields}, texts or prompts, filled in: none can close the tags around it."""
+    texts = {name: prompt_text(value) for name, value in fields.items()}
+    return _fill(template, texts).content
+
+
+def choice_messages(persona: Persona | str, preference: Preference) -> tuple[Message, Message]:
+    """The turns that ask which response a persona would prefer: the chosen one first, and last."""
+    return _both_orders("judge_choice_item.txt", preference, {"persona": str(persona)})
+
+
+def quality_messages(preference: Preference) -> tuple[Message, Message]:
+    """The turns that ask which response is better, nobody in particular asking: as `choice_messages`."""
+    return _both_orders("judge_quality_item.txt", preference, {})
+
+
+def _both_orders(
+    template: str, preference: Preference, fields: Mapping[str, str]
+) -> tuple[Message, Message]:
+    shown = {**fields, "prompt": prompt_text(preference.prompt)}
+    one, other = preference.chosen, preference.rejected
+    return (
+        _fill(template, {**shown, "first": one, "second": other}),
+        _fill(template, {**shown, "first": other, "second": one}),
+    )
+
+
+def persona_messages(first: Persona, second: Persona) -> tuple[Message, Message]:
+    """The turns that ask which of two personas is the better one: in their order, and swapped."""
+    one, other = str(first), str(second)
+    return (
+        _fill("judge_personas_item.txt", {"first": one, "second": other}),
+        _fill("judge_personas_item.txt", {"first": other, "second": one}),
+    )
+
+
+def rating_message(persona: Persona, preference: Preference) -> Message:
+    """The turn that shows a persona with the response it should prefer, `chosen`, and the other."""
+    shown = {"persona": str(persona), "prompt": prompt_text(preference.prompt)}
+    responses = {"preferred": preference.chosen, "other": preference.rejected}
+    return _fill("judge_rating_item.txt", {**shown, **responses})
+
+
+def _exemplars(given: object) -> tuple[Exemplar, ...]:
+    if given == "default":
+        return default_exemplars()
+    if given == "none":
+        return ()
+    if isinstance(given, list | tuple) and all(isinstance(one, Exemplar) for one in given):
+        return tuple(given)
+    raise InvalidArgumentError(
+        f"exemplars={given!r:.80} is not known.",
+        hint='Use "default", "none" or a sequence of personainfer.Exemplar.',
+    )
+
+
+_TAG = re.compile(
+    r"<(\s*/?\s*(?:prompt|response_[12]|persona(?:_[12])?|(?:preferred|other)_response"
+    r"|choice|explanation|example|earlier_description)\b[^<>]*)>",
+    re.IGNORECASE,
+)
+_PAIR_TAG = re.compile(
+    r"<(?=\s*/?\s*pair\b)", re.IGNORECASE
+)  # its start: only where pairs are packed
+
+
+def _disarm(text: str) -> str:
+    """Text can neither close the tags it stands in nor, by a chat template's own marks, its turn."""
+    return _TAG.sub(r"[\1]", text).replace("<|", "< |") if "<" in text else text
+
+
+def _fill(template: str, fields: Mapping[str, str]) -> Message:
+    """A text file with its {fields} filled in, in one pass; no text can close a tag or open a field."""
+    parts = enumerate(_parts(template))
+    content = "".join([_disarm(fields[part]) if i % 2 else part for i, part in parts])
+    return Message(role="user", content=content)
+
+
+def prompt_numbers(prompts: Sequence[str | tuple[Message, ...] | None]) -> list[int]:
+    """A number for each prompt: equal for equal prompts, white space and case aside."""
+    texts = ["" if p is None else bare_text(prompt_text(p)) for p in prompts]
+    number = {text: place for place, text in enumerate(sorted(set(texts)))}
+    return [number[text] for text in texts]
+
+
+def bare_text(text: str) -> str:
+    """What texts share that differ in white space, case or the way an accent is encoded alone."""
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+
+
+def prompt_text(prompt: str | tuple[Message, ...]) -> str:
+    """A prompt as one text; of a conversation, who says what."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and prompt[0].role == "user":
+        return prompt[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in prompt)
+
+
+def _replies(exemplar: Exemplar) -> dict[str, dict[str, str]]:
+    """The reply that an exemplar shows, as it is asked for in the joint protocol."""
+    return {"person_1": _reply(exemplar.chosen), "person_2": _reply(exemplar.rejected)}
+
+
+def _reply(persona: Persona) -> dict[str, str]:
+    return persona.model_dump(include={"evidence", "trait", "preference"})
+
+
+def _digest(messages: Sequence[Message]) -> str:
+    words = [message.content for message in messages] + [_text("pair.txt")]
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
+
+
+@cache
+def _text(name: str) -> str:
+    folder = resources.files(__package__).joinpath("texts")
+    return folder.joinpath(name).read_text(encoding="utf-8").strip()
+
+
+@cache
+def _parts(template: str) -> tuple[str, ...]:
+    """A template, cut at its fields: text and the names of fields in turn."""
+    return tuple(re.split(r"\{(\w+)\}", _text(template)))

@@ -1,0 +1,167 @@
+"""`retry_errors`: the failed rows of a table asked again, and nothing else.
+
+It does not know why a row failed, only which rows could be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack, cast
+
+from ..data.table import PersonaTable
+from ..exceptions import InvalidArgumentError, RowsFailedError
+from ..llm.client import LLM
+from ..records import Candidate, PersonaRow, Preference
+from .infer import PersonaStream, iter_personas, shown
+from .options import PersonaOptions
+
+__all__ = ["retry_errors"]
+
+_SAMPLING = ("temperature", "max_tokens", "seed")
+
+
+def retry_errors(
+    table: PersonaTable | str | Path,
+    model: str | LLM | None = None,
+    *,
+    progress: bool | None = None,
+    **options: Unpack[PersonaOptions],
+) -> PersonaTable:
+    """Ask again for the rows that failed, with the settings of the table.
+
+    Asked is each row with an error and a pair that can be used. All others are taken over: those whose
+    input was bad, too, and those of which no candidate explains the choice, a finding and no failure.
+    What was paid for is in the cache: of a row that failed on one side, that side alone is paid for.
+
+    Args:
+        table: a table, or the path of a saved one.
+        model: None: the one that made the table, at its `api_base`.
+        progress: as for `infer_personas`.
+        options: as for `infer_personas`; what is not given is as it was for the table, as far as it
+            remembers: not keys, limits and prices. `select` has to be given again. `protocol`, `sides`
+            and `candidates` cannot change. `on_error="raise"` raises for the first row that fails
+            again.
+
+    Returns:
+        A new table of the same rows and columns in the same order; columns that were added with
+        `with_columns`, such as verdicts, have None for the rows that were asked. Its usage is that of
+        the table and of this call together; `settings["retries"]` has an entry for each call: how many
+        `rows` were asked, how many have no error now (`mended`), and the settings that differed (`changed`).
+
+    Raises:
+        ValueError, TypeError: a bad argument, before any call is made; also exemplars or instructions
+            other than those that made the table, unless `exemplars` is given.
+        RowsFailedError: a row failed again, with `on_error="raise"`.
+        ModelError: only for what would fail every row (key, model); what was paid for is cached.
+    """
+    if not isinstance(table, PersonaTable):
+        table = PersonaTable.load(table)
+    settings, given = table.settings, cast("dict[str, Any]", options)
+    _check(given, settings)
+    if raises := given.get("on_error") == "raise":  # here, where the row's own number is known
+        given = {**given, "on_error": "keep"}
+    places = [place for place in table.failed_places() if _can_be_asked(table[place], settings)]
+    failed = [table[place] for place in places]
+    changed: dict[int, PersonaRow] = {}
+    with _stream([row.preference for row in failed], model, given, settings) as stream:
+        for place, before, now in zip(places, failed, shown(stream, progress), strict=True):
+            if raises and now.error is not None:
+                raise RowsFailedError(f"row {before.index} failed again: {now.error}")
+            changed[place] = _merged(before, now)
+    return table.with_rows(
+        changed,
+        usage=table.usage + stream.usage,
+        settings=_noted(settings, stream.settings, list(changed.values())),
+    )
+
+
+def _check(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    if given.get("columns") is not None:
+        raise InvalidArgumentError(
+            "columns= has no use here: the pairs are in the table.", hint="Leave it out."
+        )
+    if given.get("on_error") == "drop":
+        raise InvalidArgumentError(
+            'on_error="drop": a table keeps its rows when they are asked again.',
+            hint="Leave out what is in table.errors afterwards.",
+        )
+    for name, value in _fixed(settings).items():
+        if name in given and given[name] != value:
+            raise InvalidArgumentError(
+                f"{name}={given[name]!r}, but the table was made with {name}={value!r}.",
+                hint=f"Leave {name}= out, or make a new table with infer_personas.",
+            )
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What cannot change: a table of several protocols could not be compared with any other."""
+    names = ("protocol", "candidates")
+    fixed = {name: settings[name] for name in names if name in settings}
+    sides = settings.get("sides")
+    if sides:
+        fixed["sides"] = sides[0] if len(sides) == 1 else "both"
+    return fixed
+
+
+def _can_be_asked(row: PersonaRow, settings: Mapping[str, Any]) -> bool:
+    if row.preference is None:
+        return False
+    sides = settings.get("sides", ("chosen", "rejected"))
+    return not all(_is_scored(getattr(row, f"{side}_candidates")) for side in sides)
+
+
+def _is_scored(candidates: Sequence[Candidate]) -> bool:
+    """Whether it was found how well they explain the choice: a judge may fail like a model."""
+    return any(candidate.score is not None for candidate in candidates)
+
+
+def _stream(
+    pairs: Sequence[Preference | None],
+    model: str | LLM | None,
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> PersonaStream:
+    model = model or settings.get("model")
+    if model is None:
+        raise InvalidArgumentError(
+            "the table does not remember its model.", hint="Name one: retry_errors(table, model)."
+        )
+    options = {**_fixed(settings), "rows_per_call": settings.get("rows_per_call", 1)}
+    options["exemplars"] = "none" if settings.get("exemplars") == 0 else "default"
+    if not isinstance(model, LLM):
+        names = _SAMPLING + (("api_base",) if model == settings.get("model") else ())
+        options |= {name: settings[name] for name in names if name in settings}
+    stream = iter_personas(pairs, model, **{**options, **given})
+    version, now = settings.get("prompt_version"), stream.settings["prompt_version"]
+    # Not what is said where pairs are packed: what such a reply leaves open is asked alone as well.
+    same = version is None or version.split("+")[0] == now.split("+")[0]
+    if "exemplars" not in given and not same:
+        raise InvalidArgumentError(
+            f"the table was made with other exemplars or instructions ({version}, not {now}).",
+            hint="Give exemplars=: those of the table, or others if you want them mixed.",
+        )
+    return stream
+
+
+def _merged(before: PersonaRow, now: PersonaRow) -> PersonaRow:
+    """The new row in the place of the old one, whose personas stay where there are no new ones."""
+    kept = {
+        side: getattr(before, side)
+        for side in ("chosen", "rejected")
+        if not getattr(now, side) and not getattr(now, f"{side}_candidates")
+    }
+    return replace(now, index=before.index, columns=before.columns, **kept)
+
+
+def _noted(
+    settings: Mapping[str, Any], now: Mapping[str, Any], rows: Sequence[PersonaRow]
+) -> dict[str, Any]:
+    """The settings of the table, and what this call did with others."""
+    retry = {
+        "rows": len(rows),
+        "mended": sum(row.error is None for row in rows),
+        "changed": {name: value for name, value in now.items() if settings.get(name) != value},
+    }
+    return {**settings, "retries": [*settings.get("retries", ()), retry]}

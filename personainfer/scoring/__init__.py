@@ -1,0 +1,5 @@
+"""Log-probabilities of responses, and what they say about personas."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,165 @@
+"""Models of transformers and their tokenizers: a hub id, a folder, a `.gguf` file or a LoRA adapter.
+
+What they are loaded for is not known here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
+from ..llm.weights import find_weights
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_installed", "load_model"]
+
+
+def check_installed(name: str) -> None:
+    """Raise unless the packages and files are there that `load_model` needs: nothing is loaded.
+
+    Raises:
+        MissingExtraError: a package, or the embedded weights.
+        InvalidArgumentError: an adapter that does not name its base, or no file of weights.
+    """
+    base = _adapter_base(name)
+    source = _source(base or name)
+    needed = ["torch", "transformers", "accelerate"]
+    needed += ["gguf"] * source.endswith(".gguf") + ["peft"] * (base is not None)
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise MissingExtraError(
+            f"{name} is scored by transformers, which needs {' and '.join(missing)}.",
+            hint=f'Run: pip install "personainfer[{"likelihood" if base is None else "train"}]"',
+        )
+
+
+def load_model(
+    name: str, *, device: str | None = None, dtype: str | None = None
+) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, by transformers.
+
+    Args:
+        name: a Hugging Face id, a folder, the path of a .gguf file, "local" (the embedded weights), or
+            the folder of a LoRA adapter that peft saved: it is merged into the model that it names.
+        device: None: a GPU if there is one.
+        dtype: None: float32 on a CPU, the checkpoint's own on a GPU.
+
+    Raises:
+        InvalidArgumentError: no such device or type.
+        ModelNotFoundError: transformers cannot load it.
+    """
+    place = _device(device)
+    base = _adapter_base(name)
+    model, tokenizer = _load(_source(base or name), place, _dtype(dtype, place))
+    if base is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+    return model.eval(), tokenizer
+
+
+def _source(name: str) -> str:
+    """What transformers loads: of the embedded weights, their file."""
+    local = name == "local" or name.startswith("local:")
+    return str(find_weights(name, engine=False)) if local else name
+
+
+def _adapter_base(name: str) -> str | None:
+    """The model that the adapter in this folder belongs to; None where it holds no adapter."""
+    path = Path(name).expanduser() / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, TypeError, KeyError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise InvalidArgumentError(
+            f"{path} does not say which model the adapter belongs to.",
+            hint='Give it "base_model_name_or_path": a hub id, a folder, a .gguf file or "local".',
+        )
+    return base
+
+
+def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
+    import transformers
+
+    path = Path(name).expanduser()
+    source, options, unpacked = str(path) if path.is_dir() else name, dict[str, Any](), {}
+    if path.is_file():
+        source, options = str(path.parent), {"gguf_file": path.name}
+        if hasattr(transformers, "GgufConfig"):  # else its weights stay in blocks: not to train
+            unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)}
+    with _quiet():
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, **options, **unpacked
+            )
+        except (OSError, ValueError) as error:
+            raise ModelNotFoundError(
+                f"transformers cannot load {name}: {' '.join(str(error).split())[:300]}",
+                hint="Give a hub id, a folder with weights and tokenizer, or a .gguf file.",
+            ) from None
+    if options:
+        _mend_tokenizer(tokenizer, path)
+    return model.to(device), tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and warnings while it loads."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _mend_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Split text as the file says: transformers splits a SmolLM's as GPT-2 does, digits in groups."""
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        parts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(parts)
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidArgumentError(
+            f"device={name!r} is not there: {str(error).splitlines()[0]}",
+            hint='Leave it out, or give "cpu".',
+        ) from None
+    return device
+
+
+def _dtype(name: str | None, device: torch.device) -> str:
+    import torch
+
+    chosen = name or ("float32" if device.type == "cpu" else "auto")
+    if chosen != "auto" and not isinstance(getattr(torch, chosen, None), torch.dtype):
+        raise InvalidArgumentError(
+            f"dtype={name!r} is not a type of torch.", hint='Give "float32", "bfloat16" or "auto".'
+        )
+    return chosen

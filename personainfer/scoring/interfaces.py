@@ -1,0 +1,170 @@
+"""What the ways of scoring have in common: tokens in, log-probabilities out; and the client of servers.
+
+A text is scored as two lists of tokens, of what is given and of what is said. Each is tokenized by
+itself and the lists are put together, so that no token straddles the boundary, and so that a response
+has the same tokens after every prefix. What the texts are about is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import tenacity
+
+from .. import event_loop as loop
+from ..exceptions import ModelError, RateLimitError, ReplyError
+from ..llm.openai_protocol import Json, decode, error_text, status_error
+from ..llm.transports import EndpointTransport
+from ..records import Message
+
+__all__ = [
+    "Chat",
+    "FloatArray",
+    "Scorer",
+    "ScoringEndpoint",
+    "TokenText",
+    "Tokens",
+    "read_text",
+    "read_tokens",
+]
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+Chat = Sequence[Message]
+Tokens = tuple[int, ...]
+FloatArray = npt.NDArray[np.float64]
+
+_LONGEST_PAUSE = 60.0  # seconds, whatever an endpoint asks for
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """What is given and what is said: the tokens of `response` are scored after those of `prefix`."""
+
+    prefix: Tokens
+    response: Tokens
+
+
+class Scorer(Protocol):
+    """A language model that says how likely it would have said something."""
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """The tokens of each text; a text that looks like a special token does not become one."""
+
+    def decode(self, tokens: Sequence[Tokens]) -> list[str]:
+        """The texts of tokens that `encode` gave."""
+
+    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
+        """The tokens of what comes before a response: plain text, or a chat by the model's template.
+
+        Special tokens count, and the one that begins a text is put in front where the model has one.
+        """
+
+    def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
+        """log p of each token of each response, in nats; no response is empty."""
+
+
+class ScoringEndpoint(EndpointTransport):
+    """A server that scores: JSON in and out, many requests at once, repeated where that may help."""
+
+    def __init__(
+        self,
+        model: str,
+        api_base: str,
+        api_key: str | None = None,
+        *,
+        concurrency: int,
+        timeout: float = 600.0,
+        max_attempts: int = 5,
+    ) -> None:
+        # Scoring wants llama.cpp's and vLLM's own paths, which lie beside /v1.
+        super().__init__(model, api_base.rstrip("/").removesuffix("/v1"), api_key)
+        self.concurrency = concurrency
+        self._timeout = timeout
+        self._retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(max_attempts),
+            wait=_pause,
+            retry=tenacity.retry_if_exception(_may_pass),
+            reraise=True,
+        )
+
+    async def ask(self, path: str, body: Json) -> Json:
+        """POST `body` and read the JSON reply.
+
+        Raises:
+            ModelError: no usable reply, after the attempts that it was worth.
+        """
+        reply: Json = await self._retrying(self._ask, path, json.dumps(body).encode())
+        return reply
+
+    async def _ask(self, path: str, body: bytes) -> Json:
+        status, headers, content = await self._post(path, body, self._timeout)
+        if status != 200:
+            raise status_error(status, headers, error_text(content), self.key)
+        return decode(content)
+
+    def each(self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Iterable[T]) -> list[U]:
+        """`ask` of every item, in order, a bounded number at once; the first error ends them all."""
+        future = loop.spawn(self._each(ask, list(items)))
+        try:
+            return future.result()
+        except BaseException:  # an interrupt reaches this thread only
+            future.cancel()
+            raise
+
+    async def _each(
+        self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Sequence[T]
+    ) -> list[U]:
+        import asyncio
+
+        replies: dict[int, U] = {}
+        queue = iter(enumerate(items))
+
+        async def work() -> None:
+            for place, item in queue:
+                replies[place] = await ask(item)
+
+        self.open()
+        workers = [asyncio.ensure_future(work()) for _ in range(min(self.concurrency, len(items)))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            await self.close()
+        return [replies[place] for place in range(len(items))]
+
+
+def read_tokens(reply: Json) -> Tokens:
+    """The list that both llama.cpp and vLLM send from /tokenize."""
+    tokens = reply.get("tokens")
+    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        raise ReplyError("the endpoint's /tokenize gave no list of tokens.")
+    return tuple(tokens)
+
+
+def read_text(reply: Json, field: str) -> str:
+    """The text that a server sends in this field."""
+    if not isinstance(reply.get(field), str):
+        raise ReplyError(f"the endpoint's reply has no text {field!r}.")
+    return str(reply[field])
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, ModelError) and error.retryable
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    wait = error.retry_after if isinstance(error, RateLimitError) else None
+    return _backoff(state) if wait is None else min(wait, _LONGEST_PAUSE)

@@ -1,0 +1,409 @@
+"""How likely a language model finds a response, with and without a persona: what explains a choice.
+
+lift(persona, response) = log p(response | prompt, persona) - log p(response | prompt): the pointwise mutual
+information of the two, given the prompt. A persona explains a choice when it lifts the preferred
+response more than the other one: inference to the best explanation, scored by a model that need not be
+the one that inferred. How log-probabilities are come by is known to the scorers (`forced_decoding`,
+`torch_scoring`, `prompt_logprobs`), and not here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence, Sized
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..api_keys import opened, sealed
+from ..exceptions import InvalidArgumentError, ModelNotFoundError
+from ..llm.weights import find_weights
+from ..personas.placement import PersonaPlace, check_place, place_persona, prompt_messages
+from ..records import Message, Persona, Preference
+from .hf_models import check_installed
+from .interfaces import FloatArray, Scorer, ScoringEndpoint, Tokens, TokenText
+from .llamacpp import EmbeddedEndpoint, ForcedDecoding
+from .transformers_scorer import TorchScorer
+from .vllm import PromptLogprobs
+
+__all__ = ["PEOPLE_IN_GENERAL", "Cuts", "Likelihood"]
+
+H = TypeVar("H", bound=Hashable)
+T = TypeVar("T")
+
+Chat = tuple[Message, ...]
+Prompt = str | Chat
+PromptLike = str | Sequence[Message]
+Row = tuple[Prompt, str | None, str]  # prompt, persona, response
+
+# Two opposites: on the development half of benchmarks/explanation.py better than any one of them.
+PEOPLE_IN_GENERAL = (
+    "The user is practical and prefers a short response.",
+    "The user is thorough and prefers a detailed response.",
+)
+_KEPT = 512  # texts of the baseline whose scores are remembered
+_NOTHING: FloatArray = np.zeros(0)  # the scores of a response without tokens
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """How many distinct prompts and responses were too long in the calls so far, and were cut."""
+
+    prompts: int = 0
+    responses: int = 0
+
+
+class Likelihood:
+    """Scores responses by a language model's log-probability; a `select=` for `infer_personas`.
+
+    Args:
+        model: "local" or "local:/path/model.gguf": the embedded engine, which needs no torch. A
+            Hugging Face id, a folder, the path of a .gguf file or the folder of a LoRA adapter (peft),
+            with or without "transformers:" in front: transformers. With `api_base`, the name of what
+            the server serves.
+        batch_size: transformers: texts in one forward pass; a server: requests in flight (the
+            embedded engine takes at most 8). The result does not depend on it.
+        max_response_tokens: of a longer response the first so many tokens are scored; the same ones
+            with and without a persona.
+        device: of transformers ("cpu", "cuda", "cuda:1", "mps"); None: a GPU if there is one. With
+            "local" it means: the same weights, by transformers.
+        persona_in: where the persona stands: "user": the user says it at the end of the last message,
+            "Write the response that I would prefer. I am …"; "system": in the system message; "plain":
+            in labelled text without a chat template, for models that have none.
+        baseline: what `explains` measures personas against. Empty: the prompt alone, as `lift` does.
+            Or other personas, by their mean: any sentence about the reader moves a model, to longer
+            responses for one; against `PEOPLE_IN_GENERAL` only what a persona says in particular
+            counts. Among candidates for one side it never changes the order, only what is above 0.
+        max_prompt_tokens: of a longer prompt the oldest messages are dropped, and the start of the
+            last one; the persona never is.
+        dtype: of transformers; None: float32 on a CPU, the checkpoint's own on a GPU.
+        api_base: the address of a llama.cpp server, or of an endpoint that gives vLLM's
+            `prompt_logprobs`: which of them it is, it is asked.
+        api_key: its key.
+        timeout: seconds for one request.
+
+    What is scored are the tokens of the response: not those before it, nor the end of the turn.
+    Prefix and response are tokenized apart and put together, alike for all engines.
+
+    Raises:
+        InvalidArgumentError: a value that cannot work.
+        MissingExtraError: a package or the weights are not installed.
+
+    Weights are loaded, or a server is asked, at the first score.
+    """
+
+    def __init__(
+        self,
+        model: str = "local",
+        *,
+        batch_size: int = 16,
+        max_response_tokens: int = 128,
+        device: str | None = None,
+        persona_in: PersonaPlace = "user",
+        baseline: Sequence[Persona | str] = (),
+        max_prompt_tokens: int = 1024,
+        dtype: str | None = None,
+        api_base: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+    ) -> None:
+        self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        _check_options(self._options)
+        self.model = model
+        self.cuts = Cuts()
+        self._place = persona_in
+        self._baseline = tuple(str(persona) for persona in baseline) or (None,)
+        self._max_response = max_response_tokens
+        self._max_prompt = max_prompt_tokens
+        self._make = _scorer_of(self._options)
+        self._made: Scorer | None = None
+        self._known: dict[TokenText, FloatArray] = {}  # of the baseline, which is met again
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        base = self._options["api_base"]
+        return f"Likelihood({self.model!r}{f', api_base={base!r}' if base else ''})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return sealed(self._options)
+
+    def __setstate__(self, options: dict[str, Any]) -> None:
+        self.__init__(**opened(options))  # type: ignore[misc]
+
+    def log_likelihood(
+        self,
+        prompts: Sequence[PromptLike],
+        personas: Sequence[Persona | str | None],
+        responses: Sequence[str],
+        *,
+        per_token: bool = False,
+    ) -> FloatArray:
+        """log p(response | prompt, persona) of each row.
+
+        Args:
+            prompts: n texts, or conversations as sequences of `Message`.
+            personas: n personas, as records or text; None: the prompt alone.
+            responses: n texts. An empty one has log p = 0.
+            per_token: the mean over the tokens of a response, which does not grow with its length.
+
+        Returns:
+            n sums over the response's tokens, in nats, or their means.
+
+        Raises:
+            InvalidArgumentError: the arguments differ in length, or hold something else.
+            ModelError: the model cannot be loaded or reached.
+        """
+        rows = _rows(prompts, personas, responses)
+        parts = self._log_probabilities(rows)
+        lengths = [max(len(part), 1) if per_token else 1 for part in parts]
+        sums = [part.sum() for part in parts]
+        return np.array(sums, dtype=float) / lengths
+
+    def lift(
+        self,
+        prompts: Sequence[PromptLike],
+        personas: Sequence[Persona | str | None],
+        responses: Sequence[str],
+    ) -> FloatArray:
+        """How much each persona raises log p of its response: with it minus without, n sums in nats.
+
+        The arguments are those of `log_likelihood`; without a persona nothing is lifted.
+        """
+        rows = _rows(prompts, personas, responses)
+        without = [(prompt, None, response) for prompt, _, response in rows]
+        sums = [part.sum() for part in self._log_probabilities([*rows, *without])]
+        lifted: FloatArray = np.subtract(sums[: len(rows)], sums[len(rows) :], dtype=float)
+        return lifted
+
+    def explains(
+        self, preferences: Sequence[Preference], personas: Sequence[Persona | str | None]
+    ) -> FloatArray:
+        """How well each persona explains that `chosen` was preferred: above 0, better than nobody.
+
+        g(chosen) - g(rejected), where g(response) is its lift a token: the mean over its tokens of
+        log p(token | prompt, persona, tokens before) minus log p(token | prompt, tokens before), or
+        minus the same with the personas of `baseline`. A sum would grow with the length of a response.
+
+        Args:
+            preferences: n pairs.
+            personas: n personas, one a pair. None explains nothing, and scores 0.
+        """
+        _check_lengths(preferences=preferences, personas=personas)
+        pairs = list(zip(preferences, personas, strict=True))
+        for number, (pair, _) in enumerate(pairs):
+            if not isinstance(pair, Preference):
+                raise InvalidArgumentError(f"preferences[{number}]={pair!r:.80} is no Preference.")
+        rows = [
+            _row(number, pair.prompt, one, response)
+            for number, (pair, persona) in enumerate(pairs)
+            for one in (persona, *self._baseline)
+            for response in (pair.chosen, pair.rejected)
+        ]
+        found = self._log_probabilities(rows, self._baseline)
+        means = np.array([part.mean() if len(part) else 0.0 for part in found])
+        gaps = means.reshape(len(pairs), 1 + len(self._baseline), 2) @ (1.0, -1.0)
+        gained = gaps[:, 0] - gaps[:, 1:].mean(axis=1)
+        explained: FloatArray = np.where([persona is None for persona in personas], 0.0, gained)
+        return explained
+
+    def _log_probabilities(
+        self, rows: Sequence[Row], kept: Container[str | None] = ()
+    ) -> list[FloatArray]:
+        """log p of each token of the responses. Equal ones are scored once, of `kept` personas for long."""
+        scorer = self._scorer()
+        chats = self._chats(scorer, {prompt for prompt, _, _ in rows})
+        befores = [place_persona(chats[prompt], who, self._place) for prompt, who, _ in rows]
+        prefixes = _once(scorer.encode_prefixes, befores)
+        responses = self._responses(scorer, [response for _, _, response in rows])
+        texts = [
+            TokenText(prefixes[before], responses[response])
+            for before, (_, _, response) in zip(befores, rows, strict=True)
+        ]
+        known = self._known  # replaced, never changed: several threads may score
+        new = [text for text in texts if text.response and text not in known]
+        found = known | _once(scorer.score, new)
+        again = {
+            t: found[t] for t, row in zip(texts, rows, strict=True) if t in found and row[1] in kept
+        }
+        older = [(text, score) for text, score in known.items() if text not in again]
+        self._known = dict([*older, *again.items()][-_KEPT:])
+        return [found.get(text, _NOTHING) for text in texts]
+
+    def _responses(self, scorer: Scorer, responses: Sequence[str]) -> dict[str, Tokens]:
+        """The tokens of each response that are scored."""
+        tokens, limit = _once(scorer.encode, responses), self._max_response
+        self._report(responses=sum(len(ids) > limit for ids in tokens.values()))
+        return {response: ids[:limit] for response, ids in tokens.items()}
+
+    def _chats(self, scorer: Scorer, prompts: AbstractSet[Prompt]) -> dict[Prompt, Chat]:
+        """Each prompt as a chat that is short enough."""
+        chats = {prompt: prompt_messages(prompt) for prompt in prompts}
+        # A token is a byte at least: most prompts need not be tokenized to know that they fit.
+        sizes = {p: sum(len(m.content.encode()) for m in chat) for p, chat in chats.items()}
+        long = [prompt for prompt, size in sizes.items() if size > self._max_prompt]
+        shortened = {prompt: _shortened(scorer, chats[prompt], self._max_prompt) for prompt in long}
+        self._report(prompts=sum(shortened[prompt] is not chats[prompt] for prompt in long))
+        return chats | shortened
+
+    def _report(self, *, prompts: int = 0, responses: int = 0) -> None:
+        if not (prompts or responses):
+            return
+        with self._lock:  # several threads may score
+            first = self.cuts == Cuts()
+            self.cuts = Cuts(self.cuts.prompts + prompts, self.cuts.responses + responses)
+        if first:
+            _logger.warning(
+                "a text is too long and was cut: of prompts the last %d tokens count, of responses the"
+                " first %d (max_prompt_tokens=, max_response_tokens=). Later ones are counted in"
+                " Likelihood.cuts.",
+                self._max_prompt,
+                self._max_response,
+            )
+
+    def _scorer(self) -> Scorer:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+
+def _rows(
+    prompts: Sequence[PromptLike],
+    personas: Sequence[Persona | str | None],
+    responses: Sequence[str],
+) -> list[Row]:
+    _check_lengths(prompts=prompts, personas=personas, responses=responses)
+    given = enumerate(zip(prompts, personas, responses, strict=True))
+    return [_row(number, *one) for number, one in given]
+
+
+def _row(number: int, prompt: object, persona: object, response: object) -> Row:
+    if not (persona is None or isinstance(persona, str | Persona)):
+        raise InvalidArgumentError(
+            f"personas[{number}]={persona!r:.80} is neither a persona, nor text, nor None."
+        )
+    if not isinstance(response, str):
+        raise InvalidArgumentError(f"responses[{number}]={response!r:.80} is not text.")
+    row = _prompt(number, prompt), None if persona is None else str(persona), response
+    try:
+        "".join(text for text in row if isinstance(text, str)).encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"row {number} holds half of a surrogate pair.") from None
+    return row
+
+
+def _prompt(number: int, prompt: object) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, list | tuple) and prompt:
+        messages = tuple(one for one in prompt if isinstance(one, Message))
+        if len(messages) == len(prompt):
+            return messages
+    raise InvalidArgumentError(
+        f"prompts[{number}]={prompt!r:.80} is neither text nor a sequence of personainfer.Message."
+    )
+
+
+def _check_lengths(**columns: object) -> None:
+    lengths = {}
+    for name, column in columns.items():
+        if isinstance(column, str) or not isinstance(column, Sized):
+            raise InvalidArgumentError(f"{name}={column!r:.80} is not a sequence, one item a row.")
+        lengths[name] = len(column)
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{size} {name}" for name, size in lengths.items())
+        raise InvalidArgumentError(f"{said}: one of each a row is needed.")
+
+
+def _once(function: Callable[[list[H]], Sequence[T]], items: Sequence[H]) -> dict[H, T]:
+    """What the function gives for each distinct item."""
+    distinct = list(dict.fromkeys(items))
+    return dict(zip(distinct, function(distinct), strict=True)) if distinct else {}
+
+
+def _shortened(scorer: Scorer, chat: Chat, limit: int) -> Chat:
+    """The end of a chat: whole messages, the user's first; of one that is too long itself, its end."""
+    tokens = scorer.encode([message.content for message in chat])
+    if sum(map(len, tokens)) <= limit:
+        return chat
+    if len(tokens[-1]) > limit:
+        [content] = scorer.decode([tokens[-1][-limit:]])
+        return (Message(role=chat[-1].role, content=content),)
+    first = len(chat) - 1
+    while sum(map(len, tokens[first - 1 :])) <= limit:
+        first -= 1
+    while chat[first].role == "assistant" and first < len(chat) - 1:
+        first += 1
+    return chat[first:]
+
+
+def _scorer_of(options: Mapping[str, Any]) -> Callable[[], Scorer]:
+    """What makes the scorer that the arguments ask for; here it is only seen to that it can be made."""
+    model, size = options["model"].strip(), options["batch_size"]
+    if options["api_base"] is not None:
+        endpoint = ScoringEndpoint(
+            model,
+            options["api_base"],
+            options["api_key"],
+            concurrency=size,
+            timeout=options["timeout"],
+        )
+        return lambda: _endpoint_scorer(endpoint)
+    named = model.removeprefix("transformers:")
+    embedded = model == "local" or model.startswith("local:")
+    if embedded and options["device"] is None:
+        weights = find_weights(model)
+        return lambda: ForcedDecoding(EmbeddedEndpoint(weights, concurrency=size))
+    check_installed(named)
+    how = {"device": options["device"], "dtype": options["dtype"], "batch_size": size}
+    return lambda: TorchScorer(named, **how)
+
+
+def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
+    """llama.cpp reads `content` from a request to /tokenize, vLLM `prompt`, and says its context."""
+    body = {"model": endpoint.model, "content": "a", "prompt": "a"}
+    try:
+        [reply] = endpoint.each(partial(endpoint.ask, "/tokenize"), [body])
+    except ModelNotFoundError:
+        raise ModelNotFoundError(
+            f"{endpoint.endpoint} does not tokenize: it is neither a llama.cpp server nor vLLM,"
+            f" or does not serve {endpoint.model!r}.",
+            hint='Score with model="local" or transformers: most services only score their own text.',
+        ) from None
+    return PromptLogprobs(endpoint) if "max_model_len" in reply else ForcedDecoding(endpoint)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in ("batch_size", "max_response_tokens", "max_prompt_tokens"):
+        value = options[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
+    check_place(options["persona_in"])
+    baseline = options["baseline"]
+    listed = isinstance(baseline, Sequence) and not isinstance(baseline, str)
+    if not (listed and all(isinstance(one, str | Persona) for one in baseline)):
+        raise InvalidArgumentError(f"baseline={baseline!r:.80} is not a sequence of personas.")
+    model, base = options["model"], options["api_base"]
+    if not isinstance(model, str) or not model.strip():
+        raise InvalidArgumentError(
+            f"model={model!r:.80} must be the name of a model.",
+            hint='Such as "local", a Hugging Face id, or a path.',
+        )
+    for name in ("device", "dtype"):
+        if options[name] is not None and base is not None:
+            raise InvalidArgumentError(
+                f"{name}={options[name]!r} is for transformers, api_base={base!r} for a server.",
+                hint="Leave one out.",
+            )
+    if not isinstance(options["timeout"], int | float) or not options["timeout"] > 0:
+        raise InvalidArgumentError(f"timeout={options['timeout']!r} must be a positive number.")
+    if base is not None and not str(base).startswith(("http://", "https://")):
+        raise InvalidArgumentError(
+            f"api_base={base!r} is not an address.", hint='It starts with "http://" or "https://".'
+        )

@@ -1,0 +1,250 @@
+"""Log-probabilities from a llama.cpp server, which has no call for them: it is made to say the response.
+
+A grammar of token literals leaves it one token at each step, while `logprobs` stay those of the
+distribution before the grammar. (A grammar of the plain text would leave the tokenization open, and
+score another one.) The embedded model is such a server; no torch is needed. What the texts are about is
+not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..exceptions import ModelError, ReplyError, RequestRejectedError, TransportError
+from ..llm.llamacpp import SLOTS, running_server
+from ..llm.openai_protocol import Json
+from .interfaces import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
+
+__all__ = ["EmbeddedEndpoint", "ForcedDecoding"]
+
+# llama.cpp hands out float32 probabilities: below the smallest one it says log p = -3.4e38.
+_LEAST = float(np.log(np.finfo(np.float32).smallest_subnormal))
+# No model says this by itself. With some vocabularies a grammar holds for one token and no longer.
+_UNLIKELY = "plums, 7 of them"
+# How many of the likeliest tokens are asked for to find one of them; the last list is a few MB.
+_RANKS = (256, 32_768)
+
+_NO_LOG_PROBABILITIES = "the server gave no log-probabilities."
+
+
+class EmbeddedEndpoint(ScoringEndpoint):
+    """The server of this process, started at the first request."""
+
+    def __init__(self, weights: Path, *, concurrency: int) -> None:
+        super().__init__(weights.stem, "", "none", concurrency=min(concurrency, SLOTS))
+        self._weights = weights
+        self.endpoint = f"llama.cpp:{weights.name}"
+
+    async def ask(self, path: str, body: Json) -> Json:
+        """As of any endpoint, after the server is up; what is to be said, in a slot that has read most."""
+        server = await asyncio.to_thread(running_server, self._weights)
+        self._base = server.api_base.removesuffix("/v1")
+        if path != "/completion":
+            return await super().ask(path, body)
+        async with server.slots.lent(b"", array("I", body["prompt"]).tobytes()) as slot:
+            return await super().ask(path, body | {"id_slot": slot.number})
+
+
+class ForcedDecoding:
+    """A `Scorer` of what a llama.cpp server has loaded."""
+
+    def __init__(self, endpoint: ScoringEndpoint) -> None:
+        self._endpoint = endpoint
+        self._grammar: Callable[[Sequence[int]], str] | None = None
+        self._clean: dict[int, bool] = {}  # tokens seen, and whether they are whole characters
+        self._filler = -1  # a token that is
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """The tokens of each text; marks of special tokens are text."""
+        return self._endpoint.each(self._encode, texts)
+
+    async def _encode(self, text: str) -> Tokens:
+        body = {"content": text, "add_special": False, "parse_special": False, "with_pieces": True}
+        reply = await self._endpoint.ask("/tokenize", body)
+        try:
+            pieces = {int(token["id"]): token["piece"] for token in reply["tokens"]}
+            tokens = tuple(int(token["id"]) for token in reply["tokens"])
+        except (KeyError, TypeError, ValueError):
+            raise ReplyError("the server's /tokenize gave no tokens with pieces.") from None
+        self._clean.update((token, _is_clean(piece)) for token, piece in pieces.items())
+        return tokens
+
+    def decode(self, tokens: Sequence[Tokens]) -> list[str]:
+        """The text of tokens."""
+        return self._endpoint.each(self._decode, tokens)
+
+    async def _decode(self, tokens: Tokens) -> str:
+        return read_text(
+            await self._endpoint.ask("/detokenize", {"tokens": list(tokens)}), "content"
+        )
+
+    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
+        """The tokens of plain text, or of a chat by the template in the weights."""
+        return self._endpoint.each(self._encode_prefix, prefixes)
+
+    async def _encode_prefix(self, prefix: str | Chat) -> Tokens:
+        if not isinstance(prefix, str):
+            messages = [message.model_dump() for message in prefix]
+            reply = await self._endpoint.ask("/apply-template", {"messages": messages})
+            prefix = read_text(reply, "prompt")
+        body = {"content": prefix, "add_special": True, "parse_special": True}
+        return read_tokens(await self._endpoint.ask("/tokenize", body))
+
+    def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
+        """log p of each token of each response.
+
+        Texts that begin alike follow each other to the same slot of the server, which has read the
+        beginning then.
+        """
+        if self._grammar is None:
+            [self._grammar] = self._endpoint.each(self._find_grammar, [_UNLIKELY])
+        order = sorted(range(len(texts)), key=lambda place: texts[place].prefix)
+        runs = list(_runs([texts[place].prefix for place in order], self._endpoint.concurrency))
+        asked = [[texts[place] for place in order[run]] for run in runs]
+        scores = [score for run in self._endpoint.each(self._score_run, asked) for score in run]
+        return [scores[place] for place in np.argsort(order, kind="stable")]
+
+    async def _find_grammar(self, text: str) -> Callable[[Sequence[int]], str]:
+        """The faster engine of grammars where the server is built with it, else the one that all have."""
+        tokens = await self._encode(text)
+        self._filler = tokens[0]
+        for grammar in (_llguidance, _gbnf):
+            try:
+                await self._forced(grammar, tokens, tokens)
+            except (RequestRejectedError, TransportError, ReplyError):
+                continue
+            return grammar
+        raise ModelError(
+            "this llama.cpp server cannot be made to say given tokens.",
+            hint="Its grammars have no token literals: take a release of 2026, or transformers.",
+        )
+
+    async def _score_run(self, texts: Sequence[TokenText]) -> list[FloatArray]:
+        return [await self._score(text) for text in texts]
+
+    async def _score(self, text: TokenText) -> FloatArray:
+        """Whole characters are forced in one go; the server keeps what it thought of parts to itself."""
+        assert self._grammar is not None
+        prefix, scores = text.prefix, list[float]()
+        for clean, tokens in self._pieces(text.response):
+            if clean:
+                scores += await self._forced(self._grammar, prefix, tokens)
+            else:
+                scores.append(await self._looked_up(self._grammar, prefix, tokens[0]))
+            prefix += tokens
+        found: FloatArray = np.maximum(scores, _LEAST)
+        return found
+
+    def _pieces(self, response: Tokens) -> Iterator[tuple[bool, Tokens]]:
+        """Runs of tokens that are whole characters, and single ones that are not."""
+        start = 0
+        for place, token in enumerate(response):
+            if not self._clean.get(token, False):
+                if start < place:
+                    yield True, response[start:place]
+                yield False, (token,)
+                start = place + 1
+        if start < len(response):
+            yield True, response[start:]
+
+    async def _forced(
+        self, grammar: Callable[[Sequence[int]], str], prefix: Tokens, tokens: Tokens
+    ) -> list[float]:
+        records = await self._said(grammar, prefix, tokens, ranks=1)
+        return [logprob for _, logprob in _read(records)]
+
+    async def _looked_up(
+        self, grammar: Callable[[Sequence[int]], str], prefix: Tokens, token: int
+    ) -> float:
+        """log p of one token, from the list of the likeliest ones while another is said."""
+        for ranks in _RANKS:
+            [record] = await self._said(grammar, prefix, (self._filler,), ranks=ranks)
+            likeliest = _read(record.get("top_logprobs"))
+            found = [logprob for other, logprob in likeliest if other == token]
+            if found:
+                return found[0]
+        return likeliest[-1][1]  # it has at most this one's
+
+    async def _said(
+        self,
+        grammar: Callable[[Sequence[int]], str],
+        prefix: Tokens,
+        tokens: Tokens,
+        *,
+        ranks: int,
+    ) -> list[dict[str, Any]]:
+        body = {
+            "prompt": prefix,
+            "n_predict": len(tokens),
+            "grammar": grammar(tokens),
+            "n_probs": ranks,
+            "temperature": 0,
+            "samplers": [],  # none of them matters: the grammar leaves one token
+            "cache_prompt": True,
+            "response_fields": ["completion_probabilities"],
+        }
+        reply = await self._endpoint.ask("/completion", body)
+        try:
+            records: list[dict[str, Any]] = reply["completion_probabilities"]
+            said = tuple(record["id"] for record in records)
+        except (KeyError, TypeError):
+            raise ReplyError(_NO_LOG_PROBABILITIES) from None
+        if said != tokens:
+            raise ReplyError(
+                f"the server said {len(said)} tokens, not the {len(tokens)} it was made to say.",
+                hint="Is its context (n_ctx) long enough? Lower max_prompt_tokens=.",
+            )
+        return records
+
+
+def _llguidance(tokens: Sequence[int]) -> str:
+    return "%llguidance {}\nstart: " + " ".join(f"<[{token}]>" for token in tokens)
+
+
+def _gbnf(tokens: Sequence[int]) -> str:
+    return "root ::= " + " ".join(f"<[{token}]>" for token in tokens)
+
+
+def _read(entries: Any) -> list[tuple[int, float]]:
+    """Tokens and their log-probabilities."""
+    try:
+        found = [(int(entry["id"]), float(entry["logprob"])) for entry in entries]
+    except (KeyError, TypeError, ValueError):
+        raise ReplyError(_NO_LOG_PROBABILITIES) from None
+    if not found:
+        raise ReplyError(_NO_LOG_PROBABILITIES)
+    return found
+
+
+def _is_clean(piece: str | list[int]) -> bool:
+    """Whether a token is whole characters: pieces that are not UTF-8 come as lists of bytes.
+
+    A NUL ends the text for some engines of grammars.
+    """
+    return isinstance(piece, str) and "\0" not in piece
+
+
+def _runs(prefixes: Sequence[Tokens], workers: int) -> Iterator[slice]:
+    """Slices of sorted texts whose prefixes share half or more, short enough to keep all workers busy."""
+    longest = -(-len(prefixes) // workers)
+    start = 0
+    for place in range(1, len(prefixes) + 1):
+        if (
+            place == len(prefixes)
+            or place - start >= longest
+            or 2 * _shared(prefixes[place - 1], prefixes[place]) < len(prefixes[place])
+        ):
+            yield slice(start, place)
+            start = place
+
+
+def _shared(one: Tokens, other: Tokens) -> int:
+    """How many tokens two texts have in common at their start."""
+    same = (a == b for a, b in zip(one, other, strict=False))
+    return next((n for n, equal in enumerate(same) if not equal), min(len(one), len(other)))

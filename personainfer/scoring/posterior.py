@@ -1,0 +1,280 @@
+"""Which of several candidate personas one user has: Bayes over the choices that the user made.
+
+A persona predicts a choice with probability sigma(e / tau), where e says how well it explains the choice
+(nats a token, of any `Selector`): the Bradley-Terry model with lift as the reward. What computes e is
+not known here; numpy is all that is needed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..exceptions import InvalidArgumentError
+from ..personas.plan import Selector
+from ..records import Persona, Preference
+
+__all__ = ["PersonaPosterior"]
+
+FloatArray = npt.NDArray[np.float64]
+
+_GRID = 121  # temperatures tried before the best is refined: the objective may have several peaks
+_GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
+_REFINEMENTS = 60
+_LARGEST = 1e300
+
+
+class PersonaPosterior:
+    """A distribution over K candidate personas, sharpened by each choice of one user.
+
+    log p(k | choices) = log prior(k) + sum over choices of log sigma(e_k / tau), normalised.
+
+    Args:
+        personas: the K candidates.
+        prior: K weights, not negative, of any sum; None: all alike.
+        temperature: tau, in the unit of `explains`: the smaller, the more a choice says.
+
+    Raises:
+        InvalidArgumentError: no personas, a prior of another length or of no weight, or a temperature
+            that is not positive.
+    """
+
+    def __init__(
+        self,
+        personas: Sequence[Persona | str],
+        prior: npt.ArrayLike | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        if isinstance(personas, str) or len(personas) == 0:
+            raise InvalidArgumentError("personas= is a sequence of at least one candidate.")
+        self.personas = tuple(personas)
+        self.temperature = _positive("temperature", temperature)
+        with np.errstate(divide="ignore"):  # a candidate of weight 0 is ruled out
+            self._log_prior = np.log(_prior(prior, len(self.personas)))
+        self._explains = np.zeros((0, len(self.personas)))
+
+    @classmethod
+    def from_preferences(
+        cls,
+        personas: Sequence[Persona],
+        preferences: Sequence[Preference],
+        selector: Selector,
+        prior: npt.ArrayLike | None = None,
+        temperature: float = 1.0,
+    ) -> PersonaPosterior:
+        """The posterior given one user's pairs, each candidate scored on each by `selector`.
+
+        Args:
+            personas: the K candidates.
+            preferences: N pairs, `chosen` being the user's choice.
+            selector: such as a `Likelihood`. A pair that it gives no number (NaN) for some candidate is
+                left out, with a warning.
+            prior, temperature: as of the class.
+        """
+        posterior = cls(personas, prior, temperature)
+        pairs = [pair for pair in preferences for _ in personas]
+        asked = list(personas) * len(preferences)
+        found = selector.explains(pairs, asked) if asked else ()
+        scores = np.fromiter((float(score) for score in found), dtype=float)
+        if len(scores) != len(asked):
+            raise InvalidArgumentError(
+                f"selector.explains gave {len(scores)} scores for {len(asked)} pairs of choice and persona."
+            )
+        rows = scores.reshape(len(preferences), len(personas))
+        known = ~np.isnan(rows).any(axis=1)
+        if not known.all():
+            warnings.warn(
+                f"{np.count_nonzero(~known)} of {len(rows)} preferences have no score for some persona:"
+                " they are left out.",
+                stacklevel=2,
+            )
+        return posterior.update(rows[known])
+
+    def __repr__(self) -> str:
+        pairs, candidates = self._explains.shape
+        return f"PersonaPosterior({candidates} personas, {pairs} pairs, entropy {self.entropy:.3f})"
+
+    def update(self, explains: npt.ArrayLike) -> PersonaPosterior:
+        """Take in further choices, and return the posterior itself.
+
+        Args:
+            explains: (N, K), or (K,) for one choice: how well each candidate explains each choice.
+        """
+        self._explains = np.vstack([self._explains, self._matrix(explains)])
+        return self
+
+    @property
+    def explains(self) -> FloatArray:
+        """What was taken in so far, (N, K)."""
+        return self._explains.copy()
+
+    @property
+    def log_probabilities(self) -> FloatArray:
+        """log p of each candidate given all choices, (K,)."""
+        last: FloatArray = self._path(self.temperature)[-1]
+        return last
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """p of each candidate given all choices, (K,); they sum to 1."""
+        return np.exp(self.log_probabilities)
+
+    @property
+    def top(self) -> Persona | str:
+        """The most probable candidate; of equal ones the first."""
+        return self.personas[int(np.argmax(self.log_probabilities))]
+
+    @property
+    def entropy(self) -> float:
+        """How undecided the posterior is, in nats: 0 for one candidate, log K for none preferred."""
+        return float(_entropy(self.log_probabilities[None])[0])
+
+    @property
+    def trajectory(self) -> FloatArray:
+        """p of each candidate after 0, 1, …, N choices, (N + 1, K): the first row is the prior."""
+        return np.exp(self._path(self.temperature))
+
+    @property
+    def entropy_trajectory(self) -> FloatArray:
+        """The entropy after 0, 1, …, N choices, (N + 1,), in nats: how the posterior sharpens."""
+        return _entropy(self._path(self.temperature))
+
+    def predict(self, explains: npt.ArrayLike) -> FloatArray:
+        """p that the user makes each of further choices, (N,), averaged over the candidates.
+
+        Args:
+            explains: (N, K) or (K,), as of `update`; the posterior stays as it is.
+        """
+        return np.exp(self._log_predictive(self._matrix(explains), self.temperature))
+
+    def fit_temperature(
+        self, held_out: npt.ArrayLike, bounds: tuple[float, float] = (1e-3, 1e3)
+    ) -> float:
+        """Set the temperature that predicts held-out choices of this user best; returns it.
+
+        It maximises the sum of log p(choice | choices taken in), which punishes a temperature that is
+        too sure as well as one that learns nothing; of temperatures that predict as well as each other
+        it is the highest, which claims least. One user's few choices fix it badly: see
+        `fit_common_temperature`.
+
+        Args:
+            held_out: (N, K), as of `update`: choices that were not taken in.
+            bounds: the smallest and the largest temperature.
+        """
+        return PersonaPosterior.fit_common_temperature([self], [held_out], bounds)
+
+    @staticmethod
+    def fit_common_temperature(
+        posteriors: Sequence[PersonaPosterior],
+        held_out: Sequence[npt.ArrayLike],
+        bounds: tuple[float, float] = (1e-3, 1e3),
+    ) -> float:
+        """`fit_temperature` of many users at once: one temperature, set in all of them.
+
+        Args:
+            posteriors: one a user.
+            held_out: choices of each of them that it has not taken in, (N_user, K_user).
+        """
+        if len(posteriors) != len(held_out) or not posteriors:
+            raise InvalidArgumentError(
+                f"{len(posteriors)} posteriors and {len(held_out)} held-out arrays: one each is needed."
+            )
+        low, high = (_positive("bounds", bound) for bound in bounds)
+        if low > high:
+            raise InvalidArgumentError(
+                f"bounds={bounds!r} must be the smaller one, then the larger."
+            )
+        pairs = [(one, one._matrix(rows)) for one, rows in zip(posteriors, held_out, strict=True)]
+        if not sum(len(rows) for _, rows in pairs):
+            raise InvalidArgumentError("held_out= holds no choice to fit the temperature on.")
+
+        def objective(log_temperature: float) -> float:
+            temperature = float(np.exp(log_temperature))
+            return sum(float(one._log_predictive(r, temperature).sum()) for one, r in pairs)
+
+        best = float(np.exp(_maximum(objective, np.log(low), np.log(high))))
+        for posterior in posteriors:
+            posterior.temperature = best
+        return best
+
+    def _path(self, temperature: float) -> FloatArray:
+        """log p after each choice, (N + 1, K)."""
+        gained = np.cumsum(_log_choice(self._explains, temperature), axis=0)
+        joint = np.vstack([self._log_prior, self._log_prior + gained])
+        joint -= joint.max(axis=1, keepdims=True)  # or large sums would swallow the differences
+        return joint - _log_sum(joint)[:, None]
+
+    def _log_predictive(self, explains: FloatArray, temperature: float) -> FloatArray:
+        return _log_sum(self._path(temperature)[-1] + _log_choice(explains, temperature))
+
+    def _matrix(self, explains: npt.ArrayLike) -> FloatArray:
+        rows = np.asarray(explains, dtype=float)
+        if rows.ndim == 1 and rows.size:
+            rows = rows[None]
+        rows = rows.reshape(0, len(self.personas)) if rows.size == 0 else rows
+        if rows.ndim != 2 or rows.shape[1] != len(self.personas):
+            raise InvalidArgumentError(
+                f"explains= has the shape {np.shape(explains)}, not (pairs, {len(self.personas)})."
+            )
+        if not np.isfinite(rows).all():
+            raise InvalidArgumentError("explains= holds a value that is not a finite number.")
+        return rows
+
+
+def _prior(weights: npt.ArrayLike | None, size: int) -> FloatArray:
+    prior = np.ones(size) if weights is None else np.asarray(weights, dtype=float)
+    if prior.shape != (size,) or not np.isfinite(prior).all() or prior.min() < 0 or not prior.any():
+        raise InvalidArgumentError(
+            f"prior={weights!r:.80} must be {size} weights, not negative, and not all 0."
+        )
+    prior = prior / prior.max()  # their sum may be too large for a float
+    normalised: FloatArray = prior / prior.sum()
+    return normalised
+
+
+def _positive(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or not 0 < float(value) < np.inf:
+        raise InvalidArgumentError(f"{name}={value!r:.80} must be a positive number.")
+    return float(value)
+
+
+def _log_choice(explains: FloatArray, temperature: float) -> FloatArray:
+    """log sigma(explains / temperature); what is too large for a float stays finite."""
+    with np.errstate(over="ignore"):
+        ratios = np.clip(explains / temperature, -_LARGEST, _LARGEST)
+    return -np.logaddexp(0.0, -ratios)
+
+
+def _log_sum(rows: FloatArray) -> FloatArray:
+    """log of the sum of exp of each row."""
+    result: FloatArray = np.logaddexp.reduce(rows, axis=1)
+    return result
+
+
+def _entropy(log_rows: FloatArray) -> FloatArray:
+    terms = np.exp(log_rows) * -np.where(np.isneginf(log_rows), 0.0, log_rows)
+    result: FloatArray = np.maximum(terms.sum(axis=1), 0.0)
+    return result
+
+
+def _maximum(objective: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function of one variable is largest: the best of a grid, then golden sections around it.
+
+    Of equally good places it is the highest.
+    """
+    grid = np.linspace(low, high, _GRID)
+    best = _GRID - 1 - int(np.argmax([objective(float(point)) for point in grid[::-1]]))
+    left, right = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, _GRID - 1)])
+    for _ in range(_REFINEMENTS):
+        inner, outer = right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)
+        if objective(inner) > objective(outer):
+            right = outer
+        else:
+            left = inner
+    middle = (left + right) / 2
+    return max((high, middle, low), key=objective)  # the first of equal ones

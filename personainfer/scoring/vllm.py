@@ -1,0 +1,78 @@
+"""Log-probabilities from an endpoint that gives those of a prompt, as vLLM does (`prompt_logprobs`).
+
+Prefix and response are sent together, as tokens, for a completion of one token that nobody reads. What
+the texts are about is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..exceptions import ReplyError
+from ..personas.placement import disarm
+from .interfaces import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
+
+__all__ = ["PromptLogprobs"]
+
+
+class PromptLogprobs:
+    """A `Scorer` of what such an endpoint serves."""
+
+    def __init__(self, endpoint: ScoringEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """The tokens of each text; vLLM would take marks of special tokens for what they look like."""
+        return self._endpoint.each(self._encode, [disarm(text) for text in texts])
+
+    async def _encode(self, text: str, *, special: bool = False) -> Tokens:
+        body = {"model": self._endpoint.model, "prompt": text, "add_special_tokens": special}
+        return read_tokens(await self._endpoint.ask("/tokenize", body))
+
+    def decode(self, tokens: Sequence[Tokens]) -> list[str]:
+        """The text of tokens."""
+        return self._endpoint.each(self._decode, tokens)
+
+    async def _decode(self, tokens: Tokens) -> str:
+        body = {"model": self._endpoint.model, "tokens": tokens}
+        return read_text(await self._endpoint.ask("/detokenize", body), "prompt")
+
+    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
+        """The tokens of plain text, or of a chat by the endpoint's template."""
+        return self._endpoint.each(self._encode_prefix, prefixes)
+
+    async def _encode_prefix(self, prefix: str | Chat) -> Tokens:
+        if isinstance(prefix, str):
+            return await self._encode(prefix, special=True)
+        messages = [message.model_dump() for message in prefix]
+        body = {"model": self._endpoint.model, "messages": messages, "add_generation_prompt": True}
+        return read_tokens(await self._endpoint.ask("/tokenize", body))
+
+    def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
+        """log p of each token of each response."""
+        return self._endpoint.each(self._score, texts)
+
+    async def _score(self, text: TokenText) -> FloatArray:
+        prompt = text.prefix + text.response
+        body = {
+            "model": self._endpoint.model,
+            "prompt": prompt,
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": 1,  # the token itself is always among them; 0 is not known everywhere
+        }
+        reply = await self._endpoint.ask("/v1/completions", body)
+        try:
+            records: list[Any] = reply["choices"][0]["prompt_logprobs"]
+            if len(records) != len(prompt):
+                raise ValueError("it is not known which record is whose")
+            found = zip(records[-len(text.response) :], text.response, strict=True)
+            return np.array([float(record[str(token)]["logprob"]) for record, token in found])
+        except (LookupError, TypeError, ValueError):
+            raise ReplyError(
+                "the endpoint gave no log-probabilities of the prompt.",
+                hint="It must know vLLM's prompt_logprobs; a llama.cpp server or transformers will do.",
+            ) from None

@@ -1,0 +1,5 @@
+"""Reward matrices, simulated users, and the data sets that were published about them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,11 @@
+from .datasets import read_famous_persona as read_famous_persona
+from .datasets import read_personal_llm as read_personal_llm
+from .datasets import read_prism as read_prism
+from .heterogeneity import feature_regression as feature_regression
+from .heterogeneity import votes as votes
+from .plots import plot_accuracy as plot_accuracy
+from .reward_matrix import RewardMatrix as RewardMatrix
+from .reward_models import RewardClassifier as RewardClassifier
+from .simulated_users import SimulatedUsers as SimulatedUsers
+from .user_responses import respond_to_users as respond_to_users
+from .user_responses import score_responses as score_responses

@@ -1,0 +1,308 @@
+"""Published data sets about users, in the columns that their authors gave them.
+
+FamousPersona and PRISM become `Preference` records with `user`, and what is known of each user;
+PersonalLLM becomes a `RewardMatrix`. They are loaded by the package `datasets`, from the hub or from a
+folder of the same files.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data.readers import pair_problem
+from ..data.schemas import read_pair
+from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
+from ..records import Message, Preference
+from .reward_matrix import RewardMatrix
+
+__all__ = ["UserData", "read_famous_persona", "read_personal_llm", "read_prism"]
+
+Rows = Iterable[Mapping[str, Any]]
+Source = str | Path | Rows  # a name on the hub, a folder, or rows
+
+_PRISM = (
+    "conversation_id turn user_id utterance_id user_prompt model_response score if_chosen".split()
+)
+_QUESTIONS = {"personal": "personal", "common": "divergent", "divergent": "divergent"}
+
+
+@dataclass(frozen=True)
+class UserData:
+    """The choices of users, and what is known of them.
+
+    `users` holds the attributes of each user by name, `questions` the kind of question that a
+    preference answers by its id, and `dropped` how many rows were left out, by reason.
+    """
+
+    preferences: tuple[Preference, ...]
+    users: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    questions: Mapping[str, str] = field(default_factory=dict, repr=False)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """How many preferences there are."""
+        return len(self.preferences)
+
+    @property
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """Attribute -> user -> value, as `evaluate_prefixes` takes them."""
+        found: dict[str, dict[str, Any]] = {}
+        for user, attributes in self.users.items():
+            for name, value in attributes.items():
+                found.setdefault(name, {})[user] = value
+        return found
+
+    def of(self, user: str) -> tuple[Preference, ...]:
+        """The preferences of one user, in order."""
+        return tuple(choice for choice in self.preferences if choice.user == user)
+
+
+def read_famous_persona(
+    source: Source = "zilu-peter-tang/famous-persona",
+    *,
+    split: str = "train",
+    demographics: str | Path | Rows | None = None,
+) -> UserData:
+    """FamousPersona: 50 people, 100 pairs each for training and for testing (arXiv 2505.13257).
+
+    Args:
+        source: the name on the hub, a folder with its files, or rows. Columns: `name`, `prompt`,
+            `chosen` and `rejected` (texts or messages; the authors' own files call them `yw` and
+            `yl`), and, where it is there, `question_type` ("personal", or "common": those on which
+            people clash, here called "divergent").
+        split: "train" or "test"; not for rows.
+        demographics: the authors' `demographics.csv`, or its rows: `name` and one column for each
+            attribute, where "NA" is not known.
+
+    Raises:
+        DataError: the columns are others, or no row can be used.
+    """
+    preferences: list[Preference] = []
+    questions: dict[str, str] = {}
+    dropped: Counter[str] = Counter()
+    for number, row in enumerate(_rows(source, split=split)):
+        if number == 0:
+            names = _found(row, ("name",), ("prompt",), ("chosen", "yw"), ("rejected", "yl"))
+        found = _pair(row, names, f"{split}:{number}")
+        if isinstance(found, str):
+            dropped[found] += 1
+            continue
+        preferences.append(found)
+        if kind := row.get("question_type"):
+            questions[f"{split}:{number}"] = _QUESTIONS.get(kind, str(kind))
+    _require(preferences, dropped)
+    known = {} if demographics is None else _demographics(demographics)
+    users = {choice.user: known.get(choice.user, {}) for choice in preferences if choice.user}
+    return UserData(tuple(preferences), users, questions, dict(dropped))
+
+
+def read_personal_llm(
+    source: Source = "namkoong-lab/PersonalLLM",
+    *,
+    split: str = "train",
+    models: Sequence[str] | None = None,
+) -> RewardMatrix:
+    """PersonalLLM: prompts with 8 responses, each scored by 10 reward models (arXiv 2409.20296).
+
+    Args:
+        source: the name on the hub, a folder with its files, or rows. Columns: `prompt`, `response_1`,
+            `response_1_<model>`, … `beaver_7b` is a cost model and is negated.
+        split: "train" (9,402 prompts) or "test" (1,000); not for rows.
+        models: which reward models; None: all.
+
+    Rows that cannot be used are counted in `dropped`. `matrix.like` puts the test split on the scale of
+    the training split.
+
+    Raises:
+        DataError: the columns are others, or no row can be used.
+    """
+    return RewardMatrix.from_columns(_rows(source, split=split), models=models)
+
+
+def read_prism(
+    source: str | Path | tuple[Rows, Rows] = "HannahRoseKirk/prism-alignment",
+    *,
+    against: Literal["lowest", "each"] = "lowest",
+) -> UserData:
+    """PRISM: 1,396 people who rated the responses of models to what they asked (arXiv 2404.16019).
+
+    In every turn the response that the person went on with is preferred to the one with the lowest
+    score, or to each other one. The prompt of a later turn is the conversation so far. Attributes are
+    those of the survey, nested ones as `location_birth_region`.
+
+    Args:
+        source: the name on the hub, a folder with `utterances.jsonl` and `survey.jsonl`, or the rows
+            of both.
+        against: which of the other responses a preference is against.
+
+    Raises:
+        DataError: the columns are others, or no turn can be used.
+    """
+    InvalidArgumentError.check("against", against, ("lowest", "each"))
+    if isinstance(source, str | Path):
+        utterances, survey = _rows(source, "utterances"), _rows(source, "survey")
+    else:
+        utterances, survey = source
+    preferences: list[Preference] = []
+    questions: dict[str, str] = {}
+    dropped: Counter[str] = Counter()
+    for turns in _conversations(utterances):
+        asked: tuple[Message, ...] | None = ()
+        for answers in turns:
+            found, asked = _turn(answers, asked, against, dropped)
+            preferences += found
+            kind = answers[0].get("conversation_type")
+            questions.update({choice.id: kind for choice in found if choice.id and kind})
+    _require(preferences, dropped)
+    answered = {choice.user for choice in preferences}
+    users = {row["user_id"]: _flat(row) for row in survey if row.get("user_id") in answered}
+    return UserData(tuple(preferences), users, questions, dict(dropped))
+
+
+# Loading
+
+
+def _rows(source: Source, config: str | None = None, *, split: str = "train") -> Rows:
+    if not isinstance(source, str | Path):
+        return source
+    datasets = MissingExtraError.require("datasets")
+    file = Path(source) / f"{config}.jsonl"
+    if (
+        config is not None and file.exists()
+    ):  # a folder without the card that names its configurations
+        found: Rows = datasets.load_dataset("json", data_files={split: str(file)}, split=split)
+    else:
+        found = datasets.load_dataset(str(source), config, split=split)
+    return found
+
+
+def _found(row: Mapping[str, Any], *wanted: tuple[str, ...]) -> list[str]:
+    """The name of each wanted column, which may go by several."""
+    names = [next((name for name in known if name in row), None) for known in wanted]
+    for name, known in zip(names, wanted, strict=True):
+        if name is None:
+            raise DataError(
+                f"there is no column {' or '.join(map(repr, known))}; the columns are"
+                f" {', '.join(map(repr, row))}."
+            )
+    return [name for name in names if name is not None]
+
+
+def _require(preferences: Sequence[Preference], dropped: Mapping[str, int]) -> None:
+    if not preferences:
+        reasons = "; ".join(f"{reason} ({count:,})" for reason, count in dropped.items())
+        raise DataError(f"no row can be used: {reasons or 'there are none'}.")
+
+
+# FamousPersona
+
+
+def _pair(row: Mapping[str, Any], names: Sequence[str], id: str) -> Preference | str:
+    """The preference of a row, or why there is none."""
+    name, prompt, chosen, rejected = names
+    user = row.get(name)
+    if not isinstance(user, str) or not user:
+        return f"{name!r} is missing."
+    try:
+        places = (prompt, chosen, rejected)
+        values = (row.get(prompt), row.get(chosen), row.get(rejected))
+        found = read_pair(places, *values, id=id, user=user)
+    except DataError as error:
+        return str(error)
+    return pair_problem(found) or found
+
+
+def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:
+    if isinstance(source, str | Path):
+        with open(source, encoding="utf-8", newline="") as file:
+            source = list(csv.DictReader(file, skipinitialspace=True))
+    return {
+        row["name"]: {k: v for k, v in row.items() if k != "name" and v not in ("NA", "", None)}
+        for row in source
+    }
+
+
+# PRISM
+
+
+def _conversations(utterances: Rows) -> Iterator[list[list[Mapping[str, Any]]]]:
+    """For each conversation its turns in order, each with the answers that were rated."""
+    rated: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
+    for number, row in enumerate(utterances):
+        if number == 0:
+            _found(row, *((name,) for name in _PRISM))
+        rated.setdefault(row["conversation_id"], {}).setdefault(row["turn"], []).append(row)
+    for turns in rated.values():
+        yield [turns[turn] for turn in sorted(turns)]
+
+
+def _turn(
+    answers: Sequence[Mapping[str, Any]],
+    before: tuple[Message, ...] | None,
+    against: str,
+    dropped: Counter[str],
+) -> tuple[list[Preference], tuple[Message, ...] | None]:
+    """The preferences of a turn, and the conversation after it; None where it is not known."""
+    chosen = [row for row in answers if row["if_chosen"]]
+    if before is None or len(chosen) != 1 or not chosen[0]["user_prompt"]:
+        dropped["no single response was chosen, here or earlier in the conversation"] += 1
+        return [], None
+    best = chosen[0]
+    asked = (*before, Message(role="user", content=best["user_prompt"]))
+    found = []
+    for worst in _lower(answers, best, against, dropped):
+        choice = Preference(
+            prompt=asked if before else best["user_prompt"],
+            chosen=best["model_response"] or "",
+            rejected=worst["model_response"] or "",
+            id=f"{best['utterance_id']}>{worst['utterance_id']}",
+            user=best["user_id"],
+        )
+        if problem := pair_problem(choice):
+            dropped[problem] += 1
+        else:
+            found.append(choice)
+    answer = best["model_response"]
+    after = (*asked, Message(role="assistant", content=answer)) if answer else None
+    return found, after
+
+
+def _lower(
+    answers: Sequence[Mapping[str, Any]],
+    best: Mapping[str, Any],
+    against: str,
+    dropped: Counter[str],
+) -> list[Mapping[str, Any]]:
+    """The answers that the chosen one is preferred to: those with a lower score."""
+    others = [row for row in answers if row is not best]
+    lower = [row for row in others if _score(row) < _score(best)]
+    if against == "each":
+        dropped["its score is not lower than that of the chosen response"] += len(others) - len(
+            lower
+        )
+        return lower
+    if not lower:
+        dropped["no response has a lower score than the chosen one"] += 1
+    return sorted(lower, key=_score)[:1]
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    score = row["score"]
+    return math.nan if score is None else float(score)
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes by name; those of a nested record bear its name before their own."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}_{key}": inner for key, inner in value.items()}
+        elif name != "user_id":
+            flat[name] = value
+    return flat

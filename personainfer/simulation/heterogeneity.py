@@ -1,0 +1,230 @@
+"""How much users differ in what they prefer: votes on responses, and what of a text moves each user.
+
+The measures of PersonalLLM (arXiv 2409.20296, section 3). Numpy only. How they are drawn is not known
+here (plots).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..evaluation.statistics import Estimate, bootstrap_mean
+from ..exceptions import DataError, InvalidArgumentError
+from ..tailoring.bm25 import words
+from .reward_matrix import RewardMatrix
+from .simulated_users import SimulatedUsers
+
+__all__ = [
+    "TEXT_FEATURES",
+    "FeatureRegression",
+    "Votes",
+    "WordEntropy",
+    "entropy_by_word",
+    "feature_regression",
+    "votes",
+]
+
+Floats = npt.NDArray[np.float64]
+Feature = Callable[[str], float]
+
+_SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
+_LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+_FIRST_PERSON = frozenset("i me my mine myself we us our".split())
+_SECOND_PERSON = frozenset("you your yours yourself".split())
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Which response each user prefers, counted: `shares` of shape (prompts, responses), rows sum to 1."""
+
+    shares: Floats
+    users: int
+
+    @property
+    def top_share(self) -> Floats:
+        """The share of users who prefer the response that most prefer, shape (prompts,)."""
+        found: Floats = self.shares.max(axis=1)
+        return found
+
+    @property
+    def winners(self) -> npt.NDArray[np.int64]:
+        """How many responses somebody prefers, shape (prompts,)."""
+        found: npt.NDArray[np.int64] = np.count_nonzero(self.shares, axis=1)
+        return found
+
+    @property
+    def entropy(self) -> Floats:
+        """-sum p log p of the shares, in nats, shape (prompts,): 0 where all agree."""
+        logs = np.log(np.where(self.shares > 0, self.shares, 1.0))
+        found: Floats = np.maximum(-(self.shares * logs).sum(axis=1), 0.0)
+        return found
+
+    def summary(self) -> dict[str, Estimate]:
+        """Means over prompts, with intervals from resampled prompts."""
+        return {
+            "share of the top response": bootstrap_mean(self.top_share),
+            "prompts where it has a majority": bootstrap_mean(self.top_share > 0.5),
+            "distinct winners a prompt": bootstrap_mean(self.winners),
+            "entropy of the vote, nats": bootstrap_mean(self.entropy),
+        }
+
+    def __str__(self) -> str:
+        head = f"Votes of {self.users:,} users on {len(self.shares):,} prompts"
+        return "\n".join([head, *(f"{name}: {value}" for name, value in self.summary().items())])
+
+
+def votes(choices: npt.ArrayLike, responses: int) -> Votes:
+    """Count the choices of all users.
+
+    Args:
+        choices: from `SimulatedUsers.choose`: places of responses, shape (users, prompts).
+        responses: how many there are a prompt.
+    """
+    chosen = np.asarray(choices)
+    if chosen.ndim != 2 or not chosen.size or not np.issubdtype(chosen.dtype, np.integer):
+        raise InvalidArgumentError(
+            f"choices has the shape {chosen.shape} and the type {chosen.dtype}, not whole numbers of"
+            " shape (users, prompts)."
+        )
+    if chosen.min() < 0 or chosen.max() >= responses:
+        raise InvalidArgumentError(f"choices= must be places from 0 to {responses - 1}.")
+    counts = np.stack([(chosen == place).sum(axis=0) for place in range(responses)], axis=1)
+    return Votes(counts / len(chosen), len(chosen))
+
+
+# Words
+
+
+class WordEntropy(NamedTuple):
+    """A word of prompts, in how many of them it is, and the mean entropy of the vote on those."""
+
+    word: str
+    prompts: int
+    entropy: Estimate
+
+
+def entropy_by_word(
+    found: Votes, prompts: Sequence[str], *, floor: int = 20, confidence: float = 0.95
+) -> list[WordEntropy]:
+    """On which words of a prompt users agree least, and on which most: the highest entropy first.
+
+    Args:
+        found: votes on these prompts.
+        prompts: their texts.
+        floor: words of fewer prompts are left out.
+        confidence: of the intervals.
+    """
+    if len(prompts) != len(found.shares):
+        raise InvalidArgumentError(f"{len(prompts)} prompts= for votes on {len(found.shares)}.")
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        for word in set(words(prompt)):
+            places.setdefault(word, []).append(place)
+    entropy = found.entropy
+    kept = [
+        WordEntropy(word, len(where), bootstrap_mean(entropy[where], confidence=confidence))
+        for word, where in places.items()
+        if len(where) >= floor
+    ]
+    return sorted(kept, key=lambda one: (-one.entropy.value, one.word))
+
+
+# Features
+
+
+def _share(names: frozenset[str]) -> Feature:
+    return lambda text: sum(word in names for word in words(text)) / max(len(words(text)), 1)
+
+
+TEXT_FEATURES: Mapping[str, Feature] = {
+    "words": lambda text: len(words(text)),
+    "letters a word": lambda text: sum(map(len, words(text))) / max(len(words(text)), 1),
+    "words a sentence": lambda text: len(words(text)) / max(len(_SENTENCE_END.findall(text)), 1),
+    "list items": lambda text: len(_LIST_ITEM.findall(text)),
+    "paragraphs": lambda text: len([part for part in text.split("\n\n") if part.strip()]),
+    "question marks": lambda text: text.count("?"),
+    "exclamation marks": lambda text: text.count("!"),
+    "digits": lambda text: sum(character.isdigit() for character in text) / max(len(text), 1),
+    "first person": _share(_FIRST_PERSON),
+    "second person": _share(_SECOND_PERSON),
+}
+
+
+@dataclass(frozen=True)
+class FeatureRegression:
+    """What of a text moves each user.
+
+    `coefficients` has the shape (users, features): by how much one standard deviation more of a
+    feature raises the chance that a response is the user's best rather than the worst, other features
+    being equal; `r_squared`, (users,), is how much of the choice they explain. Features that do not
+    vary are left out and named in `constant`.
+    """
+
+    features: tuple[str, ...]
+    coefficients: Floats
+    r_squared: Floats
+    constant: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        means = [bootstrap_mean(column) for column in self.coefficients.T]
+        lines = [f"{name}: {mean}" for name, mean in zip(self.features, means, strict=True)]
+        head = f"FeatureRegression of {len(self.coefficients):,} users, mean coefficients"
+        return "\n".join([head, *lines])
+
+
+def feature_regression(
+    users: SimulatedUsers,
+    matrix: RewardMatrix,
+    features: Mapping[str, Feature] = TEXT_FEATURES,
+) -> FeatureRegression:
+    """Regress best (1) against worst (0) response on text features, for each user.
+
+    Ordinary least squares on standardised features with an intercept, over the best and the worst
+    response to every prompt by the user's utilities: a linear probability model. The features stand
+    for the semantic and syntactic ones of PersonalLLM; others are given by name.
+
+    Args:
+        users: whose choices are explained.
+        matrix: with responses.
+        features: name -> a number for a text.
+
+    Raises:
+        DataError: no feature varies.
+    """
+    _, responses = matrix.texts
+    table = np.array([[[f(text) for f in features.values()] for text in row] for row in responses])
+    deviation = table.std(axis=(0, 1))
+    varies = deviation > 1e-12
+    if not varies.any():
+        raise DataError("no feature varies over the responses.", hint="Give other features.")
+    table = (table[..., varies] - table.mean(axis=(0, 1))[varies]) / deviation[varies]
+    fits = [_fit(table, values) for values in _each_user(users, matrix)]
+    names = tuple(features)
+    kept = tuple(name for name, one in zip(names, varies, strict=True) if one)
+    left = tuple(name for name, one in zip(names, varies, strict=True) if not one)
+    coefficients, explained = map(np.array, zip(*fits, strict=True))
+    return FeatureRegression(kept, coefficients, explained, left)
+
+
+def _each_user(users: SimulatedUsers, matrix: RewardMatrix) -> Iterator[Floats]:
+    """Utilities of shape (prompts, responses), a user at a time: all at once may not fit into memory."""
+    for row in users.weights:
+        yield SimulatedUsers(row[None], models=users.models).utilities(matrix)[0]
+
+
+def _fit(table: Floats, utilities: Floats) -> tuple[Floats, float]:
+    """Coefficients and R squared of best against worst."""
+    prompts = np.arange(len(table))
+    best, worst = utilities.argmax(axis=1), utilities.argmin(axis=1)
+    rows = np.concatenate([table[prompts, best], table[prompts, worst]])
+    target = np.repeat([1.0, 0.0], len(table))
+    design = np.column_stack([np.ones(len(rows)), rows])
+    solution, *_ = np.linalg.lstsq(design, target, rcond=None)
+    unexplained = ((target - design @ solution) ** 2).sum() / (0.25 * len(target))
+    return solution[1:], float(1.0 - unexplained)

@@ -1,0 +1,203 @@
+"""Pictures of a table of personas and of what users prefer, as matplotlib axes.
+
+Each function draws on `ax` where one is given, else on a new figure, and returns the axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.table import PersonaTable
+from ..evaluation.salience import SalientWord, salient_words
+from ..evaluation.statistics import Estimate, bootstrap_mean
+from ..evaluation.summary import SIDES, score_range, summarise
+from ..exceptions import DataError, MissingExtraError
+from .heterogeneity import FeatureRegression, Votes, WordEntropy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "plot_accuracy",
+    "plot_entropy_by_word",
+    "plot_feature_regression",
+    "plot_salient_words",
+    "plot_scores",
+    "plot_top_share",
+    "plot_vote_entropy",
+    "plot_winners",
+]
+
+# Told apart by everybody, on paper too.
+_COLOURS = {"overall": "#444b59", "chosen": "#0b6e99", "rejected": "#c4620f"}
+_WORDS = 12  # a side
+
+
+def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
+    """How often a judge who sees the persona picks its response, by side, with 95 % intervals.
+
+    Raises:
+        DataError: the table was not verified.
+    """
+    accuracy = summarise(table).accuracy
+    if not accuracy:
+        raise DataError(
+            "the table holds no verdicts.", hint="Plot verify_personas(table, judge=…).table."
+        )
+    axes: Axes = _axes(ax, height=1.2 + 0.5 * len(accuracy))
+    for place, (name, found) in enumerate(accuracy.items()):
+        axes.errorbar(
+            found.value,
+            place,
+            xerr=[[found.value - found.low], [found.high - found.value]],
+            fmt="o",
+            capsize=4,
+            color=_COLOURS[name],
+        )
+    axes.axvline(0.5, linestyle="--", linewidth=1, color="grey")
+    axes.set_yticks(range(len(accuracy)), list(accuracy))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("accuracy (a guess: 0.5)")
+    return axes
+
+
+def plot_scores(table: PersonaTable, *, bins: int = 30, ax: Axes | None = None) -> Axes:
+    """How the best candidate's score is distributed on each side; above 0 it explains the choice.
+
+    Raises:
+        DataError: the personas were not chosen among candidates.
+    """
+    scores = summarise(table).scores
+    if not scores:
+        raise DataError(
+            "the table holds no scores.",
+            hint="Infer with candidates=8, select=Likelihood(…): see infer_personas.",
+        )
+    axes: Axes = _axes(ax, height=3.2)
+    for side, values in scores.items():
+        axes.hist(
+            values, bins, range=score_range(scores), alpha=0.6, label=side, color=_COLOURS[side]
+        )
+    axes.axvline(0, linestyle="--", linewidth=1, color="grey")
+    axes.set_xlabel("score of the best candidate (above 0: it explains the choice)")
+    axes.set_ylabel("personas")
+    axes.legend(frameon=False)
+    return axes
+
+
+def plot_salient_words(
+    words: PersonaTable | Sequence[SalientWord], *, limit: int = _WORDS, ax: Axes | None = None
+) -> Axes:
+    """The words that mark each side most, as log-odds with 95 % intervals; the strongest are outermost.
+
+    Args:
+        words: a table, or what `salient_words` found.
+        limit: the most words a side.
+        ax: where to draw.
+
+    Raises:
+        DataError: no word is frequent enough.
+    """
+    found = salient_words(words) if isinstance(words, PersonaTable) else list(words)
+    drawn = [word for side in SIDES for word in [w for w in found if w.side == side][:limit]]
+    if not drawn:
+        raise DataError("no word is frequent enough.", hint="Lower floor= of salient_words.")
+    drawn.sort(key=lambda word: word.log_odds.value)
+    axes: Axes = _axes(ax, height=1.0 + 0.26 * len(drawn))
+    for place, word in enumerate(drawn):
+        odds = word.log_odds
+        axes.barh(place, odds.value, color=_COLOURS[word.side], alpha=0.85)
+        axes.hlines(place, odds.low, odds.high, color="black", linewidth=1)
+    axes.set_yticks(range(len(drawn)), [word.word for word in drawn])
+    axes.axvline(0, linewidth=1, color="grey")
+    axes.set_xlabel("log-odds: rejected  ←  →  chosen")
+    return axes
+
+
+def plot_top_share(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> Axes:
+    """For how many prompts which share of users prefers the response that most prefer."""
+    axes: Axes = _axes(ax, height=3.2)
+    axes.hist(votes.top_share, bins, range=(0, 1), color=_COLOURS["overall"])
+    axes.axvline(0.5, linestyle="--", linewidth=1, color="grey")
+    axes.set_xlabel("share of users who prefer the top response (dashed: a majority)")
+    axes.set_ylabel("prompts")
+    return axes
+
+
+def plot_winners(votes: Votes, *, ax: Axes | None = None) -> Axes:
+    """For how many prompts how many of the responses are somebody's favourite."""
+    axes: Axes = _axes(ax, height=3.2)
+    responses = votes.shares.shape[1]
+    counts = [int((votes.winners == number).sum()) for number in range(1, responses + 1)]
+    axes.bar(range(1, responses + 1), counts, color=_COLOURS["overall"])
+    axes.set_xticks(range(1, responses + 1))
+    axes.set_xlabel("responses that somebody prefers")
+    axes.set_ylabel("prompts")
+    return axes
+
+
+def plot_vote_entropy(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> Axes:
+    """How undecided the vote is over prompts, from 0 to the log of the number of responses."""
+    axes: Axes = _axes(ax, height=3.2)
+    most = math.log(votes.shares.shape[1])
+    axes.hist(votes.entropy, bins, range=(0, most or 1.0), color=_COLOURS["overall"])
+    axes.set_xlabel(f"entropy of the vote, nats (at most {most:.2f})")
+    axes.set_ylabel("prompts")
+    return axes
+
+
+def plot_entropy_by_word(
+    found: Sequence[WordEntropy], *, limit: int = _WORDS, ax: Axes | None = None
+) -> Axes:
+    """The words of prompts on which users agree least and most, with 95 % intervals.
+
+    Raises:
+        DataError: no word is frequent enough.
+    """
+    if not found:
+        raise DataError("no word is frequent enough.", hint="Lower floor= of entropy_by_word.")
+    drawn = list(found) if len(found) <= 2 * limit else [*found[:limit], *found[-limit:]]
+    return _intervals([(one.word, one.entropy) for one in drawn], "entropy of the vote, nats", ax)
+
+
+def plot_feature_regression(found: FeatureRegression, *, ax: Axes | None = None) -> Axes:
+    """The coefficient of each feature for each user, and the mean over users with its 95 % interval."""
+    order = np.argsort(-found.coefficients.mean(axis=0), kind="stable")
+    means = [(found.features[n], bootstrap_mean(found.coefficients[:, n])) for n in order]
+    axes = _intervals(means, "more of it: chance of being the favourite, by user", ax)
+    for place, feature in enumerate(order):
+        users = found.coefficients[:, feature]
+        axes.plot(users, [place] * len(users), "|", color="grey", alpha=0.4, zorder=0)
+    axes.axvline(0, linewidth=1, color="grey")
+    return axes
+
+
+def _intervals(named: Sequence[tuple[str, Estimate]], label: str, ax: Axes | None) -> Axes:
+    """A line for each name, the first on top."""
+    axes: Axes = _axes(ax, height=1.2 + 0.3 * len(named))
+    for place, (_, found) in enumerate(named):
+        spread = [[found.value - found.low], [found.high - found.value]]
+        axes.errorbar(
+            found.value, place, xerr=spread, fmt="o", capsize=3, color=_COLOURS["overall"]
+        )
+    axes.set_yticks(range(len(named)), [name for name, _ in named])
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    return axes
+
+
+def _axes(ax: Axes | None, *, height: float) -> Any:
+    if ax is not None:
+        return ax
+    MissingExtraError.require("matplotlib")
+    from matplotlib.figure import Figure
+
+    # Not pyplot: it would keep every figure, and choose a window where there is no screen.
+    axes = Figure(figsize=(7, height), layout="constrained").add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes

@@ -1,0 +1,141 @@
+"""Reward models of transformers: a sequence classifier with one output, as a scorer for `RewardMatrix`.
+
+No text is padded: a batch holds texts of one length in tokens, so that what shares a batch with a text
+cannot change its reward.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
+from .reward_matrix import Prompt
+
+__all__ = ["RewardClassifier"]
+
+Tokens = tuple[
+    tuple[int, ...], tuple[int, ...] | None
+]  # ids, and segments where the model has them
+
+
+class RewardClassifier:
+    """A reward model of transformers: `RewardMatrix.from_scorers({"name": RewardClassifier(…)}, …)`.
+
+    Args:
+        model: the name or folder of a model for sequence classification, or the model itself.
+        tokenizer: its tokenizer; None: loaded by the name.
+        batch_size: the most texts at once; it changes no reward beyond the rounding of floats.
+        label: which output is the reward, for a model with several.
+        render: (prompt, response) -> the text to be scored. None: the tokenizer's chat template where
+            it has one, else prompt and response as a pair of texts.
+        device: "cpu", "cuda", …; None: where the model is.
+
+    Raises:
+        MissingExtraError: torch or transformers is not installed.
+        InvalidArgumentError: several outputs and no `label`, or no such output.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        batch_size: int = 16,
+        label: int | None = None,
+        render: Callable[[Prompt, str], str] | None = None,
+        device: str | None = None,
+    ) -> None:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise InvalidArgumentError(
+                f"batch_size={batch_size!r} must be a whole number from 1 up."
+            )
+        if not isinstance(model, str) and tokenizer is None:
+            raise InvalidArgumentError(
+                "tokenizer= is needed beside a model that is loaded already."
+            )
+        self._torch = MissingExtraError.require("torch")
+        transformers = MissingExtraError.require("transformers")
+        if isinstance(model, str):
+            tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(model)
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(model)
+        self._model = model.eval() if device is None else model.eval().to(device)
+        self._tokenizer = tokenizer
+        self._render = render
+        self._label = _label(label, int(model.config.num_labels))
+        # Without a padding token transformers refuses batches; it cannot tell where texts end.
+        self._batch_size = batch_size if model.config.pad_token_id is not None else 1
+
+    def __call__(
+        self, prompts: Sequence[Prompt], responses: Sequence[str]
+    ) -> npt.NDArray[np.float64]:
+        """The reward of each response to its prompt, shape (n,).
+
+        Raises:
+            DataError: a text is longer than the model can read: it is not cut.
+        """
+        pairs = list(zip(prompts, responses, strict=True))
+        tokens = [self._tokens(place, *pair) for place, pair in enumerate(pairs)]
+        rewards = np.empty(len(tokens))
+        for places in self._batches(tokens):
+            rewards[places] = self._forward([tokens[place] for place in places])
+        return rewards
+
+    def _tokens(self, place: int, prompt: Prompt, response: str) -> Tokens:
+        if self._render is not None:
+            coded = self._tokenizer(self._render(prompt, response))
+        elif getattr(self._tokenizer, "chat_template", None):
+            turns = [{"role": "user", "content": prompt}]
+            if not isinstance(prompt, str):
+                turns = [message.model_dump() for message in prompt]
+            turns.append({"role": "assistant", "content": response})
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False)
+            coded = self._tokenizer(text, add_special_tokens=False)
+        else:
+            said = prompt if isinstance(prompt, str) else "\n\n".join(m.content for m in prompt)
+            coded = self._tokenizer(said, response)
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        if limit is not None and len(coded["input_ids"]) > limit:
+            raise DataError(
+                f"text {place} has {len(coded['input_ids']):,} tokens; the model reads {limit:,}.",
+                hint="Leave the prompt out, or shorten it.",
+            )
+        segments = coded.get("token_type_ids")
+        return tuple(coded["input_ids"]), None if segments is None else tuple(segments)
+
+    def _batches(self, tokens: Sequence[Tokens]) -> Iterator[list[int]]:
+        """Places of texts that are equally long, the longest first: memory runs out at once or never."""
+        of_length = defaultdict(list)
+        for place, (ids, _) in enumerate(tokens):
+            of_length[len(ids)].append(place)
+        for length in sorted(of_length, reverse=True):
+            places = of_length[length]
+            for start in range(0, len(places), self._batch_size):
+                yield places[start : start + self._batch_size]
+
+    def _forward(self, batch: Sequence[Tokens]) -> npt.NDArray[np.float64]:
+        torch = self._torch
+        device = next(self._model.parameters()).device
+        fields = {"input_ids": torch.tensor([ids for ids, _ in batch], device=device)}
+        fields["attention_mask"] = torch.ones_like(fields["input_ids"])
+        if batch[0][1] is not None:
+            fields["token_type_ids"] = torch.tensor([s for _, s in batch], device=device)
+        with torch.inference_mode():
+            logits = self._model(**fields).logits
+        found: npt.NDArray[np.float64] = logits[:, self._label].double().cpu().numpy()
+        return found
+
+
+def _label(given: int | None, labels: int) -> int:
+    if given is None and labels == 1:
+        return 0
+    if given is None or not 0 <= given < labels:
+        raise InvalidArgumentError(
+            f"label={given!r}, but the model has {labels} outputs.",
+            hint="Say which of them is the reward, counted from 0.",
+        )
+    return given

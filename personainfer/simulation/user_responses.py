@@ -1,0 +1,259 @@
+"""Responses that a model writes for each user after a prefix, and what they are worth to that user.
+
+The baselines of PersonalLLM (arXiv 2409.20296, section 4) are prefixes: none is zero-shot, examples of the
+user's own choices or of similar users' are the others. Scored are mean user reward and win rate
+against a reference response, on the scale on which the users chose.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from ..evaluation.grouped import mean_by_group, rate_by_group
+from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
+from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from ..llm.client import LLM, OPTIONS, Request, make_llm
+from ..personas.options import LLMOptions
+from ..records import Record
+from ..users.prefixes import Prefix
+from .reward_matrix import Prompt, RewardMatrix, Scorer
+from .simulated_users import SimulatedUsers
+
+__all__ = ["BaselineScore", "BaselineScores", "UserResponse", "respond_to_users", "score_responses"]
+
+Floats = npt.NDArray[np.float64]
+
+
+class UserResponse(Record):
+    """What a model said to one user after one prefix; `prompt` is the place of the prompt.
+
+    Without a response, `error` says why.
+    """
+
+    baseline: str
+    user: str
+    prompt: int
+    response: str | None = None
+    error: str | None = None
+
+
+def respond_to_users(
+    prefixes: Mapping[str, Prefix],
+    users: Sequence[str],
+    prompts: Sequence[Prompt],
+    model: str | LLM | None = None,
+    **options: Unpack[LLMOptions],
+) -> list[UserResponse]:
+    """Let a model answer each prompt for each user, after each prefix.
+
+    What is equal for several users, such as everything without a prefix, is asked once. A request that
+    fails costs its row only.
+
+    Args:
+        prefixes: by the name of the baseline, from `persona_prefix`.
+        users: their names.
+        prompts: texts or conversations.
+        model: as for `infer_personas`.
+        options: configure the LLM that a model string makes: see `LLM`.
+
+    Returns:
+        A row for each baseline, user and prompt, in this order.
+
+    Raises:
+        InvalidArgumentError, DataError: a wrong argument, or a prefix that knows nothing of a user,
+            before any call.
+        ModelError: only for what would fail every request (key, model).
+    """
+    UnknownOptionError.check(options, OPTIONS.union(inspect.signature(respond_to_users).parameters))
+    _check_asked(prefixes, users, prompts)
+    asked = [
+        (name, user, place, prefix.messages(user, prompt))
+        for name, prefix in prefixes.items()
+        for user in users
+        for place, prompt in enumerate(prompts)
+    ]
+    distinct = list(dict.fromkeys(messages for *_, messages in asked))
+    replies = make_llm(model, options).ask_many(Request(messages) for messages in distinct)
+    said = dict(zip(distinct, replies, strict=True))
+    rows = []
+    for name, user, place, messages in asked:
+        reply = said[messages]
+        text = None if reply.error else str(reply.value)
+        error = str(reply.error) if reply.error else None
+        rows.append(
+            UserResponse(baseline=name, user=user, prompt=place, response=text, error=error)
+        )
+    return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineScore:
+    """What the responses after one prefix are worth; users are resampled.
+
+    `reward` is the mean utility by the user's own weights, `win_rate` how often it is above that of the
+    reference, a tie counting half; `gain` is the reward less that of the first baseline, for the same
+    users and prompts. `failed` counts requests without a response.
+    """
+
+    reward: Estimate
+    win_rate: Estimate
+    gain: Estimate
+    failed: int
+
+
+@dataclass(frozen=True)
+class BaselineScores:
+    """The score of each baseline, by name, and the mean reward of the reference.
+
+    `utilities` has for each baseline one number a cell, NaN without a response; a cell is a user and the
+    place of a prompt.
+    """
+
+    baselines: Mapping[str, BaselineScore]
+    reference: Estimate
+    cells: tuple[tuple[str, int], ...] = field(repr=False)
+    utilities: Mapping[str, Floats] = field(repr=False)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name}: reward {one.reward}, win rate {one.win_rate}, gain {one.gain}"
+            + (f", {one.failed:,} failed" if one.failed else "")
+            for name, one in self.baselines.items()
+        ]
+        return "\n".join([*lines, f"reference: reward {self.reference}"])
+
+
+def score_responses(
+    responses: Sequence[UserResponse],
+    users: SimulatedUsers,
+    scale: RewardMatrix,
+    scorers: Mapping[str, Scorer],
+    *,
+    prompts: Sequence[Prompt],
+    reference: Sequence[str],
+    confidence: float = CONFIDENCE,
+) -> BaselineScores:
+    """Mean user reward, and win rate against a reference response, with intervals by user.
+
+    Args:
+        responses: from `respond_to_users`, the same users and prompts for each baseline.
+        users: whose weights score, by name.
+        scale: the rewards that the users chose by: responses are z-scored as they were.
+        scorers: the same reward models, by name: (prompts, responses) -> numbers.
+        prompts: what was answered.
+        reference: a response to each prompt, such as a strong model's.
+        confidence: of the intervals.
+
+    Raises:
+        InvalidArgumentError: users, models or lengths that do not fit.
+        DataError: there is no response.
+    """
+    check_confidence(confidence)
+    _check(responses, users, scale, scorers, prompts, reference)
+    names = list(dict.fromkeys(row.baseline for row in responses))
+    cells = list(dict.fromkeys((row.user, row.prompt) for row in responses))
+    answered = [row for row in responses if row.response is not None]
+    texts = [(row.prompt, str(row.response)) for row in answered] + list(enumerate(reference))
+    zscores = _zscores(texts, scale, scorers, prompts)
+    weights = _weights(users, scale)
+    people = np.array([user for user, _ in cells])
+    place = {cell: n for n, cell in enumerate(cells)}
+    worth = np.full((len(names), len(cells)), np.nan)
+    for row, scores in zip(answered, zscores, strict=False):
+        cell = names.index(row.baseline), place[row.user, row.prompt]
+        worth[cell] = weights[row.user] @ scores
+    theirs = np.array([weights[user] @ zscores[len(answered) + prompt] for user, prompt in cells])
+    wins = (np.sign(worth - theirs) + 1) / 2
+    found = {
+        name: BaselineScore(
+            reward=mean_by_group(worth[n], people, confidence=confidence),
+            win_rate=rate_by_group(wins[n], people, confidence=confidence),
+            gain=mean_by_group(worth[n] - worth[0], people, confidence=confidence),
+            failed=sum(row.response is None for row in responses if row.baseline == name),
+        )
+        for n, name in enumerate(names)
+    }
+    return BaselineScores(
+        found,
+        mean_by_group(theirs, people, confidence=confidence),
+        tuple(cells),
+        dict(zip(names, worth, strict=True)),
+    )
+
+
+def _check_asked(prefixes: object, users: Sequence[str], prompts: Sequence[Prompt]) -> None:
+    if not isinstance(prefixes, Mapping) or not prefixes:
+        raise InvalidArgumentError("prefixes= is a mapping of names to prefixes.")
+    for name, prefix in prefixes.items():
+        if not isinstance(prefix, Prefix):
+            raise InvalidArgumentError(f"prefixes[{name!r}]={prefix!r:.80} is no prefix.")
+    if isinstance(users, str) or not all(isinstance(user, str) for user in users):
+        raise InvalidArgumentError(f"users={users!r:.80} must be names of users, as texts.")
+    if len(set(users)) < len(users):
+        raise InvalidArgumentError("users= names one of them twice.")
+    if isinstance(prompts, str):
+        raise InvalidArgumentError("prompts= is one text, not several.")
+
+
+def _weights(users: SimulatedUsers, scale: RewardMatrix) -> dict[str, Floats]:
+    """By user, in the order of the scale's models."""
+    order = [users.models.index(name) for name in scale.models]
+    return {name: row[order] for name, row in zip(users.names, users.weights, strict=True)}
+
+
+def _zscores(
+    texts: Sequence[tuple[int, str]],
+    scale: RewardMatrix,
+    scorers: Mapping[str, Scorer],
+    prompts: Sequence[Prompt],
+) -> Floats:
+    """Of each response, by each model, shape (texts, models); equal ones are scored once."""
+    distinct = list(dict.fromkeys(texts))
+    asked, said = [prompts[place] for place, _ in distinct], [text for _, text in distinct]
+    columns = [np.asarray(scorers[name](asked, said), dtype=np.float64) for name in scale.models]
+    if any(column.shape != (len(distinct),) for column in columns):
+        raise InvalidArgumentError(
+            f"scorers= give {', '.join(str(column.shape) for column in columns)} numbers for"
+            f" {len(distinct)} responses."
+        )
+    found = scale.like(np.stack(columns, axis=-1)[:, None, :]).zscores[:, 0]
+    row = {text: n for n, text in enumerate(distinct)}
+    zscores: Floats = found[[row[text] for text in texts]]
+    return zscores
+
+
+def _check(
+    responses: Sequence[UserResponse],
+    users: SimulatedUsers,
+    scale: RewardMatrix,
+    scorers: Mapping[str, Scorer],
+    prompts: Sequence[Prompt],
+    reference: Sequence[str],
+) -> None:
+    """Raise for what can be seen to be wrong before anything is scored."""
+    if not any(row.response is not None for row in responses):
+        first = responses[0].error if responses else "there are no rows"
+        raise DataError(f"there is no response to score: {first}.")
+    if not set(users.models) == set(scale.models) == set(scorers):
+        raise InvalidArgumentError(
+            f"users weigh {', '.join(sorted(users.models))}, scale= has"
+            f" {', '.join(sorted(scale.models))}, scorers= {', '.join(sorted(scorers))}: the names"
+            " must be the same."
+        )
+    if len(reference) != len(prompts):
+        raise InvalidArgumentError(f"{len(reference)} reference= for {len(prompts)} prompts.")
+    strangers = {row.user for row in responses} - set(users.names)
+    if strangers:
+        raise InvalidArgumentError(f"users= has no user {min(strangers)!r}.")
+    if not all(0 <= row.prompt < len(prompts) for row in responses):
+        raise InvalidArgumentError(f"a response is to a prompt beyond the {len(prompts)} prompts=.")
+    twice = Counter((row.baseline, row.user, row.prompt) for row in responses).most_common(1)[0]
+    if twice[1] > 1:
+        raise InvalidArgumentError(f"responses= holds {twice[0]} {twice[1]} times.")

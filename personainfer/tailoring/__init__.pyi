@@ -1,0 +1,9 @@
+from .bm25 import words as words
+from .export import export_personas as export_personas
+from .implicit_reward import implicit_rewards as implicit_rewards
+from .implicit_reward import reward_accuracy as reward_accuracy
+from .retriever import PersonaRetriever as PersonaRetriever
+from .retriever import choose_system_persona as choose_system_persona
+from .retriever import first_person_prompt as first_person_prompt
+from .rows import TailoringRows as TailoringRows
+from .rows import tailoring_rows as tailoring_rows

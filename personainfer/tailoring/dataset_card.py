@@ -1,0 +1,151 @@
+"""The card of a data set of personas: how they were made, whether they explain the choices, what is left out.
+
+Its words are a template in the folder `templates`. How the data set is written is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.table import PersonaTable
+from ..evaluation.results import partiality
+from ..evaluation.summary import summarise
+from .rows import TailoringRows
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = ["LONG", "MARK", "dataset_card"]
+
+MARK = "<!-- Written by personainfer's export, which may replace it. -->"
+LONG = 1024  # tokens: the default max_length of TRL's trainers for preferences and completions
+
+_PURPOSE = {
+    "chosen": "Each row shows the inferred persona of somebody who would prefer the chosen response.",
+    "rejected": "Each row shows the inferred persona of somebody who would prefer the response that was"
+    " rejected{so}.",
+    "both": "Each row shows the inferred persona of somebody who would prefer one of two responses{where}.",
+    "none": "The rows show no persona: they are there to compare with.",
+}
+_TURNED = {  # what becomes of a response that was rejected where it is the preferred one
+    "dpo": "the two are swapped",
+    "reward": "the two are swapped",
+    "sft": "it is the completion",
+    "kto": "it has the label true",
+    "few-shot": "it is the one that is shown",
+}
+_SHOWN = {
+    "system": "The persona is in the system message.",
+    "user": "The persona is at the end of the last user message.",
+    "plain": "Prompt and persona are one text, without chat messages.",
+}
+
+
+def dataset_card(
+    table: PersonaTable,
+    rows: TailoringRows,
+    parts: Mapping[str, TailoringRows],
+    *,
+    title: str,
+    format: str,
+    trainers: str,
+    columns: Sequence[str],
+    long_prompts: int,
+) -> str:
+    """The card as Markdown, with the metadata that Hugging Face reads in front.
+
+    Args:
+        table: what the personas are in; rows: what was made of it; parts: the same by split.
+        title, format, trainers, columns: what to call them.
+        long_prompts: rows whose prompt takes LONG tokens or more.
+    """
+    found = summarise(table)
+    persona, place = rows.settings["persona"], rows.settings["persona_in"]
+    turned = _TURNED.get(rows.settings["format"], "")
+    reasons = [f"{reason.replace('_', ' ')}: {count:,}" for reason, count in rows.left_out.items()]
+    page: str = _template().render(
+        title=" ".join(title.split()),
+        mark=MARK,
+        version=version("personainfer"),
+        size=_size_category(len(rows)),
+        format=format,
+        trl=trainers,
+        columns=", ".join(columns),
+        purpose=_PURPOSE[persona].format(
+            so=turned and f", so {turned}",
+            where=turned and f"; where that is the one that was rejected, {turned}",
+        ),
+        shown="" if persona == "none" else _SHOWN[place],
+        parts={
+            name: {"path": f"data/{name}.parquet", "rows": len(p), "prompts": len(set(p.prompts))}
+            for name, p in parts.items()
+        },
+        made=_made(table),
+        accuracy=found.accuracy,
+        judge=_code(table.settings["verified_by"])
+        if "verified_by" in table.settings
+        else "A judge",
+        partial=" ".join(partiality(table.settings.get("verified_by", ""), table.settings)),
+        flags=found.flags,
+        left_out=f"Pairs with one persona: {', '.join(reasons)}.\n" if reasons else "Nothing.\n",
+        long_prompts=long_prompts,
+        long=LONG,
+    )
+    return page
+
+
+def _made(table: PersonaTable) -> list[tuple[str, str]]:
+    """How the personas came about, as far as the table knows; never where the model was reached."""
+    names = {
+        "model": "model",
+        "prompt_version": "prompt version",
+        "protocol": "protocol",
+        "exemplars": "worked examples shown",
+        "candidates": "candidates a side",
+        "rows_per_call": "pairs a call",
+        "temperature": "temperature",
+        "seed": "seed",
+    }
+    settings = table.settings
+    said = [(n, _code(settings[key])) for key, n in names.items() if settings.get(key) is not None]
+    if chosen := settings.get("selected_by"):
+        model = "" if chosen["model"] is None else f" with {_code(chosen['model'])}"
+        said.append(("chosen among the candidates by", f"`{chosen['kind']}`{model}"))
+    said += [
+        ("other model", f"{_code(retry['changed']['model'])}, for {retry['mended']:,} of the pairs")
+        for retry in settings.get("retries", ())
+        if "model" in retry["changed"] and retry["mended"]
+    ]
+    failed = len(table.failed_places())
+    return [*said, ("pairs", f"{len(table):,}, of which {failed:,} have an error")]
+
+
+def _code(value: object) -> str:
+    """A value in Markdown as it is; of a model in a file, the file's name and no folder of anybody's."""
+    text = " ".join(str(value).split()).replace("`", "'")
+    start, colon, path = text.rpartition(":")
+    if start == "local" or Path(path).is_absolute():
+        path = Path(path).name
+    return f"`{start}{colon}{path}`"
+
+
+def _size_category(rows: int) -> str:
+    """The names that Hugging Face has for sizes."""
+    if rows < 1_000:
+        return "n<1K"
+    names = ["1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"]
+    return names[min(len(str(rows)) - 4, len(names) - 1)]
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    source = files(__package__).joinpath("templates").joinpath("dataset_card.md")
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(source.read_text(encoding="utf-8"))

@@ -1,0 +1,158 @@
+"""Texts -> vectors of length 1, by a sentence-transformers model or an OpenAI-compatible endpoint.
+
+What the texts are, and what is done with the vectors, is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tenacity
+from numpy.typing import ArrayLike, NDArray
+
+from .. import event_loop as loop
+from ..exceptions import InvalidArgumentError, MissingExtraError, ModelError, ReplyError
+from ..llm.openai_protocol import decode, error_text, status_error
+from ..llm.transports import EndpointTransport
+
+__all__ = ["Embedder", "embed", "endpoint_embedder", "sentence_embedder"]
+
+Floats = NDArray[np.float32]
+Embedder = Callable[[Sequence[str]], ArrayLike]  # n texts -> (n, dimensions)
+
+_TEXTS_A_REQUEST = 16  # so that the reply stays small, whatever the number of dimensions
+_IN_FLIGHT = 8
+
+
+def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
+    """A vector of length 1 for each text, shape (texts, dimensions); equal texts are embedded once.
+
+    Raises:
+        ModelError: the embedder returned something else than one finite vector a text.
+    """
+    distinct = list(dict.fromkeys(texts))
+    returned = embedder(distinct)
+    try:
+        found = np.asarray(returned, dtype=np.float64)  # in float32 a length can be 0, or infinite
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"the embedding model returned no array of numbers: {error}") from None
+    if found.ndim != 2 or len(found) != len(distinct) or not np.isfinite(found).all():
+        raise ModelError(
+            f"the embedding model returned the shape {found.shape} for {len(distinct)} texts:"
+            " one vector of finite numbers a text is needed."
+        )
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    place = {text: number for number, text in enumerate(distinct)}
+    unit = found / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return np.asarray(unit[[place[text] for text in texts]], dtype=np.float32)
+
+
+def sentence_embedder(model: str | Path) -> Embedder:
+    """A sentence-transformers model: the name of one on the hub, or a folder.
+
+    Raises:
+        MissingExtraError: sentence-transformers is not installed.
+        InvalidArgumentError: there is no such model.
+    """
+    package = MissingExtraError.require("sentence_transformers")
+    try:
+        loaded = package.SentenceTransformer(str(model))
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"model={str(model)!r} is no sentence-transformers model: {str(error)[:200]}",
+            hint='Name one of the hub or a folder, use "bm25", or give api_base= for an endpoint.',
+        ) from None
+
+    def encode(texts: Sequence[str]) -> ArrayLike:
+        found: ArrayLike = loaded.encode(list(texts), show_progress_bar=False)
+        return found
+
+    return encode
+
+
+def endpoint_embedder(
+    model: str, api_base: str, api_key: str | None, *, timeout: float, max_attempts: int
+) -> Embedder:
+    """The model of that name behind `api_base`, over POST /embeddings."""
+
+    def encode(texts: Sequence[str]) -> ArrayLike:
+        transport = _EmbeddingTransport(model, api_base, api_key)
+        running = loop.spawn(transport.embed(texts, timeout, max_attempts))
+        try:
+            return running.result()
+        finally:
+            running.cancel()  # where the caller was interrupted
+
+    return encode
+
+
+class _EmbeddingTransport(EndpointTransport):
+    """An endpoint, asked for embeddings."""
+
+    async def embed(
+        self, texts: Sequence[str], timeout: float, max_attempts: int
+    ) -> list[list[float]]:
+        """One vector a text, in order; the first request that fails for good ends it."""
+        parts = [
+            texts[start : start + _TEXTS_A_REQUEST]
+            for start in range(0, len(texts), _TEXTS_A_REQUEST)
+        ]
+        places = asyncio.Semaphore(_IN_FLIGHT)
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(max_attempts),
+            wait=_pause,
+            retry=tenacity.retry_if_exception(_may_pass),
+            reraise=True,
+        )
+
+        async def part_of(part: Sequence[str]) -> list[list[float]]:
+            async with places:
+                return await retrying.copy()(self._embed_part, part, timeout)
+
+        self.open()
+        tasks = [asyncio.ensure_future(part_of(part)) for part in parts]
+        try:
+            found = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # where one failed, or the caller was interrupted
+                task.cancel()
+            await self.close()
+        return [vector for part in found for vector in part]
+
+    async def _embed_part(self, part: Sequence[str], timeout: float) -> list[list[float]]:
+        body = {"model": self.model, "input": list(part), "encoding_format": "float"}
+        sent = json.dumps(body).encode()
+        status, headers, content = await self._post("/embeddings", sent, timeout)
+        if status != 200:
+            raise status_error(status, headers, error_text(content), self.key)
+        return _vectors(decode(content), len(part))
+
+
+def _vectors(reply: dict[str, Any], count: int) -> list[list[float]]:
+    """The embeddings of a reply in the order of the request's texts."""
+    try:
+        found = {int(one["index"]): [float(x) for x in one["embedding"]] for one in reply["data"]}
+        return [found[place] for place in range(count)]
+    except (KeyError, TypeError, ValueError):
+        raise ReplyError(f"the reply does not hold embeddings of {count} texts.") from None
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, ModelError) and error.retryable
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """As long as the endpoint asks for, else up to 0.5, 1, 2, … 30 s; none after a spoilt reply."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, ReplyError):
+        return 0.0
+    asked = getattr(error, "retry_after", None)
+    return _backoff(state) if asked is None else float(asked)

@@ -1,0 +1,325 @@
+"""`export_personas`: a table of personas as a data set to train on, with a card that says what it is.
+
+The rows are those of `tailoring`, in Parquet or JSONL as `datasets.load_dataset` and TRL's command line
+read them. What the card says is not known here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from ..data.table import PersonaTable
+from ..data.table_reader import StoredTable
+from ..exceptions import DataError, InvalidArgumentError
+from ..personas.placement import PersonaPlace
+from .dataset_card import LONG, MARK, dataset_card
+from .rows import PersonaSide, TailoringRows, check_shares, tailoring_rows
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["EXPORT_FORMATS", "Export", "ExportFormat", "export_personas"]
+
+_CARD = "README.md"
+_FILES = (".jsonl", ".parquet")
+_BYTES_A_TOKEN = 4
+_UNLIMITED = ("grpo", "few-shot")
+_DATA = re.compile(r"^    path: (data/\w+\.parquet)$", re.MULTILINE)  # a file that a card names
+_SPLIT = re.compile(r"[A-Za-z_]\w*")  # what Hugging Face takes for the name of a split
+
+
+class ExportFormat(NamedTuple):
+    """A format by name: the rows of `tailoring_rows`, their columns, and who trains on them."""
+
+    rows: Any  # a `tailoring.Format`
+    columns: str
+    trainers: str = ""
+
+
+EXPORT_FORMATS: dict[str, ExportFormat] = {
+    "trl-dpo": ExportFormat("dpo", "prompt, chosen, rejected", "DPOTrainer"),
+    "trl-sft": ExportFormat("sft", "prompt, completion", "SFTTrainer"),
+    "trl-kto": ExportFormat("kto", "prompt, completion, label", "KTOTrainer"),
+    "trl-reward": ExportFormat("reward", "chosen, rejected", "RewardTrainer"),
+    "trl-grpo": ExportFormat("grpo", "prompt", "GRPOTrainer, RLOOTrainer"),
+    "few-shot": ExportFormat("few-shot", "messages, or text where the persona is in plain text"),
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        files: by split; `card` is beside them in a folder, and None where one file was written.
+        rows: by split.
+        left_out: reason -> how many pairs with one persona (see `tailoring_rows`).
+        long_prompts: rows whose prompt takes 1,024 tokens or more, at four bytes a token: the default
+            `max_length` of TRL's trainers for DPO, SFT, KTO and rewards is no more than that. 0 for
+            formats without such a limit.
+    """
+
+    files: Mapping[str, Path]
+    card: Path | None
+    rows: Mapping[str, int]
+    left_out: Mapping[str, int]
+    long_prompts: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        card = None if self.card is None else str(self.card)
+        paths = {name: str(path) for name, path in self.files.items()}
+        return {**vars(self), "files": paths, "card": card}
+
+
+def export_personas(
+    table: PersonaTable,
+    path: str | Path | IO[str],
+    *,
+    format: str = "trl-dpo",
+    persona: PersonaSide = "chosen",
+    persona_in: PersonaPlace = "system",
+    template: str | None = None,
+    drop_flagged: bool | Collection[str] = False,
+    splits: Mapping[str, float] | None = None,
+    seed: int = 0,
+    title: str = "Preferences with personas",
+) -> Export:
+    """Write rows to train on, and a Hugging Face data set card beside them.
+
+    Args:
+        table: of `infer_personas`; the card has accuracies if it is the `.table` of `verify_personas`.
+        path: a folder, which `datasets.load_dataset` and `trl … --dataset_name` read: it gets
+            `data/<split>.parquet` and the card `README.md`; or one file, .jsonl or .parquet, or an open
+            text file (JSONL), without a card.
+        format: one of `EXPORT_FORMATS`: "trl-dpo", "trl-sft", "trl-kto", "trl-reward", "trl-grpo",
+            "few-shot".
+        persona, persona_in, template, drop_flagged: as for `tailoring_rows`.
+        splits: name -> share of the prompts, for a folder: see `TailoringRows.split`. None: all "train".
+        seed: of the splits.
+        title: of the card.
+
+    Raises:
+        InvalidArgumentError: a bad argument, or a folder whose README.md is not an export's: nothing is
+            written then.
+        DataError: there is no row, or none for one of the splits.
+    """
+    check_format(format)
+    if not isinstance(title, str):
+        raise InvalidArgumentError(f"title={title!r:.80} is no text.")
+    target = _target(path, splits)
+    rows = tailoring_rows(
+        table,
+        persona=persona,
+        format=EXPORT_FORMATS[format].rows,
+        persona_in=persona_in,
+        template=template,
+        drop_flagged=drop_flagged,
+    )
+    if not rows:
+        counts = ", ".join(f"{reason}: {count:,}" for reason, count in rows.left_out.items())
+        raise DataError(f"no row is left to export ({counts or 'the table is empty'}).")
+    if not isinstance(target, Path):
+        target.writelines(_json_lines(rows))
+        return _export(rows, {"train": rows})
+    if target.suffix in _FILES:
+        _written(target, lambda: _write(target, rows))
+        return replace(_export(rows, {"train": rows}), files={"train": target})
+    parts = {"train": rows} if splits is None else rows.split(splits, seed=seed)
+    made = _export(rows, parts, target)
+    page = dataset_card(
+        table,
+        rows,
+        parts,
+        title=title,
+        format=format,
+        trainers=EXPORT_FORMATS[format].trainers,
+        columns=_columns(rows),
+        long_prompts=made.long_prompts,
+    )
+    _written(target, lambda: _write_folder(target, made, parts, page))
+    return made
+
+
+def check_format(name: object) -> None:
+    """Raise InvalidArgumentError, with the nearest name, unless it is one of EXPORT_FORMATS."""
+    if isinstance(name, str) and name in EXPORT_FORMATS:
+        return
+    near = get_close_matches(str(name), EXPORT_FORMATS, n=1)
+    known = ", ".join(EXPORT_FORMATS)
+    raise InvalidArgumentError(
+        f"format={name!r} is not known.",
+        hint=f"Did you mean {near[0]!r}? Known: {known}." if near else f"Known: {known}.",
+    )
+
+
+# Where it goes
+
+
+def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> Path | IO[str]:
+    """The folder, file or stream; what cannot be written to is found before anything is."""
+    if splits is not None:
+        check_shares(splits)
+        if wrong := [name for name in splits if not _SPLIT.fullmatch(str(name))]:
+            raise InvalidArgumentError(
+                f"{wrong[0]!r} cannot be the name of a split.", hint="Use letters, digits and _."
+            )
+    if not isinstance(path, str | Path):
+        _refuse_splits(splits)
+        _check_text_stream(path)
+        return path
+    path = Path(path)
+    if path.suffix in _FILES:
+        if not path.parent.is_dir():
+            raise InvalidArgumentError(
+                f"path={str(path)!r}: there is no folder {str(path.parent)!r}.",
+                hint="Make it first.",
+            )
+        _refuse_splits(splits)
+        _refuse_a_table(path)
+        return path
+    if (path.suffix and not path.is_dir()) or path.is_file():
+        raise InvalidArgumentError(
+            f"path={str(path)!r} is neither a folder nor a .jsonl or .parquet file.",
+            hint="A folder with a dot in its name has to be there already.",
+        )
+    card = path / _CARD
+    strangers = [] if card.exists() else [*(path / "data").glob("*.parquet")]
+    if strangers or (card.exists() and MARK not in card.read_text("utf-8", errors="replace")):
+        raise InvalidArgumentError(
+            f"path={str(path)!r} has a {(strangers or [card])[0].name} that is no export's.",
+            hint="It would be lost: name another folder.",
+        )
+    return path
+
+
+def _check_text_stream(stream: object) -> None:
+    binary = isinstance(stream, io.RawIOBase | io.BufferedIOBase)
+    if binary or not hasattr(stream, "writelines"):
+        raise InvalidArgumentError(
+            f"path={stream!r:.80} is neither a path nor an open text file.",
+            hint='Open it as text: open(path, "w", encoding="utf-8").' if binary else "",
+        )
+
+
+def _refuse_a_table(path: Path) -> None:
+    with suppress(DataError, OSError):  # anything else, or nothing
+        StoredTable(path)
+        raise InvalidArgumentError(
+            f"path={str(path)!r} is a table of personas.",
+            hint="It would be lost: name another file.",
+        )
+
+
+def _refuse_splits(splits: Mapping[str, float] | None) -> None:
+    if splits is not None:
+        raise InvalidArgumentError("splits= needs a folder to write to, a file each.")
+
+
+def _written(path: Path, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"path={str(path)!r} cannot be written: {error}.", hint="Name a folder that is yours."
+        ) from error
+
+
+def _write_folder(
+    folder: Path, made: Export, parts: Mapping[str, TailoringRows], page: str
+) -> None:
+    card = folder / _CARD
+    before = _DATA.findall(card.read_text("utf-8", errors="replace")) if card.exists() else []
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        _write(made.files[name], part)
+    _replace(card, page.encode(errors="replace"))
+    for stale in {folder / name for name in before} - set(made.files.values()):
+        stale.unlink(missing_ok=True)  # a split of the export that this one replaces
+
+
+def _write(path: Path, rows: TailoringRows) -> None:
+    if path.suffix == ".jsonl":
+        _replace(path, "".join(_json_lines(rows)).encode())
+        return
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    sink = pyarrow.BufferOutputStream()
+    write_table(pyarrow.Table.from_pylist(list(rows), schema=_schema(rows)), sink)
+    _replace(path, sink.getvalue())
+
+
+def _replace(path: Path, content: Any) -> None:
+    """The file whole, or as it was."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _json_lines(rows: TailoringRows) -> list[str]:
+    return [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+
+
+def _schema(rows: TailoringRows) -> pyarrow.Schema:
+    """The types of the columns, whatever is in the rows."""
+    import pyarrow
+
+    place = rows.settings["persona_in"]
+    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    kind = pyarrow.string() if place == "plain" else pyarrow.list_(turn)
+    return pyarrow.schema(
+        [(name, pyarrow.bool_() if name == "label" else kind) for name in _columns(rows)]
+    )
+
+
+def _columns(rows: TailoringRows) -> list[str]:
+    format, place = rows.settings["format"], rows.settings["persona_in"]
+    if format == "few-shot":
+        return ["text" if place == "plain" else "messages"]
+    (found,) = (each.columns for each in EXPORT_FORMATS.values() if each.rows == format)
+    return found.split(", ")
+
+
+# What is said about it
+
+
+def _export(
+    rows: TailoringRows, parts: Mapping[str, TailoringRows], folder: Path | None = None
+) -> Export:
+    return Export(
+        files={name: folder / "data" / f"{name}.parquet" for name in parts} if folder else {},
+        card=folder and folder / _CARD,
+        rows={name: len(part) for name, part in parts.items()},
+        left_out=rows.left_out,
+        long_prompts=sum(_size(prompt) >= LONG * _BYTES_A_TOKEN for prompt in _limited(rows)),
+    )
+
+
+def _limited(rows: TailoringRows) -> Iterator[Any]:
+    """The prompts that a trainer's `max_length` applies to."""
+    format = rows.settings["format"]
+    for row in rows if format not in _UNLIMITED else ():
+        if format != "reward":
+            yield row["prompt"]
+        elif isinstance(row["chosen"], str):
+            yield os.path.commonprefix([row["chosen"], row["rejected"]])  # noqa: RUF071
+        else:
+            yield row["chosen"][:-1]
+
+
+def _size(prompt: str | Sequence[Mapping[str, str]]) -> int:
+    texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    return sum(len(text.encode()) for text in texts)

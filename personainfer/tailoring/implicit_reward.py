@@ -1,0 +1,116 @@
+"""The implicit reward of a tuned model: what it has learned to find better, with no judge.
+
+A policy that is trained from a reference on preferences (DPO) is, up to a term that depends on the
+prompt alone, the reward model beta * (log pi - log pi_ref) (Rafailov et al. 2023, "Direct Preference
+Optimization", arXiv 2305.18290, section 4). How log-probabilities are come by is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..data.schemas import read_prompt
+from ..evaluation.grouped import rate_by_group
+from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
+from ..exceptions import InvalidArgumentError
+from ..personas.prompts import prompt_numbers
+from ..records import Message, Persona
+from ..scoring.interfaces import FloatArray
+
+__all__ = ["Policy", "implicit_rewards", "reward_accuracy"]
+
+PromptLike = str | Sequence[Message]
+
+
+class Policy(Protocol):
+    """A `Likelihood`, as far as it is needed here."""
+
+    def log_likelihood(
+        self,
+        prompts: Sequence[PromptLike],
+        personas: Sequence[Persona | str | None],
+        responses: Sequence[str],
+    ) -> FloatArray:
+        """log p(response | prompt, persona) of each row, in nats."""
+
+
+def implicit_rewards(
+    policy: Policy,
+    reference: Policy,
+    prompts: Sequence[PromptLike],
+    personas: Sequence[Persona | str | None],
+    responses: Sequence[str],
+    *,
+    beta: float = 0.1,
+) -> FloatArray:
+    """beta * (log pi(y | x, persona) - log pi_ref(y | x, persona)) of each row (Rafailov et al., section 4).
+
+    Args:
+        policy: the tuned model, such as `Likelihood("folder/of/an/adapter")`.
+        reference: the model that it was tuned from, such as `Likelihood("transformers:local")`. Both
+            should be read alike: the same type, placement of the persona and limits.
+        prompts: n texts, or conversations.
+        personas: n personas, as records or text; None: the prompt alone.
+        responses: n texts.
+        beta: what the policy was trained with. It scales rewards, and orders nothing.
+
+    Returns:
+        n rewards, in nats times beta.
+
+    Raises:
+        InvalidArgumentError: a bad argument, before anything is scored.
+    """
+    for name, model in (("policy", policy), ("reference", reference)):
+        if not callable(getattr(model, "log_likelihood", None)):
+            raise InvalidArgumentError(
+                f"{name}={model!r:.80} has no method log_likelihood.", hint="Pass a Likelihood."
+            )
+    if policy is reference:
+        raise InvalidArgumentError(
+            "policy and reference are the same object: every reward would be 0.",
+            hint="Pass the model that the policy was tuned from as reference=.",
+        )
+    number = isinstance(beta, int | float) and not isinstance(beta, bool)
+    if not number or not 0 < beta < math.inf:
+        raise InvalidArgumentError(f"beta={beta!r} must be a positive number.")
+    tuned = policy.log_likelihood(prompts, personas, responses)
+    rewards: FloatArray = beta * (tuned - reference.log_likelihood(prompts, personas, responses))
+    return rewards
+
+
+def reward_accuracy(
+    preferred: ArrayLike,
+    other: ArrayLike,
+    prompts: Sequence[PromptLike],
+    *,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """How often the response that suits the persona has the higher reward; equal ones count a half.
+
+    Args:
+        preferred, other: shape (n,): rewards of the two responses of a pair; NaN leaves it out.
+        prompts: n: pairs with the same prompt are resampled together.
+        confidence: of the bootstrap interval.
+
+    Raises:
+        InvalidArgumentError: the arguments differ in length.
+        DataError: a prompt is no text or conversation.
+    """
+    check_confidence(confidence)
+    first, second = (np.asarray(side, dtype=np.float64) for side in (preferred, other))
+    if isinstance(prompts, str):
+        raise InvalidArgumentError("prompts= is a single str.", hint="Pass a list: [it].")
+    if not first.shape == second.shape == (len(prompts),):
+        raise InvalidArgumentError(
+            f"rewards of shape {first.shape} and {second.shape}, {len(prompts)} prompts: one of each a"
+            " pair is needed."
+        )
+    known = ~np.isnan(first) & ~np.isnan(second)
+    outcomes = np.where(known, np.where(first == second, 0.5, first > second), np.nan)
+    numbers = prompt_numbers([read_prompt(prompt) for prompt in prompts])
+    return rate_by_group(outcomes, numbers, confidence=confidence)

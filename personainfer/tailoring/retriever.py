@@ -1,0 +1,356 @@
+"""Which persona a model is given for a new prompt: a retrieved one, one for all, or a sentence of the user's.
+
+The personas at inference of "Whose Boat Does it Float?" (arXiv 2501.11549). Where a persona
+comes from and how a prompt is answered is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.schemas import is_null, read_prompt, surrogate_problem
+from ..data.table import PersonaTable
+from ..evaluation.grouped import mean_by_group
+from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
+from ..exceptions import DataError, InvalidArgumentError, ModelError
+from ..personas.flags import flag_filter
+from ..personas.placement import place_persona
+from ..personas.plan import Selector
+from ..personas.prompts import prompt_numbers, prompt_text
+from ..records import Candidate, Message, Persona, Preference, Side
+from .bm25 import BM25
+from .embeddings import Embedder, embed, endpoint_embedder, sentence_embedder
+
+__all__ = [
+    "PersonaRetriever",
+    "RetrievedPersona",
+    "SystemPersona",
+    "choose_system_persona",
+    "first_person_prompt",
+]
+
+Prompt = str | tuple[Message, ...]
+Scores = Callable[[Sequence[str]], Iterable[NDArray[Any]]]  # queries -> a score for each text
+
+_QUERIES_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievedPersona:
+    """A persona, how near its prompt is, and the place of that prompt among those that were given.
+
+    `score` is the cosine of the embeddings, or the BM25 score: 0 where no word is shared.
+    """
+
+    persona: Persona | str
+    score: float
+    index: int
+
+
+class PersonaRetriever:
+    """The persona of the nearest training prompt.
+
+    Args:
+        prompts: texts or conversations, whose personas are known.
+        personas: one a prompt: a `Persona`, its sentence, or None. Pairs without a persona or a usable
+            prompt are left out, and counted in `left_out`.
+        model: "bm25", which needs no model; a sentence-transformers model, by its name on the hub or
+            its folder; the name of a model at `api_base`; or a function from texts to vectors.
+        api_base: the address of an OpenAI-compatible endpoint with /embeddings.
+        api_key, timeout, max_attempts: as of `LLM`, for that endpoint.
+
+    Raises:
+        InvalidArgumentError: a bad argument, before any call is made.
+        DataError: no pair is left.
+        MissingExtraError: sentence-transformers is not installed.
+        ModelError: the endpoint gave no embeddings.
+    """
+
+    def __init__(
+        self,
+        prompts: Iterable[object],
+        personas: Iterable[Persona | str | None],
+        *,
+        model: str | Path | Embedder = "bm25",
+        api_base: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        max_attempts: int = 5,
+    ) -> None:
+        asked, people = _listed("prompts", prompts), _listed("personas", personas)
+        if len(asked) != len(people):
+            raise InvalidArgumentError(
+                f"{len(asked)} prompts and {len(people)} personas: one persona a prompt is needed.",
+                hint="None stands for a persona that is missing.",
+            )
+        found = [_read(prompt, who) for prompt, who in zip(asked, people, strict=True)]
+        reasons = Counter(reason for _, reason in found if reason is not None)
+        self.left_out: Mapping[str, int] = dict(reasons)
+        self._places = [place for place, (_, reason) in enumerate(found) if reason is None]
+        self._personas = [people[place] for place in self._places]
+        if not self._places:
+            raise DataError(
+                "no prompt has a persona that could be retrieved.",
+                hint=f"Left out: {self.left_out}." if self.left_out else "There are no prompts.",
+            )
+        embedder = _embedder(model, api_base, api_key, timeout, max_attempts)
+        self._scores = _scores([found[place][0] for place in self._places], embedder)
+        self._model = model if isinstance(model, str | Path) else "a function"
+
+    @classmethod
+    def from_table(
+        cls,
+        table: PersonaTable,
+        side: Side = "chosen",
+        *,
+        drop_flagged: bool | Collection[str] = False,
+        **options: Any,
+    ) -> PersonaRetriever:
+        """A retriever of the personas of one side of a table; `index` is then a place in the table.
+
+        Args:
+            table: of `infer_personas`: its training rows only, or a test row retrieves its own persona.
+            side: whose personas.
+            drop_flagged: whether personas with a flag are left out: True for any flag, or some names.
+            options: as of `PersonaRetriever`.
+
+        Raises:
+            DataError, InvalidArgumentError, MissingExtraError, ModelError: as `PersonaRetriever`.
+        """
+        if not isinstance(table, PersonaTable):
+            raise InvalidArgumentError(
+                f"from_table takes a PersonaTable, not {type(table).__name__}.",
+                hint="infer_personas returns one, and PersonaTable.load reads one.",
+            )
+        InvalidArgumentError.check("side", side, ("chosen", "rejected"))
+        unwanted = flag_filter(drop_flagged)
+        personas = [row.chosen if side == "chosen" else row.rejected for row in table]
+        kept = [None if p is None or unwanted(p) else p for p in personas]
+        prompts = [row.preference.prompt if row.preference else None for row in table]
+        return cls(prompts, kept, **options)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"PersonaRetriever({len(self):,} personas, model={str(self._model)!r})"
+
+    def retrieve(self, prompts: Iterable[object], k: int = 1) -> list[list[RetrievedPersona]]:
+        """For each prompt the personas of the k nearest training prompts, the nearest first.
+
+        Of equally near ones the earlier comes first. Fewer than k where there are fewer prompts.
+
+        Raises:
+            InvalidArgumentError: a prompt that is no text or conversation, or k below 1.
+            ModelError: the endpoint gave no embeddings.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise InvalidArgumentError(f"k={k!r} must be a whole number from 1 up.")
+        texts = [_query(place, prompt) for place, prompt in enumerate(_listed("prompts", prompts))]
+        return [self._nearest(scores, k) for scores in self._scores(texts)]
+
+    def _nearest(self, scores: NDArray[Any], k: int) -> list[RetrievedPersona]:
+        order = np.argsort(-scores, kind="stable")[:k]
+        return [
+            RetrievedPersona(self._personas[n] or "", float(scores[n]), self._places[n])
+            for n in order
+        ]
+
+
+@dataclass(frozen=True)
+class SystemPersona:
+    """One persona for all, and how well it explains the choices it was chosen by.
+
+    `score` is its mean over the preferences, with an interval from resampling prompts; being the best of
+    several on the same data, it flatters. `candidates` are all of them, the best first.
+    """
+
+    persona: Persona
+    score: Estimate
+    candidates: tuple[Candidate, ...]
+
+
+def choose_system_persona(
+    personas: Iterable[Persona],
+    preferences: Iterable[Preference],
+    scorer: Selector,
+    *,
+    confidence: float = CONFIDENCE,
+) -> SystemPersona:
+    """The one persona that explains the choices of a development split best: the same one for all.
+
+    Args:
+        personas: candidates, such as those of some training rows; equal ones count once. Each is
+            scored on each preference.
+        preferences: a development split: neither what was trained on nor what is tested on.
+        scorer: any object whose `.explains(preferences, personas)` says how well each persona explains
+            that `chosen` was preferred, such as a `Verifier`. A preference that it cannot score for some
+            persona (NaN) counts for none.
+        confidence: of the score's interval.
+
+    Raises:
+        InvalidArgumentError: no candidates or preferences, or something else in their place.
+        DataError: no preference was scored for every candidate.
+    """
+    check_confidence(confidence)
+    if not callable(getattr(scorer, "explains", None)):
+        raise InvalidArgumentError(f"scorer={scorer!r:.80} has no method explains.")
+    candidates = list({str(one): one for one in _all_of("personas", personas, Persona)}.values())
+    pairs = _all_of("preferences", preferences, Preference)
+    scored = [
+        np.fromiter(scorer.explains(pairs, [one] * len(pairs)), dtype=np.float64)
+        for one in candidates
+    ]
+    if any(len(scores) != len(pairs) for scores in scored):
+        raise InvalidArgumentError("scorer.explains must return one score a preference.")
+    scores = np.stack(scored)
+    known = np.isfinite(scores).all(axis=0)
+    if not known.any():
+        raise DataError("no preference has a score for every candidate.")
+    means = scores[:, known].mean(axis=1)
+    order = np.argsort(-means, kind="stable")
+    groups = np.array(prompt_numbers([pair.prompt for pair in pairs]))
+    best = order[0]
+    return SystemPersona(
+        persona=candidates[best],
+        score=mean_by_group(scores[best, known], groups[known], confidence=confidence),
+        candidates=tuple(Candidate(candidates[n], float(means[n])) for n in order),
+    )
+
+
+def first_person_prompt(prompt: object, persona: Persona | str) -> Prompt:
+    """The prompt with the persona as the user's own last sentence, for a model that knows no personas.
+
+    "I am … and prefer …", in the last user message; text that is not about "The user" is added as it is
+    (arXiv 2501.11549).
+
+    Raises:
+        DataError: the prompt is no text or conversation.
+    """
+    asked = read_prompt(prompt)
+    said = place_persona(asked, persona, "user", "{prompt}\n\n{persona}")
+    return said[-1].content if isinstance(asked, str) and not isinstance(said, str) else said
+
+
+def _embedder(
+    model: str | Path | Embedder,
+    api_base: str | None,
+    api_key: str | None,
+    timeout: float,
+    max_attempts: int,
+) -> Embedder | None:
+    """None for BM25."""
+    if api_base is not None:
+        if not isinstance(model, str) or model == "bm25":
+            raise InvalidArgumentError(
+                f"api_base={api_base!r}, but no model= that it serves.", hint="Name the model."
+            )
+        if not str(api_base).startswith(("http://", "https://")):
+            raise InvalidArgumentError(
+                f"api_base={api_base!r} is not an address.",
+                hint='It starts with "http://" or "https://".',
+            )
+        _check_patience(timeout, max_attempts)
+        return endpoint_embedder(
+            model, api_base, api_key, timeout=timeout, max_attempts=max_attempts
+        )
+    if isinstance(model, str | Path):
+        return None if model == "bm25" else sentence_embedder(model)
+    if callable(model):
+        return model
+    raise InvalidArgumentError(
+        f"model={model!r:.80} is not known.",
+        hint='It is "bm25", the name or folder of a model, or a function from texts to vectors.',
+    )
+
+
+def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
+    """What scores each of the texts for each of some queries."""
+    if embedder is None:
+        index = BM25(texts)
+        return lambda queries: (index.scores(query) for query in queries)
+    known = embed(embedder, texts)
+
+    def cosines(queries: Sequence[str]) -> Iterator[NDArray[Any]]:
+        vectors = embed(embedder, queries) if queries else known[:0]
+        if vectors.shape[1] != known.shape[1]:
+            raise ModelError(
+                f"the embedding model returned {vectors.shape[1]} dimensions, and"
+                f" {known.shape[1]} before: they cannot be compared."
+            )
+        for start in range(0, len(vectors), _QUERIES_AT_ONCE):
+            yield from vectors[start : start + _QUERIES_AT_ONCE] @ known.T
+
+    return cosines
+
+
+def _read(prompt: object, persona: object) -> tuple[str, str | None]:
+    """The text to search by, and why it is left out."""
+    if is_null(persona) or (isinstance(persona, str) and not persona.strip()):
+        return "", "no_persona"
+    if not isinstance(persona, Persona | str):
+        raise InvalidArgumentError(f"a persona is of type {type(persona).__name__}.")
+    try:
+        text = _text(prompt)
+    except DataError:
+        return "", "no_prompt"
+    return text, None if text.strip() else "no_prompt"
+
+
+def _query(place: int, prompt: object) -> str:
+    try:
+        return _text(prompt)
+    except DataError as error:
+        raise InvalidArgumentError(f"prompts[{place}] cannot be used: {error.message}") from None
+
+
+def _text(prompt: object) -> str:
+    text = prompt_text(read_prompt(prompt))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(surrogate_problem("prompt")) from None
+    return text
+
+
+def _listed(name: str, given: object) -> list[Any]:
+    """A sequence of prompts or personas, not a single one."""
+    single = isinstance(given, str | bytes | Persona | Mapping) or hasattr(given, "columns")
+    single = single or not isinstance(given, Iterable)
+    values: list[Any] = [] if single else list(given)  # type: ignore[call-overload]
+    if single or any(isinstance(value, Message | Mapping) for value in values):
+        raise InvalidArgumentError(
+            f"{name}= is a single {'conversation' if values else type(given).__name__}.",
+            hint="Pass a list: [it].",
+        )
+    return values
+
+
+def _check_patience(timeout: object, max_attempts: object) -> None:
+    """Raise InvalidArgumentError for what cannot be waited, or tried so often."""
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not number or not 0 < timeout < math.inf:  # type: ignore[operator]
+        raise InvalidArgumentError(f"timeout={timeout!r} must be a positive number of seconds.")
+    whole = isinstance(max_attempts, int) and not isinstance(max_attempts, bool)
+    if not whole or max_attempts < 1:  # type: ignore[operator]
+        raise InvalidArgumentError(
+            f"max_attempts={max_attempts!r} must be a whole number from 1 up."
+        )
+
+
+def _all_of(name: str, given: Iterable[Any], kind: type) -> list[Any]:
+    values = list(given)
+    if not values:
+        raise InvalidArgumentError(f"{name}= is empty.")
+    for place, value in enumerate(values):
+        if not isinstance(value, kind):
+            raise InvalidArgumentError(f"{name}[{place}]={value!r:.80} is no {kind.__name__}.")
+    return values

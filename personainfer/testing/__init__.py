@@ -1,0 +1,5 @@
+"""A fake language model behind a real HTTP server, to test code that calls one."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

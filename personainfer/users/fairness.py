@@ -1,0 +1,184 @@
+"""Whether something works as well for one group of users as for another. Numpy only.
+
+One-way analysis of variance over users, as FamousPersona (arXiv 2505.13257) does, but with p-values from
+permutations, which ask for no normal distribution, and corrected for their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..evaluation.grouped import mean_by_group
+from ..evaluation.statistics import CONFIDENCE, Estimate, bootstrap, holm
+
+__all__ = ["Equity", "Measure", "anova", "correct_together", "correlation", "equity_by_group"]
+
+Floats = npt.NDArray[np.float64]
+Measure = Literal["accuracy", "gain"]
+
+_PERMUTATIONS = 9_999
+_CELLS = 2_000_000  # numbers held at once while permuting
+_ROUNDING = 1e-10  # share of a sum of squares that may be nothing but rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Equity:
+    """One measure of one prefix by the values of one attribute of users.
+
+    `groups` has the mean in each group, users resampled; `gap` is the largest difference between two
+    of them, which is above 0 by chance already: `p` says how often the F of the analysis of variance over
+    users is as large when groups are drawn anew, `adjusted_p` the same for all tests together (Holm). NaN
+    where there are fewer than two groups, or as many as users. `without` counts users of no group.
+    """
+
+    prefix: str
+    attribute: str
+    measure: Measure
+    groups: Mapping[str, Estimate]
+    gap: float
+    f: float
+    p: float
+    adjusted_p: float
+    without: int = 0
+
+
+def equity_by_group(
+    values: npt.ArrayLike,
+    users: Sequence[str],
+    group_of: Mapping[str, str],
+    *,
+    prefix: str,
+    attribute: str,
+    measure: Measure,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Equity:
+    """The measure by group, its largest gap, and the analysis of variance; `adjusted_p` is `p` so far.
+
+    Args:
+        values: shape (choices,); NaN is a missing one.
+        users: whose choice each is.
+        group_of: the group of each user.
+        prefix, attribute, measure: what is measured, as it is to be called.
+        confidence, seed: of intervals and permutations.
+    """
+    given, names = np.asarray(values, dtype=np.float64), np.asarray(users)
+    of = np.array([group_of.get(user, "") for user in users])
+    known = ~np.isnan(given) & (of != "")
+    groups = {
+        str(group): mean_by_group(
+            given[known & (of == group)], names[known & (of == group)], confidence=confidence
+        )
+        for group in np.unique(of[known])
+    }
+    people, place = np.unique(names[known], return_inverse=True)
+    means = np.bincount(place, given[known]) / np.maximum(np.bincount(place), 1)
+    f, p = anova(means, [group_of[str(user)] for user in people], seed=seed)
+    found = [estimate.value for estimate in groups.values()]
+    gap = max(found) - min(found) if found else float("nan")
+    without = len(set(names[of == ""].tolist()))
+    return Equity(prefix, attribute, measure, groups, gap, f, p, p, without)
+
+
+def correct_together(found: Sequence[Equity]) -> tuple[Equity, ...]:
+    """All of them with `adjusted_p`: Holm's correction over the tests that could be made."""
+    tested = [one for one in found if not np.isnan(one.p)]
+    adjusted = iter(holm([one.p for one in tested]) if tested else ())
+    return tuple(
+        one if np.isnan(one.p) else replace(one, adjusted_p=float(next(adjusted))) for one in found
+    )
+
+
+def anova(
+    values: npt.ArrayLike,
+    groups: Sequence[str],
+    *,
+    permutations: int = _PERMUTATIONS,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """F of a one-way analysis of variance, and its p-value by permutation of the groups.
+
+    p = (1 + permutations with an F at least as large) / (1 + permutations), which is never 0 (Phipson &
+    Smyth 2010). NaN where there are fewer than two groups, or as many as values.
+
+    Args:
+        values: shape (n,).
+        groups: the group of each.
+        permutations: how many are drawn.
+        seed: of the draw.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    names, place = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    if len(names) < 2 or len(names) >= len(given):
+        return float("nan"), float("nan")
+    centred = given - given.mean()
+    between = _between(centred[None], place, len(names))[0]
+    # F grows with the part between groups, as the total is the same in all permutations.
+    as_large = _permuted(centred, place, len(names), permutations, seed) >= between - 1e-12
+    p = (1 + np.count_nonzero(as_large)) / (1 + permutations)
+    within = float(centred @ centred) - between
+    if within <= 1e-12 * max(1.0, between):  # all alike, or alike within groups
+        return (float("inf"), p) if between > 1e-12 else (float("nan"), float("nan"))
+    return float(between / (len(names) - 1) / (within / (len(given) - len(names)))), p
+
+
+def _permuted(
+    centred: Floats, place: npt.NDArray[np.intp], groups: int, permutations: int, seed: int
+) -> Floats:
+    """The part between groups of each permutation, as many at once as fit into memory."""
+    random = np.random.default_rng(seed)
+    size = max(1, _CELLS // len(centred))
+    parts = []
+    for start in range(0, permutations, size):
+        rows = np.tile(centred, (min(size, permutations - start), 1))
+        parts.append(_between(random.permuted(rows, axis=1), place, groups))
+    return np.concatenate(parts)
+
+
+def _between(rows: Floats, place: npt.NDArray[np.intp], groups: int) -> Floats:
+    """The sum of squares between groups of each row of centred values."""
+    member = np.zeros((rows.shape[1], groups))
+    member[np.arange(rows.shape[1]), place] = 1.0
+    found: Floats = ((rows @ member) ** 2 / member.sum(axis=0)).sum(axis=1)
+    return found
+
+
+def correlation(
+    first: npt.ArrayLike, second: npt.ArrayLike, *, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Pearson's r of pairs of numbers, shape (n,) each, with a bootstrap interval over pairs.
+
+    NaN where either does not vary. Pairs with a NaN are left out.
+    """
+    one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    known = ~(np.isnan(one) | np.isnan(other))
+    x, y = _centred(one[known]), _centred(other[known])
+    items = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
+
+    def pearson(s: Floats) -> Floats:
+        n, sx, sy, sxx, syy, sxy = s.T
+        spreads = [n * sxx - sx**2, n * syy - sy**2]
+        # What is left of the squares of equal numbers is rounding, at any scale of them.
+        varies = (spreads[0] > _ROUNDING * n * sxx) & (spreads[1] > _ROUNDING * n * syy)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r = (n * sxy - sx * sy) / np.sqrt(np.where(varies, spreads[0] * spreads[1], np.nan))
+        found: Floats = np.clip(r, -1.0, 1.0)
+        return found
+
+    if len(x) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), len(x))
+    return bootstrap(items, pearson, confidence=confidence)
+
+
+def _centred(values: Floats) -> Floats:
+    """The values less their mean; 0 where the difference is nothing but rounding."""
+    if not len(values):
+        return values
+    centred = values - values.mean()
+    found: Floats = np.where(np.abs(centred) > _ROUNDING * np.abs(values).max(), centred, 0.0)
+    return found

@@ -1,0 +1,216 @@
+"""The choices of users, an explanation of each, and how well it predicts the user's other choices.
+
+What scores an explanation is known by a selector; what is made of the best ones by `users`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.readers import read_preferences
+from ..exceptions import InvalidArgumentError
+from ..llm.client import LLM
+from ..personas.infer import infer_personas
+from ..personas.plan import Selector
+from ..records import Persona, Preference
+from .records import Hypothesis, UserPersona, UserPersonas, UserRow
+
+__all__ = [
+    "NEUTRAL",
+    "UserAtWork",
+    "explain",
+    "explains_of",
+    "kept_hypotheses",
+    "score_hypotheses",
+    "users_in",
+]
+
+NEUTRAL = 0.0  # what an explanation scores that says nothing
+
+
+@dataclass
+class UserAtWork:
+    """A user at work: old choices are those of an update."""
+
+    name: str
+    before: UserRow | None = None
+    new: list[Preference] = field(default_factory=list)
+    hypotheses: list[Hypothesis] = field(default_factory=list)
+    problem: str | None = None
+
+    def __post_init__(self) -> None:
+        self.old = self.before.choices if self.before else ()
+        self.hypotheses += self.before.hypotheses if self.before else ()
+        self._known = set(map(_texts, self.old))
+        self._ids = {choice.id for choice in self.old}
+
+    @property
+    def choices(self) -> tuple[Preference, ...]:
+        return (*self.old, *self.new)
+
+    @property
+    def earlier(self) -> UserPersona | None:
+        return self.before.persona if self.before else None
+
+    def add(self, choice: Preference, number: int) -> bool:
+        """Whether the choice is new; it gets an id that no other choice of the user has."""
+        if _texts(choice) in self._known:
+            return False
+        name = choice.id or str(number)
+        while name in self._ids:
+            name += "'"
+        self._known.add(_texts(choice))
+        self._ids.add(name)
+        self.new.append(choice if name == choice.id else choice.model_copy(update={"id": name}))
+        return True
+
+
+def _texts(choice: Preference) -> tuple[Any, ...]:
+    return choice.prompt, choice.chosen, choice.rejected
+
+
+# Users and their choices
+
+
+def users_in(
+    data: object,
+    user: str,
+    columns: Mapping[str, str] | None,
+    most: int | None,
+    update: UserPersonas | None,
+) -> tuple[list[UserAtWork], dict[str, int]]:
+    """Every user with the choices that are used, and why rows were left out."""
+    users = {row.user: UserAtWork(row.user, row) for row in update or ()}
+    roles = dict(columns or {})
+    if user != "user_id":  # which is recognised by itself
+        roles.setdefault("user", user)
+    skipped: Counter[str] = Counter()
+    for number, row in enumerate(read_preferences(data, columns=roles)):
+        choice = row.preference
+        if choice is None:
+            skipped[row.error or "it cannot be used"] += 1
+        elif choice.user is None:
+            skipped["it has no user"] += 1
+        else:
+            one = users.setdefault(choice.user, UserAtWork(choice.user))
+            enough = most is not None and len(one.new) >= most
+            if not enough and not one.add(choice, number):
+                skipped["the user made this choice before"] += 1
+    return list(users.values()), dict(skipped)
+
+
+# Explanations and their scores
+
+
+def explain(
+    users: Sequence[UserAtWork], llm: LLM, progress: bool | None, *, candidates: bool
+) -> None:
+    """A hypothesis for each choice without one; where there are candidates already, none."""
+    asked = []
+    for one in users:
+        explained = {hypothesis.pair for hypothesis in one.hypotheses}
+        if not (candidates and explained):
+            asked += [(one, pair) for pair in one.choices if pair.id not in explained]
+    if not asked:
+        return
+    pairs = [pair for _, pair in asked]
+    table = infer_personas(pairs, llm, sides="chosen", protocol="separate", progress=progress)
+    for (one, pair), row in zip(asked, table, strict=True):
+        if row.chosen is not None:
+            one.hypotheses.append(Hypothesis(pair=pair.id or "", persona=row.chosen))
+        else:
+            one.problem = row.error
+    for one in users:
+        if one.hypotheses:
+            one.problem = None
+
+
+def score_hypotheses(users: Sequence[UserAtWork], selector: Selector, checks: int | None) -> None:
+    """Score each hypothesis on other choices of its user: `checks` of them, or all."""
+    asked: list[tuple[UserAtWork, int, Preference]] = []
+    for one in users:
+        for place, hypothesis in enumerate(one.hypotheses):
+            known = {pair for pair, _ in hypothesis.scores}
+            others = _others(one.choices, hypothesis.pair, checks)
+            asked += [(one, place, choice) for choice in others if choice.id not in known]
+    if not asked:
+        return
+    personas = [one.hypotheses[place].persona for one, place, _ in asked]
+    found = selector.explains([choice for *_, choice in asked], personas)
+    scores = np.fromiter((float(score) for score in found), dtype=np.float64)
+    if len(scores) != len(asked):
+        raise InvalidArgumentError(f"select= gave {len(scores)} scores where {len(asked)} are due.")
+    finite = np.isfinite(scores)
+    if not finite.all():  # they would decide everything, or nothing, and no file of JSON holds them
+        warnings.warn(
+            f"{np.count_nonzero(~finite):,} of {len(scores):,} scores of select= are not finite"
+            " numbers; they are left out.",
+            stacklevel=3,
+        )
+    for (one, place, choice), score in itertools.compress(zip(asked, scores, strict=True), finite):
+        old = one.hypotheses[place]
+        scored = (*old.scores, (choice.id or "", float(score)))
+        one.hypotheses[place] = old.model_copy(update={"scores": scored})
+
+
+def _others(
+    choices: Sequence[Preference], explained: str, checks: int | None
+) -> Sequence[Preference]:
+    """The choices that an explanation is tried on: never the one that it explains.
+
+    With `checks`, those just before it, or after it where there are too few: choices that are added
+    later leave earlier explanations as they are.
+    """
+    place = next(n for n, choice in enumerate(choices) if choice.id == explained)
+    if checks is None:
+        return [*choices[:place], *choices[place + 1 :]]
+    before = choices[max(0, place - checks) : place]
+    return [*before, *choices[place + 1 : place + 1 + checks - len(before)]]
+
+
+def _mean(hypothesis: Hypothesis) -> float:
+    return float(np.mean([score for _, score in hypothesis.scores] or [NEUTRAL]))
+
+
+# What the scores say
+
+
+def explains_of(one: UserAtWork) -> npt.NDArray[np.float64]:
+    """Scores of shape (choices, candidates).
+
+    A candidate is not tried on the choice that it was made from, which would favour it: there it gets
+    the mean of the others, so that this choice says nothing for or against it.
+    """
+    scores = np.full((len(one.choices), len(one.hypotheses)), np.nan)
+    place = {choice.id: row for row, choice in enumerate(one.choices)}
+    for column, hypothesis in enumerate(one.hypotheses):
+        for pair, score in hypothesis.scores:
+            scores[place[pair], column] = score
+    known = ~np.isnan(scores)
+    counts = known.sum(axis=1)
+    means = np.where(known, scores, 0).sum(axis=1) / np.maximum(counts, 1)
+    filled: npt.NDArray[np.float64] = np.where(known, scores, means[:, None])
+    return filled
+
+
+def kept_hypotheses(one: UserAtWork) -> tuple[dict[str, Persona] | str, float | None]:
+    """The explanations, by pair, that predict other choices; or why there are none."""
+    if not one.hypotheses:
+        return one.problem or "no choice could be explained.", None
+    means = [_mean(hypothesis) for hypothesis in one.hypotheses]
+    kept = {h.pair: h.persona for h, mean in zip(one.hypotheses, means, strict=True) if mean > 0}
+    if not kept:
+        return (
+            f"none of {len(means)} explanations predicts the user's other choices: the best scores"
+            f" {max(means):.3f}. More choices may show more.",
+            None,
+        )
+    return kept, float(np.mean([mean for mean in means if mean > 0]))

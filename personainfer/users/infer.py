@@ -1,0 +1,285 @@
+"""One persona for each user, from several of that user's choices.
+
+Three ways: to summarise the choices in one call (arXiv 2505.13257, where personas come from 4 pairs); to
+explain each choice, keep the explanations that predict other choices of the same user, and write the
+persona from those (the idea of SynthesizeMe, arXiv 2506.05598); or to take each explanation for a
+candidate, and keep the likeliest. How an explanation is scored is known by a selector.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+
+from ..evaluation.verification import Verifier
+from ..exceptions import InvalidArgumentError, UnknownOptionError
+from ..llm.client import LLM, OPTIONS, Request, make_llm
+from ..personas.flags import flags_in_text, pair_text
+from ..personas.options import LLMOptions
+from ..personas.plan import Selector
+from ..personas.prompts import instructions
+from ..records import Persona, Preference, Usage
+from ..scoring.posterior import PersonaPosterior
+from .hypotheses import (
+    NEUTRAL,
+    UserAtWork,
+    explain,
+    explains_of,
+    kept_hypotheses,
+    score_hypotheses,
+    users_in,
+)
+from .prompts import WrittenPersona, user_message
+from .records import (
+    Method,
+    PairEvidence,
+    UserPersona,
+    UserPersonas,
+    UserRow,
+)
+
+__all__ = ["infer_user_personas"]
+
+_METHODS = ("summary", "verified", "posterior")
+# Choices without which a method says nothing.
+_FEWEST = {"summary": 1, "verified": 2, "posterior": 2}
+_PREDICTED = "The persona predicts this choice."
+_FLAGS = frozenset(["refusal", "copies_text", "protected_attribute", "named_person"])
+
+
+def infer_user_personas(
+    data: object,
+    model: str | LLM | None = None,
+    *,
+    user: str = "user_id",
+    pairs_per_user: int | None = 4,
+    min_pairs: int = 2,
+    method: Method = "summary",
+    select: Selector | None = None,
+    checks: int = 4,
+    choice_temperature: float = 1.0,
+    update: UserPersonas | None = None,
+    columns: Mapping[str, str] | None = None,
+    progress: bool | None = None,
+    **options: Unpack[LLMOptions],
+) -> UserPersonas:
+    """Infer what each user is like and prefers, from several of the user's choices.
+
+    Args:
+        data: preference data as for `infer_personas`, with a user for each row. A pair's id is its own,
+            or else its place in the data.
+        model: see `LLM`; None: $PERSONAINFER_MODEL, else the embedded model.
+        user: the column that says whose choice a row is. `Preference` records have `user`.
+        pairs_per_user: the persona rests on so many choices, the first of the data; None: on all.
+        min_pairs: users with fewer get no persona but a reason; "verified" and "posterior" need 2.
+        method: "summary": one call over the choices. "verified": each choice is explained in a call;
+            explanations that predict other choices of the user (mean score above 0) are kept, and one
+            call writes the persona from them. "posterior": these explanations are candidates; the one
+            with the highest posterior given the user's choices is kept, in its own words.
+        select: what scores an explanation, for "verified" and "posterior": an object with
+            `explains(preferences, personas)`, such as `Likelihood`. None: `Verifier` with `model`.
+        checks: on how many other choices an explanation is tried, for "verified".
+        choice_temperature: tau of the posterior, log p(k) = sum over choices of log sigma(e / tau),
+            in the unit of the selector's scores: the smaller, the more a choice says.
+        update: personas inferred before, by the same method. `data` then holds new choices only, of
+            which up to `pairs_per_user` a user are used, and only these are paid for; users without new
+            choices stay as they are, and one whose persona failed is tried again. "posterior" keeps the
+            candidates it has.
+        columns: our name to yours where they differ.
+        progress: a bar on standard error; None: in a terminal or a notebook.
+        options: configure the LLM that a model string makes: see `LLM`.
+
+    Returns:
+        One row for each user, with the persona or the reason why there is none.
+
+    Raises:
+        ValueError, TypeError: a bad argument, before any call is made.
+        ModelError: only for what would fail every user (key, model).
+    """
+    UnknownOptionError.check(
+        options, OPTIONS.union(inspect.signature(infer_user_personas).parameters)
+    )
+    _check(pairs_per_user, min_pairs, method, checks, choice_temperature, select, update)
+    llm = make_llm(model, options)
+    before = llm.usage
+    users, skipped = users_in(data, user, columns, pairs_per_user, update)
+    fewest = max(min_pairs, _FEWEST[method])
+    for one in users:
+        if len(one.choices) < fewest:
+            one.problem = (
+                f"the user has {len(one.choices)} usable pairs, and {fewest} are needed."
+                " Add choices of this user or leave the user out."
+            )
+    at_work = [one for one in users if one.problem is None and (one.new or one.earlier is None)]
+    if method != "summary":
+        selector = Verifier(llm) if select is None else select
+        explain(at_work, llm, progress, candidates=method == "posterior")
+        score_hypotheses(at_work, selector, checks if method == "verified" else None)
+    if method == "posterior":
+        made = {one.name: _likeliest(one, choice_temperature) for one in at_work}
+    else:
+        made = _written(at_work, llm, verified=method == "verified")
+    return UserPersonas(
+        tuple(_row(one, made.get(one.name)) for one in users),
+        skipped,
+        _spent(before, llm.usage),
+        {**llm.settings, "method": method, "pairs_per_user": pairs_per_user},
+    )
+
+
+# The posterior
+
+
+def _likeliest(one: UserAtWork, temperature: float) -> UserPersona | str:
+    """The candidate of the highest posterior, or why there is none."""
+    if not one.hypotheses:
+        return one.problem or "no choice could be explained."
+    explains = explains_of(one)
+    candidates = [hypothesis.persona for hypothesis in one.hypotheses]
+    posterior = PersonaPosterior(candidates, temperature=temperature).update(explains).probabilities
+    best = int(posterior.argmax())
+    persona = candidates[best]
+    source = one.hypotheses[best].pair
+    predicted = [one.choices[row].id or "" for row in np.flatnonzero(explains[:, best] > NEUTRAL)]
+    evidence = [PairEvidence(pair=source, shows=persona.evidence)]
+    evidence += [PairEvidence(pair=pair, shows=_PREDICTED) for pair in predicted if pair != source]
+    return UserPersona(
+        user=one.name,
+        background=f"The user is {persona.trait}.",
+        preferences=f"The user prefers {persona.preference}.",
+        evidence=tuple(evidence),
+        pairs=len(one.choices),
+        score=float(posterior[best]),
+        flags=persona.flags,
+    )
+
+
+# Writing personas
+
+
+def _written(
+    users: Sequence[UserAtWork], llm: LLM, *, verified: bool
+) -> dict[str, UserPersona | str]:
+    """The persona of each user in the model's words, or why there is none."""
+    made: dict[str, UserPersona | str] = {}
+    asked: list[tuple[UserAtWork, list[Preference], float | None]] = []
+    requests = []
+    prefix = instructions("user.txt")
+    for one in users:
+        explained, score = kept_hypotheses(one) if verified else ({}, None)
+        if isinstance(explained, str):
+            made[one.name] = explained
+            continue
+        refined = None if verified else one.earlier
+        shown = list(one.choices if refined is None else one.new)
+        if verified:
+            shown = [pair for pair in shown if pair.id in explained]
+        earlier = "" if refined is None else str(refined)
+        turn = user_message(shown, [explained.get(pair.id or "") for pair in shown], earlier)
+        requests.append(Request((turn,), WrittenPersona, prefix))
+        asked.append((one, shown, score))
+    for (one, shown, score), reply in zip(asked, llm.ask_many(requests), strict=True):
+        if reply.error is None:
+            made[one.name] = _persona(one, shown, reply.value, score, keep=not verified)
+        else:
+            made[one.name] = str(reply.error)
+    return made
+
+
+def _persona(
+    one: UserAtWork,
+    shown: Sequence[Preference],
+    written: WrittenPersona,
+    score: float | None,
+    *,
+    keep: bool,
+) -> UserPersona:
+    """The record of a reply; evidence that names no choice is left out."""
+    notes = [(note.choice, note.shows) for note in written.evidence]
+    evidence = tuple(
+        PairEvidence(pair=shown[int(number) - 1].id or "", shows=shows)
+        for number, shows in notes
+        if number.isdecimal() and 1 <= int(number) <= len(shown)
+    )
+    if keep and one.earlier is not None:
+        evidence = one.earlier.evidence + evidence
+    said = Persona.model_construct(trait=written.background, preference=written.preferences)
+    text = "\n".join(pair_text(pair) for pair in shown)
+    return UserPersona(
+        user=one.name,
+        background=written.background,
+        preferences=written.preferences,
+        evidence=evidence,
+        pairs=len(one.choices),
+        score=score,
+        flags=tuple(flag for flag in flags_in_text([said], text, frozenset())[0] if flag in _FLAGS),
+    )
+
+
+# The result
+
+
+def _row(one: UserAtWork, made: UserPersona | str | None) -> UserRow:
+    if one.before is not None and one.earlier is not None:
+        if made is None:  # nothing new
+            return one.before
+        if isinstance(made, str):  # the same call again goes on from here
+            return one.before.model_copy(update={"error": made})
+    return UserRow(
+        user=one.name,
+        persona=made if isinstance(made, UserPersona) else None,
+        error=made if isinstance(made, str) else one.problem,
+        choices=one.choices,
+        hypotheses=tuple(one.hypotheses),
+    )
+
+
+def _spent(before: Usage, after: Usage) -> Usage:
+    """What an LLM took between two looks at its counts."""
+    counts: dict[str, Any] = {}
+    for name in Usage.model_fields:
+        start, end = getattr(before, name), getattr(after, name)
+        counts[name] = None if start is None or end is None else end - start
+    return Usage(**counts)
+
+
+def _check(
+    pairs_per_user: int | None,
+    min_pairs: int,
+    method: str,
+    checks: int,
+    temperature: float,
+    select: Selector | None,
+    update: UserPersonas | None,
+) -> None:
+    """Raise for what can be seen to be wrong before anything is read or sent."""
+    InvalidArgumentError.check("method", method, _METHODS)
+    counts = {"pairs_per_user": pairs_per_user, "min_pairs": min_pairs, "checks": checks}
+    for name, count in counts.items():
+        optional = name == "pairs_per_user" and count is None
+        if not optional and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise InvalidArgumentError(f"{name}={count!r} must be a whole number from 1 up.")
+    fewest = max(min_pairs, _FEWEST[method])
+    if pairs_per_user is not None and pairs_per_user < fewest:
+        raise InvalidArgumentError(
+            f"pairs_per_user={pairs_per_user}, but {fewest} are needed.",
+            hint=f"Give more, or a smaller min_pairs= ({method!r} needs {_FEWEST[method]}).",
+        )
+    real = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not real or not 0 < temperature < np.inf:
+        raise InvalidArgumentError(f"choice_temperature={temperature!r} must be a positive number.")
+    if select is not None and not callable(getattr(select, "explains", None)):
+        raise InvalidArgumentError(
+            f"select={select!r:.80} has no method explains(preferences, personas)."
+        )
+    if select is not None and method == "summary":
+        raise InvalidArgumentError('select= has nothing to score with method="summary".')
+    if update is not None and not isinstance(update, UserPersonas):
+        raise InvalidArgumentError(f"update= is a {type(update).__name__}, not UserPersonas.")
+    if update is not None and update.settings.get("method", method) != method:
+        raise InvalidArgumentError(
+            f"method={method!r}, but update= was made by {update.settings['method']!r}."
+        )

@@ -1,0 +1,142 @@
+"""What was inferred about users, as records: typed, frozen, written to and read from a file.
+
+How a persona comes about is not known here (users).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from pydantic import ValidationError
+
+from ..exceptions import DataError, RowsFailedError
+from ..records import Persona, Preference, Record, Usage
+
+__all__ = ["Hypothesis", "PairEvidence", "UserPersona", "UserPersonas", "UserRow"]
+
+Method = Literal["summary", "verified", "posterior"]
+
+
+class PairEvidence(Record):
+    """What one choice shows about the user; `pair` is the id of the preference."""
+
+    pair: str
+    shows: str
+
+
+class UserPersona(Record):
+    """One user, as several choices show them.
+
+    `background` says what the user is like, `preferences` what the user likes in a response, each as
+    sentences about "the user". `evidence` names the pairs that support them, and `pairs` is how many
+    choices the persona rests on. `score` is what the method knows of its quality: for "verified" the
+    mean with which the explanations that were kept predict other choices (above 0: better than
+    chance), for "posterior" the probability of this persona among the candidates; None for "summary".
+    `flags` are those of `personainfer.personas.flags`.
+    """
+
+    user: str
+    background: str
+    preferences: str
+    evidence: tuple[PairEvidence, ...] = ()
+    pairs: int
+    score: float | None = None
+    flags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.background}\n\n{self.preferences}"
+
+
+class Hypothesis(Record):
+    """An explanation of one choice, and how well it explains others: (id of the pair, score) each."""
+
+    pair: str
+    persona: Persona
+    scores: tuple[tuple[str, float], ...] = ()
+
+
+class UserRow(Record):
+    """One user: the persona, or in `error` why there is none and what to do; after an update that failed,
+    the earlier persona and the error.
+
+    `choices` are the pairs that were used, each with an id; `hypotheses` what was tried. Both are what
+    an update goes on from.
+    """
+
+    user: str
+    persona: UserPersona | None = None
+    error: str | None = None
+    choices: tuple[Preference, ...] = ()
+    hypotheses: tuple[Hypothesis, ...] = ()
+
+
+@dataclass(frozen=True)
+class UserPersonas(Sequence[UserRow]):
+    """One row for each user, in the order in which users first occur in the data.
+
+    `skipped` counts rows of the data that belong to no user or cannot be used, by reason; `usage` is
+    what the calls took; `settings` how the personas were made.
+    """
+
+    rows: tuple[UserRow, ...]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @overload
+    def __getitem__(self, index: int) -> UserRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[UserRow, ...]: ...
+    def __getitem__(self, index: int | slice) -> UserRow | tuple[UserRow, ...]:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[UserRow]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        return f"UserPersonas({len(self.personas):,} personas of {len(self):,} users)"
+
+    @property
+    def personas(self) -> dict[str, UserPersona]:
+        """The personas by user; users without one are left out."""
+        return {row.user: row.persona for row in self.rows if row.persona is not None}
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Why users have no persona, or one that could not be updated."""
+        return {row.user: row.error for row in self.rows if row.error is not None}
+
+    def raise_for_errors(self) -> None:
+        """Raise RowsFailedError if there is an error."""
+        if self.errors:
+            user, reason = next(iter(self.errors.items()))
+            raise RowsFailedError(
+                f"{len(self.errors):,} of {len(self):,} users failed; user {user!r}: {reason}"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write a line of JSON for each user."""
+        lines = "".join(row.model_dump_json() + "\n" for row in self.rows)
+        Path(path).write_text(lines, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> UserPersonas:
+        """Read what `save` wrote; usage and settings are not in the file.
+
+        Raises:
+            DataError: a line is not what `save` writes.
+        """
+        rows = []
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    rows.append(UserRow.model_validate_json(line))
+                except ValidationError:
+                    raise DataError(f"{path}, line {number}: this is no user.") from None
+        return cls(tuple(rows))
