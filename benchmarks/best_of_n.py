@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 
 import personainfer as pi
-from personainfer.data.readers import read_preferences
-from personainfer.evaluation.statistics import Estimate, bootstrap_mean, paired_difference
+from personainfer.data import read_preferences
+from personainfer.evaluation import Estimate, bootstrap_mean, paired_difference
 
 SIDES = ("chosen", "rejected")
 BATCH = 5  # pairs scored between two writes

@@ -20,7 +20,7 @@ import llama
 from pydantic import BaseModel
 
 import personainfer as pi
-from personainfer.data.readers import read_preferences
+from personainfer.data import read_preferences
 from personainfer.personas.prompts import PersonaPrompt, pair_message
 
 DATA = Path(__file__).parent.parent / "examples/data/preferences.jsonl"

@@ -56,8 +56,8 @@ from typing import Any
 import numpy as np
 
 import personainfer as pi
-from personainfer.evaluation.statistics import bootstrap_rate
-from personainfer.scoring.likelihood import PEOPLE_IN_GENERAL
+from personainfer.evaluation import bootstrap_rate
+from personainfer.scoring import PEOPLE_IN_GENERAL
 
 STEP = 31  # rows scored between two signs of life
 BARS = {"pairing": 0.85, "within": 0.70}

@@ -31,7 +31,7 @@ import numpy as np
 import personainfer as pi
 from personainfer.llm.llamacpp import SLOTS
 from personainfer.llm.weights import find_weights
-from personainfer.personas.placement import place_persona, prompt_messages
+from personainfer.personas import place_persona, prompt_messages
 from personainfer.scoring import transformers_scorer as torch_scoring
 from personainfer.scoring.interfaces import TokenText
 from personainfer.scoring.llamacpp import EmbeddedEndpoint, ForcedDecoding

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from personainfer.simulation.simulated_users import RewardMatrix, SimulatedUsers
-from personainfer.users.similar_users import nearest_users
+from personainfer.users import nearest_users
 
 RESPONSES, MODELS, DIMENSIONS, LOOP_USERS = 8, 10, 384, 20
 

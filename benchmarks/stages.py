@@ -31,7 +31,7 @@ import server  # noqa: E402
 from contest import pairs  # noqa: E402
 
 import personainfer as pi  # noqa: E402
-from personainfer.data.readers import read_preferences  # noqa: E402
+from personainfer.data import read_preferences  # noqa: E402
 from personainfer.llm.cache import ReplyCache  # noqa: E402
 from personainfer.llm.runs import recall  # noqa: E402
 from personainfer.personas.flags import flags_in_text, pair_text  # noqa: E402

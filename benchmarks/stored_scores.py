@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 import personainfer as pi
-from personainfer.personas.placement import prompt_messages
-from personainfer.scoring.likelihood import PEOPLE_IN_GENERAL
+from personainfer.personas import prompt_messages
+from personainfer.scoring import PEOPLE_IN_GENERAL
 
 CHUNK = 64  # texts scored between two writes
 

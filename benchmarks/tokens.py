@@ -18,8 +18,8 @@ from typing import Any
 
 import llama
 
-from personainfer.data.readers import SourceRow, read_preferences
-from personainfer.llm.client import LLM
+from personainfer.data import SourceRow, read_preferences
+from personainfer.llm import LLM
 from personainfer.personas.multi_pair import groups
 from personainfer.personas.plan import Plan
 from personainfer.personas.prompts import (

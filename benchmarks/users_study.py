@@ -38,8 +38,8 @@ from stored_scores import Scores
 from users_study_page import crowd_results, page, results, write
 
 import personainfer as pi
-from personainfer.evaluation.statistics import bootstrap_mean, bootstrap_rate
-from personainfer.scoring.likelihood import PEOPLE_IN_GENERAL
+from personainfer.evaluation import bootstrap_mean, bootstrap_rate
+from personainfer.scoring import PEOPLE_IN_GENERAL
 
 PERSONAS = {
     "hurried": "The user is busy and prefers short answers that come straight to the point.",

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 import personainfer as pi
-from personainfer.personas.prompts import default_exemplars
-from personainfer.scoring.likelihood import PEOPLE_IN_GENERAL
+from personainfer.personas import default_exemplars
+from personainfer.scoring import PEOPLE_IN_GENERAL
 
 HERE = Path(__file__).parent
 PAIRS = 24

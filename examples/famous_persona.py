@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 import personainfer as pi
-from personainfer.simulation.datasets import read_famous_persona
-from personainfer.tailoring.bm25 import words
+from personainfer.simulation import read_famous_persona
+from personainfer.tailoring import words
 
 
 def shared_words(conversations: list[tuple[pi.Message, ...]], responses: list[str]) -> list[float]:

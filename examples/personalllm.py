@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 import personainfer as pi
-from personainfer.evaluation.statistics import bootstrap_mean, paired_difference
-from personainfer.simulation.datasets import read_personal_llm
-from personainfer.simulation.heterogeneity import feature_regression, votes
-from personainfer.users.similar_users import nearest_users, user_vectors
+from personainfer.evaluation import bootstrap_mean, paired_difference
+from personainfer.simulation import feature_regression, read_personal_llm, votes
+from personainfer.users import nearest_users, user_vectors
 
 SMALL = Path(__file__).parent / "data" / "personalllm"
 KNOWN, NEW, PAIRS, NEIGHBOURS, DIMENSIONS = 800, 200, 8, 20, 256

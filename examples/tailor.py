@@ -31,7 +31,7 @@ import tailor_answers
 import tailor_study as study
 from tailor_study import ARMS, Data, Row
 
-from personainfer.scoring.hf_models import load_model
+from personainfer.scoring import load_model
 
 TRAINED = [arm for arm in ARMS if arm != "untrained"]
 AGAINST = {"personas": "none", "few-shot": "untrained"}  # whose answers are judged against whose

@@ -10,8 +10,8 @@ import numpy as np
 from tailor_study import ARMS, Row, arm_rows, text_of
 
 import personainfer as pi
-from personainfer.personas.placement import place_persona, prompt_messages
-from personainfer.scoring.hf_models import load_model
+from personainfer.personas import place_persona, prompt_messages
+from personainfer.scoring import load_model
 
 # Answers
 

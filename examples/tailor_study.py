@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 import personainfer as pi
-from personainfer.evaluation.grouped import mean_by_group
+from personainfer.evaluation import mean_by_group
 from personainfer.personas.prompts import prompt_numbers
-from personainfer.tailoring.implicit_reward import implicit_rewards, reward_accuracy
-from personainfer.tailoring.rows import TailoringRows
+from personainfer.tailoring import TailoringRows, implicit_rewards, reward_accuracy
 
 SHARES = {"train": 0.60, "dev": 0.15, "test": 0.25}
 ARMS = {

@@ -21,8 +21,6 @@ from .batch_server import BatchServer
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
 
 @pytest.fixture(autouse=True)
 def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -62,23 +60,3 @@ def place(tmp_path: Path) -> Path:
     folder = tmp_path / "place"
     folder.mkdir()
     return folder
-
-
-def pairs(count: int) -> list[dict[str, str]]:
-    """Distinct preference pairs."""
-    return [
-        {
-            "prompt": f"Question {n}?",
-            "chosen": f"Short answer {n}.",
-            "rejected": f"Long answer {n}…",
-        }
-        for n in range(count)
-    ]
-
-
-def shared(name: str) -> Path:
-    """A file of real data beside the project, or a skip that says so."""
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"no real data here: {name} is not beside the project")
-    return path

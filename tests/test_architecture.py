@@ -19,6 +19,8 @@ import personainfer as pi
 from personainfer.exceptions import UnknownOptionError
 from personainfer.personas.costs import CostEstimate
 
+from .builders import MODEL, OPTIONS
+
 PACKAGE = Path(pi.__file__).parent
 
 # The packages, each of which imports only from those above it; "" is the modules at top level.
@@ -66,28 +68,6 @@ PUBLIC = [
 ]
 
 # What callers of `infer_personas` may rely on, with values that are not the defaults.
-OPTIONS: dict[str, Any] = {
-    "sides": "chosen",
-    "protocol": "separate",
-    "exemplars": "none",
-    "rows_per_call": 1,  # the default: more of them needs both sides
-    "columns": {"prompt": "question"},
-    "on_error": "drop",
-    "progress": False,
-    "api_base": "http://127.0.0.1:9/v1",
-    "api_key": "key",
-    "temperature": 0.5,
-    "max_tokens": 100,
-    "seed": 3,
-    "max_concurrency": 4,
-    "rpm": 60,
-    "tpm": 10_000,
-    "timeout": 5.0,
-    "max_attempts": 2,
-    "budget": 1.0,
-    "cache": True,
-}
-MODEL = "openai/gpt-4o-mini"
 
 
 async def _ainfer(*arguments: Any, **options: Any) -> pi.PersonaTable:

@@ -12,7 +12,7 @@ import pytest
 import personainfer as pi
 from personainfer.collector import keep, rarely_collecting
 
-from .conftest import pairs
+from .builders import pairs
 
 
 @pytest.fixture(autouse=True)

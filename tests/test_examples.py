@@ -1,6 +1,6 @@
 """The examples run from start to end, each in a process of its own, on the small files beside them.
 
-The notebook's is a kernel, in test_notebook.py; that over a Ray cluster is in test_ray_cluster.py.
+The notebook's is a kernel, in test_notebook.py; that over a Ray cluster is in personas/test_ray_cluster.py.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from personainfer.personas.options import PersonaOptions
 from personainfer.personas.prompts import pair_message
 from personainfer.testing import FakeLLM, Fault
 
-from .conftest import pairs
+from .builders import pairs
 
 BATCH = 500  # inputs that one call gets
 

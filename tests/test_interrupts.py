@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty
@@ -16,7 +15,7 @@ import pytest
 import personainfer as pi
 from personainfer.testing import FakeLLM
 
-from .conftest import pairs
+from .builders import pairs, until
 
 pytestmark = pytest.mark.heavy  # many processes, servers or waits
 
@@ -130,15 +129,6 @@ def start() -> Iterator[Callable[..., Script]]:
     for script in scripts:
         script.process.kill()
         script.process.wait(30)
-
-
-def until(happened: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Poll; fail at the deadline."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        if time.monotonic() > deadline:
-            pytest.fail(f"did not happen within {seconds:g} s")
-        time.sleep(0.001)
 
 
 def assert_goes_on(server: FakeLLM, folder: Path, *, interrupts: int = 1) -> None:

@@ -18,7 +18,7 @@ from personainfer.llm.cache import CacheInfo
 from personainfer.records import Candidate, Completion
 from personainfer.testing import FakeLLM
 
-from .conftest import pairs
+from .builders import pairs
 
 PAIR = pi.Preference(
     prompt=(pi.Message(role="user", content="Why?"),), chosen="✓", rejected="no", id="7", user="u"

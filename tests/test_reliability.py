@@ -32,7 +32,7 @@ import personainfer as pi
 from personainfer import event_loop as loop
 from personainfer.testing import FakeLLM, Fault
 
-from .conftest import pairs
+from .builders import pairs
 
 WIDTH = 8  # max_concurrency of the runs that are killed
 _QUESTION = re.compile(r"Question (\d+)\?")

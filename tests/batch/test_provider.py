@@ -1,0 +1,160 @@
+"""How a provider's files and batches are reached: what a line may hold, keys, and the way by litellm."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import personainfer as pi
+from personainfer.batch import lines as batch_lines
+from personainfer.batch import provider as batch_api
+from personainfer.exceptions import AuthenticationError, InvalidArgumentError, ModelError
+
+from ..batch_server import CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer
+from ..builders import collect, everything, pairs, submit
+
+pytestmark = pytest.mark.heavy  # many processes, servers or waits
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.mark.heavy
+def test_a_spare_answer_of_a_compatible_server_will_do(provider: BatchServer, place: Path) -> None:
+    provider.spare = True
+    collect(submit(provider, pairs(2), place / "b")).raise_for_errors()
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def about(**fields: Any) -> Any:
+    """Something with these fields, some of them missing; or anything else."""
+    return junk | st.fixed_dictionaries({}, optional=fields)
+
+
+message = about(content=junk, refusal=junk, tool_calls=junk)
+choices = st.lists(about(message=message, finish_reason=junk), max_size=2)
+body = about(choices=junk | choices, usage=about(prompt_tokens=junk), error=about(message=junk))
+statuses = st.sampled_from([200, 200, 400, 429, 500]) | junk
+answers = about(
+    response=about(status_code=statuses, body=body), error=about(code=junk, message=junk)
+)
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=40), answers)
+def test_no_line_raises(raw: bytes, said: Any) -> None:
+    batch_lines.read_line(raw)
+    batch_lines.read_line(json.dumps(said).encode())
+    named = {"custom_id": "ab", **(said if isinstance(said, dict) else {})}
+    answer = batch_lines.read_line(json.dumps(named).encode())
+    assert answer is None or answer.error is not None or answer.completion is not None
+
+
+def test_no_key_is_written_logged_or_sent_elsewhere(
+    provider: BatchServer, place: Path, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-for-openai-alone")
+    provider.api_key = key = "sk-of-this-endpoint"
+    with caplog.at_level(logging.DEBUG):
+        with pytest.raises(AuthenticationError) as refused:
+            submit(provider, pairs(2), place / "none")
+        with pytest.raises(AuthenticationError) as wrong:
+            submit(provider, pairs(2), place / "wrong", api_key="sk-a-wrong-one")
+        batch = submit(provider, pairs(2), place / "b", api_key=key)
+        table = collect(batch, api_key=key)
+    assert "sk-for-openai-alone" not in provider.tokens
+    said = [str(refused.value), str(wrong.value), repr(batch), str(batch), repr(table), caplog.text]
+    for secret in (key, "sk-a-wrong-one", "sk-for-openai-alone"):
+        assert secret.encode() not in everything(place.parent)
+        assert all(secret not in text for text in said)
+
+
+# litellm, which takes seconds to import
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("model", ["gpt-4o-mini", "o3-mini", "gpt-5-mini"])
+def test_through_litellm_a_batch_is_what_its_single_calls_are(
+    provider: BatchServer, place: Path, monkeypatch: Patch, model: str
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", provider.api_base)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    provider.faults = [(UPLOAD, 500), (CREATE, 0), (LOOK, 503), (FETCH, 500)]
+    batch = pi.submit_batch(pairs(3), f"openai/{model}", place / "b", seed=3)
+    assert [len(provider.files), len(provider.batches)] == [1, 1]
+    assert all(line["body"]["model"] == model for line in provider.lines)
+    single = pi.infer_personas(pairs(3), f"openai/{model}", cache=False, seed=3)
+    sent = sorted(json.dumps(body, sort_keys=True) for body in provider.llm.requests)
+    lines = [json.dumps(line["body"], sort_keys=True) for line in provider.lines]
+    assert sorted(lines) == sent
+    table = collect(batch)
+    table.raise_for_errors()
+    assert provider.faults == []
+    assert single.usage.cost
+    assert table.usage.cost == pytest.approx(single.usage.cost / 2)
+
+
+def test_a_file_that_is_not_read_yet_is_waited_for(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_api, "_READING", 0.0)
+    provider.file_statuses = ["pending", "pending"]
+    submit(provider, pairs(2), place / "b")
+    assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE]
+
+
+@pytest.mark.heavy
+def test_azure_is_waited_for_and_addressed_in_its_own_way(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_api, "_READING", 0.01)
+    monkeypatch.setenv("AZURE_API_VERSION", "2024-10-21")
+    provider.file_statuses = ["pending", "pending"]
+    provider.faults = [(CREATE, 0)]
+    base = provider.api_base.removesuffix("/v1")
+    batch = pi.submit_batch(
+        pairs(2), "litellm/azure/deployed", place / "b", api_base=base, api_key="az"
+    )
+    assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE, LIST]
+    assert {line["url"] for line in provider.lines} == {"/chat/completions"}
+    assert {line["body"]["model"] for line in provider.lines} == {"deployed"}
+    collect(batch, api_key="az").raise_for_errors()
+
+
+@pytest.mark.heavy
+def test_through_litellm_errors_are_ours_and_keys_are_nobodys(
+    provider: BatchServer, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(AuthenticationError, match="OPENAI_API_KEY is not set"):
+        pi.submit_batch(pairs(1), "gpt-4o-mini", place / "b")
+    with pytest.raises(InvalidArgumentError, match="batches of anthropic are not supported"):
+        pi.submit_batch(pairs(1), "anthropic/claude-haiku-4-5", place / "b", api_key="k")
+    assert list(place.iterdir()) == []
+    provider.api_key = key = "sk-of-this-endpoint"
+    options: dict[str, Any] = {"model": "litellm/openai/fake", "api_base": provider.api_base}
+    with caplog.at_level(logging.DEBUG):
+        with pytest.raises(AuthenticationError) as wrong:
+            pi.submit_batch(pairs(1), path=place / "no", api_key="sk-a-wrong-one", **options)
+        pi.submit_batch(pairs(1), path=place / "b", api_key=key, **options)
+        provider.spare = True  # litellm insists on every field of OpenAI's
+        with pytest.raises(ModelError, match="litellm cannot read what openai answered"):
+            collect(place / "b", api_key=key, wait=False)
+        provider.spare = False
+        collect(place / "b", api_key=key).raise_for_errors()
+    for secret in ("sk-a-wrong-one", key):
+        assert secret.encode() not in everything(place.parent)
+        assert secret not in str(wrong.value)
+        assert secret not in caplog.text

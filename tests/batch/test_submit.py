@@ -1,0 +1,816 @@
+"""submit_batch and collect_batch, against a loopback provider that counts what it is asked."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import personainfer as pi
+from personainfer.batch import job_folder as batch_folder
+from personainfer.batch.job_folder import PersonaBatch
+from personainfer.exceptions import (
+    AuthenticationError,
+    BatchPendingError,
+    BudgetExceededError,
+    DataError,
+    InvalidArgumentError,
+    ModelError,
+    ModelNotFoundError,
+    ReplyError,
+    RequestRejectedError,
+    TransportError,
+    UnknownOptionError,
+)
+from personainfer.llm.pricing import find_batch_price, find_price
+from personainfer.testing import FakeLLM, Fault, Reply
+
+from ..batch_server import ASK, CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer, Lines
+from ..builders import MODEL, OPTIONS, collect, everything, pairs, submit
+
+pytestmark = pytest.mark.heavy  # many processes, servers or waits
+
+Patch = pytest.MonkeyPatch
+
+
+def infer(provider: BatchServer, data: object, **options: Any) -> pi.PersonaTable:
+    return pi.infer_personas(data, "fake", api_base=provider.api_base, **options)
+
+
+# The table
+
+
+@pytest.mark.parametrize("protocol", ["joint", "separate"])
+@pytest.mark.heavy
+def test_the_table_is_that_of_infer_personas(
+    provider: BatchServer, place: Path, protocol: Any
+) -> None:
+    """Whatever the order in which the provider answers."""
+    provider.edit = lambda lines: random.Random(0).sample(lines, len(lines))
+    table = collect(submit(provider, pairs(30), place / "b", protocol=protocol))
+    assert provider.count(ASK) == 0
+    single = infer(provider, pairs(30), protocol=protocol, cache=False)
+    single.raise_for_errors()
+    assert table.settings == single.settings
+    assert table.usage == single.usage
+    for row, other in zip(table, single, strict=True):
+        assert (row.index, row.preference, row.chosen, row.rejected, row.error) == (
+            *(other.index, other.preference, other.chosen, other.rejected),
+            None,
+        )
+
+
+def test_each_line_is_the_request_of_a_single_call(provider: BatchServer, place: Path) -> None:
+    asked: dict[str, Any] = {"temperature": 0.3, "seed": 5, "max_tokens": 77}
+    submit(provider, pairs(3), place / "b", **asked)
+    infer(provider, pairs(3), **asked)
+    sent = sorted(json.dumps(body) for body in provider.llm.requests)
+    assert sorted(json.dumps(line["body"]) for line in provider.lines) == sent
+    assert {len(line["custom_id"]) for line in provider.lines} == {64}
+
+
+def test_a_frame_comes_back_with_its_index_and_columns(provider: BatchServer, place: Path) -> None:
+    frame = pd.DataFrame(pairs(4), index=pd.Index([9, 3, 5, 1], name="id"))
+    frame["score"] = [0.5, 0.25, 1.0, 2.0]
+    back = collect(submit(provider, frame, place / "b")).to_pandas()
+    pd.testing.assert_frame_equal(back[list(frame.columns)], frame)
+    assert back["chosen_persona"].notna().all()
+
+
+def test_columns_of_dicts_under_other_names_come_back(provider: BatchServer, place: Path) -> None:
+    data = [
+        {"question": p["prompt"], "chosen": p["chosen"], "rejected": p["rejected"], "extra": [n]}
+        for n, p in enumerate(pairs(3))
+    ]
+    batch = submit(provider, data, place / "b", columns={"prompt": "question"})
+    own = collect(batch).to_arrow().select(["question", "chosen", "rejected", "extra"])
+    assert own.to_pylist() == data
+
+
+def test_bad_rows_keep_their_place_and_their_error(provider: BatchServer, place: Path) -> None:
+    data: list[Any] = pairs(5)
+    data[1] = {**data[1], "rejected": data[1]["chosen"]}
+    data[3] = {"prompt": "Only this"}
+    table = collect(submit(provider, data, place / "b"))
+    assert [row.error is None for row in table] == [True, False, True, False, True]
+    assert [row.error for row in table] == [row.error for row in infer(provider, data)]
+    assert len(provider.lines) == 3
+
+
+def test_on_error_is_kept_until_the_rows_are_there(provider: BatchServer, place: Path) -> None:
+    data = [*pairs(3), {"prompt": " ", "chosen": "a", "rejected": "b"}]
+    with pytest.raises(DataError, match="row 3: prompt is empty"):
+        submit(provider, data, place / "never", on_error="raise")
+    assert (provider.calls, list(place.iterdir())) == ([], [])
+    table = collect(submit(provider, data, place / "drop", on_error="drop"))
+    assert (len(table), table.settings["dropped"]) == (3, 1)
+    assert table.to_arrow().num_rows == 3
+    provider.refuse = lambda body: "Question 9?" in json.dumps(body)
+    batch = submit(provider, pairs(10), place / "raise", on_error="raise")
+    with pytest.raises(RequestRejectedError, match=r"row 9: .*scripted refusal"):
+        collect(batch)
+
+
+class Longest:
+    def explains(self, preferences: Any, personas: Any) -> list[float]:
+        return [float(len(str(persona))) for persona in personas]
+
+
+def test_candidates_are_chosen_among_when_they_are_there(
+    provider: BatchServer, place: Path
+) -> None:
+    replies = iter(range(1000))
+
+    def reply(body: dict[str, Any]) -> Reply:
+        persona = {"evidence": "e", "trait": f"t{'x' * next(replies)}", "preference": "p"}
+        return Reply({"person_1": persona, "person_2": persona})
+
+    provider.llm.reply = reply
+    with pytest.raises(InvalidArgumentError, match="collect_batch"):
+        submit(provider, pairs(2), place / "never", candidates=3, select=Longest())
+    batch = submit(provider, pairs(2), place / "b", candidates=3)
+    assert len(provider.lines) == 6
+    calls = list(provider.calls)
+    with pytest.raises(InvalidArgumentError, match="needs select="):
+        collect(batch)
+    with pytest.raises(InvalidArgumentError, match="has no method explains"):
+        collect(batch, select="the best")
+    assert provider.calls == calls
+    for row in collect(batch, select=Longest()):
+        personas = [candidate.persona for candidate in row.chosen_candidates]
+        assert len(personas) == 3
+        assert row.chosen == max(personas, key=lambda persona: len(str(persona)))
+    with pytest.raises(InvalidArgumentError, match="nothing to choose from"):
+        collect(submit(provider, pairs(2), place / "plain"), select=Longest())
+
+
+def test_every_option_outlives_the_process(provider: BatchServer, place: Path) -> None:
+    """With exemplars and conversations of one's own; `collect_batch` would notice other requests."""
+    turns = (pi.Message(role="user", content="Hi"), pi.Message(role="user", content="Tea?"))
+    persona = pi.Persona(trait="calm", preference="tea")
+    shown = pi.Preference(prompt=turns, chosen="Yes.", rejected="No.")
+    exemplar = pi.Exemplar(preference=shown, chosen=persona, rejected=persona)
+    given: dict[str, Any] = {**OPTIONS, "exemplars": [exemplar], "cache_dir": place / "cache"}
+    given["api_base"] = provider.api_base
+    del given["columns"], given["progress"]
+    data = [pi.Preference(prompt=turns, chosen=f"Tea {n}.", rejected="Coffee.") for n in range(3)]
+    table = collect(pi.submit_batch(data, MODEL, place / "b", **given), api_key="key")
+    single = pi.infer_personas(data, MODEL, **given)
+    assert single.usage.cached == 3
+    assert list(table) == list(single)
+    assert table.settings == single.settings
+
+
+def test_an_llm_is_taken_with_its_own_options(provider: BatchServer, place: Path) -> None:
+    provider.api_key = "sk-of-this-endpoint"
+    model = pi.LLM("fake", api_base=provider.api_base, seed=8, api_key=provider.api_key)
+    batch = pi.submit_batch(pairs(2), model, place / "b")
+    assert {line["body"]["seed"] for line in provider.lines} == {8}
+    collect(batch, api_key=provider.api_key).raise_for_errors()
+    assert pi.infer_personas(pairs(2), model).usage.cached == 2
+
+
+# What is sent, and what is not
+
+
+def test_equal_pairs_are_submitted_once(provider: BatchServer, place: Path) -> None:
+    batch = submit(provider, pairs(2) * 20, place / "b")
+    assert (batch.rows, batch.requests, batch.sent, len(provider.lines)) == (40, 2, 2, 2)
+    table = collect(batch)
+    table.raise_for_errors()
+    assert (len(table), table.usage.calls) == (40, 2)
+
+
+def test_what_is_in_the_cache_is_not_submitted(provider: BatchServer, place: Path) -> None:
+    infer(provider, pairs(4))
+    batch = submit(provider, pairs(6), place / "b")
+    assert (batch.requests, batch.cached, batch.sent, len(provider.lines)) == (6, 4, 2, 2)
+    table = collect(batch)
+    table.raise_for_errors()
+    assert (table.usage.calls, table.usage.cached) == (2, 4)
+    assert infer(provider, pairs(6)).usage.cached == 6  # and what it brought is there afterwards
+    calls = list(provider.calls)
+    table = collect(submit(provider, pairs(6), place / "nothing is left"))
+    table.raise_for_errors()
+    assert (table.usage.calls, table.usage.cached, table.usage.cost) == (0, 6, 0.0)
+    assert provider.calls == calls
+
+
+def test_what_was_in_the_cache_is_in_the_folder_too(provider: BatchServer, place: Path) -> None:
+    """Between submitting and collecting lies a day, and perhaps another machine."""
+    infer(provider, pairs(4))
+    calls = list(provider.calls)
+    submit(provider, pairs(4), place / "all")
+    submit(provider, pairs(6), place / "some")
+    pi.clear_cache()
+    for name in ("all", "some"):
+        table = collect(place / name)
+        table.raise_for_errors()
+        assert table.usage.cached == 4
+    assert provider.count(ASK) == calls.count(ASK)
+
+
+def test_no_rows_are_no_batch(provider: BatchServer, place: Path) -> None:
+    assert len(collect(submit(provider, [], place / "none"))) == 0
+    table = collect(submit(provider, [7, "x"], place / "bad"))
+    assert [bool(row.error) for row in table] == [True, True]
+    assert provider.calls == []
+
+
+def test_a_cache_that_is_off_stays_empty(provider: BatchServer, place: Path) -> None:
+    infer(provider, pairs(3))
+    batch = submit(provider, pairs(5), place / "b", cache=False)
+    assert len(provider.lines) == 5
+    collect(batch).raise_for_errors()
+    assert pi.cache_info().replies == 3
+
+
+@pytest.mark.heavy
+def test_large_batches_are_split(provider: BatchServer, place: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 4)
+    batch = submit(provider, pairs(10), place / "count")
+    assert [part.requests for part in batch.parts] == [4, 4, 2]
+    assert (provider.count(UPLOAD), provider.count(CREATE)) == (3, 3)
+    collect(batch).raise_for_errors()
+    size = len((place / "count" / "requests-0000.jsonl").read_bytes()) // 4
+    monkeypatch.setattr(batch_folder, "MAX_BYTES", int(2.5 * size))
+    batch = submit(provider, pairs(5), place / "bytes", cache=False)
+    assert [part.requests for part in batch.parts] == [2, 2, 1]
+    monkeypatch.setattr(batch_folder, "MAX_BYTES", 10)  # what fits in no file goes alone
+    batch = submit(provider, pairs(2), place / "huge", cache=False)
+    assert [part.requests for part in batch.parts] == [1, 1]
+
+
+# Going on where it stopped
+
+
+def test_the_same_call_again_uploads_nothing(provider: BatchServer, place: Path) -> None:
+    first = submit(provider, pairs(3), place / "b")
+    assert submit(provider, pairs(3), place / "b") == first
+    collect(first)
+    submit(provider, pairs(3), place / "b")  # now that all is in the cache
+    assert (provider.count(UPLOAD), provider.count(CREATE)) == (1, 1)
+
+
+@pytest.mark.parametrize(("count", "seed"), [(4, None), (3, 1)], ids=["data", "options"])
+def test_other_data_or_options_need_another_folder(
+    provider: BatchServer, place: Path, count: int, seed: int | None
+) -> None:
+    submit(provider, pairs(3), place / "b")
+    with pytest.raises(InvalidArgumentError, match="other data or options"):
+        submit(provider, pairs(count), place / "b", seed=seed)
+    assert provider.calls == [UPLOAD, CREATE]
+
+
+def test_a_folder_of_something_else_is_left_alone(provider: BatchServer, place: Path) -> None:
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.txt").write_text("all of it")
+    (place / "file").touch()
+    for name, words in (("mine", "no batch"), ("file", "no batch"), ("file/below", "be made")):
+        with pytest.raises(InvalidArgumentError, match=words):
+            submit(provider, pairs(3), place / name)
+    assert everything(place) == b"all of it"
+    assert provider.calls == []
+    (place / "empty").mkdir()
+    assert submit(provider, pairs(1), place / "empty").sent == 1
+
+
+def test_a_source_that_breaks_leaves_no_folder(provider: BatchServer, place: Path) -> None:
+    def broken() -> Iterator[dict[str, str]]:
+        yield from pairs(3)
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        submit(provider, broken(), place / "b")
+    assert (provider.calls, list(place.iterdir())) == ([], [])
+
+
+def test_what_was_uploaded_is_not_uploaded_again(provider: BatchServer, place: Path) -> None:
+    provider.faults = [(CREATE, 400)]
+    with pytest.raises(RequestRejectedError, match="same call again goes on with") as caught:
+        submit(provider, pairs(3), place / "b")
+    assert str(place / "b") in str(caught.value)
+    with pytest.raises(BatchPendingError, match="not all of it was submitted"):
+        collect(place / "b")
+    batch = submit(provider, pairs(3), place / "b")
+    assert (provider.count(UPLOAD), provider.count(CREATE), len(provider.batches)) == (1, 2, 1)
+    collect(batch).raise_for_errors()
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
+@pytest.mark.heavy
+def test_however_often_it_dies_nothing_is_paid_for_twice(
+    provider: BatchServer, place: Path, monkeypatch: Patch, written: bool
+) -> None:
+    """At every save of the handle in turn, before it is written or after."""
+    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 2)
+    save, saves, lives = PersonaBatch.save, 0, 0
+
+    def dies(batch: PersonaBatch) -> None:
+        nonlocal saves
+        saves += batch.path == place / "b"  # the folder is made under another name
+        if saves > lives:
+            if written:
+                save(batch)
+            raise SystemExit
+        save(batch)
+
+    monkeypatch.setattr(PersonaBatch, "save", dies)
+    while True:
+        saves = 0
+        try:
+            batch = submit(provider, pairs(5), place / "b")
+        except SystemExit:
+            lives += not written  # a save that was made is not made again
+        else:
+            break
+    monkeypatch.setattr(PersonaBatch, "save", save)
+    assert [part.requests for part in batch.parts] == [2, 2, 1]
+    assert len(provider.batches) == provider.count(CREATE) == 3
+    collect(batch).raise_for_errors()
+    assert provider.llm.calls == 5
+
+
+def test_a_batch_whose_creation_was_not_answered_is_found(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.faults = [(CREATE, 0)]
+    batch = submit(provider, pairs(3), place / "b")
+    assert provider.calls == [UPLOAD, CREATE, LIST]
+    collect(batch).raise_for_errors()
+
+
+@pytest.mark.parametrize(
+    "listed", [b"{}", b"[]", b'{"data": [{"id": "batch-0"}], "has_more": false}']
+)
+def test_a_list_that_says_nothing_is_no_leave_to_pay_twice(
+    provider: BatchServer, place: Path, listed: bytes
+) -> None:
+    provider.faults = [(CREATE, 0), (LIST, listed)]
+    with pytest.raises(ReplyError, match="does not list its batches"):
+        submit(provider, pairs(3), place / "b")
+    submit(provider, pairs(3), place / "b")
+    assert provider.count(CREATE) == 1
+
+
+def test_where_it_cannot_be_found_no_second_one_is_made(provider: BatchServer, place: Path) -> None:
+    provider.faults = [(CREATE, 0), (LIST, 404), (LIST, 404)]
+    for _ in range(2):
+        with pytest.raises(ModelNotFoundError, match="may have made a batch of file-0"):
+            submit(provider, pairs(3), place / "b")
+    assert provider.count(CREATE) == 1
+
+
+@pytest.mark.heavy
+def test_two_processes_do_not_work_on_it_at_once(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    batch = submit(provider, pairs(2), place / "b")
+    monkeypatch.setattr(batch_folder, "_LOCK_PATIENCE", 0.05)
+    with batch.alone():
+        with pytest.raises(BatchPendingError, match="held by another process"):
+            submit(provider, pairs(2), place / "b")
+        with pytest.raises(BatchPendingError, match="held by another process"):
+            collect(batch)
+    collect(batch).raise_for_errors()
+
+
+def test_a_lock_that_cannot_be_taken_at_all_is_not_waited_for(
+    provider: BatchServer, place: Path
+) -> None:
+    submit(provider, pairs(2), place / "b")
+    (place / "b" / "lock").write_bytes(b"no database" * 1000)
+    with pytest.raises(BatchPendingError, match="cannot be written: file is not a database"):
+        collect(place / "b")
+
+
+def test_a_waiting_collector_keeps_what_a_submitter_has_done(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 1)
+    provider.statuses = ["in_progress", "in_progress", "completed"]
+    batch = submit(provider, pairs(2), place / "b")
+    provider.batches["batch-1"].statuses = ["failed"]
+
+    def submit_again(seconds: float) -> None:
+        patched.undo()
+        submit(provider, pairs(2), place / "b")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("personainfer.batch.submit.time.sleep", submit_again)
+        table = collect(batch)
+    table.raise_for_errors()
+    assert len(provider.batches) == 3
+
+
+def test_a_waiting_collector_notices_that_a_submitter_died(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 1)
+    provider.statuses = ["in_progress"]
+    batch = submit(provider, pairs(2), place / "b")
+    provider.batches["batch-1"].statuses = ["failed"]
+    provider.faults = [(CREATE, 400)]
+
+    def submit_again(seconds: float) -> None:
+        with pytest.raises(RequestRejectedError):
+            submit(provider, pairs(2), place / "b")
+
+    monkeypatch.setattr("personainfer.batch.submit.time.sleep", submit_again)
+    with pytest.raises(BatchPendingError, match="not all of it was submitted"):
+        collect(batch)
+
+
+def test_a_part_that_was_refused_as_a_whole_is_submitted_again(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 2)
+    batch = submit(provider, pairs(4), place / "b")
+    provider.batches["batch-1"].statuses = ["failed"]
+    provider.problem = "Enqueued token limit reached."
+    table = collect(batch)
+    assert [row.error is None for row in table] == [True, True, False, False]
+    assert "Enqueued token limit reached." in str(table[3].error)
+    batch = submit(provider, pairs(4), place / "b")
+    assert (provider.count(UPLOAD), provider.count(CREATE)) == (3, 3)
+    table = collect(batch)
+    table.raise_for_errors()
+    assert table.usage.calls == provider.llm.calls == 4
+
+
+def test_what_a_failed_batch_answered_is_not_paid_for_again(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.statuses, provider.answered = ["in_progress", "failed"], 3
+    table = collect(submit(provider, pairs(5), place / "b"))
+    assert [row.error is None for row in table] == [True, True, True, False, False]
+    submit(provider, pairs(5), place / "b")
+    assert provider.count(UPLOAD) == 1
+    provider.answered = None
+    assert submit(provider, pairs(5), place / "rest").sent == 2
+
+
+def test_collecting_again_costs_nothing(provider: BatchServer, place: Path) -> None:
+    """From the folder alone, wherever it was moved, and even when the cache was cleared."""
+    submit(provider, pairs(5), place / "b", seed=4)
+    table = collect((place / "b").rename(place / "moved"))
+    calls = list(provider.calls)
+    pi.clear_cache()
+    again = collect(str(place / "moved"))
+    assert list(again) == list(table)
+    assert again.usage == table.usage
+    assert provider.calls == calls
+
+
+COLLECT = """
+import sys, personainfer as pi
+pi.collect_batch(sys.argv[1], poll=0.01).save(sys.argv[2])
+"""
+
+
+@pytest.mark.heavy
+def test_another_process_collects_from_the_folder(provider: BatchServer, place: Path) -> None:
+    batch = submit(provider, pairs(5), place / "b")
+    target = place / "personas.parquet"
+    subprocess.run([sys.executable, "-c", COLLECT, str(place / "b"), str(target)], check=True)
+    table = pi.PersonaTable.load(target)
+    table.raise_for_errors()
+    calls = list(provider.calls)
+    again = collect(batch)
+    assert (list(again), again.usage) == (list(table), table.usage)
+    assert provider.calls == calls
+
+
+# Waiting
+
+
+def test_a_batch_that_is_not_done_says_how_far_it_is(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 2)
+    batch = submit(provider, pairs(4), place / "b")
+    provider.batches["batch-1"].statuses = ["in_progress"]
+    with pytest.raises(BatchPendingError, match="0 of 2 parts are done, 0 of 4 requests"):
+        collect(batch, wait=False)
+    with pytest.raises(BatchPendingError, match="1 of 2 parts are done, 2 of 4 requests") as caught:
+        collect(batch, timeout=0.1)
+    assert caught.value.retryable
+    assert provider.count(FETCH) == 1  # what is done is brought home at once
+    provider.batches["batch-1"].statuses = ["completed"]
+    collect(batch, wait=False).raise_for_errors()
+    assert provider.count(FETCH) == 2
+
+
+def test_waiting_survives_what_passes(provider: BatchServer, place: Path) -> None:
+    batch = submit(provider, pairs(2), place / "b")
+    provider.faults = [(LOOK, 500), (LOOK, 503), (LOOK, 429), (LOOK, 0), (FETCH, 500), (FETCH, 0)]
+    collect(batch).raise_for_errors()
+    assert provider.faults == []
+
+
+@pytest.mark.parametrize("said", [b"", b"{", b"\xff"], ids=["nothing", "half", "bytes"])
+def test_an_answer_that_is_not_json_is_asked_for_again(
+    provider: BatchServer, place: Path, said: bytes
+) -> None:
+    provider.faults = [(UPLOAD, said), (CREATE, said), (LOOK, said)]
+    batch = submit(provider, pairs(2), place / "b")
+    assert len(provider.batches) == 1
+    collect(batch).raise_for_errors()
+    assert provider.faults == []
+
+
+def test_a_file_that_breaks_off_is_fetched_again(provider: BatchServer, place: Path) -> None:
+    batch = submit(provider, pairs(2), place / "b")
+    provider.faults = [(FETCH, 1)]
+    collect(batch).raise_for_errors()
+    assert provider.count(FETCH) == 2
+
+
+def test_what_is_no_file_of_replies_is_not_kept(provider: BatchServer, place: Path) -> None:
+    """Else a gateway's page of regret, sent as 200, would cost every row its reply."""
+    batch = submit(provider, pairs(2), place / "b")
+    provider.faults = [(FETCH, b"<html>\nsorry\n</html>")]
+    with pytest.raises(ReplyError, match="holds no line of a batch"):
+        collect(batch, ask_missing=True)
+    collect(batch, ask_missing=True).raise_for_errors()
+    assert provider.count(ASK) == 0
+
+
+def test_a_state_of_odd_types_is_looked_at_again(provider: BatchServer, place: Path) -> None:
+    odd = {"id": "batch-0", "status": "in_progress", "output_file_id": 7, "errors": {"data": 7}}
+    batch = submit(provider, pairs(2), place / "b")
+    counts = {"request_counts": {"completed": "2", "failed": None}}
+    provider.faults = [(LOOK, json.dumps(odd | counts).encode())]
+    collect(batch).raise_for_errors()
+
+
+def test_files_that_have_no_names_yet_are_waited_for(provider: BatchServer, place: Path) -> None:
+    provider.late = 2
+    batch = submit(provider, pairs(2), place / "b")
+    collect(batch, ask_missing=True).raise_for_errors()
+    assert provider.count(ASK) == 0
+
+
+def test_a_timeout_holds_while_the_provider_fails(provider: BatchServer, place: Path) -> None:
+    batch = submit(provider, pairs(2), place / "b", patience=1e9)
+    provider.faults = [(LOOK, 500)] * 100_000
+    with pytest.raises(TransportError, match="scripted 500"):
+        collect(batch, timeout=0.05)
+
+
+def test_waiting_ends_with_what_does_not_pass(provider: BatchServer, place: Path) -> None:
+    provider.api_key = "sk-right"
+    batch = submit(provider, pairs(2), place / "b", patience=0.2, api_key="sk-right")
+    with pytest.raises(AuthenticationError):
+        collect(batch, api_key="sk-wrong")
+    assert provider.count(LOOK) == 1
+    provider.faults = [(LOOK, 500)] * 10_000
+    with pytest.raises(TransportError, match="scripted 500"):
+        collect(batch, api_key="sk-right")
+    provider.faults, provider.headers = [(LOOK, 429)], {"Retry-After": "3600"}
+    with pytest.raises(ModelError, match="refused"):
+        collect(batch, api_key="sk-right")
+    collect(batch, api_key="sk-right").raise_for_errors()
+
+
+def test_ctrl_c_while_waiting_loses_nothing(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    batch = submit(provider, pairs(2), place / "b")
+    with monkeypatch.context() as patched:
+        patched.setattr("personainfer.batch.submit.time.sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            collect(batch)
+    collect(batch).raise_for_errors()
+
+
+# What comes back
+
+
+def test_lines_that_are_missing_broken_foreign_or_doubled_cost_a_row_each_at_most(
+    provider: BatchServer, place: Path
+) -> None:
+    foreign = b'{"custom_id": "%s", "response": {"status_code": 200, "body": {}}}' % (b"ab" * 32)
+    odd = [b"[]", b"7", b'{"custom_id": 3}', b'{"custom_id": "no hex"}', b"", b"\xff\xfe", foreign]
+
+    def edit(lines: Lines) -> Lines:
+        broken = lines[1][:-20]
+        mojibake = lines[2].replace(b"custom_id", b"custom\xff_id")
+        return [*odd, lines[3], broken, lines[3], mojibake, lines[0], lines[5]]  # 4 is missing
+
+    provider.edit = edit
+    table = collect(submit(provider, pairs(6), place / "b"))
+    assert [row.error is None for row in table] == [True, False, False, True, False, True]
+    assert all("the batch brought no reply" in str(table[n].error) for n in (1, 2, 4))
+    assert table.usage.calls == 3
+    assert pi.cache_info().replies == 3
+
+
+def test_requests_that_fail_say_why(provider: BatchServer, place: Path) -> None:
+    faults = dict(enumerate((Fault.truncated(), Fault.refusal(), Fault.bad_schema())))
+
+    def number(body: dict[str, Any]) -> int:
+        turn = body["messages"][-1]["content"]
+        return next(n for n in range(5) if f"Question {n}?" in turn)
+
+    provider.llm.reply = lambda body: faults.get(number(body))
+    provider.refuse = lambda body: number(body) == 3
+    table = collect(submit(provider, pairs(5), place / "b"))
+    words = ["cut off at max_tokens", "refused", "not in the asked form", "scripted refusal"]
+    for row, word in zip(table, words, strict=False):
+        assert word in str(row.error)
+        assert row.chosen is None
+    assert table[4].chosen is not None
+    assert pi.cache_info().replies == 1
+    # An unusable reply is paid for; a request that was refused has no tokens.
+    assert table.usage.calls == 5
+    whole = infer(provider, pairs(5)[4:], cache=False)
+    assert table.usage.prompt_tokens == 4 * whole.usage.prompt_tokens
+
+
+def test_no_words_of_a_provider_break_the_table(provider: BatchServer, place: Path) -> None:
+    """JSON may spell half of a surrogate pair, which no file may hold; and say it at length."""
+    error = {"code": "c" * 10**6, "message": "\ud800"}
+
+    def edit(lines: Lines) -> Lines:
+        named = {"custom_id": json.loads(lines[0])["custom_id"], "response": None}
+        return [json.dumps({**named, "error": error}).encode(), *lines[1:]]
+
+    provider.edit = edit
+    table = collect(submit(provider, pairs(2), place / "b"))
+    table.save(place / "line.parquet")
+    assert len(str(table[0].error)) < 1000
+    provider.statuses, provider.problem = ["failed"], "\ud800"
+    collect(submit(provider, pairs(2), place / "whole", cache=False)).save(place / "b.parquet")
+
+
+@pytest.mark.parametrize("status", ["expired", "cancelled"])
+def test_a_batch_that_ends_early_keeps_what_it_answered(
+    provider: BatchServer, place: Path, status: str
+) -> None:
+    provider.statuses, provider.answered = ["in_progress", status], 3
+    table = collect(submit(provider, pairs(5), place / "b"))
+    assert [row.error is None for row in table] == [True, True, True, False, False]
+    assert "batch_expired" in str(table[4].error)
+    assert table.usage.calls == 3
+    provider.statuses, provider.answered = ["completed"], None
+    batch = submit(provider, pairs(5), place / "rest")
+    assert (batch.sent, batch.cached) == (2, 3)
+    collect(batch).raise_for_errors()
+    assert provider.llm.calls == 5
+
+
+def test_nothing_is_asked_singly_unless_it_is_wanted(provider: BatchServer, place: Path) -> None:
+    provider.edit = lambda lines: lines[:2]
+    batch = submit(provider, pairs(4), place / "b", prices=(10.0, 100.0))
+    assert len(collect(batch).errors) == 2
+    assert provider.count(ASK) == 0
+    table = collect(batch, ask_missing=True)
+    table.raise_for_errors()
+    assert provider.count(ASK) == 2
+    whole = infer(provider, pairs(4), cache=False, prices=(10.0, 100.0)).usage
+    assert (table.usage.calls, table.usage.prompt_tokens) == (4, whole.prompt_tokens)
+    assert whole.cost is not None
+    assert table.usage.cost == pytest.approx(whole.cost * 0.75, rel=0.05)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param({"seeds": 3}, "seed=", id="unknown"),
+        pytest.param({"candidates": 2, "temperature": 0}, "temperature", id="candidates"),
+        pytest.param({"rows_per_call": 4}, "rows_per_call=4: a batch has", id="packed"),
+        pytest.param({"api_base": "http://me:pw@127.0.0.1:9/v1"}, "password", id="password"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    place: Path, options: dict[str, Any], words: str
+) -> None:
+    base: dict[str, Any] = {"api_base": "http://127.0.0.1:9/v1"}
+    with pytest.raises((InvalidArgumentError, UnknownOptionError), match=words):
+        pi.submit_batch(pairs(1), "fake", place / "b", **{**base, **options})
+    assert list(place.iterdir()) == []
+
+
+def test_a_model_without_batches_says_so(llm: FakeLLM, place: Path) -> None:
+    weights = place / "tiny.gguf"
+    weights.write_bytes(b"GGUF")
+    with pytest.raises(InvalidArgumentError, match="no batch API"):
+        pi.submit_batch(pairs(1), f"local:{weights}", place / "local")
+    assert list(place.iterdir()) == [weights]
+    with pytest.raises(ModelNotFoundError, match="seems to have no batch API"):
+        pi.submit_batch(pairs(1), "fake", place / "b", api_base=llm.api_base)
+    assert llm.calls == 0
+
+
+def test_a_folder_without_a_batch_says_so(place: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="holds no batch"):
+        collect(place)
+    for handle in ('{"version": 2}', "{", "[]", "[" * 100_000):
+        (place / "batch.json").write_text(handle)
+        with pytest.raises(DataError, match="not the handle of a batch"):
+            collect(place)
+
+
+def test_a_folder_that_was_copied_in_part_says_so(provider: BatchServer, place: Path) -> None:
+    batch = submit(provider, pairs(1), place / "b")
+    batch.rows_file.unlink()
+    with pytest.raises(DataError, match="Copy the whole folder"):
+        collect(batch)
+
+
+@pytest.mark.parametrize("path", [7, None, ["b"]])
+def test_a_path_is_a_path(provider: BatchServer, place: Path, path: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="not the path of a folder"):
+        submit(provider, pairs(1), path)
+    with pytest.raises(InvalidArgumentError, match="not the path of a folder"):
+        collect(path)
+
+
+def test_a_handle_with_options_of_another_version_says_so(
+    provider: BatchServer, place: Path
+) -> None:
+    batch = submit(provider, pairs(1), place / "b")
+    batch.model_copy(update={"llm_options": {**batch.llm_options, "retries": 3}}).save()
+    with pytest.raises(DataError, match="no option retries="):
+        collect(batch)
+
+
+@pytest.mark.parametrize("bad", [{"poll": 0}, {"poll": "1"}, {"timeout": -1}, {"timeout": True}])
+def test_waiting_takes_seconds(provider: BatchServer, place: Path, bad: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match="seconds"):
+        pi.collect_batch(place, **bad)
+
+
+def test_requests_that_are_no_longer_the_same_are_not_collected(
+    provider: BatchServer, place: Path
+) -> None:
+    batch = submit(provider, pairs(2), place / "b")
+    batch.model_copy(update={"exemplars": "none"}).save()  # as if the prompts had changed
+    with pytest.raises(DataError, match=r"made by personainfer .* with litellm"):
+        collect(batch)
+
+
+# Money
+
+
+def test_a_batch_costs_the_price_of_batches(provider: BatchServer, place: Path) -> None:
+    listed, single = find_batch_price("gpt-4o-mini", None), find_price("gpt-4o-mini", None)
+    assert listed is not None
+    assert single is not None
+    assert listed.prompt == pytest.approx(single.prompt / 2)
+    assert find_batch_price("nobody/knows", None) is None
+    usage = collect(submit(provider, pairs(3), place / "b", prices=(2.0, 8.0))).usage
+    assert usage.prompt_tokens * usage.completion_tokens > 0
+    assert usage.cost == pytest.approx(usage.prompt_tokens * 1e-6 + usage.completion_tokens * 4e-6)
+    assert collect(submit(provider, pairs(3), place / "unknown", seed=2)).usage.cost is None
+
+
+def test_the_budget_holds_for_the_whole_batch(provider: BatchServer, place: Path) -> None:
+    prices = (10.0, 10.0)
+    with pytest.raises(BudgetExceededError, match="3 requests may cost"):
+        submit(provider, pairs(3), place / "b", budget=0.001, prices=prices)
+    assert (provider.calls, list(place.iterdir())) == ([], [])
+    batch = submit(provider, pairs(3), place / "b", budget=1.0, prices=prices)
+    cost = collect(batch).usage.cost
+    assert cost is not None
+    assert 0 < cost < 1.0
+
+
+def test_the_budget_counts_the_batch_before_what_is_asked_singly(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.edit = lambda lines: lines[:3]
+    options: dict[str, Any] = {"prices": (10.0, 10.0), "max_tokens": 100}
+    most = collect(submit(provider, pairs(4), place / "a", **options)).usage.cost
+    assert most is not None
+    batch = submit(provider, pairs(4), place / "b", cache=False, budget=8 * most, **options)
+    kept = json.loads((place / "b" / "batch.json").read_text())
+    kept["llm_options"]["budget"] = most  # what the batch took: nothing is left
+    (place / "b" / "batch.json").write_text(json.dumps(kept))
+    table = collect(batch, ask_missing=True)
+    assert "of the budget" in str(table[3].error)
+    assert provider.count(ASK) == 0
+
+
+def test_batches_of_one_model_share_its_budget(provider: BatchServer, place: Path) -> None:
+    """The first may cost $0.15: three replies of 100 tokens, at half of $1,000 a million."""
+    options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "budget": 0.2}
+    model = pi.LLM("fake", api_base=provider.api_base, **options)
+    pi.submit_batch(pairs(3), model, place / "first")
+    with pytest.raises(BudgetExceededError, match=r"of the budget \$0.05 is left"):
+        pi.submit_batch(pairs(6), model, place / "second")
+    assert len(provider.batches) == 1

@@ -1,0 +1,124 @@
+"""Rows, tables and calls that several tests build alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import personainfer as pi
+from personainfer.batch.submit import PersonaBatch
+from personainfer.records import Message
+
+from .batch_server import BatchServer
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pairs(count: int) -> list[dict[str, str]]:
+    """Distinct preference pairs."""
+    return [
+        {
+            "prompt": f"Question {n}?",
+            "chosen": f"Short answer {n}.",
+            "rejected": f"Long answer {n}…",
+        }
+        for n in range(count)
+    ]
+
+
+def shared(name: str) -> Path:
+    """A file of real data beside the project, or a skip that says so."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"no real data here: {name} is not beside the project")
+    return path
+
+
+BRIEF = pi.Persona(trait="pressed for time", preference="short answers")
+
+
+CURIOUS = pi.Persona(trait="curious", preference="long answers", flags=("ungrammatical",))
+
+
+CHAT = (
+    Message(role="system", content="Be kind."),
+    Message(role="user", content="Hello"),
+    Message(role="assistant", content="Hi."),
+    Message(role="user", content="How are you?"),
+)
+
+
+def row(n: int, **fields: Any) -> pi.PersonaRow:
+    pair = {"prompt": f"Question {n}?", "chosen": "Short.", "rejected": "Long.", "id": f"r{n}"}
+    values = {"chosen": BRIEF, "rejected": CURIOUS, "preference": pi.Preference(**pair), **fields}
+    return pi.PersonaRow(n, **values)
+
+
+def table(rows: int = 3) -> pi.PersonaTable:
+    return pi.PersonaTable([row(n) for n in range(rows)])
+
+
+def repeated(rows: int = 400) -> pi.PersonaTable:
+    """Each prompt four times, in other white space and case."""
+    spelt = ("Question {}?", " Question  {}? ", "question {}?", "QUESTION {}?")
+    made = [
+        row(
+            n,
+            preference=pi.Preference(
+                prompt=spelt[n % 4].format(n // 4), chosen=f"A {n}", rejected="B", id=f"r{n}"
+            ),
+        )
+        for n in range(rows)
+    ]
+    return pi.PersonaTable(made)
+
+
+def until(happened: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Poll; fail at the deadline."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            pytest.fail(f"did not happen within {seconds:g} s")
+        time.sleep(0.001)
+
+
+def submit(provider: BatchServer, data: object, path: Path, **options: Any) -> PersonaBatch:
+    return pi.submit_batch(data, "fake", path, api_base=provider.api_base, **options)
+
+
+def collect(batch: PersonaBatch | Path | str, **options: Any) -> pi.PersonaTable:
+    return pi.collect_batch(batch, poll=0.001, **options)
+
+
+def everything(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+OPTIONS: dict[str, Any] = {
+    "sides": "chosen",
+    "protocol": "separate",
+    "exemplars": "none",
+    "rows_per_call": 1,  # the default: more of them needs both sides
+    "columns": {"prompt": "question"},
+    "on_error": "drop",
+    "progress": False,
+    "api_base": "http://127.0.0.1:9/v1",
+    "api_key": "key",
+    "temperature": 0.5,
+    "max_tokens": 100,
+    "seed": 3,
+    "max_concurrency": 4,
+    "rpm": 60,
+    "tpm": 10_000,
+    "timeout": 5.0,
+    "max_attempts": 2,
+    "budget": 1.0,
+    "cache": True,
+}
+
+
+MODEL = "openai/gpt-4o-mini"

@@ -1,0 +1,632 @@
+"""The command line: files and pipes, exit codes, errors without a traceback, nothing loaded for help."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import personainfer as pi
+from personainfer.cli.commands import app, main
+from personainfer.cli.streams import in_a_shell
+from personainfer.testing import FakeLLM, Fault, Reply
+
+from ..builders import pairs, table, until
+
+ROOT = Path(__file__).parents[2]
+# What pip writes as the script, with the entry point of the project.
+SCRIPT = (
+    "import sys; sys.argv[0] = 'personainfer'; from personainfer.cli.commands import main; main()"
+)
+COMMANDS = ("infer", "estimate", "verify", "export", "report", "cache", "formats")
+
+Run = Callable[..., Result]
+Script = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoked(*arguments: str, given: str | bytes | None = None) -> Result:
+        return CliRunner().invoke(app, list(arguments), input=given, prog_name="personainfer")
+
+    return invoked
+
+
+@pytest.fixture
+def reach(llm: FakeLLM) -> list[str]:
+    """The options that send a command to the model on loopback."""
+    return ["--model", "fake", "--api-base", llm.api_base]
+
+
+def written(rows: list[dict[str, Any]], name: str = "pairs.jsonl") -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return name
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def made_table(reach: list[str], run: Run, rows: int = 4) -> str:
+    assert run("infer", written(pairs(rows)), "-o", "table.parquet", *reach).exit_code == 0
+    return "table.parquet"
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    """Starts the console script in a process of its own; none lives longer than a minute."""
+    with ExitStack() as stack:
+
+        def started(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                **options,
+            )
+            stack.enter_context(process)
+            deadline = threading.Timer(60, process.kill)
+            deadline.start()
+            stack.callback(deadline.cancel)
+            stack.callback(process.kill)
+            return process
+
+        yield started
+
+
+# The script itself
+
+
+def test_the_project_installs_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, name = project["scripts"]["personainfer"].partition(":")
+    assert getattr(import_module(module), name) is main
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "infer --help", "export --help"])
+def test_help_loads_nothing_heavy(arguments: str) -> None:
+    source = (
+        "import sys\ntry:\n    " + SCRIPT + "\nexcept SystemExit:\n    pass\n"
+        "heavy = {'litellm', 'instructor', 'pyarrow', 'numpy', 'aiohttp', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source, *arguments.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert done.stdout
+    assert done.stderr == "[]\n"
+
+
+def test_the_version(run: Run) -> None:
+    result = run("--version")
+    assert (result.stdout, result.exit_code) == (f"personainfer {pi.__version__}\n", 0)
+
+
+def test_help_names_every_command_and_exit_code(run: Run) -> None:
+    said = run("--help").stdout
+    for word in (*COMMANDS, "0    done", "3    done, but some rows failed", "130", "141"):
+        assert word in said
+    for command in COMMANDS:
+        assert run(command, "-h").exit_code == 0
+
+
+def test_it_completes_commands_options_and_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    def completed(line: str) -> str:
+        shell = {"_PERSONAINFER_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        shell["COMP_CWORD"] = str(len(line.split(" ")) - 1)
+        for name, value in shell.items():
+            monkeypatch.setenv(name, value)
+        return CliRunner().invoke(app, prog_name="personainfer").stdout
+
+    assert set(completed("personainfer e").split()) == {"estimate", "export"}
+    assert "--rows-per-call" in completed("personainfer infer --rows")
+    assert set(completed("personainfer export t --format trl-d").split()) == {"trl-dpo"}
+
+
+# infer
+
+
+def test_lines_in_lines_out(run: Run, reach: list[str]) -> None:
+    data = [{**pair, "n": n, "note": "é"} for n, pair in enumerate(pairs(3))]
+    result = run("infer", written(data), *reach)
+    assert result.exit_code == 0
+    found = lines(result.stdout)
+    assert [{name: row[name] for name in data[0]} for row in found] == data
+    expected = pi.infer_personas(data, "fake", api_base=reach[-1])
+    assert [row["chosen_persona"] for row in found] == [str(row.chosen) for row in expected]
+    assert {row["persona_error"] for row in found} == {None}
+    assert "3 rows, 0 failed" in result.stderr
+    assert "é" in result.stdout
+
+
+def test_a_pipe_in(run: Run, reach: list[str], llm: FakeLLM) -> None:
+    text = "".join(json.dumps(pair) + "\n" for pair in pairs(5))
+    result = run("infer", "-", *reach, "--limit", "2", given=text)
+    assert [row["prompt"] for row in lines(result.stdout)] == ["Question 0?", "Question 1?"]
+    assert llm.calls == 2
+
+
+def test_a_table_out_is_one_that_loads(run: Run, reach: list[str]) -> None:
+    table = pi.PersonaTable.load(made_table(reach, run))
+    assert len(table) == 4
+    assert table.errors == []
+    assert table.settings["model"] == "fake"
+
+
+def test_lines_in_a_file_that_is_whole_or_not_there(run: Run, reach: list[str]) -> None:
+    assert run("infer", written(pairs(2)), "-o", "out.jsonl", *reach).exit_code == 0
+    assert len(lines(Path("out.jsonl").read_text(encoding="utf-8"))) == 2
+    assert sorted(os.listdir()) == ["cache", "out.jsonl", "pairs.jsonl"]
+    with FakeLLM(faults=[Fault.status(401)]) as refusing:
+        ended = run(
+            "infer", "pairs.jsonl", "-o", "b.jsonl", "-m", "x", "--api-base", refusing.api_base
+        )
+    assert ended.exit_code == 4
+    assert "Error: " in ended.stderr
+    assert sorted(os.listdir()) == ["cache", "out.jsonl", "pairs.jsonl"]
+
+
+@pytest.mark.parametrize("output", ["-", "out.jsonl", "out.parquet"])
+def test_rows_that_fail_have_an_exit_code_of_their_own(
+    output: str, run: Run, reach: list[str]
+) -> None:
+    data = written([*pairs(2), {"prompt": "Q?", "chosen": "A", "rejected": "A"}])
+    result = run("infer", data, "-o", output, *reach)
+    assert result.exit_code == 3
+    assert "3 rows" in result.stderr
+    assert "1 failed" in result.stderr
+    assert "row 2: chosen and rejected are the same text" in result.stderr
+    assert run("infer", data, "-o", output, "--on-error", "drop", *reach).exit_code == 0
+    assert run("infer", data, "-o", output, "--on-error", "raise", *reach).exit_code == 2
+
+
+def test_a_summary_for_machines(run: Run, reach: list[str]) -> None:
+    data = written([*pairs(2), {"prompt": "Q?", "chosen": "A", "rejected": "A"}])
+    result = run("infer", data, "-o", "out.parquet", "--json", *reach)
+    told = json.loads(result.stdout)
+    assert (told["rows"], told["failed"], told["output"]) == (3, 1, "out.parquet")
+    assert told["usage"]["calls"] == 2
+    again = run("infer", data, "--json", *reach)  # data on standard output, so it goes beside
+    assert json.loads(again.stderr)["usage"]["cached"] == 2
+    assert len(lines(again.stdout)) == 3
+
+
+def test_a_bar_where_it_is_asked_for(
+    run: Run, reach: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = written(pairs(2))
+    assert "row/s" in run("infer", data, "--progress", *reach).stderr
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # as in a notebook, which is no terminal
+    for quiet in ([], ["--no-progress"]):
+        assert "row/s" not in run("infer", data, *quiet, *reach).stderr
+
+
+def test_failed_rows_are_asked_again_by_the_same_call_or_by_retry(run: Run) -> None:
+    data = written(pairs(3))
+    with FakeLLM(faults=[Fault.status(400)]) as llm:
+        reach = ["--model", "fake", "--api-base", llm.api_base, "--max-concurrency", "1"]
+        assert run("infer", data, "-o", "table.parquet", *reach).exit_code == 3
+        assert llm.calls == 3
+        mended = run("infer", "--retry", "table.parquet", "-o", "mended.parquet", *reach)
+        assert (mended.exit_code, llm.calls) == (0, 4)
+        assert run("infer", data, "-o", "again.parquet", *reach).exit_code == 0
+        assert llm.calls == 4
+        assert len(pi.PersonaTable.load("table.parquet").errors) == 1
+        assert run("infer", "--retry", "table.parquet").exit_code == 0  # the table knows its model
+    for name in ("table", "mended", "again"):
+        assert pi.PersonaTable.load(f"{name}.parquet").errors == []
+
+
+def test_a_look_at_the_first_request_sends_nothing(
+    run: Run, reach: list[str], llm: FakeLLM
+) -> None:
+    bad = {"prompt": "", "chosen": "A", "rejected": "B"}
+    data = written([bad, *pairs(2)])
+    body = json.loads(run("infer", data, "--dry-run", "--json", "--seed", "7", *reach).stdout)
+    assert (body["model"], body["seed"]) == ("fake", 7)
+    assert "Question 0?" in body["messages"][-1]["content"]
+    text = run("infer", data, "--dry-run", *reach).stdout
+    assert "--- system\n" in text
+    assert body["messages"][-1]["content"] in text
+    packed = run("infer", written(pairs(2)), "--dry-run", "--rows-per-call", "2", *reach).stdout
+    assert "Question 0?" in packed
+    assert "Question 1?" in packed
+    assert llm.calls == 0
+    unusable = run("infer", written([bad]), "--dry-run", *reach)
+    assert unusable.exit_code == 2
+    assert "prompt is empty" in unusable.stderr
+
+
+def test_candidates_are_chosen_by_a_judge(run: Run) -> None:
+    def reply(request: Any) -> Reply | None:
+        return Reply({"answer": "1"}) if request["model"] == "critic" else None
+
+    with FakeLLM(reply=reply) as llm:
+        reach = ["--model", "fake", "--api-base", llm.api_base, "--judge", "critic"]
+        result = run("infer", written(pairs(1)), "--candidates", "2", "-o", "t.parquet", *reach)
+    assert result.exit_code == 3  # a judge that always says 1 explains nothing
+    assert len(pi.PersonaTable.load("t.parquet")[0].chosen_candidates) == 2
+
+
+def test_columns_of_other_names(run: Run, reach: list[str]) -> None:
+    data = written([{"q": "Q?", "good": "A", "bad": "B"}])
+    named = ["--column", "prompt=q", "--column", "chosen=good", "--column", "rejected=bad"]
+    assert run("infer", data, *named, *reach).exit_code == 0
+    unknown = run("infer", data, *reach)
+    assert unknown.exit_code == 2
+    assert "'q'" in unknown.stderr
+    assert "which is which: --column prompt=question." in unknown.stderr
+    assert run("infer", data, "--column", "promt=q", *reach).exit_code == 2
+
+
+def test_text_that_is_no_utf8_costs_its_row(run: Run, reach: list[str]) -> None:
+    Path("pairs.csv").write_bytes(b"prompt,chosen,rejected\nQ?,A\xff,B\nR?,A,B\n")
+    result = run("infer", "pairs.csv", *reach)
+    assert result.exit_code == 3
+    assert [bool(row["persona_error"]) for row in lines(result.stdout)] == [True, False]
+
+
+def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> None:
+    reach = ["--model", "fake", "--api-base", "http://127.0.0.1:1/v1", "--max-attempts", "1"]
+    one = run("infer", written(pairs(1)), "-o", "out.parquet", *reach)
+    assert one.stderr.startswith("1 row in out.parquet, 1 failed\n1 call, 0 from the cache")
+    assert "is --api-base its address" in one.stderr
+    assert "more" not in one.stderr
+    five = run("infer", written(pairs(5)), *reach)
+    assert five.exit_code == 3
+    assert five.stderr.endswith("\n  … and 2 more; persona_error says why\n")
+    assert "is api_base= its address" in lines(five.stdout)[0]["persona_error"]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ('pass api_key=, or try model="local".', 'pass --api-key, or try --model "local".'),
+        ("Say: columns={'prompt': 'the column'}.", "Say: --column prompt=the column."),
+        ("max_model=3 and nothing else=4", "max_model=3 and nothing else=4"),
+        ("output='t.parquet' is no table", "--output 't.parquet' is no table"),
+    ],
+)
+def test_errors_name_options_not_arguments(message: str, said: str) -> None:
+    assert in_a_shell(message) == said
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("infer", "Missing argument 'DATA'"),
+        ("infer nowhere.jsonl", "file not found"),
+        ("infer pairs.jsnol", "is no file. Supported are .jsonl, .json, .csv, .parquet (the"),
+        ("infer nowhere.jsonl --model nonsense", "file not found"),
+        ("infer pairs.jsonl -o out.csv", "'out.csv' is neither"),
+        ("infer pairs.jsonl -o no/out.jsonl", "in a folder that exists"),
+        ("infer pairs.jsonl -o ./pairs.jsonl", "is the input"),
+        ("infer pairs.jsonl -o no/out.parquet", "there is no folder"),
+        ("infer pairs.jsonl --modle fake", "No such option: --modle"),
+        ("infer pairs.jsonl --sides left", "'left' is not one of"),
+        ("infer pairs.jsonl --limit 0", "Invalid value for '--limit'"),
+        ("infer pairs.jsonl --column question", "'question' is not NAME=VALUE"),
+        ("infer pairs.jsonl --column question=prompt", "--column has no 'question': ours"),
+        ("infer pairs.jsonl --column prompt=question", "--column prompt is 'question', which is"),
+        ("infer pairs.jsonl --temperature 9", "--temperature 9.0 must be between"),
+        ("infer pairs.jsonl --candidates 2", "more than one needs --judge"),
+        ("infer pairs.jsonl -o taken.jsonl", "'taken.jsonl' is neither"),
+        ("infer pairs.jsonl --dry-run --retry", "it has no use with --dry-run"),
+        ("infer pairs.jsonl --budget 1", "price of 'fake' is not known"),
+        ("infer --retry pairs.jsonl", "is not a table of personas"),
+        ("infer --retry nowhere.parquet", "No such file"),
+        ("infer --retry table.parquet --limit 2", "it has no use with --retry"),
+        ("infer --retry table.parquet -o out.jsonl", "no path that ends in .parquet"),
+        ("infre pairs.jsonl", "Did you mean 'infer'?"),
+        ("export nowhere.parquet", "does not exist"),
+        ("export pairs.jsonl", "is not a table of personas"),
+        ("export table.parquet --format trl-dop", "Did you mean 'trl-dpo'?"),
+        ("export table.parquet -o rows.csv", "neither a folder nor"),
+        ("export table.parquet -o table.parquet", "is a table of personas"),
+        ("export table.parquet -o set --split train", "'train' is not NAME=VALUE"),
+        ("export table.parquet -o set --split train=most", "could not convert"),
+        ("export table.parquet -o set --split train=0.5", "add up to 0.5"),
+        ("export table.parquet --drop-flag refused", "--drop-flag 'refused'"),
+        ("export table.parquet --template nothing", "--template 'nothing'"),
+        ("report table.parquet -o page.pdf", "a report is an .html file"),
+        ("verify table.parquet", "Missing option '--judge'"),
+        ("verify table.parquet --judge fake -o out.csv", "no path that ends in .parquet"),
+        ("cache --model fake", "it is for --clear"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_sent(
+    line: str, said: str, run: Run, reach: list[str], llm: FakeLLM
+) -> None:
+    table().save("table.parquet")
+    written(pairs(1))
+    Path("taken.jsonl").mkdir()
+    before = sorted(os.listdir())
+    where = reach if line.startswith("infer pairs.jsonl") else []
+    result = run(*shlex.split(line), *where)
+    assert result.exit_code == 2
+    assert " ".join(result.stderr.split()).replace("' '", "''").count(said) == 1
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert sorted({*os.listdir()} - {"cache"}) == before
+    assert llm.calls == 0
+
+
+def test_a_bug_is_not_taken_for_a_mistake(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pi, "cache_info", broken)
+    result = run("cache")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+# The other commands
+
+
+def test_estimate(run: Run, reach: list[str], llm: FakeLLM) -> None:
+    data = written([*pairs(3), {"prompt": "", "chosen": "A", "rejected": "B"}])
+    priced = [*reach, "--prices", "1", "2"]
+    found = json.loads(run("estimate", data, "--json", *priced).stdout)
+    direct = pi.estimate_cost(data, "fake", api_base=llm.api_base, prices=(1.0, 2.0))
+    assert found == direct.model_dump()
+    text = run("estimate", data, *reach).stdout
+    assert "4 rows, 1 of which cannot be used" in text
+    assert "cost unknown" in text
+    assert json.loads(run("estimate", data, "--limit", "1", "--json", *reach).stdout)["rows"] == 1
+    assert llm.calls == 0
+
+
+def test_verify(run: Run, reach: list[str]) -> None:
+    made = made_table(reach, run)
+    with FakeLLM(reply=lambda request: Reply({"answer": "1"})) as judge:
+        asked = ["--judge", "critic", "--api-base", judge.api_base]
+        result = run("verify", made, "-o", "judged.parquet", *asked)
+        told = json.loads(run("verify", made, "--json", *asked).stdout)
+    assert result.exit_code == 0
+    assert "Verification by critic" in result.stdout
+    assert told["overall"]["accuracy"]["value"] == 0.5
+    judged = pi.PersonaTable.load("judged.parquet")
+    assert judged.added["chosen_verified_score"] == [0.5] * 4
+    assert judged.settings["verified_by"] == "critic"
+
+
+def test_verify_says_where_the_judge_failed(run: Run, reach: list[str]) -> None:
+    made = made_table(reach, run)
+
+    def reply(request: Any) -> Reply:
+        text = json.dumps(request["messages"])
+        return Reply({"answer": "1"} if "Question 0" in text else "neither of them")
+
+    with FakeLLM(reply=reply) as judge:
+        result = run("verify", made, "--judge", "critic", "--api-base", judge.api_base)
+        dead = run("verify", made, "--judge", "critic", "--api-base", "http://127.0.0.1:9/v1",
+                   "--max-attempts", "1")  # fmt: skip
+    assert result.exit_code == 3
+    assert dead.exit_code == 4
+    assert "Traceback" not in dead.stderr
+
+
+def test_export(run: Run, reach: list[str]) -> None:
+    made = made_table(reach, run, rows=40)
+    splits = ["--split", "train=0.5", "--split", "test=0.5"]
+    result = run("export", made, "-o", "set", "-f", "trl-kto", "--persona", "both", *splits)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "trl-kto: train " in result.stderr
+    names = sorted(str(p.relative_to("set")) for p in Path("set").rglob("*") if p.is_file())
+    assert names == ["README.md", "data/test.parquet", "data/train.parquet"]
+    told = json.loads(run("export", made, "-o", "set", "--json", *splits).stdout)
+    assert sum(told["rows"].values()) == 40
+    assert told["card"] == "set/README.md"
+
+
+def test_export_to_a_pipe(run: Run, reach: list[str]) -> None:
+    made = made_table(reach, run)
+    plain = ["--persona-in", "plain", "--persona", "rejected", "--drop-flag", "refusal"]
+    result = run("export", made, *plain, "--title", "unused")
+    expected = pi.tailoring_rows(pi.PersonaTable.load(made), persona="rejected", persona_in="plain")
+    assert lines(result.stdout) == list(expected)
+    beside = run("export", made, *plain, "--json")
+    assert json.loads(beside.stderr)["rows"] == {"train": 4}
+
+
+def test_report(run: Run, reach: list[str]) -> None:
+    made = made_table(reach, run)
+    result = run("report", made, "-o", "page.html", "--title", "Tea drinkers")
+    assert result.stdout == "page.html\n"
+    assert "Tea drinkers" in Path("page.html").read_text(encoding="utf-8")
+    again = run("report", made, "-o", "page.html", "--json")
+    assert json.loads(again.stdout) == {"report": "page.html"}
+
+
+def test_cache(run: Run, reach: list[str]) -> None:
+    made_table(reach, run)
+    told = json.loads(run("cache", "--json").stdout)
+    assert (told["replies"], told["models"]) == (4, {"fake": 4})
+    assert "4 replies" in run("cache").stdout
+    assert "fake: 4" in run("cache").stdout
+    assert "0 deleted" in run("cache", "--clear", "-m", "other").stderr
+    assert json.loads(run("cache", "--clear", "--json").stdout) == {"deleted": 4}
+    assert json.loads(run("cache", "--json").stdout)["replies"] == 0
+
+
+def test_formats(run: Run) -> None:
+    text = run("formats").stdout
+    for said in (".jsonl", "PKU-SafeRLHF", "trl-dpo: prompt, chosen, rejected (DPOTrainer)"):
+        assert said in text
+    told = json.loads(run("formats", "--json").stdout)
+    assert told["exports"]["trl-kto"]["columns"] == "prompt, completion, label"
+
+
+# Processes: pipes and signals
+
+
+def test_rows_come_through_a_pipe_before_it_ends(script: Script) -> None:
+    with FakeLLM() as llm:
+        reach = ["--model", "fake", "--api-base", llm.api_base, "--max-concurrency", "1"]
+        process = script("infer", "-", *reach)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.writelines(json.dumps(pair) + "\n" for pair in pairs(60))
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["prompt"] == "Question 0?"
+        process.stdin.close()
+        assert len(process.stdout.readlines()) == 59
+        assert process.wait() == 0
+
+
+def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path, script: Script) -> None:
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs(2000)))
+    with FakeLLM(latency=0.01) as llm:
+        reach = ["--model", "fake", "--api-base", llm.api_base, "--max-concurrency", "4"]
+        process = script("infer", "pairs.jsonl", *reach, cwd=tmp_path)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["prompt"] == "Question 0?"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 141
+        assert llm.calls < 2000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send there")
+@pytest.mark.heavy
+@pytest.mark.parametrize("output", ["-", "out.parquet"])
+def test_an_interrupted_run_goes_on_from_the_cache(
+    output: str, tmp_path: Path, script: Script
+) -> None:
+    rows = 400
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs(rows)))
+    with FakeLLM(latency=0.01) as llm:
+        reach = ["--model", "fake", "--api-base", llm.api_base, "--max-concurrency", "4"]
+        line = ["infer", "pairs.jsonl", "-o", output, *reach]
+        process = script(*line, cwd=tmp_path)
+        until(lambda: llm.calls > 40 or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate()
+        assert process.returncode == 130
+        assert error.startswith("Error: interrupted")
+        assert error.count("\n") == 1
+        assert llm.calls < rows
+        assert not list(tmp_path.glob("*.parquet"))
+        llm.latency = 0.0
+        again = script(*line, cwd=tmp_path)
+        _, error = again.communicate()
+        assert again.returncode == 0, error
+        assert llm.calls <= rows + 4  # what was in flight is asked again, nothing else
+
+
+@pytest.mark.heavy
+def test_the_lines_of_the_guide_run(tmp_path: Path) -> None:
+    """Every shell block of docs/cli.md, in one shell, as a reader would."""
+    guide = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
+    assert len(blocks) == 3
+    written(pairs(8), str(tmp_path / "pairs.jsonl"))
+    shell = f'set -e\npersonainfer() {{ {shlex.quote(sys.executable)} -c {shlex.quote(SCRIPT)} "$@"; }}\n'
+    with FakeLLM(reply=_judged) as llm:
+        lines_of = shell + "\n".join(blocks).replace("http://localhost:8000/v1", llm.api_base)
+        done = subprocess.run(
+            ["bash", "-c", lines_of],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "three.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    card = (tmp_path / "tailored" / "README.md").read_text(encoding="utf-8")
+    assert "`judge-model` saw a persona" in card
+    assert (tmp_path / "personas.html").exists()
+
+
+def _judged(request: Any) -> Reply | None:
+    return Reply({"answer": "1"}) if request["model"] == "judge-model" else None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell there cannot close a stream")
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("infer - {reach} <&-", 2, "standard input is closed"),
+        ("infer pairs.jsonl {reach} >&-", 2, "standard output is closed"),
+        ("estimate pairs.jsonl {reach} >&-", 0, ""),
+        ("infer pairs.jsonl -o rows.jsonl {reach} 2>&-", 0, ""),
+    ],
+)
+def test_a_closed_stream_is_no_bug(
+    line: str, code: int, said: str, reach: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs(2)))
+    done = subprocess.run(
+        [
+            *("sh", "-c", f'exec "$0" -c "$1" {line.format(reach=shlex.join(reach))}'),
+            *(sys.executable, SCRIPT),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "rows.jsonl").exists() is ("rows.jsonl" in line)
+
+
+def test_a_full_disk_is_no_wrong_argument(
+    run: Run, reach: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(stream: Any, out: Any, progress: Any) -> None:
+        next(stream)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("personainfer.cli.commands.write_rows", full)
+    result = run("infer", written(pairs(2)), "-o", "rows.jsonl", *reach)
+    assert result.exit_code == 4
+    assert "No space left" in result.stderr
+    assert not list(Path().glob("*rows.jsonl*"))
+
+
+def test_a_pipe_that_holds_something_else_is_refused(
+    run: Run, reach: list[str], llm: FakeLLM
+) -> None:
+    result = run("infer", "-", *reach, given="prompt,chosen,rejected\nWhy?,Yes.,No.\n")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "none of its first 2 rows can be read" in result.stderr
+    assert "line 1 is not JSON: Expecting value. Mend" in result.stderr
+    mixed = run("infer", "-", *reach, given='nothing\n{"prompt":"Q","chosen":"A","rejected":"B"}\n')
+    assert mixed.exit_code == 3
+    assert llm.calls == 1

