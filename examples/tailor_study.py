@@ -180,7 +180,7 @@ def within(
     """The first pairs whose preferences, with both personas, take no more tokens than that."""
     rows = arm_rows("personas", table, "dpo", place, 0)
     total = np.cumsum(count_tokens(rows, tokenizer))[1::2]  # two rows a pair
-    return table if budget is None else pi.PersonaTable(table[: int((total <= budget).sum())])
+    return table if budget is None else table[: int((total <= budget).sum())]
 
 
 def in_random_order(table: pi.PersonaTable, seed: int) -> pi.PersonaTable:
@@ -191,7 +191,7 @@ def in_random_order(table: pi.PersonaTable, seed: int) -> pi.PersonaTable:
 
 def first(table: pi.PersonaTable, count: int | None) -> pi.PersonaTable:
     """No more rows than that."""
-    return table if count is None else pi.PersonaTable(table[:count])
+    return table if count is None else table[:count]
 
 
 # Rewards

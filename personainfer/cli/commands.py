@@ -142,12 +142,24 @@ def infer(
         Literal["keep", "raise", "drop"] | None,
         typer.Option(help="Rows that fail: kept with the reason, or end the run, or left out."),
     ] = None,
+    details: Annotated[
+        bool,
+        typer.Option(
+            "--details",
+            help="In JSONL: also the trait, preference, evidence and flags of each persona.",
+        ),
+    ] = False,
     progress: Progress = None,
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
     """Infer the personas of every pair. The same command again pays for nothing twice."""
     asked = persona_options({**options, "on_error": on_error})
+    if details and (dry_run or retry or output.endswith(".parquet")):
+        raise typer.BadParameter(
+            "it is for JSONL: a table holds them, see PersonaTable.to_pandas(details=True).",
+            param_hint="--details",
+        )
     if dry_run:
         _refuse_beside("--dry-run", {"--retry": retry or None})
         from ..personas.infer import first_request
@@ -165,7 +177,7 @@ def infer(
     else:
         with opened_lines(output, data) as out:
             stream = pi.iter_personas(rows_of(data, limit), model, **asked)
-            done = write_rows(stream, out, progress)
+            done = write_rows(stream, out, progress, details)
         finish(done, None if output == "-" else Path(output), as_json)
 
 

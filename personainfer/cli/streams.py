@@ -80,14 +80,16 @@ class Done(NamedTuple):
         return cls(len(table), len(places), errors, table.usage)
 
 
-def write_rows(stream: PersonaStream, out: IO[str], progress: bool | None) -> Done:
-    """Each row as a line, as soon as it is there."""
+def write_rows(
+    stream: PersonaStream, out: IO[str], progress: bool | None, details: bool = False
+) -> Done:
+    """Write each row as a line, as soon as it is there; `details` as for `PersonaTable.to_pandas`."""
     from ..personas.infer import shown
 
     rows, failed, errors = 0, 0, list[str]()
     with stream:
         for row in shown(stream, progress):
-            out.write(_line(row))
+            out.write(_line(row, details))
             out.flush()
             rows += 1
             if row.error is not None:
@@ -96,12 +98,20 @@ def write_rows(stream: PersonaStream, out: IO[str], progress: bool | None) -> Do
     return Done(rows, failed, errors, stream.usage)
 
 
-def _line(row: PersonaRow) -> str:
+def _line(row: PersonaRow, details: bool) -> str:
     from ..data.arrow_columns import own_values
-    from ..data.table_reader import persona_columns
+    from ..data.table_reader import DETAILS, detail_columns, persona_columns
 
-    made = {name: text for name, (text,) in persona_columns([row])}
-    return _json({**own_values(row), **made}) + "\n"
+    own = own_values(row)
+    made: dict[str, Any] = {name: text for name, (text,) in persona_columns([row])}
+    if details:
+        if taken := [name for name in DETAILS if name in own]:
+            raise InvalidArgumentError(
+                f"the data has a column {taken[0]} already.",
+                hint="Rename it, or leave out --details.",
+            )
+        made |= {name: value for name, (value,) in detail_columns([row])}
+    return _json({**own, **made}) + "\n"
 
 
 @contextmanager

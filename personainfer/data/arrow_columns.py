@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 __all__ = [
+    "LISTS_OF_TEXT",
     "ColumnType",
     "OwnColumns",
     "WithAdded",
@@ -31,9 +32,11 @@ __all__ = [
     "own_values",
     "package_of",
     "plain_values",
+    "stored_type",
     "text_array",
     "type_of",
     "with_added",
+    "with_index_column",
     "with_texts",
     "without",
 ]
@@ -246,6 +249,30 @@ def with_texts(
     return pyarrow.Table.from_arrays(arrays, schema=schema)  # even if there were no columns before
 
 
+def with_index_column(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
+    """The table with a pandas index of its own that only counts written out, as a column.
+
+    Arrow keeps such an index as start, stop and step of the whole table. Of rows that were picked, which
+    lie at these places, it would be lost.
+    """
+    about = table.schema.metadata or {}
+    described = json.loads(about.get(b"pandas") or b"{}")
+    indexes = described.get("index_columns", [])
+    counted = [each for each in indexes if isinstance(each, dict) and each.get("kind") == "range"]
+    if len(counted) != 1 or len(indexes) != 1:
+        return table
+    import pyarrow
+
+    start, step, name = (counted[0][key] for key in ("start", "step", "name"))
+    field = "__index_level_0__" if name is None or name in table.column_names else str(name)
+    described["index_columns"] = [field]
+    kind = {"pandas_type": "int64", "numpy_type": "int64", "metadata": None}
+    described["columns"] += [{"name": name, "field_name": field, **kind}]
+    labels = pyarrow.array([start + step * place for place in places], pyarrow.int64())
+    metadata = {**about, b"pandas": json.dumps(described).encode()}
+    return table.append_column(field, labels).replace_schema_metadata(metadata)
+
+
 def text_array(values: Sequence[str | None]) -> pyarrow.Array[Any]:
     r"""Strings; half of a surrogate pair, which UTF-8 has not, becomes text such as \udcff."""
     import pyarrow
@@ -266,11 +293,33 @@ Added = Mapping[str, Sequence[Any]]
 
 
 class ColumnType(NamedTuple):
-    """The names of one type: in Arrow and Hugging Face, in pandas, in polars."""
+    """The names of one type: in Arrow and Hugging Face, in pandas, in polars; of values or lists of them."""
 
     arrow: Any  # a str, which pyarrow is typed to take only as a literal
     pandas: str
     polars: str
+    listed: bool = False
+
+    def in_arrow(self) -> Any:
+        """The type, as pyarrow has it."""
+        import pyarrow
+
+        kind = pyarrow.type_for_alias(self.arrow)
+        return pyarrow.list_(kind) if self.listed else kind
+
+    def in_polars(self) -> Any:
+        """The type, as polars has it."""
+        import polars
+
+        kind = getattr(polars, self.polars)
+        return polars.List(kind) if self.listed else kind
+
+    def in_hf(self) -> Any:
+        """The type, as a feature of Hugging Face datasets."""
+        import datasets
+
+        kind = datasets.Value(self.arrow)
+        return datasets.Sequence(kind) if self.listed else kind
 
 
 _TYPES: dict[type, ColumnType] = {
@@ -279,6 +328,21 @@ _TYPES: dict[type, ColumnType] = {
     int: ColumnType("int64", "Int64", "Int64"),
     float: ColumnType("float64", "float64", "Float64"),
 }
+
+
+Kinds = Mapping[str, ColumnType]
+
+
+def stored_type(kind: pyarrow.DataType) -> ColumnType:
+    """The type of a column that was added to a table, as its file has it."""
+    return next((known for known in _TYPES.values() if known.arrow == _alias(kind)), _TYPES[str])
+
+
+def _alias(kind: pyarrow.DataType) -> str:
+    return {"double": "float64"}.get(str(kind), str(kind))
+
+
+LISTS_OF_TEXT = ColumnType("string", "object", "String", listed=True)
 
 
 def type_of(name: str, values: Sequence[Any]) -> ColumnType:
@@ -323,35 +387,33 @@ def _plain(value: Any) -> Any:
     return None if kind.__name__ in ("NAType", "NaTType") else value  # what pandas has for None
 
 
-def with_added(table: pyarrow.Table, added: Added) -> pyarrow.Table:
-    """The table with these columns at its end."""
+def with_added(table: pyarrow.Table, added: Added, kinds: Kinds) -> pyarrow.Table:
+    """The table with these columns at its end, in these types."""
     for name, values in added.items():
-        table = table.append_column(name, _array(values, type_of(name, values)))
+        table = table.append_column(name, _array(values, kinds[name]))
     return table
 
 
 def _array(values: Sequence[Any], kind: ColumnType) -> pyarrow.Array[Any]:
     import pyarrow
 
-    if kind.arrow == "string":
+    if kind.arrow == "string" and not kind.listed:
         return text_array(values)
-    array: pyarrow.Array[Any] = pyarrow.array(values, pyarrow.type_for_alias(kind.arrow))
+    array: pyarrow.Array[Any] = pyarrow.array(values, kind.in_arrow())
     return array
 
 
 class WithAdded(OwnColumns):
     """The user's own columns and the added ones, for a file that holds both."""
 
-    def __init__(self, own: OwnColumns, added: Added) -> None:
-        self._own, self._added = own, added
-        # Of whole columns, once: a part of one may hold nothing, and a file has many parts.
-        self._types = {name: type_of(name, values) for name, values in added.items()}
+    def __init__(self, own: OwnColumns, added: Added, kinds: Kinds) -> None:
+        self._own, self._added, self._kinds = own, added, kinds
 
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
         """The columns of the rows from the first of `places` to the last."""
         start = places[0] if places else 0
         table = self._own.piece(places, rows)
-        for name, kind in self._types.items():
+        for name, kind in self._kinds.items():
             values = self._added[name][start : start + len(places)]
             table = table.append_column(name, _array(values, kind))
         return table

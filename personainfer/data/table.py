@@ -6,13 +6,15 @@ inferred. Frame libraries are imported where they are used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ..exceptions import InvalidArgumentError, MissingExtraError, RowsFailedError
 from ..records import PersonaRow, Usage
 from .arrow_columns import (
+    LISTS_OF_TEXT,
     ColumnType,
     WithAdded,
     in_narwhals,
@@ -26,7 +28,17 @@ from .arrow_columns import (
     with_texts,
 )
 from .table_display import figures, html_page, text_lines
-from .table_reader import COLUMNS, RECORD, StoredColumns, StoredRows, StoredTable, persona_columns
+from .table_reader import (
+    COLUMNS,
+    DETAILS,
+    RECORD,
+    StoredColumns,
+    StoredRows,
+    StoredTable,
+    detail_columns,
+    persona_columns,
+)
+from .table_selection import at_places, check_count, filtered, index_labels, ordered, sampled
 from .table_writer import write_table
 
 if TYPE_CHECKING:
@@ -53,12 +65,17 @@ class PersonaTable(Sequence[PersonaRow]):
         usage: Usage | None = None,
         settings: Mapping[str, Any] | None = None,
         added: Mapping[str, Sequence[Any]] | None = None,
+        kinds: Mapping[str, ColumnType] | None = None,
     ) -> None:
         self._rows = rows if isinstance(rows, StoredRows) else list(rows)
         self._original = original
         self.usage = usage or Usage()
         self.settings = dict(settings or {})
         self.added = dict(added or {})
+        # Known from the whole column: a part of it may hold nothing but None.
+        self._kinds = {
+            name: (kinds or {}).get(name) or type_of(name, v) for name, v in self.added.items()
+        }
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -66,12 +83,84 @@ class PersonaTable(Sequence[PersonaRow]):
     @overload
     def __getitem__(self, index: int) -> PersonaRow: ...
     @overload
-    def __getitem__(self, index: slice) -> list[PersonaRow]: ...
-    def __getitem__(self, index: int | slice) -> PersonaRow | list[PersonaRow]:
+    def __getitem__(self, index: slice) -> PersonaTable: ...
+    def __getitem__(self, index: int | slice) -> PersonaRow | PersonaTable:
+        if isinstance(index, slice):
+            return self._cut(range(len(self))[index])
         return self._rows[index]
 
     def __iter__(self) -> Iterator[PersonaRow]:
         return iter(self._rows)
+
+    def head(self, n: int = 5) -> PersonaTable:
+        """The first n rows, or all of them where there are fewer."""
+        return self[: check_count("head", n)]
+
+    def sample(self, n: int, *, seed: int = 0) -> PersonaTable:
+        """n rows drawn at random without replacement, in the order of the table.
+
+        Raises:
+            InvalidArgumentError: the table has fewer rows.
+        """
+        return self._cut(sampled(len(self), n, seed))
+
+    def filter(self, keep: Callable[[PersonaRow], object] | Iterable[bool | None]) -> PersonaTable:
+        """The rows that are kept.
+
+        Args:
+            keep: a function of a row, such as `lambda row: not row.flags`; or one boolean a row, in a
+                list, an array or a series (in its order, whatever its index). None counts as False, so
+                that `table.filter(table.added["chosen_verified"])` works.
+
+        Raises:
+            InvalidArgumentError: values that are no booleans, or not one a row.
+        """
+        return self._cut(filtered(self._rows, keep))
+
+    def sort(
+        self, key: str | Callable[[PersonaRow], Any], *, reverse: bool = False
+    ) -> PersonaTable:
+        """The rows in the order of a key. Equal ones stay in their order; None and NaN come last.
+
+        Args:
+            key: a function of a row, or the name of a column: of the data, or one that was added, such as
+                "chosen_verified_score".
+            reverse: the largest first.
+
+        Raises:
+            InvalidArgumentError: no such column, or values that cannot be compared.
+        """
+        values = self._column(key) if isinstance(key, str) else list(map(key, self._rows))
+        return self._cut(ordered(values, reverse))
+
+    def _cut(self, places: Sequence[int]) -> PersonaTable:
+        """The rows at these places, in this order, with everything that the table has beside them."""
+        if isinstance(self._rows, StoredRows):
+            rows: Sequence[PersonaRow] = self._rows.at(places)
+        else:
+            rows = [self._rows[place] for place in places]
+        return PersonaTable(
+            rows,
+            original=at_places(self._original, places),
+            usage=self.usage,
+            settings=self.settings,
+            added={name: [v[place] for place in places] for name, v in self.added.items()},
+            kinds=self._kinds,
+        )
+
+    def _column(self, name: str) -> Sequence[Any]:
+        """The values of a column by its name."""
+        if name in self.added:
+            return self.added[name]
+        if name in COLUMNS:
+            return dict(self._persona_columns())[name]
+        own = self._own_arrow()
+        if name not in own.column_names:
+            known = ", ".join(map(repr, [*own.column_names, *COLUMNS, *self.added]))
+            raise InvalidArgumentError(
+                f"the table has no column {name!r}.", hint=f"It has {known}."
+            )
+        return own.column(name).to_pylist()
 
     @property
     def errors(self) -> list[PersonaRow]:
@@ -100,7 +189,12 @@ class PersonaTable(Sequence[PersonaRow]):
             for name, values in self.added.items()
         }
         return PersonaTable(
-            rows, original=self._original, usage=usage, settings=settings, added=added
+            rows,
+            original=self._original,
+            usage=usage,
+            settings=settings,
+            added=added,
+            kinds=self._kinds,
         )
 
     def raise_for_errors(self) -> None:
@@ -141,13 +235,13 @@ class PersonaTable(Sequence[PersonaRow]):
                 raise InvalidArgumentError(
                     f"the column {name} has {len(values)} values, and the table {len(self)} rows."
                 )
-            type_of(name, values)
         return PersonaTable(
             self._rows,
             original=self._original,
             usage=self.usage,
             settings={**self.settings, **(settings or {})},
             added={**self.added, **new},
+            kinds={name: kind for name, kind in self._kinds.items() if name not in new},
         )
 
     def check_free(self, names: Iterable[str]) -> None:
@@ -164,8 +258,16 @@ class PersonaTable(Sequence[PersonaRow]):
                     f"the data has a column {name} already.", hint="Rename it: it would be lost."
                 )
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """The input's columns and index, chosen_persona, rejected_persona, persona_error, and `added`."""
+    def to_pandas(self, *, details: bool = False) -> pandas.DataFrame:
+        """The input's columns and index, chosen_persona, rejected_persona, persona_error, and `added`.
+
+        Args:
+            details: also what the personas are made of: chosen_trait, chosen_preference, chosen_evidence,
+                chosen_flags (a list of text), and the same of the rejected side.
+
+        Raises:
+            InvalidArgumentError: the data has a column of such a name itself.
+        """
         pd = MissingExtraError.require("pandas")
         if self._original is None:
             frame = pd.DataFrame([own_values(row) for row in self._rows])
@@ -178,35 +280,44 @@ class PersonaTable(Sequence[PersonaRow]):
             frame = in_narwhals(self._original).to_pandas()
         new = {  # an array instead of a series would become text or not with its values
             name: pd.Series(values, index=frame.index, dtype=kind.pandas)
-            for name, values, kind in self._new_columns()
+            for name, values, kind in self._new_columns(details)
         }
         return frame.assign(**new)  # type: ignore[no-any-return]
 
-    def to_polars(self) -> polars.DataFrame:
-        """The input's columns and the new ones."""
+    def to_polars(self, *, details: bool = False) -> polars.DataFrame:
+        """The input's columns and the new ones, `details` as for `to_pandas`."""
         pl = MissingExtraError.require("polars")
         if package_of(self._original) == "polars":
             new = [
-                pl.Series(name, v, dtype=getattr(pl, k.polars))
-                for name, v, k in self._new_columns()
+                pl.Series(name, values, dtype=kind.in_polars())
+                for name, values, kind in self._new_columns(details)
             ]
             return self._original.with_columns(new)  # type: ignore[no-any-return]
-        return pl.from_arrow(self.to_arrow())  # type: ignore[no-any-return]
+        return pl.from_arrow(self.to_arrow(details=details))  # type: ignore[no-any-return]
 
-    def to_arrow(self) -> pyarrow.Table:
-        """The input's columns and the new ones; those of the personas are strings even if all null."""
-        return with_added(with_texts(self._own_arrow(), self._persona_columns()), self.added)
+    def to_arrow(self, *, details: bool = False) -> pyarrow.Table:
+        """The input's columns and the new ones, `details` as for `to_pandas`.
 
-    def to_hf(self) -> datasets.Dataset:
-        """A Hugging Face dataset: the input's columns and features, and the new ones."""
+        Those of the personas are strings even if all null.
+        """
+        table = with_texts(self._own_arrow(), self._persona_columns())
+        new = {name: (values, kind) for name, values, kind in self._new_columns(details)}
+        added = {name: values for name, (values, _) in new.items() if name not in COLUMNS}
+        return with_added(table, added, {name: kind for name, (_, kind) in new.items()})
+
+    def to_hf(self, *, details: bool = False) -> datasets.Dataset:
+        """A Hugging Face dataset: the input's columns and features, and the new ones.
+
+        `details` as for `to_pandas`.
+        """
         hf = MissingExtraError.require("datasets")
         if package_of(self._original) != "datasets":
-            return hf.Dataset(self.to_arrow())
+            return hf.Dataset(self.to_arrow(details=details))
         result = self._original
-        for name, values, kind in self._new_columns():
+        for name, values, kind in self._new_columns(details):
             if name in result.column_names:
                 result = result.remove_columns(name)
-            result = result.add_column(name, values, feature=hf.Value(kind.arrow))
+            result = result.add_column(name, values, feature=kind.in_hf())
         return result
 
     def save(self, path: str | Path) -> Path:
@@ -217,7 +328,7 @@ class PersonaTable(Sequence[PersonaRow]):
                 f"save({str(path)!r}): a table is saved as .parquet.",
                 hint="For another format use to_pandas(), to_polars() or to_hf().",
             )
-        columns = WithAdded(own_columns(self._original), self.added)
+        columns = WithAdded(own_columns(self._original), self.added, self._kinds)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(
             path,
@@ -242,6 +353,7 @@ class PersonaTable(Sequence[PersonaRow]):
             usage=file.usage,
             settings=file.settings,
             added=file.added,
+            kinds=file.added_kinds,
         )
 
     def __repr__(self) -> str:
@@ -261,25 +373,34 @@ class PersonaTable(Sequence[PersonaRow]):
 
     def format(self, *, limit: int | None = None, width: int = 100) -> str:
         """The rows as text to read: the prompt and both personas of each, `limit` rows at most."""
-        shown = self._rows if limit is None else self._rows[:limit]
-        lines = [line for row in shown for line in text_lines(row, width)]
-        if len(shown) < len(self):
-            lines.append(f"… and {len(self) - len(shown)} rows more")
+        first = self._rows if limit is None else self._rows[:limit]
+        labels: Iterable[str | None] = index_labels(self._original, first) or repeat(None)
+        named = zip(first, labels, strict=False)
+        lines = [line for row, label in named for line in text_lines(row, width, label)]
+        if len(first) < len(self):
+            lines.append(f"… and {len(self) - len(first)} rows more")
         return "\n".join([*lines, repr(self)])
 
     def _repr_html_(self) -> str:
-        shown = self._rows[:10]
-        return html_page(shown, repr(self), figures(self.added), len(self) - len(shown))
+        first = self._rows[:10]
+        labels = index_labels(self._original, first)
+        hidden = len(self) - len(first)
+        return html_page(first, repr(self), figures(self.added), hidden, labels)
 
     def _persona_columns(self) -> list[tuple[str, list[str | None]]]:
         rows = self._rows
         return rows.texts() if isinstance(rows, StoredRows) else persona_columns(rows)
 
-    def _new_columns(self) -> list[tuple[str, Sequence[Any], ColumnType]]:
-        """What is not the input's: (name, values, names of their type)."""
+    def _new_columns(self, details: bool) -> list[tuple[str, Sequence[Any], ColumnType]]:
+        """What is not the input's: (name, values, their type)."""
         text = type_of("", ())
-        personas = [(name, values, text) for name, values in self._persona_columns()]
-        return [*personas, *((name, v, type_of(name, v)) for name, v in self.added.items())]
+        personas: list[tuple[str, list[Any]]] = list(self._persona_columns())
+        if details:
+            self.check_free(DETAILS)
+            personas += detail_columns(self._rows)
+        kinds = {name: LISTS_OF_TEXT for name in DETAILS if name.endswith("_flags")}
+        made = [(name, values, kinds.get(name, text)) for name, values in personas]
+        return [*made, *((name, v, self._kinds[name]) for name, v in self.added.items())]
 
     def _own_arrow(self) -> pyarrow.Table:
         return own_columns(self._original).piece(range(len(self)), self._rows)

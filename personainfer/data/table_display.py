@@ -17,9 +17,12 @@ _CELL = "vertical-align: top; text-align: left; white-space: normal; max-width: 
 _CHIP = "font-size: 85%; border: 1px solid; border-radius: 1em; padding: 0 .5em; margin-right: .3em"
 
 
-def text_lines(row: PersonaRow, width: int) -> list[str]:
-    """One row: its name and prompt, its personas with their flags, its error."""
-    name = (row.preference.id if row.preference else None) or str(row.index)
+def text_lines(row: PersonaRow, width: int, label: str | None = None) -> list[str]:
+    """One row: its name and prompt, its personas with their flags, its error.
+
+    Its name is the label of the user's index, else the data's id, else its place in the input.
+    """
+    name = label or (row.preference.id if row.preference else None) or str(row.index)
     lines = [f"{name}  {_first_line(row, width)}"]
     for mark, persona in (("+", row.chosen), ("-", row.rejected)):
         if persona is not None:
@@ -30,8 +33,16 @@ def text_lines(row: PersonaRow, width: int) -> list[str]:
     return lines
 
 
-def html_page(rows: Sequence[PersonaRow], said: str, lines: Iterable[str], hidden: int) -> str:
+def html_page(
+    rows: Sequence[PersonaRow],
+    said: str,
+    lines: Iterable[str],
+    hidden: int,
+    labels: Sequence[str] | None = None,
+) -> str:
     """The first rows as a table under what is said of all; `hidden` is how many are not shown.
+
+    `labels` are those of the user's index; without them a row's place in the input is shown.
 
     It takes the notebook's own colours, and everything that comes from the data is escaped.
     """
@@ -41,10 +52,12 @@ def html_page(rows: Sequence[PersonaRow], said: str, lines: Iterable[str], hidde
     )
     more = f"<p>… and {hidden} rows more: <code>write_report(table, 'report.html')</code></p>"
     told = "".join(f"<br>{html.escape(line)}" for line in lines)
+    named = zip(labels or [str(row.index) for row in rows], rows, strict=True)
+    body = "".join(_html_row(label, row) for label, row in named)
     return (
         f"<p>{html.escape(said)}{told}</p>"
         f"<table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(map(_html_row, rows))}</tbody></table>{more if hidden else ''}"
+        f"<tbody>{body}</tbody></table>{more if hidden else ''}"
     )
 
 
@@ -58,8 +71,8 @@ def figures(added: Mapping[str, Sequence[Any]]) -> Iterator[str]:
             yield f"the judge's score of the {side} personas: {mean:.2f}, {len(known)} judged (a guess: 0.5)"
 
 
-def _html_row(row: PersonaRow) -> str:
-    cells = [_cell(str(row.index)), _cell(html.escape(_first_line(row, 80)))]
+def _html_row(label: str, row: PersonaRow) -> str:
+    cells = [_cell(html.escape(label)), _cell(html.escape(_first_line(row, 80)))]
     if row.chosen is None and row.rejected is None:
         cells.append(_cell(f"<em>{html.escape(row.error or '')}</em>", span=2))
     else:

@@ -10,31 +10,40 @@ import json
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from ..exceptions import DataError
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
-from .arrow_columns import OwnColumns
+from .arrow_columns import ColumnType, OwnColumns, stored_type, with_index_column
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
 
 __all__ = [
     "COLUMNS",
+    "DETAILS",
     "RECORD",
     "StoredColumns",
     "StoredRows",
     "StoredTable",
+    "detail_columns",
     "persona_columns",
     "record_of",
 ]
 
 COLUMNS = ("chosen_persona", "rejected_persona", "persona_error")
+DETAILS = tuple(
+    f"{side}_{field}"
+    for side in ("chosen", "rejected")
+    for field in ("trait", "preference", "evidence", "flags")
+)
 RECORD = "personainfer"  # the column with the records, and the key of the metadata
+_BLOCK = 8192  # rows that are read at once where a table is in another order than its file
 
 
 # Arrow's reader of a file is not safe for several threads: it crashes, or waits for ever.
@@ -86,7 +95,7 @@ class StoredTable:
     @property
     def rows(self) -> StoredRows:
         """The rows, read when they are asked for."""
-        return StoredRows(self, {})
+        return StoredRows(self)
 
     @property
     def columns(self) -> StoredColumns:
@@ -109,6 +118,36 @@ class StoredTable:
                 values += table.column(name).to_pylist()
         return found
 
+    @property
+    def added_kinds(self) -> dict[str, ColumnType]:
+        """The types of the columns that were added to the table."""
+        schema = self._file.schema_arrow
+        return {name: stored_type(schema.field(name).type) for name in self._added}
+
+    def rows_at(
+        self, places: Sequence[int], group: Callable[[int], pyarrow.Table]
+    ) -> pyarrow.Table:
+        """The rows at these places, in their order. Each row group that has some is read once.
+
+        `group` gives a row group by its number, with the columns that are wanted.
+        """
+        import numpy as np
+        import pyarrow
+
+        wanted = np.asarray(places, dtype=np.int64)
+        order = np.argsort(wanted, kind="stable")
+        rising = wanted[order]
+        bounds = np.searchsorted(rising, self.ends)
+        pieces = [
+            _picked(group(number), rising[start:stop] - self.ends[number])
+            for number, (start, stop) in enumerate(pairwise(bounds))
+            if start < stop
+        ]
+        found = pyarrow.concat_tables(pieces or [group(0).slice(0, 0)])
+        if np.array_equal(rising, wanted):
+            return found
+        return found.take(np.argsort(order))
+
     def group(self, number: int, names: Sequence[str]) -> pyarrow.Table:
         """Some columns of a row group."""
         import pyarrow
@@ -129,45 +168,70 @@ class StoredTable:
         return table.select(list(names)).replace_schema_metadata(kept or None)
 
 
-class StoredRows(Sequence[PersonaRow]):
-    """The rows of a stored table, made when they are looked at; `changed` take the place of some."""
+def _picked(group: pyarrow.Table, places: np.ndarray[Any, np.dtype[np.int64]]) -> pyarrow.Table:
+    """The rows of a group at rising places; a slice, which copies nothing, where none is left out."""
+    if places[-1] - places[0] + 1 == len(places):
+        return group.slice(int(places[0]), len(places))
+    return group.take(places)
 
-    def __init__(self, file: StoredTable, changed: Mapping[int, PersonaRow]) -> None:
+
+class StoredRows(Sequence[PersonaRow]):
+    """Rows of a stored table, made when they are looked at.
+
+    `places` are those of its rows that are in view, in their order; None: all of them. `changed` holds
+    the rows that take the place of others, by their place in the file.
+    """
+
+    def __init__(
+        self,
+        file: StoredTable,
+        changed: Mapping[int, PersonaRow] | None = None,
+        places: Sequence[int] | None = None,
+    ) -> None:
         self._file = file
-        self._changed = dict(changed)
+        self._changed = dict(changed or {})
+        self._places = range(file.ends[-1]) if places is None else places
         self._records = lru_cache(maxsize=2)(self._read_records)
 
     def __len__(self) -> int:
-        return self._file.ends[-1]
+        return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> PersonaRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[PersonaRow]: ...
-    def __getitem__(self, index: int | slice) -> PersonaRow | list[PersonaRow]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self._row(place) for place in range(len(self))[index]]
-        return self._row(range(len(self))[index])
+            return [self._row(place) for place in self._places[index]]
+        return self._row(self._places[index])
 
     def __iter__(self) -> Iterator[PersonaRow]:
-        return map(self._row, range(len(self)))
+        if _is_monotonic(self._places):  # two row groups at a time are enough
+            yield from map(self._row, self._places)
+            return
+        for start in range(0, len(self), _BLOCK):
+            block = self._places[start : start + _BLOCK]
+            texts = self._file.rows_at(block, self._record_group).column(0)
+            for place, text in zip(block, texts.to_pylist(), strict=True):
+                yield self._changed.get(place) or _row_of(str(text))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)  # where it is unpickled the file may not be
 
+    def at(self, positions: Sequence[int]) -> StoredRows:
+        """A view of the rows at some positions among these, which reads nothing."""
+        return StoredRows(self._file, self._changed, _positions_of(self._places, positions))
+
     def with_rows(self, changed: Mapping[int, PersonaRow]) -> StoredRows:
-        """The same rows but for some, by their place."""
-        return StoredRows(self._file, {**self._changed, **changed})
+        """The same rows but for some, by their position among these."""
+        new = {self._places[position]: row for position, row in changed.items()}
+        return StoredRows(self._file, {**self._changed, **new}, self._places)
 
     def failed(self) -> list[int]:
-        """The places of the rows that have an error; reads no more than their column."""
+        """The positions of the rows that have an error; reads no more than their column."""
         ((_, errors),) = self.texts(["persona_error"])
-        return [place for place, error in enumerate(errors) if error is not None]
+        return [position for position, error in enumerate(errors) if error is not None]
 
     def flagged(self) -> int:
         """How many rows have a flag."""
         count = self._file.flagged
-        if count is None:  # written before that was counted
+        if count is None or len(self) < self._file.ends[-1]:  # the file knows of all its rows only
             return sum(bool(row.flags) for row in self)
         before = self._file.rows
         return count + sum(
@@ -176,15 +240,15 @@ class StoredRows(Sequence[PersonaRow]):
 
     def texts(self, names: Sequence[str] = COLUMNS) -> list[tuple[str, list[str | None]]]:
         """`persona_columns` of the rows, as they are in the file."""
-        found: dict[str, list[str | None]] = {name: [] for name in names}
-        for number in range(len(self._file.ends) - 1):
-            table = self._file.group(number, names)
-            for name, texts in found.items():
-                texts += table.column(name).to_pylist()
-        for place, row in self._changed.items():
-            for name, (text,) in persona_columns([row]):
-                if name in found:
-                    found[name][place] = text
+        table = self._file.rows_at(self._places, lambda number: self._file.group(number, names))
+        found: dict[str, list[str | None]] = {
+            name: table.column(name).to_pylist() for name in names
+        }
+        for position, place in enumerate(self._places if self._changed else ()):
+            if place in self._changed:
+                for name, (text,) in persona_columns([self._changed[place]]):
+                    if name in found:
+                        found[name][position] = text
         return list(found.items())
 
     def _row(self, place: int) -> PersonaRow:
@@ -194,40 +258,70 @@ class StoredRows(Sequence[PersonaRow]):
         text = self._records(number)[place - self._file.ends[number]]
         return _row_of(text.as_py())
 
+    def _record_group(self, number: int) -> pyarrow.Table:
+        return self._file.group(number, [RECORD])
+
     def _read_records(self, number: int) -> pyarrow.ChunkedArray[Any]:
-        return self._file.group(number, [RECORD]).column(0)
+        return self._record_group(number).column(0)
 
 
 class StoredColumns(OwnColumns):
-    """The user's own columns of a stored table, read when they are asked for."""
+    """The user's own columns of a stored table, read when they are asked for.
 
-    def __init__(self, file: StoredTable) -> None:
+    `places` as for `StoredRows`.
+    """
+
+    def __init__(self, file: StoredTable, places: Sequence[int] | None = None) -> None:
         self._file = file
+        self._places = places
         self.names = file.own_names
         self._group = lru_cache(maxsize=1)(lambda number: file.group(number, file.own_names))
 
     def __reduce__(self) -> tuple[Any, ...]:
         import pyarrow
 
-        whole = self.piece(range(self._file.ends[-1]), ())
+        count = self._file.ends[-1] if self._places is None else len(self._places)
+        whole = self.piece(range(count), ())
         return pyarrow.concat_tables, ([whole],)  # as for rows
+
+    def at(self, positions: Sequence[int]) -> StoredColumns:
+        """The columns of the rows at some positions among these; reads nothing."""
+        places = range(self._file.ends[-1]) if self._places is None else self._places
+        return StoredColumns(self._file, _positions_of(places, positions))
 
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
         """The columns of the rows from the first of `places` to the last."""
-        import pyarrow
-
         start = places[0] if places else 0
-        stop, ends = start + len(places), self._file.ends
-        pieces = [
-            self._group(number).slice(max(start - first, 0), stop - max(start, first))
-            for number, (first, end) in enumerate(pairwise(ends))
-            if first < stop and end > start
-        ]
-        return pyarrow.concat_tables(pieces or [self._group(0).slice(0, 0)])
+        asked = range(start, start + len(places))
+        if self._places is None:
+            return self._file.rows_at(asked, self._group)
+        wanted = _positions_of(self._places, asked)
+        return with_index_column(self._file.rows_at(wanted, self._group), wanted)
+
+    def first(self, count: int) -> pyarrow.Table:
+        """The columns of the first rows, with a pandas index as a column."""
+        places = (range(self._file.ends[-1]) if self._places is None else self._places)[:count]
+        return with_index_column(self._file.rows_at(places, self._group), places)
 
     def size(self, row: PersonaRow) -> int:
         """About how many bytes the columns of a row take."""
         return self._file.row_bytes
+
+
+def _positions_of(places: Sequence[int], positions: Sequence[int]) -> Sequence[int]:
+    """The places at some positions: a range where it can be, which takes no memory."""
+    if isinstance(positions, range) and positions and positions.step > 0:
+        return places[positions.start : positions.stop : positions.step]
+    return [places[position] for position in positions]
+
+
+def _is_monotonic(places: Sequence[int]) -> bool:
+    if isinstance(places, range):
+        return True
+    import numpy as np
+
+    steps = np.diff(np.asarray(places, dtype=np.int64))
+    return bool((steps > 0).all() or (steps < 0).all())
 
 
 def persona_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[str | None]]]:
@@ -240,6 +334,17 @@ def persona_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[str | No
         rejected.append(str(row.rejected) if row.rejected else None)
         errors.append(row.error)
     return list(zip(COLUMNS, (chosen, rejected, errors), strict=True))
+
+
+def detail_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[Any]]]:
+    """What the personas are made of, a column each: DETAILS. Flags are lists; None: no persona."""
+    columns: dict[str, list[Any]] = {name: [] for name in DETAILS}
+    for row in rows:
+        for side, persona in (("chosen", row.chosen), ("rejected", row.rejected)):
+            for field in ("trait", "preference", "evidence"):
+                columns[f"{side}_{field}"].append(persona and getattr(persona, field))
+            columns[f"{side}_flags"].append(None if persona is None else list(persona.flags))
+    return list(columns.items())
 
 
 def record_of(row: PersonaRow) -> str:

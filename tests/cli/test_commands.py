@@ -608,7 +608,7 @@ def test_a_closed_stream_is_no_bug(
 def test_a_full_disk_is_no_wrong_argument(
     run: Run, reach: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(stream: Any, out: Any, progress: Any) -> None:
+    def full(stream: Any, *_: Any) -> None:
         next(stream)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -630,3 +630,33 @@ def test_a_pipe_that_holds_something_else_is_refused(
     mixed = run("infer", "-", *reach, given='nothing\n{"prompt":"Q","chosen":"A","rejected":"B"}\n')
     assert mixed.exit_code == 3
     assert llm.calls == 1
+
+
+# Details
+
+
+def test_details_are_written_beside_the_personas(run: Run, reach: list[str]) -> None:
+    name = written(pairs(2))
+    plain = lines(run("infer", name, *reach).stdout)
+    detailed = lines(run("infer", name, "--details", *reach).stdout)
+    assert [{**row, **more} for row, more in zip(plain, detailed, strict=True)] == detailed
+    for row in detailed:
+        sentence = f"The user is {row['chosen_trait']} and prefers {row['chosen_preference']}."
+        assert row["chosen_persona"] == sentence
+        assert row["chosen_evidence"]
+        assert isinstance(row["rejected_flags"], list)
+
+
+@pytest.mark.parametrize("arguments", [("--dry-run",), ("-o", "table.parquet"), ("--retry",)])
+def test_details_are_refused_where_they_have_no_place(
+    arguments: tuple[str, ...], run: Run, reach: list[str], llm: FakeLLM
+) -> None:
+    result = run("infer", written(pairs(1)), "--details", *arguments, *reach)
+    assert (result.exit_code, llm.requests) == (2, [])
+    assert "--details" in result.stderr
+
+
+def test_details_do_not_replace_a_column_of_the_data(run: Run, reach: list[str]) -> None:
+    result = run("infer", written([{**pairs(1)[0], "chosen_trait": "x"}]), "--details", *reach)
+    assert result.exit_code == 2
+    assert "a column chosen_trait already" in result.stderr

@@ -219,7 +219,7 @@ def test_a_table_is_a_sequence_in_input_order() -> None:
     made = rows(failed=(1,))
     table = PersonaTable(made)
     assert (len(table), list(table), table[0], table[-1]) == (3, made, made[0], made[2])
-    assert table[1:] == made[1:]
+    assert list(table[1:]) == made[1:]
     assert table.errors == [made[1]]
     with pytest.raises(IndexError):
         table[3]
@@ -488,10 +488,10 @@ def test_half_of_a_surrogate_pair_in_an_added_column_is_written(tmp_path: Path) 
     assert loaded.added["x"] == ["\\ud800", None, "é"]
 
 
-def test_the_type_of_an_added_column_is_looked_up_once(
+def test_the_type_of_an_added_column_is_not_looked_up_by_saving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not for each part of the file, which took minutes for a million rows."""
+    """For each part of the file it took minutes for a million rows."""
     monkeypatch.setattr(writing, "GROUP_ROWS", 1)
     table = PersonaTable(rows()).with_columns({"x": [None, None, 0.5]})
     looked: list[str] = []
@@ -503,7 +503,7 @@ def test_the_type_of_an_added_column_is_looked_up_once(
 
     monkeypatch.setattr(added, "type_of", noted)
     table.save(tmp_path / "t.parquet")
-    assert looked == ["x"]
+    assert looked == []
 
 
 def test_an_added_column_is_replaced_by_one_of_the_same_name(tmp_path: Path) -> None:
