@@ -173,10 +173,16 @@ class TransportError(ModelError):
 
 
 class ReplyError(ModelError):
-    """The model replied, but not with what was asked for. `completion` is its reply, where it has one."""
+    """The model replied, but not with what was asked for.
+
+    `completion` is its reply, where it has one; `cut_off` says that `max_tokens` ended it, and `reasoned`
+    that it thought before it answered, or did nothing else.
+    """
 
     retryable = True
     completion: Completion | None = None
+    cut_off = False
+    reasoned = False
 
 
 class BudgetExceededError(ModelError):

@@ -9,7 +9,8 @@ import json
 from typing import Any, NamedTuple
 
 from ..exceptions import ModelError, ReplyError, RequestRejectedError
-from ..llm.openai_protocol import error_text, read_completion, redact, status_error
+from ..llm.openai_protocol import error_text, redact, status_error
+from ..llm.replies import read_completion
 from ..records import Completion
 
 __all__ = ["Answer", "provider_words", "read_line", "request_line"]

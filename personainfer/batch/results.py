@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from ..exceptions import ModelError, ReplyError
 from ..llm.client import LLM
 from ..llm.rate_limits import Price
-from ..llm.requests import read_reply
+from ..llm.replies import read_reply
 from ..llm.workers import kept_text
 from ..records import Completion, Usage
 from .job_folder import PersonaBatch

@@ -14,25 +14,20 @@ from time import time
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import from_json
 
 from ..exceptions import (
     AuthenticationError,
     ModelError,
     ModelNotFoundError,
     RateLimitError,
-    ReplyError,
     RequestRejectedError,
     TransportError,
 )
-from ..records import Completion, Logprobs
 
 __all__ = [
     "Json",
-    "decode",
     "error_text",
     "provider_errors",
-    "read_completion",
     "redact",
     "response_format",
     "retry_after",
@@ -41,8 +36,6 @@ __all__ = [
 ]
 
 Json = dict[str, Any]
-
-_MOST_TOKENS = 2**31
 
 
 def response_format(schema: type[BaseModel], *, strict: bool) -> Json:
@@ -89,74 +82,6 @@ def wire_schema(schema: type[BaseModel], *, tight: bool) -> Json:
 
     resolved: Json = resolve(document)
     return resolved
-
-
-def read_completion(reply: Mapping[str, Any]) -> Completion:
-    """The text and the counts of a chat completion; what is not a usable reply raises.
-
-    Raises:
-        ReplyError: refused, filtered, truncated or empty.
-    """
-    try:
-        choice = reply["choices"][0]
-        message = choice["message"]
-        usage = reply.get("usage") or {}
-        calls = message.get("tool_calls") or ()
-        text = message.get("content") or (calls[0]["function"]["arguments"] if calls else "")
-        if not isinstance(text, str):
-            raise TypeError("content is text")
-        text.encode()
-        completion = Completion(
-            text=text,
-            finish_reason=str(choice.get("finish_reason") or "stop"),
-            prompt_tokens=_tokens(usage, "prompt_tokens"),
-            completion_tokens=_tokens(usage, "completion_tokens"),
-            logprobs=_logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
-        )
-    except UnicodeEncodeError:
-        raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
-        raise ReplyError("the reply is JSON, but not a chat completion.") from None
-    problem = _completion_problem(completion, message)
-    if problem is not None:
-        problem.completion = completion
-        raise problem
-    return completion
-
-
-def _tokens(usage: Json, name: str) -> int:
-    """A count that sums, prices and counters can hold, whatever the endpoint says."""
-    count = int(usage.get(name) or 0)
-    return min(max(count, 0), _MOST_TOKENS)
-
-
-def _logprobs(found: Any) -> Logprobs | None:
-    """The log-probabilities of a choice; None where they are not in OpenAI's form: nobody must fail."""
-    try:
-        return [
-            (
-                str(token["token"]),
-                {
-                    str(one["token"]): float(one["logprob"])
-                    for one in (token, *(token.get("top_logprobs") or ()))
-                },
-            )
-            for token in found["content"] or ()
-        ] or None
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-
-
-def _completion_problem(completion: Completion, message: Mapping[str, Any]) -> ReplyError | None:
-    if message.get("refusal"):
-        return ReplyError(f"the model refused: {str(message['refusal'])[:200]!r}.")
-    if completion.finish_reason == "content_filter":
-        return ReplyError("the reply was stopped by the provider's content filter.")
-    if completion.finish_reason == "length":
-        return ReplyError("the reply was cut off at max_tokens.", hint="Raise max_tokens=.")
-    if not isinstance(completion.text, str) or not completion.text.strip():
-        return ReplyError("the reply is empty.")
-    return None
 
 
 def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -> ModelError:
@@ -247,23 +172,6 @@ def _wait(value: str) -> float | None:
 
 def _number(value: str, scale: float = 1.0) -> float | None:
     return float(value) * scale if re.fullmatch(r"\d+(\.\d+)?", value) else None
-
-
-def decode(content: bytes) -> Json:
-    if not content.strip():
-        raise ReplyError("the reply has an empty body.")
-    try:
-        try:
-            reply = from_json(content)
-        except ValueError:  # the slower parser says what is wrong, and takes lone surrogates
-            reply = json.loads(content)
-    except UnicodeDecodeError:
-        raise ReplyError("the reply holds bytes that are not UTF-8.") from None
-    except (ValueError, RecursionError):
-        raise ReplyError("the reply is not JSON.") from None
-    if not isinstance(reply, dict):
-        raise ReplyError("the reply is JSON, but not a chat completion.")
-    return reply
 
 
 def error_text(content: bytes) -> str:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_core import to_json
 
-from ..exceptions import ReplyError
 from ..records import Message
+from .replies import read_reply
 from .transports import Transport
 
-__all__ = ["Form", "Request", "encoded", "read_reply"]
+__all__ = ["Form", "Request", "encoded"]
 
 _KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer mean the same request
 
@@ -73,20 +73,6 @@ class Form:
         return read_reply(text, self._schema)
 
 
-def read_reply(text: str, schema: type[BaseModel] | None) -> Any:
-    """A reply in the form of `schema`; None: plain text.
-
-    Raises:
-        ReplyError: it is in another.
-    """
-    if schema is None:
-        return text
-    try:
-        return schema.model_validate_json(_bare_json(text))
-    except ValidationError as error:
-        raise ReplyError(f"it is not in the asked form: {_first_problem(error)}.") from None
-
-
 def encoded(messages: Sequence[Message]) -> bytes:
     """Messages as they stand in a request, one or several."""
     return b",".join([_encode(message.role, message.content) for message in messages])
@@ -99,17 +85,3 @@ def _encode(role: str, content: str) -> bytes:
 @cache
 def _role(name: str) -> bytes:
     return to_json(name)
-
-
-def _bare_json(text: str) -> str:
-    """Without the fence that some models put around JSON, or the words before and after it."""
-    if text.startswith("{"):
-        return text
-    start, end = text.find("{"), text.rfind("}")
-    return text[start : end + 1] if 0 <= start < end else text
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]

@@ -25,14 +25,13 @@ from ..exceptions import (
 from ..records import Completion
 from .openai_protocol import (
     Json,
-    decode,
     error_text,
     provider_errors,
-    read_completion,
     response_format,
     status_error,
     wire_schema,
 )
+from .replies import decode, read_completion
 
 if TYPE_CHECKING:
     import aiohttp

@@ -18,7 +18,8 @@ import tenacity
 
 from .. import event_loop as loop
 from ..exceptions import ModelError, RateLimitError, ReplyError
-from ..llm.openai_protocol import Json, decode, error_text, status_error
+from ..llm.openai_protocol import Json, error_text, status_error
+from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
 from ..records import Message
 

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import event_loop as loop
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelError, ReplyError
-from ..llm.openai_protocol import decode, error_text, status_error
+from ..llm.openai_protocol import error_text, status_error
+from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
 
 __all__ = ["Embedder", "embed", "endpoint_embedder", "sentence_embedder"]

@@ -1,0 +1,535 @@
+"""Read what a model says: from the bytes of a reply to a record in the asked form.
+
+Three steps: `decode` parses the body (JSON, or an event stream that nobody asked for),
+`read_completion` takes the text and the token counts out of a chat completion, and `read_reply` finds
+the object in that text that fits the asked form. Models wrap it in reasoning, code fences, friendly
+words and end-of-turn marks. Only a complete object that fits is read: no missing value is made up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, RootModel, ValidationError
+from pydantic_core import from_json
+
+from ..exceptions import ReplyError, TransportError
+from ..records import Completion, Logprobs
+
+__all__ = ["decode", "plain_text", "read_completion", "read_reply"]
+
+Json = dict[str, Any]
+
+_MOST_TOKENS = 2**31
+_MOST_OBJECTS = 2_000  # braces that are tried in one reply; more is noise, and would take long
+
+# --- the body ------------------------------------------------------------------------------------
+
+
+def decode(content: bytes) -> Json:
+    """Parse the body of a reply.
+
+    Raises:
+        ReplyError: it is no JSON object.
+        TransportError: it is an event stream that broke off.
+    """
+    if not content.strip():
+        raise ReplyError("the reply has an empty body.")
+    if content.lstrip()[:6].startswith((b"data:", b"event:", b":")):
+        return _joined_stream(content)
+    try:
+        try:
+            reply = from_json(content)
+        except ValueError:  # the slower parser says what is wrong, and takes lone surrogates
+            reply = json.loads(content)
+    except UnicodeDecodeError:
+        raise ReplyError("the reply holds bytes that are not UTF-8.") from None
+    except (ValueError, RecursionError):
+        raise ReplyError("the reply is not JSON.") from None
+    if isinstance(reply, list) and len(reply) == 1:  # Gemini wraps its errors so
+        reply = reply[0]
+    if not isinstance(reply, dict):
+        raise ReplyError("the reply is JSON, but not a chat completion.")
+    return reply
+
+
+def _joined_stream(content: bytes) -> Json:
+    """Put the chunks of an event stream together, as if no stream had been sent."""
+    texts: dict[str, list[str]] = {"content": [], "reasoning_content": [], "arguments": []}
+    whole: Json = {}
+    finish: Any = None
+    ended = False
+    for chunk in _events(content):
+        if chunk is None:
+            ended = True
+            continue
+        whole |= {key: chunk[key] for key in ("model", "usage", "error") if chunk.get(key)}
+        for choice in (chunk.get("choices") or ())[:1]:
+            finish = choice.get("finish_reason") or finish
+            _add_delta(texts, choice.get("delta") or choice.get("message") or {})
+    if "error" in whole:
+        return whole
+    if not (ended or finish):
+        raise TransportError("the endpoint sent an event stream that broke off.")
+    message: Json = {name: "".join(parts) or None for name, parts in texts.items()}
+    if arguments := message.pop("arguments"):
+        message["tool_calls"] = [{"function": {"arguments": arguments}}]
+    return whole | {"choices": [{"message": message, "finish_reason": finish or "stop"}]}
+
+
+def _events(content: bytes) -> Iterator[Json | None]:
+    """The chunks of an event stream; None for the mark of its end."""
+    for line in content.decode("utf-8", "replace").splitlines():
+        field, _, data = line.partition(":")
+        data = data.strip()
+        if field.strip() != "data" or not data:
+            continue
+        if data == "[DONE]":
+            yield None
+            continue
+        try:
+            chunk = json.loads(data)
+        except (ValueError, RecursionError):
+            raise ReplyError("the reply is an event stream with broken JSON.") from None
+        if isinstance(chunk, dict):
+            yield chunk
+
+
+def _add_delta(texts: Mapping[str, list[str]], delta: Mapping[str, Any]) -> None:
+    content, reasoning = _split_content(delta.get("content"))
+    texts["content"].append(content)
+    texts["reasoning_content"].append(reasoning or _reasoning(delta))
+    for call in delta.get("tool_calls") or ():
+        texts["arguments"].append(_arguments(call))
+
+
+# --- the completion ------------------------------------------------------------------------------
+
+_CUT_OFF = {"length", "max_tokens", "model_length"}
+_FILTERED = {
+    *("content_filter", "safety", "prohibited_content", "blocklist", "spii", "recitation"),
+    *("sensitive", "image_safety", "language", "content_filtered", "guardrail_intervened"),
+}
+
+
+def read_completion(reply: Mapping[str, Any]) -> Completion:
+    """The text and the counts of a chat completion.
+
+    Where a model gave nothing but its reasoning, the text is that, between <think> tags.
+
+    Raises:
+        ReplyError: refused, filtered, cut off or empty; `cut_off` and `reasoned` say more.
+    """
+    try:
+        choice = reply["choices"][0]
+        message = choice.get("message") or {"content": choice["text"]}
+        text = message.get("content")
+        if not isinstance(text, str) or not text.strip():
+            text = _other_text(message)
+        text.encode()
+        usage = reply.get("usage") or {}
+        reasoning = _reasoning_tokens(usage)
+        completion = Completion(
+            text=text,
+            finish_reason=str(choice.get("finish_reason") or "stop"),
+            prompt_tokens=_tokens(usage, "prompt_tokens"),
+            completion_tokens=_completion_tokens(usage, reasoning),
+            logprobs=_logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
+        )
+    except UnicodeEncodeError:
+        raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+        raise ReplyError("the reply is JSON, but not a chat completion.") from None
+    problem = _completion_problem(completion, message)
+    if problem is not None:
+        problem.completion = completion
+        problem.reasoned = bool(reasoning or _reasoning(message) or not _has_words(text))
+        raise problem
+    return completion
+
+
+def _other_text(message: Mapping[str, Any]) -> str:
+    """The text of a message whose content is not a string: parts, a tool call, or reasoning alone."""
+    text, reasoning = _split_content(message.get("content"))
+    if text.strip():
+        return text
+    calls = message.get("tool_calls") or ()
+    call = calls[0] if calls else message.get("function_call")
+    if call and (arguments := _arguments(call)):
+        return arguments
+    reasoning = reasoning or _reasoning(message)
+    if not reasoning.strip() or "</think>" in reasoning:
+        return reasoning.strip()
+    return f"<think>\n{reasoning}\n</think>"
+
+
+def _split_content(content: Any) -> tuple[str, str]:
+    """The text and the reasoning of a message's content: a string, None, or a list of parts."""
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    if isinstance(content, dict) and "type" not in content and "text" not in content:
+        return json.dumps(content, ensure_ascii=False), ""  # the object itself
+    parts = content if isinstance(content, list) else [content]
+    texts: list[str] = []
+    reasoning: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = str(part.get("type", "text"))
+        if "think" in kind or "reason" in kind or part.get("thought") is True:
+            reasoning.append(_reasoning(part) or str(part.get("text") or ""))
+        elif isinstance(part.get("text"), str):
+            texts.append(part["text"])
+    return "".join(texts), "".join(reasoning)
+
+
+def _reasoning(message: Mapping[str, Any]) -> str:
+    """What a model thought before it answered, from the field that its server puts it in."""
+    for name in ("reasoning_content", "reasoning", "thinking", "reasoning_text"):
+        found = message.get(name)
+        if isinstance(found, str) and found:
+            return found
+        if isinstance(found, list):
+            return _split_content(found)[0]
+    details = message.get("reasoning_details")
+    if isinstance(details, list):
+        return "".join(str(one.get("text") or "") for one in details if isinstance(one, dict))
+    return ""
+
+
+def _arguments(call: Mapping[str, Any]) -> str:
+    """The arguments of a tool call: text in OpenAI's protocol, an object in that of some servers."""
+    found = (call.get("function") or call).get("arguments") or ""
+    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+
+
+def _tokens(usage: Mapping[str, Any], name: str) -> int:
+    """A count that sums, prices and counters can hold, whatever the endpoint says."""
+    count = int(usage.get(name) or 0)
+    return min(max(count, 0), _MOST_TOKENS)
+
+
+def _reasoning_tokens(usage: Mapping[str, Any]) -> int:
+    details = usage.get("completion_tokens_details")
+    named = details if isinstance(details, dict) else usage
+    return _tokens(named, "reasoning_tokens")
+
+
+def _completion_tokens(usage: Mapping[str, Any], reasoning: int) -> int:
+    """The tokens that are paid for as output, reasoning among them.
+
+    OpenAI counts reasoning within `completion_tokens`. Gemini and xAI leave it out there, and count it
+    within `total_tokens` alone.
+    """
+    said, asked = _tokens(usage, "completion_tokens"), _tokens(usage, "prompt_tokens")
+    total = _tokens(usage, "total_tokens")
+    if total <= asked + said:
+        return max(said, reasoning)
+    unnamed = total - asked - said
+    return said + unnamed if reasoning in (0, unnamed) else max(said, reasoning)
+
+
+def _logprobs(found: Any) -> Logprobs | None:
+    """The log-probabilities of a choice; None where they are not in OpenAI's form."""
+    try:
+        return [
+            (
+                str(token["token"]),
+                {
+                    str(one["token"]): float(one["logprob"])
+                    for one in (token, *(token.get("top_logprobs") or ()))
+                },
+            )
+            for token in found["content"] or ()
+        ] or None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _completion_problem(completion: Completion, message: Mapping[str, Any]) -> ReplyError | None:
+    finish = completion.finish_reason.lower()
+    if message.get("refusal"):
+        return ReplyError(f"the model refused: {str(message['refusal'])[:200]!r}.")
+    if finish in _FILTERED:
+        error = ReplyError(
+            f"the reply was stopped by the provider's content filter ({completion.finish_reason})."
+        )
+        error.retryable = False
+        return error
+    if finish in _CUT_OFF:
+        error = ReplyError("the reply was cut off at max_tokens.", hint="Raise max_tokens=.")
+        error.cut_off = True
+        return error
+    if not completion.text.strip():
+        return ReplyError("the reply is empty: the model said nothing.")
+    return None
+
+
+# --- the text ------------------------------------------------------------------------------------
+
+# How models open and close their reasoning: DeepSeek, Qwen and most others; Magistral; gpt-oss;
+# Cohere; Kimi; Seed.
+_THINKING = [
+    (r"<(?:think|thinking|thought|reasoning|reflection|seed:think)>",) * 2,
+    (r"\[THINK\]", r"\[/THINK\]"),
+    (r"<\|channel\|>(?:analysis|commentary)[^<{]*<\|message\|>", r"<\|end\|>"),
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
+    (r"◁think▷", r"◁/think▷"),
+]
+_OPENS = "|".join(opening for opening, _ in _THINKING)
+_CLOSES = "|".join(
+    closing.replace("<(", "</(", 1) if opening == closing else closing
+    for opening, closing in _THINKING
+)
+# Where somebody else's turn begins: a model that runs on has ended its reply before.
+_NEXT_TURN = (
+    r"<\|im_start\|>\s*(?:user|system)|<\|start_header_id\|>\s*(?:user|system)"
+    r"|<start_of_turn>\s*user|<\|(?:user|User|USER)\|>|<\uff5cUser\uff5c>|<\|start\|>\s*(?:user|system)"
+    r"|\[INST\]"
+)
+_CHAT_MARK = (
+    r"<\|[^<>|\n{}]{1,40}\|>|<\uff5c[^<>\uff5c\n{}]{1,40}\uff5c>|</?s>|<(?:start|end)_of_turn>|<[be]os>"
+    r"|\[/?INST\]|\ufeff"
+)
+_MARK = re.compile(rf"{_CHAT_MARK}|```\w*")
+_TOKENS = re.compile(
+    rf"(?P<open>{_OPENS})|(?P<close>{_CLOSES})|(?P<turn>{_NEXT_TURN})|(?P<brace>[{{[])"
+)
+_LEADING_MARKS = re.compile(rf"\s*(?:(?:{_CHAT_MARK})\s*(?:(?:assistant|model|final)\b\s*)?)*")
+_FIRST_THOUGHT = re.compile(rf"{_LEADING_MARKS.pattern}(?:{_OPENS})")
+_TRAILING_MARKS = re.compile(rf"(?:\s*(?:{_CHAT_MARK}))+\s*\Z")
+
+_PLACEHOLDER = re.compile(r"\.{3}|…|<[^<>]*>|string")
+_MAY_BE_PLACEHOLDER = re.compile(rf'"(?:{_PLACEHOLDER.pattern})"')
+_DECODER = json.JSONDecoder(strict=False)  # a raw line break in a string is taken for one
+
+
+def read_reply(text: str, schema: type[BaseModel] | None) -> Any:
+    """Find the object in a reply that fits `schema`; None: the text without reasoning and marks.
+
+    Of several objects, the first complete one that fits outside the reasoning is taken. Reasoning
+    itself is read only where the reply is nothing else, and ends with the object.
+
+    Raises:
+        ReplyError: nothing fits.
+    """
+    if schema is None:
+        return plain_text(text)
+    if text.startswith("{") and not _MAY_BE_PLACEHOLDER.search(text):  # most replies
+        try:
+            value = schema.model_validate_json(text)
+        except ValidationError:
+            pass
+        else:
+            if _is_said(value):
+                return value
+    problems: list[str] = []
+    for variant in dict.fromkeys((text, _tidied(text))):
+        for candidate in _candidates(variant, list_root=issubclass(schema, RootModel)):
+            for fields in (candidate, *_wrapped(candidate, schema)):
+                try:
+                    return _fitting(fields, schema)
+                except ValidationError as error:
+                    problems.append(_first_problem(error))
+                except ValueError as error:
+                    problems.append(str(error))
+    problem = problems[0] if problems else _no_object(text)
+    raise ReplyError(f"it is not in the asked form: {problem}.")
+
+
+def plain_text(text: str) -> str:
+    """A reply without the reasoning before it, and without the marks of a chat template around it.
+
+    Raises:
+        ReplyError: nothing else is in it.
+    """
+    if not any(sign in text for sign in "<[◁\ufeff"):
+        return text
+    answer = text
+    opening = _FIRST_THOUGHT.match(text)
+    if opening:
+        closing = re.compile(_CLOSES).search(text, opening.end())
+        answer = text[closing.end() :] if closing else ""
+    elif not re.search(_OPENS, text):  # the prompt's template has opened it
+        answer = re.split(_CLOSES, text)[-1]
+    turn = re.search(_NEXT_TURN, answer)
+    if turn and _has_words(answer[: turn.start()]):
+        answer = answer[: turn.start()]
+    leading = _LEADING_MARKS.match(answer)
+    bare = _TRAILING_MARKS.sub("", answer[leading.end() :] if leading else answer)
+    if text.strip() and not bare.strip():
+        raise ReplyError("the reply is empty, but for its reasoning.")
+    return text if bare.strip() == text.strip() else bare.strip()
+
+
+class _Found(NamedTuple):
+    """A complete JSON value in a text, and where it stands."""
+
+    start: int
+    end: int
+    value: Any
+
+
+def _candidates(text: str, *, list_root: bool) -> Iterator[Any]:
+    """The JSON objects of a reply that may be its answer, in order."""
+    objects, thoughts, length = _scanned(text, list_root=list_root)
+    answers = [one for one in objects if not any(s <= one.start < e for s, e in thoughts)]
+    if answers:
+        yield from (one.value for one in answers)
+        return
+    rest = "".join(text[i:j] for i, j in _gaps(thoughts, length))
+    if thoughts and objects and not _has_words(rest):
+        last, end = objects[-1], max(e for s, e in thoughts if s <= objects[-1].start)
+        closing = list(re.finditer(_CLOSES, text[last.end : end]))
+        follows = (
+            text[last.end : last.end + closing[0].start()] if closing else text[last.end : end]
+        )
+        if not _has_words(follows):
+            yield last.value
+
+
+def _scanned(text: str, *, list_root: bool) -> tuple[list[_Found], list[tuple[int, int]], int]:
+    """The objects of a text, the parts of it that are reasoning, and where the reply ends.
+
+    Marks within an object are words of it. An object that the text breaks off ends the search: what is
+    inside it is a part of something else.
+    """
+    objects: list[_Found] = []
+    thoughts: list[tuple[int, int]] = []
+    opened: int | None = None
+    place = tried = 0
+    end = len(text)
+    while (token := _TOKENS.search(text, place)) is not None and tried < _MOST_OBJECTS:
+        place = token.end()
+        if token["brace"]:
+            if token["brace"] == "[" and not list_root:
+                continue
+            tried += 1
+            try:
+                value, place = _DECODER.raw_decode(text, token.start())
+                objects.append(_Found(token.start(), place, value))
+            except json.JSONDecodeError as error:
+                if _breaks_off(error, text):
+                    break
+            except RecursionError:
+                break
+        elif token["open"]:
+            opened = token.start() if opened is None else opened
+        elif token["close"]:
+            thoughts.append((0 if opened is None else opened, place))  # 0: the template opened it
+            opened = None
+        elif opened is None and _has_words(text[: token.start()]):
+            end = token.start()
+            break
+    if opened is not None:
+        thoughts.append((opened, end))
+    return objects, thoughts, end
+
+
+def _breaks_off(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether the text ends before the object does."""
+    return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
+
+
+def _gaps(parts: Sequence[tuple[int, int]], length: int) -> Iterator[tuple[int, int]]:
+    """What lies between the parts of a text."""
+    place = 0
+    for start, end in parts:
+        yield place, start
+        place = max(place, end)
+    yield place, length
+
+
+def _has_words(text: str) -> bool:
+    """Whether there is more than white space, code fences and the marks of a chat template."""
+    return bool(_MARK.sub("", text).strip())
+
+
+def _fitting(fields: Any, schema: type[BaseModel]) -> BaseModel:
+    """The record of these fields.
+
+    Raises:
+        ValueError: they do not fit, or the model only repeated the form.
+    """
+    value = schema.model_validate_json(json.dumps(fields))
+    if not _is_said(value):
+        raise ValueError("none of its fields is there")
+    strings = list(_strings(fields))
+    if strings and all(_PLACEHOLDER.fullmatch(one.strip()) for one in strings):
+        raise ValueError("it repeats the form, without values")
+    return value
+
+
+def _is_said(value: BaseModel) -> bool:
+    """Whether anything of it is the model's: a record may consist of nothing but defaults."""
+    return bool(value.model_fields_set) or not type(value).model_fields
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+_WRAPPERS = {"answer", "data", "json", "object", "output", "persona", "reply", "response", "result"}
+
+
+def _wrapped(candidate: Any, schema: type[BaseModel]) -> Iterator[Any]:
+    """The object inside a tool call that was written as text, or under a name of the object."""
+    if not isinstance(candidate, dict):
+        return
+    for name in ("arguments", "parameters", "input"):
+        if "name" in candidate and name in candidate:
+            yield _parsed(candidate[name])
+    if len(candidate) == 1:
+        [(name, inner)] = candidate.items()
+        if isinstance(inner, dict) and (
+            name.lower() in _WRAPPERS or name.lower() == schema.__name__.lower()
+        ):
+            yield inner
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+_OPENING_QUOTE = re.compile(r"(?<=[{\[,:])(\s*)[“”„«]")
+_CLOSING_QUOTE = re.compile(r"[“”»](?=\s*[:,}\]])")
+_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
+
+
+def _tidied(text: str) -> str:
+    """The text with straight quotes around keys and values, no comma too many, and unpacked if quoted.
+
+    Only the punctuation of JSON changes: no word and no value does.
+    """
+    bare = text.strip("\ufeff \n\r\t")
+    if bare.startswith('"') and isinstance(inner := _parsed(bare), str):
+        return inner
+    if any(quote in text for quote in "“”„«»"):
+        text = _OPENING_QUOTE.sub(r'\1"', text)
+        text = _CLOSING_QUOTE.sub('"', text)
+    return _COMMA.sub(lambda match: match[1] or "", text)
+
+
+def _no_object(text: str) -> str:
+    if "{" not in text:
+        return "it holds no JSON object"
+    return "its JSON object is broken or not complete"
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else str(problem["msg"])

@@ -1,0 +1,416 @@
+"""What models say, and what is read of it: a corpus of replies, and a valid object wrapped in anything."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import string
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, RootModel
+
+import personainfer as pi
+from personainfer.exceptions import ReplyError, TransportError
+from personainfer.llm.replies import decode, plain_text, read_completion, read_reply
+from personainfer.personas.prompts import OnePersona
+from personainfer.testing import FakeLLM, Reply
+
+from ..builders import pairs
+
+FIELDS = {
+    "evidence": "The first lists steps, the second tells a story.",
+    "trait": "a cook in a hurry",
+    "preference": "numbered steps over stories",
+}
+GOOD = json.dumps(FIELDS)
+OTHER = json.dumps({**FIELDS, "trait": "a patient gardener"})
+DRAFT = json.dumps({**FIELDS, "trait": "a draft of a person"})
+PRETTY = json.dumps(FIELDS, indent=2)
+CURLY = "{“evidence”: “The first lists steps, the second tells a story.”, “trait”: “a cook in a hurry”, “preference”: “numbered steps over stories”}"  # noqa: E501
+
+# What must be read, always as FIELDS. The name says which models or servers write like that.
+READ: dict[str, str] = {
+    "OpenAI, strict": GOOD,
+    "indented": PRETTY,
+    "Claude: words before": f"Here is the persona:\n\n{PRETTY}",
+    "Llama 3: words after": f"{GOOD}\nLet me know if you need more!",
+    "Llama 3: end of turn": f"{GOOD}<|eot_id|>",
+    "Llama 3.1: a tool call as text": f'{{"name": "OnePersona", "parameters": {GOOD}}}',
+    "Llama 3: header of the turn": f"<|start_header_id|>assistant<|end_header_id|>\n\n{GOOD}",
+    "Llama 2: end of text": f"{GOOD}</s>",
+    "Mistral: a fence with a name": f"```json\n{PRETTY}\n```",
+    "Mistral 7B: words around a fence": f"Sure!\n```json\n{GOOD}\n```\nI hope that helps.",
+    "Gemma: a fence without a name": f"```\n{GOOD}\n```<end_of_turn>",
+    "Phi 3: an end mark and noise": f"{GOOD}<|end|><|endoftext|>",
+    "ChatML: end mark, then another turn": f"{GOOD}<|im_end|>\n<|im_start|>user\n{OTHER}",
+    "Qwen: said twice": f"{GOOD}\n{GOOD}",
+    "said again, otherwise": f"{GOOD}\n\nOr: {OTHER}",
+    "Hermes, Qwen: a tool call in tags": (
+        f'<tool_call>\n{{"name": "OnePersona", "arguments": {GOOD}}}\n</tool_call>'
+    ),
+    "arguments as text in text": json.dumps({"name": "OnePersona", "arguments": GOOD}),
+    "DeepSeek R1: reasoning in tags": f"<think>\nLet me see. {{a}} or {{b}}?\n</think>\n\n{GOOD}",
+    "QwQ: reasoning that the template opened": f"Hm, a cook?\n</think>\n\n{GOOD}",
+    "Qwen 3: empty reasoning": f"<think>\n\n</think>\n\n{GOOD}",
+    "R1: a draft in the reasoning": f"<think>Maybe {DRAFT}? No, a cook.</think>{GOOD}",
+    "vLLM, no reasoning parser: all of it": f"<think>\n{GOOD}\n</think>",
+    "R1 that never closed its reasoning": f"<think>Two styles, so:\n{GOOD}",
+    "Magistral": f"[THINK]First {DRAFT}[/THINK]{GOOD}",
+    "gpt-oss: channels": (
+        f"<|channel|>analysis<|message|>Try {DRAFT}<|end|><|start|>assistant<|channel|>final"
+        f"<|message|>{GOOD}<|return|>"
+    ),
+    "Kimi": f"◁think▷Which one?◁/think▷{GOOD}",
+    "Cohere": f"<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>{GOOD}<|END_RESPONSE|>",
+    "DeepSeek V3: its end mark": GOOD + "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "a byte order mark": f"\ufeff{GOOD}",
+    "curly quotes": CURLY,
+    "curly quotes in a fence": f"```json\n{CURLY}\n```",
+    "a comma too many": GOOD[:-1] + ",\n}",
+    "a quoted object": json.dumps(GOOD),
+    "SmolLM: under the name of the form": f'{{"OnePersona": {GOOD}}}',
+    "under a plain name": f'{{"persona": {GOOD}}}',
+    "in a list": f"[{GOOD}]",
+    "braces before": f"The set {{short, long}} decides. {GOOD}",
+    "an object that does not fit, before": f'{{"thought": "compare them"}}\n{GOOD}',
+    "the form, repeated, then the answer": (
+        '{"evidence": "...", "trait": "...", "preference": "..."}\n' + GOOD
+    ),
+    "more fields than asked for": json.dumps({**FIELDS, "confidence": 0.9}),
+}
+
+# What must not be read: nothing in it is an answer.
+NOT_READ: dict[str, str] = {
+    "nothing": "",
+    "white space": " \n\t",
+    "prose": "The user is a cook in a hurry and prefers numbered steps.",
+    "a refusal": "I'm sorry, but I can't help with profiling people.",
+    "an apology with braces": "I can't {really} do that.",
+    "cut off in a string": GOOD[:-9],
+    "cut off before the last brace": GOOD[:-1],
+    "cut off after a key": GOOD[: GOOD.index('"numbered')],
+    "a field is missing": json.dumps({"evidence": "e", "trait": "a cook"}),
+    "a field is null": json.dumps({**FIELDS, "trait": None}),
+    "a field is empty": json.dumps({**FIELDS, "trait": " "}),
+    "a field is a number": json.dumps({**FIELDS, "trait": 5}),
+    "a field is a list": json.dumps({**FIELDS, "trait": ["a cook"]}),
+    "other names": json.dumps({"persona": "a cook", "reason": "steps"}),
+    "the schema itself": json.dumps(OnePersona.model_json_schema()),
+    "the form with dots": '{"evidence": "...", "trait": "...", "preference": "..."}',
+    "the form with names": '{"evidence": "<text>", "trait": "<text>", "preference": "<text>"}',
+    "the form with types": '{"evidence": "string", "trait": "string", "preference": "string"}',
+    "the form in a fence": '```json\n{"evidence": "…", "trait": "…", "preference": "…"}\n```',
+    "an empty object": "{}",
+    "an empty list": "[]",
+    "null": "null",
+    "a number": "42",
+    "YAML": "evidence: steps\ntrait: a cook\npreference: numbered steps",
+    "XML": "<trait>a cook</trait><preference>steps</preference>",
+    "a table": "| trait | preference |\n|---|---|\n| a cook | steps |",
+    "an error as text": '{"error": {"message": "overloaded"}}',
+    "a draft that was dropped": f"<think>Perhaps {DRAFT}. No, that is wrong.</think>",
+    "a draft, then a refusal": f"<think>{DRAFT}</think>I can't answer that.",
+    "a draft, then prose": f"<think>Perhaps {DRAFT}?</think>A cook in a hurry.",
+    "a draft in reasoning that never ended": f"<think>Perhaps {DRAFT}? Or rather",
+    "another turn's object": f"I don't know.<|im_end|>\n<|im_start|>user\n{GOOD}",
+    "Llama: another turn's object": (
+        f"Sorry.<|eot_id|><|start_header_id|>user<|end_header_id|>\n{GOOD}"
+    ),
+    "inside an object that breaks off": f'{{"first_try": {GOOD}, "second_try": {{"evi',
+    "inside an object of something else": json.dumps({"wrong": {"example": FIELDS}}),
+    "fields across two objects": '{"evidence": "e", "trait": "a cook"} {"preference": "steps"}',
+    "values without quotes": "{evidence: steps, trait: cook, preference: steps}",
+    "a key without a value": '{"evidence": "e", "trait": , "preference": "steps"}',
+    "mixed curly quotes": '{“evidence”: “says "hi", “trait”: “a cook”, “preference”: “b”}',
+    "gpt-oss: analysis alone, dropped": f"<|channel|>analysis<|message|>Try {DRAFT}, no.<|end|>",
+    "HTML": "<html><body>{}</body></html>",
+    "hex": "7b2265766964656e6365223a2022227d",
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_models_wrap_an_answer_in_is_taken_off(name: str) -> None:
+    assert read_reply(READ[name], OnePersona) == OnePersona(**FIELDS)
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_what_is_no_answer_is_not_read(name: str) -> None:
+    with pytest.raises(ReplyError, match="not in the asked form"):
+        read_reply(NOT_READ[name], OnePersona)
+
+
+def test_the_corpus_is_large_enough_to_mean_something() -> None:
+    assert min(len(READ), len(NOT_READ)) >= 30
+
+
+def test_a_raw_line_break_in_a_string_is_one() -> None:
+    """Small models break lines within strings (instructor#1047)."""
+    text = '{"evidence": "one\ntwo", "trait": "a cook", "preference": "steps"}'
+    assert read_reply(text, OnePersona).evidence == "one\ntwo"
+
+
+def test_a_curly_quote_inside_a_value_stays() -> None:
+    text = '{"evidence": "says “hi”, twice", "trait": "a cook", "preference": "steps"}'
+    assert read_reply(text, OnePersona).evidence == "says “hi”, twice"
+
+
+def test_marks_inside_a_value_are_words_of_it() -> None:
+    fields = {**FIELDS, "evidence": "writes </think> and <|im_start|>user and ``` in the text"}
+    assert read_reply(f"So: {json.dumps(fields)}", OnePersona).evidence == fields["evidence"]
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+    lambda text: text.strip() and not re.fullmatch(r"\.{3}|…|<[^<>]*>|string", text.strip())
+)
+personas = st.builds(lambda e, t, p: {"evidence": e, "trait": t, "preference": p}, *[words] * 3)
+# Anything, except for what makes the object a part of another one or of another's turn.
+around = st.text(st.characters(exclude_categories=["Cs"], exclude_characters='<[{"◁'))
+before = st.one_of(
+    around,
+    around.map(lambda text: f"<think>{text}</think>"),
+    around.map(lambda text: f"{text}```json\n"),
+    around.map(lambda text: f"{{{text} }} "),
+    around.map(lambda text: f"{text}<|im_start|>assistant\n"),
+    st.just(f"<think>{DRAFT}</think>"),
+    st.just('{"a": 1} [2] "b" '),
+)
+after = st.one_of(
+    st.text(),
+    around.map(lambda text: f"\n```\n{text}"),
+    st.sampled_from(["<|eot_id|>", "<|im_end|>", "</s>", OTHER, "<|im_end|><|im_start|>user", "}"]),
+)
+
+
+@given(personas, before, after, st.sampled_from([None, 2]))
+def test_a_valid_object_wrapped_in_anything_is_found(
+    fields: dict[str, str], before: str, after: str, indent: int | None
+) -> None:
+    text = before + json.dumps(fields, indent=indent, ensure_ascii=False) + after
+    assert read_reply(text, OnePersona) == OnePersona(**fields)
+
+
+@given(personas, st.data())
+def test_nothing_is_read_of_a_part_of_an_object(fields: dict[str, str], data: Any) -> None:
+    text = json.dumps(fields)
+    cut = data.draw(st.integers(0, len(text) - 1))
+    with pytest.raises(ReplyError):
+        read_reply(text[:cut], OnePersona)
+
+
+@given(st.text(st.sampled_from(string.printable + '{}[]":,“”<>|')))
+def test_what_is_read_was_said(text: str) -> None:
+    """Of any text: either an error, or a record all of whose values stand in the text."""
+    try:
+        found = read_reply(text, OnePersona)
+    except ReplyError:
+        return
+    assert all(value.strip() in text for value in found.model_dump().values())
+
+
+@given(st.binary())
+def test_no_body_breaks_the_reader(body: bytes) -> None:
+    with contextlib.suppress(ReplyError, TransportError):
+        read_completion(decode(body))
+
+
+@pytest.mark.parametrize("text", ["{" * 100_000, '{"a":' * 50_000, '{"a": [' * 50_000, '"' * 9999])
+def test_noise_ends_soon(text: str) -> None:
+    with pytest.raises(ReplyError):
+        read_reply(text, OnePersona)
+
+
+class Defaults(BaseModel):
+    note: str = ""
+    score: int = 0
+
+
+class Words(RootModel[list[str]]):
+    pass
+
+
+class Deep(BaseModel):
+    inner: OnePersona
+    many: list[OnePersona] = Field(default_factory=list)
+
+
+def test_a_record_of_nothing_but_defaults_is_not_an_answer() -> None:
+    with pytest.raises(ReplyError):
+        read_reply('{"unrelated": 1}', Defaults)
+    assert read_reply('{"unrelated": 1} {"score": 0}', Defaults).score == 0
+
+
+def test_a_list_and_a_nested_object_are_found_too() -> None:
+    assert read_reply('Here: ["a", "b"] done', Words).root == ["a", "b"]
+    assert read_reply(f'So {{"inner": {GOOD}}}.', Deep).inner == OnePersona(**FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Yes.", "Yes."),
+        ("  spaces stay ", "  spaces stay "),
+        ("Yes.<|im_end|>", "Yes."),
+        ("Yes.</s>\n", "Yes."),
+        ("<|im_start|>assistant\nYes.", "Yes."),
+        ("<think>Hm.</think>\n\nYes.", "Yes."),
+        ("Hm.</think>Yes.", "Yes."),
+        ("Yes.<|eot_id|><|start_header_id|>user<|end_header_id|>And you?", "Yes."),
+        ("Write <think> and </think> around it.", "Write <think> and </think> around it."),
+        ("if a < b: [1]", "if a < b: [1]"),
+        ("```python\nx < 1\n```", "```python\nx < 1\n```"),
+        ("<b>bold</b>", "<b>bold</b>"),
+    ],
+)
+def test_a_plain_reply_loses_reasoning_and_marks_and_nothing_else(text: str, said: str) -> None:
+    assert plain_text(text) == said
+
+
+def test_a_plain_reply_that_is_reasoning_alone_is_none() -> None:
+    with pytest.raises(ReplyError, match="reasoning"):
+        plain_text("<think>What shall I say?")
+
+
+def completion(message: dict[str, Any], **choice: Any) -> dict[str, Any]:
+    return {"choices": [{"message": message, "finish_reason": "stop", **choice}]}
+
+
+MESSAGES: dict[str, dict[str, Any]] = {
+    "vllm#16182, sglang#4539: all of it in reasoning_content": {
+        "content": None,
+        "reasoning_content": GOOD,
+    },
+    "OpenRouter, vLLM 0.9: in reasoning": {"content": "", "reasoning": f"So:\n{GOOD}"},
+    "OpenRouter: reasoning_details": {
+        "content": "",
+        "reasoning_details": [{"type": "reasoning.text", "text": GOOD}],
+    },
+    "Ollama: thinking": {"content": "", "thinking": GOOD},
+    "sglang: the mark left in the reasoning": {
+        "content": None,
+        "reasoning_content": f"A draft {DRAFT}</think>{GOOD}",
+    },
+    "reasoning beside the answer": {"content": GOOD, "reasoning_content": f"Perhaps {DRAFT}"},
+    "llm-mistral#39: parts": {
+        "content": [
+            {"type": "thinking", "thinking": [{"type": "text", "text": DRAFT}]},
+            {"type": "text", "text": GOOD},
+        ]
+    },
+    "Claude behind a gateway: parts": {
+        "content": [{"type": "thinking", "thinking": DRAFT}, {"type": "text", "text": GOOD}]
+    },
+    "two parts of one text": {
+        "content": [{"type": "text", "text": GOOD[:20]}, {"type": "text", "text": GOOD[20:]}]
+    },
+    "Responses-like parts": {"content": [{"type": "output_text", "text": GOOD}]},
+    "Gemini: a thought part": {"content": [{"text": DRAFT, "thought": True}, {"text": GOOD}]},
+    "one part, no list": {"content": {"type": "text", "text": GOOD}},
+    "the object itself": {"content": FIELDS},
+    "a tool call": {"content": None, "tool_calls": [{"function": {"arguments": GOOD}}]},
+    "Ollama: arguments as an object": {"tool_calls": [{"function": {"arguments": FIELDS}}]},
+    "the older function_call": {"content": None, "function_call": {"arguments": GOOD}},
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_the_answer_is_found_in_every_form_of_message(name: str) -> None:
+    text = read_completion(completion(MESSAGES[name])).text
+    assert read_reply(text, OnePersona) == OnePersona(**FIELDS)
+
+
+def test_a_completion_of_the_older_kind_has_its_text_in_the_choice() -> None:
+    assert read_completion({"choices": [{"text": GOOD}]}).text == GOOD
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 50, "total_tokens": 60}, 50),
+        (  # OpenAI: reasoning is within the completion
+            {
+                "prompt_tokens": 10,
+                "completion_tokens": 50,
+                "total_tokens": 60,
+                "completion_tokens_details": {"reasoning_tokens": 40},
+            },
+            50,
+        ),
+        (  # xAI: beside it (litellm#10439)
+            {
+                "prompt_tokens": 10,
+                "completion_tokens": 5,
+                "total_tokens": 55,
+                "completion_tokens_details": {"reasoning_tokens": 40},
+            },
+            45,
+        ),
+        # Gemini: in the total alone
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 300}, 290),
+        ({"prompt_tokens": None, "completion_tokens": "7"}, 7),
+        (None, 0),
+    ],
+)
+def test_reasoning_tokens_are_paid_for(usage: Any, tokens: int) -> None:
+    found = read_completion({**completion({"content": "x"}), "usage": usage})
+    assert found.completion_tokens == tokens
+
+
+def stream(*deltas: dict[str, Any], end: str = "data: [DONE]\n\n", **last: Any) -> bytes:
+    chunks = [{"model": "fake", "choices": [{"delta": delta}]} for delta in deltas]
+    chunks.append({"choices": [{"delta": {}, "finish_reason": "stop"}], **last})
+    return "".join(f"data: {json.dumps(c)}\n\n" for c in chunks).encode() + end.encode()
+
+
+def test_an_event_stream_that_nobody_asked_for_is_read() -> None:
+    """Proxies that always stream (open-webui, litellm#8423), with OpenRouter's comment lines."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 4}
+    body = b": OPENROUTER PROCESSING\n\n" + stream(
+        {"role": "assistant", "content": ""},
+        {"reasoning_content": "Hm."},
+        *({"content": GOOD[i : i + 7]} for i in range(0, len(GOOD), 7)),
+        usage=usage,
+    )
+    found = read_completion(decode(body))
+    assert (found.text, found.prompt_tokens, found.completion_tokens) == (GOOD, 3, 4)
+
+
+def test_a_tool_call_and_reasoning_alone_are_put_together_from_a_stream() -> None:
+    calls = [
+        {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": part}}]}
+        for part in (GOOD[:9], GOOD[9:])
+    ]
+    assert read_completion(decode(stream(*calls))).text == GOOD
+    thought = read_completion(decode(stream({"reasoning": GOOD[:9]}, {"reasoning": GOOD[9:]})))
+    assert read_reply(thought.text, OnePersona) == OnePersona(**FIELDS)
+
+
+def test_a_stream_that_breaks_off_is_no_reply() -> None:
+    body = b'data: {"choices": [{"delta": {"content": "{}"}}]}\n\n'
+    with pytest.raises(TransportError, match="broke off"):
+        decode(body)
+
+
+def test_a_stream_reaches_the_row_in_one_call() -> None:
+    body = stream({"content": json.dumps({"person_1": FIELDS, "person_2": FIELDS})})
+    with FakeLLM(reply=body) as server:
+        table = pi.infer_personas(pairs(1), "fake", api_base=server.api_base)
+        assert server.calls == 1
+    assert str(table[0].chosen).startswith("The user is a cook in a hurry")
+
+
+@pytest.mark.parametrize("tail", ["\nLet me know!", "<|eot_id|>", "\n" + GOOD])
+def test_words_after_the_object_cost_no_second_call(tail: str) -> None:
+    """instructor#356."""
+    both = json.dumps({"person_1": FIELDS, "person_2": FIELDS})
+    with FakeLLM(reply=Reply(both + tail)) as server:
+        options: dict[str, Any] = {"api_base": server.api_base}
+        table = pi.infer_personas(pairs(1), "fake", **options)
+        again = pi.infer_personas(pairs(1), "fake", **options)
+        assert server.calls == 1
+    assert again.usage.cached == 1
+    assert str(again[0].chosen) == str(table[0].chosen)
+    assert not table.errors
