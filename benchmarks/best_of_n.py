@@ -83,10 +83,18 @@ def inferred(
 ) -> tuple[Personas, np.ndarray]:
     """Personas by way, and the score of the best one by likelihood."""
     cache: dict[str, Any] = {"cache_dir": folder / "replies"}
-    chooser = pi.Likelihood("local", device="cpu")  # the same weights, several times as fast
-    greedy = pi.infer_personas(pairs, "local", **cache)
+    chooser = pi.Likelihood(
+        "local:smollm2", device="cpu"
+    )  # the same weights, several times as fast
+    greedy = pi.infer_personas(pairs, "local:smollm2", **cache)
     sampled = pi.infer_personas(
-        pairs, "local", temperature=1.0, seed=0, candidates=samples, select=InOrder(), **cache
+        pairs,
+        "local:smollm2",
+        temperature=1.0,
+        seed=0,
+        candidates=samples,
+        select=InOrder(),
+        **cache,
     )
     ways: Personas = {"greedy": [], "best": [], "one sample": []}
     best = []

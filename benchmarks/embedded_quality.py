@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--protocol", default="joint", choices=("joint", "separate"))
     protocol = parser.parse_args().protocol
     began = time.perf_counter()
-    table = pi.infer_personas(PAIRS, "local", protocol=protocol, cache=False)
+    table = pi.infer_personas(PAIRS, "local:smollm2", protocol=protocol, cache=False)
     seconds = time.perf_counter() - began
     print(f"{len(table)} pairs, {protocol}, {seconds:.0f} s")
     for name, share in measure(table).items():

@@ -122,7 +122,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", type=Path)
-    parser.add_argument("--model", default="local")
+    parser.add_argument("--model", default="local:smollm2")
     parser.add_argument("--device", help='"cpu" or "cuda": transformers; without, the engine')
     parser.add_argument("--dtype", help='of transformers, such as "bfloat16"')
     parser.add_argument("--rows", type=int, help="the first so many of the half")

@@ -71,8 +71,8 @@ def transformers_ways() -> tuple[Way, Way]:
     import torch
     import transformers
 
-    ours = pi.Likelihood("local", device="cpu")
-    weights = find_weights("local", engine=False)
+    ours = pi.Likelihood("local:smollm2", device="cpu")
+    weights = find_weights("local:smollm2", engine=False)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(weights.parent), gguf_file=weights.name, dtype="float32"
     ).eval()
@@ -102,7 +102,7 @@ def transformers_ways() -> tuple[Way, Way]:
 
 def packing_ways() -> tuple[Way, Way]:
     """By the library, and by the library with torch's own linear layers."""
-    ours, plain = (pi.Likelihood("local", device="cpu") for _ in range(2))
+    ours, plain = (pi.Likelihood("local:smollm2", device="cpu") for _ in range(2))
 
     def library(texts: Texts) -> float:
         began = time.perf_counter()
@@ -121,8 +121,8 @@ def packing_ways() -> tuple[Way, Way]:
 def embedded_ways() -> tuple[Way, Way]:
     """By the library, and the same server decoding freely."""
     ours, endpoint = (
-        pi.Likelihood("local"),
-        EmbeddedEndpoint(find_weights("local"), concurrency=SLOTS),
+        pi.Likelihood("local:smollm2"),
+        EmbeddedEndpoint(find_weights("local:smollm2"), concurrency=SLOTS),
     )
 
     def library(texts: Texts) -> float:

@@ -21,10 +21,10 @@ def serve() -> None:
     """Serve until stdin closes."""
     import xllamacpp
 
-    from personainfer.llm.weights import fast_form, find_weights
+    from personainfer.llm.weights import find_weights
 
     params = xllamacpp.CommonParams()
-    params.model.path = str(fast_form(find_weights("local")))
+    params.model.path = str(find_weights("local").path())
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.n_parallel = SLOTS

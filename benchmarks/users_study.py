@@ -350,7 +350,9 @@ def main() -> None:
     )
     evaluator = Scores(
         options.folder / "evaluator.jsonl",
-        pi.Likelihood("local", device="cpu", dtype=options.dtype, max_response_tokens=limit),
+        pi.Likelihood(
+            "local:smollm2", device="cpu", dtype=options.dtype, max_response_tokens=limit
+        ),
     )
     began = time.perf_counter()
     found = study(options, chooser, evaluator)
@@ -384,7 +386,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--words", type=int, default=32, help="of a response that are read")
     parser.add_argument("--temperature", type=float, default=0.1, help="of the choices")
     parser.add_argument("--alpha", type=float, help="Dirichlet weights instead of one persona each")
-    parser.add_argument("--model", default="local", help="writes the personas")
+    parser.add_argument("--model", default="local:smollm2", help="writes the personas")
     parser.add_argument("--api-base", help="of that model")
     parser.add_argument(
         "--dtype", default="bfloat16", help="of the evaluator; float32: 3 times as long"

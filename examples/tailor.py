@@ -62,8 +62,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("tailored"), help="folder of all that is made")
     add(
         "--model",
-        default="local",
-        help='"local" (SmolLM2-135M), a hub id, a folder or a .gguf file',
+        default="local:smollm2",
+        help='"local:smollm2", a hub id, a folder or a .gguf file',
     )
     add("--seeds", type=int, nargs="+", default=[0])
     add("--pairs", type=int, help="read no more rows than this")
@@ -88,7 +88,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--retriever", default="bm25", help="a sentence-transformers model, or bm25")
     add("--answers", type=int, default=12, help="held-out prompts that are answered and judged")
     add("--examples", type=int, default=2, help="worked examples of the few-shot answers")
-    add("--judge", default="local", help="a model, as for personainfer.compare_responses")
+    add("--judge", default="local:smollm2", help="a model, as for personainfer.compare_responses")
     add("--api-base", help="the address of the judge's endpoint")
     if parser.parse_known_args(given)[0].full:
         parser.set_defaults(**FULL)

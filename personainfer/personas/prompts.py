@@ -31,10 +31,10 @@ __all__ = [
     "PackedPrompt",
     "PairPersonas",
     "PersonaPrompt",
+    "at_most",
     "choice_messages",
     "default_exemplars",
     "filled",
-    "frame",
     "instructions",
     "pair_ids",
     "pair_message",
@@ -50,37 +50,20 @@ Protocol = Literal["joint", "separate"]
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-_WORD = "[a-z]{2,12}"
+def at_most(characters: int) -> dict[str, Any]:
+    """A bound on a text for engines that decode by a schema: it stops a small model that repeats itself.
 
-
-def frame(start: str, fewest: int, most: int) -> dict[str, Any]:
-    """A pattern for engines that decode by a grammar: a start, then so many plain words.
-
-    It helps a small model to write a phrase that completes its sentence, and to end on a word. Other
-    models are not shown it, and no reply is refused for it.
+    Longer texts of other models are taken as they are.
     """
-    return {"pattern": f"^{start}{_WORD}( {_WORD}){{{fewest - 1},{most - 1}}}$"}
+    return {"maxLength": characters}
 
 
 class OnePersona(BaseModel):
     """The form of a reply about one person; the evidence is asked for first."""
 
-    evidence: Annotated[str, Field(json_schema_extra=frame("", 2, 8))]
-    trait: Annotated[
-        Filled,
-        Field(json_schema_extra=frame("someone who (wants|needs|likes|values|enjoys) ", 1, 5)),
-    ]
-    preference: Annotated[
-        Filled,
-        Field(
-            json_schema_extra=frame(
-                "(short|clear|simple|detailed|careful|practical|honest|warm|friendly|funny|bold|calm)"
-                " (answers|advice|explanations) (that|with|about|without|for) ",
-                2,
-                7,
-            )
-        ),
-    ]
+    evidence: Annotated[str, Field(json_schema_extra=at_most(100))]
+    trait: Annotated[Filled, Field(json_schema_extra=at_most(100))]
+    preference: Annotated[Filled, Field(json_schema_extra=at_most(120))]
 
     def persona(self) -> Persona:
         """The record of it."""

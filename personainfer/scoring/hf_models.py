@@ -68,7 +68,7 @@ def load_model(
 def _source(name: str) -> str:
     """What transformers loads: of the embedded weights, their file."""
     local = name == "local" or name.startswith("local:")
-    return str(find_weights(name, engine=False)) if local else name
+    return str(find_weights(name, engine=False).path()) if local else name
 
 
 def _adapter_base(name: str) -> str | None:

@@ -100,7 +100,7 @@ class Likelihood:
 
     def __init__(
         self,
-        model: str = "local",
+        model: str = "local:smollm2",
         *,
         batch_size: int = 16,
         max_response_tokens: int = 128,

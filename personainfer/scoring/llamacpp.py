@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..exceptions import ModelError, ReplyError, RequestRejectedError, TransportError
-from ..llm.llamacpp import SLOTS, running_server
+from ..llm.llamacpp import SLOTS, check_chat_template, running_server
 from ..llm.openai_protocol import Json
+from ..llm.weights import Weights
 from .interfaces import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
 
 __all__ = ["EmbeddedEndpoint", "ForcedDecoding"]
@@ -34,17 +34,23 @@ _NO_LOG_PROBABILITIES = "the server gave no log-probabilities."
 
 
 class EmbeddedEndpoint(ScoringEndpoint):
-    """The server of this process, started at the first request."""
+    """The server of this process; the weights are fetched and it is started at the first request."""
 
-    def __init__(self, weights: Path, *, concurrency: int) -> None:
-        super().__init__(weights.stem, "", "none", concurrency=min(concurrency, SLOTS))
+    def __init__(self, weights: Weights, *, concurrency: int) -> None:
+        super().__init__(weights.file, "", "none", concurrency=min(concurrency, SLOTS))
         self._weights = weights
-        self.endpoint = f"llama.cpp:{weights.name}"
+        self.endpoint = f"llama.cpp:{weights.file}"
 
     async def ask(self, path: str, body: Json) -> Json:
-        """As of any endpoint, after the server is up; what is to be said, in a slot that has read most."""
+        """Start the server where need be; completions go to the slot that has read most of the prompt.
+
+        Raises:
+            ModelNotFoundError: the weights cannot be had or loaded, or lack a chat template that is needed.
+        """
         server = await asyncio.to_thread(running_server, self._weights)
         self._base = server.api_base.removesuffix("/v1")
+        if path == "/apply-template":
+            check_chat_template(server)
         if path != "/completion":
             return await super().ask(path, body)
         async with server.slots.lent(b"", array("I", body["prompt"]).tobytes()) as slot:

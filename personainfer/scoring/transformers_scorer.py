@@ -21,7 +21,6 @@ import numpy as np
 from ..exceptions import InvalidArgumentError
 from .hf_models import load_model
 from .interfaces import Chat, FloatArray, Tokens, TokenText
-from .onednn import pack_linear_layers
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +50,6 @@ class TorchScorer:
         self._batch_size = batch_size
         self._model, self._tokenizer = load_model(name, device=device, dtype=dtype)
         self._kind = "cpu" if self._model.device.type == "cpu" else "other"
-        if self._kind == "cpu":
-            pack_linear_layers(self._model, self._probe)
         self._body = self._find_body()
         forward = inspect.signature((self._body or self._model).forward).parameters
         self._takes_positions = "position_ids" in forward

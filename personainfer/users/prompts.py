@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from ..personas.prompts import Filled, filled, frame
+from ..personas.prompts import Filled, at_most, filled
 from ..records import Message, Persona, Preference
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
 
 
 _NUMBER = {"pattern": "^[1-9][0-9]{0,1}$"}
-_NOTES = {"minItems": 1, "maxItems": 4}  # for engines that decode by a grammar, as `frame`
+_NOTES = {"minItems": 1, "maxItems": 4}  # for engines that decode by a schema, as `at_most`
 
 
 class ChoiceNote(BaseModel):
@@ -35,7 +35,7 @@ class ChoiceNote(BaseModel):
         BeforeValidator(lambda value: str(value).strip()),
         Field(json_schema_extra=_NUMBER),
     ]
-    shows: Annotated[Filled, Field(json_schema_extra=frame("", 2, 8))]
+    shows: Annotated[Filled, Field(json_schema_extra=at_most(100))]
 
 
 class WrittenPersona(BaseModel):
@@ -44,11 +44,9 @@ class WrittenPersona(BaseModel):
     evidence: Annotated[list[ChoiceNote], Field(json_schema_extra=dict(_NOTES))]
     background: Annotated[
         Filled,
-        Field(json_schema_extra=frame("The user (is|wants|needs|values|enjoys) ", 4, 24)),
+        Field(json_schema_extra=at_most(300)),
     ]
-    preferences: Annotated[
-        Filled, Field(json_schema_extra=frame("The user (likes|prefers|dislikes) ", 4, 24))
-    ]
+    preferences: Annotated[Filled, Field(json_schema_extra=at_most(300))]
 
 
 def user_message(

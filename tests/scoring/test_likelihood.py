@@ -576,7 +576,7 @@ def in_full_precision(weights: Path, path: Path) -> Path:
 @torch
 def test_the_embedded_engine_and_transformers_agree_within_rounding(tmp_path: Path) -> None:
     """0.005 nats a token, on float32 weights: llama.cpp still keeps keys and values as float16."""
-    path = in_full_precision(find_weights("local"), tmp_path / "full.gguf")
+    path = in_full_precision(find_weights("local:smollm2").path(), tmp_path / "full.gguf")
     rows = real_rows()
     engine, exact = pi.Likelihood(f"local:{path}"), pi.Likelihood(str(path), device="cpu")
     tokens = [len(exact._scorer().encode([text])[0][:128]) for text in rows[2]]
@@ -589,7 +589,7 @@ def test_the_embedded_engine_and_transformers_agree_within_rounding(tmp_path: Pa
 def test_quantised_weights_cost_the_engine_little() -> None:
     """0.1 nats a token: llama.cpp rounds what it multiplies 4-bit weights by to 8 bits."""
     rows = real_rows()
-    engine, exact = pi.Likelihood("local"), pi.Likelihood("local", device="cpu")
+    engine, exact = pi.Likelihood("local:smollm2"), pi.Likelihood("local:smollm2", device="cpu")
     tokens = [len(exact._scorer().encode([text])[0][:128]) for text in rows[2]]
     difference = engine.log_likelihood(*rows) - exact.log_likelihood(*rows)
     assert np.abs(difference / tokens).max() < 0.1
@@ -599,7 +599,7 @@ def test_quantised_weights_cost_the_engine_little() -> None:
 @torch
 def test_batches_change_no_result() -> None:
     rows = real_rows()
-    batched = pi.Likelihood("local", device="cpu", batch_size=16)
+    batched = pi.Likelihood("local:smollm2", device="cpu", batch_size=16)
     together = batched.log_likelihood(*rows)
     alone = np.concatenate(
         [batched.log_likelihood([p], [who], [said]) for p, who, said in zip(*rows, strict=True)]
@@ -609,62 +609,19 @@ def test_batches_change_no_result() -> None:
 
 @pytest.mark.heavy
 @torch
-def test_float32_layers_on_a_cpu_are_packed_and_round_no_more() -> None:
-    """They were not, while the test of what they compute asked for more than float32 has."""
-    import copy
-
-    import torch as pytorch
-
-    from personainfer.scoring import hf_models as torch_models
-
-    if not pytorch.backends.mkldnn.is_available():
-        pytest.skip("this torch has no oneDNN")
-    ids = pytorch.arange(1, 200)[None]
-    plain, _ = torch_models._load(str(find_weights("local")), pytorch.device("cpu"), "float32")
-    packed: Any = pi.Likelihood("local", device="cpu")._scorer()
-    assert type(packed._model.model.layers[0].mlp.up_proj) is not pytorch.nn.Linear
-    with pytorch.inference_mode():
-        exact = pytorch.nn.Module.double(copy.deepcopy(plain))(ids).logits
-        plain_error = (plain(ids).logits - exact).abs().max()
-        packed_error = (packed._model(ids).logits - exact).abs().max()
-    assert packed_error < 2 * plain_error
-
-
-@pytest.mark.heavy
-@torch
-def test_a_model_that_reads_the_weights_of_a_layer_keeps_it() -> None:
-    """As some multiply by them themselves, beside calling the layer."""
-    import torch as pytorch
-
-    from personainfer.scoring.onednn import pack_linear_layers
-
-    class Reads(pytorch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = pytorch.nn.Linear(8, 8)
-
-        def forward(self, states: Any) -> Any:
-            return self.layer(states) @ self.layer.weight
-
-    model, states = Reads(), pytorch.ones(2, 8)
-    with pytorch.inference_mode():
-        assert not pack_linear_layers(model, lambda: model(states))
-        assert type(model.layer) is pytorch.nn.Linear
-
-
-@pytest.mark.heavy
-@torch
 def test_transformers_computes_what_the_model_itself_does() -> None:
     import torch as pytorch
 
-    scorer: Any = pi.Likelihood("local", device="cpu")._scorer()
+    scorer: Any = pi.Likelihood("local:smollm2", device="cpu")._scorer()
     [prefix] = scorer.encode_prefixes([(user("How?"),)])
     [response] = scorer.encode(["Like this."])
     with pytorch.inference_mode():
         logits = scorer._model(pytorch.tensor([prefix + response])).logits[0].double()
     each = logits.log_softmax(-1)[len(prefix) - 1 : -1]
     wanted = sum(float(row[token]) for row, token in zip(each, response, strict=True))
-    found = pi.Likelihood("local", device="cpu").log_likelihood(["How?"], [None], ["Like this."])
+    found = pi.Likelihood("local:smollm2", device="cpu").log_likelihood(
+        ["How?"], [None], ["Like this."]
+    )
     np.testing.assert_allclose(found, [wanted], rtol=1e-5)
 
 
@@ -760,7 +717,7 @@ def test_threads_may_share_a_tokenizer() -> None:
     import sys
     from concurrent.futures import ThreadPoolExecutor
 
-    scorer: Any = pi.Likelihood("local", device="cpu")._scorer()
+    scorer: Any = pi.Likelihood("local:smollm2", device="cpu")._scorer()
     text = "<|im_end|> and so on"
 
     def both(_: int) -> tuple[Any, Any]:
@@ -808,4 +765,4 @@ def test_a_model_without_weights_is_named(tmp_path: Path) -> None:
 @torch
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(InvalidArgumentError, match="cuda:7"):
-        pi.Likelihood("local", device="cuda:7").log_likelihood(["a"], [None], ["b"])
+        pi.Likelihood("local:smollm2", device="cuda:7").log_likelihood(["a"], [None], ["b"])

@@ -265,7 +265,7 @@ def test_the_card_is_one_that_the_hub_reads(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     transformers = pytest.importorskip("transformers")
-    weights = find_weights("local")
+    weights = find_weights("local:smollm2").path()
     return transformers.AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
 
 
