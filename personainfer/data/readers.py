@@ -19,6 +19,7 @@ from .schemas import (
     ABSENT,
     LEAVE_OUT,
     Shape,
+    check_labels,
     check_roles,
     match,
     read_pair,
@@ -39,6 +40,13 @@ SAME_TEXT: Final = f"chosen and rejected are the same text, so there is no prefe
 _BATCH = 1024
 _PEEK = 32
 _END: Final = object()
+
+
+class Mapped(NamedTuple):
+    """What the caller says of the data: role to column, and label to verdict."""
+
+    columns: Mapping[str, str]
+    labels: Mapping[str, int]
 
 
 class SourceRow(NamedTuple):
@@ -81,7 +89,12 @@ class PreferenceSource:
         return f"PreferenceSource(shape={self.shape!r}, total={self.total})"
 
 
-def read_preferences(data: object, *, columns: Mapping[str, str] | None = None) -> PreferenceSource:
+def read_preferences(
+    data: object,
+    *,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[Any, str] | None = None,
+) -> PreferenceSource:
     """Preference data of any supported kind as a stream of rows.
 
     Args:
@@ -98,8 +111,8 @@ def read_preferences(data: object, *, columns: Mapping[str, str] | None = None) 
         InvalidArgumentError: the data is of no supported kind, a file or column does not exist.
         DataError: the columns are not recognised, or a file is not what its name says.
     """
-    roles = dict(columns or {})
-    check_roles(roles)
+    roles = Mapped(dict(columns or {}), check_labels(labels))
+    check_roles(roles.columns)
     kinds = _kinds(data)
     if kinds & {"datasets.DatasetDict", "datasets.IterableDatasetDict"}:
         splits = ", ".join(map(repr, data))  # type: ignore[call-overload]
@@ -127,7 +140,7 @@ def _kinds(data: object) -> set[str]:
 Batch = Iterable[Sequence[object]]
 
 
-def _from_frame(data: Any, roles: Mapping[str, str]) -> PreferenceSource:
+def _from_frame(data: Any, roles: Mapped) -> PreferenceSource:
     import narwhals as nw
 
     native = data.collect() if "polars.LazyFrame" in _kinds(data) else _held(data)
@@ -151,7 +164,7 @@ def _held(frame: Any) -> Any:
     return frame.copy(deep=False) if "pandas.DataFrame" in _kinds(frame) else frame.clone()
 
 
-def _from_table(data: Any, roles: Mapping[str, str]) -> PreferenceSource:
+def _from_table(data: Any, roles: Mapped) -> PreferenceSource:
     names = list(data.column_names)
     _refuse_twins(names)
 
@@ -162,7 +175,7 @@ def _from_table(data: Any, roles: Mapping[str, str]) -> PreferenceSource:
     return _from_columns(names, batches, roles, total=len(data), original=data)
 
 
-def _from_dataset(data: Any, roles: Mapping[str, str]) -> PreferenceSource:
+def _from_dataset(data: Any, roles: Mapped) -> PreferenceSource:
     names = list(data.column_names)
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:
@@ -187,7 +200,7 @@ def _refuse_twins(names: Sequence[object]) -> None:
 def _from_columns(
     names: Sequence[object],
     batches: Callable[[Sequence[str]], Iterator[Batch]],
-    roles: Mapping[str, str],
+    roles: Mapped,
     *,
     total: int,
     original: object,
@@ -206,15 +219,17 @@ def _from_columns(
     return PreferenceSource(rows, shape=shape.name, total=total, original=original)
 
 
-def _shape(names: Sequence[object], roles: Mapping[str, str]) -> Shape:
+def _shape(names: Sequence[object], roles: Mapped) -> Shape:
     # A name that is no text cannot be one of ours, but belongs in the list of what was found.
-    return recognise([n if isinstance(n, str) else f"({n!r},)" for n in names], roles)
+    found = [n if isinstance(n, str) else f"({n!r},)" for n in names]
+    return recognise(found, roles.columns, roles.labels)
 
 
 def read_cells(
     names: Sequence[object],
     cells: Callable[[str], Iterable[object]],
-    roles: Mapping[str, str],
+    columns: Mapping[str, str],
+    labels: Mapping[Any, str] | None = None,
 ) -> list[SourceRow]:
     """The rows of one batch of a larger whole: all that it holds may be bad, and none of the rest.
 
@@ -224,9 +239,9 @@ def read_cells(
         DataError, InvalidArgumentError: the names are not those of preference data.
     """
     _refuse_twins(names)
-    shape = _shape(names, roles)
-    columns = (cells(n) if n in names else repeat(ABSENT) for n in shape.columns.values())
-    return [_read(shape, values, {}) for values in zip(*columns, strict=False)]
+    shape = _shape(names, Mapped(columns, check_labels(labels)))
+    values = (cells(n) if n in names else repeat(ABSENT) for n in shape.columns.values())
+    return [_read(shape, row, {}) for row in zip(*values, strict=False)]
 
 
 def _read(shape: Shape, values: Sequence[object], columns: Mapping[str, Any]) -> SourceRow:
@@ -274,14 +289,14 @@ def _encodable(value: str | tuple[Message, ...] | None) -> bool:
 # Streams: rows first
 
 
-def _from_path(data: str | Path, roles: Mapping[str, str]) -> PreferenceSource:
+def _from_path(data: str | Path, roles: Mapped) -> PreferenceSource:
     rows, total = open_rows(data)
     stream = _Stream(rows, roles)
     check_readable(stream.head, f"{data} is not what its name says")
     return stream.source(total)
 
 
-def _from_iterable(data: object, roles: Mapping[str, str]) -> PreferenceSource:
+def _from_iterable(data: object, roles: Mapped) -> PreferenceSource:
     problem = None
     if isinstance(data, Mapping | Preference):
         problem = f"a single {type(data).__name__} is not rows."
@@ -315,7 +330,7 @@ class _Stream:
     is not started twice; later passes start anew.
     """
 
-    def __init__(self, items: Iterable[object], roles: Mapping[str, str]) -> None:
+    def __init__(self, items: Iterable[object], roles: Mapped) -> None:
         self._items, self._roles = items, roles
         self._iterator: Iterator[object] | None = iter(items)
         self.head: list[object] = []
@@ -351,7 +366,7 @@ class _Stream:
             yield _stream_row(shape, item, problem)
 
 
-def _peek(head: list[object], iterator: Iterator[object], roles: Mapping[str, str]) -> Shape | None:
+def _peek(head: list[object], iterator: Iterator[object], roles: Mapped) -> Shape | None:
     """The shape of the dicts at the start of a stream; what was taken is appended to `head`.
 
     It takes no more than it needs, but for the implicit shape, which is also what is left of a row
@@ -360,9 +375,9 @@ def _peek(head: list[object], iterator: Iterator[object], roles: Mapping[str, st
     while True:
         dicts = [item for item in head if isinstance(item, Mapping)]
         names = {key: None for item in dicts for key in item if isinstance(key, str)}
-        shape = match(names, roles)
+        shape = match(names, roles.columns)
         settled = shape is not None and ("prompt" in shape.columns or bool(shape.labels))
-        settled = settled and set(roles.values()) <= names.keys()
+        settled = settled and set(roles.columns.values()) <= names.keys()
         records = not dicts and any(isinstance(x, Preference | tuple | list) for x in head)
         if settled or records or len(head) >= _PEEK:
             break
@@ -371,7 +386,7 @@ def _peek(head: list[object], iterator: Iterator[object], roles: Mapping[str, st
         head.append(item)
     if not dicts:
         return None
-    shape = recognise(list(names), roles)
+    shape = recognise(list(names), roles.columns, roles.labels)
     shape.check(_values(shape, item) for item in dicts)
     return shape
 

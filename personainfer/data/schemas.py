@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -22,6 +22,7 @@ __all__ = [
     "ABSENT",
     "LEAVE_OUT",
     "Shape",
+    "check_labels",
     "check_roles",
     "is_null",
     "match",
@@ -46,6 +47,8 @@ _ONE_TWO = {"1": 0, "2": 1, "response_1": 0, "response_2": 1}
 _A_B = {"a": 0, "b": 1, "model_a": 0, "model_b": 1, "response_a": 0, "response_b": 1}
 _ZERO_ONE = {"0": 0, "1": 1, "false": 0, "true": 1, "response_0": 0, "response_1": 1}
 _A_IS_ONE = {"1": 0, "0": 1, "true": 0, "false": 1}
+_TIE = 2  # the verdict beside 0 (the first is better) and 1 (the second)
+_VERDICTS = {"first": 0, "second": 1, "tie": _TIE}
 LEAVE_OUT: Final = "Mend the row or leave it out."
 # A turn begins at the start of the text or after a blank line: within a line somebody quotes one.
 _SPEAKER = re.compile(r"(?:\A\s*|\n[ \t\r]*\n[ \t]*)(Human|Assistant):")
@@ -300,7 +303,9 @@ class Shape:
             raise _unfit(name, value, "a label")
         if (label := str(value).strip().lower()) in _TIES:
             raise DataError(f"{name!r} is a tie, so neither response is preferred.")
-        if (winner := self.labels.get(re.sub(r"\.0+\Z", "", label))) is None:
+        if (winner := self.labels.get(re.sub(r"\.0+\Z", "", label))) == _TIE:
+            raise DataError(f"{name!r} is a tie, so neither response is preferred.")
+        if winner is None:
             known = ", ".join(map(repr, self.labels))
             raise DataError(f"{name!r} is {value!r:.60}, which is none of {known}.")
         return winner
@@ -351,6 +356,16 @@ def check_roles(roles: Mapping[str, str]) -> None:
             raise InvalidArgumentError(f"columns[{role!r}] must be the name of a column.")
 
 
+def check_labels(labels: Mapping[Any, str] | None) -> dict[str, int]:
+    """The verdict of each label in `labels=`; raise `InvalidArgumentError` for another verdict."""
+    for label, verdict in (labels or {}).items():
+        if verdict not in _VERDICTS:
+            raise InvalidArgumentError(
+                f"labels[{label!r}] is {verdict!r}.", hint='It is one of "first", "second", "tie".'
+            )
+    return {str(k).strip().lower(): _VERDICTS[v] for k, v in (labels or {}).items()}
+
+
 def _nearest(name: object, known: Sequence[str]) -> str:
     close = get_close_matches(str(name), known, n=1)
     listed = ", ".join(map(repr, known[:20])) + (", …" if len(known) > 20 else "")
@@ -381,7 +396,9 @@ def _marks(names: set[str], shape: Shape, roles: Mapping[str, str]) -> dict[str,
     return {role: name for role, name in marks.items() if name not in shape.columns.values()}
 
 
-def recognise(found: Sequence[str], roles: Mapping[str, str]) -> Shape:
+def recognise(
+    found: Sequence[str], roles: Mapping[str, str], labels: Mapping[str, int] | None = None
+) -> Shape:
     """The shape that these columns have; an error says what is missing if they have none."""
     for role, column in roles.items():
         if column not in found:
@@ -390,7 +407,7 @@ def recognise(found: Sequence[str], roles: Mapping[str, str]) -> Shape:
                 hint=_nearest(column, found),
             )
     if shape := match(found, roles):
-        return shape
+        return replace(shape, labels=labels) if labels and shape.labels else shape
     listed = ", ".join(map(repr, found[:20])) + (", …" if len(found) > 20 else "")
     known = "; ".join(", ".join(shape.columns.values()) for shape in SHAPES)
     raise DataError(

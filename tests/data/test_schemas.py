@@ -279,3 +279,16 @@ def test_identifiers(value: object, kept: str | None) -> None:
 def test_a_score_called_label_does_not_hide_chosen_and_rejected() -> None:
     row = {"prompt": "q", "chosen": "yes", "rejected": "no"}
     assert usable(**row, response_a="x", response_b="y", winner="b", score_chosen=1.0) == PAIR
+
+
+def test_labels_say_what_each_value_means() -> None:
+    rows = [{"prompt": "q", "a": "yes", "b": "no", "best": best} for best in (0, "1", 2.0, 3)]
+    columns = {"response_1": "a", "response_2": "b", "label": "best"}
+    labels = {0: "first", 1: "second", 2: "tie"}
+    first, second, tie, unknown = read_preferences(rows, columns=columns, labels=labels)
+    assert first.preference == PAIR
+    assert second.preference == PAIR.swapped
+    assert "tie" in str(tie.error)
+    assert "none of '0', '1', '2'" in str(unknown.error)
+    with pytest.raises(InvalidArgumentError, match='"first", "second", "tie"'):
+        read_preferences(rows, columns=columns, labels={0: "left"})
