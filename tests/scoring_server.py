@@ -59,12 +59,10 @@ class ScoringServer:
         routes: dict[str, dict[str, Callable[[Body], Body]]] = {
             "vllm": {
                 "/tokenize": self._vllm_tokenize,
-                "/detokenize": self._vllm_detokenize,
                 "/v1/completions": self._vllm_completions,
             },
             "llama.cpp": {
                 "/tokenize": self._llama_tokenize,
-                "/detokenize": self._llama_detokenize,
                 "/apply-template": lambda body: {"prompt": chat_text(body["messages"])},
                 "/completion": self._llama_completion,
             },
@@ -76,6 +74,7 @@ class ScoringServer:
         self.failures: list[tuple[int, Body]] = []  # sent first
         self.without_probabilities = False
         self.llguidance_ends = False  # after one token
+        self.context = 4096  # tokens
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -104,10 +103,17 @@ class ScoringServer:
             protocol_version = "HTTP/1.1"
             wbufsize = -1
 
+            def do_GET(self) -> None:
+                props = {"default_generation_settings": {"n_ctx": outer.context}}
+                found = self.path == "/props" and "/apply-template" in outer.routes
+                self.reply(*((200, props) if found else (404, {})))
+
             def do_POST(self) -> None:
                 outer.keys.append(self.headers["Authorization"])
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, reply = outer.answer(self.path, body)
+                self.reply(*outer.answer(self.path, body))
+
+            def reply(self, status: int, reply: Body) -> None:
                 content = json.dumps(reply).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -128,15 +134,10 @@ class ScoringServer:
             return 404, {"error": {"message": "Not Found"}}
         return 200, self.routes[path](body)
 
-    @staticmethod
-    def _vllm_tokenize(body: Body) -> Body:
+    def _vllm_tokenize(self, body: Body) -> Body:
         text = chat_text(body["messages"]) if "messages" in body else body["prompt"]
         tokens = tokens_of(text, special=True)
-        return {"tokens": tokens, "count": len(tokens), "max_model_len": 4096}
-
-    @staticmethod
-    def _vllm_detokenize(body: Body) -> Body:
-        return {"prompt": bytes(body["tokens"]).decode(errors="replace")}
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": self.context}
 
     def _vllm_completions(self, body: Body) -> Body:
         prompt, ranks = body["prompt"], body["prompt_logprobs"]
@@ -167,10 +168,6 @@ class ScoringServer:
             return {"tokens": tokens}
         pieces = [{"id": t, "piece": chr(t) if t < 128 else [t]} for t in tokens]
         return {"tokens": pieces}
-
-    @staticmethod
-    def _llama_detokenize(body: Body) -> Body:
-        return {"content": bytes(body["tokens"]).decode(errors="replace")}
 
     def _llama_completion(self, body: Body) -> Body:
         forced = [int(token) for token in re.findall(r"<\[(\d+)\]>", body["grammar"])]

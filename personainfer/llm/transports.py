@@ -103,8 +103,9 @@ class EndpointTransport:
             await session.close()
 
     async def _post(
-        self, path: str, body: bytes, timeout: float
+        self, path: str, body: bytes | None, timeout: float
     ) -> tuple[int, Mapping[str, str], bytes]:
+        """POST the body, or GET where there is none."""
         import aiohttp
 
         if self._session is None:
@@ -116,7 +117,9 @@ class EndpointTransport:
             )
         limit = _within(timeout)
         try:
-            async with self._session.post(self._base + path, data=body, timeout=limit) as response:
+            method = "GET" if body is None else "POST"
+            url = self._base + path
+            async with self._session.request(method, url, data=body, timeout=limit) as response:
                 return response.status, response.headers, await _read_bounded(response)
         except TimeoutError:
             raise TransportError(

@@ -55,11 +55,11 @@ class TokenText:
 class Scorer(Protocol):
     """A language model that says how likely it would have said something."""
 
+    def context(self) -> int | None:
+        """The most tokens of prefix and response together; None: not known, or no limit."""
+
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """The tokens of each text; a text that looks like a special token does not become one."""
-
-    def decode(self, tokens: Sequence[Tokens]) -> list[str]:
-        """The texts of tokens that `encode` gave."""
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
         """The tokens of what comes before a response: plain text, or a chat by the model's template.
@@ -109,6 +109,15 @@ class ScoringEndpoint(EndpointTransport):
         if status != 200:
             raise status_error(status, headers, error_text(content), self.key)
         return decode(content)
+
+    async def read(self, path: str) -> Json:
+        """GET a JSON document; {} where the server has none.
+
+        Raises:
+            TransportError: the server cannot be reached.
+        """
+        status, _, content = await self._post(path, None, self._timeout)
+        return decode(content) if status == 200 else {}
 
     def each(self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Iterable[T]) -> list[U]:
         """`ask` of every item, in order, a bounded number at once; the first error ends them all."""

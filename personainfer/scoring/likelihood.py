@@ -1,19 +1,16 @@
-"""How likely a language model finds a response, with and without a persona: what explains a choice.
+"""How likely a language model finds a response, with and without a persona.
 
 lift(persona, response) = log p(response | prompt, persona) - log p(response | prompt): the pointwise mutual
 information of the two, given the prompt. A persona explains a choice when it lifts the preferred
 response more than the other one: inference to the best explanation, scored by a model that need not be
-the one that inferred. How log-probabilities are come by is known to the scorers (`forced_decoding`,
-`torch_scoring`, `prompt_logprobs`), and not here.
+the one that inferred. The log-probabilities come from a `Scorer`: `llamacpp`, `transformers_scorer`, `vllm`.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence, Sized
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,23 +19,21 @@ import numpy as np
 from ..api_keys import opened, sealed
 from ..exceptions import InvalidArgumentError, ModelNotFoundError
 from ..llm.weights import find_weights
-from ..personas.placement import PersonaPlace, check_place, place_persona, prompt_messages
-from ..records import Message, Persona, Preference
+from ..personas.placement import PersonaPlace, check_place
+from ..records import Persona, Preference
+from .context import Cuts, ScoredText, TextToFit, fit_prefixes
 from .hf_models import check_installed
-from .interfaces import FloatArray, Scorer, ScoringEndpoint, Tokens, TokenText
+from .interfaces import FloatArray, Scorer, ScoringEndpoint, TokenText
 from .llamacpp import EmbeddedEndpoint, ForcedDecoding
+from .rows import PromptLike, Row, check_lengths, check_row, check_rows
 from .transformers_scorer import TorchScorer
 from .vllm import PromptLogprobs
 
-__all__ = ["PEOPLE_IN_GENERAL", "Cuts", "Likelihood"]
+__all__ = ["PEOPLE_IN_GENERAL", "Likelihood"]
 
 H = TypeVar("H", bound=Hashable)
 T = TypeVar("T")
 
-Chat = tuple[Message, ...]
-Prompt = str | Chat
-PromptLike = str | Sequence[Message]
-Row = tuple[Prompt, str | None, str]  # prompt, persona, response
 
 # Two opposites: on the development half of benchmarks/explanation.py better than any one of them.
 PEOPLE_IN_GENERAL = (
@@ -51,14 +46,6 @@ _NOTHING: FloatArray = np.zeros(0)  # the scores of a response without tokens
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Cuts:
-    """How many distinct prompts and responses were too long in the calls so far, and were cut."""
-
-    prompts: int = 0
-    responses: int = 0
-
-
 class Likelihood:
     """Scores responses by a language model's log-probability; a `select=` for `infer_personas`.
 
@@ -69,8 +56,7 @@ class Likelihood:
             the server serves.
         batch_size: transformers: texts in one forward pass; a server: requests in flight (the
             embedded engine takes at most 8). The result does not depend on it.
-        max_response_tokens: of a longer response the first so many tokens are scored; the same ones
-            with and without a persona.
+        max_response_tokens: score only the first so many tokens of a response; None: all of them.
         device: of transformers ("cpu", "cuda", "cuda:1", "mps"); None: a GPU if there is one. With
             "local" it means: the same weights, by transformers.
         persona_in: where the persona stands: "user": the user says it at the end of the last message,
@@ -80,8 +66,10 @@ class Likelihood:
             Or other personas, by their mean: any sentence about the reader moves a model, to longer
             responses for one; against `PEOPLE_IN_GENERAL` only what a persona says in particular
             counts. Among candidates for one side it never changes the order, only what is above 0.
-        max_prompt_tokens: of a longer prompt the oldest messages are dropped, and the start of the
-            last one; the persona never is.
+        max_prompt_tokens: the most tokens before a response, persona and chat template included;
+            None: what the model's context leaves. The oldest turns of a longer conversation are left
+            out; never the persona, a system message or the last turn. A row that is still too long
+            has no score: NaN.
         dtype: of transformers; None: float32 on a CPU, the checkpoint's own on a GPU.
         api_base: the address of a llama.cpp server, or of an endpoint that gives vLLM's
             `prompt_logprobs`: which of them it is, it is asked.
@@ -103,11 +91,11 @@ class Likelihood:
         model: str = "local:smollm2",
         *,
         batch_size: int = 16,
-        max_response_tokens: int = 128,
+        max_response_tokens: int | None = None,
         device: str | None = None,
         persona_in: PersonaPlace = "user",
         baseline: Sequence[Persona | str] = (),
-        max_prompt_tokens: int = 1024,
+        max_prompt_tokens: int | None = None,
         dtype: str | None = None,
         api_base: str | None = None,
         api_key: str | None = None,
@@ -159,11 +147,28 @@ class Likelihood:
             InvalidArgumentError: the arguments differ in length, or hold something else.
             ModelError: the model cannot be loaded or reached.
         """
-        rows = _rows(prompts, personas, responses)
-        parts = self._log_probabilities(rows)
-        lengths = [max(len(part), 1) if per_token else 1 for part in parts]
-        sums = [part.sum() for part in parts]
-        return np.array(sums, dtype=float) / lengths
+        scored = self.score(prompts, personas, responses)
+        return np.array([one.mean if per_token else one.sum for one in scored], dtype=float)
+
+    def score(
+        self,
+        prompts: Sequence[PromptLike],
+        personas: Sequence[Persona | str | None],
+        responses: Sequence[str],
+        *,
+        groups: Sequence[Hashable] | None = None,
+    ) -> list[ScoredText]:
+        """The log-probabilities of each row's response, and what was left out so that it fits.
+
+        Args:
+            prompts, personas, responses: as of `log_likelihood`.
+            groups: n labels: rows of one label and prompt lose the same turns, so that their scores can
+                be compared. None: each row by itself.
+        """
+        rows = check_rows(prompts, personas, responses)
+        labels = range(len(rows)) if groups is None else groups
+        check_lengths(prompts=rows, groups=labels)
+        return self._score(rows, labels)
 
     def lift(
         self,
@@ -175,9 +180,10 @@ class Likelihood:
 
         The arguments are those of `log_likelihood`; without a persona nothing is lifted.
         """
-        rows = _rows(prompts, personas, responses)
+        rows = check_rows(prompts, personas, responses)
         without = [(prompt, None, response) for prompt, _, response in rows]
-        sums = [part.sum() for part in self._log_probabilities([*rows, *without])]
+        groups = [*range(len(rows)), *range(len(rows))]
+        sums = [one.sum for one in self._score([*rows, *without], groups)]
         lifted: FloatArray = np.subtract(sums[: len(rows)], sums[len(rows) :], dtype=float)
         return lifted
 
@@ -193,77 +199,91 @@ class Likelihood:
         Args:
             preferences: n pairs.
             personas: n personas, one a pair. None explains nothing, and scores 0.
+
+        Returns:
+            n scores, in nats a token; NaN for a pair that does not fit into the model's context.
         """
-        _check_lengths(preferences=preferences, personas=personas)
+        check_lengths(preferences=preferences, personas=personas)
         pairs = list(zip(preferences, personas, strict=True))
         for number, (pair, _) in enumerate(pairs):
             if not isinstance(pair, Preference):
                 raise InvalidArgumentError(f"preferences[{number}]={pair!r:.80} is no Preference.")
         rows = [
-            _row(number, pair.prompt, one, response)
+            check_row(number, pair.prompt, one, response)
             for number, (pair, persona) in enumerate(pairs)
             for one in (persona, *self._baseline)
             for response in (pair.chosen, pair.rejected)
         ]
-        found = self._log_probabilities(rows, self._baseline)
-        means = np.array([part.mean() if len(part) else 0.0 for part in found])
+        a_pair = 2 + 2 * len(self._baseline)
+        found = self._score(rows, [row // a_pair for row in range(len(rows))], self._baseline)
+        means = np.array([one.mean for one in found])
         gaps = means.reshape(len(pairs), 1 + len(self._baseline), 2) @ (1.0, -1.0)
         gained = gaps[:, 0] - gaps[:, 1:].mean(axis=1)
         explained: FloatArray = np.where([persona is None for persona in personas], 0.0, gained)
         return explained
 
-    def _log_probabilities(
-        self, rows: Sequence[Row], kept: Container[str | None] = ()
-    ) -> list[FloatArray]:
-        """log p of each token of the responses. Equal ones are scored once, of `kept` personas for long."""
+    def _score(
+        self, rows: Sequence[Row], groups: Sequence[Hashable], kept: Container[str | None] = ()
+    ) -> list[ScoredText]:
+        """The score of each row. Equal texts are scored once; those of `kept` personas are remembered."""
         scorer = self._scorer()
-        chats = self._chats(scorer, {prompt for prompt, _, _ in rows})
-        befores = [place_persona(chats[prompt], who, self._place) for prompt, who, _ in rows]
-        prefixes = _once(scorer.encode_prefixes, befores)
-        responses = self._responses(scorer, [response for _, _, response in rows])
+        tokens = _once(scorer.encode, [response for _, _, response in rows])
+        responses = {said: ids[: self._max_response] for said, ids in tokens.items()}
+        fitted = fit_prefixes(
+            scorer,
+            [
+                TextToFit(prompt, who, len(responses[said]), group)
+                for (prompt, who, said), group in zip(rows, groups, strict=True)
+            ],
+            self._place,
+            self._max_prompt,
+        )
         texts = [
-            TokenText(prefixes[before], responses[response])
-            for before, (_, _, response) in zip(befores, rows, strict=True)
+            None if prefix.tokens is None else TokenText(prefix.tokens, responses[row[2]])
+            for prefix, row in zip(fitted, rows, strict=True)
         ]
         known = self._known  # replaced, never changed: several threads may score
-        new = [text for text in texts if text.response and text not in known]
+        new = [text for text in texts if text and text.response and text not in known]
         found = known | _once(scorer.score, new)
         again = {
             t: found[t] for t, row in zip(texts, rows, strict=True) if t in found and row[1] in kept
         }
         older = [(text, score) for text, score in known.items() if text not in again]
         self._known = dict([*older, *again.items()][-_KEPT:])
-        return [found.get(text, _NOTHING) for text in texts]
+        scored = [
+            ScoredText(
+                None if text is None else found.get(text, _NOTHING),
+                prefix.turns_left_out,
+                len(tokens[row[2]]) - len(responses[row[2]]),
+            )
+            for text, prefix, row in zip(texts, fitted, rows, strict=True)
+        ]
+        self._report(rows, scored)
+        return scored
 
-    def _responses(self, scorer: Scorer, responses: Sequence[str]) -> dict[str, Tokens]:
-        """The tokens of each response that are scored."""
-        tokens, limit = _once(scorer.encode, responses), self._max_response
-        self._report(responses=sum(len(ids) > limit for ids in tokens.values()))
-        return {response: ids[:limit] for response, ids in tokens.items()}
-
-    def _chats(self, scorer: Scorer, prompts: AbstractSet[Prompt]) -> dict[Prompt, Chat]:
-        """Each prompt as a chat that is short enough."""
-        chats = {prompt: prompt_messages(prompt) for prompt in prompts}
-        # A token is a byte at least: most prompts need not be tokenized to know that they fit.
-        sizes = {p: sum(len(m.content.encode()) for m in chat) for p, chat in chats.items()}
-        long = [prompt for prompt, size in sizes.items() if size > self._max_prompt]
-        shortened = {prompt: _shortened(scorer, chats[prompt], self._max_prompt) for prompt in long}
-        self._report(prompts=sum(shortened[prompt] is not chats[prompt] for prompt in long))
-        return chats | shortened
-
-    def _report(self, *, prompts: int = 0, responses: int = 0) -> None:
-        if not (prompts or responses):
+    def _report(self, rows: Sequence[Row], scored: Sequence[ScoredText]) -> None:
+        """Count what did not fit, and warn of the first."""
+        pairs = list(zip(rows, scored, strict=True))
+        prompts = {row[0] for row, one in pairs if one.turns_left_out}
+        responses = {row[2] for row, one in pairs if one.tokens_left_out}
+        too_long = {row for row, one in pairs if one.log_probabilities is None}
+        if not (prompts or responses or too_long):
             return
         with self._lock:  # several threads may score
-            first = self.cuts == Cuts()
-            self.cuts = Cuts(self.cuts.prompts + prompts, self.cuts.responses + responses)
+            old, first = self.cuts, self.cuts == Cuts()
+            self.cuts = Cuts(
+                old.prompts + len(prompts),
+                old.responses + len(responses),
+                old.too_long + len(too_long),
+            )
         if first:
             _logger.warning(
-                "a text is too long and was cut: of prompts the last %d tokens count, of responses the"
-                " first %d (max_prompt_tokens=, max_response_tokens=). Later ones are counted in"
-                " Likelihood.cuts.",
-                self._max_prompt,
-                self._max_response,
+                "a text is too long: %d conversations lost their oldest turns, %d responses their end,"
+                " and %d rows have no score (max_prompt_tokens=, max_response_tokens=, or the model's"
+                " context). Later ones are counted in Likelihood.cuts.",
+                len(prompts),
+                len(responses),
+                len(too_long),
             )
 
     def _scorer(self) -> Scorer:
@@ -273,74 +293,10 @@ class Likelihood:
             return self._made
 
 
-def _rows(
-    prompts: Sequence[PromptLike],
-    personas: Sequence[Persona | str | None],
-    responses: Sequence[str],
-) -> list[Row]:
-    _check_lengths(prompts=prompts, personas=personas, responses=responses)
-    given = enumerate(zip(prompts, personas, responses, strict=True))
-    return [_row(number, *one) for number, one in given]
-
-
-def _row(number: int, prompt: object, persona: object, response: object) -> Row:
-    if not (persona is None or isinstance(persona, str | Persona)):
-        raise InvalidArgumentError(
-            f"personas[{number}]={persona!r:.80} is neither a persona, nor text, nor None."
-        )
-    if not isinstance(response, str):
-        raise InvalidArgumentError(f"responses[{number}]={response!r:.80} is not text.")
-    row = _prompt(number, prompt), None if persona is None else str(persona), response
-    try:
-        "".join(text for text in row if isinstance(text, str)).encode()
-    except UnicodeEncodeError:
-        raise InvalidArgumentError(f"row {number} holds half of a surrogate pair.") from None
-    return row
-
-
-def _prompt(number: int, prompt: object) -> Prompt:
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list | tuple) and prompt:
-        messages = tuple(one for one in prompt if isinstance(one, Message))
-        if len(messages) == len(prompt):
-            return messages
-    raise InvalidArgumentError(
-        f"prompts[{number}]={prompt!r:.80} is neither text nor a sequence of personainfer.Message."
-    )
-
-
-def _check_lengths(**columns: object) -> None:
-    lengths = {}
-    for name, column in columns.items():
-        if isinstance(column, str) or not isinstance(column, Sized):
-            raise InvalidArgumentError(f"{name}={column!r:.80} is not a sequence, one item a row.")
-        lengths[name] = len(column)
-    if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{size} {name}" for name, size in lengths.items())
-        raise InvalidArgumentError(f"{said}: one of each a row is needed.")
-
-
 def _once(function: Callable[[list[H]], Sequence[T]], items: Sequence[H]) -> dict[H, T]:
     """What the function gives for each distinct item."""
     distinct = list(dict.fromkeys(items))
     return dict(zip(distinct, function(distinct), strict=True)) if distinct else {}
-
-
-def _shortened(scorer: Scorer, chat: Chat, limit: int) -> Chat:
-    """The end of a chat: whole messages, the user's first; of one that is too long itself, its end."""
-    tokens = scorer.encode([message.content for message in chat])
-    if sum(map(len, tokens)) <= limit:
-        return chat
-    if len(tokens[-1]) > limit:
-        [content] = scorer.decode([tokens[-1][-limit:]])
-        return (Message(role=chat[-1].role, content=content),)
-    first = len(chat) - 1
-    while sum(map(len, tokens[first - 1 :])) <= limit:
-        first -= 1
-    while chat[first].role == "assistant" and first < len(chat) - 1:
-        first += 1
-    return chat[first:]
 
 
 def _scorer_of(options: Mapping[str, Any]) -> Callable[[], Scorer]:
@@ -376,12 +332,16 @@ def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
             f" or does not serve {endpoint.model!r}.",
             hint='Score with model="local" or transformers: most services only score their own text.',
         ) from None
-    return PromptLogprobs(endpoint) if "max_model_len" in reply else ForcedDecoding(endpoint)
+    if "max_model_len" in reply:
+        return PromptLogprobs(endpoint, reply["max_model_len"])
+    return ForcedDecoding(endpoint)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
     for name in ("batch_size", "max_response_tokens", "max_prompt_tokens"):
         value = options[name]
+        if value is None and name != "batch_size":
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
     check_place(options["persona_in"])

@@ -41,6 +41,12 @@ class EmbeddedEndpoint(ScoringEndpoint):
         self._weights = weights
         self.endpoint = f"llama.cpp:{weights.file}"
 
+    async def read(self, path: str) -> Json:
+        """Start the server where need be, and GET from it."""
+        server = await asyncio.to_thread(running_server, self._weights)
+        self._base = server.api_base.removesuffix("/v1")
+        return await super().read(path)
+
     async def ask(self, path: str, body: Json) -> Json:
         """Start the server where need be; completions go to the slot that has read most of the prompt.
 
@@ -65,6 +71,18 @@ class ForcedDecoding:
         self._grammar: Callable[[Sequence[int]], str] | None = None
         self._clean: dict[int, bool] = {}  # tokens seen, and whether they are whole characters
         self._filler = -1  # a token that is
+        self._context: int | None = None
+        self._asked_context = False
+
+    def context(self) -> int | None:
+        """The tokens that one slot of the server holds; None where /props does not say."""
+        if not self._asked_context:
+            [props] = self._endpoint.each(self._endpoint.read, ["/props"])
+            settings = props.get("default_generation_settings")
+            size = settings.get("n_ctx") if isinstance(settings, dict) else None
+            self._context = size if isinstance(size, int) and size > 0 else None
+            self._asked_context = True
+        return self._context
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """The tokens of each text; marks of special tokens are text."""
@@ -80,15 +98,6 @@ class ForcedDecoding:
             raise ReplyError("the server's /tokenize gave no tokens with pieces.") from None
         self._clean.update((token, _is_clean(piece)) for token, piece in pieces.items())
         return tokens
-
-    def decode(self, tokens: Sequence[Tokens]) -> list[str]:
-        """The text of tokens."""
-        return self._endpoint.each(self._decode, tokens)
-
-    async def _decode(self, tokens: Tokens) -> str:
-        return read_text(
-            await self._endpoint.ask("/detokenize", {"tokens": list(tokens)}), "content"
-        )
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
         """The tokens of plain text, or of a chat by the template in the weights."""

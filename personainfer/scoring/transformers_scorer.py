@@ -60,15 +60,14 @@ class TorchScorer:
         self._shares = self._takes_positions and self._shared_is_same()
         self._lock = threading.Lock()
 
+    def context(self) -> int | None:
+        """How many positions the model has; None where its configuration names no limit."""
+        found = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """The tokens of each text; marks of special tokens are text."""
         return self._tokens(texts, add_special_tokens=False, split_special_tokens=True)
-
-    def decode(self, tokens: Sequence[Tokens]) -> list[str]:
-        """The text of tokens."""
-        return [
-            self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False) for ids in tokens
-        ]
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
         """The tokens of plain text, or of a chat by the tokenizer's template."""
@@ -105,13 +104,6 @@ class TorchScorer:
         """log p of each token of each response."""
         import torch
 
-        longest = max((len(text.prefix) + len(text.response) for text in texts), default=0)
-        context = getattr(self._model.config, "max_position_embeddings", None) or longest
-        if longest > context:
-            raise InvalidArgumentError(
-                f"a text of {longest} tokens is longer than the model's context of {context}.",
-                hint="Lower max_prompt_tokens= or max_response_tokens=.",
-            )
         scores: dict[int, FloatArray] = {}
         with torch.inference_mode():
             for batch in batches(texts, self._batch_size):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..exceptions import ReplyError
 from ..personas.placement import disarm
-from .interfaces import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
+from .interfaces import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_tokens
 
 __all__ = ["PromptLogprobs"]
 
@@ -21,8 +21,14 @@ __all__ = ["PromptLogprobs"]
 class PromptLogprobs:
     """A `Scorer` of what such an endpoint serves."""
 
-    def __init__(self, endpoint: ScoringEndpoint) -> None:
+    def __init__(self, endpoint: ScoringEndpoint, max_model_len: object = None) -> None:
         self._endpoint = endpoint
+        # One token is generated beside those that are scored.
+        self._context = max_model_len - 1 if isinstance(max_model_len, int) else None
+
+    def context(self) -> int | None:
+        """The model's context as the endpoint gives it, less the one token that is generated."""
+        return self._context
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """The tokens of each text; vLLM would take marks of special tokens for what they look like."""
@@ -31,14 +37,6 @@ class PromptLogprobs:
     async def _encode(self, text: str, *, special: bool = False) -> Tokens:
         body = {"model": self._endpoint.model, "prompt": text, "add_special_tokens": special}
         return read_tokens(await self._endpoint.ask("/tokenize", body))
-
-    def decode(self, tokens: Sequence[Tokens]) -> list[str]:
-        """The text of tokens."""
-        return self._endpoint.each(self._decode, tokens)
-
-    async def _decode(self, tokens: Tokens) -> str:
-        body = {"model": self._endpoint.model, "tokens": tokens}
-        return read_text(await self._endpoint.ask("/detokenize", body), "prompt")
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
         """The tokens of plain text, or of a chat by the endpoint's template."""

@@ -285,7 +285,15 @@ def test_marks_of_other_templates_are_broken_too(server: ScoringServer, mark: st
 # Texts that are too long
 
 
-def test_of_a_long_response_the_start_is_scored(
+def test_a_response_is_scored_whole(server: ScoringServer) -> None:
+    long = "word " * 60  # a token is a byte
+    model = likelihood(server)
+    found = model.log_likelihood(["How?"], [None], [long])
+    np.testing.assert_allclose(found, [expected(chat("How?"), long)], rtol=1e-6)
+    assert (model.cuts.prompts, model.cuts.responses, model.cuts.too_long) == (0, 0, 0)
+
+
+def test_of_a_long_response_the_start_is_scored_where_that_is_asked_for(
     server: ScoringServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = likelihood(server, max_response_tokens=4)
@@ -294,27 +302,71 @@ def test_of_a_long_response_the_start_is_scored(
         model.log_likelihood(["How?"], [None], ["yet another"])
     assert found[0] == found[1] == pytest.approx(expected(chat("How?"), "abcd"), rel=1e-6)
     assert (model.cuts.responses, model.cuts.prompts) == (3, 0)
-    assert caplog.text.count("was cut") == 1
+    assert caplog.text.count("too long") == 1
+    [scored] = model.score(["How?"], [None], ["abcdefgh"])
+    assert (scored.tokens_left_out, scored.turns_left_out) == (4, 0)
 
 
-def test_of_a_long_prompt_the_end_is_kept_and_the_whole_persona(server: ScoringServer) -> None:
-    model = likelihood(server, max_prompt_tokens=6)
-    found = model.log_likelihood(["0123456789"], [BRIEF], ["x"])
-    np.testing.assert_allclose(found, [expected(chat(f"456789\n\n{BRIEF_SAID}"), "x")], rtol=1e-6)
-    assert (model.cuts.responses, model.cuts.prompts) == (0, 1)
-
-
-def test_of_a_long_conversation_whole_messages_are_kept_from_the_user_on(
-    server: ScoringServer,
-) -> None:
-    said = ["long ago", "yes", "and", "so", "how?"]
-    talk = [
+def talk(*said: str, system: str = "") -> tuple[pi.Message, ...]:
+    turns = [
         pi.Message(role=("user", "assistant")[n % 2], content=text) for n, text in enumerate(said)
     ]
-    found = likelihood(server, max_prompt_tokens=12).log_likelihood([talk], [None], ["x"])
+    return (*([pi.Message(role="system", content=system)] if system else []), *turns)
+
+
+def rendered(*turns: pi.Message) -> list[int]:
+    return tokens_of(chat_text([turn.model_dump() for turn in turns]), special=True)
+
+
+def test_the_oldest_turns_go_first_and_never_persona_system_or_question(
+    server: ScoringServer,
+) -> None:
+    conversation = talk("q" * 300, "a" * 300, "and so", "yes", "how?", system="Be kind.")
+    kept = (conversation[0], *conversation[3:])
+    server.context = len(rendered(*kept)) + len(BRIEF_SAID) + 40
+    model = likelihood(server)
+    [scored] = model.score([conversation], [BRIEF], ["x"])
+    asked = place_persona(kept, BRIEF, "user")
+    assert not isinstance(asked, str)
+    assert scored.sum == pytest.approx(expected(rendered(*asked), "x"), rel=1e-6)
+    assert scored.turns_left_out == 2
+    assert model.cuts.prompts == 1
+
+
+def test_a_row_over_the_context_has_no_score_and_costs_no_other(server: ScoringServer) -> None:
+    server.context = 200
+    model = likelihood(server)
+    found = model.log_likelihood(["How?", "w" * 300], [BRIEF, BRIEF], ["x", "x"])
+    np.testing.assert_allclose(
+        found, [expected(chat(f"How?\n\n{BRIEF_SAID}"), "x"), np.nan], rtol=1e-6
+    )
+    pairs = [
+        pi.Preference(prompt=prompt, chosen="yes", rejected="no") for prompt in ("How?", "w" * 300)
+    ]
+    explained = model.explains(pairs, [BRIEF, BRIEF])
+    assert np.isnan(explained).tolist() == [False, True]
+    assert model.cuts.too_long > 0
+
+
+def test_what_is_compared_loses_the_same_turns(server: ScoringServer) -> None:
+    """With the persona the oldest exchange does not fit; without it, it would."""
+    conversation = talk("Tell me all.", "Gladly: a b c.", "how?")
+    server.context = len(rendered(*conversation)) + len(BRIEF_SAID) // 2
+    rest = conversation[2:]
+    asked = place_persona(rest, BRIEF, "user")
+    assert not isinstance(asked, str)
+    lifted = likelihood(server).lift([conversation], [BRIEF], ["x"])
+    by_hand = expected(rendered(*asked), "x") - expected(rendered(*rest), "x")
+    np.testing.assert_allclose(lifted, [by_hand], rtol=1e-6)
+
+
+def test_a_limit_of_ones_own_is_kept(server: ScoringServer) -> None:
+    conversation = talk("long ago", "yes", "and", "so", "how?")
+    limit = len(rendered(*conversation[2:]))
+    model = likelihood(server, max_prompt_tokens=limit)
+    found = model.log_likelihood([conversation], [None], ["x"])
     np.testing.assert_allclose(found, [expected(chat("and", "so", "how?"), "x")], rtol=1e-6)
-    found = likelihood(server, max_prompt_tokens=8).log_likelihood([talk], [None], ["x"])
-    np.testing.assert_allclose(found, [expected(chat("how?"), "x")], rtol=1e-6)
+    assert np.isnan(likelihood(server, max_prompt_tokens=8).log_likelihood(["How?"], [None], ["x"]))
 
 
 # Choice among hypotheses
@@ -403,8 +455,6 @@ def test_a_service_that_does_not_tokenize_is_named() -> None:
     ("kind", "path", "reply"),
     [
         ("llama.cpp", "/apply-template", {}),
-        ("llama.cpp", "/detokenize", {"text": "?"}),
-        ("vllm", "/detokenize", {}),
         ("vllm", "/v1/completions", {"choices": [{"prompt_logprobs": [None, None]}]}),
     ],
 )
@@ -414,7 +464,7 @@ def test_a_server_that_answers_otherwise_is_named(
     with ScoringServer(kind) as server:
         server.routes[path] = lambda body: reply
         with pytest.raises(ReplyError):
-            likelihood(server, max_prompt_tokens=8).log_likelihood(["How? " * 9], [None], ["x"])
+            likelihood(server).log_likelihood(["How?"], [None], ["x"])
 
 
 @pytest.mark.parametrize("logprob", [None, "low"])

@@ -1,0 +1,135 @@
+"""Make conversations fit a model's context, by one rule.
+
+The response, the persona, system messages, and all from the last user turn on are never cut. Where a
+row is too long, its oldest turns are left out, a question with its answer. A row that is still too long
+gets no score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ..personas.placement import PersonaPlace, place_persona, prompt_messages
+from ..records import Message
+from .interfaces import FloatArray, Scorer, Tokens
+
+__all__ = ["Cuts", "FittedPrefix", "ScoredText", "TextToFit", "fit_prefixes"]
+
+Chat = tuple[Message, ...]
+Prompt = str | Chat
+
+_TURN_MARKS = 32  # tokens: more than any chat template puts around a turn
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """How many distinct texts did not fit in the calls so far.
+
+    Attributes:
+        prompts: conversations of which the oldest turns were left out.
+        responses: responses of which only the first `max_response_tokens` were scored.
+        too_long: rows that did not fit even so. They have no score (NaN).
+    """
+
+    prompts: int = 0
+    responses: int = 0
+    too_long: int = 0
+
+
+class ScoredText(NamedTuple):
+    """log p of each token of a response, and what was left out so that the row fits.
+
+    Attributes:
+        log_probabilities: in nats, shape (tokens,); None: the row is longer than the model's context.
+        turns_left_out: how many of the conversation's oldest turns were not shown to the model.
+        tokens_left_out: how many tokens at the end of the response were not scored.
+    """
+
+    log_probabilities: FloatArray | None
+    turns_left_out: int = 0
+    tokens_left_out: int = 0
+
+    @property
+    def sum(self) -> float:
+        """log p of the response; NaN where the row is too long."""
+        return np.nan if self.log_probabilities is None else float(self.log_probabilities.sum())
+
+    @property
+    def mean(self) -> float:
+        """log p a token; 0 for an empty response, NaN where the row is too long."""
+        found = self.log_probabilities
+        return self.sum if found is None or not len(found) else float(found.mean())
+
+
+class TextToFit(NamedTuple):
+    """A row before it is tokenized. Rows of one group and prompt lose the same turns: they are compared."""
+
+    prompt: Prompt
+    persona: str | None
+    response_tokens: int
+    group: Hashable
+
+
+class FittedPrefix(NamedTuple):
+    """The tokens before a response (None: the row does not fit), and how many turns were left out."""
+
+    tokens: Tokens | None
+    turns_left_out: int
+
+
+def fit_prefixes(
+    scorer: Scorer, texts: Sequence[TextToFit], place: PersonaPlace, max_prompt_tokens: int | None
+) -> list[FittedPrefix]:
+    """The prefix of each row, short enough for the model's context and for `max_prompt_tokens`."""
+    context = scorer.context() or math.inf
+    limits = [context - text.response_tokens for text in texts]
+    if max_prompt_tokens is not None:
+        limits = [min(limit, max_prompt_tokens) for limit in limits]
+    groups: dict[tuple[Hashable, Prompt], list[int]] = defaultdict(list)
+    for row, text in enumerate(texts):
+        groups[text.group, text.prompt].append(row)
+    whole = {key: prompt_messages(key[1]) for key in groups}
+    found: dict[int, FittedPrefix] = {}
+    waiting = whole
+    while waiting:
+        placed = {
+            row: place_persona(chat, texts[row].persona, place)
+            for key, chat in waiting.items()
+            for row in groups[key]
+        }
+        distinct = list(dict.fromkeys(placed.values()))
+        tokens = dict(zip(distinct, scorer.encode_prefixes(distinct), strict=True))
+        shorter: dict[tuple[Hashable, Prompt], Chat] = {}
+        for key, chat in waiting.items():
+            excess = max(len(tokens[placed[row]]) - limits[row] for row in groups[key])
+            rest = _without_oldest(scorer, chat, excess) if excess > 0 else None
+            if rest is not None:
+                shorter[key] = rest
+                continue
+            left_out = len(whole[key]) - len(chat)
+            for row in groups[key]:
+                fitted = tokens[placed[row]] if excess <= 0 else None
+                found[row] = FittedPrefix(fitted, left_out)
+        waiting = shorter
+    return [found[row] for row in range(len(texts))]
+
+
+def _without_oldest(scorer: Scorer, chat: Chat, excess: float) -> Chat | None:
+    """The chat without some of its oldest turns, never more than needed; None where none can go."""
+    last = max((n for n, turn in enumerate(chat) if turn.role == "user"), default=len(chat) - 1)
+    old = [n for n in range(last) if chat[n].role != "system"]
+    if not old:
+        return None
+    sizes = scorer.encode([chat[n].content for n in old])
+    gone = 0
+    while gone < len(old) and (excess > 0 or chat[old[gone]].role != "user"):
+        excess -= len(sizes[gone]) + _TURN_MARKS
+        gone += 1
+    left_out = set(old[:gone])
+    return tuple(turn for n, turn in enumerate(chat) if n not in left_out)
