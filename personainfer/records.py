@@ -104,22 +104,105 @@ Trait = Annotated[str, BeforeValidator(_trait)]
 Wish = Annotated[str, BeforeValidator(_wish)]
 
 
+# Other ways to say "The user is … and prefers …" that leave no doubt who prefers.
+_ADJECTIVES = r"[\w'\u2019-]+(?:(?:,? and |, )[\w'\u2019-]+)*"
+_SENTENCES = tuple(
+    re.compile(rf"^The user is {pattern} (?P<preference>\S.*?)\.?$", re.DOTALL)
+    for pattern in (
+        r"(?P<trait>\S.*?),? and prefers",
+        rf"(?P<trait>(?:an? )?{_ADJECTIVES}), preferring",
+        rf"(?P<trait>an? {_ADJECTIVES} (?:individual|person)) who prefers",
+    )
+)
+# What cannot be said of "I" as it stands: a verb of its own for "the user", or a pronoun for them.
+_THIRD_PERSON = re.compile(
+    r"(?:\b(?:and|but|or)|,)\s+(?:also |not |\w+ly )*(?:is|has|does|likes|dislikes|wants|needs|values"
+    r"|enjoys|appreciates|avoids|seeks|prioriti[sz]es|prefers|hates|loves|wishes|believes|lives|works"
+    r"|tends|expects|finds|focuses|cares|considers|relies|looks|uses|requires|desires|feels|thinks|trusts"
+    r"|doesn['\u2019]t|isn['\u2019]t)\b"
+    r"|\b(?:they|their|theirs|them|themsel(?:f|ves)|he|his|him|himself|she|her|hers|herself)\b",
+    re.IGNORECASE,
+)
+_OWN_PERSON = {
+    "third": re.compile(""),
+    "first": re.compile(r"(?:I|I['\u2019]m|My)\b", re.IGNORECASE),
+    "second": re.compile(r"(?:You|You['\u2019]re|Your)\b", re.IGNORECASE),
+}
+_FRAMES = {"first": "This describes me: ", "second": "This describes you: "}
+
+
 class Persona(Record):
     """Someone who would prefer one response, and why.
 
     `evidence` says what in the contrast between the responses supports the persona; `trait` and
     `preference` are phrases without subject, verb or full stop, from which `render` makes a sentence.
     `flags` names what is doubtful about it (see `personainfer.personas.find_flags`); an empty tuple is no
-    guarantee.
+    guarantee. `sentence` is the text of a persona that somebody else wrote, where it is not the sentence
+    that `render` would make: see `parse`.
     """
 
     evidence: str = ""
     trait: Trait
     preference: Wish
     flags: tuple[str, ...] = ()
+    sentence: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Persona:
+        """A persona that somebody wrote as text; `str()` gives the same text back.
+
+        "The user is … and prefers …" has a trait and a preference, and so have ", preferring …" and
+        "a … person who prefers …" in its place. Of any other text both are empty, and of several
+        sentences: `render("first")` then puts "This describes me: " in front of it, unless it is in the
+        first person already.
+
+        Raises:
+            InvalidArgumentError: no text, an empty one, or one that cannot be written as UTF-8.
+        """
+        from .exceptions import InvalidArgumentError  # which knows these records
+
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidArgumentError(
+                f"Persona.parse({text!r:.40}): a persona is text.", hint="Pass its sentence."
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgumentError(
+                f"Persona.parse({text!r:.40}): it holds half of a surrogate pair.",
+                hint="Remove that character.",
+            ) from None
+        one = not re.search(r"[.!?][\"')\u201d\u2019]?\s", text.strip())  # sentence, not several
+        found = (
+            next(filter(None, (p.match(text.strip()) for p in _SENTENCES)), None) if one else None
+        )
+        phrases = found.groupdict() if found else {}
+        persona = cls(trait=phrases.get("trait", ""), preference=phrases.get("preference", ""))
+        if not persona.trait or not persona.preference:
+            return cls(trait="", preference="", sentence=text)
+        if str(persona) == text and not _THIRD_PERSON.search(" | ".join(persona.phrases)):
+            return persona
+        return persona.model_copy(update={"sentence": text})
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What is said of the person: trait and preference, or the whole text where it has neither."""
+        if self.sentence is not None and not self.trait:
+            return (self.sentence,)
+        return (self.trait, self.preference)
 
     def render(self, person: Person = "third") -> str:
-        """The persona as one sentence about "The user", "I" (`"first"`) or "You" (`"second"`)."""
+        """The persona as a sentence about "The user", "I" (`"first"`) or "You" (`"second"`).
+
+        A text that `parse` read, and that has no trait, or words that do not go with "I" or "You" ("and
+        dislikes", "their"), is kept as it is, behind "This describes me: " or "This describes you: ".
+        """
+        kept = self.sentence is not None and (
+            person == "third" or not self.trait or _THIRD_PERSON.search(" | ".join(self.phrases))
+        )
+        if kept and self.sentence is not None:
+            mine = _OWN_PERSON[person].match(self.sentence.lstrip())
+            return self.sentence if mine else _FRAMES[person] + self.sentence
         subject, verb = {
             "third": ("The user is", "prefers"),
             "first": ("I am", "prefer"),

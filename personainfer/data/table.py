@@ -27,6 +27,7 @@ from .arrow_columns import (
     with_added,
     with_texts,
 )
+from .given_personas import read_personas
 from .table_display import figures, html_page, text_lines
 from .table_reader import (
     COLUMNS,
@@ -338,6 +339,37 @@ class PersonaTable(Sequence[PersonaRow]):
             added=list(self.added),
         )
         return path
+
+    @classmethod
+    def from_data(
+        cls,
+        data: object,
+        *,
+        chosen_persona: str | None = "chosen_persona",
+        rejected_persona: str | None = "rejected_persona",
+        columns: Mapping[str, str] | None = None,
+    ) -> PersonaTable:
+        """A table of personas that somebody else made. All that works on inferred ones works on it.
+
+        Args:
+            data: preference data of any kind that `infer_personas` reads, with the personas beside it.
+            chosen_persona, rejected_persona: the columns with the personas of each side: sentences (see
+                `Persona.parse`), or records with `trait`, `preference` and, if they are known, `evidence`
+                and `flags`. None: there are none of that side.
+            columns: where other names differ, as for `infer_personas`.
+
+        A row without any persona, or with one that cannot be read, has an error.
+
+        Raises:
+            InvalidArgumentError: no such column, or the data has a column `chosen_persona` or
+                `rejected_persona` that is not read, and that the table would replace.
+            DataError: the data is not recognised as preference data.
+        """
+        names = {"chosen": chosen_persona, "rejected": rejected_persona}
+        rows, source = read_personas(data, names, columns)
+        sides = [side for side, name in names.items() if name is not None]
+        settings = {"sides": sides, "personas_from": {side: names[side] for side in sides}}
+        return cls(rows, original=source.original, settings=settings)
 
     @classmethod
     def load(cls, path: str | Path) -> PersonaTable:

@@ -355,13 +355,17 @@ def record_of(row: PersonaRow) -> str:
         "index": row.index,
         "error": row.error,
         "preference": row.preference and row.preference.model_dump(),
-        **{side: persona and persona.model_dump() for side, persona in sides.items()},
+        **{side: persona and _dumped(persona) for side, persona in sides.items()},
         "candidates": {
-            side: [(candidate.persona.model_dump(), candidate.score) for candidate in candidates]
+            side: [(_dumped(candidate.persona), candidate.score) for candidate in candidates]
             for side, candidates in tried.items()
         },
     }
     return json.dumps(record)
+
+
+def _dumped(persona: Persona) -> dict[str, Any]:
+    return persona.model_dump(exclude_none=True)
 
 
 def _row_of(text: str) -> PersonaRow:

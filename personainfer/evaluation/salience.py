@@ -39,6 +39,7 @@ FLOOR = 10  # the paper's
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x1100)) if category(c).startswith("M"))
 _LETTER = rf"[^\W\d_][{_MARKS}]*"
 _WORD = re.compile(rf"(?:{_LETTER})+(?:['\u2019-](?:{_LETTER})+)*")
+_FRAME = re.compile(r"^\s*(?:the|this) (?:user|person)\b|\bprefer(?:s|ring)?\b", re.I)
 _CORRECTIONS = {"benjamini-hochberg": benjamini_hochberg, "holm": holm}
 
 # Words that say nothing of a person, and would only make the correction for many words harsher.
@@ -175,10 +176,16 @@ def _counts(
     lemma = cache(lemmatize) if lemmatize is not None else None
     counts: Counter[str] = Counter()
     for persona in personas:
-        text = normalize("NFC", f"{persona.trait} {persona.preference}".lower())
+        text = normalize("NFC", _said(persona).lower())
         words = set(_WORD.findall(text))
         counts.update((words if lemma is None else set(map(lemma, words))) - stop)
     return counts
+
+
+def _said(persona: Persona) -> str:
+    """What is said of the person, without the words with which every persona begins."""
+    said = " ".join(persona.phrases)
+    return said if persona.trait else _FRAME.sub(" ", said)
 
 
 def _check(floor: int, prior: float | None, correction: str) -> None:

@@ -128,7 +128,7 @@ def flags_in_text(
 
     What hardly any persona has is first looked for in all of them at once.
     """
-    said = " ".join([f"{persona.trait} {persona.preference}" for persona in personas])
+    said = " ".join([phrase for persona in personas for phrase in persona.phrases])
     plain = _plain(said)
     words = _words(plain)
     wary = (
@@ -141,20 +141,20 @@ def flags_in_text(
 
 
 def _flags(persona: Persona, text: str, exemplar_phrases: Set[str], wary: bool) -> tuple[str, ...]:
-    trait, wish = _plain(persona.trait), _plain(persona.preference)
+    phrases = [_plain(phrase) for phrase in persona.phrases]
     found = []
-    words = _words(f"{trait} {wish}") if wary else ()
-    if not _REFUSAL_WORDS.isdisjoint(words) and _REFUSAL.search(f"{trait} | {wish}"):
+    words = _words(" ".join(phrases)) if wary else ()
+    if not _REFUSAL_WORDS.isdisjoint(words) and _REFUSAL.search(" | ".join(phrases)):
         found.append("refusal")
-    if wary and _may_copy(words, text) and _copies(text, trait, wish):
+    if wary and _may_copy(words, text) and _copies(text, *phrases):
         found.append("copies_text")
-    if trait in exemplar_phrases or wish in exemplar_phrases:
+    if not exemplar_phrases.isdisjoint(phrases):
         found.append("copies_exemplar")
     if wary and _is_protected(words):
         found.append("protected_attribute")
-    if wary and (_NAME.search(persona.trait) or _NAME.search(persona.preference)):
+    if wary and any(map(_NAME.search, persona.phrases)):
         found.append("named_person")
-    if _is_ungrammatical(trait) or _is_ungrammatical(wish):
+    if any(map(_is_ungrammatical, phrases)):
         found.append("ungrammatical")
     return tuple(found)
 

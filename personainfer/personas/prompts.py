@@ -271,6 +271,12 @@ def _exemplars(given: object) -> tuple[Exemplar, ...]:
     if given == "none":
         return ()
     if isinstance(given, list | tuple) and all(isinstance(one, Exemplar) for one in given):
+        personas = [persona for one in given for persona in (one.chosen, one.rejected)]
+        if bad := next((one for one in personas if not (one.trait and one.preference)), None):
+            raise InvalidArgumentError(
+                f"exemplars= holds a persona without trait and preference: {str(bad)!r:.80}.",
+                hint="The model is asked for both: write Persona(trait=…, preference=…).",
+            )
         return tuple(given)
     raise InvalidArgumentError(
         f"exemplars={given!r:.80} is not known.",

@@ -1,0 +1,155 @@
+"""Personas that somebody else made, beside the preference data that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..exceptions import DataError, InvalidArgumentError
+from ..records import Persona, PersonaRow
+from .arrow_columns import in_narwhals, own_names, package_of
+from .files import arrow_cells
+from .readers import PreferenceSource, SourceRow, read_preferences
+from .schemas import is_null
+from .table_reader import COLUMNS
+
+__all__ = ["read_personas"]
+
+Names = Mapping[str, str | None]  # side -> the column of its personas
+_FIELDS = ("trait", "preference", "evidence", "flags", "sentence")
+
+
+def read_personas(
+    data: object, names: Names, columns: Mapping[str, str] | None
+) -> tuple[list[PersonaRow], PreferenceSource]:
+    """The rows of the data with the personas in these columns, and the data as it was read.
+
+    Raises:
+        InvalidArgumentError: no such column, or one that the table would replace.
+        DataError: as `read_preferences`.
+    """
+    wanted = {side: name for side, name in names.items() if name is not None}
+    if not wanted or not all(isinstance(name, str) for name in wanted.values()):
+        raise InvalidArgumentError(
+            "chosen_persona= and rejected_persona= name the columns of the personas; one may be None."
+        )
+    source = read_preferences(data, columns=columns)
+    if source.original is None:
+        read = list(source)
+        found: Iterable[object] = (name for row in read[:32] for name in row.columns)
+        _check_names(list(dict.fromkeys(found)), wanted, bool(read))
+        values: Iterable[Mapping[str, Any]] = (row.columns for row in read)
+    else:
+        _check_names(own_names(source.original), wanted, True)
+        read = list(source)
+        values = _columns_of(source.original, list(wanted.values()))
+    errors = "persona_error" if not names.keys() - wanted.keys() else ""
+    rows = [
+        _row(place, one, given, wanted, errors)
+        for place, (one, given) in enumerate(zip(read, values, strict=True))
+    ]
+    return rows, source
+
+
+def _check_names(found: list[Any], wanted: Mapping[str, str], has_rows: bool) -> None:
+    for side, name in wanted.items():
+        if has_rows and name not in found:
+            close = get_close_matches(name, map(str, found), n=1)
+            nearest = f"Nearest is {close[0]!r}. " if close else ""
+            raise InvalidArgumentError(
+                f"{side}_persona={name!r} is no column of the data, whose columns are"
+                f" {', '.join(map(repr, found[:20]))}.",
+                hint=f"{nearest}Where there are no personas of that side, give {side}_persona=None.",
+            )
+    for name in COLUMNS[:2]:
+        if name in found and name not in wanted.values():
+            raise InvalidArgumentError(
+                f"the data has a column {name}, which the table would replace, and whose personas are"
+                " not read.",
+                hint="Rename or drop it.",
+            )
+
+
+def _columns_of(original: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:
+    """The values of some columns of a frame or dataset, a row at a time."""
+    if package_of(original) == "datasets":
+        table = original.select_columns(names).with_format("arrow")[:]
+        cells = [arrow_cells(table.column(name)) for name in names]
+    elif package_of(original) == "pyarrow":
+        cells = [arrow_cells(original.column(name)) for name in names]
+    else:
+        frame = in_narwhals(original)
+        cells = [frame.get_column(name).to_list() for name in names]
+    for values in zip(*cells, strict=True):
+        yield dict(zip(names, values, strict=True))
+
+
+def _row(
+    place: int, read: SourceRow, given: Mapping[str, Any], wanted: Mapping[str, str], errors: str
+) -> PersonaRow:
+    if read.preference is None:
+        return PersonaRow(place, None, error=read.error, columns=read.columns)
+    personas: dict[str, Persona | None] = {}
+    error = None
+    for side, name in wanted.items():
+        try:
+            personas[side] = _persona(name, given.get(name))
+        except DataError as problem:
+            error = error or str(problem)
+    if error is None and not any(personas.values()):
+        listed = " and ".join(map(repr, wanted.values()))
+        told = given.get(errors)
+        error = told if isinstance(told, str) else f"the row has no persona in {listed}."
+    return PersonaRow(
+        place,
+        read.preference,
+        chosen=personas.get("chosen"),
+        rejected=personas.get("rejected"),
+        error=error,
+        columns=read.columns,
+    )
+
+
+def _persona(name: str, value: object) -> Persona | None:
+    """The persona in a cell; None where there is none."""
+    if isinstance(value, Persona):
+        return value
+    if is_null(value) or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        if isinstance(value, str):
+            return Persona.parse(value)
+        if isinstance(value, Mapping):
+            return _record(name, value)
+    except (ValidationError, InvalidArgumentError):
+        raise DataError(
+            f"{name!r} holds a persona that cannot be used: {str(value)!r:.80}.",
+            hint=f"Give a sentence, or a record of {', '.join(_FIELDS)}, in text.",
+        ) from None
+    raise DataError(
+        f"{name!r} is of type {type(value).__name__}, not a persona.",
+        hint="Give a sentence, or a record of trait and preference.",
+    )
+
+
+def _record(name: str, value: Mapping[Any, Any]) -> Persona | None:
+    fields = {key: _plain(each) for key, each in value.items() if not is_null(each)}
+    if not fields:
+        return None
+    if "sentence" in fields and "trait" not in fields and "preference" not in fields:
+        parsed = Persona.parse(fields.pop("sentence"))
+        return Persona(**{**parsed.model_dump(), **fields})
+    persona = Persona(**fields)
+    if persona.sentence is None and not (persona.trait and persona.preference):
+        raise DataError(
+            f"{name!r} holds a record without a trait or a preference.", hint="Give both of them."
+        )
+    return persona
+
+
+def _plain(value: Any) -> Any:
+    """A list of flags, which pandas holds as an array."""
+    return value.tolist() if type(value).__module__ == "numpy" else value

@@ -1,0 +1,60 @@
+"""The published personas of "Whose Boat Does it Float?" (arXiv 2501.11549), as a table of personas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data.files import FILES
+from ..data.table import PersonaTable
+from ..exceptions import InvalidArgumentError, MissingExtraError
+
+__all__ = ["read_persona_tailoring"]
+
+PersonaSource = Literal["gold", "retrieved"]
+Source = str | Path | Iterable[Mapping[str, Any]]
+
+_SUFFIX = {"gold": "gold", "retrieved": "retr"}
+
+
+def read_persona_tailoring(
+    source: Source = "nbalepur/persona-tailoring",
+    name: str | None = "BeaverTails",
+    *,
+    split: str = "test",
+    personas: PersonaSource = "gold",
+) -> PersonaTable:
+    """Preference pairs with the personas that Llama-3.1-405B inferred from them.
+
+    Args:
+        source: the name on the hub, a folder or a file of the same columns, or rows: `prompt`, `chosen`,
+            `rejected`, and `chosen_persona_gold`, `chosen_persona_retr` and the same of the rejected side.
+        name: which data set of the hub's: "BeaverTails", "Anthropic HHH" or "Mnemonic". Of a folder, a
+            file or rows it is not used.
+        split: "fewshot", "sft_train", "sft_val", "dpo_train", "dpo_val" or "test"; not used for a file or
+            rows.
+        personas: "gold", inferred from the pair itself, or "retrieved", from the nearest training prompt.
+
+    Returns:
+        All rows and all columns. Rows without a persona have an error.
+
+    Raises:
+        InvalidArgumentError: the columns are others.
+        DataError: the data cannot be loaded or read.
+        MissingExtraError: the package `datasets` is not installed, for a name on the hub or a folder.
+    """
+    InvalidArgumentError.check("personas", personas, _SUFFIX)
+    suffix = _SUFFIX[personas]
+    data: Any = source
+    if isinstance(source, str | Path) and Path(source).suffix not in FILES:
+        datasets = MissingExtraError.require("datasets")
+        config = None if Path(source).is_dir() else name
+        data = datasets.load_dataset(str(source), config, split=split)
+    table = PersonaTable.from_data(
+        data,
+        chosen_persona=f"chosen_persona_{suffix}",
+        rejected_persona=f"rejected_persona_{suffix}",
+    )
+    table.settings["model"] = "meta-llama/Llama-3.1-405B-Instruct"
+    return table
