@@ -28,8 +28,6 @@ from collections.abc import Collection, Iterable
 from importlib import import_module
 from typing import Any
 
-from .records import Completion
-
 __all__ = [
     "AuthenticationError",
     "BatchPendingError",
@@ -180,7 +178,7 @@ class ReplyError(ModelError):
     """
 
     retryable = True
-    completion: Completion | None = None
+    completion: Any = None  # a `Completion`, or None; records import this module
     cut_off = False
     reasoned = False
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from .exceptions import InvalidArgumentError
+
 __all__ = [
     "Candidate",
     "Completion",
@@ -159,8 +161,6 @@ class Persona(Record):
         Raises:
             InvalidArgumentError: no text, an empty one, or one that cannot be written as UTF-8.
         """
-        from .exceptions import InvalidArgumentError  # which knows these records
-
         if not isinstance(text, str) or not text.strip():
             raise InvalidArgumentError(
                 f"Persona.parse({text!r:.40}): a persona is text.", hint="Pass its sentence."
