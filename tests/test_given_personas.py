@@ -160,7 +160,12 @@ def test_sentences_are_read_from_any_container(container: str, tmp_path: Path) -
 
 @containers
 def test_records_are_read_from_any_container(container: str, tmp_path: Path) -> None:
-    record = {"trait": "busy", "preference": "tea", "evidence": "few words", "flags": ["refusal"]}
+    record: dict[str, Any] = {
+        "trait": "busy",
+        "preference": "tea",
+        "evidence": "few words",
+        "flags": ["refusal"],
+    }
     rows = data(chosen_persona=record, rejected_persona={**record, "flags": [], "evidence": None})
     table = pi.PersonaTable.from_data(CONTAINERS[container](rows, tmp_path))
     assert table[0].chosen == pi.Persona(**record)
