@@ -62,9 +62,9 @@ def direct(rows: int) -> dict[str, Any]:
     """The same bodies posted to a server of their own."""
     llm, prompt = pi.LLM("local", cache=False), PersonaPrompt()
     requests = [pi.Request((pair_message(p),), prompt.schema, prompt.prefix) for p in pairs(rows)]
-    bodies = [llm.first_request(request) for request in requests]
+    bodies = [json.loads(llm.job(request).body) for request in requests]
     with llama.running() as address:
-        llama.post(address, "/v1/chat/completions", llm.first_request(FIRST))
+        llama.post(address, "/v1/chat/completions", json.loads(llm.job(FIRST).body))
         return asyncio.run(_post_all(address, bodies))
 
 

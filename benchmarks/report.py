@@ -173,9 +173,6 @@ def _token_bars(found: dict[str, Any]) -> list[Row]:
             continue
         said = f"{one['ratio']:.1%} ({one['ours']:,.0f} of {one['papers']:,.0f})"
         rows.append((what, "≤ 45 %", said, "✓" if one["ratio"] <= 0.45 else "✗"))
-        for count, tokens_a_row in one["packed"].items():
-            said = f"{tokens_a_row / one['papers']:.1%} ({tokens_a_row:,.0f})"
-            rows.append((f"the same with rows_per_call={count}", "", said, ""))
     return rows
 
 

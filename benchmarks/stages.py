@@ -33,10 +33,10 @@ from contest import pairs  # noqa: E402
 import personainfer as pi  # noqa: E402
 from personainfer.data import read_preferences  # noqa: E402
 from personainfer.llm.cache import ReplyCache  # noqa: E402
-from personainfer.llm.runs import recall  # noqa: E402
+from personainfer.llm.requests import cached_reply  # noqa: E402
 from personainfer.personas.flags import flags_in_text, pair_text  # noqa: E402
-from personainfer.personas.plan import Plan  # noqa: E402
 from personainfer.personas.prompts import PersonaPrompt  # noqa: E402
+from personainfer.personas.requests import Plan  # noqa: E402
 
 T = TypeVar("T")
 
@@ -83,12 +83,14 @@ def _stages(clock: Clock, data: list[dict[str, str]], llm: pi.LLM, cache: ReplyC
     source = clock.time("read the pair", lambda: list(read_preferences(data)))
     known = [row.preference for row in source if row.preference is not None]
     requests = clock.time("the message", lambda: [plan.requests(pair)[0] for pair in known])
-    jobs = clock.time("its key", lambda: [llm._job(request) for request in requests])
+    jobs = clock.time("its key", lambda: [llm.job(request) for request in requests])
     groups = [[job.key for job in jobs[at : at + 64]] for at in range(0, len(jobs), 64)]
     found = clock.time("look it up", lambda: [cache.get_many(group) for group in groups])
     texts = {key: text for group in found for key, text in group.items()}
-    clock.time("decode the reply", lambda: [recall(job, texts[job.key]) for job in jobs])
-    values = [job.reply.value for job in jobs if job.reply is not None]
+    replies = clock.time(
+        "decode the reply", lambda: [cached_reply(job, texts[job.key]) for job in jobs]
+    )
+    values = [reply.value for reply in replies if reply is not None]
     personas = clock.time(
         "two personas", lambda: [(v.person_1.persona(), v.person_2.persona()) for v in values]
     )

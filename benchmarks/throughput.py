@@ -142,7 +142,7 @@ def _request() -> dict[str, Any]:
     holes = pi.Preference(prompt="[prompt]", chosen="[chosen]", rejected="[rejected]")
     llm = pi.LLM("fake", api_base="http://127.0.0.1/v1", cache=False)
     request = pi.Request((pair_message(holes),), prompt.schema, prompt.prefix)
-    body = llm.first_request(request)
+    body: dict[str, Any] = json.loads(llm.job(request).body)
     messages = body.pop("messages")
     return {"request": body, "prefix": messages[:-1], "pair": messages[-1]["content"]}
 

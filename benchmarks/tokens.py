@@ -1,8 +1,5 @@
 """Prompt tokens a row: this library's one joint call against the papers' two, on the same exemplars.
 
-And what `rows_per_call` makes of them; tokens of replies are not counted, of which packed ones have a
-few more (the ids).
-
 The papers' protocol (arXiv 2501.11549, section 2, and its predecessors): a call for each side, which
 holds the instruction before and after five worked examples (pair and persona sentence), then the pair.
 Both are built from this library's own words, put through the chat template of the embedded model and
@@ -18,16 +15,8 @@ from typing import Any
 
 import llama
 
-from personainfer.data import SourceRow, read_preferences
-from personainfer.llm import LLM
-from personainfer.personas.multi_pair import groups
-from personainfer.personas.plan import Plan
-from personainfer.personas.prompts import (
-    PackedPrompt,
-    PersonaPrompt,
-    default_exemplars,
-    pair_message,
-)
+from personainfer.data import read_preferences
+from personainfer.personas.prompts import PersonaPrompt, default_exemplars, pair_message
 from personainfer.records import Preference
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +24,6 @@ SOURCES = {
     "the 30 example pairs": (ROOT / "examples/data/preferences.jsonl", 30),
     "200 rows of HH": (ROOT.parent / "shared/data/hh_rlhf_harmless_base_test.jsonl", 200),
 }
-ROWS_PER_CALL = (4, 8)
 WORKED = 5  # of the six (exemplar, side) that three exemplars with two sides give
 Messages = list[dict[str, str]]
 
@@ -44,19 +32,6 @@ def joint(preference: Preference) -> list[Messages]:
     """What this library sends for a row by default."""
     turns = [*PersonaPrompt("joint").prefix, pair_message(preference)]
     return [[turn.model_dump() for turn in turns]]
-
-
-def packed(preferences: list[Preference], rows_per_call: int) -> list[Messages]:
-    """What this library sends for all rows together, with several of them in a call."""
-    prompt = PersonaPrompt("joint")
-    plan = Plan(
-        prompt, ("chosen", "rejected"), packed=PackedPrompt(rows_per_call, prompt.exemplars)
-    )
-    llm = LLM("none", api_base="http://127.0.0.1:9/v1", cache=False)  # is asked nothing
-    calls = []
-    for group in groups((SourceRow(one, None, {}) for one in preferences), plan):
-        calls += group.requests(plan.packed, llm) or group.alone
-    return [[turn.model_dump() for turn in (*call.prefix, *call.messages)] for call in calls]
 
 
 def papers(preference: Preference) -> list[Messages]:
@@ -95,7 +70,6 @@ def measure() -> dict[str, Any]:
                 "ours": ours,
                 "papers": theirs,
                 "ratio": ours / theirs,
-                "packed": {n: count(packed(pairs, n)) / len(pairs) for n in ROWS_PER_CALL},
             }
     return results
 

@@ -1,14 +1,11 @@
-"""The records that travel through the library: frozen, typed, made of plain text and numbers.
-
-They do not know where they come from (readers), how they are inferred (inference) or stored (table).
-"""
+"""The records that travel through the library: frozen, typed, made of plain text and numbers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -23,6 +20,8 @@ __all__ = [
     "Persona",
     "PersonaRow",
     "Preference",
+    "Prompt",
+    "Selector",
     "Side",
     "Usage",
 ]
@@ -44,14 +43,17 @@ class Message(Record):
     content: str
 
 
+Prompt = str | tuple[Message, ...]  # a text, or the turns of a conversation to be answered
+
+
 class Preference(Record):
     """A prompt and two responses to it, of which somebody preferred `chosen`.
 
     `prompt` is a string, or the messages of a conversation whose last turn is to be answered.
-    `id` and `user` are the data's own; nothing here invents them.
+    `id` and `user` come from the data; the library never makes them up.
     """
 
-    prompt: str | tuple[Message, ...]
+    prompt: Prompt
     chosen: str
     rejected: str
     id: str | None = None
@@ -63,7 +65,7 @@ class Preference(Record):
         return self.model_copy(update={"chosen": self.rejected, "rejected": self.chosen})
 
 
-# The words with which the pattern can begin: it is tried on nothing else.
+# The first words of every match of the patterns below, which are tried on no other text.
 _LEADERS = frozenset("the this they i you someone who is are am prefer prefers would".split())
 _SUBJECT = (
     r"^(?:(?:the|this) (?:user|person)\s+|(?:they|i|you)\s+"
@@ -76,12 +78,12 @@ _BEFORE_PREFERENCE = re.compile(
 
 
 def _phrase(text: object, before: re.Pattern[str]) -> object:
-    """A phrase that fits into the sentence: one line, no subject, verb or full stop of its own."""
+    """The text as a phrase that fits into the sentence: one line, without subject, verb and full stop."""
     if not isinstance(text, str):
         return text
     phrase = " ".join(text.split()).rstrip(" .;,")
     first = phrase.partition(" ")[0]
-    if first not in _LEADERS and first.islower():  # nearly all are as they should be
+    if first not in _LEADERS and first.islower():  # nearly all phrases fit already
         return phrase
     while first.lower() in _LEADERS:
         shorter = before.sub("", phrase, count=1)
@@ -136,11 +138,11 @@ _FRAMES = {"first": "This describes me: ", "second": "This describes you: "}
 class Persona(Record):
     """Someone who would prefer one response, and why.
 
-    `evidence` says what in the contrast between the responses supports the persona; `trait` and
+    `evidence` says what in the contrast between the responses supports the persona. `trait` and
     `preference` are phrases without subject, verb or full stop, from which `render` makes a sentence.
-    `flags` names what is doubtful about it (see `personainfer.personas.find_flags`); an empty tuple is no
-    guarantee. `sentence` is the text of a persona that somebody else wrote, where it is not the sentence
-    that `render` would make: see `parse`.
+    `flags` names doubts about the persona (see `personainfer.personas.find_flags`). No flag does not
+    mean that the persona is true. `sentence` is the text of a persona that somebody else wrote, if it
+    differs from the sentence that `render` would make: see `parse`.
     """
 
     evidence: str = ""
@@ -226,8 +228,8 @@ class Candidate:
 class PersonaRow:
     """One pair and its personas. `error` says why there are none, and what to do.
 
-    `columns` are the row's own columns where the data was a file or dicts; for a frame, and for a row
-    that is read from a stored table, they are empty, since the frame or the file has them.
+    `columns` holds the row's own columns if the data was a file or dicts. It is empty for a frame and
+    for a saved table, which have the columns themselves.
     """
 
     index: int
@@ -254,15 +256,15 @@ class Exemplar(Record):
     rejected: Persona
 
 
-# Each token of a reply, with the log-probabilities (in nats) of itself and of the likeliest others.
+# Each token of a reply, with the log-probabilities (in nats) of the likeliest tokens at its place.
 Logprobs = Sequence[tuple[str, Mapping[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The reply of a model, before anybody asked what it means. Tokens are the endpoint's counts.
+    """The reply of a model as text. Tokens are the endpoint's counts.
 
-    `logprobs` are there where the request asked for them and the endpoint gives them.
+    `logprobs` is None unless the request asked for them and the endpoint gave them.
     """
 
     text: str
@@ -272,13 +274,22 @@ class Completion:
     logprobs: Logprobs | None = None
 
 
+class Selector(Protocol):
+    """Scores hypotheses: `Likelihood`, `Verifier`, or an object of your own."""
+
+    def explains(
+        self, preferences: Sequence[Preference], personas: Sequence[Persona]
+    ) -> Iterable[float]:
+        """How well each persona explains that `chosen` was preferred; above 0 means that it does."""
+
+
 class Usage(Record):
     """What a run took. `cost` is in USD, and None as soon as one price is unknown.
 
-    `calls` counts the requests that were sent, retries and re-asks included; `cached` counts replies
-    read from disk, `retries` calls repeated after a transport failure, `reasks` calls repeated with
-    the validation error. Tokens are the endpoint's own counts over all calls. Of a run that is left,
-    calls that waited for the embedded model count as sent.
+    `calls` counts the requests that were sent, with retries and re-asks; `cached` counts replies read
+    from disk, `retries` calls repeated after a failure of the connection or the endpoint, `reasks`
+    calls repeated because the reply was not in the asked form. Tokens are the endpoint's own counts
+    over all calls. If a run is stopped, calls that waited for the embedded model count as sent.
     """
 
     calls: int = 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import personainfer as pi
-from personainfer.batch.submit import PersonaBatch
+from personainfer.batch.job_folder import PersonaBatch
 from personainfer.records import Message
 
 from .batch_server import BatchServer
@@ -102,7 +102,7 @@ OPTIONS: dict[str, Any] = {
     "sides": "chosen",
     "protocol": "separate",
     "exemplars": "none",
-    "rows_per_call": 1,  # the default: more of them needs both sides
+    "rows_per_call": 1,  # the only value
     "columns": {"prompt": "question"},
     "on_error": "drop",
     "progress": False,

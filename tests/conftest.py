@@ -12,7 +12,7 @@ import pytest
 import tenacity
 from hypothesis import settings
 
-from personainfer.batch import provider as batch_api
+from personainfer import retrying
 from personainfer.testing import FakeLLM
 
 from .batch_server import BatchServer
@@ -49,7 +49,7 @@ def endpoint(llm: FakeLLM) -> dict[str, Any]:
 @pytest.fixture
 def provider(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
     """A provider with a batch API in front of `llm`; steps that fail are repeated without a wait."""
-    monkeypatch.setattr(batch_api, "_backoff", tenacity.wait_none())
+    monkeypatch.setattr(retrying, "_backoff", tenacity.wait_none())
     with BatchServer(llm) as server:
         yield server
 

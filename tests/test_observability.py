@@ -129,13 +129,6 @@ def test_counters_grow_during_a_run(told: Told, llm: FakeLLM) -> None:
     assert attributes["personainfer.rows"] == 300
 
 
-def test_a_packed_run_is_one_span(told: Told, llm: FakeLLM) -> None:
-    pi.infer_personas(pairs(20), rows_per_call=8, **options(llm, "packed"))
-    ((_, _, attributes),) = told.spans
-    assert (attributes["personainfer.rows"], attributes["personainfer.calls"]) == (20, 3)
-    assert told.counters("packed")["rows"] == 20
-
-
 def test_a_span_is_a_part_of_the_users_own(told: Told, llm: FakeLLM) -> None:
     with trace.get_tracer("mine").start_as_current_span("mine") as mine:
         pi.infer_personas(pairs(2), **options(llm, "within"))

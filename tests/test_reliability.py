@@ -362,7 +362,7 @@ def test_a_request_that_comes_while_the_last_worker_ends_is_answered() -> None:
 
 def test_nobody_waits_for_workers_that_have_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """They start one after the other: a run that is over, or is left, does not see the last ones."""
-    monkeypatch.setattr("personainfer.llm.workers._APART", 3600.0)
+    monkeypatch.setattr("personainfer.llm.workers._WORKER_STAGGER_S", 3600.0)
     with FakeLLM(reply=answer) as server:
         options: dict[str, Any] = {"api_base": server.api_base, "max_concurrency": 20}
         assert_right(pi.infer_personas(pairs(30), "fake", **options), 30)
@@ -420,24 +420,6 @@ print(pi.cache_info().replies)
 """
 )
 
-FORK_IN_FLIGHT = (
-    PAIRS
-    + """
-import os, sys, personainfer as pi
-model = pi.LLM("fake", api_base=sys.argv[1], max_concurrency=4)
-stream = pi.iter_personas(pairs(100), model)
-rows = [next(stream)]
-pid = os.fork()
-if pid == 0:
-    table = pi.infer_personas(pairs(20), model)
-    os._exit(0 if len(table) == 20 and not table.errors else 1)
-status = os.waitpid(pid, 0)[1]
-rows += stream
-assert len(rows) == 100 and not [row for row in rows if row.error], "the parent's run was disturbed"
-assert status == 0, "the child failed"
-"""
-)
-
 FORK_CLOSES = (
     PAIRS
     + """
@@ -464,7 +446,7 @@ from personainfer.llm.cache import ReplyCache
 faulthandler.dump_traceback_later(30, exit=True)
 base, folder, what = sys.argv[1:]
 model = pi.LLM("fake", api_base=base, cache_dir=folder)
-cache = ReplyCache(model._cache.directory)
+cache = ReplyCache(model.cache.directory)
 for later in range(12):
     run = iter(pi.iter_personas([("Why?", f"{later} {n}", "b") for n in range(9)], model))
     next(run)
@@ -530,12 +512,6 @@ def test_a_forked_child_infers_as_its_parent_does() -> None:
     with FakeLLM() as server:
         out = finished(python(FORK, server.api_base))
     assert out.split() == ["60"]
-
-
-@pytest.mark.heavy
-def test_a_child_forked_in_the_middle_of_a_run_can_use_the_same_llm() -> None:
-    with FakeLLM(latency=0.02) as server:
-        finished(python(FORK_IN_FLIGHT, server.api_base))
 
 
 def test_a_child_can_close_its_parents_run() -> None:

@@ -1,4 +1,4 @@
-"""The folder of a batch: its rows, its files of requests and replies, and a handle that says how far it is.
+"""The folder of a batch: its rows, its files of requests and replies, and a handle with its progress.
 
     batch.json            what was asked of whom, and the ids and state of each part: `PersonaBatch`
     rows.parquet          the input, as a table that has no personas yet
@@ -9,7 +9,7 @@
     replies/              the cache of replies, where the run was to use no other
     lock                  held by the process that works on it, and free when that dies
 
-The handle is replaced as a whole whenever it changes. Nothing is sent from here.
+The handle is replaced as a whole whenever it changes.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ from ..exceptions import (
     InvalidArgumentError,
     UnknownOptionError,
 )
-from ..llm.client import LLM, OPTIONS, WireRequest
-from ..personas.plan import Plan
+from ..llm.client import LLM, OPTIONS
+from ..llm.rate_limits import most_tokens
 from ..personas.prompts import PersonaPrompt, Protocol
+from ..personas.requests import Plan
 from ..records import Exemplar, Record, Side
-from .lines import Answer, read_line
+from .lines import Answer, WireRequest, read_line
 from .provider import FINAL, BatchAPI, BatchState
 
 __all__ = [
@@ -281,7 +282,7 @@ class RequestFiles:
 
     def __init__(self, folder: Path, api: BatchAPI) -> None:
         self.counts: list[int] = []  # of the requests in each file
-        self.bytes = 0  # of all that were written
+        self.most_prompt_tokens = 0  # that all written requests can have
         self.keys: set[bytes] = set()  # of all requests, with a reply or not
         self._digest = hashlib.sha256()
         self._folder = folder
@@ -303,7 +304,7 @@ class RequestFiles:
                 if wire.cached is not None:
                     self._cached.write(json.dumps([wire.key.hex(), wire.cached]).encode() + b"\n")
                 else:
-                    self.bytes += len(wire.body)
+                    self.most_prompt_tokens += most_tokens(wire.body)
                     self._write(self._api.line(wire.key.hex(), wire.body))
 
     def close(self) -> None:

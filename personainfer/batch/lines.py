@@ -1,23 +1,41 @@
-"""A line of a batch's files: a request on its way up, or what came of it on its way down.
+"""The lines of a batch's files: a request that is sent, or the answer that comes back.
 
-Lines are matched by the key of their request, whatever their order. How files are sent is not known here.
+Providers answer in any order, so that each line carries the key of its request.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..exceptions import ModelError, ReplyError, RequestRejectedError
+from ..llm.client import LLM
 from ..llm.openai_protocol import error_text, redact, status_error
 from ..llm.replies import read_completion
+from ..llm.requests import Request, cached_reply
 from ..records import Completion
 
-__all__ = ["Answer", "provider_words", "read_line", "request_line"]
+__all__ = [
+    "Answer",
+    "WireRequest",
+    "provider_words",
+    "read_line",
+    "request_line",
+    "wire_requests",
+]
+
+
+class WireRequest(NamedTuple):
+    """A request as it is sent: the key of its reply, its bytes, and the cache's text of its reply."""
+
+    key: bytes
+    body: bytes
+    cached: str | None
 
 
 class Answer(NamedTuple):
-    """What came of one request: a reply, paid for even where it has an error too, or only an error."""
+    """The answer to one request: a reply, or an error, or both: a bad reply is paid for too."""
 
     key: bytes
     completion: Completion | None = None
@@ -25,14 +43,22 @@ class Answer(NamedTuple):
     called: bool = True  # whether the model was asked at all
 
 
+def wire_requests(llm: LLM, requests: Sequence[Request]) -> list[WireRequest]:
+    """The requests as `llm.run` would send them, with the replies that are in the cache."""
+    jobs = [llm.job(request) for request in requests]
+    stored = llm.cache.get_many([job.key for job in jobs]) if llm.cache else {}
+    usable = {job.key: text for job in jobs if cached_reply(job, text := stored.get(job.key))}
+    return [WireRequest(job.key, job.body, usable.get(job.key)) for job in jobs]
+
+
 def request_line(name: str, url: str, body: bytes) -> bytes:
-    """The line of a request that is sent to `url` under a name of its own."""
+    """The line that asks the provider to send `body` to `url`; `name` comes back with the answer."""
     head = json.dumps({"custom_id": name, "method": "POST", "url": url})[:-1]
     return head.encode() + b', "body": ' + body + b"}\n"
 
 
 def read_line(line: bytes) -> Answer | None:
-    """A line of a file of replies; None if it cannot be assigned to any request."""
+    """The answer in a line of a file of replies; None if it names no request."""
     try:
         said = json.loads(line)
         key = bytes.fromhex(said["custom_id"])
@@ -61,5 +87,5 @@ def _line_error(error: Any) -> ModelError:
 
 
 def provider_words(words: object) -> str:
-    """The provider's words, as a table and a handle can keep them."""
+    """The provider's words without keys, and no longer than an error should be."""
     return redact(str(words).encode(errors="replace").decode(), "")[:300]

@@ -1,8 +1,7 @@
-"""A provider's batch API: a file of requests goes up, a batch is made of it, files of replies come down.
+"""A provider's batch API: upload a file of requests, make a batch of it, download files of replies.
 
-Providers are reached through litellm, endpoints through the openai SDK beneath it: litellm refuses the
-answer of a compatible server that lacks a field of OpenAI's, after the batch is made. No method
-retries; `patiently` does. What is asked is not known here.
+OpenAI and Azure are reached through litellm, endpoints through the openai SDK: litellm would refuse the
+answer of a compatible server that lacks a field of OpenAI's, after the batch is made. No method retries.
 """
 
 from __future__ import annotations
@@ -16,15 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-
-import tenacity
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..exceptions import (
     AuthenticationError,
     InvalidArgumentError,
     ModelNotFoundError,
-    RateLimitError,
     ReplyError,
     TransportError,
 )
@@ -43,10 +39,7 @@ __all__ = [
     "EndpointBatches",
     "LiteLLMBatches",
     "batch_api",
-    "patiently",
 ]
-
-T = TypeVar("T")
 
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})  # statuses that do not change
 
@@ -310,27 +303,6 @@ class LiteLLMBatches:
             ) from None
         except openai.OpenAIError as error:  # raised before anything is sent: an address or a key
             raise AuthenticationError(redact(f"{self._provider}: {error}", key)) from None
-
-
-def patiently(step: Callable[[], T], patience: float) -> T:
-    """Repeat what may pass for so many seconds: broken connections, 5xx, refusals for going too fast."""
-    retrying = tenacity.Retrying(
-        stop=tenacity.stop_before_delay(patience),
-        wait=_pause,
-        retry=tenacity.retry_if_exception_type((TransportError, RateLimitError)),
-        reraise=True,
-    )
-    return retrying(step)
-
-
-_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    """As long as the provider asks for, else up to 0.5, 1, 2, … 30 s."""
-    error = state.outcome.exception() if state.outcome else None
-    wanted = error.retry_after if isinstance(error, RateLimitError) else None
-    return max(wanted or 0.0, _backoff(state))
 
 
 def _broken_off() -> tuple[type[Exception], ...]:

@@ -1,46 +1,84 @@
-"""What came back of a batch: good replies for the cache, errors for the rest, and what all took.
-
-It reads what lies in the folder; how that came there, and what a table is made of, is not known here.
-"""
+"""The results of a batch: good replies go to the cache, the rest become errors; all are counted."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from queue import SimpleQueue
 
 from pydantic import BaseModel
 
+from ..data.readers import SourceRow
 from ..exceptions import ModelError, ReplyError
 from ..llm.client import LLM
 from ..llm.rate_limits import Price
 from ..llm.replies import read_reply
-from ..llm.workers import kept_text
+from ..llm.requests import Job, Reply, text_to_cache
+from ..llm.runs import Run
+from ..llm.workers import Tally
+from ..personas.infer import checked
 from ..records import Completion, Usage
 from .job_folder import PersonaBatch
 from .lines import Answer
 
-__all__ = ["BatchOutcome", "brought_in", "no_reply"]
+__all__ = ["BatchOutcome", "bring_in", "run_without_calls"]
 
 _GROUP = 500  # replies that are written to the cache in one transaction
 
 
-def brought_in(batch: PersonaBatch, llm: LLM, keys: set[bytes]) -> BatchOutcome:
-    """Put the good replies into the cache, a group at a time, and those that were there before."""
+def bring_in(batch: PersonaBatch, llm: LLM, keys: set[bytes]) -> BatchOutcome:
+    """Write the replies of the batch to the cache, with those that were there when it was submitted.
+
+    `keys` are those of all requests of the batch; other answers are ignored.
+    """
     outcome = BatchOutcome(batch.plan().prompt.schema)
     brought = (
-        (answer.key, kept_text(reply))
+        (answer.key, text_to_cache(reply))
         for answer in batch.answers()
         if answer.key in keys and (reply := outcome.take(answer)) is not None
     )
     before = (known for known in batch.cached_replies() if known[0] in keys)
     good = chain(before, brought)
     while group := list(islice(good, _GROUP)):
-        llm.keep(group)
+        if llm.cache is not None:
+            llm.cache.set_many(group, model=llm.model)
     return outcome
 
 
-def no_reply(batch: PersonaBatch) -> ReplyError:
-    """The error of a row of which the provider's files say nothing."""
+def run_without_calls(batch: PersonaBatch, llm: LLM, outcome: BatchOutcome) -> Run[SourceRow]:
+    """A run over the rows of a batch whose replies are in the cache, or have an error."""
+    return Run(
+        llm.jobs(batch.plan().asked(checked(batch.source()))),
+        _NotAnswered(outcome.failed, _no_reply(batch)),
+        cache=llm.cache,
+        tally=Tally(llm.price),
+        model=llm.model,
+        width=llm.max_concurrency,
+        ended=llm.add_usage,
+    )
+
+
+class _NotAnswered:
+    """Stands in for workers: every job that is not in the cache gets the batch's error."""
+
+    def __init__(self, failed: dict[bytes, ModelError], missing: ModelError) -> None:
+        self.done: SimpleQueue[None] = SimpleQueue()
+        self.fatal: BaseException | None = None
+        self.cancelled = False
+        self._failed = failed
+        self._missing = missing
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.reply = Reply(error=self._failed.get(job.key, self._missing))
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+def _no_reply(batch: PersonaBatch) -> ReplyError:
+    """The error of a request that the provider's files do not name."""
     refused = [part.problem for part in batch.parts if part.refused]
     if refused:
         return ReplyError(
@@ -56,7 +94,7 @@ def no_reply(batch: PersonaBatch) -> ReplyError:
 
 @dataclass
 class BatchOutcome:
-    """What the answers of a batch come to: why a request has no usable reply, and what all took."""
+    """The answers of a batch, counted: why requests have no usable reply, and what the batch took."""
 
     schema: type[BaseModel] | None
     failed: dict[bytes, ModelError] = field(default_factory=dict)
@@ -66,7 +104,7 @@ class BatchOutcome:
     _seen: set[bytes] = field(default_factory=set)
 
     def take(self, answer: Answer) -> Completion | None:
-        """Count one line; returns its reply if that is good, and the first for its request."""
+        """Count one line. Returns its reply if it is good and the first good one of its request."""
         key, reply = answer.key, answer.completion
         if key in self._seen and key not in self.failed:
             return None
@@ -83,7 +121,7 @@ class BatchOutcome:
         return reply
 
     def usage(self, price: Price | None, cached: int) -> Usage:
-        """What the whole batch took; `cached` replies it did not need to bring."""
+        """What the whole batch took; `cached` counts the replies that were in the cache before."""
         cost = price.cost(self.prompt_tokens, self.completion_tokens) if price else None
         return Usage(
             calls=self.calls,

@@ -1,9 +1,8 @@
 """`submit_batch` and `collect_batch`: personas through a provider's batch API, at half the price.
 
-Submitting writes a folder before anything is sent, and saves its handle after every step that may cost,
-so that a run that dies is taken up where it was. Collecting brings the replies into the cache of
-replies, from which the table is made as `infer_personas` makes it. How files and batches are reached is
-not known here (batch_api), nor where things lie in the folder (batch_folder).
+Submitting writes a folder before it sends anything, and saves the handle after every step that may cost
+money, so that the same call continues after a crash. Collecting writes the replies to the cache, from
+which the table is made as `infer_personas` makes it.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Unpack
 
 from ..data.readers import PreferenceSource, SourceRow
-from ..data.table import PersonaRow, PersonaTable
+from ..data.table import PersonaTable
 from ..exceptions import (
     BatchPendingError,
     BudgetExceededError,
@@ -30,12 +28,15 @@ from ..exceptions import (
     ReplyError,
     RequestRejectedError,
 )
-from ..llm.client import LLM, WireRequest
+from ..llm.client import LLM
 from ..llm.pricing import find_batch_price
-from ..personas.infer import PersonaStream, checked, collected, prepare, watched
-from ..personas.multi_pair import asked
+from ..personas.infer import PersonaStream, checked, prepare
 from ..personas.options import PersonaOptions
-from ..personas.plan import Plan, Selector, check_candidates
+from ..personas.requests import Plan
+from ..personas.selection import check_candidates
+from ..progress import progress_bar
+from ..records import PersonaRow, Selector
+from ..retrying import until_deadline
 from .job_folder import (
     BatchPart,
     PersonaBatch,
@@ -45,10 +46,11 @@ from .job_folder import (
     new_folder,
     read_answers,
 )
-from .provider import BatchAPI, BatchState, batch_api, patiently
-from .results import brought_in, no_reply
+from .lines import WireRequest, wire_requests
+from .provider import BatchAPI, BatchState, batch_api
+from .results import bring_in, run_without_calls
 
-__all__ = ["BatchPart", "PersonaBatch", "collect_batch", "submit_batch"]
+__all__ = ["collect_batch", "submit_batch"]
 
 
 def submit_batch(
@@ -78,7 +80,7 @@ def submit_batch(
     """
     folder = as_folder(path)
     plan, source, llm = prepare(data, model, options, select_later=True)
-    _check(plan, llm, options)
+    _check(llm, options)
     with closing(batch_api(llm.transport)) as api:
         if not PersonaBatch.handle(folder).exists():
             with new_folder(folder) as unfinished:
@@ -138,20 +140,20 @@ def collect_batch(
     check_candidates(batch.candidates, select)
     llm = batch.llm(api_key)
     keys = _keys(batch, llm)
-    batch = _awaited(batch, llm, wait, poll, timeout, watched(progress))
-    outcome = brought_in(batch, llm, keys)
-    missing = no_reply(batch)
+    batch = _awaited(batch, llm, wait, poll, timeout, progress)
+    outcome = bring_in(batch, llm, keys)
     stream = PersonaStream(
         batch.source(),
         llm,
         batch.plan(),
         on_error=batch.on_error,
         select=select,
-        absent=None if ask_missing else lambda key: outcome.failed.get(key, missing),
+        run=None if ask_missing else run_without_calls(batch, llm, outcome),
     )
     usage = outcome.usage(find_batch_price(llm.model, llm.options["prices"]), batch.cached)
-    llm.spend(usage.cost or 0.0)
-    table = collected(stream, progress)
+    if llm.limits.budget is not None:
+        llm.limits.budget.spent += usage.cost or 0.0
+    table = stream.table(progress)
     table.usage = usage + table.usage.model_copy(update={"cached": 0})
     return table
 
@@ -159,17 +161,12 @@ def collect_batch(
 # Submitting
 
 
-def _check(plan: Plan, llm: LLM, options: Mapping[str, Any]) -> None:
-    """What single calls can do, and a batch cannot."""
+def _check(llm: LLM, options: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError for what single calls can do, and a batch cannot."""
     if options.get("select") is not None:
         raise InvalidArgumentError(
             "select= chooses among replies, of which there are none yet.",
             hint="Give it to collect_batch.",
-        )
-    if plan.packed is not None:
-        raise InvalidArgumentError(
-            f"rows_per_call={plan.packed.rows}: a batch has a request for each pair.",
-            hint="Leave it at 1: what a packed reply leaves open would take another batch.",
         )
     if llm.options["api_base"] != llm.settings["api_base"]:
         raise InvalidArgumentError(
@@ -196,7 +193,7 @@ def _fill(
             rows.append(PersonaRow(number, row.preference, error=row.error, columns=row.columns))
             files.add(wired)
     written = sum(files.counts)
-    _check_budget(llm, files.bytes, written)
+    _charge_budget(llm, files.most_prompt_tokens, written)
     batch = PersonaBatch(
         path=folder,
         made_by=f"personainfer {version('personainfer')} with litellm {version('litellm')}",
@@ -225,18 +222,23 @@ def _kept_options(llm: LLM) -> dict[str, Any]:
     return options | {"cache_dir": str(Path(place).expanduser().resolve()) if place else None}
 
 
-def _check_budget(llm: LLM, size: int, count: int) -> None:
-    """By the measure of single calls: two bytes a token of the prompt, and the longest reply."""
-    left, price = llm.budget_left, find_batch_price(llm.model, llm.options["prices"])
-    if left is None or price is None:
+def _charge_budget(llm: LLM, most_prompt_tokens: int, count: int) -> None:
+    """Charge the most that `count` requests can cost, as single calls are charged before they are sent.
+
+    Raises:
+        BudgetExceededError: it is more than what is left.
+    """
+    budget, price = llm.limits.budget, find_batch_price(llm.model, llm.options["prices"])
+    if budget is None or price is None:
         return
-    most = price.cost(size // 2, count * llm.options["max_tokens"])
+    most = price.cost(most_prompt_tokens, count * llm.options["max_tokens"])
+    left = budget.usd - budget.spent
     if most > left:
         raise BudgetExceededError(
             f"not submitted: {count} requests may cost ${most:.6f}, and of the budget ${left:g} is left.",
             hint="Raise budget=, lower max_tokens=, or submit fewer rows; see estimate_cost.",
         )
-    llm.spend(most)
+    budget.spent += most
 
 
 def _submitted(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch:
@@ -249,8 +251,7 @@ def _submitted(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBa
         resumed = part.file_id is not None
         try:
             if not resumed:
-                upload = partial(api.upload, batch.requests_file(number))
-                file_id = patiently(upload, patience)
+                file_id = until_deadline(patience)(api.upload, batch.requests_file(number))
                 part = part.model_copy(update={"file_id": file_id, "status": "uploaded"})
                 batch = batch.updated(number, part)
             state = _created(api, str(part.file_id), patience, resumed)
@@ -273,7 +274,7 @@ def _created(api: BatchAPI, file_id: str, patience: float, resumed: bool) -> Bat
         tried = True
         return found or api.create(file_id)
 
-    return patiently(find_or_create, patience)
+    return until_deadline(patience)(find_or_create)
 
 
 def _found(api: BatchAPI, file_id: str) -> BatchState | None:
@@ -302,16 +303,19 @@ def _keys(batch: PersonaBatch, llm: LLM) -> set[bytes]:
 
 
 def _awaited(
-    batch: PersonaBatch, llm: LLM, wait: bool, poll: float, timeout: float | None, shown: bool
+    batch: PersonaBatch,
+    llm: LLM,
+    wait: bool,
+    poll: float,
+    timeout: float | None,
+    progress: bool | None,
 ) -> PersonaBatch:
     """Look until every part is done and its files are in the folder."""
-    from tqdm.auto import tqdm
-
     if batch.done and not any(batch.unfetched(n) for n in range(len(batch.parts))):
         return batch
     left = float("inf") if timeout is None else timeout
     ends, patience = time.monotonic() + left, llm.options["patience"]
-    bar = tqdm(total=batch.sent, unit="request", leave=False, disable=not shown)
+    bar = progress_bar(progress, total=batch.sent, unit="request")
     with bar, closing(batch_api(llm.transport)) as api:
         while True:
             with batch.alone() as batch:
@@ -334,11 +338,11 @@ def _looked(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch
         )
     for number, part in enumerate(batch.parts):
         if not part.done:
-            state = patiently(partial(api.look, str(part.batch_id)), patience)
+            state = until_deadline(patience)(api.look, str(part.batch_id))
             batch = batch.updated(number, part.at(state))
         if batch.parts[number].done:
             for file_id, place in batch.unfetched(number):
-                patiently(partial(_fetch, api, file_id, place), patience)
+                until_deadline(patience)(_fetch, api, file_id, place)
     return batch
 
 
@@ -359,7 +363,7 @@ def _fetch(api: BatchAPI, file_id: str, place: Path) -> None:
 def _wired(
     source: PreferenceSource, plan: Plan, llm: LLM
 ) -> Iterator[tuple[SourceRow, list[WireRequest]]]:
-    return ((row, llm.wire_requests(found)) for row, found in asked(checked(source), plan))
+    return ((row, wire_requests(llm, found)) for row, found in plan.asked(checked(source)))
 
 
 def _fingerprint(source: PreferenceSource, plan: Plan, llm: LLM) -> tuple[str, set[bytes]]:

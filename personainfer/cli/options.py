@@ -7,7 +7,6 @@ An option that is not given is not passed on, so that defaults are told in one p
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -59,15 +58,10 @@ Model = Annotated[
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")]
 
 
-def _watched(progress: bool | None) -> bool:
-    return sys.stderr.isatty() if progress is None else progress
-
-
 Progress = Annotated[
     bool | None,
     typer.Option(
         "--progress/--no-progress",
-        callback=_watched,
         help="A bar on standard error. Default: in a terminal.",
         show_default=False,
     ),

@@ -84,11 +84,11 @@ def write_rows(
     stream: PersonaStream, out: IO[str], progress: bool | None, details: bool = False
 ) -> Done:
     """Write each row as a line, as soon as it is there; `details` as for `PersonaTable.to_pandas`."""
-    from ..personas.infer import shown
+    from ..progress import with_progress_bar
 
     rows, failed, errors = 0, 0, list[str]()
     with stream:
-        for row in shown(stream, progress):
+        for row in with_progress_bar(stream, progress, total=stream.source.total):
             out.write(_line(row, details))
             out.flush()
             rows += 1

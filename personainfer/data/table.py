@@ -6,7 +6,7 @@ inferred. Frame libraries are imported where they are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -26,6 +26,7 @@ from .arrow_columns import (
     type_of,
     with_added,
     with_texts,
+    without,
 )
 from .given_personas import read_personas
 from .table_display import figures, html_page, text_lines
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     import polars
     import pyarrow
 
-__all__ = ["COLUMNS", "PersonaRow", "PersonaTable"]
+__all__ = ["PersonaTable"]
 
 
 class PersonaTable(Sequence[PersonaRow]):
@@ -77,6 +78,36 @@ class PersonaTable(Sequence[PersonaRow]):
         self._kinds = {
             name: (kinds or {}).get(name) or type_of(name, v) for name, v in self.added.items()
         }
+
+    @classmethod
+    def collect(
+        cls,
+        rows: Iterable[PersonaRow],
+        *,
+        original: Any,
+        about: Callable[[], tuple[Usage, Mapping[str, Any]]],
+        dropped: Collection[int] | None = None,
+        output: Path | None = None,
+    ) -> PersonaTable:
+        """A table of rows as they come.
+
+        Args:
+            rows: in the order of the input.
+            original: the input's own frame or dataset; None: the rows have their columns.
+            about: gives the usage and the settings, after the last row.
+            dropped: the places of rows that are left out, which grows with `rows`; None: there are none.
+            output: a .parquet file to write the rows to, in bounded memory; None: keep them in memory.
+        """
+        if output is None:
+            made: Sequence[PersonaRow] = list(rows)
+        else:
+            columns = own_columns(original, gaps=dropped is not None)
+            write_table(output, ((row.index, row) for row in rows), columns, about)
+            file = StoredTable(output)
+            made, original = file.rows, file.columns if original is None else original
+        usage, settings = about()
+        left = without(original, dropped or (), len(made))
+        return cls(made, original=left, usage=usage, settings=settings)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator
 
 from ..exceptions import ModelError, RequestRejectedError
-from ..llm.client import LLM, Request, make_llm
-from ..llm.workers import Reply
+from ..llm.client import LLM, make_llm
+from ..llm.requests import Reply, Request
 from ..records import Logprobs, Message, Side, Usage
 
 __all__ = [

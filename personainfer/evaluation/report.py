@@ -21,9 +21,9 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from ..data.table import PersonaRow, PersonaTable
+from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
-from ..records import Persona, Side
+from ..records import Persona, PersonaRow, Side
 from .salience import SalientWord, salient_words
 from .summary import (
     SIDES,

@@ -13,8 +13,8 @@ from math import isfinite
 
 import numpy as np
 
-from ..data.table import PersonaRow, PersonaTable
-from ..records import Side
+from ..data.table import PersonaTable
+from ..records import PersonaRow, Side
 from .statistics import Estimate, bootstrap_rate
 
 __all__ = ["SIDES", "TableSummary", "score_range", "summarise"]

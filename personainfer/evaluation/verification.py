@@ -18,7 +18,8 @@ from pydantic import BaseModel, BeforeValidator
 
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
-from ..llm.client import LLM, OPTIONS, Request
+from ..llm.client import LLM, OPTIONS
+from ..llm.requests import Request
 from ..personas.options import LLMOptions
 from ..personas.prompts import choice_messages, instructions, persona_messages, rating_message
 from ..records import Persona, Preference, Side

@@ -1,21 +1,18 @@
-"""Replies on disk: the hash of a request -> the reply, as JSON text.
+"""The cache of replies on disk: the hash of a request -> the reply, as JSON text.
 
-Writes go through diskcache (SQLite in write-ahead mode, safe for several processes at once), a group
-of replies in one transaction. Reads look up many keys in one query. Only text is ever stored or read:
-diskcache would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory
-may be shared. This module does not know what a reply means.
+Writes go through diskcache (SQLite in write-ahead mode, safe for several processes at once), many
+replies in one transaction. Reads look up many keys in one query. Only text is stored and read: diskcache
+would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be shared.
 
-A child that is forked in the middle of a query takes SQLite's locks of that moment for its own, and waits
-for them for ever: a fork waits until no thread is in one.
+A forked child opens its own connections. SQLite does not support a fork while another thread is in a
+query: fork before a run or after it, or start processes with spawn or forkserver.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,66 +30,6 @@ _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold f
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
 _MARK = 0x50494E46  # SQLite's application_id: a database without it is not ours to write
 _BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction
-_FORK_PATIENCE = 10.0  # seconds for other threads' queries to end; a fork then goes on all the same
-
-
-class _ForkGate:
-    """Queries pass, several at once, but not while the process forks.
-
-    No lock is held by who passes: the garbage collector may run there, and close a run whose loop waits
-    for this gate. For the same reason it does not run while the gate is shut.
-    """
-
-    def __init__(self) -> None:
-        self._collects = False
-        self.renew()
-
-    def renew(self) -> None:
-        """In the child, where no other thread is left."""
-        self._turn = threading.Lock()  # of the threads that fork
-        self._inside: dict[object, int] = {}  # a token for each query -> its thread
-        self._forking: int | None = None
-        self._opened = threading.Event()
-        if self._collects:
-            gc.enable()
-
-    @contextmanager
-    def passed(self) -> Iterator[None]:
-        """Around a query."""
-        token, thread = object(), threading.get_ident()
-        try:
-            self._inside[token] = thread  # first, so that either of the two sees the other
-            while self._forking not in (None, thread):
-                del self._inside[token]
-                self._opened.wait(_FORK_PATIENCE)
-                self._inside[token] = thread
-            yield
-        finally:
-            self._inside.pop(token, None)
-
-    def shut(self) -> None:
-        """Before a fork: wait for the queries of other threads."""
-        self._turn.acquire()
-        own, ends = threading.get_ident(), time.monotonic() + _FORK_PATIENCE
-        self._collects = gc.isenabled()
-        gc.disable()
-        self._opened.clear()
-        self._forking = own
-        while set(self._inside.copy().values()) - {own} and time.monotonic() < ends:
-            time.sleep(0.0005)
-
-    def open(self) -> None:
-        """After it, in the parent."""
-        self._forking = None
-        self._opened.set()
-        if self._collects:
-            gc.enable()
-        self._turn.release()
-
-
-_gate = _ForkGate()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_gate.shut, after_in_parent=_gate.open, after_in_child=_gate.renew)
 
 
 def default_cache_dir() -> Path:
@@ -143,9 +80,10 @@ class ReplyCache:
         self.directory = directory.expanduser().resolve()
         self._path = self.directory / "cache.db"
         self._readers = threading.local()
+        self._pid = os.getpid()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with self._used():
+            with self._database_errors():
                 self._mark_or_set_aside()
                 self._store = diskcache.Cache(
                     str(self.directory),
@@ -177,7 +115,7 @@ class ReplyCache:
 
     def set_many(self, replies: Iterable[tuple[bytes, str]], *, model: str) -> None:
         """Write a group of replies in one transaction: on return they survive the process."""
-        with self._used(), self._store.transact(retry=True):
+        with self._database_errors(), self._store.transact(retry=True):
             for key, text in replies:
                 self._store.set(key, text, tag=model)
 
@@ -191,34 +129,35 @@ class ReplyCache:
 
     def clear(self, model: str | None = None) -> int:
         """Delete all replies, or those of one model; returns how many."""
-        with self._used():
+        with self._database_errors():
             return int(self._store.clear() if model is None else self._store.evict(model))
 
     def close(self) -> None:
-        """Close this thread's connections."""
-        with self._used():
+        """Close this thread's connections. A forked child leaves those of its parent alone."""
+        if self._pid != os.getpid():
+            return
+        with self._database_errors():
             self._store.close()
             if getattr(self._readers, "connection", None) is not None:
                 self._readers.connection.close()
                 self._readers.connection = None
 
     def _select(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, Any]]:
-        with self._used():
+        with self._database_errors():
             return self._reader().execute(query, parameters).fetchall()
 
     @contextmanager
-    def _used(self) -> Iterator[None]:
-        """No fork comes between; an error of the database is told as ours."""
+    def _database_errors(self) -> Iterator[None]:
+        """Raise an error of the database as a CacheError."""
         try:
-            with _gate.passed():
-                yield
+            yield
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
 
     def _reader(self) -> sqlite3.Connection:
         """One connection a thread, and never one that was opened before a fork."""
         if getattr(self._readers, "pid", None) != os.getpid():
-            self._readers.pid = os.getpid()
+            self._readers.pid = self._pid = os.getpid()
             self._readers.connection = None
         if self._readers.connection is None:
             self._readers.connection = sqlite3.connect(

@@ -1,50 +1,36 @@
-"""A language model as this library uses it: messages in, a record or text out, many at once.
-
-`LLM` holds the options and chooses the way to the model; `request` makes the bytes of each request,
-`dispatch` and `workers` send them. It knows nothing of personas.
-"""
+"""`LLM`: a language model and how to call it. Messages in, a record or text out, many at once."""
 
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from ..api_keys import opened, sealed
-from ..exceptions import InvalidArgumentError, ModelError
+from ..exceptions import InvalidArgumentError
 from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
 from .llamacpp import EmbeddedTransport
 from .pricing import find_price
 from .rate_limits import Budget, Limits, Price
-from .requests import Form, Request, encoded
-from .runs import Run, recall
+from .requests import Form, Job, Reply, Request
+from .runs import Run
 from .transports import EndpointTransport, LiteLLMTransport, Transport
 from .weights import find_weights
-from .workers import Job, Policy, Reply, Tally
+from .workers import CallSettings, Tally, Workers
 
-__all__ = ["LLM", "Request", "WireRequest", "make_llm"]
+__all__ = ["LLM", "OPTIONS", "make_llm"]
 
 T = TypeVar("T")
 
 _FORMS_KEPT = 64
 _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks the OpenAI protocol"
-
-
-class WireRequest(NamedTuple):
-    """A request as it is sent: the key of its reply, its bytes, and the reply, where it is cached."""
-
-    key: bytes
-    body: bytes
-    cached: str | None  # in the form of `kept_text`
 
 
 class LLM:
@@ -107,7 +93,7 @@ class LLM:
         local = isinstance(self.transport, EmbeddedTransport)
         self._sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
         self.max_concurrency = max_concurrency or 64
-        self._policy = Policy(
+        self._call_settings = CallSettings(
             timeout=timeout or (600.0 if local else 60.0),
             max_attempts=max_attempts,
             max_tokens=max_tokens,
@@ -115,7 +101,7 @@ class LLM:
             model=self.model,
         )
         self.price = Price(0.0, 0.0) if local else find_price(self.model, prices)
-        self._limits = Limits(
+        self.limits = Limits(
             max_concurrency=self.max_concurrency,
             rpm=rpm,
             tpm=tpm,
@@ -123,9 +109,9 @@ class LLM:
             patience=patience,
             budget=_budget(budget, self.price, self.model),
         )
-        self._cache = None
+        self.cache: ReplyCache | None = None
         if cache:
-            self._cache = ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
+            self.cache = ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
         self._forms: dict[tuple[Any, ...], Form] = {}
         self._counting = threading.Lock()
 
@@ -185,81 +171,34 @@ class LLM:
         """
         return [replies[0] for _, replies in self.run((None, [_request(r)]) for r in requests)]
 
-    def run(
-        self,
-        items: Iterable[tuple[T, Sequence[Request]]],
-        *,
-        after: Run[Any] | None = None,
-        absent: Callable[[bytes], ModelError] | None = None,
-    ) -> Run[T]:
-        """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory.
-
-        `after` is a run that `items` are made from, as they come: both share what may be in flight,
-        and the one that is returned counts and closes both. With `absent` no call is made: it says why
-        there is no reply, by the key of the request.
-        """
+    def run(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Run[T]:
+        """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory."""
         if self._pid != os.getpid():  # a fork has none of its parent's connections and locks
             self.__setstate__(self.__getstate__())
-        self._limits.gate.reset()
-        jobs = ((item, [self._job(request) for request in requests]) for item, requests in items)
+        self.limits.gate.reset()
+        tally = Tally(self.price)
         return Run(
-            jobs,
-            transport=self.transport,
-            limits=self._limits,
-            cache=self._cache,
-            policy=self._policy,
-            tally=Tally(self.price),
-            ended=self._add_usage,
-            after=after,
-            absent=absent,
+            self.jobs(items),
+            Workers(self.transport, self.limits, self.cache, self._call_settings, tally),
+            cache=self.cache,
+            tally=tally,
+            model=self.model,
+            width=self.max_concurrency,
+            ended=self.add_usage,
         )
 
-    def _add_usage(self, usage: Usage) -> None:
+    def jobs(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Iterator[tuple[T, list[Job]]]:
+        """Each item with its requests as this model is sent them."""
+        return ((item, [self.job(request) for request in requests]) for item, requests in items)
+
+    def add_usage(self, usage: Usage) -> None:
+        """Count what a run took."""
         with self._counting:  # runs of several threads may end at once
             self.usage += usage
 
-    def wire_requests(self, requests: Sequence[Request]) -> list[WireRequest]:
-        """What `run` would send, to be sent in another way; hand the replies to `keep`."""
-        jobs = [self._job(request) for request in requests]
-        known = self._cache.get_many([job.key for job in jobs]) if self._cache else {}
-        usable = {job.key: text for job in jobs if recall(job, text := known.get(job.key))}
-        return [WireRequest(job.key, job.body(()), usable.get(job.key)) for job in jobs]
-
-    def keep(self, replies: Iterable[tuple[bytes, str]]) -> None:
-        """Put replies (`kept_text`), by the keys of their requests, where `run` looks for them."""
-        if self._cache is not None:
-            self._cache.set_many(replies, model=self.model)
-
-    @property
-    def budget_left(self) -> float | None:
-        """USD; None: without end."""
-        budget = self._limits.budget
-        return None if budget is None else budget.usd - budget.spent
-
-    def spend(self, usd: float) -> None:
-        """Count what was spent in another way against the budget."""
-        if self._limits.budget is not None:
-            self._limits.budget.spent += usd
-
-    def first_request(self, request: Request) -> dict[str, Any]:
-        """The body that would be sent, for a look at it before anything is."""
-        body: dict[str, Any] = json.loads(self._job(request).body(()))
-        return body
-
-    def missing(self, requests: Sequence[Request]) -> list[Request]:
-        """Those requests whose reply is not in the cache."""
-        if self._cache is None:
-            return list(requests)
-        keys = [self._job(request).key for request in requests]
-        known = self._cache.get_many(keys)
-        return [r for r, key in zip(requests, keys, strict=True) if key not in known]
-
-    def _job(self, request: Request) -> Job:
-        form = self._form(request)
-        tail = encoded(request.messages)
-        key = form.digest.copy()
-        key.update(tail)
-        return Job(key.digest(), partial(form.body, tail), form.read, request.parts)
+    def job(self, request: Request) -> Job:
+        """The request as this model is sent it: its key in the cache, and its bytes."""
+        return self._form(request).job(request.messages)
 
     def _form(self, request: Request) -> Form:
         # By identity: hashing the messages of the prefix for every row would cost more than the rest.
@@ -267,7 +206,6 @@ class LLM:
             id(request.prefix),
             request.schema,
             request.sample,
-            request.parts,
             request.logprobs,
         )
         form = self._forms.get(name)

@@ -1,7 +1,4 @@
-"""A request: what is asked, the bytes that ask it, the key of its reply, and how that is read.
-
-How it is sent, and what comes of a reply that cannot be read, is not known here.
-"""
+"""A request and its reply: what is asked, the bytes that ask it, its key in the cache, how it is read."""
 
 from __future__ import annotations
 
@@ -13,13 +10,14 @@ from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
-from ..records import Message
+from ..exceptions import ModelError, ReplyError
+from ..records import Completion, Logprobs, Message
 from .replies import read_reply
 from .transports import Transport
 
-__all__ = ["Form", "Request", "encoded"]
+__all__ = ["Form", "Job", "Reply", "Request", "cached_reply", "encoded", "text_to_cache"]
 
 _KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer mean the same request
 
@@ -28,12 +26,14 @@ _KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer me
 class Request:
     """What is asked: messages, and the form of the reply (None: plain text).
 
-    `prefix` holds the messages that all requests of a run share: they come first, so that prompt
-    caches hit, and are encoded and hashed once. `sample` tells repeated draws of one request apart.
-    `logprobs` asks for the log-probabilities of the reply's tokens, each with so many others: endpoints
-    that do not know them refuse the request or leave them out.
-    `parts` is how many answers the reply holds: it may take the model's `max_tokens` for each of them,
-    and is not asked for again when it cannot be read.
+    Args:
+        messages: the turns of this request alone.
+        schema: a pydantic model that the reply must fit.
+        prefix: the turns that all requests of a run share. They are sent first, so that prompt caches
+            hit, and are encoded and hashed once.
+        sample: a number that tells repeated draws of one request apart.
+        logprobs: how many alternatives to return with the log-probability of each token of the reply.
+            An endpoint without log-probabilities refuses the request or ignores this.
     """
 
     messages: Sequence[Message]
@@ -41,7 +41,17 @@ class Request:
     prefix: tuple[Message, ...] = ()
     sample: int = 0
     logprobs: int = 0
-    parts: int = 1
+
+
+@dataclass(slots=True)
+class Reply:
+    """The outcome of one request: `value` in the asked form, or `error`. `text` is the model's own."""
+
+    value: Any = None
+    text: str = ""
+    error: ModelError | None = None
+    cached: bool = False
+    logprobs: Logprobs | None = None
 
 
 class Form:
@@ -51,7 +61,6 @@ class Form:
         self.prefix = request.prefix
         self._schema = request.schema
         fields = {"model": transport.model, **sampling, **transport.settings(request.schema)}
-        fields["max_tokens"] *= request.parts
         if request.sample and fields["seed"] is not None:
             fields["seed"] += request.sample
         if request.logprobs:
@@ -61,16 +70,67 @@ class Form:
         shared = [_encode(message.role, message.content) + b"," for message in request.prefix]
         self._head = head.encode() + b"".join(shared)
         named = f"{transport.endpoint}\n{request.sample}\n".encode()
-        self.digest = hashlib.sha256(_KEY_VERSION + named + self._head)
+        self._digest = hashlib.sha256(_KEY_VERSION + named + self._head)
 
-    def body(self, tail: bytes, turns: Sequence[tuple[str, str]]) -> bytes:
-        """The whole request; `turns` are appended when it is asked again."""
+    def job(self, messages: Sequence[Message]) -> Job:
+        """The job that asks with these messages."""
+        tail = encoded(messages)
+        digest = self._digest.copy()
+        digest.update(tail)
+        return Job(digest.digest(), self, tail)
+
+    def body(self, tail: bytes, turns: Sequence[tuple[str, str]] = ()) -> bytes:
+        """The whole request as JSON; `turns` are appended when it is sent again."""
         added = b"".join(b"," + _encode(role, content) for role, content in turns)
         return self._head + tail + added + b"]}"
 
     def read(self, text: str) -> Any:
         """The reply in the asked form."""
         return read_reply(text, self._schema)
+
+
+@dataclass(slots=True)
+class Job:
+    """One request in a run: the key of its reply in the cache, what makes its bytes, and its reply."""
+
+    key: bytes
+    form: Form
+    tail: bytes  # the request's own messages, encoded
+    reply: Reply | None = None
+    turns: Sequence[tuple[str, str]] = ()  # (role, content) to append: the last reply and its fault
+
+    @property
+    def body(self) -> bytes:
+        """The bytes to send."""
+        return self.form.body(self.tail, self.turns)
+
+
+def text_to_cache(completion: Completion) -> str:
+    """A reply as the cache stores it: JSON text."""
+    stored: dict[str, Any] = {
+        "text": completion.text,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+    }
+    if completion.logprobs is not None:
+        stored["logprobs"] = completion.logprobs
+    return to_json(stored).decode()
+
+
+def cached_reply(job: Job, stored: str | None) -> Reply | None:
+    """The reply that the cache has for this job; None if there is none that can be read today."""
+    if stored is None:
+        return None
+    try:
+        fields = from_json(stored)
+        text, logprobs = fields["text"], None
+        if "logprobs" in fields:
+            logprobs = [(token, near) for token, near in fields["logprobs"]]
+        if not isinstance(text, str):
+            return None
+        return Reply(job.form.read(text), text, cached=True, logprobs=logprobs)
+    except (ReplyError, ValueError, KeyError, TypeError):  # another reader, or another writer
+        return None
 
 
 def encoded(messages: Sequence[Message]) -> bytes:

@@ -1,7 +1,7 @@
-"""Many requests -> their replies, in the order of what they were made for, in bounded memory.
+"""A run: many requests in, their replies out, in order and in bounded memory.
 
-This is the half of a run that lives in the caller's thread: it prepares requests, looks them up in the
-cache, and hands replies out; `workers` sends what is missing.
+It works in the caller's thread: it looks requests up in the cache, hands the others to `Workers`, and
+yields replies.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from queue import SimpleQueue
+from typing import Generic, Protocol, TypeVar
 
-from pydantic_core import from_json
-
-from ..exceptions import ModelError, ReplyError
 from ..observability import RunWatch
 from ..records import Usage
 from .cache import ReplyCache
-from .rate_limits import Limits
-from .transports import Transport
-from .workers import Job, Policy, Reply, Tally, Workers
+from .requests import Job, Reply, cached_reply
+from .workers import Tally
 
-__all__ = ["Run", "recall"]
+__all__ = ["Answering", "Run"]
 
 T = TypeVar("T")
 
@@ -31,44 +28,54 @@ _GATHERING = 0.05  # seconds that a slow source may hold back the rows that it g
 _WINDOW = 16  # rows ahead of the oldest one unanswered, as a multiple of the concurrency
 
 
+class Answering(Protocol):
+    """Who answers the jobs of a run: `Workers`, which call a model, or replies from elsewhere."""
+
+    done: SimpleQueue[None]  # a token whenever replies have come
+    fatal: BaseException | None
+    cancelled: bool
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Set the reply of each job, now or later."""
+
+    def close(self) -> None:
+        """Stop, and wait until nothing runs."""
+
+
 class Run(Generic[T]):
     """Iterates over (item, replies) in the order of the items; closing it leaves nothing running.
 
-    A run `after` another one takes its items from what that one gives. Both have the same workers, to
-    whom its own requests come first, and they end together. With `absent` nothing is sent: it says why
-    there is no reply, by the key of the request.
+    Args:
+        items: (item, the jobs whose replies it needs), read a window ahead of what is yielded.
+        workers: who answers the jobs that are not in the cache.
+        cache: where replies are looked up first; None: nowhere.
+        tally: counts that grow with the run.
+        model: the name of the model, for logs and traces.
+        width: how many jobs may be in flight.
+        ended: called once, with the usage, when the run is over.
     """
 
     def __init__(
         self,
         items: Iterable[tuple[T, Sequence[Job]]],
+        workers: Answering,
         *,
-        transport: Transport,
-        limits: Limits,
         cache: ReplyCache | None,
-        policy: Policy,
         tally: Tally,
+        model: str,
+        width: int,
         ended: Callable[[Usage], object],
-        after: Run[Any] | None = None,
-        absent: Callable[[bytes], ModelError] | None = None,
     ) -> None:
-        self.tally: Tally = after.tally if after else tally
+        self.tally = tally
         self._ended = ended
-        self._absent = absent
         self._items = iter(items)
         self._cache = cache
-        self._width = policy.max_concurrency
-        self._workers: Workers = (
-            after._workers if after else Workers(transport, limits, cache, policy, tally)
-        )
-        self._first = after is not None
-        self._last = True
-        if after is not None:
-            after._last = False
+        self._width = width
+        self._workers = workers
         self._shared: dict[bytes, Job] = {}
         self._window: deque[tuple[T, Sequence[Job]]] = deque()
         self._broken: Exception | None = None
-        self._watch = RunWatch(policy.model, self.tally)
+        self._watch = RunWatch(model, self.tally)
         self._replies = self._run()
 
     def __iter__(self) -> Iterator[tuple[T, list[Reply]]]:
@@ -80,7 +87,7 @@ class Run(Generic[T]):
     def close(self) -> None:
         """Cancel what is in flight and wait until it has stopped."""
         self._replies.close()
-        self._let_go()
+        self._close_cache()
 
     def cancel(self) -> None:
         """From any thread: make the iteration stop with an error at its next step."""
@@ -88,36 +95,27 @@ class Run(Generic[T]):
         self._workers.done.put(None)
 
     def _run(self) -> Generator[tuple[T, list[Reply]], None, None]:
-        if self._last:
-            with self._watch:
-                yield from self._answers()
-        else:
-            yield from self._answers()
-
-    def _answers(self) -> Generator[tuple[T, list[Reply]], None, None]:
-        try:
-            more = True
-            while more or self._window:
-                if more and len(self._window) <= _WINDOW * self._width:
-                    more = self._prepare(self._gather())
-                    if self._last:
+        with self._watch:
+            try:
+                more = True
+                while more or self._window:
+                    if more and len(self._window) <= _WINDOW * self._width:
+                        more = self._prepare(self._gather())
                         self._watch.tell()
+                    else:
+                        self._await(self._window[0][1])
                     yield from self._finished()
-                else:
-                    self._await(self._window[0][1])
-                    yield from self._finished()
-            self._let_go()
-            if self._broken is not None:  # the source failed: first what it gave before
-                raise self._broken
-        finally:
-            if self._last:
+                self._close_cache()
+                if self._broken is not None:  # the source failed: first what it gave before
+                    raise self._broken
+            finally:
                 self._workers.close()
                 self._ended(self.tally.usage)
 
-    def _let_go(self) -> None:
-        """Close this thread's connection to the cache: SQLite's do not survive a fork.
+    def _close_cache(self) -> None:
+        """Close this thread's connection to the cache.
 
-        Never on behalf of the garbage collector, which may come in the middle of a query.
+        Not in the generator's `finally`: the garbage collector may run that in the middle of a query.
         """
         if self._cache is not None:
             self._cache.close()
@@ -143,13 +141,13 @@ class Run(Generic[T]):
             fresh += [job for job, own in zip(jobs, distinct, strict=True) if job is own]
             self._window.append((item, distinct))
         known = self._cache.get_many([job.key for job in fresh]) if self._cache and fresh else {}
-        missing = [job for job in fresh if not recall(job, known.get(job.key))]
+        missing: list[Job] = []
+        for job in fresh:
+            job.reply = cached_reply(job, known.get(job.key))
+            if job.reply is None:
+                missing.append(job)
         self.tally.cached += len(fresh) - len(missing)
-        if self._absent is None:
-            self._workers.submit(missing, first=self._first)
-        else:
-            for job in missing:
-                job.reply = Reply(error=self._absent(job.key))
+        self._workers.submit(missing)
         return bool(items) and self._broken is None
 
     def _finished(self) -> Iterator[tuple[T, list[Reply]]]:
@@ -176,20 +174,3 @@ class Run(Generic[T]):
             raise self._workers.fatal
         if self._workers.cancelled:
             raise asyncio.CancelledError
-
-
-def recall(job: Job, stored: str | None) -> bool:
-    """Answer a job from the cache. A reply that today's reader refuses is asked again."""
-    if stored is None:
-        return False
-    try:
-        kept = from_json(stored)
-        text, logprobs = kept["text"], None
-        if "logprobs" in kept:
-            logprobs = [(token, near) for token, near in kept["logprobs"]]
-        if not isinstance(text, str):
-            return False
-        job.reply = Reply(job.read(text), text, cached=True, logprobs=logprobs)
-    except (ReplyError, ValueError, KeyError, TypeError):  # or not what was written here
-        return False
-    return True

@@ -1,7 +1,7 @@
-"""Requests on their way: workers on the background loop, retries, re-asks, a group commit of replies.
+"""Workers on the background loop: they send requests, retry, re-ask, and write replies to the cache.
 
-A reply is on disk before it counts, and a worker takes its next request only then, so that no more than
-`max_concurrency` calls can be lost to a kill. What a request says or a reply means is not known here.
+A worker takes its next request only when its last reply is on disk, so a kill loses at most
+`max_concurrency` calls. Replies that arrive together are written in one transaction.
 """
 
 from __future__ import annotations
@@ -13,61 +13,38 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, cast
 
 import tenacity
-from pydantic_core import to_json
 
 from .. import event_loop as loop
 from ..exceptions import ModelError, RateLimitError, ReplyError, TransportError
 from ..observability import log
-from ..records import Completion, Logprobs, Usage
+from ..records import Completion, Usage
+from ..retrying import attempts
 from .cache import ReplyCache
 from .rate_limits import Limits, Price, most_tokens
+from .requests import Job, Reply, text_to_cache
 from .transports import Transport
 
-__all__ = ["Job", "Policy", "Reply", "Tally", "Workers", "kept_text"]
+__all__ = ["CallSettings", "Tally", "Workers"]
 
-_DEAD = 20  # requests that must fail in a row before an endpoint counts as gone
-_APART = 0.0008  # seconds between the first requests of two workers
-
-
-@dataclass(slots=True)
-class Reply:
-    """What came of one request: `value` in the asked form, or `error`. `text` is the model's own."""
-
-    value: Any = None
-    text: str = ""
-    error: ModelError | None = None
-    cached: bool = False
-    logprobs: Logprobs | None = None
+_GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts as gone
+_WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """How patiently one request is sent: seconds for a reply, attempts whatever the reason."""
+class CallSettings:
+    """How one request is sent: seconds to wait for a reply, the most attempts, calls in flight."""
 
     timeout: float
     max_attempts: int
     max_tokens: int
     max_concurrency: int
-    model: str  # as the user named it: the label of its replies in the cache
-
-
-@dataclass(slots=True)
-class Job:
-    """One request on its way. `body` makes its bytes, given turns to append for a re-ask."""
-
-    key: bytes
-    body: Callable[[Sequence[tuple[str, str]]], bytes]
-    read: Callable[[str], Any]  # text -> value, or a ReplyError
-    parts: int = 1  # answers in the reply: it may take `max_tokens` for each
-    reply: Reply | None = None
-    turns: Sequence[tuple[str, str]] = ()
-    failed: ModelError | None = None  # by the attempt that was made before any retry was set up
+    model: str  # as the user named it: the tag of its replies in the cache
 
 
 @dataclass(slots=True)
@@ -107,18 +84,6 @@ class Tally:
         )
 
 
-def kept_text(completion: Completion) -> str:
-    """What the cache keeps of a reply."""
-    kept: dict[str, Any] = {
-        "text": completion.text,
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-    }
-    if completion.logprobs is not None:
-        kept["logprobs"] = completion.logprobs
-    return to_json(kept).decode()
-
-
 class Workers:
     """The half that lives on the background loop: as many workers as calls may be in flight."""
 
@@ -127,7 +92,7 @@ class Workers:
         transport: Transport,
         limits: Limits,
         cache: ReplyCache | None,
-        policy: Policy,
+        settings: CallSettings,
         tally: Tally,
     ) -> None:
         self.done: SimpleQueue[None] = SimpleQueue()  # a token whenever replies have come
@@ -136,7 +101,7 @@ class Workers:
         self._transport = transport
         self._limits = limits
         self._cache = cache
-        self._policy = policy
+        self._settings = settings
         self._tally = tally
         self._jobs: deque[Job] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -147,22 +112,16 @@ class Workers:
         self._pid = os.getpid()
         self._failures = 0  # requests in a row that could not be sent at all
         self._dead: TransportError | None = None
-        self._retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(policy.max_attempts),
-            wait=_pause,
-            retry=_may_pass,
-            before_sleep=self._count,
-            reraise=True,
-        )
+        self._retrying = attempts(settings.max_attempts, before_retry=self._count)
 
-    def submit(self, jobs: Sequence[Job], *, first: bool = False) -> None:
-        """From the caller's thread: queue jobs, `first` or last; see that enough workers are up."""
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """From the caller's thread: queue jobs and start workers for them."""
         if jobs:
             if not self._open:
                 self._transport.open()
                 self._open = True
                 _running.add(self)
-            loop.call(self._enqueue, jobs, first)
+            loop.call(self._enqueue, jobs)
 
     def close(self) -> None:
         """From the caller's thread: stop every worker and wait for it."""
@@ -177,13 +136,10 @@ class Workers:
         if threading.current_thread() is not loop.thread():  # else collected as garbage there
             stopped.result()
 
-    def _enqueue(self, jobs: Sequence[Job], first: bool) -> None:
-        if first:
-            self._jobs.extendleft(reversed(jobs))
-        else:
-            self._jobs.extend(jobs)
-        for place in range(min(len(jobs), self._policy.max_concurrency - len(self._tasks))):
-            task = asyncio.get_running_loop().create_task(self._work(place * _APART))
+    def _enqueue(self, jobs: Sequence[Job]) -> None:
+        self._jobs.extend(jobs)
+        for place in range(min(len(jobs), self._settings.max_concurrency - len(self._tasks))):
+            task = asyncio.get_running_loop().create_task(self._work(place * _WORKER_STAGGER_S))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -234,11 +190,10 @@ class Workers:
     async def _answer(self, job: Job) -> Reply:
         if self._dead is not None:
             raise self._dead
-        try:  # most requests need no retry, and are not charged for setting one up
+        try:  # most requests need no retry, so tenacity's set-up (0.1 ms) waits for the first failure
             answer: tuple[Completion, Any] = await self._attempt(job)
         except ModelError as error:
-            job.failed = error
-            answer = await self._retrying(self._attempt, job)
+            answer = await self._retrying(self._attempt, job, iter([error]))
         completion, value = answer
         if self._cache is not None:
             await self._keep(job.key, completion)
@@ -247,38 +202,39 @@ class Workers:
     def _count_failure(self, error: TransportError) -> None:
         """An endpoint that fails as many requests in a row as may be in flight is not there."""
         self._failures += 1
-        if self._dead is None and self._failures >= max(_DEAD, self._policy.max_concurrency):
+        if self._dead is None and self._failures >= max(
+            _GONE_AFTER, self._settings.max_concurrency
+        ):
             self._dead = TransportError(
                 f"not sent, since {self._failures} requests in a row failed: {error.message}",
                 hint=error.hint or "Is the server up? Call again when it is.",
             )
             log.warning("%d requests in a row failed: no more are sent", self._failures)
 
-    async def _attempt(self, job: Job) -> tuple[Completion, Any]:
-        if job.failed is not None:  # what the first attempt raised counts as the first try
-            error, job.failed = job.failed, None
+    async def _attempt(self, job: Job, failed: Iterable[ModelError] = ()) -> tuple[Completion, Any]:
+        """Send a job and read its reply. `failed` has the error of the attempt before the retries."""
+        for error in failed:
             raise error
-        body = job.body(job.turns)
-        completion = await self._send(body, self._policy.max_tokens * job.parts)
+        completion = await self._send(job.body)
         try:
-            return completion, job.read(completion.text)
+            return completion, job.form.read(completion.text)
         except ReplyError as error:
             error.completion = completion
             raise
 
-    async def _send(self, body: bytes, max_tokens: int) -> Completion:
-        """Send until the endpoint takes it; only refusals repeat here, without counting as attempts."""
+    async def _send(self, body: bytes) -> Completion:
+        """Send until the endpoint takes it: a refusal for going too fast (429) is not an attempt."""
         while True:
             try:
-                return await self._send_once(body, max_tokens)
+                return await self._send_once(body)
             except RateLimitError as error:
                 if error.given_up:
                     raise
                 self._tally.retries += 1
                 log.debug("the endpoint asks for fewer requests")
 
-    async def _send_once(self, body: bytes, max_tokens: int) -> Completion:
-        limits, policy = self._limits, self._policy
+    async def _send_once(self, body: bytes) -> Completion:
+        limits, max_tokens = self._limits, self._settings.max_tokens
         prompt_tokens = len(body) // 4 + 1  # four bytes a token, corrected by the reply
         reserved = 0.0
         if limits.budget is not None:
@@ -293,7 +249,7 @@ class Workers:
             entered = await limits.gate.enter()
             try:
                 self._tally.calls += 1
-                used = await self._transport.complete(body, policy.timeout)
+                used = await self._transport.complete(body, self._settings.timeout)
                 limits.gate.accepted()
                 return used
             except RateLimitError as error:
@@ -326,7 +282,7 @@ class Workers:
 
     async def _keep(self, key: bytes, completion: Completion) -> None:
         """Write a reply to disk together with all that came in the same turn of the loop."""
-        self._unwritten.append((key, kept_text(completion)))
+        self._unwritten.append((key, text_to_cache(completion)))
         if self._written is None:
             self._written = asyncio.Event()
             asyncio.get_running_loop().call_soon(self._write)
@@ -338,7 +294,7 @@ class Workers:
         replies, self._unwritten = self._unwritten, []
         written, self._written = self._written, None
         try:
-            self._cache.set_many(replies, model=self._policy.model)
+            self._cache.set_many(replies, model=self._settings.model)
         except BaseException as error:  # whatever it is: workers must not wait for ever
             self.fatal = error
             self._tell()
@@ -368,25 +324,6 @@ _running: weakref.WeakSet[Workers] = weakref.WeakSet()
 def _close_all() -> None:
     for workers in list(_running):
         workers.close()
-
-
-def _may_pass(state: tenacity.RetryCallState) -> bool:
-    """Whether the same request is worth repeating. For a reply in parts it is cheaper, and likelier to
-    help, that its parts are asked for one by one: that is left to the caller."""
-    error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, ReplyError):
-        job: Job = state.args[0]
-        return job.parts == 1
-    return isinstance(error, ModelError) and error.retryable and not error.given_up
-
-
-_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    """No wait before a re-ask; after a transport failure up to 0.5, 1, 2, … 30 s."""
-    error = state.outcome.exception() if state.outcome else None
-    return 0.0 if isinstance(error, ReplyError) else _backoff(state)
 
 
 def _reask(error: ReplyError) -> str:

@@ -1,31 +1,31 @@
-"""What a run would take, and what it would send first, before a single call is made.
-
-It asks the same rooms that would make the calls; it does not know what a token costs.
-"""
+"""What a run would take, and the first request that it would send, before any call is made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from ..data.readers import SourceRow
 from ..exceptions import DataError
-from ..llm.client import LLM, Request
+from ..llm.client import LLM
+from ..llm.requests import Job, Request
 from ..records import Record
-from .multi_pair import groups
-from .plan import Plan
+from .requests import Plan
 
 __all__ = ["CostEstimate", "estimate", "first_body"]
 
 _BYTES_A_TOKEN = 4  # of a prompt
 _TOKENS_A_PERSONA = 60
+_ROWS_A_LOOKUP = 64  # rows whose requests are looked up in the cache together
 
 
 class CostEstimate(Record):
-    """What a run would take. `calls` excludes what is cached; `cost` is USD, None if unknown.
+    """What a run would take. `calls` excludes cached replies; `cost` is in USD, None if unknown.
 
-    Tokens are estimated: four bytes a token of the prompt, sixty tokens a persona. Calls that repeat
-    another (retries, re-asks, rows that a packed reply leaves open) are not foreseen.
+    Tokens are estimated: four bytes a token of the prompt, sixty tokens a persona. Retries and re-asks
+    are not counted.
     """
 
     rows: int
@@ -38,25 +38,25 @@ class CostEstimate(Record):
 
 
 def estimate(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> CostEstimate:
-    """What asking about these rows would take; reads all of them."""
-    count = unusable = calls = cached = prompt_bytes = answers = 0
-    for group in groups(rows, plan):
-        count += len(group.members)
-        unusable += sum(not member.requests for member in group.members)
-        asked = group.requests(plan.packed, llm) or group.alone
-        missing = llm.missing(asked)
+    """What asking about these rows would take. Reads all rows, makes no call."""
+    count = unusable = requests = calls = prompt_bytes = 0
+    asked = plan.asked(rows)
+    while group := list(islice(asked, _ROWS_A_LOOKUP)):
+        count += len(group)
+        unusable += sum(not found for _, found in group)
+        every = [request for _, found in group for request in found]
+        missing = _not_cached(llm, every)
+        requests += len(every)
         calls += len(missing)
-        cached += len(asked) - len(missing)
         prompt_bytes += sum(map(_size, missing))
-        answers += sum(request.parts for request in missing)
     prompt_tokens = prompt_bytes // _BYTES_A_TOKEN
-    completion_tokens = answers * plan.personas_a_call * _TOKENS_A_PERSONA
+    completion_tokens = calls * plan.personas_a_call * _TOKENS_A_PERSONA
     cost = llm.price.cost(prompt_tokens, completion_tokens) if llm.price else None
     return CostEstimate(
         rows=count,
         unusable_rows=unusable,
         calls=calls,
-        cached=cached,
+        cached=requests - calls,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         cost=cost if calls else 0.0,
@@ -67,14 +67,23 @@ def first_body(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> dict[str, Any
     """The body of the first request of a run, as it would be sent.
 
     Raises:
-        DataError: there is no row to ask about.
+        DataError: no row can be asked about.
     """
     problem = "there are no rows."
-    for group in groups(rows, plan):
-        if asked := group.requests(plan.packed, llm) or group.alone:
-            return llm.first_request(asked[0])
-        problem = f"no row can be asked about; {group.members[0].row.error}"
+    for row, requests in plan.asked(rows):
+        if requests:
+            body: dict[str, Any] = json.loads(llm.job(requests[0]).body)
+            return body
+        problem = f"no row can be asked about; {row.error}"
     raise DataError(problem)
+
+
+def _not_cached(llm: LLM, requests: Sequence[Request]) -> list[Request]:
+    if llm.cache is None:
+        return list(requests)
+    jobs: list[Job] = [llm.job(request) for request in requests]
+    known = llm.cache.get_many([job.key for job in jobs])
+    return [one for one, job in zip(requests, jobs, strict=True) if job.key not in known]
 
 
 def _size(request: Request) -> int:

@@ -1,24 +1,17 @@
-"""`infer_personas`: preference data in, personas out; and its async, streaming and costing twins.
-
-It joins the rooms above: readers make preferences, a plan makes requests, packed or not, llm makes
-replies, table holds the result. It does not know how a model is reached or a persona is scored.
-"""
+"""Public entry points: read rows, send requests, collect a PersonaTable. Also async and streaming."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..collector import keep, rarely_collecting
-from ..data.arrow_columns import own_columns, own_names, without
+from ..data.arrow_columns import own_names
 from ..data.readers import PreferenceSource, SourceRow, read_preferences
-from ..data.table import PersonaRow, PersonaTable
-from ..data.table_reader import COLUMNS, RECORD, StoredTable
-from ..data.table_writer import check_output, write_table
+from ..data.table import PersonaTable
+from ..data.table_reader import COLUMNS, RECORD
+from ..data.table_writer import check_output
 from ..exceptions import (
     DataError,
     InvalidArgumentError,
@@ -27,32 +20,28 @@ from ..exceptions import (
     RowsFailedError,
 )
 from ..llm.client import LLM
+from ..llm.requests import Reply
 from ..llm.runs import Run
-from ..llm.workers import Reply
-from ..records import Usage
+from ..progress import with_progress_bar
+from ..records import PersonaRow, Selector, Usage
 from .costs import CostEstimate, estimate, first_body
-from .multi_pair import PackedRun, start
 from .options import OnError, PersonaOptions, planned
-from .plan import Plan, Selector, choose
+from .requests import Plan
+from .selection import choose, selector_settings
 
 __all__ = [
-    "CostEstimate",
     "PersonaStream",
     "ainfer_personas",
     "check_free",
     "checked",
-    "collected",
     "estimate_cost",
     "first_request",
     "infer_personas",
     "iter_personas",
     "prepare",
-    "shown",
-    "watched",
 ]
 
 _TAKEN = frozenset((*COLUMNS, RECORD))
-_ROWS_KEPT = 4096  # rows between two looks at whether the garbage collector has anything to find
 
 
 def infer_personas(
@@ -80,10 +69,7 @@ def infer_personas(
             others stay in `row.chosen_candidates` with their scores; a side that no candidate explains
             (score above 0) gets none, and the row says so.
         exemplars: "default", "none", or your own worked examples.
-        rows_per_call: so many pairs are asked about in one call, fewer where they are long: the
-            instructions are then paid for once a call. What its reply leaves open is asked again pair
-            by pair. `max_tokens` is for each row, `timeout` for the whole call. Needs the joint
-            protocol. Whether personas are as good as those of single calls is not known.
+        rows_per_call: 1, the only value.
         columns: our name to yours where they differ: {"prompt": "question"}.
         on_error: a row that fails is kept with its error, or raised at once, or dropped and counted
             in `settings["dropped"]`.
@@ -97,7 +83,7 @@ def infer_personas(
         ModelError: only for what would fail every row (key, model); what was paid for is cached.
     """
     path = None if output is None else check_output(output, data)
-    return collected(_start(data, model, options), progress, path)
+    return _start(data, model, options).table(progress, path)
 
 
 async def ainfer_personas(
@@ -112,7 +98,7 @@ async def ainfer_personas(
     path = None if output is None else check_output(output, data)
     stream = await asyncio.to_thread(_start, data, model, options)
     try:
-        return await asyncio.to_thread(collected, stream, progress, path)
+        return await asyncio.to_thread(stream.table, progress, path)
     except asyncio.CancelledError:
         stream.cancel()
         raise
@@ -144,7 +130,7 @@ def first_request(
 class PersonaStream(Iterator[PersonaRow]):
     """Rows as they are inferred. `usage` counts so far; closing it stops every call.
 
-    With `absent` no call is made: see `LLM.run`.
+    `run` yields each row with its replies; None: the requests of `plan`, sent to `llm`.
     """
 
     def __init__(
@@ -155,15 +141,16 @@ class PersonaStream(Iterator[PersonaRow]):
         *,
         on_error: OnError = "keep",
         select: Selector | None = None,
-        absent: Callable[[bytes], ModelError] | None = None,
+        run: Run[SourceRow] | None = None,
     ) -> None:
         self.source = source
         self.llm = llm
-        self.on_error = on_error
+        self._plan = plan
         self._select = select
-        self.dropped_rows: set[int] = set()  # the places of rows that were left out
-        self._plan, self._run = plan, start(llm, checked(source), plan, absent)
-        self._rows = _results(self._run, plan, on_error, select, self.dropped_rows)
+        self._drops = on_error == "drop"
+        self._dropped: set[int] = set()  # the places of rows that were left out
+        self._run = run or llm.run(plan.asked(checked(source)))
+        self._rows = _results(self._run, plan, on_error, select, self._dropped)
 
     def __next__(self) -> PersonaRow:
         return next(self._rows)
@@ -177,18 +164,30 @@ class PersonaStream(Iterator[PersonaRow]):
     @property
     def dropped(self) -> int:
         """How many rows `on_error="drop"` left out so far."""
-        return len(self.dropped_rows)
+        return len(self._dropped)
 
     @property
     def settings(self) -> dict[str, Any]:
         """How the personas are made, as the table will remember it."""
         dropped = {"dropped": self.dropped} if self.dropped else {}
-        return {**self.llm.settings, **self._plan.settings, **_selected(self._select), **dropped}
+        chosen_by = selector_settings(self._select)
+        return {**self.llm.settings, **self._plan.settings, **chosen_by, **dropped}
 
     @property
     def usage(self) -> Usage:
         """What the run took so far."""
         return self._run.tally.usage
+
+    def table(self, progress: bool | None = False, output: Path | None = None) -> PersonaTable:
+        """All rows as a table, in memory or in a file, with a progress bar."""
+        with self:
+            return PersonaTable.collect(
+                with_progress_bar(self, progress, total=self.source.total),
+                original=self.source.original,
+                dropped=self._dropped if self._drops else None,
+                about=lambda: (self.usage, self.settings),
+                output=output,
+            )
 
     def close(self) -> None:
         """Stop; what is paid for is in the cache."""
@@ -207,23 +206,17 @@ def checked(source: PreferenceSource) -> Iterator[SourceRow]:
         yield row
 
 
-def _selected(select: Selector | None) -> dict[str, dict[str, str | None]]:
-    """What chose among the candidates; never where it was reached."""
-    if select is None:
-        return {}
-    model = getattr(select, "model", None)
-    named = None if model is None else str(model)
-    return {"selected_by": {"kind": type(select).__name__, "model": named}}
-
-
 def _results(
-    run: Run[SourceRow] | PackedRun,
+    run: Run[SourceRow],
     plan: Plan,
     on_error: OnError,
     select: Selector | None,
     dropped: set[int],
 ) -> Generator[PersonaRow, None, None]:
-    """The rows of a run. Not a method: a stream that is let go must close its run there and then."""
+    """The rows of a run.
+
+    A function and no method, so that a stream that nobody holds is freed, and its run closed, at once.
+    """
     try:
         rows = _rows(run, plan, on_error)
         for row in choose(rows, select) if select else rows:
@@ -237,66 +230,12 @@ def _results(
         run.close()
 
 
-def _rows(run: Run[SourceRow] | PackedRun, plan: Plan, on_error: OnError) -> Iterator[PersonaRow]:
+def _rows(run: Run[SourceRow], plan: Plan, on_error: OnError) -> Iterator[PersonaRow]:
     for index, (row, replies) in enumerate(run):
         result = plan.result(index, row, replies)
         if result.error is not None and on_error == "raise":
             raise _row_error(index, row, replies)
         yield result
-
-
-def collected(
-    stream: PersonaStream, progress: bool | None, output: Path | None = None
-) -> PersonaTable:
-    """What a stream gives, as a table: in memory, or in a file."""
-    original = stream.source.original
-    with stream, rarely_collecting():
-        rows = shown(stream, progress)
-        if output is None:
-            made: Sequence[PersonaRow] = _kept(rows, stream)
-        else:  # what cannot be written is found before the first row is asked for
-            columns = own_columns(original, gaps=stream.on_error == "drop")
-            placed = ((row.index, row) for row in rows)
-            write_table(output, placed, columns, lambda: (stream.usage, stream.settings))
-            file = StoredTable(output)
-            made, original = file.rows, file.columns if original is None else original
-    return PersonaTable(
-        made,
-        original=without(original, stream.dropped_rows, len(made)),
-        usage=stream.usage,
-        settings=stream.settings,
-    )
-
-
-def _kept(rows: Iterator[PersonaRow], stream: PersonaStream) -> list[PersonaRow]:
-    """The rows as a list. Those from the cache leave no cycles behind for the collector to look for.
-
-    Of fewer rows it may do so all the same: a loop over small tables makes cycles of its own.
-    """
-    made: list[PersonaRow] = []
-    calls = 0
-    while group := list(islice(rows, _ROWS_KEPT)):
-        made += group
-        before, calls = calls, stream.usage.calls
-        if calls == before and len(group) == _ROWS_KEPT:
-            keep()
-    return made
-
-
-def shown(stream: PersonaStream, progress: bool | None) -> Iterator[PersonaRow]:
-    """The rows, beside a bar on standard error: None, where somebody may be looking."""
-    if watched(progress):
-        from tqdm.auto import tqdm
-
-        with tqdm(stream, total=stream.source.total, unit="row", leave=False) as bar:
-            yield from bar
-    else:
-        yield from stream
-
-
-def watched(progress: bool | None) -> bool:
-    """Whether to show a bar; None: where somebody may be looking."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules if progress is None else progress
 
 
 def _start(data: object, model: str | LLM | None, options: Mapping[str, Any]) -> PersonaStream:

@@ -1,7 +1,7 @@
-"""`AddPersonas`: one callable for whatever hands out data in batches.
+"""`AddPersonas`: one callable for every loader that hands out data in batches.
 
 `Dataset.map`, a DataLoader's `collate_fn`, Ray Data's and polars' `map_batches`, chunks of pandas. A
-batch comes back in its own type. How loaders work is not known here, only what they hand over.
+batch comes back in its own type.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..data.schemas import check_roles
 from ..data.table_reader import COLUMNS
 from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, make_llm
-from .infer import PersonaStream, check_free, collected
+from .infer import PersonaStream, check_free
 from .loader_batches import batch_kind
 from .options import PersonaOptions, planned
 
@@ -91,7 +91,7 @@ class AddPersonas:
             on_error=self._options.get("on_error", "keep"),
             select=self._options.get("select"),
         )
-        return kind.result(batch, collected(stream, False))
+        return kind.result(batch, stream.table())
 
     def __getstate__(self) -> dict[str, Any]:
         return {

@@ -12,9 +12,10 @@ from typing import Any, Literal, TypedDict
 
 from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, make_llm
-from ..records import Exemplar, Side
-from .plan import Plan, Selector, check_candidates
-from .prompts import PackedPrompt, PersonaPrompt, Protocol
+from ..records import Exemplar, Selector, Side
+from .prompts import PersonaPrompt, Protocol
+from .requests import Plan
+from .selection import check_candidates
 
 __all__ = ["LLMOptions", "OnError", "PersonaOptions", "planned"]
 
@@ -78,32 +79,24 @@ def planned(
     prompt = PersonaPrompt(
         protocol if sides == "both" else "separate", options.get("exemplars", "default")
     )
-    packed = _packed(options.get("rows_per_call", 1), prompt)
+    _check_rows_per_call(options.get("rows_per_call", 1))
     llm = make(model, _llm_options(model, options, candidates))
-    if packed is not None and llm.embedded:
-        raise InvalidArgumentError(
-            f"rows_per_call={packed.rows} has no use with the embedded model.",
-            hint="It reads what the pairs share only once as it is; leave rows_per_call at 1.",
-        )
     if candidates > 1 and not llm.samples:
         raise InvalidArgumentError(
             f"candidates={candidates} at temperature 0 would all be the same.",
             hint=f"Give a temperature, such as {_SAMPLING_TEMPERATURE}.",
         )
     sided: tuple[Side, ...] = ("chosen", "rejected") if sides == "both" else (sides,)
-    return Plan(prompt, sided, candidates, packed), llm
+    return Plan(prompt, sided, candidates), llm
 
 
-def _packed(rows: Any, prompt: PersonaPrompt) -> PackedPrompt | None:
-    """How several pairs are asked about in one call, where that is wanted."""
-    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
-        raise InvalidArgumentError(f"rows_per_call={rows!r} must be a whole number from 1 up.")
-    if rows > 1 and prompt.protocol != "joint":
+def _check_rows_per_call(rows: Any) -> None:
+    if rows != 1 or isinstance(rows, bool):
         raise InvalidArgumentError(
-            f"rows_per_call={rows} asks for both sides of each pair in one call.",
-            hint='Leave it at 1, or use protocol="joint" and sides="both".',
+            f"rows_per_call={rows!r}: each pair has a request of its own.",
+            hint="Asking about several pairs in one request was taken out: it could not be shown that"
+            " personas stay as good. Leave rows_per_call at 1.",
         )
-    return PackedPrompt(rows, prompt.exemplars) if rows > 1 else None
 
 
 def _llm_options(

@@ -12,14 +12,12 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints
 
 from ..exceptions import InvalidArgumentError
 from ..records import Exemplar, Message, Persona, Preference
@@ -27,16 +25,12 @@ from ..records import Exemplar, Message, Persona, Preference
 __all__ = [
     "BothPersonas",
     "OnePersona",
-    "PackedPersonas",
-    "PackedPrompt",
-    "PairPersonas",
     "PersonaPrompt",
     "at_most",
     "choice_messages",
     "default_exemplars",
     "filled",
     "instructions",
-    "pair_ids",
     "pair_message",
     "persona_messages",
     "prompt_numbers",
@@ -77,32 +71,6 @@ class BothPersonas(BaseModel):
     person_2: OnePersona
 
 
-class PairPersonas(BaseModel):
-    """What a reply about several pairs says of one of them; the id is written first."""
-
-    id: str
-    person_1: OnePersona
-    person_2: OnePersona
-
-
-def _usable(items: object) -> object:
-    """The items in the asked form whose id no other item bears: one that is broken costs no other."""
-    if not isinstance(items, list):
-        return items
-    bearers = Counter(str(item.get("id")) for item in items if isinstance(item, dict))
-    usable = []
-    for item in items:
-        with suppress(ValidationError):
-            usable.append(PairPersonas.model_validate(item))
-    return [item for item in usable if bearers[item.id] == 1]
-
-
-class PackedPersonas(BaseModel):
-    """The form of a reply about several pairs. Items that cannot be used are left out of it."""
-
-    pairs: Annotated[list[PairPersonas], BeforeValidator(_usable)]
-
-
 class PersonaPrompt:
     """How personas are asked for: a `prefix` shared by all pairs, and a message for each pair.
 
@@ -132,62 +100,6 @@ class PersonaPrompt:
             both if self.protocol == "joint" else both["person_1"], ensure_ascii=False
         )
         return [pair_message(exemplar.preference), Message(role="assistant", content=reply)]
-
-
-class PackedPrompt:
-    """How up to `rows` pairs are asked about in one request: a shared `prefix`, and `message`.
-
-    The exemplars are shown as one worked request with all of them. `schema` and `version` are as in
-    `PersonaPrompt`.
-    """
-
-    schema = PackedPersonas
-
-    def __init__(self, rows: int, exemplars: Sequence[Exemplar]) -> None:
-        self.rows = rows
-        turns = [Message(role="system", content=_text("packed.txt"))]
-        if exemplars:
-            replies = {pair_message(one.preference).content: _replies(one) for one in exemplars}
-            ids = pair_ids(replies)
-            worked = {"pairs": [{"id": ids[text], **both} for text, both in replies.items()]}
-            reply = json.dumps(worked, ensure_ascii=False)
-            turns += [self.message(ids), Message(role="assistant", content=reply)]
-        self.prefix = tuple(turns)
-        self.version = _digest(self.prefix)
-
-    @staticmethod
-    def message(ids: Mapping[str, str]) -> Message:
-        """The turn that shows several pairs; `ids` are those of `pair_ids`, by the pairs' texts."""
-        lines = []
-        for text, name in ids.items():
-            lines += [f'<pair id="{name}">', _PAIR_TAG.sub("[", text), "</pair>"]
-        return Message.model_construct(role="user", content="\n".join(lines))
-
-
-_CONSONANTS = "bcdfghjkmnpqrstvwxyz"
-_ID_LENGTH = 4
-
-
-def pair_ids(texts: Iterable[str]) -> dict[str, str]:
-    """An id for each distinct text: the same ids for the same texts, and none that a text contains.
-
-    Not numbers: what stands in one pair could name another one's, and a model that leaves a pair out
-    and counts on would give every later pair the personas of its neighbour. Not words either.
-    """
-    distinct = list(dict.fromkeys(texts))
-    whole = "\0".join(distinct)
-    seed = hashlib.sha256(whole.encode())
-    ids: dict[str, None] = {}
-    number = 0
-    while len(ids) < len(distinct):
-        number += 1
-        digest = seed.copy()
-        digest.update(b"\0%d" % number)
-        letters = (_CONSONANTS[byte % len(_CONSONANTS)] for byte in digest.digest())
-        name = "".join(letters)[:_ID_LENGTH]
-        if name not in whole:
-            ids[name] = None
-    return dict(zip(distinct, ids, strict=True))
 
 
 def pair_message(preference: Preference) -> Message:
@@ -289,9 +201,6 @@ _TAG = re.compile(
     r"|choice|explanation|example|earlier_description)\b[^<>]*)>",
     re.IGNORECASE,
 )
-_PAIR_TAG = re.compile(
-    r"<(?=\s*/?\s*pair\b)", re.IGNORECASE
-)  # its start: only where pairs are packed
 
 
 def _disarm(text: str) -> str:

@@ -1,7 +1,4 @@
-"""`retry_errors`: the failed rows of a table asked again, and nothing else.
-
-It does not know why a row failed, only which rows could be asked.
-"""
+"""`retry_errors`: send only the failed rows of a table again."""
 
 from __future__ import annotations
 
@@ -13,8 +10,9 @@ from typing import Any, Unpack, cast
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError, RowsFailedError
 from ..llm.client import LLM
+from ..progress import with_progress_bar
 from ..records import Candidate, PersonaRow, Preference
-from .infer import PersonaStream, iter_personas, shown
+from .infer import PersonaStream, iter_personas
 from .options import PersonaOptions
 
 __all__ = ["retry_errors"]
@@ -66,7 +64,8 @@ def retry_errors(
     failed = [table[place] for place in places]
     changed: dict[int, PersonaRow] = {}
     with _stream([row.preference for row in failed], model, given, settings) as stream:
-        for place, before, now in zip(places, failed, shown(stream, progress), strict=True):
+        rows = with_progress_bar(stream, progress, total=len(failed))
+        for place, before, now in zip(places, failed, rows, strict=True):
             if raises and now.error is not None:
                 raise RowsFailedError(f"row {before.index} failed again: {now.error}")
             changed[place] = _merged(before, now)
@@ -128,15 +127,15 @@ def _stream(
         raise InvalidArgumentError(
             "the table does not remember its model.", hint="Name one: retry_errors(table, model)."
         )
-    options = {**_fixed(settings), "rows_per_call": settings.get("rows_per_call", 1)}
+    options = _fixed(settings)
     options["exemplars"] = "none" if settings.get("exemplars") == 0 else "default"
     if not isinstance(model, LLM):
         names = _SAMPLING + (("api_base",) if model == settings.get("model") else ())
         options |= {name: settings[name] for name in names if name in settings}
     stream = iter_personas(pairs, model, **{**options, **given})
     version, now = settings.get("prompt_version"), stream.settings["prompt_version"]
-    # Not what is said where pairs are packed: what such a reply leaves open is asked alone as well.
-    same = version is None or version.split("+")[0] == now.split("+")[0]
+    # After a "+" stands the version of a prompt about several pairs, of tables that were made with it.
+    same = version is None or version.split("+")[0] == now
     if "exemplars" not in given and not same:
         raise InvalidArgumentError(
             f"the table was made with other exemplars or instructions ({version}, not {now}).",

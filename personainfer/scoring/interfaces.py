@@ -14,14 +14,14 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import tenacity
 
 from .. import event_loop as loop
-from ..exceptions import ModelError, RateLimitError, ReplyError
+from ..exceptions import ReplyError
 from ..llm.openai_protocol import Json, error_text, status_error
 from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
 from ..records import Message
+from ..retrying import attempts
 
 __all__ = [
     "Chat",
@@ -40,8 +40,6 @@ U = TypeVar("U")
 Chat = Sequence[Message]
 Tokens = tuple[int, ...]
 FloatArray = npt.NDArray[np.float64]
-
-_LONGEST_PAUSE = 60.0  # seconds, whatever an endpoint asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +86,7 @@ class ScoringEndpoint(EndpointTransport):
         super().__init__(model, api_base.rstrip("/").removesuffix("/v1"), api_key)
         self.concurrency = concurrency
         self._timeout = timeout
-        self._retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(max_attempts),
-            wait=_pause,
-            retry=tenacity.retry_if_exception(_may_pass),
-            reraise=True,
-        )
+        self._retrying = attempts(max_attempts)
 
     async def ask(self, path: str, body: Json) -> Json:
         """POST `body` and read the JSON reply.
@@ -165,16 +158,3 @@ def read_text(reply: Json, field: str) -> str:
     if not isinstance(reply.get(field), str):
         raise ReplyError(f"the endpoint's reply has no text {field!r}.")
     return str(reply[field])
-
-
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, ModelError) and error.retryable
-
-
-_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    wait = error.retry_after if isinstance(error, RateLimitError) else None
-    return _backoff(state) if wait is None else min(wait, _LONGEST_PAUSE)

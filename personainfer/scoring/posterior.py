@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..exceptions import InvalidArgumentError
-from ..personas.plan import Selector
-from ..records import Persona, Preference
+from ..records import Persona, Preference, Selector
 
 __all__ = ["PersonaPosterior"]
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from ..evaluation.grouped import mean_by_group, rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
-from ..llm.client import LLM, OPTIONS, Request, make_llm
+from ..llm.client import LLM, OPTIONS, make_llm
+from ..llm.requests import Request
 from ..personas.options import LLMOptions
 from ..records import Record
 from ..users.prefixes import Prefix

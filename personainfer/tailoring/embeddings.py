@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tenacity
 from numpy.typing import ArrayLike, NDArray
 
 from .. import event_loop as loop
@@ -20,6 +19,7 @@ from ..exceptions import InvalidArgumentError, MissingExtraError, ModelError, Re
 from ..llm.openai_protocol import error_text, status_error
 from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
+from ..retrying import attempts
 
 __all__ = ["Embedder", "embed", "endpoint_embedder", "sentence_embedder"]
 
@@ -104,12 +104,7 @@ class _EmbeddingTransport(EndpointTransport):
             for start in range(0, len(texts), _TEXTS_A_REQUEST)
         ]
         places = asyncio.Semaphore(_IN_FLIGHT)
-        retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(max_attempts),
-            wait=_pause,
-            retry=tenacity.retry_if_exception(_may_pass),
-            reraise=True,
-        )
+        retrying = attempts(max_attempts)
 
         async def part_of(part: Sequence[str]) -> list[list[float]]:
             async with places:
@@ -141,19 +136,3 @@ def _vectors(reply: dict[str, Any], count: int) -> list[list[float]]:
         return [found[place] for place in range(count)]
     except (KeyError, TypeError, ValueError):
         raise ReplyError(f"the reply does not hold embeddings of {count} texts.") from None
-
-
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, ModelError) and error.retryable
-
-
-_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    """As long as the endpoint asks for, else up to 0.5, 1, 2, … 30 s; none after a spoilt reply."""
-    error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, ReplyError):
-        return 0.0
-    asked = getattr(error, "retry_after", None)
-    return _backoff(state) if asked is None else float(asked)

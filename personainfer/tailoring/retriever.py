@@ -23,9 +23,8 @@ from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, ModelError
 from ..personas.flags import flag_filter
 from ..personas.placement import place_persona
-from ..personas.plan import Selector
 from ..personas.prompts import prompt_numbers, prompt_text
-from ..records import Candidate, Message, Persona, Preference, Side
+from ..records import Candidate, Message, Persona, Preference, Selector, Side
 from .bm25 import BM25
 from .embeddings import Embedder, embed, endpoint_embedder, sentence_embedder
 

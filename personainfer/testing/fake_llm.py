@@ -18,7 +18,6 @@ import logging
 import math
 import os
 import random
-import re
 import signal
 import socket
 import stat
@@ -41,7 +40,6 @@ _VOCABULARY = """active brief broad calm candid careful clear concise concrete c
 curious detailed exact factual fair firm focused formal frank friendly gentle keen lively logical
 neat patient plain practical precise quick quiet relaxed reflective sincere steady terse thorough"""
 _WORDS = _VOCABULARY.split()
-_PART = re.compile(r'^<(\w+) id="([^"]+)">\n(.*?)\n</\1>$', re.DOTALL | re.MULTILINE)
 
 _Answer = str | bytes | dict[str, Any] | Reply | Fault | None
 
@@ -52,9 +50,7 @@ class FakeLLM:
 
     `reply` is text, a dict (sent as JSON), a `Reply`, a `Fault`, the bytes of a whole HTTP body
     (the fastest), or a function of the request's body that returns one of these. None gives words
-    that fit the request's JSON schema and depend on nothing but the last user message; where it holds
-    parts with an id (as `rows_per_call` sends them) and the schema wants a list with ids, each part is
-    answered as if it were asked about alone.
+    that fit the request's JSON schema and depend on nothing but the last user message.
     """
 
     reply: _Answer | Callable[[dict[str, Any]], _Answer] = None
@@ -227,9 +223,6 @@ def _value(schema: Any, path: str, root: Any) -> Any:
         names = schema.get("required", ()) if deep else fields
         return {name: _value(fields.get(name, {}), f"{path}\0{name}", root) for name in names}
     if kind == "array":
-        item, parts = schema.get("items"), _PART.findall(path.partition("\0")[0])
-        if parts and isinstance(item, dict) and "id" in _resolve(item, root).get("properties", {}):
-            return [_value(item, text, root) | {"id": name} for _, name, text in parts]
         low, first = schema.get("minItems", 0), schema.get("prefixItems", [])
         size = low if deep else max(low, min(schema.get("maxItems", low + 3), draw.randint(1, 3)))
         parts = first[:size] + [schema.get("items", {})] * (size - len(first))

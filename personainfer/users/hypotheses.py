@@ -19,8 +19,7 @@ from ..data.readers import read_preferences
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM
 from ..personas.infer import infer_personas
-from ..personas.plan import Selector
-from ..records import Persona, Preference
+from ..records import Persona, Preference, Selector
 from .records import Hypothesis, UserPersona, UserPersonas, UserRow
 
 __all__ = [

@@ -16,12 +16,12 @@ import numpy as np
 
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError, UnknownOptionError
-from ..llm.client import LLM, OPTIONS, Request, make_llm
+from ..llm.client import LLM, OPTIONS, make_llm
+from ..llm.requests import Request
 from ..personas.flags import flags_in_text, pair_text
 from ..personas.options import LLMOptions
-from ..personas.plan import Selector
 from ..personas.prompts import instructions
-from ..records import Persona, Preference, Usage
+from ..records import Persona, Preference, Selector, Usage
 from ..scoring.posterior import PersonaPosterior
 from .hypotheses import (
     NEUTRAL,

@@ -692,7 +692,7 @@ def test_nothing_is_asked_singly_unless_it_is_wanted(provider: BatchServer, plac
     [
         pytest.param({"seeds": 3}, "seed=", id="unknown"),
         pytest.param({"candidates": 2, "temperature": 0}, "temperature", id="candidates"),
-        pytest.param({"rows_per_call": 4}, "rows_per_call=4: a batch has", id="packed"),
+        pytest.param({"rows_per_call": 4}, "rows_per_call=4: each pair", id="several pairs"),
         pytest.param({"api_base": "http://me:pw@127.0.0.1:9/v1"}, "password", id="password"),
     ],
 )
@@ -788,6 +788,20 @@ def test_the_budget_holds_for_the_whole_batch(provider: BatchServer, place: Path
     cost = collect(batch).usage.cost
     assert cost is not None
     assert 0 < cost < 1.0
+
+
+def test_a_batch_is_charged_for_its_script_as_single_calls_are(
+    provider: BatchServer, place: Path
+) -> None:
+    """A byte of Chinese can be a token, of English every other byte at most."""
+    said = {"prompt": "问" * 2000, "chosen": "答" * 2000, "rejected": "案" * 2000}
+    rows = [{**said, "prompt": said["prompt"] + str(n)} for n in range(3)]
+    most = 3 * 3 * 6000 * 1e-3 / 2  # 54,000 bytes of Chinese, at half of $1,000 a million tokens
+    options: dict[str, Any] = {"prices": (1000.0, 0.0), "exemplars": "none"}
+    with pytest.raises(BudgetExceededError, match="3 requests may cost"):
+        submit(provider, rows, place / "b", budget=most, **options)
+    assert (provider.calls, list(place.iterdir())) == ([], [])
+    submit(provider, rows, place / "b", budget=1.2 * most, **options)
 
 
 def test_the_budget_counts_the_batch_before_what_is_asked_singly(

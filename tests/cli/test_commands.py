@@ -216,12 +216,9 @@ def test_a_summary_for_machines(run: Run, reach: list[str]) -> None:
     assert len(lines(again.stdout)) == 3
 
 
-def test_a_bar_where_it_is_asked_for(
-    run: Run, reach: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bar_where_it_is_asked_for(run: Run, reach: list[str]) -> None:
     data = written(pairs(2))
     assert "row/s" in run("infer", data, "--progress", *reach).stderr
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # as in a notebook, which is no terminal
     for quiet in ([], ["--no-progress"]):
         assert "row/s" not in run("infer", data, *quiet, *reach).stderr
 
@@ -253,9 +250,6 @@ def test_a_look_at_the_first_request_sends_nothing(
     text = run("infer", data, "--dry-run", *reach).stdout
     assert "--- system\n" in text
     assert body["messages"][-1]["content"] in text
-    packed = run("infer", written(pairs(2)), "--dry-run", "--rows-per-call", "2", *reach).stdout
-    assert "Question 0?" in packed
-    assert "Question 1?" in packed
     assert llm.calls == 0
     unusable = run("infer", written([bad]), "--dry-run", *reach)
     assert unusable.exit_code == 2

@@ -18,9 +18,9 @@ import pytest
 
 from personainfer.data import arrow_columns as added
 from personainfer.data import table_writer as writing
-from personainfer.data.table import PersonaRow, PersonaTable
+from personainfer.data.table import PersonaTable
 from personainfer.exceptions import DataError, InvalidArgumentError, RowsFailedError
-from personainfer.records import Candidate, Message, Persona, Preference, Usage
+from personainfer.records import Candidate, Message, Persona, PersonaRow, Preference, Usage
 
 NEW = ["chosen_persona", "rejected_persona", "persona_error"]
 CHOSEN = "The user is busy and prefers short answers 0."

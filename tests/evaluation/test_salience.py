@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer.data.table import PersonaRow, PersonaTable
+from personainfer.data.table import PersonaTable
 from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.records import PersonaRow
 
 WORDS = "careful patient brief practical curious warm direct formal playful exact".split()
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import personainfer as pi
-from personainfer.data.table import PersonaRow, PersonaTable
+from personainfer.data.table import PersonaTable
 from personainfer.evaluation.summary import summarise
 from personainfer.exceptions import (
     AuthenticationError,
@@ -24,6 +24,7 @@ from personainfer.exceptions import (
     ModelError,
     UnknownOptionError,
 )
+from personainfer.records import PersonaRow
 from personainfer.testing import FakeLLM, Fault, Reply
 
 Script = Callable[[dict[str, Any]], Any]

@@ -210,43 +210,6 @@ def test_threads_share_a_cache(cache: ReplyCache) -> None:
     assert cache.get_many(list(numbered(400))) == numbered(400)
 
 
-FORK_IN_A_WRITE = """
-    import os, signal, sys, threading, time
-    from pathlib import Path
-    from personainfer.llm.cache import ReplyCache
-
-    cache, writing = ReplyCache(Path(sys.argv[1])), threading.Event()
-
-    def replies():
-        yield b"first", "1"
-        writing.set()
-        time.sleep(0.3)
-        yield b"second", "2"
-
-    writer = threading.Thread(target=lambda: cache.set_many(replies(), model="m"))
-    writer.start()
-    writing.wait()
-    if (child := os.fork()) == 0:
-        signal.alarm(10)
-        own = ReplyCache(cache.directory)
-        own.set_many([(b"third", "3")], model="m")
-        cache.set_many([(b"fourth", "4")], model="m")
-        os._exit(0 if len(own.get_many([b"first", b"second", b"fourth"])) == 3 else 1)
-    writer.join()
-    cache.close()  # were it the last, it would delete the journal
-    assert os.waitpid(child, 0)[1] == 0, "the child waits for its parent's lock"
-    print(sorted(cache.get_many([b"first", b"second", b"third", b"fourth"]).values()))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_child_forked_in_the_middle_of_a_write_can_write(tmp_path: Path) -> None:
-    process = run(FORK_IN_A_WRITE, tmp_path)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert out.strip() == "['1', '2', '3', '4']"
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_uses_the_cache_of_its_parent(tmp_path: Path) -> None:
     script = """

@@ -312,7 +312,8 @@ def test_an_abandoned_stream_leaves_nothing_running() -> None:
 
 
 def test_the_first_request_can_be_looked_at(llm: FakeLLM) -> None:
-    body = fake(llm).first_request(pi.Request((pi.Message(role="user", content="é\u2028"),), City))
+    request = pi.Request((pi.Message(role="user", content="é\u2028"),), City)
+    body = json.loads(fake(llm).job(request).body)
     assert body["messages"] == [{"role": "user", "content": "é\u2028"}]
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["name", "people"]
     assert llm.calls == 0
@@ -363,7 +364,7 @@ def test_threads_that_share_a_model_share_its_usage() -> None:
 
     def end_runs() -> None:
         for _ in range(500):
-            model._add_usage(pi.Usage(calls=1))
+            model.add_usage(pi.Usage(calls=1))
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -401,7 +402,8 @@ def test_the_key_of_openai_is_sent_to_openai_only(monkeypatch: pytest.MonkeyPatc
 
 def test_a_role_is_escaped(llm: FakeLLM) -> None:
     odd = pi.Message(role='us"er', content="x")
-    assert fake(llm).first_request(pi.Request((odd,)))["messages"][0]["role"] == 'us"er'
+    body = json.loads(fake(llm).job(pi.Request((odd,))).body)
+    assert body["messages"][0]["role"] == 'us"er'
 
 
 def test_replies_are_counted_and_cleared_under_the_name_the_user_gave(llm: FakeLLM) -> None:

@@ -348,29 +348,15 @@ def test_replies_of_the_first_run_are_not_needed(tmp_path: Path) -> None:
         assert llm.calls == calls + 3
 
 
-def test_a_packed_table_is_mended_as_it_was_made() -> None:
+def test_a_table_of_several_pairs_a_request_is_mended_pair_by_pair() -> None:
+    """Tables of before remember a number of pairs a request, and the version of its prompt."""
     model = Moody((1,))
     with FakeLLM(reply=model) as llm:
-        table = pi.infer_personas(
-            pairs(4), "fake", api_base=llm.api_base, max_attempts=1, rows_per_call=2
-        )
+        table = pi.infer_personas(pairs(4), "fake", api_base=llm.api_base, max_attempts=1)
+        table.settings["rows_per_call"] = 4
+        table.settings["prompt_version"] += "+0123456789ab"
         model.failing = ()
         mended = pi.retry_errors(table)
-    assert not mended.errors
-    assert mended.settings["rows_per_call"] == 2
-
-
-def test_a_packed_table_can_be_mended_pair_by_pair() -> None:
-    """A model that takes no packed requests must not be a dead end."""
-    model = Moody((1, 2))
-    with FakeLLM(reply=model) as llm:
-        table = pi.infer_personas(
-            pairs(4), "fake", api_base=llm.api_base, max_attempts=1, rows_per_call=4
-        )
-        model.failing = ()
-        calls = llm.calls
-        mended = pi.retry_errors(table, rows_per_call=1)
-        assert llm.calls == calls + 2
     assert not mended.errors
     assert mended.settings["retries"][0]["changed"]["rows_per_call"] == 1
 

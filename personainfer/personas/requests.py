@@ -1,0 +1,118 @@
+"""The requests that ask about a pair, and the row that their replies make.
+
+The joint protocol asks for both personas in one request; the separate protocol asks for one side a
+request. With several candidates, each request is sent once a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.readers import SourceRow
+from ..llm.requests import Reply, Request
+from ..records import Candidate, Persona, PersonaRow, Preference, Side
+from .flags import flags_in_text, pair_text
+from .prompts import PersonaPrompt, pair_message
+
+__all__ = ["Plan"]
+
+_SIDES: tuple[Side, ...] = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How personas are asked for: the prompt, whose personas, and how many candidates a side."""
+
+    prompt: PersonaPrompt
+    sides: tuple[Side, ...]
+    candidates: int = 1
+
+    @property
+    def personas_a_call(self) -> int:
+        """How many personas a reply holds."""
+        return 2 if self.prompt.protocol == "joint" else 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a table should remember of how it was made."""
+        return {
+            "protocol": self.prompt.protocol,
+            "sides": list(self.sides),
+            "candidates": self.candidates,
+            "exemplars": len(self.prompt.exemplars),
+            "rows_per_call": 1,
+            "prompt_version": self.prompt.version,
+        }
+
+    def asked(self, rows: Iterable[SourceRow]) -> Iterator[tuple[SourceRow, list[Request]]]:
+        """Each row with its requests; none for a row that cannot be used."""
+        return ((row, self.requests(row.preference) if row.preference else []) for row in rows)
+
+    def requests(self, preference: Preference) -> list[Request]:
+        """The requests of one pair, sample by sample."""
+        if self.prompt.protocol == "joint":
+            pairs = [preference]
+        else:
+            pairs = [preference if s == "chosen" else preference.swapped for s in self.sides]
+        turns = [(pair_message(pair),) for pair in pairs]
+        prompt = self.prompt
+        return [
+            Request(turn, prompt.schema, prompt.prefix, sample)
+            for sample in range(self.candidates)
+            for turn in turns
+        ]
+
+    def result(self, index: int, row: SourceRow, replies: Sequence[Reply]) -> PersonaRow:
+        """The row that these replies make; of several samples each is kept as a candidate."""
+        preference = row.preference
+        if preference is None:
+            return PersonaRow(index, None, error=row.error, columns=row.columns)
+        failed = [reply.error for reply in replies if reply.error is not None]
+        error = "; ".join(dict.fromkeys(map(str, failed))) if failed else None
+        if self.candidates == 1:
+            found = self._personas(preference, replies)
+            one, other = found.get("chosen"), found.get("rejected")
+            return PersonaRow(index, preference, one, other, error, columns=row.columns)
+        step = len(replies) // self.candidates
+        samples = [
+            self._personas(preference, replies[start : start + step])
+            for start in range(0, len(replies), step)
+        ]
+        # A sample that failed costs a candidate; the row fails when a side has none left.
+        sides = {side: tuple(Candidate(p[side]) for p in samples if side in p) for side in _SIDES}
+        return PersonaRow(
+            index,
+            preference,
+            chosen_candidates=sides["chosen"],
+            rejected_candidates=sides["rejected"],
+            error=None if all(sides[side] for side in self.sides) else error or "",
+            columns=row.columns,
+        )
+
+    def _personas(self, preference: Preference, replies: Sequence[Reply]) -> dict[Side, Persona]:
+        personas: dict[Side, Persona] = {}
+        if self.prompt.protocol == "joint":
+            both = replies[0].value
+            if both is not None:
+                personas = {"chosen": both.person_1.persona(), "rejected": both.person_2.persona()}
+        else:
+            for side, reply in zip(self.sides, replies, strict=True):
+                if reply.value is not None:
+                    personas[side] = reply.value.persona()
+        return self._flagged(preference, personas)
+
+    def _flagged(
+        self, preference: Preference, personas: Mapping[Side, Persona]
+    ) -> dict[Side, Persona]:
+        if not personas:
+            return {}
+        said = list(personas.values())
+        flags = flags_in_text(said, pair_text(preference), self.prompt.phrases)
+        if len({(one.trait, one.preference) for one in said}) < len(said):
+            flags = [(*found, "same_as_other_side") for found in flags]
+        return {
+            side: one.model_copy(update={"flags": found}) if found else one
+            for (side, one), found in zip(personas.items(), flags, strict=True)
+        }

@@ -1,0 +1,146 @@
+"""Choice among several candidates a side: the one that explains the choice best is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from math import inf, isnan
+from typing import Any
+
+from ..exceptions import InvalidArgumentError, RequestRejectedError
+from ..records import Candidate, Persona, PersonaRow, Preference, Selector
+
+__all__ = ["check_candidates", "choose", "selector_settings"]
+
+_ROWS_A_CHOICE = 64  # rows whose candidates are scored together: scoring is faster in batches
+
+NOT_EXPLAINED = "no persona explains this choice: the best of {count} scores {score:.3f}."
+NOT_SCORED = "none of {count} personas could be scored."
+_REFUSED = "its personas could not be scored"
+_OF_ONE_ROW = (InvalidArgumentError, RequestRejectedError)  # the next row may pass
+
+
+def selector_settings(selector: Selector | None) -> dict[str, dict[str, str | None]]:
+    """What a table should remember of who chose: the kind and the model, never an address."""
+    if selector is None:
+        return {}
+    model = getattr(selector, "model", None)
+    named = None if model is None else str(model)
+    return {"selected_by": {"kind": type(selector).__name__, "model": named}}
+
+
+def check_candidates(candidates: Any, select: Any, *, later: bool = False) -> None:
+    """Raise InvalidArgumentError unless `candidates` and `select` fit together.
+
+    With `later`, `select` may still be missing: a batch gets it when it is collected.
+    """
+    if not isinstance(candidates, int) or isinstance(candidates, bool) or candidates < 1:
+        raise InvalidArgumentError(f"candidates={candidates!r} must be a whole number from 1 up.")
+    if select is not None and not callable(getattr(select, "explains", None)):
+        raise InvalidArgumentError(
+            f"select={select!r:.80} has no method explains(preferences, personas).",
+            hint="It scores how well each persona explains its preference.",
+        )
+    if candidates > 1 and select is None and not later:
+        raise InvalidArgumentError(
+            f"candidates={candidates} needs select= to choose among them.",
+            hint="Give an object with explains(preferences, personas), or leave candidates at 1.",
+        )
+    if candidates == 1 and select is not None:
+        raise InvalidArgumentError(
+            "select= has nothing to choose from with candidates=1.", hint="Try candidates=8."
+        )
+
+
+def choose(
+    rows: Iterable[PersonaRow], selector: Selector, *, floor: float = 0.0
+) -> Iterator[PersonaRow]:
+    """Keep the candidate of each side that explains the choice best; all candidates keep their scores.
+
+    A side whose best score is not above `floor` gets no persona, and the row's error says so. If the
+    selector refuses a row (for one, because its prompt is too long), that row gets an error too.
+
+    Raises:
+        InvalidArgumentError, RequestRejectedError: the selector refused every one of the first rows.
+    """
+    rows, worked = iter(rows), False
+    while group := list(islice(rows, _ROWS_A_CHOICE)):
+        try:
+            chosen = list(_choose_group(group, selector, floor))
+        except _OF_ONE_ROW as error:
+            chosen = [one for row in group for one in _choose_alone(row, selector, floor)]
+            refused = [_REFUSED in (row.error or "") for row in chosen if _has_candidates(row)]
+            if not worked and all(refused):
+                raise error
+        worked = worked or any(map(_has_candidates, chosen))
+        yield from chosen
+
+
+def _has_candidates(row: PersonaRow) -> bool:
+    return bool(row.chosen_candidates or row.rejected_candidates)
+
+
+def _choose_alone(row: PersonaRow, selector: Selector, floor: float) -> list[PersonaRow]:
+    try:
+        return list(_choose_group([row], selector, floor))
+    except _OF_ONE_ROW as error:
+        said = f"{_REFUSED}: {error}"
+        return [replace(row, error=f"{row.error}; {said}" if row.error else said)]
+
+
+def _choose_group(
+    rows: Sequence[PersonaRow], selector: Selector, floor: float
+) -> Iterator[PersonaRow]:
+    asked: list[tuple[Preference, Persona]] = []
+    for row in rows:
+        if row.preference is not None:
+            asked += [(row.preference, c.persona) for c in row.chosen_candidates]
+            asked += [(row.preference.swapped, c.persona) for c in row.rejected_candidates]
+    scores = iter(_scores(selector, asked))
+    for row in rows:
+        chosen = _ranked(row.chosen_candidates, scores)
+        rejected = _ranked(row.rejected_candidates, scores)
+        errors = [row.error] if row.error else []
+        result: dict[str, Any] = {"chosen_candidates": chosen, "rejected_candidates": rejected}
+        for side, ranked in (("chosen", chosen), ("rejected", rejected)):
+            if ranked and _worth(ranked[0]) > floor:
+                result[side] = ranked[0].persona
+            elif ranked:
+                text = NOT_SCORED if ranked[0].score is None else NOT_EXPLAINED
+                text = text.format(count=len(ranked), score=_worth(ranked[0]))
+                errors.append(f"{side}: {text}")
+        yield replace(row, **result, error="; ".join(errors) or None)
+
+
+def _scores(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> list[float | None]:
+    """A score for each pair and persona. Equal candidates are scored once: many samples are the same."""
+    distinct = {(pair, str(persona)): persona for pair, persona in asked}
+    if not distinct:
+        return []
+    found = selector.explains([pair for pair, _ in distinct], list(distinct.values()))
+    try:
+        score_of = dict(zip(distinct, map(_number, found), strict=True))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"select={selector!r:.80} gave no list of {len(distinct)} numbers: {error}.",
+            hint="explains(preferences, personas) returns one score for each persona.",
+        ) from error
+    return [score_of[pair, str(persona)] for pair, persona in asked]
+
+
+def _number(score: Any) -> float | None:
+    """The score, or None for NaN, which cannot be compared."""
+    number = float(score)
+    return None if isnan(number) else number
+
+
+def _ranked(
+    candidates: Sequence[Candidate], scores: Iterator[float | None]
+) -> tuple[Candidate, ...]:
+    scored = [replace(candidate, score=next(scores)) for candidate in candidates]
+    return tuple(sorted(scored, key=lambda candidate: -_worth(candidate)))
+
+
+def _worth(candidate: Candidate) -> float:
+    return -inf if candidate.score is None else candidate.score

@@ -1,0 +1,37 @@
+"""The progress bar: when it is shown, and what it looks like."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+__all__ = ["progress_bar", "with_progress_bar"]
+
+T = TypeVar("T")
+
+
+def progress_bar(progress: bool | None, *, total: int | None, unit: str) -> Any:
+    """A tqdm bar on standard error. None: shown in a terminal or a notebook. False: it does nothing."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit=unit, leave=False, disable=not _is_shown(progress))
+
+
+def with_progress_bar(
+    items: Iterable[T], progress: bool | None, *, total: int | None, unit: str = "row"
+) -> Iterator[T]:
+    """The items, counted by a bar as they pass."""
+    if not _is_shown(progress):
+        yield from items
+        return
+    with progress_bar(True, total=total, unit=unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+def _is_shown(progress: bool | None) -> bool:
+    if progress is not None:
+        return progress
+    return (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
