@@ -34,4 +34,9 @@ def with_progress_bar(
 def _is_shown(progress: bool | None) -> bool:
     if progress is not None:
         return progress
-    return (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
+    return (sys.stderr is not None and sys.stderr.isatty()) or _in_a_notebook()
+
+
+def _in_a_notebook() -> bool:
+    shell = sys.modules.get("IPython")
+    return "ipykernel" in sys.modules and shell is not None and shell.get_ipython() is not None

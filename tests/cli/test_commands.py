@@ -216,9 +216,12 @@ def test_a_summary_for_machines(run: Run, reach: list[str]) -> None:
     assert len(lines(again.stdout)) == 3
 
 
-def test_a_bar_where_it_is_asked_for(run: Run, reach: list[str]) -> None:
+def test_a_bar_where_it_is_asked_for(
+    run: Run, reach: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = written(pairs(2))
     assert "row/s" in run("infer", data, "--progress", *reach).stderr
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # imported, but this is no notebook
     for quiet in ([], ["--no-progress"]):
         assert "row/s" not in run("infer", data, *quiet, *reach).stderr
 
