@@ -1,12 +1,13 @@
-"""What is doubtful about a persona, as data: a flag never hides a persona and never raises.
+"""Flag what is doubtful about a persona. A flag never hides a persona and never raises.
 
-These are word lists and patterns. They find what is written, not what is meant; `verification` asks
-whether a persona is true. Flags:
+The flags come from word lists and patterns, so they find what is written, not what is meant
+(`personainfer.evaluation` asks whether a persona is true):
 
     refusal              the model declined instead of describing anybody
     copies_text          four words in a row are taken from the pair
     copies_exemplar      the trait or the preference is that of an exemplar
-    protected_attribute  race, religion, gender, age, nationality, orientation, disability, politics
+    protected_attribute  age, gender, race, nationality, religion, politics, orientation, disability,
+                         health, family status or income
     named_person         somebody's name
     ungrammatical        a phrase that cannot complete the sentence
     same_as_other_side   both sides of the pair got the same persona
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence, Set
+from functools import cache
 
 from ..exceptions import InvalidArgumentError
 from ..records import Persona, Preference
+from .protected_attributes import is_place, is_protected, trigger_words
 
 __all__ = ["FLAGS", "find_flags", "flag_filter", "flags_in_text", "pair_text"]
 
@@ -33,43 +36,63 @@ FLAGS = (
 )
 
 _COPIED_RUN = 4  # words in a row; three are often an idiom
+# Words that anybody's sentence has: a run with fewer than two others is an idiom ("at the end of the day").
+_FUNCTION_WORDS = frozenset(
+    """
+    a an the and or but of to in on at by for from with without as than that this these those it its is are
+    was were be been being do does did not no all any some most more one lot end day same time what which who
+    how when where why i you we they he she his her their your our my can will would should could have has
+    had so if then there out up into over about
+    """.split()
+)
 
 # A million rows go through here: words are looked up in sets, and a pattern is tried only in the company
 # of a word that every match of it holds.
 _REFUSAL_WORDS = frozenset(
     """
-    i i'm can't cannot won't don't ai model unable appropriate n persona
+    i i'm can't cannot won't don't ai model unable sorry appropriate n persona
+    insufficient determined inferred
     """.split()
 )
 _REFUSAL = re.compile(
-    r"\b(?:i (?:cannot|can't|can not|won't|am unable|am not able|do not|don't)|i'm (?:sorry|unable)"
-    r"|as an ai|language model|cannot (?:provide|assist|help|fulfil)"
-    r"|unable to (?:provide|assist|help)|not appropriate to|n/a|no persona)\b"
+    r"\b(?:i (?:cannot|can't|can not|won't|am unable|am not able)"
+    r"|i (?:do not|don't) (?:have|know|feel|think|believe|see|want to|wish to)"
+    r"|(?:i'm|i am) (?:sorry|unable|not able|an ai)|sorry,? but|as an? (?:ai|(?:large )?language model)"
+    r"|cannot (?:provide|assist|help|fulfil|comply|answer|describe|be determined|be inferred)"
+    r"|unable to (?:provide|assist|help with|comply|describe|infer|determine)"
+    r"|(?:insufficient|not enough) information|not appropriate to|n/a|no persona)\b"
 )
-_PROTECTED_WORDS = frozenset(
+_TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof)\.? [^\W\d_a-z]\w+")
+_CALLED = re.compile(
+    r"\b(?:named|(?:person|someone|user|man|woman|boy|girl) called|name is) [^\W\d_a-z][^\W\d_]"
+)
+# Capitalised words, with initials and particles between: "George W. Bush", "Ludwig van Beethoven".
+_CAPITALIZED = re.compile(
+    r"\b(?:[A-Z]\. ?)*[^\W\d_a-z][^\W\d_]*[^\W\d_A-Z][^\W\d_]*"
+    r"(?: (?:(?:[A-Z]\.? ?)+|van|von|de|da|del|di|bin|al|la|der|den)){0,2}"
+    r"(?: [^\W\d_a-z][^\W\d_]*[^\W\d_A-Z]\w*)+|\b(?:[A-Z]\. ?)+[A-Z][a-z]+"
+)
+# Capitalised words that make a place, a product, a work or an event of the words beside them.
+_NOT_IN_NAMES = frozenset(
     """
-    man men woman women male males female females boy boys girl girls lady ladies gender trans
-    transgender nonbinary gay gays lesbian lesbians queer bisexual homosexual heterosexual lgbt
-    lgbtq black white asian hispanic latino latina latinx caucasian african arab race racial
-    indigenous ethnic ethnics ethnically ethnicity ethnicities christian christians muslim muslims
-    islam islamic islamism islamist islamists islamophobia islamophobic jew jews jewish hindu hindus
-    buddhist buddhists catholic catholics protestant protestants atheist atheists religious religion
-    devout elderly teen teens teenage teenager teenagers millennial millennials adolescent
-    adolescents retiree retirees immigrant immigrants foreigner foreigners nationality american
-    americans british chinese indian indians mexican mexicans russian russians german germans french
-    japanese european europeans disabled disability disabilities blind deaf adhd autism autist
-    autists autistic autistics dyslexia dyslexic dyslexics wheelchair wheelchairs pregnant pregnancy
-    pregnancies republican republicans democrat democrats conservative conservatives liberal
-    liberals socialist socialists communist communists feminist feminists
+    new old north south east west northern southern eastern western central upper lower great grand saint
+    united national international american european african asian british english french german italian
+    spanish chinese japanese indian russian roman greek ancient modern civil world cold golden silent middle
+    the a an and or of in on for to with my your this that his her their no not every any some
+    star wars trek potter rings dragons dungeons marvel game games league cup olympic olympics super premier
+    visual studio stack overflow machine learning deep data science artificial intelligence computer open
+    source web cloud docs office word excel power point google microsoft apple amazon facebook meta github
+    hugging face python java script type react native ruby rails linux windows android mac raspberry pi
+    times post journal review magazine news radio network press university college school institute academy
+    library museum church street avenue road river lake mountain mountains island islands bay ocean sea city
+    county state states park bridge valley coast forest crest trail tower palace square airport station hall
+    bank company group union party house senate court act bill law rights constitution association society
+    monday tuesday wednesday thursday friday saturday sunday january february march april may june july
+    august september october november december spring summer autumn winter christmas easter thanksgiving
+    boy girl scout scouts black red green blue white day year night week eve age war revolution renaissance
+    depression festival award awards prize club team band orchestra symphony opera theory theorem method
+    model system language programming code software engineering design management business marketing
     """.split()
-)
-_PROTECTED_RUN = re.compile(
-    r"\b(?:senior citizens?|middle aged|(?:left|right) wing|non binary|\d+ years? old)\b"
-)
-_PROTECTED_STARTS = frozenset("senior middle left right non year years".split())
-_TELLING = _REFUSAL_WORDS | _PROTECTED_WORDS | _PROTECTED_STARTS
-_NAME = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof)\.? [A-Z]\w+|\b[A-Z][a-z]+ (?:[A-Z]\. )?[A-Z][a-z]+\b)"
 )
 _OPEN_ENDS = frozenset(
     """
@@ -134,7 +157,7 @@ def flags_in_text(
     wary = (
         plain != said  # capitals, as names have
         or "'" in said
-        or not _TELLING.isdisjoint(words)
+        or not _telling_words().isdisjoint(words)
         or _may_copy(words, text)
     )
     return [_flags(persona, text, exemplar_phrases, wary) for persona in personas]
@@ -150,9 +173,9 @@ def _flags(persona: Persona, text: str, exemplar_phrases: Set[str], wary: bool) 
         found.append("copies_text")
     if not exemplar_phrases.isdisjoint(phrases):
         found.append("copies_exemplar")
-    if wary and _is_protected(words):
+    if wary and is_protected(*persona.phrases):
         found.append("protected_attribute")
-    if wary and any(map(_NAME.search, persona.phrases)):
+    if wary and any(map(_has_name, persona.phrases)):
         found.append("named_person")
     if any(map(_is_ungrammatical, phrases)):
         found.append("ungrammatical")
@@ -198,24 +221,39 @@ def _may_copy(words: Sequence[str], text: str) -> bool:
 
 
 def _copies(text: str, *phrases: str) -> bool:
-    """Whether four words in a row of a phrase stand in the pair, whatever punctuation is between them."""
+    """Whether four words in a row of a phrase stand in the pair, whatever punctuation is between them.
+
+    At least two of them must be words with a meaning of their own.
+    """
     plain = f" {' '.join(_words(text))} "
     runs = (
         words[start : start + _COPIED_RUN]
         for words in map(_words, phrases)
         for start in range(len(words) - _COPIED_RUN + 1)
     )
-    return any(f" {' '.join(run)} " in plain for run in runs)
+    return any(
+        f" {' '.join(run)} " in plain and sum(word not in _FUNCTION_WORDS for word in run) >= 2
+        for run in runs
+    )
 
 
-def _is_protected(words: Sequence[str]) -> bool:
-    said = " ".join(words)
-    if "'" in said:  # a quotation mark, or a genitive
-        words = said.replace("'", " ").split()
-        said = " ".join(words)
-    if not _PROTECTED_WORDS.isdisjoint(words):
+@cache
+def _telling_words() -> frozenset[str]:
+    """Words of which a refusal or a protected attribute has at least one."""
+    return _REFUSAL_WORDS | trigger_words()
+
+
+def _has_name(phrase: str) -> bool:
+    """Whether a phrase names a person: a title and a name, "named Anna", or two capitalised words.
+
+    Capitalised words of places, products and works do not count.
+    """
+    if _TITLE.search(phrase) or _CALLED.search(phrase):
         return True
-    return not _PROTECTED_STARTS.isdisjoint(words) and bool(_PROTECTED_RUN.search(said))
+    return any(
+        _NOT_IN_NAMES.isdisjoint(found[0].lower().split()) and not is_place(found[0])
+        for found in _CAPITALIZED.finditer(phrase)
+    )
 
 
 def _is_ungrammatical(phrase: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from personainfer.personas.flags import FLAGS, find_flags
@@ -50,6 +52,12 @@ FOUND = [
     ("named_person", "someone like Marie Curie"),
     ("named_person", "an admirer of George W. Bush"),
     ("named_person", "a patient of Dr. Smith"),
+    ("named_person", "someone named Anna"),
+    ("named_person", "fond of José García"),
+    ("named_person", "an admirer of Ludwig van Beethoven"),
+    ("named_person", "a reader of J. K. Rowling"),
+    ("refusal", "impossible to describe, since there is insufficient information"),
+    ("refusal", "unclear; it cannot be determined"),
     ("ungrammatical", "curious and"),
     ("ungrammatical", "interested in learning about the"),
     ("ungrammatical", "has little time"),
@@ -80,7 +88,13 @@ INNOCENT = [
     "answers that can be acted upon at once",
     "a step-by-step plan",
     "examples from Python",
+    "planning a trip to New York",
+    "a fan of Star Wars and Machine Learning",
+    "a visitor of South Dakota who uses Visual Studio",
+    "curious about how a language model works",
+    "one of those who say 'I don't compromise'",
 ]
+SENTENCES = Path(__file__).parent / "sentences"
 
 
 @pytest.mark.parametrize(("flag", "phrase"), FOUND)
@@ -99,6 +113,33 @@ def test_a_copy_is_found_whichever_apostrophe_the_pair_has() -> None:
     pair = PAIR.model_copy(update={"rejected": "Don\u2019t follow a calendar; read the soil."})
     persona = Persona(trait="patient", preference="those who don't follow a calendar")
     assert find_flags(persona, pair) == ("copies_text",)
+
+
+def found_in(name: str, half: int) -> tuple[list[str], list[str]]:
+    """Of every second sentence of a file: those with the flag, and those without."""
+    sentences = (SENTENCES / name).read_text(encoding="utf-8").splitlines()[half::2]
+    flagged = [
+        said
+        for said in sentences
+        if "protected_attribute" in find_flags(Persona.parse(said), PAIR)
+    ]
+    return flagged, [said for said in sentences if said not in flagged]
+
+
+@pytest.mark.parametrize("half", [0, 1], ids=["that the rules were made on", "held out"])
+def test_protected_attributes_are_found_and_innocent_words_are_not(half: int) -> None:
+    found, missed = found_in("protected.txt", half)
+    alarms, _ = found_in("innocent.txt", half)
+    recall = len(found) / (len(found) + len(missed))
+    precision = len(found) / (len(found) + len(alarms))
+    assert recall >= 0.85, missed
+    assert precision >= 0.9, alarms
+
+
+def test_an_idiom_that_the_pair_has_too_is_not_copied() -> None:
+    pair = Preference(prompt="Why?", chosen="At the end of the day it is yours.", rejected="No.")
+    persona = Persona(trait="calm at the end of the day", preference="x")
+    assert find_flags(persona, pair) == ()
 
 
 def test_every_flag_but_the_one_about_both_sides_has_an_example() -> None:
