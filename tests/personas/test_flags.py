@@ -119,9 +119,7 @@ def found_in(name: str, half: int) -> tuple[list[str], list[str]]:
     """Of every second sentence of a file: those with the flag, and those without."""
     sentences = (SENTENCES / name).read_text(encoding="utf-8").splitlines()[half::2]
     flagged = [
-        said
-        for said in sentences
-        if "protected_attribute" in find_flags(Persona.parse(said), PAIR)
+        said for said in sentences if "protected_attribute" in find_flags(Persona.parse(said), PAIR)
     ]
     return flagged, [said for said in sentences if said not in flagged]
 
