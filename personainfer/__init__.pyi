@@ -31,6 +31,7 @@ from .simulation.reward_matrix import RewardMatrix as RewardMatrix
 from .simulation.simulated_users import SimulatedUsers as SimulatedUsers
 from .tailoring.export import export_personas as export_personas
 from .tailoring.retriever import PersonaRetriever as PersonaRetriever
+from .tailoring.rewards import persona_reward as persona_reward
 from .tailoring.rows import tailoring_rows as tailoring_rows
 from .users.evaluate import evaluate_prefixes as evaluate_prefixes
 from .users.infer import infer_user_personas as infer_user_personas

@@ -177,7 +177,8 @@ def _flags(persona: Persona, text: str, exemplar_phrases: Set[str], wary: bool) 
         found.append("protected_attribute")
     if wary and any(map(_has_name, persona.phrases)):
         found.append("named_person")
-    if any(map(_is_ungrammatical, phrases)):
+    composed = persona.sentence is None or persona.trait  # else it brings a sentence of its own
+    if composed and any(map(_is_ungrammatical, phrases)):
         found.append("ungrammatical")
     return tuple(found)
 

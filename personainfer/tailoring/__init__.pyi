@@ -6,5 +6,6 @@ from .published import read_persona_tailoring as read_persona_tailoring
 from .retriever import PersonaRetriever as PersonaRetriever
 from .retriever import choose_system_persona as choose_system_persona
 from .retriever import first_person_prompt as first_person_prompt
+from .rewards import persona_reward as persona_reward
 from .rows import TailoringRows as TailoringRows
 from .rows import tailoring_rows as tailoring_rows
