@@ -14,9 +14,8 @@ from ..data.schemas import read_pair
 from ..exceptions import DataError, InvalidArgumentError, ReplyError
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
-from ..personas.plan import Selector
 from ..personas.prompts import OnePersona
-from ..records import Persona, Preference
+from ..records import Persona, Preference, Selector
 
 __all__ = ["PersonaReward", "persona_reward"]
 
