@@ -37,7 +37,7 @@ class Words:
 
 
 def row(n: int = 0, *, longer: bool = False) -> dict[str, Any]:
-    texts = ("Yes.", "On the one hand, it is. On the other, it is not.")
+    texts = ("Yes.", "It grows quickly near sunny windows, and slowly elsewhere.")
     chosen, rejected = texts[::-1] if longer else texts
     return {"question": f"Is it {n}?", "chosen": chosen, "rejected": rejected}
 
@@ -85,7 +85,7 @@ def test_no_persona_has_a_reward_of_its_own(said: Any) -> None:
 
 
 def test_a_persona_that_copies_a_response_is_not_worth_it() -> None:
-    copied = "The user prefers brevity: on the one hand, it is."
+    copied = "The user prefers brevity: grows quickly near sunny windows."
     reward = pi.persona_reward(Words(), penalty=5.0)
     assert reward(["Who?"], [copied], **columns([row()])) == [-4.0]
 
