@@ -30,6 +30,7 @@ from .scoring.posterior import PersonaPosterior as PersonaPosterior
 from .simulation.reward_matrix import RewardMatrix as RewardMatrix
 from .simulation.simulated_users import SimulatedUsers as SimulatedUsers
 from .tailoring.export import export_personas as export_personas
+from .tailoring.responses import tailor_responses as tailor_responses
 from .tailoring.retriever import PersonaRetriever as PersonaRetriever
 from .tailoring.rewards import persona_reward as persona_reward
 from .tailoring.rows import tailoring_rows as tailoring_rows

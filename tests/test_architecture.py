@@ -63,6 +63,7 @@ PUBLIC = [
     "retry_errors",
     "salient_words",
     "submit_batch",
+    "tailor_responses",
     "tailoring_rows",
     "verify_personas",
     "write_report",

@@ -14,7 +14,7 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_text
 from ..records import Persona, Preference
 
-__all__ = ["ResponsePair", "pair_responses"]
+__all__ = ["ResponsePair", "by_id", "pair_responses"]
 
 _FORMS = "Give a sequence in the order of the prompts, a mapping of ids, or dicts with 'id' and {field!r}."
 
@@ -44,16 +44,16 @@ def pair_responses(
         InvalidArgumentError: ids that repeat or do not match, responses that are all the same, or an
             argument of another kind.
     """
-    asked = _by_id("prompts", "prompt", prompts)
+    asked = by_id("prompts", "prompt", prompts)
     if not asked:
         raise InvalidArgumentError("prompts= is empty: there is nothing to compare.")
     answers = {
-        name: _by_id(name, "response", v, asked) for name, v in (("base", base), ("test", test))
+        name: by_id(name, "response", v, asked) for name, v in (("base", base), ("test", test))
     }
     if personas is None or isinstance(personas, str | Persona):
         people = dict.fromkeys(asked, personas)
     else:
-        people = _by_id("personas", "persona", personas, asked)
+        people = by_id("personas", "persona", personas, asked)
     for name, given in (*answers.items(), ("personas", people)):
         _check_ids(name, asked, given)
     pairs = [
@@ -69,8 +69,11 @@ def pair_responses(
     return pairs
 
 
-def _by_id(name: str, field: str, given: Any, asked: Collection[str] = ()) -> dict[str, Any]:
-    """The values of an argument by their ids, in order; those without ids have those of `asked`."""
+def by_id(name: str, field: str, given: Any, asked: Collection[str] = ()) -> dict[str, Any]:
+    """The values of an argument by their ids, in order; those without ids have those of `asked`.
+
+    `field` names the value in a sequence of dicts, beside "id".
+    """
     if isinstance(given, str | bytes | Persona) or hasattr(given, "columns"):
         raise InvalidArgumentError(
             f"{name}= is a single {type(given).__name__}.", hint=_FORMS.format(field=field)

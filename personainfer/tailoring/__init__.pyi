@@ -3,6 +3,8 @@ from .export import export_personas as export_personas
 from .implicit_reward import implicit_rewards as implicit_rewards
 from .implicit_reward import reward_accuracy as reward_accuracy
 from .published import read_persona_tailoring as read_persona_tailoring
+from .responses import TailoredResponses as TailoredResponses
+from .responses import tailor_responses as tailor_responses
 from .retriever import PersonaRetriever as PersonaRetriever
 from .retriever import choose_system_persona as choose_system_persona
 from .retriever import first_person_prompt as first_person_prompt

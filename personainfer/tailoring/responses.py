@@ -1,0 +1,370 @@
+"""`tailor_responses`: a model answers prompts for personas, with or without worked examples.
+
+The personas at inference are those of "Whose Boat Does it Float?" (arXiv 2501.11549): gold, retrieved, one
+for all (system), or none.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+from ..data.schemas import is_null, read_prompt, surrogate_problem
+from ..data.table import PersonaTable
+from ..evaluation.paired_responses import by_id
+from ..exceptions import (
+    DataError,
+    InvalidArgumentError,
+    MissingExtraError,
+    ModelError,
+    UnknownOptionError,
+)
+from ..llm.client import LLM, OPTIONS, make_llm
+from ..llm.requests import Request
+from ..personas.options import LLMOptions
+from ..personas.placement import PersonaPlace, check_place, check_template, place_persona
+from ..personas.prompts import bare_text, prompt_text
+from ..progress import with_progress_bar
+from ..records import Message, Persona, PersonaRow, Side, Usage
+from .retriever import PersonaRetriever
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["TailoredResponses", "tailor_responses"]
+
+Prompt = str | tuple[Message, ...]
+Someone = Persona | str | None
+PersonaSource = Literal["gold", "retrieved", "system", "none"]
+
+_SOURCES = ("gold", "retrieved", "system", "none")
+
+
+@dataclass(frozen=True)
+class TailoredResponses(Mapping[str, str | None]):
+    """Responses by the id of their prompt, as `compare_responses` takes them; None where there is none.
+
+    Attributes:
+        prompts: what was to be answered, as it was given.
+        responses: what the model said.
+        personas: for whom; None: for nobody in particular.
+        errors: id -> why there is no response.
+        usage: what it took.
+        settings: how the responses were made.
+    """
+
+    prompts: Mapping[str, Any] = field(repr=False)
+    responses: Mapping[str, str | None] = field(repr=False)
+    personas: Mapping[str, Someone] = field(repr=False)
+    errors: Mapping[str, str]
+    usage: Usage
+    settings: Mapping[str, Any]
+
+    def __getitem__(self, id: str) -> str | None:
+        return self.responses[id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.responses)
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row a prompt, by its id: prompt (as text), persona, response, error."""
+        pd = MissingExtraError.require("pandas")
+        readable, _ = _readable(self.prompts)
+        texts = {id: prompt_text(prompt) for id, prompt in readable.items()}
+        said = {id: None if who is None else str(who) for id, who in self.personas.items()}
+        columns: dict[str, Mapping[str, Any]] = {
+            "prompt": texts,
+            "persona": said,
+            "response": self.responses,
+            "error": self.errors,
+        }
+        return pd.DataFrame(  # type: ignore[no-any-return]
+            {name: [values.get(id) for id in self] for name, values in columns.items()},
+            index=pd.Index(list(self), name="id"),
+            dtype=object,
+        )
+
+
+def tailor_responses(
+    prompts: object,
+    model: str | LLM | None = None,
+    *,
+    personas: PersonaSource | Persona | str | Mapping[Any, Someone] | Sequence[Someone] = "gold",
+    side: Side = "chosen",
+    train: PersonaTable | None = None,
+    shots: int = 0,
+    system_persona: Persona | str | None = None,
+    persona_in: PersonaPlace | None = None,
+    template: str | None = None,
+    progress: bool | None = None,
+    **options: Unpack[LLMOptions],
+) -> TailoredResponses:
+    """Have a model answer each prompt for a persona; the result is ready for `compare_responses`.
+
+    Args:
+        prompts: a table, whose prompts are answered; or texts or conversations, as for
+            `compare_responses`: a sequence, a mapping of ids, or dicts with "id" and "prompt".
+        model: as for `infer_personas`.
+        personas: "gold": those of the table itself, inferred from the pairs of these prompts (an upper
+            bound: the persona has seen the responses); "retrieved": of the nearest prompt in `train`;
+            "system": `system_persona` for all; "none": nobody's. Or a persona for each prompt, as a
+            sequence or a mapping of ids; or one for all.
+        side: of which side the table's and the training personas are.
+        train: a table of other prompts, for "retrieved" and for worked examples. Prompts that are
+            answered are left out of it, so that no test pair answers itself.
+        shots: how many worked examples stand before the prompt: the nearest prompts of `train`, each with
+            its persona and the response that the persona prefers. The nearest comes last.
+        system_persona: for "system", such as one that `choose_system_persona` chose.
+        persona_in, template: where the persona stands, as for `tailoring_rows`. By default in the system
+            message, and with worked examples at the end of the user's message.
+        progress: a bar on standard error; None: in a terminal or a notebook.
+        options: configure the LLM that a model string makes: see `LLM`.
+
+    Returns:
+        For each prompt its response, or None and an error: a prompt without a persona, or a reply that is
+        cut off at `max_tokens`, costs no other.
+
+    Raises:
+        InvalidArgumentError, UnknownOptionError: a bad argument, before any call is made.
+        DataError: no prompt can be answered, or nothing is left of `train`.
+        ModelError: the model failed on every prompt, or would (key, model).
+    """
+    UnknownOptionError.check(options, OPTIONS.union(inspect.signature(tailor_responses).parameters))
+    place = persona_in or ("user" if shots else "system")
+    _check(personas, side, train, shots, system_persona, place, template)
+    given = _given_prompts(prompts)
+    people = _given_personas(given, prompts, personas, side, system_persona)
+    asked, problems = _readable(given)
+    shown = _nearest(asked, train, side, max(shots, 1)) if train is not None else {}
+    if personas == "retrieved":
+        people = {id: getattr(shown[id][0], side) if id in shown else None for id in given}
+    if personas != "none":
+        for id in asked:
+            if people[id] is None:
+                problems[id] = "there is no persona for it."
+    llm = make_llm(model, options)
+    side_shown = None if personas == "none" else side
+    requests = {
+        id: _messages(
+            prompt, people[id], shown.get(id, [])[:shots], (side, side_shown), place, template
+        )
+        for id, prompt in asked.items()
+        if id not in problems
+    }
+    responses, usage = _answered(llm, requests, problems, progress)
+    named = personas if isinstance(personas, str) and personas in _SOURCES else "given"
+    settings = {"model": llm.model, "personas": named, "side": side, "shots": shots}
+    return TailoredResponses(
+        prompts=given,
+        responses={id: responses.get(id) for id in given},
+        personas=people,
+        errors=problems,
+        usage=usage,
+        settings={**settings, "persona_in": place, "template": template},
+    )
+
+
+# What is asked
+
+
+def _given_prompts(prompts: object) -> dict[str, Any]:
+    """The prompts by their ids, as they were given."""
+    if not isinstance(prompts, PersonaTable):
+        found = by_id("prompts", "prompt", prompts)
+    else:
+        pairs = [row.preference for row in prompts]
+        own = [pair.id if pair and pair.id else str(place) for place, pair in enumerate(pairs)]
+        ids = own if len(set(own)) == len(own) else map(str, range(len(own)))
+        found = {id: pair and pair.prompt for id, pair in zip(ids, pairs, strict=True)}
+    if not found:
+        raise InvalidArgumentError("prompts= is empty: there is nothing to answer.")
+    return found
+
+
+def _readable(given: Mapping[str, Any]) -> tuple[dict[str, Prompt], dict[str, str]]:
+    """The prompts that can be answered, and why the others cannot."""
+    asked: dict[str, Prompt] = {}
+    problems: dict[str, str] = {}
+    for id, value in given.items():
+        try:
+            prompt = read_prompt(value)
+            prompt_text(prompt).encode()
+        except DataError as error:
+            problems[id] = error.message
+        except UnicodeEncodeError:
+            problems[id] = surrogate_problem("prompt")
+        else:
+            if prompt_text(prompt).strip():
+                asked[id] = prompt
+            else:
+                problems[id] = "the prompt is empty."
+    return asked, problems
+
+
+def _given_personas(
+    given: Mapping[str, Any],
+    prompts: object,
+    personas: object,
+    side: Side,
+    system_persona: Persona | str | None,
+) -> dict[str, Someone]:
+    """The persona of each prompt, but for those that are to be retrieved."""
+    if isinstance(personas, str | Persona):
+        if personas == "gold":
+            if not isinstance(prompts, PersonaTable):
+                raise InvalidArgumentError(
+                    'personas="gold" are those of a table: pass it as prompts=.',
+                    hint="Or give a persona for each prompt.",
+                )
+            return {id: getattr(row, side) for id, row in zip(given, prompts, strict=True)}
+        everybody = {"none": None, "retrieved": None, "system": system_persona}
+        return dict.fromkeys(given, everybody.get(str(personas), personas))
+    found = by_id("personas", "persona", personas, given)
+    if found.keys() != given.keys():
+        stray = next(iter(found.keys() ^ given.keys()))
+        raise InvalidArgumentError(
+            f"personas= ({len(found)}) do not match the {len(given)} prompts: {stray!r} is in one of them"
+            " only.",
+            hint="Give a persona, or None, for each prompt.",
+        )
+    return {id: _someone(id, found[id]) for id in given}
+
+
+def _someone(id: str, value: object) -> Someone:
+    if is_null(value) or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str | Persona):
+        raise InvalidArgumentError(
+            f"the persona of {id!r} is of type {type(value).__name__}.",
+            hint="Give a Persona, its sentence, or None.",
+        )
+    return value
+
+
+def _nearest(
+    asked: Mapping[str, Prompt], train: PersonaTable, side: Side, count: int
+) -> dict[str, list[PersonaRow]]:
+    """For each prompt the training rows of the nearest other prompts, the nearest first."""
+    known = {bare_text(prompt_text(prompt)) for prompt in asked.values()}
+
+    def is_other(row: PersonaRow) -> bool:
+        pair, persona = row.preference, getattr(row, side)
+        return (
+            pair is not None
+            and persona is not None
+            and bare_text(prompt_text(pair.prompt)) not in known
+        )
+
+    rows = train.filter(is_other)
+    if not len(rows):
+        raise DataError(
+            f"train= has no row with a {side} persona whose prompt is not answered here itself.",
+            hint="Pass a table of other prompts.",
+        )
+    found = PersonaRetriever.from_table(rows, side).retrieve(asked.values(), count)
+    return {
+        id: [rows[one.index] for one in nearest] for id, nearest in zip(asked, found, strict=True)
+    }
+
+
+def _messages(
+    prompt: Prompt,
+    persona: Someone,
+    shown: Sequence[PersonaRow],
+    sides: tuple[Side, Side | None],
+    place: PersonaPlace,
+    template: str | None,
+) -> tuple[Message, ...]:
+    """The worked examples, the nearest last, and the prompt.
+
+    `sides` are the side whose response an example shows, and the one whose persona.
+    """
+    asked = place_persona(prompt, persona, place, template)
+    examples = []
+    for row in reversed(shown):
+        pair = row.preference
+        assert pair is not None  # left out otherwise
+        one = place_persona(pair.prompt, sides[1] and getattr(row, sides[1]), place, template)
+        examples.append((one, pair.chosen if sides[0] == "chosen" else pair.rejected))
+    if isinstance(asked, str):
+        texts = [f"{one}{response}" for one, response in examples]
+        return (Message(role="user", content="\n\n".join([*texts, asked])),)
+    system = asked[:1] if asked[0].role == "system" else ()
+    turns = [
+        turn
+        for one, response in examples
+        for turn in (*one, Message(role="assistant", content=response))
+        if turn.role != "system"
+    ]
+    return (*system, *turns, *asked[len(system) :])
+
+
+# What is answered
+
+
+def _answered(
+    llm: LLM,
+    requests: Mapping[str, tuple[Message, ...]],
+    problems: dict[str, str],
+    progress: bool | None,
+) -> tuple[dict[str, str], Usage]:
+    """The responses by id; why there is none goes to `problems`."""
+    if not requests:
+        id, problem = next(iter(problems.items()))
+        raise DataError("no prompt can be answered.", hint=f"The first, {id!r}: {problem}")
+    responses: dict[str, str] = {}
+    failed: list[ModelError] = []
+    run = llm.run((id, [Request(messages)]) for id, messages in requests.items())
+    try:
+        for id, (reply,) in with_progress_bar(run, progress, total=len(requests)):
+            if reply.error is None:
+                responses[id] = str(reply.value)
+            else:
+                failed.append(reply.error)
+                problems[id] = str(reply.error)
+    finally:
+        run.close()
+    if not responses:
+        raise failed[0]
+    return responses, run.tally.usage
+
+
+def _check(
+    personas: object,
+    side: object,
+    train: object,
+    shots: object,
+    system_persona: object,
+    place: PersonaPlace,
+    template: str | None,
+) -> None:
+    InvalidArgumentError.check("side", side, ("chosen", "rejected"))
+    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
+        raise InvalidArgumentError(f"shots={shots!r} must be a whole number from 0 up.")
+    if isinstance(personas, str) and not any(map(str.isspace, personas)):
+        InvalidArgumentError.check("personas", personas, _SOURCES)
+    if train is not None and not isinstance(train, PersonaTable):
+        raise InvalidArgumentError(f"train= is a PersonaTable, not {type(train).__name__}.")
+    if train is None and (shots or personas == "retrieved"):
+        wanted = f"shots={shots}" if shots else 'personas="retrieved"'
+        raise InvalidArgumentError(f"{wanted} needs train=, a table of other prompts.")
+    if (personas == "system") != (system_persona is not None):
+        raise InvalidArgumentError(
+            'personas="system" and system_persona= go together.',
+            hint="choose_system_persona chooses one.",
+        )
+    if system_persona is not None and not isinstance(system_persona, str | Persona):
+        raise InvalidArgumentError(f"system_persona={system_persona!r:.80} is no persona.")
+    check_place(place)
+    if template is not None:
+        check_template(template, place)
+    if shots and place == "system":
+        raise InvalidArgumentError(
+            'persona_in="system" has one place, and each worked example a persona of its own.',
+            hint='Use "user" or "plain" with shots=.',
+        )
