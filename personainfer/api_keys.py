@@ -1,7 +1,7 @@
-"""An API key on its way to another process: in a pickle as it is, in a fingerprint not at all.
+"""Keep an API key out of fingerprints while the options that hold it are pickled.
 
 Hugging Face's datasets hashes the function it maps with by pickling it. With the key in that hash, a
-renewed key would discard all that was mapped before. What a key opens is not known here.
+renewed key would discard all that was mapped before. An ordinary pickle, for another process, keeps it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["SealedKey", "opened", "sealed"]
+__all__ = ["HiddenKey", "hide_key", "show_key"]
 
 
-class SealedKey:
+class HiddenKey:
     """A key within the options of a model that are about to be pickled."""
 
     __slots__ = ("key",)
@@ -23,22 +23,22 @@ class SealedKey:
         self.key = key
 
     def __repr__(self) -> str:
-        return "SealedKey(…)"
+        return "HiddenKey(…)"
 
 
-def sealed(options: Mapping[str, Any]) -> dict[str, Any]:
+def hide_key(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, with the key in a form that datasets does not hash."""
     if not options.get("api_key"):
         return dict(options)
     if "datasets" in sys.modules:
         _leave_out_of_fingerprints()
-    return {**options, "api_key": SealedKey(options["api_key"])}
+    return {**options, "api_key": HiddenKey(options["api_key"])}
 
 
-def opened(options: Mapping[str, Any]) -> dict[str, Any]:
+def show_key(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options with their key again."""
     key = options.get("api_key")
-    return {**options, "api_key": key.key} if isinstance(key, SealedKey) else dict(options)
+    return {**options, "api_key": key.key} if isinstance(key, HiddenKey) else dict(options)
 
 
 def _leave_out_of_fingerprints() -> None:
@@ -47,8 +47,8 @@ def _leave_out_of_fingerprints() -> None:
     with suppress(ImportError, AttributeError):
         from datasets.utils._dill import pklregister
 
-        pklregister(SealedKey)(_save_without_key)
+        pklregister(HiddenKey)(_save_without_key)
 
 
-def _save_without_key(pickler: Any, key: SealedKey) -> None:
-    pickler.save_reduce(SealedKey, (), obj=key)
+def _save_without_key(pickler: Any, key: HiddenKey) -> None:
+    pickler.save_reduce(HiddenKey, (), obj=key)

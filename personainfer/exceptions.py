@@ -49,14 +49,18 @@ __all__ = [
 
 
 class PersonaInferError(Exception):
-    """Base of every error of this library: what failed, and in `hint` what to do about it."""
+    """Base of every error of this library: what failed, and in `hint` what to do about it.
+
+    `argument` names the argument that is wrong, or that would help; None: there is none.
+    """
 
     retryable = False
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", argument: str | None = None) -> None:
         super().__init__(f"{message} {hint}".strip())
         self.message = message
         self.hint = hint
+        self.argument = argument
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.hint, self.__dict__))
@@ -78,7 +82,9 @@ class InvalidArgumentError(PersonaInferError, ValueError):
         """Raise if the value is not one of those that are known."""
         if not isinstance(value, str) or value not in known:
             wanted = ", ".join(f'"{choice}"' for choice in known)
-            raise cls(f"{name}={value!r} is not known.", hint=f"It is one of {wanted}.")
+            raise cls(
+                f"{name}={value!r} is not known.", hint=f"It is one of {wanted}.", argument=name
+            )
 
 
 class UnknownOptionError(PersonaInferError, TypeError):
@@ -93,7 +99,7 @@ class UnknownOptionError(PersonaInferError, TypeError):
                 hint = (
                     f"Did you mean {near[0]}=?" if near else f"Known: {', '.join(sorted(known))}."
                 )
-                raise cls(f"there is no option {name}=.", hint=hint)
+                raise cls(f"there is no option {name}=.", hint=hint, argument=name)
 
 
 class DataError(PersonaInferError, ValueError):

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Unpack
 
+from ..arguments import PositiveNumber, check_argument, takes_options
 from ..data.readers import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
 from ..exceptions import (
@@ -53,6 +54,7 @@ from .results import bring_in, run_without_calls
 __all__ = ["collect_batch", "submit_batch"]
 
 
+@takes_options(PersonaOptions)
 def submit_batch(
     data: object, model: str | LLM | None, path: str | Path, **options: Unpack[PersonaOptions]
 ) -> PersonaBatch:
@@ -133,8 +135,8 @@ def collect_batch(
         DataError: this installation makes other requests than those that were submitted.
         ModelError: the provider cannot be asked; the same call again goes on.
     """
-    if not (_positive(poll) and (timeout is None or _positive(timeout))):
-        raise InvalidArgumentError("poll= and timeout= are positive numbers of seconds.")
+    check_argument("poll", poll, PositiveNumber)
+    check_argument("timeout", timeout, PositiveNumber | None)
     # From the folder in any case: another call may have gone on with it.
     batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
     check_candidates(batch.candidates, select)
@@ -167,11 +169,13 @@ def _check(llm: LLM, options: Mapping[str, Any]) -> None:
         raise InvalidArgumentError(
             "select= chooses among replies, of which there are none yet.",
             hint="Give it to collect_batch.",
+            argument="select",
         )
     if llm.options["api_base"] != llm.settings["api_base"]:
         raise InvalidArgumentError(
             "api_base= may hold a password or a token, which would be written to the folder.",
             hint="Give an address without @ and ?, and the key as api_key=.",
+            argument="api_base",
         )
 
 
@@ -374,7 +378,3 @@ def _fingerprint(source: PreferenceSource, plan: Plan, llm: LLM) -> tuple[str, s
         add_to_digest(digest, wired)
         keys.update(wire.key for wire in wired)
     return digest.hexdigest(), keys
-
-
-def _positive(seconds: object) -> bool:
-    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0

@@ -1,7 +1,6 @@
-"""The command `personainfer`: parse, call one public function, print.
+"""The command `personainfer`: each command parses, calls one public function, and prints.
 
-It knows files, pipes and exit codes. What a command does is done elsewhere, and imported when it runs,
-so that `--help` comes at once.
+What a command needs is imported when it runs, so that `--help` comes at once.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import personainfer as pi
 
 from .models import models_app
 from .options import (
+    SHELL_NAMES,
     AsJson,
     Data,
     Limit,
@@ -82,7 +82,9 @@ class _Group(TyperGroup):
         except OSError as error:
             fail(ENDED if error.errno in _FULL else WRONG, str(error))
         except pi.PersonaInferError as error:
-            fail(_exit_code(error), str(error))
+            fail(
+                _exit_code(error), _in_a_shell(error, self.get_command(ctx, ctx.invoked_subcommand))
+            )
         return result
 
 
@@ -140,10 +142,6 @@ def infer(
         bool,
         typer.Option("--retry", help="DATA is a table: ask again for its failed rows, in place."),
     ] = False,
-    on_error: Annotated[
-        Literal["keep", "raise", "drop"] | None,
-        typer.Option(help="Rows that fail: kept with the reason, or end the run, or left out."),
-    ] = None,
     details: Annotated[
         bool,
         typer.Option(
@@ -156,7 +154,7 @@ def infer(
     **options: Any,
 ) -> None:
     """Infer the personas of every pair. The same command again pays for nothing twice."""
-    asked = persona_options({**options, "on_error": on_error})
+    asked = persona_options(options)
     if details and (dry_run or retry or output.endswith(".parquet")):
         raise typer.BadParameter(
             "it is for JSONL: a table holds them, see PersonaTable.to_pandas(details=True).",
@@ -168,7 +166,7 @@ def infer(
 
         print_request(first_request(rows_of(data, limit), model, **asked), as_json)
     elif retry:
-        _refuse_beside("--retry", {"--limit": limit, "--column": options["column"]})
+        _refuse_beside("--retry", {"--limit": limit, "--column": options["column"] or None})
         target = data if output == "-" else _table_path(output)
         table = pi.retry_errors(data, model, progress=progress, **asked)
         finish(Done.of(table), table.save(target), as_json)
@@ -398,6 +396,22 @@ def _table_path(output: str) -> Path:
     from ..data.table_writer import check_output
 
     return check_output(output, None)
+
+
+# What the library calls an argument, and a command otherwise.
+_ARGUMENTS = {**SHELL_NAMES, "path": "output", "drop_flagged": "drop_flag", "splits": "split"}
+
+
+def _in_a_shell(error: pi.PersonaInferError, command: Any) -> str:
+    """An error, with the option of the command where it names an argument of Python."""
+    name = _ARGUMENTS.get(error.argument or "", error.argument)
+    option = next((one.opts[0] for one in command.params if one.name == name), None)
+    if option is None:
+        return str(error)
+    start = f"{error.argument}="
+    if error.message.startswith(start):
+        return f"{option} {error.message.removeprefix(start).strip()} {error.hint}".strip()
+    return f"{option}: {error}"
 
 
 def _exit_code(error: pi.PersonaInferError) -> int:

@@ -1,19 +1,21 @@
-"""The options that several commands share: how a model is reached, how personas are asked for.
-
-An option that is not given is not passed on, so that defaults are told in one place: `LLM` and
-`infer_personas`. What a command does with them is not known here.
-"""
+"""The options that several commands share. Those of a model and of a run come from their declarations."""
 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from ..arguments import Option, Options
+from ..llm.client import LLMOptions
+from ..personas.options import RUN_OPTIONS
+
 __all__ = [
+    "SHELL_NAMES",
     "AsJson",
     "Data",
     "Limit",
@@ -68,86 +70,71 @@ Progress = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Say it as one JSON object.")]
 
-_LLM = "The model"
-_LLM_OPTIONS: dict[str, Any] = {
-    "api_base": Annotated[
-        str | None,
-        typer.Option(help="The address of an OpenAI-compatible endpoint.", rich_help_panel=_LLM),
-    ],
-    "api_key": Annotated[
-        str | None,
-        typer.Option(
-            envvar="PERSONAINFER_API_KEY",
-            show_envvar=True,
-            help="The key; better in the environment, where other users cannot read it.",
-        ),
-    ],
-    "temperature": Annotated[float | None, typer.Option(help="0 for the likeliest reply.")],
-    "max_tokens": Annotated[int | None, typer.Option(help="The most a reply may take.")],
-    "seed": Annotated[int | None, typer.Option(help="Sent to endpoints that take one.")],
-    "max_concurrency": Annotated[int | None, typer.Option(help="The most calls in flight.")],
-    "rpm": Annotated[float | None, typer.Option(help="Requests in any minute.")],
-    "tpm": Annotated[float | None, typer.Option(help="Tokens in any minute.")],
-    "timeout": Annotated[float | None, typer.Option(help="Seconds for one call.")],
-    "max_attempts": Annotated[int | None, typer.Option(help="The most calls for one request.")],
-    "patience": Annotated[
-        float | None,
-        typer.Option(help="Seconds: an endpoint that asks to wait longer is given up."),
-    ],
-    "budget": Annotated[
-        float | None, typer.Option(help="USD: a call that could pass it is not made.")
-    ],
-    "prices": Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="IN OUT", help="USD a million prompt and completion tokens."),
-    ],
-    "cache": Annotated[
-        bool | None,
-        typer.Option("--cache/--no-cache", help="Replies on disk.", show_default=False),
-    ],
-    "cache_dir": Annotated[
-        Path | None, typer.Option(help="Where. Default: $PERSONAINFER_CACHE_DIR.")
-    ],
+# Options that a shell says in another way than Python: their type, and how they are declared to typer.
+_IN_A_SHELL: dict[str, tuple[Any, dict[str, Any]]] = {
+    "columns": (
+        list[str],
+        {
+            "metavar": "OURS=YOURS",
+            "help": "Where names differ: prompt=question. Repeatable. Ours are prompt, chosen, rejected,"
+            " id, user; or prompt, response_1, response_2, label.",
+        },
+    ),
+    "labels": (
+        list[str],
+        {
+            "metavar": "YOURS=OURS",
+            "help": "What a label means: 0=first. Repeatable. Ours are first, second, tie.",
+        },
+    ),
+    "select": (
+        str,
+        {"help": "The model that chooses among candidates, reached like --model."},
+    ),
+    "exemplars": (Literal["default", "none"], {}),
+    "extra_body": (str, {"metavar": "JSON"}),
+    "api_key": (str, {"envvar": "PERSONAINFER_API_KEY", "show_envvar": True}),
+    "prices": (tuple[float, float], {"metavar": "IN OUT"}),
+    "cache_dir": (Path, {}),
 }
-_PERSONA_OPTIONS: dict[str, Any] = {
-    "column": Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OURS=YOURS",
-            help="Where names differ: prompt=question. Repeatable. Ours are prompt, chosen, rejected, id,"
-            " user; or prompt, response_1, response_2, label.",
-        ),
-    ],
-    "sides": Annotated[
-        Literal["both", "chosen", "rejected"] | None, typer.Option(help="Whose personas.")
-    ],
-    "protocol": Annotated[
-        Literal["joint", "separate"] | None,
-        typer.Option(help="One call for both personas, or one a side."),
-    ],
-    "candidates": Annotated[
-        int | None, typer.Option(help="Hypotheses a side; more than one needs --judge.")
-    ],
-    "judge": Annotated[
-        str | None,
-        typer.Option(help="The model that chooses among candidates, reached like --model."),
-    ],
-    "exemplars": Annotated[
-        Literal["default", "none"] | None, typer.Option(help="Worked examples in the prompt.")
-    ],
-    "rows_per_call": Annotated[int | None, typer.Option(help="Pairs asked about in one call.")],
-}
-_REACHED = ("api_base", "api_key", "max_concurrency", "rpm", "tpm", "timeout", "cache", "cache_dir")
+# What a shell calls them, where that is not the name with dashes.
+SHELL_NAMES = {"columns": "column", "labels": "label", "select": "judge"}
+_ENDPOINT = (
+    "api_base",
+    "api_key",
+    "max_concurrency",
+    "rpm",
+    "tpm",
+    "timeout",
+    "cache",
+    "cache_dir",
+)
+
+
+def _declared(option: Option) -> Any:
+    """The option as typer takes it. None means that it was not given: Python has the default."""
+    kind, more = _IN_A_SHELL.get(option.name, (option.kind, {}))
+    dashed = SHELL_NAMES.get(option.name, option.name).replace("_", "-")
+    name = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
+    help = option.help
+    if option.default is not None and option.default is not True:
+        help += f" Default: {option.default}."
+    declared = {"help": help, "show_default": False, **more}
+    return Annotated[kind | None, typer.Option(name, **declared)]
+
+
+def _all_declared(options: Options) -> dict[str, Any]:
+    return {SHELL_NAMES.get(name, name): _declared(option) for name, option in options.each.items()}
 
 
 def with_llm_options(command: Command) -> Command:
     """The command, whose `**options` are those that configure a model."""
-    return _with(command, _LLM_OPTIONS)
+    return _with(command, _all_declared(Options(LLMOptions)))
 
 
 def with_persona_options(command: Command) -> Command:
     """The command, whose `**options` are those of `infer_personas` that a shell can say."""
-    return _with(command, {**_PERSONA_OPTIONS, **_LLM_OPTIONS})
+    return _with(command, _all_declared(RUN_OPTIONS))
 
 
 def _with(command: Command, options: dict[str, Any]) -> Command:
@@ -164,21 +151,28 @@ def _with(command: Command, options: dict[str, Any]) -> Command:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
+    """The options that were given, as keyword arguments."""
+    found = {name: value for name, value in options.items() if value is not None}
+    if body := found.get("extra_body"):
+        try:
+            found["extra_body"] = json.loads(body)
+        except ValueError:
+            raise typer.BadParameter(f"{body!r} is not JSON.", param_hint="--extra-body") from None
+    return found
 
 
 def persona_options(options: dict[str, Any]) -> dict[str, Any]:
     """What was given, as keyword arguments of `infer_personas`."""
     found = given(options)
-    if column := found.pop("column", None):
-        found["columns"] = pairs("--column", column)
+    for ours, shell in (("columns", "column"), ("labels", "label")):
+        if texts := found.pop(shell, None):
+            found[ours] = pairs(f"--{shell}", texts)
     if found.get("candidates", 1) > 1 and "judge" not in found:
         raise typer.BadParameter("more than one needs --judge.", param_hint="--candidates")
     if judge := found.pop("judge", None):
         from ..evaluation.verification import Verifier
 
-        found["select"] = Verifier(judge, **{n: v for n, v in found.items() if n in _REACHED})
+        found["select"] = Verifier(judge, **{n: v for n, v in found.items() if n in _ENDPOINT})
     return found
 
 

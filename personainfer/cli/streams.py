@@ -1,6 +1,6 @@
 """What the command line reads and prints: rows of files and pipes, lines of JSON, summaries, errors.
 
-Data goes to standard output, all else to standard error. Which command it is for is not known here.
+Data goes to standard output, all else to standard error.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,6 @@ __all__ = [
     "data_out",
     "fail",
     "finish",
-    "in_a_shell",
     "note",
     "opened_lines",
     "print_json",
@@ -44,6 +42,7 @@ __all__ = [
 ]
 
 FAILED = 3  # the exit code where rows failed
+_SUPPORTED = "Supported are .jsonl, .json, .csv (also with .gz), .parquet, and - for JSONL on a pipe."
 _SHOWN = 3  # rows with an error that the summary names
 
 
@@ -58,7 +57,10 @@ def rows_of(data: str, limit: int | None) -> Any:
         if sys.stdin is None:
             raise InvalidArgumentError("standard input is closed.", hint="Name a file.")
         return islice(jsonl_rows(sys.stdin.buffer, "standard input"), limit)
-    check_file(data)  # a file that is not there is the first thing to say, whatever the model
+    try:
+        check_file(data)  # a file that is not there is the first thing to say, whatever the model
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(error.message, hint=_SUPPORTED) from None
     return data if limit is None else list(islice(open_rows(data)[0], limit))
 
 
@@ -161,7 +163,7 @@ def finish(done: Done, path: Path | None, as_json: bool) -> None:
         calls = counted(usage.calls, "call")
         note(f"{calls}, {usage.cached:,} from the cache, cost {usd(usage.cost)}")
         for error in done.errors:
-            note(f"  {in_a_shell(error)}")
+            note(f"  {error}")
         if more := done.failed - len(done.errors):
             note(f"  … and {more:,} more; persona_error says why")
     if done.failed:
@@ -206,32 +208,8 @@ def usd(cost: float | None) -> str:
 
 
 def fail(code: int, message: str) -> NoReturn:
-    note(f"Error: {in_a_shell(message)}")
+    note(f"Error: {message}")
     raise typer.Exit(code) from None
-
-
-# What errors of the library say for Python, and the commands otherwise. Names that are spelled alike in
-# both are those of the options, with dashes.
-_ALIKE = (
-    "api_base api_key budget cache_dir candidates exemplars format judge max_attempts max_concurrency"
-    " max_tokens model output patience persona persona_in prices protocol rows_per_call rpm seed sides"
-    " temperature template timeout title tpm"
-)
-_OPTIONS = {name: "--" + name.replace("_", "-") for name in _ALIKE.split()}
-_OPTIONS |= {"columns": "--column", "path": "--output", "drop_flagged": "--drop-flag"}
-_ARGUMENT = re.compile(rf"\b({'|'.join(_OPTIONS)})=(?=(\w|['\"/{{]))?")
-_NAMED_COLUMN = re.compile(r"columns=\{'([^']*)': '([^']*)'[^}]*\}")
-
-
-def in_a_shell(message: str) -> str:
-    """An error of the library with options where it has arguments: `--api-base`, not `api_base=`."""
-    from ..data.files import FILES, SUPPORTED
-
-    files = f"Supported are {', '.join(FILES)} (the text ones also with .gz), and - for JSONL."
-    message = message.replace("; a string is read as a path", "").replace(SUPPORTED, files)
-    message = _NAMED_COLUMN.sub(r"--column \1=\2", message)
-    message = re.sub(r"columns\['(\w+)'\]", r"--column \1", message)
-    return _ARGUMENT.sub(lambda m: _OPTIONS[m[1]] + " " * (m[2] is not None), message)
 
 
 def abandon_stdout() -> None:

@@ -320,6 +320,7 @@ class Shape:
             raise DataError(
                 f"{pair} hold no conversations, and no column is known to be the prompt.",
                 hint="Say which it is: columns={'prompt': 'the column'}.",
+                argument="columns",
             )
 
 
@@ -351,9 +352,9 @@ def check_roles(roles: Mapping[str, str]) -> None:
     for role, column in roles.items():
         if role not in _KNOWN_ROLES:
             known = _nearest(role, _KNOWN_ROLES)
-            raise InvalidArgumentError(f"columns= has no {role!r}: ours come first.", hint=known)
+            raise InvalidArgumentError(f"columns= has no {role!r}: ours come first.", hint=known, argument="columns")
         if not isinstance(column, str):
-            raise InvalidArgumentError(f"columns[{role!r}] must be the name of a column.")
+            raise InvalidArgumentError(f"columns[{role!r}] must be the name of a column.", argument="columns")
 
 
 def check_labels(labels: Mapping[Any, str] | None) -> dict[str, int]:
@@ -361,7 +362,7 @@ def check_labels(labels: Mapping[Any, str] | None) -> dict[str, int]:
     for label, verdict in (labels or {}).items():
         if verdict not in _VERDICTS:
             raise InvalidArgumentError(
-                f"labels[{label!r}] is {verdict!r}.", hint='It is one of "first", "second", "tie".'
+                f"labels[{label!r}] is {verdict!r}.", hint='It is one of "first", "second", "tie".', argument="labels"
             )
     return {str(k).strip().lower(): _VERDICTS[v] for k, v in (labels or {}).items()}
 
@@ -405,6 +406,7 @@ def recognise(
             raise InvalidArgumentError(
                 f"columns[{role!r}] is {column!r}, which is no column of the data.",
                 hint=_nearest(column, found),
+                argument="columns",
             )
     if shape := match(found, roles):
         return replace(shape, labels=labels) if labels and shape.labels else shape
@@ -413,4 +415,5 @@ def recognise(
     raise DataError(
         f"no preference data recognised in the columns {listed or '(none)'}.",
         hint=f"Known are: {known}. Or say which is which: columns={{'prompt': 'question', …}}.",
+        argument="columns",
     )

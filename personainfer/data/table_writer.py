@@ -46,12 +46,13 @@ def check_output(output: str | Path, data: object) -> Path:
         raise InvalidArgumentError(
             f"{named} is no path that ends in .parquet.",
             hint="For another format use to_pandas(), to_polars() or to_hf().",
+            argument="output",
         )
     path = Path(output)
     try:
         if not path.parent.is_dir():
             raise InvalidArgumentError(
-                f"{named}: there is no folder {str(path.parent)!r}.", hint="Make it first."
+                f"{named}: there is no folder {str(path.parent)!r}.", hint="Make it first.", argument="output"
             )
         _make_folder(path).rmdir()
         if path.exists():
@@ -60,14 +61,14 @@ def check_output(output: str | Path, data: object) -> Path:
         if isinstance(error, InvalidArgumentError):
             raise
         raise InvalidArgumentError(
-            f"{named} cannot be written: {error}.", hint="Name a folder that is yours."
+            f"{named} cannot be written: {error}.", hint="Name a folder that is yours.", argument="output"
         ) from None
     return path
 
 
 def _check_replaced(path: Path, data: object, named: str) -> None:
     if isinstance(data, str | Path) and Path(data).exists() and path.samefile(data):
-        raise InvalidArgumentError(f"{named} is the input.", hint="Name another file.")
+        raise InvalidArgumentError(f"{named} is the input.", hint="Name another file.", argument="output")
     try:
         StoredTable(path)
     except (DataError, OSError):

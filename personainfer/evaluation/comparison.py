@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from ..arguments import takes_options
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
-from ..llm.client import LLM, OPTIONS
-from ..personas.options import LLMOptions
+from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..personas.prompts import (
     choice_messages,
     instructions,
@@ -53,6 +53,7 @@ class Case(NamedTuple):
     persona: Persona | str | None
 
 
+@takes_options(LLMOptions)
 def compare_responses(
     prompts: object,
     base: object,

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator
 
+from ..arguments import takes_options
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
-from ..llm.client import LLM, OPTIONS
+from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..llm.requests import Request
-from ..personas.options import LLMOptions
 from ..personas.prompts import choice_messages, instructions, persona_messages, rating_message
 from ..records import Persona, Preference, Side
 from .judge import VERDICT_COLUMNS, Judge, Verdict, most_common, verdict_columns
@@ -69,6 +69,7 @@ class Rating(BaseModel):
 _QUESTIONS = tuple(Rating.model_fields)
 
 
+@takes_options(LLMOptions)
 def verify_personas(
     table: PersonaTable,
     judge: str | LLM,
@@ -115,6 +116,7 @@ def verify_personas(
     return _verification(table, asker, placed, confidence)
 
 
+@takes_options(LLMOptions)
 def compare_personas(
     table: PersonaTable,
     judge: str | LLM,
@@ -165,6 +167,7 @@ def compare_personas(
     )
 
 
+@takes_options(LLMOptions)
 def rate_personas(
     table: PersonaTable,
     judge: str | LLM,

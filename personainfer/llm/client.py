@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypedDict, TypeVar, Unpack
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, Strict
 
-from ..api_keys import opened, sealed
+from ..api_keys import hide_key, show_key
+from ..arguments import (
+    Count,
+    Flag,
+    Options,
+    PositiveNumber,
+    Wanted,
+    WholeNumber,
+    check_argument,
+    takes_options,
+)
 from ..exceptions import InvalidArgumentError
 from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
@@ -25,7 +34,7 @@ from .transports import EndpointTransport, LiteLLMTransport, Transport
 from .weights import find_weights
 from .workers import CallSettings, Tally, Workers
 
-__all__ = ["LLM", "OPTIONS", "make_llm"]
+__all__ = ["LLM", "OPTIONS", "LLMOptions", "make_llm"]
 
 T = TypeVar("T")
 
@@ -33,29 +42,147 @@ _FORMS_KEPT = 64
 _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks the OpenAI protocol"
 
 
+def _check_address(base: str | None) -> str | None:
+    if base is not None and not base.startswith(("http://", "https://")):
+        raise InvalidArgumentError(
+            f"api_base={base!r} is not an address.", hint='It starts with "http://" or "https://".'
+        )
+    return base
+
+
+def _check_key(key: str | None) -> str | None:
+    if key is not None and not (key.isprintable() and key.strip() == key):
+        raise ValueError
+    return key
+
+
+def _check_prices(prices: Any) -> Any:
+    if prices is None:
+        return None
+    try:
+        prompt, completion = map(float, prices)
+    except (TypeError, OverflowError) as error:  # which pydantic would let through
+        raise ValueError from error
+    if not (0 <= prompt < inf and 0 <= completion < inf):  # NaN would pass any budget
+        raise ValueError
+    return prompt, completion
+
+
+def _check_model(model: str | None) -> str | None:
+    if model is not None and not model.strip():
+        raise ValueError
+    return model
+
+
+ModelName = Annotated[
+    str | None, AfterValidator(_check_model), Wanted("must be the name of a model.")
+]
+JsonObject = dict[str, JsonValue]
+
+
+class LLMOptions(TypedDict, total=False):
+    """How a model is called: the options of `LLM`, and of every function that takes a model's name."""
+
+    api_base: Annotated[
+        str | None,
+        AfterValidator(_check_address),
+        Field(
+            default=None,
+            description="The address of an OpenAI-compatible endpoint, usually ending in /v1.",
+        ),
+    ]
+    api_key: Annotated[
+        str | None,
+        AfterValidator(_check_key),
+        Wanted("must be a text without white space around it.", secret=True),
+        Field(default=None, description="The key. Default: the provider's environment variable."),
+    ]
+    temperature: Annotated[
+        Annotated[float, Strict(), Field(ge=0, le=2), Wanted("must be between 0 and 2.")] | None,
+        Field(default=0.0, description="0 for the likeliest reply; None: the endpoint's default."),
+    ]
+    max_tokens: Annotated[
+        Count,
+        Field(
+            default=500, description="The most tokens of a reply; one that is cut off is an error."
+        ),
+    ]
+    seed: Annotated[
+        WholeNumber | None,
+        Field(default=None, description="Sent to endpoints that take one; sample n gets seed + n."),
+    ]
+    extra_body: Annotated[
+        JsonObject | None,
+        Wanted("must be a dict that JSON can hold."),
+        Field(default=None, description='More fields of each request, such as {"top_k": 20}.'),
+    ]
+    max_concurrency: Annotated[
+        Count | None,
+        Field(default=None, description="The most calls in flight. Default: 64."),
+    ]
+    rpm: Annotated[
+        PositiveNumber | None, Field(default=None, description="The most requests in any minute.")
+    ]
+    tpm: Annotated[
+        PositiveNumber | None, Field(default=None, description="The most tokens in any minute.")
+    ]
+    timeout: Annotated[
+        PositiveNumber | None,
+        Field(default=None, description="Seconds for one call. Default: 60; the local model: 600."),
+    ]
+    max_attempts: Annotated[
+        Count,
+        Field(
+            default=5,
+            description="The most calls for one request. Refusals for going too fast do not count.",
+        ),
+    ]
+    patience: Annotated[
+        PositiveNumber,
+        Field(
+            default=300.0,
+            description="Seconds: an endpoint that asks to wait longer than this is given up.",
+        ),
+    ]
+    budget: Annotated[
+        PositiveNumber | None,
+        Field(default=None, description="USD: a call that could exceed it is not made."),
+    ]
+    prices: Annotated[
+        tuple[float, float] | None,
+        BeforeValidator(_check_prices),
+        Wanted("must be two numbers: USD a million prompt and completion tokens."),
+        Field(
+            default=None,
+            description="USD a million prompt and completion tokens. Default: litellm's price list.",
+        ),
+    ]
+    cache: Annotated[
+        Flag, Field(default=True, description="Keep replies on disk, and read them from there.")
+    ]
+    cache_dir: Annotated[
+        str | Path | None,
+        Wanted("must be a path."),
+        Field(
+            default=None,
+            description="Where replies are kept. Default: $PERSONAINFER_CACHE_DIR, else the user's cache.",
+        ),
+    ]
+
+
+_OPTIONS = Options(LLMOptions)
+OPTIONS = frozenset(_OPTIONS.each)
+
+
+@takes_options(LLMOptions)
 class LLM:
     """A model and how to call it. Arguments are checked here, before any call.
 
     Args:
-        model: a litellm model string ("openai/gpt-4o-mini", "anthropic/…"), "local" for the embedded
-            model, "local:/path/model.gguf"; with `api_base`, the name the endpoint knows. None:
-            $PERSONAINFER_MODEL, else "local".
-        api_base: the address of an OpenAI-compatible endpoint, usually ending in /v1.
-        api_key: the key; else the provider's environment variable.
-        temperature: 0 for the likeliest reply; None leaves it to the endpoint.
-        max_tokens: the most a reply may take (for each of its parts, if it has several); a reply that
-            is cut off is an error.
-        seed: sent to endpoints that take one; the n-th sample of a request gets seed + n.
-        max_concurrency: the most calls in flight. (The embedded model decodes 8 of them together.)
-        rpm, tpm: requests and tokens in any minute.
-        timeout: seconds for one call (None: 60, or 600 for the embedded model).
-        max_attempts: the most calls for one request, re-asks included; only refusals for going too
-            fast (429) are repeated beyond that.
-        patience: seconds; an endpoint that asks to wait longer than this is given up.
-        budget: USD; a call that could pass it is not made.
-        prices: (prompt, completion) in USD a million tokens; None: litellm's price list.
-        cache: whether replies are kept on disk and read from there.
-        cache_dir: where (None: $PERSONAINFER_CACHE_DIR, else the user's cache directory).
+        model: a litellm model string ("openai/gpt-4o-mini", "anthropic/…"); "local", "local:NAME" or
+            "local:/path/model.gguf" for a model inside this process; with `api_base`, the name that the
+            endpoint knows. None: $PERSONAINFER_MODEL, else "local".
+        options: see below.
 
     Raises:
         InvalidArgumentError: a value that cannot work.
@@ -63,62 +190,44 @@ class LLM:
         AuthenticationError: the provider's key is not set.
     """
 
-    def __init__(
-        self,
-        model: str | None = None,
-        *,
-        api_base: str | None = None,
-        api_key: str | None = None,
-        temperature: float | None = 0.0,
-        max_tokens: int = 500,
-        seed: int | None = None,
-        max_concurrency: int | None = None,
-        rpm: float | None = None,
-        tpm: float | None = None,
-        timeout: float | None = None,
-        max_attempts: int = 5,
-        patience: float = 300.0,
-        budget: float | None = None,
-        prices: tuple[float, float] | None = None,
-        cache: bool = True,
-        cache_dir: str | Path | None = None,
-    ) -> None:
-        self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        _check_options(self._options)
+    def __init__(self, model: str | None = None, **options: Unpack[LLMOptions]) -> None:
+        check_argument("model", model, ModelName)
+        chosen = _OPTIONS.check(options)
+        self._options = {"model": model, **chosen}
         self._pid = os.getpid()
         self.model = model or os.environ.get("PERSONAINFER_MODEL") or "local"
         self.usage = Usage()
-        self._api_key = api_key
-        self.transport = _transport(self.model.strip(), api_base, api_key)
+        self.transport = _transport(self.model.strip(), chosen["api_base"], chosen["api_key"])
         local = isinstance(self.transport, EmbeddedTransport)
-        self._sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-        self.max_concurrency = max_concurrency or 64
+        self._sampling = {name: chosen[name] for name in ("temperature", "max_tokens", "seed")}
+        self.max_concurrency: int = chosen["max_concurrency"] or 64
         self._call_settings = CallSettings(
-            timeout=timeout or (600.0 if local else 60.0),
-            max_attempts=max_attempts,
-            max_tokens=max_tokens,
+            timeout=chosen["timeout"] or (600.0 if local else 60.0),
+            max_attempts=chosen["max_attempts"],
+            max_tokens=chosen["max_tokens"],
             max_concurrency=self.max_concurrency,
             model=self.model,
         )
-        self.price = Price(0.0, 0.0) if local else find_price(self.model, prices)
+        self.price = Price(0.0, 0.0) if local else find_price(self.model, chosen["prices"])
         self.limits = Limits(
             max_concurrency=self.max_concurrency,
-            rpm=rpm,
-            tpm=tpm,
-            rounds=2 * max_attempts,
-            patience=patience,
-            budget=_budget(budget, self.price, self.model),
+            rpm=chosen["rpm"],
+            tpm=chosen["tpm"],
+            rounds=2 * chosen["max_attempts"],
+            patience=chosen["patience"],
+            budget=_budget(chosen["budget"], self.price, self.model),
         )
         self.cache: ReplyCache | None = None
-        if cache:
-            self.cache = ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
+        if chosen["cache"]:
+            folder = chosen["cache_dir"]
+            self.cache = ReplyCache(Path(folder) if folder else default_cache_dir())
         self._forms: dict[tuple[Any, ...], Form] = {}
         self._counting = threading.Lock()
 
     @property
     def samples(self) -> bool:
         """Whether one request can have several different replies."""
-        return self._sampling["temperature"] != 0
+        return bool(self._sampling["temperature"] != 0)
 
     @property
     def embedded(self) -> bool:
@@ -143,10 +252,10 @@ class LLM:
         return f"LLM({self.model!r}{f', api_base={base!r}' if base else ''})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return sealed(self._options)
+        return hide_key(self._options)
 
     def __setstate__(self, options: dict[str, Any]) -> None:
-        self.__init__(**opened(options))  # type: ignore[misc]
+        self.__init__(**show_key(options))  # type: ignore[misc]
 
     def ask(
         self, messages: Sequence[Message | Mapping[str, str]], schema: type[BaseModel] | None = None
@@ -238,6 +347,7 @@ def _transport(model: str, api_base: str | None, api_key: str | None) -> Transpo
             raise InvalidArgumentError(
                 f"api_base={api_base!r}, but no model= that it serves.",
                 hint=f"Name the model; {model!r} runs inside this process.",
+                argument="api_base",
             )
         return EmbeddedTransport(find_weights(model))
     if model.startswith("litellm/"):
@@ -247,7 +357,7 @@ def _transport(model: str, api_base: str | None, api_key: str | None) -> Transpo
     for prefix in _OPENAI_PREFIXES:
         model = model.removeprefix(prefix)
     if not model:
-        raise InvalidArgumentError("model= names a provider, but no model.")
+        raise InvalidArgumentError("model= names a provider, but no model.", argument="model")
     return EndpointTransport(model, api_base, api_key)
 
 
@@ -258,47 +368,9 @@ def _budget(usd: float | None, price: Price | None, model: str) -> Budget | None
         raise InvalidArgumentError(
             f"budget={usd:g}, but the price of {model!r} is not known.",
             hint="Give prices=(USD a million prompt tokens, USD a million completion tokens).",
+            argument="budget",
         )
     return Budget(usd, price)
-
-
-def _is_number(value: object, *kinds: type) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    for name in ("max_tokens", "max_concurrency", "max_attempts"):
-        value = options[name]
-        optional = value is None and name == "max_concurrency"
-        if not optional and not (_is_number(value, int) and 1 <= value <= sys.maxsize):
-            raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
-    for name in ("rpm", "tpm", "timeout", "patience", "budget"):
-        value = options[name]
-        optional = value is None and name != "patience"
-        if not optional and not (_is_number(value, int, float) and 0 < value <= sys.float_info.max):
-            raise InvalidArgumentError(f"{name}={value!r} must be a positive number.")
-    seed, key, folder = options["seed"], options["api_key"], options["cache_dir"]
-    if seed is not None and not _is_number(seed, int):
-        raise InvalidArgumentError(f"seed={seed!r} must be a whole number.")
-    if key is not None and not (isinstance(key, str) and key.isprintable() and key.strip() == key):
-        raise InvalidArgumentError("api_key= must be a text without white space around it.")
-    if folder is not None and not isinstance(folder, str | Path):
-        raise InvalidArgumentError(f"cache_dir={folder!r} must be a path.")
-    temperature = options["temperature"]
-    if temperature is not None and not (
-        isinstance(temperature, int | float) and 0 <= temperature <= 2
-    ):
-        raise InvalidArgumentError(f"temperature={temperature!r} must be between 0 and 2.")
-    model, base = options["model"], options["api_base"]
-    if model is not None and not (isinstance(model, str) and model.strip()):
-        raise InvalidArgumentError(f"model={model!r} must be the name of a model.")
-    if base is not None and not str(base).startswith(("http://", "https://")):
-        raise InvalidArgumentError(
-            f"api_base={base!r} is not an address.", hint='It starts with "http://" or "https://".'
-        )
-
-
-OPTIONS = frozenset(inspect.signature(LLM).parameters) - {"model"}
 
 
 def make_llm(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 from functools import cache
-from math import inf
 from pathlib import Path
 from typing import Any
 
-from ..exceptions import InvalidArgumentError
 from .rate_limits import Price
 
 __all__ = ["find_batch_price", "find_price"]
@@ -21,7 +19,8 @@ _MILLION = 1_000_000
 def find_price(model: str, prices: tuple[float, float] | None) -> Price | None:
     """USD a token: the user's (prompt, completion) a million tokens, else the list's, else None."""
     if prices is not None:
-        return _given(prices)
+        prompt, completion = prices
+        return Price(float(prompt) / _MILLION, float(completion) / _MILLION)
     return _from_list(model, "")
 
 
@@ -41,18 +40,6 @@ def _from_list(model: str, ending: str) -> Price | None:
     if prompt is None or completion is None:
         return None
     return Price(float(prompt), float(completion))
-
-
-def _given(prices: tuple[float, float]) -> Price:
-    try:
-        prompt, completion = (float(price) for price in prices)
-    except (TypeError, ValueError, OverflowError):
-        prompt = completion = -1.0
-    if not (0 <= prompt < inf and 0 <= completion < inf):  # NaN would pass any budget
-        raise InvalidArgumentError(
-            f"prices={prices!r} must be two numbers: USD a million prompt and completion tokens."
-        )
-    return Price(prompt / _MILLION, completion / _MILLION)
 
 
 @cache

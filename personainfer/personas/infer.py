@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+from ..arguments import takes_options
 from ..data.arrow_columns import own_names
 from ..data.readers import PreferenceSource, SourceRow, read_preferences
 from ..data.table import PersonaTable
@@ -44,6 +45,7 @@ __all__ = [
 _TAKEN = frozenset((*COLUMNS, RECORD))
 
 
+@takes_options(PersonaOptions)
 def infer_personas(
     data: object,
     model: str | LLM | None = None,
@@ -57,23 +59,16 @@ def infer_personas(
     Args:
         data: pandas or polars frame, pyarrow table, Hugging Face dataset, a path (.jsonl, .json, .csv,
             .parquet), or an iterable of dicts, (prompt, chosen, rejected) tuples or `Preference`.
-        model: see `LLM`; None: $PERSONAINFER_MODEL, else the embedded model.
+        model: a model's name or an `LLM`. None: $PERSONAINFER_MODEL, else "local".
         output: a .parquet file that the rows are written to as they come, in bounded memory, whole or
-            not at all; the table that is returned reads them from there. `PersonaTable.load` does too.
-        progress: a bar on standard error; None: in a terminal or a notebook.
-        sides: "both", or the persona of one side only.
-        protocol: "joint": one call gives both personas; "separate": one call a side, as in "Whose Boat
-            Does it Float?" (arXiv 2501.11549, section 2).
-        candidates: hypotheses a side, sampled; more than one needs `select`.
-        select: an object whose `.explains(preferences, personas)` scores them. The best is kept, the
-            others stay in `row.chosen_candidates` with their scores; a side that no candidate explains
-            (score above 0) gets none, and the row says so.
-        exemplars: "default", "none", or your own worked examples.
-        rows_per_call: 1, the only value.
-        columns: our name to yours where they differ: {"prompt": "question"}.
-        on_error: a row that fails is kept with its error, or raised at once, or dropped and counted
-            in `settings["dropped"]`.
-        options: the rest configures the LLM that a model string makes: see `LLM`.
+            not at all. The table that is returned reads them from there.
+        progress: a bar on standard error. None: in a terminal or a notebook.
+        options: see below. Those from `api_base` on configure the model that a name stands for.
+
+    With more than one of `candidates`, hypotheses are sampled and `select` scores them. The best one is
+    kept if it explains the choice (score above 0), and `row.chosen_candidates` has all with their scores.
+    The "separate" protocol is that of "Whose Boat Does it Float?" (arXiv 2501.11549, section 2). Rows
+    that `on_error="drop"` leaves out are counted in `settings["dropped"]`.
 
     Returns:
         A table with one row for each input row, in the same order.
@@ -86,6 +81,7 @@ def infer_personas(
     return _start(data, model, options).table(progress, path)
 
 
+@takes_options(PersonaOptions)
 async def ainfer_personas(
     data: object,
     model: str | LLM | None = None,
@@ -104,6 +100,7 @@ async def ainfer_personas(
         raise
 
 
+@takes_options(PersonaOptions)
 def iter_personas(
     data: object, model: str | LLM | None = None, **options: Unpack[PersonaOptions]
 ) -> PersonaStream:
@@ -111,6 +108,7 @@ def iter_personas(
     return _start(data, model, options)
 
 
+@takes_options(PersonaOptions)
 def estimate_cost(
     data: object, model: str | LLM | None = None, **options: Unpack[PersonaOptions]
 ) -> CostEstimate:
@@ -254,7 +252,7 @@ def prepare(
 ) -> tuple[Plan, PreferenceSource, LLM]:
     """Check every argument, cheapest first, before anything is read or sent; `select` may come later."""
     plan, llm = planned(model, options, select_later=select_later)
-    source = read_preferences(data, columns=options.get("columns"))
+    source = read_preferences(data, columns=options.get("columns"), labels=options.get("labels"))
     if source.original is not None:
         check_free(own_names(source.original))
     return plan, source, llm

@@ -1,7 +1,6 @@
-"""A loader's batch -> rows, and back: the same batch, in its own type, with the personas beside it.
+"""Read a loader's batch as rows, and give it back in its own type with the personas beside it.
 
-A batch is a frame, a mapping of columns, or a list of dicts. What is inferred in between, and which
-loader it comes from, is not known here.
+A batch is a frame, a mapping of columns, or a list of dicts.
 """
 
 from __future__ import annotations
@@ -18,9 +17,15 @@ from ..data.table import PersonaTable
 from ..data.table_reader import COLUMNS, persona_columns
 from ..exceptions import InvalidArgumentError, PersonaInferError
 
-__all__ = ["BatchKind", "batch_kind"]
+__all__ = ["BatchKind", "Naming", "batch_kind"]
 
-Roles = Mapping[str, str]
+
+class Naming(NamedTuple):
+    """The user's names: of columns, by ours, and of what labels mean."""
+
+    columns: Mapping[str, str]
+    labels: Mapping[Any, str] | None
+
 
 _SUPPORTED = (
     "It is a mapping of columns, a pandas or polars DataFrame, a pyarrow Table, or a list of dicts."
@@ -35,7 +40,7 @@ class BatchKind(NamedTuple):
     """
 
     names: Callable[[Any], Sequence[Any]]
-    rows: Callable[[Any, Roles], list[SourceRow]]
+    rows: Callable[[Any, Naming], list[SourceRow]]
     result: Callable[[Any, PersonaTable], Any]
     is_frame: bool = False
 
@@ -78,7 +83,7 @@ _FRAMES: dict[str, Callable[[Any, PersonaTable], Any]] = {
 }
 
 
-def _rows_of_frame(batch: Any, roles: Roles) -> list[SourceRow]:
+def _rows_of_frame(batch: Any, naming: Naming) -> list[SourceRow]:
     if not len(batch):
         return []  # some loaders try a function on nothing, to learn its columns
 
@@ -87,13 +92,13 @@ def _rows_of_frame(batch: Any, roles: Roles) -> list[SourceRow]:
             return arrow_cells(batch.column(name))
         return in_narwhals(batch).get_column(name).to_list()  # type: ignore[no-any-return]
 
-    return read_cells(own_names(batch), cells, roles)
+    return read_cells(own_names(batch), cells, *naming)
 
 
 # Mappings of columns
 
 
-def _rows_of_columns(batch: Mapping[str, Any], roles: Roles) -> list[SourceRow]:
+def _rows_of_columns(batch: Mapping[str, Any], naming: Naming) -> list[SourceRow]:
     sizes: dict[str, int] = {}
 
     def cells(name: str) -> Iterable[object]:
@@ -107,7 +112,7 @@ def _rows_of_columns(batch: Mapping[str, Any], roles: Roles) -> list[SourceRow]:
         sizes[name] = len(values)
         return values.tolist() if hasattr(values, "tolist") else values  # type: ignore[no-any-return]
 
-    rows = read_cells(list(batch), cells, roles) if batch else []
+    rows = read_cells(list(batch), cells, *naming) if batch else []
     if len(set(sizes.values())) > 1:
         raise InvalidArgumentError(f"the columns of a batch have different lengths: {sizes}.")
     return rows
@@ -166,12 +171,12 @@ def _names_of_dicts(batch: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in batch for name in row))
 
 
-def _rows_of_dicts(batch: Sequence[Mapping[str, Any]], roles: Roles) -> list[SourceRow]:
+def _rows_of_dicts(batch: Sequence[Mapping[str, Any]], naming: Naming) -> list[SourceRow]:
     def cells(name: str) -> Iterable[object]:
         return [row.get(name, ABSENT) for row in batch]
 
     try:
-        return read_cells(_names_of_dicts(batch), cells, roles)
+        return read_cells(_names_of_dicts(batch), cells, *naming)
     except PersonaInferError as error:  # of a few rows, all may be bad
         return [SourceRow(None, str(error), {}) for _ in batch]
 

@@ -10,14 +10,15 @@ import os
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-from ..api_keys import opened, sealed
+from ..api_keys import hide_key, show_key
+from ..arguments import Count, check_argument, takes_options
 from ..data.readers import PreferenceSource
-from ..data.schemas import check_roles
+from ..data.schemas import check_labels, check_roles
 from ..data.table_reader import COLUMNS
-from ..exceptions import InvalidArgumentError, UnknownOptionError
+from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, OPTIONS, make_llm
 from .infer import PersonaStream, check_free
-from .loader_batches import batch_kind
+from .loader_batches import Naming, batch_kind
 from .options import PersonaOptions, planned
 
 __all__ = ["AddPersonas"]
@@ -25,6 +26,7 @@ __all__ = ["AddPersonas"]
 _DIVIDED = ("rpm", "tpm", "budget")  # limits that several workers have together
 
 
+@takes_options(PersonaOptions)
 class AddPersonas:
     """Add `chosen_persona`, `rejected_persona` and `persona_error` to each batch that it is called with.
 
@@ -54,9 +56,9 @@ class AddPersonas:
     def __init__(
         self, model: str | LLM | None = None, *, workers: int = 1, **options: Unpack[PersonaOptions]
     ) -> None:
-        _check_workers(workers)
-        UnknownOptionError.check(options, {*PersonaOptions.__annotations__, *OPTIONS})
+        check_argument("workers", workers, Count)
         check_roles(options.get("columns") or {})
+        check_labels(options.get("labels"))
         self._plan, self._llm = planned(model, options, _shared if workers == 1 else make_llm)
         self._pid = os.getpid()
         self._prompt_version = self._plan.settings["prompt_version"]
@@ -77,7 +79,9 @@ class AddPersonas:
         self._make_ready()
         kind = batch_kind(batch)
         check_free(kind.names(batch))
-        rows = kind.rows(batch, self._options.get("columns") or {})
+        rows = kind.rows(
+            batch, Naming(self._options.get("columns") or {}, self._options.get("labels"))
+        )
         source = PreferenceSource(
             lambda: iter(rows),
             shape="batch",
@@ -96,14 +100,14 @@ class AddPersonas:
     def __getstate__(self) -> dict[str, Any]:
         return {
             "model": self._model,
-            "llm_options": sealed(self._llm_options),
+            "llm_options": hide_key(self._llm_options),
             "options": self._options,
             "prompt_version": self._prompt_version,  # for fingerprints
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._model, self._options = state["model"], state["options"]
-        self._llm_options = opened(state["llm_options"])
+        self._llm_options = show_key(state["llm_options"])
         self._prompt_version = state["prompt_version"]
         self._pid = 0  # of no process: made ready by the first batch
 
@@ -137,7 +141,7 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
 def _llm_options(model: str | LLM | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that make the same model elsewhere."""
     if isinstance(model, LLM):
-        return {k: v for k, v in opened(model.__getstate__()).items() if k != "model"}
+        return {k: v for k, v in show_key(model.__getstate__()).items() if k != "model"}
     return {name: value for name, value in options.items() if name in OPTIONS}
 
 
@@ -147,11 +151,7 @@ def _divided(options: Mapping[str, Any], most: int, workers: int) -> dict[str, A
         raise InvalidArgumentError(
             f"max_concurrency={most} is less than workers={workers}.",
             hint="Each worker makes one call at a time at least.",
+            argument="workers",
         )
     part = {name: options[name] / workers for name in _DIVIDED if options.get(name) is not None}
     return {**part, "max_concurrency": most // workers}
-
-
-def _check_workers(workers: object) -> None:
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise InvalidArgumentError(f"workers={workers!r} must be a whole number from 1 up.")

@@ -1,23 +1,21 @@
-"""What a call of `infer_personas` may be given: the names, their types, and what of it cannot work.
-
-Every argument is checked here, cheapest first, before any data is read or a call is made. What is done
-with it is not known here.
-"""
+"""The options of `infer_personas` and its twins, and the plan and the model that they describe."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
-from ..exceptions import InvalidArgumentError, UnknownOptionError
-from ..llm.client import LLM, OPTIONS, make_llm
+from pydantic import Field, SkipValidation
+
+from ..arguments import Count, Options
+from ..exceptions import InvalidArgumentError
+from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..records import Exemplar, Selector, Side
 from .prompts import PersonaPrompt, Protocol
 from .requests import Plan
 from .selection import check_candidates
 
-__all__ = ["LLMOptions", "OnError", "PersonaOptions", "planned"]
+__all__ = ["RUN_OPTIONS", "Exemplars", "OnError", "PersonaOptions", "planned"]
 
 Exemplars = Literal["default", "none"] | Sequence[Exemplar]
 OnError = Literal["keep", "raise", "drop"]
@@ -25,37 +23,56 @@ OnError = Literal["keep", "raise", "drop"]
 _SAMPLING_TEMPERATURE = 0.8  # where several candidates are drawn and the user names no temperature
 
 
-class LLMOptions(TypedDict, total=False):
-    """What configures the LLM that a model string makes: see `LLM`."""
+class _RunOptions(TypedDict, total=False):
+    sides: Annotated[
+        Literal["both", "chosen", "rejected"],
+        Field(default="both", description="Whose personas are inferred."),
+    ]
+    protocol: Annotated[
+        Protocol,
+        Field(default="joint", description="One call for both personas, or one call a side."),
+    ]
+    candidates: Annotated[
+        Count,
+        Field(default=1, description="Hypotheses a side; more than one needs something to select."),
+    ]
+    select: Annotated[
+        SkipValidation[Selector | None],
+        Field(
+            default=None,
+            description="What chooses among candidates: it has explains(preferences, personas).",
+        ),
+    ]
+    exemplars: Annotated[
+        SkipValidation[Exemplars],
+        Field(default="default", description="Worked examples in the prompt."),
+    ]
+    rows_per_call: Annotated[
+        SkipValidation[int],
+        Field(default=1, description="1, the only value: a request for each pair."),
+    ]
+    columns: Annotated[
+        SkipValidation[Mapping[str, str] | None],
+        Field(default=None, description="Our names to yours where they differ: prompt, chosen, …"),
+    ]
+    labels: Annotated[
+        SkipValidation[Mapping[Any, str] | None],
+        Field(default=None, description='Your labels: each is "first", "second" or "tie".'),
+    ]
+    on_error: Annotated[
+        OnError,
+        Field(
+            default="keep",
+            description="A row that fails is kept with its error, raises, or is dropped.",
+        ),
+    ]
 
-    api_base: str | None
-    api_key: str | None
-    temperature: float | None
-    max_tokens: int
-    seed: int | None
-    max_concurrency: int | None
-    rpm: float | None
-    tpm: float | None
-    timeout: float | None
-    max_attempts: int
-    patience: float
-    budget: float | None
-    prices: tuple[float, float] | None
-    cache: bool
-    cache_dir: str | Path | None
+
+class PersonaOptions(_RunOptions, LLMOptions, total=False):
+    """The keyword arguments of `infer_personas` and its twins."""
 
 
-class PersonaOptions(LLMOptions, total=False):
-    """The keyword arguments of `infer_personas`, shared by its twins."""
-
-    sides: Literal["both", "chosen", "rejected"]
-    protocol: Protocol
-    candidates: int
-    select: Selector | None
-    exemplars: Exemplars
-    rows_per_call: int
-    columns: Mapping[str, str] | None
-    on_error: OnError
+RUN_OPTIONS = Options(PersonaOptions)
 
 
 def planned(
@@ -65,26 +82,23 @@ def planned(
     *,
     select_later: bool = False,
 ) -> tuple[Plan, LLM]:
-    """How personas are to be made, and the model, which `make` gives; all that needs no data.
+    """Check the options; make the plan, and the model by `make`.
 
     Raises:
         InvalidArgumentError, UnknownOptionError: an argument that cannot work.
     """
-    UnknownOptionError.check(options, {*PersonaOptions.__annotations__, *OPTIONS, "progress"})
-    sides = _one_of("sides", options.get("sides", "both"), ("both", "chosen", "rejected"))
-    protocol = _one_of("protocol", options.get("protocol", "joint"), ("joint", "separate"))
-    _one_of("on_error", options.get("on_error", "keep"), ("keep", "raise", "drop"))
-    candidates = options.get("candidates", 1)
-    check_candidates(candidates, options.get("select"), later=select_later)
-    prompt = PersonaPrompt(
-        protocol if sides == "both" else "separate", options.get("exemplars", "default")
-    )
-    _check_rows_per_call(options.get("rows_per_call", 1))
+    chosen = RUN_OPTIONS.check(options)
+    sides, candidates = chosen["sides"], chosen["candidates"]
+    _check_rows_per_call(chosen["rows_per_call"])
+    check_candidates(candidates, chosen["select"], later=select_later)
+    protocol: Protocol = chosen["protocol"] if sides == "both" else "separate"
+    prompt = PersonaPrompt(protocol, chosen["exemplars"])
     llm = make(model, _llm_options(model, options, candidates))
     if candidates > 1 and not llm.samples:
         raise InvalidArgumentError(
             f"candidates={candidates} at temperature 0 would all be the same.",
             hint=f"Give a temperature, such as {_SAMPLING_TEMPERATURE}.",
+            argument="candidates",
         )
     sided: tuple[Side, ...] = ("chosen", "rejected") if sides == "both" else (sides,)
     return Plan(prompt, sided, candidates), llm
@@ -96,6 +110,7 @@ def _check_rows_per_call(rows: Any) -> None:
             f"rows_per_call={rows!r}: each pair has a request of its own.",
             hint="Asking about several pairs in one request was taken out: it could not be shown that"
             " personas stay as good. Leave rows_per_call at 1.",
+            argument="rows_per_call",
         )
 
 
@@ -107,8 +122,3 @@ def _llm_options(
     if candidates > 1 and not isinstance(model, LLM):
         given.setdefault("temperature", _SAMPLING_TEMPERATURE)
     return given
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
-    InvalidArgumentError.check(name, value, known)
-    return value

@@ -51,6 +51,7 @@ def check_template(template: object, place: PersonaPlace) -> None:
         raise InvalidArgumentError(
             f'template={template!r:.200} does not fit persona_in="{place}".',
             hint=f"It has the fields of {TEMPLATES[place]!r}, and no other of them.",
+            argument="template",
         )
     if place == "plain" and any(
         set(_FIELD.findall(line)) == {"prompt", "persona"} for line in str(template).splitlines()
@@ -58,6 +59,7 @@ def check_template(template: object, place: PersonaPlace) -> None:
         raise InvalidArgumentError(
             f"template={template!r:.200} has prompt and persona on one line.",
             hint="Give the persona a line of its own: it is left out where there is none.",
+            argument="template",
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, cast
 
+from ..arguments import takes_options
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError, RowsFailedError
 from ..llm.client import LLM
@@ -20,6 +21,7 @@ __all__ = ["retry_errors"]
 _SAMPLING = ("temperature", "max_tokens", "seed")
 
 
+@takes_options(PersonaOptions)
 def retry_errors(
     table: PersonaTable | str | Path,
     model: str | LLM | None = None,
@@ -77,20 +79,25 @@ def retry_errors(
 
 
 def _check(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    if given.get("columns") is not None:
-        raise InvalidArgumentError(
-            "columns= has no use here: the pairs are in the table.", hint="Leave it out."
-        )
+    for name in ("columns", "labels"):
+        if given.get(name) is not None:
+            raise InvalidArgumentError(
+                f"{name}= has no use here: the pairs are in the table.",
+                hint="Leave it out.",
+                argument=name,
+            )
     if given.get("on_error") == "drop":
         raise InvalidArgumentError(
             'on_error="drop": a table keeps its rows when they are asked again.',
             hint="Leave out what is in table.errors afterwards.",
+            argument="on_error",
         )
     for name, value in _fixed(settings).items():
         if name in given and given[name] != value:
             raise InvalidArgumentError(
                 f"{name}={given[name]!r}, but the table was made with {name}={value!r}.",
                 hint=f"Leave {name}= out, or make a new table with infer_personas.",
+                argument=name,
             )
 
 

@@ -30,26 +30,28 @@ def selector_settings(selector: Selector | None) -> dict[str, dict[str, str | No
     return {"selected_by": {"kind": type(selector).__name__, "model": named}}
 
 
-def check_candidates(candidates: Any, select: Any, *, later: bool = False) -> None:
+def check_candidates(candidates: int, select: Any, *, later: bool = False) -> None:
     """Raise InvalidArgumentError unless `candidates` and `select` fit together.
 
     With `later`, `select` may still be missing: a batch gets it when it is collected.
     """
-    if not isinstance(candidates, int) or isinstance(candidates, bool) or candidates < 1:
-        raise InvalidArgumentError(f"candidates={candidates!r} must be a whole number from 1 up.")
     if select is not None and not callable(getattr(select, "explains", None)):
         raise InvalidArgumentError(
             f"select={select!r:.80} has no method explains(preferences, personas).",
             hint="It scores how well each persona explains its preference.",
+            argument="select",
         )
     if candidates > 1 and select is None and not later:
         raise InvalidArgumentError(
             f"candidates={candidates} needs select= to choose among them.",
             hint="Give an object with explains(preferences, personas), or leave candidates at 1.",
+            argument="candidates",
         )
     if candidates == 1 and select is not None:
         raise InvalidArgumentError(
-            "select= has nothing to choose from with candidates=1.", hint="Try candidates=8."
+            "select= has nothing to choose from with candidates=1.",
+            hint="Try candidates=8.",
+            argument="select",
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..api_keys import opened, sealed
+from ..api_keys import hide_key, show_key
 from ..exceptions import InvalidArgumentError, ModelNotFoundError
 from ..llm.weights import find_weights
 from ..personas.placement import PersonaPlace, check_place
@@ -119,10 +119,10 @@ class Likelihood:
         return f"Likelihood({self.model!r}{f', api_base={base!r}' if base else ''})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return sealed(self._options)
+        return hide_key(self._options)
 
     def __setstate__(self, options: dict[str, Any]) -> None:
-        self.__init__(**opened(options))  # type: ignore[misc]
+        self.__init__(**show_key(options))  # type: ignore[misc]
 
     def log_likelihood(
         self,

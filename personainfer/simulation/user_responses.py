@@ -16,12 +16,12 @@ from typing import Unpack
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import takes_options
 from ..evaluation.grouped import mean_by_group, rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
-from ..llm.client import LLM, OPTIONS, make_llm
+from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
-from ..personas.options import LLMOptions
 from ..records import Record
 from ..users.prefixes import Prefix
 from .reward_matrix import Prompt, RewardMatrix, Scorer
@@ -45,6 +45,7 @@ class UserResponse(Record):
     error: str | None = None
 
 
+@takes_options(LLMOptions)
 def respond_to_users(
     prefixes: Mapping[str, Prefix],
     users: Sequence[str],

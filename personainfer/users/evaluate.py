@@ -14,11 +14,11 @@ from typing import Any, Final, Literal, NamedTuple, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import takes_options
 from ..evaluation.grouped import mean_by_group, rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
-from ..llm.client import OPTIONS
-from ..personas.options import LLMOptions
+from ..llm.client import OPTIONS, LLMOptions
 from ..records import Preference
 from .attribution import Attribution, attribute_prefix
 from .fairness import Equity, Measure, correct_together, correlation, equity_by_group
@@ -47,6 +47,7 @@ class Margins(NamedTuple):
     shuffled: Floats
 
 
+@takes_options(LLMOptions)
 def evaluate_prefixes(
     prefixes: Mapping[str, AnyPrefix],
     data: object,

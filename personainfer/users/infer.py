@@ -14,12 +14,12 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from ..arguments import takes_options
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError, UnknownOptionError
-from ..llm.client import LLM, OPTIONS, make_llm
+from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..personas.flags import flags_in_text, pair_text
-from ..personas.options import LLMOptions
 from ..personas.prompts import instructions
 from ..records import Persona, Preference, Selector, Usage
 from ..scoring.posterior import PersonaPosterior
@@ -50,6 +50,7 @@ _PREDICTED = "The persona predicts this choice."
 _FLAGS = frozenset(["refusal", "copies_text", "protected_attribute", "named_person"])
 
 
+@takes_options(LLMOptions)
 def infer_user_personas(
     data: object,
     model: str | LLM | None = None,

@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError
-from ..llm.client import LLM
-from ..personas.options import LLMOptions
+from ..llm.client import LLM, LLMOptions
 from ..records import Message, Preference
 from ..scoring.likelihood import Likelihood
 

@@ -221,4 +221,4 @@ def test_prices_come_from_the_list_or_the_user() -> None:
     assert find_price("no-such-model", None) is None
     for bad in (-2.0, float("nan"), float("inf")):
         with pytest.raises(InvalidArgumentError, match="prices="):
-            find_price("x", (1, bad))
+            pi.LLM("x", prices=(1, bad))

@@ -1,0 +1,173 @@
+"""Options are declared once: Python, editors and the command line show the same, and check it alike."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypedDict, Unpack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+import personainfer as pi
+from personainfer.arguments import (
+    Count,
+    Options,
+    PositiveNumber,
+    Wanted,
+    check_argument,
+    takes_options,
+)
+from personainfer.exceptions import InvalidArgumentError, UnknownOptionError
+from personainfer.llm.client import OPTIONS as LLM_NAMES
+from personainfer.llm.client import LLMOptions
+from personainfer.personas.options import RUN_OPTIONS
+
+
+class Sorts(TypedDict, total=False):
+    count: Annotated[Count | None, Field(default=3, description="How many.")]
+    share: Annotated[PositiveNumber, Field(default=1.0, description="Of what.")]
+    order: Annotated[Literal["up", "down"], Field(default="up", description="Which way.")]
+    word: Annotated[
+        str, Wanted("must be a word.", secret=True), Field(default="", description="Not shown.")
+    ]
+
+
+@takes_options(Sorts)
+def sort(items: list[int], **options: Unpack[Sorts]) -> dict[str, Any]:
+    """Sort items."""
+    return Options(Sorts).check(options)
+
+
+def test_options_are_parameters_with_types_defaults_and_help() -> None:
+    assert str(inspect.signature(sort)).startswith(
+        "(items: 'list[int]', *, count: Optional[int] = 3, share: float = 1.0, order: Literal["
+    )
+    assert sort.__doc__ is not None
+    assert "    count: How many.\n" in sort.__doc__
+    assert sort([], count=None) == {"count": None, "share": 1.0, "order": "up", "word": ""}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"count": 0}, "count=0 must be a whole number from 1 up."),
+        ({"count": True}, "count=True must be a whole number from 1 up."),
+        ({"count": "3"}, "count='3' must be a whole number from 1 up."),
+        ({"share": float("nan")}, "share=nan must be a positive number."),
+        ({"share": True}, "share=True must be a positive number."),
+        ({"share": 10**400}, "must be a positive number."),
+        ({"order": "left"}, "order='left' is not known. It is one of \"up\", \"down\"."),
+        ({"order": ["up"]}, "order=['up'] is not known. It is one of"),
+        ({"word": 3}, "word= must be a word."),
+    ],
+)
+def test_a_wrong_value_is_named_in_our_words(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        sort([], **wrong)
+    assert said in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+    assert [caught.value.argument] == list(wrong)
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(UnknownOptionError, match=r"no option cuont=. Did you mean count=") as caught:
+        sort([], cuont=1)  # type: ignore[call-arg]
+    assert caught.value.argument == "cuont"
+
+
+def test_a_single_argument_is_checked_alike() -> None:
+    check_argument("poll", 0.5, PositiveNumber)
+    with pytest.raises(InvalidArgumentError, match=r"poll=-1 must be a positive number") as caught:
+        check_argument("poll", -1, PositiveNumber)
+    assert caught.value.argument == "poll"
+
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())
+) | st.dictionaries(st.text(), st.integers())
+
+
+@given(name=st.sampled_from(sorted(LLM_NAMES)), value=ANYTHING)
+def test_any_value_is_taken_or_refused_by_name(name: str, value: Any) -> None:
+    try:
+        checked = Options(LLMOptions).check({name: value})
+    except InvalidArgumentError as error:
+        assert error.argument == name
+        assert error.message.startswith(f"{name}=")
+    else:
+        assert checked[name] is value
+
+
+TAKES_A_MODEL = [pi.LLM, pi.verify_personas, pi.rate_personas, pi.compare_personas]
+TAKES_A_RUN = [
+    pi.infer_personas,
+    pi.ainfer_personas,
+    pi.iter_personas,
+    pi.estimate_cost,
+    pi.submit_batch,
+    pi.retry_errors,
+    pi.AddPersonas,
+]
+
+
+@pytest.mark.parametrize("function", TAKES_A_MODEL + TAKES_A_RUN, ids=lambda one: one.__name__)
+def test_public_functions_show_every_option(function: Callable[..., Any]) -> None:
+    shown = inspect.signature(function).parameters
+    declared = RUN_OPTIONS if function in TAKES_A_RUN else Options(LLMOptions)
+    assert not [one for one in shown.values() if one.kind is one.VAR_KEYWORD]
+    for option in declared.each.values():
+        parameter = shown[option.name]
+        assert parameter.kind is parameter.KEYWORD_ONLY
+        assert (parameter.default, parameter.annotation) == (option.default, option.kind)
+        assert f"{option.name}: {option.help}" in str(function.__doc__)
+
+
+@pytest.mark.parametrize("option", RUN_OPTIONS.each.values(), ids=lambda one: one.name)
+def test_every_option_has_one_line_of_help(option: Any) -> None:
+    assert option.help.endswith(".")
+    assert len(option.help) <= 90
+    assert "\n" not in option.help
+
+
+def test_an_editor_completes_an_option() -> None:
+    jedi = pytest.importorskip("jedi", reason="jedi is not installed")
+    for start, name in (("pi.infer_personas(data, cand", "candidates="), ("pi.LLM('x', rp", "rpm=")):
+        found = jedi.Interpreter(start, [{"pi": pi, "data": []}]).complete()
+        assert name in [one.name for one in found]
+
+
+def test_the_command_line_has_every_option() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "from personainfer.cli import main; main()", "infer", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "300", "PATH": ""},
+    )
+    shell = {"columns": "column", "labels": "label", "select": "judge"}
+    for name in RUN_OPTIONS.each:
+        assert f"--{shell.get(name, name).replace('_', '-')} " in run.stdout
+    assert Options(LLMOptions).each["budget"].help in run.stdout
+
+
+def test_labels_of_another_coding_are_read(endpoint: dict[str, Any]) -> None:
+    rows = [{"prompt": "Why?", "response_1": "A", "response_2": "B", "label": 0}]
+    table = pi.infer_personas(rows, labels={0: "first", 1: "second"}, **endpoint)
+    assert table[0].preference is not None
+    assert table[0].preference.chosen == "A"
+    added = pi.AddPersonas(labels={0: "second"}, **endpoint)(rows)
+    assert added[0]["persona_error"] is None
+    with pytest.raises(InvalidArgumentError, match="labels") as caught:
+        pi.infer_personas(rows, labels={0: "left"}, **endpoint)
+    assert caught.value.argument == "labels"
+
+
+def test_several_pairs_a_request_were_taken_out(endpoint: dict[str, Any]) -> None:
+    assert not pi.infer_personas([("Why?", "A", "B")], rows_per_call=1, **endpoint).errors
+    with pytest.raises(InvalidArgumentError, match="was taken out"):
+        pi.infer_personas([("Why?", "A", "B")], rows_per_call=4, **endpoint)
