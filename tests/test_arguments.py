@@ -61,7 +61,7 @@ def test_options_are_parameters_with_types_defaults_and_help() -> None:
         ({"share": float("nan")}, "share=nan must be a positive number."),
         ({"share": True}, "share=True must be a positive number."),
         ({"share": 10**400}, "must be a positive number."),
-        ({"order": "left"}, "order='left' is not known. It is one of \"up\", \"down\"."),
+        ({"order": "left"}, 'order=\'left\' is not known. It is one of "up", "down".'),
         ({"order": ["up"]}, "order=['up'] is not known. It is one of"),
         ({"word": 3}, "word= must be a word."),
     ],
@@ -75,7 +75,9 @@ def test_a_wrong_value_is_named_in_our_words(wrong: dict[str, Any], said: str) -
 
 
 def test_an_unknown_option_names_the_nearest() -> None:
-    with pytest.raises(UnknownOptionError, match=r"no option cuont=. Did you mean count=") as caught:
+    with pytest.raises(
+        UnknownOptionError, match=r"no option cuont=. Did you mean count="
+    ) as caught:
         sort([], cuont=1)  # type: ignore[call-arg]
     assert caught.value.argument == "cuont"
 
@@ -95,12 +97,11 @@ ANYTHING = st.one_of(
 @given(name=st.sampled_from(sorted(LLM_NAMES)), value=ANYTHING)
 def test_any_value_is_taken_or_refused_by_name(name: str, value: Any) -> None:
     try:
-        checked = Options(LLMOptions).check({name: value})
+        refused = Options(LLMOptions).check({name: value})[name] is not value
+        said = argument = None
     except InvalidArgumentError as error:
-        assert error.argument == name
-        assert error.message.startswith(f"{name}=")
-    else:
-        assert checked[name] is value
+        refused, said, argument = True, error.message, error.argument
+    assert not refused or (argument == name and str(said).startswith(f"{name}="))
 
 
 TAKES_A_MODEL = [pi.LLM, pi.verify_personas, pi.rate_personas, pi.compare_personas]
@@ -136,7 +137,10 @@ def test_every_option_has_one_line_of_help(option: Any) -> None:
 
 def test_an_editor_completes_an_option() -> None:
     jedi = pytest.importorskip("jedi", reason="jedi is not installed")
-    for start, name in (("pi.infer_personas(data, cand", "candidates="), ("pi.LLM('x', rp", "rpm=")):
+    for start, name in (
+        ("pi.infer_personas(data, cand", "candidates="),
+        ("pi.LLM('x', rp", "rpm="),
+    ):
         found = jedi.Interpreter(start, [{"pi": pi, "data": []}]).complete()
         assert name in [one.name for one in found]
 
@@ -152,7 +156,7 @@ def test_the_command_line_has_every_option() -> None:
     shell = {"columns": "column", "labels": "label", "select": "judge"}
     for name in RUN_OPTIONS.each:
         assert f"--{shell.get(name, name).replace('_', '-')} " in run.stdout
-    assert Options(LLMOptions).each["budget"].help in run.stdout
+    assert Options(LLMOptions).each["budget"].help in " ".join(run.stdout.split())
 
 
 def test_labels_of_another_coding_are_read(endpoint: dict[str, Any]) -> None:

@@ -42,7 +42,9 @@ __all__ = [
 ]
 
 FAILED = 3  # the exit code where rows failed
-_SUPPORTED = "Supported are .jsonl, .json, .csv (also with .gz), .parquet, and - for JSONL on a pipe."
+_SUPPORTED = (
+    "Supported are .jsonl, .json, .csv (also with .gz), .parquet, and - for JSONL on a pipe."
+)
 _SHOWN = 3  # rows with an error that the summary names
 
 

@@ -352,9 +352,13 @@ def check_roles(roles: Mapping[str, str]) -> None:
     for role, column in roles.items():
         if role not in _KNOWN_ROLES:
             known = _nearest(role, _KNOWN_ROLES)
-            raise InvalidArgumentError(f"columns= has no {role!r}: ours come first.", hint=known, argument="columns")
+            raise InvalidArgumentError(
+                f"columns= has no {role!r}: ours come first.", hint=known, argument="columns"
+            )
         if not isinstance(column, str):
-            raise InvalidArgumentError(f"columns[{role!r}] must be the name of a column.", argument="columns")
+            raise InvalidArgumentError(
+                f"columns[{role!r}] must be the name of a column.", argument="columns"
+            )
 
 
 def check_labels(labels: Mapping[Any, str] | None) -> dict[str, int]:
@@ -362,7 +366,9 @@ def check_labels(labels: Mapping[Any, str] | None) -> dict[str, int]:
     for label, verdict in (labels or {}).items():
         if verdict not in _VERDICTS:
             raise InvalidArgumentError(
-                f"labels[{label!r}] is {verdict!r}.", hint='It is one of "first", "second", "tie".', argument="labels"
+                f"labels[{label!r}] is {verdict!r}.",
+                hint='It is one of "first", "second", "tie".',
+                argument="labels",
             )
     return {str(k).strip().lower(): _VERDICTS[v] for k, v in (labels or {}).items()}
 

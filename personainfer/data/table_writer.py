@@ -52,7 +52,9 @@ def check_output(output: str | Path, data: object) -> Path:
     try:
         if not path.parent.is_dir():
             raise InvalidArgumentError(
-                f"{named}: there is no folder {str(path.parent)!r}.", hint="Make it first.", argument="output"
+                f"{named}: there is no folder {str(path.parent)!r}.",
+                hint="Make it first.",
+                argument="output",
             )
         _make_folder(path).rmdir()
         if path.exists():
@@ -61,14 +63,18 @@ def check_output(output: str | Path, data: object) -> Path:
         if isinstance(error, InvalidArgumentError):
             raise
         raise InvalidArgumentError(
-            f"{named} cannot be written: {error}.", hint="Name a folder that is yours.", argument="output"
+            f"{named} cannot be written: {error}.",
+            hint="Name a folder that is yours.",
+            argument="output",
         ) from None
     return path
 
 
 def _check_replaced(path: Path, data: object, named: str) -> None:
     if isinstance(data, str | Path) and Path(data).exists() and path.samefile(data):
-        raise InvalidArgumentError(f"{named} is the input.", hint="Name another file.", argument="output")
+        raise InvalidArgumentError(
+            f"{named} is the input.", hint="Name another file.", argument="output"
+        )
     try:
         StoredTable(path)
     except (DataError, OSError):

@@ -53,7 +53,10 @@ class _RunOptions(TypedDict, total=False):
     ]
     columns: Annotated[
         SkipValidation[Mapping[str, str] | None],
-        Field(default=None, description="Our names to yours where they differ: prompt, chosen, …"),
+        Field(
+            default=None,
+            description='Our names to yours where they differ: {"prompt": "question"}.',
+        ),
     ]
     labels: Annotated[
         SkipValidation[Mapping[Any, str] | None],

@@ -21,9 +21,8 @@ from ..exceptions import (
     ModelError,
     UnknownOptionError,
 )
-from ..llm.client import LLM, OPTIONS, make_llm
+from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
-from ..personas.options import LLMOptions
 from ..personas.placement import PersonaPlace, check_place, check_template, place_persona
 from ..personas.prompts import bare_text, prompt_text
 from ..progress import with_progress_bar

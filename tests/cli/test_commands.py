@@ -318,7 +318,10 @@ def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> No
         ("infer pairs.jsonl --limit 0", "Invalid value for '--limit'"),
         ("infer pairs.jsonl --column question", "'question' is not NAME=VALUE"),
         ("infer pairs.jsonl --column question=prompt", "--column has no 'question': ours"),
-        ("infer pairs.jsonl --column prompt=question", "--column: columns['prompt'] is 'question', which is"),
+        (
+            "infer pairs.jsonl --column prompt=question",
+            "--column: columns['prompt'] is 'question', which is",
+        ),
         ("infer pairs.jsonl --temperature 9", "--temperature 9.0 must be between"),
         ("infer pairs.jsonl --candidates 2", "more than one needs --judge"),
         ("infer pairs.jsonl -o taken.jsonl", "'taken.jsonl' is neither"),
