@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -34,6 +34,28 @@ class Record(BaseModel):
     """A frozen record; unknown fields are an error rather than lost."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    _names: ClassVar[set[str]]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        cls._names = set(cls.model_fields)
+
+    @classmethod
+    def unchecked(cls, **values: Any) -> Self:
+        """A record of values for all fields that are known to fit.
+
+        Validation would take a fifth of the time of a row that comes from the cache, and a set of names
+        for every record would cost the garbage collector as much: here all records share one.
+        """
+        record = cls.__new__(cls)
+        _set(record, "__dict__", values)
+        _set(record, "__pydantic_fields_set__", cls._names)
+        _set(record, "__pydantic_extra__", None)
+        _set(record, "__pydantic_private__", None)
+        return record
+
+
+_set = object.__setattr__
 
 
 class Message(Record):
@@ -150,6 +172,17 @@ class Persona(Record):
     preference: Wish
     flags: tuple[str, ...] = ()
     sentence: str | None = None
+
+    @classmethod
+    def of_phrases(cls, evidence: str, trait: str, preference: str) -> Persona:
+        """The persona of these texts, as the constructor makes it, in less time."""
+        return cls.unchecked(
+            evidence=evidence,
+            trait=_phrase(trait, _BEFORE_TRAIT),
+            preference=_phrase(preference, _BEFORE_PREFERENCE),
+            flags=(),
+            sentence=None,
+        )
 
     @classmethod
     def parse(cls, text: str) -> Persona:

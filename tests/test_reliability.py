@@ -224,7 +224,7 @@ FAULTS: dict[str, tuple[Callable[[], Fault], str, bool]] = {
     "hang": (lambda: Fault.hang(), "did not answer within", True),
     "empty-body": (lambda: Fault.empty(), "empty body", False),
     "empty-content": (lambda: Fault.empty("content"), "empty", False),
-    "invalid-json": (lambda: Fault.invalid_json(), "Invalid JSON", False),
+    "invalid-json": (lambda: Fault.invalid_json(), "not in the asked form", False),
     "not-json": (lambda: Fault.invalid_json("body"), "not JSON", False),
     "schema": (lambda: Fault.bad_schema(), "not in the asked form", False),
     "refusal": (lambda: Fault.refusal(), "refused", False),

@@ -66,14 +66,19 @@ def surrogate_problem(name: str) -> str:
 def _preference(
     prompt: str | Turns, chosen: str, rejected: str, id: str | None, user: str | None
 ) -> Preference:
+    # Every value is a str or None by now, so the only thing left to refuse is a lone surrogate.
     try:
         asked = prompt if isinstance(prompt, str) else _messages(prompt)
-        return Preference(prompt=asked, chosen=chosen, rejected=rejected, id=id, user=user)
-    except ValidationError as error:
-        # Every value is a str by now, so the only thing left to refuse is a lone surrogate.
-        place = str(error.errors(include_input=False, include_url=False)[0]["loc"][0])
-        name = place if place in Preference.model_fields else "prompt"
-        raise DataError(surrogate_problem(name)) from None
+    except ValidationError:
+        raise DataError(surrogate_problem("prompt")) from None
+    values = {"prompt": asked, "chosen": chosen, "rejected": rejected, "id": id, "user": user}
+    for name, text in values.items():
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise DataError(surrogate_problem(name)) from None
+    return Preference.unchecked(**values)
 
 
 def _messages(turns: Turns) -> str | tuple[Message, ...]:

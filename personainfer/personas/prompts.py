@@ -61,7 +61,7 @@ class OnePersona(BaseModel):
 
     def persona(self) -> Persona:
         """The record of it."""
-        return Persona(evidence=self.evidence, trait=self.trait, preference=self.preference)
+        return Persona.of_phrases(self.evidence, self.trait, self.preference)
 
 
 class BothPersonas(BaseModel):
