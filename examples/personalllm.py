@@ -60,15 +60,14 @@ def main(source: str | Path = SMALL) -> None:
     history = users.histories(train, pairs_per_user=PAIRS)
     new = users.names[KNOWN:]
     everybody = user_vectors(history, embed)
-    known = {name: everybody[name] for name in users.names[:KNOWN]}
+    nearest = nearest_users(everybody, NEIGHBOURS, of=new, among=users.names[:KNOWN])
     popular = favourites(chosen[:KNOWN], count)
     utilities = users.utilities(test)[KNOWN:]
     prompts = np.arange(len(test))
     rewards: dict[str, list[float]] = {"favourite of all": [], "of similar users": []}
     wins = []
     for mine, name in zip(utilities, new, strict=True):
-        near = nearest_users({**known, name: everybody[name]}, NEIGHBOURS, of=[name])[name]
-        similar = favourites(chosen[[int(user) for user in near]], count)
+        similar = favourites(chosen[[int(user) for user in nearest[name]]], count)
         rewards["favourite of all"].append(mine[prompts, popular].mean())
         rewards["of similar users"].append(mine[prompts, similar].mean())
         margin = mine[prompts, similar] - mine[prompts, popular]

@@ -1,50 +1,37 @@
-"""How well a prefix lets a scorer predict what its user chooses; the user's other choices are the test.
+"""Evaluate how well a prefix lets a scorer predict its user's other choices.
 
 After FamousPersona (arXiv 2505.13257): users that were trained on against unseen ones, personal against
 clashing questions, groups of users, and sentences of the prefix; beside that the control in which each
-user has another one's prefix, and intervals by user. What scores is known by `predictors`.
+user gets another user's prefix, and intervals by user.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, Unpack
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
 from ..arguments import takes_options
-from ..evaluation.grouped import mean_by_group, rate_by_group
-from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
+from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..records import Preference
-from .attribution import Attribution, attribute_prefix
-from .fairness import Equity, Measure, correct_together, correlation, equity_by_group
+from .attribution import ABLATIONS, Attribution, attribute_prefix
 from .hypotheses import users_in
-from .predictors import Case, ChoiceScorer, Predictor, predictor_of
+from .predictors import Case, ChoiceScorer, Predictions, Predictor, predictor_of
 from .prefixes import Prefix, persona_prefix
-from .results import PrefixAccuracy, PrefixEvaluation
+from .results import BARE, PrefixEvaluation, Scored
 from .splits import Fold, find_questions, folds_of
 
 __all__ = ["evaluate_prefixes"]
 
-Floats = npt.NDArray[np.float64]
 Names = tuple[str, ...]
 AnyPrefix = Prefix | Callable[[Names], Prefix]
 Fit = Callable[[Names], ChoiceScorer]
 Groups = Mapping[str, Mapping[str, Any]]
-
-BARE: Final = "none"
-
-
-class Margins(NamedTuple):
-    """Of one prefix, one number a choice each: as it is; on trained users; that of another user."""
-
-    own: Floats
-    trained: Floats
-    shuffled: Floats
 
 
 @takes_options(LLMOptions)
@@ -54,58 +41,65 @@ def evaluate_prefixes(
     scorer: ChoiceScorer | None = None,
     *,
     fit: Fit | None = None,
+    untuned: ChoiceScorer | None = None,
     folds: int | str | None = None,
     lift: bool = False,
     groups: Groups | None = None,
     questions: Mapping[str, str] | Literal["find"] | None = None,
     attribute: Sequence[str] = (),
+    ablations: int = ABLATIONS,
     user: str = "user_id",
     columns: Mapping[str, str] | None = None,
     confidence: float = CONFIDENCE,
     draw_seed: int = 0,
     **options: Unpack[LLMOptions],
 ) -> PrefixEvaluation:
-    """How well each prefix lets a scorer predict the held-out choices of users.
+    """Measure how well each prefix lets a scorer predict the held-out choices of users.
 
     Args:
         prefixes: by name, from `persona_prefix`; or a function (names of the users to train on) ->
             prefix, for one that is made of other users' choices. "none" is added.
         data: held-out choices, preference data as for `infer_personas`, with a user for each row.
         scorer: a `Likelihood`, a judge (a model's name, an `LLM`, an object with `explains`), or a
-            callable (conversations, responses) -> numbers: see `personainfer.users.predictors`.
+            callable (conversations, responses) -> numbers. See `personainfer.users.predictors`.
         fit: in place of a scorer: a function (names of the users to train on) -> scorer, such as one
-            that trains a model or loads what was trained.
-        folds: so many parts of the users, or the attribute in `groups` of which one value is left out at a
-            time: what `prefixes` and `fit` make then never knows the users that it is tested on.
-        lift: whether a prefix is judged by how much it raises the margin against the bare prompt, so
-            that what the scorer likes anyhow does not count; "none" is judged by the margin itself.
-        groups: attribute -> user -> value, for equity. A value that is missing (None, NaN, "") is none.
+            that trains a model or loads it.
+        untuned: the scorer before it was tuned. Each prefix is scored by it too, on the same choices:
+            `over_untuned` is the gain of tuning, by group as well (FamousPersona's equity).
+        folds: so many parts of the users, or an attribute in `groups` of which one value is left out at
+            a time. `prefixes` and `fit` then get only the users that they are not tested on.
+        lift: judge a prefix by how much it raises the margin against the bare prompt, so that general
+            tastes of the scorer do not count. "none" is judged by the margin itself.
+        groups: attribute -> user -> value, for equity. None, NaN and "" are missing values.
         questions: the kind of question by the id of the choice; "find": "clashing" where users choose
             differently on a prompt, else "personal" (see `personainfer.users.splits`).
-        attribute: the prefixes, by name, whose sentences are left out one by one, on up to 64 choices (with
-            folds, of the users that the last one leaves out).
-        user: the column that says whose choice a row is.
-        columns: our name to yours where they differ.
-        confidence: of the intervals, for which users are resampled, each with all choices.
+        attribute: names of prefixes whose sentences are attributed (see `attribute_prefix`), with
+            folds on the users that the last one leaves out.
+        ablations: how many versions of a prefix without some sentences are scored for each choice.
+        user: the column with the user's id.
+        columns: the library's column names to yours, where they differ.
+        confidence: of the intervals, which resample users with all their choices.
         draw_seed: of folds, shuffled prefixes, draws and permutations.
-        options: configure the LLM that a judge's name makes: see `LLM`.
+        options: of the LLM that a judge's name makes: see `LLM`.
 
     Returns:
-        For each prefix the accuracy, the gain over none, the same with another user's prefix, by question
-        and by group; a tie counts half. `print` shows a table.
+        For each prefix the accuracy, the gain over none, the accuracy with another user's prefix, by
+        question and by group; a tie counts half. It counts texts that were cut, choices that failed,
+        and prefixes with too few examples; `without_cuts()` leaves cut ones out. `print` shows a table.
 
     Raises:
         ValueError, TypeError: a bad argument, before anything is scored.
         DataError: no row is a choice of a user.
-        ModelError: as the scorer raises it.
+        ModelError: from the scorer.
     """
     UnknownOptionError.check(
         options, OPTIONS.union(inspect.signature(evaluate_prefixes).parameters)
     )
     check_confidence(confidence)
     attribute = (attribute,) if isinstance(attribute, str) else tuple(attribute)
-    _check(prefixes, scorer, fit, folds, questions, attribute)
+    _check(prefixes, scorer, fit, folds, questions, attribute, ablations)
     known = _groups(groups)
+    before_tuning = None if untuned is None else _predictor("untuned", untuned, options)
     users, skipped = users_in(data, user, columns, None, None)
     choices = [choice for one in users for choice in one.new]
     if not choices:
@@ -114,29 +108,18 @@ def evaluate_prefixes(
     parts = (
         [Fold("all", names, names)] if folds is None else folds_of(names, folds, known, draw_seed)
     )
+    everything = {BARE: persona_prefix(BARE), **prefixes}
     tests = [
-        FittedFold(
-            part,
-            {BARE: persona_prefix(BARE), **prefixes},
-            predictor_of(_scorer(scorer, fit, part), options),
-        )
+        FittedFold(part, everything, _predictor("scorer", _scorer(scorer, fit, part), options))
         for part in parts
     ]
-    margins = _margins(tests, choices, folds is not None, lift, draw_seed)
-    kinds = _questions(questions, choices)
-    equity = _equity(margins, choices, known, confidence, draw_seed)
-    settings: dict[str, Any] = {"lift": lift, "folds": folds, "confidence": confidence}
-    settings["draw_seed"] = draw_seed
-    return PrefixEvaluation(
-        prefixes={
-            name: _accuracy(of, margins[BARE], choices, kinds, confidence)
-            for name, of in margins.items()
-        },
-        equity=equity,
-        attribution=_attribution(attribute, tests, choices, confidence, draw_seed),
-        choices=tuple(choices),
-        margins={name: of.own for name, of in margins.items()},
-        questions=kinds,
+    settings = {"lift": lift, "folds": folds, "confidence": confidence, "draw_seed": draw_seed}
+    return PrefixEvaluation.of(
+        _score(tests, choices, folds is not None, lift, draw_seed, before_tuning),
+        choices,
+        questions=_questions(questions, choices),
+        groups=known,
+        attribution=_attribution(attribute, tests, choices, ablations, confidence, draw_seed),
         skipped=skipped,
         settings=settings,
     )
@@ -145,15 +128,21 @@ def evaluate_prefixes(
 def _scorer(scorer: ChoiceScorer | None, fit: Fit | None, fold: Fold) -> ChoiceScorer:
     if fit is not None:
         return fit(fold.trained)
-    assert scorer is not None  # as checked
+    assert scorer is not None  # checked before
     return scorer
+
+
+def _predictor(name: str, scorer: ChoiceScorer, options: LLMOptions) -> Predictor:
+    if name == "untuned" and not isinstance(scorer, str):
+        return predictor_of(scorer)  # the options are the scorer's
+    return predictor_of(scorer, options)
 
 
 # Margins
 
 
 class FittedFold:
-    """One fold: the prefixes and the predictor that know its trained users."""
+    """The prefixes and the predictor that were fitted on the trained users of one fold."""
 
     def __init__(self, fold: Fold, prefixes: Mapping[str, AnyPrefix], predict: Predictor) -> None:
         self.fold, self.predict = fold, predict
@@ -168,52 +157,92 @@ class FittedFold:
                 )
 
 
-def _margins(
-    tests: Sequence[FittedFold], choices: Sequence[Preference], folded: bool, lift: bool, seed: int
-) -> dict[str, Margins]:
-    """Each user is tested where unseen; where there are folds, in the next one too, which trained on it."""
-    found = {
-        name: Margins(*(np.full(len(choices), np.nan) for _ in Margins._fields))
-        for name in tests[0].prefixes
-    }
+class Job(NamedTuple):
+    """One prefix on the choices at some places; the margins go into a field of `scored`."""
+
+    scored: Scored
+    field: Literal["own", "trained", "shuffled"]
+    prefix: Prefix
+    places: list[int]
+
+
+def _score(
+    tests: Sequence[FittedFold],
+    choices: Sequence[Preference],
+    folded: bool,
+    lift: bool,
+    seed: int,
+    untuned: Predictor | None,
+) -> dict[str, Scored]:
+    """Test each user in the fold that leaves it out, and in the next one, which trained on it."""
+    found = {name: Scored.blank(len(choices)) for name in tests[0].prefixes}
     for test, before in zip(tests, [tests[-1], *tests[:-1]], strict=True):
         jobs = []
         for name, prefix in test.prefixes.items():
-            jobs.append((found[name].own, prefix, test.fold.unseen))
+            unseen = _places(prefix, test.fold.unseen, choices)
+            jobs.append(Job(found[name], "own", prefix, unseen))
             if folded:
-                jobs.append((found[name].trained, prefix, before.fold.unseen))
+                trained = _places(prefix, before.fold.unseen, choices)
+                jobs.append(Job(found[name], "trained", prefix, trained))
             if len(prefix.users) > 1:
-                jobs.append((found[name].shuffled, prefix.shuffled(seed), test.fold.unseen))
-        _fill(jobs, test, choices, lift)
+                jobs.append(Job(found[name], "shuffled", prefix.shuffled(seed), unseen))
+        _run(jobs, test.predict, choices, lift, untuned)
     return found
 
 
-def _fill(
-    jobs: Sequence[tuple[Floats, Prefix, Names]],
-    test: FittedFold,
+def _run(
+    jobs: Sequence[Job],
+    predict: Predictor,
     choices: Sequence[Preference],
     lift: bool,
+    untuned: Predictor | None,
 ) -> None:
-    """Put the margins of each job's users into its array; all are scored in one go."""
-    places = [_places(prefix, people, choices) for _, prefix, people in jobs]
-    cases = [
-        _case(prefix, choices[place])
-        for (_, prefix, _), mine in zip(jobs, places, strict=True)
-        for place in mine
-    ]
+    """Write the predictions of all jobs into their records; all cases are scored in one call."""
+    cases = [[_case(job.prefix, choices[place]) for place in job.places] for job in jobs]
+    for job, mine in zip(jobs, cases, strict=True):
+        if job.field == "own":
+            job.scored.known[job.places] = True
+            missing = np.array([missing for _, missing in mine], dtype=int)
+            job.scored.empty[job.places] = (missing > 0) & (missing == job.prefix.k)
+            job.scored.short[job.places] = (missing > 0) & (missing < job.prefix.k)
+    done = _predict(predict, jobs, [[case for case, _ in mine] for mine in cases], lift)
+    for job, part in zip(jobs, done, strict=True):
+        getattr(job.scored, job.field)[job.places] = part.margins
+        job.scored.cut[job.places] |= part.turns_cut | part.responses_cut
+        if job.field == "own":
+            job.scored.failed[job.places] = np.isnan(part.margins)
+            for name in ("turns_cut", "responses_cut", "unusable"):
+                getattr(job.scored, name)[job.places] = getattr(part, name)
+    if untuned is not None:
+        own = [n for n, job in enumerate(jobs) if job.field == "own"]
+        asked = [[case for case, _ in cases[n]] for n in own]
+        for n, part in zip(
+            own, _predict(untuned, [jobs[n] for n in own], asked, lift), strict=True
+        ):
+            jobs[n].scored.untuned[jobs[n].places] = part.margins
+            jobs[n].scored.cut[jobs[n].places] |= part.turns_cut | part.responses_cut
+
+
+def _predict(
+    predict: Predictor, jobs: Sequence[Job], cases: Sequence[Sequence[Case]], lift: bool
+) -> list[Predictions]:
+    """The predictions of each job, in one call; with `lift`, less those of the bare prompt."""
+    flat = [case for mine in cases for case in mine]
     nothing = persona_prefix(BARE)
-    bare = [_case(nothing, case.choice) for case in cases if lift]
-    margins = test.predict([*cases, *bare])
+    bare = [_case(nothing, case.choice)[0] for case in flat if lift]
+    found = predict([*flat, *bare])
     if lift:
-        prefixed = np.array([bool(case.prefix) for case in cases], dtype=bool)
-        margins = margins[: len(cases)] - np.where(prefixed, margins[len(cases) :], 0.0)
-    ends = np.cumsum([len(mine) for mine in places])[:-1]
-    for (array, *_), mine, values in zip(jobs, places, np.split(margins, ends), strict=True):
-        array[mine] = values
+        said = [
+            job.prefix.kind != BARE for job, mine in zip(jobs, cases, strict=True) for _ in mine
+        ]
+        of_bare = found.part(slice(len(flat), None))
+        found = found.part(slice(len(flat))).less(of_bare, np.array(said, dtype=bool))
+    ends = np.cumsum([0, *map(len, cases)])
+    return [found.part(slice(start, end)) for start, end in pairwise(ends)]
 
 
 def _places(prefix: Prefix, people: Names, choices: Sequence[Preference]) -> list[int]:
-    """Which choices are theirs, as far as the prefix knows of them."""
+    """The choices of these people that the prefix has something for."""
     who = set(people)
     return [n for n, one in enumerate(choices) if one.user in who and _knows(prefix, one)]
 
@@ -222,86 +251,10 @@ def _knows(prefix: Prefix, choice: Preference) -> bool:
     return not prefix.needs_users or choice.user in prefix.users
 
 
-def _case(prefix: Prefix, choice: Preference) -> Case:
-    said = prefix.text(choice.user or "", choice.prompt)
-    return Case(choice, said, prefix.around(said, choice.prompt))
-
-
-# Numbers
-
-
-def _right(margins: Floats) -> Floats:
-    """1 where the choice is predicted, 0.5 for a tie, NaN where there is no margin."""
-    found: Floats = (np.sign(margins) + 1) / 2
-    return found
-
-
-def _accuracy(
-    of: Margins,
-    bare: Margins,
-    choices: Sequence[Preference],
-    kinds: Sequence[str | None],
-    confidence: float,
-) -> PrefixAccuracy:
-    users = np.array([choice.user for choice in choices])
-    own, trained, shuffled = (_right(margins) for margins in of)
-    asked = np.array([kind or "" for kind in kinds])
-
-    def rate(scores: Floats, which: npt.NDArray[np.bool_] | slice = slice(None)) -> Estimate:
-        return rate_by_group(scores[which], users[which], confidence=confidence)
-
-    known = sorted({kind for kind in kinds if kind})
-    other = not np.isnan(shuffled).all()
-    return PrefixAccuracy(
-        accuracy=rate(own),
-        trained=None if np.isnan(trained).all() else rate(trained),
-        gain=mean_by_group(own - _right(bare.own), users, confidence=confidence),
-        shuffled=rate(shuffled) if other else None,
-        own_gain=mean_by_group(own - shuffled, users, confidence=confidence) if other else None,
-        questions={kind: rate(own, asked == kind) for kind in known},
-        with_baseline=correlation(*_by_user(users, own, _right(bare.own)), confidence=confidence),
-        unknown=int((np.isnan(own) & ~np.isnan(bare.own)).sum()),
-    )
-
-
-def _by_user(users: npt.NDArray[Any], *scores: Floats) -> list[Floats]:
-    """The mean of each user's scores where all of them are known; NaN for a user without."""
-    known = ~np.isnan(np.stack(scores)).any(axis=0)
-    _, place = np.unique(users, return_inverse=True)
-    counts = np.bincount(place, known)
-    with np.errstate(invalid="ignore"):
-        return [np.bincount(place, np.where(known, one, 0.0)) / counts for one in scores]
-
-
-def _equity(
-    margins: Mapping[str, Margins],
-    choices: Sequence[Preference],
-    groups: Groups,
-    confidence: float,
-    seed: int,
-) -> tuple[Equity, ...]:
-    users = [choice.user or "" for choice in choices]
-    bare = _right(margins[BARE].own)
-    found = []
-    for attribute, group_of in groups.items():
-        for name, of in margins.items():
-            right = _right(of.own)
-            measures: list[tuple[Measure, Floats]] = [("accuracy", right), ("gain", right - bare)]
-            found += [
-                equity_by_group(
-                    values,
-                    users,
-                    group_of,
-                    prefix=name,
-                    attribute=attribute,
-                    measure=measure,
-                    confidence=confidence,
-                    seed=seed,
-                )
-                for measure, values in measures
-                if name != BARE or measure == "accuracy"  # nothing gains on itself
-            ]
-    return correct_together(found)
+def _case(prefix: Prefix, choice: Preference) -> tuple[Case, int]:
+    """The case, and how many examples its prefix lacks."""
+    said = prefix.before(choice)
+    return Case(choice, said.text, prefix.around(said.text, choice.prompt)), said.missing
 
 
 def _questions(
@@ -317,10 +270,11 @@ def _attribution(
     names: Sequence[str],
     tests: Sequence[FittedFold],
     choices: Sequence[Preference],
+    ablations: int,
     confidence: float,
     seed: int,
 ) -> dict[str, Attribution]:
-    """Of the users that the last fold leaves out: of all, where there are no folds."""
+    """The attribution of each named prefix, on the users that the last fold leaves out."""
     test = tests[-1]
     people = set(test.fold.unseen)
     found = {}
@@ -328,7 +282,7 @@ def _attribution(
         prefix = test.prefixes[name]
         mine = [c for c in choices if c.user in people and _knows(prefix, c)]
         found[name] = attribute_prefix(
-            name, prefix, mine, test.predict, confidence=confidence, seed=seed
+            name, prefix, mine, test.predict, ablations=ablations, confidence=confidence, seed=seed
         )
     return found
 
@@ -343,8 +297,9 @@ def _check(
     folds: object,
     questions: object,
     attribute: Sequence[str],
+    ablations: int,
 ) -> None:
-    """Raise for what can be seen to be wrong before anything is read or scored."""
+    """Raise for a bad argument before anything is read or scored."""
     if not isinstance(prefixes, Mapping) or not prefixes:
         raise InvalidArgumentError("prefixes= is a mapping of names to prefixes.")
     for name, prefix in prefixes.items():
@@ -357,7 +312,7 @@ def _check(
     makes = fit is not None or any(not isinstance(one, Prefix) for one in prefixes.values())
     if folds is not None and not makes:
         raise InvalidArgumentError(
-            "folds= has nothing to fit: all prefixes and the scorer are made already.",
+            f"folds={folds!r} has nothing to fit on the users that are left.",
             hint="Give fit=, or a function as a prefix.",
         )
     if fit is not None and not callable(fit):
@@ -367,10 +322,12 @@ def _check(
     for name in attribute:
         if name not in prefixes:
             raise InvalidArgumentError(f"attribute= names {name!r}, which prefixes= does not.")
+    if not isinstance(ablations, int) or isinstance(ablations, bool) or ablations < 2:
+        raise InvalidArgumentError(f"ablations={ablations!r} must be a whole number from 2 up.")
 
 
 def _groups(given: Groups | None) -> dict[str, dict[str, str]]:
-    """The values as texts, by users as texts, as they are in the data; without those that are missing."""
+    """Users and values as texts, as they are in the data; without missing values."""
     hint = 'Such as {"diet": {"ann": "vegan", "bob": "none"}}.'
     if not isinstance(given or {}, Mapping):
         raise InvalidArgumentError(f"groups={given!r:.80} is no mapping of attributes.", hint=hint)

@@ -1,7 +1,7 @@
-"""Whether something works as well for one group of users as for another. Numpy only.
+"""Test whether something works as well for one group of users as for another.
 
-One-way analysis of variance over users, as FamousPersona (arXiv 2505.13257) does, but with p-values from
-permutations, which ask for no normal distribution, and corrected for their number.
+A one-way analysis of variance over users, as in FamousPersona (arXiv 2505.13257), with p-values from
+permutations, which assume no normal distribution, and corrected for their number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..evaluation.statistics import CONFIDENCE, Estimate, bootstrap, holm
 __all__ = ["Equity", "Measure", "anova", "correct_together", "correlation", "equity_by_group"]
 
 Floats = npt.NDArray[np.float64]
-Measure = Literal["accuracy", "gain"]
+Measure = Literal["accuracy", "gain", "over untuned"]
 
 _PERMUTATIONS = 9_999
 _CELLS = 2_000_000  # numbers held at once while permuting
@@ -30,10 +30,15 @@ _ROUNDING = 1e-10  # share of a sum of squares that may be nothing but rounding
 class Equity:
     """One measure of one prefix by the values of one attribute of users.
 
-    `groups` has the mean in each group, users resampled; `gap` is the largest difference between two
-    of them, which is above 0 by chance already: `p` says how often the F of the analysis of variance over
-    users is as large when groups are drawn anew, `adjusted_p` the same for all tests together (Holm). NaN
-    where there are fewer than two groups, or as many as users. `without` counts users of no group.
+    Attributes:
+        measure: "accuracy"; "gain": accuracy less that without a prefix; "over untuned": accuracy less
+            that of the untuned scorer with the same prefix.
+        groups: the mean in each group; intervals resample users.
+        gap: the largest difference between two groups, which is above 0 by chance already.
+        f: F of the analysis of variance over users; NaN with fewer than two groups, or as many as users.
+        p: how often F is as large when users are dealt to groups anew.
+        adjusted_p: the same, corrected over all tests (Holm).
+        without: users without a group.
     """
 
     prefix: str
@@ -58,13 +63,13 @@ def equity_by_group(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Equity:
-    """The measure by group, its largest gap, and the analysis of variance; `adjusted_p` is `p` so far.
+    """The measure by group, its largest gap, and the analysis of variance; `adjusted_p` is not corrected yet.
 
     Args:
         values: shape (choices,); NaN is a missing one.
-        users: whose choice each is.
+        users: the user of each choice.
         group_of: the group of each user.
-        prefix, attribute, measure: what is measured, as it is to be called.
+        prefix, attribute, measure: names for the result.
         confidence, seed: of intervals and permutations.
     """
     given, names = np.asarray(values, dtype=np.float64), np.asarray(users)
@@ -86,7 +91,7 @@ def equity_by_group(
 
 
 def correct_together(found: Sequence[Equity]) -> tuple[Equity, ...]:
-    """All of them with `adjusted_p`: Holm's correction over the tests that could be made."""
+    """Set `adjusted_p` of all: Holm's correction over the tests that have a p-value."""
     tested = [one for one in found if not np.isnan(one.p)]
     adjusted = iter(holm([one.p for one in tested]) if tested else ())
     return tuple(
@@ -118,7 +123,7 @@ def anova(
         return float("nan"), float("nan")
     centred = given - given.mean()
     between = _between(centred[None], place, len(names))[0]
-    # F grows with the part between groups, as the total is the same in all permutations.
+    # The total is the same in all permutations, so F grows with the part between groups.
     as_large = _permuted(centred, place, len(names), permutations, seed) >= between - 1e-12
     p = (1 + np.count_nonzero(as_large)) / (1 + permutations)
     within = float(centred @ centred) - between
@@ -130,7 +135,7 @@ def anova(
 def _permuted(
     centred: Floats, place: npt.NDArray[np.intp], groups: int, permutations: int, seed: int
 ) -> Floats:
-    """The part between groups of each permutation, as many at once as fit into memory."""
+    """The sum of squares between groups of each permutation, in parts that fit into memory."""
     random = np.random.default_rng(seed)
     size = max(1, _CELLS // len(centred))
     parts = []
@@ -163,7 +168,7 @@ def correlation(
     def pearson(s: Floats) -> Floats:
         n, sx, sy, sxx, syy, sxy = s.T
         spreads = [n * sxx - sx**2, n * syy - sy**2]
-        # What is left of the squares of equal numbers is rounding, at any scale of them.
+        # Equal numbers leave nothing but rounding, at any scale.
         varies = (spreads[0] > _ROUNDING * n * sxx) & (spreads[1] > _ROUNDING * n * syy)
         with np.errstate(invalid="ignore", divide="ignore"):
             r = (n * sxy - sx * sy) / np.sqrt(np.where(varies, spreads[0] * spreads[1], np.nan))

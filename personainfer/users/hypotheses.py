@@ -1,7 +1,4 @@
-"""The choices of users, an explanation of each, and how well it predicts the user's other choices.
-
-What scores an explanation is known by a selector; what is made of the best ones by `users`.
-"""
+"""Explain each choice of a user, and score how well each explanation predicts the user's other choices."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from ..data.readers import read_preferences
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM
 from ..personas.infer import infer_personas
-from ..records import Persona, Preference, Selector
+from ..records import Preference, Selector
 from .records import Hypothesis, UserPersona, UserPersonas, UserRow
 
 __all__ = [
@@ -27,17 +24,17 @@ __all__ = [
     "UserAtWork",
     "explain",
     "explains_of",
-    "kept_hypotheses",
+    "predicting",
     "score_hypotheses",
     "users_in",
 ]
 
-NEUTRAL = 0.0  # what an explanation scores that says nothing
+NEUTRAL = 0.0  # the score of an explanation that predicts nothing
 
 
 @dataclass
 class UserAtWork:
-    """A user at work: old choices are those of an update."""
+    """The state of one user during a run; with an update, `before` holds the earlier choices."""
 
     name: str
     before: UserRow | None = None
@@ -86,7 +83,7 @@ def users_in(
     most: int | None,
     update: UserPersonas | None,
 ) -> tuple[list[UserAtWork], dict[str, int]]:
-    """Every user with the choices that are used, and why rows were left out."""
+    """Read the data: every user with up to `most` new choices, and counts of left-out rows by reason."""
     users = {row.user: UserAtWork(row.user, row) for row in update or ()}
     roles = dict(columns or {})
     if user != "user_id":  # which is recognised by itself
@@ -112,7 +109,10 @@ def users_in(
 def explain(
     users: Sequence[UserAtWork], llm: LLM, progress: bool | None, *, candidates: bool
 ) -> None:
-    """A hypothesis for each choice without one; where there are candidates already, none."""
+    """Infer a hypothesis for each choice that has none.
+
+    With `candidates`, users who have hypotheses already get no new ones.
+    """
     asked = []
     for one in users:
         explained = {hypothesis.pair for hypothesis in one.hypotheses}
@@ -185,8 +185,10 @@ def _mean(hypothesis: Hypothesis) -> float:
 def explains_of(one: UserAtWork) -> npt.NDArray[np.float64]:
     """Scores of shape (choices, candidates).
 
-    A candidate is not tried on the choice that it was made from, which would favour it: there it gets
-    the mean of the others, so that this choice says nothing for or against it.
+    A candidate is not scored on the choice that it was made from, which would favour it. Its place there
+    gets the mean of at least two other candidates' scores, so that this choice decides nothing about it;
+    where there are fewer, as with two choices, it gets 0: each candidate then stands by the choices that
+    it was not made from (leave one out).
     """
     scores = np.full((len(one.choices), len(one.hypotheses)), np.nan)
     place = {choice.id: row for row, choice in enumerate(one.choices)}
@@ -196,20 +198,20 @@ def explains_of(one: UserAtWork) -> npt.NDArray[np.float64]:
     known = ~np.isnan(scores)
     counts = known.sum(axis=1)
     means = np.where(known, scores, 0).sum(axis=1) / np.maximum(counts, 1)
-    filled: npt.NDArray[np.float64] = np.where(known, scores, means[:, None])
+    fill = np.where(counts >= 2, means, NEUTRAL)
+    filled: npt.NDArray[np.float64] = np.where(known, scores, fill[:, None])
     return filled
 
 
-def kept_hypotheses(one: UserAtWork) -> tuple[dict[str, Persona] | str, float | None]:
-    """The explanations, by pair, that predict other choices; or why there are none."""
+def predicting(one: UserAtWork) -> dict[int, float] | str:
+    """The hypotheses, by place, that predict other choices, with their mean score; or why none does."""
     if not one.hypotheses:
-        return one.problem or "no choice could be explained.", None
+        return one.problem or "no choice could be explained."
     means = [_mean(hypothesis) for hypothesis in one.hypotheses]
-    kept = {h.pair: h.persona for h, mean in zip(one.hypotheses, means, strict=True) if mean > 0}
-    if not kept:
-        return (
-            f"none of {len(means)} explanations predicts the user's other choices: the best scores"
-            f" {max(means):.3f}. More choices may show more.",
-            None,
-        )
-    return kept, float(np.mean([mean for mean in means if mean > 0]))
+    kept = {place: mean for place, mean in enumerate(means) if mean > NEUTRAL}
+    if kept:
+        return kept
+    return (
+        f"none of {len(means)} explanations predicts the user's other choices: the best scores"
+        f" {max(means):.3f}. Give more choices of this user."
+    )

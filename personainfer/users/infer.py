@@ -1,9 +1,9 @@
 """One persona for each user, from several of that user's choices.
 
-Three ways: to summarise the choices in one call (arXiv 2505.13257, where personas come from 4 pairs); to
+Three methods. "summary": summarise the choices in one call (arXiv 2505.13257, with 4 pairs). "verified":
 explain each choice, keep the explanations that predict other choices of the same user, and write the
-persona from those (the idea of SynthesizeMe, arXiv 2506.05598); or to take each explanation for a
-candidate, and keep the likeliest. How an explanation is scored is known by a selector.
+persona from those (the idea of SynthesizeMe, arXiv 2506.05598). "posterior": explain each choice, and keep
+the explanation that is likeliest given all choices.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .hypotheses import (
     UserAtWork,
     explain,
     explains_of,
-    kept_hypotheses,
+    predicting,
     score_hypotheses,
     users_in,
 )
@@ -44,7 +44,7 @@ from .records import (
 __all__ = ["infer_user_personas"]
 
 _METHODS = ("summary", "verified", "posterior")
-# Choices without which a method says nothing.
+# The fewest choices that a method needs.
 _FEWEST = {"summary": 1, "verified": 2, "posterior": 2}
 _PREDICTED = "The persona predicts this choice."
 _FLAGS = frozenset(["refusal", "copies_text", "protected_attribute", "named_person"])
@@ -74,31 +74,31 @@ def infer_user_personas(
             or else its place in the data.
         model: see `LLM`; None: $PERSONAINFER_MODEL, else the embedded model.
         user: the column that says whose choice a row is. `Preference` records have `user`.
-        pairs_per_user: the persona rests on so many choices, the first of the data; None: on all.
-        min_pairs: users with fewer get no persona but a reason; "verified" and "posterior" need 2.
-        method: "summary": one call over the choices. "verified": each choice is explained in a call;
-            explanations that predict other choices of the user (mean score above 0) are kept, and one
-            call writes the persona from them. "posterior": these explanations are candidates; the one
-            with the highest posterior given the user's choices is kept, in its own words.
-        select: what scores an explanation, for "verified" and "posterior": an object with
+        pairs_per_user: use the first so many choices of each user; None: all.
+        min_pairs: users with fewer get an error; "verified" and "posterior" need 2.
+        method: "summary": one call over the choices. "verified": one call explains each choice; one more
+            call writes the persona from the explanations that predict other choices of the user (mean
+            score above 0). "posterior": of these explanations keep the one with the highest posterior
+            given the user's choices, in its own words. Where no explanation predicts other choices, the
+            user gets an error.
+        select: scores explanations, for "verified" and "posterior": an object with
             `explains(preferences, personas)`, such as `Likelihood`. None: `Verifier` with `model`.
-        checks: on how many other choices an explanation is tried, for "verified".
+        checks: score each explanation on so many other choices, for "verified".
         choice_temperature: tau of the posterior, log p(k) = sum over choices of log sigma(e / tau),
-            in the unit of the selector's scores: the smaller, the more a choice says.
-        update: personas inferred before, by the same method. `data` then holds new choices only, of
-            which up to `pairs_per_user` a user are used, and only these are paid for; users without new
-            choices stay as they are, and one whose persona failed is tried again. "posterior" keeps the
-            candidates it has.
-        columns: our name to yours where they differ.
+            in the unit of the selector's scores: the smaller, the more a choice counts.
+        update: personas inferred before, by the same method. `data` then holds new choices only; up to
+            `pairs_per_user` a user are used, and only these are paid for. Users without new choices
+            stay as they are; one whose persona failed is tried again. "posterior" keeps its candidates.
+        columns: the library's column names to yours, where they differ.
         progress: a bar on standard error; None: in a terminal or a notebook.
-        options: configure the LLM that a model string makes: see `LLM`.
+        options: of the LLM that a model string makes: see `LLM`.
 
     Returns:
-        One row for each user, with the persona or the reason why there is none.
+        One row for each user, with the persona or the error.
 
     Raises:
         ValueError, TypeError: a bad argument, before any call is made.
-        ModelError: only for what would fail every user (key, model).
+        ModelError: only where every user would fail (key, model).
     """
     UnknownOptionError.check(
         options, OPTIONS.union(inspect.signature(infer_user_personas).parameters)
@@ -135,13 +135,14 @@ def infer_user_personas(
 
 
 def _likeliest(one: UserAtWork, temperature: float) -> UserPersona | str:
-    """The candidate of the highest posterior, or why there is none."""
-    if not one.hypotheses:
-        return one.problem or "no choice could be explained."
+    """The candidate of the highest posterior among those that predict other choices, or why there is none."""
+    kept = predicting(one)
+    if isinstance(kept, str):
+        return kept
     explains = explains_of(one)
     candidates = [hypothesis.persona for hypothesis in one.hypotheses]
     posterior = PersonaPosterior(candidates, temperature=temperature).update(explains).probabilities
-    best = int(posterior.argmax())
+    best = max(kept, key=lambda place: posterior[place])
     persona = candidates[best]
     source = one.hypotheses[best].pair
     predicted = [one.choices[row].id or "" for row in np.flatnonzero(explains[:, best] > NEUTRAL)]
@@ -164,16 +165,18 @@ def _likeliest(one: UserAtWork, temperature: float) -> UserPersona | str:
 def _written(
     users: Sequence[UserAtWork], llm: LLM, *, verified: bool
 ) -> dict[str, UserPersona | str]:
-    """The persona of each user in the model's words, or why there is none."""
+    """The persona that the model writes for each user, or why there is none."""
     made: dict[str, UserPersona | str] = {}
     asked: list[tuple[UserAtWork, list[Preference], float | None]] = []
     requests = []
     prefix = instructions("user.txt")
     for one in users:
-        explained, score = kept_hypotheses(one) if verified else ({}, None)
-        if isinstance(explained, str):
-            made[one.name] = explained
+        kept = predicting(one) if verified else {}
+        if isinstance(kept, str):
+            made[one.name] = kept
             continue
+        explained = {one.hypotheses[n].pair: one.hypotheses[n].persona for n in kept}
+        score = float(np.mean(list(kept.values()))) if kept else None
         refined = None if verified else one.earlier
         shown = list(one.choices if refined is None else one.new)
         if verified:
@@ -198,7 +201,7 @@ def _persona(
     *,
     keep: bool,
 ) -> UserPersona:
-    """The record of a reply; evidence that names no choice is left out."""
+    """The record of a reply, without evidence that names no choice."""
     notes = [(note.choice, note.shows) for note in written.evidence]
     evidence = tuple(
         PairEvidence(pair=shown[int(number) - 1].id or "", shows=shows)
@@ -225,9 +228,9 @@ def _persona(
 
 def _row(one: UserAtWork, made: UserPersona | str | None) -> UserRow:
     if one.before is not None and one.earlier is not None:
-        if made is None:  # nothing new
+        if made is None:  # no new choices
             return one.before
-        if isinstance(made, str):  # the same call again goes on from here
+        if isinstance(made, str):  # the same call again continues from here
             return one.before.model_copy(update={"error": made})
     return UserRow(
         user=one.name,
@@ -239,7 +242,7 @@ def _row(one: UserAtWork, made: UserPersona | str | None) -> UserRow:
 
 
 def _spent(before: Usage, after: Usage) -> Usage:
-    """What an LLM took between two looks at its counts."""
+    """The usage between two readings of an LLM's counts."""
     counts: dict[str, Any] = {}
     for name in Usage.model_fields:
         start, end = getattr(before, name), getattr(after, name)
@@ -256,7 +259,7 @@ def _check(
     select: Selector | None,
     update: UserPersonas | None,
 ) -> None:
-    """Raise for what can be seen to be wrong before anything is read or sent."""
+    """Raise for a bad argument before anything is read or sent."""
     InvalidArgumentError.check("method", method, _METHODS)
     counts = {"pairs_per_user": pairs_per_user, "min_pairs": min_pairs, "checks": checks}
     for name, count in counts.items():

@@ -1,7 +1,6 @@
-"""Who predicts a choice, given what stands before the prompt: a language model, a judge, or a callable.
+"""Predict a choice from what stands before the prompt: by a language model, a judge or a callable.
 
-All say it as a margin for each choice: above 0 it is predicted, below 0 the other response is, 0 is a
-tie. Where the prefix comes from, and what margins are good for, is not known here.
+A prediction is a margin: above 0 the choice is predicted, below 0 the other response is, 0 is a tie.
 """
 
 from __future__ import annotations
@@ -18,24 +17,63 @@ from ..llm.client import LLM, LLMOptions
 from ..records import Message, Preference
 from ..scoring.likelihood import Likelihood
 
-__all__ = ["Case", "ChoiceScorer", "Explaining", "Predictor", "predictor_of"]
+__all__ = ["Case", "ChoiceScorer", "Explaining", "Predictions", "Predictor", "predictor_of"]
 
 Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 Chat = tuple[Message, ...]
-NOBODY = "Nothing is known about this person."  # what a judge is shown where there is no prefix
+NOBODY = "Nothing is known about this person."  # a judge reads this where there is no prefix
 
 
 class Case(NamedTuple):
-    """A choice to predict: the prefix as text ("" for none), and the conversation that begins with it."""
+    """A choice to predict, the prefix ("" for none), and the conversation with the prefix in it."""
 
     choice: Preference
     prefix: str
     messages: Chat
 
 
+class Predictions(NamedTuple):
+    """One prediction a case; all arrays have the shape (cases,).
+
+    Attributes:
+        margins: NaN where there is none: the case is longer than the model's context, or the scorer
+            gave no number.
+        turns_cut: the conversation lost its oldest turns.
+        responses_cut: the end of a response was not scored.
+        unusable: a judge's reply could not be used. It counts as a wrong prediction.
+    """
+
+    margins: Floats
+    turns_cut: Flags
+    responses_cut: Flags
+    unusable: Flags
+
+    @classmethod
+    def of(cls, margins: Floats, **flags: Flags) -> Predictions:
+        """These margins; flags that are not given are False."""
+        names = ("turns_cut", "responses_cut", "unusable")
+        none = np.zeros(len(margins), dtype=bool)
+        return cls(margins, *(flags.get(name, none) for name in names))
+
+    def part(self, which: slice) -> Predictions:
+        """Some of the cases."""
+        flags = (self.turns_cut, self.responses_cut, self.unusable)
+        return Predictions(self.margins[which], *(flag[which] for flag in flags))
+
+    def less(self, other: Predictions, where: Flags) -> Predictions:
+        """The margins less others, where that is asked for; flags of either count."""
+        return Predictions(
+            self.margins - np.where(where, other.margins, 0.0),
+            self.turns_cut | (other.turns_cut & where),
+            self.responses_cut | (other.responses_cut & where),
+            self.unusable | (other.unusable & where),
+        )
+
+
 @runtime_checkable
 class Explaining(Protocol):
-    """What can say how well a text about a user explains a choice: `Verifier`, or your own."""
+    """Says how well a text about a user explains a choice: `Verifier`, or your own."""
 
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[str]
@@ -43,83 +81,98 @@ class Explaining(Protocol):
         """One number a choice: above 0 it is explained."""
 
 
-Predictor = Callable[[Sequence[Case]], Floats]
+Predictor = Callable[[Sequence[Case]], Predictions]
 Scoring = Callable[[Sequence[Chat], Sequence[str]], npt.ArrayLike]  # conversations, responses -> n
 ChoiceScorer = Likelihood | Explaining | LLM | str | Scoring
 
 
 def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Predictor:
-    """The margins by which a scorer predicts choices.
+    """The function that predicts choices by a scorer.
 
     Args:
         scorer: a `Likelihood`: the mean log-probability a token of the chosen response less that of the
             other one (the metric of FamousPersona, arXiv 2505.13257). A model's name or an `LLM`: a
-            judge, who is shown the prefix and both responses in both orders; an object with
+            judge, who reads the prefix and both responses in both orders; an object with
             `explains(preferences, texts)`, such as a `Verifier`, is asked the same way. Any callable
             (conversations, responses) -> numbers: its score of the chosen response less that of the
             other one.
         options: of the LLM that a model's name makes.
 
     Raises:
-        InvalidArgumentError: it is none of these, or options are given for what is no model's name.
+        InvalidArgumentError: it is none of these, or options are given with a scorer that is no name.
     """
     if options and not isinstance(scorer, str):
         raise InvalidArgumentError(
             f"{', '.join(f'{name}=' for name in options)} configures a model that is given by name."
         )
     if isinstance(scorer, Likelihood):
-        return lambda cases: _score_margins(_mean_log_likelihood(scorer), cases)
+        return lambda cases: _by_likelihood(scorer, cases)
     if isinstance(scorer, str | LLM):
         judge = Verifier(scorer, **(options or {}))
-        return lambda cases: _explained(judge, cases)
+        return lambda cases: _by_judge(judge, cases)
     if isinstance(scorer, Explaining):
-        return lambda cases: _explained(scorer, cases)
+        return lambda cases: _by_judge(scorer, cases)
     if callable(scorer):
-        return lambda cases: _score_margins(scorer, cases)
+        return lambda cases: _by_callable(scorer, cases)
     raise InvalidArgumentError(
         f"scorer={scorer!r:.80} cannot score.",
         hint="Give a Likelihood, a judge, or a callable (conversations, responses) -> numbers.",
     )
 
 
-def _mean_log_likelihood(model: Likelihood) -> Scoring:
-    def scoring(conversations: Sequence[Chat], responses: Sequence[str]) -> Floats:
-        nobody = [None] * len(responses)  # the prefix is part of the conversation
-        return model.log_likelihood(conversations, nobody, responses, per_token=True)
+def _by_likelihood(model: Likelihood, cases: Sequence[Case]) -> Predictions:
+    conversations, responses = _rows(cases)
+    nobody = [None] * len(responses)  # the prefix is part of the conversation
+    groups = [row // 2 for row in range(len(responses))]
+    scored = model.score(conversations, nobody, responses, groups=groups)
+    means = np.array([one.mean for one in scored], dtype=np.float64)
+    turns = np.array([one.turns_left_out > 0 for one in scored], dtype=bool)
+    tokens = np.array([one.tokens_left_out > 0 for one in scored], dtype=bool)
+    return Predictions.of(
+        means[::2] - means[1::2],
+        turns_cut=turns[::2] | turns[1::2],
+        responses_cut=tokens[::2] | tokens[1::2],
+    )
 
-    return scoring
+
+def _by_callable(scoring: Scoring, cases: Sequence[Case]) -> Predictions:
+    conversations, responses = _rows(cases)
+    scores = _numbers(scoring(conversations, responses) if cases else (), len(responses))
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return Predictions.of(_some(scores[::2] - scores[1::2]))
 
 
-def _score_margins(scoring: Scoring, cases: Sequence[Case]) -> Floats:
-    if not cases:
-        return np.zeros(0)
+def _by_judge(judge: Explaining | Verifier, cases: Sequence[Case]) -> Predictions:
+    shown = [case.prefix or NOBODY for case in cases]
+    found = judge.explains([case.choice for case in cases], shown) if cases else ()
+    margins = _numbers(list(found), len(cases))
+    if not isinstance(judge, Verifier):
+        return Predictions.of(_some(margins))
+    unusable = np.isnan(margins)
+    return Predictions.of(np.where(unusable, -0.5, margins), unusable=unusable)
+
+
+def _rows(cases: Sequence[Case]) -> tuple[list[Chat], list[str]]:
+    """Two rows a case: the conversation with the chosen response, and with the other one."""
     conversations = [case.messages for case in cases for _ in range(2)]
     responses = [text for case in cases for text in (case.choice.chosen, case.choice.rejected)]
-    scores = _numbers(scoring(conversations, responses), len(responses))
-    with np.errstate(invalid="ignore"):
-        margins: Floats = scores[::2] - scores[1::2]
-    if undecided := int(np.isnan(margins).sum()):
-        raise InvalidArgumentError(
-            f"scorer= gives both responses of {undecided:,} choices the same infinite number."
-        )
-    return margins
-
-
-def _explained(judge: Explaining | Verifier, cases: Sequence[Case]) -> Floats:
-    if not cases:
-        return np.zeros(0)
-    shown = [case.prefix or NOBODY for case in cases]
-    found = list(judge.explains([case.choice for case in cases], shown))
-    if isinstance(judge, Verifier):  # a reply that cannot be used predicts wrongly
-        found = [-0.5 if np.isnan(score) else score for score in found]
-    return _numbers(found, len(cases))
+    return conversations, responses
 
 
 def _numbers(given: Any, count: int) -> Floats:
     numbers = np.asarray(given, dtype=np.float64)
-    if numbers.shape != (count,) or np.isnan(numbers).any():
+    if numbers.shape != (count,):
         raise InvalidArgumentError(
-            f"scorer= gives numbers of shape {numbers.shape}, {int(np.isnan(numbers).sum())} of them NaN,"
-            f" where {count} are needed."
+            f"scorer= gives numbers of shape {numbers.shape}, where {count} are needed."
         )
     return numbers
+
+
+def _some(margins: Floats) -> Floats:
+    """The margins, of which at least one must be a number."""
+    if len(margins) and np.isnan(margins).all():
+        raise InvalidArgumentError(
+            f"scorer= decides none of {len(margins):,} choices: its numbers are NaN, or the same"
+            " infinite number for both responses."
+        )
+    return margins

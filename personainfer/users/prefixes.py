@@ -1,14 +1,14 @@
-"""What stands before a prompt, so that a model answers for one user.
+"""Text before a prompt that makes a model answer for one user.
 
 The kinds are those of FamousPersona (arXiv 2505.13257): none, an opaque tag, the user's name, examples of
-the user's choices, a persona, and a gold persona. The words are in the folder `prompts`.
+the user's choices, a persona, and a gold persona.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,24 +16,28 @@ import numpy.typing as npt
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import Message, Persona, Preference
 from ..tailoring.bm25 import BM25
-from .prompts import prefix_examples, prefix_name, prefix_persona
+from .prompts import Show, prefix_examples, prefix_name, prefix_persona
 from .records import UserPersona, UserPersonas
 from .similar_users import Embed, cosines, embedded, prompt_text
 
-__all__ = ["Kind", "Prefix", "persona_prefix"]
+__all__ = ["Kind", "Prefix", "PrefixText", "persona_prefix"]
 
 Kind = Literal["none", "tag", "name", "few-shot", "persona", "gold"]
 Retrieve = Literal["random", "bm25", "embedding"]
-Show = Literal["chosen", "rejected", "both"]
 Prompt = str | tuple[Message, ...]
 Floats = npt.NDArray[np.float64]
 AnyPersona = UserPersona | Persona | str
 
-_KINDS = ("none", "tag", "name", "few-shot", "persona", "gold")
+
+class PrefixText(NamedTuple):
+    """The words before one choice; `missing` says how many of the k examples there were not."""
+
+    text: str
+    missing: int = 0
 
 
 class Prefix:
-    """A prefix for any user and prompt: made by `persona_prefix`, asked by `text` and `messages`."""
+    """A prefix for any user and prompt. `persona_prefix` makes it."""
 
     def __init__(
         self,
@@ -41,57 +45,82 @@ class Prefix:
         texts: Mapping[str, str] | None,
         examples: Examples | None,
         role: Literal["system", "user"],
+        stand_in: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self.role = role
         self._texts = texts
         self._examples = examples
-        self._stand_in: Mapping[str, str] = {}
+        self._stand_in = stand_in or {}
 
     def __repr__(self) -> str:
         return f"Prefix({self.kind!r}{', shuffled' if self._stand_in else ''})"
 
     @property
     def users(self) -> tuple[str, ...]:
-        """The users that it knows; empty where it needs to know nothing of them."""
+        """The users that it has texts or choices of; empty for kinds that need none."""
         if self._examples is not None:
             return self._examples.users
         return () if self._texts is None else tuple(self._texts)
 
     @property
     def needs_users(self) -> bool:
-        """Whether it can say something of those in `users` only."""
+        """Whether it works only for those in `users`."""
         return self._examples is not None or self._texts is not None
 
+    @property
+    def k(self) -> int:
+        """How many examples it should have; 0 for kinds without examples."""
+        return 0 if self._examples is None else self._examples.k
+
     def text(self, user: str, prompt: Prompt) -> str:
-        """What is said before the prompt; "" for the kind "none".
+        """The words before a prompt that is to be answered; "" for the kind "none".
+
+        A choice on this very prompt is no example.
 
         Raises:
-            DataError: nothing is known of this user.
+            DataError: the user is not in `users`.
         """
+        return self._text(user, prompt, None).text
+
+    def before(self, choice: Preference) -> PrefixText:
+        """The words before a choice that is to be predicted.
+
+        A choice that shares a response with this one is no example; one on the same prompt may be.
+
+        Raises:
+            DataError: the user is not in `users`.
+        """
+        return self._text(choice.user or "", choice.prompt, choice)
+
+    def _text(self, user: str, prompt: Prompt, predicted: Preference | None) -> PrefixText:
         asker, user = user, self._stand_in.get(user, user)
         if self._examples is not None:
-            without = None if asker == user else asker  # the control shows nothing of the own
-            return prefix_examples(self._examples.of(user, prompt, without), self._examples.show)
+            without = (
+                None if asker == user else asker
+            )  # the control shows nothing of the user's own
+            shown = self._examples.of(user, prompt, predicted, without)
+            said = prefix_examples(shown, self._examples.show, similar=self._examples.similar)
+            return PrefixText(said, self._examples.k - len(shown))
         if self._texts is None:
-            known_by_id = {"tag": user_tag, "name": prefix_name}
-            return "" if self.kind == "none" else known_by_id[self.kind](user)
+            of_user = {"none": lambda _: "", "tag": user_tag, "name": prefix_name}
+            return PrefixText(of_user[self.kind](user))
         if user not in self._texts:
             raise DataError(
                 f"the prefix {self.kind!r} knows nothing of user {user!r}.",
                 hint=f"It knows {len(self._texts):,} users; leave the others out.",
             )
-        return self._texts[user]
+        return PrefixText(self._texts[user])
 
     def messages(self, user: str, prompt: Prompt) -> tuple[Message, ...]:
-        """The conversation to answer: the prefix as a system message, or before the last user turn.
+        """The conversation to answer: the prefix as a system message, or in the last user turn.
 
-        A conversation that has a system message keeps it: the prefix stands before its words.
+        A conversation with a system message keeps it; the prefix comes first.
         """
         return self.around(self.text(user, prompt), prompt)
 
     def around(self, said: str, prompt: Prompt) -> tuple[Message, ...]:
-        """The conversation with these words where the prefix stands; as it is for ""."""
+        """The conversation with these words in the prefix's place; unchanged for ""."""
         turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
         if not said:
             return turns
@@ -104,10 +133,10 @@ class Prefix:
         return (*turns[:place], joined, *turns[place + 1 :])
 
     def shuffled(self, seed: int = 0) -> Prefix:
-        """The control: each user gets the prefix of another one, never the own.
+        """The control: each user gets the prefix of another user.
 
         Raises:
-            InvalidArgumentError: the prefix says nothing of users, or knows fewer than two.
+            InvalidArgumentError: the prefix has fewer than two users.
         """
         users = list(self.users)
         if len(users) < 2:
@@ -115,15 +144,13 @@ class Prefix:
                 f"the prefix {self.kind!r} knows {len(users)} users; two are needed to shuffle them."
             )
         order = np.random.default_rng(seed).permutation(len(users))
-        other = Prefix(self.kind, self._texts, self._examples, self.role)
-        other._stand_in = {
-            users[one]: users[next_] for one, next_ in zip(order, np.roll(order, 1), strict=True)
-        }
-        return other
+        pairs = zip(order, np.roll(order, 1), strict=True)
+        stand_in = {users[one]: users[other] for one, other in pairs}
+        return Prefix(self.kind, self._texts, self._examples, self.role, stand_in)
 
 
 class Examples:
-    """The choices of users, and which of them are shown for a prompt."""
+    """The choices of users, and which of them to show before a prompt."""
 
     def __init__(
         self,
@@ -135,8 +162,9 @@ class Examples:
         neighbours: Mapping[str, Sequence[str]] | None,
         seed: int,
     ) -> None:
-        self.show = show
-        self._k, self._retrieve, self._embed, self._seed = k, retrieve, embed, seed
+        self.k, self.show = k, show
+        self.similar = neighbours is not None
+        self._retrieve, self._embed, self._seed = retrieve, embed, seed
         self._neighbours = neighbours
         self._choices: dict[str, list[Preference]] = {}
         for place, choice in enumerate(history):
@@ -144,7 +172,7 @@ class Examples:
                 raise InvalidArgumentError(f"history[{place}] is {choice!r:.40}, no Preference.")
             if choice.user is None:
                 raise DataError(
-                    f"history[{place}] has no user.", hint="Leave it out, or say whose it is."
+                    f"history[{place}] has no user.", hint="Leave it out, or give it one."
                 )
             self._choices.setdefault(choice.user, []).append(choice)
         self._vectors: dict[str, Floats] = {}
@@ -156,15 +184,28 @@ class Examples:
     def users(self) -> tuple[str, ...]:
         return tuple(self._choices if self._neighbours is None else self._neighbours)
 
-    def of(self, user: str, prompt: Prompt, without: str | None = None) -> list[Preference]:
-        """Up to k choices, the most fitting last; never one on the very prompt that is asked."""
+    def of(
+        self, user: str, prompt: Prompt, predicted: Preference | None, without: str | None = None
+    ) -> list[Preference]:
+        """Up to k choices that give no answer away, the most fitting last.
+
+        Args:
+            user: whose choices, or whose neighbours' choices.
+            prompt: the prompt that follows.
+            predicted: the choice to predict; None: a response will be generated.
+            without: a user whose choices are left out.
+        """
         asked = prompt_text(prompt).strip()
         pool = [choice for choice in self._pool(user) if choice.user != without]
-        known = [c for c in pool if prompt_text(c.prompt).strip() != asked]
-        if len(known) <= self._k and self._retrieve == "random":
+        if predicted is None:
+            known = [c for c in pool if prompt_text(c.prompt).strip() != asked]
+        else:
+            answers = _responses(predicted)
+            known = [c for c in pool if not answers & _responses(c)]
+        if len(known) <= self.k and self._retrieve == "random":
             return known
         scores = self._scores(user, asked, [prompt_text(c.prompt) for c in known])
-        best = np.argsort(-scores, kind="stable")[: self._k]
+        best = np.argsort(-scores, kind="stable")[: self.k]
         return [known[place] for place in best[::-1]]
 
     def _pool(self, user: str) -> list[Preference]:
@@ -175,19 +216,22 @@ class Examples:
             )
         return [choice for source in sources for choice in self._choices.get(source, ())]
 
-    def _scores(
-        self, user: str, asked: str, texts: Sequence[str]
-    ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def _scores(self, user: str, asked: str, texts: Sequence[str]) -> Floats:
         if self._retrieve == "bm25":
-            found = BM25(texts).scores(asked)
-        elif self._retrieve == "embedding" and self._embed is not None and texts:
+            return BM25(texts).scores(asked)
+        if self._retrieve == "embedding" and self._embed is not None and texts:
             query = embedded([asked], self._embed)
-            found = cosines(query, [self._vectors[text] for text in texts])[0]
-        else:  # by user and prompt, whatever else was asked before
-            name = f"{self._seed}\0{user}\0{asked}".encode()
-            draw = np.random.default_rng(list(hashlib.sha256(name).digest()))
-            found = draw.random(len(texts))
-        return found
+            found: Floats = cosines(query, [self._vectors[text] for text in texts])[0]
+            return found
+        # The draw depends on seed, user and prompt, not on what was asked before.
+        name = f"{self._seed}\0{user}\0{asked}".encode()
+        draw = np.random.default_rng(list(hashlib.sha256(name).digest()))
+        return draw.random(len(texts))
+
+
+def _responses(choice: Preference) -> set[str]:
+    """Both responses, without differences of white space and case."""
+    return {" ".join(text.casefold().split()) for text in (choice.chosen, choice.rejected)}
 
 
 def persona_prefix(
@@ -204,25 +248,25 @@ def persona_prefix(
     role: Literal["system", "user"] = "system",
     seed: int = 0,
 ) -> Prefix:
-    """What stands before a prompt, so that a model answers for one user.
+    """Make a text before a prompt that makes a model answer for one user.
 
     Args:
         kind: "none"; "tag": an opaque mark of the user; "name": the user's name; "few-shot": examples
             of the user's choices; "persona": inferred from choices; "gold": written by somebody who
             knows the user, an upper bound that leaks.
-        personas: by user, for "persona" and "gold": what `infer_user_personas` returned, or records or
+        personas: by user, for "persona" and "gold": the result of `infer_user_personas`, or records or
             texts. A user that is a number is the one of that text.
         names: what users are called, for "name"; None: by their id.
         history: choices with `user`, for "few-shot".
         k: how many examples.
         retrieve: "random": any of them, by `seed`; "bm25" or "embedding": those whose prompt is nearest
-            to the one that is asked. A choice on that very prompt is never shown.
+            to the one that follows.
         show: which responses an example shows.
         embed: for "embedding": texts -> vectors, such as `SentenceTransformer(…).encode`.
-        neighbours: users whose choices are shown in place of the own, from `nearest_users`: what
-            PersonalLLM (arXiv 2409.20296, section 4.2) calls learning across users.
-        role: whether the prefix is a system message or part of the user's last turn; some chat
-            templates know no system message.
+        neighbours: users whose choices are shown instead, from `nearest_users`: the cross-user setting
+            of PersonalLLM (arXiv 2409.20296, section 4.2).
+        role: whether the prefix is a system message or part of the user's last turn, for chat
+            templates without system messages.
         seed: of the random examples.
 
     Returns:
@@ -230,9 +274,13 @@ def persona_prefix(
         which each user gets the prefix of another one.
 
     Raises:
-        InvalidArgumentError: what the kind needs is missing, or what it has no use for is given.
+        InvalidArgumentError: an argument that the kind needs is missing, or one that it ignores is
+            given.
+
+    No example gives the answer away: before a prompt to answer, a choice on the same prompt is left
+    out; before a choice to predict, one that shares a response with it.
     """
-    InvalidArgumentError.check("kind", kind, _KINDS)
+    InvalidArgumentError.check("kind", kind, get_args(Kind))
     InvalidArgumentError.check("role", role, ("system", "user"))
     needed = {"persona": "personas", "gold": "personas", "few-shot": "history"}.get(kind)
     given = {"personas": personas, "names": names, "history": history, "neighbours": neighbours}
@@ -249,9 +297,9 @@ def persona_prefix(
     texts = None
     if personas is not None:
         people = personas.personas if isinstance(personas, UserPersonas) else personas
-        texts = {user: prefix_persona(said) for user, said in _said("personas", people).items()}
+        texts = {user: prefix_persona(said) for user, said in _texts("personas", people).items()}
     elif names is not None:
-        texts = {user: prefix_name(name) for user, name in _said("names", names).items()}
+        texts = {user: prefix_name(name) for user, name in _texts("names", names).items()}
     return Prefix(kind, texts, None, role)
 
 
@@ -260,8 +308,8 @@ def user_tag(user: str) -> str:
     return f"<user_{hashlib.sha256(user.encode()).hexdigest()[:8]}>"
 
 
-def _said(name: str, given: object) -> dict[str, str]:
-    """The texts by the users' ids, which are texts in the data too."""
+def _texts(name: str, given: object) -> dict[str, str]:
+    """The texts by user; ids become texts, as they are in the data."""
     if not isinstance(given, Mapping):
         raise InvalidArgumentError(f"{name}={given!r:.80} is no mapping of users to texts.")
     for user, one in given.items():
@@ -275,8 +323,8 @@ def _said(name: str, given: object) -> dict[str, str]:
 def _check_examples(k: int, retrieve: str, show: str, embed: Embed | None) -> None:
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise InvalidArgumentError(f"k={k!r} must be a whole number from 1 up.")
-    InvalidArgumentError.check("retrieve", retrieve, ("random", "bm25", "embedding"))
-    InvalidArgumentError.check("show", show, ("chosen", "rejected", "both"))
+    InvalidArgumentError.check("retrieve", retrieve, get_args(Retrieve))
+    InvalidArgumentError.check("show", show, get_args(Show))
     if (embed is None) == (retrieve == "embedding"):
         wrong = "needs" if embed is None else "has no use for"
         raise InvalidArgumentError(f"retrieve={retrieve!r} {wrong} embed=.")

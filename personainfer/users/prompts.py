@@ -1,7 +1,4 @@
-"""What is asked about a user, and what is said of a user before a prompt.
-
-The words are in the text files of the folder `prompts`.
-"""
+"""Prompts about a user, and the words of prefixes. The texts are files in `personainfer/personas/texts`."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from ..records import Message, Persona, Preference
 
 __all__ = [
     "ChoiceNote",
+    "Show",
     "WrittenPersona",
     "prefix_examples",
     "prefix_name",
@@ -22,6 +20,7 @@ __all__ = [
     "user_message",
 ]
 
+Show = Literal["chosen", "rejected", "both"]
 
 _NUMBER = {"pattern": "^[1-9][0-9]{0,1}$"}
 _NOTES = {"minItems": 1, "maxItems": 4}  # for engines that decode by a schema, as `at_most`
@@ -52,7 +51,7 @@ class WrittenPersona(BaseModel):
 def user_message(
     choices: Sequence[Preference], explanations: Sequence[Persona | None], earlier: str = ""
 ) -> Message:
-    """The turn that shows what one user chose, with ids "1", "2", …, and what is known of that user."""
+    """The turn with one user's choices, ids "1", "2", …, their explanations, and the earlier persona."""
     parts = []
     for number, (choice, persona) in enumerate(zip(choices, explanations, strict=True), 1):
         pair = {"prompt": choice.prompt, "preferred": choice.chosen, "other": choice.rejected}
@@ -67,21 +66,23 @@ def user_message(
 
 
 def prefix_persona(persona: str) -> str:
-    """What is said of a user before a prompt."""
+    """The prefix that describes a user."""
     return filled("prefix_persona.txt", {"persona": persona})
 
 
 def prefix_name(name: str) -> str:
-    """The same by nothing but a name."""
+    """The prefix that only names a user."""
     return filled("prefix_name.txt", {"name": name})
 
 
-def prefix_examples(
-    choices: Sequence[Preference], show: Literal["chosen", "rejected", "both"]
-) -> str:
-    """The same by what the user chose before; "" where there is nothing to show."""
+def prefix_examples(choices: Sequence[Preference], show: Show, *, similar: bool = False) -> str:
+    """The prefix with earlier choices; "" where there are none.
+
+    `similar`: they are choices of similar users, not of the user.
+    """
     if not choices:
         return ""
+    who = "users with a similar taste" if similar else "this user"
     examples = [
         filled(
             f"prefix_example_{show}.txt",
@@ -89,4 +90,4 @@ def prefix_examples(
         )
         for choice in choices
     ]
-    return "\n".join([filled("prefix_examples.txt", {}), *examples])
+    return "\n".join([filled(f"prefix_examples_{show}.txt", {"who": who}), *examples])

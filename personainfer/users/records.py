@@ -1,7 +1,4 @@
-"""What was inferred about users, as records: typed, frozen, written to and read from a file.
-
-How a persona comes about is not known here (users).
-"""
+"""Personas of users as frozen records, which can be saved to a file and loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ Method = Literal["summary", "verified", "posterior"]
 
 
 class PairEvidence(Record):
-    """What one choice shows about the user; `pair` is the id of the preference."""
+    """What one choice shows about the user. `pair` is the id of the preference."""
 
     pair: str
     shows: str
@@ -30,12 +27,15 @@ class PairEvidence(Record):
 class UserPersona(Record):
     """One user, as several choices show them.
 
-    `background` says what the user is like, `preferences` what the user likes in a response, each as
-    sentences about "the user". `evidence` names the pairs that support them, and `pairs` is how many
-    choices the persona rests on. `score` is what the method knows of its quality: for "verified" the
-    mean with which the explanations that were kept predict other choices (above 0: better than
-    chance), for "posterior" the probability of this persona among the candidates; None for "summary".
-    `flags` are those of `personainfer.personas.flags`.
+    Attributes:
+        background: what the user is like, as sentences about "the user".
+        preferences: what the user likes in a response, likewise.
+        evidence: the choices that support them.
+        pairs: how many choices the persona rests on.
+        score: for "verified" the mean score of the kept explanations on other choices (above 0: better
+            than chance); for "posterior" the probability of this persona among the candidates; None for
+            "summary".
+        flags: those of `personainfer.personas.flags`.
     """
 
     user: str
@@ -51,7 +51,7 @@ class UserPersona(Record):
 
 
 class Hypothesis(Record):
-    """An explanation of one choice, and how well it explains others: (id of the pair, score) each."""
+    """An explanation of one choice, and its score on others: (id of the pair, score) each."""
 
     pair: str
     persona: Persona
@@ -59,11 +59,10 @@ class Hypothesis(Record):
 
 
 class UserRow(Record):
-    """One user: the persona, or in `error` why there is none and what to do; after an update that failed,
-    the earlier persona and the error.
+    """One user with the persona, or with the error that says why there is none.
 
-    `choices` are the pairs that were used, each with an id; `hypotheses` what was tried. Both are what
-    an update goes on from.
+    After an update that failed, the earlier persona and the error. `choices` are the pairs that were
+    used, each with an id; `hypotheses` are all explanations. An update continues from both.
     """
 
     user: str
@@ -77,8 +76,8 @@ class UserRow(Record):
 class UserPersonas(Sequence[UserRow]):
     """One row for each user, in the order in which users first occur in the data.
 
-    `skipped` counts rows of the data that belong to no user or cannot be used, by reason; `usage` is
-    what the calls took; `settings` how the personas were made.
+    `skipped` counts rows of the data that have no user or cannot be used, by reason; `usage` sums up the
+    calls; `settings` are the options of the run.
     """
 
     rows: tuple[UserRow, ...]
@@ -109,7 +108,7 @@ class UserPersonas(Sequence[UserRow]):
 
     @property
     def errors(self) -> dict[str, str]:
-        """Why users have no persona, or one that could not be updated."""
+        """The errors by user."""
         return {row.user: row.error for row in self.rows if row.error is not None}
 
     def raise_for_errors(self) -> None:
@@ -127,7 +126,7 @@ class UserPersonas(Sequence[UserRow]):
 
     @classmethod
     def load(cls, path: str | Path) -> UserPersonas:
-        """Read what `save` wrote; usage and settings are not in the file.
+        """Read a file of `save`. Usage and settings are not in it.
 
         Raises:
             DataError: a line is not what `save` writes.
@@ -138,5 +137,7 @@ class UserPersonas(Sequence[UserRow]):
                 try:
                     rows.append(UserRow.model_validate_json(line))
                 except ValidationError:
-                    raise DataError(f"{path}, line {number}: this is no user.") from None
+                    raise DataError(
+                        f"{path}, line {number}: this is no row of UserPersonas.save."
+                    ) from None
         return cls(tuple(rows))

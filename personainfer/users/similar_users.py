@@ -1,7 +1,6 @@
-"""Which vectors are nearest, and which users to a user: cosines, numpy only.
+"""Find the users nearest to a user, by cosines of vectors.
 
-Where vectors come from is not known here: `Embed` is any callable, such as the `encode` of a
-sentence-transformers model.
+`Embed` is any callable from texts to vectors, such as the `encode` of a sentence-transformers model.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ def user_vectors(
     *,
     of: Literal["difference", "chosen", "rejected"] = "difference",
 ) -> dict[str, Floats]:
-    """A vector for each user: the mean over choices of emb(chosen) - emb(rejected).
+    """A vector for each user: the mean over choices of emb(chosen) - emb(rejected), or of one alone.
 
-    Or of one of the two alone: PersonalLLM, arXiv 2409.20296, section 4.2.
+    As in PersonalLLM, arXiv 2409.20296, section 4.2.
 
     Args:
         histories: choices with `user`.
         embed: texts -> vectors; each distinct text is embedded once.
-        of: what is averaged.
+        of: "difference", "chosen" or "rejected".
 
     Raises:
         DataError: a choice has no user.
@@ -65,26 +64,40 @@ def user_vectors(
 
 
 def nearest_users(
-    vectors: Mapping[str, npt.ArrayLike], k: int = 20, *, of: Sequence[str] | None = None
+    vectors: Mapping[str, npt.ArrayLike],
+    k: int = 20,
+    *,
+    of: Sequence[str] | None = None,
+    among: Sequence[str] | None = None,
 ) -> dict[str, list[str]]:
     """For each user the k others of the highest cosine, the nearest first.
 
     Args:
         vectors: from `user_vectors`.
-        k: how many; PersonalLLM takes 20.
-        of: the users asked about; None: all.
+        k: how many; 20 in PersonalLLM.
+        of: the users to find neighbours for; None: all.
+        among: the users to search, such as a database of known ones; None: all that `of` does not name,
+            so that users under test are no neighbours of each other; all, where `of` is None.
 
     Raises:
-        InvalidArgumentError: k is no number from 1 up, or vectors differ in length.
+        InvalidArgumentError: k is no number from 1 up, a user has no vector, there is nobody to search,
+            or vectors differ in length.
         DataError: a vector is not finite.
     """
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise InvalidArgumentError(f"k={k!r} must be a whole number from 1 up.")
     names = list(vectors)
     place = {name: row for row, name in enumerate(names)}
-    asked = names if of is None else list(of)
-    if unknown := [name for name in asked if name not in place]:
-        raise InvalidArgumentError(f"of= names user {unknown[0]!r}, who has no vector.")
+    asked = _named("of", names if of is None else of, place)
+    tested = set() if of is None else set(asked)
+    searched = _named(
+        "among", [name for name in names if name not in tested] if among is None else among, place
+    )
+    if of is not None and not searched:
+        raise InvalidArgumentError(
+            "of= names every user, and nobody is left to search.",
+            hint="Name the users to search in among=.",
+        )
     lengths = {np.shape(vectors[name]) for name in names}
     if len(lengths) > 1 or any(len(shape) != 1 for shape in lengths):
         raise InvalidArgumentError(f"vectors= have the shapes {sorted(lengths)}: one is needed.")
@@ -92,20 +105,31 @@ def nearest_users(
     if (broken := np.flatnonzero(~np.isfinite(stacked).all(axis=-1))).size:
         raise DataError(f"the vector of user {names[broken[0]]!r} is not finite.")
     units = _unit(stacked).astype(np.float32)
-    count = min(k, len(names) - 1)
+    columns = np.array([place[name] for name in searched], dtype=np.int64)
+    column_of = {name: column for column, name in enumerate(searched)}
     found: dict[str, list[str]] = {}
     for start in range(0, len(asked), _QUERIES):
         part = asked[start : start + _QUERIES]
-        rows = np.array([place[name] for name in part])
-        near = units[rows] @ units.T
-        near[np.arange(len(rows)), rows] = -np.inf  # nobody is a neighbour of themselves
-        for name, best in zip(part, _top(near, count), strict=True):
-            found[name] = [names[row] for row in best]
+        near = units[[place[name] for name in part]] @ units[columns].T
+        own = [(row, column_of[name]) for row, name in enumerate(part) if name in column_of]
+        if own:
+            near[tuple(np.transpose(own))] = -np.inf  # nobody is a neighbour of themselves
+        for name, best in zip(part, _top(near, min(k, len(searched))), strict=True):
+            found[name] = [searched[row] for row in best if searched[row] != name]
     return found
 
 
+def _named(argument: str, users: Sequence[str], place: Mapping[str, int]) -> list[str]:
+    """The users, each once, all of whom have a vector."""
+    if isinstance(users, str):
+        raise InvalidArgumentError(f"{argument}={users!r:.80} is one text, not several users.")
+    if unknown := [name for name in users if name not in place]:
+        raise InvalidArgumentError(f"{argument}= names user {unknown[0]!r}, who has no vector.")
+    return list(dict.fromkeys(users))
+
+
 def embedded(texts: Sequence[str], embed: Embed) -> Floats:
-    """The vector of each text, of which each distinct one is embedded once."""
+    """The vector of each text. Equal texts are embedded once."""
     distinct = list(dict.fromkeys(texts))
     vectors = np.asarray(embed(distinct), dtype=np.float64)
     if vectors.ndim != 2 or len(vectors) != len(distinct) or not np.isfinite(vectors).all():
@@ -120,12 +144,12 @@ def embedded(texts: Sequence[str], embed: Embed) -> Floats:
 
 
 def prompt_text(prompt: str | tuple[Message, ...]) -> str:
-    """What a prompt asks, for a search: the last turn of a conversation."""
+    """The text of a prompt to search by: of a conversation, the last turn."""
     return prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
 
 
 def _top(scores: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
-    """The places of the highest scores of each row, in order; the first of equals comes first."""
+    """The places of the highest scores of each row, in order; equals stay in their order."""
     if count == 0:
         return np.empty((len(scores), 0), dtype=np.int64)
     best = np.argpartition(-scores, count - 1, axis=1)[:, :count]

@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """What is fitted knows the users `trained`; `unseen` are all others. `name` tells folds apart."""
+    """The users to fit on (`trained`), and the users to test on (`unseen`)."""
 
     name: str
     trained: tuple[str, ...]
@@ -38,12 +38,12 @@ def folds_of(
     groups: Mapping[str, Mapping[str, str]] | None = None,
     seed: int = 0,
 ) -> list[Fold]:
-    """Every user is unseen in one fold, and trained on in the others.
+    """Split users into folds: each is unseen in one, and trained on in the others.
 
     Args:
         users: their names, each once.
-        folds: how many, drawn by `seed`; or the attribute of users of which one value is left out at a
-            time. Users without a value are in no fold's `unseen`.
+        folds: how many, drawn by `seed`; or an attribute of users, of which one value is left out at a
+            time. Users without a value are unseen in no fold.
         groups: attribute -> user -> value.
         seed: of the draw.
 
@@ -102,11 +102,10 @@ _QUERIES = 512  # choices compared with all others at once
 def find_questions(
     choices: Sequence[Preference], *, near: float = 0.9, embed: Embed | None = None
 ) -> list[Question]:
-    """Whether each choice answers a question on which users clash.
+    """Say of each choice whether its question is "clashing", one on which users disagree, or "personal".
 
-    Two users clash where their prompts have a cosine of at least `near`, and what they prefer points
-    in opposite directions: the cosine of emb(chosen) - emb(rejected) is below -0.25. It is -1 where
-    one user chose what the other rejected. Every other choice is "personal".
+    Two users clash where the cosine of their prompts is at least `near`, and that of their
+    emb(chosen) - emb(rejected) is below -0.25. It is -1 where one chose what the other rejected.
 
     Args:
         choices: n choices with `user`.
@@ -137,14 +136,14 @@ def find_questions(
 
 
 def _whole(prompt: str | tuple[Message, ...]) -> str:
-    """What was said in a conversation: "Why?" is another question after other words."""
+    """All turns: "Why?" is another question in another conversation."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(turn.content for turn in prompt if turn.role != "system")
 
 
 def word_counts(texts: list[str]) -> Floats:
-    """How often each word occurs, in a fixed number of places by the hash of the word."""
+    """Counts of words, hashed into a fixed number of dimensions."""
     counts = np.zeros((len(texts), _DIMENSIONS))
     for row, text in enumerate(texts):
         for word in words(text):

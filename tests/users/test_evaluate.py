@@ -290,13 +290,13 @@ def test_the_sentence_that_moves_the_decision_is_found() -> None:
     prefix = pi.persona_prefix("persona", personas=said)
     found = pi.evaluate_prefixes({"persona": prefix}, held_out(), obeys, attribute=["persona"])
     attribution = found.attribution["persona"]
-    assert {one.sentence for one in attribution.strongest(24)} == {
+    assert {one.sentence for one in attribution.strongest(12)} == {
         "The user likes short answers.",
         "The user likes long answers.",
     }
-    assert {one.place for one in attribution.strongest(24)} == {3}  # after the instruction
-    assert all(one.effect == 0 for one in attribution.effects if one.place != 3)
-    assert found.to_dict()["attribution"]["persona"][2]["right"]["value"] > 0
+    assert {one.place for one in attribution.strongest(12)} == {2}
+    assert all(one.effect == 0 for one in attribution.effects if one.place != 2)
+    assert found.to_dict()["attribution"]["persona"][1]["right"]["value"] > 0
 
 
 def test_one_prefix_can_be_named_by_itself() -> None:
@@ -313,6 +313,155 @@ def test_values_that_are_missing_are_no_group_and_ids_may_be_numbers() -> None:
     one = found.equity[0]
     assert list(one.groups) == ["30", "40"]
     assert one.without == 2
+
+
+# What was cut, what failed, and what a prefix lacks
+
+
+@pytest.mark.heavy
+def test_a_long_prefix_is_never_cut_away() -> None:
+    """Two examples of 3,500 characters are before the prompt, and change the margins."""
+    long = {user: f"The user likes {taste} answers. " * 110 for user, taste in TASTE.items()}
+    prefixes = {
+        role: pi.persona_prefix("persona", personas=long, role=role) for role in ("system", "user")
+    }
+    data = held_out(1, ("ann", "bob"))
+    with ScoringServer("llama.cpp") as server:
+        server.context = 100_000
+        found = pi.evaluate_prefixes(prefixes, data, pi.Likelihood("m", api_base=server.api_base))
+        prompts = server.bodies("/completion")
+    for role in prefixes:
+        assert not np.isclose(found.margins[role], found.margins["none"]).any()
+        assert found.prefixes[role].turns_cut.choices == 0
+    said = ["".join(map(chr, body["prompt"])) for body in prompts]
+    assert sum(long["ann"].strip() in text for text in said) >= 4
+
+
+@pytest.mark.heavy
+def test_old_turns_go_before_the_prefix_and_are_counted() -> None:
+    talk = [
+        {"role": "user", "content": "Old " * 150},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "And now?"},
+    ]
+    data = [choice("ann", 0), choice("bob", 0, prompt=talk), choice("cy", 0, prompt="w" * 900)]
+    with ScoringServer("llama.cpp") as server:
+        server.context = 700
+        model = pi.Likelihood("m", api_base=server.api_base, max_response_tokens=12)
+        found = pi.evaluate_prefixes({"persona": personas()}, data, model)
+        without = pi.Likelihood("m", api_base=server.api_base)
+        whole = pi.evaluate_prefixes({"persona": personas()}, data[:1], without)
+    persona, none = found.prefixes["persona"], found.prefixes["none"]
+    assert (persona.turns_cut, persona.failed) == ((1, 1), (1, 1))
+    assert none.failed == (1, 1)
+    assert persona.responses_cut == (2, 2)
+    assert np.isnan(found.margins["persona"]).tolist() == [False, False, True]
+    assert persona.accuracy.n == 2
+    assert "'persona': 1 choices of 1 users: the oldest turns were cut" in str(found)
+    assert whole.prefixes["persona"].responses_cut == (0, 0)
+    with pytest.raises(DataError, match="every choice"):
+        found.without_cuts()
+
+
+@pytest.mark.heavy
+def test_the_numbers_can_be_had_without_the_rows_that_were_cut() -> None:
+    talk = [
+        {"role": "user", "content": "Old " * 150},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "And now?"},
+    ]
+    data = [*held_out(2, ("ann", "bob")), choice("cy", 0, prompt=talk)]
+    group = {"age": {"ann": "old", "bob": "new", "cy": "new"}}
+    with ScoringServer("llama.cpp") as server:
+        server.context = 700
+        model = pi.Likelihood("m", api_base=server.api_base)
+        options: dict[str, Any] = {"groups": group, "questions": "find"}
+        found = pi.evaluate_prefixes({"persona": personas()}, data, model, **options)
+        rest = pi.evaluate_prefixes({"persona": personas()}, data[:-1], model, **options)
+    kept = found.without_cuts()
+    assert len(found.choices) == 5
+    assert kept.choices == rest.choices
+    assert kept.prefixes["none"] == rest.prefixes["none"]
+    assert kept.prefixes["persona"].accuracy == rest.prefixes["persona"].accuracy
+    assert kept.questions == rest.questions
+
+
+def test_a_row_without_a_number_is_counted_and_costs_no_other() -> None:
+    def some(conversations: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        scores = obeys(conversations, responses)
+        broken = ["Question 1?" in turns[-1].content for turns in conversations]
+        return [np.nan if b else one for b, one in zip(broken, scores, strict=True)]
+
+    found = pi.evaluate_prefixes({"persona": personas()}, held_out(2), some)
+    persona = found.prefixes["persona"]
+    assert persona.accuracy.value == 1.0
+    assert persona.failed == (6, 6)
+    assert persona.unknown == 0
+
+
+def test_prefixes_without_enough_examples_are_counted() -> None:
+    """Users whose prompts recur get examples; those with nothing but the asked pair are counted."""
+    data = [choice("ann", 0), choice("bob", 0), choice("cy", 0)]
+    history = [
+        pi.Preference(
+            prompt="Question 0?", chosen=f"likes long {n}", rejected=f"No, {n}.", user=user
+        )
+        for user, count in (("ann", 2), ("bob", 1))
+        for n in range(count)
+    ]
+    asked = data[2]
+    history.append(
+        pi.Preference(prompt="Other?", chosen=asked["chosen"], rejected="Elsewhere.", user="cy")
+    )
+    prefix = pi.persona_prefix("few-shot", history=history, k=2)
+    found = pi.evaluate_prefixes({"few-shot": prefix}, data, obeys)
+    one = found.prefixes["few-shot"]
+    assert (one.short, one.empty) == ((1, 1), (1, 1))
+    assert found.margins["few-shot"].tolist() != found.margins["none"].tolist()
+    assert "'few-shot': 1 choices of 1 users: no example" in str(found)
+    assert found.to_dict()["prefixes"]["few-shot"]["empty"] == {"choices": 1, "users": 1}
+
+
+def test_an_empty_prefix_lifts_nothing() -> None:
+    history = [
+        pi.Preference(prompt="Old?", chosen=c["chosen"], rejected="-", user=c["user_id"])
+        for c in held_out(1)
+    ]
+    prefix = pi.persona_prefix("few-shot", history=history)
+    found = pi.evaluate_prefixes({"few-shot": prefix}, held_out(1), prefers_long, lift=True)
+    assert found.margins["few-shot"].tolist() == [0.0] * 6
+
+
+def test_replies_that_cannot_be_used_are_counted(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    llm.reply = lambda body: {"answer": "1"} if "likes" in str(body) else "?"
+    model = endpoint.pop("model")
+    found = pi.evaluate_prefixes({"persona": personas()}, held_out(1), model, **endpoint)
+    assert found.prefixes["none"].unusable == (6, 6)
+    assert found.prefixes["none"].accuracy.value == 0.0
+    assert found.prefixes["persona"].unusable == (0, 0)
+
+
+# Tuned and untuned
+
+
+def test_the_gain_of_tuning_is_paired_with_the_same_prefix_untuned() -> None:
+    group = {"taste": TASTE}
+    found = pi.evaluate_prefixes(
+        {"persona": personas()}, held_out(), obeys, untuned=prefers_long, groups=group
+    )
+    persona = found.prefixes["persona"]
+    assert persona.over_untuned is not None
+    assert persona.over_untuned.value == 0.5  # untuned: right for those who like long responses
+    by_group = {
+        (one.prefix, one.measure): {name: each.value for name, each in one.groups.items()}
+        for one in found.equity
+    }
+    assert by_group["persona", "over untuned"] == {"short": 1.0, "long": 0.0}
+    assert by_group["none", "over untuned"] == {"short": 0.5, "long": -0.5}
+    assert by_group["persona", "gain"] == {"short": 0.5, "long": 0.5}
+    assert "over untuned" in str(found)
+    alone = pi.evaluate_prefixes({"persona": personas()}, held_out(), prefers_long)
+    assert alone.prefixes["persona"].over_untuned is None
 
 
 # Bad input
@@ -370,6 +519,8 @@ def test_without_any_choice_there_is_nothing_to_evaluate() -> None:
         ({"questions": ["clashing"]}, r"questions=\['clashing'\]"),
         ({"scorer": None, "fit": 3}, "fit=3 is no function"),
         ({"attribute": ["gold"]}, "'gold'"),
+        ({"ablations": 1}, "ablations=1"),
+        ({"untuned": 3}, "cannot score"),
         ({"confidence": 95}, "confidence"),
         ({"scorer": lambda conversations, responses: [0.0]}, "where 72 are needed"),
         ({"scorer": lambda conversations, responses: [np.nan] * len(responses)}, "NaN"),

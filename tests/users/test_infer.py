@@ -285,6 +285,46 @@ def test_the_likeliest_explanation_is_kept_in_its_own_words(
     assert persona.score == pytest.approx(odds[1] / odds.sum())
 
 
+class Fixed:
+    """A score for each trait."""
+
+    def __init__(self, **scores: float) -> None:
+        self.scores = scores
+
+    def explains(self, preferences: Any, personas: Any) -> list[float]:
+        return [next(v for k, v in self.scores.items() if k in str(one)) for one in personas]
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [({"short": -1.0, "long": 2.0}, "long"), ({"short": 2.0, "long": -1.0}, "short")],
+)
+def test_of_two_choices_the_scores_decide(
+    scores: dict[str, float], kept: str, llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    llm.reply = answer
+    data = choices("ann", 1) + choices("ann", 1, start=1, terse=False)
+    found = pi.infer_user_personas(data, method="posterior", select=Fixed(**scores), **endpoint)
+    persona = found.personas["ann"]
+    assert persona.background == f"The user is fond of {kept} texts."
+    # Each stands by the choice that it was not made from.
+    better, worse = 1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(1.0))
+    assert persona.score == pytest.approx(better / (better + worse))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_posterior_of_what_explains_nothing_is_an_error(
+    count: int, llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    llm.reply = answer
+    select = Fixed(short=-0.5, long=-0.5)
+    found = pi.infer_user_personas(
+        choices("ann", count), method="posterior", select=select, **endpoint
+    )
+    assert found.personas == {}
+    assert f"none of {count} explanations predicts" in found.errors["ann"]
+
+
 def test_a_lower_temperature_is_surer(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     llm.reply = answer
     data = choices("ann", 1, terse=False) + choices("ann", 3, start=1)

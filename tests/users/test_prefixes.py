@@ -157,6 +157,52 @@ def test_which_responses_are_shown() -> None:
     assert [shown(show) for show in ("chosen", "rejected", "both")] == [(2, 0), (0, 2), (2, 2)]
 
 
+HEADS = {
+    "chosen": ("this user preferred before", "preferred_response", None),
+    "rejected": ("this user did not prefer before", None, "other_response"),
+    "both": ("this user preferred before, and", "preferred_response", "other_response"),
+}
+
+
+@pytest.mark.parametrize("show", list(HEADS))
+def test_the_words_fit_what_is_shown(show: Any) -> None:
+    """PersonalLLM's settings: winning, losing, and both."""
+    head, won, lost = HEADS[show]
+    said = pi.persona_prefix("few-shot", history=history()[:1], show=show).text("ann", "Tea?")
+    first, rest = said.split("\n", 1)
+    assert head in first
+    assert "<prompt>\nHow do I make tea?\n</prompt>" in rest
+    for tag, response in ((won, "ann likes this on tea."), (lost, "ann dislikes that on tea.")):
+        assert (response in rest) == (tag is not None)
+        assert tag is None or f"<{tag}>\n{response}\n</{tag}>" in rest
+    assert show != "rejected" or "preferred" not in said
+
+
+def test_choices_of_similar_users_are_not_called_the_user_s_own() -> None:
+    prefix = pi.persona_prefix("few-shot", history=history(), neighbours={"ann": ["bob", "cy"]})
+    head = prefix.text("ann", "Tea?").split("\n", 1)[0]
+    assert "users with a similar taste preferred before" in head
+    assert "this user preferred" not in head
+
+
+def test_a_recurring_prompt_has_examples_and_never_the_asked_pair() -> None:
+    """One question a conversation: what gives the answer away is a response, not the prompt."""
+    asked = Preference(prompt="More parks?", chosen="A", rejected="B", user="ann")
+    pairs = [("B", "A"), (" a ", "C"), ("C", "B"), ("C", "D"), ("D", "E")]
+    kept = [
+        Preference(prompt="More parks?", chosen=chosen, rejected=rejected, user="ann")
+        for chosen, rejected in pairs
+    ]
+    prefix = pi.persona_prefix("few-shot", history=kept, k=3, show="both")
+    said = prefix.before(asked)
+    assert said.text.count("<example>") == 2
+    assert said.missing == 1
+    assert "\nC\n</preferred_response>\n<other_response>\nD\n" in said.text
+    assert "\nA\n" not in said.text
+    assert "\nB\n" not in said.text
+    assert prefix.text("ann", "More parks?") == ""  # before a response that is to be written
+
+
 def test_examples_of_similar_users() -> None:
     """PersonalLLM's cross-user setting: from the nearest users, by the nearest prompt."""
     neighbours = nearest_users(user_vectors(history(), letters), 2)

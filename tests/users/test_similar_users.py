@@ -79,6 +79,24 @@ def test_users_are_compared_in_parts_without_a_difference(monkeypatch: pytest.Mo
     assert nearest_users(vectors, 7, of=["u9"]) == {"u9": whole["u9"]}
 
 
+def test_users_that_are_tested_are_no_neighbours_of_each_other() -> None:
+    drawn = np.random.default_rng(3).normal(size=(60, 4))
+    vectors = {f"u{n}": row for n, row in enumerate(drawn)}
+    tested, known = [f"u{n}" for n in range(50)], [f"u{n}" for n in range(50, 60)]
+    found = nearest_users(vectors, 3, of=tested)
+    assert list(found) == tested
+    assert {name for near in found.values() for name in near} <= set(known)
+    assert found == nearest_users(vectors, 3, of=tested, among=known)
+    assert found["u0"] == nearest_users({name: vectors[name] for name in ("u0", *known)}, 3)["u0"]
+    wide = nearest_users(vectors, 3, of=tested, among=list(vectors))
+    assert wide == {
+        name: near for name, near in nearest_users(vectors, 3).items() if name in tested
+    }
+    some = nearest_users(vectors, 99, among=["u1", "u2", "u1"])
+    assert some["u1"] == ["u2"]
+    assert sorted(some["u0"]) == ["u1", "u2"]
+
+
 def test_what_cannot_be_compared() -> None:
     with pytest.raises(DataError, match="choice 0 has no user"):
         user_vectors([choice(None, "a", "b")], letters)
@@ -88,6 +106,10 @@ def test_what_cannot_be_compared() -> None:
         nearest_users({"a": [1.0]}, 0)
     with pytest.raises(InvalidArgumentError, match="'b', who has no vector"):
         nearest_users({"a": [1.0]}, of=["b"])
+    with pytest.raises(InvalidArgumentError, match=r"among= names user 'b'"):
+        nearest_users({"a": [1.0]}, among=["b"])
+    with pytest.raises(InvalidArgumentError, match="nobody is left to search"):
+        nearest_users({"a": [1.0], "b": [0.0]}, of=["a", "b"])
     assert nearest_users({"a": [1.0]}) == {"a": []}
     assert nearest_users({}) == {}
     with pytest.raises(DataError, match="'b' is not finite"):
