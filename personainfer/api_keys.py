@@ -6,12 +6,22 @@ renewed key would discard all that was mapped before. An ordinary pickle, for an
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-__all__ = ["HiddenKey", "hide_key", "show_key"]
+__all__ = [
+    "HiddenKey",
+    "environment_key",
+    "hide_key",
+    "key_headers",
+    "show_key",
+    "shown_address",
+]
 
 
 class HiddenKey:
@@ -52,3 +62,40 @@ def _leave_out_of_fingerprints() -> None:
 
 def _save_without_key(pickler: Any, key: HiddenKey) -> None:
     pickler.save_reduce(HiddenKey, (), obj=key)
+
+
+def environment_key(endpoint: str) -> str:
+    """The key of the environment for OpenAI and Azure themselves; other endpoints are not told it."""
+    host = urlsplit(endpoint).hostname or ""
+    if host == "api.openai.com":
+        return os.environ.get("OPENAI_API_KEY", "")
+    if host.endswith(".azure.com"):
+        return os.environ.get("AZURE_OPENAI_API_KEY") or os.environ.get("AZURE_API_KEY", "")
+    return ""
+
+
+def key_headers(endpoint: str, key: str) -> dict[str, str]:
+    """The header that carries the key: Azure has its own."""
+    if not key:
+        return {}
+    return {"api-key": key} if _is_azure(endpoint) else {"Authorization": f"Bearer {key}"}
+
+
+def _is_azure(endpoint: str) -> bool:
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    return (
+        "/openai/deployments/" in f"{parts.path}/"
+        or "api-version=" in parts.query
+        or host.endswith((".openai.azure.com", ".cognitiveservices.azure.com"))
+    )
+
+
+def shown_address(address: str) -> str:
+    """An address without the password or token that it may hold."""
+    parts = urlsplit(address)
+    host = parts.netloc.rpartition("@")[2]
+    query = (
+        re.sub(r"=[^&]*", "=…", parts.query) if "api-version" not in parts.query else parts.query
+    )
+    return urlunsplit(SplitResult(parts.scheme, host, parts.path, query, ""))

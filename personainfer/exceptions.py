@@ -136,11 +136,16 @@ class BatchPendingError(PersonaInferError):
 
 
 class ModelError(PersonaInferError):
-    """A model gave no usable reply. `fatal` means that every other call would fail alike; `given_up`
-    that the run has stopped sending, so that asking otherwise in the same run is in vain."""
+    """A model gave no usable reply.
+
+    `fatal` means that every other call would fail alike; `given_up` that the run has stopped sending, so
+    that asking otherwise in the same run is in vain; `rewritten` that the same request, sent again, is
+    written in another way.
+    """
 
     fatal = False
     given_up = False
+    rewritten = False
 
 
 class AuthenticationError(ModelError):
@@ -156,14 +161,22 @@ class ModelNotFoundError(ModelError):
 
 
 class RequestRejectedError(ModelError):
-    """The endpoint refuses this request (too long, filtered, malformed); the next may pass."""
+    """The endpoint refuses this request (too long, filtered, malformed); the next may pass.
+
+    `unsupported` names the field that it does not take. A run ends when its first requests are all
+    refused alike, `fewest_alike` of them at least.
+    """
+
+    unsupported = ""
+    fewest_alike = 4
 
 
 class RateLimitError(ModelError):
     """The endpoint asks for fewer requests. `retry_after` is in seconds, if it was given; `given_up`
-    says that it kept asking for too long."""
+    says that it kept asking for too long, `loading` that it still loads its model."""
 
     retryable = True
+    loading = False
 
     def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
         super().__init__(message, hint=hint)

@@ -46,10 +46,6 @@ def until_deadline(seconds: float) -> tenacity.Retrying:
 
 
 def _may_pass(error: BaseException) -> bool:
-    if isinstance(
-        error, ReplyError
-    ):  # another sample may be better, whatever was wrong with this one
-        return True
     return isinstance(error, ModelError) and error.retryable and not error.given_up
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from ..exceptions import ModelError, ReplyError, RequestRejectedError
 from ..llm.client import LLM
-from ..llm.openai_protocol import error_text, redact, status_error
-from ..llm.replies import read_completion
+from ..llm.endpoint_faults import error_text, redact, status_error
+from ..llm.openai_protocol import read_completion
 from ..llm.requests import Request, cached_reply
 from ..records import Completion
 

@@ -24,8 +24,8 @@ from ..exceptions import (
     ReplyError,
     TransportError,
 )
+from ..llm.endpoint_faults import provider_errors, redact
 from ..llm.llamacpp import EmbeddedTransport
-from ..llm.openai_protocol import provider_errors, redact
 from ..llm.transports import EndpointTransport, LiteLLMTransport, Transport
 from .lines import provider_words, request_line
 

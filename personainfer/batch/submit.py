@@ -30,7 +30,7 @@ from ..exceptions import (
     RequestRejectedError,
 )
 from ..llm.client import LLM
-from ..llm.pricing import find_batch_price
+from ..llm.rate_limits import find_batch_price
 from ..personas.infer import PersonaStream, checked, prepare
 from ..personas.options import PersonaOptions
 from ..personas.requests import Plan

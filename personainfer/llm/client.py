@@ -26,8 +26,7 @@ from ..exceptions import InvalidArgumentError
 from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
 from .llamacpp import EmbeddedTransport
-from .pricing import find_price
-from .rate_limits import Budget, Limits, Price
+from .rate_limits import Budget, Limits, Price, find_price
 from .requests import Form, Job, Reply, Request
 from .runs import Run
 from .transports import EndpointTransport, LiteLLMTransport, Transport
@@ -240,7 +239,7 @@ class LLM:
         base = self._options["api_base"]
         if base is not None and ("@" in base or "?" in base):  # may hold a password or a token
             base = None
-        return {"model": self.model, "api_base": base, **self._sampling}
+        return {"model": self.model, "api_base": base, **self._sampling, **self.transport.notes}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -1,37 +1,33 @@
-"""The OpenAI protocol as bytes and fields: the form asked for, what a reply holds, what a status means.
+"""The OpenAI protocol as endpoints speak it: the form of a reply, a completion, each endpoint's dialect.
 
-Every error of an endpoint is translated here, once, and no key passes through. It sends nothing.
+Servers differ in what they take: some know no JSON schema, some want `max_completion_tokens`, some no
+system message. A `Dialect` finds this out at the first refusal and writes every later request so.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
-from time import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from pydantic import BaseModel
 
-from ..exceptions import (
-    AuthenticationError,
-    ModelError,
-    ModelNotFoundError,
-    RateLimitError,
-    RequestRejectedError,
-    TransportError,
-)
+from ..exceptions import ReplyError, RequestRejectedError
+from ..records import Completion, Logprobs
 
 __all__ = [
+    "FORMS",
+    "Dialect",
     "Json",
-    "error_text",
-    "provider_errors",
-    "redact",
+    "arguments_of",
+    "read_completion",
+    "reasoning_of",
     "response_format",
-    "retry_after",
-    "status_error",
+    "split_content",
+    "tool_call",
     "wire_schema",
 ]
 
@@ -46,6 +42,13 @@ def response_format(schema: type[BaseModel], *, strict: bool) -> Json:
         "strict": strict,
     }
     return {"response_format": {"type": "json_schema", "json_schema": form}}
+
+
+def tool_call(asked: Json) -> Json:
+    """The fields that ask for a tool call instead; `asked` is the `json_schema` of a response_format."""
+    function = {"name": asked["name"], "parameters": asked["schema"]}
+    choice = {"type": "function", "function": {"name": asked["name"]}}
+    return {"tools": [{"type": "function", "function": function}], "tool_choice": choice}
 
 
 _LOOSE = {"title", "description", "default"}
@@ -84,109 +87,340 @@ def wire_schema(schema: type[BaseModel], *, tight: bool) -> Json:
     return resolved
 
 
-def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -> ModelError:
-    """The error of this library for an HTTP status, with the endpoint's words and without the key."""
-    text = text.encode(errors="replace").decode()
-    said = redact(" ".join(text.split()), key)[:300]
-    lowered = said.lower()
-    wait = retry_after(headers)
-    if status == 429 and "insufficient_quota" in lowered:
-        return AuthenticationError(f"the account has no quota left: {said}.", hint="Top it up.")
-    if status == 429 or (status == 503 and wait is not None):
-        return RateLimitError(f"the endpoint refused ({status}): {said}.", retry_after=wait)
-    if status in (401, 403):
-        return AuthenticationError(
-            f"the endpoint refuses the key ({status}): {said}.", hint="Check api_key=."
-        )
-    if status == 404:
-        return ModelNotFoundError(
-            f"not found (404): {said}.", hint="Check model= and api_base= (often ending in /v1)."
-        )
-    if status == 408 or status >= 500:
-        return TransportError(f"the endpoint failed ({status}): {said}.")
-    return RequestRejectedError(f"the endpoint rejects this request ({status}): {said}.")
+_MOST_TOKENS = 2**31
+_CUT_OFF = {"length", "max_tokens", "model_length"}
+_FILTERED = {
+    *("content_filter", "safety", "prohibited_content", "blocklist", "spii", "recitation"),
+    *("sensitive", "image_safety", "language", "content_filtered", "guardrail_intervened"),
+}
 
 
-@contextmanager
-def provider_errors(name: str, timeout: float, key: str) -> Iterator[None]:
-    """Translate what the openai SDK, and litellm after it, raise while `name` is called.
+def read_completion(reply: Mapping[str, Any]) -> Completion:
+    """The text and the counts of a chat completion.
 
-    `timeout` is in seconds, for the message; `key` is taken out of what the provider says.
+    Where a model gave nothing but its reasoning, the text is that, between <think> tags.
+
+    Raises:
+        ReplyError: refused, filtered, cut off or empty; `cut_off` and `reasoned` say more.
     """
-    import openai
-
     try:
-        yield
-    except openai.APITimeoutError:
-        message = f"{name} did not answer within {timeout:g} s."
-        raise TransportError(message, hint="Raise timeout=.") from None
-    except openai.APIConnectionError as error:
-        raise TransportError(redact(f"the connection to {name} failed: {error}", key)) from None
-    except openai.APIError as error:
-        response = getattr(error, "response", None)
-        headers = getattr(error, "litellm_response_headers", None) or getattr(
-            response, "headers", {}
+        choice = reply["choices"][0]
+        message = choice.get("message") or {"content": choice["text"]}
+        text = message.get("content")
+        if not isinstance(text, str) or not text.strip():
+            text = _other_text(message)
+        text.encode()
+        usage = reply.get("usage") or {}
+        reasoning = _reasoning_tokens(usage)
+        completion = Completion(
+            text=text,
+            finish_reason=str(choice.get("finish_reason") or "stop"),
+            prompt_tokens=_tokens(usage, "prompt_tokens"),
+            completion_tokens=_completion_tokens(usage, reasoning),
+            logprobs=_logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
         )
-        status = getattr(error, "status_code", None) or 500
-        raise status_error(int(status), headers, str(error), key) from None
+    except UnicodeEncodeError:
+        raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+        raise ReplyError("the reply is JSON, but not a chat completion.") from None
+    problem = _completion_problem(completion, message)
+    if problem is not None:
+        problem.completion = completion
+        problem.reasoned = bool(
+            reasoning or reasoning_of(message) or not text.strip() or text.startswith("<think>")
+        )
+        raise problem
+    return completion
 
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+def _other_text(message: Mapping[str, Any]) -> str:
+    """The text of a message whose content is not a string: parts, a tool call, or reasoning alone."""
+    text, reasoning = split_content(message.get("content"))
+    if text.strip():
+        return text
+    calls = message.get("tool_calls") or ()
+    call = calls[0] if calls else message.get("function_call")
+    if call and (arguments := arguments_of(call)):
+        return arguments
+    reasoning = reasoning or reasoning_of(message)
+    if not reasoning.strip() or "</think>" in reasoning:
+        return reasoning.strip()
+    return f"<think>\n{reasoning}\n</think>"
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by Retry-After (seconds or a date), retry-after-ms or x-ratelimit-reset-*."""
-    lower = {key.lower(): str(value).strip() for key, value in headers.items()}
-    if "retry-after-ms" in lower:
-        return _number(lower["retry-after-ms"], scale=0.001)
-    if "retry-after" in lower:
-        return _wait(lower["retry-after"])
-    resets = {
-        key.removeprefix("x-ratelimit-reset").strip("-"): _wait(value)
-        for key, value in lower.items()
-        if key.startswith("x-ratelimit-reset")
-    }
-    exhausted = [
-        wait
-        for what, wait in resets.items()
-        if wait is not None and lower.get(f"x-ratelimit-remaining-{what}".strip("-")) == "0"
-    ]
-    return max(exhausted or [wait for wait in resets.values() if wait is not None], default=None)
+def split_content(content: Any) -> tuple[str, str]:
+    """The text and the reasoning of a message's content: a string, None, or a list of parts."""
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    if isinstance(content, dict) and "type" not in content and "text" not in content:
+        return json.dumps(content, ensure_ascii=False), ""  # the object itself
+    parts = content if isinstance(content, list) else [content]
+    texts: list[str] = []
+    reasoning: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = str(part.get("type", "text"))
+        if "think" in kind or "reason" in kind or part.get("thought") is True:
+            reasoning.append(reasoning_of(part) or str(part.get("text") or ""))
+        elif isinstance(part.get("text"), str):
+            texts.append(part["text"])
+    return "".join(texts), "".join(reasoning)
 
 
-def _wait(value: str) -> float | None:
-    seconds = _number(value)
-    if seconds is not None:
-        if seconds > 1e11:  # some send the epoch in milliseconds, such as OpenRouter
-            seconds /= 1000
-        return max(0.0, seconds - time()) if seconds > 1e8 else seconds  # and some in seconds
-    parts = _DURATION.findall(value)
-    if parts and "".join(number + unit for number, unit in parts) == value:
-        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """Find what a model thought before it answered, from the field that its server puts it in."""
+    for name in ("reasoning_content", "reasoning", "thinking", "reasoning_text"):
+        found = message.get(name)
+        if isinstance(found, str) and found:
+            return found
+        if isinstance(found, list):
+            return split_content(found)[0]
+    details = message.get("reasoning_details")
+    if isinstance(details, list):
+        return "".join(str(one.get("text") or "") for one in details if isinstance(one, dict))
+    return ""
+
+
+def arguments_of(call: Mapping[str, Any]) -> str:
+    """The arguments of a tool call: text in OpenAI's protocol, an object in that of some servers."""
+    found = (call.get("function") or call).get("arguments") or ""
+    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+
+
+def _tokens(usage: Mapping[str, Any], name: str) -> int:
+    """A count that sums, prices and counters can hold, whatever the endpoint says."""
+    count = int(usage.get(name) or 0)
+    return min(max(count, 0), _MOST_TOKENS)
+
+
+def _reasoning_tokens(usage: Mapping[str, Any]) -> int:
+    details = usage.get("completion_tokens_details")
+    named = details if isinstance(details, dict) else usage
+    return _tokens(named, "reasoning_tokens")
+
+
+def _completion_tokens(usage: Mapping[str, Any], reasoning: int) -> int:
+    """The tokens that are paid for as output, reasoning among them.
+
+    OpenAI counts reasoning within `completion_tokens`. Gemini and xAI leave it out there, and count it
+    within `total_tokens` alone.
+    """
+    said, asked = _tokens(usage, "completion_tokens"), _tokens(usage, "prompt_tokens")
+    total = _tokens(usage, "total_tokens")
+    if total <= asked + said:
+        return max(said, reasoning)
+    unnamed = total - asked - said
+    return said + unnamed if reasoning in (0, unnamed) else max(said, reasoning)
+
+
+def _logprobs(found: Any) -> Logprobs | None:
+    """The log-probabilities of a choice; None where they are not in OpenAI's form."""
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except ValueError:
+        return [
+            (
+                str(token["token"]),
+                {
+                    str(one["token"]): float(one["logprob"])
+                    for one in (token, *(token.get("top_logprobs") or ()))
+                },
+            )
+            for token in found["content"] or ()
+        ] or None
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
-def _number(value: str, scale: float = 1.0) -> float | None:
-    return float(value) * scale if re.fullmatch(r"\d+(\.\d+)?", value) else None
+def _completion_problem(completion: Completion, message: Mapping[str, Any]) -> ReplyError | None:
+    finish = completion.finish_reason.lower()
+    if message.get("refusal"):
+        return ReplyError(f"the model refused: {str(message['refusal'])[:200]!r}.")
+    if finish in _FILTERED:
+        error = ReplyError(
+            f"the reply was stopped by the provider's content filter ({completion.finish_reason})."
+        )
+        error.retryable = False
+        return error
+    if finish in _CUT_OFF:
+        error = ReplyError("the reply was cut off at max_tokens.", hint="Raise max_tokens=.")
+        error.cut_off = True
+        return error
+    if not completion.text.strip():
+        return ReplyError("the reply is empty: the model said nothing.")
+    return None
 
 
-def error_text(content: bytes) -> str:
-    """What an OpenAI-style error body says, or its beginning."""
-    text = content[:2000].decode("utf-8", "replace")
-    try:
-        error = json.loads(content)["error"]
-        return f"{error['message']} {error.get('code') or ''}" if isinstance(error, dict) else text
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return text
+FORMS = ("json_schema", "json_object", "tools", "text")  # tried in this order
+
+_REASONS = re.compile(  # names of models that think before they answer
+    r"(^|/)o[134](-|$)|(^|/)gpt-5(?!.*chat)|gpt-oss|deepseek-r|deepseek-reasoner|qwq|magistral"
+    r"|thinking|reasoning",
+    re.IGNORECASE,
+)
+_OPENAI_REASONS = re.compile(r"(^|/)(o[134](-|$)|gpt-5)", re.IGNORECASE)
+_FOR_REASONING = 8  # times max_tokens: reasoning counts as output, and takes most of it
+_NUMBER = re.compile(
+    r"(?:at most|maximum (?:of|is)|less than or equal to|<=|limit (?:of|is)) ?(\d+)"
+)
 
 
-_KEY = re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|AIza)[-_][\w*.-]{6,}|(?<=Bearer )\S+")
+class Dialect:
+    """How one endpoint wants its requests written, for one model; learned from its refusals.
+
+    Requests keep their own bytes, and with them their keys in the cache: `written` translates them on
+    their way. Most endpoints refuse nothing, and get them as they are.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.form = 0  # in FORMS
+        self.reasons = bool(_REASONS.search(model))
+        self.version = 0  # counts what was learned
+        self.proven = True  # requests may go side by side; else one goes first
+        self.answered = False  # whether the endpoint has ever taken a request
+        self._limit_name = "max_tokens"
+        self._largest_limit: int | None = None
+        self._renamed = False
+        self._left_out: set[str] = set()
+        self._folds_system = False
+        if _OPENAI_REASONS.search(model):
+            self._limit_name = "max_completion_tokens"
+            if self.reasons:
+                self._left_out.add("temperature")
+        self._refused: RequestRejectedError | None = None
+        self._first = asyncio.Lock()
+
+    @property
+    def notes(self) -> Json:
+        """What was found out, for the settings of a table."""
+        notes: Json = {"reply_form": FORMS[self.form]}
+        if self._left_out:
+            notes["left_out"] = sorted(self._left_out)
+        if self.reasons:
+            notes["reasons"] = True
+        return notes
+
+    def most_tokens(self, asked: int) -> int:
+        """The most tokens that a reply may take where `asked` are wanted for the answer."""
+        most = asked * _FOR_REASONING if self.reasons else asked
+        return most if self._largest_limit is None else min(most, self._largest_limit)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[int]:
+        """Around one request: gives the version of the dialect that it is written in.
+
+        After a change one request goes first, and the others wait for what it finds.
+
+        Raises:
+            RequestRejectedError: every form of the request has been refused.
+        """
+        async with self._first:
+            if self._refused is not None:
+                raise self._refused
+            if not self.proven:
+                yield self.version
+                return
+        yield self.version
+
+    def accepted(self) -> None:
+        """The endpoint took a request."""
+        self.proven = self.answered = True
+
+    def refused(self, version: int, error: RequestRejectedError, body: bytes) -> None:
+        """Learn from a refusal; sets `error.rewritten` where the request should be sent again."""
+        name = error.unsupported
+        field = _FIELD_OF.get(name, name)
+        if not name or (f'"{field}":'.encode() not in body):
+            return
+        if version != self.version:  # another request has learned since this one was written
+            error.rewritten = self._refused is None
+        elif self._learned(name, error.message.lower()):
+            self.version += 1
+            self.proven = False
+            error.rewritten = True
+        elif self.version and not self.answered:  # every form was tried: nobody needs to try again
+            error.fatal = True
+            self._refused = error
+
+    def _learned(self, name: str, words: str) -> bool:
+        """Change what a refusal names; False where it was changed before."""
+        if name == "max_tokens":
+            return self._learned_limit(words)
+        if name == "system role":
+            changed, self._folds_system = not self._folds_system, True
+        elif name == "response_format":
+            changed = self.form < len(FORMS) - 1
+            self.form += changed
+        else:
+            changed = name not in self._left_out
+            self._left_out.add(name)
+        return changed
+
+    def _learned_limit(self, words: str) -> bool:
+        """Take another name for the limit of a reply, or a smaller limit, as the refusal says."""
+        most = _NUMBER.search(words)
+        if most and 0 < int(most[1]) != self._largest_limit:
+            self._largest_limit = int(most[1])
+            return True
+        if self._renamed:
+            return False
+        self._renamed = True
+        new = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+        self._limit_name = new[self._limit_name]
+        return True
+
+    def thinks(self, version: int) -> bool:
+        """A reply was cut off while the model reasoned; True where it now gets more tokens."""
+        if self.reasons:
+            return version < self.version
+        self.reasons = True
+        self.version += 1
+        return True
+
+    def written(self, body: bytes) -> bytes:
+        """A request in this dialect."""
+        if not (self.version or self.reasons or self._limit_name != "max_tokens"):
+            return body
+        fields: Json = json.loads(body)
+        self.write_limits(fields)
+        for name in self._left_out:
+            fields.pop(name, None)
+        if self.form and "response_format" in fields:
+            self._ask_otherwise(fields)
+        if self._folds_system:
+            _fold_system(fields["messages"])
+        return json.dumps(fields, ensure_ascii=False).encode()
+
+    def write_limits(self, fields: Json) -> None:
+        """Give a reply the tokens that it needs, under the name that the endpoint knows."""
+        if "max_tokens" in fields:
+            fields[self._limit_name] = self.most_tokens(fields.pop("max_tokens"))
+
+    def _ask_otherwise(self, fields: Json) -> None:
+        """Ask for the schema of `response_format` in the form that the endpoint takes."""
+        asked = fields.pop("response_format")["json_schema"]
+        form = FORMS[self.form]
+        if form == "tools":
+            fields |= tool_call(asked)
+            return
+        if form == "json_object":
+            fields["response_format"] = {"type": "json_object"}
+        schema = json.dumps(asked["schema"], ensure_ascii=False)
+        words = (
+            f"Reply with one JSON object and nothing else. It must fit this JSON schema:\n{schema}"
+        )
+        messages = fields["messages"]
+        if messages[0]["role"] == "system":
+            messages[0]["content"] += f"\n\n{words}"
+        else:
+            messages.insert(0, {"role": "system", "content": words})
 
 
-def redact(text: str, key: str) -> str:
-    """Endpoints echo keys in their errors; neither ours nor one that looks like a key passes on."""
-    return _KEY.sub("[key]", text.replace(key, "[key]") if len(key) > 3 else text)
+_FIELD_OF = {"system role": "role"}  # what a request has that may be refused so
+
+
+def _fold_system(messages: list[Json]) -> None:
+    """Put the system message at the start of the first user message."""
+    if len(messages) > 1 and messages[0]["role"] == "system" and messages[1]["role"] == "user":
+        system = messages.pop(0)["content"]
+        messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"

@@ -1,21 +1,42 @@
 """How much may be sent, and when: concurrency, requests and tokens a minute, refusals, money.
 
-Everything here runs on one event loop. It knows nothing of HTTP: `transports` says when an endpoint
-refused a request and for how long.
+`find_price` says what a token costs: by litellm's bundled price list, or the user's own figures. All
+classes are used on one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import json
+import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..exceptions import BudgetExceededError, RateLimitError
+from ..exceptions import (
+    BudgetExceededError,
+    ModelError,
+    RateLimitError,
+    ReplyError,
+    RequestRejectedError,
+)
 
-__all__ = ["Budget", "Gate", "Limits", "Price", "Window", "most_tokens"]
+__all__ = [
+    "Budget",
+    "Gate",
+    "Limits",
+    "Price",
+    "RefusalWatch",
+    "Window",
+    "find_batch_price",
+    "find_price",
+    "most_tokens",
+]
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[object]]
@@ -23,6 +44,8 @@ Sleep = Callable[[float], Awaitable[object]]
 _SLOWER = 0.7  # concurrency after a refusal; each accepted request gives one back
 _FIRST_PAUSE = 0.5  # seconds, doubled at each refusal in a row, when the endpoint names no time
 _LONGEST_PAUSE = 60.0
+_LOADING_PAUSE = 5.0  # seconds between two looks at an endpoint that loads its model
+_TOO_FAST = "the endpoint keeps asking for fewer requests"
 _ASCII = bytes(range(128))
 
 
@@ -113,6 +136,7 @@ class Gate:
         self._refusals = 0
         self._opens_at = 0.0
         self._counted_at = 0.0
+        self._loading_since: float | None = None
         self._given_up: RateLimitError | None = None
 
     async def enter(self) -> float:
@@ -147,11 +171,13 @@ class Gate:
     def reset(self) -> None:
         """Try again an endpoint that was given up: a new run may find it recovered."""
         self._given_up = None
+        self._loading_since = None
         self._refusals = 0
 
     def accepted(self) -> None:
         """The endpoint took a request: go a little faster again."""
         self._refusals = 0
+        self._loading_since = None
         if self._allowed < self._width:
             self._allowed = min(self._width, self._allowed + 1)
             self._wake_all()
@@ -165,26 +191,44 @@ class Gate:
             RateLimitError: it has refused for too long.
         """
         now = self._clock()
+        if error.loading:
+            self._wait_for_model(now, error)
+            return
         pause = error.retry_after
         if pause is not None and pause > self._patience:
-            self._give_up(f"it asks to wait {pause:.0f} s, longer than patience={self._patience:g}")
+            self._give_up(
+                f"{_TOO_FAST}: it asks to wait {pause:.0f} s, longer than patience={self._patience:g}"
+            )
         if entered >= self._counted_at:
             self._counted_at = now
             self._refusals += 1
             self._allowed = max(1.0, self._allowed * _SLOWER)
             if self._refusals > self._rounds:
-                self._give_up(f"it refused {self._refusals} times in a row")
+                self._give_up(f"{_TOO_FAST}: it refused {self._refusals} times in a row")
             # One that refuses again after the time that it named is believed no longer.
             doublings = self._refusals - (1 if pause is None else 2)
             if doublings >= 0:
                 pause = max(pause or 0.0, min(_FIRST_PAUSE * 2**doublings, _LONGEST_PAUSE))
         self._opens_at = max(self._opens_at, now + (pause or 0.0))
 
-    def _give_up(self, reason: str) -> None:
-        self._given_up = RateLimitError(
-            f"the endpoint keeps asking for fewer requests: {reason}.",
-            hint="Lower max_concurrency, rpm or tpm, or try later: replies so far are cached.",
-        )
+    def _wait_for_model(self, now: float, error: RateLimitError) -> None:
+        """The endpoint loads its model: look again from time to time, for `patience` seconds."""
+        self._allowed = 1.0  # one request is enough to look
+        since = self._loading_since = now if self._loading_since is None else self._loading_since
+        if now - since > self._patience:
+            self._give_up(
+                f"the endpoint has not loaded its model after {now - since:.0f} s",
+                "Raise patience=, or call again when the model is loaded.",
+            )
+        pause = min(max(_FIRST_PAUSE, (now - since) / 4), _LOADING_PAUSE)
+        self._opens_at = max(self._opens_at, now + min(error.retry_after or pause, _LOADING_PAUSE))
+
+    def _give_up(
+        self,
+        reason: str,
+        hint: str = "Lower max_concurrency, rpm or tpm, or try later: replies so far are cached.",
+    ) -> None:
+        self._given_up = RateLimitError(f"{reason}.", hint=hint)
         self._given_up.given_up = True
         self._wake_all()
         raise self._given_up
@@ -199,6 +243,66 @@ class Gate:
     def _wake_all(self) -> None:
         while self._waiting:
             self._wake_one()
+
+
+class RefusalWatch:
+    """Ends a run whose first requests all meet the same refusal.
+
+    Until the endpoint accepts a request, no more are sent than may be in flight, and 3: if they are
+    all refused alike, so would the others be. One that is accepted ends the watch.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._most = width + 3
+        self._accepted = False
+        self._in_flight = 0
+        self._refusals: Counter[str] = Counter()
+        self._changed = asyncio.Event()
+        self._bound = self._most
+
+    async def enter(self) -> None:
+        """Wait while the requests in flight may show that this one is hopeless."""
+        while (
+            not self._accepted
+            and self._refusals
+            and self._in_flight + max(self._refusals.values()) >= self._bound
+        ):
+            self._changed.clear()
+            await self._changed.wait()
+        self._in_flight += 1
+
+    def leave(self) -> None:
+        """A request is done."""
+        self._in_flight -= 1
+        self._changed.set()
+
+    def accepted(self) -> None:
+        """The endpoint took a request: what it refuses from now on belongs to the row."""
+        if not self._accepted:
+            self._accepted = True
+            self._changed.set()
+
+    def judged(self, error: RequestRejectedError | ReplyError) -> ModelError:
+        """Count a refusal, or a body that is no reply of a model. Returns the error to raise.
+
+        It is the one that was given, until there is one too many: that ends the run, and says what to
+        change.
+        """
+        reason = _EXAMPLES.sub("#", error.message)[:120]
+        self._refusals[reason] += 1
+        self._bound = max(self._most, getattr(error, "fewest_alike", 0))
+        count = self._refusals[reason]
+        if self._accepted or count < self._bound:
+            return error
+        stop = RequestRejectedError(
+            f"the first {count} requests were all refused alike, so no more are sent: {error.message}",
+            hint=error.hint or "Change what the endpoint names, and call again.",
+        )
+        stop.fatal = True
+        return stop
+
+
+_EXAMPLES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\d+")  # what differs in refusals of one kind
 
 
 class Budget:
@@ -262,3 +366,44 @@ class Limits:
         self.requests = Window(rpm) if rpm else None
         self.tokens = Window(tpm) if tpm else None
         self.budget = budget
+
+
+_LIST = "model_prices_and_context_window_backup.json"
+_MILLION = 1_000_000
+
+
+def find_price(model: str, prices: tuple[float, float] | None) -> Price | None:
+    """USD a token: the user's (prompt, completion) a million tokens, else the list's, else None."""
+    if prices is not None:
+        prompt, completion = prices
+        return Price(float(prompt) / _MILLION, float(completion) / _MILLION)
+    return _from_list(model, "")
+
+
+def find_batch_price(model: str, prices: tuple[float, float] | None) -> Price | None:
+    """USD a token in a batch: the list's own where it has one, else half of `find_price`."""
+    listed = _from_list(model, "_batches") if prices is None else None
+    single = find_price(model, prices)
+    return listed or (single and Price(single.prompt / 2, single.completion / 2))
+
+
+def _from_list(model: str, ending: str) -> Price | None:
+    listed = _listed()
+    model = model.removeprefix("litellm/")
+    entry = listed.get(model) or listed.get(model.split("/", 1)[-1]) or {}
+    prompt = entry.get(f"input_cost_per_token{ending}")
+    completion = entry.get(f"output_cost_per_token{ending}")
+    if prompt is None or completion is None:
+        return None
+    return Price(float(prompt), float(completion))
+
+
+@cache
+def _listed() -> dict[str, Any]:
+    """The list that ships with litellm. Importing litellm for it would take seconds."""
+    spec = importlib.util.find_spec("litellm")
+    path = Path(spec.origin).with_name(_LIST) if spec and spec.origin else None
+    if path is None or not path.is_file():
+        return {}
+    prices: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return prices

@@ -1,9 +1,8 @@
 """Read what a model says: from the bytes of a reply to a record in the asked form.
 
-Three steps: `decode` parses the body (JSON, or an event stream that nobody asked for),
-`read_completion` takes the text and the token counts out of a chat completion, and `read_reply` finds
-the object in that text that fits the asked form. Models wrap it in reasoning, code fences, friendly
-words and end-of-turn marks. Only a complete object that fits is read: no missing value is made up.
+`decode` parses the body: JSON, or an event stream that nobody asked for. `read_reply` finds the object in
+the text of the reply that fits the asked form. Models wrap it in reasoning, code fences, friendly words
+and end-of-turn marks. Only a complete object that fits is read: no missing value is made up.
 """
 
 from __future__ import annotations
@@ -17,16 +16,11 @@ from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import from_json
 
 from ..exceptions import ReplyError, TransportError
-from ..records import Completion, Logprobs
+from .openai_protocol import Json, arguments_of, reasoning_of, split_content
 
-__all__ = ["decode", "plain_text", "read_completion", "read_reply"]
+__all__ = ["decode", "last_bad_reply", "plain_text", "read_reply", "reask"]
 
-Json = dict[str, Any]
-
-_MOST_TOKENS = 2**31
 _MOST_OBJECTS = 2_000  # braces that are tried in one reply; more is noise, and would take long
-
-# --- the body ------------------------------------------------------------------------------------
 
 
 def decode(content: bytes) -> Json:
@@ -99,177 +93,12 @@ def _events(content: bytes) -> Iterator[Json | None]:
 
 
 def _add_delta(texts: Mapping[str, list[str]], delta: Mapping[str, Any]) -> None:
-    content, reasoning = _split_content(delta.get("content"))
+    content, reasoning = split_content(delta.get("content"))
     texts["content"].append(content)
-    texts["reasoning_content"].append(reasoning or _reasoning(delta))
+    texts["reasoning_content"].append(reasoning or reasoning_of(delta))
     for call in delta.get("tool_calls") or ():
-        texts["arguments"].append(_arguments(call))
+        texts["arguments"].append(arguments_of(call))
 
-
-# --- the completion ------------------------------------------------------------------------------
-
-_CUT_OFF = {"length", "max_tokens", "model_length"}
-_FILTERED = {
-    *("content_filter", "safety", "prohibited_content", "blocklist", "spii", "recitation"),
-    *("sensitive", "image_safety", "language", "content_filtered", "guardrail_intervened"),
-}
-
-
-def read_completion(reply: Mapping[str, Any]) -> Completion:
-    """The text and the counts of a chat completion.
-
-    Where a model gave nothing but its reasoning, the text is that, between <think> tags.
-
-    Raises:
-        ReplyError: refused, filtered, cut off or empty; `cut_off` and `reasoned` say more.
-    """
-    try:
-        choice = reply["choices"][0]
-        message = choice.get("message") or {"content": choice["text"]}
-        text = message.get("content")
-        if not isinstance(text, str) or not text.strip():
-            text = _other_text(message)
-        text.encode()
-        usage = reply.get("usage") or {}
-        reasoning = _reasoning_tokens(usage)
-        completion = Completion(
-            text=text,
-            finish_reason=str(choice.get("finish_reason") or "stop"),
-            prompt_tokens=_tokens(usage, "prompt_tokens"),
-            completion_tokens=_completion_tokens(usage, reasoning),
-            logprobs=_logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
-        )
-    except UnicodeEncodeError:
-        raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
-        raise ReplyError("the reply is JSON, but not a chat completion.") from None
-    problem = _completion_problem(completion, message)
-    if problem is not None:
-        problem.completion = completion
-        problem.reasoned = bool(reasoning or _reasoning(message) or not _has_words(text))
-        raise problem
-    return completion
-
-
-def _other_text(message: Mapping[str, Any]) -> str:
-    """The text of a message whose content is not a string: parts, a tool call, or reasoning alone."""
-    text, reasoning = _split_content(message.get("content"))
-    if text.strip():
-        return text
-    calls = message.get("tool_calls") or ()
-    call = calls[0] if calls else message.get("function_call")
-    if call and (arguments := _arguments(call)):
-        return arguments
-    reasoning = reasoning or _reasoning(message)
-    if not reasoning.strip() or "</think>" in reasoning:
-        return reasoning.strip()
-    return f"<think>\n{reasoning}\n</think>"
-
-
-def _split_content(content: Any) -> tuple[str, str]:
-    """The text and the reasoning of a message's content: a string, None, or a list of parts."""
-    if content is None or isinstance(content, str):
-        return content or "", ""
-    if isinstance(content, dict) and "type" not in content and "text" not in content:
-        return json.dumps(content, ensure_ascii=False), ""  # the object itself
-    parts = content if isinstance(content, list) else [content]
-    texts: list[str] = []
-    reasoning: list[str] = []
-    for part in parts:
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        kind = str(part.get("type", "text"))
-        if "think" in kind or "reason" in kind or part.get("thought") is True:
-            reasoning.append(_reasoning(part) or str(part.get("text") or ""))
-        elif isinstance(part.get("text"), str):
-            texts.append(part["text"])
-    return "".join(texts), "".join(reasoning)
-
-
-def _reasoning(message: Mapping[str, Any]) -> str:
-    """What a model thought before it answered, from the field that its server puts it in."""
-    for name in ("reasoning_content", "reasoning", "thinking", "reasoning_text"):
-        found = message.get(name)
-        if isinstance(found, str) and found:
-            return found
-        if isinstance(found, list):
-            return _split_content(found)[0]
-    details = message.get("reasoning_details")
-    if isinstance(details, list):
-        return "".join(str(one.get("text") or "") for one in details if isinstance(one, dict))
-    return ""
-
-
-def _arguments(call: Mapping[str, Any]) -> str:
-    """The arguments of a tool call: text in OpenAI's protocol, an object in that of some servers."""
-    found = (call.get("function") or call).get("arguments") or ""
-    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
-
-
-def _tokens(usage: Mapping[str, Any], name: str) -> int:
-    """A count that sums, prices and counters can hold, whatever the endpoint says."""
-    count = int(usage.get(name) or 0)
-    return min(max(count, 0), _MOST_TOKENS)
-
-
-def _reasoning_tokens(usage: Mapping[str, Any]) -> int:
-    details = usage.get("completion_tokens_details")
-    named = details if isinstance(details, dict) else usage
-    return _tokens(named, "reasoning_tokens")
-
-
-def _completion_tokens(usage: Mapping[str, Any], reasoning: int) -> int:
-    """The tokens that are paid for as output, reasoning among them.
-
-    OpenAI counts reasoning within `completion_tokens`. Gemini and xAI leave it out there, and count it
-    within `total_tokens` alone.
-    """
-    said, asked = _tokens(usage, "completion_tokens"), _tokens(usage, "prompt_tokens")
-    total = _tokens(usage, "total_tokens")
-    if total <= asked + said:
-        return max(said, reasoning)
-    unnamed = total - asked - said
-    return said + unnamed if reasoning in (0, unnamed) else max(said, reasoning)
-
-
-def _logprobs(found: Any) -> Logprobs | None:
-    """The log-probabilities of a choice; None where they are not in OpenAI's form."""
-    try:
-        return [
-            (
-                str(token["token"]),
-                {
-                    str(one["token"]): float(one["logprob"])
-                    for one in (token, *(token.get("top_logprobs") or ()))
-                },
-            )
-            for token in found["content"] or ()
-        ] or None
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-
-
-def _completion_problem(completion: Completion, message: Mapping[str, Any]) -> ReplyError | None:
-    finish = completion.finish_reason.lower()
-    if message.get("refusal"):
-        return ReplyError(f"the model refused: {str(message['refusal'])[:200]!r}.")
-    if finish in _FILTERED:
-        error = ReplyError(
-            f"the reply was stopped by the provider's content filter ({completion.finish_reason})."
-        )
-        error.retryable = False
-        return error
-    if finish in _CUT_OFF:
-        error = ReplyError("the reply was cut off at max_tokens.", hint="Raise max_tokens=.")
-        error.cut_off = True
-        return error
-    if not completion.text.strip():
-        return ReplyError("the reply is empty: the model said nothing.")
-    return None
-
-
-# --- the text ------------------------------------------------------------------------------------
 
 # How models open and close their reasoning: DeepSeek, Qwen and most others; Magistral; gpt-oss;
 # Cohere; Kimi; Seed.
@@ -408,6 +237,8 @@ def _scanned(text: str, *, list_root: bool) -> tuple[list[_Found], list[tuple[in
         if token["brace"]:
             if token["brace"] == "[" and not list_root:
                 continue
+            if _KEY_BEFORE.search(text, 0, token.start()):  # a value in an object that is broken
+                continue
             tried += 1
             try:
                 value, place = _DECODER.raw_decode(text, token.start())
@@ -428,6 +259,9 @@ def _scanned(text: str, *, list_root: bool) -> tuple[list[_Found], list[tuple[in
     if opened is not None:
         thoughts.append((opened, end))
     return objects, thoughts, end
+
+
+_KEY_BEFORE = re.compile(r'"\s*:\s*\Z')
 
 
 def _breaks_off(error: json.JSONDecodeError, text: str) -> bool:
@@ -525,11 +359,26 @@ def _tidied(text: str) -> str:
 
 def _no_object(text: str) -> str:
     if "{" not in text:
-        return "it holds no JSON object"
-    return "its JSON object is broken or not complete"
+        return "Invalid JSON: there is no object"
+    return "Invalid JSON: the object is broken or not complete"
 
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+
+
+_REASK = "That reply cannot be used: "
+
+
+def reask(error: ReplyError) -> str:
+    """What the model is told about a reply that cannot be used."""
+    return f"{_REASK}{error.message} Reply again, in the form asked for."
+
+
+def last_bad_reply(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The reply that the last two turns show the model as a bad one; None: they do not."""
+    if len(messages) < 2 or not messages[-1]["content"].startswith(_REASK):
+        return None
+    return str(messages[-2]["content"])

@@ -98,11 +98,20 @@ class Job:
     tail: bytes  # the request's own messages, encoded
     reply: Reply | None = None
     turns: Sequence[tuple[str, str]] = ()  # (role, content) to append: the last reply and its fault
+    room: int = 1  # times max_tokens: more after a reply that was cut off
 
     @property
     def body(self) -> bytes:
         """The bytes to send."""
-        return self.form.body(self.tail, self.turns)
+        body = self.form.body(self.tail, self.turns)
+        return body if self.room == 1 else _with_room(body, self.room)
+
+
+def _with_room(body: bytes, times: int) -> bytes:
+    """The request with a larger limit for the reply."""
+    fields = json.loads(body)
+    fields["max_tokens"] *= times
+    return json.dumps(fields, ensure_ascii=False).encode()
 
 
 def text_to_cache(completion: Completion) -> str:

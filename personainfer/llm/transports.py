@@ -1,45 +1,52 @@
-"""One request -> one reply of one model, over litellm or straight to an OpenAI-compatible endpoint.
+"""One request -> one reply of one model, straight to an OpenAI-compatible endpoint or over litellm.
 
-A request is the bytes of an OpenAI chat completion request; every transport takes the same. Errors of
-providers and of HTTP are translated here and nowhere else. Transports know nothing of caches or
-retries; `embedded` holds the third one, the model that runs in this process.
+A request is the bytes of an OpenAI chat completion request; every transport takes the same. What a
+refusal means is decided in `endpoint_faults`, how a request is written for an endpoint in a `Dialect`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel
 
+from ..api_keys import environment_key, key_headers, shown_address
 from ..exceptions import (
     AuthenticationError,
     InvalidArgumentError,
+    ModelError,
     ReplyError,
+    RequestRejectedError,
     TransportError,
 )
 from ..records import Completion
+from .endpoint_faults import embedded_status, error_text, provider_errors, redact, status_error
 from .openai_protocol import (
+    FORMS,
+    Dialect,
     Json,
-    error_text,
-    provider_errors,
+    read_completion,
     response_format,
-    status_error,
+    tool_call,
     wire_schema,
 )
-from .replies import decode, read_completion
+from .replies import decode, last_bad_reply
 
 if TYPE_CHECKING:
     import aiohttp
 
 __all__ = ["EndpointTransport", "LiteLLMTransport", "Transport"]
 
-_LIST_TIMEOUT = 10.0  # seconds for the list of models
 _LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
+_NAMES_NOTED = 8
 
 
 class Transport(Protocol):
@@ -50,46 +57,126 @@ class Transport(Protocol):
         str  # where it goes, as part of the cache's key: never a key, never a port chosen anew
     )
 
+    @property
+    def notes(self) -> Json:
+        """What was found out about the endpoint, for the settings of a table."""
+
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """The fields of the request that ask for a reply of this form."""
 
+    def most_tokens(self, asked: int) -> int:
+        """The most tokens that a reply may take where `asked` are wanted for the answer."""
+
     async def complete(self, body: bytes, timeout: float) -> Completion:
-        """Send one request and wait for its reply, or raise a ModelError."""
+        """Send one request and wait for its reply, or raise a ModelError.
+
+        An error with `rewritten` says that the same body would now be sent in another form.
+        """
 
     def open(self) -> None:
         """A run begins to use it."""
 
     async def close(self) -> None:
-        """A run is done with it; the last one lets go of the connections."""
+        """A run is done with it; the last one closes the connections."""
 
 
-class EndpointTransport:
-    """Any server that speaks the OpenAI protocol: vLLM, llama.cpp, SGLang, a gateway, OpenAI."""
+class _Speaker:
+    """What both transports share: the dialect that they learn, and the order of learning it."""
 
-    def __init__(self, model: str, api_base: str, api_key: str | None = None) -> None:
+    def __init__(self, model: str) -> None:
         self.model = model
+        self.dialect = Dialect(model)
+        self._answered_as: dict[str, None] = {}
+
+    @property
+    def notes(self) -> Json:
+        """The form that the endpoint takes, what is left out, and what it calls the model."""
+        names = {"answered_as": sorted(self._answered_as)} if self._answered_as else {}
+        return {**self.dialect.notes, **names}
+
+    def most_tokens(self, asked: int) -> int:
+        """`asked`, or more for a model that reasons first: its reasoning counts as output."""
+        return self.dialect.most_tokens(asked)
+
+    async def complete(self, body: bytes, timeout: float) -> Completion:
+        """Send the request once, in the dialect of the endpoint."""
+        dialect = self.dialect
+        if dialect.proven:
+            return await self._learning(dialect.version, body, timeout)
+        async with dialect.turn() as version:
+            return await self._learning(version, body, timeout)
+
+    async def _learning(self, version: int, body: bytes, timeout: float) -> Completion:
+        try:
+            completion = await self._send(body, timeout)
+        except RequestRejectedError as error:
+            self.dialect.refused(version, error, body)
+            raise
+        except ReplyError as error:
+            if error.completion is not None:
+                self.dialect.accepted()
+            if error.cut_off and error.reasoned:
+                error.rewritten = self.dialect.thinks(version)
+            raise
+        self.dialect.accepted()
+        return completion
+
+    async def _send(self, body: bytes, timeout: float) -> Completion:
+        raise NotImplementedError
+
+    def _note_name(self, name: object) -> None:
+        """Remember what a reply calls the model: gateways answer in the name of what is behind them."""
+        if name and name != self.model and len(self._answered_as) < _NAMES_NOTED:
+            self._answered_as[str(name)[:80]] = None
+
+
+class EndpointTransport(_Speaker):
+    """Any server that speaks the OpenAI protocol: vLLM, llama.cpp, SGLang, a gateway, OpenAI, Azure.
+
+    Proxies and certificates are those of the environment (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        api_base: str,
+        api_key: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(model)
         self.endpoint = api_base.rstrip("/")
         self._base = self.endpoint
-        self.key = api_key or _environment_key(self.endpoint)
+        self.key = api_key or environment_key(self.endpoint)
+        self._headers = dict(headers or {})
         self._session: aiohttp.ClientSession | None = None
         self._runs = 0
-        self._names = {model, ""}  # what a reply may call the model
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """A JSON schema in the strict form that OpenAI documents."""
         return response_format(schema, strict=True) if schema else {}
 
-    async def complete(self, body: bytes, timeout: float) -> Completion:
-        """POST the request to /chat/completions."""
-        status, headers, content = await self._post("/chat/completions", body, timeout)
+    async def _send(self, body: bytes, timeout: float) -> Completion:
+        written = self.dialect.written(body)
+        status, headers, content = await self._post("/chat/completions", written, timeout)
         if status != 200:
-            raise status_error(status, headers, error_text(content), self.key)
+            raise self._refusal(status, headers, error_text(content))
+        if content[:50].lstrip().startswith(b"<"):
+            raise ReplyError(
+                "the reply is not JSON, but a web page.",
+                hint="Check api_base= (often ending in /v1).",
+            )
         reply = decode(content)
-        completion = read_completion(reply)
-        name = str(reply.get("model") or "")
-        if name not in self._names:
-            await self._check_name(name)
-        return completion
+        if (found := embedded_status(reply)) is not None:
+            raise self._refusal(found[0], headers, found[1])
+        if reply.get("model") != self.model:
+            self._note_name(reply.get("model"))
+        return read_completion(reply)
+
+    def _refusal(self, status: int, headers: Mapping[str, str], words: str) -> ModelError:
+        for secret in self._headers.values():
+            words = redact(words, secret)
+        return status_error(status, headers, words, self.key)
 
     def open(self) -> None:
         """Count the runs that share the connections."""
@@ -109,54 +196,56 @@ class EndpointTransport:
         import aiohttp
 
         if self._session is None:
-            headers = {"Content-Type": "application/json"}
-            if self.key:
-                headers["Authorization"] = f"Bearer {self.key}"
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), headers=headers
+            self._session = _session(
+                self._base, {**key_headers(self.endpoint, self.key), **self._headers}
             )
-        limit = _within(timeout)
+        address, limit = _address(self._base, path), _within(timeout)
         try:
             method = "GET" if body is None else "POST"
-            url = self._base + path
-            async with self._session.request(method, url, data=body, timeout=limit) as response:
+            async with self._session.request(
+                method, address, data=body, timeout=limit, allow_redirects=False
+            ) as response:
                 return response.status, response.headers, await _read_bounded(response)
         except TimeoutError:
             raise TransportError(
-                f"{self.endpoint} did not answer within {timeout:g} s.", hint="Raise timeout=."
+                f"{shown_address(self.endpoint)} did not answer within {timeout:g} s.",
+                hint="Raise timeout=.",
             ) from None
         # `from None`: aiohttp's errors can hold the request's headers, and with them the key.
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise TransportError(
-                f"the connection to {self.endpoint} failed ({type(error).__name__}).",
+                f"the connection to {shown_address(self.endpoint)} failed ({type(error).__name__}).",
                 hint="Is the server running, and is api_base= its address (often ending in /v1)?",
             ) from None
 
-    async def _check_name(self, name: str) -> None:
-        """A reply that calls the model otherwise is an alias, unless the endpoint serves both names.
 
-        Gateways and deployments answer under the name of what is behind them. But where the endpoint
-        lists the model that was asked for, a reply in another's name comes from another model.
-        """
-        asked = self.model.rsplit("/", 1)[-1].lower()
-        if asked not in name.lower() and self.model in await self._served():
-            raise ReplyError(
-                f"the reply comes from the model {name[:80]!r}, not from {self.model!r}.",
-                hint="The endpoint routes to another model: name that one, or mend its routing.",
-            )
-        self._names.add(name)
+def _session(base: str, headers: Mapping[str, str]) -> aiohttp.ClientSession:
+    """Connections of one run, through the proxy of the environment; a loopback needs none."""
+    import aiohttp
 
-    async def _served(self) -> set[str]:
-        assert self._session is not None
-        import aiohttp
+    certificates: ssl.SSLContext | bool = True
+    if base.startswith("https://"):
+        certificates = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or None)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=certificates),
+        headers={"Content-Type": "application/json", **headers},
+        trust_env=not _is_loopback(base),
+    )
 
-        try:
-            limit = _within(_LIST_TIMEOUT)
-            async with self._session.get(self._base + "/models", timeout=limit) as response:
-                listed = (await response.json())["data"]
-                return {str(model["id"]) for model in listed}
-        except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, RecursionError):
-            return set()  # no list: nothing to compare with
+
+def _is_loopback(address: str) -> bool:
+    host = urlsplit(address).hostname or "localhost"
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@cache
+def _address(base: str, path: str) -> str:
+    """The address of a path below the base; a query (Azure's api-version) stays at the end."""
+    parts = urlsplit(base)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
 
 
 @cache
@@ -166,19 +255,22 @@ def _within(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=seconds)
 
 
-def _environment_key(endpoint: str) -> str:
-    """OPENAI_API_KEY for OpenAI itself; another endpoint is not told it."""
-    is_openai = urlsplit(endpoint).hostname == "api.openai.com"
-    return os.environ.get("OPENAI_API_KEY", "") if is_openai else ""
+class LiteLLMTransport(_Speaker):
+    """Any provider that litellm knows. instructor asks for the form, and for a better reply."""
 
-
-class LiteLLMTransport:
-    """Any provider that litellm knows; the form of the reply is asked for as instructor does it."""
-
-    def __init__(self, model: str, api_base: str | None = None, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        api_base: str | None = None,
+        api_key: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(model)
         self._litellm = _import_litellm()
-        self.model = model
-        self.options = {"api_base": api_base, "api_key": api_key}
+        self.options: Json = {"api_base": api_base, "api_key": api_key}
+        if headers:
+            self.options["extra_headers"] = dict(headers)
         self.key = api_key or ""
         try:
             self.name, self.provider, *_ = self._litellm.get_llm_provider(model)
@@ -189,40 +281,116 @@ class LiteLLMTransport:
                 ' for an OpenAI-compatible endpoint, or use "local".',
             ) from None
         self.endpoint = f"litellm:{self.provider}:{(api_base or '').rstrip('/')}"
+        self._schemas: dict[str, type[BaseModel]] = {}
+        self._clients: dict[str, Any] = {}
+        if not self._litellm.supports_response_schema(model) and (
+            self._litellm.supports_function_calling(model)
+        ):
+            self.dialect.form = FORMS.index("tools")
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
-        """A JSON schema where litellm knows the model to take one, else a tool call."""
+        """A JSON schema, or a tool call where litellm knows the model to take that alone."""
         if schema is None:
             return {}
-        from instructor import Mode
-        from instructor.processing.response import handle_response_model
+        fields = response_format(schema, strict=True)
+        asked = fields["response_format"]["json_schema"]
+        self._schemas[asked["name"]] = _with_wire_schema(schema)
+        return tool_call(asked) if FORMS[self.dialect.form] == "tools" else fields
 
-        # instructor's default, TOOLS, makes litellm import a package that a plain install lacks.
-        native = self._litellm.supports_response_schema(self.model) or not (
-            self._litellm.supports_function_calling(self.model)
-        )
-        mode = Mode.JSON_SCHEMA if native else Mode.TOOLS
-        fields: Json = handle_response_model(schema, mode, messages=[])[1]
-        fields.pop("messages", None)
-        form = wire_schema(schema, tight=False)  # instructor's keeps what strict providers refuse
-        if mode is Mode.JSON_SCHEMA:
-            fields["response_format"]["json_schema"]["schema"] = form
-        else:
-            fields["tools"][0]["function"]["parameters"] = form
-        return fields
-
-    async def complete(self, body: bytes, timeout: float) -> Completion:
+    async def _send(self, body: bytes, timeout: float) -> Completion:
         """Call litellm once: its own retries are off, since they ignore Retry-After."""
-        with provider_errors(self.model, timeout, self.key):
-            reply = await self._litellm.acompletion(
-                **json.loads(body),
-                **self.options,
-                timeout=timeout,
-                num_retries=0,
-                max_retries=0,
-                drop_params=True,  # e.g. `seed`, or `temperature` of reasoning models
+        fields: Json = {**json.loads(body), **self.options, "timeout": timeout}
+        self.dialect.write_limits(fields)
+        fields["drop_params"] = True  # such as `seed`, or `temperature` of models that reason
+        schema = self._asked_schema(fields)
+        if schema is None:
+            reply = await self._call(**fields)
+        else:
+            reply = await self._structured(schema, fields)
+        found = reply.model_dump()
+        if (problem := embedded_status(found)) is not None:
+            raise status_error(problem[0], {}, problem[1], self.key)
+        return read_completion(found)
+
+    def _asked_schema(self, fields: Json) -> type[BaseModel] | None:
+        """The schema that a request asks for, taken out of it: instructor puts it in again."""
+        asked = fields.pop("response_format", None)
+        tools = fields.pop("tools", None)
+        fields.pop("tool_choice", None)
+        name = asked["json_schema"]["name"] if asked else tools and tools[0]["function"]["name"]
+        return self._schemas[name] if name else None
+
+    async def _structured(self, schema: type[BaseModel], fields: Json) -> Any:
+        """One call through instructor: the first of a request, or one more with what was wrong.
+
+        Each further call of the retry policy comes here with the bad reply as the last turn. instructor
+        is given that reply as its first attempt, refuses it, and asks again in its own words.
+        """
+        from instructor.core.exceptions import (
+            IncompleteOutputException,
+            InstructorRetryException,
+        )
+
+        bad = last_bad_reply(fields["messages"])
+        try:
+            if bad is None:
+                client, attempts = self._client(self._call), 0
+            else:
+                del fields["messages"][-2:]
+                client, attempts = self._client(self._after(bad)), 1
+            _, reply = await client.create_with_completion(
+                response_model=schema, max_retries=attempts, **fields
             )
-        return read_completion(reply.model_dump())
+        except IncompleteOutputException as error:
+            return error.last_completion
+        except InstructorRetryException as error:
+            if isinstance(error.__cause__, ModelError):
+                raise error.__cause__ from None
+            if error.last_completion is None:
+                raise
+            return error.last_completion  # read again by our own reader, which takes more
+        return reply
+
+    def _after(self, bad: str) -> Callable[..., Awaitable[Any]]:
+        """A completion function whose first reply is the bad one that the model gave before."""
+        earlier = [self._reply_of(bad)]
+
+        async def call(**fields: Any) -> Any:
+            return earlier.pop() if earlier else await self._call(**fields)
+
+        return call
+
+    def _reply_of(self, text: str) -> Any:
+        message: Json = {"role": "assistant", "content": text}
+        if FORMS[self.dialect.form] == "tools":
+            function = {"name": "reply", "arguments": text}
+            message = {"role": "assistant", "content": None}
+            message["tool_calls"] = [{"id": "call_1", "type": "function", "function": function}]
+        return self._litellm.ModelResponse(choices=[{"message": message, "finish_reason": "stop"}])
+
+    def _client(self, call: Callable[..., Awaitable[Any]]) -> Any:
+        """instructor's client around litellm, in the mode that the provider takes."""
+        import instructor
+
+        form = FORMS[self.dialect.form]
+        if call == self._call and form in self._clients:
+            return self._clients[form]
+        mode = {
+            "json_schema": instructor.Mode.JSON_SCHEMA,
+            "json_object": instructor.Mode.JSON,
+            "tools": instructor.Mode.TOOLS,
+            "text": instructor.Mode.MD_JSON,
+        }[form]
+        client = instructor.from_litellm(call, mode=mode, async_client=True)
+        if call == self._call:
+            # It logs every reply that it asks about again as an error; our own log has them.
+            logging.getLogger("instructor").addHandler(logging.NullHandler())
+            self._clients[form] = client
+        return client
+
+    async def _call(self, **fields: Any) -> Any:
+        with provider_errors(self.model, fields["timeout"], self.key):
+            return await self._litellm.acompletion(**fields, num_retries=0, max_retries=0)
 
     def open(self) -> None:
         """Fail before the first call where one environment variable is all that is missing."""
@@ -239,6 +407,21 @@ class LiteLLMTransport:
         """litellm keeps its own clients."""
 
 
+def _with_wire_schema(schema: type[BaseModel]) -> type[BaseModel]:
+    """The model with the JSON schema that strict providers take; instructor sends what the model has."""
+    form = wire_schema(schema, tight=False)
+
+    def model_json_schema(*_: Any, **__: Any) -> Json:
+        return json.loads(json.dumps(form))  # type: ignore[no-any-return]
+
+    fields = {
+        "__module__": schema.__module__,
+        "__doc__": schema.__doc__,
+        "model_json_schema": staticmethod(model_json_schema),
+    }
+    return type(schema.__name__, (schema,), fields)
+
+
 def _import_litellm() -> Any:
     """litellm takes seconds to import and would fetch its price map from the network."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -249,8 +432,10 @@ def _import_litellm() -> Any:
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    """The body, up to a bound that no honest reply reaches."""
-    if response.content_length is not None and response.content_length <= _LARGEST_REPLY:
+    """The body, up to a bound that no honest reply reaches; what is packed counts unpacked."""
+    packed = response.headers.get("Content-Encoding")
+    length = response.content_length
+    if length is not None and length <= _LARGEST_REPLY and not packed:
         return await response.read()
     parts: list[bytes] = []
     size = 0

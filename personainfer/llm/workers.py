@@ -21,18 +21,26 @@ from typing import Any, cast
 import tenacity
 
 from .. import event_loop as loop
-from ..exceptions import ModelError, RateLimitError, ReplyError, TransportError
+from ..exceptions import (
+    ModelError,
+    RateLimitError,
+    ReplyError,
+    RequestRejectedError,
+    TransportError,
+)
 from ..observability import log
 from ..records import Completion, Usage
 from ..retrying import attempts
 from .cache import ReplyCache
-from .rate_limits import Limits, Price, most_tokens
+from .rate_limits import Limits, Price, RefusalWatch, most_tokens
+from .replies import reask
 from .requests import Job, Reply, text_to_cache
 from .transports import Transport
 
 __all__ = ["CallSettings", "Tally", "Workers"]
 
 _GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts as gone
+_MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
 
 
@@ -112,6 +120,7 @@ class Workers:
         self._pid = os.getpid()
         self._failures = 0  # requests in a row that could not be sent at all
         self._dead: TransportError | None = None
+        self._refusals = RefusalWatch(settings.max_concurrency)
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -169,7 +178,10 @@ class Workers:
         try:
             job.reply = await self._answer(job)
             self._failures = 0
-        except ModelError as error:
+        except ModelError as found:
+            error = found
+            if isinstance(error, ReplyError) and error.completion is None:
+                error = self._refusals.judged(error)
             if error.__suppress_context__:  # what a provider or its client raised may hold the key
                 error.__context__ = None
             self._tally.errors += 1
@@ -215,26 +227,36 @@ class Workers:
         """Send a job and read its reply. `failed` has the error of the attempt before the retries."""
         for error in failed:
             raise error
-        completion = await self._send(job.body)
+        try:
+            completion = await self._send(job.body, self._settings.max_tokens * job.room)
+        except ReplyError as error:
+            if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
+                error.retryable = False
+            raise
         try:
             return completion, job.form.read(completion.text)
         except ReplyError as error:
             error.completion = completion
             raise
 
-    async def _send(self, body: bytes) -> Completion:
-        """Send until the endpoint takes it: a refusal for going too fast (429) is not an attempt."""
+    async def _send(self, body: bytes, max_tokens: int) -> Completion:
+        """Send until the endpoint takes it: neither going too fast (429) nor a wrong form is an attempt."""
         while True:
             try:
-                return await self._send_once(body)
-            except RateLimitError as error:
-                if error.given_up:
+                await self._refusals.enter()
+                try:
+                    return await self._send_once(body, self._transport.most_tokens(max_tokens))
+                finally:
+                    self._refusals.leave()
+            except ModelError as error:
+                waits = isinstance(error, RateLimitError) and not error.given_up
+                if not (waits or error.rewritten):
                     raise
                 self._tally.retries += 1
-                log.debug("the endpoint asks for fewer requests")
+                log.debug("refused, and sent again: %s", type(error).__name__)
 
-    async def _send_once(self, body: bytes) -> Completion:
-        limits, max_tokens = self._limits, self._settings.max_tokens
+    async def _send_once(self, body: bytes, max_tokens: int) -> Completion:
+        limits = self._limits
         prompt_tokens = len(body) // 4 + 1  # four bytes a token, corrected by the reply
         reserved = 0.0
         if limits.budget is not None:
@@ -251,12 +273,19 @@ class Workers:
                 self._tally.calls += 1
                 used = await self._transport.complete(body, self._settings.timeout)
                 limits.gate.accepted()
+                self._refusals.accepted()
                 return used
             except RateLimitError as error:
                 limits.gate.refused(entered, error)
                 raise
+            except RequestRejectedError as error:
+                if error.rewritten or error.fatal:
+                    raise
+                raise self._refusals.judged(error) from None
             except ReplyError as error:
                 limits.gate.accepted()
+                if error.completion is not None:
+                    self._refusals.accepted()
                 used = error.completion
                 raise
             finally:
@@ -275,8 +304,11 @@ class Workers:
         log.debug("attempt %d failed: %s", state.attempt_number, type(error).__name__)
         if isinstance(error, ReplyError):
             self._tally.reasks += 1
+            if error.cut_off:
+                job.room, job.turns = _MORE_ROOM, ()
+                return
             text = error.completion.text if error.completion else ""
-            job.turns = [("assistant", text), ("user", _reask(error))] if text.strip() else []
+            job.turns = [("assistant", text), ("user", reask(error))] if text.strip() else []
         else:
             self._tally.retries += 1
 
@@ -324,7 +356,3 @@ _running: weakref.WeakSet[Workers] = weakref.WeakSet()
 def _close_all() -> None:
     for workers in list(_running):
         workers.close()
-
-
-def _reask(error: ReplyError) -> str:
-    return f"That reply cannot be used: {error.message} Reply again, in the form asked for."

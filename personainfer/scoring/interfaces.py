@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from .. import event_loop as loop
 from ..exceptions import ReplyError
-from ..llm.openai_protocol import Json, error_text, status_error
+from ..llm.endpoint_faults import error_text, status_error
+from ..llm.openai_protocol import Json
 from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
 from ..records import Message

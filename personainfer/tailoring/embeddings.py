@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import event_loop as loop
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelError, ReplyError
-from ..llm.openai_protocol import error_text, status_error
+from ..llm.endpoint_faults import error_text, status_error
 from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
 from ..retrying import attempts

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import random
+import re
 import signal
 import socket
 import stat
@@ -40,6 +41,7 @@ _VOCABULARY = """active brief broad calm candid careful clear concise concrete c
 curious detailed exact factual fair firm focused formal frank friendly gentle keen lively logical
 neat patient plain practical precise quick quiet relaxed reflective sincere steady terse thorough"""
 _WORDS = _VOCABULARY.split()
+_COMPLETIONS = re.compile(r"(/v1|/openai/deployments/[^/]+)/chat/completions")  # OpenAI's, Azure's
 
 _Answer = str | bytes | dict[str, Any] | Reply | Fault | None
 
@@ -60,8 +62,10 @@ class FakeLLM:
     fault_rate: float = 0.0  #: … or, with a probability in 0..1, drawn for any request
     seed: int = 0  #: of that draw
     model: str = "fake"  #: what `/v1/models` lists
-    keep: int = 10_000  #: how many bodies `requests` keeps, from the first on
-    api_key: str | None = None  #: requests without this bearer token get a 401
+    keep: int = (
+        10_000  #: how many bodies `requests` keeps, from the first on; also paths and headers
+    )
+    api_key: str | None = None  #: requests without this key get a 401
     known_models: Sequence[str] | None = None  #: requests for others get a 404
     port: int = 0  #: 0 lets the system choose
     calls: int = field(default=0, init=False)  #: completion requests received
@@ -70,6 +74,8 @@ class FakeLLM:
     in_flight: int = field(default=0, init=False)
     in_flight_peak: int = field(default=0, init=False)  #: the most completions at once
     requests: list[dict[str, Any]] = field(default_factory=list, init=False, repr=False)
+    paths: list[str] = field(default_factory=list, init=False, repr=False)  #: with their queries
+    headers: list[Mapping[str, str]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.fault_rate and not self.faults:
@@ -127,7 +133,7 @@ class FakeLLM:
             await runner.cleanup()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        if (request.method, request.path) != ("POST", "/v1/chat/completions"):
+        if request.method != "POST" or not _COMPLETIONS.fullmatch(request.path):
             models = [{"id": name, "object": "model"} for name in self.known_models or [self.model]]
             pages: dict[str, Any] = {"/v1/models": {"object": "list", "data": models}}
             pages |= {"/health": {"status": "ok"}, "/stats": self.stats}
@@ -142,8 +148,12 @@ class FakeLLM:
 
     async def _complete(self, request: web.BaseRequest) -> web.StreamResponse:
         raw = await request.content.read()
+        if len(self.paths) < self.keep:
+            self.paths.append(request.path_qs)
+            self.headers.append(request.headers)
         body, headers, payload = self._record(raw), NO_HEADERS, b""
-        fault = self._refuse(body, request.headers.get("Authorization"))
+        key = request.headers.get("api-key") or request.headers.get("Authorization")
+        fault = self._refuse(body, key)
         if body is not None and fault is None:
             fault = self._next_fault()
             if self.latency:
@@ -172,7 +182,7 @@ class FakeLLM:
 
     def _refuse(self, body: dict[str, Any] | None, key: str | None) -> Fault | None:
         """The error that a service would send of its own accord."""
-        if self.api_key and key != f"Bearer {self.api_key}":
+        if self.api_key and key not in (self.api_key, f"Bearer {self.api_key}"):
             return Fault.status(401, message="Incorrect API key provided.")
         if body is None or body.get("stream"):
             return Fault.status(400, message="Not a chat completion request, or one for a stream.")

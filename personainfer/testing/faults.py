@@ -91,6 +91,13 @@ class Fault:
         return cls("status", code, headers, body=error_body(code, message or f"scripted {code}"))
 
     @classmethod
+    def response(
+        cls, payload: Any, code: int = 200, headers: Mapping[str, str] = NO_HEADERS
+    ) -> Self:
+        """A body of your own, as JSON, where the completion should be."""
+        return cls("status", code, headers, body=compact_json(payload).encode())
+
+    @classmethod
     def rate_limit(
         cls, retry_after: float | str | None = None, headers: Mapping[str, str] = NO_HEADERS
     ) -> Self:

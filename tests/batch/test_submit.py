@@ -29,7 +29,7 @@ from personainfer.exceptions import (
     TransportError,
     UnknownOptionError,
 )
-from personainfer.llm.pricing import find_batch_price, find_price
+from personainfer.llm.rate_limits import find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..batch_server import ASK, CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer, Lines

@@ -140,8 +140,6 @@ RECOVERABLE: dict[str, Callable[[], Fault]] = {
     "schema": lambda: Fault.bad_schema(),
     "refusal": lambda: Fault.refusal("I cannot help with that."),
     "length": lambda: Fault.truncated(),
-    "filter": lambda: Fault.filtered(),
-    "other model": lambda: Fault.other_model("other-model"),
     "not UTF-8": lambda: Fault.not_utf8(),
     "10 MB": lambda: Fault.huge(),
 }

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field, RootModel
 
 import personainfer as pi
 from personainfer.exceptions import ReplyError, TransportError
-from personainfer.llm.replies import decode, plain_text, read_completion, read_reply
+from personainfer.llm.openai_protocol import read_completion
+from personainfer.llm.replies import decode, plain_text, read_reply
 from personainfer.personas.prompts import OnePersona
 from personainfer.testing import FakeLLM, Reply
 
@@ -121,6 +122,7 @@ NOT_READ: dict[str, str] = {
         f"Sorry.<|eot_id|><|start_header_id|>user<|end_header_id|>\n{GOOD}"
     ),
     "inside an object that breaks off": f'{{"first_try": {GOOD}, "second_try": {{"evi',
+    "inside a broken object": f'{{"person_1": {GOOD}, "person_2": {OTHER}:',
     "inside an object of something else": json.dumps({"wrong": {"example": FIELDS}}),
     "fields across two objects": '{"evidence": "e", "trait": "a cook"} {"preference": "steps"}',
     "values without quotes": "{evidence: steps, trait: cook, preference: steps}",

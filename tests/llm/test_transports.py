@@ -23,8 +23,9 @@ from personainfer.exceptions import (
     RequestRejectedError,
     TransportError,
 )
-from personainfer.llm.openai_protocol import redact, retry_after, status_error, wire_schema
-from personainfer.llm.pricing import find_price
+from personainfer.llm.endpoint_faults import redact, retry_after, status_error
+from personainfer.llm.openai_protocol import wire_schema
+from personainfer.llm.rate_limits import find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import pairs
@@ -126,15 +127,14 @@ def test_keys_are_redacted_wherever_they_stand() -> None:
     assert text == "key [key], [key] and Bearer [key]"
 
 
-def test_an_alias_is_accepted_and_another_served_model_is_not() -> None:
-    with FakeLLM(reply=lambda body: Fault.other_model("backend-7b"), model="backend-7b") as server:
-        served_elsewhere = pi.infer_personas(pairs(1), "my-alias", api_base=server.api_base)
-    assert (
-        not served_elsewhere.errors
-    )  # the endpoint lists no "my-alias": it is a name for backend-7b
-    with FakeLLM(reply=Fault.other_model("small"), model="fake") as server:
-        routed = pi.infer_personas(pairs(1), "fake", api_base=server.api_base, max_attempts=1)
-    assert "'small', not from 'fake'" in str(routed[0].error)
+@pytest.mark.parametrize("listed", ["team-fast", "llama-3.1-8b-instant"])
+def test_an_alias_is_no_other_model(listed: str) -> None:
+    """A gateway's alias (litellm#22709): the reply bears the name of what is behind it."""
+    with FakeLLM(Fault.other_model("llama-3.1-8b-instant"), model=listed) as server:
+        table = pi.infer_personas(pairs(3), "team-fast", api_base=server.api_base)
+        assert server.calls == 3
+    assert not table.errors
+    assert table.settings["answered_as"] == ["llama-3.1-8b-instant"]
 
 
 @pytest.mark.parametrize("prefix", ["openai/", "hosted_vllm/", ""])

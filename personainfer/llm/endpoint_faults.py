@@ -1,0 +1,393 @@
+"""What an endpoint's refusal means: whether it belongs to the row, to the run, or to the moment.
+
+`RULES` decides it from the status *and* the words of the body, since neither says it alone: a 403 may
+be a wrong key or one toxic row, a 429 may pass in a second or never. The provider's own words are part
+of every error; keys in them are masked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any, Literal, NamedTuple
+
+from ..exceptions import (
+    AuthenticationError,
+    ModelError,
+    ModelNotFoundError,
+    RateLimitError,
+    ReplyError,
+    RequestRejectedError,
+    TransportError,
+)
+
+__all__ = [
+    "RULES",
+    "Rule",
+    "embedded_status",
+    "error_text",
+    "provider_errors",
+    "redact",
+    "retry_after",
+    "status_error",
+]
+
+Scope = Literal["row", "run", "moment", "form", "unclear"]
+
+_ANY = range(200, 600)
+_CLIENT = (200, *range(400, 500))
+_SERVER = range(500, 600)
+
+
+class Rule(NamedTuple):
+    """Refusals of one kind: the statuses and words by which they are known, and what they mean.
+
+    `scope` says to whom the fault belongs: "row" (the next row may pass), "run" (every row would fail
+    alike: the run ends), "moment" (the same request may pass later), "form" (the request can be
+    written otherwise, see `dialects`), "unclear" (the row, unless the first requests all meet it).
+    """
+
+    name: str
+    scope: Scope
+    statuses: range | tuple[int, ...]
+    words: str  # a regular expression for the lower-cased words of the body; "" fits all
+    error: type[ModelError]
+    says: str
+    hint: str = ""
+
+
+# The first rule that fits counts. A status of 200 stands for an error inside a reply.
+RULES = (
+    Rule(
+        "loading",
+        "moment",
+        (200, 409, 425, *_SERVER),
+        r"(?<!error )(?<!failed )loading (the )?model|model (.{0,80} )?is (\w+ )?(being )?load|warming up"
+        r"|model is not ready|loading_model",
+        RateLimitError,
+        "the endpoint still loads its model",
+    ),
+    Rule(
+        "no credit",
+        "run",
+        _ANY,
+        r"insufficient_quota|billing_hard_limit|insufficient.{0,9}(balance|credit|fund)"
+        r"|credit balance is too low|(no|more|out of) credits|exceeded_current_quota|arrear"
+        r"|account.{0,20}(not active|suspended|deactivated)|(spend|spending|monthly) limit"
+        r"|(?=.*exceeded your current quota)(?!.*(retry|resource_exhausted|per ?(minute|day)|free.?tier))",
+        AuthenticationError,
+        "the account has no quota left",
+        "Top it up; replies so far are cached.",
+    ),
+    Rule(
+        "payment required",
+        "run",
+        (402,),
+        "",
+        AuthenticationError,
+        "the account has no quota left",
+        "Top it up; replies so far are cached.",
+    ),
+    Rule(
+        "moderation",
+        "row",
+        (*_CLIENT, 500),
+        r"flagged|moderation|content.?(filter|policy|management|violat)|responsibleai|safety"
+        r"|data_inspection_failed|(prohibited|harmful|sensitive|inappropriate|unsafe) content"
+        r"|violat\w+ .{0,40}(polic|guidelines|terms)|usage polic",
+        RequestRejectedError,
+        "the provider's moderation refuses this request",
+    ),
+    Rule(
+        "too long",
+        "row",
+        (*_CLIENT, 500),
+        r"context.?(length|window|size)|maximum context|input tokens|too many (input )?tokens"
+        r"|(prompt|input|request|message|payload|entity)s? (is |are )?too (long|large)"
+        r"|exceeds? .{0,60}(token|context|length)|reduce (the )?(length|your)|max_input_tokens"
+        r"|above_max_length",
+        RequestRejectedError,
+        "the request is too long for the model",
+    ),
+    Rule(
+        "rate",
+        "moment",
+        _ANY,
+        r"\brate.?limit|too many requests|throttl|resource.?exhausted|per.?min(ute)?\b|per.?day\b",
+        RateLimitError,
+        "the endpoint refused, for too many requests",
+    ),
+    Rule("rate, by its status", "moment", (429,), "", RateLimitError, "the endpoint refused"),
+    Rule(
+        "broken JSON that the provider noticed",
+        "moment",
+        (*_CLIENT, 500),
+        r"json_validate_failed|tool_use_failed|failed_generation|failed to (generate|validate) json"
+        r"|model (output|generated|produced) .{0,40}(invalid|malformed)",
+        ReplyError,
+        "the provider could not read the model's own reply",
+    ),
+    Rule(
+        "no such model",
+        "run",
+        (*_CLIENT, 503),
+        r"model_not_found|model.?not.?(exist|found)|invalid.?model|unknown model|no such model"
+        r"|not a valid model|model .{0,120}(does not|doesn't|not) (exist|found|support\w* by)"
+        r"|model .{0,120}(has been|is|been) (decommissioned|deprecated|retired|removed)"
+        r"|access to (the )?model|try pulling it|no available channel",
+        ModelNotFoundError,
+        "the endpoint does not serve this model",
+        "Check model=: the endpoint lists its models under /models.",
+    ),
+    Rule(
+        "key",
+        "run",
+        _ANY,
+        r"api.?key.{0,40}(not valid|invalid|incorrect|missing|required|expired|not found|provid)"
+        r"|(invalid|incorrect|missing|no|expired).{0,12}api.?key|invalid_api_key|unauthori[sz]ed",
+        AuthenticationError,
+        "the endpoint refuses the key",
+        "Check api_key=.",
+    ),
+    Rule(
+        "key, by its status",
+        "run",
+        (401, 403, 407),
+        "",
+        AuthenticationError,
+        "the endpoint refuses the key",
+        "Check api_key=, and whether it may use this model.",
+    ),
+    Rule(
+        "unsupported form",
+        "form",
+        (200, 400, 404, 405, 415, 422, 500, 501),
+        r"response.?format|json.?(schema|object|mode)|structured.?output|guided|grammar|response.?schema"
+        r"|tool|function.?call|max_(completion_)?tokens|temperature|\bseed\b|system.?(role|prompt|message)"
+        r"|role.{0,30}system|roles must alternate|requested parameters|additional.?properties",
+        RequestRejectedError,
+        "the endpoint rejects this form of request",
+    ),
+    Rule(
+        "wrong path",
+        "run",
+        (*range(300, 400), 404, 405, 410),
+        "",
+        ModelNotFoundError,
+        "not found",
+        "Check model= and api_base= (often ending in /v1).",
+    ),
+    Rule(
+        "wrong path, said with a 200",
+        "run",
+        _CLIENT,
+        r"unexpected endpoint|no route|invalid url|unknown (url|path|endpoint)|method not allowed",
+        ModelNotFoundError,
+        "not found",
+        "Check api_base= (often ending in /v1).",
+    ),
+    Rule(
+        "failed server",
+        "moment",
+        (200, 408, 409, 423, 424, 425, 499, *_SERVER),
+        "",
+        TransportError,
+        "the endpoint failed",
+    ),
+    Rule("other", "unclear", _ANY, "", RequestRejectedError, "the endpoint rejects this request"),
+)
+
+_RULES = tuple((rule, re.compile(rule.words, re.DOTALL)) for rule in RULES)
+_FEWEST = {"moderation": 20, "too long": 8}  # alike refusals that end a run; others: 4
+_LONGEST_WORDS = 300
+
+
+def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -> ModelError:
+    """The error for a refusal: the HTTP status, the headers, what `error_text` found in the body.
+
+    `key` is taken out of the words.
+    """
+    text = " ".join(text.encode(errors="replace").decode().split())
+    said = redact(text, key)[:_LONGEST_WORDS]
+    lowered = text.lower()
+    wait = retry_after(headers)
+    wait = _wait_in_words(lowered) if wait is None else wait
+    if status == 503 and wait is not None:
+        status = 429
+    rule = next(r for r, words in _RULES if status in r.statuses and words.search(lowered))
+    number = f" ({status})" if status != 200 else ""
+    error = rule.error(f"{rule.says}{number}: {said}.", hint=rule.hint)
+    if isinstance(error, RateLimitError):
+        error.retry_after = wait
+        error.loading = rule.name == "loading"
+    if isinstance(error, RequestRejectedError):
+        error.fewest_alike = _FEWEST.get(rule.name, 4)
+        if rule.scope == "form":
+            error.unsupported = _unsupported(lowered)
+    if rule.scope == "run":
+        error.fatal = True
+    return error
+
+
+# What a refusal names, in the order in which it is looked for.
+_UNSUPPORTED = (
+    ("system role", r"system.?(role|prompt|message)|role.{0,30}system|roles must alternate"),
+    ("max_tokens", r"max_completion_tokens|max_tokens"),
+    ("temperature", r"temperature"),
+    ("seed", r"\bseed\b"),
+    (
+        "response_format",
+        r"response.?format|json.?(schema|object|mode)|structured.?output|guided|grammar"
+        r"|response.?schema|additional.?properties|tool|function.?call|requested parameters",
+    ),
+)
+
+
+def _unsupported(words: str) -> str:
+    """The field of the request that the endpoint does not take."""
+    return next((name for name, pattern in _UNSUPPORTED if re.search(pattern, words)), "")
+
+
+def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
+    """The status and the words of an error inside a reply that came with 200; None: it holds none."""
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else {}
+    error = reply.get("error") or (choice.get("error") if isinstance(choice, dict) else None)
+    if not error and choices:
+        return None
+    if not error and "choices" in reply and choices is not None and "detail" not in reply:
+        return None  # an empty list of choices: an empty reply
+    status = error.get("code") if isinstance(error, dict) else None
+    if isinstance(status, str) and status.isdigit():
+        status = int(status)
+    known = isinstance(status, int) and 400 <= status < 600
+    words = _words(error or reply)
+    return (status if known and isinstance(status, int) else 200), words
+
+
+def error_text(content: bytes) -> str:
+    """What the body of an error says: its message, code and details, or its beginning."""
+    text = content[:2000].decode("utf-8", "replace")
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(found, list) and len(found) == 1:  # Gemini
+        found = found[0]
+    if not isinstance(found, dict):
+        return text
+    return _words(found.get("error") or found) or text
+
+
+def _words(error: Any) -> str:
+    """The words of an error object, in whatever form the provider has it."""
+    if isinstance(error, str):
+        return error
+    if not isinstance(error, dict):
+        return json.dumps(error, ensure_ascii=False)[:2000]
+    metadata = error.get("metadata")
+    details: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
+    parts = [
+        error.get(name) for name in ("message", "detail", "msg", "error", "code", "type", "param")
+    ]
+    parts += [details.get("raw"), details.get("reasons"), details.get("provider_name")]
+    parts += [error.get("status"), error.get("estimated_time") and "estimated_time"]
+    parts += [_retry_delay(error.get("details"))]
+    said = [part if isinstance(part, str) else json.dumps(part) for part in parts if part]
+    return " ".join(dict.fromkeys(said)) or json.dumps(error, ensure_ascii=False)[:2000]
+
+
+def _retry_delay(details: Any) -> str | None:
+    """Gemini's RetryInfo."""
+    for one in details if isinstance(details, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("retryDelay"), str):
+            return f"retry in {one['retryDelay']}"
+    return None
+
+
+@contextmanager
+def provider_errors(name: str, timeout: float, key: str) -> Iterator[None]:
+    """Translate what the openai SDK, and litellm after it, raise while `name` is called.
+
+    `timeout` is in seconds, for the message; `key` is taken out of what the provider says.
+    """
+    import openai
+
+    try:
+        yield
+    except openai.APITimeoutError:
+        message = f"{name} did not answer within {timeout:g} s."
+        raise TransportError(message, hint="Raise timeout=.") from None
+    except openai.APIConnectionError as error:
+        raise TransportError(redact(f"the connection to {name} failed: {error}", key)) from None
+    except openai.APIError as error:
+        response = getattr(error, "response", None)
+        headers = getattr(error, "litellm_response_headers", None) or getattr(
+            response, "headers", {}
+        )
+        status = getattr(error, "status_code", None) or 500
+        raise status_error(int(status), headers, str(error), key) from None
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_WAIT_IN_WORDS = re.compile(
+    r"(?:retry|try again) (?:in|after) ((?:\d+(?:\.\d+)?(?:ms|s|m|h|d) ?)+|\d+(?= ?sec))"
+)
+
+
+def _wait_in_words(words: str) -> float | None:
+    """Seconds to wait as some say them only in the body: "Please try again in 7.66s"."""
+    found = _WAIT_IN_WORDS.search(words)
+    return _wait(found[1].replace(" ", "")) if found else None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait by Retry-After (seconds or a date), retry-after-ms or x-ratelimit-reset-*."""
+    lower = {key.lower(): str(value).strip() for key, value in headers.items()}
+    if "retry-after-ms" in lower:
+        return _number(lower["retry-after-ms"], scale=0.001)
+    if "retry-after" in lower:
+        return _wait(lower["retry-after"])
+    resets = {
+        key.removeprefix("x-ratelimit-reset").strip("-"): _wait(value)
+        for key, value in lower.items()
+        if key.startswith("x-ratelimit-reset")
+    }
+    exhausted = [
+        wait
+        for what, wait in resets.items()
+        if wait is not None and lower.get(f"x-ratelimit-remaining-{what}".strip("-")) == "0"
+    ]
+    return max(exhausted or [wait for wait in resets.values() if wait is not None], default=None)
+
+
+def _wait(value: str) -> float | None:
+    seconds = _number(value)
+    if seconds is not None:
+        if seconds > 1e11:  # some send the epoch in milliseconds, such as OpenRouter
+            seconds /= 1000
+        return max(0.0, seconds - time()) if seconds > 1e8 else seconds  # and some in seconds
+    parts = _DURATION.findall(value)
+    if parts and "".join(number + unit for number, unit in parts) == value:
+        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    except ValueError:
+        return None
+
+
+def _number(value: str, scale: float = 1.0) -> float | None:
+    return float(value) * scale if re.fullmatch(r"\d+(\.\d+)?", value) else None
+
+
+_KEY = re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|AIza)[-_][\w*.-]{6,}|(?<=Bearer )\S+")
+
+
+def redact(text: str, key: str) -> str:
+    """Mask `key`, and what looks like a key: endpoints echo them in their errors."""
+    return _KEY.sub("[key]", text.replace(key, "[key]") if len(key) > 3 else text)

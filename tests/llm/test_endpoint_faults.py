@@ -1,0 +1,774 @@
+"""Whether a fault belongs to the row, the run or the moment; and that nothing is spent on the hopeless."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+import personainfer as pi
+from personainfer.exceptions import (
+    AuthenticationError,
+    ModelError,
+    ModelNotFoundError,
+    RateLimitError,
+    ReplyError,
+    RequestRejectedError,
+    TransportError,
+)
+from personainfer.llm.endpoint_faults import RULES, error_text, status_error
+from personainfer.testing import FakeLLM, Fault, Reply
+
+from ..builders import pairs
+
+PERSON = {"evidence": "steps", "trait": "a cook in a hurry", "preference": "numbered steps"}
+GOOD = json.dumps({"person_1": PERSON, "person_2": PERSON})
+ROWS = 100
+WIDTH = 8
+
+
+def openai_error(message: str, **more: Any) -> dict[str, Any]:
+    return {"error": {"message": message, **more}}
+
+
+def infer(server: FakeLLM, rows: int = 1, **options: Any) -> pi.PersonaTable:
+    options = {"max_concurrency": WIDTH, "cache": False, **options}
+    return pi.infer_personas(pairs(rows), "fake", api_base=server.api_base, **options)
+
+
+# --- the table: (status, body, headers) -> the error, and whether it ends the run -----------------
+
+CASES: dict[str, tuple[int, Any, type[ModelError], str]] = {
+    # Groq, when one request alone is larger than the tokens a minute
+    "request larger than the tokens a minute": (
+        413,
+        openai_error("Request too large for model `x` on tokens per minute (TPM): Limit 6000"),
+        RequestRejectedError,
+        "row",
+    ),
+    "OpenAI: the same with 429": (
+        429,
+        openai_error("Request too large for gpt-4o on tokens per min (TPM): Limit 30000"),
+        RequestRejectedError,
+        "row",
+    ),
+    "OpenAI: context": (
+        400,
+        openai_error(
+            "This model's maximum context length is 8192 tokens.", code="context_length_exceeded"
+        ),
+        RequestRejectedError,
+        "row",
+    ),
+    "llama.cpp: context": (
+        400,
+        openai_error(
+            "the request exceeds the available context size", type="exceed_context_size_error"
+        ),
+        RequestRejectedError,
+        "row",
+    ),
+    "vLLM: context, in terms of max_tokens (vllm#1543)": (
+        400,
+        {
+            "object": "error",
+            "message": "'max_tokens' is too large: 500. This model's maximum context"
+            " length is 512 tokens and your request has 400 input tokens",
+        },
+        RequestRejectedError,
+        "row",
+    ),
+    "Anthropic: prompt is too long": (
+        400,
+        {
+            "type": "error",
+            "error": {"type": "invalid_request_error", "message": "prompt is too long"},
+        },
+        RequestRejectedError,
+        "row",
+    ),
+    "OpenRouter: moderation": (
+        403,
+        openai_error(
+            'x requires moderation. Your input was flagged for "violence".',
+            code=403,
+            metadata={"reasons": ["violence"], "flagged_input": "…"},
+        ),
+        RequestRejectedError,
+        "row",
+    ),
+    "Azure: content filter": (
+        400,
+        openai_error(
+            "The response was filtered",
+            code="content_filter",
+            innererror={"code": "ResponsibleAIPolicyViolation"},
+        ),
+        RequestRejectedError,
+        "row",
+    ),
+    "OpenAI: usage policy": (
+        400,
+        openai_error("Invalid prompt: your prompt was flagged as violating our usage policy."),
+        RequestRejectedError,
+        "row",
+    ),
+    "DashScope: data inspection": (
+        400,
+        openai_error(
+            "Input data may contain inappropriate content.", code="data_inspection_failed"
+        ),
+        RequestRejectedError,
+        "row",
+    ),
+    "OpenAI: no quota": (
+        429,
+        openai_error(
+            "You exceeded your current quota, please check your plan and billing details.",
+            type="insufficient_quota",
+            code="insufficient_quota",
+        ),
+        AuthenticationError,
+        "run",
+    ),
+    "the same without its code": (
+        429,
+        openai_error(
+            "You exceeded your current quota, please check your plan and billing details."
+        ),
+        AuthenticationError,
+        "run",
+    ),
+    "Gemini: quota a minute, in the words of no quota": (
+        429,
+        [
+            {
+                "error": {
+                    "code": 429,
+                    "status": "RESOURCE_EXHAUSTED",
+                    "message": "You exceeded your current quota, please check your plan and billing details.",
+                    "details": [{"@type": "…RetryInfo", "retryDelay": "34s"}],
+                }
+            }
+        ],
+        RateLimitError,
+        "moment",
+    ),
+    "OpenRouter: no credits": (
+        402,
+        openai_error("This request requires more credits, or fewer max_tokens.", code=402),
+        AuthenticationError,
+        "run",
+    ),
+    "DeepSeek: no balance": (402, openai_error("Insufficient Balance"), AuthenticationError, "run"),
+    "Anthropic: no credit, as a bad request": (
+        400,
+        openai_error("Your credit balance is too low to access the Anthropic API."),
+        AuthenticationError,
+        "run",
+    ),
+    "OpenAI: hard limit": (
+        400,
+        openai_error("Billing hard limit has been reached", code="billing_hard_limit_reached"),
+        AuthenticationError,
+        "run",
+    ),
+    "Groq: rate, with the wait in words": (
+        429,
+        openai_error("Rate limit reached for model. Please try again in 7.66s.", type="tokens"),
+        RateLimitError,
+        "moment",
+    ),
+    "a proxy that says the rate limit with a 500 (litellm#8128)": (
+        500,
+        openai_error("litellm.RateLimitError: too many requests"),
+        RateLimitError,
+        "moment",
+    ),
+    "Bedrock: throttling": (400, {"message": "ThrottlingException"}, RateLimitError, "moment"),
+    "llama.cpp: loading": (
+        503,
+        openai_error("Loading model", code=503, type="unavailable_error"),
+        RateLimitError,
+        "moment",
+    ),
+    "Hugging Face: loading (transformers#32665)": (
+        503,
+        {"error": "Model x is currently loading", "estimated_time": 20.0},
+        RateLimitError,
+        "moment",
+    ),
+    "LM Studio, Ollama: a model that cannot be loaded": (
+        500,
+        openai_error("error loading model: unable to allocate CUDA buffer"),
+        TransportError,
+        "moment",
+    ),
+    "Groq: json_validate_failed (groq-ruby#12)": (
+        400,
+        openai_error(
+            "Failed to generate JSON.", code="json_validate_failed", failed_generation="{"
+        ),
+        ReplyError,
+        "moment",
+    ),
+    "Groq: tool_use_failed": (
+        400,
+        openai_error("Failed to call a function.", code="tool_use_failed"),
+        ReplyError,
+        "moment",
+    ),
+    "Gemini: a bad key is a bad request": (
+        400,
+        [
+            openai_error(
+                "API key not valid. Please pass a valid API key.", status="INVALID_ARGUMENT"
+            )
+        ],
+        AuthenticationError,
+        "run",
+    ),
+    "a bad key": (
+        401,
+        openai_error("Incorrect API key provided: sk-abc…"),
+        AuthenticationError,
+        "run",
+    ),
+    "a key without rights": (
+        403,
+        openai_error("You do not have access."),
+        AuthenticationError,
+        "run",
+    ),
+    "OpenAI: no access to the model": (
+        403,
+        openai_error("Project does not have access to model `x`", code="model_not_found"),
+        ModelNotFoundError,
+        "run",
+    ),
+    "DeepSeek: no such model, as a bad request": (
+        400,
+        openai_error("Model Not Exist"),
+        ModelNotFoundError,
+        "run",
+    ),
+    "OpenRouter: no such model": (
+        400,
+        openai_error("fake is not a valid model ID", code=400),
+        ModelNotFoundError,
+        "run",
+    ),
+    "Ollama: not pulled": (
+        404,
+        openai_error('model "x" not found, try pulling it first'),
+        ModelNotFoundError,
+        "run",
+    ),
+    "Groq: decommissioned": (
+        400,
+        openai_error("The model `x` has been decommissioned", code="model_decommissioned"),
+        ModelNotFoundError,
+        "run",
+    ),
+    "FastAPI: a wrong path": (404, {"detail": "Not Found"}, ModelNotFoundError, "run"),
+    "nginx: a wrong path": (405, "<html>405 Not Allowed</html>", ModelNotFoundError, "run"),
+    "a redirect": (307, "", ModelNotFoundError, "run"),
+    "Cloudflare": (524, "<html>A timeout occurred</html>", TransportError, "moment"),
+    "overloaded": (529, openai_error("Overloaded"), TransportError, "moment"),
+    "unknown words": (400, openai_error("computer says no"), RequestRejectedError, "row"),
+}
+
+
+def refusal_of(status: int, body: Any, key: str = "") -> ModelError:
+    content = body if isinstance(body, str) else json.dumps(body)
+    return status_error(status, {}, error_text(content.encode()), key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_refusal_is_judged_by_status_and_words(name: str) -> None:
+    status, body, kind, scope = CASES[name]
+    error = refusal_of(status, body)
+    assert type(error) is kind
+    assert error.fatal == (scope == "run")
+    assert error.retryable == (scope == "moment")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_providers_words_are_in_the_error(name: str) -> None:
+    status, body, _, _ = CASES[name]
+    error = str(refusal_of(status, body))
+    while isinstance(body, list):
+        [body] = body
+    said = body if isinstance(body, str) else body.get("error", body)
+    words = said if isinstance(said, str) else said.get("message") or said.get("detail")
+    assert str(words)[:40].replace("sk-abc…", "") in error.replace("[key]", "")
+
+
+def test_the_words_of_the_provider_behind_a_gateway_are_there_without_keys() -> None:
+    """OpenRouter says "Provider returned error", and the words in `metadata.raw`."""
+    body = openai_error(
+        "Provider returned error",
+        code=400,
+        metadata={"raw": '{"message": "no such thing, sk-live-0123456789"}', "provider_name": "P"},
+    )
+    error = str(refusal_of(400, body, key="my-own-key"))
+    assert "no such thing" in error
+    assert "0123456789" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        ("Please try again in 7.66s.", 7.66),
+        ("Please retry in 34.07s.", 34.07),
+        ("Please try again in 1m2s", 62.0),
+        ("Please try again in 120ms.", 0.12),
+        ("retry after 20 seconds", 20.0),
+        ("try again soon", None),
+    ],
+)
+def test_a_wait_that_only_the_words_say_is_kept(words: str, seconds: float | None) -> None:
+    error = status_error(429, {}, f"Rate limit reached. {words}", "")
+    assert isinstance(error, RateLimitError)
+    assert error.retry_after == (None if seconds is None else pytest.approx(seconds))
+
+
+@given(st.integers(200, 599), st.text(), st.text())
+def test_every_refusal_has_one_error(status: int, words: str, key: str) -> None:
+    assert isinstance(status_error(status, {}, words, key), ModelError)
+
+
+@given(st.binary())
+def test_no_body_breaks_the_reader_of_errors(body: bytes) -> None:
+    assert isinstance(error_text(body), str)
+
+
+def test_the_table_can_be_read() -> None:
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    assert {rule.scope for rule in RULES} == {"row", "run", "moment", "form", "unclear"}
+
+
+# --- errors inside a reply that came with 200 -----------------------------------------------------
+
+INSIDE: dict[str, Any] = {
+    "OpenRouter: an error with a code": {"error": {"code": 429, "message": "Rate limit exceeded"}},
+    "OpenRouter: an error in the choice (aider#3550)": {
+        "choices": [
+            {"error": {"code": 502, "message": "Upstream died"}, "message": {"content": ""}}
+        ]
+    },
+    "choices is null": {"choices": None, "message": "Upstream died"},
+    "a code as text": {"error": {"code": "503", "message": "Upstream died"}},
+    "an error without a code": {"error": {"message": "Upstream died"}},
+    "an error as text": {"error": "Upstream died"},
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_an_error_inside_a_reply_belongs_to_the_moment(name: str) -> None:
+    with FakeLLM(faults=[Fault.response(INSIDE[name])]) as server:
+        table = infer(server)
+        assert server.calls == 2
+    assert not table.errors
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_an_error_inside_a_reply_that_stays_says_why(name: str) -> None:
+    with FakeLLM(Fault.response(INSIDE[name])) as server:
+        table = infer(server, max_attempts=1, patience=1)
+    words = "Upstream died" if "Rate" not in str(INSIDE[name]) else "fewer requests"
+    assert words in str(table[0].error)
+
+
+def test_no_credit_inside_a_reply_ends_the_run() -> None:
+    body = {"error": {"code": 402, "message": "Insufficient credits"}}
+    with FakeLLM(Fault.response(body)) as server:
+        with pytest.raises(AuthenticationError, match="Insufficient credits"):
+            infer(server, ROWS)
+        assert server.calls <= WIDTH
+
+
+# --- the row's fault costs the row alone ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.response(
+            openai_error("Your input was flagged", code=403, metadata={"reasons": ["violence"]}),
+            403,
+        ),
+        Fault.response(openai_error("prompt is too long: 9000 tokens > 8000 maximum"), 400),
+        Fault.filtered(),
+        Fault("edit", edit={"content": None, "finish_reason": "SAFETY"}),
+        Fault("edit", edit={"content": None, "finish_reason": "PROHIBITED_CONTENT"}),
+    ],
+)
+def test_one_toxic_or_long_row_costs_one_call_and_no_other_row(fault: Fault) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        return fault if "Question 3?" in body["messages"][-1]["content"] else GOOD
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 20)
+        assert server.calls == 20
+    assert [row.index for row in table.errors] == [3]
+
+
+def test_json_that_the_provider_could_not_read_is_asked_for_again() -> None:
+    fault = Fault.response(
+        openai_error("Failed to generate JSON", code="json_validate_failed"), 400
+    )
+    with FakeLLM(faults=[fault]) as server:
+        assert not infer(server).errors
+        assert server.calls == 2
+
+
+def test_a_loading_model_is_waited_for_as_long_as_patience_says() -> None:
+    started = time.monotonic()
+
+    def reply(body: dict[str, Any]) -> Any:
+        if time.monotonic() - started < 2.5:  # longer than three refusals take
+            return Fault.response(openai_error("Loading model"), 503)
+        return GOOD
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 60, max_attempts=1, max_concurrency=60)
+        assert server.calls < 200
+    assert not table.errors
+
+
+def test_a_model_that_never_loads_is_given_up() -> None:
+    with FakeLLM(Fault.response(openai_error("Loading model"), 503)) as server:
+        table = infer(server, 60, patience=1.0)
+        assert server.calls < 60
+    assert "not loaded its model" in str(table[59].error)
+
+
+# --- nothing is spent on the hopeless -------------------------------------------------------------
+
+HOPELESS: dict[str, Fault] = {
+    "no credit": Fault.response(openai_error("Insufficient Balance"), 402),
+    "quota": Fault.response(openai_error("no quota", code="insufficient_quota"), 429),
+    "key": Fault.status(401),
+    "forbidden": Fault.status(403),
+    "no such model": Fault.status(404),
+    "wrong path": Fault.response({"detail": "Method Not Allowed"}, 405),
+    "a redirect": Fault.response({}, 307, {"Location": "http://127.0.0.1:9/elsewhere"}),
+    "LM Studio: a wrong path with 200": Fault.response(
+        {"error": "Unexpected endpoint or method. (POST /chat/completions)"}
+    ),
+    "response_format": Fault.response(
+        openai_error("This response_format type is unavailable now"), 400
+    ),
+    "max_tokens": Fault.response(
+        openai_error(
+            "Unsupported parameter: 'max_tokens' is not supported with this model.",
+            param="max_tokens",
+            code="unsupported_parameter",
+        ),
+        400,
+    ),
+    "temperature": Fault.response(
+        openai_error(
+            "Unsupported value: 'temperature' does not support 0.0", code="unsupported_value"
+        ),
+        400,
+    ),
+    "system role": Fault.response(openai_error("System role not supported"), 400),
+    "too long": Fault.response(openai_error("maximum context length is 512 tokens"), 400),
+    "unknown words": Fault.response(openai_error("computer says no to row 17"), 400),
+    "unprocessable": Fault.response({"detail": [{"msg": "field required", "loc": ["body"]}]}, 422),
+}
+
+
+@pytest.mark.parametrize("width", [1, 8, 32])
+@pytest.mark.parametrize("name", HOPELESS)
+def test_an_endpoint_that_refuses_all_is_asked_few_times(name: str, width: int) -> None:
+    with FakeLLM(HOPELESS[name]) as server:
+        with pytest.raises(ModelError) as caught:
+            infer(server, ROWS, max_concurrency=width)
+        least = 8 if name == "too long" else 0  # a few long rows may just come first
+        assert server.calls <= max(width + 3, least)
+    assert len(str(caught.value)) > 40
+
+
+def test_a_web_page_for_every_request_ends_the_run() -> None:
+    with FakeLLM(Fault.invalid_json(of="body")) as server:
+        with pytest.raises(ModelError, match="api_base="):
+            infer(server, ROWS, max_attempts=2)
+        assert server.calls <= 4 * (WIDTH + 3)  # each row is tried twice
+
+
+def test_refusals_of_some_rows_do_not_end_a_run() -> None:
+    """The refusals come at once, the replies later."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        number = int(body["messages"][-1]["content"].split("Question ")[1].split("?")[0])
+        if number % 3 == 0:
+            return Fault.response(openai_error(f"computer says no to {number}"), 400)
+        time.sleep(0.001)
+        return GOOD
+
+    with FakeLLM(reply, latency=0.05) as server:
+        table = infer(server, 90, max_concurrency=16)
+    assert len(table.errors) == 30
+
+
+def test_the_first_rows_may_be_bad_rows() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        number = int(body["messages"][-1]["content"].split("Question ")[1].split("?")[0])
+        return Fault.response(openai_error("was flagged"), 403) if number < 10 else GOOD
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 30, max_concurrency=4)
+    assert len(table.errors) == 10
+
+
+# --- the form by provider -------------------------------------------------------------------------
+
+
+def refuses(*what: str) -> Callable[[dict[str, Any]], Any]:
+    """An endpoint that takes none of these forms."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        form = (body.get("response_format") or {}).get("type") or ("tools" in body and "tools")
+        if form in what:
+            return Fault.response(
+                openai_error(f"{form} in response_format or tools: not here"), 400
+            )
+        if form == "json_object" and "json" not in str(body["messages"]).lower():
+            return Fault.response(openai_error("Prompt must contain the word 'json'"), 400)
+        return GOOD
+
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("refused", "form"),
+    [
+        ((), "json_schema"),
+        (("json_schema",), "json_object"),
+        (("json_schema", "json_object"), "tools"),
+        (("json_schema", "json_object", "tools"), "text"),
+    ],
+)
+def test_the_form_that_an_endpoint_takes_is_found_once(refused: tuple[str, ...], form: str) -> None:
+    with FakeLLM(refuses(*refused)) as server:
+        model = pi.LLM("fake", api_base=server.api_base, max_concurrency=WIDTH)
+        table = pi.infer_personas(pairs(30), model)
+        assert not table.errors
+        assert server.calls <= 30 + WIDTH + len(refused)
+        assert table.usage.calls == server.calls
+        before = server.calls
+        pi.infer_personas(pairs(40)[30:], model)
+        assert server.calls == before + 10
+        last = server.requests[-1]
+    assert table.settings["reply_form"] == form
+    assert table.settings["reply_form"] == model.settings["reply_form"]
+    if form in ("json_object", "text"):
+        assert '"person_1"' in last["messages"][0]["content"]
+
+
+def test_a_reply_is_cached_under_the_same_key_in_every_form() -> None:
+    with FakeLLM(refuses("json_schema")) as server:
+        pi.infer_personas(pairs(5), "fake", api_base=server.api_base)
+        before = server.calls
+        again = pi.infer_personas(pairs(5), "fake", api_base=server.api_base)
+        assert (server.calls, again.usage.cached) == (before, 5)
+
+
+class City(BaseModel):
+    name: str
+
+
+MESSAGES = [
+    pi.Message(role="system", content="Be brief."),
+    pi.Message(role="user", content="Name a city."),
+]
+
+
+def ask(server: FakeLLM, model: str = "fake", **options: Any) -> pi.LLM:
+    llm = pi.LLM(model, api_base=server.api_base, cache=False, **options)
+    assert llm.ask(MESSAGES, City).value == City(name="Oslo")
+    return llm
+
+
+PICKY: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any]], bool]]] = {
+    "o-series, gpt-5: max_completion_tokens": (
+        lambda body: (
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
+            " 'max_completion_tokens' instead."
+            if "max_tokens" in body
+            else ""
+        ),
+        lambda body: body["max_completion_tokens"] == 500,
+    ),
+    "gpt-5: temperature": (
+        lambda body: (
+            "Unsupported value: 'temperature' does not support 0.0 with this model. Only the"
+            " default (1) value is supported."
+            if "temperature" in body
+            else ""
+        ),
+        lambda body: "temperature" not in body,
+    ),
+    "Mistral: seed (litellm#6150)": (
+        lambda body: "seed: Extra inputs are not permitted" if "seed" in body else "",
+        lambda body: "seed" not in body,
+    ),
+    "Gemma on vLLM: system (vllm#3353)": (
+        lambda body: "System role not supported" if body["messages"][0]["role"] == "system" else "",
+        lambda body: body["messages"][0]["content"].startswith("Be brief."),
+    ),
+    "o1-mini: system": (
+        lambda body: (
+            "Unsupported value: 'messages[0].role' does not support 'system' with this model."
+            if body["messages"][0]["role"] == "system"
+            else ""
+        ),
+        lambda body: body["messages"][0]["role"] == "user",
+    ),
+    "a smaller limit (gpt-4: 16384)": (
+        lambda body: (
+            "max_tokens is too large: 500. This model supports at most 300 completion tokens"
+            if body["max_tokens"] > 300
+            else ""
+        ),
+        lambda body: body["max_tokens"] == 300,
+    ),
+    "OpenRouter: no endpoint takes the form": (
+        lambda body: (
+            "No endpoints found that can handle the requested parameters."
+            if "json_schema" in body.get("response_format", {})
+            else ""
+        ),
+        lambda body: body["response_format"] == {"type": "json_object"},
+    ),
+    "Gemini: additionalProperties (litellm#8231)": (
+        lambda body: (
+            "Unknown name \"additionalProperties\" at 'response_schema'"
+            if "json_schema" in body.get("response_format", {})
+            else ""
+        ),
+        lambda body: body["response_format"] == {"type": "json_object"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICKY)
+def test_what_an_endpoint_does_not_take_is_left_out_from_then_on(name: str) -> None:
+    complaint, done = PICKY[name]
+
+    def reply(body: dict[str, Any]) -> Any:
+        words = complaint(body)
+        return Fault.response(openai_error(words), 400) if words else '{"name": "Oslo"}'
+
+    with FakeLLM(reply) as server:
+        llm = ask(server, seed=3)
+        assert server.calls == 2
+        llm.ask([pi.Message(role="system", content="Be brief."), MESSAGES[1]], City)
+        assert server.calls == 3
+        assert done(server.requests[-1])
+        assert llm.usage.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "sent"),
+    [
+        ("gpt-5-mini", {"max_completion_tokens": 4000}),
+        ("openai/o3", {"max_completion_tokens": 4000}),
+        ("gpt-5-chat-latest", {"max_completion_tokens": 500, "temperature": 0.0}),
+        ("gpt-4o", {"max_tokens": 500, "temperature": 0.0}),
+        ("deepseek-reasoner", {"max_tokens": 4000, "temperature": 0.0}),
+        ("qwen3-30b-thinking", {"max_tokens": 4000, "temperature": 0.0}),
+        ("llama-3.1-8b", {"max_tokens": 500, "temperature": 0.0}),
+    ],
+)
+def test_models_that_are_known_to_reason_get_what_they_need_at_once(
+    model: str, sent: dict[str, Any]
+) -> None:
+    with FakeLLM('{"name": "Oslo"}') as server:
+        ask(server, model)
+        assert server.calls == 1
+        names = ("max_tokens", "max_completion_tokens", "temperature")
+        assert {
+            name: server.requests[0][name] for name in names if name in server.requests[0]
+        } == sent
+
+
+# --- cut off, filtered ----------------------------------------------------------------------------
+
+
+def thinker(needs: int) -> Callable[[dict[str, Any]], Any]:
+    """A model whose reasoning takes so many tokens."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        if body["max_tokens"] < needs:
+            return Reply("", finish_reason="length", completion_tokens=body["max_tokens"])
+        return Reply('{"name": "Oslo"}', completion_tokens=needs)
+
+    return reply
+
+
+def test_a_model_that_reasons_gets_more_tokens_after_the_first_reply() -> None:
+    with FakeLLM(thinker(2000)) as server:
+        llm = ask(server, prices=(1.0, 1.0))
+        assert server.calls == 2
+        llm.ask(MESSAGES, City)
+        assert server.calls == 3
+    assert llm.settings["reasons"]
+    assert llm.usage.completion_tokens == 500 + 2000 + 2000
+
+
+def test_the_budget_holds_while_a_model_reasons() -> None:
+    with FakeLLM(thinker(2000)) as server:
+        llm = pi.LLM(
+            "fake",
+            api_base=server.api_base,
+            cache=False,
+            prices=(0.0, 1.0),
+            budget=0.01,
+            max_concurrency=4,
+        )
+        requests = [([*MESSAGES, pi.Message(role="user", content=str(n))], City) for n in range(20)]
+        replies = llm.ask_many(requests)
+    assert (llm.usage.cost or 0) <= 0.01
+    assert "budget" in str(replies[-1].error)
+
+
+@pytest.mark.parametrize(
+    ("fault", "calls"),
+    [
+        (Fault("edit", edit={"content": "", "finish_reason": "length"}), 2),
+        (Fault.truncated(), 2),
+        (Fault("edit", edit={"content": '{"na', "finish_reason": "MAX_TOKENS"}), 2),
+        (Fault.filtered(), 1),
+        (Fault("edit", edit={"content": None, "finish_reason": "SAFETY"}), 1),
+    ],
+)
+def test_a_reply_that_was_ended_is_not_asked_for_again_unchanged(fault: Fault, calls: int) -> None:
+    with FakeLLM(fault) as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=False)
+        with pytest.raises(ReplyError, match=r"max_tokens|filter"):
+            llm.ask(MESSAGES, City)
+        assert server.calls == calls
+        sent = Counter(json.dumps(body) for body in server.requests)
+    assert max(sent.values()) == 1
+
+
+def test_a_reply_that_needs_a_little_more_gets_it() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        whole = '{"name": "Oslo"}'
+        return Reply(whole[:9], finish_reason="length") if body["max_tokens"] < 600 else whole
+
+    with FakeLLM(reply) as server:
+        llm = ask(server)
+        assert [body["max_tokens"] for body in server.requests] == [500, 1000]
+    assert "reasons" not in llm.settings
