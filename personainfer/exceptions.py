@@ -45,6 +45,7 @@ __all__ = [
     "RowsFailedError",
     "TransportError",
     "UnknownOptionError",
+    "joined",
 ]
 
 
@@ -206,3 +207,9 @@ class BudgetExceededError(ModelError):
     """The call was not made, because it would have passed the budget."""
 
     given_up = True
+
+
+def joined(problems: Iterable[str | None]) -> str | None:
+    """Several problems as one text, each once, with "; " between them; None if there is none."""
+    distinct = list(dict.fromkeys(filter(None, problems)))
+    return "; ".join([*(text.rstrip(". ") for text in distinct[:-1]), *distinct[-1:]]) or None

@@ -259,7 +259,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class PersonaRow:
-    """One pair and its personas. `error` says why there are none, and what to do.
+    """One pair and its personas. `error` says what failed, and what to do.
 
     `columns` holds the row's own columns if the data was a file or dicts. It is empty for a frame and
     for a saved table, which have the columns themselves.
@@ -279,6 +279,22 @@ class PersonaRow:
         """The flags of either persona."""
         both = [persona.flags for persona in (self.chosen, self.rejected) if persona is not None]
         return tuple(dict.fromkeys(flag for flags in both for flag in flags))
+
+    @property
+    def unexplained(self) -> tuple[Side, ...]:
+        """The sides without a persona because no scored candidate explains the choice.
+
+        This is a finding about the pair and no error: see `choose` for the threshold.
+        """
+        sides: tuple[tuple[Side, Persona | None, tuple[Candidate, ...]], ...] = (
+            ("chosen", self.chosen, self.chosen_candidates),
+            ("rejected", self.rejected, self.rejected_candidates),
+        )
+        return tuple(
+            side
+            for side, persona, candidates in sides
+            if persona is None and any(one.score is not None for one in candidates)
+        )
 
 
 class Exemplar(Record):

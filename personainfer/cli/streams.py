@@ -74,6 +74,7 @@ class Done(NamedTuple):
 
     rows: int
     failed: int
+    unexplained: int
     errors: list[str]
     usage: Usage
 
@@ -81,7 +82,7 @@ class Done(NamedTuple):
     def of(cls, table: PersonaTable) -> Done:
         places = table.failed_places()
         errors = [f"row {table[n].index}: {table[n].error}" for n in places[:_SHOWN]]
-        return cls(len(table), len(places), errors, table.usage)
+        return cls(len(table), len(places), table.count_unexplained(), errors, table.usage)
 
 
 def write_rows(
@@ -90,16 +91,17 @@ def write_rows(
     """Write each row as a line, as soon as it is there; `details` as for `PersonaTable.to_pandas`."""
     from ..progress import with_progress_bar
 
-    rows, failed, errors = 0, 0, list[str]()
+    rows, failed, unexplained, errors = 0, 0, 0, list[str]()
     with stream:
         for row in with_progress_bar(stream, progress, total=stream.source.total):
             out.write(_line(row, details))
             out.flush()
             rows += 1
+            unexplained += bool(row.unexplained)
             if row.error is not None:
                 failed += 1
                 errors += [f"row {row.index}: {row.error}"][: _SHOWN - len(errors)]
-    return Done(rows, failed, errors, stream.usage)
+    return Done(rows, failed, unexplained, errors, stream.usage)
 
 
 def _line(row: PersonaRow, details: bool) -> str:
@@ -155,13 +157,16 @@ def data_out() -> IO[str]:
 def finish(done: Done, path: Path | None, as_json: bool) -> None:
     """Say what came of it, beside the data or in its place; some rows may have failed."""
     if as_json:
-        told = {"rows": done.rows, "failed": done.failed, "errors": done.errors}
+        told: dict[str, Any] = {"rows": done.rows, "failed": done.failed}
+        told |= {"unexplained": done.unexplained, "errors": done.errors}
         told |= {"output": str(path or "-"), "usage": done.usage.model_dump()}
         print_json(told, err=path is None)
     else:
         usage = done.usage
         where = f" in {path}" if path else ""
         note(f"{counted(done.rows, 'row')}{where}, {done.failed:,} failed")
+        if done.unexplained:
+            note(f"{counted(done.unexplained, 'row')} with a choice that no candidate explains")
         calls = counted(usage.calls, "call")
         note(f"{calls}, {usage.cached:,} from the cache, cost {usd(usage.cost)}")
         for error in done.errors:

@@ -230,7 +230,7 @@ class PersonaTable(Sequence[PersonaRow]):
         )
 
     def raise_for_errors(self) -> None:
-        """Raise if a row failed.
+        """Raise if a row failed. A side that no candidate explains is no failure.
 
         Raises:
             RowsFailedError: how many failed, and the first of them.
@@ -238,7 +238,7 @@ class PersonaTable(Sequence[PersonaRow]):
         failed = self.errors
         if failed:
             raise RowsFailedError(
-                f"{len(failed)} of {len(self)} rows have no persona; the first is row"
+                f"{len(failed)} of {len(self)} rows failed; the first is row"
                 f" {failed[0].index}: {failed[0].error}",
                 hint="See table.errors.",
             )
@@ -420,11 +420,19 @@ class PersonaTable(Sequence[PersonaRow]):
         )
 
     def __repr__(self) -> str:
+        count = self.count_unexplained()
+        unexplained = f", {count} unexplained" if count else ""
         return (
             f"PersonaTable({len(self)} rows, {len(self.failed_places())} with an error,"
-            f" {self._count_flagged()} flagged;"
+            f" {self._count_flagged()} flagged{unexplained};"
             f" {self.usage.calls} calls, {self.usage.cached} from the cache)"
         )
+
+    def count_unexplained(self) -> int:
+        """How many rows have a side whose choice no candidate explains: see `PersonaRow`."""
+        if isinstance(self._rows, StoredRows):
+            return self._rows.unexplained()
+        return sum(bool(row.unexplained) for row in self._rows)
 
     def _count_flagged(self) -> int:
         if isinstance(self._rows, StoredRows):

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..records import Persona, PersonaRow
 
-__all__ = ["figures", "html_page", "text_lines"]
+__all__ = ["figures", "html_page", "text_lines", "unexplained_texts"]
 
 _CELL = "vertical-align: top; text-align: left; white-space: normal; max-width: 26em"
 _CHIP = "font-size: 85%; border: 1px solid; border-radius: 1em; padding: 0 .5em; margin-right: .3em"
@@ -28,9 +28,23 @@ def text_lines(row: PersonaRow, width: int, label: str | None = None) -> list[st
         if persona is not None:
             flags = f"  [{', '.join(persona.flags)}]" if persona.flags else ""
             lines.append(f"  {mark} {persona}{flags}")
+    lines += [f"  ? {text}" for text in unexplained_texts(row)]
     if row.error is not None:
         lines.append(f"  ! {row.error}")
     return lines
+
+
+def unexplained_texts(row: PersonaRow) -> list[str]:
+    """A sentence for each side that no candidate explains."""
+    tried = {"chosen": row.chosen_candidates, "rejected": row.rejected_candidates}
+    found = []
+    for side in row.unexplained:
+        best = max(one.score for one in tried[side] if one.score is not None)
+        found.append(
+            f"no persona explains why somebody would prefer the {side} response: the best of"
+            f" {len(tried[side])} scores {best:.3f}."
+        )
+    return found
 
 
 def html_page(
@@ -74,7 +88,7 @@ def figures(added: Mapping[str, Sequence[Any]]) -> Iterator[str]:
 def _html_row(label: str, row: PersonaRow) -> str:
     cells = [_cell(html.escape(label)), _cell(html.escape(_first_line(row, 80)))]
     if row.chosen is None and row.rejected is None:
-        cells.append(_cell(f"<em>{html.escape(row.error or '')}</em>", span=2))
+        cells.append(_cell(f"<em>{html.escape(_reason(row))}</em>", span=2))
     else:
         cells += [_cell(_person(row, persona)) for persona in (row.chosen, row.rejected)]
     return f"<tr>{''.join(cells)}</tr>"
@@ -86,13 +100,18 @@ def _cell(content: str, span: int = 1) -> str:
 
 def _person(row: PersonaRow, persona: Persona | None) -> str:
     if persona is None:
-        return f"<em>{html.escape(row.error or '')}</em>"
+        return f"<em>{html.escape(_reason(row))}</em>"
     chips = "".join(
         f"<span style='{_CHIP}'>{html.escape(flag.replace('_', ' '))}</span>"
         for flag in persona.flags
     )
     because = html.escape(persona.evidence)
     return f"<span title='{because}'>{html.escape(str(persona))}</span>{'<br>' if chips else ''}{chips}"
+
+
+def _reason(row: PersonaRow) -> str:
+    """Why a persona is missing."""
+    return " ".join([*unexplained_texts(row), row.error or ""]).strip()
 
 
 def _first_line(row: PersonaRow, width: int) -> str:

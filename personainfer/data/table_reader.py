@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -78,6 +79,7 @@ class StoredTable:
             self.usage = Usage(**about["usage"])
             self.settings: dict[str, Any] = about["settings"]
             self.flagged: int | None = about.get("flagged")
+            self.unexplained: int | None = about.get("unexplained")
             self._added: list[str] = about.get("added", [])
         except (pyarrow.ArrowInvalid, LookupError, TypeError, ValueError):
             raise DataError(
@@ -230,12 +232,19 @@ class StoredRows(Sequence[PersonaRow]):
 
     def flagged(self) -> int:
         """How many rows have a flag."""
-        count = self._file.flagged
-        if count is None or len(self) < self._file.ends[-1]:  # the file knows of all its rows only
-            return sum(bool(row.flags) for row in self)
+        return self._count(self._file.flagged, lambda row: bool(row.flags))
+
+    def unexplained(self) -> int:
+        """How many rows have a side that no candidate explains."""
+        return self._count(self._file.unexplained, lambda row: bool(row.unexplained))
+
+    def _count(self, in_file: int | None, is_counted: Callable[[PersonaRow], bool]) -> int:
+        """How many rows are counted; `in_file` is what the file says of all its rows, if it does."""
+        if in_file is None or len(self) < self._file.ends[-1]:
+            return sum(map(is_counted, self))
         before = self._file.rows
-        return count + sum(
-            bool(row.flags) - bool(before[place].flags) for place, row in self._changed.items()
+        return in_file + sum(
+            is_counted(row) - is_counted(before[place]) for place, row in self._changed.items()
         )
 
     def texts(self, names: Sequence[str] = COLUMNS) -> list[tuple[str, list[str | None]]]:
@@ -244,6 +253,8 @@ class StoredRows(Sequence[PersonaRow]):
         found: dict[str, list[str | None]] = {
             name: table.column(name).to_pylist() for name in names
         }
+        if "persona_error" in found:
+            found["persona_error"] = [_without_finding(text) for text in found["persona_error"]]
         for position, place in enumerate(self._places if self._changed else ()):
             if place in self._changed:
                 for name, (text,) in persona_columns([self._changed[place]]):
@@ -368,6 +379,19 @@ def _dumped(persona: Persona) -> dict[str, Any]:
     return persona.model_dump(exclude_none=True)
 
 
+# Version 0.1.0 wrote what is now `PersonaRow.unexplained` as an error.
+_FINDING = re.compile(
+    r"(?:; )?(?:chosen|rejected): no persona explains this choice: the best of \d+"
+    r" scores (?:-?\d+\.\d+|-inf)\."
+)
+
+
+def _without_finding(error: str | None) -> str | None:
+    if error is None or "no persona explains" not in error:
+        return error
+    return _FINDING.sub("", error).removeprefix("; ") or None
+
+
 def _row_of(text: str) -> PersonaRow:
     record = json.loads(text)
     tried = {
@@ -379,7 +403,7 @@ def _row_of(text: str) -> PersonaRow:
         record["preference"] and Preference.model_validate(record["preference"]),
         chosen=record["chosen"] and Persona.model_validate(record["chosen"]),
         rejected=record["rejected"] and Persona.model_validate(record["rejected"]),
-        error=record["error"],
+        error=_without_finding(record["error"]),
         chosen_candidates=tried["chosen"],
         rejected_candidates=tried["rejected"],
     )

@@ -99,12 +99,13 @@ def write_table(
     The file replaces another of its name when it is whole; whatever fails, it leaves nothing behind.
     """
     file = _Unfinished(path)
-    flagged = 0
+    flagged = unexplained = 0
     try:
         for group in _groups(rows, own):
             made = [row for _, row in group]
             file.write(_table(own.piece([place for place, _ in group], made), made))
             flagged += sum(bool(row.flags) for row in made)
+            unexplained += sum(bool(row.unexplained) for row in made)
         usage, settings = about()
         file.finish(
             {
@@ -112,6 +113,7 @@ def write_table(
                 "usage": usage.model_dump(),
                 "settings": dict(settings),
                 "flagged": flagged,
+                "unexplained": unexplained,
                 "added": list(added),
             }
         )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ..arguments import takes_options
-from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, joined
 from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..personas.prompts import (
     choice_messages,
@@ -330,7 +330,7 @@ def _score(verdict: Verdict | None) -> float | None:
 def _problems(place: int, verdicts: Mapping[Rubric, Sequence[Verdict | None]]) -> str | None:
     found = {rubric: given[place] for rubric, given in verdicts.items()}
     said = [f"{rubric}: {v.problem}" for rubric, v in found.items() if v and v.problem]
-    return "; ".join(said) or None
+    return joined(said)
 
 
 def _notes(rubrics: Mapping[Rubric, RubricFindings]) -> list[str]:

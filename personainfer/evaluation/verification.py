@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from ..arguments import takes_options
 from ..data.table import PersonaTable
-from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, joined
 from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..llm.requests import Request
 from ..personas.prompts import choice_messages, instructions, persona_messages, rating_message
@@ -350,7 +350,7 @@ def _errors(
     for (row, side, *_), problem in zip(asked, problems, strict=True):
         if problem is not None:
             said[row].append(f"{side}: {problem}")
-    return ["; ".join(reasons) or None for reasons in said]
+    return [joined(reasons) for reasons in said]
 
 
 def _cases(table: PersonaTable, sides: Sequence[Side]) -> list[Case]:

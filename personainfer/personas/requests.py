@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.readers import SourceRow
+from ..exceptions import joined
 from ..llm.requests import Reply, Request
 from ..records import Candidate, Persona, PersonaRow, Preference, Side
 from .flags import flags_in_text, pair_text
@@ -70,7 +71,7 @@ class Plan:
         if preference is None:
             return PersonaRow(index, None, error=row.error, columns=row.columns)
         failed = [reply.error for reply in replies if reply.error is not None]
-        error = "; ".join(dict.fromkeys(map(str, failed))) if failed else None
+        error = joined(map(str, failed))
         if self.candidates == 1:
             found = self._personas(preference, replies)
             one, other = found.get("chosen"), found.get("rejected")

@@ -8,14 +8,13 @@ from itertools import islice
 from math import inf, isnan
 from typing import Any
 
-from ..exceptions import InvalidArgumentError, RequestRejectedError
+from ..exceptions import InvalidArgumentError, RequestRejectedError, joined
 from ..records import Candidate, Persona, PersonaRow, Preference, Selector
 
 __all__ = ["check_candidates", "choose", "selector_settings"]
 
 _ROWS_A_CHOICE = 64  # rows whose candidates are scored together: scoring is faster in batches
 
-NOT_EXPLAINED = "no persona explains this choice: the best of {count} scores {score:.3f}."
 NOT_SCORED = "none of {count} personas could be scored."
 _REFUSED = "its personas could not be scored"
 _OF_ONE_ROW = (InvalidArgumentError, RequestRejectedError)  # the next row may pass
@@ -60,8 +59,9 @@ def choose(
 ) -> Iterator[PersonaRow]:
     """Keep the candidate of each side that explains the choice best; all candidates keep their scores.
 
-    A side whose best score is not above `floor` gets no persona, and the row's error says so. If the
-    selector refuses a row (for one, because its prompt is too long), that row gets an error too.
+    A side whose best score is not above `floor` gets no persona: `row.unexplained` names it. A side
+    whose candidates have no score at all, or that the selector refuses (its prompt may be too long),
+    gets an error.
 
     Raises:
         InvalidArgumentError, RequestRejectedError: the selector refused every one of the first rows.
@@ -87,8 +87,7 @@ def _choose_alone(row: PersonaRow, selector: Selector, floor: float) -> list[Per
     try:
         return list(_choose_group([row], selector, floor))
     except _OF_ONE_ROW as error:
-        said = f"{_REFUSED}: {error}"
-        return [replace(row, error=f"{row.error}; {said}" if row.error else said)]
+        return [replace(row, error=joined([row.error, f"{_REFUSED}: {error}"]))]
 
 
 def _choose_group(
@@ -108,11 +107,9 @@ def _choose_group(
         for side, ranked in (("chosen", chosen), ("rejected", rejected)):
             if ranked and _worth(ranked[0]) > floor:
                 result[side] = ranked[0].persona
-            elif ranked:
-                text = NOT_SCORED if ranked[0].score is None else NOT_EXPLAINED
-                text = text.format(count=len(ranked), score=_worth(ranked[0]))
-                errors.append(f"{side}: {text}")
-        yield replace(row, **result, error="; ".join(errors) or None)
+            elif ranked and ranked[0].score is None:
+                errors.append(f"{side}: {NOT_SCORED.format(count=len(ranked))}")
+        yield replace(row, **result, error=joined(errors))
 
 
 def _scores(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> list[float | None]:

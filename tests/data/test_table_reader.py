@@ -19,7 +19,7 @@ import personainfer as pi
 from personainfer.data import table_writer as writing
 from personainfer.data.table_reader import RECORD, StoredTable
 from personainfer.exceptions import DataError
-from personainfer.records import Persona, PersonaRow, Preference, Usage
+from personainfer.records import Candidate, Persona, PersonaRow, Preference, Usage
 
 
 @pytest.fixture(autouse=True)
@@ -199,3 +199,29 @@ def test_the_file_is_named_where_it_is_of_another_kind(tmp_path: Path) -> None:
     pq.write_table(pa.table({RECORD: ["{}"]}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"t\.parquet is not a table of personas"):
         StoredTable(tmp_path / "t.parquet")
+
+
+def test_what_an_older_file_calls_an_error_is_a_finding_where_no_candidate_explains(
+    tmp_path: Path,
+) -> None:
+    pair = Preference(prompt="q", chosen="a", rejected="b")
+    persona = Persona(trait="busy", preference="answers")
+    tried = (Candidate(persona, -0.25),)
+    finding = "no persona explains this choice: the best of 1 scores -0.250."
+    told = [
+        f"chosen: {finding}",
+        f"chosen: {finding}; rejected: {finding}",
+        f"no reply; chosen: {finding}",
+        f"chosen: {finding}; rejected: none of 2 personas could be scored.",
+        None,
+    ]
+    old = [PersonaRow(n, pair, error=text, chosen_candidates=tried) for n, text in enumerate(told)]
+    path = pi.PersonaTable(old).save(tmp_path / "t.parquet")
+    table = pi.PersonaTable.load(path)
+    left = [None, None, "no reply", "rejected: none of 2 personas could be scored.", None]
+    assert [row.error for row in table] == left
+    assert table.to_arrow()["persona_error"].to_pylist() == left
+    assert table.failed_places() == [2, 3]
+    assert all(row.unexplained == ("chosen",) for row in table)
+    assert "5 unexplained" in repr(table)
+    assert "2 unexplained" in repr(table[:2])

@@ -726,7 +726,8 @@ def test_a_judge_that_does_not_tell_the_responses_apart_explains_nothing(answer:
             PAIRS[:1], "fake", candidates=2, select=judge, seed=1, api_base=server.api_base
         )
     assert found[0].chosen is None
-    assert "no persona explains this choice" in str(found[0].error)
+    assert found[0].unexplained == ("chosen", "rejected")
+    assert found[0].error is None
 
 
 def test_a_judge_that_refuses_is_an_error_and_later_a_warning() -> None:
@@ -775,7 +776,9 @@ def test_a_judge_that_fails_on_a_row_says_nothing_of_its_personas() -> None:
                 [SHORT, LONG], [row.preference for row in table(2) if row.preference], judge
             )
     assert found[0].error is None
-    assert "no persona explains" not in str(found[1].error)
+    assert found[1].unexplained == ()
+    assert "none of 2 personas could be scored" in str(found[1].error)
+    assert ".;" not in str(found[1].error)
     assert found[1].chosen is None
     assert one.explains.shape == (1, 2)
 

@@ -320,7 +320,7 @@ def test_a_score_that_is_no_number_is_the_last_choice(tmp_path: Path) -> None:
         )
     assert [candidate.score for candidate in table[0].chosen_candidates] == [2.0, 1.0, None]
     assert table[0].chosen == table[0].chosen_candidates[0].persona
-    assert "chosen: none of 2 personas could be scored." in str(unknown[0].error)
+    assert "chosen: none of 2 personas could be scored;" in str(unknown[0].error)
     for one in (table, unknown):
         page = pi.write_report(one, tmp_path / "report.html").read_text()
         assert "NaN" not in page
@@ -386,8 +386,12 @@ def test_no_candidate_is_kept_that_does_not_explain() -> None:
             pairs(2), "fake", api_base=llm.api_base, candidates=2, select=ByLength(-1e6), seed=0
         )
     assert all(row.chosen is None and row.rejected is None for row in table)
-    assert "no persona explains this choice" in str(table[0].error)
     assert len(table[0].chosen_candidates) == 2
+    assert table[0].unexplained == ("chosen", "rejected")
+    assert table.errors == []  # a finding about the pair, and nothing that failed
+    assert "2 unexplained" in repr(table)
+    assert "no persona explains why somebody would prefer the chosen response" in str(table)
+    assert "no persona explains" in table._repr_html_()
 
 
 @pytest.mark.parametrize(
@@ -613,13 +617,14 @@ def test_an_address_without_a_model_is_not_answered_by_the_embedded_one(llm: Fak
             pi.infer_personas(pairs(1), model, api_base=llm.api_base)
 
 
-def test_on_error_holds_for_rows_that_no_candidate_explains() -> None:
+def test_rows_that_no_candidate_explains_are_no_errors() -> None:
     options: dict[str, Any] = {"candidates": 2, "select": ByLength(-1e6), "seed": 0}
     with FakeLLM(reply=sampled) as llm:
         options |= {"model": "fake", "api_base": llm.api_base}
-        assert len(pi.infer_personas(pairs(3), on_error="drop", **options)) == 0
-        with pytest.raises(pi.PersonaInferError, match=r"row 0: .*no persona explains"):
-            pi.infer_personas(pairs(3), on_error="raise", **options)
+        assert len(pi.infer_personas(pairs(3), on_error="drop", **options)) == 3
+        table = pi.infer_personas(pairs(3), on_error="raise", **options)
+    table.raise_for_errors()
+    assert all(row.unexplained == ("chosen", "rejected") for row in table)
 
 
 def test_a_slow_source_is_answered_as_it_comes(llm: FakeLLM, endpoint: dict[str, Any]) -> None:

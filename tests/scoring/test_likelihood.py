@@ -415,7 +415,8 @@ def test_a_row_says_that_no_persona_explains_its_choice(server: ScoringServer) -
     [row] = table
     assert row.chosen is None
     assert row.rejected is not None
-    assert "no persona explains this choice" in (row.error or "")
+    assert row.error is None
+    assert row.unexplained == ("chosen",)
     assert all((c.score or 0) < 0 for c in row.chosen_candidates)
 
 
