@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from personainfer.simulation.simulated_users import RewardMatrix, SimulatedUsers
+from personainfer.simulation import RewardMatrix, SimulatedUsers
 from personainfer.users import nearest_users
 
 RESPONSES, MODELS, DIMENSIONS, LOOP_USERS = 8, 10, 384, 20

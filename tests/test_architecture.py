@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -190,6 +191,55 @@ def test_importing_opens_no_socket_and_loads_nothing_heavy() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
     )
     assert (run.stdout.split("\n"), run.stderr) == (["[]", "[]", ""], "")
+
+
+def test_importing_the_subpackages_loads_nothing_heavy() -> None:
+    packages = [f"personainfer.{name}" for name in ORDER if name]
+    script = f"""
+        import sys, {", ".join(packages)}
+        for name in {packages}:
+            assert dir(sys.modules[name]), name
+        heavy = {{"litellm", "instructor", "pandas", "polars", "pyarrow", "datasets", "torch"}}
+        heavy |= {{"aiohttp", "pydantic", "numpy", "diskcache", "tqdm", "typer", "tenacity"}}
+        print(sorted(heavy & set(sys.modules)))
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert (run.stdout, run.stderr) == ("[]\n", "")
+
+
+# Names of subpackages that documents use: each is exported where its package says so.
+EXPORTED = {
+    "personainfer.llm": {"LLM", "Request", "cache_info", "clear_cache"},
+    "personainfer.personas": {"infer_personas", "find_flags", "place_persona", "retry_errors"},
+    "personainfer.batch": {"submit_batch", "collect_batch"},
+    "personainfer.data": {"PersonaTable", "read_preferences"},
+    "personainfer.testing": {"FakeLLM", "Fault", "Reply"},
+}
+
+
+@pytest.mark.parametrize("package", EXPORTED)
+def test_subpackages_export_what_documents_use(package: str) -> None:
+    module = importlib.import_module(package)
+    assert set(module.__all__) >= EXPORTED[package]
+    for name in EXPORTED[package]:
+        assert getattr(module, name).__name__ == name
+
+
+def test_no_module_exports_what_another_one_defines() -> None:
+    """Its `__all__` names what is defined in it: each name has one place."""
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported_names = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+                assert not imported_names & set(ast.literal_eval(node.value)), name
 
 
 @entrances

@@ -18,7 +18,7 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..records import Preference
 from .reward_matrix import RewardMatrix, check_models
 
-__all__ = ["RewardMatrix", "SimulatedUsers"]
+__all__ = ["SimulatedUsers"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

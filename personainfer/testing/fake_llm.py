@@ -35,7 +35,7 @@ from .faults import NO_HEADERS, Fault, Reply, compact_json, function_to_call, te
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["FakeLLM", "Fault", "Reply"]
+__all__ = ["FakeLLM", "main"]
 
 _VOCABULARY = """active brief broad calm candid careful clear concise concrete critical direct
 curious detailed exact factual fair firm focused formal frank friendly gentle keen lively logical

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +13,8 @@ from hypothesis import strategies as st
 
 from personainfer.exceptions import BudgetExceededError, RateLimitError
 from personainfer.llm.rate_limits import Budget, Gate, Limits, Price, Window
+
+pytestmark = pytest.mark.anyio
 
 
 class _Jumping(selectors.DefaultSelector):
@@ -37,9 +38,9 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         return self.jumping.now
 
 
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
-        runner.run(main())
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": _VirtualLoop}
 
 
 def now() -> float:
@@ -77,7 +78,9 @@ gaps = st.lists(st.tuples(st.integers(0, 240), st.integers(1, 15)), max_size=25)
 
 @settings(max_examples=60)
 @given(arrivals=gaps, limit=st.integers(1, 10))
-def test_no_minute_holds_more_than_the_limit(arrivals: list[tuple[int, int]], limit: int) -> None:
+async def test_no_minute_holds_more_than_the_limit(
+    arrivals: list[tuple[int, int]], limit: int
+) -> None:
     arrived: list[tuple[float, int]] = []
     granted: list[tuple[float, float, int]] = []
 
@@ -87,15 +90,12 @@ def test_no_minute_holds_more_than_the_limit(arrivals: list[tuple[int, int]], li
         await shared.take(units)
         granted.append((time, now(), units))
 
-    async def main() -> None:
-        shared, time = window(limit), 0.0
-        asking = []
-        for gap, units in arrivals:
-            time += gap / 8
-            asking.append(ask(shared, time, units))
-        await asyncio.gather(*asking)
-
-    run(main)
+    shared, time = window(limit), 0.0
+    asking = []
+    for gap, units in arrivals:
+        time += gap / 8
+        asking.append(ask(shared, time, units))
+    await asyncio.gather(*asking)
     assert [(came, units) for came, _, units in granted] == arrived  # first come, first served
     for place, (came, start, units) in enumerate(granted):
         minute = [u for _, time, u in granted[place:] if time < start + 60]
@@ -106,336 +106,270 @@ def test_no_minute_holds_more_than_the_limit(arrivals: list[tuple[int, int]], li
         assert start in (came, turn, *room)
 
 
-def test_tokens_that_were_not_used_make_room_at_once() -> None:
+async def test_tokens_that_were_not_used_make_room_at_once() -> None:
     """An estimate is corrected by the reply: nobody waits a minute for what it was too high by."""
 
-    async def main() -> None:
-        tokens = window(100)
-        entry = await tokens.take(90)
-        waiting = asyncio.create_task(tokens.take(50))
-        await at(1)
-        tokens.correct(entry, 60)
-        await at(2)
-        assert not waiting.done()
-        tokens.correct(entry, 50)
-        await waiting
-        assert now() == 2
-
-    run(main)
+    tokens = window(100)
+    entry = await tokens.take(90)
+    waiting = asyncio.create_task(tokens.take(50))
+    await at(1)
+    tokens.correct(entry, 60)
+    await at(2)
+    assert not waiting.done()
+    tokens.correct(entry, 50)
+    await waiting
+    assert now() == 2
 
 
-def test_a_full_window_opens_as_its_oldest_entries_leave() -> None:
-    async def main() -> None:
-        shared = window(3)
-        times = []
-        for second in (0, 10, 20, 20, 20, 20):
-            if second > now():
-                await at(second)
-            await shared.take(1)
-            times.append(now())
-        assert times == [0, 10, 20, 60, 70, 80]
-
-    run(main)
-
-
-def test_more_than_the_limit_waits_until_it_is_alone() -> None:
-    async def main() -> None:
-        shared = window(10)
+async def test_a_full_window_opens_as_its_oldest_entries_leave() -> None:
+    shared = window(3)
+    times = []
+    for second in (0, 10, 20, 20, 20, 20):
+        if second > now():
+            await at(second)
         await shared.take(1)
-        await shared.take(50)
-        assert now() == 60
-        await shared.take(1)
-        assert now() == 120
-
-    run(main)
+        times.append(now())
+    assert times == [0, 10, 20, 60, 70, 80]
 
 
-def test_a_correction_frees_or_takes_room() -> None:
-    async def main() -> None:
-        shared = window(10)
-        first = await shared.take(8)
-        shared.correct(first, 3)
-        second = await shared.take(7)
-        assert now() == 0
-        await at(30)
-        shared.correct(second, 2)
-        await shared.take(4)
-        shared.correct(first, 4)  # the endpoint counted more after all: now it is full
-        await shared.take(1)
-        assert now() == 60
-
-    run(main)
+async def test_more_than_the_limit_waits_until_it_is_alone() -> None:
+    shared = window(10)
+    await shared.take(1)
+    await shared.take(50)
+    assert now() == 60
+    await shared.take(1)
+    assert now() == 120
 
 
-def test_correcting_what_has_left_the_window_changes_nothing() -> None:
-    async def main() -> None:
-        shared = window(10)
-        old = await shared.take(10)
-        await at(61)
-        await shared.take(5)
-        shared.correct(old, 1000)
-        await shared.take(5)
-        assert now() == 61
-        shared.correct(old, 0)
-        await shared.take(1)
-        assert now() == 121
-
-    run(main)
+async def test_a_correction_frees_or_takes_room() -> None:
+    shared = window(10)
+    first = await shared.take(8)
+    shared.correct(first, 3)
+    second = await shared.take(7)
+    assert now() == 0
+    await at(30)
+    shared.correct(second, 2)
+    await shared.take(4)
+    shared.correct(first, 4)  # the endpoint counted more after all: now it is full
+    await shared.take(1)
+    assert now() == 60
 
 
-def test_somebody_who_stops_waiting_for_the_window_lets_the_next_one_go_on() -> None:
-    async def main() -> None:
-        shared = window(1)
-        await shared.take(1)
-        impatient = asyncio.create_task(shared.take(1))
-        patient = asyncio.create_task(shared.take(1))
-        await at(30)
-        impatient.cancel()
-        await patient
-        assert now() == 60
-
-    run(main)
-
-
-def test_the_gate_lets_its_width_through_at_a_time() -> None:
-    async def main() -> None:
-        shared, inside, peak = gate(4), 0, 0
-
-        async def work() -> None:
-            nonlocal inside, peak
-            await shared.enter()
-            inside += 1
-            peak = max(peak, inside)
-            await asyncio.sleep(1)
-            inside -= 1
-            shared.leave()
-
-        await asyncio.gather(*(work() for _ in range(20)))
-        assert (peak, now()) == (4, 5)
-
-    run(main)
+async def test_correcting_what_has_left_the_window_changes_nothing() -> None:
+    shared = window(10)
+    old = await shared.take(10)
+    await at(61)
+    await shared.take(5)
+    shared.correct(old, 1000)
+    await shared.take(5)
+    assert now() == 61
+    shared.correct(old, 0)
+    await shared.take(1)
+    assert now() == 121
 
 
-def test_a_refusal_stops_everybody_for_as_long_as_the_endpoint_says() -> None:
-    async def main() -> None:
-        shared = gate(10)
-        entered = await shared.enter()
-        shared.refused(entered, RateLimitError("slow down", retry_after=30))
+async def test_somebody_who_stops_waiting_for_the_window_lets_the_next_one_go_on() -> None:
+    shared = window(1)
+    await shared.take(1)
+    impatient = asyncio.create_task(shared.take(1))
+    patient = asyncio.create_task(shared.take(1))
+    await at(30)
+    impatient.cancel()
+    await patient
+    assert now() == 60
+
+
+async def test_the_gate_lets_its_width_through_at_a_time() -> None:
+    shared, inside, peak = gate(4), 0, 0
+
+    async def work() -> None:
+        nonlocal inside, peak
+        await shared.enter()
+        inside += 1
+        peak = max(peak, inside)
+        await asyncio.sleep(1)
+        inside -= 1
         shared.leave()
-        assert await entries_at(shared, 5, until=100) == [30] * 5
 
-    run(main)
-
-
-def test_a_longer_pause_is_not_cut_short_by_a_later_refusal() -> None:
-    async def main() -> None:
-        shared = gate(10)
-        entered = [await shared.enter(), await shared.enter()]
-        shared.refused(entered[0], RateLimitError("slow down", retry_after=30))
-        await at(1)
-        shared.refused(entered[1], RateLimitError("slow down", retry_after=2))
-        assert await shared.enter() == 30
-
-    run(main)
+    await asyncio.gather(*(work() for _ in range(20)))
+    assert (peak, now()) == (4, 5)
 
 
-def test_pauses_double_where_the_endpoint_names_no_time() -> None:
-    async def main() -> None:
-        shared, times = gate(1, rounds=20), []
-        for _ in range(10):
-            times.append(await shared.enter())
-            shared.refused(times[-1], RateLimitError("slow down"))
-            shared.leave()
-        pauses = [later - earlier for earlier, later in pairwise(times)]
-        assert pauses == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+async def test_a_refusal_stops_everybody_for_as_long_as_the_endpoint_says() -> None:
+    shared = gate(10)
+    entered = await shared.enter()
+    shared.refused(entered, RateLimitError("slow down", retry_after=30))
+    shared.leave()
+    assert await entries_at(shared, 5, until=100) == [30] * 5
 
-    run(main)
+
+async def test_a_longer_pause_is_not_cut_short_by_a_later_refusal() -> None:
+    shared = gate(10)
+    entered = [await shared.enter(), await shared.enter()]
+    shared.refused(entered[0], RateLimitError("slow down", retry_after=30))
+    await at(1)
+    shared.refused(entered[1], RateLimitError("slow down", retry_after=2))
+    assert await shared.enter() == 30
+
+
+async def test_pauses_double_where_the_endpoint_names_no_time() -> None:
+    shared, times = gate(1, rounds=20), []
+    for _ in range(10):
+        times.append(await shared.enter())
+        shared.refused(times[-1], RateLimitError("slow down"))
+        shared.leave()
+    pauses = [later - earlier for earlier, later in pairwise(times)]
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
 
 
 @pytest.mark.parametrize(
     ("named", "paused"),
     [(0.0, [0, 0.5, 1, 2, 4, 8]), (0.008, [0.008, 0.5, 1, 2, 4, 8]), (3.0, [3, 3, 3, 3, 4, 8])],
 )
-def test_an_endpoint_that_names_too_short_a_time_is_not_given_up_within_moments(
+async def test_an_endpoint_that_names_too_short_a_time_is_not_given_up_within_moments(
     named: float, paused: list[float]
 ) -> None:
     """A proxy says "Retry-After: 0" for as long as it is full: its rounds would pass in no time."""
 
-    async def main() -> None:
-        shared, times = gate(1), []
-        for _ in range(7):
-            times.append(await shared.enter())
-            shared.refused(times[-1], RateLimitError("slow down", retry_after=named))
-            shared.leave()
-        assert [later - earlier for earlier, later in pairwise(times)] == pytest.approx(paused)
-
-    run(main)
+    shared, times = gate(1), []
+    for _ in range(7):
+        times.append(await shared.enter())
+        shared.refused(times[-1], RateLimitError("slow down", retry_after=named))
+        shared.leave()
+    assert [later - earlier for earlier, later in pairwise(times)] == pytest.approx(paused)
 
 
-def test_the_gate_narrows_after_a_refusal_and_widens_with_each_acceptance() -> None:
-    async def main() -> None:
-        shared = gate(10)
+async def test_the_gate_narrows_after_a_refusal_and_widens_with_each_acceptance() -> None:
+    shared = gate(10)
+    shared.refused(await shared.enter(), RateLimitError("slow down", retry_after=1))
+    shared.leave()
+    assert len(await entries_at(shared, 20, until=2)) == 7
+    shared.accepted()
+    assert len(await entries_at(shared, 20, until=3)) == 8
+    for _ in range(5):
+        shared.accepted()
+    assert len(await entries_at(shared, 20, until=4)) == 10
+
+
+async def test_a_place_that_acceptance_makes_is_given_to_who_waits() -> None:
+    shared = gate(2)
+    shared.refused(await shared.enter(), RateLimitError("slow down", retry_after=0))
+    waiting = asyncio.create_task(shared.enter())
+    await at(1)
+    assert not waiting.done()
+    shared.accepted()
+    assert await waiting == 1
+
+
+async def test_at_least_one_request_goes_through_however_often_it_was_refused() -> None:
+    shared = gate(3, rounds=50)
+    for _ in range(20):
         shared.refused(await shared.enter(), RateLimitError("slow down", retry_after=1))
         shared.leave()
-        assert len(await entries_at(shared, 20, until=2)) == 7
-        shared.accepted()
-        assert len(await entries_at(shared, 20, until=3)) == 8
-        for _ in range(5):
+    assert len(await entries_at(shared, 5, until=1000)) == 1
+
+
+async def test_refusals_of_what_was_sent_before_the_pause_count_once() -> None:
+    shared = gate(10, rounds=1)
+    entered = [await shared.enter() for _ in range(10)]
+    await at(1)
+    for time in entered:
+        shared.refused(time, RateLimitError("slow down"))
+        shared.leave()
+    assert await entries_at(shared, 10, until=10) == [1.5] * 7
+
+
+async def test_the_gate_gives_up_after_rounds_of_refusals_and_tells_everybody() -> None:
+    shared = gate(1, rounds=3)
+    for _ in range(3):
+        shared.refused(await shared.enter(), RateLimitError("slow down", retry_after=1))
+        shared.leave()
+    last = await shared.enter()
+    waiting = asyncio.create_task(shared.enter())
+    await asyncio.sleep(1)
+    with pytest.raises(RateLimitError, match=r"refused 4 times in a row.*max_concurrency") as e:
+        shared.refused(last, RateLimitError("slow down", retry_after=1))
+    assert e.value.given_up
+    for asked in (waiting, shared.enter()):
+        with pytest.raises(RateLimitError, match="refused 4 times"):
+            await asked
+
+
+async def test_an_acceptance_starts_the_count_of_refusals_again() -> None:
+    shared = gate(1, rounds=3)
+    for number in range(12):
+        entered = await shared.enter()
+        if number % 3 == 2:
             shared.accepted()
-        assert len(await entries_at(shared, 20, until=4)) == 10
-
-    run(main)
-
-
-def test_a_place_that_acceptance_makes_is_given_to_who_waits() -> None:
-    async def main() -> None:
-        shared = gate(2)
-        shared.refused(await shared.enter(), RateLimitError("slow down", retry_after=0))
-        waiting = asyncio.create_task(shared.enter())
-        await at(1)
-        assert not waiting.done()
-        shared.accepted()
-        assert await waiting == 1
-
-    run(main)
-
-
-def test_at_least_one_request_goes_through_however_often_it_was_refused() -> None:
-    async def main() -> None:
-        shared = gate(3, rounds=50)
-        for _ in range(20):
-            shared.refused(await shared.enter(), RateLimitError("slow down", retry_after=1))
-            shared.leave()
-        assert len(await entries_at(shared, 5, until=1000)) == 1
-
-    run(main)
-
-
-def test_refusals_of_what_was_sent_before_the_pause_count_once() -> None:
-    async def main() -> None:
-        shared = gate(10, rounds=1)
-        entered = [await shared.enter() for _ in range(10)]
-        await at(1)
-        for time in entered:
-            shared.refused(time, RateLimitError("slow down"))
-            shared.leave()
-        assert await entries_at(shared, 10, until=10) == [1.5] * 7
-
-    run(main)
-
-
-def test_the_gate_gives_up_after_rounds_of_refusals_and_tells_everybody() -> None:
-    async def main() -> None:
-        shared = gate(1, rounds=3)
-        for _ in range(3):
-            shared.refused(await shared.enter(), RateLimitError("slow down", retry_after=1))
-            shared.leave()
-        last = await shared.enter()
-        waiting = asyncio.create_task(shared.enter())
-        await asyncio.sleep(1)
-        with pytest.raises(RateLimitError, match=r"refused 4 times in a row.*max_concurrency") as e:
-            shared.refused(last, RateLimitError("slow down", retry_after=1))
-        assert e.value.given_up
-        for asked in (waiting, shared.enter()):
-            with pytest.raises(RateLimitError, match="refused 4 times"):
-                await asked
-
-    run(main)
-
-
-def test_an_acceptance_starts_the_count_of_refusals_again() -> None:
-    async def main() -> None:
-        shared = gate(1, rounds=3)
-        for number in range(12):
-            entered = await shared.enter()
-            if number % 3 == 2:
-                shared.accepted()
-            else:
-                shared.refused(entered, RateLimitError("slow down"))
-            shared.leave()
-        assert now() == 4 * (0.5 + 1)
-
-    run(main)
-
-
-def test_the_gate_gives_up_when_told_to_wait_beyond_its_patience() -> None:
-    async def main() -> None:
-        shared = gate(1, patience=20)
-        shared.refused(await shared.enter(), RateLimitError("slow down", retry_after=20))
+        else:
+            shared.refused(entered, RateLimitError("slow down"))
         shared.leave()
-        entered = await shared.enter()
-        assert entered == 20
-        with pytest.raises(RateLimitError, match="wait 21 s, longer than patience=20"):
-            shared.refused(entered, RateLimitError("slow down", retry_after=21))
-        shared.leave()
-        with pytest.raises(RateLimitError, match="patience=20"):
-            await shared.enter()
-        assert now() == 20
-
-    run(main)
+    assert now() == 4 * (0.5 + 1)
 
 
-def test_reset_tries_an_endpoint_again_that_was_given_up() -> None:
-    async def main() -> None:
-        shared = gate(1, rounds=1)
-        for _ in range(2):
-            entered = await shared.enter()
-            try:
-                shared.refused(entered, RateLimitError("slow down"))
-            except RateLimitError:
-                shared.reset()
-            shared.leave()
-        entered = await shared.enter()
-        shared.refused(entered, RateLimitError("slow down"))  # one round again before it gives up
-        shared.leave()
-        assert await shared.enter() == entered + 0.5
-
-    run(main)
-
-
-def test_a_place_offered_to_somebody_who_left_goes_to_the_next() -> None:
-    async def main() -> None:
-        shared = gate(1)
+async def test_the_gate_gives_up_when_told_to_wait_beyond_its_patience() -> None:
+    shared = gate(1, patience=20)
+    shared.refused(await shared.enter(), RateLimitError("slow down", retry_after=20))
+    shared.leave()
+    entered = await shared.enter()
+    assert entered == 20
+    with pytest.raises(RateLimitError, match="wait 21 s, longer than patience=20"):
+        shared.refused(entered, RateLimitError("slow down", retry_after=21))
+    shared.leave()
+    with pytest.raises(RateLimitError, match="patience=20"):
         await shared.enter()
-        impatient = asyncio.create_task(shared.enter())
-        patient = asyncio.create_task(shared.enter())
-        await at(1)
-        shared.leave()
-        impatient.cancel()  # after the place was offered, before it could be taken
-        assert await patient == 1
-
-    run(main)
+    assert now() == 20
 
 
-def test_a_place_offered_to_somebody_who_leaves_during_a_pause_goes_to_the_next() -> None:
-    async def main() -> None:
-        shared = gate(1)
+async def test_reset_tries_an_endpoint_again_that_was_given_up() -> None:
+    shared = gate(1, rounds=1)
+    for _ in range(2):
         entered = await shared.enter()
-        impatient = asyncio.create_task(shared.enter())
-        patient = asyncio.create_task(shared.enter())
-        await at(1)
-        shared.refused(entered, RateLimitError("slow down", retry_after=30))
+        try:
+            shared.refused(entered, RateLimitError("slow down"))
+        except RateLimitError:
+            shared.reset()
         shared.leave()
-        await at(10)
-        impatient.cancel()
-        assert await patient == 31
+    entered = await shared.enter()
+    shared.refused(entered, RateLimitError("slow down"))  # one round again before it gives up
+    shared.leave()
+    assert await shared.enter() == entered + 0.5
 
-    run(main)
+
+async def test_a_place_offered_to_somebody_who_left_goes_to_the_next() -> None:
+    shared = gate(1)
+    await shared.enter()
+    impatient = asyncio.create_task(shared.enter())
+    patient = asyncio.create_task(shared.enter())
+    await at(1)
+    shared.leave()
+    impatient.cancel()  # after the place was offered, before it could be taken
+    assert await patient == 1
 
 
-def test_somebody_who_stops_waiting_for_the_gate_takes_no_place() -> None:
-    async def main() -> None:
-        shared = gate(1)
-        await shared.enter()
-        impatient = asyncio.create_task(shared.enter())
-        patient = asyncio.create_task(shared.enter())
-        await at(1)
-        impatient.cancel()
-        await at(2)
-        shared.leave()
-        assert await patient == 2
+async def test_a_place_offered_to_somebody_who_leaves_during_a_pause_goes_to_the_next() -> None:
+    shared = gate(1)
+    entered = await shared.enter()
+    impatient = asyncio.create_task(shared.enter())
+    patient = asyncio.create_task(shared.enter())
+    await at(1)
+    shared.refused(entered, RateLimitError("slow down", retry_after=30))
+    shared.leave()
+    await at(10)
+    impatient.cancel()
+    assert await patient == 31
 
-    run(main)
+
+async def test_somebody_who_stops_waiting_for_the_gate_takes_no_place() -> None:
+    shared = gate(1)
+    await shared.enter()
+    impatient = asyncio.create_task(shared.enter())
+    patient = asyncio.create_task(shared.enter())
+    await at(1)
+    impatient.cancel()
+    await at(2)
+    shared.leave()
+    assert await patient == 2
 
 
 PRICE = Price(0.25, 0.5)  # quarters, so that sums are exact
@@ -453,81 +387,66 @@ calls = st.lists(
 
 @settings(max_examples=60)
 @given(calls=calls, usd=st.integers(0, 40))
-def test_the_budget_is_never_passed(
+async def test_the_budget_is_never_passed(
     calls: list[tuple[int, int, float, int, int]], usd: int
 ) -> None:
-    async def main() -> None:
-        budget = Budget(usd, PRICE)
-        refused = []
+    budget = Budget(usd, PRICE)
+    refused = []
 
-        async def call(prompt: int, most: int, used: float, start: int, takes: int) -> None:
-            await at(start / 8)
-            try:
-                reserved = await budget.reserve(prompt, most)
-            except BudgetExceededError:
-                refused.append(PRICE.cost(prompt, most))
-                # Refused only when even with nothing in flight it could have passed the budget.
-                assert budget.spent + refused[-1] > usd
-                return
-            await asyncio.sleep(takes / 8)
-            budget.settle(reserved, PRICE.cost(prompt, int(most * used)))
-            assert budget.spent <= usd
-
-        await asyncio.gather(*(call(*one) for one in calls))
+    async def call(prompt: int, most: int, used: float, start: int, takes: int) -> None:
+        await at(start / 8)
+        try:
+            reserved = await budget.reserve(prompt, most)
+        except BudgetExceededError:
+            refused.append(PRICE.cost(prompt, most))
+            # Refused only when even with nothing in flight it could have passed the budget.
+            assert budget.spent + refused[-1] > usd
+            return
+        await asyncio.sleep(takes / 8)
+        budget.settle(reserved, PRICE.cost(prompt, int(most * used)))
         assert budget.spent <= usd
-        assert all(budget.spent + cost > usd for cost in refused)
 
-    run(main)
-
-
-def test_the_budget_waits_for_calls_in_flight_to_settle() -> None:
-    async def main() -> None:
-        budget = Budget(10, PRICE)
-        first = await budget.reserve(0, 16)
-        waiting = asyncio.create_task(budget.reserve(0, 16))
-        await at(5)
-        assert not waiting.done()
-        budget.settle(first, 1.0)
-        assert await waiting == 8
-        assert now() == 5
-        assert budget.spent == 1
-
-    run(main)
+    await asyncio.gather(*(call(*one) for one in calls))
+    assert budget.spent <= usd
+    assert all(budget.spent + cost > usd for cost in refused)
 
 
-def test_a_call_that_failed_gives_all_of_its_reservation_back() -> None:
-    async def main() -> None:
-        budget = Budget(8, PRICE)
-        for _ in range(5):
-            budget.settle(await budget.reserve(0, 16), 0.0)
-        assert budget.spent == 0
-
-    run(main)
-
-
-def test_the_error_says_what_is_spent_and_what_the_budget_is() -> None:
-    async def main() -> None:
-        budget = Budget(2.5, PRICE)
-        budget.settle(await budget.reserve(4, 2), 1.75)
-        with pytest.raises(
-            BudgetExceededError, match=r"\$1\.750000 of the budget of \$2\.5 .* cost \$1\.5.*larger"
-        ) as caught:
-            await budget.reserve(4, 1)
-        assert not caught.value.retryable
-
-    run(main)
+async def test_the_budget_waits_for_calls_in_flight_to_settle() -> None:
+    budget = Budget(10, PRICE)
+    first = await budget.reserve(0, 16)
+    waiting = asyncio.create_task(budget.reserve(0, 16))
+    await at(5)
+    assert not waiting.done()
+    budget.settle(first, 1.0)
+    assert await waiting == 8
+    assert now() == 5
+    assert budget.spent == 1
 
 
-def test_a_budget_that_is_met_exactly_is_not_passed() -> None:
-    async def main() -> None:
-        budget = Budget(3, PRICE)
-        budget.settle(await budget.reserve(4, 4), 3.0)
-        assert budget.spent == 3
-        with pytest.raises(BudgetExceededError):
-            await budget.reserve(0, 1)
-        assert await budget.reserve(0, 0) == 0  # what costs nothing always passes
+async def test_a_call_that_failed_gives_all_of_its_reservation_back() -> None:
+    budget = Budget(8, PRICE)
+    for _ in range(5):
+        budget.settle(await budget.reserve(0, 16), 0.0)
+    assert budget.spent == 0
 
-    run(main)
+
+async def test_the_error_says_what_is_spent_and_what_the_budget_is() -> None:
+    budget = Budget(2.5, PRICE)
+    budget.settle(await budget.reserve(4, 2), 1.75)
+    with pytest.raises(
+        BudgetExceededError, match=r"\$1\.750000 of the budget of \$2\.5 .* cost \$1\.5.*larger"
+    ) as caught:
+        await budget.reserve(4, 1)
+    assert not caught.value.retryable
+
+
+async def test_a_budget_that_is_met_exactly_is_not_passed() -> None:
+    budget = Budget(3, PRICE)
+    budget.settle(await budget.reserve(4, 4), 3.0)
+    assert budget.spent == 3
+    with pytest.raises(BudgetExceededError):
+        await budget.reserve(0, 1)
+    assert await budget.reserve(0, 0) == 0  # what costs nothing always passes
 
 
 def test_limits_that_are_not_given_are_not_there() -> None:

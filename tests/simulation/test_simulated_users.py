@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.simulation.simulated_users import RewardMatrix, SimulatedUsers
+from personainfer.simulation import RewardMatrix, SimulatedUsers
 
 MODELS = ("brevity", "warmth", "rigour")
 brief = settings(max_examples=40)
