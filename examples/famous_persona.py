@@ -3,9 +3,9 @@
     python examples/famous_persona.py                                     # three invented people
     python examples/famous_persona.py zilu-peter-tang/famous-persona MODEL   # the published data
 
-MODEL is a litellm model string; without one, the embedded model writes the personas. Which prefix predicts
-the choices of the test split is said by words that response and prefix share, so that nothing is
-downloaded: put a `pi.Likelihood(…)` in the place of SCORER for results to rely on.
+MODEL is a litellm model string; without one, the embedded model writes the personas. The scorer counts the
+words that response and prefix share, so that nothing is downloaded: use a `pi.Likelihood(…)` as SCORER for
+real results. At the end one axis is left out at a time: people get examples of people on other axes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import personainfer as pi
 from personainfer.simulation import read_famous_persona
 from personainfer.tailoring import words
+from personainfer.users import Prefix
 
 
 def shared_words(conversations: list[tuple[pi.Message, ...]], responses: list[str]) -> list[float]:
@@ -52,6 +53,17 @@ def main(source: str | Path = SMALL, model: str = "local", **options: str) -> No
         prefixes["persona"] = pi.persona_prefix("persona", personas=found)
     kinds = test.questions or None
     print(f"\n{pi.evaluate_prefixes(prefixes, test.preferences, SCORER, questions=kinds)}")
+    if "axis" in test.groups:
+
+        def others(trained: tuple[str, ...]) -> Prefix:
+            """Examples of the people on the other axes, for everybody."""
+            neighbours = {user: [one for one in trained if one != user] for user in test.users}
+            return pi.persona_prefix("few-shot", history=train.preferences, neighbours=neighbours)
+
+        unseen = pi.evaluate_prefixes(
+            {"others": others}, test.preferences, SCORER, folds="axis", groups=test.groups
+        )
+        print(f"\nOne axis left out at a time:\n{unseen}")
     asked = next((c for c in test.preferences if c.user in found.personas), test.preferences[0])
     print(f"\nBefore {asked.prompt!r}, for {asked.user}:")
     for kind, prefix in prefixes.items():

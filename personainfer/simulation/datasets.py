@@ -1,8 +1,7 @@
-"""Published data sets about users, in the columns that their authors gave them.
+"""Read published data sets about users, from the hub, a folder with the same files, or rows.
 
-FamousPersona and PRISM become `Preference` records with `user`, and what is known of each user;
-PersonalLLM becomes a `RewardMatrix`. They are loaded by the package `datasets`, from the hub or from a
-folder of the same files.
+FamousPersona and PRISM become `Preference` records with `user` and attributes of each user; PersonalLLM
+becomes a `RewardMatrix`. The package `datasets` loads them.
 """
 
 from __future__ import annotations
@@ -34,10 +33,13 @@ _QUESTIONS = {"personal": "personal", "common": "divergent", "divergent": "diver
 
 @dataclass(frozen=True)
 class UserData:
-    """The choices of users, and what is known of them.
+    """The choices of users, and their attributes.
 
-    `users` holds the attributes of each user by name, `questions` the kind of question that a
-    preference answers by its id, and `dropped` how many rows were left out, by reason.
+    Attributes:
+        preferences: the choices, each with `user` and `id`.
+        users: user -> attribute -> value.
+        questions: the kind of question by the id of the preference.
+        dropped: how many rows were left out, by reason.
     """
 
     preferences: tuple[Preference, ...]
@@ -74,11 +76,14 @@ def read_famous_persona(
     Args:
         source: the name on the hub, a folder with its files, or rows. Columns: `name`, `prompt`,
             `chosen` and `rejected` (texts or messages; the authors' own files call them `yw` and
-            `yl`), and, where it is there, `question_type` ("personal", or "common": those on which
-            people clash, here called "divergent").
+            `yl`), and optional ones. `question_type`: "personal", or "common": those on which people
+            clash, here called "divergent". `axis`: the axis that the person was chosen for, such as
+            "diet"; it becomes the user's attribute "axis", and
+            `evaluate_prefixes(…, folds="axis", groups=people.groups)` leaves one axis out at a time, 11
+            folds in the paper. A person with several has them all, as "diet, religion".
         split: "train" or "test"; not for rows.
         demographics: the authors' `demographics.csv`, or its rows: `name` and one column for each
-            attribute, where "NA" is not known.
+            attribute, where "NA" is a missing value.
 
     Raises:
         DataError: the columns are others, or no row can be used.
@@ -86,6 +91,7 @@ def read_famous_persona(
     preferences: list[Preference] = []
     questions: dict[str, str] = {}
     dropped: Counter[str] = Counter()
+    axes: dict[str, set[str]] = {}
     for number, row in enumerate(_rows(source, split=split)):
         if number == 0:
             names = _found(row, ("name",), ("prompt",), ("chosen", "yw"), ("rejected", "yl"))
@@ -96,9 +102,17 @@ def read_famous_persona(
         preferences.append(found)
         if kind := row.get("question_type"):
             questions[f"{split}:{number}"] = _QUESTIONS.get(kind, str(kind))
+        if (axis := row.get("axis")) and found.user:
+            axes.setdefault(found.user, set()).add(str(axis))
     _require(preferences, dropped)
     known = {} if demographics is None else _demographics(demographics)
-    users = {choice.user: known.get(choice.user, {}) for choice in preferences if choice.user}
+    users = {
+        user: {
+            **({"axis": ", ".join(sorted(axes[user]))} if user in axes else {}),
+            **known.get(user, {}),
+        }
+        for user in dict.fromkeys(choice.user for choice in preferences if choice.user)
+    }
     return UserData(tuple(preferences), users, questions, dict(dropped))
 
 
@@ -116,8 +130,8 @@ def read_personal_llm(
         split: "train" (9,402 prompts) or "test" (1,000); not for rows.
         models: which reward models; None: all.
 
-    Rows that cannot be used are counted in `dropped`. `matrix.like` puts the test split on the scale of
-    the training split.
+    Rows that cannot be used are counted in `dropped`. Use `matrix.like` to put the test split on the
+    scale of the training split.
 
     Raises:
         DataError: the columns are others, or no row can be used.
@@ -132,14 +146,14 @@ def read_prism(
 ) -> UserData:
     """PRISM: 1,396 people who rated the responses of models to what they asked (arXiv 2404.16019).
 
-    In every turn the response that the person went on with is preferred to the one with the lowest
-    score, or to each other one. The prompt of a later turn is the conversation so far. Attributes are
-    those of the survey, nested ones as `location_birth_region`.
+    In each turn the response that the person continued with is preferred to the one with the lowest
+    score, or to each other one. The prompt of a later turn is the conversation so far. Attributes come
+    from the survey, nested ones as `location_birth_region`.
 
     Args:
         source: the name on the hub, a folder with `utterances.jsonl` and `survey.jsonl`, or the rows
             of both.
-        against: which of the other responses a preference is against.
+        against: take the response with the lowest score as rejected, or each one with a lower score.
 
     Raises:
         DataError: the columns are others, or no turn can be used.
@@ -183,7 +197,7 @@ def _rows(source: Source, config: str | None = None, *, split: str = "train") ->
 
 
 def _found(row: Mapping[str, Any], *wanted: tuple[str, ...]) -> list[str]:
-    """The name of each wanted column, which may go by several."""
+    """The name of each wanted column, which may have several names."""
     names = [next((name for name in known if name in row), None) for known in wanted]
     for name, known in zip(names, wanted, strict=True):
         if name is None:
@@ -232,7 +246,7 @@ def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:
 
 
 def _conversations(utterances: Rows) -> Iterator[list[list[Mapping[str, Any]]]]:
-    """For each conversation its turns in order, each with the answers that were rated."""
+    """The turns of each conversation in order, each with its rated answers."""
     rated: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
     for number, row in enumerate(utterances):
         if number == 0:
@@ -248,7 +262,7 @@ def _turn(
     against: str,
     dropped: Counter[str],
 ) -> tuple[list[Preference], tuple[Message, ...] | None]:
-    """The preferences of a turn, and the conversation after it; None where it is not known."""
+    """The preferences of a turn, and the conversation after it; None where that is unknown."""
     chosen = [row for row in answers if row["if_chosen"]]
     if before is None or len(chosen) != 1 or not chosen[0]["user_prompt"]:
         dropped["no single response was chosen, here or earlier in the conversation"] += 1
@@ -298,7 +312,7 @@ def _score(row: Mapping[str, Any]) -> float:
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes by name; those of a nested record bear its name before their own."""
+    """Attributes by name; nested ones are prefixed with the name of their record."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):

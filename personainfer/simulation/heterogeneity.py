@@ -1,7 +1,6 @@
-"""How much users differ in what they prefer: votes on responses, and what of a text moves each user.
+"""Measure how much users differ: votes on responses, and the text features that each user prefers.
 
-The measures of PersonalLLM (arXiv 2409.20296, section 3). Numpy only. How they are drawn is not known
-here (plots).
+After PersonalLLM (arXiv 2409.20296, section 3).
 """
 
 from __future__ import annotations
@@ -41,20 +40,20 @@ _SECOND_PERSON = frozenset("you your yours yourself".split())
 
 @dataclass(frozen=True)
 class Votes:
-    """Which response each user prefers, counted: `shares` of shape (prompts, responses), rows sum to 1."""
+    """The share of users who prefer each response: `shares`, (prompts, responses); rows sum to 1."""
 
     shares: Floats
     users: int
 
     @property
     def top_share(self) -> Floats:
-        """The share of users who prefer the response that most prefer, shape (prompts,)."""
+        """The share of users who prefer the most popular response, shape (prompts,)."""
         found: Floats = self.shares.max(axis=1)
         return found
 
     @property
     def winners(self) -> npt.NDArray[np.int64]:
-        """How many responses somebody prefers, shape (prompts,)."""
+        """How many responses are preferred by at least one user, shape (prompts,)."""
         found: npt.NDArray[np.int64] = np.count_nonzero(self.shares, axis=1)
         return found
 
@@ -102,7 +101,7 @@ def votes(choices: npt.ArrayLike, responses: int) -> Votes:
 
 
 class WordEntropy(NamedTuple):
-    """A word of prompts, in how many of them it is, and the mean entropy of the vote on those."""
+    """A word, how many prompts have it, and the mean entropy of the vote on those."""
 
     word: str
     prompts: int
@@ -112,12 +111,12 @@ class WordEntropy(NamedTuple):
 def entropy_by_word(
     found: Votes, prompts: Sequence[str], *, floor: int = 20, confidence: float = 0.95
 ) -> list[WordEntropy]:
-    """On which words of a prompt users agree least, and on which most: the highest entropy first.
+    """The words of prompts by the entropy of the vote, the highest first: where users agree least.
 
     Args:
         found: votes on these prompts.
         prompts: their texts.
-        floor: words of fewer prompts are left out.
+        floor: leave out words of fewer prompts.
         confidence: of the intervals.
     """
     if len(prompts) != len(found.shares):
@@ -158,12 +157,15 @@ TEXT_FEATURES: Mapping[str, Feature] = {
 
 @dataclass(frozen=True)
 class FeatureRegression:
-    """What of a text moves each user.
+    """The text features that each user prefers.
 
-    `coefficients` has the shape (users, features): by how much one standard deviation more of a
-    feature raises the chance that a response is the user's best rather than the worst, other features
-    being equal; `r_squared`, (users,), is how much of the choice they explain. Features that do not
-    vary are left out and named in `constant`.
+    Attributes:
+        features: their names.
+        coefficients: shape (users, features): by how much one standard deviation more of a feature
+            raises the chance that a response is the user's best rather than the worst, other features
+            being equal.
+        r_squared: shape (users,): the share of variance that the features explain.
+        constant: features that do not vary and were left out.
     """
 
     features: tuple[str, ...]
@@ -190,8 +192,8 @@ def feature_regression(
     for the semantic and syntactic ones of PersonalLLM; others are given by name.
 
     Args:
-        users: whose choices are explained.
-        matrix: with responses.
+        users: the users.
+        matrix: rewards, with responses.
         features: name -> a number for a text.
 
     Raises:
@@ -213,7 +215,7 @@ def feature_regression(
 
 
 def _each_user(users: SimulatedUsers, matrix: RewardMatrix) -> Iterator[Floats]:
-    """Utilities of shape (prompts, responses), a user at a time: all at once may not fit into memory."""
+    """Utilities of shape (prompts, responses), a user at a time to save memory."""
     for row in users.weights:
         yield SimulatedUsers(row[None], models=users.models).utilities(matrix)[0]
 

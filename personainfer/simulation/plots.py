@@ -1,6 +1,6 @@
-"""Pictures of a table of personas and of what users prefer, as matplotlib axes.
+"""Plot tables of personas and votes of users with matplotlib.
 
-Each function draws on `ax` where one is given, else on a new figure, and returns the axes.
+Each function draws on `ax`, or on a new figure, and returns the axes.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = [
     "plot_winners",
 ]
 
-# Told apart by everybody, on paper too.
+# Safe for colour-blind readers and in print.
 _COLOURS = {"overall": "#444b59", "chosen": "#0b6e99", "rejected": "#c4620f"}
 _WORDS = 12  # a side
 
 
 def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
-    """How often a judge who sees the persona picks its response, by side, with 95 % intervals.
+    """The share of personas whose response a judge picks, by side, with 95 % intervals.
 
     Raises:
         DataError: the table was not verified.
@@ -67,7 +67,7 @@ def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_scores(table: PersonaTable, *, bins: int = 30, ax: Axes | None = None) -> Axes:
-    """How the best candidate's score is distributed on each side; above 0 it explains the choice.
+    """A histogram of the best candidates' scores on each side; above 0 they explain the choice.
 
     Raises:
         DataError: the personas were not chosen among candidates.
@@ -120,7 +120,7 @@ def plot_salient_words(
 
 
 def plot_top_share(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> Axes:
-    """For how many prompts which share of users prefers the response that most prefer."""
+    """A histogram over prompts of the share of users who prefer the most popular response."""
     axes: Axes = _axes(ax, height=3.2)
     axes.hist(votes.top_share, bins, range=(0, 1), color=_COLOURS["overall"])
     axes.axvline(0.5, linestyle="--", linewidth=1, color="grey")
@@ -130,7 +130,7 @@ def plot_top_share(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> A
 
 
 def plot_winners(votes: Votes, *, ax: Axes | None = None) -> Axes:
-    """For how many prompts how many of the responses are somebody's favourite."""
+    """A bar for each number of responses that somebody prefers: how many prompts have it."""
     axes: Axes = _axes(ax, height=3.2)
     responses = votes.shares.shape[1]
     counts = [int((votes.winners == number).sum()) for number in range(1, responses + 1)]
@@ -142,7 +142,7 @@ def plot_winners(votes: Votes, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_vote_entropy(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> Axes:
-    """How undecided the vote is over prompts, from 0 to the log of the number of responses."""
+    """A histogram over prompts of the entropy of the vote, from 0 to the log of the number of responses."""
     axes: Axes = _axes(ax, height=3.2)
     most = math.log(votes.shares.shape[1])
     axes.hist(votes.entropy, bins, range=(0, most or 1.0), color=_COLOURS["overall"])

@@ -1,7 +1,7 @@
-"""What reward models say of the responses to prompts, as one array with names, on one scale.
+"""Rewards of several models for the responses to prompts: one array with names, on one scale.
 
-Rewards come from columns that somebody computed, from reward models of transformers, from the lift of
-personas, or from any callable. Who holds which of them dear is not known here (simulation).
+Rewards come from an array, from columns, from reward models of transformers, from the lift of personas, or
+from any callable.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Scorer = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]
 _KNOWN_COSTS = frozenset(["beaver_7b"])
 _COST = re.compile(r"(?:^|[^a-z])cost(?:$|[^a-z])")
 _RESPONSE = re.compile(r"response_(\d+)")
-_HEAD = 100  # rows that say which columns are rewards: in a single one a reward may be missing
+_HEAD = 100  # rows that are read to find the reward columns: a single row may lack a reward
 
 
 class Lifting(Protocol):
-    """What can say how much a persona raises the likelihood of a response: `Likelihood`."""
+    """Says how much a persona raises the likelihood of a response: `Likelihood`."""
 
     def lift(
         self, prompts: Sequence[Prompt], personas: Sequence[Persona | str], responses: Sequence[str]
@@ -43,9 +43,9 @@ class Lifting(Protocol):
 class RewardMatrix:
     """Rewards of shape (prompts, responses, models), with the names of the models.
 
-    Reward models speak on scales of their own, so each is z-scored over all prompts and responses of
-    the matrix, once: `zscores` is used for whatever is chosen and whatever is scored. `take` and `like`
-    make other matrices on the same scale. Cost models are negated first, so that more is better.
+    Each reward model has its own scale, so each is z-scored once, over all prompts and responses of the
+    matrix; users choose and are scored by `zscores`. `take` and `like` make other matrices on the same
+    scale. Costs are negated first, so that more is better.
 
     Args:
         rewards: shape (prompts, responses, models), as the models gave them.
@@ -56,11 +56,11 @@ class RewardMatrix:
             name, and PersonalLLM's `beaver_7b`.
 
     Raises:
-        DataError: rewards that are missing (NaN) or infinite, a model that says the same of every
-            response, or a prompt that occurs twice.
+        DataError: a reward is missing (NaN) or infinite, a model gives every response the same reward,
+            or a prompt occurs twice.
         InvalidArgumentError: shapes and names that do not fit each other.
 
-    The z-scores are those of PersonalLLM (arXiv 2409.20296, section 4), there used for scores alone.
+    The z-scores are those of PersonalLLM (arXiv 2409.20296, section 4), which uses them for scores only.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class RewardMatrix:
         return self.prompts, self.responses
 
     def take(self, prompts: Sequence[int] | npt.NDArray[np.int_] | slice) -> RewardMatrix:
-        """The matrix of some prompts, by their places, on the scale of this one."""
+        """The matrix of some prompts, by their places, on the same scale."""
         places = np.arange(len(self))[prompts]
         texts = None if self.prompts is None else [self.prompts[n] for n in places]
         responses = None if self.responses is None else [self.responses[n] for n in places]
@@ -120,10 +120,10 @@ class RewardMatrix:
         prompts: Sequence[Prompt] | None = None,
         responses: Sequence[Sequence[str]] | None = None,
     ) -> RewardMatrix:
-        """Rewards of the same models for other prompts or responses, on the scale of this one.
+        """Rewards of the same models for other prompts or responses, on the same scale.
 
-        Means and deviations are those of this matrix, so that a response generated later is scored as
-        those that users chose among.
+        They are z-scored by this matrix's means and deviations, so that a response generated later is
+        scored like those that users chose from.
         """
         other = object.__new__(RewardMatrix)
         other.models, other.costs, other.dropped = self.models, self.costs, {}
@@ -151,8 +151,7 @@ class RewardMatrix:
             prompt: the name of the prompt's column.
             costs: as for `RewardMatrix`.
 
-        Rows whose prompt came before, or that lack a text or a reward, are left out and counted in
-        `dropped`.
+        Rows with a repeated prompt, or without a text or a reward, are left out and counted in `dropped`.
         """
         stream = iter(rows)
         head = list(islice(stream, _HEAD))
@@ -216,11 +215,11 @@ class RewardMatrix:
     ) -> RewardMatrix:
         """Rewards that are lifts: log p(response | prompt, persona) - log p(response | prompt), in nats.
 
-        Each persona, by its name, is a reward model: an ensemble that needs no download.
+        Each persona is a reward model, so this needs no download.
 
         Args:
             likelihood: an object with `lift(prompts, personas, responses)`, as `Likelihood`.
-            personas: what to call each, and the persona.
+            personas: the personas by name.
             prompts, responses: as for `from_scorers`.
         """
 
@@ -330,7 +329,7 @@ def _responses(
 
 
 def _several(given: Any) -> tuple[Any, ...]:
-    """The items of a list or an array; none of what is a text or cannot be listed."""
+    """The items of a list or an array; () for a text, or what cannot be listed."""
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
 
 

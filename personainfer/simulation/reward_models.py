@@ -1,7 +1,7 @@
-"""Reward models of transformers: a sequence classifier with one output, as a scorer for `RewardMatrix`.
+"""Reward models of transformers as scorers for `RewardMatrix`: sequence classifiers.
 
-No text is padded: a batch holds texts of one length in tokens, so that what shares a batch with a text
-cannot change its reward.
+A batch holds texts of one length in tokens and needs no padding, so that the rest of the batch cannot
+change a text's reward.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RewardClassifier:
     Args:
         model: the name or folder of a model for sequence classification, or the model itself.
         tokenizer: its tokenizer; None: loaded by the name.
-        batch_size: the most texts at once; it changes no reward beyond the rounding of floats.
+        batch_size: the most texts at once; it changes rewards only by the rounding of floats.
         label: which output is the reward, for a model with several.
         render: (prompt, response) -> the text to be scored. None: the tokenizer's chat template where
             it has one, else prompt and response as a pair of texts.
@@ -67,7 +67,7 @@ class RewardClassifier:
         self._tokenizer = tokenizer
         self._render = render
         self._label = _label(label, int(model.config.num_labels))
-        # Without a padding token transformers refuses batches; it cannot tell where texts end.
+        # Without a padding token transformers refuses batches.
         self._batch_size = batch_size if model.config.pad_token_id is not None else 1
 
     def __call__(
@@ -76,7 +76,7 @@ class RewardClassifier:
         """The reward of each response to its prompt, shape (n,).
 
         Raises:
-            DataError: a text is longer than the model can read: it is not cut.
+            DataError: a text is longer than the model can read. No text is cut.
         """
         pairs = list(zip(prompts, responses, strict=True))
         tokens = [self._tokens(place, *pair) for place, pair in enumerate(pairs)]
@@ -108,7 +108,7 @@ class RewardClassifier:
         return tuple(coded["input_ids"]), None if segments is None else tuple(segments)
 
     def _batches(self, tokens: Sequence[Tokens]) -> Iterator[list[int]]:
-        """Places of texts that are equally long, the longest first: memory runs out at once or never."""
+        """Places of equally long texts, the longest first, so that memory runs out at once or never."""
         of_length = defaultdict(list)
         for place, (ids, _) in enumerate(tokens):
             of_length[len(ids)].append(place)

@@ -1,8 +1,8 @@
-"""Users who are simulated: each weighs reward models in a way of their own, and chooses by the sum.
+"""Simulate users: each weighs the reward models differently, and chooses by the weighted sum.
 
 R_i(x, y) = sum over models b of w_ib * z_b(x, y), with w_i from a Dirichlet distribution: PersonalLLM
-(arXiv 2409.20296, section 3). Labels and scores come from the same z-scores, and weights meet rewards by
-the names of the models, never by their order. Numpy only.
+(arXiv 2409.20296, section 3). Labels and scores come from the same z-scores, and weights and rewards are
+matched by the names of the models, never by their order.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Offered = Literal["random", "extremes"]
 
-_NEAR = 1e-5  # Euclidean distance between weights below which two users are one, as published
 _ROUNDS = 50  # of drawing again
-_TOO_MANY = 0.5  # share of near duplicates from which drawing again would leave only oddities
 _CELLS = 400_000  # utilities held at once: few enough for the cache of a processor
 _SUM = 1e-6  # how far weights may be from adding up to one
+_TIE = 1e-12  # difference of utilities that is rounding
 
 
 class SimulatedUsers:
     """Users as weights over named reward models.
+
+    `redrawn` says how many users `sample` drew again because they were too near to another one.
 
     Args:
         weights: shape (users, models): not negative, each row adding up to one.
@@ -53,6 +54,7 @@ class SimulatedUsers:
         self.models = check_models(models)
         self.weights = _weights(weights, self.models)
         self.names = _names(names, len(self.weights))
+        self.redrawn = 0
 
     def __len__(self) -> int:
         """How many users there are."""
@@ -63,33 +65,47 @@ class SimulatedUsers:
 
     @classmethod
     def sample(
-        cls, n: int, *, models: Sequence[str], alpha: float = 0.05, seed: int = 0
+        cls,
+        n: int,
+        *,
+        models: Sequence[str],
+        alpha: float = 0.05,
+        min_distance: float = 0.0,
+        seed: int = 0,
     ) -> SimulatedUsers:
         """Draw n users from Dirichlet(alpha, …, alpha).
 
         With a small alpha each user follows one model, with a large one all agree. The draw belongs to
-        the names, so the order in which they are given changes nothing. A user whose weights are nearer
-        than 1e-5 to those of an earlier one is drawn again. At an extreme alpha, where more than half are
-        such near duplicates, they stay, with a warning: what is left without them would not be what
-        alpha describes.
+        the names, so the order in which they are given changes nothing.
 
         Args:
             n: how many users.
             models: the names of the models.
             alpha: the concentration; 0.05 in the main runs of PersonalLLM.
+            min_distance: draw a user again whose weights are nearer than this (Euclidean) to an earlier
+                user's; 0: keep all, as PersonalLLM's sampler does. Users who follow one model are near
+                each other, so a distance above 0 removes most of them: with ten models and alpha 0.02,
+                1e-5 leaves 1 % of users at a corner instead of 13 %. `redrawn` counts them; a warning
+                says where too few different users can be drawn.
             seed: of the draw.
         """
         names = check_models(models)
         _check_count("n", n)
         if not _is_real(alpha) or not 0 < alpha < np.inf:
             raise InvalidArgumentError(f"alpha={alpha!r} must be a positive number.")
+        if not _is_real(min_distance) or not 0 <= min_distance < np.inf:
+            raise InvalidArgumentError(f"min_distance={min_distance!r} must be a number from 0 up.")
         ordered = sorted(names)
         random = np.random.default_rng(seed)
-        drawn = _distinct_users(lambda count: _dirichlet(random, alpha, len(names), count), n)
-        return cls(drawn[:, [ordered.index(name) for name in names]], models=names)
+        drawn, redrawn = _distinct_users(
+            lambda count: _dirichlet(random, alpha, len(names), count), n, min_distance
+        )
+        users = cls(drawn[:, [ordered.index(name) for name in names]], models=names)
+        users.redrawn = redrawn
+        return users
 
     def utilities(self, matrix: RewardMatrix) -> Floats:
-        """What each response is worth to each user: shape (users, prompts, responses)."""
+        """The utility of each response to each user: shape (users, prompts, responses)."""
         return _utilities(self._weights_for(matrix), matrix.zscores)
 
     def choose(
@@ -104,13 +120,13 @@ class SimulatedUsers:
 
         Args:
             matrix: rewards of the same models, in any order.
-            pairs: two places for each prompt, shape (prompts, 2), or for each user and prompt, shape
-                (users, prompts, 2): only these are offered. None: all responses.
-            temperature: 0: the response of the highest utility (the first of equals). Above:
+            pairs: offer only these two places for each prompt, shape (prompts, 2), or for each user and
+                prompt, shape (users, prompts, 2). None: all responses.
+            temperature: 0: the response of the highest utility; a tie is drawn by `seed`. Above:
                 P(response) is proportional to exp(utility / temperature): for a pair the
                 Bradley-Terry model, for more Luce's choice axiom.
-            seed: of the choices at a temperature. Each user has a stream of their own, so that other
-                users change nothing.
+            seed: of ties, and of the choices at a temperature. Each user has their own stream, so that
+                other users change nothing.
         """
         weights = self._weights_for(matrix)
         _check_temperature(temperature)
@@ -124,7 +140,10 @@ class SimulatedUsers:
                 values /= temperature
                 for user, row in zip(range(part.start, part.stop), values, strict=True):
                     row += _gumbel(np.random.default_rng([seed, user]), row.shape)
-            best = _best(values)
+            best, tied = _best(values)
+            for row in np.flatnonzero(tied.any(axis=1)):
+                random = np.random.default_rng([seed, part.start + int(row)])
+                best[row] = _drawn_ties(values[row], best[row], random)
             if offered is not None:
                 best = np.take_along_axis(offered[part], best[..., None], axis=2)[..., 0]
             chosen[part] = best
@@ -139,15 +158,14 @@ class SimulatedUsers:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[Preference]:
-        """The choices of each user as records: user by user, `pairs_per_user` for each.
+        """The choices of each user as records, `pairs_per_user` for each user, in the order of users.
 
         Args:
             matrix: rewards of the same models, with prompts and responses.
             pairs_per_user: how many prompts, drawn without replacement for each user.
             offered: "random": two of the responses, any two with the same probability; "extremes":
                 the user's best and worst response.
-            temperature, seed: as for `choose`. The seed also draws prompts and pairs. Each user has a
-                stream of their own.
+            temperature, seed: as for `choose`: a tie is drawn. The seed also draws prompts and pairs.
 
         Returns:
             Preferences with `user` (the user's name) and `id` ("user:prompt", by place). Responses of
@@ -203,45 +221,40 @@ def _dirichlet(random: np.random.Generator, alpha: float, models: int, count: in
     return weights
 
 
-def _distinct_users(draw: Callable[[int], Floats], n: int) -> Floats:
-    """n users, no two of them near duplicates; or a plain draw, where that would be another population."""
+def _distinct_users(draw: Callable[[int], Floats], n: int, distance: float) -> tuple[Floats, int]:
+    """n users, none nearer than `distance` to another, as far as possible; and how many were redrawn."""
     users = draw(n)
-    near = _near_duplicates(users)
-    if near.mean() > _TOO_MANY:
-        _warn(int(near.sum()), n)
-        return users
+    redrawn = 0
     for _ in range(_ROUNDS):
+        near = _near_duplicates(users, distance) if distance else np.zeros(n, dtype=bool)
         if not near.any():
-            return users
+            return users, redrawn
+        redrawn += int(near.sum())
         users = np.concatenate([users[~near], draw(int(near.sum()))])
-        near = _near_duplicates(users)
-    if near.any():
-        _warn(int(near.sum()), n)
-    return users
+    if left := int(_near_duplicates(users, distance).sum()):
+        warnings.warn(
+            f"{left:,} of {n:,} users are nearer than min_distance={distance:g} to others: there are"
+            " too few different ones at this alpha.",
+            stacklevel=3,
+        )
+    return users, redrawn
 
 
-def _warn(near: int, n: int) -> None:
-    warnings.warn(
-        f"{near:,} of {n:,} users are near duplicates of others: there are too few different ones at"
-        " this alpha.",
-        stacklevel=4,
-    )
-
-
-def _near_duplicates(users: Floats) -> npt.NDArray[np.bool_]:
-    """Which users are nearer than _NEAR to an earlier one that is kept."""
+def _near_duplicates(users: Floats, distance: float) -> npt.NDArray[np.bool_]:
+    """Which users are nearer than `distance` to an earlier one that is kept."""
     kept = np.zeros(len(users), dtype=bool)
-    # One of each cell of a grid first: where many are at one place, few are left to compare.
-    _, first = np.unique(np.floor(users / (_NEAR / users.shape[1])), axis=0, return_index=True)
+    # Keep one of each cell of a fine grid first: where many are at one place, few are left to compare.
+    _, first = np.unique(np.floor(users / (distance / users.shape[1])), axis=0, return_index=True)
     kept[first] = True
-    order = first[np.argsort(users[first] @ np.sqrt(np.arange(1, users.shape[1] + 1)))]
-    along = users[order] @ np.sqrt(np.arange(1, users.shape[1] + 1))
-    reach = _NEAR * np.sqrt(np.arange(1, users.shape[1] + 1).sum())  # |a.v - b.v| <= |a - b| |v|
+    direction = np.sqrt(np.arange(1, users.shape[1] + 1))
+    order = first[np.argsort(users[first] @ direction)]
+    along = users[order] @ direction
+    reach = distance * np.linalg.norm(direction)  # |a.v - b.v| <= |a - b| |v|
     step = 1
     near: list[tuple[int, int]] = []
     while (close := np.flatnonzero(along[step:] - along[:-step] < reach)).size:
         one, other = order[close], order[close + step]
-        same = np.linalg.norm(users[one] - users[other], axis=1) < _NEAR
+        same = np.linalg.norm(users[one] - users[other], axis=1) < distance
         near += zip(np.minimum(one, other)[same], np.maximum(one, other)[same], strict=True)
         step += 1
     for earlier, later in sorted(near, key=lambda pair: pair[1]):
@@ -260,33 +273,49 @@ def _utilities(weights: Floats, zscores: Floats) -> Floats:
     return values.reshape(len(weights), responses, prompts).transpose(0, 2, 1)
 
 
-def _best(values: Floats) -> Integers:
-    """`values.argmax(axis=2)`, response by response: numpy's own is slow over so short an axis."""
+def _best(values: Floats) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    """The place of the first of the highest values, and whether there are several.
+
+    Response by response: `values.argmax(axis=2)` is slow over so short an axis.
+    """
     best = np.zeros(values.shape[:2], dtype=np.int16)
+    tied = np.zeros(values.shape[:2], dtype=bool)
     worth = values[..., 0].copy()
     for response in range(1, values.shape[2]):
-        better = values[..., response] > worth
+        lead = values[..., response] - worth
+        better = lead > _TIE
+        tied &= ~better
+        tied |= np.abs(lead) <= _TIE
         np.maximum(worth, values[..., response], out=worth)
         np.maximum(best, better * np.int16(response), out=best)
-    return best.astype(np.int64)
+    return best.astype(np.int64), tied
+
+
+def _drawn_ties(values: Floats, best: Integers, random: np.random.Generator) -> Integers:
+    """One user's choices, (prompts,): one of the highest values each, drawn where there are several."""
+    highest = values >= values.max(axis=1, keepdims=True) - _TIE
+    order = random.random(values.shape)
+    several = highest.sum(axis=1) > 1
+    drawn: Integers = np.where(several, np.where(highest, order, -1.0).argmax(axis=1), best)
+    return drawn
 
 
 def _gumbel(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-    """Gumbel noise: the place of the highest value + noise then has the softmax of the values."""
+    """Gumbel noise: the place of the highest sum of value and noise follows the softmax of the values."""
     with np.errstate(divide="ignore"):
         noise: Floats = -np.log(random.standard_exponential(shape[::-1]).T)
     return noise
 
 
 def _parts(users: int, cells: int) -> Iterator[slice]:
-    """Users in groups whose utilities fit into memory."""
+    """Slices of users whose utilities fit into memory."""
     size = max(1, _CELLS // cells)
     for start in range(0, users, size):
         yield slice(start, min(start + size, users))
 
 
 def _askable(matrix: RewardMatrix, wanted: int) -> list[tuple[int, Integers]]:
-    """Prompts, by place, that have responses of different texts, and the pairs of those."""
+    """The prompts, by place, with responses of different texts, and the pairs of those."""
     _, responses = matrix.texts
     count = matrix.rewards.shape[1]
     places = np.array([(a, b) for a in range(count) for b in range(a + 1, count)], dtype=np.int64)
@@ -316,8 +345,10 @@ def _decide(
     """Which response of a pair is preferred to which."""
     one, other = (int(place) for place in pair)
     noise = random.logistic()  # drawn at any temperature, so that it changes no later draw
-    preferred = values[one] - values[other] + temperature * noise >= 0
-    return (one, other) if preferred else (other, one)
+    margin = values[one] - values[other]
+    if abs(margin) <= _TIE:  # a tie: the noise alone decides
+        return (one, other) if noise >= 0 else (other, one)
+    return (one, other) if margin + temperature * noise >= 0 else (other, one)
 
 
 def _record(matrix: RewardMatrix, prompt: int, best: int, worst: int, user: str) -> Preference:

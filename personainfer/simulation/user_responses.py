@@ -1,8 +1,8 @@
-"""Responses that a model writes for each user after a prefix, and what they are worth to that user.
+"""Generate a response for each user after each prefix, and score it by the user's rewards.
 
-The baselines of PersonalLLM (arXiv 2409.20296, section 4) are prefixes: none is zero-shot, examples of the
-user's own choices or of similar users' are the others. Scored are mean user reward and win rate
-against a reference response, on the scale on which the users chose.
+The baselines of PersonalLLM (arXiv 2409.20296, section 4) are prefixes: none for zero-shot, and examples of
+the user's own choices or of similar users'. The scores are the mean user reward, and the win rate against
+a reference response, on the scale on which the users chose.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class UserResponse(Record):
-    """What a model said to one user after one prefix; `prompt` is the place of the prompt.
-
-    Without a response, `error` says why.
-    """
+    """A model's response for one user after one prefix, or the error; `prompt` is the prompt's place."""
 
     baseline: str
     user: str
@@ -55,8 +52,7 @@ def respond_to_users(
 ) -> list[UserResponse]:
     """Let a model answer each prompt for each user, after each prefix.
 
-    What is equal for several users, such as everything without a prefix, is asked once. A request that
-    fails costs its row only.
+    Equal requests, such as those without a prefix, are sent once. A request that fails costs its row only.
 
     Args:
         prefixes: by the name of the baseline, from `persona_prefix`.
@@ -69,9 +65,9 @@ def respond_to_users(
         A row for each baseline, user and prompt, in this order.
 
     Raises:
-        InvalidArgumentError, DataError: a wrong argument, or a prefix that knows nothing of a user,
-            before any call.
-        ModelError: only for what would fail every request (key, model).
+        InvalidArgumentError, DataError: a bad argument, or a prefix that knows nothing of a user, before
+            any call.
+        ModelError: only where every request would fail (key, model).
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(respond_to_users).parameters))
     _check_asked(prefixes, users, prompts)
@@ -97,11 +93,13 @@ def respond_to_users(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineScore:
-    """What the responses after one prefix are worth; users are resampled.
+    """The score of the responses after one prefix; intervals resample users.
 
-    `reward` is the mean utility by the user's own weights, `win_rate` how often it is above that of the
-    reference, a tie counting half; `gain` is the reward less that of the first baseline, for the same
-    users and prompts. `failed` counts requests without a response.
+    Attributes:
+        reward: the mean utility by the user's own weights.
+        win_rate: how often the utility is above that of the reference; a tie counts half.
+        gain: the reward less that of the first baseline, for the same users and prompts.
+        failed: requests without a response; they are in none of these numbers.
     """
 
     reward: Estimate
@@ -114,8 +112,8 @@ class BaselineScore:
 class BaselineScores:
     """The score of each baseline, by name, and the mean reward of the reference.
 
-    `utilities` has for each baseline one number a cell, NaN without a response; a cell is a user and the
-    place of a prompt.
+    A cell is a user and the place of a prompt; `utilities` has one number a cell for each baseline, NaN
+    without a response.
     """
 
     baselines: Mapping[str, BaselineScore]
@@ -146,10 +144,10 @@ def score_responses(
 
     Args:
         responses: from `respond_to_users`, the same users and prompts for each baseline.
-        users: whose weights score, by name.
-        scale: the rewards that the users chose by: responses are z-scored as they were.
+        users: the users with their weights.
+        scale: the rewards that the users chose by; responses are z-scored on the same scale.
         scorers: the same reward models, by name: (prompts, responses) -> numbers.
-        prompts: what was answered.
+        prompts: the prompts that were answered.
         reference: a response to each prompt, such as a strong model's.
         confidence: of the intervals.
 
@@ -216,7 +214,7 @@ def _zscores(
     scorers: Mapping[str, Scorer],
     prompts: Sequence[Prompt],
 ) -> Floats:
-    """Of each response, by each model, shape (texts, models); equal ones are scored once."""
+    """The z-scores of each response, shape (texts, models); equal responses are scored once."""
     distinct = list(dict.fromkeys(texts))
     asked, said = [prompts[place] for place, _ in distinct], [text for _, text in distinct]
     columns = [np.asarray(scorers[name](asked, said), dtype=np.float64) for name in scale.models]
@@ -239,7 +237,7 @@ def _check(
     prompts: Sequence[Prompt],
     reference: Sequence[str],
 ) -> None:
-    """Raise for what can be seen to be wrong before anything is scored."""
+    """Raise for a bad argument before anything is scored."""
     if not any(row.response is not None for row in responses):
         first = responses[0].error if responses else "there are no rows"
         raise DataError(f"there is no response to score: {first}.")

@@ -1,5 +1,6 @@
 from .evaluate import evaluate_prefixes as evaluate_prefixes
 from .infer import infer_user_personas as infer_user_personas
+from .prefixes import Prefix as Prefix
 from .prefixes import persona_prefix as persona_prefix
 from .records import UserPersona as UserPersona
 from .records import UserPersonas as UserPersonas

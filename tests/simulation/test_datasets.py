@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from numpy.testing import assert_array_equal
 
+import personainfer as pi
 from personainfer.exceptions import DataError
 from personainfer.records import Message
 from personainfer.simulation.datasets import read_famous_persona, read_personal_llm, read_prism
+from personainfer.users.prefixes import Prefix
 
 
 @pytest.fixture(autouse=True)
@@ -217,3 +219,35 @@ def test_a_prism_response_without_a_score_is_preferred_to_nothing() -> None:
 def test_other_columns_are_named() -> None:
     with pytest.raises(DataError, match="no column 'turn'"):
         read_prism(([{"conversation_id": "c1"}], SURVEY))
+
+
+def test_the_axis_of_each_person_is_an_attribute() -> None:
+    """The paper leaves one axis out at a time: 11 folds."""
+    axes = {"ann": ["diet"], "bob": ["politics"], "cy": ["diet"], "dee": ["religion", "diet"]}
+    rows = [
+        {"name": name, "prompt": f"Q{n}?", "chosen": f"a{n}", "rejected": "b", "axis": axis}
+        for name, mine in axes.items()
+        for n, axis in enumerate(mine)
+    ]
+    rows.append({"name": "eve", "prompt": "Q?", "chosen": "a", "rejected": "b"})
+    people = read_famous_persona(rows, demographics=[{"name": "ann", "diet": "vegan"}])
+    assert people.users["ann"] == {"axis": "diet", "diet": "vegan"}
+    assert people.groups["axis"] == {
+        "ann": "diet", "bob": "politics", "cy": "diet", "dee": "diet, religion",
+    }  # fmt: skip
+    seen: list[set[str]] = []
+
+    def crowd(trained: tuple[str, ...]) -> Prefix:
+        seen.append(set(trained))
+        return pi.persona_prefix("tag")
+
+    pi.evaluate_prefixes(
+        {"crowd": crowd},
+        people.preferences,
+        lambda conversations, responses: [len(text) for text in responses],
+        folds="axis",
+        groups=people.groups,
+    )
+    assert seen == [
+        {"bob", "dee", "eve"}, {"ann", "bob", "cy", "eve"}, {"ann", "cy", "dee", "eve"},
+    ]  # fmt: skip

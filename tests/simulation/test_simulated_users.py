@@ -72,7 +72,6 @@ def test_the_order_of_the_models_changes_no_user() -> None:
     assert_array_equal(there.weights, back.weights[:, ::-1])
 
 
-@pytest.mark.filterwarnings("ignore:.*near duplicates")
 def test_with_a_tiny_alpha_each_user_follows_one_model() -> None:
     data = matrix()
     users = SimulatedUsers.sample(60, models=MODELS, alpha=1e-4)
@@ -83,7 +82,6 @@ def test_with_a_tiny_alpha_each_user_follows_one_model() -> None:
     assert_array_equal(users.choose(data), best_of_model.T[favourite])
 
 
-@pytest.mark.filterwarnings("ignore:.*near duplicates")
 def test_with_a_large_alpha_all_users_agree() -> None:
     data = matrix()
     users = SimulatedUsers.sample(60, models=MODELS, alpha=1e8)
@@ -91,8 +89,25 @@ def test_with_a_large_alpha_all_users_agree() -> None:
     assert (votes == data.zscores.sum(axis=2).argmax(axis=1)).all()
 
 
-def test_near_duplicates_are_drawn_again() -> None:
-    users = SimulatedUsers.sample(400, models=MODELS, alpha=0.05)
+def test_the_draw_is_the_published_one_unless_near_duplicates_are_to_be_left_out() -> None:
+    """PersonalLLM's sampler keeps near duplicates: users who follow one model are alike."""
+    models = [f"m{n}" for n in range(10)]
+    plain = SimulatedUsers.sample(5000, models=models, alpha=0.02, seed=1)
+    assert_allclose(
+        plain.weights[:, np.argsort(models)],
+        np.random.default_rng(1).dirichlet([0.02] * 10, size=5000),
+        atol=1e-12,
+    )
+    corners = (plain.weights.max(axis=1) > 1 - 1e-5).mean()
+    assert plain.redrawn == 0
+    assert corners == pytest.approx(0.133, abs=0.02)
+    filtered = SimulatedUsers.sample(5000, models=models, alpha=0.02, min_distance=1e-5, seed=1)
+    assert filtered.redrawn > 500
+    assert (filtered.weights.max(axis=1) > 1 - 1e-5).mean() < 0.03
+
+
+def test_near_duplicates_are_drawn_again_where_that_is_asked_for() -> None:
+    users = SimulatedUsers.sample(400, models=MODELS, alpha=0.05, min_distance=1e-5)
     drawn = np.random.default_rng(0).dirichlet([0.05] * 3, size=400)
 
     def nearest(weights: Any) -> Any:
@@ -104,8 +119,38 @@ def test_near_duplicates_are_drawn_again() -> None:
 
 
 def test_an_alpha_that_makes_too_few_users_says_so() -> None:
-    with pytest.warns(UserWarning, match="near duplicates"):
-        assert len(SimulatedUsers.sample(30, models=MODELS, alpha=1e-6)) == 30
+    with pytest.warns(UserWarning, match="too few different ones"):
+        users = SimulatedUsers.sample(30, models=MODELS, alpha=1e-6, min_distance=1e-5)
+    assert len(users) == 30
+    with pytest.raises(InvalidArgumentError, match="min_distance=-1"):
+        SimulatedUsers.sample(3, models=MODELS, min_distance=-1)
+
+
+def test_ties_do_not_go_to_the_first_response() -> None:
+    """Two responses with the same rewards: no user prefers either, and the seed decides."""
+    rewards = np.random.default_rng(0).normal(size=(200, 3, 3))
+    rewards[:, 1] = rewards[:, 0]
+    rewards[:, 2] -= 9.0
+    texts = [[f"{n} a", f"{n} b", f"{n} c"] for n in range(200)]
+    data = RewardMatrix(
+        rewards, models=MODELS, prompts=[f"p{n}" for n in range(200)], responses=texts
+    )
+    users = SimulatedUsers.sample(20, models=MODELS, alpha=0.5)
+    chosen = users.choose(data)
+    assert set(np.unique(chosen)) == {0, 1}
+    assert 0.45 < chosen.mean() < 0.55
+    assert_array_equal(users.choose(data), chosen)
+    assert not np.array_equal(users.choose(data, seed=1), chosen)
+    some = SimulatedUsers(users.weights[:3], models=MODELS)
+    assert_array_equal(some.choose(data), chosen[:3])  # other users change nothing
+    offered = users.choose(data, pairs=np.tile([1, 0], (200, 1)))
+    assert 0.45 < offered.mean() < 0.55
+    best = [
+        pair.chosen[-1]
+        for pair in users.histories(data, pairs_per_user=100)
+        if {pair.chosen[-1], pair.rejected[-1]} == {"a", "b"}
+    ]
+    assert 0.4 < best.count("a") / len(best) < 0.6
 
 
 # Utilities and choices
