@@ -432,6 +432,7 @@ def test_an_empty_prefix_lifts_nothing() -> None:
     assert found.margins["few-shot"].tolist() == [0.0] * 6
 
 
+@pytest.mark.filterwarnings("ignore:the judge gave no usable reply")
 def test_replies_that_cannot_be_used_are_counted(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     llm.reply = lambda body: {"answer": "1"} if "likes" in str(body) else "?"
     model = endpoint.pop("model")
