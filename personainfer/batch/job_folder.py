@@ -28,6 +28,7 @@ from typing import IO, Any, Literal, Self
 import tenacity
 from pydantic import Field, ValidationError
 
+from ..data.atomic_files import write_file
 from ..data.readers import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import (
@@ -254,12 +255,7 @@ class PersonaBatch(Record):
     def save(self) -> None:
         """Replace the handle; on return it outlives this process, and no loss of power leaves half."""
         path = self.handle(self.path)
-        unfinished = path.with_suffix(".unfinished")
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=2))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        write_file(path, self.model_dump_json(indent=2), private=True)
 
     def afresh(self, number: int) -> BatchPart:
         """A part as it was before it was sent; what came back of it is deleted."""
@@ -342,7 +338,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise _not_made(folder, error) from None
     with place as name:
         unfinished = Path(name) / folder.name
-        unfinished.mkdir()
+        unfinished.mkdir(mode=0o700)  # people's texts: for the owner only
         yield unfinished
         try:
             if folder.exists():

@@ -8,7 +8,6 @@ which the table is made as `infer_personas` makes it.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ..arguments import PositiveNumber, check_argument, takes_options
+from ..data.atomic_files import put_in_place
 from ..data.readers import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
 from ..exceptions import (
@@ -358,7 +358,7 @@ def _fetch(api: BatchAPI, file_id: str, place: Path) -> None:
             f"what the provider sent as {file_id} holds no line of a batch: see {unfinished}.",
             hint="The same call again fetches it anew.",
         )
-    os.replace(unfinished, place)
+    put_in_place(unfinished, place)
 
 
 # Both

@@ -318,10 +318,13 @@ def report(
     table: SavedTable,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to write.")],
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Personas",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is no report, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one page, with figures and every row, to look through without a network."""
-    path = pi.write_report(pi.PersonaTable.load(table), output, title=title)
+    path = pi.write_report(pi.PersonaTable.load(table), output, title=title, overwrite=overwrite)
     print_json({"report": str(path)}) if as_json else typer.echo(str(path))
 
 

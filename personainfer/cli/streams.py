@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
+from ..data.atomic_files import atomic_text_writer
 from ..exceptions import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -136,13 +137,8 @@ def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
         raise typer.BadParameter(
             f"{output!r} is the input: name another file.", param_hint="--output"
         )
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            yield file
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_text_writer(path) as file:
+        yield file
 
 
 def data_out() -> IO[str]:

@@ -7,7 +7,6 @@ need be: what was paid for is written in any case. How rows come about is not kn
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from uuid import uuid4
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
+from .atomic_files import check_file, put_in_place
 from .files import arrow_cells
 from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
 
@@ -56,6 +56,7 @@ def check_output(output: str | Path, data: object) -> Path:
                 hint="Make it first.",
                 argument="output",
             )
+        check_file(path)
         _make_folder(path).rmdir()
         if path.exists():
             _check_replaced(path, data, named)
@@ -178,7 +179,7 @@ class _Unfinished:
             self._join()
         self._writer.add_key_value_metadata({RECORD: json.dumps(about)})
         self._writer.close()
-        os.replace(self._parts[-1], self._path)
+        put_in_place(self._parts[-1], self._path)
 
     def discard(self) -> None:
         """Remove what is not, or no longer, needed."""
@@ -217,7 +218,7 @@ class _Unfinished:
 
 def _make_folder(path: Path) -> Path:
     folder = path.with_name(f".{path.stem[:50]}.{uuid4().hex[:12]}.unfinished")
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     return folder
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from ..data.atomic_files import check_file, write_file
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import Persona, PersonaRow, Side
@@ -37,6 +38,7 @@ from .summary import (
 
 __all__ = ["write_report"]
 
+_MADE_BY = "Made by personainfer"  # in the footer of each report
 _WORDS = 12  # a side
 _BINS = 24
 _SIDE_LABELS = {
@@ -54,6 +56,7 @@ def write_report(
     *,
     title: str = "Personas",
     words: Sequence[SalientWord] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write one self-contained page: figures, salient words, and a searchable list of all rows.
 
@@ -62,14 +65,18 @@ def write_report(
         path: the .html file to write; its folder must exist.
         title: the page's heading.
         words: what `salient_words` found; None: with its defaults.
+        overwrite: replace a file that is no report of this library, too. Reports are always replaced.
 
     Returns:
         The path of the page.
 
     Raises:
-        InvalidArgumentError: not a table, or not an .html path in a folder that exists.
+        InvalidArgumentError: not a table, or not an .html path in a folder that exists; the path holds
+            something else than a report; or the file cannot be written.
     """
     path = _checked(table, path)
+    if not overwrite:
+        _check_replaced(path)
     found = summarise(table)
     nonce = secrets.token_urlsafe(16)
     page = _template().render(
@@ -94,10 +101,10 @@ def write_report(
         ),
         filters=_filters(table),
         data=_embedded([_row(table, place, row) for place, row in enumerate(table)]),
-        footer=f"Made by personainfer {version('personainfer')}. A persona is a hypothesis about a choice,"
+        footer=f"{_MADE_BY} {version('personainfer')}. A persona is a hypothesis about a choice,"
         " not a fact about a person.",
     )
-    path.write_text(page, encoding="utf-8", errors="replace")
+    write_file(path, page)
     return path
 
 
@@ -115,6 +122,16 @@ def _checked(table: object, path: str | Path) -> Path:
             f"path={str(path)!r}: there is no folder {path.parent}.", hint="Make it first."
         )
     return path
+
+
+def _check_replaced(path: Path) -> None:
+    """Raise InvalidArgumentError if the page would replace something that is no report."""
+    check_file(path)
+    if path.exists() and _MADE_BY.encode() not in path.read_bytes():
+        raise InvalidArgumentError(
+            f"path={str(path)!r} exists, and is no report of this library.",
+            hint="It would be lost: name another file, or pass overwrite=True.",
+        )
 
 
 @cache

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from ..data.atomic_files import check_file, write_file
 from ..data.table import PersonaTable
 from ..data.table_reader import StoredTable
 from ..exceptions import DataError, InvalidArgumentError
@@ -179,6 +180,7 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
         return path
     path = Path(path)
     if path.suffix in _FILES:
+        check_file(path)
         if not path.parent.is_dir():
             raise InvalidArgumentError(
                 f"path={str(path)!r}: there is no folder {str(path.parent)!r}.",
@@ -242,31 +244,21 @@ def _write_folder(
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         _write(made.files[name], part)
-    _replace(card, page.encode(errors="replace"))
+    write_file(card, page)
     for stale in {folder / name for name in before} - set(made.files.values()):
         stale.unlink(missing_ok=True)  # a split of the export that this one replaces
 
 
 def _write(path: Path, rows: TailoringRows) -> None:
     if path.suffix == ".jsonl":
-        _replace(path, "".join(_json_lines(rows)).encode())
+        write_file(path, "".join(_json_lines(rows)))
         return
     import pyarrow
     from pyarrow.parquet import write_table
 
     sink = pyarrow.BufferOutputStream()
     write_table(pyarrow.Table.from_pylist(list(rows), schema=_schema(rows)), sink)
-    _replace(path, sink.getvalue())
-
-
-def _replace(path: Path, content: Any) -> None:
-    """The file whole, or as it was."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_file(path, sink.getvalue().to_pybytes())
 
 
 def _json_lines(rows: TailoringRows) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 from pydantic import ValidationError
 
+from ..data.atomic_files import write_file
 from ..exceptions import DataError, RowsFailedError
 from ..records import Persona, Preference, Record, Usage
 
@@ -122,7 +123,7 @@ class UserPersonas(Sequence[UserRow]):
     def save(self, path: str | Path) -> None:
         """Write a line of JSON for each user."""
         lines = "".join(row.model_dump_json() + "\n" for row in self.rows)
-        Path(path).write_text(lines, encoding="utf-8")
+        write_file(Path(path), lines)
 
     @classmethod
     def load(cls, path: str | Path) -> UserPersonas:

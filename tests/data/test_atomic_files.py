@@ -1,0 +1,160 @@
+"""Files are written whole or not at all, for their owner alone where they hold people's texts."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+import personainfer as pi
+from personainfer.data.atomic_files import atomic_writer, private_folder, write_file
+from personainfer.exceptions import InvalidArgumentError
+from personainfer.users.records import UserPersonas, UserRow
+
+ROWS = [{"prompt": "p", "chosen": "c", "rejected": "r"}]
+TABLE = pi.PersonaTable.from_data(
+    [{**ROWS[0], "chosen_persona": "The user is calm and prefers order.", "rejected_persona": None}]
+)
+
+
+def save(path: Path) -> None:
+    TABLE.save(path)
+
+
+def report(path: Path) -> None:
+    pi.write_report(TABLE, path)
+
+
+def export(path: Path) -> None:
+    pi.export_personas(TABLE, path, format="trl-sft")
+
+
+def users(path: Path) -> None:
+    UserPersonas((UserRow(user="u", persona=None),)).save(path)
+
+
+WRITERS = {"table.parquet": save, "page.html": report, "rows.jsonl": export, "users.jsonl": users}
+writers = pytest.mark.parametrize(("name", "write"), WRITERS.items(), ids=WRITERS)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    """The permissions that most systems give to new files."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with atomic_writer(path) as file:
+            file.write(b"new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_full_disk_is_an_error_of_ours_and_costs_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fill() -> None:
+        with atomic_writer(path) as file, open("/dev/full", "wb") as full:
+            os.dup2(full.fileno(), file.fileno())
+            file.write(b"new")
+
+    with pytest.raises(InvalidArgumentError, match="No space left"):
+        fill()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+@writers
+def test_what_is_no_file_is_refused_and_left_alone(
+    tmp_path: Path, name: str, write: Callable[[Path], None]
+) -> None:
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(InvalidArgumentError):
+        write(path)
+    assert stat.S_ISFIFO(path.lstat().st_mode)
+    assert os.listdir(tmp_path) == [name]
+
+
+@writers
+def test_a_link_planted_under_a_name_that_can_be_foreseen_is_not_followed(
+    tmp_path: Path, name: str, write: Callable[[Path], None]
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for planted in (f".{name}.{os.getpid()}.unfinished", f"{name}.tmp", f".{name}.unfinished"):
+        (folder / planted).symlink_to(victim)
+    write(folder / name)
+    assert victim.read_text() == "precious"
+
+
+@writers
+def test_many_threads_may_write_one_file_at_once(
+    tmp_path: Path, name: str, write: Callable[[Path], None]
+) -> None:
+    failed: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            write(tmp_path / name)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [Thread(target=attempt) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_a_file_is_private_or_has_the_permissions_of_the_one_that_it_replaces(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file"
+    write_file(path, "x", private=True)
+    assert mode(path) == 0o600
+    path.chmod(0o640)
+    write_file(path, "y")
+    assert mode(path) == 0o640
+    write_file(tmp_path / "new", "z")
+    assert mode(tmp_path / "new") == 0o644
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_a_private_folder_is_its_owners(tmp_path: Path) -> None:
+    assert mode(private_folder(tmp_path / "a" / "b")) == 0o700
+
+
+def test_a_report_replaces_a_report_and_nothing_else_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("<p>My thesis</p>")
+    with pytest.raises(InvalidArgumentError, match="overwrite=True"):
+        pi.write_report(TABLE, path)
+    assert path.read_text() == "<p>My thesis</p>"
+    pi.write_report(TABLE, path, overwrite=True)
+    pi.write_report(TABLE, path, title="Again")
+    assert "Again" in path.read_text()
