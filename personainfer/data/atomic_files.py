@@ -39,7 +39,8 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
             replaces, or those of a new file.
 
     Raises:
-        InvalidArgumentError: the file cannot be written, or is no file: a folder, a pipe, a device.
+        InvalidArgumentError: the path leads to something that is no file: a folder, a pipe, a device.
+        OSError: the disk is full, or the folder is not the user's.
     """
     check_file(path)
     unfinished: Path | None = None
@@ -53,11 +54,6 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
             if not private:
                 os.chmod(unfinished, _permissions(path))
         put_in_place(unfinished, path)
-    except OSError as error:
-        raise InvalidArgumentError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            hint="Free the disk, or name a folder that is yours.",
-        ) from error
     finally:
         if unfinished is not None:
             unfinished.unlink(missing_ok=True)

@@ -56,7 +56,8 @@ def check_output(output: str | Path, data: object) -> Path:
                 hint="Make it first.",
                 argument="output",
             )
-        check_file(path)
+        if not path.is_dir():
+            check_file(path)
         _make_folder(path).rmdir()
         if path.exists():
             _check_replaced(path, data, named)
