@@ -43,20 +43,18 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
         OSError: the disk is full, or the folder is not the user's.
     """
     check_file(path)
-    unfinished: Path | None = None
+    number, name = tempfile.mkstemp(
+        prefix=f".{path.name[:50]}.", suffix=".unfinished", dir=path.parent
+    )
+    unfinished = Path(name)
     try:
-        number, name = tempfile.mkstemp(
-            prefix=f".{path.name[:50]}.", suffix=".unfinished", dir=path.parent
-        )
-        unfinished = Path(name)
         with os.fdopen(number, "wb") as file:
             yield file
             if not private:
                 os.chmod(unfinished, _permissions(path))
         put_in_place(unfinished, path)
     finally:
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
