@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -11,11 +11,9 @@ from ..arguments import takes_options
 from ..data.arrow_columns import own_names
 from ..data.readers import PreferenceSource, SourceRow, read_preferences
 from ..data.table import PersonaTable
-from ..data.table_reader import COLUMNS, RECORD
-from ..data.table_writer import check_output
+from ..data.table_writer import check_free_names, check_output
 from ..exceptions import (
     DataError,
-    InvalidArgumentError,
     ModelError,
     PersonaInferError,
     RowsFailedError,
@@ -33,7 +31,6 @@ from .selection import choose, selector_settings
 __all__ = [
     "PersonaStream",
     "ainfer_personas",
-    "check_free",
     "checked",
     "estimate_cost",
     "first_request",
@@ -41,8 +38,6 @@ __all__ = [
     "iter_personas",
     "prepare",
 ]
-
-_TAKEN = frozenset((*COLUMNS, RECORD))
 
 
 @takes_options(PersonaOptions)
@@ -77,8 +72,7 @@ def infer_personas(
         ValueError, TypeError: a bad argument, before any call is made.
         ModelError: only for what would fail every row (key, model); what was paid for is cached.
     """
-    path = None if output is None else check_output(output, data)
-    return _start(data, model, options).table(progress, path)
+    return _start(data, model, options, output).table(progress)
 
 
 @takes_options(PersonaOptions)
@@ -91,10 +85,9 @@ async def ainfer_personas(
     **options: Unpack[PersonaOptions],
 ) -> PersonaTable:
     """`infer_personas` for coroutines; cancelling it stops the run and keeps what is paid for."""
-    path = None if output is None else check_output(output, data)
-    stream = await asyncio.to_thread(_start, data, model, options)
+    stream = await asyncio.to_thread(_start, data, model, options, output)
     try:
-        return await asyncio.to_thread(stream.table, progress, path)
+        return await asyncio.to_thread(stream.table, progress)
     except asyncio.CancelledError:
         stream.cancel()
         raise
@@ -128,7 +121,8 @@ def first_request(
 class PersonaStream(Iterator[PersonaRow]):
     """Rows as they are inferred. `usage` counts so far; closing it stops every call.
 
-    `run` yields each row with its replies; None: the requests of `plan`, sent to `llm`.
+    `run` yields each row with its replies; None: the requests of `plan`, sent to `llm`. `output` is the
+    file that `table` writes.
     """
 
     def __init__(
@@ -140,10 +134,12 @@ class PersonaStream(Iterator[PersonaRow]):
         on_error: OnError = "keep",
         select: Selector | None = None,
         run: Run[SourceRow] | None = None,
+        output: Path | None = None,
     ) -> None:
         self.source = source
         self.llm = llm
         self._plan = plan
+        self._output = output
         self._select = select
         self._drops = on_error == "drop"
         self._dropped: set[int] = set()  # the places of rows that were left out
@@ -176,7 +172,7 @@ class PersonaStream(Iterator[PersonaRow]):
         """What the run took so far."""
         return self._run.tally.usage
 
-    def table(self, progress: bool | None = False, output: Path | None = None) -> PersonaTable:
+    def table(self, progress: bool | None = False) -> PersonaTable:
         """All rows as a table, in memory or in a file, with a progress bar."""
         with self:
             return PersonaTable.collect(
@@ -184,7 +180,7 @@ class PersonaStream(Iterator[PersonaRow]):
                 original=self.source.original,
                 dropped=self._dropped if self._drops else None,
                 about=lambda: (self.usage, self.settings),
-                output=output,
+                output=self._output,
             )
 
     def close(self) -> None:
@@ -200,7 +196,7 @@ class PersonaStream(Iterator[PersonaRow]):
 def checked(source: PreferenceSource) -> Iterator[SourceRow]:
     """The rows, as long as none has a column of its own with a name of ours."""
     for row in source:
-        check_free(row.columns)
+        check_free_names(row.columns)
         yield row
 
 
@@ -236,7 +232,12 @@ def _rows(run: Run[SourceRow], plan: Plan, on_error: OnError) -> Iterator[Person
         yield result
 
 
-def _start(data: object, model: str | LLM | None, options: Mapping[str, Any]) -> PersonaStream:
+def _start(
+    data: object,
+    model: str | LLM | None,
+    options: Mapping[str, Any],
+    output: str | Path | None = None,
+) -> PersonaStream:
     plan, source, llm = prepare(data, model, options)
     return PersonaStream(
         source,
@@ -244,6 +245,7 @@ def _start(data: object, model: str | LLM | None, options: Mapping[str, Any]) ->
         plan,
         on_error=options.get("on_error", "keep"),
         select=options.get("select"),
+        output=None if output is None else check_output(output, data),
     )
 
 
@@ -254,18 +256,8 @@ def prepare(
     plan, llm = planned(model, options, select_later=select_later)
     source = read_preferences(data, columns=options.get("columns"), labels=options.get("labels"))
     if source.original is not None:
-        check_free(own_names(source.original))
+        check_free_names(own_names(source.original))
     return plan, source, llm
-
-
-def check_free(names: Iterable[object]) -> None:
-    """Raise InvalidArgumentError if a column of the data has a name that a new one will have."""
-    if not _TAKEN.isdisjoint(names):
-        raise InvalidArgumentError(
-            f"the data has a column {sorted(_TAKEN.intersection(names))[0]} already.",
-            hint="Rename or drop it: it would be lost. Failed rows of a table of personas are asked"
-            " again by retry_errors, or infer --retry.",
-        )
 
 
 def _row_error(index: int, row: SourceRow, replies: Sequence[Reply]) -> PersonaInferError:

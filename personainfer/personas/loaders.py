@@ -15,9 +15,10 @@ from ..arguments import Count, check_argument, takes_options
 from ..data.readers import PreferenceSource
 from ..data.schemas import check_labels, check_roles
 from ..data.table_reader import COLUMNS
+from ..data.table_writer import check_free_names
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, OPTIONS, make_llm
-from .infer import PersonaStream, check_free
+from .infer import PersonaStream
 from .loader_batches import Naming, batch_kind
 from .options import PersonaOptions, planned
 
@@ -78,7 +79,7 @@ class AddPersonas:
     def __call__(self, batch: Any) -> Any:
         self._make_ready()
         kind = batch_kind(batch)
-        check_free(kind.names(batch))
+        check_free_names(kind.names(batch))
         rows = kind.rows(
             batch, Naming(self._options.get("columns") or {}, self._options.get("labels"))
         )
