@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError, PersonaInferError
 from personainfer.personas.options import PersonaOptions
-from personainfer.personas.prompts import pair_message
+from personainfer.personas.prompts import chosen_is_first, pair_message
 from personainfer.testing import FakeLLM, Fault
 
 from .builders import pairs
@@ -144,7 +144,8 @@ def infer_generated(inputs: list[Any]) -> int:
                 assert (row.error is None) == (row.chosen is not None), shown(given_row)
                 if row.chosen is not None:
                     assert row.preference is not None
-                    asked = pair_message(row.preference).content
+                    pair = row.preference
+                    asked = pair_message(pair if chosen_is_first(pair) else pair.swapped).content
                     assert row.chosen.evidence == digest(asked), shown(given_row)
                     personas += 1
                 else:

@@ -30,6 +30,7 @@ from pydantic import BaseModel, field_validator
 
 import personainfer as pi
 from personainfer import event_loop as loop
+from personainfer.personas.prompts import chosen_is_first
 from personainfer.testing import FakeLLM, Fault
 
 from .builders import pairs
@@ -261,7 +262,7 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
     def person(side: str) -> dict[str, str]:
         return {"evidence": "e", "trait": f"{side} of {number}", "preference": f"answers {number}"}
 
-    return {"person_1": person("chosen"), "person_2": person("rejected")}
+    return {"person_1": person("first"), "person_2": person("second")}
 
 
 def assert_right(table: pi.PersonaTable, rows: int) -> None:
@@ -273,8 +274,10 @@ def assert_right(table: pi.PersonaTable, rows: int) -> None:
         assert row.preference.prompt == f"Question {number}?"
         assert row.chosen is not None
         assert row.rejected is not None
-        assert row.chosen.trait == f"chosen of {number}"
-        assert row.rejected.trait == f"rejected of {number}"
+        traits = [f"first of {number}", f"second of {number}"]
+        if not chosen_is_first(row.preference):
+            traits.reverse()
+        assert [row.chosen.trait, row.rejected.trait] == traits
 
 
 @pytest.mark.parametrize("name", kinds(heavy=WAITS))

@@ -28,6 +28,7 @@ __all__ = [
     "PersonaPrompt",
     "at_most",
     "choice_messages",
+    "chosen_is_first",
     "default_exemplars",
     "filled",
     "instructions",
@@ -111,6 +112,20 @@ def pair_message(preference: Preference) -> Message:
     }
     content = "".join([fields.get(part, part) for part in _parts("pair.txt")])
     return Message(role="user", content=content)
+
+
+def chosen_is_first(preference: Preference) -> bool:
+    """Whether the chosen response is shown first, so that the order says nothing about the choice.
+
+    The texts decide: in half of all pairs the chosen one is first. The same pair with the choice swapped
+    is shown in the same order.
+    """
+    prompt = prompt_text(preference.prompt)
+    return _place(prompt, preference.chosen) <= _place(prompt, preference.rejected)
+
+
+def _place(prompt: str, response: str) -> bytes:
+    return hashlib.sha256(f"{prompt}\0{response}".encode(errors="surrogatepass")).digest()
 
 
 @cache

@@ -1,7 +1,8 @@
 """The requests that ask about a pair, and the row that their replies make.
 
-The joint protocol asks for both personas in one request; the separate protocol asks for one side a
-request. With several candidates, each request is sent once a sample.
+The joint protocol asks for both personas in one request, and the pair's texts decide which response is
+shown first. The separate protocol asks for one side a request, whose response is shown first. With
+several candidates, each request is sent once a sample.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ..exceptions import joined
 from ..llm.requests import Reply, Request
 from ..records import Candidate, Persona, PersonaRow, Preference, Side
 from .flags import flags_in_text, pair_text
-from .prompts import PersonaPrompt, pair_message
+from .prompts import PersonaPrompt, chosen_is_first, pair_message
 
 __all__ = ["Plan"]
 
@@ -54,7 +55,7 @@ class Plan:
     def requests(self, preference: Preference) -> list[Request]:
         """The requests of one pair, sample by sample."""
         if self.prompt.protocol == "joint":
-            pairs = [preference]
+            pairs = [preference if chosen_is_first(preference) else preference.swapped]
         else:
             pairs = [preference if s == "chosen" else preference.swapped for s in self.sides]
         turns = [(pair_message(pair),) for pair in pairs]
@@ -97,7 +98,10 @@ class Plan:
         if self.prompt.protocol == "joint":
             both = replies[0].value
             if both is not None:
-                personas = {"chosen": both.person_1.persona(), "rejected": both.person_2.persona()}
+                one, other = both.person_1.persona(), both.person_2.persona()
+                if not chosen_is_first(preference):
+                    one, other = other, one
+                personas = {"chosen": one, "rejected": other}
         else:
             for side, reply in zip(self.sides, replies, strict=True):
                 if reply.value is not None:

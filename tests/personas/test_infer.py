@@ -269,7 +269,8 @@ def test_the_best_of_several_candidates_is_kept_with_the_others() -> None:
         assert llm.requests[0]["temperature"] > 0
     for row in table:
         assert row.chosen is not None
-        assert row.chosen.trait == "calmxxx"
+        assert row.rejected is not None
+        assert {row.chosen.trait, row.rejected.trait} == {"calmxxx", "calmxxx curious"}
         scores = [candidate.score for candidate in row.chosen_candidates]
         assert len(scores) == 4
         assert scores == sorted(scores, key=lambda score: -(score or 0))

@@ -18,6 +18,7 @@ from personainfer.personas.prompts import (
     BothPersonas,
     OnePersona,
     PersonaPrompt,
+    chosen_is_first,
     default_exemplars,
     pair_message,
 )
@@ -225,3 +226,35 @@ def test_a_single_user_turn_is_shown_like_a_plain_prompt() -> None:
     one_turn = Preference(prompt=(Message(role="user", content="Why?"),), chosen="c", rejected="r")
     plain = Preference(prompt="Why?", chosen="c", rejected="r")
     assert pair_message(one_turn) == pair_message(plain)
+
+
+# The order in which responses are shown
+
+
+@given(prompt=st.text(min_size=1), one=st.text(min_size=1), other=st.text(min_size=1))
+def test_a_swapped_choice_is_shown_in_the_same_order(prompt: str, one: str, other: str) -> None:
+    try:
+        pair = Preference(prompt=prompt, chosen=one, rejected=other)
+    except ValueError:
+        return  # no usable pair
+    if one != other:
+        assert chosen_is_first(pair) is not chosen_is_first(pair.swapped)
+
+
+def test_the_chosen_response_is_first_in_half_of_the_pairs() -> None:
+    shown = [chosen_is_first(Preference(**pair)) for pair in pairs(2000)]
+    assert 0.45 < sum(shown) / len(shown) < 0.55
+
+
+def test_swapped_pairs_get_the_same_personas_for_the_same_responses() -> None:
+    """So no word is said of one side more often because of the place where its response stood."""
+    rows = [Preference(**pair) for pair in pairs(20)]
+    with FakeLLM() as llm:
+        both = [
+            pi.infer_personas(some, "fake", api_base=llm.api_base)
+            for some in (rows, [pair.swapped for pair in rows])
+        ]
+        assert llm.calls == len(rows)
+    for row, swapped in zip(*both, strict=True):
+        assert (row.chosen, row.rejected) == (swapped.rejected, swapped.chosen)
+        assert row.chosen != row.rejected
