@@ -7,16 +7,19 @@ asked is known by `judging`, the numbers by `grouped` and `length_control`.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, Unpack
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Unpack
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ..arguments import takes_options
+from ..event_loop import spawn
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, joined
 from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..personas.prompts import (
@@ -26,6 +29,7 @@ from ..personas.prompts import (
     prompt_text,
     quality_messages,
 )
+from ..progress import progress_bar
 from ..records import Message, Persona, Preference, Usage
 from .grouped import delta_pq, mean_by_group, rate_by_group, win_rate_by_group
 from .judge import Choice, Judge, Opinion, Verdict, most_common, require_a_reply
@@ -38,9 +42,11 @@ __all__ = ["JudgeFunction", "compare_responses"]
 
 Rubric = Literal["quality", "personalization"]
 Prompt = str | tuple[Message, ...]
+Answer = str | int | None
 # (prompt, first response, second response, persona or None) -> 1, 2, or "neither"
-JudgeFunction = Callable[[Prompt, str, str, Persona | str | None], str | int | None]
+JudgeFunction = Callable[[Prompt, str, str, Persona | str | None], Answer | Awaitable[Answer]]
 
+_AT_ONCE = 16  # questions that an async function is asked at once
 _UNPARSABLE = {"drop": np.nan, "tie": 0.0, "loss": -1.0}
 _NAMES = {"first": "test", "second": "base", "tie": "tie", None: None}
 _TIE = Verdict((Opinion(), Opinion()))
@@ -61,6 +67,7 @@ def compare_responses(
     judge: str | LLM | JudgeFunction,
     *,
     personas: object = None,
+    rubrics: Mapping[Rubric, str] | None = None,
     unparsable: Literal["drop", "tie", "loss"] = "drop",
     confidence: float = CONFIDENCE,
     progress: bool | None = None,
@@ -77,10 +84,12 @@ def compare_responses(
             with "id" and "prompt", "response" or "persona". The ids must be the same in all.
         base, test: the responses of two models. A missing one (None) costs its row only.
         judge: a model, as for `infer_personas`, an LLM, or a function (prompt, first, second, persona)
-            -> 1, 2 or "neither", which sees None for the persona where quality is asked. The judge
-            should be neither of the models.
+            -> 1, 2 or "neither", which sees None for the persona where quality is asked. It may be
+            `async`: then several questions are asked at once. A function is asked each question once:
+            what it answered is remembered as long as it lives. The judge should be neither of the models.
         personas: for each prompt a `Persona`, its sentence, or None (the row is left out); or one for
             all. Without personas only quality is judged.
+        rubrics: what a model as a judge goes by, in your words, for "quality", "personalization" or both.
         unparsable: what a row counts as where a reply cannot be used: left out ("drop"), a "tie", or a
             "loss" of the test model; never a win. They are counted in any case.
         confidence: of the intervals, which come from resampling prompts: rows with the same prompt are
@@ -107,9 +116,9 @@ def compare_responses(
             f"none of the {len(pairs):,} rows can be judged.",
             hint=f"The first: {_left_out(pairs[0], shown)}.",
         )
-    asker = _asker(judge, options)
-    rubrics: tuple[Rubric, ...] = ("quality", "personalization") if shown else ("quality",)
-    verdicts = {rubric: _judged(asker, rubric, pairs, places, progress) for rubric in rubrics}
+    asker = _asker(judge, options, rubrics)
+    judged: tuple[Rubric, ...] = ("quality", "personalization") if shown else ("quality",)
+    verdicts = {rubric: _judged(asker, rubric, pairs, places, progress) for rubric in judged}
     return _comparison(pairs, verdicts, asker, unparsable, confidence)
 
 
@@ -146,8 +155,11 @@ class Asker(Protocol):
 class _ModelAsker:
     """A model as a judge."""
 
-    def __init__(self, judge: str | LLM, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, judge: str | LLM, options: Mapping[str, Any], rubrics: Mapping[Rubric, str]
+    ) -> None:
         self._judge = Judge(judge, options)
+        self._rubrics = rubrics
         self.name = self._judge.llm.model
 
     @property
@@ -161,49 +173,96 @@ class _ModelAsker:
             quality_messages(pair) if persona is None else choice_messages(persona, pair)
             for pair, persona in cases
         )
-        prefix = instructions(f"judge_{rubric}.txt")
+        prefix = _instructions(rubric, self._rubrics.get(rubric))
         return self._judge.verdicts(prefix, questions, len(cases), progress=progress)
+
+
+def _instructions(rubric: Rubric, own: str | None) -> tuple[Message, ...]:
+    """What a judge is told: what it sees, what it goes by (the user's own words, perhaps), how it replies."""
+    told = instructions(f"judge_{rubric}.txt")
+    if own is None:
+        return told
+    sees, _, replies = told[0].content.split("\n\n")
+    return (Message(role="system", content="\n\n".join([sees, own.strip(), replies])),)
+
+
+Asked = tuple[Prompt, str, str, Persona | str | None]
 
 
 class _FunctionAsker:
     """A function as a judge. What it raises is its caller's to see."""
 
     usage = Usage()  # nothing that is counted
+    _remembered: ClassVar[WeakKeyDictionary[Any, dict[Hashable, Any]]] = WeakKeyDictionary()
 
     def __init__(self, judge: JudgeFunction) -> None:
         self._judge = judge
         self.name = str(getattr(judge, "__name__", type(judge).__name__))
+        try:
+            self._answers = self._remembered.setdefault(judge, {})
+        except TypeError:  # an object that cannot be a key
+            self._answers = {}
 
     def verdicts(
         self, rubric: Rubric, cases: Sequence[Case], progress: bool | None
     ) -> list[Verdict]:
-        return [
-            Verdict(
-                (
-                    self._opinion(pair.prompt, pair.chosen, pair.rejected, persona),
-                    self._opinion(pair.prompt, pair.rejected, pair.chosen, persona).swapped(),
-                )
+        orders: list[tuple[Asked, Asked]] = [
+            (
+                (pair.prompt, pair.chosen, pair.rejected, persona),
+                (pair.prompt, pair.rejected, pair.chosen, persona),
             )
             for pair, persona in cases
         ]
+        asked = dict.fromkeys(each for both in orders for each in both)
+        new = [each for each in asked if each not in self._answers]
+        with progress_bar(progress, total=len(new), unit="question") as bar:
+            self._ask(new, bar.update)
+        return [Verdict((self._opinion(one), self._opinion(two).swapped())) for one, two in orders]
 
-    def _opinion(
-        self, prompt: Prompt, first: str, second: str, persona: Persona | str | None
-    ) -> Opinion:
-        answer = self._judge(prompt, first, second, persona)
+    def _ask(self, questions: Iterable[Asked], done: Callable[[], object]) -> None:
+        waiting: dict[Asked, Awaitable[Answer]] = {}
+        for question in questions:
+            answer = self._judge(*question)
+            if inspect.isawaitable(answer):
+                waiting[question] = answer
+            else:
+                self._answers[question] = answer
+                done()
+        if waiting:
+            spawn(self._gather(waiting, done)).result()
+
+    async def _gather(
+        self, waiting: Mapping[Asked, Awaitable[Answer]], done: Callable[[], object]
+    ) -> None:
+        free = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(question: Asked, answer: Awaitable[Answer]) -> None:
+            async with free:
+                self._answers[question] = await answer
+            done()
+
+        async with asyncio.TaskGroup() as group:
+            for question, answer in waiting.items():
+                group.create_task(one(question, answer))
+
+    def _opinion(self, question: Asked) -> Opinion:
+        answer = self._answers[question]
         try:
             return Opinion(Choice.model_validate({"answer": answer}).pick)
         except ValidationError:
             return Opinion(problem=f"{self.name} returned {answer!r:.80}, not 1, 2 or 'neither'.")
 
 
-def _asker(judge: Any, options: Mapping[str, Any]) -> Asker:
+def _asker(judge: Any, options: Mapping[str, Any], rubrics: Mapping[Rubric, str] | None) -> Asker:
+    for name, text in (rubrics or {}).items():
+        InvalidArgumentError.check("rubrics", name, ("quality", "personalization"))
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidArgumentError(f"rubrics[{name!r}]={text!r:.40} is no text.")
     if not callable(judge):
-        return _ModelAsker(judge, options)
-    if options:
-        raise InvalidArgumentError(
-            f"{', '.join(sorted(options))}: a function as judge= takes no options."
-        )
+        return _ModelAsker(judge, options, rubrics or {})
+    if options or rubrics:
+        given = [*sorted(options), *(["rubrics"] if rubrics else [])]
+        raise InvalidArgumentError(f"{', '.join(given)}: a function as judge= takes no options.")
     return _FunctionAsker(judge)
 
 

@@ -50,10 +50,28 @@ def _bare(answer: object) -> object:
     return re.sub(r"^(?:response|persona)\s*|[\s.]+$", "", str(answer).strip().lower())
 
 
+# How judges that were trained to grade in text end: "[RESULT] A" (Prometheus-2), "[[A]]" (MT-Bench).
+_RESULT = re.compile(
+    r"\[RESULT\]\W*(?:response |assistant )?(A|B|1|2|tie|neither)\b|\[\[(A|B|C|1|2|tie)\]\]",
+    re.IGNORECASE,
+)
+_RESULTS = {"a": "1", "b": "2", "c": "neither", "tie": "neither"}
+
+
 class Choice(BaseModel):
     """The form of a judge's reply: which of two texts it picks."""
 
     answer: Annotated[Literal["1", "2", "neither"], BeforeValidator(_bare)]
+
+    @classmethod
+    def from_text(cls, text: str) -> Choice | None:
+        """The choice in a reply that is no JSON but ends as trained judges do; None: there is none.
+
+        Of several results that differ none is taken.
+        """
+        said = {(one or other).lower() for one, other in _RESULT.findall(text)}
+        answers = {_RESULTS.get(result, result) for result in said}
+        return cls(answer=answers.pop()) if len(answers) == 1 else None  # type: ignore[arg-type]
 
     @property
     def pick(self) -> Pick | None:

@@ -166,6 +166,9 @@ def read_reply(text: str, schema: type[BaseModel] | None) -> Any:
                     problems.append(_first_problem(error))
                 except ValueError as error:
                     problems.append(str(error))
+    from_text = getattr(schema, "from_text", None)  # a form that is known to come as text, too
+    if from_text is not None and (read := from_text(text)) is not None:
+        return read
     problem = problems[0] if problems else _no_object(text)
     raise ReplyError(f"it is not in the asked form: {problem}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
@@ -471,3 +472,125 @@ def test_views_say_the_numbers() -> None:
     assert json.loads(plain)["delta_pq"]["value"] == pytest.approx(found.delta_pq.value)
     assert "verdicts" not in plain
     assert np.array_equal([v is not None for v in found.verdicts["quality"]], [True] * 25)
+
+
+# Judges of other kinds
+
+
+def two_prompts(judge: Any, **options: Any) -> ResponseComparison:
+    return pi.compare_responses(
+        ["p 0", "p 1"], ["base 0", "base 1"], ["test 0", "test 1"], judge, **options
+    )
+
+
+def test_a_function_may_be_async_and_is_asked_several_questions_at_once() -> None:
+    running: list[int] = []
+    most: list[int] = []
+
+    async def judge(prompt: Any, first: str, second: str, persona: Any) -> int:
+        running.append(1)
+        most.append(len(running))
+        await asyncio.sleep(0.01)
+        running.pop()
+        return 1 if first.startswith("test") else 2
+
+    found = two_prompts(judge, personas=PERSONA)
+    assert counts(found.quality) == (2, 0, 0)
+    assert max(most) == 4
+    assert found.judge == "judge"
+
+
+def test_what_an_async_function_raises_is_its_callers_to_see() -> None:
+    async def judge(prompt: Any, first: str, second: str, persona: Any) -> int:
+        raise KeyError(prompt)
+
+    with pytest.raises(ExceptionGroup) as raised:
+        two_prompts(judge)
+    assert raised.group_contains(KeyError)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_function_is_asked_each_question_once(is_async: bool) -> None:
+    asked: list[Any] = []
+
+    def judge(prompt: Any, first: str, second: str, persona: Any) -> int:
+        asked.append((prompt, first))
+        return 1 if first.startswith("test") else 2
+
+    async def later(*question: Any) -> int:
+        return judge(*question)
+
+    function = later if is_async else judge
+    first = two_prompts(function)
+    assert len(asked) == 4
+    again = two_prompts(function)
+    assert len(asked) == 4
+    assert counts(again.quality) == counts(first.quality) == (2, 0, 0)
+
+
+def test_what_a_function_answered_before_it_failed_is_not_asked_again() -> None:
+    asked: list[str] = []
+    broken = True
+
+    def judge(prompt: Any, first: str, second: str, persona: Any) -> int:
+        asked.append(first)
+        if broken and prompt == "p 1":
+            raise TimeoutError
+        return 1
+
+    with pytest.raises(TimeoutError):
+        two_prompts(judge)
+    broken = False
+    two_prompts(judge)
+    assert sorted(asked) == ["base 0", "base 1", "test 0", "test 1", "test 1"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "wins"),
+    [
+        ("Feedback: the first is better. [RESULT] {}", 2),
+        ("**Feedback:** the other one is long.\n\n[RESULT] ({})", 2),
+        ("I compared both. My verdict: [[{}]]", 2),
+        ("[RESULT] Response {}.", 2),
+    ],
+)
+def test_judges_that_grade_in_text_are_read(reply: str, wins: int) -> None:
+    def script(body: dict[str, Any]) -> str:
+        text = body["messages"][-1]["content"]
+        return reply.format("A" if text.index("test") < text.index("base") else "B")
+
+    with FakeLLM(script) as server:
+        found = two_prompts("prometheus", api_base=server.api_base)
+        assert len(server.requests) == 4  # nobody was asked twice
+    assert (counts(found.quality), found.failed) == ((wins, 0, 0), 0)
+
+
+@pytest.mark.parametrize(
+    "reply", ["A is better.", "[RESULT] A, or rather [RESULT] B", "[RESULT] 4", "[RESULT]"]
+)
+def test_text_without_one_result_is_no_answer(reply: str) -> None:
+    with FakeLLM(reply) as server, pytest.raises(ModelError, match="no usable reply"):
+        two_prompts("prometheus", api_base=server.api_base, max_attempts=1)
+
+
+def test_a_rubric_may_be_the_users_own() -> None:
+    with FakeLLM({"answer": "1"}) as server:
+        own = "Say which response is funnier."
+        found = two_prompts(
+            "judge", personas=PERSONA, rubrics={"quality": own}, api_base=server.api_base
+        )
+        told = {body["messages"][0]["content"] for body in server.requests}
+    assert found.failed == 0
+    mine = [text for text in told if own in text]
+    assert len(told) == 2
+    assert len(mine) == 1
+    assert "Reply with JSON only" in mine[0]
+    assert "correct, helpful, clear, safe" not in mine[0]
+
+
+@pytest.mark.parametrize("rubrics", [{"humour": "x"}, {"quality": " "}, {"quality": 5}])
+def test_a_rubric_that_cannot_be_used_is_refused(rubrics: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="rubrics"):
+        two_prompts("judge", rubrics=rubrics)
+    with pytest.raises(InvalidArgumentError, match="rubrics"):
+        two_prompts(lambda *_: 1, rubrics={"quality": "Be kind."})
