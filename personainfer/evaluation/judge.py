@@ -71,7 +71,7 @@ class Choice(BaseModel):
         """
         said = {(one or other).lower() for one, other in _RESULT.findall(text)}
         answers = {_RESULTS.get(result, result) for result in said}
-        return cls(answer=answers.pop()) if len(answers) == 1 else None  # type: ignore[arg-type]
+        return cls(answer=answers.pop()) if len(answers) == 1 else None
 
     @property
     def pick(self) -> Pick | None:

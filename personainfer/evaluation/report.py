@@ -36,7 +36,7 @@ from .summary import (
     verified_score,
 )
 
-__all__ = ["write_report"]
+__all__ = ["embedded_json", "write_report"]
 
 _MADE_BY = "Made by personainfer"  # in the footer of each report
 _WORDS = 12  # a side
@@ -100,7 +100,7 @@ def write_report(
             " with a Dirichlet prior, corrected for the number of words (adjusted p below 0.05)."
         ),
         filters=_filters(table),
-        data=_embedded([_row(table, place, row) for place, row in enumerate(table)]),
+        data=embedded_json([_row(table, place, row) for place, row in enumerate(table)]),
         footer=f"{_MADE_BY} {version('personainfer')}. A persona is a hypothesis about a choice,"
         " not a fact about a person.",
     )
@@ -141,7 +141,7 @@ def _template() -> Template:
     return environment.from_string(source.read_text(encoding="utf-8"))
 
 
-def _embedded(rows: Sequence[Json]) -> Markup:
+def embedded_json(rows: Sequence[Json]) -> Markup:
     """JSON that can stand in a script element: `<` opens no tag and ends no script there.
 
     Half of a surrogate pair, which no file may hold, becomes a replacement character.
