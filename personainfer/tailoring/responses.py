@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from ..arguments import takes_options
 from ..data.schemas import is_null, read_prompt, surrogate_problem
 from ..data.table import PersonaTable
 from ..evaluation.paired_responses import by_id
@@ -89,6 +90,7 @@ class TailoredResponses(Mapping[str, str | None]):
         )
 
 
+@takes_options(LLMOptions)
 def tailor_responses(
     prompts: object,
     model: str | LLM | None = None,
