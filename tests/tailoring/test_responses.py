@@ -230,7 +230,7 @@ def test_a_wrong_argument_is_refused_before_any_call(wrong: dict[str, Any], word
 
 def test_an_unknown_option_names_the_nearest() -> None:
     with pytest.raises(UnknownOptionError, match="shots="):
-        pi.tailor_responses(["Why?"], "fake", shot=2)
+        pi.tailor_responses(["Why?"], "fake", shot=2)  # type: ignore[call-arg]
 
 
 def test_the_result_is_what_compare_responses_takes() -> None:
