@@ -1,0 +1,271 @@
+"""Are the intervals and p-values about users right? Simulated data with a known truth, many seeds.
+
+    python benchmarks/calibration_users.py [--seeds 400] [--only PART]
+
+Each case draws data from a distribution whose truth is known, calls the public function, and notes whether
+the 95 % interval covers the truth, or whether p < 0.05 where there is nothing to find. Prints a table in
+Markdown: the share with its own 95 % interval (Wilson). Nominal: 0.95 for coverage, 0.05 for rejection.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import personainfer as pi
+from personainfer.evaluation.statistics import Estimate, wilson
+from personainfer.records import Message, Persona
+from personainfer.simulation import RewardMatrix, SimulatedUsers, score_responses
+from personainfer.simulation.user_responses import UserResponse
+from personainfer.users.attribution import attribute_prefix
+from personainfer.users.hypotheses import UserAtWork, explains_of, predicting
+from personainfer.users.predictors import Case, Predictions
+from personainfer.users.records import Hypothesis
+
+PHI = NormalDist().cdf
+MEANS = {"own": 0.4, "bare": 0.1, "other": 0.2, "untuned": 0.0}  # of the users' margins
+SPREAD = 0.6  # of the users around these means
+
+
+class Finding(NamedTuple):
+    """One thing noted in one run: what, and whether it happened."""
+
+    name: str
+    kind: str  # "coverage", "rejection under the null", or what else is counted
+    happened: bool
+
+
+def covers(name: str, found: Estimate | None, truth: float) -> Finding:
+    assert found is not None
+    return Finding(name, "coverage", bool(found.low <= truth <= found.high))
+
+
+# evaluate_prefixes
+
+
+def drawn_users(random: np.random.Generator, users: int) -> dict[str, Any]:
+    """Margins of users' choices with each prefix; users differ in how well they are predicted."""
+    counts = random.integers(5, 16, size=users)
+    place = np.repeat(np.arange(users), counts)
+    ability = random.normal(size=users)
+    drawn: dict[str, Any] = {"user": place}
+    for name, mean in MEANS.items():
+        of_user = mean + SPREAD * (0.6 * ability + 0.8 * random.normal(size=users))
+        drawn[name] = of_user[place] + random.normal(size=len(place))
+    return drawn
+
+
+def accuracy(name: str) -> float:
+    """The share of choices that are predicted, over all users that there could be."""
+    return PHI(MEANS[name] / (1 + SPREAD**2) ** 0.5)
+
+
+def baseline_correlation() -> float:
+    """Pearson's r of users' accuracies, over very many users."""
+    drawn = drawn_users(np.random.default_rng(99), 400_000)
+    counts = np.bincount(drawn["user"])
+    means = [np.bincount(drawn["user"], drawn[name] > 0) / counts for name in ("own", "untuned")]
+    return float(np.corrcoef(*means)[0, 1])
+
+
+def evaluation(seed: int, correlation: float) -> Iterator[Finding]:
+    random = np.random.default_rng([1, seed])
+    users = 40
+    drawn = drawn_users(random, users)
+    data = [
+        {"user_id": f"u{user}", "id": str(n), "prompt": str(n), "chosen": "c", "rejected": "r"}
+        for n, user in enumerate(drawn["user"])
+    ]
+    for row in data:
+        row |= {"chosen": f"c{row['id']}", "rejected": f"r{row['id']}"}
+    said = {f"u{user}": f"u{user}" for user in range(users)}
+    persona = pi.persona_prefix("persona", personas=said)
+    texts = {persona.text(user, ""): user for user in said}
+
+    def scorer(tuned: bool) -> Any:
+        def score(chats: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
+            scores = []
+            for chat, response in zip(chats, responses, strict=True):
+                choice = int(chat[-1].content)
+                mine = f"u{drawn['user'][choice]}"
+                of = texts.get(chat[0].content)
+                name = "bare" if of is None else "own" if of == mine else "other"
+                margin = drawn[name if tuned else "untuned"][choice]
+                scores.append(margin if response.startswith("c") else 0.0)
+            return scores
+
+        return score
+
+    group = {user: random.choice(["a", "b", "c"]) for user in said}
+    found = pi.evaluate_prefixes(
+        {"persona": persona},
+        data,
+        scorer(True),
+        untuned=scorer(False),
+        groups={"group": group},
+        questions={row["id"]: random.choice(["x", "y"]) for row in data},
+        draw_seed=seed,
+    )
+    one = found.prefixes["persona"]
+    name = "evaluate_prefixes"
+    own, bare, other, untuned = map(accuracy, MEANS)
+    yield covers(f"{name}: accuracy", one.accuracy, own)
+    yield covers(f"{name}: questions", one.questions["x"], own)
+    yield covers(f"{name}: gain", one.gain, own - bare)
+    yield covers(f"{name}: shuffled", one.shuffled, other)
+    yield covers(f"{name}: own_gain", one.own_gain, own - other)
+    yield covers(f"{name}: over_untuned", one.over_untuned, own - untuned)
+    yield covers(f"{name}: with_baseline", one.with_baseline, correlation)
+    for equity in found.equity:
+        if equity.prefix == "persona":
+            what = f"{name}: equity, {equity.measure}, p"
+            yield Finding(what, "rejection under the null", equity.p < 0.05)
+    group_a = found.equity[-1].groups["a"]
+    yield covers(f"{name}: equity, a group's mean", group_a, own - untuned)
+    any_group = any(equity.adjusted_p < 0.05 for equity in found.equity)
+    yield Finding(f"{name}: equity, any adjusted_p", "rejection under the null", any_group)
+
+
+# attribute_prefix
+
+
+def attribution(seed: int) -> Iterator[Finding]:
+    """The margin is the sum of its sentences' noise, drawn for each choice: none of them does anything."""
+    random = np.random.default_rng([2, seed])
+    users, each, sentences = 30, 4, 4
+    noise = random.normal(size=(users * each, sentences))
+    base = random.normal(size=(users * each, 1))
+    choices = [
+        pi.Preference(prompt=str(n), chosen="c", rejected="r", user=f"u{n // each}", id=str(n))
+        for n in range(users * each)
+    ]
+
+    def predict(cases: Sequence[Case]) -> Predictions:
+        there = [[f"Idle {n}." in case.prefix for n in range(sentences)] for case in cases]
+        rows = [int(case.choice.id or 0) for case in cases]
+        return Predictions.of((noise[rows] * np.array(there)).sum(axis=1) + base[rows, 0])
+
+    said = " ".join(f"Idle {n}." for n in range(sentences))
+    prefix = pi.persona_prefix("persona", personas={f"u{n}": said for n in range(users)})
+    found = attribute_prefix("p", prefix, choices, predict, limit=None, seed=seed)
+    for place in found.places[:1]:
+        yield Finding("attribute_prefix: p", "rejection under the null", place.p < 0.05)
+        yield covers("attribute_prefix: difference", place.difference, 0.0)
+        yield covers("attribute_prefix: right", place.right, 0.0)
+        yield covers("attribute_prefix: wrong", place.wrong, 0.0)
+    any_place = any(place.adjusted_p < 0.05 for place in found.places)
+    yield Finding("attribute_prefix: any adjusted_p", "rejection under the null", any_place)
+
+
+# infer_user_personas, method="posterior"
+
+
+def posterior(seed: int) -> Iterator[Finding]:
+    """Two choices, two explanations; one is better on average, and either may come first."""
+    random = np.random.default_rng([3, seed])
+    better = int(random.integers(2))
+    for name, means in (("one explains", (0.5, -0.5)), ("nothing explains", (-2.0, -2.0))):
+        one = UserAtWork("u")
+        for n in range(2):
+            one.add(pi.Preference(prompt=str(n), chosen="c", rejected="r", id=str(n)), n)
+        for n in range(2):
+            score = random.normal(means[0] if n == better else means[1], 0.5)
+            persona = Persona(trait=f"kind {n}", preference="answers")
+            scores = ((str(1 - n), float(score)),)
+            one.hypotheses.append(Hypothesis(pair=str(n), persona=persona, scores=scores))
+        kept = predicting(one)
+        what = f"posterior of two choices, {name}"
+        if isinstance(kept, str):
+            yield Finding(what, "an error", True)
+            continue
+        yield Finding(what, "an error", False)
+        best = pi.PersonaPosterior([h.persona for h in one.hypotheses]).update(explains_of(one))
+        first = max(kept, key=lambda n: best.probabilities[n])
+        if name == "one explains":
+            yield Finding(f"{what}: the better one is kept", "share", first == better)
+
+
+# score_responses
+
+MODELS = ("a", "b", "c", "d")
+_FIXED = np.random.default_rng(7).normal(size=(12, 3, len(MODELS)))
+_GIVEN = np.random.default_rng(8).normal(size=(3, 12, len(MODELS)))  # two baselines, the reference
+
+
+def response_truth() -> tuple[list[float], float]:
+    """Mean rewards of both baselines and the second one's win rate, over very many users."""
+    scale = RewardMatrix(_FIXED, models=MODELS)
+    zscores = [scale.like(one[:, None, :]).zscores[:, 0] for one in _GIVEN]
+    weights = SimulatedUsers.sample(400_000, models=MODELS, alpha=0.5, seed=10**6).weights
+    rewards = [float((weights @ z.T).mean()) for z in zscores[:2]]
+    return rewards, float(((weights @ (zscores[1] - zscores[2]).T) > 0).mean())
+
+
+def responses(seed: int, truth: tuple[list[float], float]) -> Iterator[Finding]:
+    scale = RewardMatrix(_FIXED, models=MODELS)
+    users = SimulatedUsers.sample(40, models=MODELS, alpha=0.5, seed=seed)
+    prompts = [str(n) for n in range(12)]
+    rows = [
+        UserResponse(baseline=str(which), user=user, prompt=n, response=str(which))
+        for which in range(2)
+        for user in users.names
+        for n in range(12)
+    ]
+
+    def scorer(model: int) -> Any:
+        return lambda asked, said: [
+            _GIVEN[int(b), int(p), model] for p, b in zip(asked, said, strict=True)
+        ]
+
+    found = score_responses(
+        rows,
+        users,
+        scale,
+        {name: scorer(n) for n, name in enumerate(MODELS)},
+        prompts=prompts,
+        reference=["2"] * 12,
+    )
+    rewards, wins = truth
+    second = found.baselines["1"]
+    yield covers("score_responses: reward", second.reward, rewards[1])
+    yield covers("score_responses: gain", second.gain, rewards[1] - rewards[0])
+    yield covers("score_responses: win_rate", second.win_rate, wins)
+
+
+def parts() -> dict[str, Callable[[int], Iterator[Finding]]]:
+    """What is simulated, by name: seed -> findings."""
+    correlation, truth = baseline_correlation(), response_truth()
+    return {
+        "evaluation": lambda seed: evaluation(seed, correlation),
+        "attribution": attribution,
+        "posterior": posterior,
+        "responses": lambda seed: responses(seed, truth),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=400)
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    counts: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for name, part in parts().items():
+        if options.only in name:
+            for seed in range(options.seeds):
+                for finding in part(seed):
+                    counts[finding.name, finding.kind].append(finding.happened)
+    print("| of | measured | share [95 %] | runs |\n| --- | --- | --- | --- |")
+    for (name, kind), happened in counts.items():
+        share = wilson(sum(happened), len(happened))
+        print(
+            f"| `{name}` | {kind} | {share.value:.3f} [{share.low:.3f}, {share.high:.3f}] | {share.n} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
