@@ -197,10 +197,19 @@ def feature_regression(
         features: name -> a number for a text.
 
     Raises:
-        DataError: no feature varies.
+        DataError: no feature varies, or one is not a finite number.
     """
     _, responses = matrix.texts
-    table = np.array([[[f(text) for f in features.values()] for text in row] for row in responses])
+    table = np.array(
+        [[[f(text) for f in features.values()] for text in row] for row in responses], dtype=float
+    )
+    if (broken := np.argwhere(~np.isfinite(table))).size:
+        prompt, response, feature = broken[0]
+        raise DataError(
+            f"the feature {list(features)[feature]!r} of response {response} to prompt {prompt} is not a"
+            " finite number.",
+            hint="Leave the feature out, or return a number for every text.",
+        )
     deviation = table.std(axis=(0, 1))
     varies = deviation > 1e-12
     if not varies.any():

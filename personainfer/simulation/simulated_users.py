@@ -137,9 +137,10 @@ class SimulatedUsers:
             if offered is not None:
                 values = np.take_along_axis(values, offered[part], axis=2)
             if temperature > 0:
-                values /= temperature
+                values /= max(temperature, 1.0)  # dividing by a tiny one would overflow
                 for user, row in zip(range(part.start, part.stop), values, strict=True):
-                    row += _gumbel(np.random.default_rng([seed, user]), row.shape)
+                    noise = _gumbel(np.random.default_rng([seed, user]), row.shape)
+                    row += min(temperature, 1.0) * noise
             best, tied = _best(values)
             for row in np.flatnonzero(tied.any(axis=1)):
                 random = np.random.default_rng([seed, part.start + int(row)])

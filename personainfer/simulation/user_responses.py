@@ -99,7 +99,8 @@ class BaselineScore:
         reward: the mean utility by the user's own weights.
         win_rate: how often the utility is above that of the reference; a tie counts half.
         gain: the reward less that of the first baseline, for the same users and prompts.
-        failed: requests without a response; they are in none of these numbers.
+        failed: users and prompts without a response, also where no row names them; they are in none of
+            these numbers.
     """
 
     reward: Estimate
@@ -176,7 +177,7 @@ def score_responses(
             reward=mean_by_group(worth[n], people, confidence=confidence),
             win_rate=rate_by_group(wins[n], people, confidence=confidence),
             gain=mean_by_group(worth[n] - worth[0], people, confidence=confidence),
-            failed=sum(row.response is None for row in responses if row.baseline == name),
+            failed=int(np.isnan(worth[n]).sum()),
         )
         for n, name in enumerate(names)
     }

@@ -158,7 +158,8 @@ def correlation(
 ) -> Estimate:
     """Pearson's r of pairs of numbers, shape (n,) each, with a bootstrap interval over pairs.
 
-    NaN where either does not vary. Pairs with a NaN are left out.
+    NaN where either does not vary. Pairs with a NaN are left out. Fewer than 4 pairs have no interval
+    (NaN): most of their resamples lie on a straight line.
     """
     one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
     known = ~(np.isnan(one) | np.isnan(other))
@@ -177,7 +178,8 @@ def correlation(
 
     if len(x) < 2:
         return Estimate(float("nan"), float("nan"), float("nan"), len(x))
-    return bootstrap(items, pearson, confidence=confidence)
+    found = bootstrap(items, pearson, confidence=confidence)
+    return found if len(x) >= 4 else replace(found, low=float("nan"), high=float("nan"))
 
 
 def _centred(values: Floats) -> Floats:

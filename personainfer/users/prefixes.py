@@ -165,7 +165,10 @@ class Examples:
         self.k, self.show = k, show
         self.similar = neighbours is not None
         self._retrieve, self._embed, self._seed = retrieve, embed, seed
-        self._neighbours = neighbours
+        # Users are texts in the data, whatever they are in the mapping.
+        self._neighbours = neighbours and {
+            str(user): [str(one) for one in near] for user, near in neighbours.items()
+        }
         self._choices: dict[str, list[Preference]] = {}
         for place, choice in enumerate(history):
             if not isinstance(choice, Preference):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..evaluation.grouped import mean_by_group, rate_by_group
-from ..evaluation.statistics import Estimate
+from ..evaluation.statistics import Estimate, wilson
 from ..exceptions import DataError
 from ..records import Preference
 from .attribution import Attribution
@@ -306,9 +306,7 @@ def _accuracy(
         return rate_by_group(scores[which], users[which], confidence=confidence)
 
     def difference(one: Floats, other: Floats) -> Estimate | None:
-        if np.isnan(other).all():
-            return None
-        return mean_by_group(one - other, users, confidence=confidence)
+        return None if np.isnan(other).all() else _gain(one - other, users, confidence)
 
     baseline = without if np.isnan(bare.untuned).all() else _right(bare.untuned)
     counted = (of.failed, of.turns_cut, of.responses_cut, of.unusable, of.short, of.empty)
@@ -316,7 +314,7 @@ def _accuracy(
     return PrefixAccuracy(
         accuracy=rate_by_group(own, users, confidence=confidence),
         trained=rate(trained),
-        gain=mean_by_group(own - without, users, confidence=confidence),
+        gain=_gain(own - without, users, confidence, of_itself=of is bare),
         over_untuned=difference(own, untuned),
         shuffled=rate(shuffled),
         own_gain=difference(own, shuffled),
@@ -328,6 +326,22 @@ def _accuracy(
         unknown=int((bare.known & ~of.known).sum()),
         **dict(zip(_REMARKS, counts, strict=True)),
     )
+
+
+def _gain(
+    differences: Floats, users: npt.NDArray[Any], confidence: float, *, of_itself: bool = False
+) -> Estimate:
+    """The mean of differences between -1 and 1, resampling users.
+
+    Where it is the same for all users, resampling cannot vary and would claim certainty. There the
+    interval allows as many users to be otherwise as Wilson's does after none of n; but not for the gain
+    of a prefix over itself.
+    """
+    found = mean_by_group(differences, users, confidence=confidence)
+    if found.low != found.high or of_itself:
+        return found
+    share, value = wilson(0, found.n, confidence=confidence).high, found.value
+    return replace(found, low=value - share * (value + 1), high=value + share * (1 - value))
 
 
 def _by_user(users: npt.NDArray[Any], *scores: Floats) -> list[Floats]:

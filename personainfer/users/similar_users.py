@@ -72,6 +72,8 @@ def nearest_users(
 ) -> dict[str, list[str]]:
     """For each user the k others of the highest cosine, the nearest first.
 
+    A user whose vector is all zeros has no direction, and so no neighbours.
+
     Args:
         vectors: from `user_vectors`.
         k: how many; 20 in PersonalLLM.
@@ -115,7 +117,8 @@ def nearest_users(
         if own:
             near[tuple(np.transpose(own))] = -np.inf  # nobody is a neighbour of themselves
         for name, best in zip(part, _top(near, min(k, len(searched))), strict=True):
-            found[name] = [searched[row] for row in best if searched[row] != name]
+            near_ones = [searched[row] for row in best if searched[row] != name]
+            found[name] = near_ones if units[place[name]].any() else []
     return found
 
 

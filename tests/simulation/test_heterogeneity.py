@@ -122,3 +122,16 @@ def test_each_measure_has_its_plot() -> None:
     assert {label.get_text() for label in axes.get_yticklabels()} == {"words", "words a sentence"}
     with pytest.raises(DataError, match="floor="):
         plot_entropy_by_word([])
+
+
+def test_a_feature_that_is_no_number_is_named() -> None:
+    data = RewardMatrix(
+        np.random.default_rng(0).normal(size=(3, 2, 2)),
+        models=["a", "b"],
+        prompts=["p", "q", "r"],
+        responses=[["x", "yy"]] * 3,
+    )
+    users = SimulatedUsers([[1.0, 0.0]], models=["a", "b"])
+    features: dict[str, Any] = {"length": len, "odd": lambda t: math.nan if t == "yy" else 1.0}
+    with pytest.raises(DataError, match="'odd' of response 1 to prompt 0"):
+        feature_regression(users, data, features)

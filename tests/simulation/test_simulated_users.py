@@ -126,6 +126,18 @@ def test_an_alpha_that_makes_too_few_users_says_so() -> None:
         SimulatedUsers.sample(3, models=MODELS, min_distance=-1)
 
 
+@pytest.mark.parametrize("temperature", [1e-310, 1e-12, 1e300])
+def test_an_extreme_temperature_overflows_nothing(temperature: float) -> None:
+    data = matrix(200)
+    users = SimulatedUsers.sample(20, models=MODELS, alpha=0.5)
+    with np.errstate(all="raise", under="ignore"):
+        chosen = users.choose(data, temperature=temperature)
+    if temperature < 1:
+        assert_array_equal(chosen, users.choose(data))
+    else:
+        assert set(np.unique(chosen)) == set(range(data.rewards.shape[1]))
+
+
 def test_ties_do_not_go_to_the_first_response() -> None:
     """Two responses with the same rewards: no user prefers either, and the seed decides."""
     rewards = np.random.default_rng(0).normal(size=(200, 3, 3))

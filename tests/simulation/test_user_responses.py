@@ -91,6 +91,16 @@ def test_a_request_that_fails_costs_its_row(llm: FakeLLM, endpoint: dict[str, An
     assert np.isnan(found.utilities["none"][1])
 
 
+def test_a_baseline_that_lacks_rows_says_so() -> None:
+    rows = [
+        UserResponse(baseline=name, user=user, prompt=0, response="y" * 10)
+        for name, users in (("first", ("ann", "bob")), ("second", ("ann",)))
+        for user in users
+    ]
+    found = score_responses(rows, USERS, SCALE, SCORERS, prompts=PROMPTS, reference=REFERENCE)
+    assert [one.failed for one in found.baselines.values()] == [0, 1]
+
+
 def test_a_prefix_that_knows_nothing_of_a_user_fails_before_any_call(
     llm: FakeLLM, endpoint: dict[str, Any]
 ) -> None:

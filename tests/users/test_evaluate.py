@@ -465,6 +465,14 @@ def test_the_gain_of_tuning_is_paired_with_the_same_prefix_untuned() -> None:
     assert alone.prefixes["persona"].over_untuned is None
 
 
+def test_an_equal_gain_of_every_user_is_no_certainty() -> None:
+    found = pi.evaluate_prefixes({"persona": personas()}, held_out(), obeys)
+    gain = found.prefixes["persona"].gain
+    assert gain.value == 0.5
+    assert -1 < gain.low < 0.1
+    assert 0.6 < gain.high < 1
+
+
 # Bad input
 
 

@@ -91,3 +91,10 @@ def test_correlation_is_pearson_s() -> None:
     assert found.low < found.value < found.high
     assert found.n == 30
     assert np.isnan(correlation([1.0, 1.0, 1.0], [0.1, 0.2, 0.3]).value)
+
+
+@pytest.mark.parametrize("pairs", [2, 3])
+def test_a_correlation_of_very_few_pairs_has_no_interval(pairs: int) -> None:
+    found = correlation(np.arange(pairs), np.arange(pairs) ** 2)
+    assert found.value > 0.9
+    assert np.isnan([found.low, found.high]).all()

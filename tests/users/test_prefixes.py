@@ -312,3 +312,11 @@ def test_a_prefix_says_whether_it_must_know_the_user() -> None:
     assert knows == {"none": False, "tag": False, "name": False}
     assert pi.persona_prefix("persona", personas=PERSONAS).needs_users
     assert pi.persona_prefix("few-shot", history=history()).needs_users
+
+
+def test_neighbours_may_be_numbers_too() -> None:
+    data = [one.model_copy(update={"user": "8"}) for one in history()[:3]]
+    neighbours: dict[Any, Any] = {7: [8]}
+    prefix = pi.persona_prefix("few-shot", history=data, neighbours=neighbours)
+    assert prefix.users == ("7",)
+    assert "ann likes" in prefix.text("7", "Tea?")

@@ -97,6 +97,12 @@ def test_users_that_are_tested_are_no_neighbours_of_each_other() -> None:
     assert sorted(some["u0"]) == ["u1", "u2"]
 
 
+def test_a_vector_of_zeros_has_no_neighbours() -> None:
+    vectors = {"a": [0.0, 0.0], "b": [1.0, 0.0], "c": [0.0, 1.0]}
+    assert nearest_users(vectors, 1)["a"] == []
+    assert nearest_users(vectors, 2)["b"] == ["a", "c"]
+
+
 def test_what_cannot_be_compared() -> None:
     with pytest.raises(DataError, match="choice 0 has no user"):
         user_vectors([choice(None, "a", "b")], letters)
