@@ -38,6 +38,9 @@ __all__ = ["LLM", "OPTIONS", "LLMOptions", "make_llm"]
 T = TypeVar("T")
 
 _FORMS_KEPT = 64
+_OWN_FIELDS = frozenset(
+    "model messages temperature max_tokens seed n stream response_format".split()
+)
 _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks the OpenAI protocol"
 
 
@@ -65,6 +68,15 @@ def _check_prices(prices: Any) -> Any:
     if not (0 <= prompt < inf and 0 <= completion < inf):  # NaN would pass any budget
         raise ValueError
     return prompt, completion
+
+
+def _check_extra_body(body: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+    for name in _OWN_FIELDS.intersection(body or ()):
+        raise InvalidArgumentError(
+            f"extra_body={{{name!r}: …}}: this field is not free.",
+            hint="temperature=, max_tokens= and seed= have options; the library sets the others.",
+        )
+    return body
 
 
 def _check_model(model: str | None) -> str | None:
@@ -112,6 +124,7 @@ class LLMOptions(TypedDict, total=False):
     ]
     extra_body: Annotated[
         JsonObject | None,
+        AfterValidator(_check_extra_body),
         Wanted("must be a dict that JSON can hold."),
         Field(default=None, description='More fields of each request, such as {"top_k": 20}.'),
     ]
@@ -229,17 +242,20 @@ class LLM:
         return bool(self._sampling["temperature"] != 0)
 
     @property
-    def embedded(self) -> bool:
-        """Whether the model runs inside this process."""
-        return isinstance(self.transport, EmbeddedTransport)
-
-    @property
     def settings(self) -> dict[str, Any]:
         """What decides the replies, as it may be written down: never the key."""
         base = self._options["api_base"]
         if base is not None and ("@" in base or "?" in base):  # may hold a password or a token
             base = None
-        return {"model": self.model, "api_base": base, **self._sampling, **self.transport.notes}
+        extra = self._options["extra_body"]
+        more = {"extra_body": extra} if extra else {}
+        return {
+            "model": self.model,
+            "api_base": base,
+            **self._sampling,
+            **more,
+            **self.transport.notes,
+        }
 
     @property
     def options(self) -> dict[str, Any]:
@@ -318,9 +334,10 @@ class LLM:
         )
         form = self._forms.get(name)
         if form is None or form.prefix is not request.prefix:
+            fields = {**self._sampling, **(self._options["extra_body"] or {})}
             if len(self._forms) >= _FORMS_KEPT:  # each call of infer_personas makes its own prefix
                 self._forms.clear()
-            form = self._forms[name] = Form(self.transport, request, self._sampling)
+            form = self._forms[name] = Form(self.transport, request, fields)
         return form
 
 
@@ -373,11 +390,7 @@ def _budget(usd: float | None, price: Price | None, model: str) -> Budget | None
 
 
 def make_llm(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
-    """The LLM that a model string and options configure, or the LLM that was given.
-
-    Raises:
-        InvalidArgumentError: options beside an LLM, which has its own.
-    """
+    """The LLM that was given, or the one that a model string and options configure."""
     if not isinstance(model, LLM):
         return LLM(model, **options)
     if options:

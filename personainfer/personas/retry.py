@@ -18,7 +18,7 @@ from .options import PersonaOptions
 
 __all__ = ["retry_errors"]
 
-_SAMPLING = ("temperature", "max_tokens", "seed")
+_SAMPLING = ("temperature", "max_tokens", "seed", "extra_body")
 
 
 @takes_options(PersonaOptions)

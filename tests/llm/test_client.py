@@ -474,3 +474,20 @@ def test_log_probabilities_in_another_form_cost_no_reply(odd: Any) -> None:
     with FakeLLM(Reply("Rome", logprobs=odd)) as server:
         reply = fake(server).ask_many([pi.Request((pi.Message(role="user", content="?"),))])[0]
     assert (reply.value, reply.logprobs, reply.error) == ("Rome", None, None)
+
+
+def test_extra_fields_are_sent_and_miss_the_cache_of_requests_without_them(llm: FakeLLM) -> None:
+    for extra in (None, {"top_k": 20}, {"top_k": 30}, {"top_k": 20}):
+        fake(llm, extra_body=extra).ask(MESSAGES, City)
+    assert [body.get("top_k") for body in llm.requests] == [None, 20, 30]
+    assert fake(llm, extra_body={"top_k": 20}).settings["extra_body"] == {"top_k": 20}
+    assert "extra_body" not in fake(llm).settings
+
+
+@pytest.mark.parametrize(
+    "extra", [{"messages": []}, {"temperature": 1.0}, {"x": object()}, {1: 2}, "top_k", [1]]
+)
+def test_extra_fields_that_cannot_be_sent_are_refused(extra: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="extra_body=") as caught:
+        pi.LLM("fake", api_base="http://127.0.0.1:9/v1", extra_body=extra)
+    assert caught.value.argument == "extra_body"
