@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from .exceptions import InvalidArgumentError
 
@@ -28,6 +35,10 @@ __all__ = [
 
 Side = Literal["chosen", "rejected"]
 Person = Literal["third", "first", "second"]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 class Record(BaseModel):
@@ -59,10 +70,32 @@ _set = object.__setattr__
 
 
 class Message(Record):
-    """One turn of a conversation, in the form that chat models take."""
+    """One turn of a conversation, in the form that chat models take.
+
+    `extra` holds what a turn has beside them, such as `tool_calls` or `name`, as values of JSON.
+    """
 
     role: str
     content: str
+    extra: Mapping[str, Any] | None = None
+
+    def __hash__(self) -> int:
+        return hash((self.role, self.content))
+
+    @model_serializer(mode="wrap")
+    def _without_empty_extra(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if self.extra is None:
+            fields.pop("extra", None)
+        return fields
+
+    @property
+    def text(self) -> str:
+        """What the turn says, with the tools that it calls as JSON below it."""
+        calls = [v for k in ("tool_calls", "function_call") if (v := (self.extra or {}).get(k))]
+        if not calls:
+            return self.content
+        return "\n".join(filter(None, [self.content, *map(_json, calls)]))
 
 
 Prompt = str | tuple[Message, ...]  # a text, or the turns of a conversation to be answered

@@ -25,7 +25,18 @@ from .builders import MODEL, OPTIONS
 PACKAGE = Path(pi.__file__).parent
 
 # The packages, each of which imports only from those above it; "" is the modules at top level.
-ORDER = ["", "data", "llm", "personas", "batch", "scoring", "evaluation", "tailoring", "users"]
+ORDER = [
+    "",
+    "preferences",
+    "data",
+    "llm",
+    "personas",
+    "batch",
+    "scoring",
+    "evaluation",
+    "tailoring",
+    "users",
+]
 ORDER += ["simulation", "cli", "testing"]
 
 PUBLIC = [

@@ -356,22 +356,24 @@ def cache(
 
 @app.command()
 def formats(as_json: AsJson = False) -> None:
-    """Say what is read and what is written."""
+    """Say what is read, with an example row of each kind, and what is written."""
+    import json
+
     from ..data.files import FILES
-    from ..data.schemas import SHAPES
+    from ..preferences.schemas import example_rows
     from ..tailoring.export import EXPORT_FORMATS
 
-    shapes = [f"{shape.name}: {', '.join(shape.columns.values())}" for shape in SHAPES]
+    rows = example_rows()
     if as_json:
         exports = {
             n: {"columns": f.columns, "trainers": f.trainers} for n, f in EXPORT_FORMATS.items()
         }
-        return print_json({"files": FILES, "shapes": shapes, "exports": exports})
+        return print_json({"files": FILES, "rows": rows, "exports": exports})
     files = f"{', '.join(FILES)} (the text ones also with .gz), and - for JSONL"
     typer.echo(f"Files that infer and estimate read: {files}")
-    typer.echo("Shapes of preference data, by their columns:")
-    for shape in shapes:
-        typer.echo(f"  {shape}")
+    typer.echo("Rows of preference data that are recognised, one of each kind:")
+    for name, row in rows.items():
+        typer.echo(f"  {name}: {json.dumps(row, ensure_ascii=False)}")
     typer.echo("Formats of export:")
     for name, each in EXPORT_FORMATS.items():
         trainers = f" ({each.trainers})" if each.trainers else ""

@@ -1,31 +1,25 @@
-"""Every container of preference data as one stream of `SourceRow`, in input order.
+"""Every container of preference data as one stream of `SourceRow`s, in input order.
 
-It does not know what a row must look like (shapes) nor what becomes of it. pandas, polars, datasets
-and pyarrow are imported only for data that is theirs.
+pandas, polars, datasets and pyarrow are imported only for data of their own.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import islice, repeat
+from functools import partial
+from itertools import chain, groupby, islice, repeat
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
+from ..preferences.conversations import ABSENT, LEAVE_OUT, read_pair, surrogate_problem
+from ..preferences.labels import ContradictionError, check_labels
+from ..preferences.pairing import check_pairing
+from ..preferences.recognition import LOOK_AHEAD, check_roles, matches, recognise, settle
+from ..preferences.schemas import Mapped, Schema
 from ..records import Message, Preference
 from .files import SUPPORTED, BrokenRow, arrow_cells, check_readable, open_rows
-from .schemas import (
-    ABSENT,
-    LEAVE_OUT,
-    Shape,
-    check_labels,
-    check_roles,
-    match,
-    read_pair,
-    recognise,
-    surrogate_problem,
-)
 
 __all__ = [
     "SAME_TEXT",
@@ -38,15 +32,8 @@ __all__ = [
 
 SAME_TEXT: Final = f"chosen and rejected are the same text, so there is no preference. {LEAVE_OUT}"
 _BATCH = 1024
-_PEEK = 32
+_IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have none
 _END: Final = object()
-
-
-class Mapped(NamedTuple):
-    """What the caller says of the data: role to column, and label to verdict."""
-
-    columns: Mapping[str, str]
-    labels: Mapping[str, int]
 
 
 class SourceRow(NamedTuple):
@@ -64,9 +51,9 @@ class SourceRow(NamedTuple):
 class PreferenceSource:
     """An iterable of `SourceRow`, one for each input row, in order.
 
-    `original` is the user's own frame or dataset (None for streams), `total` the number of rows
-    where it is known without reading them, `shape` the name of the recognised shape. Frames, files
-    and lists can be iterated again; an iterator only once.
+    `original` is the user's own frame or dataset (None for streams, and where a row makes several
+    pairs), `total` the number of rows where it is known without reading them, `shape` the name of
+    the recognised schema. Frames, files and lists can be iterated again, an iterator only once.
     """
 
     def __init__(
@@ -76,11 +63,21 @@ class PreferenceSource:
         shape: str,
         total: int | None = None,
         original: Any = None,
+        summary: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._rows = rows
         self.shape = shape
         self.total = total
         self.original = original
+        self._summary = summary
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """How the rows were read: the coding of labels, the rule of pairs, what was counted so far.
+
+        It is empty where the data says chosen and rejected by itself and nothing was changed.
+        """
+        return self._summary()
 
     def __iter__(self) -> Iterator[SourceRow]:
         return self._rows()
@@ -94,25 +91,46 @@ def read_preferences(
     *,
     columns: Mapping[str, str] | None = None,
     labels: Mapping[Any, str] | None = None,
+    pairs: str | None = None,
+    min_gap: float | None = None,
+    min_votes: int | None = None,
+    safe_rejected: bool = False,
 ) -> PreferenceSource:
     """Preference data of any supported kind as a stream of rows.
 
     Args:
-        data: a pandas or polars frame, a pyarrow table, a Hugging Face dataset, a path, or an
-            iterable of dicts, (prompt, chosen, rejected) tuples or `Preference`.
+        data: a pandas or polars frame, a pyarrow table, a Hugging Face dataset, a path,
+            "hf:owner/name:split", an iterable of dicts, (prompt, chosen, rejected) tuples or
+            `Preference`, or what this function returned.
         columns: where names differ, our name to yours: `{"prompt": "question"}`. Our names are
-            prompt, chosen, rejected, id, user, and, for two responses with a label that says which
-            is better (1 or 2, "a" or "b"), response_1, response_2, label.
+            prompt, chosen, rejected, id, user, system; response_1, response_2 and label for two
+            responses with a label that says which is better; responses and scores for a list of
+            responses; response, score and group for one response a row.
+        labels: where a label's coding is your own, its values to "first", "second" or "tie":
+            `{0: "first", 1: "second", 2: "tie"}`.
+        pairs: which pairs to make where a prompt has several responses: "best-worst", "all", or
+            "adjacent" (each and the next lower one). Equal scores never make a pair.
+        min_gap: the least difference between the scores of a pair.
+        min_votes: the least votes that both responses must have (SHP).
+        safe_rejected: only pairs whose rejected response is marked as safe (PKU-SafeRLHF).
 
     Returns:
         The rows, lazily. A row that cannot be used has an error and costs no other row.
 
     Raises:
         InvalidArgumentError: the data is of no supported kind, a file or column does not exist.
-        DataError: the columns are not recognised, or a file is not what its name says.
+        DataError: the columns are not recognised, the labels' coding is not certain, none of the
+            first rows can be read, or a file is not what its name says.
     """
-    roles = Mapped(dict(columns or {}), check_labels(labels))
-    check_roles(roles.columns)
+    check_pairing(pairs, min_gap)
+    told = Mapped(
+        dict(columns or {}), check_labels(labels), pairs, min_gap, min_votes, safe_rejected
+    )
+    check_roles(told.columns)
+    if isinstance(data, PreferenceSource):
+        if any(told):
+            raise InvalidArgumentError("data was read already, so columns= and the like are late.")
+        return data
     kinds = _kinds(data)
     if kinds & {"datasets.DatasetDict", "datasets.IterableDatasetDict"}:
         splits = ", ".join(map(repr, data))  # type: ignore[call-overload]
@@ -120,14 +138,14 @@ def read_preferences(
             f"a DatasetDict holds several datasets ({splits}).", hint="Pick one: data['train']."
         )
     if "datasets.Dataset" in kinds:
-        return _from_dataset(data, roles)
+        return _from_dataset(data, told)
     if "pyarrow.Table" in kinds:
-        return _from_table(data, roles)
+        return _from_table(data, told)
     if kinds & {"pandas.DataFrame", "polars.DataFrame", "polars.LazyFrame"}:
-        return _from_frame(data, roles)
+        return _from_frame(data, told)
     if isinstance(data, str | Path):
-        return _from_path(data, roles)
-    return _from_iterable(data, roles)
+        return _from_path(data, told)
+    return _from_iterable(data, told)
 
 
 def _kinds(data: object) -> set[str]:
@@ -140,7 +158,7 @@ def _kinds(data: object) -> set[str]:
 Batch = Iterable[Sequence[object]]
 
 
-def _from_frame(data: Any, roles: Mapped) -> PreferenceSource:
+def _from_frame(data: Any, told: Mapped) -> PreferenceSource:
     import narwhals as nw
 
     native = data.collect() if "polars.LazyFrame" in _kinds(data) else _held(data)
@@ -156,7 +174,7 @@ def _from_frame(data: Any, roles: Mapped) -> PreferenceSource:
                 strict=False,
             )
 
-    return _from_columns(names, batches, roles, total=len(frame), original=native)
+    return _from_columns(names, batches, told, total=len(frame), original=native)
 
 
 def _held(frame: Any) -> Any:
@@ -164,7 +182,7 @@ def _held(frame: Any) -> Any:
     return frame.copy(deep=False) if "pandas.DataFrame" in _kinds(frame) else frame.clone()
 
 
-def _from_table(data: Any, roles: Mapped) -> PreferenceSource:
+def _from_table(data: Any, told: Mapped) -> PreferenceSource:
     names = list(data.column_names)
     _refuse_twins(names)
 
@@ -172,10 +190,10 @@ def _from_table(data: Any, roles: Mapped) -> PreferenceSource:
         for start in range(0, len(data), _BATCH):
             yield _arrow_batch(data.slice(start, _BATCH), names, wanted)
 
-    return _from_columns(names, batches, roles, total=len(data), original=data)
+    return _from_columns(names, batches, told, total=len(data), original=data)
 
 
-def _from_dataset(data: Any, roles: Mapped) -> PreferenceSource:
+def _from_dataset(data: Any, told: Mapped) -> PreferenceSource:
     names = list(data.column_names)
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:
@@ -184,7 +202,7 @@ def _from_dataset(data: Any, roles: Mapped) -> PreferenceSource:
         for table in view.iter(batch_size=_BATCH):
             yield _arrow_batch(table, names, wanted)
 
-    return _from_columns(names, batches, roles, total=len(data), original=data)
+    return _from_columns(names, batches, told, total=len(data), original=data)
 
 
 def _arrow_batch(table: Any, names: Sequence[str], wanted: Sequence[str]) -> Batch:
@@ -200,29 +218,43 @@ def _refuse_twins(names: Sequence[object]) -> None:
 def _from_columns(
     names: Sequence[object],
     batches: Callable[[Sequence[str]], Iterator[Batch]],
-    roles: Mapped,
+    told: Mapped,
     *,
     total: int,
     original: object,
 ) -> PreferenceSource:
     if not total:
         return PreferenceSource(lambda: iter(()), shape="no rows", total=0, original=original)
-    shape = _shape(names, roles)
-    wanted = tuple(shape.columns.values())
-    shape.check(islice(next(batches(wanted)), _PEEK))
+    schemas = recognise(_texts(names), told)
 
-    def rows() -> Iterator[SourceRow]:
-        for batch in batches(wanted):
-            for values in batch:
-                yield _read(shape, values, {})
+    def head(schema: Schema) -> list[Sequence[object]]:
+        return list(islice(next(batches(tuple(schema.columns.values()))), LOOK_AHEAD))
 
-    return PreferenceSource(rows, shape=shape.name, total=total, original=original)
+    schema = settle(schemas, head, names).schema
+    wanted = tuple(schema.columns.values())
+    if schema.is_single:
+        return PreferenceSource(
+            lambda: _single_rows(schema, ((v, {}) for batch in batches(wanted) for v in batch)),
+            shape=schema.name,
+            total=total,
+            original=original,
+            summary=schema.describe,
+        )
+    every = _texts(names)
+
+    def valued() -> Iterator[Valued]:
+        for values in chain.from_iterable(batches(every)):
+            row = dict(zip(every, values, strict=True))
+            yield [row.get(name, ABSENT) for name in wanted], row
+
+    return PreferenceSource(
+        lambda: _several_rows(schema, valued()), shape=schema.name, summary=schema.describe
+    )
 
 
-def _shape(names: Sequence[object], roles: Mapped) -> Shape:
+def _texts(names: Sequence[object]) -> list[str]:
     # A name that is no text cannot be one of ours, but belongs in the list of what was found.
-    found = [n if isinstance(n, str) else f"({n!r},)" for n in names]
-    return recognise(found, roles.columns, roles.labels)
+    return [n if isinstance(n, str) else f"({n!r},)" for n in names]
 
 
 def read_cells(
@@ -231,22 +263,80 @@ def read_cells(
     columns: Mapping[str, str],
     labels: Mapping[Any, str] | None = None,
 ) -> list[SourceRow]:
-    """The rows of one batch of a larger whole: all that it holds may be bad, and none of the rest.
+    """The rows of one batch of a larger whole. Rows that cannot be read have an error.
 
-    `cells` gives the values of a column, and is asked only for those that are needed.
+    `cells` gives the values of a column, and is asked only for those that are needed. Labels have to
+    be certain from this batch alone, or be explained by `labels`.
 
     Raises:
-        DataError, InvalidArgumentError: the names are not those of preference data.
+        DataError, InvalidArgumentError: the names are not those of preference data, or the labels
+            are not certain.
     """
     _refuse_twins(names)
-    shape = _shape(names, Mapped(columns, check_labels(labels)))
-    values = (cells(n) if n in names else repeat(ABSENT) for n in shape.columns.values())
-    return [_read(shape, row, {}) for row in zip(*values, strict=False)]
+    told = Mapped(columns, check_labels(labels))
+    schema = recognise(_texts(names), told)[0]
+    values = (cells(n) if n in names else repeat(ABSENT) for n in schema.columns.values())
+    rows = list(zip(*values, strict=False))
+    schema = schema.settled(rows)
+    return [_read(schema, row, {}) for row in rows]
 
 
-def _read(shape: Shape, values: Sequence[object], columns: Mapping[str, Any]) -> SourceRow:
+# Rows of a schema
+
+Valued = tuple[Sequence[object], Mapping[str, Any]]  # the values of a schema's columns, and the row
+
+
+def _single_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
+    schema.counts.clear()
+    for values, columns in rows:
+        yield _read(schema, values, columns)
+
+
+def _several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
+    """The rows of data of which one row makes several pairs, or several rows make one."""
+    schema.counts.clear()
+    if schema.kind != "group":
+        for values, columns in rows:
+            yield from _read_several(partial(schema.read_all, values), columns, schema)
+        return
+    for _, each in groupby(rows, key=lambda row: schema.group_key(row[0])):
+        group = list(each)
+        shared = {
+            name: value
+            for name, value in group[0][1].items()
+            if all(_is_same(other.get(name), value) for _, other in group)
+        }
+        cells = [values for values, _ in group]
+        yield from _read_several(partial(schema.read_group, cells), shared, schema)
+
+
+def _is_same(one: object, other: object) -> bool:
     try:
-        preference = shape.read(values)
+        return bool(one == other)
+    except ValueError:  # arrays
+        return repr(one) == repr(other)
+
+
+def _read_several(
+    read: Callable[[], list[Preference]], columns: Mapping[str, Any], schema: Schema
+) -> Iterator[SourceRow]:
+    schema.counts["prompts"] += 1
+    try:
+        found = read()
+    except ValueError as error:
+        schema.counts["prompts_without_a_pair"] += 1
+        yield SourceRow(None, str(error), columns)
+        return
+    schema.counts["pairs_made"] += len(found)
+    for preference in found:
+        yield _checked(preference, columns)
+
+
+def _read(schema: Schema, values: Sequence[object], columns: Mapping[str, Any]) -> SourceRow:
+    try:
+        preference = schema.read(values)
+    except ContradictionError:
+        raise
     except ValueError as error:  # a DataError, or Python's refusal to print a gigantic integer
         return SourceRow(None, str(error), columns)
     return _checked(preference, columns)
@@ -289,14 +379,14 @@ def _encodable(value: str | tuple[Message, ...] | None) -> bool:
 # Streams: rows first
 
 
-def _from_path(data: str | Path, roles: Mapped) -> PreferenceSource:
+def _from_path(data: str | Path, told: Mapped) -> PreferenceSource:
     rows, total = open_rows(data)
-    stream = _Stream(rows, roles)
+    stream = _Stream(rows, told)
     check_readable(stream.head, f"{data} is not what its name says")
     return stream.source(total)
 
 
-def _from_iterable(data: object, roles: Mapped) -> PreferenceSource:
+def _from_iterable(data: object, told: Mapped) -> PreferenceSource:
     problem = None
     if isinstance(data, Mapping | Preference):
         problem = f"a single {type(data).__name__} is not rows."
@@ -310,7 +400,7 @@ def _from_iterable(data: object, roles: Mapped) -> PreferenceSource:
             f"data of type {type(data).__name__} cannot be read.", hint=SUPPORTED
         )
     items: Any = data
-    stream = _Stream(items, roles)
+    stream = _Stream(items, told)
     check_readable(stream.head, "the input cannot be used")  # of a pipe, or the start of a file
     return stream.source(len(items) if isinstance(items, Sized) else None)
 
@@ -324,83 +414,125 @@ def _is_iterable(data: object) -> bool:
 
 
 class _Stream:
-    """Rows whose shape is recognised from the first of them.
+    """Rows whose schema is recognised from the first of them.
 
     The rows looked at are kept for the first pass, so that an iterator loses none and a slow source
     is not started twice; later passes start anew.
     """
 
-    def __init__(self, items: Iterable[object], roles: Mapped) -> None:
-        self._items, self._roles = items, roles
+    def __init__(self, items: Iterable[object], told: Mapped) -> None:
+        self._items, self._told = items, told
         self._iterator: Iterator[object] | None = iter(items)
         self.head: list[object] = []
-        self.shape = _peek(self.head, self._iterator, roles)
+        self.schema = _peek(self.head, self._iterator, told)
 
     def source(self, total: int | None) -> PreferenceSource:
-        name = self.shape.name if self.shape else "records" if self.head else "no rows"
-        return PreferenceSource(self.rows, shape=name, total=total)
+        schema = self.schema
+        name = schema.name if schema else "records" if self.head else "no rows"
+        if schema and not schema.is_single:
+            return PreferenceSource(self._several, shape=name, summary=schema.describe)
+        summary = schema.describe if schema else dict
+        return PreferenceSource(self.rows, shape=name, total=total, summary=summary)
 
     def rows(self) -> Iterator[SourceRow]:
+        head, iterator = self._start()
+        return self._read(deque(head), iterator)
+
+    def _start(self) -> tuple[list[object], Iterator[object]]:
         head, iterator = self.head, self._iterator or iter(self._items)
         if self._iterator is None and iterator is self._items:
             raise InvalidArgumentError(
                 "this iterator was read already.", hint="Pass a list to read it again."
             )
         self.head, self._iterator = [], None
-        return self._read(deque(head), iterator)
+        return head, iterator
+
+    def _several(self) -> Iterator[SourceRow]:
+        head, iterator = self._start()
+        schema = self.schema
+        assert schema is not None
+        dicts = (
+            (_values(schema, item), item)
+            for item in chain(head, iterator)
+            if isinstance(item, Mapping)
+        )
+        return _several_rows(schema, dicts)
 
     def _read(self, queue: deque[object], iterator: Iterator[object]) -> Iterator[SourceRow]:
-        shape = self.shape
+        schema = self.schema
+        if schema is not None:
+            schema.counts.clear()
         while True:
             item = queue.popleft() if queue else next(iterator, _END)
             if item is _END:
                 return
             problem = ""
-            if shape is None and isinstance(item, Mapping):  # the first dict after other rows
+            if schema is None and isinstance(item, Mapping):  # the first dict after other rows
                 head = [item, *queue]
                 try:
-                    shape = _peek(head, iterator, self._roles)
+                    schema = _peek(head, iterator, self._told)
                 except PersonaInferError as error:
                     problem = str(error)
                 queue = deque(head[1:])
-            yield _stream_row(shape, item, problem)
+            yield _stream_row(schema, item, problem)
 
 
-def _peek(head: list[object], iterator: Iterator[object], roles: Mapped) -> Shape | None:
-    """The shape of the dicts at the start of a stream; what was taken is appended to `head`.
+def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schema | None:
+    """The schema of the dicts at the start of a stream; what was taken is appended to `head`.
 
-    It takes no more than it needs, but for the implicit shape, which is also what is left of a row
-    without its prompt: that one is believed after the whole look ahead.
+    It takes no more than it needs to be sure: one row where that one can be read and says chosen and
+    rejected by itself, up to `LOOK_AHEAD` where labels are numbers.
     """
+    enough = 1
     while True:
         dicts = [item for item in head if isinstance(item, Mapping)]
-        names = {key: None for item in dicts for key in item if isinstance(key, str)}
-        shape = match(names, roles.columns)
-        settled = shape is not None and ("prompt" in shape.columns or bool(shape.labels))
-        settled = settled and set(roles.columns.values()) <= names.keys()
-        records = not dicts and any(isinstance(x, Preference | tuple | list) for x in head)
-        if settled or records or len(head) >= _PEEK:
-            break
-        if (item := next(iterator, _END)) is _END:
+        if not dicts and any(isinstance(x, Preference | tuple | list) for x in head):
+            return None
+        if dicts and len(head) >= enough:
+            if schema := _sure_schema(dicts, told):
+                return schema
+            enough = 2 * len(head)
+        if len(head) >= LOOK_AHEAD or (item := next(iterator, _END)) is _END:
             break
         head.append(item)
     if not dicts:
         return None
-    shape = recognise(list(names), roles.columns, roles.labels)
-    shape.check(_values(shape, item) for item in dicts)
-    return shape
+    names = _names(dicts)
+    return settle(recognise(names, told), lambda s: [_values(s, d) for d in dicts], names).schema
 
 
-def _values(shape: Shape, item: Mapping[str, object]) -> list[object]:
-    return [item.get(name, ABSENT) for name in shape.columns.values()]
+def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | None:
+    """The schema of these rows, if more of them could not change it."""
+    names = _names(dicts)
+    if not set(told.columns.values()) <= set(names):
+        return None
+    try:
+        found = settle(matches(names, told), lambda s: [_values(s, d) for d in dicts], names)
+    except PersonaInferError:
+        return None
+    schema = found.schema
+    looks_again = schema.kind in ("conversations", "group") or schema.depends_on_values
+    if looks_again and len(dicts) < _IMPLICIT_LOOK_AHEAD:
+        return None
+    if schema.coding is not None and not schema.coding.is_sure:
+        return None
+    return schema if found.is_readable else None
 
 
-def _stream_row(shape: Shape | None, item: object, problem: str) -> SourceRow:
+def _names(dicts: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for item in dicts for key in item if isinstance(key, str)))
+
+
+def _values(schema: Schema, item: Mapping[str, object]) -> list[object]:
+    return [item.get(name, ABSENT) for name in schema.columns.values()]
+
+
+def _stream_row(schema: Schema | None, item: object, problem: str) -> SourceRow:
     if isinstance(item, Mapping):
         columns = dict(item)
         return (
-            _read(shape, _values(shape, item), columns)
-            if shape
+            _read(schema, _values(schema, item), columns)
+            if schema
             else SourceRow(None, problem, columns)
         )
     if isinstance(item, Preference):

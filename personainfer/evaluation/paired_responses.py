@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ..data.schemas import is_null, read_pair, surrogate_problem
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_text
+from ..preferences.conversations import is_null, read_pair, surrogate_problem
 from ..records import Persona, Preference
 
 __all__ = ["ResponsePair", "by_id", "pair_responses"]

@@ -312,7 +312,7 @@ def _prompt(row: PersonaRow) -> str:
     prompt = row.preference.prompt
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+    return "\n\n".join(f"{turn.role}: {turn.text}" for turn in prompt)
 
 
 def _persona(table: PersonaTable, place: int, row: PersonaRow, side: Side) -> Json | None:

@@ -165,7 +165,8 @@ class PersonaStream(Iterator[PersonaRow]):
         """How the personas are made, as the table will remember it."""
         dropped = {"dropped": self.dropped} if self.dropped else {}
         chosen_by = selector_settings(self._select)
-        return {**self.llm.settings, **self._plan.settings, **chosen_by, **dropped}
+        read = {"read": self.source.summary} if self.source.summary else {}
+        return {**self.llm.settings, **self._plan.settings, **chosen_by, **dropped, **read}
 
     @property
     def usage(self) -> Usage:

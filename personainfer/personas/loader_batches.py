@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from ..data.arrow_columns import in_narwhals, own_names, package_of
 from ..data.files import arrow_cells
 from ..data.readers import SourceRow, read_cells
-from ..data.schemas import ABSENT
 from ..data.table import PersonaTable
 from ..data.table_reader import COLUMNS, persona_columns
 from ..exceptions import InvalidArgumentError, PersonaInferError
+from ..preferences.conversations import ABSENT
 
 __all__ = ["BatchKind", "Naming", "batch_kind"]
 

@@ -13,11 +13,12 @@ from typing import Any, Unpack
 from ..api_keys import hide_key, show_key
 from ..arguments import Count, check_argument, takes_options
 from ..data.readers import PreferenceSource
-from ..data.schemas import check_labels, check_roles
 from ..data.table_reader import COLUMNS
 from ..data.table_writer import check_free_names
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, OPTIONS, make_llm
+from ..preferences.labels import check_labels
+from ..preferences.recognition import check_roles
 from .infer import PersonaStream
 from .loader_batches import Naming, batch_kind
 from .options import PersonaOptions, planned

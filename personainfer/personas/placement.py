@@ -65,7 +65,7 @@ def check_template(template: object, place: PersonaPlace) -> None:
 
 def prompt_messages(prompt: Prompt) -> tuple[Message, ...]:
     """The prompt as a chat. Text in it cannot end its turn by a chat template's own marks."""
-    return tuple(Message(role=one.role, content=disarm(one.content)) for one in _chat(prompt))
+    return tuple(Message(role=one.role, content=disarm(one.text)) for one in _chat(prompt))
 
 
 def place_persona(
@@ -94,7 +94,7 @@ def place_persona(
         return (Message(role="system", content=told), *rest)
     if chat[-1].role == "user":
         asked = _filled(template, chat[-1].content.rstrip(), said)
-        return (*chat[:-1], Message(role="user", content=asked))
+        return (*chat[:-1], chat[-1].model_copy(update={"content": asked}))
     return (*chat, Message(role="user", content=_filled(template, "", said).lstrip("\n")))
 
 
@@ -106,7 +106,7 @@ def _labelled(chat: tuple[Message, ...], persona: str | None, template: str) -> 
     if len(chat) == 1:
         asked = chat[0].content
     else:
-        asked = "\n\n".join(f"{one.role.capitalize()}: {one.content}" for one in chat)
+        asked = "\n\n".join(f"{one.role.capitalize()}: {one.text}" for one in chat)
     if persona is None:  # no line for what there is none of
         lines = template.splitlines(keepends=True)
         template = "".join(line for line in lines if "{persona}" not in line)

@@ -248,7 +248,7 @@ def prompt_text(prompt: str | tuple[Message, ...]) -> str:
         return prompt
     if len(prompt) == 1 and prompt[0].role == "user":
         return prompt[0].content
-    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in prompt)
+    return "\n\n".join(f"{message.role.capitalize()}: {message.text}" for message in prompt)
 
 
 def _replies(exemplar: Exemplar) -> dict[str, dict[str, str]]:

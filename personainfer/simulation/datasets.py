@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.readers import pair_problem
-from ..data.schemas import read_pair
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
+from ..preferences.conversations import read_pair
 from ..records import Message, Preference
 from .reward_matrix import RewardMatrix
 

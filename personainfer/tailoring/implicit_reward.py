@@ -14,11 +14,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..data.schemas import read_prompt
 from ..evaluation.grouped import rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import InvalidArgumentError
 from ..personas.prompts import prompt_numbers
+from ..preferences.conversations import read_prompt
 from ..records import Message, Persona
 from ..scoring.interfaces import FloatArray
 

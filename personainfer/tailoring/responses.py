@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from ..arguments import takes_options
-from ..data.schemas import is_null, read_prompt, surrogate_problem
 from ..data.table import PersonaTable
 from ..evaluation.paired_responses import by_id
 from ..exceptions import (
@@ -26,6 +25,7 @@ from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..personas.placement import PersonaPlace, check_place, check_template, place_persona
 from ..personas.prompts import bare_text, prompt_text
+from ..preferences.conversations import is_null, read_prompt, surrogate_problem
 from ..progress import with_progress_bar
 from ..records import Message, Persona, PersonaRow, Side, Usage
 from .retriever import PersonaRetriever

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.schemas import is_null, read_prompt, surrogate_problem
 from ..data.table import PersonaTable
 from ..evaluation.grouped import mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
@@ -24,6 +23,7 @@ from ..exceptions import DataError, InvalidArgumentError, ModelError
 from ..personas.flags import flag_filter
 from ..personas.placement import place_persona
 from ..personas.prompts import prompt_numbers, prompt_text
+from ..preferences.conversations import is_null, read_prompt, surrogate_problem
 from ..records import Candidate, Message, Persona, Preference, Selector, Side
 from .bm25 import BM25
 from .embeddings import Embedder, embed, endpoint_embedder, sentence_embedder

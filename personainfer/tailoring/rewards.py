@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ..data.readers import pair_problem
-from ..data.schemas import read_pair
 from ..exceptions import DataError, InvalidArgumentError, ReplyError
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona
+from ..preferences.conversations import read_pair
 from ..records import Persona, Preference, Selector
 
 __all__ = ["PersonaReward", "persona_reward"]

@@ -225,7 +225,7 @@ def _example(
 def _asked(prompt: Prompt) -> Any:
     if isinstance(prompt, str):
         return prompt
-    return [{"role": message.role, "content": message.content} for message in prompt]
+    return [{"role": m.role, "content": m.content, **(m.extra or {})} for m in prompt]
 
 
 def _said(prompt: Prompt, response: str) -> Any:

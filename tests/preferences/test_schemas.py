@@ -29,7 +29,11 @@ def usable(columns: dict[str, str] | None = None, /, **row: object) -> Preferenc
 
 
 def refused(columns: dict[str, str] | None = None, /, **row: object) -> str:
-    result = one(columns, **row)
+    """Why a row cannot be used; data of which no row can be read is refused as a whole."""
+    try:
+        result = one(columns, **row)
+    except DataError as error:
+        return str(error)
     assert result.preference is None
     assert result.error is not None
     return result.error
@@ -163,7 +167,7 @@ def test_transcripts_that_cannot_be_used(chosen: object, rejected: str, reason: 
 
 def test_plain_responses_without_a_prompt_ask_for_its_column() -> None:
     with pytest.raises(DataError, match="columns="):
-        read_preferences([{"question": "q", "chosen": "yes", "rejected": "no"}])
+        read_preferences([{"ask": "q", "chosen": "yes", "rejected": "no"}])
 
 
 # Two responses and a label
@@ -211,8 +215,8 @@ def test_labels(row: dict[str, object], first: bool) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        *map(llmbar, (0, 3, True, "first", 1.5, None, [], float("nan"), "", "a")),
-        *map(shp, (2, -1, "A", {}, np.float64("nan"))),
+        *map(llmbar, (0, 3, True, "chosen", 1.5, None, [], float("nan"), "", "c")),
+        *map(shp, (2, -1, "C", {}, np.float64("nan"))),
         *map(pku, (2, -1, "none")),
         *map(a_b, (0, 1, "c")),
         llmbar(10**5000),
@@ -262,8 +266,8 @@ def test_one_column_cannot_play_two_roles() -> None:
 
 
 def test_unknown_columns_are_listed_with_what_is_known() -> None:
-    with pytest.raises(DataError, match=r"'foo'.*human_ref_A.*columns="):
-        read_preferences([{"foo": 1}])
+    with pytest.raises(DataError, match=r"'foo', 'human_ref_A'.*Nearest is SHP.*columns="):
+        read_preferences([{"foo": 1, "human_ref_A": "a"}])
 
 
 @pytest.mark.parametrize(

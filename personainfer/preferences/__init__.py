@@ -1,0 +1,5 @@
+"""Rows of preference data as `Preference` records: turns, labels, schemas, pairs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .labels import LabelCoding as LabelCoding
+from .schemas import example_rows as example_rows

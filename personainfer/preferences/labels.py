@@ -1,0 +1,286 @@
+"""Which of two responses a label means.
+
+Labels are coded in many ways: 1/2, 0/1, "A"/"B", "model_a", signed strengths, the names of the two
+models. Whether 1 means the first or the second response cannot be seen in one row, so a column is
+looked at as a whole. A coding that is not certain is refused, with the `labels=` to give instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from ..exceptions import DataError, InvalidArgumentError
+from .conversations import NoPreferenceError, is_null, plain, wrong_type
+
+__all__ = [
+    "ContradictionError",
+    "LabelCoding",
+    "Verdict",
+    "check_labels",
+    "find_coding",
+    "label_key",
+]
+
+Verdict = Literal["first", "second", "tie"]
+_VERDICTS: Final[tuple[Verdict, ...]] = ("first", "second", "tie")
+# Columns whose number is a strength from "the first is better" (negative) to "the second is".
+SIGNED: Final = ("preference_strength", "overall_preference")
+_A_IS_ONE: Final = ("human_ref_A", "human_ref_B")  # SHP: 1 means the first, A
+_SHOWN = 8  # values that an error lists
+_MOST_STRAYS = 0.02  # the share of labels outside a coding up to which it is still that coding
+
+_TIE_WORDS = frozenset(
+    "both|both bad|bothbad|both good|neither|equal|equally good|equally bad|equals|draw|same|"
+    "no preference|none|about equal|about the same|similar|even|both equal|both are equal|"
+    "they are about the same|a=b|b=a|not sure|unsure".split("|")
+)
+_THING = (
+    r"(?:model|response|assistant|answer|completion|conversation|output|option|candidate|system"
+    r"|summary|chatbot|text|reply)"
+)
+_SIDE = re.compile(
+    rf"{_THING}? ?(a|b|first|second|left|right|\d) ?{_THING}?"
+    r"(?: ?(?:is )?(?:(?:slightly|clearly|much|significantly|strongly|somewhat|far|a bit|a lot) )?"
+    r"(?:better|preferred|wins?|winner))?"
+)
+_ORDER = re.compile(r"([ab]) ?([<>])+ ?([ab])")
+_SIDES: Mapping[str, Verdict] = {
+    "a": "first", "first": "first", "left": "first", "b": "second", "second": "second",
+    "right": "second",
+}  # fmt: skip
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+
+
+class ContradictionError(DataError):
+    """A label shows that those before it may have been read wrongly: it ends the run."""
+
+
+def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
+    """`labels=` by the key of each label.
+
+    Raises:
+        InvalidArgumentError: a verdict that is none of "first", "second", "tie".
+    """
+    checked: dict[str, Verdict] = {}
+    for label, verdict in (labels or {}).items():
+        known = next((each for each in _VERDICTS if each == verdict), None)
+        if known is None:
+            raise InvalidArgumentError(
+                f"labels[{label!r}] is {verdict!r}.",
+                hint='It is one of "first", "second", "tie".',
+                argument="labels",
+            )
+        checked[label_key(label)] = known
+    return checked
+
+
+def label_key(value: object) -> str:
+    """A label as text that is equal for equal labels: 1, 1.0, "1" and " 1.0" are "1"."""
+    value = plain(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    text = str(value).strip().lower()
+    return re.sub(r"\A\+?(-?\d+)\.0+\Z", r"\1", text) if text[-1:] == "0" else text
+
+
+def _words(key: str) -> str:
+    """A label without brackets, underscores and dashes between its words."""
+    return " ".join(re.sub(r"[\[\](){}_\-.,!]+", " ", key).split())
+
+
+def word_verdict(key: str, names: tuple[str, str]) -> Verdict | None:
+    """What a label says by its words alone; None for numbers and for words that are not known."""
+    for verdict, name in zip(_VERDICTS, names, strict=False):
+        if key == name.lower() and not name.isdigit():
+            return verdict
+    if key == "[[c]]":  # how judges of MT-bench say it
+        return "tie"
+    words = _words(key)
+    if words in _TIE_WORDS or words.startswith("tie"):
+        return "tie"
+    if ordered := _ORDER.fullmatch(words):
+        better = ordered[1] if ordered[2] == ">" else ordered[3]
+        return _SIDES[better] if ordered[1] != ordered[3] else None
+    side = _SIDE.fullmatch(words)
+    return _SIDES.get(side[1]) if side else None
+
+
+def _number(key: str, names: tuple[str, str]) -> str | None:
+    """The number that a label is, or that it has after a word, as in "response_1"; else None."""
+    if _NUMBER.fullmatch(key):
+        return key
+    if key in ("true", "false"):
+        return key
+    side = _SIDE.fullmatch(_words(key))
+    return side[1] if side and side[1].isdigit() else None
+
+
+@dataclass(frozen=True)
+class LabelCoding:
+    """What the labels of a column mean.
+
+    Attributes:
+        column: its name.
+        names: the columns of the two responses, which a label may name.
+        numbers: verdict by number, or by any label where `labels=` was given.
+        signed: whether a number's sign is the verdict: negative for the first response.
+        is_given: whether the caller gave it: then nothing else is known.
+        is_tentative: whether only one of its numbers was seen, so that another may contradict it.
+        is_sure: whether more labels could not change it.
+    """
+
+    column: str
+    names: tuple[str, str]
+    numbers: Mapping[str, Verdict] = field(default_factory=dict)
+    signed: bool = False
+    is_given: bool = False
+    is_tentative: bool = False
+    is_sure: bool = False
+
+    def verdict(self, value: object) -> Verdict:
+        """What a label says.
+
+        Raises:
+            NoPreferenceError: it is null.
+            DataError: it is no label of this coding.
+            ContradictionError: it belongs to another coding, and labels before it may be misread.
+        """
+        value = plain(value)
+        if is_null(value) or not isinstance(value, str | int | float):
+            raise wrong_type(self.column, value, "a label")
+        key = label_key(value)
+        if self.is_given:
+            found = self.numbers.get(key)
+        elif (found := word_verdict(key, self.names)) is None:
+            found = self._of_number(_number(key, self.names), value)
+        if found is None:
+            known = ", ".join(map(repr, self.numbers)) or "'a', 'b', 'tie'"
+            raise DataError(
+                f"{self.column!r} is {value!r:.60}, which is none of {known}.",
+                hint=f"Mend the row, or say what it means: labels={{{value!r:.60}: …}}.",
+            )
+        return found
+
+    def _of_number(self, number: str | None, value: object) -> Verdict | None:
+        if number is None:
+            return None
+        if self.signed and number not in ("true", "false"):
+            amount = float(number)
+            return "tie" if amount == 0 else "first" if amount < 0 else "second"
+        found = self.numbers.get(number)
+        if found is None and self.is_tentative and number in ("-1", "0", "1", "2"):
+            raise ContradictionError(
+                f"{self.column!r} is {value!r:.60} here, and was only {_listed(self.numbers)} "
+                "in the rows before: those may have been read the wrong way round.",
+                hint=_labels_hint([number, *self.numbers]),
+                argument="labels",
+            )
+        return found
+
+    def describe(self) -> dict[str, str] | str:
+        """The coding, for a table's settings."""
+        if self.signed:
+            return "negative: first, 0: tie, positive: second"
+        return dict(self.numbers) or "by name"
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return " or ".join(list(keys)[:_SHOWN])
+
+
+def _labels_hint(keys: Iterable[str]) -> str:
+    """The `labels=` to copy; its verdicts are a guess that the caller has to confirm."""
+    numbers = sorted({float(key) for key in keys if _NUMBER.fullmatch(key)})
+    others = sorted({key for key in keys if not _NUMBER.fullmatch(key)})
+    if numbers and numbers[0] < 0:
+        verdicts = ["first" if n < 0 else "second" if n > 0 else "tie" for n in numbers]
+    else:
+        verdicts = ["first", "second"]
+    written = [f"{number:g}" for number in numbers] + [repr(key) for key in others]
+    verdicts += ["tie"] * (len(written) - len(verdicts))
+    pairs = [f'{label}: "{verdict}"' for label, verdict in zip(written, verdicts, strict=False)]
+    return f"Say what each means, for example labels={{{', '.join(pairs[:_SHOWN])}}}."
+
+
+def find_coding(
+    column: str,
+    values: Iterable[object],
+    names: tuple[str, str],
+    given: Mapping[str, Verdict] | None = None,
+) -> LabelCoding:
+    """The coding of a column, from the labels of its first rows.
+
+    Args:
+        column: its name.
+        values: its first labels.
+        names: the columns of the two responses.
+        given: `labels=` of the caller, which is believed.
+
+    Raises:
+        DataError: the coding is not certain.
+    """
+    if given:
+        return LabelCoding(column, names, given, is_given=True, is_sure=True)
+    seen = Counter(label_key(v) for v in map(plain, values) if _is_label(v))
+    words = {key for key in seen if word_verdict(key, names) is not None}
+    numbers = {n for key in seen if key not in words and (n := _number(key, names)) is not None}
+    if not numbers:
+        if seen and not words:
+            raise _uncertain(column, seen)
+        return _without_numbers(column, names, is_sure=bool(words))
+    if column in SIGNED and not numbers & {"true", "false"}:
+        return LabelCoding(column, names, signed=True, is_sure=True)
+    coding = _expected(names, numbers)
+    inside = numbers & coding.keys()
+    sides = {coding[key] for key in inside}
+    outside = numbers - coding.keys()
+    # A stray number costs its row; several make another scale, such as 1 to 5.
+    strays = sum(count for key, count in seen.items() if _number(key, names) in outside)
+    other_coding = any(n in ("0", "1", "2", "true", "false") or n.startswith("-") for n in outside)
+    other_coding = other_coding or strays > _MOST_STRAYS * sum(seen.values())
+    if not coding or other_coding or (outside and len(sides) < 2):
+        raise _uncertain(column, seen)
+    return LabelCoding(column, names, coding, is_tentative=len(sides) < 2)
+
+
+def _is_label(value: object) -> bool:
+    if isinstance(value, int) and value.bit_length() > 64:  # too long to be printed, for one
+        return False
+    return not is_null(value) and isinstance(value, str | int | float)
+
+
+def _expected(names: tuple[str, str], numbers: set[str]) -> Mapping[str, Verdict]:
+    """The coding that the names of the responses suggest; empty if there is none."""
+    if names == _A_IS_ONE:
+        return {"1": "first", "0": "second", "true": "first", "false": "second"}
+    ends = names[0][-1:], names[1][-1:]
+    if ends == ("0", "1"):
+        return {"0": "first", "1": "second", "false": "first", "true": "second"}
+    if ends == ("1", "2") or {"1", "2"} <= numbers:
+        return {"1": "first", "2": "second"}
+    return {}
+
+
+def _without_numbers(column: str, names: tuple[str, str], *, is_sure: bool) -> LabelCoding:
+    """A coding by words, of a column that may have numbers later on."""
+    coding = _expected(names, set())
+    return LabelCoding(column, names, coding, is_tentative=True, is_sure=is_sure)
+
+
+def _uncertain(column: str, seen: Counter[str]) -> DataError:
+    shown = ", ".join(f"{key!r} ({count:,})" for key, count in seen.most_common(_SHOWN))
+    return DataError(
+        f"the labels in {column!r} do not say for certain which response is better. "
+        f"Its first {sum(seen.values()):,} values: {shown}.",
+        hint=_labels_hint(seen),
+        argument="labels",
+    )
+
+
+def tie_error(column: str) -> NoPreferenceError:
+    """The error of a row whose label is a tie."""
+    return NoPreferenceError(f"{column!r} is a tie, so neither response is preferred.")

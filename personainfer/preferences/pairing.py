@@ -1,0 +1,180 @@
+"""Pairs from several responses to one prompt: by score, by rank, or as two lists.
+
+What makes a pair is a rule that the caller picks. Equal scores never make one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, pairwise, product
+from typing import Any, Final, NamedTuple
+
+from ..exceptions import DataError, InvalidArgumentError
+from .conversations import NoPreferenceError, is_null, plain, wrong_type
+
+__all__ = [
+    "PAIR_RULES",
+    "Candidate",
+    "as_score",
+    "candidates_of",
+    "check_pairing",
+    "is_ranked",
+    "pair_places",
+    "zip_lists",
+]
+
+PAIR_RULES: Final = ("best-worst", "all", "adjacent")
+_TEXT_KEYS = ("response", "answer", "text", "completion", "output", "generation", "content")
+_SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating")
+_RANK_KEYS = ("rank", "ranking")
+
+
+class Candidate(NamedTuple):
+    """One of several responses; a higher score is better, and a rank counts as its negative."""
+
+    response: object
+    score: float | None
+
+
+def check_pairing(pairs: str | None, min_gap: float | None) -> None:
+    """Raise `InvalidArgumentError` for a rule that does not exist or a gap that is no number."""
+    if pairs is not None:
+        InvalidArgumentError.check("pairs", pairs, PAIR_RULES)
+    if min_gap is not None and (
+        isinstance(min_gap, bool) or not isinstance(min_gap, int | float) or not min_gap >= 0
+    ):
+        raise InvalidArgumentError(
+            f"min_gap={min_gap!r} must be a number of 0 or more.",
+            hint="It is the least difference between the scores of a pair.",
+        )
+
+
+def as_score(name: str, value: object) -> float | None:
+    """A score as a number; None for a null. Raises `DataError` for anything else."""
+    value = plain(value)
+    if is_null(value) or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "none")):
+        return None
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise wrong_type(name, value, "a number") from None
+
+
+def is_ranked(name: str) -> bool:
+    """Whether a column of that name holds ranks, of which the lowest is the best."""
+    return "rank" in name.lower()
+
+
+def candidates_of(
+    name: str, value: object, scores: object = None, score_name: str = "scores"
+) -> list[Candidate]:
+    """The responses in a cell, with their scores.
+
+    Args:
+        name: the column of the responses.
+        value: a list of texts, or of records that hold a text and a score or rank.
+        scores: a list of scores or ranks, where another column has them.
+        score_name: the column of the scores; with "rank" in its name, lower is better.
+
+    Raises:
+        DataError: it is no such list, or the scores do not fit it.
+    """
+    items = plain(value)
+    if not isinstance(items, list | tuple):
+        raise wrong_type(name, items, "a list of responses")
+    given = plain(scores)
+    if is_null(given):
+        return [_candidate(name, plain(item)) for item in items]
+    if not isinstance(given, list | tuple) or len(given) != len(items):
+        size = len(given) if isinstance(given, list | tuple) else "no"
+        raise DataError(f"{name!r} has {len(items)} responses and {score_name!r} {size} scores.")
+    sign = -1 if is_ranked(score_name) else 1
+    return [
+        Candidate(_response(name, plain(item)), _signed(sign, as_score(score_name, score)))
+        for item, score in zip(items, given, strict=True)
+    ]
+
+
+def _candidate(name: str, item: object) -> Candidate:
+    score: float | None = None
+    if isinstance(item, Mapping):
+        for keys, sign in ((_SCORE_KEYS, 1), (_RANK_KEYS, -1)):
+            key = next((k for k in keys if not is_null(item.get(k))), None)
+            if score is None and key is not None:
+                score = _signed(sign, as_score(f"{name} {key}", item[key]))
+    return Candidate(_response(name, item), score)
+
+
+def _response(name: str, item: object) -> object:
+    if isinstance(item, Mapping) and "role" not in item:
+        key = next((k for k in _TEXT_KEYS if isinstance(item.get(k), str)), None)
+        if key is None:
+            raise DataError(
+                f"{name!r} has a response without a text ({', '.join(map(str, item)):.80}).",
+                hint=f"One of {', '.join(_TEXT_KEYS)} must hold it.",
+            )
+        return item[key]
+    return item
+
+
+def _signed(sign: int, score: float | None) -> float | None:
+    return None if score is None else sign * score
+
+
+def pair_places(
+    scores: Sequence[float | None], rule: str, min_gap: float = 0.0
+) -> list[tuple[int, int]]:
+    """The pairs (place of the better, place of the worse) that a rule makes, best first.
+
+    Args:
+        scores: one each; None takes no part.
+        rule: "best-worst": the highest and the lowest; "all": every two; "adjacent": each and the
+            next lower one in the order of scores. Of equal scores the one that comes first counts.
+        min_gap: the least difference; a difference of 0 never makes a pair.
+
+    Raises:
+        NoPreferenceError: there is no such pair.
+    """
+    known = [(-score, place) for place, score in enumerate(scores) if score is not None]
+    order = sorted(known)
+    if rule == "best-worst" and order:
+        worst = max(score for score, _ in order)
+        found = [(order[0], next(each for each in order if each[0] == worst))]
+    elif rule == "adjacent":
+        found = list(pairwise(order))
+    else:
+        found = list(combinations(order, 2))
+    kept = [(a[1], b[1]) for a, b in found if b[0] - a[0] > 0 and b[0] - a[0] >= min_gap]
+    if not kept:
+        wanted = f"by {min_gap:g} or more" if min_gap else "at all"
+        raise NoPreferenceError(
+            f"of {len(scores)} responses, {len(known)} with a score, no two differ {wanted}."
+        )
+    return kept
+
+
+def zip_lists(
+    names: tuple[str, str], chosen: Sequence[Any], rejected: Sequence[Any], rule: str
+) -> Iterator[tuple[object, object]]:
+    """The pairs of a list of chosen and a list of rejected responses.
+
+    "all" takes every chosen with every rejected one, "adjacent" those at the same place.
+
+    Raises:
+        DataError: "adjacent", and the lists have different lengths; "best-worst", which needs scores.
+    """
+    if rule == "all":
+        return product(chosen, rejected)
+    if rule == "best-worst":
+        raise DataError(
+            f"{names[0]!r} and {names[1]!r} are lists without scores, so none is best.",
+            hint='Use pairs="all" or pairs="adjacent".',
+        )
+    if len(chosen) != len(rejected):
+        raise DataError(
+            f"{names[0]!r} has {len(chosen)} responses and {names[1]!r} {len(rejected)}.",
+            hint='Use pairs="all", or leave the row out.',
+        )
+    return zip(chosen, rejected, strict=True)

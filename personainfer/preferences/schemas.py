@@ -1,0 +1,458 @@
+"""How a row becomes a `Preference`, given which of its columns plays which role."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from ..exceptions import DataError
+from ..records import Preference
+from .conversations import (
+    ABSENT,
+    LEAVE_OUT,
+    NoPreferenceError,
+    Turn,
+    Turns,
+    cut_at_turn,
+    identifier,
+    is_null,
+    is_transcript,
+    looks_like_turns,
+    parse_cell,
+    plain,
+    preference_of,
+    read_conversations,
+    read_history,
+    read_pair,
+    transcript_prompt,
+    without_prompt,
+    wrong_type,
+)
+from .labels import LabelCoding, Verdict, find_coding, tie_error, word_verdict
+from .pairing import as_score, candidates_of, pair_places, zip_lists
+
+__all__ = [
+    "Mapped",
+    "Schema",
+    "example_rows",
+]
+
+
+class Mapped(NamedTuple):
+    """What the caller says of the data; see `read_preferences` for each."""
+
+    columns: Mapping[str, str] = {}
+    labels: Mapping[str, Verdict] = {}
+    pairs: str | None = None
+    min_gap: float | None = None
+    min_votes: int | None = None
+    safe_rejected: bool = False
+
+
+_TEXT_ROLES = frozenset("prompt chosen rejected response_1 response_2".split())
+_LIST_ROLES = frozenset(("responses", "scores", "history"))
+
+
+_PLAIN = ("prompt", "chosen", "rejected", "id", "user", "system")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Columns and the roles they play.
+
+    Attributes:
+        name: of the schema.
+        columns: role -> column.
+        kind: how the preferred response is found: "pair", "conversations", "label", "one-hot",
+            "scores", "votes", "list" or "group".
+        coding: of the labels, once the first rows were seen.
+        json_roles: roles whose column holds JSON text.
+        is_rounds: whether prompt and responses are lists of texts, one for each round.
+        has_transcripts: whether prompts are "\\n\\nHuman: … \\n\\nAssistant:" texts.
+        told: what the caller says of the data.
+        counts: what was done to rows, by name; it grows as rows are read.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    kind: str
+    coding: LabelCoding | None = None
+    json_roles: frozenset[str] = frozenset()
+    is_rounds: bool = False
+    has_transcripts: bool = False
+    told: Mapped = field(default_factory=Mapped)
+    counts: Counter[str] = field(default_factory=Counter, compare=False)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether each row is one preference at most."""
+        return self.kind != "group" and (self.told.pairs in (None, "best-worst"))
+
+    def has_lists(self, rows: Sequence[Sequence[object]]) -> bool:
+        """Whether chosen and rejected are lists of responses in one of the rows."""
+        places = [n for n, role in enumerate(self.columns) if role in ("chosen", "rejected")]
+        return self.kind == "pair" and any(_are_lists(*(row[n] for n in places)) for row in rows)
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether rows are a prompt and two responses, and nothing else is to be looked at."""
+        is_asked_more = self.told.min_votes is not None or self.told.safe_rejected
+        return tuple(self.columns) == _PLAIN and not self.depends_on_values and not is_asked_more
+
+    @property
+    def depends_on_values(self) -> bool:
+        """Whether what cells hold decided how they are read."""
+        return bool(self.json_roles) or self.is_rounds or self.has_transcripts
+
+    def settled(self, rows: Sequence[Sequence[object]]) -> Schema:
+        """The schema with what only values tell: the coding of labels, and JSON text in cells.
+
+        Raises:
+            DataError: the coding of the labels is not certain.
+        """
+        cells = dict(zip(self.columns, zip(*rows, strict=True), strict=True)) if rows else {}
+        known = {role: [v for v in values if not is_null(v)] for role, values in cells.items()}
+        in_json = {
+            role
+            for role, values in known.items()
+            if values and role in _TEXT_ROLES | _LIST_ROLES and _are_json(role, values)
+        }
+        prompts = [v for v in known.get("prompt", ()) if isinstance(v, str)]
+        texts = [v for role in _TEXT_ROLES & known.keys() for v in known[role]]
+        return replace(
+            self,
+            coding=self._find_coding(rows),
+            json_roles=frozenset(in_json),
+            is_rounds=self.kind == "one-hot" and bool(texts) and all(map(_is_json_list, texts)),
+            has_transcripts=bool(prompts) and all(map(is_transcript, prompts)),
+        )
+
+    def _find_coding(self, rows: Sequence[Sequence[object]]) -> LabelCoding | None:
+        if self.kind != "label":
+            return None
+        named = (self.columns["response_1"], self.columns["response_2"])
+        values = [self._label(dict(zip(self.columns, row, strict=True))) for row in rows]
+        return find_coding(self.columns["label"], values, named, self.told.labels)
+
+    def read(self, values: Sequence[object]) -> Preference:
+        """The preference in a row's values, given in the order of `columns`.
+
+        Raises:
+            NoPreferenceError: the row states none, as with a tie or a null.
+            DataError: the row cannot be read.
+        """
+        if self._is_plain:  # nearly all data is, and reading it has to take no time
+            prompt, chosen, rejected, id, user, system = values
+            if (
+                type(prompt) is type(chosen) is type(rejected) is str
+                and (system is ABSENT or system is None)
+                and not chosen.startswith(prompt)
+            ):
+                return preference_of(prompt, chosen, rejected, identifier(id), identifier(user))
+        row = self._row(values)
+        if self.kind == "list":
+            return self._of_list(row)[0]
+        good, bad = self._sides(row)
+        if self.kind == "pair":
+            _refuse_lists(self.columns, row)
+        self._filter(row, good, bad)
+        return self._preference(row, (self.columns[good], self.columns[bad]), row[good], row[bad])
+
+    def read_all(self, values: Sequence[object]) -> list[Preference]:
+        """Every preference that the rule `pairs=` makes of a row; raises as `read` does."""
+        row = self._row(values)
+        if self.kind == "list":
+            return self._of_list(row)
+        if self.kind == "pair" and self.told.pairs and _are_lists(row["chosen"], row["rejected"]):
+            names = (self.columns["chosen"], self.columns["rejected"])
+            lists: list[Any] = [plain(row["chosen"]), plain(row["rejected"])]
+            both = list(zip_lists(names, lists[0], lists[1], self.told.pairs))
+            return self._numbered(row, [(names, one, other) for one, other in both])
+        return [self.read(values)]
+
+    def read_group(self, group: Sequence[Sequence[object]]) -> list[Preference]:
+        """The preferences among the rows of one prompt; raises as `read` does."""
+        rows = [self._row(values) for values in group]
+        name = self.columns["score"]
+        sign = -1 if "rank" in name else 1
+        scores = [
+            None if s is None else sign * s for s in (as_score(name, r["score"]) for r in rows)
+        ]
+        places = pair_places(scores, self.told.pairs or "best-worst", self.told.min_gap or 0.0)
+        names = (self.columns["response"],) * 2
+        found = [(names, rows[i]["response"], rows[j]["response"]) for i, j in places]
+        return self._numbered(rows[0], found)
+
+    def group_key(self, values: Sequence[object]) -> object:
+        """What the rows of one prompt have in common."""
+        row = dict(zip(self.columns, values, strict=True))
+        key = plain(row.get("group", row["prompt"]))
+        return key if isinstance(key, str | int | float) else repr(key)
+
+    def describe(self) -> dict[str, Any]:
+        """How the rows were read, for a table's settings; empty where there is nothing to say."""
+        said: dict[str, Any] = {}
+        if self.coding is not None:
+            said["labels"] = self.coding.describe()
+        for name in ("pairs", "min_gap", "min_votes", "safe_rejected"):
+            if value := getattr(self.told, name):
+                said[name] = value
+        said |= self.counts
+        return {"schema": self.name, **said} if said else {}
+
+    # A row's values
+
+    def _row(self, values: Sequence[object]) -> dict[str, Any]:
+        row = dict(zip(self.columns, values, strict=True))
+        for role in self.json_roles:
+            row[role] = parse_cell(self.columns[role], row[role])
+        if self.is_rounds:
+            row |= _rounds({role: row[role] for role in ("prompt", "response_1", "response_2")})
+        return row
+
+    def _preference(
+        self, row: Mapping[str, Any], names: tuple[str, str], good: object, bad: object
+    ) -> Preference:
+        id, user = identifier(row.get("id")), identifier(row.get("user"))
+        before = self._before(row)
+        if "turn" in row and not is_null(row["turn"]):
+            good = cut_at_turn(names[0], good, plain(row["turn"]))
+            bad = cut_at_turn(names[1], bad, plain(row["turn"]))
+        if "prompt" not in row:
+            return read_conversations(
+                names, good, bad, before=before, id=id, user=user, counts=self.counts
+            )
+        prompt = row["prompt"]
+        if type(prompt) is str:
+            if type(good) is str and type(bad) is str and prompt and good.startswith(prompt):
+                good, bad = without_prompt(prompt, good, bad, self.counts)
+            if self.has_transcripts:
+                prompt = transcript_prompt(prompt)
+            prompt = self._with_input(row, prompt)
+        named = (self.columns["prompt"], *names)
+        return read_pair(
+            named, prompt, good, bad, before=before, id=id, user=user, counts=self.counts
+        )
+
+    def _with_input(self, row: Mapping[str, Any], prompt: Any) -> Any:
+        """The instruction with its input below it, as Alpaca's format has it."""
+        more = row.get("input")
+        if "input" not in row or is_null(more) or more == "":
+            return prompt
+        if not isinstance(more, str) or not isinstance(prompt, str):
+            raise wrong_type(self.columns["input"], more, "text")
+        return f"{prompt}\n{more}"
+
+    def _before(self, row: Mapping[str, Any]) -> Turns:
+        """The turns that other columns hold: a system message, a history."""
+        before: Turns = ()
+        system = row.get("system")
+        if not is_null(system) and system != "":
+            if not isinstance(system, str):
+                raise wrong_type(self.columns["system"], system, "text")
+            before = (Turn("system", system),) if system.strip() else ()
+        if "history" in row:
+            before += read_history(self.columns["history"], row["history"])
+        return before
+
+    # Which response is preferred
+
+    def _sides(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        if self.kind in ("pair", "conversations"):
+            self._compare_scores(row)
+            return "chosen", "rejected"
+        verdict = self._verdict(row)
+        if verdict == "tie":
+            raise tie_error(self._label_name)
+        both = ("response_1", "response_2")
+        return both if verdict == "first" else (both[1], both[0])
+
+    @property
+    def _label_name(self) -> str:
+        return next(
+            self.columns[role] for role in ("label", "label_1", "score_1") if role in self.columns
+        )
+
+    def _verdict(self, row: Mapping[str, Any]) -> Verdict:
+        if self.kind == "label":
+            assert self.coding is not None
+            return self.coding.verdict(self._label(row))
+        if self.kind == "one-hot":
+            return _one_hot(self.columns, row)
+        if self.kind == "votes":
+            return _majority(row["label"], row.get("label_2"))
+        scores = [as_score(self.columns[role], row[role]) for role in ("score_1", "score_2")]
+        if scores[0] is None or scores[1] is None:
+            raise NoPreferenceError(f"{self._label_name!r} or its counterpart is missing (null).")
+        gap = scores[0] - scores[1]
+        self._check_gap(abs(gap))
+        return "tie" if gap == 0 else "first" if gap > 0 else "second"
+
+    def _label(self, row: Mapping[str, Any]) -> object:
+        """The label; where it is the name of one of the two models, "first" or "second"."""
+        label = plain(row["label"])
+        if "model_1" in row and isinstance(label, str):
+            models = [row["model_1"], row["model_2"]]
+            if models[0] != models[1] and label in models:
+                return "first" if label == models[0] else "second"
+        return label
+
+    def _compare_scores(self, row: Mapping[str, Any]) -> None:
+        """Count pairs whose own scores do not prefer the chosen response; `min_gap` refuses them."""
+        if "score_chosen" not in row:
+            return
+        try:
+            good, bad = (as_score(r, row[r]) for r in ("score_chosen", "score_rejected"))
+        except DataError:
+            return
+        if good is None or bad is None:
+            return
+        self._check_gap(good - bad)
+        if good <= bad:
+            self.counts["equal_scores" if good == bad else "chosen_scored_lower"] += 1
+
+    def _check_gap(self, gap: float) -> None:
+        if self.told.min_gap is not None and gap < self.told.min_gap:
+            raise NoPreferenceError(
+                f"the scores differ by {gap:g}, less than min_gap={self.told.min_gap:g}."
+            )
+
+    def _filter(self, row: Mapping[str, Any], good: str, bad: str) -> None:
+        least = self.told.min_votes
+        if least is not None:
+            for role in ("votes_1", "votes_2"):
+                votes = as_score(self.columns[role], row[role])
+                if votes is None or votes < least:
+                    raise NoPreferenceError(
+                        f"{self.columns[role]!r} is {row[role]!r:.40}, under min_votes={least}."
+                    )
+        if self.told.safe_rejected:
+            role = "safe_1" if bad == "response_1" else "safe_2"
+            if not row[role]:
+                raise NoPreferenceError("the rejected response is not safe (safe_rejected=True).")
+
+    # Several responses
+
+    def _of_list(self, row: Mapping[str, Any]) -> list[Preference]:
+        name, score_name = self.columns["responses"], self.columns.get("scores", "scores")
+        found = candidates_of(name, row["responses"], row.get("scores"), score_name)
+        scores = [each.score for each in found]
+        if found and not any(score is not None for score in scores):
+            raise DataError(
+                f"{name!r} holds responses without scores or ranks.",
+                hint="Say which column has them: columns={'scores': 'the column'}.",
+            )
+        places = pair_places(scores, self.told.pairs or "best-worst", self.told.min_gap or 0.0)
+        return self._numbered(
+            row, [((name, name), found[i].response, found[j].response) for i, j in places]
+        )
+
+    def _numbered(
+        self, row: Mapping[str, Any], found: Sequence[tuple[tuple[str, str], object, object]]
+    ) -> list[Preference]:
+        """The preferences of one prompt; where there are several, each gets an id of its own."""
+        made = [self._preference(row, names, good, bad) for names, good, bad in found]
+        if len(made) < 2:
+            return made
+        return [
+            pair.model_copy(update={"id": pair.id and f"{pair.id}-{number}"})
+            for number, pair in enumerate(made, 1)
+        ]
+
+
+# Values
+
+
+def _are_json(role: str, values: Sequence[object]) -> bool:
+    if role in _LIST_ROLES:
+        return all(isinstance(v, str) and v.lstrip()[:1] in ("[", "") for v in values)
+    return all(map(looks_like_turns, values))
+
+
+def _is_json_list(value: object) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith(("[", "[null"))
+
+
+def _are_lists(*values: object) -> bool:
+    """Whether both are lists of texts: several responses, not the turns of one."""
+    lists = [plain(value) for value in values]
+    return all(isinstance(v, list | tuple) and v and isinstance(v[0], str) for v in lists)
+
+
+def _refuse_lists(columns: Mapping[str, str], row: Mapping[str, Any]) -> None:
+    if type(row["chosen"]) is not str and _are_lists(row["chosen"], row["rejected"]):
+        raise DataError(
+            f"{columns['chosen']!r} and {columns['rejected']!r} are lists of responses.",
+            hint='Say which make a pair: pairs="all" (each with each) or pairs="adjacent".',
+        )
+
+
+def _rounds(row: Mapping[str, Any]) -> dict[str, object]:
+    """The rounds of a conversation, each a prompt and two responses, as texts or as turns."""
+    lists = {role: json.loads(value) for role, value in row.items()}
+    sizes = {len(each) for each in lists.values()}
+    if len(sizes) > 1 or not all(isinstance(t, str) for each in lists.values() for t in each):
+        raise NoPreferenceError("a round has no prompt or no response.", hint=LEAVE_OUT)
+    if sizes == {1}:
+        return {role: each[0] for role, each in lists.items()}
+    asked = lists.pop("prompt")
+    said: dict[str, object] = {
+        role: [
+            {"role": speaker, "content": text}
+            for pair in zip(asked, each, strict=True)
+            for speaker, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        for role, each in lists.items()
+    }
+    return {"prompt": asked[-1], **said}
+
+
+def _one_hot(columns: Mapping[str, str], row: Mapping[str, Any]) -> Verdict:
+    verdicts: tuple[Verdict, ...] = ("first", "second", "tie")
+    roles = [f"label_{n}" for n in (1, 2, 3) if f"label_{n}" in row]
+    found = [
+        v
+        for role, v in zip(roles, verdicts, strict=False)
+        if as_score(columns[role], _flag(row[role]))
+    ]
+    if len(found) != 1:
+        named = ", ".join(repr(columns[role]) for role in roles)
+        raise DataError(f"of {named} {len(found)} are set, where one should be.", hint=LEAVE_OUT)
+    return found[0]
+
+
+def _flag(value: object) -> object:
+    value = plain(value)
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return int(value.strip().lower() == "true")
+    return int(value) if isinstance(value, bool) else value
+
+
+def _majority(*annotations: object) -> Verdict:
+    """What most annotators say; a tie where as many say one as the other."""
+    votes: Counter[Verdict | None] = Counter()
+    for cell in map(plain, annotations):
+        for each in cell if isinstance(cell, list | tuple) else ():
+            said = each.get("overall_pref") if isinstance(each, Mapping) else each
+            votes[word_verdict(str(said).strip().lower(), ("", ""))] += 1
+    if not votes:
+        raise NoPreferenceError("the row has no annotations.", hint=LEAVE_OUT)
+    if votes["first"] == votes["second"]:
+        return "tie"
+    return "first" if votes["first"] > votes["second"] else "second"
+
+
+# Data sets known by their columns
+
+
+@cache
+def example_rows() -> dict[str, dict[str, Any]]:
+    """One row of each schema and of each data set that is known by name, by that name."""
+    text = files(__package__).joinpath("texts/example_rows.json").read_text("utf-8")
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found

@@ -1,0 +1,431 @@
+"""What people reported of reading preference data, each with its right value.
+
+The docstring of a test names where it was reported; the inputs are our own.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+import personainfer as pi
+from personainfer.data import read_preferences
+from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.records import Message, Preference
+from personainfer.testing import FakeLLM
+
+PAIR = Preference(prompt="q", chosen="a", rejected="b")
+EXPLICIT = {"prompt": "q", "chosen": "a", "rejected": "b"}
+USER = {"role": "user", "content": "q"}
+
+
+def say(content: object, role: str = "assistant", **more: object) -> dict[str, object]:
+    return {"role": role, "content": content, **more}
+
+
+def read(*rows: dict[str, Any], **options: Any) -> list[Preference | str]:
+    found = read_preferences(list(rows), **options)
+    return [row.preference or str(row.error) for row in found]
+
+
+def labelled(*labels: object, **names: str) -> list[dict[str, object]]:
+    return [{"prompt": "q", "response_1": "a", "response_2": "b", "label": each} for each in labels]
+
+
+# Read wrongly or lost without a word
+
+
+def test_signed_preferences() -> None:
+    """HelpSteer3's card: -3 to 3, negative where the first response is the better one."""
+    rows = [
+        {"context": [USER], "response1": "a", "response2": "b", "overall_preference": strength}
+        for strength in (1, 3, -3, 0)
+    ]
+    names = {"prompt": "context", "response_1": "response1", "response_2": "response2"}
+    named = read(*rows, columns={**names, "label": "overall_preference"})
+    assert named[:3] == [PAIR.swapped, PAIR.swapped, PAIR]
+    assert "tie" in str(named[3])
+    assert read(*rows) == named
+    assert read(rows[0]) == [PAIR.swapped]
+
+
+def test_labels_of_three_values_are_not_guessed() -> None:
+    """auto-j has 0 first, 1 second, 2 tie; PandaLM has 0 tie, 1 first, 2 second."""
+    with pytest.raises(DataError, match=r"labels=\{0: \"first\", 1: \"second\", 2: \"tie\"\}"):
+        read(*labelled(0, 1, 2))
+    told = read(*labelled(0, 1, 2), labels={0: "first", 1: "second", 2: "tie"})
+    assert told[:2] == [PAIR, PAIR.swapped]
+    assert "tie" in str(told[2])
+    told = read(*labelled(0, 1, 2), labels={"0": "tie", "1": "first", "2": "second"})
+    assert told[1:] == [PAIR, PAIR.swapped]
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_column_becomes_the_system_message(name: str) -> None:
+    """trl#2385; truthy-dpo and orca_dpo_pairs have such a column."""
+    (pair,) = read({name: "You are a pirate.", **EXPLICIT})
+    assert isinstance(pair, Preference)
+    assert pair.prompt == (
+        Message(role="system", content="You are a pirate."),
+        Message(role="user", content="q"),
+    )
+    assert read({name: "", **EXPLICIT}, {name: None, **EXPLICIT}) == [PAIR, PAIR]
+
+
+def test_two_system_messages_that_differ_cost_their_row() -> None:
+    """A system column beside a prompt that has a system message: neither may vanish."""
+    own = {**EXPLICIT, "prompt": [say("Be kind.", "system"), USER]}
+    same, other = read({**own, "system": "Be kind. "}, {**own, "system": "Be brief."})
+    assert isinstance(same, Preference)
+    assert len(same.prompt) == 2
+    assert "system message of its own" in str(other)
+
+
+@pytest.mark.parametrize("write", [json.dumps, str], ids=["json", "python"])
+def test_messages_as_text_in_cells(write: Any) -> None:
+    """diatool-dpo#2: csv files hold lists as JSON, or as Python prints them."""
+    row = {
+        "prompt": "q",
+        "chosen": write([USER, say("a")]),
+        "rejected": write([USER, say("b")]),
+    }
+    assert read(row, row) == [PAIR, PAIR]
+    assert read({name: row[name] for name in ("chosen", "rejected")}) == [PAIR]
+
+
+def test_text_that_only_begins_like_json_stays_text() -> None:
+    """A response may be code: it is text unless the whole column holds messages."""
+    code = '[{"role": "user", "content": "x"}]'
+    rows = [{**EXPLICIT, "chosen": code}, EXPLICIT, {**EXPLICIT, "chosen": "[1, 2"}]
+    assert [pair.chosen for pair in read(*rows) if isinstance(pair, Preference)] == [
+        code,
+        "a",
+        "[1, 2",
+    ]
+
+
+def test_a_cell_that_is_cut_off_costs_its_row() -> None:
+    """A csv file whose long cells were cut: what is no JSON any more is no response."""
+    whole = json.dumps([say("a")])
+    rows = [{**EXPLICIT, "chosen": whole, "rejected": json.dumps([say("b")])}] * 2
+    good, cut = read(rows[0], {**rows[0], "chosen": whole[:-5]})
+    assert good == PAIR
+    assert "no JSON" in str(cut)
+
+
+def test_responses_that_repeat_the_prompt() -> None:
+    """reward-bench#140, OpenRLHF#909: the prompt was twice in the exported rows."""
+    source = read_preferences([{"prompt": "Q?", "chosen": "Q?\na", "rejected": "Q?\nb"}, EXPLICIT])
+    first, second = (row.preference for row in source)
+    assert first == Preference(prompt="Q?", chosen="a", rejected="b")
+    assert second == PAIR
+    assert source.summary["prompt_repeated"] == 1
+
+
+def test_a_response_that_begins_with_the_same_letters_repeats_nothing() -> None:
+    """A short prompt may begin a longer word, and one response alone may quote the question."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": "The", "chosen": "There it is.", "rejected": "Then it is."},
+        {"prompt": "Q?", "chosen": "Q? That is odd.", "rejected": "No."},
+    ]
+    assert read(*rows) == [Preference(**row) for row in rows]
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+
+
+def test_tool_calls_of_earlier_turns_are_carried_to_the_export() -> None:
+    """axolotl#3538: tool_calls were dropped, and content null with tool calls was refused."""
+    prompt = [
+        say("What time is it?", "user"),
+        say(None, tool_calls=[CALL]),
+        say("12:00", "tool", tool_call_id="1"),
+    ]
+    row = {"prompt": prompt, "chosen": "Noon.", "rejected": "Late."}
+    with FakeLLM() as llm:
+        table = pi.infer_personas([row], "fake", api_base=llm.api_base, cache=False)
+        assert table.errors == []
+        assert "clock" in llm.requests[0]["messages"][-1]["content"]
+    (exported,) = pi.tailoring_rows(table, persona="chosen", format="dpo")
+    said = exported["prompt"]
+    assert [turn["tool_calls"] for turn in said if "tool_calls" in turn] == [[CALL]]
+    assert [turn.get("tool_call_id") for turn in said if turn["role"] == "tool"] == ["1"]
+
+
+def test_a_response_that_calls_tools_says_why_it_cannot_be_used() -> None:
+    """axolotl#3538: a response of calls has no text that could be compared."""
+    row = {**EXPLICIT, "chosen": [say(None, tool_calls=[CALL])]}
+    assert "calls tools" in str(read(EXPLICIT, row)[1])
+
+
+def test_other_fields_of_a_response_are_counted() -> None:
+    """Nothing of a row goes without a word: a name or a weight of a response is no text."""
+    source = read_preferences([{**EXPLICIT, "chosen": [say("a", weight=0)]}])
+    assert [row.preference for row in source] == [PAIR]
+    assert source.summary["response_fields_left_out"] == 1
+
+
+# Shapes that people have
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["both_bad", "tie (bothbad)", "tie", "Tie", "neither", "both", "equal", "draw", "both_good"],
+)
+def test_ties_in_all_spellings(word: str) -> None:
+    """arena-human-preference-100k and -140k: both_bad and tie (bothbad) are ties."""
+    arena = {"conversation_a": [USER, say("a")], "conversation_b": [USER, say("b")]}
+    (tie,) = read({**arena, "winner": word})
+    assert "tie" in str(tie)
+    assert read({**arena, "winner": word}, {**arena, "winner": "model_b"})[1] == PAIR.swapped
+
+
+def test_mt_bench_has_the_exchange_of_its_turn() -> None:
+    """mt_bench_human_judgments: two conversations of two rounds, and which of them was judged."""
+    later = say("And why?", "user")
+    row = {
+        "model_a": "m1",
+        "model_b": "m2",
+        "winner": "model_b",
+        "conversation_a": [USER, say("a"), later, say("x")],
+        "conversation_b": [USER, say("b"), later, say("y")],
+    }
+    first, second = read({**row, "turn": 1}, {**row, "turn": 2})
+    assert first == PAIR.swapped
+    assert "do not share a prompt" in str(second)
+
+
+def test_sharegpt() -> None:
+    """LLaMA-Factory's ShareGPT format of preferences: from and value, a turn for each side."""
+    row = {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    }
+    assert read(row) == [PAIR]
+
+
+def test_openai_preference_file() -> None:
+    """OpenAI's guide to preference fine-tuning."""
+    row = {
+        "input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [say("a")],
+        "non_preferred_output": [say("b")],
+    }
+    assert read(row) == [PAIR]
+
+
+def test_messages_with_two_answers() -> None:
+    """axolotl#2333: messages, and a turn for each side."""
+    assert read({"messages": [USER], "chosen": say("a"), "rejected": say("b")}) == [PAIR]
+    with_answer = {"messages": [USER, say("a")], "chosen": say("a"), "rejected": say("b")}
+    assert read(with_answer) == [PAIR]
+
+
+def test_lists_of_responses_are_refused_or_paired() -> None:
+    """RM-Bench: three chosen and three rejected responses to a prompt."""
+    row = {"prompt": "q", "chosen": ["a", "b"], "rejected": ["c", "d"]}
+    with pytest.raises(DataError, match='pairs="all"'):
+        read(row)
+    together = [(p.chosen, p.rejected) for p in read(row, pairs="all") if isinstance(p, Preference)]
+    assert together == [("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")]
+    pairs = read(row, pairs="adjacent")
+    assert [(p.chosen, p.rejected) for p in pairs if isinstance(p, Preference)] == [
+        ("a", "c"),
+        ("b", "d"),
+    ]
+
+
+def test_equal_scores_are_counted_and_can_be_left_out() -> None:
+    """distilabel#264: pairs whose score_chosen equals score_rejected were used like any other."""
+    rows: list[dict[str, Any]] = [
+        {**EXPLICIT, "score_chosen": chosen, "score_rejected": 4.0} for chosen in (4.0, 5.0, 3.0)
+    ]
+    source = read_preferences(rows)
+    assert [row.preference for row in source] == [PAIR] * 3
+    assert source.summary["equal_scores"] == 1
+    assert source.summary["chosen_scored_lower"] == 1
+    assert [isinstance(each, str) for each in read(*rows, min_gap=0.5)] == [True, False, True]
+
+
+# Label columns
+
+
+def test_one_and_two() -> None:
+    """The reading of a coding that is certain: both numbers are there."""
+    assert read(*labelled(1, 2, "1", 2.0)) == [PAIR, PAIR.swapped, PAIR, PAIR.swapped]
+
+
+@pytest.mark.parametrize(
+    "labels", [(0, 1), (1, 0), (0,), (-1, 1), (-1, 0, 1), (1, 2, 3), (1, 2, 3, 4, 5), (True, False)]
+)
+def test_codings_that_are_not_certain_are_refused(labels: tuple[object, ...]) -> None:
+    """PandaLM, auto-j, JudgeLM and Likert scales all use such numbers, each in its own way."""
+    with pytest.raises(DataError, match=r"for certain.*labels="):
+        read(*labelled(*labels))
+
+
+def test_a_later_label_of_another_coding_ends_the_run() -> None:
+    """300 rows of 1, then a 0: the first rows may have been read the wrong way round."""
+    rows = read_preferences(labelled(*[1] * 300, 0))
+    with pytest.raises(DataError, match=r"wrong way round.*labels="):
+        list(rows)
+
+
+def test_a_later_label_that_is_unknown_costs_its_row() -> None:
+    """A coding of which both numbers were seen is not changed by a stray one."""
+    found = read(*labelled(*[1, 2] * 150, 0))
+    assert found[:2] == [PAIR, PAIR.swapped]
+    assert "none of '1', '2'" in str(found[-1])
+
+
+def test_a_stream_is_read_as_a_list_is() -> None:
+    """The coding comes from the first rows, of an iterator too, and no row is lost for it."""
+    labels = [2, 1] * 200
+    rows = list(read_preferences(iter(labelled(*labels))))
+    assert [row.preference for row in rows] == [PAIR.swapped, PAIR] * 200
+
+
+def test_names_of_models_as_labels() -> None:
+    """Judgement files that name the winner by its model (Arena-Hard and others)."""
+    row = {"prompt": "q", "response_a": "a", "response_b": "b", "model_a": "m1", "model_b": "m2"}
+    assert read({**row, "winner": "m2"}, {**row, "winner": "m1"}) == [PAIR.swapped, PAIR]
+    assert "none of" in str(read({**row, "winner": "m2"}, {**row, "winner": "m3"})[1])
+
+
+def test_one_hot_winners() -> None:
+    """lmsys-55k: winner_model_a, winner_model_b and winner_tie, texts as JSON lists."""
+    row = {"prompt": '["q"]', "response_a": '["a"]', "response_b": '["b"]'}
+
+    def won(a: int, b: int, tie: int) -> dict[str, Any]:
+        return {**row, "winner_model_a": a, "winner_model_b": b, "winner_tie": tie}
+
+    first, second, tie, two = read(won(1, 0, 0), won(0, 1, 0), won(0, 0, 1), won(1, 1, 0))
+    assert [first, second] == [PAIR, PAIR.swapped]
+    assert "tie" in str(tie)
+    assert "2 are set" in str(two)
+
+
+@pytest.mark.parametrize(
+    ("word", "first"),
+    [
+        ("A", True),
+        ("[[B]]", False),
+        ("model_a", True),
+        ("Assistant B", False),
+        ("A>>B", True),
+        ("B>A", False),
+        ("A-is-slightly-better", True),
+        ("response_2", False),
+        ("left", True),
+        ("second", False),
+    ],
+)
+def test_words_for_a_side(word: str, first: bool) -> None:
+    """MT-bench's judges, Arena-Hard, MultiPref, and interfaces with a left and a right side."""
+    assert read(*labelled(word)) == [PAIR if first else PAIR.swapped]
+
+
+# Several responses
+
+
+ULTRA = {
+    "instruction": "q",
+    "completions": [
+        {"response": "worst", "overall_score": 1.0},
+        {"response": "a", "overall_score": 9},
+        {"response": "middle", "overall_score": 5},
+        {"response": "b", "overall_score": 1},
+        {"response": "unknown", "overall_score": None},
+    ],
+}
+
+
+def test_scores_make_pairs_by_rule() -> None:
+    """UltraFeedback: four completions with ratings; ties make no pair."""
+
+    def made(**options: Any) -> list[tuple[str, str]]:
+        found = read(ULTRA, **options)
+        return [(p.chosen, p.rejected) for p in found if isinstance(p, Preference)]
+
+    assert made(pairs="best-worst") == [("a", "worst")]
+    assert made(pairs="adjacent") == [("a", "middle"), ("middle", "worst")]
+    every = [("a", "middle"), ("a", "worst"), ("a", "b"), ("middle", "worst"), ("middle", "b")]
+    assert made(pairs="all") == every
+    assert made(pairs="all", min_gap=5) == [("a", "worst"), ("a", "b")]
+    assert made(pairs="best-worst", min_gap=8) == [("a", "worst")]
+    equal = {**ULTRA, "completions": ULTRA["completions"][::3]}
+    assert "no two differ" in str(read(equal, pairs="best-worst")[0])
+
+
+def test_pairs_of_a_frame_keep_the_other_columns() -> None:
+    """A table of pairs has a row for each pair, with its prompt's own columns."""
+    import pandas as pd
+
+    row = {"prompt": "q", "responses": ["b", "a", "c"], "ranks": [2, 1, 3], "topic": "tea"}
+    with FakeLLM() as llm:
+        source = read_preferences(pd.DataFrame([row, {**row, "topic": "sea"}]), pairs="all")
+        table = pi.infer_personas(source, "fake", api_base=llm.api_base, cache=False)
+    assert [(r.preference.chosen, r.preference.rejected) for r in table if r.preference][:3] == [
+        ("a", "b"),
+        ("a", "c"),
+        ("b", "c"),
+    ]
+    assert table.to_pandas()["topic"].tolist() == ["tea"] * 3 + ["sea"] * 3
+    assert table.settings["read"]["pairs"] == "all"
+    assert table.settings["read"]["pairs_made"] == 6
+
+
+def test_one_response_a_row() -> None:
+    """HelpSteer2's ratings and PRISM's utterances: the rows of a prompt follow one another."""
+    rows = [
+        {"prompt": "q", "response": "b", "helpfulness": 1},
+        {"prompt": "q", "response": "a", "helpfulness": 4},
+        {"prompt": "r", "response": "x", "helpfulness": 2},
+    ]
+    pair, alone = read(*rows, pairs="best-worst")
+    assert pair == PAIR
+    assert "no two differ" in str(alone)
+
+
+def test_votes_and_safety_can_be_asked_for() -> None:
+    """The filters of "Whose Boat Does it Float?": SHP's votes, PKU-SafeRLHF's safe rejected ones."""
+    shp = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}
+    rows = [{**shp, "score_A": 30, "score_B": votes} for votes in (10, 9)]
+    many, few = read(*rows, min_votes=10)
+    assert many == PAIR
+    assert "min_votes=10" in str(few)
+    pku = {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0}
+    marks = [{"is_response_0_safe": False, "is_response_1_safe": safe} for safe in (True, False)]
+    safe, harmful = read(*({**pku, **mark} for mark in marks), safe_rejected=True)
+    assert safe == PAIR
+    assert "not safe" in str(harmful)
+    for option in ({"min_votes": 3}, {"safe_rejected": True}, {"min_gap": 1}, {"pairs": "all"}):
+        with pytest.raises(InvalidArgumentError, match="needs"):
+            read(shp | {"score_A": None} if "min_gap" in option else EXPLICIT, **option)
+
+
+# Data that gives nothing
+
+
+def test_data_of_which_no_row_can_be_read_is_refused_before_a_call() -> None:
+    """axolotl#1166 and others: every row failed, one by one, with the same words."""
+    rows = [{"prompt": "q", "chosen": [{"speech": "a"}], "rejected": [{"speech": "b"}]}] * 300
+    with FakeLLM() as llm, pytest.raises(DataError, match=r"none of the first 200 rows.*columns="):
+        pi.infer_personas(rows, "fake", api_base=llm.api_base)
+    assert llm.calls == 0
+
+
+def test_two_hundred_rows_without_a_preference_are_refused() -> None:
+    """Data of which all rows are ties or equal texts is another data set than was meant."""
+    with pytest.raises(DataError, match="none of the first 200 rows"):
+        read(*[{"prompt": "q", "chosen": "a", "rejected": None}] * 250)
+    assert "missing" in str(read({"prompt": "q", "chosen": "a", "rejected": None})[0])
+
+
+def test_unknown_columns_name_the_nearest_schema() -> None:
+    """The error has the columns that were found and the line to copy."""
+    with pytest.raises(DataError, match=r"'answer'.*Nearest is.*columns=\{'prompt'"):
+        read({"question": "q", "answer": "a"})
