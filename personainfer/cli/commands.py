@@ -32,6 +32,7 @@ from .options import (
     with_llm_options,
     with_persona_options,
 )
+from .reproduce import reproduce
 from .streams import (
     FAILED,
     Done,
@@ -379,6 +380,9 @@ def formats(as_json: AsJson = False) -> None:
         trainers = f" ({each.trainers})" if each.trainers else ""
         typer.echo(f"  {name}: {each.columns}{trainers}")
     return None
+
+
+app.command()(reproduce)
 
 
 # What was asked for

@@ -4,6 +4,8 @@ from .datasets import read_prism as read_prism
 from .heterogeneity import feature_regression as feature_regression
 from .heterogeneity import votes as votes
 from .plots import plot_accuracy as plot_accuracy
+from .published_figures import Reproduction as Reproduction
+from .published_figures import reproduce as reproduce
 from .reward_matrix import RewardMatrix as RewardMatrix
 from .reward_models import RewardClassifier as RewardClassifier
 from .simulated_users import SimulatedUsers as SimulatedUsers

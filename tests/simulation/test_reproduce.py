@@ -1,0 +1,202 @@
+"""The papers' figures measured again, on small files with the authors' columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import personainfer as pi
+from personainfer.cli.commands import app
+from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.simulation import reproduce
+from personainfer.testing import FakeLLM
+
+from ..builders import pairs
+from ..scoring_server import ScoringServer
+
+SHORT = "The user is busy and prefers short answers."
+LONG = "The user is curious and prefers long answers."
+SMALL = Path(__file__).parents[2] / "examples" / "data"
+
+
+def tailored(count: int = 4) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": f"Question {n}?",
+            "chosen_persona": SHORT,
+            "rejected_persona": LONG,
+            "response_for_chosen_persona": f"Short {n}.",
+            "response_for_rejected_persona": f"Long {n}, and longer.",
+            "generic_response": f"Middle {n}.",
+            "complete": n != 3,
+        }
+        for n in range(count)
+    ]
+
+
+def published(count: int = 8) -> list[dict[str, Any]]:
+    return [
+        {
+            **row,
+            "chosen_persona_gold": SHORT,
+            "rejected_persona_gold": LONG,
+            "chosen_persona_retr": SHORT,
+            "rejected_persona_retr": LONG,
+        }
+        for row in pairs(count)
+    ]
+
+
+def by_wish(body: dict[str, Any]) -> dict[str, str]:
+    """Picks the response that the persona prefers; without a persona, the one that is no "Middle"."""
+    text = body["messages"][-1]["content"]
+    first = text.split("<response_1>", 1)[1].split("</response_1>", 1)[0]
+    if "short answers" in text:
+        return {"answer": "1" if "Short" in first else "2"}
+    if "long answers" in text:
+        return {"answer": "1" if "Long" in first else "2"}
+    return {"answer": "1" if "Middle" not in first else "2"}
+
+
+def measured(paper: Any, data: Any, script: Callable[[dict[str, Any]], Any], **options: Any) -> Any:
+    with FakeLLM(script) as server:
+        return reproduce(
+            paper, data, judge="judge", api_base=server.api_base, max_attempts=1, **options
+        )
+
+
+def test_published_personas_are_judged_on_their_responses() -> None:
+    found = measured("pi", tailored(), by_wish)
+    overall = found.figures[0]
+    assert (overall.published, overall.ours.value, overall.ours.n) == (0.91, 1.0, 3)
+    assert "2501.11549" in overall.source
+    assert any("1 rows with a response that was cut off" in one for one in found.differs)
+    assert any("not the pairs from" in one for one in found.differs)
+    text = str(found)
+    assert "published 0.91" in text
+    assert "ours 1.000 [" in text
+    assert "What differs:" in text
+
+
+def test_the_authors_columns_are_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in published()), encoding="utf-8")
+    found = measured("pi", path, by_wish, limit=5)
+    assert (found.figures[0].ours.value, found.figures[0].ours.n) == (1.0, 5)
+
+
+def test_personas_that_are_not_there_are_inferred() -> None:
+    with FakeLLM() as server:
+        found = reproduce("pi", pairs(3), model="writer", judge="judge", api_base=server.api_base)
+    assert found.figures[0].ours.n == 3
+    assert any("personas by writer" in one for one in found.differs)
+    with pytest.raises(InvalidArgumentError, match="no model= is named"):
+        reproduce("pi", pairs(3), judge="judge")
+
+
+def test_published_responses_are_compared_with_generic_ones() -> None:
+    found = measured("pt", tailored(), by_wish)
+    values = {figure.name: figure.ours.value for figure in found.figures}
+    assert values == {
+        "ΔPQ, chosen personas, against SFT": 100.0,
+        "ΔPQ, chosen personas, against DPO": 100.0,
+        "ΔPQ, rejected personas": 100.0,
+    }
+    assert [figure.published for figure in found.figures] == [23.0, 41.6, None]
+
+
+def test_a_judge_that_prefers_generic_responses_brings_a_loss() -> None:
+    def generic(body: dict[str, Any]) -> dict[str, str]:
+        text = body["messages"][-1]["content"]
+        first = text.split("<response_1>", 1)[1].split("</response_1>", 1)[0]
+        return {"answer": "1" if "Middle" in first else "2"}
+
+    assert {one.ours.value for one in measured("pt", tailored(), generic).figures} == {-100.0}
+
+
+def test_responses_that_are_not_there_are_written_by_the_model() -> None:
+    def script(body: dict[str, Any]) -> Any:
+        if body["model"] == "judge":
+            text = body["messages"][-1]["content"].split("<response_1>", 1)[1]
+            return {"answer": "1" if "somebody" in text.split("</response_1>", 1)[0] else "2"}
+        said = body["messages"][-1]["content"]
+        return f"for somebody {len(body['messages'])}" if "prefer" in said else "for nobody"
+
+    found = measured("pt", published(), script, model="writer")
+    assert [figure.published for figure in found.figures] == [46.3, 55.0]
+    assert {figure.ours.n for figure in found.figures} == {4}
+    assert any("5 worked examples" in one for one in found.differs)
+    with pytest.raises(InvalidArgumentError, match="no model= is named"):
+        reproduce("pt", published(), judge="judge")
+
+
+def test_users_of_personal_llm_disagree() -> None:
+    found = reproduce("personalllm", SMALL / "personalllm", limit=200)
+    assert [figure.published for figure in found.figures] == [0.5, 0.6]
+    assert all(0 <= figure.ours.value <= 1 for figure in found.figures)
+    assert any("200 users" in one for one in found.differs)
+
+
+@pytest.mark.heavy
+def test_prefixes_of_famous_people_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScoringServer("vllm") as scores, FakeLLM() as server:
+        scorer = pi.Likelihood("tiny", api_base=scores.api_base)
+        monkeypatch.setattr(
+            "personainfer.simulation.published_figures._likelihood", lambda judge: scorer
+        )
+        found = reproduce(
+            "wikipersonas", SMALL / "famous_persona", model="writer", api_base=server.api_base
+        )
+    names = {figure.name for figure in found.figures}
+    assert {"accuracy, none, divergent", "accuracy, persona, divergent"} <= names
+    assert all("2505.13257" in figure.source for figure in found.figures)
+
+
+@pytest.mark.heavy
+def test_a_likelihood_judges_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScoringServer("vllm") as scores:
+        scorer = pi.Likelihood("tiny", api_base=scores.api_base)
+        monkeypatch.setattr(
+            "personainfer.simulation.published_figures._likelihood", lambda judge: scorer
+        )
+        for paper in ("pi", "pt"):
+            found = reproduce(paper, tailored())
+            assert found.figures[0].ours.n == 3
+            assert "likelihood of tiny" in found.differs[0]
+
+
+@pytest.mark.parametrize(
+    ("paper", "data", "options", "words"),
+    [
+        ("x", [], {}, "paper="),
+        ("pi", [], {"limit": 0}, "limit=0"),
+        ("pi", [], {"judge": 5}, "judge=5"),
+        ("pi", [], {"judge": "judge"}, "no rows"),
+        ("pi", "folder", {"judge": "judge"}, "no file that is read"),
+        ("pt", [{"prompt": "q", "chosen": "a", "rejected": "b"}], {"judge": "judge"}, "neither"),
+        ("wikipersonas", "x", {"judge": "judge"}, "needs model="),
+    ],
+)
+def test_what_cannot_be_reproduced_is_refused(
+    paper: Any, data: Any, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((InvalidArgumentError, DataError), match=words):
+        reproduce(paper, data, **options)
+
+
+def test_the_command_prints_what_the_function_found(tmp_path: Path) -> None:
+    path = tmp_path / "tailored.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in tailored()), encoding="utf-8")
+    with FakeLLM(by_wish) as server:
+        line = ["reproduce", "pi", "--data", str(path), "--judge", "judge"]
+        line += ["--api-base", server.api_base, "--no-progress"]
+        said = CliRunner().invoke(app, line)
+        machine = CliRunner().invoke(app, [*line, "--json"])
+    assert (said.exit_code, machine.exit_code) == (0, 0)
+    assert "published 0.91 (arXiv 2501.11549" in said.stdout
+    assert json.loads(machine.stdout)["figures"][0]["ours"]["value"] == 1.0
