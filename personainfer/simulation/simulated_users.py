@@ -7,8 +7,7 @@ matched by the names of the models, never by their order.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import Preference
 from .reward_matrix import RewardMatrix, check_models
+from .user_weights import draw_weights
 
 __all__ = ["SimulatedUsers"]
 
@@ -24,7 +24,6 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Offered = Literal["random", "extremes"]
 
-_ROUNDS = 50  # of drawing again
 _CELLS = 400_000  # utilities held at once: few enough for the cache of a processor
 _SUM = 1e-6  # how far weights may be from adding up to one
 _TIE = 1e-12  # difference of utilities that is rounding
@@ -96,10 +95,7 @@ class SimulatedUsers:
         if not _is_real(min_distance) or not 0 <= min_distance < np.inf:
             raise InvalidArgumentError(f"min_distance={min_distance!r} must be a number from 0 up.")
         ordered = sorted(names)
-        random = np.random.default_rng(seed)
-        drawn, redrawn = _distinct_users(
-            lambda count: _dirichlet(random, alpha, len(names), count), n, min_distance
-        )
+        drawn, redrawn = draw_weights(n, len(names), alpha, min_distance, seed)
         users = cls(drawn[:, [ordered.index(name) for name in names]], models=names)
         users.redrawn = redrawn
         return users
@@ -211,57 +207,6 @@ class SimulatedUsers:
             )
         weights: Floats = self.weights[:, [self.models.index(name) for name in matrix.models]]
         return weights
-
-
-# Drawing users
-
-
-def _dirichlet(random: np.random.Generator, alpha: float, models: int, count: int) -> Floats:
-    drawn = random.dirichlet(np.full(models, alpha), size=count)
-    weights: Floats = drawn / drawn.sum(axis=1, keepdims=True)
-    return weights
-
-
-def _distinct_users(draw: Callable[[int], Floats], n: int, distance: float) -> tuple[Floats, int]:
-    """n users, none nearer than `distance` to another, as far as possible; and how many were redrawn."""
-    users = draw(n)
-    redrawn = 0
-    for _ in range(_ROUNDS):
-        near = _near_duplicates(users, distance) if distance else np.zeros(n, dtype=bool)
-        if not near.any():
-            return users, redrawn
-        redrawn += int(near.sum())
-        users = np.concatenate([users[~near], draw(int(near.sum()))])
-    if left := int(_near_duplicates(users, distance).sum()):
-        warnings.warn(
-            f"{left:,} of {n:,} users are nearer than min_distance={distance:g} to others: there are"
-            " too few different ones at this alpha.",
-            stacklevel=3,
-        )
-    return users, redrawn
-
-
-def _near_duplicates(users: Floats, distance: float) -> npt.NDArray[np.bool_]:
-    """Which users are nearer than `distance` to an earlier one that is kept."""
-    kept = np.zeros(len(users), dtype=bool)
-    # Keep one of each cell of a fine grid first: where many are at one place, few are left to compare.
-    _, first = np.unique(np.floor(users / (distance / users.shape[1])), axis=0, return_index=True)
-    kept[first] = True
-    direction = np.sqrt(np.arange(1, users.shape[1] + 1))
-    order = first[np.argsort(users[first] @ direction)]
-    along = users[order] @ direction
-    reach = distance * np.linalg.norm(direction)  # |a.v - b.v| <= |a - b| |v|
-    step = 1
-    near: list[tuple[int, int]] = []
-    while (close := np.flatnonzero(along[step:] - along[:-step] < reach)).size:
-        one, other = order[close], order[close + step]
-        same = np.linalg.norm(users[one] - users[other], axis=1) < distance
-        near += zip(np.minimum(one, other)[same], np.maximum(one, other)[same], strict=True)
-        step += 1
-    for earlier, later in sorted(near, key=lambda pair: pair[1]):
-        if kept[earlier]:
-            kept[later] = False
-    return ~kept
 
 
 # Choosing

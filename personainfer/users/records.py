@@ -33,8 +33,9 @@ class UserPersona(Record):
         preferences: what the user likes in a response, likewise.
         evidence: the choices that support them.
         pairs: how many choices the persona rests on.
-        score: for "verified" the mean score of the kept explanations on other choices (above 0: better
-            than chance); for "posterior" the probability of this persona among the candidates; None for
+        score: for "verified" the mean score of the kept explanations on other choices. It is above 0
+            because those were kept: it ranks users, and does not estimate how well the persona
+            predicts. For "posterior" the probability of this persona among the candidates; None for
             "summary".
         flags: those of `personainfer.personas.flags`.
     """

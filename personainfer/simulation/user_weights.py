@@ -1,0 +1,69 @@
+"""Draw the weights of simulated users from a Dirichlet distribution, without near duplicates if asked for."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["draw_weights"]
+
+Floats = npt.NDArray[np.float64]
+
+_ROUNDS = 50  # of drawing again
+
+
+def draw_weights(
+    users: int, models: int, alpha: float, min_distance: float, seed: int
+) -> tuple[Floats, int]:
+    """Weights of shape (users, models), and how many users were drawn again.
+
+    No user is nearer than `min_distance` to an earlier one, as far as possible; a warning says where not.
+    """
+    random = np.random.default_rng(seed)
+    drawn = _dirichlet(random, alpha, models, users)
+    redrawn = 0
+    for _ in range(_ROUNDS if min_distance else 0):
+        near = _near_duplicates(drawn, min_distance)
+        count = int(near.sum())
+        if not count:
+            return drawn, redrawn
+        redrawn += count
+        drawn = np.concatenate([drawn[~near], _dirichlet(random, alpha, models, count)])
+    if min_distance and (left := int(_near_duplicates(drawn, min_distance).sum())):
+        warnings.warn(
+            f"{left:,} of {users:,} users are nearer than min_distance={min_distance:g} to others: there"
+            " are too few different ones at this alpha.",
+            stacklevel=3,
+        )
+    return drawn, redrawn
+
+
+def _dirichlet(random: np.random.Generator, alpha: float, models: int, count: int) -> Floats:
+    drawn = random.dirichlet(np.full(models, alpha), size=count)
+    weights: Floats = drawn / drawn.sum(axis=1, keepdims=True)
+    return weights
+
+
+def _near_duplicates(users: Floats, distance: float) -> npt.NDArray[np.bool_]:
+    """Which users are nearer than `distance` to an earlier one that is kept."""
+    kept = np.zeros(len(users), dtype=bool)
+    # Keep one of each cell of a fine grid first: where many are at one place, few are left to compare.
+    _, first = np.unique(np.floor(users / (distance / users.shape[1])), axis=0, return_index=True)
+    kept[first] = True
+    direction = np.sqrt(np.arange(1, users.shape[1] + 1))
+    order = first[np.argsort(users[first] @ direction)]
+    along = users[order] @ direction
+    reach = distance * np.linalg.norm(direction)  # |a.v - b.v| <= |a - b| |v|
+    step = 1
+    near: list[tuple[int, int]] = []
+    while (close := np.flatnonzero(along[step:] - along[:-step] < reach)).size:
+        one, other = order[close], order[close + step]
+        same = np.linalg.norm(users[one] - users[other], axis=1) < distance
+        near += zip(np.minimum(one, other)[same], np.maximum(one, other)[same], strict=True)
+        step += 1
+    for earlier, later in sorted(near, key=lambda pair: pair[1]):
+        if kept[earlier]:
+            kept[later] = False
+    return ~kept
