@@ -1,4 +1,7 @@
-"""Keep an API key out of fingerprints while the options that hold it are pickled.
+"""API keys and addresses: where a key goes, what of an address is shown, what a pickle holds.
+
+An address may hold a password or a token; `shown_address` leaves them out. The key is kept out of
+fingerprints while the options that hold it are pickled.
 
 Hugging Face's datasets hashes the function it maps with by pickling it. With the key in that hash, a
 renewed key would discard all that was mapped before. An ordinary pickle, for another process, keeps it.
@@ -12,16 +15,24 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 __all__ = [
     "HiddenKey",
+    "StoredAddress",
     "environment_key",
     "hide_key",
+    "holds_secret",
     "key_headers",
     "show_key",
     "shown_address",
 ]
+
+
+_ADDRESS = re.compile(
+    r"(?P<scheme>[^:/?#]*://|)(?P<user>[^/?#]*@)?(?P<place>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#(?P<fragment>.*))?",
+    re.DOTALL,
+)
 
 
 class HiddenKey:
@@ -91,11 +102,36 @@ def _is_azure(endpoint: str) -> bool:
     )
 
 
+class StoredAddress(str):
+    """The address of an endpoint as a file names it: it is shown, but nothing is sent there.
+
+    Whoever wrote the file would otherwise choose where the user's key goes.
+    """
+
+    __slots__ = ()
+
+
 def shown_address(address: str) -> str:
-    """An address without the password or token that it may hold."""
-    parts = urlsplit(address)
-    host = parts.netloc.rpartition("@")[2]
-    query = (
-        re.sub(r"=[^&]*", "=…", parts.query) if "api-version" not in parts.query else parts.query
-    )
-    return urlunsplit(SplitResult(parts.scheme, host, parts.path, query, ""))
+    """An address without what may be secret: "…" stands for user, password and the values of its query.
+
+    `api-version`, which Azure's addresses have, is shown.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        return "…"
+    user = "…@" if found["user"] else ""
+    query = "&".join(map(_shown_field, found["query"].split("&"))) if found["query"] else ""
+    fragment = "#…" if found["fragment"] else ""
+    return f"{found['scheme']}{user}{found['place']}{query and '?'}{query}{fragment}"
+
+
+def holds_secret(address: str) -> bool:
+    """Whether a part of the address is not shown, or was not where the address came from."""
+    return shown_address(address) != address or "…" in address
+
+
+def _shown_field(field: str) -> str:
+    name, equals, _ = field.partition("=")
+    if not equals:
+        return "…"
+    return field if name == "api-version" else f"{name}=…"

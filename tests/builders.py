@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.batch.job_folder import PersonaBatch
+from personainfer.exceptions import PersonaInferError
 from personainfer.records import Message
 
 from .batch_server import BatchServer
@@ -91,6 +93,10 @@ def submit(provider: BatchServer, data: object, path: Path, **options: Any) -> P
 
 
 def collect(batch: PersonaBatch | Path | str, **options: Any) -> pi.PersonaTable:
+    """As a user who gives the address of a folder's batch again."""
+    folder = batch.path if isinstance(batch, PersonaBatch) else batch
+    with suppress(PersonaInferError):  # collect_batch tells what is wrong with the folder
+        options.setdefault("api_base", PersonaBatch.load(folder).llm_options["api_base"])
     return pi.collect_batch(batch, poll=0.001, **options)
 
 

@@ -28,6 +28,7 @@ from typing import IO, Any, Literal, Self
 import tenacity
 from pydantic import Field, ValidationError
 
+from ..api_keys import shown_address
 from ..data.atomic_files import write_file
 from ..data.readers import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
@@ -98,6 +99,9 @@ class PersonaBatch(Record):
     """
 
     path: Path = Field(exclude=True)
+    submitted_here: bool = Field(
+        default=False, exclude=True
+    )  # this process chose model and address
     version: Literal[1] = 1
     made_by: str
     model: str
@@ -124,7 +128,7 @@ class PersonaBatch(Record):
         folder = as_folder(path)
         try:
             fields = json.loads(cls.handle(folder).read_bytes())
-            batch = cls.model_validate({**fields, "path": folder})
+            batch = cls.model_validate({**fields, "path": folder, "submitted_here": False})
             UnknownOptionError.check(batch.llm_options, OPTIONS - {"api_key"})
             return batch
         except OSError:
@@ -174,9 +178,31 @@ class PersonaBatch(Record):
             f" {self.answered} of {self.sent} requests answered"
         )
 
-    def llm(self, api_key: str | None) -> LLM:
-        """The model that was asked. Replies that are to leave no trace elsewhere stay in the folder."""
+    def llm(
+        self,
+        api_key: str | None,
+        *,
+        api_base: str | None = None,
+        cache_dir: str | Path | None = None,
+        submitted_here: bool = False,
+    ) -> LLM:
+        """The model that was asked. Replies that are to leave no trace elsewhere stay in the folder.
+
+        The folder's word decides where a key and replies go only if this process has submitted the batch.
+
+        Raises:
+            InvalidArgumentError: the folder names an address, and `api_base` does not.
+        """
         options = dict(self.llm_options)
+        stored = options.get("api_base")
+        if not submitted_here:
+            if stored is not None and api_base is None:
+                raise InvalidArgumentError(
+                    f"{self.path} was submitted to {shown_address(str(stored))!r}.",
+                    hint="Your key would go there: give api_base= again.",
+                    argument="api_base",
+                )
+            options |= {"api_base": api_base, "cache_dir": cache_dir}
         if not options.get("cache", True):
             options |= {"cache": True, "cache_dir": self.replies_folder}
         return LLM(self.model, **options, api_key=api_key)

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Unpack
 
+from ..api_keys import holds_secret
 from ..arguments import PositiveNumber, check_argument, takes_options
 from ..data.atomic_files import put_in_place
 from ..data.readers import PreferenceSource, SourceRow
@@ -96,7 +97,8 @@ def submit_batch(
                     hint="Give the same to go on with it, or name another folder.",
                 )
         with batch.alone() as batch:
-            return _submitted(batch, api, llm.options["patience"])
+            batch = _submitted(batch, api, llm.options["patience"])
+            return batch.model_copy(update={"submitted_here": True})
 
 
 def collect_batch(
@@ -108,6 +110,8 @@ def collect_batch(
     poll: float = 30.0,
     timeout: float | None = None,
     api_key: str | None = None,
+    api_base: str | None = None,
+    cache_dir: str | Path | None = None,
     progress: bool | None = None,
 ) -> PersonaTable:
     """Wait for a batch, and make the table that `infer_personas` would have made.
@@ -123,6 +127,9 @@ def collect_batch(
         poll: seconds between two looks at it.
         timeout: seconds to wait at most; None: as long as it takes.
         api_key: the key; else the provider's environment variable.
+        api_base: the endpoint that the batch was submitted to. It has to be given again where `batch` is
+            a folder: whoever made the folder would else choose where your key goes.
+        cache_dir: the cache of replies, for a folder; None: the default one.
         progress: bars on standard error; None: in a terminal or a notebook.
 
     Returns:
@@ -138,9 +145,10 @@ def collect_batch(
     check_argument("poll", poll, PositiveNumber)
     check_argument("timeout", timeout, PositiveNumber | None)
     # From the folder in any case: another call may have gone on with it.
+    here = isinstance(batch, PersonaBatch) and batch.submitted_here
     batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
     check_candidates(batch.candidates, select)
-    llm = batch.llm(api_key)
+    llm = batch.llm(api_key, api_base=api_base, cache_dir=cache_dir, submitted_here=here)
     keys = _keys(batch, llm)
     batch = _awaited(batch, llm, wait, poll, timeout, progress)
     outcome = bring_in(batch, llm, keys)
@@ -171,7 +179,7 @@ def _check(llm: LLM, options: Mapping[str, Any]) -> None:
             hint="Give it to collect_batch.",
             argument="select",
         )
-    if llm.options["api_base"] != llm.settings["api_base"]:
+    if holds_secret(llm.options["api_base"] or ""):
         raise InvalidArgumentError(
             "api_base= may hold a password or a token, which would be written to the folder.",
             hint="Give an address without @ and ?, and the key as api_key=.",

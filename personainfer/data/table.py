@@ -11,6 +11,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from ..api_keys import StoredAddress
 from ..exceptions import InvalidArgumentError, MissingExtraError, RowsFailedError
 from ..records import PersonaRow, Usage
 from .arrow_columns import (
@@ -410,11 +411,14 @@ class PersonaTable(Sequence[PersonaRow]):
             DataError: another kind of file.
         """
         file = StoredTable(path)
+        settings = dict(file.settings)
+        if isinstance(base := settings.get("api_base"), str):
+            settings["api_base"] = StoredAddress(base)
         return cls(
             file.rows,
             original=file.columns,
             usage=file.usage,
-            settings=file.settings,
+            settings=settings,
             added=file.added,
             kinds=file.added_kinds,
         )

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, Unpack
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, Strict
 
-from ..api_keys import hide_key, show_key
+from ..api_keys import hide_key, show_key, shown_address
 from ..arguments import (
     Count,
     Flag,
@@ -47,7 +48,8 @@ _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks th
 def _check_address(base: str | None) -> str | None:
     if base is not None and not base.startswith(("http://", "https://")):
         raise InvalidArgumentError(
-            f"api_base={base!r} is not an address.", hint='It starts with "http://" or "https://".'
+            f"api_base={shown_address(base)!r} is not an address.",
+            hint='It starts with "http://" or "https://".',
         )
     return base
 
@@ -245,13 +247,11 @@ class LLM:
     def settings(self) -> dict[str, Any]:
         """What decides the replies, as it may be written down: never the key."""
         base = self._options["api_base"]
-        if base is not None and ("@" in base or "?" in base):  # may hold a password or a token
-            base = None
         extra = self._options["extra_body"]
         more = {"extra_body": extra} if extra else {}
         return {
             "model": self.model,
-            "api_base": base,
+            "api_base": base and shown_address(base),
             **self._sampling,
             **more,
             **self.transport.notes,
@@ -264,7 +264,7 @@ class LLM:
 
     def __repr__(self) -> str:
         base = self._options["api_base"]
-        return f"LLM({self.model!r}{f', api_base={base!r}' if base else ''})"
+        return f"LLM({self.model!r}{f', api_base={shown_address(base)!r}' if base else ''})"
 
     def __getstate__(self) -> dict[str, Any]:
         return hide_key(self._options)
@@ -368,6 +368,12 @@ def _transport(model: str, api_base: str | None, api_key: str | None) -> Transpo
         return EmbeddedTransport(find_weights(model))
     if model.startswith("litellm/"):
         return LiteLLMTransport(model.removeprefix("litellm/"), api_base, api_key)
+    if api_key and api_base is not None and "@" in urlsplit(api_base).netloc:
+        raise InvalidArgumentError(
+            f"api_base={shown_address(api_base)!r} has a password, and api_key= is given too.",
+            hint="An endpoint is told one of them: leave the other out.",
+            argument="api_key",
+        )
     if api_base is None:
         return LiteLLMTransport(model, None, api_key)
     for prefix in _OPENAI_PREFIXES:

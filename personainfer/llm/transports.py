@@ -145,9 +145,9 @@ class EndpointTransport(_Speaker):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(model)
-        self.endpoint = api_base.rstrip("/")
-        self._base = self.endpoint
-        self.key = api_key or environment_key(self.endpoint)
+        self._base = api_base.rstrip("/")
+        self.endpoint = shown_address(self._base)
+        self.key = api_key or environment_key(self._base)
         self._headers = dict(headers or {})
         self._session: aiohttp.ClientSession | None = None
         self._runs = 0
@@ -197,7 +197,7 @@ class EndpointTransport(_Speaker):
 
         if self._session is None:
             self._session = _session(
-                self._base, {**key_headers(self.endpoint, self.key), **self._headers}
+                self._base, {**key_headers(self._base, self.key), **self._headers}
             )
         address, limit = _address(self._base, path), _within(timeout)
         try:
@@ -208,13 +208,13 @@ class EndpointTransport(_Speaker):
                 return response.status, response.headers, await _read_bounded(response)
         except TimeoutError:
             raise TransportError(
-                f"{shown_address(self.endpoint)} did not answer within {timeout:g} s.",
+                f"{self.endpoint} did not answer within {timeout:g} s.",
                 hint="Raise timeout=.",
             ) from None
         # `from None`: aiohttp's errors can hold the request's headers, and with them the key.
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise TransportError(
-                f"the connection to {shown_address(self.endpoint)} failed ({type(error).__name__}).",
+                f"the connection to {self.endpoint} failed ({type(error).__name__}).",
                 hint="Is the server running, and is api_base= its address (often ending in /v1)?",
             ) from None
 
@@ -280,7 +280,7 @@ class LiteLLMTransport(_Speaker):
                 hint='Write "provider/model" (https://docs.litellm.ai/docs/providers), give api_base='
                 ' for an OpenAI-compatible endpoint, or use "local".',
             ) from None
-        self.endpoint = f"litellm:{self.provider}:{(api_base or '').rstrip('/')}"
+        self.endpoint = f"litellm:{self.provider}:{shown_address((api_base or '').rstrip('/'))}"
         self._schemas: dict[str, type[BaseModel]] = {}
         self._clients: dict[str, Any] = {}
         if not self._litellm.supports_response_schema(model) and (

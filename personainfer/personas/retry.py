@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, cast
 
+from ..api_keys import StoredAddress, holds_secret, shown_address
 from ..arguments import takes_options
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError, RowsFailedError
@@ -37,7 +38,8 @@ def retry_errors(
 
     Args:
         table: a table, or the path of a saved one.
-        model: None: the one that made the table, at its `api_base`.
+        model: None: the one that made the table. An `api_base` that a file names, or that held a password
+            or a token, has to be given again: whoever wrote the file would get your key.
         progress: as for `infer_personas`.
         options: as for `infer_personas`; what is not given is as it was for the table, as far as it
             remembers: not keys, limits and prices. `select` has to be given again. `protocol`, `sides`
@@ -137,6 +139,7 @@ def _stream(
     options = _fixed(settings)
     options["exemplars"] = "none" if settings.get("exemplars") == 0 else "default"
     if not isinstance(model, LLM):
+        _check_address(model, given, settings)
         names = _SAMPLING + (("api_base",) if model == settings.get("model") else ())
         options |= {name: settings[name] for name in names if name in settings}
     stream = iter_personas(pairs, model, **{**options, **given})
@@ -149,6 +152,19 @@ def _stream(
             hint="Give exemplars=: those of the table, or others if you want them mixed.",
         )
     return stream
+
+
+def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError where the address is a file's alone, or is not known whole."""
+    base = settings.get("api_base")
+    if given.get("api_base") is not None or base is None or model != settings.get("model"):
+        return
+    if isinstance(base, StoredAddress) or holds_secret(base):
+        raise InvalidArgumentError(
+            f"the table was made with the model {model!r} at {shown_address(base)!r}.",
+            hint="Your key would go there: give api_base= again, or another model=.",
+            argument="api_base",
+        )
 
 
 def _merged(before: PersonaRow, now: PersonaRow) -> PersonaRow:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -469,9 +471,28 @@ def test_collecting_again_costs_nothing(provider: BatchServer, place: Path) -> N
     assert provider.calls == calls
 
 
+def test_a_folder_never_decides_where_the_key_and_the_replies_go(
+    provider: BatchServer, place: Path
+) -> None:
+    """Whoever made the folder would else be sent the key."""
+    elsewhere = place / "theirs"
+    submit(provider, pairs(3), place / "b", cache_dir=elsewhere)
+    calls = list(provider.calls)
+    for folder in (place / "b", PersonaBatch.load(place / "b")):
+        with pytest.raises(InvalidArgumentError, match=re.escape(provider.api_base)):
+            pi.collect_batch(folder)
+    assert provider.calls == calls
+    shutil.rmtree(elsewhere)
+    mine = place / "mine"
+    table = pi.collect_batch(place / "b", poll=0.001, api_base=provider.api_base, cache_dir=mine)
+    assert not table.errors
+    assert pi.cache_info(mine).replies
+    assert not elsewhere.exists()
+
+
 COLLECT = """
 import sys, personainfer as pi
-pi.collect_batch(sys.argv[1], poll=0.01).save(sys.argv[2])
+pi.collect_batch(sys.argv[1], poll=0.01, api_base=sys.argv[3]).save(sys.argv[2])
 """
 
 
@@ -479,7 +500,10 @@ pi.collect_batch(sys.argv[1], poll=0.01).save(sys.argv[2])
 def test_another_process_collects_from_the_folder(provider: BatchServer, place: Path) -> None:
     batch = submit(provider, pairs(5), place / "b")
     target = place / "personas.parquet"
-    subprocess.run([sys.executable, "-c", COLLECT, str(place / "b"), str(target)], check=True)
+    subprocess.run(
+        [sys.executable, "-c", COLLECT, str(place / "b"), str(target), provider.api_base],
+        check=True,
+    )
     table = pi.PersonaTable.load(target)
     table.raise_for_errors()
     calls = list(provider.calls)

@@ -236,7 +236,10 @@ def test_failed_rows_are_asked_again_by_the_same_call_or_by_retry(run: Run) -> N
         assert run("infer", data, "-o", "again.parquet", *reach).exit_code == 0
         assert llm.calls == 4
         assert len(pi.PersonaTable.load("table.parquet").errors) == 1
-        assert run("infer", "--retry", "table.parquet").exit_code == 0  # the table knows its model
+        alone = run("infer", "--retry", "table.parquet")  # a file never says where a key goes
+        assert alone.exit_code == 2
+        assert "--api-base" in alone.stderr
+        assert run("infer", "--retry", "table.parquet", *reach[2:4]).exit_code == 0
     for name in ("table", "mended", "again"):
         assert pi.PersonaTable.load(f"{name}.parquet").errors == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -70,7 +71,7 @@ def test_only_the_failed_rows_are_asked_again(kind: str, tmp_path: Path) -> None
             given = pi.PersonaTable.load(path)
         calls = llm.calls
         model.failing = FAILING[:1]
-        mended = pi.retry_errors(given, max_attempts=1)
+        mended = pi.retry_errors(given, api_base=llm.api_base, max_attempts=1)
         assert llm.calls == calls + 3
         asked = [str(body["messages"][-1]) for body in llm.requests[calls:]]
         assert sorted(n for n in range(9) for said in asked if f"Question {n}?" in said) == [
@@ -103,7 +104,7 @@ def test_what_was_mended_is_saved_over_its_own_file_and_mended_on(tmp_path: Path
         pi.infer_personas(data(), "fake", api_base=llm.api_base, max_attempts=1, output=path)
         for failing in ((1, 4), (4,), ()):
             model.failing = failing
-            pi.retry_errors(path, max_attempts=1).save(path)
+            pi.retry_errors(path, api_base=llm.api_base, max_attempts=1).save(path)
     table = pi.PersonaTable.load(path)
     assert table.failed_places() == list(BAD)
     assert [(each["rows"], each["mended"]) for each in table.settings["retries"]] == [
@@ -233,7 +234,7 @@ def test_personas_that_could_not_be_scored_are_scored_again(tmp_path: Path) -> N
         assert "could be scored" in str(table[0].error)
         table.save(tmp_path / "t.parquet")
         calls = llm.calls
-        mended = pi.retry_errors(tmp_path / "t.parquet", select=ByTrait())
+        mended = pi.retry_errors(tmp_path / "t.parquet", select=ByTrait(), api_base=llm.api_base)
         assert llm.calls == calls
     assert not mended.errors
     assert mended[0].chosen is not None
@@ -331,10 +332,68 @@ def test_rows_keep_their_place_where_others_were_dropped(tmp_path: Path) -> None
     assert mended.failed_places() == [2]
 
 
-def test_no_password_of_an_address_is_in_the_settings() -> None:
-    for base in ("http://me:secret@127.0.0.1:9/v1", "http://127.0.0.1:9/v1?token=secret"):
-        settings = pi.iter_personas([], "fake", api_base=base).settings
-        assert "secret" not in json.dumps(settings)
+def test_a_file_never_decides_where_the_pairs_and_the_key_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    path = tmp_path / "theirs.parquet"
+    with FakeLLM(faults=[Fault.status(500)]) as stranger:
+        base = stranger.api_base
+        pi.infer_personas(pairs(2), "fake", api_base=base, max_attempts=1).save(path)
+        calls = stranger.calls
+        for table in (path, str(path), pi.PersonaTable.load(path), pi.PersonaTable.load(path)[:1]):
+            with pytest.raises(InvalidArgumentError, match=re.escape(base)):
+                pi.retry_errors(table)
+        assert stranger.calls == calls
+    with FakeLLM() as mine:
+        assert not pi.retry_errors(path, api_base=mine.api_base).errors
+        assert mine.calls
+
+
+@pytest.mark.parametrize(
+    "hidden", ["http://me:secret@127.0.0.1:9/v1", "http://127.0.0.1:9/v1?token=secret"]
+)
+def test_an_address_that_held_a_password_is_asked_for_again(hidden: str) -> None:
+    table = pi.infer_personas(pairs(1), "fake", api_base=hidden, max_attempts=1)
+    assert table.errors
+    with pytest.raises(InvalidArgumentError, match=r"127\.0\.0\.1:9/v1.*give api_base="):
+        pi.retry_errors(table)
+
+
+SECRET_ADDRESSES = [
+    "http://me:secret@127.0.0.1:9/v1",
+    "http://secret@127.0.0.1:9/v1",
+    "http://127.0.0.1:9/v1?token=secret",
+    "http://127.0.0.1:9/v1?secret",
+    "http://127.0.0.1:9/v1?api-version=1&sig=secret",
+    "http://127.0.0.1:9/v1#secret",
+]
+
+
+@pytest.mark.parametrize("base", SECRET_ADDRESSES)
+def test_no_password_or_token_of_an_address_is_shown(base: str, tmp_path: Path) -> None:
+    llm = pi.LLM("fake", api_base=base, max_attempts=1)
+    table = pi.infer_personas(pairs(1), llm)
+    pi.write_report(table, tmp_path / "page.html")
+    told = [repr(llm), repr(table), str(table.errors), json.dumps(table.settings)]
+    told += [
+        (tmp_path / "page.html").read_text(),
+        repr(pi.AddPersonas(llm)),
+        llm.transport.endpoint,
+    ]
+    with pytest.raises(InvalidArgumentError) as refused:
+        pi.LLM("fake", api_base="x" + base)
+    assert "secret" not in " ".join([*told, str(refused.value)])
+    assert "127.0.0.1:9/v1" in repr(llm)
+
+
+def test_a_password_and_a_key_are_one_too_many() -> None:
+    with pytest.raises(InvalidArgumentError, match="leave the other out") as refused:
+        pi.LLM("fake", api_base=SECRET_ADDRESSES[0], api_key="sk")
+    assert "secret" not in str(refused.value)
+
+
+def test_no_key_is_in_the_settings() -> None:
     settings = pi.iter_personas([], "fake", api_base="http://127.0.0.1:9/v1", api_key="sk").settings
     assert "sk" not in settings.values()
 
@@ -369,6 +428,6 @@ def test_added_columns_are_kept_but_for_the_rows_that_were_asked(tmp_path: Path)
         saved = judged.save(tmp_path / "t.parquet")
         model.failing = ()
         for one in (judged, saved):
-            mended = pi.retry_errors(one)
+            mended = pi.retry_errors(one, api_base=llm.api_base)
             assert not mended.errors
             assert mended.added == {"verdict": [True, None, True]}
