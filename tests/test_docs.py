@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 
 import personainfer as pi
+from personainfer.arguments import Options
+from personainfer.llm.client import LLMOptions
+from personainfer.personas.options import RunOptions
 
 from .batch_server import BatchServer
 
@@ -98,3 +102,21 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     reference = (tmp_path / "reference" / "index.html").read_text(encoding="utf-8")
     public = [name for name in pi.__all__ if f'id="personainfer.{name}"' not in reference]
     assert public == ["PersonaInferError"]  # among the errors, with its whole tree
+
+
+def options_table(*kinds: type) -> str:
+    """The options of TypedDicts as the table that the reference shows."""
+    rows = ["| option | type | default | |", "| --- | --- | --- | --- |"]
+    for kind in kinds:
+        for one in Options(kind).each.values():
+            name = inspect.formatannotation(one.kind).replace("typing.", "")
+            name = re.sub(r"Optional\[(.*)\]$", r"\1 | None", name)
+            name = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", name).replace("|", "\\|")
+            rows.append(f"| `{one.name}` | `{name}` | `{one.default!r}` | {one.help} |")
+    return "\n".join(rows)
+
+
+def test_the_reference_lists_every_option_with_its_type_default_and_help() -> None:
+    reference = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    assert options_table(RunOptions) in reference
+    assert options_table(LLMOptions) in reference

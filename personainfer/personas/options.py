@@ -15,7 +15,7 @@ from .prompts import PersonaPrompt, Protocol
 from .requests import Plan
 from .selection import check_candidates
 
-__all__ = ["RUN_OPTIONS", "Exemplars", "OnError", "PersonaOptions", "planned"]
+__all__ = ["RUN_OPTIONS", "Exemplars", "OnError", "PersonaOptions", "RunOptions", "planned"]
 
 Exemplars = Literal["default", "none"] | Sequence[Exemplar]
 OnError = Literal["keep", "raise", "drop"]
@@ -23,7 +23,9 @@ OnError = Literal["keep", "raise", "drop"]
 _SAMPLING_TEMPERATURE = 0.8  # where several candidates are drawn and the user names no temperature
 
 
-class _RunOptions(TypedDict, total=False):
+class RunOptions(TypedDict, total=False):
+    """What personas are inferred, and how."""
+
     sides: Annotated[
         Literal["both", "chosen", "rejected"],
         Field(default="both", description="Whose personas are inferred."),
@@ -71,7 +73,7 @@ class _RunOptions(TypedDict, total=False):
     ]
 
 
-class PersonaOptions(_RunOptions, LLMOptions, total=False):
+class PersonaOptions(RunOptions, LLMOptions, total=False):
     """The keyword arguments of `infer_personas` and its twins."""
 
 
