@@ -1,6 +1,6 @@
-"""Where a persona stands in what a model is given before it answers.
+"""Put a persona into a prompt: into the user's message, the system message, or labelled text.
 
-A prompt without a persona is left as it is. Nothing is known here of models, tokens or likelihoods.
+A prompt without a persona stays as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PersonaPlace = Literal["user", "system", "plain"]
 
 Prompt = str | tuple[Message, ...]
 
-# What the persona makes of the last message, the system message, or the whole text.
+# By place: the last message, the system message, or the whole text, with the persona in it.
 TEMPLATES: dict[PersonaPlace, str] = {
     "user": "{prompt}\n\nWrite the response that I would prefer. {persona}",
     "system": "{persona}",
@@ -76,11 +76,14 @@ def place_persona(
 ) -> Prompt:
     """What comes before the response: a chat, or one text where the place is "plain".
 
-    "user": the user says it of themselves at the end of the last message, and asks for the response
-    that they would prefer;
-    "system": it ends the system message, or is one; "plain": no chat template, but the labelled text
-    with which tailored models are trained ("Whose Boat Does it Float?", arXiv 2501.11549, section 4).
-    `template` says it in other words, with the fields of the place's own in `TEMPLATES`.
+    Args:
+        prompt: a text or a chat.
+        persona: None leaves the prompt as it is.
+        place: "user": at the end of the last message, where the users describe themselves and ask for the
+            response that they would prefer. "system": at the end of the system message, or as one.
+            "plain": labelled text without a chat template, with which tailored models are trained
+            ("Whose Boat Does it Float?", arXiv 2501.11549, section 4).
+        template: other words for that place, with the same fields as the place has in `TEMPLATES`.
     """
     chat, said = _chat(prompt), None if persona is None else disarm(_said(persona, place))
     template = TEMPLATES[place] if template is None else template
@@ -119,7 +122,7 @@ def _filled(template: str, prompt: str, persona: str) -> str:
 
 
 def disarm(text: str) -> str:
-    """The text with a space in whatever a model may take for the end of a turn."""
+    """Put a space into whatever a model may take for the end of a turn."""
     return _MARK.sub(lambda found: f"{found[0]} ", text)
 
 

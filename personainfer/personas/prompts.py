@@ -1,9 +1,9 @@
-"""Preference -> messages. The words are in the text files of the folder `prompts`.
+"""Turn a preference into messages for a model. The words are in the text files of the folder `texts`.
 
-Only known fields are substituted, in one pass, and text inside a pair can neither be taken for a field
-nor close the tags it stands in. That a model does not obey what it says can be asked for, not ensured.
+Text of a pair cannot be taken for a field of a template, and cannot close the tags that it stands in. A
+model may still obey what such a text says; the instructions ask it not to.
 
-What is the same for every pair comes first, so that prompt caches hit.
+What all pairs share comes first, so that prompt caches hit.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def prompt_numbers(prompts: Sequence[str | tuple[Message, ...] | None]) -> list[
 
 
 def bare_text(text: str) -> str:
-    """What texts share that differ in white space, case or the way an accent is encoded alone."""
+    """The text without differences in white space, case and the encoding of accents."""
     return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 

@@ -45,14 +45,14 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """What is given and what is said: the tokens of `response` are scored after those of `prefix`."""
+    """A text to score: the tokens of `response`, given those of `prefix`."""
 
     prefix: Tokens
     response: Tokens
 
 
 class Scorer(Protocol):
-    """A language model that says how likely it would have said something."""
+    """A language model that gives the log-probabilities of a text."""
 
     def context(self) -> int | None:
         """The most tokens of prefix and response together; None: not known, or no limit."""
@@ -71,7 +71,7 @@ class Scorer(Protocol):
 
 
 class ScoringEndpoint(EndpointTransport):
-    """A server that scores: JSON in and out, many requests at once, repeated where that may help."""
+    """Client of a server that scores. Repeats requests that may succeed later."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class ScoringEndpoint(EndpointTransport):
         return decode(content) if status == 200 else {}
 
     def each(self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Iterable[T]) -> list[U]:
-        """`ask` of every item, in order, a bounded number at once; the first error ends them all."""
+        """Call `ask` for every item, several at once; results in order. The first error ends them all."""
         future = loop.spawn(self._each(ask, list(items)))
         try:
             return future.result()

@@ -50,7 +50,7 @@ class Likelihood:
     """Scores responses by a language model's log-probability; a `select=` for `infer_personas`.
 
     Args:
-        model: "local" or "local:/path/model.gguf": the embedded engine, which needs no torch. A
+        model: "local:smollm2", "local" or "local:/path/model.gguf": llama.cpp, without torch. A
             Hugging Face id, a folder, the path of a .gguf file or the folder of a LoRA adapter (peft),
             with or without "transformers:" in front: transformers. With `api_base`, the name of what
             the server serves.
@@ -330,7 +330,7 @@ def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
         raise ModelNotFoundError(
             f"{endpoint.endpoint} does not tokenize: it is neither a llama.cpp server nor vLLM,"
             f" or does not serve {endpoint.model!r}.",
-            hint='Score with model="local" or transformers: most services only score their own text.',
+            hint='Score with model="local:smollm2" or transformers: most services only score their own text.',
         ) from None
     if "max_model_len" in reply:
         return PromptLogprobs(endpoint, reply["max_model_len"])
@@ -353,7 +353,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if not isinstance(model, str) or not model.strip():
         raise InvalidArgumentError(
             f"model={model!r:.80} must be the name of a model.",
-            hint='Such as "local", a Hugging Face id, or a path.',
+            hint='Such as "local:smollm2", a Hugging Face id, or a path.',
         )
     for name in ("device", "dtype"):
         if options[name] is not None and base is not None:

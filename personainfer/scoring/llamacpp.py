@@ -1,9 +1,8 @@
-"""Log-probabilities from a llama.cpp server, which has no call for them: it is made to say the response.
+"""Log-probabilities from a llama.cpp server: it has no call for them, so it is made to say the response.
 
-A grammar of token literals leaves it one token at each step, while `logprobs` stay those of the
-distribution before the grammar. (A grammar of the plain text would leave the tokenization open, and
-score another one.) The embedded model is such a server; no torch is needed. What the texts are about is
-not known here.
+A grammar of token literals allows one token at each step, while `logprobs` are those of the distribution
+before the grammar. A grammar of the plain text would leave the tokenization open, and another one might
+be scored. A local model in this process is such a server too.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ class ForcedDecoding:
         return [scores[place] for place in np.argsort(order, kind="stable")]
 
     async def _find_grammar(self, text: str) -> Callable[[Sequence[int]], str]:
-        """The faster engine of grammars where the server is built with it, else the one that all have."""
+        """Find the grammar engine: llguidance, which is faster, or the one that every server has."""
         tokens = await self._encode(text)
         self._filler = tokens[0]
         for grammar in (_llguidance, _gbnf):
@@ -144,7 +143,7 @@ class ForcedDecoding:
         return [await self._score(text) for text in texts]
 
     async def _score(self, text: TokenText) -> FloatArray:
-        """Whole characters are forced in one go; the server keeps what it thought of parts to itself."""
+        """Score one text. Parts of characters are looked up: the server gives no log-probability for them."""
         assert self._grammar is not None
         prefix, scores = text.prefix, list[float]()
         for clean, tokens in self._pieces(text.response):

@@ -1,9 +1,9 @@
 """Log-probabilities from transformers: any causal model that it loads, on a CPU or a GPU, in batches.
 
-What several texts have in front is read once: its keys and values serve every response after it. Where
-a model keeps none, or a state that padding would change, each text is read whole. Only the tokens of
-responses go through the output layer, a few at a time: the logits of a whole batch would fill the
-memory. What the texts are about is not known here.
+A start that several texts share is read once, and its keys and values serve every response after it. Models
+without keys and values, or with a state that padding would change, read each text whole. Only the tokens
+of responses go through the output layer, a few at a time, since the logits of a whole batch would fill the
+memory.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class TorchScorer:
         return [scores[place] for place in range(len(texts))]
 
     def _score_batch(self, texts: Sequence[TokenText]) -> list[FloatArray]:
-        """Each prefix is read once, then the responses, those of nearly one length together."""
+        """Read each prefix once, then the responses, with those of similar length in one pass."""
         prefixes = list(dict.fromkeys(text.prefix for text in texts))
         lengths = [len(text.response) for text in texts]
         last, seen, memory = self._read_prefixes(prefixes, max(lengths))
@@ -135,7 +135,7 @@ class TorchScorer:
         seen: torch.Tensor,
         memory: Any,
     ) -> list[FloatArray]:
-        """log p of each token of each response, after the prefix of that row of the others."""
+        """log p of each token of each response, after the prefix in the same row."""
         import torch
 
         rows = torch.tensor(prefixes)
@@ -148,7 +148,7 @@ class TorchScorer:
         return self._log_probabilities(states, said, scored)
 
     def _score_whole(self, texts: Sequence[TokenText]) -> list[FloatArray]:
-        """Each text by itself, with padding behind it, which no causal model looks at."""
+        """Score whole texts. Padding stands behind them, where no causal model looks at it."""
         given, seen = _padded([text.prefix + text.response for text in texts])
         scored = seen.clone()
         for row, text in zip(scored, texts, strict=True):
@@ -211,7 +211,7 @@ class TorchScorer:
         return states, getattr(reply, self._memory, None)
 
     def _shared_is_same(self) -> bool:
-        """Whether texts score the same when they share what the model keeps of their starts.
+        """Whether texts score the same when they share the keys and values of their starts.
 
         Not so where a layer keeps no keys and values, but a state that padding goes into.
         """
@@ -246,7 +246,7 @@ class TorchScorer:
         return np.split(torch.cat(parts).cpu().numpy().astype(np.float64), ends)
 
     def _probe(self) -> Any:
-        """Logits for a few tokens: what must stay as it is."""
+        """Logits for a few tokens, to compare two ways of computing them."""
         import torch
 
         with torch.inference_mode():
@@ -284,7 +284,7 @@ def _padded(rows: Sequence[Tokens], *, left: bool = False) -> tuple[torch.Tensor
 
 
 def _window(config: Any) -> float:
-    """Over how many tokens every layer of the model looks back."""
+    """How many tokens every layer of the model looks back over."""
     text = config.get_text_config()
     sizes = [getattr(text, name, None) for name in _WINDOWS]
     return min((size for size in sizes if isinstance(size, int)), default=math.inf)
@@ -294,7 +294,7 @@ def _window(config: Any) -> float:
 
 
 def batches(texts: Sequence[TokenText], size: int) -> Iterator[list[int]]:
-    """Places of texts that go together, at most `size`: with a common start, or starts of one length."""
+    """Batches of at most `size` places of texts that share a start, or have starts of similar length."""
     places: dict[Tokens, list[int]] = defaultdict(list)
     for place, text in enumerate(texts):
         places[text.prefix].append(place)
@@ -313,7 +313,7 @@ def batches(texts: Sequence[TokenText], size: int) -> Iterator[list[int]]:
 
 
 def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
-    """Places of rows that are padded to one length: apart where that saves more tokens than a pass costs."""
+    """Groups of rows to pad to one length. Rows are split where that saves more tokens than a pass costs."""
     groups: list[list[int]] = []
     width = 0
     for number, place in enumerate(sorted(range(len(lengths)), key=lambda place: -lengths[place])):
@@ -326,7 +326,7 @@ def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
 
 
 def common_starts(prefixes: Iterable[Tokens]) -> dict[Tokens, Tokens]:
-    """For each prefix the start to read first, once for all that have it; never the whole prefix.
+    """For each prefix, the start that it shares with others and that is read first; never the whole prefix.
 
     Empty where no two prefixes have enough in common.
     """
@@ -337,7 +337,7 @@ def common_starts(prefixes: Iterable[Tokens]) -> dict[Tokens, Tokens]:
 
 
 def _groups(prefixes: Iterable[Tokens]) -> list[tuple[int, list[Tokens]]]:
-    """Prefixes with a common start, and its length: neighbours in order, while that saves tokens."""
+    """Groups of prefixes and the length of the start that each group shares, as long as that saves tokens."""
     groups: list[tuple[int, list[Tokens]]] = []
     for prefix in sorted(set(prefixes)):
         if groups:
