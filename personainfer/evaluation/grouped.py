@@ -1,7 +1,6 @@
-"""The numbers of `metrics` where items belong to groups, such as the rows of one prompt.
+"""Means and rates of items that belong to groups, such as the rows of one prompt.
 
-Rates and means are over items; what is resampled is groups, each whole. A group that is repeated so
-changes nothing. Numpy only.
+Means are over items, and whole groups are resampled. `n` is the number of groups.
 """
 
 from __future__ import annotations
@@ -9,16 +8,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from .statistics import CONFIDENCE, NOTHING, Estimate, WinRate, bootstrap, wilson
+from .statistics import CONFIDENCE, NOTHING, Estimate, FloatArray, WinRate, bootstrap, widened
 
 __all__ = ["delta_pq", "group_sums", "mean_by_group", "rate_by_group", "win_rate_by_group"]
 
-Floats = NDArray[np.float64]
 
-
-def group_sums(items: ArrayLike, groups: ArrayLike) -> Floats:
+def group_sums(items: ArrayLike, groups: ArrayLike) -> FloatArray:
     """The sums of the items of each group: (n, m) and (n,) -> (groups, m), sorted by group."""
     rows = np.asarray(items, dtype=np.float64)
     names, places = np.unique(np.asarray(groups), return_inverse=True)
@@ -49,17 +46,14 @@ def mean_by_group(
 def rate_by_group(
     scores: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE
 ) -> Estimate:
-    """`mean_by_group` of scores between 0 and 1, with Wilson's interval where all are 0, or all 1."""
-    found = mean_by_group(scores, groups, confidence=confidence)
-    if found.value in (0.0, 1.0):  # resampling cannot vary, and would claim certainty
-        return wilson(int(found.value) * found.n, found.n, confidence=confidence)
-    return found
+    """`mean_by_group` of scores between 0 and 1; Wilson's interval if resampling cannot vary."""
+    return widened(mean_by_group(scores, groups, confidence=confidence), (0.0, 1.0), confidence)
 
 
 def win_rate_by_group(
     outcomes: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE
 ) -> WinRate:
-    """`metrics.win_rate`, resampling groups for both of its rates.
+    """`win_rate`, resampling groups for both of its rates.
 
     Args:
         outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss, NaN left out.
@@ -107,8 +101,8 @@ def delta_pq(
     counts = np.concatenate([outcomes > 0, outcomes < 0]).T.astype(np.float64)
     sums = group_sums(counts[known], np.asarray(groups)[known])
 
-    def statistic(s: Floats) -> Floats:
-        found: Floats = s[:, 0] / (s[:, 0] + s[:, 2]) + s[:, 1] / (s[:, 1] + s[:, 3]) - 1
+    def statistic(s: FloatArray) -> FloatArray:
+        found: FloatArray = s[:, 0] / (s[:, 0] + s[:, 2]) + s[:, 1] / (s[:, 1] + s[:, 3]) - 1
         return found
 
     found = bootstrap(sums, statistic, confidence=confidence)

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from numbers import Integral
 from typing import Annotated, Any, Literal
 
@@ -177,21 +177,27 @@ class Judge:
         Raises:
             ModelError: only for what would fail every request (key, model, cache).
         """
-        questions = iter(questions)
+        turns: Iterator[tuple[Message, ...]] = iter(questions)
+        answered: list[Reply] = []  # to the first order of the first question
         if self._soft and not self._asked:
-            first = list(islice(questions, 1))
-            questions = chain(first, questions)
-            self._soft = all(self._takes_logprobs(prefix, question) for question in first)
-            self._asked = bool(first)
+            first = next(turns, None)
+            if first is None:
+                return []
+            answered = self._probe(prefix, first[0])
+            turns = chain([first[len(answered) :]], turns)
         alternatives = _ALTERNATIVES if self._soft else 0
         asked = (
             [Request((turn,), Choice, prefix, logprobs=alternatives) for turn in question]
-            for question in questions
+            for question in turns
         )
-        return [
-            Verdict((_opinion(one, self._soft), _opinion(other, self._soft).swapped()))
-            for one, other in self.replies(asked, total, progress=progress)
-        ]
+        found = []
+        for replies in self.replies(asked, total, progress=progress):
+            one, other = [*answered, *replies]
+            answered = []
+            found.append(
+                Verdict((_opinion(one, self._soft), _opinion(other, self._soft).swapped()))
+            )
+        return found
 
     def replies(
         self, groups: Iterable[Sequence[Request]], total: int, *, progress: bool | None = False
@@ -210,11 +216,13 @@ class Judge:
         require_a_reply(self.llm.model, problems)
         self.answered = self.answered or bool(problems)
 
-    def _takes_logprobs(self, prefix: tuple[Message, ...], question: Question) -> bool:
-        request = Request((question[0],), Choice, prefix, logprobs=_ALTERNATIVES)
+    def _probe(self, prefix: tuple[Message, ...], turn: Message) -> list[Reply]:
+        """Ask with log-probabilities: the reply, or nothing if the endpoint refuses such requests."""
+        request = Request((turn,), Choice, prefix, logprobs=_ALTERNATIVES)
         [[reply]] = self.replies([[request]], 1)
         refused = isinstance(reply.error, RequestRejectedError)
-        return not (refused and "logprob" in str(reply.error).lower())
+        self._asked, self._soft = True, not (refused and "logprob" in str(reply.error).lower())
+        return [reply] if self._soft else []
 
 
 def require_a_reply(judge: str, problems: Sequence[str | None]) -> None:

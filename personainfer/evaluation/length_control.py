@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .grouped import rate_by_group
-from .statistics import CONFIDENCE, NOTHING, Estimate, check_confidence
+from .statistics import CONFIDENCE, NOTHING, Estimate, FloatArray, check_confidence
 
 __all__ = ["length_controlled_rate"]
-
-Floats = NDArray[np.float64]
 
 # The standard deviation of a normal prior on b, without which outcomes that length separates would
 # have no finite fit. The scale is the weakly informative one of Gelman, Jakulin, Pittau & Su 2008
@@ -72,12 +70,12 @@ def length_controlled_rate(
         return Estimate(math.nan, math.nan, math.nan, len(kinds))
     x, y = np.tanh(d / d.std()), won.astype(np.float64)
     share = len(kinds) / len(won)  # a prompt is one observation, however often it is asked
-    value = float(_rates(x, y, np.full((1, len(won)), share))[0])
+    value = float(_rates(x, y, np.ones((1, len(won))), share)[0])
     if len(kinds) < 2:
         return Estimate(value, math.nan, math.nan, len(kinds))
     random = np.random.default_rng(seed)
     drawn = np.concatenate(
-        [_rates(x, y, share * times) for times in _resampled(places, resamples, random)]
+        [_rates(x, y, times, share) for times in _resampled(places, resamples, random)]
     )
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, min(float(low), value), max(float(high), value), len(kinds))
@@ -85,8 +83,8 @@ def length_controlled_rate(
 
 def _resampled(
     places: NDArray[np.int64], resamples: int, random: np.random.Generator
-) -> Iterator[Floats]:
-    """How often each item comes in each resample of groups: (some resamples, n) at a time."""
+) -> Iterator[FloatArray]:
+    """How often each item is drawn in each resample of groups: (some resamples, n) at a time."""
     groups = int(places.max()) + 1
     even = np.full(groups, 1 / groups)
     step = max(1, _CELLS // len(places))
@@ -95,17 +93,21 @@ def _resampled(
         yield times[:, places].astype(np.float64)
 
 
-def _rates(x: Floats, y: Floats, weights: Floats) -> Floats:
-    """The fitted rate at x = 0 for each line of weights, (k, n) -> (k,)."""
-    total, wins = weights.sum(axis=1), weights @ y
-    rates: Floats = wins / total
+def _rates(x: FloatArray, y: FloatArray, times: FloatArray, share: float) -> FloatArray:
+    """The fitted rate at x = 0 for each line of counts, (k, n) -> (k,); an item weighs `share`.
+
+    A line in which all items won, or all lost, has no finite fit: its rate is 1 or 0. Counts are whole
+    numbers, whose sums are exact, so that no such line is missed by rounding.
+    """
+    total, wins = times.sum(axis=1), times @ y
+    rates: FloatArray = wins / total
     both = (wins > 0) & (wins < total)
     if both.any():
-        rates[both] = 1 / (1 + np.exp(-_fit(x, y, weights[both])[:, 0]))
+        rates[both] = 1 / (1 + np.exp(-_fit(x, y, share * times[both])[:, 0]))
     return rates
 
 
-def _fit(x: Floats, y: Floats, weights: Floats) -> Floats:
+def _fit(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
     """The penalised maximum of the likelihood by Newton's method: a and b of each line, (k, 2)."""
     share = (weights @ y) / weights.sum(axis=1)
     found = np.stack([np.log(share / (1 - share)), np.zeros(len(share))], axis=1)

@@ -1,8 +1,7 @@
-"""`write_report`: a table of personas as one HTML page to look through, without any network.
+"""`write_report`: a table of personas as one HTML page that needs no network.
 
-The page is the template in the folder `templates`; what comes from the data reaches it as escaped text
-or as JSON, and the page's script makes text nodes of it, so that nothing in the data can run. The page's
-content policy allows no other script and no request.
+The data reaches the template as escaped text or as JSON, and the page's script turns it into text nodes,
+so that nothing in the data can run. The page's content policy allows no other script and no request.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from markupsafe import Markup
 
 from ..data.atomic_files import check_file, write_file
 from ..data.table import PersonaTable
+from ..data.table_display import unexplained_texts
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import Persona, PersonaRow, Side
 from .salience import SalientWord, salient_words
@@ -30,6 +30,7 @@ from .summary import (
     SIDES,
     TableSummary,
     best_score,
+    guess_text,
     score_range,
     summarise,
     verified,
@@ -85,9 +86,10 @@ def write_report(
         nonce=nonce,
         tiles=_tiles(table, found),
         estimates=_estimates(found),
+        guess=round(100 * found.guess, 2),
         estimates_note=(
             "A judge saw the persona and both responses, in both orders; the share of right answers,"
-            " with a 95 % interval over rows. A guess is right half of the time."
+            f" with a 95 % interval over rows. {guess_text(found.guess)}"
         ),
         histograms=_histograms(found),
         histograms_note=(
@@ -170,6 +172,7 @@ def _tiles(table: PersonaTable, found: TableSummary) -> list[Json]:
         ("rows", f"{found.rows:,}"),
         (f"with personas{share}", f"{found.complete:,}"),
         ("with an error", f"{found.errors:,}"),
+        *([("unexplained", f"{found.unexplained:,}")] if found.unexplained else []),
         ("flagged", f"{found.flagged:,}"),
         ("calls", f"{table.usage.calls:,}"),
     ]
@@ -252,7 +255,9 @@ def _words(table: PersonaTable, words: Sequence[SalientWord] | None) -> list[Jso
 _KINDS = {
     "error": "with an error",
     "flagged": "with a flag",
+    "unexplained": "with a side that nothing explains",
     "wrong": "judged wrong",
+    "split": "judged right in one order",
     "right": "judged right",
 }
 
@@ -272,12 +277,19 @@ def _filters(table: PersonaTable) -> list[Json]:
 
 def _row_kinds(table: PersonaTable, place: int, row: PersonaRow) -> list[str]:
     kinds = ["error"] if row.error is not None else []
+    kinds += ["unexplained"] if row.unexplained else []
     kinds += ["flagged", *row.flags] if row.flags else []
-    verdicts = [verified(table, place, side) for side in SIDES]
-    judged = [verdict for verdict in verdicts if verdict is not None]
-    if judged:
-        kinds.append("right" if all(judged) else "wrong")
-    return kinds
+    verdicts = {_verdict(table, place, side) for side in SIDES} - {None}
+    worst = next((kind for kind in ("wrong", "split", "right") if kind in verdicts), None)
+    return [*kinds, worst] if worst else kinds
+
+
+def _verdict(table: PersonaTable, place: int, side: Side) -> str | None:
+    """What the judge said of a persona: "right", "wrong", or "split" if its two orders differ."""
+    is_right, score = verified(table, place, side), verified_score(table, place, side)
+    if is_right is None:
+        return None
+    return "right" if is_right else "split" if score == 0.5 else "wrong"
 
 
 def _row(table: PersonaTable, place: int, row: PersonaRow) -> Json:
@@ -298,6 +310,7 @@ def _row(table: PersonaTable, place: int, row: PersonaRow) -> Json:
         "others": [
             [title, lines]
             for title, lines in (
+                ("Without a persona", unexplained_texts(row)),
                 ("Verdicts and other columns", _added(table, place)),
                 *((f"Candidates of who {_SIDE_LABELS[s]}", _candidates(row, s)) for s in SIDES),
             )
@@ -322,8 +335,7 @@ def _persona(table: PersonaTable, place: int, row: PersonaRow, side: Side) -> Js
     verdicts = []
     judged, score = verified_score(table, place, side), best_score(row, side)
     if judged is not None:
-        kind = "right" if verified(table, place, side) else "wrong"
-        verdicts.append([kind, f"judge: {judged:.2f}"])
+        verdicts.append([_verdict(table, place, side), f"judge: {judged:.2f}"])
     if score is not None:
         verdicts.append(["score", f"score {score:+.3f}"])
     return {

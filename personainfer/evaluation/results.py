@@ -144,6 +144,8 @@ class Verification(TableFindings):
     Attributes:
         overall: both sides together; `sides`: each of them.
         difference: accuracy of the chosen side minus that of the rejected one, over rows with both.
+        neither: the share of usable answers that picked neither response. They count as wrong, so a judge
+            that guesses has an accuracy of (1 - neither) / 2.
         verdicts: for each side one verdict a row, None where there is no persona.
 
     The table has `chosen_verified` (both orders right), `chosen_verified_score` (the share of orders that
@@ -154,7 +156,15 @@ class Verification(TableFindings):
     overall: SideVerification
     sides: Mapping[Side, SideVerification]
     difference: Estimate | None
+    neither: float
     verdicts: Mapping[Side, tuple[Verdict | None, ...]] = field(repr=False)
+
+    def remarks(self) -> list[str]:
+        """Also how often a guess would be right."""
+        guess = f"A judge that guesses is right in {(1 - self.neither) / 2:.0%} of the orders"
+        if self.neither:
+            guess += f": it answered “neither” in {self.neither:.0%}, which counts as wrong"
+        return [f"{guess}.", *super().remarks()]
 
     def grid(self) -> list[tuple[str, ...]]:
         """A line for both sides, each side, and their difference."""

@@ -1,8 +1,7 @@
-"""Numbers that say how sure they are: arrays in, small frozen records out.
+"""Means, rates and log-odds with intervals; p-values corrected for many tests.
 
-Numpy only. Each row of an array is one item; whatever was measured on an item, both orders of a
-judgement or both sides of a pair, stays together when items are resampled. What the items are is not
-known here.
+Each row of an array is one item. Everything that was measured on an item, such as both orders of a
+judgement or both sides of a pair, stays together when items are resampled. Needs numpy only.
 """
 
 from __future__ import annotations
@@ -31,15 +30,16 @@ __all__ = [
     "log_odds",
     "paired_difference",
     "two_sided_p",
+    "widened",
     "wilson",
     "win_rate",
 ]
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-_FEW = 64  # kinds of items up to which drawing how often each kind comes is the faster way
+_FEW = 64  # up to so many distinct items, drawing how often each one comes is faster
 _CELLS = 2_000_000  # numbers held at once while resampling
 
 
@@ -89,14 +89,14 @@ class WinRate:
 class LogOdds:
     """Log-odds ratios, their standard errors and z-scores: arrays of shape (words,)."""
 
-    value: Floats
-    standard_error: Floats
-    z: Floats
+    value: FloatArray
+    standard_error: FloatArray
+    z: FloatArray
 
 
 def bootstrap(
     items: ArrayLike,
-    statistic: Callable[[Floats], Floats],
+    statistic: Callable[[FloatArray], FloatArray],
     *,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
@@ -138,6 +138,7 @@ def bootstrap(
 def bootstrap_mean(
     values: ArrayLike,
     *,
+    bounds: tuple[float, float] | None = None,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -146,13 +147,33 @@ def bootstrap_mean(
 
     Args:
         values: shape (n,), or (n, k) for k values an item; NaN is a missing one.
+        bounds: the lowest and the highest possible value. If all items are equal, resampling would give
+            an interval of width 0; with bounds, it has a width: see `widened`.
     """
     table = _two_dimensional(values)
     present = ~np.isnan(table)
     items = np.stack([np.nansum(table, axis=1), present.sum(axis=1)], axis=1)[present.any(axis=1)]
     if not len(items):
         return NOTHING
-    return bootstrap(items, _ratio, confidence=confidence, resamples=resamples, seed=seed)
+    found = bootstrap(items, _ratio, confidence=confidence, resamples=resamples, seed=seed)
+    return found if bounds is None else widened(found, bounds, confidence)
+
+
+def widened(found: Estimate, bounds: tuple[float, float], confidence: float) -> Estimate:
+    """The estimate, with an interval of some width where all items are equal.
+
+    Of n items none differs, so the share of all items that differ is at most the upper limit of Wilson's
+    interval for 0 of n. The interval says where the mean is if those lie at either of the bounds. At a
+    bound it is Wilson's own.
+    """
+    lowest, highest = bounds
+    at_a_bound = found.value in bounds
+    if math.isnan(found.value) or not (at_a_bound or found.low == found.high):
+        return found
+    differing = wilson(0, found.n, confidence=confidence).high
+    low = found.value - differing * (found.value - lowest)
+    high = found.value + differing * (highest - found.value)
+    return Estimate(found.value, low, high, found.n)
 
 
 def bootstrap_rate(
@@ -162,10 +183,7 @@ def bootstrap_rate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of scores between 0 and 1, resampling items.
-
-    Where every score is 1, or every one 0, resampling cannot vary and would claim certainty: there
-    the interval is Wilson's.
+    """The mean of scores between 0 and 1, resampling items: `bootstrap_mean` with these bounds.
 
     Args:
         scores: shape (n,), or (n, k) for k scores an item; NaN is a missing one.
@@ -173,16 +191,16 @@ def bootstrap_rate(
     table = _two_dimensional(scores)
     if (table < 0).any() or (table > 1).any():
         raise InvalidArgumentError("a score of a rate lies between 0 and 1.")
-    found = bootstrap_mean(table, confidence=confidence, resamples=resamples, seed=seed)
-    if found.value in (0.0, 1.0):
-        return wilson(int(found.value) * found.n, found.n, confidence=confidence)
-    return found
+    return bootstrap_mean(
+        table, bounds=(0.0, 1.0), confidence=confidence, resamples=resamples, seed=seed
+    )
 
 
 def paired_difference(
     first: ArrayLike,
     second: ArrayLike,
     *,
+    bounds: tuple[float, float] | None = None,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -191,13 +209,16 @@ def paired_difference(
 
     Args:
         first, second: shape (n,) each, the same items in the same order; NaN is a missing value.
+        bounds: of the differences, as for `bootstrap_mean`.
     """
     one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
     if one.shape != other.shape or one.ndim != 1:
         raise InvalidArgumentError(
             f"a paired difference of the shapes {one.shape} and {other.shape}: both are (n,)."
         )
-    return bootstrap_mean(one - other, confidence=confidence, resamples=resamples, seed=seed)
+    return bootstrap_mean(
+        one - other, bounds=bounds, confidence=confidence, resamples=resamples, seed=seed
+    )
 
 
 def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
@@ -242,7 +263,7 @@ def win_rate(
     )
 
 
-def holm(p_values: ArrayLike) -> Floats:
+def holm(p_values: ArrayLike) -> FloatArray:
     """P-values adjusted so that the chance of any false finding is bounded (Holm 1979)."""
     p = _p_values(p_values)
     order = np.argsort(p, kind="stable")
@@ -252,7 +273,7 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def benjamini_hochberg(p_values: ArrayLike) -> Floats:
+def benjamini_hochberg(p_values: ArrayLike) -> FloatArray:
     """P-values adjusted so that the share of false findings is bounded (Benjamini & Hochberg 1995)."""
     p = _p_values(p_values)
     order = np.argsort(-p, kind="stable")
@@ -262,7 +283,7 @@ def benjamini_hochberg(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def two_sided_p(z: ArrayLike) -> Floats:
+def two_sided_p(z: ArrayLike) -> FloatArray:
     """The chance of a standard normal value at least as far from 0 as each z."""
     scores = np.asarray(z, dtype=np.float64)
     return np.array([math.erfc(abs(s) / math.sqrt(2)) for s in scores.ravel()]).reshape(
@@ -310,21 +331,21 @@ def log_odds(
     return LogOdds(value, error, value / error)
 
 
-def _log_odds(counts: Floats) -> Floats:
+def _log_odds(counts: FloatArray) -> FloatArray:
     """Of each word against all others; 0 for a word that has no others."""
     others = counts.sum() - counts
     if len(counts) < 2:
         return np.zeros_like(counts)
-    found: Floats = np.log(counts) - np.log(others)
+    found: FloatArray = np.log(counts) - np.log(others)
     return found
 
 
-def _ratio(sums: Floats) -> Floats:
-    found: Floats = sums[:, 0] / sums[:, 1]
+def _ratio(sums: FloatArray) -> FloatArray:
+    found: FloatArray = sums[:, 0] / sums[:, 1]
     return found
 
 
-def _resampled_sums(rows: Floats, resamples: int, random: np.random.Generator) -> Floats:
+def _resampled_sums(rows: FloatArray, resamples: int, random: np.random.Generator) -> FloatArray:
     """The sums over items of each resample, shape (resamples, m)."""
     kinds, counts = np.unique(rows, axis=0, return_counts=True)
     if len(kinds) <= _FEW:  # how often each kind is drawn is multinomial: the same distribution
@@ -339,7 +360,7 @@ def _resampled_sums(rows: Floats, resamples: int, random: np.random.Generator) -
     return np.concatenate(parts)
 
 
-def _percentiles(values: Floats, confidence: float) -> tuple[float, float]:
+def _percentiles(values: FloatArray, confidence: float) -> tuple[float, float]:
     """The interval that spans the middle of the values; NaN are resamples that say nothing."""
     known = values[~np.isnan(values)]
     if not len(known):
@@ -348,14 +369,14 @@ def _percentiles(values: Floats, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _two_dimensional(values: ArrayLike) -> Floats:
+def _two_dimensional(values: ArrayLike) -> FloatArray:
     table = np.asarray(values, dtype=np.float64)
     if table.ndim not in (1, 2):
         raise InvalidArgumentError(f"values of the shape {table.shape}: (n,) or (n, k) is needed.")
     return table.reshape(len(table), -1) if table.size else np.empty((0, 1))
 
 
-def _p_values(given: ArrayLike) -> Floats:
+def _p_values(given: ArrayLike) -> FloatArray:
     p = np.asarray(given, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise InvalidArgumentError("p-values are an array (n,) of numbers between 0 and 1.")

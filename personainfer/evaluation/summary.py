@@ -1,7 +1,6 @@
 """A table of personas in numbers, for a report or a plot: counts, accuracy by side, scores.
 
-It reads what is in the table: the judge's verdicts where `verify_personas` put them, the scores of the
-candidates where a persona was chosen among several. How anything is drawn is not known here.
+Verdicts are read from the columns that `verify_personas` adds, scores from the rows' candidates.
 """
 
 from __future__ import annotations
@@ -17,27 +16,34 @@ from ..data.table import PersonaTable
 from ..records import PersonaRow, Side
 from .statistics import Estimate, bootstrap_rate
 
-__all__ = ["SIDES", "TableSummary", "score_range", "summarise"]
+__all__ = ["SIDES", "TableSummary", "guess_text", "score_range", "summarise"]
 
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
 class TableSummary:
-    """Attributes:
-    rows: how many; `complete`: with a persona of every side that was asked for.
-    errors: how many rows have an error; `flagged`: a flag; `flags`: by flag, how many personas.
-    accuracy: by side, the share of orders in which the judge was right, 0.5 for a guess; empty without
-        verdicts.
-    scores: by side, shape (k,): the score of each row's best candidate; empty without candidates.
+    """Counts and averages of a table.
+
+    Attributes:
+        rows: how many rows there are.
+        complete: rows with a persona of every side that was asked for.
+        errors: rows with an error.
+        unexplained: rows with a side that no candidate explains.
+        flagged: rows with a flag; `flags`: for each flag the number of personas.
+        accuracy: for each side the share of orders in which the judge was right; empty without verdicts.
+        guess: the accuracy of a judge that guesses; below 0.5 if the judge may answer "neither".
+        scores: for each side the score of each row's best candidate, shape (k,); empty without candidates.
     """
 
     rows: int
     complete: int
     errors: int
+    unexplained: int
     flagged: int
     flags: Mapping[str, int]
     accuracy: Mapping[str, Estimate]
+    guess: float
     scores: Mapping[Side, np.ndarray]
 
 
@@ -45,11 +51,12 @@ def summarise(table: PersonaTable) -> TableSummary:
     """Count and average what the table holds."""
     sides: list[Side] = [side for side in SIDES if side in table.settings.get("sides", SIDES)]
     flags: Counter[str] = Counter()
-    complete = errors = flagged = 0
+    complete = errors = unexplained = flagged = 0
     best: dict[Side, list[float]] = {side: [] for side in SIDES}
     for row in table:
         complete += all(getattr(row, side) is not None for side in sides)
         errors += row.error is not None
+        unexplained += bool(row.unexplained)
         flagged += bool(row.flags)
         for side in SIDES:
             persona = getattr(row, side)
@@ -61,10 +68,22 @@ def summarise(table: PersonaTable) -> TableSummary:
         rows=len(table),
         complete=complete,
         errors=errors,
+        unexplained=unexplained,
         flagged=flagged,
         flags=dict(flags.most_common()),
         accuracy=_accuracy(table),
+        guess=(1 - table.settings.get("verified_neither", 0.0)) / 2,
         scores={side: np.array(scores) for side, scores in best.items() if scores},
+    )
+
+
+def guess_text(guess: float) -> str:
+    """What a judge's accuracy is to be compared with."""
+    if guess == 0.5:
+        return "A guess is right half of the time."
+    return (
+        f"A guess is right in {guess:.0%} of the orders: in {1 - 2 * guess:.0%} the judge answered"
+        " “neither”, which counts as wrong."
     )
 
 

@@ -283,6 +283,10 @@ def _verification(
     )
     given = [(row, side, v) for side in placed for row, v in enumerate(placed[side]) if v]
     known = any(verdict.has_probabilities for *_, verdict in given)
+    answers = [
+        opinion for *_, verdict in given for opinion in verdict.orders if not opinion.problem
+    ]
+    neither = sum(opinion.pick is None for opinion in answers) / max(len(answers), 1)
 
     def rate(values: Mapping[Side, NDArray[np.float64]], names: Collection[Side]) -> Estimate:
         rows = np.stack([values[name] for name in names], axis=1)
@@ -300,10 +304,15 @@ def _verification(
         sides={side: summary([side]) for side in placed},
         difference=None
         if len(placed) == 1
-        else paired_difference(score["chosen"], score["rejected"], confidence=confidence),
+        else paired_difference(
+            score["chosen"], score["rejected"], bounds=(-1.0, 1.0), confidence=confidence
+        ),
         verdicts={side: tuple(verdicts) for side, verdicts in placed.items()},
         skipped=len(table) * len(placed) - len(given),
-        table=table.with_columns(columns, settings={"verified_by": asker.llm.model}),
+        neither=neither,
+        table=table.with_columns(
+            columns, settings={"verified_by": asker.llm.model, "verified_neither": neither}
+        ),
         **_common(table, asker, problems),
     )
 
@@ -330,14 +339,17 @@ def _ratings(
 ) -> tuple[dict[Side, dict[str, Estimate]], dict[str, Estimate]]:
     """The mean of each side and question, and the difference between the sides."""
     given = {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
-    means = {
-        side: {q: bootstrap_mean(given[f"{side}_{q}"], confidence=confidence) for q in _QUESTIONS}
-        for side in sides
-    }
+
+    def mean(name: str) -> Estimate:
+        return bootstrap_mean(given[name], bounds=(1.0, 5.0), confidence=confidence)
+
+    means = {side: {q: mean(f"{side}_{q}") for q in _QUESTIONS} for side in sides}
     if len(sides) == 1:
         return means, {}
     return means, {
-        q: paired_difference(given[f"chosen_{q}"], given[f"rejected_{q}"], confidence=confidence)
+        q: paired_difference(
+            given[f"chosen_{q}"], given[f"rejected_{q}"], bounds=(-4.0, 4.0), confidence=confidence
+        )
         for q in _QUESTIONS
     }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..data.table import PersonaTable
 from ..evaluation.results import partiality
-from ..evaluation.summary import summarise
+from ..evaluation.summary import guess_text, summarise
 from .rows import TailoringRows
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def dataset_card(
         },
         made=_made(table),
         accuracy=found.accuracy,
+        guess=guess_text(found.guess),
         judge=_code(table.settings["verified_by"])
         if "verified_by" in table.settings
         else "A judge",
@@ -122,7 +123,10 @@ def _made(table: PersonaTable) -> list[tuple[str, str]]:
         if "model" in retry["changed"] and retry["mended"]
     ]
     failed = len(table.failed_places())
-    return [*said, ("pairs", f"{len(table):,}, of which {failed:,} have an error")]
+    pairs = f"{len(table):,}, of which {failed:,} have an error"
+    if count := table.count_unexplained():
+        pairs += f" and {count:,} a side that no candidate explains"
+    return [*said, ("pairs", pairs)]
 
 
 def _code(value: object) -> str:

@@ -143,7 +143,7 @@ def tailor_responses(
     asked, problems = _readable(given)
     shown = _nearest(asked, train, side, max(shots, 1)) if train is not None else {}
     if personas == "retrieved":
-        people = {id: getattr(shown[id][0], side) if id in shown else None for id in given}
+        people = {id: getattr(shown[id][0], side) if shown.get(id) else None for id in given}
     if personas != "none":
         for id in asked:
             if people[id] is None:

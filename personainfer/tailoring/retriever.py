@@ -1,12 +1,12 @@
-"""Which persona a model is given for a new prompt: a retrieved one, one for all, or a sentence of the user's.
+"""The persona that a model gets for a new prompt: a retrieved one, one for all, or the user's own sentence.
 
-The personas at inference of "Whose Boat Does it Float?" (arXiv 2501.11549). Where a persona
-comes from and how a prompt is answered is not known here.
+These are the personas at inference of "Whose Boat Does it Float?" (arXiv 2501.11549).
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +22,18 @@ from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, ModelError
 from ..personas.flags import flag_filter
 from ..personas.placement import place_persona
-from ..personas.prompts import prompt_numbers, prompt_text
+from ..personas.prompts import bare_text, prompt_numbers, prompt_text
 from ..preferences.conversations import is_null, read_prompt, surrogate_problem
-from ..records import Candidate, Message, Persona, Preference, Selector, Side
+from ..records import (
+    Candidate,
+    Message,
+    Persona,
+    PersonaRow,
+    Preference,
+    Prompt,
+    Selector,
+    Side,
+)
 from .bm25 import BM25
 from .embeddings import Embedder, embed, endpoint_embedder, sentence_embedder
 
@@ -36,7 +45,6 @@ __all__ = [
     "first_person_prompt",
 ]
 
-Prompt = str | tuple[Message, ...]
 Scores = Callable[[Sequence[str]], Iterable[NDArray[Any]]]  # queries -> a score for each text
 
 _QUERIES_AT_ONCE = 256
@@ -46,7 +54,7 @@ _QUERIES_AT_ONCE = 256
 class RetrievedPersona:
     """A persona, how near its prompt is, and the place of that prompt among those that were given.
 
-    `score` is the cosine of the embeddings, or the BM25 score: 0 where no word is shared.
+    `score` is the cosine of the embeddings, or the BM25 score, which is above 0.
     """
 
     persona: Persona | str
@@ -61,6 +69,7 @@ class PersonaRetriever:
         prompts: texts or conversations, whose personas are known.
         personas: one a prompt: a `Persona`, its sentence, or None. Pairs without a persona or a usable
             prompt are left out, and counted in `left_out`.
+        ids: one a prompt, or None: what `exclude=` and rows of a table are compared with.
         model: "bm25", which needs no model; a sentence-transformers model, by its name on the hub or
             its folder; the name of a model at `api_base`; or a function from texts to vectors.
         api_base: the address of an OpenAI-compatible endpoint with /embeddings.
@@ -78,6 +87,7 @@ class PersonaRetriever:
         prompts: Iterable[object],
         personas: Iterable[Persona | str | None],
         *,
+        ids: Iterable[str | None] | None = None,
         model: str | Path | Embedder = "bm25",
         api_base: str | None = None,
         api_key: str | None = None,
@@ -90,6 +100,11 @@ class PersonaRetriever:
                 f"{len(asked)} prompts and {len(people)} personas: one persona a prompt is needed.",
                 hint="None stands for a persona that is missing.",
             )
+        names = [None] * len(asked) if ids is None else list(ids)
+        if len(names) != len(asked):
+            raise InvalidArgumentError(
+                f"{len(names)} ids and {len(asked)} prompts: one id a prompt."
+            )
         found = [_read(prompt, who) for prompt, who in zip(asked, people, strict=True)]
         reasons = Counter(reason for _, reason in found if reason is not None)
         self.left_out: Mapping[str, int] = dict(reasons)
@@ -101,7 +116,13 @@ class PersonaRetriever:
                 hint=f"Left out: {self.left_out}." if self.left_out else "There are no prompts.",
             )
         embedder = _embedder(model, api_base, api_key, timeout, max_attempts)
-        self._scores = _scores([found[place][0] for place in self._places], embedder)
+        texts = [found[place][0] for place in self._places]
+        self._names: dict[str, list[int]] = {}  # id or prompt -> which of the texts have it
+        for number, (place, text) in enumerate(zip(self._places, texts, strict=True)):
+            for name in {_prompt_key(text), *([_id_key(names[place])] if names[place] else [])}:
+                self._names.setdefault(name, []).append(number)
+        self._scores = _scores(texts, embedder)
+        self._needs_a_match = embedder is None  # a BM25 score of 0: no word in common
         self._model = model if isinstance(model, str | Path) else "a function"
 
     @classmethod
@@ -116,7 +137,7 @@ class PersonaRetriever:
         """A retriever of the personas of one side of a table; `index` is then a place in the table.
 
         Args:
-            table: of `infer_personas`: its training rows only, or a test row retrieves its own persona.
+            table: of `infer_personas`.
             side: whose personas.
             drop_flagged: whether personas with a flag are left out: True for any flag, or some names.
             options: as of `PersonaRetriever`.
@@ -134,7 +155,8 @@ class PersonaRetriever:
         personas = [row.chosen if side == "chosen" else row.rejected for row in table]
         kept = [None if p is None or unwanted(p) else p for p in personas]
         prompts = [row.preference.prompt if row.preference else None for row in table]
-        return cls(prompts, kept, **options)
+        ids = [row.preference.id if row.preference else None for row in table]
+        return cls(prompts, kept, ids=ids, **options)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -142,26 +164,107 @@ class PersonaRetriever:
     def __repr__(self) -> str:
         return f"PersonaRetriever({len(self):,} personas, model={str(self._model)!r})"
 
-    def retrieve(self, prompts: Iterable[object], k: int = 1) -> list[list[RetrievedPersona]]:
+    def retrieve(
+        self,
+        prompts: Iterable[object],
+        k: int = 1,
+        *,
+        exclude: bool | Collection[str] | None = None,
+    ) -> list[list[RetrievedPersona]]:
         """For each prompt the personas of the k nearest training prompts, the nearest first.
 
-        Of equally near ones the earlier comes first. Fewer than k where there are fewer prompts.
+        Of equally near ones the earlier comes first. There are fewer than k where fewer prompts are left;
+        with BM25 a prompt that shares no word with any of them has none, and a warning counts such prompts.
+
+        Args:
+            prompts: texts or conversations; or rows of a table, or preferences, whose own persona must not
+                be found.
+            k: how many, at most.
+            exclude: which personas are not to be found. True: those of the same prompt (white space and
+                case aside) or the same id. None: the same for rows and preferences, and nothing for bare
+                prompts. False: nothing. Or ids and prompts, which are left out for every prompt, beside
+                those that None leaves out.
 
         Raises:
-            InvalidArgumentError: a prompt that is no text or conversation, or k below 1.
+            InvalidArgumentError: a prompt that is no text or conversation, k below 1, or a bad `exclude`.
             ModelError: the endpoint gave no embeddings.
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InvalidArgumentError(f"k={k!r} must be a whole number from 1 up.")
-        texts = [_query(place, prompt) for place, prompt in enumerate(_listed("prompts", prompts))]
-        return [self._nearest(scores, k) for scores in self._scores(texts)]
+        asked = [_Query.of(n, prompt) for n, prompt in enumerate(_queries(prompts))]
+        everywhere: set[int] = set()
+        if not isinstance(exclude, bool | None):
+            everywhere = self._named(_excluded_names(exclude))
+        found = []
+        for query, scores in zip(asked, self._scores([one.text for one in asked]), strict=True):
+            own = query.is_row if not isinstance(exclude, bool) else exclude
+            left_out = everywhere | (self._named(query.names) if own else set())
+            found.append(self._nearest(scores, k, left_out))
+        if unmatched := sum(not one for one in found):
+            warnings.warn(
+                f"{unmatched:,} of {len(found):,} prompts have no persona: no prompt that is left shares"
+                " a word with them.",
+                stacklevel=2,
+            )
+        return found
 
-    def _nearest(self, scores: NDArray[Any], k: int) -> list[RetrievedPersona]:
-        order = np.argsort(-scores, kind="stable")[:k]
-        return [
+    def _named(self, names: Iterable[str]) -> set[int]:
+        return {number for name in names for number in self._names.get(name, ())}
+
+    def _nearest(
+        self, scores: NDArray[Any], k: int, left_out: Collection[int]
+    ) -> list[RetrievedPersona]:
+        order = np.argsort(-scores, kind="stable")[: k + len(left_out)]
+        found = [
             RetrievedPersona(self._personas[n] or "", float(scores[n]), self._places[n])
             for n in order
+            if n not in left_out and (scores[n] > 0 or not self._needs_a_match)
         ]
+        return found[:k]
+
+
+@dataclass(frozen=True)
+class _Query:
+    """What to search for, and the names of what may be itself."""
+
+    text: str
+    names: tuple[str, ...]
+    is_row: bool
+
+    @classmethod
+    def of(cls, place: int, given: object) -> _Query:
+        pair = given.preference if isinstance(given, PersonaRow) else given
+        if not isinstance(pair, Preference):
+            text = _query(place, pair)
+            return cls(text, (_prompt_key(text),), is_row=isinstance(given, PersonaRow))
+        text = _query(place, pair.prompt)
+        names = (_prompt_key(text), *([_id_key(pair.id)] if pair.id else []))
+        return cls(text, names, is_row=True)
+
+
+def _prompt_key(text: str) -> str:
+    return f"prompt {bare_text(text)}"
+
+
+def _id_key(id: object) -> str:
+    return f"id {id}"
+
+
+def _excluded_names(exclude: object) -> list[str]:
+    """Both readings of each text: an id, and a prompt."""
+    if isinstance(exclude, str | bytes) or not isinstance(exclude, Iterable):
+        raise InvalidArgumentError(
+            f"exclude={exclude!r:.80} is neither True, False, None nor ids or prompts.",
+            hint="Pass a list: [it].",
+        )
+    given = list(exclude)
+    texts = [str(one) if isinstance(one, str) else _query(n, one) for n, one in enumerate(given)]
+    return [name for text in texts for name in (_id_key(text), _prompt_key(text))]
+
+
+def _queries(given: object) -> list[Any]:
+    """The prompts, rows or preferences; a table gives its rows."""
+    return list(given) if isinstance(given, PersonaTable) else _listed("prompts", given)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def test_a_repeated_group_changes_nothing() -> None:
 
 
 def test_a_rate_of_one_is_not_certain() -> None:
-    assert rate_by_group([1, 1, 1, 1], [0, 0, 1, 2]) == wilson(3, 3)
+    found = rate_by_group([1, 1, 1, 1], [0, 0, 1, 2])
+    assert (found.low, found.high, found.n) == pytest.approx((wilson(3, 3).low, 1, 3))
     assert rate_by_group([0, 0], [0, 1]) == wilson(0, 2)
 
 

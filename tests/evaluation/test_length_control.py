@@ -91,7 +91,8 @@ def test_where_it_cannot_be_told() -> None:
     assert constant.n == 3
     rounded = length_controlled_rate([1, 1, -1], [0.1, 0.1, 0.1], range(3))
     assert math.isnan(rounded.value)
-    assert length_controlled_rate([1, 1, 1], [7, 8, 9], range(3)) == wilson(3, 3)
+    all_won = length_controlled_rate([1, 1, 1], [7, 8, 9], range(3))
+    assert (all_won.value, all_won.low) == pytest.approx((1, wilson(3, 3).low))
     equal = length_controlled_rate([1, 1, -1, 1], [0, 0, 0, 0], range(4))
     assert equal.value == 0.75
 
@@ -132,3 +133,14 @@ def test_shuffled_rows_and_repeated_prompts_give_the_same() -> None:
         assert (other.value, other.low, other.high) == pytest.approx(
             (found.value, found.low, found.high), abs=1e-6
         )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_interval_is_never_nan_where_the_rate_is_known(seed: int) -> None:
+    """Two personas a prompt, with ties: some resamples hold nothing but wins."""
+    random = np.random.default_rng(seed)
+    prompts = np.repeat(np.arange(12), 2)
+    outcomes = random.choice([1, 1, 1, 0, -1], size=24)
+    differences = random.integers(-200, 200, size=24)
+    found = length_controlled_rate(outcomes, differences, prompts, resamples=1000)
+    assert 0 <= found.low <= found.value <= found.high <= 1

@@ -87,9 +87,32 @@ def test_every_row_is_in_the_page_with_its_texts_unchanged(tmp_path: Path) -> No
 
 def test_kinds_of_rows_can_be_told_apart(tmp_path: Path) -> None:
     rows = embedded(write_report(table(), tmp_path / "report.html"))
-    assert rows[0]["kinds"] == ["wrong"]  # the judge was not right about both sides
-    assert rows[1]["kinds"] == ["flagged", "ungrammatical", "wrong"]
+    assert rows[0]["kinds"] == ["split"]  # one side right, the other in one order
+    assert rows[1]["kinds"][:2] == ["flagged", "ungrammatical"]
     assert rows[2]["kinds"] == ["error"]
+
+
+def test_a_verdict_of_one_order_is_neither_right_nor_wrong(tmp_path: Path) -> None:
+    made = table(2, judged=False).with_columns(
+        {"chosen_verified": [False, False], "chosen_verified_score": [0.5, 0.0]},
+        settings={"verified_neither": 0.25},
+    )
+    path = write_report(made, tmp_path / "report.html")
+    assert [row["cp"]["verdicts"][0][0] for row in embedded(path)] == ["split", "wrong"]
+    assert "A guess is right in 38% of the orders" in path.read_text()
+
+
+def test_a_side_that_nothing_explains_is_counted_apart_from_errors(tmp_path: Path) -> None:
+    tried = (pi.records.Candidate(pi.Persona(trait="busy", preference="short answers"), -0.5),)
+    pair = pi.Preference(prompt="p", chosen="c", rejected="r")
+    made = pi.PersonaTable([pi.PersonaRow(0, pair, chosen_candidates=tried)])
+    path = write_report(made, tmp_path / "report.html")
+    [row] = embedded(path)
+    assert row["kinds"] == ["unexplained"]
+    assert row["error"] is None
+    assert "the best of 1 scores -0.500" in str(row["others"])
+    assert "<dt>unexplained</dt><dd>1</dd>" in path.read_text()
+    assert "<dt>with an error</dt><dd>0</dd>" in path.read_text()
 
 
 def test_what_judges_found_of_a_row_is_with_it(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def test_no_persona_is_the_prompt_alone() -> None:
 
 def test_retrieved_personas_are_those_of_the_nearest_other_prompt() -> None:
     train = training("How do I grow a fern?", "What is a fern worth?", "Who won the match?")
-    found = answer(["who won  the match?", "Who won the cup?"], personas="retrieved", train=train)
+    found = answer(
+        ["who won  the match?", "How is it worth it?"], personas="retrieved", train=train
+    )
     assert "trained 2" not in str(found.personas["0"])  # its own prompt does not count
     [near] = answer(["Who won the cup?"], personas="retrieved", train=train).personas.values()
     assert str(near) == "The user is trained 2 and prefers short answers."

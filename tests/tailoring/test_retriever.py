@@ -64,13 +64,36 @@ def test_the_k_nearest_in_order_and_no_more_than_there_are() -> None:
     (found,) = retriever.retrieve(["brew tea"], k=2)
     assert [one.index for one in found] == [0, 2]
     assert found[0].score > found[1].score > 0
-    assert len(retriever.retrieve(["brew tea"], k=9)[0]) == 3
+    assert len(retriever.retrieve(["brew tea"], k=9)[0]) == 2
     assert retriever.retrieve([]) == []
 
 
-def test_of_equally_near_ones_the_first_and_a_score_that_says_so() -> None:
-    found = pi.PersonaRetriever(PROMPTS, PERSONAS).retrieve(["Quantum physics"], k=3)
-    assert [(one.index, one.score) for one in found[0]] == [(0, 0.0), (1, 0.0), (2, 0.0)]
+def test_a_prompt_without_a_word_in_common_has_no_persona_and_a_warning_says_so() -> None:
+    retriever = pi.PersonaRetriever(PROMPTS, PERSONAS)
+    with pytest.warns(UserWarning, match="1 of 2 prompts have no persona"):
+        found = retriever.retrieve(["Quantum physics", "brew tea"], k=3)
+    assert [len(one) for one in found] == [0, 2]
+
+
+def test_rows_of_a_table_do_not_find_themselves() -> None:
+    pairs = [
+        pi.Preference(prompt=prompt, chosen="a", rejected="b", id=f"id{n}")
+        for n, prompt in enumerate(["Brew green tea", "brew  GREEN tea", "Brew black tea"])
+    ]
+    people = [pi.Persona(trait=f"person {n}", preference="tea") for n in range(3)]
+    rows = [pi.PersonaRow(n, pair, people[n]) for n, pair in enumerate(pairs)]
+    table = pi.PersonaTable(rows)
+    retriever = pi.PersonaRetriever.from_table(table)
+    for asked in (table, list(table), pairs):
+        assert [one.index for [one] in retriever.retrieve(asked)] == [2, 2, 0]
+    asked = "Brew green tea"
+    assert retriever.retrieve([asked])[0][0].index == 0
+    assert retriever.retrieve(table, exclude=False)[0][0].index == 0
+    assert [one.index for one in retriever.retrieve([asked], 3, exclude=True)[0]] == [2]
+    assert [one.index for one in retriever.retrieve([asked], 3, exclude=["id0"])[0]] == [1, 2]
+    assert [one.index for one in retriever.retrieve([asked], 3, exclude=[asked])[0]] == [2]
+    with pytest.raises(InvalidArgumentError, match="exclude="):
+        retriever.retrieve([asked], exclude="id0")  # type: ignore[arg-type]
 
 
 def test_pairs_that_cannot_be_used_are_left_out_and_counted() -> None:
