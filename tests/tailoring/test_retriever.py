@@ -86,14 +86,14 @@ def test_rows_of_a_table_do_not_find_themselves() -> None:
     retriever = pi.PersonaRetriever.from_table(table)
     for asked in (table, list(table), pairs):
         assert [one.index for [one] in retriever.retrieve(asked)] == [2, 2, 0]
-    asked = "Brew green tea"
-    assert retriever.retrieve([asked])[0][0].index == 0
+    bare = "Brew green tea"
+    assert retriever.retrieve([bare])[0][0].index == 0
     assert retriever.retrieve(table, exclude=False)[0][0].index == 0
-    assert [one.index for one in retriever.retrieve([asked], 3, exclude=True)[0]] == [2]
-    assert [one.index for one in retriever.retrieve([asked], 3, exclude=["id0"])[0]] == [1, 2]
-    assert [one.index for one in retriever.retrieve([asked], 3, exclude=[asked])[0]] == [2]
+    assert [one.index for one in retriever.retrieve([bare], 3, exclude=True)[0]] == [2]
+    assert [one.index for one in retriever.retrieve([bare], 3, exclude=["id0"])[0]] == [1, 2]
+    assert [one.index for one in retriever.retrieve([bare], 3, exclude=[bare])[0]] == [2]
     with pytest.raises(InvalidArgumentError, match="exclude="):
-        retriever.retrieve([asked], exclude="id0")  # type: ignore[arg-type]
+        retriever.retrieve([bare], exclude="id0")  # type: ignore[arg-type]
 
 
 def test_pairs_that_cannot_be_used_are_left_out_and_counted() -> None:
