@@ -1,7 +1,7 @@
-"""The files that preference data comes in, as streams of rows: .jsonl, .json, .csv, .parquet.
+"""Files of preference data as streams of rows: .jsonl, .json, .csv, .parquet, and the Hugging Face hub.
 
-It does not know what a row means (shapes). A row that cannot be parsed is a `BrokenRow`, so that it
-costs no other row; a file that is not what its name says is a `DataError`.
+A row that cannot be parsed is a `BrokenRow`, so that it costs no other row. A file that is not what
+its name says is a `DataError`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, Final
 
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 
 __all__ = [
     "FILES",
@@ -35,9 +35,10 @@ __all__ = [
 
 SUPPORTED: Final = (
     "Supported are pandas and polars frames, pyarrow tables, Hugging Face datasets, paths "
-    "(.jsonl .json .csv .parquet, the text ones also with .gz), and iterables of dicts, "
-    "(prompt, chosen, rejected) tuples or Preference."
+    "(.jsonl .json .csv .parquet, the text ones also with .gz), hf:owner/name[:split], and "
+    "iterables of dicts, (prompt, chosen, rejected) tuples or Preference."
 )
+_HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SIGNATURES = {
     b"PAR1": "Parquet",
@@ -67,12 +68,16 @@ class _Rows:
 
 
 def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
-    """The rows of a file, and their number where the format tells it.
+    """The rows of a file or of a data set on the hub, and their number where it is known.
 
-    Raises `InvalidArgumentError` if there is no such file or format, `DataError` if the file is not
-    what its name says.
+    Raises:
+        InvalidArgumentError: there is no such file, format or split.
+        DataError: the file is not what its name says, or the data set cannot be loaded.
+        MissingExtraError: a data set on the hub needs `datasets`.
     """
     check_file(data)
+    if str(data).startswith(_HUB):
+        return _hub_rows(str(data))
     path = Path(data)
     suffix = _suffix(path)
     if suffix == ".json":
@@ -83,12 +88,52 @@ def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
 
 
 def check_file(data: str | Path) -> None:
-    """Raise `InvalidArgumentError` if there is no such file or format, before a model is looked for."""
+    """Raise `InvalidArgumentError` if there is no such file or format, before a model is looked for.
+
+    Of a data set on the hub only the form of its name is checked, and that `datasets` is installed.
+    """
+    if str(data).startswith(_HUB):
+        _hub_name(str(data))
+        MissingExtraError.require("datasets")
+        return
     path = Path(data)
     suffix = _suffix(path)
     _require_file(data, path, suffix)
     if suffix not in _PARSERS:
         raise InvalidArgumentError(f"{path} is in no supported format.", hint=SUPPORTED)
+
+
+def _hub_name(data: str) -> tuple[str, str | None, str | None]:
+    """The parts of "hf:owner/name", "hf:owner/name:split" or "hf:owner/name:config:split"."""
+    name, *rest = data.removeprefix(_HUB).split(":")
+    if not name.strip() or len(rest) > 2 or not all(part.strip() for part in rest):
+        raise InvalidArgumentError(
+            f"{data!r:.200} is no name of a data set.",
+            hint='Write "hf:owner/name", "hf:owner/name:split" or "hf:owner/name:config:split".',
+        )
+    return name, rest[0] if len(rest) == 2 else None, rest[-1] if rest else None
+
+
+def _hub_rows(data: str) -> tuple[Iterable[object], int | None]:
+    """The rows of one split, streamed: nothing is downloaded as a whole."""
+    datasets = MissingExtraError.require("datasets")
+    name, config, split = _hub_name(data)
+    try:
+        found = datasets.load_dataset(name, config, streaming=True)
+    except Exception as error:  # of the hub, the network, or the files: each has its own classes
+        raise DataError(
+            f"{data!r:.200} cannot be loaded: {error}".rstrip("."),
+            hint="Check the name, the connection, and HF_TOKEN if the data set is gated.",
+        ) from error
+    if split is None:
+        split = "train" if "train" in found else next(iter(found)) if len(found) == 1 else None
+    if split not in found:
+        listed = ", ".join(map(repr, found))
+        problem = "has several splits" if split is None else f"has no split {split!r}"
+        raise InvalidArgumentError(f"{name} {problem}: {listed}.", hint=f'Write "hf:{name}:split".')
+    rows = found[split]
+    known = (rows.info.splits or {}).get(split)
+    return rows, known.num_examples if known and known.num_examples else None
 
 
 def check_readable(head: Sequence[object], problem: str) -> None:
