@@ -31,6 +31,7 @@ _VERDICTS: Final[tuple[Verdict, ...]] = ("first", "second", "tie")
 SIGNED: Final = ("preference_strength", "overall_preference")
 _A_IS_ONE: Final = ("human_ref_A", "human_ref_B")  # SHP: 1 means the first, A
 _SHOWN = 8  # values that an error lists
+_ENOUGH = 50  # labels after which another number is a stray, and no sign of another scale
 _MOST_STRAYS = 0.02  # the share of labels outside a coding up to which it is still that coding
 
 _TIE_WORDS = frozenset(
@@ -129,7 +130,7 @@ class LabelCoding:
         numbers: verdict by number, or by any label where `labels=` was given.
         signed: whether a number's sign is the verdict: negative for the first response.
         is_given: whether the caller gave it: then nothing else is known.
-        is_tentative: whether only one of its numbers was seen, so that another may contradict it.
+        is_tentative: whether so few labels were seen that another number may contradict it.
         is_sure: whether more labels could not change it.
     """
 
@@ -172,10 +173,10 @@ class LabelCoding:
             amount = float(number)
             return "tie" if amount == 0 else "first" if amount < 0 else "second"
         found = self.numbers.get(number)
-        if found is None and self.is_tentative and number in ("-1", "0", "1", "2"):
+        if found is None and self.is_tentative:
             raise ContradictionError(
-                f"{self.column!r} is {value!r:.60} here, and was only {_listed(self.numbers)} "
-                "in the rows before: those may have been read the wrong way round.",
+                f"{self.column!r} is {value!r:.60} here, and was {_listed(self.numbers)} "
+                "in the rows before: they may have been read the wrong way round.",
                 hint=_labels_hint([number, *self.numbers]),
                 argument="labels",
             )
@@ -244,7 +245,7 @@ def find_coding(
     other_coding = other_coding or strays > _MOST_STRAYS * sum(seen.values())
     if not coding or other_coding or (outside and len(sides) < 2):
         raise _uncertain(column, seen)
-    return LabelCoding(column, names, coding, is_tentative=len(sides) < 2)
+    return LabelCoding(column, names, coding, is_tentative=len(sides) < 2 or seen.total() < _ENOUGH)
 
 
 def _is_label(value: object) -> bool:

@@ -1,0 +1,85 @@
+"""Codings of labels: whatever the column, a label is read rightly, refused, or an error of its row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from personainfer.exceptions import DataError
+from personainfer.preferences.labels import LabelCoding, find_coding, label_key
+
+NAMES = ("response_1", "response_2")
+CODINGS: list[dict[object, str]] = [
+    {1: "first", 2: "second"},
+    {0: "first", 1: "second"},
+    {1: "first", 0: "second"},
+    {0: "first", 1: "second", 2: "tie"},
+    {0: "tie", 1: "first", 2: "second"},
+    {-1: "first", 0: "tie", 1: "second"},
+    {1: "first", 0: "tie", -1: "second"},
+    {1: "first", 2: "tie", 3: "second"},
+    {1: "first", 2: "first", 3: "tie", 4: "second", 5: "second"},
+    {"a": "first", "b": "second", "tie": "tie"},
+    {"model_a": "first", "model_b": "second", "tie (bothbad)": "tie"},
+    {"response_1": "first", "response_2": "second"},
+]
+
+
+@given(st.sampled_from(CODINGS), st.data())
+def test_no_coding_is_read_the_wrong_way_round(
+    coding: dict[object, str], data: st.DataObject
+) -> None:
+    """However few of its labels come first: what is read is right, or nothing is."""
+    every = list(coding)
+    seen = data.draw(st.lists(st.sampled_from(every), min_size=1, max_size=30))
+    later = data.draw(st.permutations(every))
+    try:
+        found = find_coding("label", seen, NAMES)
+        read = [(label, verdict_of(found, label)) for label in [*seen, *later]]
+    except DataError:  # refused at the start, or a label that ended the run
+        return
+    assert all(verdict in (None, coding[label]) for label, verdict in read)
+
+
+def verdict_of(coding: LabelCoding, label: object) -> str | None:
+    """None where the label costs its row; what ends the run is raised."""
+    from personainfer.preferences.labels import ContradictionError
+
+    try:
+        return coding.verdict(label)
+    except ContradictionError:
+        raise
+    except DataError:
+        return None
+
+
+@given(
+    st.dictionaries(
+        st.integers(-5, 5), st.sampled_from(["first", "second", "tie"]), min_size=1, max_size=6
+    )
+)
+def test_labels_that_the_caller_explains_are_believed(labels: dict[int, Any]) -> None:
+    """In any of the spellings that a number has in a file."""
+    coding = find_coding("label", [], NAMES, {label_key(k): v for k, v in labels.items()})
+    for label, verdict in labels.items():
+        for spelling in (label, float(label), str(label), f" {label}.0"):
+            assert coding.verdict(spelling) == verdict
+
+
+@pytest.mark.parametrize("strength", [-3, -1.5, "-2", 0, 0.0, 2, "3"])
+def test_signs(strength: object) -> None:
+    coding = find_coding("preference_strength", [1, -1], NAMES)
+    amount = float(str(strength))
+    assert coding.verdict(strength) == ("first" if amount < 0 else "second" if amount else "tie")
+
+
+def test_the_names_of_the_responses_tell_where_counting_starts() -> None:
+    zero = find_coding("better", [0, 1, 1], ("response_0", "response_1"))
+    assert (zero.verdict(0), zero.verdict("response_1")) == ("first", "second")
+    shp = find_coding("labels", [0, 1], ("human_ref_A", "human_ref_B"))
+    assert (shp.verdict(1), shp.verdict(0)) == ("first", "second")
+    with pytest.raises(DataError, match="for certain"):
+        find_coding("better", [1, 2], ("response_0", "response_1"))
