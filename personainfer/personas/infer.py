@@ -255,7 +255,10 @@ def prepare(
 ) -> tuple[Plan, PreferenceSource, LLM]:
     """Check every argument, cheapest first, before anything is read or sent; `select` may come later."""
     plan, llm = planned(model, options, select_later=select_later)
-    source = read_preferences(data, columns=options.get("columns"), labels=options.get("labels"))
+    reading: dict[str, Any] = {
+        name: options.get(name) for name in ("columns", "labels", "pairs", "min_gap")
+    }
+    source = read_preferences(data, **reading)
     if source.original is not None:
         check_free_names(own_names(source.original))
     return plan, source, llm

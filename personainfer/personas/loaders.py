@@ -61,6 +61,7 @@ class AddPersonas:
         check_argument("workers", workers, Count)
         check_roles(options.get("columns") or {})
         check_labels(options.get("labels"))
+        _refuse_pairs(options)
         self._plan, self._llm = planned(model, options, _shared if workers == 1 else make_llm)
         self._pid = os.getpid()
         self._prompt_version = self._plan.settings["prompt_version"]
@@ -157,3 +158,14 @@ def _divided(options: Mapping[str, Any], most: int, workers: int) -> dict[str, A
         )
     part = {name: options[name] / workers for name in _DIVIDED if options.get(name) is not None}
     return {**part, "max_concurrency": most // workers}
+
+
+def _refuse_pairs(options: Mapping[str, Any]) -> None:
+    """Raise for options that would change the number of rows: a batch comes back as it was."""
+    for name in ("pairs", "min_gap"):
+        if options.get(name) is not None:
+            raise InvalidArgumentError(
+                f"{name}= cannot be used for batches, which keep their rows.",
+                hint="Make the pairs first: read_preferences(data, pairs=…).",
+                argument=name,
+            )

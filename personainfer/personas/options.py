@@ -64,6 +64,14 @@ class RunOptions(TypedDict, total=False):
         SkipValidation[Mapping[Any, str] | None],
         Field(default=None, description='Your labels: each is "first", "second" or "tie".'),
     ]
+    pairs: Annotated[
+        Literal["best-worst", "all", "adjacent"] | None,
+        Field(default=None, description="Which of several responses to a prompt make a pair."),
+    ]
+    min_gap: Annotated[
+        float | None,
+        Field(default=None, ge=0, description="The least difference between the scores of a pair."),
+    ]
     on_error: Annotated[
         OnError,
         Field(

@@ -81,7 +81,7 @@ def retry_errors(
 
 
 def _check(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name in ("columns", "labels"):
+    for name in ("columns", "labels", "pairs", "min_gap"):
         if given.get(name) is not None:
             raise InvalidArgumentError(
                 f"{name}= has no use here: the pairs are in the table.",

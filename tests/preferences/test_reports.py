@@ -429,3 +429,16 @@ def test_unknown_columns_name_the_nearest_schema() -> None:
     """The error has the columns that were found and the line to copy."""
     with pytest.raises(DataError, match=r"'answer'.*Nearest is.*columns=\{'prompt'"):
         read({"question": "q", "answer": "a"})
+
+
+def test_pairs_are_an_option_of_infer_personas() -> None:
+    """UltraFeedback by name: the rule is said where the personas are asked for."""
+    with FakeLLM() as llm:
+        options: dict[str, Any] = {"api_base": llm.api_base, "cache": False, "progress": False}
+        table = pi.infer_personas([ULTRA], "fake", pairs="all", min_gap=5, **options)
+        with pytest.raises(InvalidArgumentError, match="pairs"):
+            pi.infer_personas([ULTRA], "fake", pairs="some", **options)  # type: ignore[arg-type]
+    assert len(table) == 2
+    assert table.settings["read"]["min_gap"] == 5
+    with pytest.raises(InvalidArgumentError, match="keep their rows"):
+        pi.AddPersonas("fake", pairs="all")
