@@ -117,7 +117,8 @@ class Preference(Record):
     @property
     def swapped(self) -> Preference:
         """The same pair as seen by someone who prefers the rejected response."""
-        return self.model_copy(update={"chosen": self.rejected, "rejected": self.chosen})
+        sides = {"chosen": self.rejected, "rejected": self.chosen}
+        return self.unchecked(**{**self.__dict__, **sides})
 
 
 # The first words of every match of the patterns below, which are tried on no other text.
