@@ -92,16 +92,24 @@ _IN_A_SHELL: dict[str, tuple[Any, dict[str, Any]]] = {
         {"help": "The model that chooses among candidates, reached like --model."},
     ),
     "exemplars": (Literal["default", "none"], {}),
+    "temperature": (str, {"metavar": "NUMBER|none"}),
+    "extra_headers": (list[str], {"metavar": "NAME=VALUE"}),
     "extra_body": (str, {"metavar": "JSON"}),
     "api_key": (str, {"envvar": "PERSONAINFER_API_KEY", "show_envvar": True}),
     "prices": (tuple[float, float], {"metavar": "IN OUT"}),
     "cache_dir": (Path, {}),
 }
 # What a shell calls them, where that is not the name with dashes.
-SHELL_NAMES = {"columns": "column", "labels": "label", "select": "judge"}
+SHELL_NAMES = {
+    "columns": "column",
+    "labels": "label",
+    "select": "judge",
+    "extra_headers": "extra_header",
+}
 _ENDPOINT = (
     "api_base",
     "api_key",
+    "extra_headers",
     "max_concurrency",
     "rpm",
     "tpm",
@@ -158,7 +166,23 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
             found["extra_body"] = json.loads(body)
         except ValueError:
             raise typer.BadParameter(f"{body!r} is not JSON.", param_hint="--extra-body") from None
+    if headers := found.pop("extra_header", None):
+        found["extra_headers"] = pairs("--extra-header", headers)
+    if (said := found.get("temperature")) is not None:
+        found["temperature"] = _temperature(said)
     return found
+
+
+def _temperature(said: str) -> float | None:
+    """A number, or none: then the endpoint's own is left."""
+    if said.lower() == "none":
+        return None
+    try:
+        return float(said)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{said!r} is neither a number nor none.", param_hint="--temperature"
+        ) from None
 
 
 def persona_options(options: dict[str, Any]) -> dict[str, Any]:

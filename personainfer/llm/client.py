@@ -40,7 +40,8 @@ T = TypeVar("T")
 
 _FORMS_KEPT = 64
 _OWN_FIELDS = frozenset(
-    "model messages temperature max_tokens seed n stream response_format".split()
+    "model messages temperature max_tokens max_completion_tokens seed n stream"
+    " response_format reasoning_effort".split()
 )
 _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks the OpenAI protocol"
 
@@ -76,7 +77,8 @@ def _check_extra_body(body: dict[str, JsonValue] | None) -> dict[str, JsonValue]
     for name in _OWN_FIELDS.intersection(body or ()):
         raise InvalidArgumentError(
             f"extra_body={{{name!r}: …}}: this field is not free.",
-            hint="temperature=, max_tokens= and seed= have options; the library sets the others.",
+            hint="temperature=, max_tokens=, seed= and reasoning_effort= are options of their own; the"
+            " library sets the others.",
         )
     return body
 
@@ -91,6 +93,15 @@ ModelName = Annotated[
     str | None, AfterValidator(_check_model), Wanted("must be the name of a model.")
 ]
 JsonObject = dict[str, JsonValue]
+
+
+def _check_extra_headers(headers: dict[str, str] | None) -> dict[str, str] | None:
+    for name, value in (headers or {}).items():
+        if not (name.isascii() and name.isprintable() and name.strip() == name and name):
+            raise ValueError
+        if not (value.isprintable() and value.strip() == value):
+            raise ValueError
+    return headers
 
 
 class LLMOptions(TypedDict, total=False):
@@ -123,6 +134,20 @@ class LLMOptions(TypedDict, total=False):
     seed: Annotated[
         WholeNumber | None,
         Field(default=None, description="Sent to endpoints that take one; sample n gets seed + n."),
+    ]
+    reasoning_effort: Annotated[
+        Annotated[str, Strict(), Field(pattern=r"^[a-z]+$"), Wanted('must be a word, as "low".')]
+        | None,
+        Field(
+            default=None,
+            description='How much a model reasons, as its endpoint names it: "low", "high".',
+        ),
+    ]
+    extra_headers: Annotated[
+        dict[str, str] | None,
+        AfterValidator(_check_extra_headers),
+        Wanted("must be a dict of header names and texts.", secret=True),
+        Field(default=None, description="More headers of each request; kept as secret as the key."),
     ]
     extra_body: Annotated[
         JsonObject | None,
@@ -211,9 +236,13 @@ class LLM:
         self._pid = os.getpid()
         self.model = model or os.environ.get("PERSONAINFER_MODEL") or "local"
         self.usage = Usage()
-        self.transport = _transport(self.model.strip(), chosen["api_base"], chosen["api_key"])
+        self.transport = _transport(
+            self.model.strip(), chosen["api_base"], chosen["api_key"], chosen["extra_headers"]
+        )
         local = isinstance(self.transport, EmbeddedTransport)
         self._sampling = {name: chosen[name] for name in ("temperature", "max_tokens", "seed")}
+        if chosen["reasoning_effort"] is not None:
+            self._sampling["reasoning_effort"] = chosen["reasoning_effort"]
         self.max_concurrency: int = chosen["max_concurrency"] or 64
         self._call_settings = CallSettings(
             timeout=chosen["timeout"] or (600.0 if local else 60.0),
@@ -259,8 +288,9 @@ class LLM:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments that make this LLM again, but for its key."""
-        return {name: value for name, value in self._options.items() if name != "api_key"}
+        """The arguments that make this LLM again, but for its key and headers."""
+        secret = ("api_key", "extra_headers")
+        return {name: value for name, value in self._options.items() if name not in secret}
 
     def __repr__(self) -> str:
         base = self._options["api_base"]
@@ -357,7 +387,9 @@ def _messages(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message,
     return tuple(m if isinstance(m, Message) else Message.model_validate(m) for m in messages)
 
 
-def _transport(model: str, api_base: str | None, api_key: str | None) -> Transport:
+def _transport(
+    model: str, api_base: str | None, api_key: str | None, headers: Mapping[str, str] | None
+) -> Transport:
     if model == "local" or model.startswith("local:"):
         if api_base is not None:
             raise InvalidArgumentError(
@@ -367,7 +399,7 @@ def _transport(model: str, api_base: str | None, api_key: str | None) -> Transpo
             )
         return EmbeddedTransport(find_weights(model))
     if model.startswith("litellm/"):
-        return LiteLLMTransport(model.removeprefix("litellm/"), api_base, api_key)
+        return LiteLLMTransport(model.removeprefix("litellm/"), api_base, api_key, headers=headers)
     if api_key and api_base is not None and "@" in urlsplit(api_base).netloc:
         raise InvalidArgumentError(
             f"api_base={shown_address(api_base)!r} has a password, and api_key= is given too.",
@@ -375,12 +407,12 @@ def _transport(model: str, api_base: str | None, api_key: str | None) -> Transpo
             argument="api_key",
         )
     if api_base is None:
-        return LiteLLMTransport(model, None, api_key)
+        return LiteLLMTransport(model, None, api_key, headers=headers)
     for prefix in _OPENAI_PREFIXES:
         model = model.removeprefix(prefix)
     if not model:
         raise InvalidArgumentError("model= names a provider, but no model.", argument="model")
-    return EndpointTransport(model, api_base, api_key)
+    return EndpointTransport(model, api_base, api_key, headers=headers)
 
 
 def _budget(usd: float | None, price: Price | None, model: str) -> Budget | None:

@@ -61,7 +61,7 @@ class Form:
         self.prefix = request.prefix
         self._schema = request.schema
         fields = {"model": transport.model, **sampling, **transport.settings(request.schema)}
-        if request.sample and fields["seed"] is not None:
+        if request.sample and fields.get("seed") is not None:
             fields["seed"] += request.sample
         if request.logprobs:
             fields |= {"logprobs": True, "top_logprobs": request.logprobs}

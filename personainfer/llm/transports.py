@@ -225,12 +225,22 @@ def _session(base: str, headers: Mapping[str, str]) -> aiohttp.ClientSession:
 
     certificates: ssl.SSLContext | bool = True
     if base.startswith("https://"):
-        certificates = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or None)
+        certificates = _certificates(os.environ.get("SSL_CERT_FILE") or None)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ssl=certificates),
         headers={"Content-Type": "application/json", **headers},
         trust_env=not _is_loopback(base),
     )
+
+
+def _certificates(path: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise TransportError(
+            f"the certificates of SSL_CERT_FILE={path!r} cannot be read ({error}).",
+            hint="Name a file of certificates in PEM form, or unset the variable.",
+        ) from None
 
 
 def _is_loopback(address: str) -> bool:

@@ -19,7 +19,7 @@ from .options import PersonaOptions
 
 __all__ = ["retry_errors"]
 
-_SAMPLING = ("temperature", "max_tokens", "seed", "extra_body")
+_SAMPLING = ("temperature", "max_tokens", "seed", "reasoning_effort", "extra_body")
 
 
 @takes_options(PersonaOptions)

@@ -1,0 +1,190 @@
+"""What users may add to a request and a connection: fields, headers, proxies, certificates, addresses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import personainfer as pi
+from personainfer.exceptions import InvalidArgumentError, ModelError, TransportError
+from personainfer.testing import FakeLLM, Fault
+
+from ..builders import pairs
+
+MESSAGES = [{"role": "user", "content": "Say hello."}]
+MAIN = "from personainfer.cli import main; main()"
+
+
+def test_more_fields_are_sent_and_are_part_of_the_key_and_the_settings(llm: FakeLLM) -> None:
+    """Qwen3's chat_template_kwargs (vllm#17327), a provider's routing."""
+    body = {"chat_template_kwargs": {"enable_thinking": False}, "top_k": 20}
+    options: dict[str, Any] = {"api_base": llm.api_base, "extra_body": body}
+    table = pi.infer_personas(pairs(1), "fake", reasoning_effort="low", **options)
+    sent = llm.requests[0]
+    assert {name: sent[name] for name in body} == body
+    assert sent["reasoning_effort"] == "low"
+    assert table.settings["extra_body"] == body
+    assert pi.infer_personas(pairs(1), "fake", reasoning_effort="low", **options).usage.cached == 1
+    assert pi.infer_personas(pairs(1), "fake", api_base=llm.api_base).usage.cached == 0
+
+
+def test_a_temperature_of_none_is_left_out(llm: FakeLLM) -> None:
+    pi.LLM("fake", api_base=llm.api_base, temperature=None).ask(MESSAGES)
+    assert "temperature" not in llm.requests[0]
+
+
+@pytest.mark.parametrize("name", ["messages", "model", "stream", "n", "max_completion_tokens"])
+def test_what_the_library_says_itself_is_refused_before_any_call(llm: FakeLLM, name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="extra_body="):
+        pi.LLM("fake", api_base=llm.api_base, extra_body={name: 1})
+    assert llm.calls == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"extra_headers": {"X-Team": 5}},
+        {"extra_headers": {"X-Team": "a\nb"}},
+        {"extra_headers": {"": "x"}},
+        {"extra_headers": "X: y"},
+        {"extra_body": [1]},
+        {"extra_body": {"a": {1, 2}}},
+        {"reasoning_effort": 3},
+    ],
+)
+def test_bad_extras_are_refused(llm: FakeLLM, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"{next(iter(options))}="):
+        pi.LLM("fake", api_base=llm.api_base, **options)
+
+
+def test_headers_are_sent_and_kept_secret(llm: FakeLLM) -> None:
+    secret = "token-of-the-gateway-123"
+    model = pi.LLM("fake", api_base=llm.api_base, extra_headers={"X-Token": secret})
+    table = pi.infer_personas(pairs(1), model)
+    assert llm.headers[0]["X-Token"] == secret
+    assert secret not in f"{model!r} {model.settings} {model.options} {table.settings}"
+    with FakeLLM(Fault.status(400, message=f"bad token {secret}")) as server:
+        model = pi.LLM("fake", api_base=server.api_base, extra_headers={"X-Token": secret})
+        with pytest.raises(ModelError) as caught:
+            model.ask(MESSAGES)
+    assert "bad token [key]" in str(caught.value)
+
+
+def test_an_address_as_azure_has_them_keeps_its_query_and_its_header() -> None:
+    """litellm#1234 and others: the path was put behind the query."""
+    with FakeLLM(api_key="azure-key-0123") as server:
+        base = server.api_base.replace("/v1", "/openai/deployments/gpt?api-version=2024-10-21")
+        table = pi.infer_personas(pairs(2), "gpt", api_base=base, api_key="azure-key-0123")
+        assert not table.errors
+        assert server.paths[0] == "/openai/deployments/gpt/chat/completions?api-version=2024-10-21"
+        assert server.headers[0]["api-key"] == "azure-key-0123"
+        assert "Authorization" not in server.headers[0]
+
+
+def test_no_password_of_an_address_reaches_an_error() -> None:
+    model = pi.LLM(
+        "fake", api_base="http://me:hunter22@127.0.0.1:9/v1?token=abcd1234", max_attempts=1
+    )
+    with pytest.raises(TransportError) as caught:
+        model.ask(MESSAGES)
+    assert "hunter22" not in str(caught.value)
+    assert "abcd1234" not in str(caught.value)
+
+
+def test_a_redirect_is_not_followed(llm: FakeLLM) -> None:
+    """Prompts must not go where the user did not send them."""
+    fault = Fault.response({}, 307, {"Location": f"{llm.api_base}/chat/completions"})
+    with FakeLLM(fault) as server, pytest.raises(ModelError, match="307"):
+        pi.LLM("fake", api_base=server.api_base).ask(MESSAGES)
+    assert llm.calls == 0
+
+
+@contextmanager
+def proxy(answer: bytes) -> Iterator[tuple[str, list[str]]]:
+    """A proxy that answers every request itself, and the addresses that it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_proxy_of_the_environment_is_used_but_not_for_a_loopback(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = json.dumps({"choices": [{"message": {"content": "hello"}}]}).encode()
+    for name in ("http_proxy", "https_proxy", "no_proxy", "NO_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with proxy(answer) as (address, asked):
+        monkeypatch.setenv("HTTP_PROXY", address)
+        monkeypatch.setenv("http_proxy", address)
+        base = "http://model.invalid/v1"
+        assert pi.LLM("fake", api_base=base, cache=False).ask(MESSAGES).text == "hello"
+        assert asked == [f"{base}/chat/completions"]
+        pi.LLM("fake", api_base=llm.api_base, cache=False).ask(MESSAGES)
+        assert (llm.calls, len(asked)) == (1, 1)
+        monkeypatch.setenv("NO_PROXY", "model.invalid")
+        monkeypatch.setenv("no_proxy", "model.invalid")
+        with pytest.raises(TransportError):
+            pi.LLM("fake", api_base=base, cache=False, max_attempts=1).ask(MESSAGES)
+        assert len(asked) == 1
+
+
+def test_a_certificate_file_that_is_not_there_is_an_error_of_the_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    model = pi.LLM("fake", api_base="https://127.0.0.1:9/v1", max_attempts=1, cache=False)
+    with pytest.raises(TransportError, match="SSL_CERT_FILE"):
+        model.ask(MESSAGES)
+
+
+def test_the_command_line_says_all_of_it(llm: FakeLLM, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps(pairs(1)[0]) + "\n")
+    command = [
+        sys.executable,
+        "-c",
+        MAIN,
+        "infer",
+        str(data),
+        "--output",
+        str(tmp_path / "o.parquet"),
+    ]
+    command += ["-m", "fake", "--api-base", llm.api_base, "--temperature", "none", "--no-cache"]
+    command += ["--extra-body", '{"top_k": 20}', "--extra-header", "X-Team=one"]
+    command += ["--reasoning-effort", "low"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    sent = llm.requests[0]
+    assert "temperature" not in sent
+    assert (sent["top_k"], sent["reasoning_effort"]) == (20, "low")
+    assert llm.headers[0]["X-Team"] == "one"
