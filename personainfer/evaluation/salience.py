@@ -21,6 +21,7 @@ import numpy as np
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import Persona, Side
+from .contrast import without_contrast
 from .statistics import (
     CONFIDENCE,
     Estimate,
@@ -93,7 +94,7 @@ def salient_words(
 ) -> list[SalientWord]:
     """The words that mark chosen against rejected personas, the most telling first.
 
-    A word counts once a persona, however often the persona says it. Its log-odds are of personas with
+    Clauses of contrast are cut first: see `without_contrast`. A word counts once a persona, however often the persona says it. Its log-odds are of personas with
     it to personas without it, so that the side with the shorter personas is not favoured. Their ratio
     has a Dirichlet prior ("Fightin' Words", Monroe, Colaresi & Quinn 2008): a word that one side never
     says has a finite ratio.
@@ -176,7 +177,7 @@ def _counts(
     lemma = cache(lemmatize) if lemmatize is not None else None
     counts: Counter[str] = Counter()
     for persona in personas:
-        text = normalize("NFC", _said(persona).lower())
+        text = without_contrast(normalize("NFC", _said(persona).lower()))
         words = set(_WORD.findall(text))
         counts.update((words if lemma is None else set(map(lemma, words))) - stop)
     return counts

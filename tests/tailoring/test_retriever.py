@@ -93,7 +93,7 @@ def test_rows_of_a_table_do_not_find_themselves() -> None:
     assert [one.index for one in retriever.retrieve([bare], 3, exclude=["id0"])[0]] == [1, 2]
     assert [one.index for one in retriever.retrieve([bare], 3, exclude=[bare])[0]] == [2]
     with pytest.raises(InvalidArgumentError, match="exclude="):
-        retriever.retrieve([bare], exclude="id0")  # type: ignore[arg-type]
+        retriever.retrieve([bare], exclude="id0")
 
 
 def test_pairs_that_cannot_be_used_are_left_out_and_counted() -> None:
