@@ -21,7 +21,6 @@ import numpy as np
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import Persona, Side
-from .contrast import without_contrast
 from .statistics import (
     CONFIDENCE,
     Estimate,
@@ -33,7 +32,7 @@ from .statistics import (
     wilson,
 )
 
-__all__ = ["SalientWord", "salient_words"]
+__all__ = ["SalientWord", "salient_words", "without_contrast"]
 
 FLOOR = 10  # the paper's
 # "to-the-point" is one word; so is what a script writes with marks above and below its letters.
@@ -94,7 +93,9 @@ def salient_words(
 ) -> list[SalientWord]:
     """The words that mark chosen against rejected personas, the most telling first.
 
-    Clauses of contrast are cut first: see `without_contrast`. A word counts once a persona, however often the persona says it. Its log-odds are of personas with
+    Clauses of contrast are cut first: see `without_contrast`.
+
+    A word counts once a persona, however often the persona says it. Its log-odds are of personas with
     it to personas without it, so that the side with the shorter personas is not favoured. Their ratio
     has a Dirichlet prior ("Fightin' Words", Monroe, Colaresi & Quinn 2008): a word that one side never
     says has a finite ratio.
@@ -195,3 +196,39 @@ def _check(floor: int, prior: float | None, correction: str) -> None:
     if prior is not None and not 0 < prior < float("inf"):
         raise InvalidArgumentError(f"prior={prior!r} must be a positive number of pseudo-counts.")
     InvalidArgumentError.check("correction", correction, _CORRECTIONS)
+
+
+# What a persona does not want
+
+# "over" compares only between two things: not in "over time", "over 50", "control over", "talk over".
+_OVER = (
+    r"(?<!\ball )(?<!\bcontrol )(?<!\bpower )(?<!\bauthority )(?<!\badvantage )(?<!\btalk )(?<!\bgo )"
+    r"(?<!\blook )(?<!\bmull )(?<!\bthink )(?<!\bworry )(?<!\bstart )(?<!\btake )(?<!\bover and )"
+    r"over(?![\w-])(?!\s+(?:\d|and over|again|time\b|years?\b|decades\b|dinner\b|lunch\b|coffee\b|drinks\b"
+    r"|the (?:phone|years|long|course|next|past|last|internet|top|holidays|weekend|summer)\b"
+    r"|(?:a|several|many|long|the) (?:\w+ )?"
+    r"(?:periods?|years|days|weeks|months|hours|distances?|meal|coffee)\b))"
+)
+_NOT = (
+    r"(?:(?:do|does|is|are|would)n['\u2019]t|(?:(?:do|does|is|are|would|but|and) )?not)"
+    r"(?![\w-])(?!\s+(?:only|just|merely|simply|necessarily)\b)"
+)
+_CONTRAST = (
+    r"(?:rather than|instead of|in place of|as opposed to|in preference to|versus|vs\.?|without|"
+    rf"{_OVER}|{_NOT})"
+)
+# A clause ends at a mark, at "but", or where another verb or reason begins.
+_END = (
+    r"(?=[,;:.!?()\u2014]|\s(?:but|because|so that|so they|when|while|if|since|as they)\b"
+    r"|\sand (?:is|are|has|who|also|likes|loves|wants|needs|values|enjoys|seeks|prefers|appreciates)\b|$)"
+)
+_CLAUSE = re.compile(rf"\b{_CONTRAST}(?!\w)(?:(?!{_END}).)*", re.IGNORECASE | re.DOTALL)
+
+
+def without_contrast(text: str) -> str:
+    """The text without clauses of contrast or negation, from their first word to the clause's end.
+
+    After "Whose Boat Does it Float?" (arXiv 2501.11549), which cuts them before it counts words. "not only
+    X but also Y" stays whole, and so do "overly" and "over time".
+    """
+    return _CLAUSE.sub(" ", text)

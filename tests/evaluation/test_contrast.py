@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import personainfer as pi
-from personainfer.evaluation.contrast import without_contrast
+from personainfer.evaluation.salience import without_contrast
 
 # The text with [what must be cut] in brackets.
 SENTENCES = """
