@@ -419,7 +419,7 @@ class LiteLLMTransport(_Speaker):
 
 def _with_wire_schema(schema: type[BaseModel]) -> type[BaseModel]:
     """The model with the JSON schema that strict providers take; instructor sends what the model has."""
-    form = wire_schema(schema, tight=False)
+    form = {"title": schema.__name__, **wire_schema(schema, tight=False)}
 
     def model_json_schema(*_: Any, **__: Any) -> Json:
         return json.loads(json.dumps(form))  # type: ignore[no-any-return]

@@ -222,3 +222,53 @@ def test_prices_come_from_the_list_or_the_user() -> None:
     for bad in (-2.0, float("nan"), float("inf")):
         with pytest.raises(InvalidArgumentError, match="prices="):
             pi.LLM("x", prices=(1, bad))
+
+
+@pytest.mark.heavy
+def test_instructor_asks_again_over_litellm_with_its_validation_error() -> None:
+    """The forms and the re-asks are instructor's; the calls, the attempts and the cache are ours."""
+    replies = iter(['{"kind": "a"}', '{"kind": "c", "title": "x"}', '{"kind": "b", "title": "x"}'])
+    with FakeLLM(lambda body: next(replies)) as server:
+        model = pi.LLM("litellm/openai/fake", api_base=server.api_base, api_key="k")
+        asked = [{"role": "user", "content": "hello"}]
+        assert model.ask(asked, Inner).value == Inner(kind="b", title="x")
+        assert model.ask(asked, Inner).cached
+        assert server.calls == 3
+        first, second, third = (body["messages"] for body in server.requests)
+    assert first == asked
+    assert second[1]["content"] == '{"kind": "a"}'
+    assert second[2]["content"].startswith("Correct your JSON ONLY RESPONSE")
+    assert "title" in second[2]["content"]
+    assert third[1]["content"] == '{"kind": "c", "title": "x"}'
+    assert (model.usage.calls, model.usage.reasks) == (3, 2)
+    sent = server.requests[0]["response_format"]["json_schema"]["schema"]
+    assert sent == {"title": "Inner", **wire_schema(Inner, tight=False)}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("refused", "form"),
+    [
+        ({"json_schema"}, "json_object"),
+        ({"json_schema", "json_object"}, "tools"),
+        ({"json_schema", "json_object", "tools"}, "text"),
+    ],
+)
+def test_over_litellm_the_form_that_a_provider_takes_is_found_once(
+    refused: set[str], form: str
+) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        asked = (body.get("response_format") or {}).get("type") or ("tools" in body and "tools")
+        if asked in refused:
+            return Fault.status(
+                400, message=f"response_format {asked} is unavailable, so are tools"
+            )
+        return '{"kind": "b", "title": "x"}'
+
+    with FakeLLM(reply) as server:
+        model = pi.LLM("litellm/openai/fake", api_base=server.api_base, api_key="k", cache=False)
+        for number in range(3):
+            value = model.ask([{"role": "user", "content": f"hello {number}"}], Inner).value
+            assert value == Inner(kind="b", title="x")
+        assert server.calls == 3 + len(refused)
+    assert model.settings["reply_form"] == form
