@@ -1,7 +1,6 @@
-"""The user's own columns as Arrow tables, whole or piece by piece: of a frame, a dataset, or dicts.
+"""The user's own columns, from a frame, a dataset or dicts, as Arrow tables, whole or in pieces.
 
-Values that have no common type are kept as JSON text, and the field says so. What is inferred for a
-row, and what files look like, is not known here.
+A column whose values have no common type becomes JSON text, and its field is marked as such.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class OwnColumns(ABC):
 
     @abstractmethod
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
-        """The columns of these rows, which lie at these places, rising, of the input."""
+        """The columns of some rows. `places` are their positions in the input, in rising order."""
 
     @abstractmethod
     def size(self, row: PersonaRow) -> int:
@@ -103,12 +102,12 @@ def in_narwhals(frame: Any) -> Any:
 
 
 def package_of(value: object) -> str:
-    """The package that made an object: known without importing it."""
+    """The name of the package that an object's class comes from; nothing is imported."""
     return type(value).__module__.split(".", 1)[0]
 
 
 class _RowColumns(OwnColumns):
-    """Of dicts, files and tuples: each row brings its own."""
+    """Columns of dicts, files and tuples, which each row carries."""
 
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
         return _arrow_of_dicts([own_values(row) for row in rows])
@@ -118,7 +117,7 @@ class _RowColumns(OwnColumns):
 
 
 class _TableColumns(OwnColumns):
-    """Of a frame, which is an Arrow table already or becomes one before the first call."""
+    """Columns of a frame, which is turned into an Arrow table before the first call."""
 
     def __init__(self, table: pyarrow.Table) -> None:
         self._table = table
@@ -134,7 +133,7 @@ class _TableColumns(OwnColumns):
 
 
 class _DatasetColumns(OwnColumns):
-    """Of a Hugging Face dataset, which may be larger than memory: never as a whole unless asked."""
+    """Columns of a Hugging Face dataset. It may be larger than memory, so pieces of it are read."""
 
     def __init__(self, dataset: Any) -> None:
         self._view = dataset.with_format("arrow")
@@ -155,7 +154,7 @@ def _gapless(places: Sequence[int]) -> bool:
 
 
 def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
-    """With its index; a column that Arrow has no type for is kept as JSON text."""
+    """The frame with its index. A column that Arrow has no type for becomes JSON text."""
     import pyarrow
 
     unfit = (pyarrow.ArrowException, UnicodeError, TypeError, OverflowError)
@@ -237,7 +236,10 @@ def _json_text(value: object) -> str:
 def with_texts(
     table: pyarrow.Table, columns: Iterable[tuple[str, Sequence[str | None]]]
 ) -> pyarrow.Table:
-    """The table with columns of text appended, strings even if all null, or in the place of others."""
+    """The table with columns of text at its end; they replace columns of the same name.
+
+    Their type is string even where all values are null.
+    """
     import pyarrow
 
     new = dict(columns)
@@ -274,7 +276,7 @@ def with_index_column(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Ta
 
 
 def text_array(values: Sequence[str | None]) -> pyarrow.Array[Any]:
-    r"""Strings; half of a surrogate pair, which UTF-8 has not, becomes text such as \udcff."""
+    r"""A column of text. A lone surrogate, which UTF-8 cannot hold, is written as \udcff."""
     import pyarrow
 
     try:

@@ -1,6 +1,6 @@
-"""Rows as text for a terminal, and as a small HTML page for a notebook. Where they come from is not known.
+"""Rows as text for a terminal, and as a small HTML page for a notebook.
 
-`report` has the whole page, with every row, search and intervals.
+`write_report` makes the whole page, with every row, search and intervals.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def html_page(
     hidden: int,
     labels: Sequence[str] | None = None,
 ) -> str:
-    """The first rows as a table under what is said of all; `hidden` is how many are not shown.
+    """The first rows as a table below a line about all of them; `hidden` counts the rows left out.
 
     `labels` are those of the user's index; without them a row's place in the input is shown.
 
@@ -76,7 +76,7 @@ def html_page(
 
 
 def figures(added: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """What a judge found, a line each, where `verify_personas` put its verdicts into the table."""
+    """A line for each side that `verify_personas` judged: the mean score and how many have one."""
     for side in ("chosen", "rejected"):
         scores = added.get(f"{side}_verified_score")
         known = [float(score) for score in scores if score is not None] if scores else []

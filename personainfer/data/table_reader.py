@@ -1,7 +1,7 @@
-"""A table of personas in a Parquet file, of which a group of rows at a time is in memory.
+"""A table of personas in a Parquet file, read one group of rows at a time.
 
 The user's columns come first, then those for people to read, then one column with each row's records
-as JSON; the file's metadata says how the table was made. How such a file is written is not known here.
+as JSON; the file's metadata says how the table was made.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class StoredTable:
-    """An open file: it can be replaced, even by what is read from it, and reads on as it was.
+    """An open file. The file on disk may be replaced, even by rows read from it: reading goes on.
 
     Raises:
         DataError: another kind of file.
@@ -221,12 +221,12 @@ class StoredRows(Sequence[PersonaRow]):
         return StoredRows(self._file, self._changed, _positions_of(self._places, positions))
 
     def with_rows(self, changed: Mapping[int, PersonaRow]) -> StoredRows:
-        """The same rows but for some, by their position among these."""
+        """The same rows with some replaced, by position."""
         new = {self._places[position]: row for position, row in changed.items()}
         return StoredRows(self._file, {**self._changed, **new}, self._places)
 
     def failed(self) -> list[int]:
-        """The positions of the rows that have an error; reads no more than their column."""
+        """The positions of the rows that have an error. Only the column of errors is read."""
         ((_, errors),) = self.texts(["persona_error"])
         return [position for position, error in enumerate(errors) if error is not None]
 
@@ -336,7 +336,7 @@ def _is_monotonic(places: Sequence[int]) -> bool:
 
 
 def persona_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[str | None]]]:
-    """What people read of each row: a sentence for each side, and the error."""
+    """The columns that people read: a sentence for each side, and the error."""
     chosen: list[str | None] = []
     rejected: list[str | None] = []
     errors: list[str | None] = []

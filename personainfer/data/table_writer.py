@@ -1,7 +1,7 @@
-"""Rows into a stored table as they come: group by group, in bounded memory, whole or not at all.
+"""Write rows to a stored table as they come, one group at a time, in bounded memory.
 
-The file grows under a hidden name. Columns whose type changes on the way are widened, to JSON text if
-need be: what was paid for is written in any case. How rows come about is not known here.
+The file grows under a hidden name and gets its own when it is complete. A column whose type changes
+on the way is widened, to JSON text if need be, so that no paid reply is lost.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Placed = tuple[int, PersonaRow]  # a row, and where its own columns lie in the i
 
 
 def check_output(output: str | Path, data: object) -> Path:
-    """The path of a file that is to be written while the calls are made.
+    """Check `output=`, and return it as a path.
 
     Raises:
         InvalidArgumentError: it could not be written, or what it would replace is something else.
@@ -137,7 +137,7 @@ def write_table(
 
 
 def _groups(rows: Iterable[Placed], own: OwnColumns) -> Iterator[list[Placed]]:
-    """Rows in groups of bounded size; of no rows one empty group, which has the columns at least."""
+    """Rows in groups of bounded size. Without rows there is one empty group, to write the columns."""
     group: list[Placed] = []
     size, empty = 0, True
     for place, row in rows:
@@ -169,8 +169,10 @@ def _table(own: pyarrow.Table, rows: Sequence[PersonaRow]) -> pyarrow.Table:
 
 
 class _Unfinished:
-    """A file in the making: parts in a hidden folder beside it, a new one whenever a column had to
-    be widened. If there are several, they become one in the end."""
+    """A file being written, in parts in a hidden folder beside it.
+
+    A new part begins whenever a column is widened. At the end the parts are joined.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -196,7 +198,7 @@ class _Unfinished:
         put_in_place(self._parts[-1], self._path)
 
     def discard(self) -> None:
-        """Remove what is not, or no longer, needed."""
+        """Remove the hidden folder and whatever is left in it."""
         if self._writer is not None:
             with suppress(OSError):  # a full disk, for one, which has been told of already
                 self._writer.close()
@@ -218,7 +220,7 @@ class _Unfinished:
             self._schema = wider
 
     def _joined(self, parts: Sequence[Path]) -> pyarrow.Schema | None:
-        """None once it is done; else the schema that a value of an earlier part needs."""
+        """Join the parts. Returns a wider schema if a value of an earlier part needs one, else None."""
         schema = self._schema
         assert schema is not None
         self._open_part(schema)
@@ -248,7 +250,7 @@ def _row_groups(part: Path) -> Iterator[pyarrow.Table]:
 
 
 def _widened(known: pyarrow.Schema | None, new: pyarrow.Schema) -> pyarrow.Schema:
-    """What holds both: the user's columns in the order in which they came, then ours."""
+    """A schema that holds both: the user's columns in the order they came in, then ours."""
     import pyarrow
 
     if known is None:
@@ -281,7 +283,7 @@ def _common(one: pyarrow.Field[Any], other: pyarrow.Field[Any]) -> pyarrow.Field
 
 
 def _storable(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
-    """The field, or JSON text where Parquet has no such type: nothing but {}, intervals of months."""
+    """The field, or JSON text for a type that Parquet lacks (empty structs, intervals of months)."""
     return field if _has_parquet(field.type) else as_json(field)
 
 
