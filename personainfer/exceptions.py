@@ -4,6 +4,8 @@ PersonaInferError
 ├── InvalidArgumentError (ValueError)    an argument is wrong: raised before any call is made
 ├── UnknownOptionError (TypeError)       an option that does not exist, with the nearest that does
 ├── DataError (ValueError)               the data, or one row of it, cannot be used
+│   ├── NoPreferenceError                a row that can be read states no preference: a tie, a null
+│   └── ContradictionError               a label shows that those before it may be misread: ends the run
 ├── MissingExtraError (ImportError)      an optional package is not installed
 ├── RowsFailedError                      raised on request for rows that failed: table.raise_for_errors()
 ├── CacheError                           the cache on disk cannot be used
@@ -33,11 +35,13 @@ __all__ = [
     "BatchPendingError",
     "BudgetExceededError",
     "CacheError",
+    "ContradictionError",
     "DataError",
     "InvalidArgumentError",
     "MissingExtraError",
     "ModelError",
     "ModelNotFoundError",
+    "NoPreferenceError",
     "PersonaInferError",
     "RateLimitError",
     "ReplyError",
@@ -105,6 +109,14 @@ class UnknownOptionError(PersonaInferError, TypeError):
 
 class DataError(PersonaInferError, ValueError):
     """The input, or one of its rows, is not preference data that can be used."""
+
+
+class NoPreferenceError(DataError):
+    """The row can be read, but states no preference: a value is null or empty, or there is a tie."""
+
+
+class ContradictionError(DataError):
+    """A label shows that those before it may have been read wrongly: it ends the run."""
 
 
 class MissingExtraError(PersonaInferError, ImportError):

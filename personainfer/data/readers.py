@@ -12,9 +12,9 @@ from itertools import chain, groupby, islice, repeat
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
+from ..exceptions import ContradictionError, DataError, InvalidArgumentError, PersonaInferError
 from ..preferences.conversations import ABSENT, LEAVE_OUT, read_pair, surrogate_problem
-from ..preferences.labels import ContradictionError, check_labels
+from ..preferences.labels import check_labels
 from ..preferences.pairing import check_pairing
 from ..preferences.recognition import LOOK_AHEAD, check_roles, matches, recognise, settle
 from ..preferences.schemas import Mapped, Schema

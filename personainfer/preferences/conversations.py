@@ -18,13 +18,12 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from ..exceptions import DataError
+from ..exceptions import DataError, NoPreferenceError
 from ..records import Message, Preference
 
 __all__ = [
     "ABSENT",
     "LEAVE_OUT",
-    "NoPreferenceError",
     "Turn",
     "Turns",
     "as_turns",
@@ -57,10 +56,6 @@ class Turn(NamedTuple):
 
 
 Turns = tuple[Turn, ...]
-
-
-class NoPreferenceError(DataError):
-    """The row can be read, but states no preference: a value is null or empty, or there is a tie."""
 
 
 class _Absent:

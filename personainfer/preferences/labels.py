@@ -13,11 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from ..exceptions import DataError, InvalidArgumentError
-from .conversations import NoPreferenceError, is_null, plain, wrong_type
+from ..exceptions import ContradictionError, DataError, InvalidArgumentError, NoPreferenceError
+from .conversations import is_null, plain, wrong_type
 
 __all__ = [
-    "ContradictionError",
     "LabelCoding",
     "Verdict",
     "check_labels",
@@ -54,10 +53,6 @@ _SIDES: Mapping[str, Verdict] = {
     "right": "second",
 }  # fmt: skip
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
-
-
-class ContradictionError(DataError):
-    """A label shows that those before it may have been read wrongly: it ends the run."""
 
 
 def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise, product
 from typing import Any, Final, NamedTuple
 
-from ..exceptions import DataError, InvalidArgumentError
-from .conversations import NoPreferenceError, is_null, plain, wrong_type
+from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
+from .conversations import is_null, plain, wrong_type
 
 __all__ = [
     "PAIR_RULES",

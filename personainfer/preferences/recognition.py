@@ -11,8 +11,7 @@ from difflib import get_close_matches
 from itertools import groupby
 from typing import Final, NamedTuple
 
-from ..exceptions import DataError, InvalidArgumentError
-from .conversations import NoPreferenceError
+from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .schemas import Mapped, Schema, example_rows
 
 __all__ = [

@@ -10,12 +10,11 @@ from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from ..exceptions import DataError
+from ..exceptions import DataError, NoPreferenceError
 from ..records import Preference
 from .conversations import (
     ABSENT,
     LEAVE_OUT,
-    NoPreferenceError,
     Turn,
     Turns,
     cut_at_turn,

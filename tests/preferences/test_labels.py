@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personainfer.exceptions import DataError
+from personainfer.exceptions import ContradictionError, DataError
 from personainfer.preferences.labels import LabelCoding, find_coding, label_key
 
 NAMES = ("response_1", "response_2")
@@ -46,8 +46,6 @@ def test_no_coding_is_read_the_wrong_way_round(
 
 def verdict_of(coding: LabelCoding, label: object) -> str | None:
     """None where the label costs its row; what ends the run is raised."""
-    from personainfer.preferences.labels import ContradictionError
-
     try:
         return coding.verdict(label)
     except ContradictionError:
