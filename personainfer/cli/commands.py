@@ -331,9 +331,19 @@ def report(
 
 @app.command()
 def cache(
+    action: Annotated[
+        Literal["show", "prune"], typer.Argument(help="show what is there, or prune: see below.")
+    ] = "show",
     clear: Annotated[bool, typer.Option("--clear", help="Delete replies.")] = False,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="With --clear: only this model's.")
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option(min=0, help="With prune: delete replies older than so many days."),
+    ] = None,
+    max_size: Annotated[
+        int | None, typer.Option(min=0, help="With prune: delete the oldest beyond so many bytes.")
     ] = None,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Default: $PERSONAINFER_CACHE_DIR.")
@@ -341,6 +351,13 @@ def cache(
     as_json: AsJson = False,
 ) -> None:
     """Say what replies are on disk, or delete them."""
+    if action == "prune":
+        from ..llm.cache import prune_cache
+
+        deleted = prune_cache(older_than=older_than, max_size=max_size, cache_dir=cache_dir)
+        return print_json({"deleted": deleted}) if as_json else note(f"{deleted:,} deleted")
+    if older_than is not None or max_size is not None:
+        raise typer.BadParameter("it is for: cache prune.", param_hint="--older-than, --max-size")
     if clear:
         deleted = pi.clear_cache(model=model, cache_dir=cache_dir)
         return print_json({"deleted": deleted}) if as_json else note(f"{deleted:,} deleted")

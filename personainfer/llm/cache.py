@@ -3,6 +3,7 @@
 Writes go through diskcache (SQLite in write-ahead mode, safe for several processes at once), many
 replies in one transaction. Reads look up many keys in one query. Only text is stored and read: diskcache
 would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be shared.
+Files and folders that are made here are open to their owner only, since replies hold people's texts.
 
 A forked child opens its own connections. SQLite does not support a fork while another thread is in a
 query: fork before a run or after it, or start processes with spawn or forkserver.
@@ -12,9 +13,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import threading
+import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +26,24 @@ from typing import Any
 import diskcache
 import platformdirs
 
-from ..exceptions import CacheError
+from ..data.atomic_files import private_folder
+from ..exceptions import CacheError, InvalidArgumentError
 
-__all__ = ["CacheInfo", "ReplyCache", "cache_info", "clear_cache", "default_cache_dir"]
+__all__ = [
+    "CacheInfo",
+    "ReplyCache",
+    "cache_info",
+    "clear_cache",
+    "default_cache_dir",
+    "prune_cache",
+]
 
 _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold files or pickles
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _MARK = 0x50494E46  # SQLite's application_id: a database without it is not ours to write
-_BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction
+_BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction …
+_BUSY_STEP = 0.5  # … in steps: an event loop waits for one of them, and lets others run between
 
 
 def default_cache_dir() -> Path:
@@ -82,12 +96,17 @@ class ReplyCache:
         self._readers = threading.local()
         self._pid = os.getpid()
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            private_folder(self.directory)
+            self._path.touch(
+                0o600
+            )  # before SQLite makes it for all to read; its journals get the same
+            self._read_only = self._others_may_write()
+            self._inode = self._path.stat().st_ino
             with self._database_errors():
-                self._mark_or_set_aside()
+                self._mark_or_refuse()
                 self._store = diskcache.Cache(
                     str(self.directory),
-                    timeout=_BUSY_TIMEOUT,
+                    timeout=_BUSY_STEP,
                     disk=_TextDisk,
                     eviction_policy="none",  # the default evicts silently at 1 GiB
                     cull_limit=0,
@@ -113,11 +132,37 @@ class ReplyCache:
             found.update(rows)
         return found
 
-    def set_many(self, replies: Iterable[tuple[bytes, str]], *, model: str) -> None:
-        """Write a group of replies in one transaction: on return they survive the process."""
-        with self._database_errors(), self._store.transact(retry=True):
-            for key, text in replies:
-                self._store.set(key, text, tag=model)
+    def set_many(
+        self,
+        replies: Iterable[tuple[bytes, str]],
+        *,
+        model: str,
+        patience: float = _BUSY_TIMEOUT,
+    ) -> None:
+        """Write a group of replies in one transaction: on return they survive the process.
+
+        Args:
+            replies: keys and texts.
+            model: what asked them.
+            patience: seconds to wait while another process writes, to the next half second.
+
+        Raises:
+            CacheError: nothing was written. It is `retryable` if another process still writes.
+        """
+        if self._read_only:
+            return
+        group = list(replies)
+        ends = time.monotonic() + patience
+        while True:
+            try:
+                with self._database_errors(), self._store.transact():
+                    for key, text in group:
+                        self._store.set(key, text, tag=model)
+                break
+            except CacheError as error:
+                if not error.retryable or time.monotonic() >= ends:
+                    raise
+        self._check_still_there()
 
     def info(self) -> CacheInfo:
         """Counts by model, and the size of the database with its journal."""
@@ -130,7 +175,31 @@ class ReplyCache:
     def clear(self, model: str | None = None) -> int:
         """Delete all replies, or those of one model; returns how many."""
         with self._database_errors():
-            return int(self._store.clear() if model is None else self._store.evict(model))
+            deleted = self._store.clear() if model is None else self._store.evict(model)
+            self._free()
+        return int(deleted)
+
+    def prune(self, *, older_than: float | None = None, max_size: int | None = None) -> int:
+        """Delete the oldest replies; returns how many.
+
+        Args:
+            older_than: seconds: replies that were written longer ago go.
+            max_size: bytes: the oldest replies go until the texts of the others fit.
+        """
+        before = self.info().replies
+        with self._database_errors(), self._store.transact():
+            if older_than is not None:
+                self._delete("store_time < ?", time.time() - older_than)
+            if max_size is not None:
+                # The newest replies whose texts, added up, are within the bound, are kept.
+                newest = (
+                    "SELECT rowid AS place, SUM(LENGTH(CAST(value AS BLOB)) + LENGTH(key))"
+                    " OVER (ORDER BY store_time DESC, rowid DESC) AS total FROM Cache"
+                )
+                self._delete(f"rowid IN (SELECT place FROM ({newest}) WHERE total > ?)", max_size)
+        with self._database_errors():
+            self._free()
+        return before - self.info().replies
 
     def close(self) -> None:
         """Close this thread's connections. A forked child leaves those of its parent alone."""
@@ -146,11 +215,21 @@ class ReplyCache:
         with self._database_errors():
             return self._reader().execute(query, parameters).fetchall()
 
+    def _locked(self) -> CacheError:
+        error = CacheError(
+            f"the cache {self._path} is locked by another program.",
+            hint="Call again later, end that program, or name another directory with cache_dir=.",
+        )
+        error.retryable = True
+        return error
+
     @contextmanager
     def _database_errors(self) -> Iterator[None]:
         """Raise an error of the database as a CacheError."""
         try:
             yield
+        except diskcache.Timeout:
+            raise self._locked() from None
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
 
@@ -166,7 +245,8 @@ class ReplyCache:
         connection: sqlite3.Connection = self._readers.connection
         return connection
 
-    def _mark_or_set_aside(self) -> None:
+    def _mark_or_refuse(self) -> None:
+        """Mark a new database as ours; raise CacheError, and touch nothing, if it is another program's."""
         connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)
         try:
             # In this order: another process that starts now marks first, and then makes its tables.
@@ -177,7 +257,46 @@ class ReplyCache:
         finally:
             connection.close()
         if tables and mark != _MARK:
-            raise self._set_aside("it is the database of another program")
+            raise CacheError(
+                f"{self._path} is the database of another program. It was left as it is.",
+                hint="Name another directory with cache_dir=.",
+            )
+
+    def _others_may_write(self) -> bool:
+        """Whether others may put replies of their own there; then nothing is written, after a warning."""
+        folder, file = self.directory.stat().st_mode, self._path.stat().st_mode
+        open_to_others = file & _OTHERS_WRITE or (
+            folder & stat.S_IWOTH and not folder & stat.S_ISVTX
+        )
+        if open_to_others:
+            warnings.warn(
+                f"others may write to the cache {self._path}, so replies are read from it, and none is"
+                " kept. Make it yours alone: chmod -R go-w, or name another directory with cache_dir=.",
+                stacklevel=4,
+            )
+        return bool(open_to_others)
+
+    def _check_still_there(self) -> None:
+        """Raise CacheError if the database was deleted or replaced: what is written would be lost."""
+        try:
+            there = self._path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise CacheError(
+                f"the cache {self._path} was deleted or replaced during the run; replies are lost.",
+                hint="Run the call again, and let the cache be while it runs.",
+            )
+
+    def _delete(self, condition: str, *values: float) -> None:
+        # By its own connection, within its transaction, where its triggers keep the counts.
+        self._store._sql(f"DELETE FROM Cache WHERE {condition}", values)
+
+    def _free(self) -> None:
+        """Give the space of deleted rows back to the disk, unless another process is at work."""
+        with suppress(sqlite3.OperationalError):
+            self._reader().execute("VACUUM")
+            self._reader().execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _set_aside(self, reason: str) -> CacheError:
         """Move a database that cannot be used out of the way; nothing is deleted."""
@@ -216,3 +335,32 @@ def cache_info(cache_dir: str | Path | None = None) -> CacheInfo:
 def clear_cache(*, model: str | None = None, cache_dir: str | Path | None = None) -> int:
     """Delete the cached replies of one model, or all of them; returns how many were deleted."""
     return ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir()).clear(model)
+
+
+def prune_cache(
+    *,
+    older_than: float | None = None,
+    max_size: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> int:
+    """Delete the oldest cached replies; returns how many were deleted.
+
+    Args:
+        older_than: days: replies that were written longer ago go.
+        max_size: bytes: the oldest go until the texts of the others fit.
+        cache_dir: None: the default one.
+
+    Raises:
+        InvalidArgumentError: neither is given, or one is negative.
+    """
+    given = {"older_than": older_than, "max_size": max_size}
+    if all(value is None for value in given.values()):
+        raise InvalidArgumentError(
+            "nothing says what to delete.", hint="Give older_than= or max_size=."
+        )
+    for name, value in given.items():
+        if value is not None and not value >= 0:
+            raise InvalidArgumentError(f"{name}={value!r} must be at least 0.", argument=name)
+    cache = ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
+    seconds = None if older_than is None else older_than * 86_400
+    return cache.prune(older_than=seconds, max_size=max_size)

@@ -11,6 +11,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,10 @@ from .transports import Transport
 
 __all__ = ["CallSettings", "Tally", "Workers"]
 
+_LOCKED_PATIENCE = (
+    60.0  # seconds: a cache that another program keeps locked for longer ends the run
+)
+_LOCKED_PAUSE = 0.2  # seconds between two attempts to write to it
 _GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts as gone
 _MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
@@ -325,13 +330,23 @@ class Workers:
         assert self._written is not None
         replies, self._unwritten = self._unwritten, []
         written, self._written = self._written, None
+        self._write_until(replies, written, time.monotonic() + _LOCKED_PATIENCE)
+
+    def _write_until(
+        self, replies: list[tuple[bytes, str]], written: asyncio.Event, ends: float
+    ) -> None:
+        """Write them; where another program keeps the cache locked, try again without holding the loop."""
+        assert self._cache is not None
         try:
-            self._cache.set_many(replies, model=self._settings.model)
+            self._cache.set_many(replies, model=self._settings.model, patience=0)
         except BaseException as error:  # whatever it is: workers must not wait for ever
+            if getattr(error, "retryable", False) and time.monotonic() < ends:
+                here = asyncio.get_running_loop()
+                here.call_later(_LOCKED_PAUSE, self._write_until, replies, written, ends)
+                return
             self.fatal = error
             self._tell()
-        finally:
-            written.set()
+        written.set()
 
     def _tell(self) -> None:
         """Wake the caller once for all replies of this turn of the loop.

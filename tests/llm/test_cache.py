@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from personainfer.exceptions import CacheError
-from personainfer.llm.cache import ReplyCache, cache_info, clear_cache, default_cache_dir
+import personainfer as pi
+from personainfer.exceptions import CacheError, InvalidArgumentError
+from personainfer.llm.cache import (
+    ReplyCache,
+    cache_info,
+    clear_cache,
+    default_cache_dir,
+    prune_cache,
+)
+from personainfer.testing import FakeLLM
 
 PICKLE_MODE = 4  # diskcache's
 
@@ -306,17 +316,17 @@ def test_what_was_set_aside_does_not_count_as_replies(tmp_path: Path) -> None:
     assert cache_info(tmp_path).bytes < 1_000_000
 
 
-def test_the_database_of_another_program_is_set_aside_unharmed(tmp_path: Path) -> None:
+def test_the_database_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "cache.db") as connection:
         connection.execute("CREATE TABLE notes (text)")
         connection.execute("INSERT INTO notes VALUES ('remember')")
     connection.close()
-    with pytest.raises(CacheError, match=r"another program.*broken-1"):
+    with pytest.raises(CacheError, match=r"another program.*left as it is"):
         ReplyCache(tmp_path)
-    with sqlite3.connect(tmp_path / "cache.db.broken-1") as connection:
+    with sqlite3.connect(tmp_path / "cache.db") as connection:
         assert connection.execute("SELECT text FROM notes").fetchall() == [("remember",)]
     connection.close()
-    assert ReplyCache(tmp_path).info().replies == 0
+    assert os.listdir(tmp_path) == ["cache.db"]
 
 
 USES: dict[str, Callable[[ReplyCache], object]] = {
@@ -364,13 +374,111 @@ def test_a_directory_that_cannot_be_made_is_an_error_that_says_what_to_do(tmp_pa
         ReplyCache(tmp_path / "file" / "replies")
 
 
-def test_the_cache_of_another_program_is_set_aside_whole(tmp_path: Path) -> None:
+def test_the_cache_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
     with diskcache.Cache(str(tmp_path)) as theirs:
         theirs["key"] = "value"
     with pytest.raises(CacheError, match="another program"):
         ReplyCache(tmp_path)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "cache.db.broken-1").rename(tmp_path / "elsewhere" / "cache.db")
-    with diskcache.Cache(str(tmp_path / "elsewhere")) as theirs:
+    with diskcache.Cache(str(tmp_path)) as theirs:
         assert theirs["key"] == "value"
         assert theirs.eviction_policy == "least-recently-stored"
+
+
+# Who may read it, what is freed, and what a fault leaves
+
+
+def test_only_the_owner_can_read_the_replies(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        cache = ReplyCache(tmp_path / "new")
+        cache.set_many(numbered(3).items(), model="m")
+        files = {path.name: path.stat().st_mode & 0o777 for path in cache.directory.iterdir()}
+    finally:
+        os.umask(before)
+    assert cache.directory.stat().st_mode & 0o777 == 0o700
+    assert "cache.db" in files
+    assert set(files.values()) == {0o600}
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda cache: cache.set_many(numbered(2).items(), model="m", patience=0.1),
+        lambda cache: cache.clear(),
+        lambda cache: cache.prune(older_than=0),
+    ],
+    ids=["set_many", "clear", "prune"],
+)
+def test_a_cache_that_stays_locked_is_an_error(
+    act: Callable[[ReplyCache], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("personainfer.llm.cache._BUSY_STEP", 0.05)
+    cache = ReplyCache(tmp_path)
+    cache.set_many(numbered(1).items(), model="m")
+    with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CacheError, match="locked by another program") as told:
+            act(cache)
+    assert told.value.retryable
+    cache.set_many(numbered(2).items(), model="m")
+    assert cache.info().replies == 2
+
+
+def test_a_run_on_a_locked_cache_ends_with_an_error_and_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("personainfer.llm.cache._BUSY_STEP", 0.05)
+    monkeypatch.setattr("personainfer.llm.workers._LOCKED_PATIENCE", 0.5)
+    with FakeLLM() as llm:
+        model = pi.LLM("fake", api_base=llm.api_base, cache_dir=tmp_path)
+        with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(CacheError, match="locked"):
+                pi.infer_personas([("Why?", "a", "b")], model)
+            free = pi.infer_personas([("Why?", "a", "b")], "fake", api_base=llm.api_base)
+            assert not free.errors
+        assert not pi.infer_personas([("Why?", "a", "b")], model).errors
+
+
+def test_clearing_gives_the_disk_its_space_back(tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path)
+    cache.set_many([(b"%d" % n, "x" * 10_000) for n in range(200)], model="m")
+    assert cache.info().bytes > 2_000_000
+    assert cache.clear() == 200
+    assert cache.info().bytes < 300_000
+
+
+def test_pruning_deletes_the_oldest(tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path)
+    for n in range(4):
+        cache.set_many([(b"%d" % n, "x" * 1_000)], model="m")
+    with closing(sqlite3.connect(tmp_path / "cache.db")) as connection, connection:
+        connection.execute(
+            "UPDATE Cache SET store_time = store_time - 864000 WHERE key = ?", (b"2",)
+        )
+    assert prune_cache(older_than=5, cache_dir=tmp_path) == 1
+    assert set(cache.get_many([b"0", b"1", b"2", b"3"])) == {b"0", b"1", b"3"}
+    assert prune_cache(max_size=2_100, cache_dir=tmp_path) == 1
+    assert set(cache.get_many([b"0", b"1", b"3"])) == {b"1", b"3"}
+    assert cache.info().models == {"m": 2}
+    for bad in ({}, {"older_than": -1}, {"max_size": float("nan")}):
+        with pytest.raises(InvalidArgumentError):
+            prune_cache(cache_dir=tmp_path, **bad)
+
+
+def test_a_cache_that_is_deleted_during_a_run_is_an_error(tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path / "cache")
+    cache.set_many(numbered(1).items(), model="m")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(CacheError):
+        cache.set_many(numbered(2).items(), model="m")
+
+
+def test_a_cache_that_others_may_write_to_is_read_and_never_written(tmp_path: Path) -> None:
+    own = ReplyCache(tmp_path)
+    own.set_many(numbered(1).items(), model="m")
+    (tmp_path / "cache.db").chmod(0o666)
+    with pytest.warns(UserWarning, match="others may write"):
+        cache = ReplyCache(tmp_path)
+    cache.set_many([(b"new", "reply")], model="m")
+    assert cache.info().replies == 1
