@@ -97,9 +97,9 @@ class ReplyCache:
         self._pid = os.getpid()
         try:
             private_folder(self.directory)
-            self._path.touch(
-                0o600
-            )  # before SQLite makes it for all to read; its journals get the same
+            # Before SQLite makes it for all to read; its journals get the same permissions.
+            if not self._path.exists():
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             self._read_only = self._others_may_write()
             self._inode = self._path.stat().st_ino
             with self._database_errors():
