@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any, Literal
+from zlib import crc32
 
 from pydantic import BaseModel, Field, StringConstraints
 
@@ -120,12 +121,13 @@ def chosen_is_first(preference: Preference) -> bool:
     The texts decide: in half of all pairs the chosen one is first. The same pair with the choice swapped
     is shown in the same order.
     """
-    prompt = prompt_text(preference.prompt)
+    # A checksum is enough to toss a coin, and this runs twice for every row.
+    prompt = crc32(prompt_text(preference.prompt).encode(errors="surrogatepass"))
     return _place(prompt, preference.chosen) <= _place(prompt, preference.rejected)
 
 
-def _place(prompt: str, response: str) -> bytes:
-    return hashlib.sha256(f"{prompt}\0{response}".encode(errors="surrogatepass")).digest()
+def _place(prompt: int, response: str) -> int:
+    return crc32(response.encode(errors="surrogatepass"), prompt)
 
 
 @cache
