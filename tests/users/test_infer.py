@@ -22,6 +22,8 @@ from personainfer.exceptions import (
 from personainfer.testing import FakeLLM, Fault
 from personainfer.users.records import UserPersonas
 
+from ..scoring_server import ScoringServer
+
 
 def choices(user: str, count: int, start: int = 0, *, terse: bool = True) -> list[dict[str, str]]:
     """Somebody who always prefers the short answer, or the long one."""
@@ -323,6 +325,20 @@ def test_the_posterior_of_what_explains_nothing_is_an_error(
     )
     assert found.personas == {}
     assert f"none of {count} explanations predicts" in found.errors["ann"]
+
+
+@pytest.mark.heavy
+def test_what_the_scores_rest_on_is_said_where_texts_were_cut(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    llm.reply = answer
+    with ScoringServer("llama.cpp") as server:
+        for limit, wanted in ((2, {"prompts": 0, "responses": 8, "too_long": 0}), (None, None)):
+            select = pi.Likelihood("m", api_base=server.api_base, max_response_tokens=limit)
+            found = pi.infer_user_personas(
+                choices("ann", 4), method="posterior", select=select, **endpoint
+            )
+            assert found.settings.get("cuts") == wanted
 
 
 def test_a_lower_temperature_is_surer(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
