@@ -1,6 +1,6 @@
 """What people reported of reading preference data, each with its right value.
 
-The docstring of a test names where it was reported; the inputs are our own.
+The docstring of a test names the report or the data set, where there is one; the inputs are our own.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def test_a_stream_is_read_as_a_list_is() -> None:
 
 
 def test_names_of_models_as_labels() -> None:
-    """Judgement files that name the winner by its model (Arena-Hard and others)."""
+    """Judgements that name the winner by its model, beside the names of both."""
     row = {"prompt": "q", "response_a": "a", "response_b": "b", "model_a": "m1", "model_b": "m2"}
     assert read({**row, "winner": "m2"}, {**row, "winner": "m1"}) == [PAIR.swapped, PAIR]
     assert "none of" in str(read({**row, "winner": "m2"}, {**row, "winner": "m3"})[1])
@@ -411,7 +411,7 @@ def test_votes_and_safety_can_be_asked_for() -> None:
 
 
 def test_data_of_which_no_row_can_be_read_is_refused_before_a_call() -> None:
-    """axolotl#1166 and others: every row failed, one by one, with the same words."""
+    """As with ShareGPT data before: every row failed, one by one, with the same words."""
     rows = [{"prompt": "q", "chosen": [{"speech": "a"}], "rejected": [{"speech": "b"}]}] * 300
     with FakeLLM() as llm, pytest.raises(DataError, match=r"none of the first 200 rows.*columns="):
         pi.infer_personas(rows, "fake", api_base=llm.api_base)
