@@ -153,7 +153,12 @@ def test_the_command_line_has_every_option() -> None:
         check=True,
         env={"COLUMNS": "300", "PATH": ""},
     )
-    shell = {"columns": "column", "labels": "label", "select": "judge"}
+    shell = {
+        "columns": "column",
+        "labels": "label",
+        "select": "judge",
+        "extra_headers": "extra-header",
+    }
     for name in RUN_OPTIONS.each:
         assert f"--{shell.get(name, name).replace('_', '-')} " in run.stdout
     assert Options(LLMOptions).each["budget"].help in " ".join(run.stdout.split())

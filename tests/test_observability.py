@@ -166,7 +166,7 @@ def test_no_words_of_rows_or_keys_are_told(told: Told, caplog: pytest.LogCapture
         assert word not in everything
     assert "attempt 1 failed: TransportError" in caplog.text
     assert "no reply: RequestRejectedError" in caplog.text
-    assert "the endpoint asks for fewer requests" in caplog.text
+    assert "refused, and sent again: RateLimitError" in caplog.text
     assert "attempt 1 failed: ReplyError" in caplog.text
     assert "a run with discreet is done: 1 rows, 1 errors, 2 calls" in caplog.text
 

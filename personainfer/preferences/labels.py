@@ -59,8 +59,14 @@ def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
     """`labels=` by the key of each label.
 
     Raises:
-        InvalidArgumentError: a verdict that is none of "first", "second", "tie".
+        InvalidArgumentError: no mapping, or a verdict that is none of "first", "second", "tie".
     """
+    if not isinstance(labels, Mapping | None):
+        raise InvalidArgumentError(
+            f"labels={labels!r:.60} is no mapping.",
+            hint='Give a dict, such as {0: "first", 1: "second", 2: "tie"}.',
+            argument="labels",
+        )
     checked: dict[str, Verdict] = {}
     for label, verdict in (labels or {}).items():
         known = next((each for each in _VERDICTS if each == verdict), None)
