@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -151,6 +152,15 @@ def test_packages_are_of_a_size_that_a_reader_can_hold() -> None:
     assert len(sizes) <= 12
     assert max(sizes.values()) <= 12
     assert not any("/" in name for name in sizes)  # one level deep
+
+
+def test_contributors_are_told_where_every_module_is() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    told = re.split(r"^- (?:`(\w+)/`|top level): ", text, flags=re.MULTILINE)[1:]
+    assert [name or "" for name in told[::2]] == ORDER
+    for package, words in zip(ORDER, told[1::2], strict=True):
+        modules = {name.split(".")[-1] for name in MODULES if package_of(name) == package}
+        assert modules <= set(re.findall(r"`(\w+)`", words)), package
 
 
 def test_names_say_what_is_inside() -> None:
