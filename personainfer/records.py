@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -18,10 +18,15 @@ from pydantic import (
 
 from .exceptions import InvalidArgumentError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 __all__ = [
     "Candidate",
     "Completion",
     "Exemplar",
+    "FloatArray",
     "Logprobs",
     "Message",
     "Persona",
@@ -34,6 +39,7 @@ __all__ = [
 ]
 
 Side = Literal["chosen", "rejected"]
+FloatArray: TypeAlias = "NDArray[np.float64]"  # text, so that records need no numpy
 Person = Literal["third", "first", "second"]
 
 

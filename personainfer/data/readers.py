@@ -18,7 +18,7 @@ from ..preferences.labels import check_labels
 from ..preferences.pairing import check_pairing
 from ..preferences.recognition import LOOK_AHEAD, check_roles, matches, recognise, settle
 from ..preferences.schemas import Mapped, Schema
-from ..records import Message, Preference
+from ..records import Preference, Prompt
 from .files import SUPPORTED, BrokenRow, arrow_cells, check_readable, open_rows
 
 __all__ = [
@@ -364,7 +364,7 @@ def pair_problem(preference: Preference) -> str | None:
     return None
 
 
-def _encodable(value: str | tuple[Message, ...] | None) -> bool:
+def _encodable(value: Prompt | None) -> bool:
     if value is None or (type(value) is str and value.isascii()):
         return True
     if isinstance(value, tuple):

@@ -30,7 +30,7 @@ from ..personas.prompts import (
     quality_messages,
 )
 from ..progress import progress_bar
-from ..records import Message, Persona, Preference, Usage
+from ..records import Message, Persona, Preference, Prompt, Usage
 from .grouped import delta_pq, mean_by_group, rate_by_group, win_rate_by_group
 from .judge import Choice, Judge, Opinion, Verdict, most_common, require_a_reply
 from .length_control import length_controlled_rate
@@ -41,7 +41,6 @@ from .statistics import CONFIDENCE, check_confidence
 __all__ = ["JudgeFunction", "compare_responses"]
 
 Rubric = Literal["quality", "personalization"]
-Prompt = str | tuple[Message, ...]
 Answer = str | int | None
 # (prompt, first response, second response, persona or None) -> 1, 2, or "neither"
 JudgeFunction = Callable[[Prompt, str, str, Persona | str | None], Answer | Awaitable[Answer]]

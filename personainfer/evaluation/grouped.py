@@ -10,7 +10,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .statistics import CONFIDENCE, NOTHING, Estimate, FloatArray, WinRate, bootstrap, widened
+from ..records import FloatArray
+from .statistics import CONFIDENCE, NOTHING, Estimate, WinRate, bootstrap, widened
 
 __all__ = ["delta_pq", "group_sums", "mean_by_group", "rate_by_group", "win_rate_by_group"]
 

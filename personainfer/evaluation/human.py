@@ -25,7 +25,7 @@ from ..data.files import open_rows
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_text
-from ..records import Side
+from ..records import FloatArray, Side
 from .report import embedded_json
 from .statistics import (
     CONFIDENCE,
@@ -45,7 +45,6 @@ __all__ = [
     "write_rating_sheet",
 ]
 
-Floats = NDArray[np.float64]
 Question = Literal["choice", "rating"]
 Level = Literal["nominal", "ordinal", "interval"]
 
@@ -184,7 +183,7 @@ class HumanRatings:
     judge: Estimate | None
     judge_kappa: Estimate | None
     problems: tuple[str, ...]
-    values: Mapping[str, Floats] = field(repr=False)
+    values: Mapping[str, FloatArray] = field(repr=False)
 
     def __str__(self) -> str:
         lines = [f"{len(self.raters)} raters: {', '.join(self.raters)}"]
@@ -301,13 +300,16 @@ def _rating(said: str) -> float | None:
     return float(said) if said in {*"12345"} else None
 
 
-def _picks_own(values: Floats) -> Floats:
+def _picks_own(values: FloatArray) -> FloatArray:
     """1 where a rater picked the persona's own response, else 0; NaN where there is no answer."""
     return np.where(np.isnan(values), np.nan, values == 1.0)
 
 
 def _means(
-    values: Mapping[str, Floats], picked: Floats | None, sides: NDArray[Any], confidence: float
+    values: Mapping[str, FloatArray],
+    picked: FloatArray | None,
+    sides: NDArray[Any],
+    confidence: float,
 ) -> dict[str, dict[str, Estimate]]:
     groups = {side: sides == side for side in ("chosen", "rejected") if (sides == side).any()}
     groups["both"] = np.ones(len(sides), dtype=bool)
@@ -324,7 +326,7 @@ def _means(
 
 
 def _judged(
-    picked: Floats,
+    picked: FloatArray,
     keys: Mapping[str, Any],
     table: PersonaTable | None,
     rows: int,
@@ -382,7 +384,7 @@ def cohen_kappa(one: ArrayLike, other: ArrayLike, *, confidence: float = CONFIDE
     items = np.zeros((len(rows), k, k))
     items[np.arange(len(rows)), rows, columns] = 1.0
 
-    def kappa(sums: Floats) -> Floats:
+    def kappa(sums: FloatArray) -> FloatArray:
         shares = sums.reshape(-1, k, k) / sums.sum(axis=1)[:, None, None]
         observed = shares.trace(axis1=1, axis2=2)
         expected = (shares.sum(axis=1) * shares.sum(axis=2)).sum(axis=1)
@@ -422,7 +424,7 @@ def krippendorff_alpha(
     pairs -= counts[:, :, None] * np.eye(len(categories))  # no rating is paired with itself
     coincidences = pairs / (counts.sum(axis=1) - 1.0)[:, None, None]
 
-    def alpha(sums: Floats) -> Floats:
+    def alpha(sums: FloatArray) -> FloatArray:
         table = sums.reshape(-1, len(categories), len(categories))
         totals = table.sum(axis=2)
         n = totals.sum(axis=1)
@@ -436,7 +438,7 @@ def krippendorff_alpha(
     return bootstrap(coincidences.reshape(len(counts), -1), alpha, confidence=confidence)
 
 
-def _distances(categories: Floats, totals: Floats, level: Level) -> Floats:
+def _distances(categories: FloatArray, totals: FloatArray, level: Level) -> FloatArray:
     """How far each two values are apart, squared, shape (k or 1, values, values)."""
     if level == "nominal":
         return (1.0 - np.eye(len(categories)))[None]

@@ -1,15 +1,13 @@
 """A question about two texts, put to a judge in both orders.
 
 An order counts for a text only if the judge picks that text in so many words: an answer of "neither"
-and a reply that cannot be used count for nobody. What the texts are, and what a verdict means, is not
-known here.
+and a reply that cannot be used count for nobody.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator
 from ..exceptions import ModelError, RequestRejectedError
 from ..llm.client import LLM, make_llm
 from ..llm.requests import Reply, Request
+from ..progress import with_progress_bar
 from ..records import Logprobs, Message, Side, Usage
 
 __all__ = [
@@ -205,7 +204,7 @@ class Judge:
         """The replies to each group of requests, in order."""
         run = self.llm.run((None, group) for group in groups)
         try:
-            for _, replies in _with_bar(run, total, progress):
+            for _, replies in with_progress_bar(run, progress, total=total):
                 yield replies
         finally:
             run.close()
@@ -301,15 +300,3 @@ def _of_first(before: str, alternatives: Mapping[str, float]) -> float | None:
     least = min(*listed, max(0.0, 1.0 - sum(listed)), 1.0)
     first, second = (weights.get(answer, least) for answer in ("1", "2"))
     return first / (first + second) if first + second > 0 else None
-
-
-def _with_bar(
-    replies: Iterable[tuple[None, list[Reply]]], total: int, progress: bool | None
-) -> Iterable[tuple[None, list[Reply]]]:
-    shown = sys.stderr.isatty() or "ipykernel" in sys.modules if progress is None else progress
-    if not shown:
-        return replies
-    from tqdm.auto import tqdm
-
-    bar: Iterable[tuple[None, list[Reply]]] = tqdm(replies, total=total, unit="row", leave=False)
-    return bar

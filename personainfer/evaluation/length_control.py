@@ -14,8 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..records import FloatArray
 from .grouped import rate_by_group
-from .statistics import CONFIDENCE, NOTHING, Estimate, FloatArray, check_confidence
+from .statistics import CONFIDENCE, NOTHING, Estimate, check_confidence
 
 __all__ = ["length_controlled_rate"]
 

@@ -1,7 +1,4 @@
-"""What a judge found, as records to read: numbers with intervals, counts, and the table with columns.
-
-How it came about is not known here.
-"""
+"""What a judge found, as records to read: numbers with intervals, counts, and the table with columns."""
 
 from __future__ import annotations
 
@@ -26,6 +23,7 @@ __all__ = [
     "TableFindings",
     "Verification",
     "partiality",
+    "text_table",
 ]
 
 _SHOWN = 3  # problems that a view names; `problems` has them all
@@ -43,6 +41,15 @@ def partiality(judge: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
             "The same model chose them among the candidates: they are those that it did best with."
         )
     return tuple(notes)
+
+
+def text_table(grid: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a grid of cells, with its columns aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in grid
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +95,8 @@ class Findings:
         return {name: _plain(value) for name, value in named.items()}
 
     def __str__(self) -> str:
-        grid = self.grid()
-        widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in grid
-        ]
-        return "\n".join([f"{type(self).__name__} by {self.judge}", *lines, *self.remarks()])
+        title = f"{type(self).__name__} by {self.judge}"
+        return "\n".join([title, *text_table(self.grid()), *self.remarks()])
 
     def _repr_html_(self) -> str:
         head, *body = self.grid()

@@ -13,9 +13,10 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..exceptions import InvalidArgumentError
+from ..records import FloatArray
 
 __all__ = [
     "Estimate",
@@ -34,8 +35,6 @@ __all__ = [
     "wilson",
     "win_rate",
 ]
-
-FloatArray = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000

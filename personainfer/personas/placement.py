@@ -9,7 +9,7 @@ import re
 from typing import Literal, get_args
 
 from ..exceptions import InvalidArgumentError
-from ..records import Message, Persona
+from ..records import Message, Persona, Prompt
 
 __all__ = [
     "TEMPLATES",
@@ -23,7 +23,6 @@ __all__ = [
 
 PersonaPlace = Literal["user", "system", "plain"]
 
-Prompt = str | tuple[Message, ...]
 
 # By place: the last message, the system message, or the whole text, with the persona in it.
 TEMPLATES: dict[PersonaPlace, str] = {

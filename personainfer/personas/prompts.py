@@ -21,7 +21,7 @@ from zlib import crc32
 from pydantic import BaseModel, Field, StringConstraints
 
 from ..exceptions import InvalidArgumentError
-from ..records import Exemplar, Message, Persona, Preference
+from ..records import Exemplar, Message, Persona, Preference, Prompt
 
 __all__ = [
     "BothPersonas",
@@ -151,7 +151,7 @@ def instructions(name: str) -> tuple[Message, ...]:
     return (Message(role="system", content=_text(name)),)
 
 
-def filled(template: str, fields: Mapping[str, str | tuple[Message, ...]]) -> str:
+def filled(template: str, fields: Mapping[str, Prompt]) -> str:
     """A text file with its {fields}, texts or prompts, filled in: none can close the tags around it."""
     texts = {name: prompt_text(value) for name, value in fields.items()}
     return _fill(template, texts).content
@@ -232,7 +232,7 @@ def _fill(template: str, fields: Mapping[str, str]) -> Message:
     return Message(role="user", content=content)
 
 
-def prompt_numbers(prompts: Sequence[str | tuple[Message, ...] | None]) -> list[int]:
+def prompt_numbers(prompts: Sequence[Prompt | None]) -> list[int]:
     """A number for each prompt: equal for equal prompts, white space and case aside."""
     texts = ["" if p is None else bare_text(prompt_text(p)) for p in prompts]
     number = {text: place for place, text in enumerate(sorted(set(texts)))}
@@ -244,7 +244,7 @@ def bare_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
-def prompt_text(prompt: str | tuple[Message, ...]) -> str:
+def prompt_text(prompt: Prompt) -> str:
     """A prompt as one text; of a conversation, who says what."""
     if isinstance(prompt, str):
         return prompt

@@ -19,7 +19,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from ..exceptions import DataError, NoPreferenceError
-from ..records import Message, Preference
+from ..records import Message, Preference, Prompt
 
 __all__ = [
     "ABSENT",
@@ -461,7 +461,7 @@ def _preceded(name: str, before: Turns, context: Turns) -> Turns:
     return before + context
 
 
-def read_prompt(prompt: object) -> str | tuple[Message, ...]:
+def read_prompt(prompt: object) -> Prompt:
     """A text or a list of messages as a prompt. Raises `DataError` if it is neither."""
     asked = text_or_turns("prompt", prompt)
     return asked if isinstance(asked, str) else _messages(asked)
@@ -522,7 +522,7 @@ def preference_of(
     return Preference.unchecked(**values)
 
 
-def _messages(turns: Turns) -> str | tuple[Message, ...]:
+def _messages(turns: Turns) -> Prompt:
     """One user turn is the same prompt as its bare text, however it was written down."""
     if len(turns) == 1 and turns[0].role == "user" and not turns[0].extra:
         return turns[0].content

@@ -17,13 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..personas.placement import PersonaPlace, place_persona, prompt_messages
-from ..records import Message
-from .interfaces import FloatArray, Scorer, Tokens
+from ..records import FloatArray, Message, Prompt
+from .interfaces import Scorer, Tokens
 
 __all__ = ["Cuts", "FittedPrefix", "ScoredText", "TextToFit", "fit_prefixes"]
 
 Chat = tuple[Message, ...]
-Prompt = str | Chat
 
 _TURN_MARKS = 32  # tokens: more than any chat template puts around a turn
 

@@ -12,21 +12,17 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from .. import event_loop as loop
 from ..exceptions import ReplyError
 from ..llm.endpoint_faults import error_text, status_error
 from ..llm.openai_protocol import Json
 from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
-from ..records import Message
+from ..records import FloatArray, Message
 from ..retrying import attempts
 
 __all__ = [
     "Chat",
-    "FloatArray",
     "Scorer",
     "ScoringEndpoint",
     "TokenText",
@@ -40,7 +36,6 @@ U = TypeVar("U")
 
 Chat = Sequence[Message]
 Tokens = tuple[int, ...]
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

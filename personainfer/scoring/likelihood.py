@@ -20,10 +20,10 @@ from ..api_keys import hide_key, show_key
 from ..exceptions import InvalidArgumentError, ModelNotFoundError
 from ..llm.weights import find_weights
 from ..personas.placement import PersonaPlace, check_place
-from ..records import Persona, Preference
+from ..records import FloatArray, Persona, Preference
 from .context import Cuts, ScoredText, TextToFit, fit_prefixes
 from .hf_models import check_installed
-from .interfaces import FloatArray, Scorer, ScoringEndpoint, TokenText
+from .interfaces import Scorer, ScoringEndpoint, TokenText
 from .llamacpp import EmbeddedEndpoint, ForcedDecoding
 from .rows import PromptLike, Row, check_lengths, check_row, check_rows
 from .transformers_scorer import TorchScorer

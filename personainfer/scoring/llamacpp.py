@@ -18,7 +18,8 @@ from ..exceptions import ModelError, ReplyError, RequestRejectedError, Transport
 from ..llm.llamacpp import SLOTS, check_chat_template, running_server
 from ..llm.openai_protocol import Json
 from ..llm.weights import Weights
-from .interfaces import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
+from ..records import FloatArray
+from .interfaces import Chat, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
 
 __all__ = ["EmbeddedEndpoint", "ForcedDecoding"]
 

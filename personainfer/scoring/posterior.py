@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..exceptions import InvalidArgumentError
-from ..records import Persona, Preference, Selector
+from ..records import FloatArray, Persona, Preference, Selector
 
 __all__ = ["PersonaPosterior"]
 
-FloatArray = npt.NDArray[np.float64]
 
 _GRID = 121  # temperatures tried before the best is refined: the objective may have several peaks
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0

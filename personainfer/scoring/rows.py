@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 
 from ..exceptions import InvalidArgumentError
-from ..records import Message, Persona
+from ..records import Message, Persona, Prompt
 
 __all__ = ["PromptLike", "Row", "check_lengths", "check_row", "check_rows"]
 
-Prompt = str | tuple[Message, ...]
 PromptLike = str | Sequence[Message]
 Row = tuple[Prompt, str | None, str]  # prompt, persona, response
 

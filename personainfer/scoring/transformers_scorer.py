@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..exceptions import InvalidArgumentError
+from ..records import FloatArray
 from .hf_models import load_model
-from .interfaces import Chat, FloatArray, Tokens, TokenText
+from .interfaces import Chat, Tokens, TokenText
 
 if TYPE_CHECKING:
     import torch

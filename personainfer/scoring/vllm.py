@@ -13,7 +13,8 @@ import numpy as np
 
 from ..exceptions import ReplyError
 from ..personas.placement import disarm
-from .interfaces import Chat, FloatArray, ScoringEndpoint, Tokens, TokenText, read_tokens
+from ..records import FloatArray
+from .interfaces import Chat, ScoringEndpoint, Tokens, TokenText, read_tokens
 
 __all__ = ["PromptLogprobs"]
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..evaluation.statistics import Estimate, bootstrap_mean
 from ..exceptions import DataError, InvalidArgumentError
+from ..records import FloatArray
 from ..tailoring.bm25 import words
 from .reward_matrix import RewardMatrix
 from .simulated_users import SimulatedUsers
@@ -29,7 +30,6 @@ __all__ = [
     "votes",
 ]
 
-Floats = npt.NDArray[np.float64]
 Feature = Callable[[str], float]
 
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
@@ -42,13 +42,13 @@ _SECOND_PERSON = frozenset("you your yours yourself".split())
 class Votes:
     """The share of users who prefer each response: `shares`, (prompts, responses); rows sum to 1."""
 
-    shares: Floats
+    shares: FloatArray
     users: int
 
     @property
-    def top_share(self) -> Floats:
+    def top_share(self) -> FloatArray:
         """The share of users who prefer the most popular response, shape (prompts,)."""
-        found: Floats = self.shares.max(axis=1)
+        found: FloatArray = self.shares.max(axis=1)
         return found
 
     @property
@@ -58,10 +58,10 @@ class Votes:
         return found
 
     @property
-    def entropy(self) -> Floats:
+    def entropy(self) -> FloatArray:
         """-sum p log p of the shares, in nats, shape (prompts,): 0 where all agree."""
         logs = np.log(np.where(self.shares > 0, self.shares, 1.0))
-        found: Floats = np.maximum(-(self.shares * logs).sum(axis=1), 0.0)
+        found: FloatArray = np.maximum(-(self.shares * logs).sum(axis=1), 0.0)
         return found
 
     def summary(self) -> dict[str, Estimate]:
@@ -169,8 +169,8 @@ class FeatureRegression:
     """
 
     features: tuple[str, ...]
-    coefficients: Floats
-    r_squared: Floats
+    coefficients: FloatArray
+    r_squared: FloatArray
     constant: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -223,13 +223,13 @@ def feature_regression(
     return FeatureRegression(kept, coefficients, explained, left)
 
 
-def _each_user(users: SimulatedUsers, matrix: RewardMatrix) -> Iterator[Floats]:
+def _each_user(users: SimulatedUsers, matrix: RewardMatrix) -> Iterator[FloatArray]:
     """Utilities of shape (prompts, responses), a user at a time to save memory."""
     for row in users.weights:
         yield SimulatedUsers(row[None], models=users.models).utilities(matrix)[0]
 
 
-def _fit(table: Floats, utilities: Floats) -> tuple[Floats, float]:
+def _fit(table: FloatArray, utilities: FloatArray) -> tuple[FloatArray, float]:
     """Coefficients and R squared of best against worst."""
     prompts = np.arange(len(table))
     best, worst = utilities.argmax(axis=1), utilities.argmin(axis=1)

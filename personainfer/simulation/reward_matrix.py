@@ -16,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..records import Message, Persona
+from ..records import FloatArray, Persona, Prompt
 
-__all__ = ["Lifting", "Prompt", "RewardMatrix", "Scorer"]
+__all__ = ["Lifting", "RewardMatrix", "Scorer"]
 
-Floats = npt.NDArray[np.float64]
-Prompt = str | tuple[Message, ...]
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]
 
 # PersonalLLM's column of the model PKU-Alignment/beaver-7b-v1.0-cost.
@@ -229,9 +227,9 @@ class RewardMatrix:
         scorers = {name: scorer(persona) for name, persona in personas.items()}
         return cls.from_scorers(scorers, prompts, responses, costs=())
 
-    def _zscores(self) -> Floats:
+    def _zscores(self) -> FloatArray:
         sign = np.where([name in self.costs for name in self.models], -1.0, 1.0)
-        scores: Floats = (self.rewards - self.mean) * (sign / self.deviation)
+        scores: FloatArray = (self.rewards - self.mean) * (sign / self.deviation)
         scores.setflags(write=False)
         return scores
 
@@ -250,7 +248,7 @@ def check_models(models: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _rewards(given: npt.ArrayLike, models: Sequence[str]) -> Floats:
+def _rewards(given: npt.ArrayLike, models: Sequence[str]) -> FloatArray:
     try:
         rewards = np.array(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -271,7 +269,7 @@ def _rewards(given: npt.ArrayLike, models: Sequence[str]) -> Floats:
     return rewards
 
 
-def _scale(rewards: Floats, models: Sequence[str]) -> tuple[Floats, Floats]:
+def _scale(rewards: FloatArray, models: Sequence[str]) -> tuple[FloatArray, FloatArray]:
     flat = rewards.reshape(-1, rewards.shape[2])
     same = np.flatnonzero(np.ptp(flat, axis=0) == 0)
     if len(same):
@@ -335,7 +333,7 @@ def _several(given: Any) -> tuple[Any, ...]:
 
 def _scored(
     name: str, scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[str]
-) -> Floats:
+) -> FloatArray:
     found = np.asarray(scorer(prompts, responses), dtype=np.float64)
     if found.shape != (len(responses),):
         raise InvalidArgumentError(

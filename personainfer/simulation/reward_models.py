@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
-from .reward_matrix import Prompt
+from ..records import Prompt
 
 __all__ = ["RewardClassifier"]
 

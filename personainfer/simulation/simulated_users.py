@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..records import Preference
+from ..records import FloatArray, Preference
 from .reward_matrix import RewardMatrix, check_models
 from .user_weights import draw_weights
 
 __all__ = ["SimulatedUsers"]
 
-Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Offered = Literal["random", "extremes"]
 
@@ -100,7 +99,7 @@ class SimulatedUsers:
         users.redrawn = redrawn
         return users
 
-    def utilities(self, matrix: RewardMatrix) -> Floats:
+    def utilities(self, matrix: RewardMatrix) -> FloatArray:
         """The utility of each response to each user: shape (users, prompts, responses)."""
         return _utilities(self._weights_for(matrix), matrix.zscores)
 
@@ -192,7 +191,7 @@ class SimulatedUsers:
                 history.append(_record(matrix, prompt, best, worst, self.names[user]))
         return history
 
-    def _weights_for(self, matrix: RewardMatrix) -> Floats:
+    def _weights_for(self, matrix: RewardMatrix) -> FloatArray:
         """The weights in the order of the matrix's models."""
         if not isinstance(matrix, RewardMatrix):
             raise InvalidArgumentError(f"matrix is a {type(matrix).__name__}, not a RewardMatrix.")
@@ -205,21 +204,21 @@ class SimulatedUsers:
                 f"{'; '.join(filter(None, (without, unknown)))}.",
                 hint="Sample users with models=matrix.models.",
             )
-        weights: Floats = self.weights[:, [self.models.index(name) for name in matrix.models]]
+        weights: FloatArray = self.weights[:, [self.models.index(name) for name in matrix.models]]
         return weights
 
 
 # Choosing
 
 
-def _utilities(weights: Floats, zscores: Floats) -> Floats:
+def _utilities(weights: FloatArray, zscores: FloatArray) -> FloatArray:
     prompts, responses, models = zscores.shape
     by_response = zscores.transpose(1, 0, 2).reshape(-1, models)
-    values: Floats = weights @ by_response.T
+    values: FloatArray = weights @ by_response.T
     return values.reshape(len(weights), responses, prompts).transpose(0, 2, 1)
 
 
-def _best(values: Floats) -> tuple[Integers, npt.NDArray[np.bool_]]:
+def _best(values: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
     """The place of the first of the highest values, and whether there are several.
 
     Response by response: `values.argmax(axis=2)` is slow over so short an axis.
@@ -237,7 +236,7 @@ def _best(values: Floats) -> tuple[Integers, npt.NDArray[np.bool_]]:
     return best.astype(np.int64), tied
 
 
-def _drawn_ties(values: Floats, best: Integers, random: np.random.Generator) -> Integers:
+def _drawn_ties(values: FloatArray, best: Integers, random: np.random.Generator) -> Integers:
     """One user's choices, (prompts,): one of the highest values each, drawn where there are several."""
     highest = values >= values.max(axis=1, keepdims=True) - _TIE
     order = random.random(values.shape)
@@ -246,10 +245,10 @@ def _drawn_ties(values: Floats, best: Integers, random: np.random.Generator) -> 
     return drawn
 
 
-def _gumbel(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+def _gumbel(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
     """Gumbel noise: the place of the highest sum of value and noise follows the softmax of the values."""
     with np.errstate(divide="ignore"):
-        noise: Floats = -np.log(random.standard_exponential(shape[::-1]).T)
+        noise: FloatArray = -np.log(random.standard_exponential(shape[::-1]).T)
     return noise
 
 
@@ -278,7 +277,7 @@ def _askable(matrix: RewardMatrix, wanted: int) -> list[tuple[int, Integers]]:
     return found
 
 
-def _extremes(values: Floats, candidates: Integers) -> Integers:
+def _extremes(values: FloatArray, candidates: Integers) -> Integers:
     """The pair among the candidates whose utilities lie furthest apart."""
     margins = values[candidates[:, 0]] - values[candidates[:, 1]]
     pair: Integers = candidates[np.abs(margins).argmax()]
@@ -286,7 +285,7 @@ def _extremes(values: Floats, candidates: Integers) -> Integers:
 
 
 def _decide(
-    values: Floats, pair: Integers, temperature: float, random: np.random.Generator
+    values: FloatArray, pair: Integers, temperature: float, random: np.random.Generator
 ) -> tuple[int, int]:
     """Which response of a pair is preferred to which."""
     one, other = (int(place) for place in pair)
@@ -311,7 +310,7 @@ def _record(matrix: RewardMatrix, prompt: int, best: int, worst: int, user: str)
 # Arguments
 
 
-def _weights(given: npt.ArrayLike, models: Sequence[str]) -> Floats:
+def _weights(given: npt.ArrayLike, models: Sequence[str]) -> FloatArray:
     try:
         weights = np.array(given, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Unpack
 
 import numpy as np
-import numpy.typing as npt
 
 from ..arguments import takes_options
 from ..evaluation.grouped import mean_by_group, rate_by_group
@@ -22,14 +21,12 @@ from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
-from ..records import Record
+from ..records import FloatArray, Prompt, Record
 from ..users.prefixes import Prefix
-from .reward_matrix import Prompt, RewardMatrix, Scorer
+from .reward_matrix import RewardMatrix, Scorer
 from .simulated_users import SimulatedUsers
 
 __all__ = ["BaselineScore", "BaselineScores", "UserResponse", "respond_to_users", "score_responses"]
-
-Floats = npt.NDArray[np.float64]
 
 
 class UserResponse(Record):
@@ -120,7 +117,7 @@ class BaselineScores:
     baselines: Mapping[str, BaselineScore]
     reference: Estimate
     cells: tuple[tuple[str, int], ...] = field(repr=False)
-    utilities: Mapping[str, Floats] = field(repr=False)
+    utilities: Mapping[str, FloatArray] = field(repr=False)
 
     def __str__(self) -> str:
         lines = [
@@ -203,7 +200,7 @@ def _check_asked(prefixes: object, users: Sequence[str], prompts: Sequence[Promp
         raise InvalidArgumentError("prompts= is one text, not several.")
 
 
-def _weights(users: SimulatedUsers, scale: RewardMatrix) -> dict[str, Floats]:
+def _weights(users: SimulatedUsers, scale: RewardMatrix) -> dict[str, FloatArray]:
     """By user, in the order of the scale's models."""
     order = [users.models.index(name) for name in scale.models]
     return {name: row[order] for name, row in zip(users.names, users.weights, strict=True)}
@@ -214,7 +211,7 @@ def _zscores(
     scale: RewardMatrix,
     scorers: Mapping[str, Scorer],
     prompts: Sequence[Prompt],
-) -> Floats:
+) -> FloatArray:
     """The z-scores of each response, shape (texts, models); equal responses are scored once."""
     distinct = list(dict.fromkeys(texts))
     asked, said = [prompts[place] for place, _ in distinct], [text for _, text in distinct]
@@ -226,7 +223,7 @@ def _zscores(
         )
     found = scale.like(np.stack(columns, axis=-1)[:, None, :]).zscores[:, 0]
     row = {text: n for n, text in enumerate(distinct)}
-    zscores: Floats = found[[row[text] for text in texts]]
+    zscores: FloatArray = found[[row[text] for text in texts]]
     return zscores
 
 

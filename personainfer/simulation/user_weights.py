@@ -7,16 +7,17 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 
+from ..records import FloatArray
+
 __all__ = ["draw_weights"]
 
-Floats = npt.NDArray[np.float64]
 
 _ROUNDS = 50  # of drawing again
 
 
 def draw_weights(
     users: int, models: int, alpha: float, min_distance: float, seed: int
-) -> tuple[Floats, int]:
+) -> tuple[FloatArray, int]:
     """Weights of shape (users, models), and how many users were drawn again.
 
     No user is nearer than `min_distance` to an earlier one, as far as possible; a warning says where not.
@@ -40,13 +41,13 @@ def draw_weights(
     return drawn, redrawn
 
 
-def _dirichlet(random: np.random.Generator, alpha: float, models: int, count: int) -> Floats:
+def _dirichlet(random: np.random.Generator, alpha: float, models: int, count: int) -> FloatArray:
     drawn = random.dirichlet(np.full(models, alpha), size=count)
-    weights: Floats = drawn / drawn.sum(axis=1, keepdims=True)
+    weights: FloatArray = drawn / drawn.sum(axis=1, keepdims=True)
     return weights
 
 
-def _near_duplicates(users: Floats, distance: float) -> npt.NDArray[np.bool_]:
+def _near_duplicates(users: FloatArray, distance: float) -> npt.NDArray[np.bool_]:
     """Which users are nearer than `distance` to an earlier one that is kept."""
     kept = np.zeros(len(users), dtype=bool)
     # Keep one of each cell of a fine grid first: where many are at one place, few are left to compare.

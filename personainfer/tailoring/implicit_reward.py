@@ -19,8 +19,7 @@ from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import InvalidArgumentError
 from ..personas.prompts import prompt_numbers
 from ..preferences.conversations import read_prompt
-from ..records import Message, Persona
-from ..scoring.interfaces import FloatArray
+from ..records import FloatArray, Message, Persona
 
 __all__ = ["Policy", "implicit_rewards", "reward_accuracy"]
 

@@ -27,7 +27,7 @@ from ..personas.placement import PersonaPlace, check_place, check_template, plac
 from ..personas.prompts import bare_text, prompt_text
 from ..preferences.conversations import is_null, read_prompt, surrogate_problem
 from ..progress import with_progress_bar
-from ..records import Message, Persona, PersonaRow, Side, Usage
+from ..records import Message, Persona, PersonaRow, Prompt, Side, Usage
 from .retriever import PersonaRetriever
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TailoredResponses", "tailor_responses"]
 
-Prompt = str | tuple[Message, ...]
 Someone = Persona | str | None
 PersonaSource = Literal["gold", "retrieved", "system", "none"]
 

@@ -19,13 +19,12 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..personas.flags import flag_filter
 from ..personas.placement import PersonaPlace, check_place, check_template, place_persona
 from ..personas.prompts import bare_text
-from ..records import Message, Persona, PersonaRow, Preference, Side
+from ..records import Persona, PersonaRow, Preference, Prompt, Side
 
 __all__ = ["FORMATS", "TailoringRows", "tailoring_rows"]
 
 PersonaSide = Literal["chosen", "rejected", "both", "none"]
 Format = Literal["dpo", "sft", "kto", "few-shot", "reward", "grpo"]
-Prompt = str | tuple[Message, ...]
 Row = dict[str, Any]
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..evaluation.statistics import CONFIDENCE, Estimate, bootstrap, bootstrap_mean, holm
 from ..exceptions import DataError
-from ..records import Preference
+from ..records import FloatArray, Preference
 from .predictors import Case, Predictor
 from .prefixes import Prefix
 
@@ -32,7 +32,6 @@ __all__ = [
     "sentences",
 ]
 
-Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 ABLATIONS = 64  # as ContextCite and FamousPersona
@@ -222,7 +221,7 @@ def _case(prefix: Prefix, choice: Preference, said: str) -> Case:
     return Case(choice, said, prefix.around(said, choice.prompt))
 
 
-def _predicted(judged: Sequence[Preference], margins: Floats) -> dict[str | None, bool]:
+def _predicted(judged: Sequence[Preference], margins: FloatArray) -> dict[str | None, bool]:
     """Whether most of a user's choices are predicted; the mean margin decides where half of them are."""
     of_user: dict[str | None, list[float]] = defaultdict(list)
     for choice, margin in zip(judged, margins, strict=True):
@@ -234,7 +233,7 @@ def _predicted(judged: Sequence[Preference], margins: Floats) -> dict[str | None
     }
 
 
-def _sparse_fit(masks: Flags, margins: Floats) -> Floats:
+def _sparse_fit(masks: Flags, margins: FloatArray) -> FloatArray:
     """The effect of each sentence: least squares on the sentences that a lasso keeps; 0 for the others."""
     spread = margins.std()
     effects = np.zeros(masks.shape[1])
@@ -292,8 +291,8 @@ def _compared(
     right[place] = [effect.right for effect in effects]
     items = np.stack([values * right, right, values * ~right, ~right], axis=1).astype(np.float64)
 
-    def difference(sums: Floats) -> Floats:
-        found: Floats = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
+    def difference(sums: FloatArray) -> FloatArray:
+        found: FloatArray = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
         return found
 
     return (
@@ -304,7 +303,7 @@ def _compared(
     )
 
 
-def _permuted_p(values: Floats, right: Flags, seed: int) -> float:
+def _permuted_p(values: FloatArray, right: Flags, seed: int) -> float:
     """How often the difference is as large when right and wrong are dealt anew over users."""
     if right.all() or not right.any():
         return float("nan")

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from ..evaluation.grouped import mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, holm
+from ..records import FloatArray
 
 __all__ = ["Equity", "Measure", "anova", "correct_together", "correlation", "equity_by_group"]
 
-Floats = npt.NDArray[np.float64]
 Measure = Literal["accuracy", "gain", "over untuned"]
 
 _PERMUTATIONS = 9_999
@@ -135,8 +135,8 @@ def anova(
 
 
 def _permuted(
-    centred: Floats, place: npt.NDArray[np.intp], groups: int, permutations: int, seed: int
-) -> Floats:
+    centred: FloatArray, place: npt.NDArray[np.intp], groups: int, permutations: int, seed: int
+) -> FloatArray:
     """The sum of squares between groups of each permutation, in parts that fit into memory."""
     random = np.random.default_rng(seed)
     size = max(1, _CELLS // len(centred))
@@ -147,11 +147,11 @@ def _permuted(
     return np.concatenate(parts)
 
 
-def _between(rows: Floats, place: npt.NDArray[np.intp], groups: int) -> Floats:
+def _between(rows: FloatArray, place: npt.NDArray[np.intp], groups: int) -> FloatArray:
     """The sum of squares between groups of each row of centred values."""
     member = np.zeros((rows.shape[1], groups))
     member[np.arange(rows.shape[1]), place] = 1.0
-    found: Floats = ((rows @ member) ** 2 / member.sum(axis=0)).sum(axis=1)
+    found: FloatArray = ((rows @ member) ** 2 / member.sum(axis=0)).sum(axis=1)
     return found
 
 
@@ -168,14 +168,14 @@ def correlation(
     x, y = _centred(one[known]), _centred(other[known])
     items = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
 
-    def pearson(s: Floats) -> Floats:
+    def pearson(s: FloatArray) -> FloatArray:
         n, sx, sy, sxx, syy, sxy = s.T
         spreads = [n * sxx - sx**2, n * syy - sy**2]
         # Equal numbers leave nothing but rounding, at any scale.
         varies = (spreads[0] > _ROUNDING * n * sxx) & (spreads[1] > _ROUNDING * n * syy)
         with np.errstate(invalid="ignore", divide="ignore"):
             r = (n * sxy - sx * sy) / np.sqrt(np.where(varies, spreads[0] * spreads[1], np.nan))
-        found: Floats = np.clip(r, -1.0, 1.0)
+        found: FloatArray = np.clip(r, -1.0, 1.0)
         return found
 
     if len(x) < 2:
@@ -189,10 +189,10 @@ def correlation(
     return Estimate(r, float(min(low, r)), float(max(high, r)), len(x))
 
 
-def _centred(values: Floats) -> Floats:
+def _centred(values: FloatArray) -> FloatArray:
     """The values less their mean; 0 where the difference is nothing but rounding."""
     if not len(values):
         return values
     centred = values - values.mean()
-    found: Floats = np.where(np.abs(centred) > _ROUNDING * np.abs(values).max(), centred, 0.0)
+    found: FloatArray = np.where(np.abs(centred) > _ROUNDING * np.abs(values).max(), centred, 0.0)
     return found

@@ -14,12 +14,11 @@ import numpy.typing as npt
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, LLMOptions
-from ..records import Message, Preference
+from ..records import FloatArray, Message, Preference
 from ..scoring.likelihood import Likelihood
 
 __all__ = ["Case", "ChoiceScorer", "Explaining", "Predictions", "Predictor", "predictor_of"]
 
-Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Chat = tuple[Message, ...]
 NOBODY = "Nothing is known about this person."  # a judge reads this where there is no prefix
@@ -44,13 +43,13 @@ class Predictions(NamedTuple):
         unusable: a judge's reply could not be used. It counts as a wrong prediction.
     """
 
-    margins: Floats
+    margins: FloatArray
     turns_cut: Flags
     responses_cut: Flags
     unusable: Flags
 
     @classmethod
-    def of(cls, margins: Floats, **flags: Flags) -> Predictions:
+    def of(cls, margins: FloatArray, **flags: Flags) -> Predictions:
         """These margins; flags that are not given are False."""
         names = ("turns_cut", "responses_cut", "unusable")
         none = np.zeros(len(margins), dtype=bool)
@@ -161,7 +160,7 @@ def _rows(cases: Sequence[Case]) -> tuple[list[Chat], list[str]]:
     return conversations, responses
 
 
-def _numbers(given: Any, count: int) -> Floats:
+def _numbers(given: Any, count: int) -> FloatArray:
     numbers = np.asarray(given, dtype=np.float64)
     if numbers.shape != (count,):
         raise InvalidArgumentError(
@@ -170,7 +169,7 @@ def _numbers(given: Any, count: int) -> Floats:
     return numbers
 
 
-def _some(margins: Floats) -> Floats:
+def _some(margins: FloatArray) -> FloatArray:
     """The margins, of which at least one must be a number."""
     if len(margins) and np.isnan(margins).all():
         raise InvalidArgumentError(

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..records import Message, Persona, Preference
+from ..records import FloatArray, Message, Persona, Preference, Prompt
 from ..tailoring.bm25 import BM25
 from .prompts import Show, prefix_examples, prefix_name, prefix_persona
 from .records import UserPersona, UserPersonas
@@ -24,8 +23,6 @@ __all__ = ["Kind", "Prefix", "PrefixText", "persona_prefix"]
 
 Kind = Literal["none", "tag", "name", "few-shot", "persona", "gold"]
 Retrieve = Literal["random", "bm25", "embedding"]
-Prompt = str | tuple[Message, ...]
-Floats = npt.NDArray[np.float64]
 AnyPersona = UserPersona | Persona | str
 
 
@@ -178,7 +175,7 @@ class Examples:
                     f"history[{place}] has no user.", hint="Leave it out, or give it one."
                 )
             self._choices.setdefault(choice.user, []).append(choice)
-        self._vectors: dict[str, Floats] = {}
+        self._vectors: dict[str, FloatArray] = {}
         if embed is not None:
             texts = [prompt_text(c.prompt) for choices in self._choices.values() for c in choices]
             self._vectors = dict(zip(texts, embedded(texts, embed), strict=True)) if texts else {}
@@ -219,12 +216,12 @@ class Examples:
             )
         return [choice for source in sources for choice in self._choices.get(source, ())]
 
-    def _scores(self, user: str, asked: str, texts: Sequence[str]) -> Floats:
+    def _scores(self, user: str, asked: str, texts: Sequence[str]) -> FloatArray:
         if self._retrieve == "bm25":
             return BM25(texts).scores(asked)
         if self._retrieve == "embedding" and self._embed is not None and texts:
             query = embedded([asked], self._embed)
-            found: Floats = cosines(query, [self._vectors[text] for text in texts])[0]
+            found: FloatArray = cosines(query, [self._vectors[text] for text in texts])[0]
             return found
         # The draw depends on seed, user and prompt, not on what was asked before.
         name = f"{self._seed}\0{user}\0{asked}".encode()

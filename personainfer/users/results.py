@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..evaluation.grouped import mean_by_group, rate_by_group
+from ..evaluation.results import text_table
 from ..evaluation.statistics import Estimate, wilson
 from ..exceptions import DataError
-from ..records import Preference
+from ..records import FloatArray, Preference
 from .attribution import Attribution
 from .fairness import Equity, Measure, correct_together, correlation, equity_by_group
 
 __all__ = ["BARE", "Count", "PrefixAccuracy", "PrefixEvaluation", "Scored"]
 
-Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Groups = Mapping[str, Mapping[str, str]]
 
@@ -46,10 +46,10 @@ class Scored:
         cut: a text was cut, with any of these prefixes.
     """
 
-    own: Floats
-    trained: Floats
-    shuffled: Floats
-    untuned: Floats
+    own: FloatArray
+    trained: FloatArray
+    shuffled: FloatArray
+    untuned: FloatArray
     known: Flags
     turns_cut: Flags
     responses_cut: Flags
@@ -177,7 +177,7 @@ class PrefixEvaluation:
         )
 
     @property
-    def margins(self) -> dict[str, Floats]:
+    def margins(self) -> dict[str, FloatArray]:
         """For each prefix one number a choice: above 0 it is predicted; NaN where there is none."""
         return {name: one.own for name, one in self.scored.items()}
 
@@ -264,15 +264,9 @@ class PrefixEvaluation:
         }
 
     def __str__(self) -> str:
-        grid = self.grid()
-        widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in grid
-        ]
         users = len({choice.user for choice in self.choices})
         what = f"PrefixEvaluation: {len(self.choices):,} choices of {users:,} users"
-        return "\n".join([what, *lines, *self.remarks()])
+        return "\n".join([what, *text_table(self.grid()), *self.remarks()])
 
 
 def _cell(found: Estimate | None) -> str:
@@ -281,9 +275,9 @@ def _cell(found: Estimate | None) -> str:
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
-def _right(margins: Floats) -> Floats:
+def _right(margins: FloatArray) -> FloatArray:
     """1 where the choice is predicted, 0.5 for a tie, NaN where there is no margin."""
-    found: Floats = (np.sign(margins) + 1) / 2
+    found: FloatArray = (np.sign(margins) + 1) / 2
     return found
 
 
@@ -300,12 +294,12 @@ def _accuracy(
     without = _right(bare.own)
     asked = np.array([kind or "" for kind in kinds])
 
-    def rate(scores: Floats, which: Flags | slice = slice(None)) -> Estimate | None:
+    def rate(scores: FloatArray, which: Flags | slice = slice(None)) -> Estimate | None:
         if np.isnan(scores).all():
             return None
         return rate_by_group(scores[which], users[which], confidence=confidence)
 
-    def difference(one: Floats, other: Floats) -> Estimate | None:
+    def difference(one: FloatArray, other: FloatArray) -> Estimate | None:
         return None if np.isnan(other).all() else _gain(one - other, users, confidence)
 
     baseline = without if np.isnan(bare.untuned).all() else _right(bare.untuned)
@@ -329,7 +323,7 @@ def _accuracy(
 
 
 def _gain(
-    differences: Floats, users: npt.NDArray[Any], confidence: float, *, of_itself: bool = False
+    differences: FloatArray, users: npt.NDArray[Any], confidence: float, *, of_itself: bool = False
 ) -> Estimate:
     """The mean of differences between -1 and 1, resampling users.
 
@@ -344,7 +338,7 @@ def _gain(
     return replace(found, low=value - share * (value + 1), high=value + share * (1 - value))
 
 
-def _by_user(users: npt.NDArray[Any], *scores: Floats) -> list[Floats]:
+def _by_user(users: npt.NDArray[Any], *scores: FloatArray) -> list[FloatArray]:
     """The mean of each user's scores over choices that have all of them; NaN for a user without."""
     known = ~np.isnan(np.stack(scores)).any(axis=0)
     _, place = np.unique(users, return_inverse=True)
@@ -366,7 +360,7 @@ def _equity(
     for attribute, group_of in groups.items():
         for name, of in scored.items():
             right = _right(of.own)
-            measures: list[tuple[Measure, Floats]] = [("accuracy", right)]
+            measures: list[tuple[Measure, FloatArray]] = [("accuracy", right)]
             if name != BARE:
                 measures.append(("gain", right - bare))
             if not np.isnan(of.untuned).all():

@@ -12,19 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..records import Message, Preference
+from ..records import FloatArray, Preference, Prompt
 
 __all__ = ["Embed", "cosines", "nearest_users", "prompt_text", "user_vectors"]
 
-Floats = npt.NDArray[np.float64]
 Embed = Callable[[list[str]], npt.ArrayLike]  # n texts -> (n, dimensions)
 
 _QUERIES = 1024  # users compared with all others at once
 
 
-def cosines(one: npt.ArrayLike, other: npt.ArrayLike) -> Floats:
+def cosines(one: npt.ArrayLike, other: npt.ArrayLike) -> FloatArray:
     """The cosine of each vector with each: (n, d) and (m, d) -> (n, m); 0 for a vector of zeros."""
-    found: Floats = _unit(one) @ _unit(other).T
+    found: FloatArray = _unit(one) @ _unit(other).T
     return found
 
 
@@ -33,7 +32,7 @@ def user_vectors(
     embed: Embed,
     *,
     of: Literal["difference", "chosen", "rejected"] = "difference",
-) -> dict[str, Floats]:
+) -> dict[str, FloatArray]:
     """A vector for each user: the mean over choices of emb(chosen) - emb(rejected), or of one alone.
 
     As in PersonalLLM, arXiv 2409.20296, section 4.2.
@@ -131,7 +130,7 @@ def _named(argument: str, users: Sequence[str], place: Mapping[str, int]) -> lis
     return list(dict.fromkeys(users))
 
 
-def embedded(texts: Sequence[str], embed: Embed) -> Floats:
+def embedded(texts: Sequence[str], embed: Embed) -> FloatArray:
     """The vector of each text. Equal texts are embedded once."""
     distinct = list(dict.fromkeys(texts))
     vectors = np.asarray(embed(distinct), dtype=np.float64)
@@ -142,11 +141,11 @@ def embedded(texts: Sequence[str], embed: Embed) -> Floats:
             hint="It takes a list of n texts and returns n vectors.",
         )
     place = {text: row for row, text in enumerate(distinct)}
-    found: Floats = vectors[[place[text] for text in texts]]
+    found: FloatArray = vectors[[place[text] for text in texts]]
     return found
 
 
-def prompt_text(prompt: str | tuple[Message, ...]) -> str:
+def prompt_text(prompt: Prompt) -> str:
     """The text of a prompt to search by: of a conversation, the last turn."""
     return prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
 
@@ -162,8 +161,8 @@ def _top(scores: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
     return top
 
 
-def _unit(vectors: npt.ArrayLike) -> Floats:
+def _unit(vectors: npt.ArrayLike) -> FloatArray:
     found = np.asarray(vectors, dtype=np.float64)
     lengths = np.linalg.norm(found, axis=-1, keepdims=True)
-    unit: Floats = found / np.where(lengths > 0, lengths, 1.0)
+    unit: FloatArray = found / np.where(lengths > 0, lengths, 1.0)
     return unit

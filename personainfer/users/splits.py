@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..records import Message, Preference
+from ..records import FloatArray, Preference, Prompt
 from ..tailoring.bm25 import words
 from .similar_users import Embed, cosines, embedded
 
@@ -91,7 +90,6 @@ def _by_value(
 # Questions on which users choose differently
 
 
-Floats = npt.NDArray[np.float64]
 Question = Literal["clashing", "personal"]
 
 _DIMENSIONS = 1024
@@ -135,14 +133,14 @@ def find_questions(
     return ["clashing" if found else "personal" for found in clashing]
 
 
-def _whole(prompt: str | tuple[Message, ...]) -> str:
+def _whole(prompt: Prompt) -> str:
     """All turns: "Why?" is another question in another conversation."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(turn.content for turn in prompt if turn.role != "system")
 
 
-def word_counts(texts: list[str]) -> Floats:
+def word_counts(texts: list[str]) -> FloatArray:
     """Counts of words, hashed into a fixed number of dimensions."""
     counts = np.zeros((len(texts), _DIMENSIONS))
     for row, text in enumerate(texts):
