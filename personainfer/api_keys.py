@@ -1,10 +1,8 @@
-"""API keys and addresses: where a key goes, what of an address is shown, what a pickle holds.
+"""Keep API keys, and the secrets in addresses, out of messages, files and fingerprints.
 
-An address may hold a password or a token; `shown_address` leaves them out. The key is kept out of
-fingerprints while the options that hold it are pickled.
-
-Hugging Face's datasets hashes the function it maps with by pickling it. With the key in that hash, a
-renewed key would discard all that was mapped before. An ordinary pickle, for another process, keeps it.
+`shown_address` removes passwords and tokens from an address. An ordinary pickle keeps the key, for a worker
+process. The pickles that Hugging Face's datasets makes to fingerprint a function leave it out: a renewed key
+would otherwise discard everything that was mapped before.
 """
 
 from __future__ import annotations

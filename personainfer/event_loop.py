@@ -1,7 +1,6 @@
 """One event loop in a background thread, so that synchronous calls work anywhere, Jupyter included.
 
-It is made at the first use, once a process, and a forked child makes its own. It knows nothing of
-what runs on it.
+It starts at the first use. Each process has one, so a forked child starts its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What runs do, for whoever watches: the logger "personainfer", and OpenTelemetry if it is installed.
+"""Observe runs: the logger "personainfer", and OpenTelemetry if it is installed.
 
-A span a run and counters that grow with it: numbers, the name of the model and the kinds of errors.
-Never a prompt, a reply, an address or a key, so no error's words either. It changes nothing of a run.
+Each run has a span and counters: numbers, the model's name and the kinds of errors. They never hold a prompt,
+a reply, an address, a key, or the text of an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The progress bar: when it is shown, and what it looks like."""
+"""The progress bar of every run, and the rule for when it is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The retry policy of every call to a model or a provider: what may pass, and how long to wait."""
+"""The retry policy of every call to a model or a provider: which errors are retried, and after how long."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""The folder of a batch: its rows, its files of requests and replies, and a handle with its progress.
+"""The folder of a batch job: the rows, the files of requests and replies, and the state of the job.
 
-    batch.json            what was asked of whom, and the ids and state of each part: `PersonaBatch`
+    batch.json            the model, the options, and the id and state of each part: `PersonaBatch`
     rows.parquet          the input, as a table that has no personas yet
     requests-0000.jsonl   a file for each part, as it is uploaded
     output-0000.jsonl     what came back: replies, and the requests that failed
     errors-0000.jsonl
-    cached.jsonl          the replies that were in the cache, so that no part asks for them
-    replies/              the cache of replies, where the run was to use no other
-    lock                  held by the process that works on it, and free when that dies
+    cached.jsonl          the replies that were already in the cache
+    replies/              the cache of replies of a run that does not use the user's cache
+    lock                  held by the process that works on the folder; freed when that process ends
 
 The handle is replaced as a whole whenever it changes.
 """
@@ -153,7 +153,7 @@ class PersonaBatch(Record):
 
     @property
     def replies_folder(self) -> Path:
-        """Where replies are kept when the user's cache is not to be used."""
+        """The cache of replies of a run that does not use the user's cache."""
         return self.path / "replies"
 
     @property

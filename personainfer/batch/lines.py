@@ -1,6 +1,6 @@
 """The lines of a batch's files: a request that is sent, or the answer that comes back.
 
-Providers answer in any order, so that each line carries the key of its request.
+Providers answer in any order, so each line carries the key of its request.
 """
 
 from __future__ import annotations

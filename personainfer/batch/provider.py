@@ -1,7 +1,8 @@
 """A provider's batch API: upload a file of requests, make a batch of it, download files of replies.
 
-OpenAI and Azure are reached through litellm, endpoints through the openai SDK: litellm would refuse the
-answer of a compatible server that lacks a field of OpenAI's, after the batch is made. No method retries.
+OpenAI and Azure are called through litellm, other endpoints through the openai SDK: litellm refuses the
+answer of a compatible server that lacks one of OpenAI's fields, when the batch already exists. No method
+retries.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The results of a batch: good replies go to the cache, the rest become errors; all are counted."""
+"""Read the results of a batch: write good replies to the cache, turn the others into errors, count all."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """`submit_batch` and `collect_batch`: personas through a provider's batch API, at half the price.
 
 Submitting writes a folder before it sends anything, and saves the handle after every step that may cost
-money, so that the same call continues after a crash. Collecting writes the replies to the cache, from
-which the table is made as `infer_personas` makes it.
+money. After a crash, the same call continues. Collecting writes the replies to the cache; the table is then
+made as `infer_personas` makes it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The command `personainfer`: each command parses, calls one public function, and prints.
 
-What a command needs is imported when it runs, so that `--help` comes at once.
+A command imports what it needs when it runs, so that `--help` is fast.
 """
 
 from __future__ import annotations

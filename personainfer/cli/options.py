@@ -1,4 +1,4 @@
-"""The options that several commands share. Those of a model and of a run come from their declarations."""
+"""The options that several commands share; those of the model and the run come from their declarations."""
 
 from __future__ import annotations
 

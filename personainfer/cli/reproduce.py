@@ -1,4 +1,4 @@
-"""The command `personainfer reproduce`: a paper's main figures, measured again."""
+"""The command `personainfer reproduce`: measure a paper's main figures again."""
 
 from __future__ import annotations
 

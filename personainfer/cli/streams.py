@@ -1,6 +1,6 @@
-"""What the command line reads and prints: rows of files and pipes, lines of JSON, summaries, errors.
+"""Read rows from files and pipes; print rows, summaries and errors.
 
-Data goes to standard output, all else to standard error.
+Data goes to standard output, everything else to standard error.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The user's own columns, from a frame, a dataset or dicts, as Arrow tables, whole or in pieces.
+"""Convert the user's own columns, from a frame, a dataset or dicts, to Arrow tables, whole or in pieces.
 
-A column whose values have no common type becomes JSON text, and its field is marked as such.
+A column whose values have no common type becomes JSON text, and the metadata of its field says so.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Write files whole or not at all: every file that this library writes under a name goes through here.
+"""Write a file whole or not at all.
 
-The content goes to a temporary file in the same folder, made by `mkstemp` (a name that nobody can
-foresee, open to its owner only). It is flushed to the disk and then takes the place of the old file. After
-a full disk, a kill or a loss of power there is the old file or the new one, never a part of one.
+The content is written to a temporary file in the same folder (`mkstemp`: a random name, readable by its owner
+only), flushed to the disk, and then renamed over the old file. After a full disk, a kill or a power cut, the
+folder holds the old file or the new one, never a part.
 """
 
 from __future__ import annotations

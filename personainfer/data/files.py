@@ -1,7 +1,7 @@
-"""Files of preference data as streams of rows: .jsonl, .json, .csv, .parquet, and the Hugging Face hub.
+"""Read files of preference data row by row: .jsonl, .json, .csv, .parquet, and data sets of the hub.
 
-A row that cannot be parsed is a `BrokenRow`, so that it costs no other row. A file that is not what
-its name says is a `DataError`.
+A row that cannot be parsed becomes a `BrokenRow`; the others are still read. A file that is not in the format
+of its name raises `DataError`.
 """
 
 from __future__ import annotations

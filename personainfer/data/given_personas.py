@@ -1,4 +1,4 @@
-"""Personas that somebody else made, beside the preference data that they belong to."""
+"""Read personas that somebody else made from columns beside the preference data."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""`PersonaTable`: what was inferred, one row for each input row, in the input's order.
+"""`PersonaTable`: the result of a run, one row for each input row, in the input's order.
 
-It gives the user's own columns back, untouched, with three more. It does not know how a persona was
-inferred. Frame libraries are imported where they are used.
+As a frame, it has the user's own columns, unchanged, and three more: both personas and the error.
 """
 
 from __future__ import annotations
@@ -56,8 +55,8 @@ __all__ = ["PersonaTable"]
 class PersonaTable(Sequence[PersonaRow]):
     """Rows in input order, `usage` of the run, and `settings`: how the personas were made.
 
-    Of a table in a file, a group of rows at a time is in memory: those that are looked at. `added` holds
-    the columns that `with_columns` added, such as the verdicts of a judge.
+    `added` holds the columns that `with_columns` added, such as the verdicts of a judge. A table in a file
+    keeps only the groups of rows in memory that were read last.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class PersonaTable(Sequence[PersonaRow]):
         self.usage = usage or Usage()
         self.settings = dict(settings or {})
         self.added = dict(added or {})
-        # Known from the whole column: a part of it may hold nothing but None.
+        # Determined from the whole column: a slice of it may hold nothing but None.
         self._kinds = {
             name: (kinds or {}).get(name) or type_of(name, v) for name, v in self.added.items()
         }
@@ -96,7 +95,7 @@ class PersonaTable(Sequence[PersonaRow]):
             rows: in the order of the input.
             original: the input's own frame or dataset; None: the rows have their columns.
             about: gives the usage and the settings, after the last row.
-            dropped: the places of rows that are left out, which grows with `rows`; None: there are none.
+            dropped: the places of input rows that are left out, filled while `rows` is read; None: no row is.
             output: a .parquet file to write the rows to, in bounded memory; None: keep them in memory.
         """
         if output is None:
@@ -209,9 +208,9 @@ class PersonaTable(Sequence[PersonaRow]):
     def with_rows(
         self, changed: Mapping[int, PersonaRow], *, usage: Usage, settings: Mapping[str, Any]
     ) -> PersonaTable:
-        """A new table with other rows at some places; the rest are the same, and so are the columns.
+        """A new table in which the rows at some places are replaced.
 
-        Of columns that were added, the other rows have None: their values were found of what they were.
+        The changed rows get None in added columns, since those values describe the old rows.
         """
         if isinstance(self._rows, StoredRows):
             rows: Sequence[PersonaRow] = self._rows.with_rows(changed)
@@ -256,7 +255,7 @@ class PersonaTable(Sequence[PersonaRow]):
             columns: name -> one value a row: text, numbers or booleans of one type, or None, in a list,
                 an array or a series (in its order, whatever its index). A column that was added before
                 is replaced.
-            settings: what the table should remember of how they came about, beside its own.
+            settings: how the columns were made, added to the table's settings.
 
         Raises:
             InvalidArgumentError: a wrong length or type, or a name that the input's own columns have.
@@ -331,7 +330,7 @@ class PersonaTable(Sequence[PersonaRow]):
     def to_arrow(self, *, details: bool = False) -> pyarrow.Table:
         """The input's columns and the new ones, `details` as for `to_pandas`.
 
-        Those of the personas are strings even if all null.
+        The columns of personas are strings, even if all values are null.
         """
         table = with_texts(self._own_arrow(), self._persona_columns())
         new = {name: (values, kind) for name, values, kind in self._new_columns(details)}
@@ -354,7 +353,7 @@ class PersonaTable(Sequence[PersonaRow]):
         return result
 
     def save(self, path: str | Path) -> Path:
-        """Write a Parquet file that anybody can read and `load` restores; whole, or not at all."""
+        """Write a Parquet file, whole or not at all. `load` restores it, and any Parquet reader reads it."""
         path = Path(path)
         if path.suffix != ".parquet":
             raise InvalidArgumentError(
@@ -381,13 +380,13 @@ class PersonaTable(Sequence[PersonaRow]):
         rejected_persona: str | None = "rejected_persona",
         columns: Mapping[str, str] | None = None,
     ) -> PersonaTable:
-        """A table of personas that somebody else made. All that works on inferred ones works on it.
+        """A table of personas that somebody else made, with everything that inferred tables can do.
 
         Args:
             data: preference data of any kind that `infer_personas` reads, with the personas beside it.
             chosen_persona, rejected_persona: the columns with the personas of each side: sentences (see
                 `Persona.parse`), or records with `trait`, `preference` and, if they are known, `evidence`
-                and `flags`. None: there are none of that side.
+                and `flags`. None: this side has no personas.
             columns: where other names differ, as for `infer_personas`.
 
         A row without any persona, or with one that cannot be read, has an error.
@@ -405,7 +404,7 @@ class PersonaTable(Sequence[PersonaRow]):
 
     @classmethod
     def load(cls, path: str | Path) -> PersonaTable:
-        """A table that `save` or `infer_personas(output=…)` wrote, whose rows are read when looked at.
+        """A table that `save` or `infer_personas(output=…)` wrote. Rows are read when they are used.
 
         Raises:
             DataError: another kind of file.
@@ -467,7 +466,7 @@ class PersonaTable(Sequence[PersonaRow]):
         return rows.texts() if isinstance(rows, StoredRows) else persona_columns(rows)
 
     def _new_columns(self, details: bool) -> list[tuple[str, Sequence[Any], ColumnType]]:
-        """What is not the input's: (name, values, their type)."""
+        """The columns that the table adds to the input's: (name, values, type)."""
         text = type_of("", ())
         personas: list[tuple[str, list[Any]]] = list(self._persona_columns())
         if details:

@@ -1,7 +1,7 @@
-"""A table of personas in a Parquet file, read one group of rows at a time.
+"""Read a table of personas from a Parquet file, one group of rows at a time.
 
-The user's columns come first, then those for people to read, then one column with each row's records
-as JSON; the file's metadata says how the table was made.
+The file has the user's columns, then the personas as text, then one column with each row's records as JSON.
+Its metadata says how the table was made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which rows a cut of a table keeps, and the user's own frame cut in the same way."""
+"""Select rows of a table: filter, sort, sample, and take the same rows of the user's own frame."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Write rows to a stored table as they come, one group at a time, in bounded memory.
+"""Write rows to a Parquet file as they arrive, one group at a time, in bounded memory.
 
-The file grows under a hidden name and gets its own when it is complete. A column whose type changes
-on the way is widened, to JSON text if need be, so that no paid reply is lost.
+The file has a hidden name until it is complete. A column whose type changes on the way is widened, to JSON
+text if necessary, so that no paid reply is lost.
 """
 
 from __future__ import annotations

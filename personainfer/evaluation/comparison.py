@@ -1,8 +1,7 @@
-"""Which of two models serves people better: quality with the persona hidden, personalization with it shown.
+"""Compare the responses of two models: quality with the persona hidden, personalization with it shown.
 
-The evaluation of "Whose Boat Does it Float?" (arXiv 2501.11549): a judge compares the two
-responses to each prompt in both orders, and a model wins a prompt only if both agree. How a judge is
-asked is known by `judging`, the numbers by `grouped` and `length_control`.
+The evaluation of "Whose Boat Does it Float?" (arXiv 2501.11549): a judge compares the two responses to each
+prompt in both orders. A model wins a prompt only if both orders agree.
 """
 
 from __future__ import annotations

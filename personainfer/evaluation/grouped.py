@@ -1,6 +1,6 @@
 """Means and rates of items that belong to groups, such as the rows of one prompt.
 
-Means are over items, and whole groups are resampled. `n` is the number of groups.
+The mean is over items; intervals come from resampling whole groups. `n` is the number of groups.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""People as judges: a blinded sheet out, their ratings in, and how far they and a judge agree.
+"""Let people judge personas: write a blinded sheet, read their ratings, measure agreement.
 
-The questions are those of "Whose Boat Does it Float?" (arXiv 2501.11549): which response does the persona
-prefer, and the four ratings from 1 to 5.
+The questions are those of "Whose Boat Does it Float?" (arXiv 2501.11549): which response the persona
+prefers, and four ratings from 1 to 5.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ RATINGS = ("plausible", "applicable", "harmful", "overfit")
 _FIELDS: dict[str, tuple[str, ...]] = {"choice": ("choice",), "rating": RATINGS}
 _CHOICES = {"1": "1", "2": "2", "neither": "neither"}
 _SHOWN = ("item", "persona", "prompt", "response_1", "response_2")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs cells that begin so
 
 
 class RatingSheet(NamedTuple):
-    """The files of a sheet: `csv` and `html` are for the raters, `key` is not: it says what is what."""
+    """The files of a sheet: `csv` and `html` for the raters; `key`, with the answers, is not for them."""
 
     csv: Path
     html: Path
@@ -74,22 +74,22 @@ def write_rating_sheet(
 ) -> RatingSheet:
     """Write what people are to rate, as a CSV file and as one HTML page that needs no network.
 
-    Rows and sides are mixed, ids say nothing, and which response comes first is drawn: a rater cannot
-    tell the chosen from the rejected side.
+    The items are shuffled and numbered, and which response comes first is random, so a rater cannot tell the
+    chosen from the rejected side.
 
     Args:
         table: personas of one side or both.
         folder: an empty or new folder.
         question: "choice": which of the two responses does this person prefer (1, 2, neither)?
-            "rating": the preferred response is marked, and four questions are asked, 1 to 5 each:
-            plausible, applicable, harmful, overfit.
+            "rating": the preferred response is marked; is the persona plausible, applicable, harmful,
+            overfit (1 to 5 each)?
         sides: whose personas.
         items: how many of them, drawn at random; None: all.
-        seed: of what is drawn.
+        seed: of the random choices.
 
     Raises:
         InvalidArgumentError: a bad argument, or a folder that holds files.
-        DataError: the table has not so many personas.
+        DataError: the table has fewer personas than `items`.
     """
     InvalidArgumentError.check("question", question, _FIELDS)
     InvalidArgumentError.check("sides", sides, ("both", "chosen", "rejected"))

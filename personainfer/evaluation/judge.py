@@ -1,7 +1,7 @@
-"""A question about two texts, put to a judge in both orders.
+"""Ask a judge which of two texts is better, in both orders.
 
-An order counts for a text only if the judge picks that text in so many words: an answer of "neither"
-and a reply that cannot be used count for nobody.
+An order counts for a text only if the judge picks that text explicitly. An answer of "neither", or a reply
+that cannot be used, counts for neither text.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Verdict:
 
     @property
     def soft_score(self) -> float:
-        """As `score`, with the probability of each pick in its place; `score` where one is not known."""
+        """The mean probability of picking the first text; `score` if a pick has no probability."""
         picks = [opinion for opinion in self.orders if opinion.pick is not None]
         known = [opinion.probability for opinion in picks if opinion.probability is not None]
         return sum(known) / 2 if len(known) == len(picks) else self.score
@@ -243,9 +243,9 @@ def verdict_columns(
 ) -> dict[str, list[Any]]:
     """The verdicts on the personas of each side, one a row, as columns of their table.
 
-    The probability has one of its own: a judge that always answers "1" is right in half of the orders,
-    whatever it leans to. Where it is not known there is none, except in place of what an earlier judge
-    left: `before` are the names of the columns that the table has.
+    The probability has a column of its own: a judge that always answers "1" is right in half of the orders,
+    whatever it leans to. Without probabilities there is no such column, unless the table has one from an
+    earlier judge, which is then replaced. `before` are the names of the columns that the table has.
     """
     columns: dict[str, list[Any]] = {}
     for side, verdicts in placed.items():

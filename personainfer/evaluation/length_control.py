@@ -1,4 +1,4 @@
-"""What a win rate would be if both sides were equally long.
+"""Estimate what a win rate would be if the responses of both sides were equally long.
 
 The regression of length-controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475, section 3), for one
 pair of models: logit P(win) = a + b tanh(d / sd(d)), where d is the difference of the lengths, and the

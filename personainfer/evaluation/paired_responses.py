@@ -1,8 +1,4 @@
-"""Prompts, the responses of two models to them, and personas, put side by side by id.
-
-What lies beside the wrong prompt is never compared: ids that do not match are an error. What is done
-with the pairs is not known here.
-"""
+"""Match prompts, the responses of two models, and personas by id. Ids that do not match are an error."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`write_report`: a table of personas as one HTML page that needs no network.
 
-The data reaches the template as escaped text or as JSON, and the page's script turns it into text nodes,
-so that nothing in the data can run. The page's content policy allows no other script and no request.
+Data cannot run as code: it enters the template as escaped text or as JSON, and the page's script puts it
+into text nodes. The page's content policy allows no other script and no request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a judge found, as records to read: numbers with intervals, counts, and the table with columns."""
+"""The results of judging: numbers with intervals, counts, and the table with a column for each verdict."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHOWN = 3  # problems that a view names; `problems` has them all
 
 
 def partiality(judge: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a judge had to do with a table's personas before it judged them; empty: nothing."""
+    """Notes on a judge that wrote or selected the table's personas itself; empty if it did neither."""
     notes = []
     if judge == settings.get("model"):
         notes.append(
@@ -54,15 +54,15 @@ def text_table(grid: Sequence[Sequence[str]]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What every question to a judge brings.
+    """What all results of a judge have.
 
     Attributes:
         judge: the model that judged.
-        skipped: personas (rows, where two things are compared) that were not there to be judged.
-        failed: those for which the judge gave a reply that cannot be used.
-        problems: why, and how often.
+        skipped: how many personas (or rows, where two things are compared) are missing.
+        failed: how many got no usable reply from the judge.
+        problems: the reasons, and how often each occurred.
         notes: what a reader of the numbers should know.
-        usage: what the judge was asked and cost.
+        usage: the calls, tokens and cost of the judge.
     """
 
     judge: str
@@ -77,7 +77,7 @@ class Findings:
         raise NotImplementedError
 
     def remarks(self) -> list[str]:
-        """What was left out and why, one sentence each."""
+        """What was left out, and why: one sentence each."""
         said = [f"{self.skipped:,} not judged, for want of a persona."] if self.skipped else []
         return [*said, *self.problem_remarks(), *self.notes]
 
@@ -115,7 +115,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class TableFindings(Findings):
-    """What a judge found of a table of personas.
+    """The results of judging a table of personas.
 
     Attributes:
         table: the table that was judged, with a column for each verdict.

@@ -1,8 +1,8 @@
-"""Which words mark the personas of one side against those of the other.
+"""Find the words that are more frequent in the personas of one side than in those of the other.
 
-"Whose Boat Does it Float?" (arXiv 2501.11549, saliency) reports P(side | word) above a frequency floor.
-Here each word also has its log-odds ratio, with an interval and a p-value corrected for many words.
-Only what a model wrote is read, trait and preference: not "The user is … and prefers …".
+"Whose Boat Does it Float?" (arXiv 2501.11549, saliency) reports P(side | word) of words above a minimum
+count. Each word also gets its log-odds ratio with an interval, and a p-value corrected for the number of
+words. Only words of traits and preferences count, not the fixed words of the sentence around them.
 """
 
 from __future__ import annotations

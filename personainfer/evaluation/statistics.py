@@ -1,7 +1,7 @@
 """Means, rates and log-odds with intervals; p-values corrected for many tests.
 
-Each row of an array is one item. Everything that was measured on an item, such as both orders of a
-judgement or both sides of a pair, stays together when items are resampled. Needs numpy only.
+Each row of an array is one item. All measurements of an item, such as both orders of a judgement or both
+sides of a pair, are resampled together. Numpy only.
 """
 
 from __future__ import annotations

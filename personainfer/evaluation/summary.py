@@ -1,6 +1,6 @@
-"""A table of personas in numbers, for a report or a plot: counts, accuracy by side, scores.
+"""Summarise a table of personas for a report or a plot: counts, accuracy by side, scores.
 
-Verdicts are read from the columns that `verify_personas` adds, scores from the rows' candidates.
+Verdicts come from the columns that `verify_personas` adds, scores from the candidates of the rows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Is a persona a good explanation of the choice? A judge is asked, and always in both orders.
+"""Ask a judge whether a persona explains the choice, always in both orders.
 
-The questions are those of "Whose Boat Does it Float?" (arXiv 2501.11549): accuracy, persona preference,
-and its four questions to people. The two orders of a question are one observation: intervals come from
-resampling rows. How a judge is asked is known by `judging`, the numbers by `metrics`.
+The questions are those of "Whose Boat Does it Float?" (arXiv 2501.11549): accuracy, persona preference, and
+four ratings. The two orders of a question are one observation; intervals come from resampling rows.
 """
 
 from __future__ import annotations

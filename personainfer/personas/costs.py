@@ -1,4 +1,4 @@
-"""What a run would take, and the first request that it would send, before any call is made."""
+"""Estimate the calls, tokens and cost of a run, and show its first request, before any call is made."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Flag what is doubtful about a persona. A flag never hides a persona and never raises.
 
-The flags come from word lists and patterns, so they find what is written, not what is meant
-(`personainfer.evaluation` asks whether a persona is true):
+Word lists and patterns find the flags, so they see what is written, not what is meant. Use
+`personainfer.evaluation` to test whether a persona is true.
 
     refusal              the model declined instead of describing anybody
     copies_text          four words in a row are taken from the pair

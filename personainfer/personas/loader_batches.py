@@ -1,4 +1,4 @@
-"""Read a loader's batch as rows, and give it back in its own type with the personas beside it.
+"""Read the batch of a data loader as rows, and return it in its own type with columns of personas.
 
 A batch is a frame, a mapping of columns, or a list of dicts.
 """

@@ -1,7 +1,7 @@
-"""`AddPersonas`: one callable for every loader that hands out data in batches.
+"""`AddPersonas`: a callable that adds personas to the batches of any data loader.
 
-`Dataset.map`, a DataLoader's `collate_fn`, Ray Data's and polars' `map_batches`, chunks of pandas. A
-batch comes back in its own type.
+It works with `Dataset.map`, as a DataLoader's `collate_fn`, with Ray Data's and polars' `map_batches`, and on
+chunks of pandas. A batch comes back in its own type.
 """
 
 from __future__ import annotations

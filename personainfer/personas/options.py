@@ -1,4 +1,4 @@
-"""The options of `infer_personas` and its twins, and the plan and the model that they describe."""
+"""The options of `infer_personas` and its variants, and the plan and the model that they describe."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The requests that ask about a pair, and the row that their replies make.
+"""Make the requests about a pair, and make a row of their replies.
 
-The joint protocol asks for both personas in one request, and the pair's texts decide which response is
-shown first. The separate protocol asks for one side a request, whose response is shown first. With
-several candidates, each request is sent once a sample.
+The joint protocol asks for both personas in one request; the pair's texts decide which response is shown
+first. The separate protocol asks for each side in a request of its own, with that side's response first. With
+several candidates, each request is sent several times.
 """
 
 from __future__ import annotations

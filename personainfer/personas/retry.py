@@ -34,7 +34,7 @@ def retry_errors(
 
     Asked is each row with an error and a pair that can be used. All others are taken over: those whose
     input was bad, too, and those of which no candidate explains the choice, a finding and no failure.
-    What was paid for is in the cache: of a row that failed on one side, that side alone is paid for.
+    Replies that were paid for are in the cache: where one side of a row failed, only that side costs again.
 
     Args:
         table: a table, or the path of a saved one.
@@ -155,7 +155,7 @@ def _stream(
 
 
 def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError where the address is a file's alone, or is not known whole."""
+    """Raise InvalidArgumentError if a stored or secret address would get the caller's key unasked."""
     base = settings.get("api_base")
     if given.get("api_base") is not None or base is None or model != settings.get("model"):
         return
@@ -168,7 +168,7 @@ def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, 
 
 
 def _merged(before: PersonaRow, now: PersonaRow) -> PersonaRow:
-    """The new row in the place of the old one, whose personas stay where there are no new ones."""
+    """The new row, with the old row's personas on sides that got none."""
     kept = {
         side: getattr(before, side)
         for side in ("chosen", "rejected")

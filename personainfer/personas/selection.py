@@ -1,4 +1,4 @@
-"""Choice among several candidates a side: the one that explains the choice best is kept."""
+"""Select, among the candidates of each side, the persona that explains the choice best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cell holds, as text or as the turns of a conversation, and the response at its end.
+"""Read the cells of a row as text or as turns of a conversation, and make a `Preference` of them.
 
 Turns come in many spellings: `role`/`content`, `from`/`value` (ShareGPT), a list under `messages`,
 content in parts, or all of it as JSON text. They become `Turn`s with the roles system, user,
@@ -87,20 +87,20 @@ _IN_JSON = re.compile(r"""\s*(?:\[\s*)?\{.*?["'](?:role|from|content|value)["']\
 
 
 def plain(value: object) -> object:
-    """Numpy's arrays and scalars, which frames hold, as Python's own lists and numbers."""
+    """Numpy's arrays and scalars as Python's lists and numbers; other values as they are."""
     if type(value).__module__ == "numpy":
         return value.tolist()  # type: ignore[attr-defined]
     return value
 
 
 def is_null(value: object) -> bool:
-    """Whether a value is what a row, a frame or an array has for nothing."""
+    """Whether a value is None, absent, NaN, or a null of pandas."""
     absent = value is None or value is ABSENT or type(value).__name__ in ("NAType", "NaTType")
     return absent or (isinstance(value, float) and math.isnan(value))
 
 
 def wrong_type(name: str, value: object, wanted: str) -> DataError:
-    """The error of a value that is absent, null, or of a type that cannot be used."""
+    """The error for a value that is absent, null, or of a wrong type."""
     if value is ABSENT:
         return DataError(f"the row has no {name!r}.", hint=LEAVE_OUT)
     if is_null(value):

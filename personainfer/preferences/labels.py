@@ -1,8 +1,8 @@
-"""Which of two responses a label means.
+"""Read which of two responses a label prefers.
 
 Labels are coded in many ways: 1/2, 0/1, "A"/"B", "model_a", signed strengths, the names of the two
-models. Whether 1 means the first or the second response cannot be seen in one row, so a column is
-looked at as a whole. A coding that is not certain is refused, with the `labels=` to give instead.
+models. One row does not show whether 1 means the first or the second response, so the whole column is
+examined. An ambiguous coding is refused, and the error shows the `labels=` to pass.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _words(key: str) -> str:
 
 
 def word_verdict(key: str, names: tuple[str, str]) -> Verdict | None:
-    """What a label says by its words alone; None for numbers and for words that are not known."""
+    """Which response a label names in words; None for numbers and for unknown words."""
     for verdict, name in zip(_VERDICTS, names, strict=False):
         if key == name.lower() and not name.isdigit():
             return verdict

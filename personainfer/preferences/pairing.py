@@ -1,6 +1,6 @@
-"""Pairs from several responses to one prompt: by score, by rank, or as two lists.
+"""Make pairs from several responses to one prompt: by score, by rank, or from two lists.
 
-What makes a pair is a rule that the caller picks. Equal scores never make one.
+The caller picks the rule. Equal scores never make a pair.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The schema of data, by the names of its columns and by what its first rows hold.
+"""Recognise the schema of data from the names of its columns and the values of its first rows.
 
-Where no schema fits, the error says which columns there are and what to write.
+If no schema fits, the error lists the columns that were found and says what to write.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ _ROLES: Final = tuple(
 
 
 def check_roles(roles: Mapping[str, str]) -> None:
-    """Raise `InvalidArgumentError` if `columns=` names a role that there is not."""
+    """Raise `InvalidArgumentError` if `columns=` names an unknown role."""
     for role, column in roles.items():
         if role not in _ROLES:
             known = _nearest(role, _ROLES)
@@ -241,7 +241,7 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
     """The schemas that these columns may have, the likeliest first.
 
     Raises:
-        InvalidArgumentError: `columns=` names a column that there is not.
+        InvalidArgumentError: `columns=` names a column that the data does not have.
         DataError: no schema has these columns.
     """
     for role, column in told.columns.items():

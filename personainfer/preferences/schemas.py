@@ -1,4 +1,4 @@
-"""How a row becomes a `Preference`, given which of its columns plays which role."""
+"""Turn a row into a `Preference`, given the role of each column."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class Schema:
         return key if isinstance(key, str | int | float) else repr(key)
 
     def describe(self) -> dict[str, Any]:
-        """How the rows were read, for a table's settings; empty where there is nothing to say."""
+        """How the rows were read, for a table's settings; empty if nothing was chosen or changed."""
         said: dict[str, Any] = {}
         if self.coding is not None:
             said["labels"] = self.coding.describe()
@@ -451,7 +451,7 @@ def _majority(*annotations: object) -> Verdict:
 
 @cache
 def example_rows() -> dict[str, dict[str, Any]]:
-    """One row of each schema and of each data set that is known by name, by that name."""
+    """An example row of each schema and of each named data set, by name."""
     text = files(__package__).joinpath("texts/example_rows.json").read_text("utf-8")
     found: dict[str, dict[str, Any]] = json.loads(text)
     return found

@@ -1,8 +1,7 @@
-"""Make conversations fit a model's context, by one rule.
+"""Shorten conversations to fit a model's context.
 
-The response, the persona, system messages, and all from the last user turn on are never cut. Where a
-row is too long, its oldest turns are left out, a question with its answer. A row that is still too long
-gets no score.
+The oldest turns are left out first, each question with its answer. The response, the persona, system
+messages, and everything from the last user turn on are kept. A row that is still too long gets no score.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Models of transformers and their tokenizers: a hub id, a folder, a `.gguf` file or a LoRA adapter.
-
-What they are loaded for is not known here.
-"""
+"""Load transformers models and tokenizers from a hub id, a folder, a `.gguf` file or a LoRA adapter."""
 
 from __future__ import annotations
 

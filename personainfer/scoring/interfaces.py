@@ -1,8 +1,7 @@
-"""What the ways of scoring have in common: tokens in, log-probabilities out; and the client of servers.
+"""The interface of all scorers: tokens in, log-probabilities out; and a client of scoring servers.
 
-A text is scored as two lists of tokens, of what is given and of what is said. Each is tokenized by
-itself and the lists are put together, so that no token straddles the boundary, and so that a response
-has the same tokens after every prefix. What the texts are about is not known here.
+A text is scored as two lists of tokens: the prefix that is given, and the response. Each is tokenized by
+itself, so that no token spans the boundary and a response has the same tokens after every prefix.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Scorer(Protocol):
     """A language model that gives the log-probabilities of a text."""
 
     def context(self) -> int | None:
-        """The most tokens of prefix and response together; None: not known, or no limit."""
+        """The most tokens of prefix and response together; None: unknown or unlimited."""
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """The tokens of each text; a text that looks like a special token does not become one."""

@@ -1,4 +1,4 @@
-"""How likely a language model finds a response, with and without a persona.
+"""Measure how likely a language model finds a response, with and without a persona.
 
 lift(persona, response) = log p(response | prompt, persona) - log p(response | prompt): the pointwise mutual
 information of the two, given the prompt. A persona explains a choice when it lifts the preferred

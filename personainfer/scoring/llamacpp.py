@@ -1,8 +1,8 @@
-"""Log-probabilities from a llama.cpp server: it has no call for them, so it is made to say the response.
+"""Get log-probabilities of responses from a llama.cpp server, or from a local model in this process.
 
-A grammar of token literals allows one token at each step, while `logprobs` are those of the distribution
-before the grammar. A grammar of the plain text would leave the tokenization open, and another one might
-be scored. A local model in this process is such a server too.
+The server has no call for this, so a grammar makes it generate the response: token literals allow one token
+at each step, and `logprobs` are those of the distribution before the grammar. A grammar of plain text would
+allow other tokenizations of the same text.
 """
 
 from __future__ import annotations

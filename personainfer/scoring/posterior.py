@@ -1,8 +1,7 @@
-"""Which of several candidate personas one user has: Bayes over the choices that the user made.
+"""The posterior over candidate personas of one user, from the choices that the user made.
 
-A persona predicts a choice with probability sigma(e / tau), where e says how well it explains the choice
-(nats a token, of any `Selector`): the Bradley-Terry model with lift as the reward. What computes e is
-not known here; numpy is all that is needed.
+A persona predicts a choice with probability sigma(e / tau), where e says how well it explains the choice, in
+nats a token: the Bradley-Terry model with lift as the reward. Any `Selector` can compute e. Numpy only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Check the rows that are to be scored: prompts, personas and responses of one length."""
+"""Check the rows to be scored: as many prompts and personas as responses."""
 
 from __future__ import annotations
 

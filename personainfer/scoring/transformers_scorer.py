@@ -1,9 +1,8 @@
-"""Log-probabilities from transformers: any causal model that it loads, on a CPU or a GPU, in batches.
+"""Compute log-probabilities with transformers: any causal model, on a CPU or a GPU, in batches.
 
-A start that several texts share is read once, and its keys and values serve every response after it. Models
-without keys and values, or with a state that padding would change, read each text whole. Only the tokens
-of responses go through the output layer, a few at a time, since the logits of a whole batch would fill the
-memory.
+A prefix that several texts share is computed once, and every response after it reuses its KV cache. Models
+without a KV cache, or with a state that padding would change, read each text whole. Only the tokens of
+responses go through the output layer, a few at a time: the logits of a whole batch would fill the memory.
 """
 
 from __future__ import annotations

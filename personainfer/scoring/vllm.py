@@ -1,7 +1,6 @@
-"""Log-probabilities from an endpoint that gives those of a prompt, as vLLM does (`prompt_logprobs`).
+"""Get log-probabilities from an endpoint that returns those of a prompt, as vLLM does (`prompt_logprobs`).
 
-Prefix and response are sent together, as tokens, for a completion of one token that nobody reads. What
-the texts are about is not known here.
+Prefix and response are sent together, as tokens. The one token that the endpoint must generate is ignored.
 """
 
 from __future__ import annotations
@@ -61,13 +60,13 @@ class PromptLogprobs:
             "prompt": prompt,
             "max_tokens": 1,
             "temperature": 0,
-            "prompt_logprobs": 1,  # the token itself is always among them; 0 is not known everywhere
+            "prompt_logprobs": 1,  # the token itself is always included; some servers refuse 0
         }
         reply = await self._endpoint.ask("/v1/completions", body)
         try:
             records: list[Any] = reply["choices"][0]["prompt_logprobs"]
             if len(records) != len(prompt):
-                raise ValueError("it is not known which record is whose")
+                raise ValueError("the records cannot be matched to the tokens")
             found = zip(records[-len(text.response) :], text.response, strict=True)
             return np.array([float(record[str(token)]["logprob"]) for record, token in found])
         except (LookupError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The main figures of the papers, measured again: the published number, ours, its interval, what differs.
+"""Measure the main figures of the papers again: the published number, ours, its interval, what differs.
 
 `pi` and `pt`: "Whose Boat Does it Float?" (arXiv 2501.11549), persona inference and persona tailoring.
 `wikipersonas`: FamousPersona (arXiv 2505.13257). `personalllm`: PersonalLLM (arXiv 2409.20296).

@@ -1,4 +1,4 @@
-"""Rewards of several models for the responses to prompts: one array with names, on one scale.
+"""The rewards that several models give to the responses to prompts: a named array, on one scale.
 
 Rewards come from an array, from columns, from reward models of transformers, from the lift of personas, or
 from any callable.

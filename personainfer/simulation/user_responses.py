@@ -62,7 +62,7 @@ def respond_to_users(
         A row for each baseline, user and prompt, in this order.
 
     Raises:
-        InvalidArgumentError, DataError: a bad argument, or a prefix that knows nothing of a user, before
+        InvalidArgumentError, DataError: a bad argument, or a prefix without text for a user, before
             any call.
         ModelError: only where every request would fail (key, model).
     """

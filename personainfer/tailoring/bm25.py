@@ -1,8 +1,8 @@
-"""Okapi BM25: which of some texts shares the telling words of a query. Numpy only; no model.
+"""Okapi BM25: score texts by the informative words that they share with a query. Numpy only; no model.
 
 The weighting of Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009,
 section 3.4), with the inverse document frequency log(1 + (N - n + 0.5) / (n + 0.5)), which unlike theirs
-is never negative. What the texts are is not known here.
+is never negative.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The card of a data set of personas: how they were made, whether they explain the choices, what is left out.
+"""Write the card of a data set of personas: how they were made, how well they explain, what is left out.
 
-Its words are a template in the folder `templates`. How the data set is written is not known here.
+The text is a template in the folder `templates`.
 """
 
 from __future__ import annotations

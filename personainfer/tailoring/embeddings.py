@@ -1,7 +1,4 @@
-"""Texts -> vectors of length 1, by a sentence-transformers model or an OpenAI-compatible endpoint.
-
-What the texts are, and what is done with the vectors, is not known here.
-"""
+"""Embed texts as vectors of length 1, by a sentence-transformers model or an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`export_personas`: a table of personas as a data set to train on, with a card that says what it is.
+"""`export_personas`: write a table of personas as a data set to train on, with a dataset card.
 
-The rows are those of `tailoring`, in Parquet or JSONL as `datasets.load_dataset` and TRL's command line
-read them. What the card says is not known here.
+The rows are those of `tailoring_rows`, in Parquet or JSONL, as `datasets.load_dataset` and TRL's command line
+read them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Export:
         rows: by split.
         left_out: reason -> how many pairs with one persona (see `tailoring_rows`).
         long_prompts: rows whose prompt takes 1,024 tokens or more, at four bytes a token: the default
-            `max_length` of TRL's trainers for DPO, SFT, KTO and rewards is no more than that. 0 for
+            `max_length` of TRL's trainers for DPO, SFT, KTO and rewards is at most that. 0 for
             formats without such a limit.
     """
 

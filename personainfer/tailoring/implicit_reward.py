@@ -1,8 +1,8 @@
-"""The implicit reward of a tuned model: what it has learned to find better, with no judge.
+"""The implicit reward of a tuned model: which responses it learned to prefer, without a judge.
 
-A policy that is trained from a reference on preferences (DPO) is, up to a term that depends on the
-prompt alone, the reward model beta * (log pi - log pi_ref) (Rafailov et al. 2023, "Direct Preference
-Optimization", arXiv 2305.18290, section 4). How log-probabilities are come by is not known here.
+A policy trained on preferences from a reference (DPO) is, up to a term that depends only on the prompt, the
+reward model beta * (log pi - log pi_ref) (Rafailov et al. 2023, "Direct Preference Optimization",
+arXiv 2305.18290, section 4).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`tailor_responses`: a model answers prompts for personas, with or without worked examples.
+"""`tailor_responses`: let a model answer prompts for personas, with or without examples.
 
-The personas at inference are those of "Whose Boat Does it Float?" (arXiv 2501.11549): gold, retrieved, one
-for all (system), or none.
+The sources of personas are those of "Whose Boat Does it Float?" (arXiv 2501.11549): gold, retrieved, one for
+all prompts (system), or none.
 """
 
 from __future__ import annotations

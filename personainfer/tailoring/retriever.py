@@ -1,6 +1,6 @@
-"""The persona that a model gets for a new prompt: a retrieved one, one for all, or the user's own sentence.
+"""Find a persona for a new prompt: a retrieved one, one for all prompts, or the user's own sentence.
 
-These are the personas at inference of "Whose Boat Does it Float?" (arXiv 2501.11549).
+These are the sources of personas in "Whose Boat Does it Float?" (arXiv 2501.11549).
 """
 
 from __future__ import annotations
@@ -329,10 +329,10 @@ def choose_system_persona(
 
 
 def first_person_prompt(prompt: object, persona: Persona | str) -> Prompt:
-    """The prompt with the persona as the user's own last sentence, for a model that knows no personas.
+    """The prompt with the persona as the user's own last sentence: "I am … and prefer …" (arXiv 2501.11549).
 
-    "I am … and prefer …", in the last user message; text that is not about "The user" is added as it is
-    (arXiv 2501.11549).
+    The sentence ends the last user message, for models that were not trained on personas. Text that is not
+    about "The user" is added as it is.
 
     Raises:
         DataError: the prompt is no text or conversation.

@@ -1,8 +1,8 @@
-"""`tailoring_rows`: a table of personas as rows to train a model on that tailors to a persona.
+"""`tailoring_rows`: turn a table of personas into rows that train a model to tailor responses to a persona.
 
-A persona prefers one response of its pair: in a row with the rejected side's persona the labels are
-swapped ("Whose Boat Does it Float?", arXiv 2501.11549, section 4). The rows have the shapes of TRL's
-trainers. What trains on them, and what a file of them looks like, is not known here.
+In a row with the rejected side's persona the labels are swapped, since that persona prefers the rejected
+response ("Whose Boat Does it Float?", arXiv 2501.11549, section 4). The rows have the format of TRL's
+trainers.
 """
 
 from __future__ import annotations

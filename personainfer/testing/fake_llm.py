@@ -5,8 +5,8 @@
         assert llm.calls == len(df) + 2
 
 It speaks OpenAI's chat completions on loopback, answers a JSON schema with deterministic words that
-fit it, and fails as scripted. `python -m personainfer.testing` serves from a process of its own.
-It knows the wire format and nothing of personas; it does not stream.
+fit it, and fails as scripted. It does not stream. `python -m personainfer.testing` serves it from a process
+of its own.
 """
 
 from __future__ import annotations

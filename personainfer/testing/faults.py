@@ -1,7 +1,6 @@
-"""What a fake model says, and the ways in which a call of it goes wrong.
+"""The replies of a fake model, and the faults that a call can have.
 
-Records only: a `Reply` makes the bytes of an HTTP body, a `Fault` spoils them. How they are sent is known
-by `testing`.
+A `Reply` makes the bytes of an HTTP body; a `Fault` corrupts or replaces them.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def _halves(
 
 
 def _masks(count: int, ablations: int, random: np.random.Generator) -> Flags:
-    """Which sentences are in, shape (subsets, count): all subsets where they are no more than asked for."""
+    """Which sentences each subset has, shape (subsets, count): all subsets if there are few enough."""
     if count == 0:
         return np.zeros((0, 0), dtype=bool)
     if 2**count <= ablations:

@@ -190,7 +190,7 @@ def correlation(
 
 
 def _centred(values: FloatArray) -> FloatArray:
-    """The values less their mean; 0 where the difference is nothing but rounding."""
+    """The values minus their mean; 0 where the difference is only rounding."""
     if not len(values):
         return values
     centred = values - values.mean()
