@@ -197,9 +197,13 @@ class RateLimitError(ModelError):
 
 
 class TransportError(ModelError):
-    """The connection failed, the reply did not come in time, or the server broke."""
+    """The connection failed, the reply did not come in time, or the server broke.
+
+    `unanswered`: the request may have arrived, and no answer came; nobody knows whether it is paid.
+    """
 
     retryable = True
+    unanswered = False
 
 
 class ReplyError(ModelError):

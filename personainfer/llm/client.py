@@ -28,7 +28,7 @@ from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
 from .llamacpp import EmbeddedTransport
 from .rate_limits import Budget, Limits, Price, find_price
-from .requests import Form, Job, Reply, Request
+from .requests import Form, InFlight, Job, Reply, Request
 from .runs import Run
 from .transports import EndpointTransport, LiteLLMTransport, Transport
 from .weights import find_weights
@@ -266,6 +266,7 @@ class LLM:
             self.cache = ReplyCache(Path(folder) if folder else default_cache_dir())
         self._forms: dict[tuple[Any, ...], Form] = {}
         self._counting = threading.Lock()
+        self._in_flight = InFlight()
 
     @property
     def samples(self) -> bool:
@@ -333,7 +334,9 @@ class LLM:
         tally = Tally(self.price)
         return Run(
             self.jobs(items),
-            Workers(self.transport, self.limits, self.cache, self._call_settings, tally),
+            Workers(
+                self.transport, self.limits, self.cache, self._call_settings, tally, self._in_flight
+            ),
             cache=self.cache,
             tally=tally,
             model=self.model,

@@ -321,9 +321,13 @@ def provider_errors(name: str, timeout: float, key: str) -> Iterator[None]:
         yield
     except openai.APITimeoutError:
         message = f"{name} did not answer within {timeout:g} s."
-        raise TransportError(message, hint="Raise timeout=.") from None
+        late = TransportError(message, hint="Raise timeout=.")
+        late.unanswered = True
+        raise late from None
     except openai.APIConnectionError as error:
-        raise TransportError(redact(f"the connection to {name} failed: {error}", key)) from None
+        failed = TransportError(redact(f"the connection to {name} failed: {error}", key))
+        failed.unanswered = "connect" not in str(error).lower()
+        raise failed from None
     except openai.APIError as error:
         response = getattr(error, "response", None)
         headers = getattr(error, "litellm_response_headers", None) or getattr(

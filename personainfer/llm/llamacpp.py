@@ -10,10 +10,12 @@ import asyncio
 import atexit
 import json
 import os
+import secrets
+import shutil
 import tempfile
 import threading
 from bisect import bisect_left
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +61,7 @@ class EmbeddedTransport(EndpointTransport):
         super().__init__(model=Path(weights.file).stem, api_base="", api_key="none")
         self._weights = weights
         # A reply depends on the weights, and not on the port, which differs each time.
-        self.endpoint = f"llama.cpp:{weights.file}:{weights.size}"
+        self.endpoint = f"llama.cpp:{weights.identity}"
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """The JSON schema of the reply, with its bounds on lengths."""
@@ -76,7 +78,7 @@ class EmbeddedTransport(EndpointTransport):
             ModelNotFoundError: the weights cannot be had or loaded, or have no chat template.
         """
         server = await asyncio.to_thread(self._chat_server)
-        self._base = server.api_base
+        self._base, self.key = server.api_base, server.api_key
         _, _, text = body.partition(b'"messages": [')
         start, _, _ = text.rpartition(b'{"role": "user"')
         slots = server.slots
@@ -141,6 +143,46 @@ def _engine() -> Any:
     return xllamacpp
 
 
+_FOLDERS = "personainfer-slots-"
+
+
+class SlotCopies:
+    """Where copies of slots are: people's texts, so a kill must leave none of them on the disk.
+
+    On Linux they are files in memory without a name, which end with the process. Elsewhere they are in a
+    private folder, which goes with the process, or after a kill at the next start.
+    """
+
+    def __init__(self, count: int) -> None:
+        if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
+            self._files = [os.fdopen(os.memfd_create("slot"), "rb") for _ in range(count)]
+            self.folder = "/proc/self/fd/"
+            self.names = [str(file.fileno()) for file in self._files]
+        else:
+            _remove_left_folders()
+            self._temporary = tempfile.TemporaryDirectory(prefix=_FOLDERS)
+            self._lock = _folder_lock(self._temporary.name)
+            self._lock.acquire()
+            self.folder = f"{self._temporary.name}/"
+            self.names = [f"start-{number}" for number in range(count)]
+
+
+def _folder_lock(folder: str | Path) -> Any:
+    """The lock that a process holds while it uses a folder; the system frees it after a kill."""
+    from filelock import FileLock
+
+    return FileLock(Path(folder) / "lock")
+
+
+def _remove_left_folders() -> None:
+    """Remove the folders of this user's processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
+        with suppress(OSError):  # of another user, or in use
+            with _folder_lock(folder).acquire(timeout=0):
+                pass
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class _Server:
     """A running llama.cpp server and its slots.
 
@@ -151,7 +193,8 @@ class _Server:
     def __init__(self, path: Path) -> None:
         xllamacpp = _engine()
         self.weights = path
-        self._folder = tempfile.TemporaryDirectory(prefix="personainfer-slots-")
+        self.api_key = secrets.token_hex(32)
+        copies = SlotCopies(_COPIES)
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.hostnames = ["127.0.0.1"]
@@ -171,7 +214,9 @@ class _Server:
         params.cache_ram_mib = 0
         params.cache_idle_slots = False
         params.n_ctx_checkpoints = 0
-        params.slot_save_path = self._folder.name + "/"
+        params.slot_save_path = copies.folder
+        params.api_keys = [self.api_key]  # other users of this machine reach the port, too
+        params.cors_origins, params.cors_credentials = "", False  # and so do web pages
         params.warmup = False
         params.ui = False
         params.verbosity = -1
@@ -184,7 +229,8 @@ class _Server:
                 " of xllamacpp does not know; or there is too little memory.",
             ) from None
         self.api_base = f"{self.server.listening_address}/v1"
-        self.slots = Slots(SLOTS, _cores())
+        self.slots = Slots(SLOTS, _cores(), copies.names)
+        self._copies = copies
         self.has_chat_template = has_chat_template(path)
 
 
@@ -257,12 +303,16 @@ class Slots:
 
     Requests with the same text, samples of one prompt, follow each other to the same slot, before
     others that asked earlier. Requests that have their `start` in common wait until one of them has read
-    it, and `copy_of` names the copy that the others take into their slots.
+    it, and `copy_of` names the copy that the others take into their slots. `names` are those that copies
+    may have.
     """
 
-    def __init__(self, count: int, cores: int) -> None:
+    def __init__(
+        self, count: int, cores: int, names: Sequence[str] = ("start-0", "start-1")
+    ) -> None:
         self._slots = [Slot(number) for number in range(count)]  # the one used last comes last
         self._cores = cores
+        self._names = names
         self._waiting: list[_Waiter] = []
         self._copies: dict[bytes, str | None] = {}
         self._copied = 0
@@ -295,7 +345,7 @@ class Slots:
     def next_copy(self) -> str:
         """The name for another copy; the oldest one's is used again."""
         self._copied += 1
-        return f"start-{self._copied % _COPIES}"
+        return self._names[self._copied % len(self._names)]
 
     def keep_copy(self, start: bytes, name: str | None) -> None:
         """A copy was made under this name; None: it could not be made, and each slot reads for itself."""

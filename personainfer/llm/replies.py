@@ -67,7 +67,9 @@ def _joined_stream(content: bytes) -> Json:
     if "error" in whole:
         return whole
     if not (ended or finish):
-        raise TransportError("the endpoint sent an event stream that broke off.")
+        broken = TransportError("the endpoint sent an event stream that broke off.")
+        broken.unanswered = True
+        raise broken
     message: Json = {name: "".join(parts) or None for name, parts in texts.items()}
     if arguments := message.pop("arguments"):
         message["tool_calls"] = [{"function": {"arguments": arguments}}]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
@@ -17,7 +20,16 @@ from ..records import Completion, Logprobs, Message
 from .replies import read_reply
 from .transports import Transport
 
-__all__ = ["Form", "Job", "Reply", "Request", "cached_reply", "encoded", "text_to_cache"]
+__all__ = [
+    "Form",
+    "InFlight",
+    "Job",
+    "Reply",
+    "Request",
+    "cached_reply",
+    "encoded",
+    "text_to_cache",
+]
 
 _KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer mean the same request
 
@@ -105,6 +117,59 @@ class Job:
         """The bytes to send."""
         body = self.form.body(self.tail, self.turns)
         return body if self.room == 1 else _with_room(body, self.room)
+
+
+class SharingRun(Protocol):
+    """A run that may meet others of its LLM; `met_another` is set when it does."""
+
+    met_another: bool
+
+
+class InFlight:
+    """Requests that several runs of one LLM make at once: one run asks, the others wait for its reply.
+
+    `open` and `close` are called from any thread, `other_reply` and `ask` on the background loop.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: WeakSet[SharingRun] = WeakSet()
+        self._asked: dict[bytes, asyncio.Future[Reply | None]] = {}
+
+    def open(self, run: SharingRun) -> None:
+        """Count a run in, before it looks into the cache; tell all that are open if there are several."""
+        with self._lock:
+            self._runs.add(run)
+            runs = list(self._runs)
+        if len(runs) > 1:
+            for one in runs:
+                one.met_another = True
+
+    def close(self, run: SharingRun) -> None:
+        """Count a run out."""
+        with self._lock:
+            self._runs.discard(run)
+
+    async def other_reply(self, key: bytes) -> Reply | None:
+        """The reply to another run that is asking this; None if no run is, or if it gets none."""
+        while (asked := self._asked.get(key)) is not None:
+            reply = await asyncio.shield(asked)
+            if reply is not None:
+                return replace(reply, cached=True)
+        return None
+
+    async def ask(self, job: Job, answer: Callable[[Job], Awaitable[Reply]]) -> Reply:
+        """Ask, and give the reply to those who wait for it: None if there is none to give."""
+        asked = asyncio.get_running_loop().create_future()
+        self._asked[job.key] = asked
+        reply = None
+        try:
+            reply = await answer(job)
+            return reply
+        finally:
+            del self._asked[job.key]
+            if not asked.done():
+                asked.set_result(reply)
 
 
 def _with_room(body: bytes, times: int) -> bytes:

@@ -207,16 +207,20 @@ class EndpointTransport(_Speaker):
             ) as response:
                 return response.status, response.headers, await _read_bounded(response)
         except TimeoutError:
-            raise TransportError(
+            late = TransportError(
                 f"{self.endpoint} did not answer within {timeout:g} s.",
                 hint="Raise timeout=.",
-            ) from None
+            )
+            late.unanswered = True
+            raise late from None
         # `from None`: aiohttp's errors can hold the request's headers, and with them the key.
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise TransportError(
+            failed = TransportError(
                 f"the connection to {self.endpoint} failed ({type(error).__name__}).",
                 hint="Is the server running, and is api_base= its address (often ending in /v1)?",
-            ) from None
+            )
+            failed.unanswered = not isinstance(error, aiohttp.ClientConnectorError | ValueError)
+            raise failed from None
 
 
 def _session(base: str, headers: Mapping[str, str]) -> aiohttp.ClientSession:

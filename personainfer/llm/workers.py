@@ -35,7 +35,7 @@ from ..retrying import attempts
 from .cache import ReplyCache
 from .rate_limits import Limits, Price, RefusalWatch, most_tokens
 from .replies import reask
-from .requests import Job, Reply, text_to_cache
+from .requests import InFlight, Job, Reply, cached_reply, text_to_cache
 from .transports import Transport
 
 __all__ = ["CallSettings", "Tally", "Workers"]
@@ -72,6 +72,7 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     errors: int = 0  # requests that got no usable reply in the end
+    assumed: float = 0.0  # USD of calls whose tokens the endpoint does not tell
 
     def add(self, completion: Completion) -> float:
         """Count the tokens of one reply; returns its cost in USD, 0 where the price is unknown."""
@@ -81,11 +82,19 @@ class Tally:
             return 0.0
         return self.price.cost(completion.prompt_tokens, completion.completion_tokens)
 
+    def assume(self, prompt_tokens: int, completion_tokens: int, counted: float) -> float:
+        """Count the most that a call can cost, beyond the `counted` part of it; returns it in USD."""
+        most = self.price.cost(prompt_tokens, completion_tokens) if self.price else 0.0
+        self.assumed += max(0.0, most - counted)
+        return max(most, counted)
+
     @property
     def usage(self) -> Usage:
         """The record of these counts; the cost is None where the price is unknown."""
         free = self.calls == 0
-        cost = self.price.cost(self.prompt_tokens, self.completion_tokens) if self.price else None
+        cost = None
+        if self.price is not None:
+            cost = self.price.cost(self.prompt_tokens, self.completion_tokens) + self.assumed
         return Usage(
             calls=self.calls,
             cached=self.cached,
@@ -107,15 +116,18 @@ class Workers:
         cache: ReplyCache | None,
         settings: CallSettings,
         tally: Tally,
+        in_flight: InFlight,
     ) -> None:
         self.done: SimpleQueue[None] = SimpleQueue()  # a token whenever replies have come
         self.fatal: BaseException | None = None
         self.cancelled = False
+        self.met_another = False  # whether another run of this LLM was open at the same time
         self._transport = transport
         self._limits = limits
         self._cache = cache
         self._settings = settings
         self._tally = tally
+        self._in_flight = in_flight
         self._jobs: deque[Job] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unwritten: list[tuple[bytes, str]] = []
@@ -127,6 +139,7 @@ class Workers:
         self._dead: TransportError | None = None
         self._refusals = RefusalWatch(settings.max_concurrency)
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
+        in_flight.open(self)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """From the caller's thread: queue jobs and start workers for them."""
@@ -139,6 +152,7 @@ class Workers:
 
     def close(self) -> None:
         """From the caller's thread: stop every worker and wait for it."""
+        self._in_flight.close(self)
         if not self._open:
             return
         self._open = False
@@ -181,8 +195,10 @@ class Workers:
 
     async def _serve(self, job: Job) -> None:
         try:
-            job.reply = await self._answer(job)
-            self._failures = 0
+            job.reply = await self._known(job)
+            if job.reply is None:
+                job.reply = await self._in_flight.ask(job, self._answer)
+                self._failures = 0
         except ModelError as found:
             error = found
             if isinstance(error, ReplyError) and error.completion is None:
@@ -203,6 +219,14 @@ class Workers:
         except BaseException as error:  # the cache failed, or a bug: the caller must not wait
             self.fatal = error
         self._tell()
+
+    async def _known(self, job: Job) -> Reply | None:
+        """The reply that another run gets now, or has got since this one looked into the cache."""
+        reply = await self._in_flight.other_reply(job.key)
+        if reply is None and self.met_another and self._cache is not None:
+            reply = cached_reply(job, self._cache.get_many([job.key]).get(job.key))
+        self._tally.cached += reply is not None
+        return reply
 
     async def _answer(self, job: Job) -> Reply:
         if self._dead is not None:
@@ -267,6 +291,7 @@ class Workers:
         if limits.budget is not None:
             reserved = await limits.budget.reserve(most_tokens(body), max_tokens)
         used: Completion | None = None
+        sent, failure = False, None
         try:
             if limits.requests is not None:
                 await limits.requests.take(1)
@@ -276,6 +301,7 @@ class Workers:
             entered = await limits.gate.enter()
             try:
                 self._tally.calls += 1
+                sent = True
                 used = await self._transport.complete(body, self._settings.timeout)
                 limits.gate.accepted()
                 self._refusals.accepted()
@@ -297,8 +323,13 @@ class Workers:
                 limits.gate.leave()
                 if entry is not None and limits.tokens is not None and used is not None:
                     limits.tokens.correct(entry, used.prompt_tokens + used.completion_tokens)
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             spent = self._tally.add(used) if used is not None else 0.0
+            if sent and _cost_is_unknown(used, failure):
+                spent = self._tally.assume(most_tokens(body), max_tokens, spent)
             if limits.budget is not None:
                 limits.budget.settle(reserved, spent)
 
@@ -361,6 +392,19 @@ class Workers:
     def _wake(self) -> None:
         self._told = False
         self.done.put(None)
+
+
+def _cost_is_unknown(used: Completion | None, failure: BaseException | None) -> bool:
+    """Whether a call that was sent may have cost what nobody tells: then it counts at its most expensive.
+
+    A refusal costs nothing. No counts, or zeros, are no proof that a reply was free.
+    """
+    if used is not None:
+        return used.prompt_tokens <= 0 or (used.completion_tokens <= 0 and bool(used.text))
+    if isinstance(failure, TransportError):
+        return failure.unanswered
+    answered = isinstance(failure, ModelError) and not isinstance(failure, ReplyError)
+    return not answered
 
 
 # Runs that were left in the middle: they must end while the loop's thread still can.

@@ -44,7 +44,7 @@ class EmbeddedEndpoint(ScoringEndpoint):
     async def read(self, path: str) -> Json:
         """Start the server where need be, and GET from it."""
         server = await asyncio.to_thread(running_server, self._weights)
-        self._base = server.api_base.removesuffix("/v1")
+        self._base, self.key = server.api_base.removesuffix("/v1"), server.api_key
         return await super().read(path)
 
     async def ask(self, path: str, body: Json) -> Json:
@@ -54,7 +54,7 @@ class EmbeddedEndpoint(ScoringEndpoint):
             ModelNotFoundError: the weights cannot be had or loaded, or lack a chat template that is needed.
         """
         server = await asyncio.to_thread(running_server, self._weights)
-        self._base = server.api_base.removesuffix("/v1")
+        self._base, self.key = server.api_base.removesuffix("/v1"), server.api_key
         if path == "/apply-template":
             check_chat_template(server)
         if path != "/completion":

@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -245,3 +248,81 @@ def test_a_file_that_has_gone_before_its_first_use_is_one_error(tmp_path: Path) 
     path.unlink()
     with pytest.raises(ModelNotFoundError, match="cannot be read"):
         pi.infer_personas([("Why?", "a", "b")], llm)
+
+
+def _asked(address: str, path: str, body: dict[str, Any] | None) -> tuple[int, Mapping[str, str]]:
+    """The status and headers that a stranger gets: another user, or a page in a browser."""
+    content = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", "Origin": "http://stranger.example"}
+    request = urllib.request.Request(address + path, data=content, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return reply.status, dict(reply.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers)
+
+
+@pytest.mark.heavy
+def test_nobody_else_can_use_the_server() -> None:
+    server = running_server(find_weights("local:smollm2"))
+    address = server.api_base.removesuffix("/v1")
+    file = {"filename": "stolen"}
+    attacks: dict[str, dict[str, Any] | None] = {
+        "/completion": {"prompt": "Hello", "n_predict": 1},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
+        "/tokenize": {"content": "Hello"},
+        "/slots/0?action=save": file,
+        "/slots/0?action=restore": file,
+        "/slots/0?action=erase": {},
+        "/slots": None,
+        "/props": None,
+    }
+    for path, body in attacks.items():
+        status, headers = _asked(address, path, body)
+        assert status == 401, path
+        assert not headers.get("Access-Control-Allow-Origin"), path
+    reply = pi.LLM("local:smollm2", cache=False).ask([{"role": "user", "content": "Hello"}])
+    assert reply.text
+
+
+_KILLED = """
+import json, os, signal, sys, personainfer as pi
+rows = [json.loads(line) for line in open(sys.argv[1])][:3]
+from personainfer.llm import llamacpp
+keep = llamacpp.Slots.keep_copy
+def keep_and_die(self, start, name):
+    print(name, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+llamacpp.Slots.keep_copy = keep_and_die
+pi.infer_personas(rows, "local:smollm2", cache=False)
+"""
+
+
+@pytest.mark.heavy
+def test_a_kill_leaves_nothing_of_what_was_read(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(EXAMPLES)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert killed.stdout.strip() not in ("", "None"), killed.stderr  # a copy was made
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_killed_processes_are_removed_where_copies_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delattr("os.memfd_create", raising=False)
+    left = tmp_path / "personainfer-slots-left"
+    left.mkdir()
+    (left / "start-0").write_bytes(b"what people wrote")
+    running = embedded.SlotCopies(2)
+    assert not left.exists()
+    other = embedded.SlotCopies(2)
+    assert Path(running.folder).is_dir()
+    assert Path(other.folder).is_dir()

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
 from personainfer.llm import weights as module
+from personainfer.llm.llamacpp import EmbeddedTransport
 from personainfer.llm.weights import NAMED_WEIGHTS, NamedWeights, find_weights, remove_weights
 
 CONTENT = b"GGUF" + bytes(range(256)) * 10
@@ -298,3 +299,44 @@ def test_the_command_lists_fetches_and_removes(
 
 def test_the_command_names_those_that_are_known() -> None:
     assert run("fetch", "gpt-4").exit_code == 2
+
+
+def test_files_of_the_same_name_and_size_have_identities_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    endpoints = []
+    for step, last in ((1, b"a"), (2, b"b")):
+        file = tmp_path / f"step-{step}" / "model.gguf"
+        file.parent.mkdir()
+        file.write_bytes(CONTENT + last)
+        os.utime(file, ns=(1, 1))
+        endpoints.append(EmbeddedTransport(find_weights(f"local:{file}")).endpoint)
+    assert len(set(endpoints)) == 2
+
+
+def test_a_file_that_is_overwritten_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    file = tmp_path / "model.gguf"
+    file.write_bytes(CONTENT + b"a")
+    os.utime(file, ns=(1, 1))
+    first = find_weights(f"local:{file}")
+    assert first.path() == file
+    file.write_bytes(CONTENT + b"b")
+    os.utime(file, ns=(1, 1))  # as `cp -p` and rsync keep it
+    second = find_weights(f"local:{file}")
+    assert first.identity != second.identity
+    with pytest.raises(ModelNotFoundError, match="has changed"):
+        first.path()
+
+
+def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    file = tmp_path / "model.gguf"
+    file.write_bytes(CONTENT)
+    first = find_weights(f"local:{file}")
+    monkeypatch.setattr(module, "_sha256", lambda path: pytest.fail("it is hashed again"))
+    assert find_weights(f"local:{file}") == first
+    assert first.identity == TINY.sha256
