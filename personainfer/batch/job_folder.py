@@ -30,7 +30,7 @@ from pydantic import Field, ValidationError
 
 from ..api_keys import shown_address
 from ..data.atomic_files import write_file
-from ..data.readers import PreferenceSource, SourceRow
+from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import (
     BatchPendingError,

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 from pydantic import BaseModel
 
-from ..data.readers import SourceRow
+from ..data.source_rows import SourceRow
 from ..exceptions import ModelError, ReplyError
 from ..llm.client import LLM
 from ..llm.rate_limits import Price

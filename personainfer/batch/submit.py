@@ -18,7 +18,7 @@ from typing import Any, Unpack
 from ..api_keys import holds_secret
 from ..arguments import PositiveNumber, check_argument, takes_options
 from ..data.atomic_files import put_in_place
-from ..data.readers import PreferenceSource, SourceRow
+from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
 from ..exceptions import (
     BatchPendingError,

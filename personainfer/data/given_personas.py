@@ -9,11 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..preferences.conversations import is_null
+from ..preferences.cells import is_null
 from ..records import Persona, PersonaRow
 from .arrow_columns import in_narwhals, own_names, package_of
 from .files import arrow_cells
-from .readers import PreferenceSource, SourceRow, read_preferences
+from .readers import read_preferences
+from .source_rows import PreferenceSource, SourceRow
 from .table_reader import COLUMNS
 
 __all__ = ["read_personas"]

@@ -1,89 +1,29 @@
-"""Every container of preference data as one stream of `SourceRow`s, in input order.
+"""Read every supported container of preference data as one stream of `SourceRow`s, in input order.
 
 pandas, polars, datasets and pyarrow are imported only for data of their own.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from functools import partial
-from itertools import chain, groupby, islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
-from ..exceptions import ContradictionError, DataError, InvalidArgumentError, PersonaInferError
-from ..preferences.conversations import ABSENT, LEAVE_OUT, read_pair, surrogate_problem
+from ..exceptions import DataError, InvalidArgumentError
+from ..preferences.cells import ABSENT
 from ..preferences.labels import check_labels
 from ..preferences.pairing import check_pairing
-from ..preferences.recognition import LOOK_AHEAD, check_roles, matches, recognise, settle
+from ..preferences.recognition import LOOK_AHEAD, check_roles, recognise, settle
 from ..preferences.schemas import Mapped, Schema
-from ..records import Preference, Prompt
-from .files import SUPPORTED, BrokenRow, arrow_cells, check_readable, open_rows
+from ..records import Preference
+from .files import SUPPORTED, arrow_cells, check_readable, open_rows
+from .row_streams import RowStream
+from .source_rows import PreferenceSource, SourceRow, Valued, read_row, several_rows, single_rows
 
-__all__ = [
-    "SAME_TEXT",
-    "PreferenceSource",
-    "SourceRow",
-    "pair_problem",
-    "read_cells",
-    "read_preferences",
-]
+__all__ = ["read_cells", "read_preferences"]
 
-SAME_TEXT: Final = f"chosen and rejected are the same text, so there is no preference. {LEAVE_OUT}"
 _BATCH = 1024
-_IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have none
-_END: Final = object()
-
-
-class SourceRow(NamedTuple):
-    """One row of the input: its preference, or in `error` why there is none and what to do.
-
-    `columns` are the row's own columns for dicts and files; for frames, tuples and `Preference` it
-    is empty.
-    """
-
-    preference: Preference | None
-    error: str | None
-    columns: Mapping[str, Any]
-
-
-class PreferenceSource:
-    """An iterable of `SourceRow`, one for each input row, in order.
-
-    `original` is the user's own frame or dataset (None for streams, and where a row makes several
-    pairs), `total` the number of rows where it is known without reading them, `shape` the name of
-    the recognised schema. Frames, files and lists can be iterated again, an iterator only once.
-    """
-
-    def __init__(
-        self,
-        rows: Callable[[], Iterator[SourceRow]],
-        *,
-        shape: str,
-        total: int | None = None,
-        original: Any = None,
-        summary: Callable[[], dict[str, Any]] = dict,
-    ) -> None:
-        self._rows = rows
-        self.shape = shape
-        self.total = total
-        self.original = original
-        self._summary = summary
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """How the rows were read: the coding of labels, the rule of pairs, what was counted so far.
-
-        It is empty where the data says chosen and rejected by itself and nothing was changed.
-        """
-        return self._summary()
-
-    def __iter__(self) -> Iterator[SourceRow]:
-        return self._rows()
-
-    def __repr__(self) -> str:
-        return f"PreferenceSource(shape={self.shape!r}, total={self.total})"
 
 
 def read_preferences(
@@ -234,7 +174,7 @@ def _from_columns(
     wanted = tuple(schema.columns.values())
     if schema.is_single:
         return PreferenceSource(
-            lambda: _single_rows(schema, ((v, {}) for batch in batches(wanted) for v in batch)),
+            lambda: single_rows(schema, ((v, {}) for batch in batches(wanted) for v in batch)),
             shape=schema.name,
             total=total,
             original=original,
@@ -248,7 +188,7 @@ def _from_columns(
             yield [row.get(name, ABSENT) for name in wanted], row
 
     return PreferenceSource(
-        lambda: _several_rows(schema, valued()), shape=schema.name, summary=schema.describe
+        lambda: several_rows(schema, valued()), shape=schema.name, summary=schema.describe
     )
 
 
@@ -278,102 +218,7 @@ def read_cells(
     values = (cells(n) if n in names else repeat(ABSENT) for n in schema.columns.values())
     rows = list(zip(*values, strict=False))
     schema = schema.settled(rows)
-    return [_read(schema, row, {}) for row in rows]
-
-
-# Rows of a schema
-
-Valued = tuple[Sequence[object], Mapping[str, Any]]  # the values of a schema's columns, and the row
-
-
-def _single_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
-    schema.counts.clear()
-    for values, columns in rows:
-        yield _read(schema, values, columns)
-
-
-def _several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
-    """The rows of data of which one row makes several pairs, or several rows make one."""
-    schema.counts.clear()
-    if schema.kind != "group":
-        for values, columns in rows:
-            yield from _read_several(partial(schema.read_all, values), columns, schema)
-        return
-    for _, each in groupby(rows, key=lambda row: schema.group_key(row[0])):
-        group = list(each)
-        shared = {
-            name: value
-            for name, value in group[0][1].items()
-            if all(_is_same(other.get(name), value) for _, other in group)
-        }
-        cells = [values for values, _ in group]
-        yield from _read_several(partial(schema.read_group, cells), shared, schema)
-
-
-def _is_same(one: object, other: object) -> bool:
-    try:
-        return bool(one == other)
-    except ValueError:  # arrays
-        return repr(one) == repr(other)
-
-
-def _read_several(
-    read: Callable[[], list[Preference]], columns: Mapping[str, Any], schema: Schema
-) -> Iterator[SourceRow]:
-    schema.counts["prompts"] += 1
-    try:
-        found = read()
-    except ValueError as error:
-        schema.counts["prompts_without_a_pair"] += 1
-        yield SourceRow(None, str(error), columns)
-        return
-    schema.counts["pairs_made"] += len(found)
-    for preference in found:
-        yield _checked(preference, columns)
-
-
-def _read(schema: Schema, values: Sequence[object], columns: Mapping[str, Any]) -> SourceRow:
-    try:
-        preference = schema.read(values)
-    except ContradictionError:
-        raise
-    except ValueError as error:  # a DataError, or Python's refusal to print a gigantic integer
-        return SourceRow(None, str(error), columns)
-    return _checked(preference, columns)
-
-
-def _checked(preference: Preference, columns: Mapping[str, Any]) -> SourceRow:
-    problem = pair_problem(preference)
-    return SourceRow(None if problem else preference, problem, columns)
-
-
-def pair_problem(preference: Preference) -> str | None:
-    """Why the texts of a preference cannot be used, with what to do; None if they can."""
-    prompt = preference.prompt
-    asked = prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
-    if not asked.strip():
-        return f"prompt is empty: there is nothing to answer. {LEAVE_OUT}"
-    chosen, rejected = preference.chosen.strip(), preference.rejected.strip()
-    if not chosen or not rejected:
-        return f"{'rejected' if chosen else 'chosen'} is empty. {LEAVE_OUT}"
-    if chosen == rejected:
-        return SAME_TEXT
-    for name in ("prompt", "chosen", "rejected", "id", "user"):
-        if not _encodable(getattr(preference, name)):
-            return surrogate_problem(name)
-    return None
-
-
-def _encodable(value: Prompt | None) -> bool:
-    if value is None or (type(value) is str and value.isascii()):
-        return True
-    if isinstance(value, tuple):
-        return all(_encodable(each.role) and _encodable(each.content) for each in value)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return [read_row(schema, row, {}) for row in rows]
 
 
 # Streams: rows first
@@ -381,7 +226,7 @@ def _encodable(value: Prompt | None) -> bool:
 
 def _from_path(data: str | Path, told: Mapped) -> PreferenceSource:
     rows, total = open_rows(data)
-    stream = _Stream(rows, told)
+    stream = RowStream(rows, told)
     check_readable(stream.head, f"{data} is not what its name says")
     return stream.source(total)
 
@@ -400,7 +245,7 @@ def _from_iterable(data: object, told: Mapped) -> PreferenceSource:
             f"data of type {type(data).__name__} cannot be read.", hint=SUPPORTED
         )
     items: Any = data
-    stream = _Stream(items, told)
+    stream = RowStream(items, told)
     check_readable(stream.head, "the input cannot be used")  # of a pipe, or the start of a file
     return stream.source(len(items) if isinstance(items, Sized) else None)
 
@@ -411,147 +256,3 @@ def _is_iterable(data: object) -> bool:
     except TypeError:
         return False
     return True
-
-
-class _Stream:
-    """Rows whose schema is recognised from the first of them.
-
-    The rows looked at are kept for the first pass, so that an iterator loses none and a slow source
-    is not started twice; later passes start anew.
-    """
-
-    def __init__(self, items: Iterable[object], told: Mapped) -> None:
-        self._items, self._told = items, told
-        self._iterator: Iterator[object] | None = iter(items)
-        self.head: list[object] = []
-        self.schema = _peek(self.head, self._iterator, told)
-
-    def source(self, total: int | None) -> PreferenceSource:
-        schema = self.schema
-        name = schema.name if schema else "records" if self.head else "no rows"
-        if schema and not schema.is_single:
-            return PreferenceSource(self._several, shape=name, summary=schema.describe)
-        summary = schema.describe if schema else dict
-        return PreferenceSource(self.rows, shape=name, total=total, summary=summary)
-
-    def rows(self) -> Iterator[SourceRow]:
-        head, iterator = self._start()
-        return self._read(deque(head), iterator)
-
-    def _start(self) -> tuple[list[object], Iterator[object]]:
-        head, iterator = self.head, self._iterator or iter(self._items)
-        if self._iterator is None and iterator is self._items:
-            raise InvalidArgumentError(
-                "this iterator was read already.", hint="Pass a list to read it again."
-            )
-        self.head, self._iterator = [], None
-        return head, iterator
-
-    def _several(self) -> Iterator[SourceRow]:
-        head, iterator = self._start()
-        schema = self.schema
-        assert schema is not None
-        dicts = (
-            (_values(schema, item), item)
-            for item in chain(head, iterator)
-            if isinstance(item, Mapping)
-        )
-        return _several_rows(schema, dicts)
-
-    def _read(self, queue: deque[object], iterator: Iterator[object]) -> Iterator[SourceRow]:
-        schema = self.schema
-        if schema is not None:
-            schema.counts.clear()
-        while True:
-            item = queue.popleft() if queue else next(iterator, _END)
-            if item is _END:
-                return
-            problem = ""
-            if schema is None and isinstance(item, Mapping):  # the first dict after other rows
-                head = [item, *queue]
-                try:
-                    schema = _peek(head, iterator, self._told)
-                except PersonaInferError as error:
-                    problem = str(error)
-                queue = deque(head[1:])
-            yield _stream_row(schema, item, problem)
-
-
-def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schema | None:
-    """The schema of the dicts at the start of a stream; what was taken is appended to `head`.
-
-    It takes no more than it needs to be sure: one row where that one can be read and says chosen and
-    rejected by itself, up to `LOOK_AHEAD` where labels are numbers.
-    """
-    enough = 1
-    while True:
-        dicts = [item for item in head if isinstance(item, Mapping)]
-        if not dicts and any(isinstance(x, Preference | tuple | list) for x in head):
-            return None
-        if dicts and len(head) >= enough:
-            if schema := _sure_schema(dicts, told):
-                return schema
-            enough = 2 * len(head)
-        if len(head) >= LOOK_AHEAD or (item := next(iterator, _END)) is _END:
-            break
-        head.append(item)
-    if not dicts:
-        return None
-    names = _names(dicts)
-    return settle(recognise(names, told), lambda s: [_values(s, d) for d in dicts], names).schema
-
-
-def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | None:
-    """The schema of these rows, if more of them could not change it."""
-    names = _names(dicts)
-    if not set(told.columns.values()) <= set(names):
-        return None
-    try:
-        found = settle(matches(names, told), lambda s: [_values(s, d) for d in dicts], names)
-    except PersonaInferError:
-        return None
-    schema = found.schema
-    looks_again = schema.kind in ("conversations", "group") or schema.depends_on_values
-    if looks_again and len(dicts) < _IMPLICIT_LOOK_AHEAD:
-        return None
-    if schema.coding is not None and not schema.coding.is_sure:
-        return None
-    return schema if found.is_readable else None
-
-
-def _names(dicts: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for item in dicts for key in item if isinstance(key, str)))
-
-
-def _values(schema: Schema, item: Mapping[str, object]) -> list[object]:
-    return [item.get(name, ABSENT) for name in schema.columns.values()]
-
-
-def _stream_row(schema: Schema | None, item: object, problem: str) -> SourceRow:
-    if isinstance(item, Mapping):
-        columns = dict(item)
-        return (
-            _read(schema, _values(schema, item), columns)
-            if schema
-            else SourceRow(None, problem, columns)
-        )
-    if isinstance(item, Preference):
-        return _checked(item, {})
-    if isinstance(item, BrokenRow):
-        return SourceRow(None, item.error, {})
-    if isinstance(item, tuple | list):
-        return _tuple_row(item)
-    kind = type(item).__name__
-    return SourceRow(None, f"the row is of type {kind}, not a dict, tuple or Preference.", {})
-
-
-def _tuple_row(item: Sequence[object]) -> SourceRow:
-    if len(item) != 3:
-        return SourceRow(
-            None, f"the row has {len(item)} fields, not (prompt, chosen, rejected).", {}
-        )
-    try:
-        names = ("prompt", "chosen", "rejected")
-        return _checked(read_pair(names, item[0], item[1], item[2]), {})
-    except DataError as error:
-        return SourceRow(None, str(error), {})

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_text
-from ..preferences.conversations import is_null, read_pair, surrogate_problem
+from ..preferences.cells import is_null, surrogate_problem
+from ..preferences.conversations import read_pair
 from ..records import Persona, Preference
 
 __all__ = ["ResponsePair", "by_id", "pair_responses"]

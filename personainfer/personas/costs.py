@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from ..data.readers import SourceRow
+from ..data.source_rows import SourceRow
 from ..exceptions import DataError
 from ..llm.client import LLM
 from ..llm.requests import Job, Request

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from ..data.arrow_columns import in_narwhals, own_names, package_of
 from ..data.files import arrow_cells
-from ..data.readers import SourceRow, read_cells
+from ..data.readers import read_cells
+from ..data.source_rows import SourceRow
 from ..data.table import PersonaTable
 from ..data.table_reader import COLUMNS, persona_columns
 from ..exceptions import InvalidArgumentError, PersonaInferError
-from ..preferences.conversations import ABSENT
+from ..preferences.cells import ABSENT
 
 __all__ = ["BatchKind", "Naming", "batch_kind"]
 

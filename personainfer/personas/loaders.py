@@ -12,7 +12,7 @@ from typing import Any, Unpack
 
 from ..api_keys import hide_key, show_key
 from ..arguments import Count, check_argument, takes_options
-from ..data.readers import PreferenceSource
+from ..data.source_rows import PreferenceSource
 from ..data.table_reader import COLUMNS
 from ..data.table_writer import check_free_names
 from ..exceptions import InvalidArgumentError

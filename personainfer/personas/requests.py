@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.readers import SourceRow
+from ..data.source_rows import SourceRow
 from ..exceptions import joined
 from ..llm.requests import Reply, Request
 from ..records import Candidate, Persona, PersonaRow, Preference, Side

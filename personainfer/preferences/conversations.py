@@ -1,297 +1,34 @@
-"""Read the cells of a row as text or as turns of a conversation, and make a `Preference` of them.
+"""Make a `Preference` of a prompt and two responses, or of two conversations with a common start.
 
-Turns come in many spellings: `role`/`content`, `from`/`value` (ShareGPT), a list under `messages`,
-content in parts, or all of it as JSON text. They become `Turn`s with the roles system, user,
-assistant and tool.
+Each may be text or turns. A response is the assistant's turns at the end of a conversation, or a text.
 """
 
 from __future__ import annotations
 
-import ast
-import json
-import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
-from uuid import UUID
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from ..exceptions import DataError, NoPreferenceError
+from ..exceptions import DataError
 from ..records import Message, Preference, Prompt
+from .cells import LEAVE_OUT, surrogate_problem
+from .turns import ROLES, TOOL_KEYS, Turn, Turns, as_turns, text_or_turns
 
 __all__ = [
-    "ABSENT",
-    "LEAVE_OUT",
-    "Turn",
-    "Turns",
-    "as_turns",
     "cut_at_turn",
-    "identifier",
-    "is_null",
     "is_transcript",
-    "looks_like_turns",
-    "parse_cell",
-    "plain",
     "preference_of",
     "read_conversations",
-    "read_history",
     "read_pair",
     "read_prompt",
-    "surrogate_problem",
-    "text_or_turns",
     "transcript_prompt",
     "without_prompt",
-    "wrong_type",
 ]
-
-
-class Turn(NamedTuple):
-    """One turn; `extra` has what it holds beside its role and content, such as tool calls."""
-
-    role: str
-    content: str
-    extra: dict[str, Any] | None = None
-
-
-Turns = tuple[Turn, ...]
-
-
-class _Absent:
-    """Marks a key that a row does not have, as opposed to a null."""
-
-
-ABSENT: Final = _Absent()
-LEAVE_OUT: Final = "Mend the row or leave it out."
 
 # A turn begins at the start of the text or after a blank line. Elsewhere it is a quotation.
 _SPEAKER = re.compile(r"(?:\A\s*|\n[ \t\r]*\n[ \t]*)(Human|Assistant):")
-_ROLES = {
-    **dict.fromkeys(("user", "human", "prompter", "customer", "instruction"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "ai", "chatbot"), "assistant"),
-    **dict.fromkeys(("bing", "bard", "function_call", "tool_call"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
-}
-_ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
-_CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
-_LIST_KEYS = ("messages", "conversations", "conversation", "turns")
-_TEXT_KEYS = ("full_text", "text", "content", "value")
-_TOOL_KEYS = ("tool_calls", "function_call")
-_TEXT_PARTS = ("text", "input_text", "output_text")
-_IN_JSON = re.compile(r"""\s*(?:\[\s*)?\{.*?["'](?:role|from|content|value)["']\s*:""", re.DOTALL)
-
-
-# Cells
-
-
-def plain(value: object) -> object:
-    """Numpy's arrays and scalars as Python's lists and numbers; other values as they are."""
-    if type(value).__module__ == "numpy":
-        return value.tolist()  # type: ignore[attr-defined]
-    return value
-
-
-def is_null(value: object) -> bool:
-    """Whether a value is None, absent, NaN, or a null of pandas."""
-    absent = value is None or value is ABSENT or type(value).__name__ in ("NAType", "NaTType")
-    return absent or (isinstance(value, float) and math.isnan(value))
-
-
-def wrong_type(name: str, value: object, wanted: str) -> DataError:
-    """The error for a value that is absent, null, or of a wrong type."""
-    if value is ABSENT:
-        return DataError(f"the row has no {name!r}.", hint=LEAVE_OUT)
-    if is_null(value):
-        return NoPreferenceError(f"{name!r} is missing (null).", hint=LEAVE_OUT)
-    return DataError(f"{name!r} is of type {type(value).__name__}, not {wanted}.", hint=LEAVE_OUT)
-
-
-def identifier(value: object) -> str | None:
-    """An id as text. A null, an empty text or a list is no id; that is not an error."""
-    if value is None or value is ABSENT:
-        return None
-    if type(value) is str:
-        return value or None
-    value = plain(value)
-    if is_null(value) or not isinstance(value, str | int | float | UUID):
-        return None
-    if isinstance(value, float) and value.is_integer():  # integers of a column with nulls
-        value = int(value)
-    return str(value) or None
-
-
-def surrogate_problem(name: str) -> str:
-    """The error of a text that cannot be written as UTF-8."""
-    return (
-        f"{name} holds bytes that are not UTF-8, or half of a surrogate pair. "
-        "Read the data with its own encoding, or remove those characters."
-    )
-
-
-def looks_like_turns(value: object) -> bool:
-    """Whether a text seems to be a list of messages that was written as JSON or by Python."""
-    return isinstance(value, str) and value.lstrip()[:1] in "[{" and bool(_IN_JSON.match(value))
-
-
-def parse_cell(name: str, value: object) -> object:
-    """A cell of a column that holds JSON text, parsed; also what Python prints of lists.
-
-    Raises:
-        DataError: the text is neither.
-    """
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        raise DataError(
-            f"{name!r} is no JSON, as the column has in other rows: {value!r:.60}.",
-            hint="Write it with json.dumps.",
-        ) from None
-
-
-# Turns
-
-
-def text_or_turns(name: str, value: object) -> str | Turns:
-    """A cell as text, or as turns. Raises `DataError` if it is neither."""
-    if type(value) is str:
-        return value
-    value = plain(value)
-    if isinstance(value, Message):
-        return (_turn(name, value),)
-    if isinstance(value, Mapping):
-        return _of_mapping(name, value)
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list | tuple):
-        raise wrong_type(name, value, "text or a list of messages")
-    if not value:
-        raise NoPreferenceError(f"{name!r} is an empty list of messages.", hint=LEAVE_OUT)
-    return tuple(_turn(name, item) for item in value)
-
-
-def as_turns(value: str | Turns) -> Turns:
-    """A text as one user turn; turns as they are."""
-    return (Turn("user", value),) if isinstance(value, str) else value
-
-
-def _of_mapping(name: str, value: Mapping[Any, Any]) -> str | Turns:
-    """A single turn, a list under "messages" or the like, or a record that holds one text."""
-    if _first(value, _ROLE_KEYS) is None:
-        for key in _LIST_KEYS:
-            if isinstance(plain(value.get(key)), list | tuple):
-                return text_or_turns(name, value[key])
-        for key in _TEXT_KEYS:
-            if isinstance(value.get(key), str):
-                return str(value[key])
-    return (_turn(name, value),)
-
-
-def _first(item: Mapping[Any, Any], keys: Sequence[str]) -> str | None:
-    """The first of the keys for which the item has a value."""
-    return next((key for key in keys if not is_null(item.get(key))), None)
-
-
-def _turn(name: str, item: object) -> Turn:
-    if isinstance(item, Turn):
-        return item
-    if isinstance(item, Message):
-        return Turn(item.role, item.content, dict(item.extra) if item.extra else None)
-    if not isinstance(item, Mapping):
-        raise DataError(f"{name!r} has a turn that is no {{'role': …, 'content': …}}.")
-    role_key = _first(item, _ROLE_KEYS)
-    role = item[role_key] if role_key else None
-    if isinstance(role, Mapping):
-        role = role.get("role")
-    if not isinstance(role, str):
-        raise DataError(f"{name!r} has a turn that is no {{'role': …, 'content': …}}.")
-    content_key = _first(item, _CONTENT_KEYS)
-    others = {key: v for key, v in item.items() if key not in (role_key, content_key)}
-    extra = _extra(name, others)
-    content = _content(name, item[content_key] if content_key else None, extra)
-    role = role.strip()
-    return Turn(_ROLES.get(role.lower(), role), content, extra)
-
-
-def _content(name: str, value: object, extra: Mapping[str, Any] | None) -> str:
-    content = plain(value)
-    if isinstance(content, Mapping) and isinstance(content.get("parts"), list):
-        content = content["parts"]
-    if isinstance(content, list | tuple):
-        return "".join(_part(name, part) for part in content)
-    if content is None and extra and any(key in extra for key in _TOOL_KEYS):
-        return ""
-    if not isinstance(content, str):
-        raise wrong_type(f"{name} content", content, "text")
-    return content
-
-
-def _part(name: str, part: object) -> str:
-    if isinstance(part, str):
-        return part
-    kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-    text = part.get("text") if isinstance(part, Mapping) else None
-    if kind not in _TEXT_PARTS or not isinstance(text, str):
-        what = repr(kind) if isinstance(kind, str) else type(kind).__name__
-        raise DataError(
-            f"{name!r} has a part that is not text ({what}).", hint="Only text can be used."
-        )
-    return text
-
-
-def _extra(name: str, others: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """The other fields of a turn that hold something, as values that JSON has."""
-    kept = {str(key): v for key, v in others.items() if not is_null(v) and not _is_empty(v)}
-    if not kept:
-        return None
-    try:
-        return dict(json.loads(json.dumps(kept, default=_json_default)))
-    except (ValueError, TypeError, RecursionError):
-        raise DataError(
-            f"{name!r} has a turn with fields that JSON cannot hold ({', '.join(kept):.80}).",
-            hint="Remove them.",
-        ) from None
-
-
-def _json_default(value: object) -> object:
-    changed = plain(value)
-    return str(value) if changed is value else changed
-
-
-def _is_empty(value: object) -> bool:
-    return isinstance(value, str | list | tuple | dict) and not value
-
-
-def read_history(name: str, value: object) -> Turns:
-    """The turns before the prompt: turns, or pairs of what the user and the assistant said."""
-    value = plain(value)
-    if is_null(value) or value in ("", [], ()):
-        return ()
-    if isinstance(value, list | tuple) and all(_is_exchange(plain(each)) for each in value):
-        texts = [text for each in value for text in each]
-        return tuple(Turn(("user", "assistant")[n % 2], text) for n, text in enumerate(texts))
-    turns = text_or_turns(name, value)
-    if isinstance(turns, str):
-        raise DataError(f"{name!r} is text, not the turns before the prompt.", hint=LEAVE_OUT)
-    return turns
-
-
-def _is_exchange(value: object) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(isinstance(each, str) for each in value)
-    )
-
-
-# Conversations
 
 
 def _transcript(text: str) -> Turns | None:
@@ -300,7 +37,7 @@ def _transcript(text: str) -> Turns | None:
     if not rest or before.strip():
         return None
     return tuple(
-        Turn(_ROLES[speaker.lower()], said.strip())
+        Turn(ROLES[speaker.lower()], said.strip())
         for speaker, said in zip(rest[::2], rest[1::2], strict=True)
     )
 
@@ -360,7 +97,7 @@ def _split(
             hint="A conversation must end with an assistant turn.",
         )
     for turn in turns[end:]:
-        if turn.extra and any(key in turn.extra for key in _TOOL_KEYS):
+        if turn.extra and any(key in turn.extra for key in TOOL_KEYS):
             raise DataError(
                 f"{name!r} ends with a response that calls tools, and only text can be compared.",
                 hint="Put the calls into the response's text, or leave the row out.",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ..exceptions import ContradictionError, DataError, InvalidArgumentError, NoPreferenceError
-from .conversations import is_null, plain, wrong_type
+from .cells import is_null, plain, wrong_type
 
 __all__ = [
     "LabelCoding",

@@ -10,7 +10,7 @@ from itertools import combinations, pairwise, product
 from typing import Any, Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
-from .conversations import is_null, plain, wrong_type
+from .cells import is_null, plain, wrong_type
 
 __all__ = [
     "PAIR_RULES",

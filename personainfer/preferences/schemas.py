@@ -12,28 +12,28 @@ from typing import Any, NamedTuple
 
 from ..exceptions import DataError, NoPreferenceError
 from ..records import Preference
-from .conversations import (
+from .cells import (
     ABSENT,
     LEAVE_OUT,
-    Turn,
-    Turns,
-    cut_at_turn,
     identifier,
     is_null,
-    is_transcript,
     looks_like_turns,
     parse_cell,
     plain,
+    wrong_type,
+)
+from .conversations import (
+    cut_at_turn,
+    is_transcript,
     preference_of,
     read_conversations,
-    read_history,
     read_pair,
     transcript_prompt,
     without_prompt,
-    wrong_type,
 )
 from .labels import LabelCoding, Verdict, find_coding, tie_error, word_verdict
 from .pairing import as_score, candidates_of, pair_places, zip_lists
+from .turns import Turn, Turns, read_history
 
 __all__ = [
     "Mapped",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.readers import pair_problem
+from ..data.source_rows import pair_problem
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 from ..preferences.conversations import read_pair
 from ..records import Message, Preference

@@ -25,7 +25,8 @@ from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..personas.placement import PersonaPlace, check_place, check_template, place_persona
 from ..personas.prompts import bare_text, prompt_text
-from ..preferences.conversations import is_null, read_prompt, surrogate_problem
+from ..preferences.cells import is_null, surrogate_problem
+from ..preferences.conversations import read_prompt
 from ..progress import with_progress_bar
 from ..records import Message, Persona, PersonaRow, Prompt, Side, Usage
 from .retriever import PersonaRetriever

@@ -23,7 +23,8 @@ from ..exceptions import DataError, InvalidArgumentError, ModelError
 from ..personas.flags import flag_filter
 from ..personas.placement import place_persona
 from ..personas.prompts import bare_text, prompt_numbers, prompt_text
-from ..preferences.conversations import is_null, read_prompt, surrogate_problem
+from ..preferences.cells import is_null, surrogate_problem
+from ..preferences.conversations import read_prompt
 from ..records import (
     Candidate,
     Message,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data.readers import pair_problem
+from ..data.source_rows import pair_problem
 from ..exceptions import DataError, InvalidArgumentError, ReplyError
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags

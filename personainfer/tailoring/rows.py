@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, overload
 
-from ..data.readers import SAME_TEXT, pair_problem
+from ..data.source_rows import SAME_TEXT, pair_problem
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.flags import flag_filter

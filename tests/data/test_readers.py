@@ -20,7 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from personainfer.data.readers import PreferenceSource, pair_problem, read_preferences
+from personainfer.data.readers import read_preferences
+from personainfer.data.source_rows import PreferenceSource, pair_problem
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.records import Message, Preference
 

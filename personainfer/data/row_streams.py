@@ -1,0 +1,166 @@
+"""Read a stream of rows (dicts, tuples or `Preference`s) whose schema its first rows show."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Final
+
+from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
+from ..preferences.cells import ABSENT
+from ..preferences.conversations import read_pair
+from ..preferences.recognition import LOOK_AHEAD, matches, recognise, settle
+from ..preferences.schemas import Mapped, Schema
+from ..records import Preference
+from .files import BrokenRow
+from .source_rows import PreferenceSource, SourceRow, checked_row, read_row, several_rows
+
+__all__ = ["RowStream"]
+
+_IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have none
+_END: Final = object()
+
+
+class RowStream:
+    """Rows whose schema is recognised from the first of them.
+
+    The rows looked at are kept for the first pass, so that an iterator loses none and a slow source
+    is not started twice; later passes start anew.
+    """
+
+    def __init__(self, items: Iterable[object], told: Mapped) -> None:
+        self._items, self._told = items, told
+        self._iterator: Iterator[object] | None = iter(items)
+        self.head: list[object] = []
+        self.schema = _peek(self.head, self._iterator, told)
+
+    def source(self, total: int | None) -> PreferenceSource:
+        schema = self.schema
+        name = schema.name if schema else "records" if self.head else "no rows"
+        if schema and not schema.is_single:
+            return PreferenceSource(self._several, shape=name, summary=schema.describe)
+        summary = schema.describe if schema else dict
+        return PreferenceSource(self.rows, shape=name, total=total, summary=summary)
+
+    def rows(self) -> Iterator[SourceRow]:
+        head, iterator = self._start()
+        return self._read(deque(head), iterator)
+
+    def _start(self) -> tuple[list[object], Iterator[object]]:
+        head, iterator = self.head, self._iterator or iter(self._items)
+        if self._iterator is None and iterator is self._items:
+            raise InvalidArgumentError(
+                "this iterator was read already.", hint="Pass a list to read it again."
+            )
+        self.head, self._iterator = [], None
+        return head, iterator
+
+    def _several(self) -> Iterator[SourceRow]:
+        head, iterator = self._start()
+        schema = self.schema
+        assert schema is not None
+        dicts = (
+            (_values(schema, item), item)
+            for item in chain(head, iterator)
+            if isinstance(item, Mapping)
+        )
+        return several_rows(schema, dicts)
+
+    def _read(self, queue: deque[object], iterator: Iterator[object]) -> Iterator[SourceRow]:
+        schema = self.schema
+        if schema is not None:
+            schema.counts.clear()
+        while True:
+            item = queue.popleft() if queue else next(iterator, _END)
+            if item is _END:
+                return
+            problem = ""
+            if schema is None and isinstance(item, Mapping):  # the first dict after other rows
+                head = [item, *queue]
+                try:
+                    schema = _peek(head, iterator, self._told)
+                except PersonaInferError as error:
+                    problem = str(error)
+                queue = deque(head[1:])
+            yield _stream_row(schema, item, problem)
+
+
+def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schema | None:
+    """The schema of the dicts at the start of a stream; what was taken is appended to `head`.
+
+    It takes no more than it needs to be sure: one row where that one can be read and says chosen and
+    rejected by itself, up to `LOOK_AHEAD` where labels are numbers.
+    """
+    enough = 1
+    while True:
+        dicts = [item for item in head if isinstance(item, Mapping)]
+        if not dicts and any(isinstance(x, Preference | tuple | list) for x in head):
+            return None
+        if dicts and len(head) >= enough:
+            if schema := _sure_schema(dicts, told):
+                return schema
+            enough = 2 * len(head)
+        if len(head) >= LOOK_AHEAD or (item := next(iterator, _END)) is _END:
+            break
+        head.append(item)
+    if not dicts:
+        return None
+    names = _names(dicts)
+    return settle(recognise(names, told), lambda s: [_values(s, d) for d in dicts], names).schema
+
+
+def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | None:
+    """The schema of these rows, if more of them could not change it."""
+    names = _names(dicts)
+    if not set(told.columns.values()) <= set(names):
+        return None
+    try:
+        found = settle(matches(names, told), lambda s: [_values(s, d) for d in dicts], names)
+    except PersonaInferError:
+        return None
+    schema = found.schema
+    looks_again = schema.kind in ("conversations", "group") or schema.depends_on_values
+    if looks_again and len(dicts) < _IMPLICIT_LOOK_AHEAD:
+        return None
+    if schema.coding is not None and not schema.coding.is_sure:
+        return None
+    return schema if found.is_readable else None
+
+
+def _names(dicts: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for item in dicts for key in item if isinstance(key, str)))
+
+
+def _values(schema: Schema, item: Mapping[str, object]) -> list[object]:
+    return [item.get(name, ABSENT) for name in schema.columns.values()]
+
+
+def _stream_row(schema: Schema | None, item: object, problem: str) -> SourceRow:
+    if isinstance(item, Mapping):
+        columns = dict(item)
+        return (
+            read_row(schema, _values(schema, item), columns)
+            if schema
+            else SourceRow(None, problem, columns)
+        )
+    if isinstance(item, Preference):
+        return checked_row(item, {})
+    if isinstance(item, BrokenRow):
+        return SourceRow(None, item.error, {})
+    if isinstance(item, tuple | list):
+        return _tuple_row(item)
+    kind = type(item).__name__
+    return SourceRow(None, f"the row is of type {kind}, not a dict, tuple or Preference.", {})
+
+
+def _tuple_row(item: Sequence[object]) -> SourceRow:
+    if len(item) != 3:
+        return SourceRow(
+            None, f"the row has {len(item)} fields, not (prompt, chosen, rejected).", {}
+        )
+    try:
+        names = ("prompt", "chosen", "rejected")
+        return checked_row(read_pair(names, item[0], item[1], item[2]), {})
+    except DataError as error:
+        return SourceRow(None, str(error), {})

@@ -1,0 +1,170 @@
+"""Rows of preference data as `SourceRow`s: the `Preference` that each row states, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+from ..exceptions import ContradictionError
+from ..preferences.cells import LEAVE_OUT, surrogate_problem
+from ..preferences.schemas import Schema
+from ..records import Preference, Prompt
+
+__all__ = [
+    "SAME_TEXT",
+    "PreferenceSource",
+    "SourceRow",
+    "Valued",
+    "checked_row",
+    "pair_problem",
+    "read_row",
+    "several_rows",
+    "single_rows",
+]
+
+SAME_TEXT: Final = f"chosen and rejected are the same text, so there is no preference. {LEAVE_OUT}"
+
+
+class SourceRow(NamedTuple):
+    """One row of the input: its preference, or in `error` why there is none and what to do.
+
+    `columns` are the row's own columns for dicts and files; for frames, tuples and `Preference` it
+    is empty.
+    """
+
+    preference: Preference | None
+    error: str | None
+    columns: Mapping[str, Any]
+
+
+class PreferenceSource:
+    """An iterable of `SourceRow`, one for each input row, in order.
+
+    `original` is the user's own frame or dataset (None for streams, and where a row makes several
+    pairs), `total` the number of rows where it is known without reading them, `shape` the name of
+    the recognised schema. Frames, files and lists can be iterated again, an iterator only once.
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[], Iterator[SourceRow]],
+        *,
+        shape: str,
+        total: int | None = None,
+        original: Any = None,
+        summary: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self._rows = rows
+        self.shape = shape
+        self.total = total
+        self.original = original
+        self._summary = summary
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """How the rows were read: the coding of labels, the rule of pairs, what was counted so far.
+
+        It is empty where the data says chosen and rejected by itself and nothing was changed.
+        """
+        return self._summary()
+
+    def __iter__(self) -> Iterator[SourceRow]:
+        return self._rows()
+
+    def __repr__(self) -> str:
+        return f"PreferenceSource(shape={self.shape!r}, total={self.total})"
+
+
+Valued = tuple[Sequence[object], Mapping[str, Any]]  # the values of a schema's columns, and the row
+
+
+def single_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
+    schema.counts.clear()
+    for values, columns in rows:
+        yield read_row(schema, values, columns)
+
+
+def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
+    """The rows of data of which one row makes several pairs, or several rows make one."""
+    schema.counts.clear()
+    if schema.kind != "group":
+        for values, columns in rows:
+            yield from _read_several(partial(schema.read_all, values), columns, schema)
+        return
+    for _, each in groupby(rows, key=lambda row: schema.group_key(row[0])):
+        group = list(each)
+        shared = {
+            name: value
+            for name, value in group[0][1].items()
+            if all(_is_same(other.get(name), value) for _, other in group)
+        }
+        cells = [values for values, _ in group]
+        yield from _read_several(partial(schema.read_group, cells), shared, schema)
+
+
+def _is_same(one: object, other: object) -> bool:
+    try:
+        return bool(one == other)
+    except ValueError:  # arrays
+        return repr(one) == repr(other)
+
+
+def _read_several(
+    read: Callable[[], list[Preference]], columns: Mapping[str, Any], schema: Schema
+) -> Iterator[SourceRow]:
+    schema.counts["prompts"] += 1
+    try:
+        found = read()
+    except ValueError as error:
+        schema.counts["prompts_without_a_pair"] += 1
+        yield SourceRow(None, str(error), columns)
+        return
+    schema.counts["pairs_made"] += len(found)
+    for preference in found:
+        yield checked_row(preference, columns)
+
+
+def read_row(schema: Schema, values: Sequence[object], columns: Mapping[str, Any]) -> SourceRow:
+    try:
+        preference = schema.read(values)
+    except ContradictionError:
+        raise
+    except ValueError as error:  # a DataError, or Python's refusal to print a gigantic integer
+        return SourceRow(None, str(error), columns)
+    return checked_row(preference, columns)
+
+
+def checked_row(preference: Preference, columns: Mapping[str, Any]) -> SourceRow:
+    problem = pair_problem(preference)
+    return SourceRow(None if problem else preference, problem, columns)
+
+
+def pair_problem(preference: Preference) -> str | None:
+    """Why the texts of a preference cannot be used, with what to do; None if they can."""
+    prompt = preference.prompt
+    asked = prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
+    if not asked.strip():
+        return f"prompt is empty: there is nothing to answer. {LEAVE_OUT}"
+    chosen, rejected = preference.chosen.strip(), preference.rejected.strip()
+    if not chosen or not rejected:
+        return f"{'rejected' if chosen else 'chosen'} is empty. {LEAVE_OUT}"
+    if chosen == rejected:
+        return SAME_TEXT
+    for name in ("prompt", "chosen", "rejected", "id", "user"):
+        if not _encodable(getattr(preference, name)):
+            return surrogate_problem(name)
+    return None
+
+
+def _encodable(value: Prompt | None) -> bool:
+    if value is None or (type(value) is str and value.isascii()):
+        return True
+    if isinstance(value, tuple):
+        return all(_encodable(each.role) and _encodable(each.content) for each in value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

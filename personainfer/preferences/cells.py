@@ -1,0 +1,104 @@
+"""Read single cells of a row: nulls, ids, JSON text, and text that cannot be written as UTF-8."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from typing import Final
+from uuid import UUID
+
+from ..exceptions import DataError, NoPreferenceError
+
+__all__ = [
+    "ABSENT",
+    "LEAVE_OUT",
+    "identifier",
+    "is_null",
+    "looks_like_turns",
+    "parse_cell",
+    "plain",
+    "surrogate_problem",
+    "wrong_type",
+]
+
+
+class _Absent:
+    """Marks a key that a row does not have, as opposed to a null."""
+
+
+ABSENT: Final = _Absent()
+LEAVE_OUT: Final = "Mend the row or leave it out."
+
+_IN_JSON = re.compile(r"""\s*(?:\[\s*)?\{.*?["'](?:role|from|content|value)["']\s*:""", re.DOTALL)
+
+
+def plain(value: object) -> object:
+    """Numpy's arrays and scalars as Python's lists and numbers; other values as they are."""
+    if type(value).__module__ == "numpy":
+        return value.tolist()  # type: ignore[attr-defined]
+    return value
+
+
+def is_null(value: object) -> bool:
+    """Whether a value is None, absent, NaN, or a null of pandas."""
+    absent = value is None or value is ABSENT or type(value).__name__ in ("NAType", "NaTType")
+    return absent or (isinstance(value, float) and math.isnan(value))
+
+
+def wrong_type(name: str, value: object, wanted: str) -> DataError:
+    """The error for a value that is absent, null, or of a wrong type."""
+    if value is ABSENT:
+        return DataError(f"the row has no {name!r}.", hint=LEAVE_OUT)
+    if is_null(value):
+        return NoPreferenceError(f"{name!r} is missing (null).", hint=LEAVE_OUT)
+    return DataError(f"{name!r} is of type {type(value).__name__}, not {wanted}.", hint=LEAVE_OUT)
+
+
+def identifier(value: object) -> str | None:
+    """An id as text. A null, an empty text or a list is no id; that is not an error."""
+    if value is None or value is ABSENT:
+        return None
+    if type(value) is str:
+        return value or None
+    value = plain(value)
+    if is_null(value) or not isinstance(value, str | int | float | UUID):
+        return None
+    if isinstance(value, float) and value.is_integer():  # integers of a column with nulls
+        value = int(value)
+    return str(value) or None
+
+
+def surrogate_problem(name: str) -> str:
+    """The error of a text that cannot be written as UTF-8."""
+    return (
+        f"{name} holds bytes that are not UTF-8, or half of a surrogate pair. "
+        "Read the data with its own encoding, or remove those characters."
+    )
+
+
+def looks_like_turns(value: object) -> bool:
+    """Whether a text seems to be a list of messages that was written as JSON or by Python."""
+    return isinstance(value, str) and value.lstrip()[:1] in "[{" and bool(_IN_JSON.match(value))
+
+
+def parse_cell(name: str, value: object) -> object:
+    """A cell of a column that holds JSON text, parsed; also what Python prints of lists.
+
+    Raises:
+        DataError: the text is neither.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise DataError(
+            f"{name!r} is no JSON, as the column has in other rows: {value!r:.60}.",
+            hint="Write it with json.dumps.",
+        ) from None
