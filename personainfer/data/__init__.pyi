@@ -1,3 +1,3 @@
-from .readers import SourceRow as SourceRow
 from .readers import read_preferences as read_preferences
+from .source_rows import SourceRow as SourceRow
 from .table import PersonaTable as PersonaTable
