@@ -75,7 +75,7 @@ CASES: dict[str, tuple[int, Any, type[ModelError], str]] = {
         RequestRejectedError,
         "row",
     ),
-    "vLLM: context, in terms of max_tokens (vllm#1543)": (
+    "vLLM: context, in terms of max_tokens": (
         400,
         {
             "object": "error",
@@ -186,7 +186,7 @@ CASES: dict[str, tuple[int, Any, type[ModelError], str]] = {
         RateLimitError,
         "moment",
     ),
-    "a proxy that says the rate limit with a 500 (litellm#8128)": (
+    "a proxy that says the rate limit with a 500 (litellm#4259)": (
         500,
         openai_error("litellm.RateLimitError: too many requests"),
         RateLimitError,
@@ -619,11 +619,11 @@ PICKY: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any]
         ),
         lambda body: "temperature" not in body,
     ),
-    "Mistral: seed (litellm#6150)": (
+    "Mistral: seed (langchain-azure#82)": (
         lambda body: "seed: Extra inputs are not permitted" if "seed" in body else "",
         lambda body: "seed" not in body,
     ),
-    "Gemma on vLLM: system (vllm#3353)": (
+    "Gemma on vLLM: system (vllm#2964)": (
         lambda body: "System role not supported" if body["messages"][0]["role"] == "system" else "",
         lambda body: body["messages"][0]["content"].startswith("Be brief."),
     ),
@@ -651,7 +651,7 @@ PICKY: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any]
         ),
         lambda body: body["response_format"] == {"type": "json_object"},
     ),
-    "Gemini: additionalProperties (litellm#8231)": (
+    "Gemini: additionalProperties (litellm#14330)": (
         lambda body: (
             "Unknown name \"additionalProperties\" at 'response_schema'"
             if "json_schema" in body.get("response_format", {})

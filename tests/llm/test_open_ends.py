@@ -25,7 +25,7 @@ MAIN = "from personainfer.cli import main; main()"
 
 
 def test_more_fields_are_sent_and_are_part_of_the_key_and_the_settings(llm: FakeLLM) -> None:
-    """Qwen3's chat_template_kwargs (vllm#17327), a provider's routing."""
+    """Qwen3's chat_template_kwargs (vllm#17356), a provider's routing."""
     body = {"chat_template_kwargs": {"enable_thinking": False}, "top_k": 20}
     options: dict[str, Any] = {"api_base": llm.api_base, "extra_body": body}
     table = pi.infer_personas(pairs(1), "fake", reasoning_effort="low", **options)
@@ -80,7 +80,7 @@ def test_headers_are_sent_and_kept_secret(llm: FakeLLM) -> None:
 
 
 def test_an_address_as_azure_has_them_keeps_its_query_and_its_header() -> None:
-    """litellm#1234 and others: the path was put behind the query."""
+    """The path goes before the query, not behind it."""
     with FakeLLM(api_key="azure-key-0123") as server:
         base = server.api_base.replace("/v1", "/openai/deployments/gpt?api-version=2024-10-21")
         table = pi.infer_personas(pairs(2), "gpt", api_base=base, api_key="azure-key-0123")

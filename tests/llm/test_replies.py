@@ -150,7 +150,7 @@ def test_the_corpus_is_large_enough_to_mean_something() -> None:
 
 
 def test_a_raw_line_break_in_a_string_is_one() -> None:
-    """Small models break lines within strings (instructor#1047)."""
+    """Small models break lines within strings (llama-cpp-python#1259)."""
     text = '{"evidence": "one\ntwo", "trait": "a cook", "preference": "steps"}'
     assert read_reply(text, OnePersona).evidence == "one\ntwo"
 
@@ -341,7 +341,7 @@ def test_a_completion_of_the_older_kind_has_its_text_in_the_choice() -> None:
             },
             50,
         ),
-        (  # xAI: beside it (litellm#10439)
+        (  # xAI: beside it (vercel/ai#12425)
             {
                 "prompt_tokens": 10,
                 "completion_tokens": 5,
@@ -368,7 +368,7 @@ def stream(*deltas: dict[str, Any], end: str = "data: [DONE]\n\n", **last: Any) 
 
 
 def test_an_event_stream_that_nobody_asked_for_is_read() -> None:
-    """Proxies that always stream (open-webui, litellm#8423), with OpenRouter's comment lines."""
+    """Proxies that always stream (litellm#25766), with OpenRouter's comment lines."""
     usage = {"prompt_tokens": 3, "completion_tokens": 4}
     body = b": OPENROUTER PROCESSING\n\n" + stream(
         {"role": "assistant", "content": ""},
