@@ -1,4 +1,4 @@
-"""Means and rates of items that belong to groups, such as the rows of one prompt.
+"""Wins and losses; means and rates of items that belong to groups, such as the rows of one prompt.
 
 The mean is over items; intervals come from resampling whole groups. `n` is the number of groups.
 """
@@ -6,14 +6,55 @@ The mean is over items; intervals come from resampling whole groups. `n` is the 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..records import FloatArray
-from .statistics import CONFIDENCE, NOTHING, Estimate, WinRate, bootstrap, widened
+from .statistics import (
+    CONFIDENCE,
+    NOTHING,
+    RESAMPLES,
+    Estimate,
+    bootstrap,
+    bootstrap_rate,
+    widened,
+    wilson,
+)
 
-__all__ = ["delta_pq", "group_sums", "mean_by_group", "rate_by_group", "win_rate_by_group"]
+__all__ = [
+    "WinRate",
+    "delta_pq",
+    "group_sums",
+    "mean_by_group",
+    "rate_by_group",
+    "win_rate",
+    "win_rate_by_group",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """Wins, ties and losses, and two rates.
+
+    `rate` is wins / (wins + losses), ties apart ("Whose Boat Does it Float?", arXiv 2501.11549: W),
+    with Wilson's interval; `rate_with_ties` counts a tie as half a win, with a bootstrap interval.
+    """
+
+    wins: int
+    ties: int
+    losses: int
+    rate: Estimate
+    rate_with_ties: Estimate
+
+    def __str__(self) -> str:
+        return f"{self.rate}: {self.wins:,} wins, {self.ties:,} ties, {self.losses:,} losses"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and rates by name."""
+        return asdict(self)
 
 
 def group_sums(items: ArrayLike, groups: ArrayLike) -> FloatArray:
@@ -49,6 +90,32 @@ def rate_by_group(
 ) -> Estimate:
     """`mean_by_group` of scores between 0 and 1; Wilson's interval if resampling cannot vary."""
     return widened(mean_by_group(scores, groups, confidence=confidence), (0.0, 1.0), confidence)
+
+
+def win_rate(
+    outcomes: ArrayLike,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> WinRate:
+    """Wins, ties, losses and rates of items.
+
+    Args:
+        outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss, NaN left out.
+    """
+    given = np.asarray(outcomes, dtype=np.float64)
+    kept = np.sign(given[~np.isnan(given)])
+    wins, losses = int((kept > 0).sum()), int((kept < 0).sum())
+    return WinRate(
+        wins=wins,
+        ties=len(kept) - wins - losses,
+        losses=losses,
+        rate=wilson(wins, wins + losses, confidence=confidence),
+        rate_with_ties=bootstrap_rate(
+            (kept + 1) / 2, confidence=confidence, resamples=resamples, seed=seed
+        ),
+    )
 
 
 def win_rate_by_group(

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..records import FloatArray
 from .grouped import rate_by_group
-from .statistics import CONFIDENCE, NOTHING, Estimate, check_confidence
+from .statistics import CONFIDENCE, NOTHING, Estimate, check_confidence, percentiles
 
 __all__ = ["length_controlled_rate"]
 
@@ -78,8 +78,8 @@ def length_controlled_rate(
     drawn = np.concatenate(
         [_rates(x, y, times, share) for times in _resampled(places, resamples, random)]
     )
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, min(float(low), value), max(float(high), value), len(kinds))
+    low, high = percentiles(drawn, len(kinds), confidence)
+    return Estimate(value, min(low, value), max(high, value), len(kinds))
 
 
 def _resampled(

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..data.table import PersonaTable
 from ..records import Record, Side, Usage
+from .grouped import WinRate
 from .judge import Verdict
-from .statistics import Estimate, WinRate
+from .statistics import Estimate
 
 __all__ = [
     "Findings",

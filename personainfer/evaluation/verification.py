@@ -22,6 +22,7 @@ from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..llm.requests import Request
 from ..personas.prompts import choice_messages, instructions, persona_messages, rating_message
 from ..records import Persona, Preference, Side
+from .grouped import win_rate
 from .judge import VERDICT_COLUMNS, Judge, Verdict, most_common, verdict_columns
 from .results import PersonaComparison, PersonaRatings, SideVerification, Verification, partiality
 from .statistics import (
@@ -31,7 +32,6 @@ from .statistics import (
     bootstrap_rate,
     check_confidence,
     paired_difference,
-    win_rate,
 )
 
 __all__ = ["Rating", "Verifier", "compare_personas", "rate_personas", "verify_personas"]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
+from personainfer.evaluation.grouped import win_rate
 from personainfer.evaluation.statistics import (
     Estimate,
     benjamini_hochberg,
@@ -20,9 +21,10 @@ from personainfer.evaluation.statistics import (
     holm,
     log_odds,
     paired_difference,
+    percentiles,
+    t_quantile,
     two_sided_p,
     wilson,
-    win_rate,
 )
 from personainfer.exceptions import InvalidArgumentError
 
@@ -301,3 +303,35 @@ def test_what_cannot_be_computed_is_refused(call: Any, words: str) -> None:
 def test_estimates_read_as_a_line() -> None:
     assert str(wilson(3, 4)) == "0.750 [0.301, 0.954] (n = 4)"
     assert str(win_rate([1, 1, 0])).startswith("1.000 [0.342, 1.000] (n = 2): 2 wins, 1 ties")
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "known"),  # scipy.stats.t.ppf
+    [
+        (0.975, 1, 12.7062047362),
+        (0.975, 2, 4.3026527297),
+        (0.975, 3, 3.1824463053),
+        (0.95, 6, 1.9431802805),
+        (0.995, 7, 3.4994832974),
+        (0.975, 30, 2.0422724563),
+        (0.975, 200, 1.9718962236),
+        (0.975, 201, 1.9718365068),
+        (0.975, 100_000, 1.9599877075),
+    ],
+)
+def test_quantiles_of_t_are_those_of_the_tables(
+    probability: float, freedom: int, known: float
+) -> None:
+    assert t_quantile(probability, freedom) == pytest.approx(known, abs=1e-7)
+
+
+@pytest.mark.parametrize("n", [8, 13, 25])
+def test_intervals_of_few_items_cover_as_often_as_those_of_many(n: int) -> None:
+    random = np.random.default_rng(n)
+    found = [bootstrap_mean(random.normal(size=n), resamples=2000, seed=s) for s in range(500)]
+    assert 0.925 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.975
+
+
+def test_two_items_span_all_that_resampling_gives() -> None:
+    drawn = np.linspace(0.0, 1.0, 101)
+    assert percentiles(drawn, 2, 0.95) == pytest.approx((0.0, 1.0))
