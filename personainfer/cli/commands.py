@@ -5,7 +5,6 @@ A command imports what it needs when it runs, so that `--help` is fast.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 import personainfer as pi
 
+from .errors import CommandGroup
 from .models import models_app
 from .options import (
-    SHELL_NAMES,
     AsJson,
     Data,
     Limit,
@@ -36,10 +34,8 @@ from .reproduce import reproduce
 from .streams import (
     FAILED,
     Done,
-    abandon_stdout,
     counted,
     data_out,
-    fail,
     finish,
     note,
     opened_lines,
@@ -52,10 +48,6 @@ from .streams import (
 
 __all__ = ["app", "main"]
 
-WRONG, ENDED, INTERRUPTED, CLOSED = 2, 4, 130, 141  # exit codes, as told in the help
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # in the middle, not a wrong argument
-
 _EPILOG = """\b
 Exit codes:
   0    done
@@ -67,30 +59,8 @@ Exit codes:
   141  the reader of a pipe went away, as with any other command"""
 
 
-class _Group(TyperGroup):
-    """Commands whose errors are messages, and exit codes."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            result = super().invoke(ctx)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            fail(INTERRUPTED, "interrupted; the same command goes on from what is in the cache.")
-        except BrokenPipeError:
-            abandon_stdout()
-            raise typer.Exit(CLOSED) from None
-        except OSError as error:
-            fail(ENDED if error.errno in _FULL else WRONG, str(error))
-        except pi.PersonaInferError as error:
-            fail(
-                _exit_code(error), _in_a_shell(error, self.get_command(ctx, ctx.invoked_subcommand))
-            )
-        return result
-
-
 app = typer.Typer(
-    cls=_Group,
+    cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -422,27 +392,3 @@ def _table_path(output: str) -> Path:
     from ..data.table_writer import check_output
 
     return check_output(output, None)
-
-
-# What the library calls an argument, and a command otherwise.
-_ARGUMENTS = {**SHELL_NAMES, "path": "output", "drop_flagged": "drop_flag", "splits": "split"}
-
-
-def _in_a_shell(error: pi.PersonaInferError, command: Any) -> str:
-    """An error, with the option of the command where it names an argument of Python."""
-    name = _ARGUMENTS.get(error.argument or "", error.argument)
-    option = next((one.opts[0] for one in command.params if one.name == name), None)
-    if option is None:
-        return str(error)
-    start = f"{error.argument}="
-    if error.message.startswith(start):
-        return f"{option} {error.message.removeprefix(start).strip()} {error.hint}".strip()
-    return f"{option}: {error}"
-
-
-def _exit_code(error: pi.PersonaInferError) -> int:
-    from ..exceptions import CacheError, ModelError, RowsFailedError
-
-    if isinstance(error, RowsFailedError):
-        return FAILED
-    return ENDED if isinstance(error, ModelError | CacheError) else WRONG

@@ -12,9 +12,10 @@ from typing import Any
 
 from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import ABSENT
+from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
 from ..preferences.pairing import check_pairing
-from ..preferences.recognition import LOOK_AHEAD, check_roles, recognise, settle
+from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
 from .files import SUPPORTED, arrow_cells, check_readable, open_rows

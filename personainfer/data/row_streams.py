@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
 from ..preferences.cells import ABSENT
+from ..preferences.column_names import matches
 from ..preferences.conversations import read_pair
-from ..preferences.recognition import LOOK_AHEAD, matches, recognise, settle
+from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
 from .files import BrokenRow

@@ -17,8 +17,8 @@ from ..data.table_reader import COLUMNS
 from ..data.table_writer import check_free_names
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, OPTIONS, make_llm
+from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
-from ..preferences.recognition import check_roles
 from .infer import PersonaStream
 from .loader_batches import Naming, batch_kind
 from .options import PersonaOptions, planned

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ..exceptions import ContradictionError, DataError, InvalidArgumentError, NoPreferenceError
-from .cells import is_null, plain, wrong_type
+from .cells import LEAVE_OUT, is_null, plain, wrong_type
+from .pairing import as_score
 
 __all__ = [
     "LabelCoding",
@@ -22,6 +23,8 @@ __all__ = [
     "check_labels",
     "find_coding",
     "label_key",
+    "majority_verdict",
+    "one_hot_verdict",
 ]
 
 Verdict = Literal["first", "second", "tie"]
@@ -286,3 +289,39 @@ def _uncertain(column: str, seen: Counter[str]) -> DataError:
 def tie_error(column: str) -> NoPreferenceError:
     """The error of a row whose label is a tie."""
     return NoPreferenceError(f"{column!r} is a tie, so neither response is preferred.")
+
+
+def one_hot_verdict(columns: Mapping[str, str], row: Mapping[str, Any]) -> Verdict:
+    """What a row says whose labels are one column an outcome: first, second, tie."""
+    verdicts: tuple[Verdict, ...] = ("first", "second", "tie")
+    roles = [f"label_{n}" for n in (1, 2, 3) if f"label_{n}" in row]
+    found = [
+        v
+        for role, v in zip(roles, verdicts, strict=False)
+        if as_score(columns[role], _flag(row[role]))
+    ]
+    if len(found) != 1:
+        named = ", ".join(repr(columns[role]) for role in roles)
+        raise DataError(f"of {named} {len(found)} are set, where one should be.", hint=LEAVE_OUT)
+    return found[0]
+
+
+def _flag(value: object) -> object:
+    value = plain(value)
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return int(value.strip().lower() == "true")
+    return int(value) if isinstance(value, bool) else value
+
+
+def majority_verdict(*annotations: object) -> Verdict:
+    """What most annotators say; a tie where as many say one as the other."""
+    votes: Counter[Verdict | None] = Counter()
+    for cell in map(plain, annotations):
+        for each in cell if isinstance(cell, list | tuple) else ():
+            said = each.get("overall_pref") if isinstance(each, Mapping) else each
+            votes[word_verdict(str(said).strip().lower(), ("", ""))] += 1
+    if not votes:
+        raise NoPreferenceError("the row has no annotations.", hint=LEAVE_OUT)
+    if votes["first"] == votes["second"]:
+        return "tie"
+    return "first" if votes["first"] > votes["second"] else "second"

@@ -5,236 +5,19 @@ If no schema fits, the error lists the columns that were found and says what to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
+from .column_names import matches, nearest
 from .schemas import Mapped, Schema, example_rows
 
-__all__ = [
-    "LOOK_AHEAD",
-    "Settled",
-    "check_roles",
-    "matches",
-    "recognise",
-    "settle",
-]
+__all__ = ["LOOK_AHEAD", "Settled", "recognise", "settle"]
 
 LOOK_AHEAD: Final = 200  # rows from which schemas and codings are told
 _FEW = 20  # rows without a preference that may be all by chance
 _SEVERAL = ("list", "group")
-
-# The names that columns have, the likelier ones first.
-_PROMPTS: Final = tuple(
-    "prompt messages conversations conversation question instruction query user_prompt input context"
-    " history text".split()
-)
-_PAIRS: Final = (
-    ("chosen", "rejected"),
-    ("preferred_output", "non_preferred_output"),
-    ("chosen_response", "rejected_response"),
-    ("response_chosen", "response_rejected"),
-    ("preferred_response", "dispreferred_response"),
-    ("preferred", "dispreferred"),
-    ("chosen_messages", "rejected_messages"),
-    ("response_j", "response_k"),
-)
-_THINGS = "response output answer completion conversation candidate summary"
-_ENDS: Final = ("1 2", "a b", "A B", "0 1")
-_TWO: Final = (
-    ("human_ref_A", "human_ref_B"),
-    *(
-        (f"{thing}{space}{one}", f"{thing}{space}{two}")
-        for thing in _THINGS.split()
-        for space in ("_", "", " ")
-        for one, two in (end.split() for end in _ENDS)
-    ),
-)
-_LABELS: Final = tuple(
-    "better_response_id overall_preference preference_strength winner label labels preference"
-    " overall_pref preferred better best choice verdict chosen".split()
-)
-_ONE_HOT: Final = (
-    ("winner_model_a", "winner_model_b", "winner_tie"),
-    ("winner_a", "winner_b", "winner_tie"),
-)
-_SCORED: Final = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
-    ("rating_chosen", "rating_rejected"),
-    ("chosen_reward", "rejected_reward"),
-    ("chosen_avg_rating", "rejected_avg_rating"),
-)
-_VOTES: Final = ("normal_worker_annotations", "expert_worker_annotations")  # MultiPref
-_LISTS: Final = ("responses", "completions", "answers", "generations", "candidates", "outputs")
-_LIST_SCORES: Final = ("scores", "ratings", "rankings", "ranks", "rewards")
-_RESPONSES: Final = ("response", "model_response", "completion", "answer", "output")
-_SCORES: Final = ("score", "rating", "helpfulness", "overall_score", "reward", "rank")
-_SYSTEMS: Final = ("system", "system_prompt", "system_message")
-_MODELS: Final = (("model_a", "model_b"), ("model_1", "model_2"), ("model1", "model2"))
-
-_ROLES: Final = tuple(
-    "prompt chosen rejected id user system response_1 response_2 label responses scores response score"
-    " group".split()
-)
-
-
-# By names
-
-
-def check_roles(roles: Mapping[str, str]) -> None:
-    """Raise `InvalidArgumentError` if `columns=` names an unknown role."""
-    for role, column in roles.items():
-        if role not in _ROLES:
-            known = _nearest(role, _ROLES)
-            raise InvalidArgumentError(
-                f"columns= has no {role!r}: ours come first.", hint=known, argument="columns"
-            )
-        if not isinstance(column, str):
-            raise InvalidArgumentError(
-                f"columns[{role!r}] must be the name of a column.", argument="columns"
-            )
-
-
-def _nearest(name: object, known: Sequence[str]) -> str:
-    """A hint that lists the known names, the nearest first."""
-    close = get_close_matches(str(name), known, n=1)
-    listed = ", ".join(map(repr, known[:20])) + (", …" if len(known) > 20 else "")
-    return (f"Nearest is {close[0]!r}, of " if close else "It is one of ") + f"{listed or 'none'}."
-
-
-class _Names:
-    """The columns that were found, and which of them are taken by a role."""
-
-    def __init__(self, found: Iterable[str], roles: Mapping[str, str]) -> None:
-        self.found, self.roles = set(found), roles
-        self.taken = set(roles.values())
-
-    def pick(self, role: str, known: Sequence[str]) -> dict[str, str]:
-        """The column of a role: the caller's, else the first known name that is free."""
-        if role in self.roles:
-            return {role: self.roles[role]}
-        free = (name for name in known if name in self.found and name not in self.taken)
-        name = next(free, None)
-        return {} if name is None else {role: name}
-
-    def pick_set(self, roles: Sequence[str], known: Iterable[Sequence[str]]) -> dict[str, str]:
-        """Columns that go together, for as many roles; empty if there is no such set."""
-        given = {role: self.roles[role] for role in roles if role in self.roles}
-        if len(given) == len(roles):
-            return given
-        for names in known:
-            columns = dict(zip(roles, names, strict=True)) | given
-            free = all(n not in self.taken or n in given.values() for n in columns.values())
-            if (
-                free
-                and set(columns.values()) <= self.found
-                and len(set(columns.values())) == len(columns)
-            ):
-                return columns
-        return {}
-
-    def without(self, columns: Mapping[str, str]) -> _Names:
-        """The same names, with those of `columns` taken too."""
-        rest = _Names(self.found, self.roles)
-        rest.taken = self.taken | set(columns.values())
-        return rest
-
-
-def matches(found: Iterable[str], told: Mapped) -> list[Schema]:
-    """The schemas that the columns may have, the likeliest first."""
-    names = _Names([name for name in found if isinstance(name, str)], told.columns)
-    if not set(told.columns.values()) <= names.found | {
-        told.columns.get("id"),
-        told.columns.get("user"),
-    }:
-        return []
-    made = [*_pair_schemas(names), *_two_schemas(names), *_many_schemas(names)]
-    return [replace(schema, told=told) for schema in made if _plays_all(schema, told)]
-
-
-def _plays_all(schema: Schema, told: Mapped) -> bool:
-    """Whether every role that the caller names is one of the schema's, with a column of its own."""
-    return told.columns.keys() <= schema.columns.keys()
-
-
-def _pair_schemas(names: _Names) -> Iterator[Schema]:
-    pair = names.pick_set(("chosen", "rejected"), _PAIRS)
-    if not pair:
-        return
-    rest = names.without(pair)
-    scores = rest.pick_set(("score_chosen", "score_rejected"), _SCORED)
-    prompt = rest.pick("prompt", _PROMPTS)
-    if prompt:
-        yield _schema("explicit", "pair", rest, {**prompt, **pair, **scores})
-    if not prompt or ("prompt" not in names.roles and prompt["prompt"] != "prompt"):
-        yield _schema("implicit", "conversations", rest, {**pair, **scores})
-
-
-def _two_schemas(names: _Names) -> Iterator[Schema]:
-    two = names.pick_set(("response_1", "response_2"), _TWO)
-    if not two:
-        return
-    rest = names.without(two)
-    prompt = rest.pick("prompt", _PROMPTS)
-    if not prompt and "conversation" not in two["response_1"] and "response_1" not in names.roles:
-        return
-    columns = {**prompt, **two}
-    rest = rest.without(prompt)
-    models = rest.pick_set(("model_1", "model_2"), _MODELS)
-    if label := rest.pick("label", _LABELS):
-        if "rejected" in names.found and label["label"] == "chosen":
-            return
-        yield _schema("labelled", "label", rest, {**columns, **label, **models})
-    if hot := rest.pick_set(("label_1", "label_2", "label_3"), _ONE_HOT):
-        yield _schema("one-hot winners", "one-hot", rest, {**columns, **hot})
-    if votes := rest.pick_set(("label", "label_2"), [_VOTES]):
-        yield _schema("annotations", "votes", rest, {**columns, **votes})
-    ends = (two["response_1"][-1:], two["response_2"][-1:])
-    known = [tuple(f"{s}_{e}" for e in ends) for s in ("score", "rating", "reward")]
-    if scores := rest.pick_set(("score_1", "score_2"), known):
-        yield _schema("scored pair", "scores", rest, {**columns, **scores})
-
-
-def _many_schemas(names: _Names) -> Iterator[Schema]:
-    if responses := names.pick("responses", _LISTS):
-        rest = names.without(responses)
-        scores = rest.pick("scores", _LIST_SCORES)
-        if prompt := rest.pick("prompt", _PROMPTS):
-            yield _schema("list of responses", "list", rest, {**prompt, **responses, **scores})
-    if (response := names.pick("response", _RESPONSES)) and (score := names.pick("score", _SCORES)):
-        rest = names.without({**response, **score})
-        if prompt := rest.pick("prompt", _PROMPTS):
-            group = rest.pick("group", ("interaction_id",))
-            columns = {**prompt, **response, **score, **group}
-            yield _schema("one response a row", "group", rest, columns)
-
-
-def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> Schema:
-    """The schema with the optional columns: id, user, system message and what comes with its kind."""
-    rest = names.without(columns)
-    optional = {
-        **(rest.pick("id", ("id",)) or {"id": "id"}),
-        **(rest.pick("user", ("user_id", "user")) or {"user": "user"}),
-        **(rest.pick("system", _SYSTEMS) or {"system": "system"}),
-    }
-    if columns.get("prompt") in ("instruction", "query", "question"):
-        optional |= rest.pick("history", ("history",))
-        optional |= rest.pick("input", ("input",) if columns["prompt"] == "instruction" else ())
-    pair = (columns.get("response_1", ""), columns.get("response_2", ""))
-    if "conversation" in pair[0]:
-        optional |= rest.pick("turn", ("turn",))
-    if pair[0] == "human_ref_A":
-        optional |= rest.pick_set(("votes_1", "votes_2"), [("score_A", "score_B")])
-    safe = [(f"is_{pair[0]}_safe", f"is_{pair[1]}_safe")]
-    optional |= rest.pick_set(("safe_1", "safe_2"), safe)
-    taken = set(columns.values())
-    columns = {**columns, **{r: n for r, n in optional.items() if n not in taken}}
-    return Schema(_data_set(columns) or name, columns, kind)
 
 
 def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
@@ -248,7 +31,7 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
         if column not in found:
             raise InvalidArgumentError(
                 f"columns[{role!r}] is {column!r}, which is no column of the data.",
-                hint=_nearest(column, found),
+                hint=nearest(column, found),
                 argument="columns",
             )
     if schemas := matches(found, told):
@@ -278,31 +61,6 @@ def _suggest(found: Sequence[str]) -> str:
         "The command `personainfer formats` shows a row of each kind. "
         f"Or say which is which: columns={{{line}}}."
     )
-
-
-_DATA_SETS: Final = {
-    "SHP": "history human_ref_A human_ref_B labels",
-    "PKU-SafeRLHF": "prompt response_0 response_1 better_response_id",
-    "AlpacaFarm": "instruction input output_1 output_2 preference",
-    "LLMBar": "input output_1 output_2 label",
-    "HelpSteer2-Preference": "prompt response_1 response_2 preference_strength",
-    "HelpSteer3": "context response1 response2 overall_preference",
-    "Arena 55k": "prompt response_a response_b label_1 label_2 label_3",
-    "MT-bench": "conversation_a conversation_b winner turn",
-    "Chatbot Arena": "conversation_a conversation_b winner",
-    "MultiPref": "text completion_a completion_b normal_worker_annotations",
-    "WebGPT": "question answer_0 answer_1 score_0 score_1",
-    "responses a and b": "prompt response_a response_b",
-}
-
-
-def _data_set(columns: Mapping[str, str]) -> str | None:
-    """The name of the data set that has these columns, if it has one."""
-    used = set(columns.values()) | columns.keys()
-    return next((n for n, known in _DATA_SETS.items() if set(known.split()) <= used), None)
-
-
-# By values
 
 
 class Settled(NamedTuple):

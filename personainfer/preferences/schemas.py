@@ -31,7 +31,7 @@ from .conversations import (
     transcript_prompt,
     without_prompt,
 )
-from .labels import LabelCoding, Verdict, find_coding, tie_error, word_verdict
+from .labels import LabelCoding, Verdict, find_coding, majority_verdict, one_hot_verdict, tie_error
 from .pairing import as_score, candidates_of, pair_places, zip_lists
 from .turns import Turn, Turns, read_history
 
@@ -282,9 +282,9 @@ class Schema:
             assert self.coding is not None
             return self.coding.verdict(self._label(row))
         if self.kind == "one-hot":
-            return _one_hot(self.columns, row)
+            return one_hot_verdict(self.columns, row)
         if self.kind == "votes":
-            return _majority(row["label"], row.get("label_2"))
+            return majority_verdict(row["label"], row.get("label_2"))
         scores = [as_score(self.columns[role], row[role]) for role in ("score_1", "score_2")]
         if scores[0] is None or scores[1] is None:
             raise NoPreferenceError(f"{self._label_name!r} or its counterpart is missing (null).")
@@ -409,44 +409,6 @@ def _rounds(row: Mapping[str, Any]) -> dict[str, object]:
         for role, each in lists.items()
     }
     return {"prompt": asked[-1], **said}
-
-
-def _one_hot(columns: Mapping[str, str], row: Mapping[str, Any]) -> Verdict:
-    verdicts: tuple[Verdict, ...] = ("first", "second", "tie")
-    roles = [f"label_{n}" for n in (1, 2, 3) if f"label_{n}" in row]
-    found = [
-        v
-        for role, v in zip(roles, verdicts, strict=False)
-        if as_score(columns[role], _flag(row[role]))
-    ]
-    if len(found) != 1:
-        named = ", ".join(repr(columns[role]) for role in roles)
-        raise DataError(f"of {named} {len(found)} are set, where one should be.", hint=LEAVE_OUT)
-    return found[0]
-
-
-def _flag(value: object) -> object:
-    value = plain(value)
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return int(value.strip().lower() == "true")
-    return int(value) if isinstance(value, bool) else value
-
-
-def _majority(*annotations: object) -> Verdict:
-    """What most annotators say; a tie where as many say one as the other."""
-    votes: Counter[Verdict | None] = Counter()
-    for cell in map(plain, annotations):
-        for each in cell if isinstance(cell, list | tuple) else ():
-            said = each.get("overall_pref") if isinstance(each, Mapping) else each
-            votes[word_verdict(str(said).strip().lower(), ("", ""))] += 1
-    if not votes:
-        raise NoPreferenceError("the row has no annotations.", hint=LEAVE_OUT)
-    if votes["first"] == votes["second"]:
-        return "tie"
-    return "first" if votes["first"] > votes["second"] else "second"
-
-
-# Data sets known by their columns
 
 
 @cache

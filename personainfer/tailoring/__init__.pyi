@@ -6,8 +6,8 @@ from .published import read_persona_tailoring as read_persona_tailoring
 from .responses import TailoredResponses as TailoredResponses
 from .responses import tailor_responses as tailor_responses
 from .retriever import PersonaRetriever as PersonaRetriever
-from .retriever import choose_system_persona as choose_system_persona
 from .retriever import first_person_prompt as first_person_prompt
 from .rewards import persona_reward as persona_reward
 from .rows import TailoringRows as TailoringRows
 from .rows import tailoring_rows as tailoring_rows
+from .system_persona import choose_system_persona as choose_system_persona

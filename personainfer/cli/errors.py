@@ -1,0 +1,63 @@
+"""Turn errors into messages for a shell and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..exceptions import CacheError, ModelError, PersonaInferError, RowsFailedError
+from .options import SHELL_NAMES
+from .streams import FAILED, abandon_stdout, fail
+
+__all__ = ["CommandGroup"]
+
+WRONG, ENDED, INTERRUPTED, CLOSED = 2, 4, 130, 141  # exit codes, as listed in the help
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # not a wrong argument
+
+# The options of commands that have other names than the arguments of the library.
+_ARGUMENTS = {**SHELL_NAMES, "path": "output", "drop_flagged": "drop_flag", "splits": "split"}
+
+
+class CommandGroup(TyperGroup):
+    """Commands whose errors become messages and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            fail(INTERRUPTED, "interrupted; the same command goes on from what is in the cache.")
+        except BrokenPipeError:
+            abandon_stdout()
+            raise typer.Exit(CLOSED) from None
+        except OSError as error:
+            fail(ENDED if error.errno in _DISK_FULL else WRONG, str(error))
+        except PersonaInferError as error:
+            fail(
+                _exit_code(error), _in_a_shell(error, self.get_command(ctx, ctx.invoked_subcommand))
+            )
+        return result
+
+
+def _in_a_shell(error: PersonaInferError, command: Any) -> str:
+    """An error, with the option of the command where it names an argument of Python."""
+    name = _ARGUMENTS.get(error.argument or "", error.argument)
+    option = next((one.opts[0] for one in command.params if one.name == name), None)
+    if option is None:
+        return str(error)
+    start = f"{error.argument}="
+    if error.message.startswith(start):
+        return f"{option} {error.message.removeprefix(start).strip()} {error.hint}".strip()
+    return f"{option}: {error}"
+
+
+def _exit_code(error: PersonaInferError) -> int:
+    if isinstance(error, RowsFailedError):
+        return FAILED
+    return ENDED if isinstance(error, ModelError | CacheError) else WRONG
