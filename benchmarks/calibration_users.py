@@ -1,24 +1,15 @@
-"""Are the intervals and p-values about users right? Simulated data with a known truth, many seeds.
-
-    python benchmarks/calibration_users.py [--seeds 400] [--only PART]
-
-Each case draws data from a distribution whose truth is known, calls the public function, and notes whether
-the 95 % interval covers the truth, or whether p < 0.05 where there is nothing to find. Prints a table in
-Markdown: the share with its own 95 % interval (Wilson). Nominal: 0.95 for coverage, 0.05 for rejection.
-"""
+"""Parts of `calibration.py`: evaluation, attribution and simulation of users."""
 
 from __future__ import annotations
 
-import argparse
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from calibration_evaluation import Finding, covers
 
 import personainfer as pi
-from personainfer.evaluation.statistics import Estimate, wilson
 from personainfer.records import Message, Persona
 from personainfer.simulation import RewardMatrix, SimulatedUsers, score_responses
 from personainfer.simulation.user_responses import UserResponse
@@ -30,19 +21,6 @@ from personainfer.users.records import Hypothesis
 PHI = NormalDist().cdf
 MEANS = {"own": 0.4, "bare": 0.1, "other": 0.2, "untuned": 0.0}  # of the users' margins
 SPREAD = 0.6  # of the users around these means
-
-
-class Finding(NamedTuple):
-    """One thing noted in one run: what, and whether it happened."""
-
-    name: str
-    kind: str  # "coverage", "rejection under the null", or what else is counted
-    happened: bool
-
-
-def covers(name: str, found: Estimate | None, truth: float) -> Finding:
-    assert found is not None
-    return Finding(name, "coverage", bool(found.low <= truth <= found.high))
 
 
 # evaluate_prefixes
@@ -237,35 +215,20 @@ def responses(seed: int, truth: tuple[list[float], float]) -> Iterator[Finding]:
     yield covers("score_responses: win_rate", second.win_rate, wins)
 
 
-def parts() -> dict[str, Callable[[int], Iterator[Finding]]]:
-    """What is simulated, by name: seed -> findings."""
-    correlation, truth = baseline_correlation(), response_truth()
-    return {
-        "evaluation": lambda seed: evaluation(seed, correlation),
-        "attribution": attribution,
-        "posterior": posterior,
-        "responses": lambda seed: responses(seed, truth),
-    }
+def evaluating() -> Callable[[int], Iterator[Finding]]:
+    correlation = baseline_correlation()
+    return lambda seed: evaluation(seed, correlation)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=400)
-    parser.add_argument("--only", default="")
-    options = parser.parse_args()
-    counts: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    for name, part in parts().items():
-        if options.only in name:
-            for seed in range(options.seeds):
-                for finding in part(seed):
-                    counts[finding.name, finding.kind].append(finding.happened)
-    print("| of | measured | share [95 %] | runs |\n| --- | --- | --- | --- |")
-    for (name, kind), happened in counts.items():
-        share = wilson(sum(happened), len(happened))
-        print(
-            f"| `{name}` | {kind} | {share.value:.3f} [{share.low:.3f}, {share.high:.3f}] | {share.n} |"
-        )
+def responding() -> Callable[[int], Iterator[Finding]]:
+    truth = response_truth()
+    return lambda seed: responses(seed, truth)
 
 
-if __name__ == "__main__":
-    main()
+# What is simulated, by name: -> (seed -> findings).
+PARTS: dict[str, Callable[[], Callable[[int], Iterator[Finding]]]] = {
+    "evaluate_prefixes": evaluating,
+    "attribution": lambda: attribution,
+    "posterior": lambda: posterior,
+    "responses": responding,
+}

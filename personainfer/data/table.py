@@ -295,7 +295,8 @@ class PersonaTable(Sequence[PersonaRow]):
 
         Args:
             details: also what the personas are made of: chosen_trait, chosen_preference, chosen_evidence,
-                chosen_flags (a list of text), and the same of the rejected side.
+                chosen_flags (a list of text), and the same of the rejected side; and persona_unexplained: a
+                sentence for each side whose choice no candidate explains, which is no error.
 
         Raises:
             InvalidArgumentError: the data has a column of such a name itself.
@@ -459,7 +460,8 @@ class PersonaTable(Sequence[PersonaRow]):
         first = self._rows[:10]
         labels = index_labels(self._original, first)
         hidden = len(self) - len(first)
-        return html_page(first, repr(self), figures(self.added), hidden, labels)
+        told = figures(self.added, self.settings.get("verified_neither", 0.0))
+        return html_page(first, repr(self), told, hidden, labels)
 
     def _persona_columns(self) -> list[tuple[str, list[str | None]]]:
         rows = self._rows

@@ -75,14 +75,19 @@ def html_page(
     )
 
 
-def figures(added: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """A line for each side that `verify_personas` judged: the mean score and how many have one."""
+def figures(added: Mapping[str, Sequence[Any]], neither: float = 0.0) -> Iterator[str]:
+    """A line for each side that `verify_personas` judged: the mean score and how many have one.
+
+    `neither` is the share of answers that picked neither response, which count as wrong: a guess is then
+    right less often than half of the time.
+    """
     for side in ("chosen", "rejected"):
         scores = added.get(f"{side}_verified_score")
         known = [float(score) for score in scores if score is not None] if scores else []
         if known:
             mean = sum(known) / len(known)
-            yield f"the judge's score of the {side} personas: {mean:.2f}, {len(known)} judged (a guess: 0.5)"
+            guess = f"a guess: {(1 - neither) / 2:.2f}"
+            yield f"the judge's score of the {side} personas: {mean:.2f}, {len(known)} judged ({guess})"
 
 
 def _html_row(label: str, row: PersonaRow) -> str:

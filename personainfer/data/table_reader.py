@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import DataError
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
 from .arrow_columns import ColumnType, OwnColumns, stored_type, with_index_column
+from .table_display import unexplained_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,10 +39,14 @@ __all__ = [
 ]
 
 COLUMNS = ("chosen_persona", "rejected_persona", "persona_error")
-DETAILS = tuple(
-    f"{side}_{field}"
-    for side in ("chosen", "rejected")
-    for field in ("trait", "preference", "evidence", "flags")
+UNEXPLAINED = "persona_unexplained"
+DETAILS = (
+    *(
+        f"{side}_{field}"
+        for side in ("chosen", "rejected")
+        for field in ("trait", "preference", "evidence", "flags")
+    ),
+    UNEXPLAINED,
 )
 RECORD = "personainfer"  # the column with the records, and the key of the metadata
 _BLOCK = 8192  # rows that are read at once where a table is in another order than its file
@@ -348,13 +353,17 @@ def persona_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[str | No
 
 
 def detail_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[Any]]]:
-    """What the personas are made of, a column each: DETAILS. Flags are lists; None: no persona."""
+    """What the personas are made of, and what nothing explains, a column each: DETAILS.
+
+    Flags are lists; None: no persona. `persona_unexplained` is None where no side is unexplained.
+    """
     columns: dict[str, list[Any]] = {name: [] for name in DETAILS}
     for row in rows:
         for side, persona in (("chosen", row.chosen), ("rejected", row.rejected)):
             for field in ("trait", "preference", "evidence"):
                 columns[f"{side}_{field}"].append(persona and getattr(persona, field))
             columns[f"{side}_flags"].append(None if persona is None else list(persona.flags))
+        columns[UNEXPLAINED].append(" ".join(unexplained_texts(row)) or None)
     return list(columns.items())
 
 

@@ -43,7 +43,8 @@ def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
     Raises:
         DataError: the table was not verified.
     """
-    accuracy = summarise(table).accuracy
+    summary = summarise(table)
+    accuracy = summary.accuracy
     if not accuracy:
         raise DataError(
             "the table holds no verdicts.", hint="Plot verify_personas(table, judge=…).table."
@@ -58,11 +59,11 @@ def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
             capsize=4,
             color=_COLOURS[name],
         )
-    axes.axvline(0.5, linestyle="--", linewidth=1, color="grey")
+    axes.axvline(summary.guess, linestyle="--", linewidth=1, color="grey")
     axes.set_yticks(range(len(accuracy)), list(accuracy))
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_xlabel("accuracy (a guess: 0.5)")
+    axes.set_xlabel(f"accuracy (a guess: {summary.guess:.2f})")
     return axes
 
 

@@ -536,3 +536,12 @@ def test_a_column_that_cannot_be_added_is_refused(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
         PersonaTable(rows(), original=original).with_columns(columns)
+
+
+def test_the_notebook_view_says_how_often_a_guess_is_right() -> None:
+    added = {"chosen_verified_score": [1.0, 0.0]}
+    view = PersonaTable(rows(2)).with_columns(added)._repr_html_()
+    assert "2 judged (a guess: 0.50)" in view
+    settings = {"verified_neither": 0.4}
+    view = PersonaTable(rows(2)).with_columns(added, settings=settings)._repr_html_()
+    assert "2 judged (a guess: 0.30)" in view

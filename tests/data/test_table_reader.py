@@ -225,3 +225,20 @@ def test_what_an_older_file_calls_an_error_is_a_finding_where_no_candidate_expla
     assert all(row.unexplained == ("chosen",) for row in table)
     assert "5 unexplained" in repr(table)
     assert "2 unexplained" in repr(table[:2])
+
+
+def test_details_say_which_choice_no_persona_explains(tmp_path: Path) -> None:
+    pair = Preference(prompt="q", chosen="a", rejected="b")
+    persona = Persona(trait="busy", preference="answers")
+    tried = (Candidate(persona, -0.25),)
+    rows = [
+        PersonaRow(0, pair, rejected=persona, chosen_candidates=tried, rejected_candidates=tried),
+        PersonaRow(1, pair, persona, persona),
+        PersonaRow(2, pair, error="no reply"),
+    ]
+    made = pi.PersonaTable(rows)
+    for table in (made, pi.PersonaTable.load(made.save(tmp_path / "t.parquet"))):
+        told = table.to_pandas(details=True)["persona_unexplained"].tolist()
+        assert told[0].startswith("no persona explains why somebody would prefer the chosen")
+        assert told[1:] == [None, None]
+        assert table.to_pandas()["persona_error"].tolist() == [None, None, "no reply"]

@@ -1,0 +1,45 @@
+"""Are the intervals and p-values right? Simulated data with a known truth, many seeds.
+
+    python benchmarks/calibration.py [--seeds 400] [--only PART]
+
+Each part draws data from a distribution whose truth is known, calls the public function, and notes whether
+the 95 % interval covers the truth, or whether p < 0.05 where there is nothing to find. Prints a table in
+Markdown: the share with its own 95 % interval (Wilson). Nominal: 0.95 for coverage, 0.05 for rejection.
+The parts about users are in `calibration_users.py`, those about judgements and personas in
+`calibration_evaluation.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+
+import calibration_evaluation
+import calibration_users
+
+from personainfer.evaluation.statistics import wilson
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=400)
+    parser.add_argument("--only", default="", help="run the parts whose name contains this")
+    options = parser.parse_args()
+    every = {**calibration_evaluation.PARTS, **calibration_users.PARTS}
+    counts: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for name, make in every.items():
+        if options.only in name:
+            part = make()
+            for seed in range(options.seeds):
+                for finding in part(seed):
+                    counts[finding.name, finding.kind].append(finding.happened)
+    print("| of | measured | share [95 %] | runs |\n| --- | --- | --- | --- |")
+    for (name, kind), happened in counts.items():
+        share = wilson(sum(happened), len(happened))
+        print(
+            f"| `{name}` | {kind} | {share.value:.3f} [{share.low:.3f}, {share.high:.3f}] | {share.n} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
