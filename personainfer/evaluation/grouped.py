@@ -174,9 +174,10 @@ def delta_pq(
         return found
 
     found = bootstrap(sums, statistic, confidence=confidence)
-    rates = [win_rate_by_group(one, groups, confidence=confidence).rate for one in outcomes]
-    if math.isnan(found.value) or all(0 < rate.value < 1 for rate in rates):
+    won, lost = sums.sum(axis=0).reshape(2, 2)
+    if math.isnan(found.value) or (won.all() and lost.all()):
         return found
+    rates = [win_rate_by_group(one, groups, confidence=confidence).rate for one in outcomes]
     below = math.hypot(*(rate.value - rate.low for rate in rates))
     above = math.hypot(*(rate.high - rate.value for rate in rates))
     low, high = max(found.value - below, -1.0), min(found.value + above, 1.0)

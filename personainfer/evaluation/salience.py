@@ -222,13 +222,30 @@ _END = (
     r"(?=[,;:.!?()\u2014]|\s(?:but|because|so that|so they|when|while|if|since|as they)\b"
     r"|\sand (?:is|are|has|who|also|likes|loves|wants|needs|values|enjoys|seeks|prefers|appreciates)\b|$)"
 )
-_CLAUSE = re.compile(rf"\b{_CONTRAST}(?!\w)(?:(?!{_END}).)*", re.IGNORECASE | re.DOTALL)
+# A list goes on after its commas: "not statistics, charts or tables". What begins another clause is no item.
+_NO_ITEM = (
+    r"(?!(?:and|or|but|because|so|while|when|if|since|as|who|whether|even|especially|like|with|in|for|at|on|to"
+    r"|that|which|is|are|has|also|likes|loves|wants|needs|values|enjoys|seeks|prefers|appreciates)\b)"
+)
+_REST = rf"(?:(?!{_END}).)*"
+_ITEMS = rf"(?:,\s+{_NO_ITEM}[\w'\u2019-]+(?:\s+[\w'\u2019-]+){{0,3}}?)"
+_SINGLE = (
+    rf"\s+(?:[\w'\u2019-]+\s+)?[\w'\u2019-]+(?:,\s+{_NO_ITEM}[\w'\u2019-]+)+"
+    rf"\s+and\s+[\w'\u2019-]+{_END}"
+)
+_CLAUSE = re.compile(rf"\b{_CONTRAST}(?!\w){_REST}", re.IGNORECASE | re.DOTALL)
+_LIST = re.compile(
+    rf"(?<=\S)\s*\b{_CONTRAST}(?!\w)(?:{_SINGLE}|{_REST}{_ITEMS}*,?\s+n?or\s+{_REST})",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def without_contrast(text: str) -> str:
     """The text without clauses of contrast or negation, from their first word to the clause's end.
 
     After "Whose Boat Does it Float?" (arXiv 2501.11549), which cuts them before it counts words. "not only
-    X but also Y" stays whole, and so do "overly" and "over time".
+    X but also Y" stays whole, and so do "overly" and "over time". A list is cut to its end if "or" joins its
+    last item, or if "and" does and the items are single words: "answers, not statistics, charts or tables".
+    At the start of a text what follows the comma is wanted: "rather than charts, stories or jokes".
     """
-    return _CLAUSE.sub(" ", text)
+    return _CLAUSE.sub(" ", _LIST.sub(" ", text))
