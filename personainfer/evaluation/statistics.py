@@ -93,8 +93,8 @@ def bootstrap(
         seed: of the draw; equal seeds give equal intervals.
 
     Returns:
-        The statistic of all items. With fewer than two items the interval is NaN. With fewer than 15 items, or up to 40 whose values are
-        skewed, it covers the truth somewhat less often than `confidence` says: see docs/verification.md.
+        The statistic of all items. With fewer than two items the interval is NaN. With fewer than 15 items,
+        or skewed values, it covers the truth less often than `confidence` says (docs/verification.md).
     """
     check_confidence(confidence)
     _check_resamples(resamples)
