@@ -11,12 +11,12 @@ import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -38,6 +38,8 @@ SUPPORTED: Final = (
     "(.jsonl .json .csv .parquet, the text ones also with .gz), hf:owner/name[:split], and "
     "iterables of dicts, (prompt, chosen, rejected) tuples or Preference."
 )
+_LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 GB
+_LARGEST_JSON = 512 * 2**20  # bytes of a file that is read as a whole
 _HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SIGNATURES = {
@@ -222,12 +224,31 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 def _jsonl(path: Path) -> Iterator[object]:
     with _opened(path) as file:
-        yield from jsonl_rows(file, path)
+        yield from jsonl_rows(_bounded_lines(file), path)
 
 
-def jsonl_rows(lines: Iterable[bytes], name: str | Path) -> Iterator[object]:
-    """The rows of JSON lines as they come, from an open file or a pipe; `name` is for the errors."""
+def _bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """The lines of a file; None for one that is too long, which is skipped in bounded memory."""
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) < _LONGEST_LINE or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := file.readline(2**20)) and not rest.endswith(b"\n"):
+            pass
+        yield None
+
+
+def jsonl_rows(lines: Iterable[bytes | None], name: str | Path) -> Iterator[object]:
+    """The rows of JSON lines as they come, from an open file or a pipe; `name` is for the errors.
+
+    A line that is None is one that was too long.
+    """
     for number, line in enumerate(lines, 1):
+        if line is None:
+            yield BrokenRow(
+                f"line {number} is longer than {_LONGEST_LINE:,} bytes. Cut its texts or remove it."
+            )
+            continue
         text = line.removeprefix(_UTF8_BOM).strip() if number == 1 else line.strip()
         if number == 1 and (text == b"[" or text.startswith(b"[{")):
             raise _mismatch(name, "one JSON object a line", "a JSON list", "Rename it to .json.")
@@ -251,7 +272,13 @@ def _json_line(number: int, text: bytes) -> object:
 
 def _json_rows(path: Path) -> list[object]:
     with _opened(path) as file:
-        content = file.read().removeprefix(_UTF8_BOM).strip()
+        content = file.read(_LARGEST_JSON + 1)
+    if len(content) > _LARGEST_JSON:
+        raise DataError(
+            f"{path} holds more than {_LARGEST_JSON:,} bytes, which are read as a whole.",
+            hint="Write one object a line, to a .jsonl file: it is read row by row.",
+        )
+    content = content.removeprefix(_UTF8_BOM).strip()
     if not content:
         return []
     try:
@@ -276,11 +303,11 @@ def _no_object(value: object) -> BrokenRow:
 
 def _csv(path: Path) -> Iterator[object]:
     # The module's limit of 128 KiB a field is for the whole process, and long responses pass it.
-    csv.field_size_limit(max(csv.field_size_limit(), min(sys.maxsize, 2**31 - 1)))
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_LINE))
     with _opened(path) as file:
         # Undecodable bytes become lone surrogates, which cost their row and no other.
         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, strict=True)
+        reader = csv.reader(_csv_lines(text, path), strict=True)
         header: list[str] | None = None
         while True:
             start = reader.line_num + 1
@@ -297,6 +324,20 @@ def _csv(path: Path) -> Iterator[object]:
                 header = _csv_header(path, fields)
             else:
                 yield _csv_row(start, header, fields)
+
+
+def _csv_lines(text: IO[str], path: Path) -> Iterator[str]:
+    """The lines of a CSV file; one that is too long ends it, since nobody knows where its row ends."""
+    for number in count(1):
+        line = text.readline(_LONGEST_LINE)
+        if len(line) == _LONGEST_LINE and not line.endswith(("\n", "\r")):
+            raise DataError(
+                f"line {number} of {path} is longer than {_LONGEST_LINE:,} characters.",
+                hint="Cut its texts or remove it.",
+            )
+        if not line:
+            return
+        yield line
 
 
 def _csv_header(path: Path, fields: list[str]) -> list[str]:

@@ -30,9 +30,16 @@ TEMPLATES: dict[PersonaPlace, str] = {
     "system": "{persona}",
     "plain": "Prompt: {prompt}\nPersona: {persona}\nResponse:\n",
 }
-# What chat templates mark turns with: ChatML, Llama 3, DeepSeek; sentencepiece; Gemma; Llama 2, Mistral.
+# What chat templates mark turns, tools and thoughts with.
 _MARK = re.compile(
-    r"<(?=[|\uff5c]|\w+[|\uff5c]>|/?s>|(?:start|end)_of_turn>|[be]os>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
+    r"<(?=[|\uff5c]|/?\w+[|\uff5c]>"  # ChatML, Llama 3, Phi, Granite, Cohere; DeepSeek; Gemma 4
+    r"|</?SYS>>"  # Llama 2
+    r"|/?(?:s|unk|pad|mask|[be]o[spha]|sop)>"  # sentencepiece, GLM, InternLM
+    r"|/?(?:think|unused\d+|reponame|filename)>"  # Qwen, Gemma, StarCoder, SmolLM
+    r"|/?\w*_\w*>|seed:\w+>)"  # <start_of_turn>, <tool_call>, <fim_prefix>, <BOS_TOKEN>; Seed
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+|MODEL_SETTINGS|ARGS|CALL_ID|THINK|IMG\w*"
+    r"|AUDIO|BEGIN_AUDIO|PREFIX|MIDDLE|SUFFIX|control_\d+|gMASK|sMASK|BOS|EOS|UNK|PAD|CLS|SEP|MASK)\]"
+    r"|\|)"  # Mistral, GLM, BERT; EXAONE
 )
 _THIRD_PERSON = re.compile(r"The user (?=is |prefers )")
 _FIELD = re.compile(r"\{(prompt|persona)\}")
@@ -121,8 +128,13 @@ def _filled(template: str, prompt: str, persona: str) -> str:
 
 
 def disarm(text: str) -> str:
-    """Put a space into whatever a model may take for the end of a turn."""
-    return _MARK.sub(lambda found: f"{found[0]} ", text)
+    """Put a space into whatever a model may take for a mark of its chat template.
+
+    One rule for all texts that a model is shown: to infer, to judge and to score. Exports keep texts.
+    """
+    if "<" not in text and "[" not in text:
+        return text
+    return _MARK.sub(r"\g<0> ", text)
 
 
 def _said(persona: Persona | str, place: PersonaPlace) -> str:

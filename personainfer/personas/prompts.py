@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from ..exceptions import InvalidArgumentError
 from ..records import Exemplar, Message, Persona, Preference, Prompt
+from .placement import disarm
 
 __all__ = [
     "BothPersonas",
@@ -222,7 +223,7 @@ _TAG = re.compile(
 
 def _disarm(text: str) -> str:
     """Text can neither close the tags it stands in nor, by a chat template's own marks, its turn."""
-    return _TAG.sub(r"[\1]", text).replace("<|", "< |") if "<" in text else text
+    return disarm(_TAG.sub(r"[\1]", text) if "<" in text else text)
 
 
 def _fill(template: str, fields: Mapping[str, str]) -> Message:

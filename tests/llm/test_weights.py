@@ -340,3 +340,11 @@ def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "_sha256", lambda path: pytest.fail("it is hashed again"))
     assert find_weights(f"local:{file}") == first
     assert first.identity == TINY.sha256
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"GGU"])
+def test_what_is_no_model_is_an_error(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    with pytest.raises(ModelNotFoundError, match="is not a GGUF file"):
+        find_weights(f"local:{file}", engine=False).path()
