@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -313,10 +314,22 @@ class ReplyCache:
             journal = self._path.with_name(self._path.name + suffix)
             if journal.exists():
                 journal.rename(aside.with_name(aside.name + suffix))
+        saved = self._salvage(aside)
         return CacheError(
-            f"the cache {self._path} cannot be read: {reason}. It was moved to {aside.name}.",
-            hint="Run the same call again: it starts a new cache.",
+            f"the cache {self._path} cannot be read: {reason}. It was moved to {aside.name}, and"
+            f" {saved:,} replies of it are in a new cache.",
+            hint="Run the same call again: it asks only what is lost.",
         )
+
+    def _salvage(self, aside: Path) -> int:
+        """Write what can be read of a damaged database to a new one; returns how many replies."""
+        new, saved = ReplyCache(self.directory), 0
+        for model, replies in groupby(_readable_rows(aside), key=lambda row: row[0]):
+            while group := [(key, text) for _, key, text in islice(replies, _LOOKUP_SIZE)]:
+                new.set_many(group, model=model)
+                saved += len(group)
+        new.close()
+        return saved
 
     def _failure(self, error: sqlite3.DatabaseError) -> CacheError:
         if isinstance(error, sqlite3.OperationalError):  # disk full, locked, read-only
@@ -325,6 +338,37 @@ class ReplyCache:
                 hint="Free the disk or name another directory with cache_dir=.",
             )
         return self._set_aside(str(error))
+
+
+def _readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
+    """The (model, key, text) of each reply in a damaged database that a page of it still holds."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.text_factory = lambda raw: raw.decode(errors="replace")
+    try:
+        spans = [(1, _last_row(connection, path))]
+        while spans:
+            first, last = spans.pop()
+            try:
+                rows = connection.execute(
+                    "SELECT tag, key, value FROM Cache NOT INDEXED WHERE rowid BETWEEN ? AND ?"
+                    " AND raw = 1 AND mode = 1 AND typeof(value) = 'text'",
+                    (first, last),
+                ).fetchall()
+            except sqlite3.DatabaseError:
+                if first < last:  # the damage is in one half, or in both
+                    middle = (first + last) // 2
+                    spans += [(middle + 1, last), (first, middle)]
+                continue
+            yield from ((str(tag), bytes(key), text) for tag, key, text in rows)
+    finally:
+        connection.close()
+
+
+def _last_row(connection: sqlite3.Connection, path: Path) -> int:
+    """The highest row number; where that cannot be read, more than the file has room for."""
+    with suppress(sqlite3.DatabaseError):
+        return int(connection.execute("SELECT MAX(rowid) FROM Cache").fetchone()[0] or 0)
+    return path.stat().st_size // 32
 
 
 def cache_info(cache_dir: str | Path | None = None) -> CacheInfo:

@@ -329,6 +329,29 @@ def test_the_database_of_another_program_is_refused_and_left_as_it_is(tmp_path: 
     assert os.listdir(tmp_path) == ["cache.db"]
 
 
+def test_of_a_cache_with_a_bad_page_the_other_replies_are_kept(tmp_path: Path) -> None:
+    replies = {key: text * 50 for key, text in numbered(500).items()}
+    cache = ReplyCache(tmp_path)
+    cache.set_many(list(replies.items())[:250], model="one")
+    cache.set_many(list(replies.items())[250:], model="two")
+    cache.close()
+    path = tmp_path / "cache.db"
+    whole = bytearray(path.read_bytes())
+    place = whole.index(b"reply 250reply 250") // 4096 * 4096
+    whole[place : place + 4096] = b"\xff" * 4096
+    path.write_bytes(whole)
+    with pytest.raises(CacheError, match=r"malformed.*broken-1.* replies of it are in a new cache"):
+        ReplyCache(tmp_path).get_many(list(replies))
+    again = ReplyCache(tmp_path)
+    found = again.get_many(list(replies))
+    assert len(found) > 480
+    assert found.items() <= replies.items()
+    models = again.info().models
+    assert set(models) == {"one", "two"}
+    assert sum(models.values()) == len(found)
+    again.close()
+
+
 USES: dict[str, Callable[[ReplyCache], object]] = {
     "get_many": lambda cache: cache.get_many(list(numbered(500))),
     "set_many": lambda cache: cache.set_many(numbered(500).items(), model="m"),
@@ -355,7 +378,9 @@ def test_a_damaged_database_is_set_aside(
     # SQLite may have rewritten a page on opening; the damage, at least, is all there.
     assert damaged[-9000:-5000] in (tmp_path / "cache.db.broken-1").read_bytes()
     fresh = ReplyCache(tmp_path)
-    assert fresh.get_many(list(replies)) == {}
+    found = fresh.get_many(list(replies))
+    assert found.items() <= replies.items()
+    assert len(found) < 100
     fresh.set_many(replies.items(), model="m")
     assert fresh.get_many(list(replies)) == replies
 

@@ -40,8 +40,9 @@ def test_marks_are_broken_up_for_inference_judge_and_scoring(mark: str) -> None:
 
 @pytest.mark.parametrize("mark", MARKS)
 def test_a_persona_is_placed_in_a_prompt_that_stays_as_it_is(mark: str) -> None:
-    [message] = place_persona(f"a{mark}b", "The user is a cook.", "user")
-    assert f"a{mark}b" in str(message.content)  # type: ignore[union-attr]
+    prompt = place_persona(f"a{mark}b", "The user is a cook.", "user")
+    assert not isinstance(prompt, str)
+    assert f"a{mark}b" in prompt[0].content
 
 
 def test_other_text_stays_as_it_is() -> None:
