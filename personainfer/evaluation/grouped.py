@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 from .statistics import (
     CONFIDENCE,
@@ -26,6 +27,7 @@ from .statistics import (
 
 __all__ = [
     "WinRate",
+    "check_lengths",
     "delta_pq",
     "group_sums",
     "mean_by_group",
@@ -66,6 +68,15 @@ def group_sums(items: ArrayLike, groups: ArrayLike) -> FloatArray:
     return sums
 
 
+def check_lengths(*given: ArrayLike) -> None:
+    """Raise InvalidArgumentError unless all are of one shape (n,): values, and the group of each."""
+    shapes = [np.shape(np.asarray(one)) for one in given]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise InvalidArgumentError(
+            f"values and groups of the shapes {', '.join(map(str, shapes))}: all are (n,)."
+        )
+
+
 def mean_by_group(
     values: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE
 ) -> Estimate:
@@ -76,6 +87,7 @@ def mean_by_group(
         groups: shape (n,): what each value belongs to.
         confidence: of the interval.
     """
+    check_lengths(values, groups)
     given = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(given)
     if not known.any():
@@ -128,6 +140,7 @@ def win_rate_by_group(
         groups: shape (n,): what each item belongs to.
         confidence: of the intervals.
     """
+    check_lengths(outcomes, groups)
     given = np.sign(np.asarray(outcomes, dtype=np.float64))
     won = np.where(given == 0, np.nan, (given + 1) / 2)
     wins, ties, losses = (int((given == sign).sum()) for sign in (1, 0, -1))
@@ -162,6 +175,7 @@ def delta_pq(
     Returns:
         NaN where either has neither wins nor losses; `n` counts the groups that have any.
     """
+    check_lengths(personalization, quality, groups)
     outcomes = np.stack([np.asarray(o, dtype=np.float64) for o in (personalization, quality)])
     known = (~np.isnan(outcomes) & (outcomes != 0)).any(axis=0)
     if not known.any():

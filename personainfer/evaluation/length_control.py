@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..records import FloatArray
-from .grouped import rate_by_group
+from .grouped import check_lengths, rate_by_group
 from .statistics import CONFIDENCE, NOTHING, Estimate, check_confidence, percentiles
 
 __all__ = ["length_controlled_rate"]
@@ -59,6 +59,7 @@ def length_controlled_rate(
         group is NaN.
     """
     check_confidence(confidence)
+    check_lengths(outcomes, differences, groups)
     given, lengths = (np.asarray(a, dtype=np.float64) for a in (outcomes, differences))
     decided = ~np.isnan(given) & (given != 0) & ~np.isnan(lengths)
     won, d, names = given[decided] > 0, lengths[decided], np.asarray(groups)[decided]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from personainfer.evaluation.grouped import (
     rate_by_group,
     win_rate_by_group,
 )
+from personainfer.evaluation.length_control import length_controlled_rate
 from personainfer.evaluation.statistics import wilson
+from personainfer.exceptions import InvalidArgumentError
 
 NAN = math.nan
 
@@ -112,3 +115,19 @@ def test_shuffled_rows_and_repeated_prompts_give_the_same_interval() -> None:
     order = random.permutation(30)
     assert delta_pq(p[order], q[order], groups[order]) == found
     assert delta_pq(np.tile(p, 2), np.tile(q, 2), np.tile(groups, 2)) == found
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: mean_by_group([1.0, 0.0, 1.0], ["a", "b"]),
+        lambda: rate_by_group([[1.0, 0.0]], ["a"]),
+        lambda: win_rate_by_group([1, -1], ["a"]),
+        lambda: delta_pq([1, 1], [1], ["a", "b"]),
+        lambda: delta_pq([1, 1], [1, 1], ["a"]),
+        lambda: length_controlled_rate([1, -1], [1.0], ["a", "b"]),
+    ],
+)
+def test_values_and_groups_of_unequal_lengths_are_refused(call: Callable[[], object]) -> None:
+    with pytest.raises(InvalidArgumentError, match="shapes"):
+        call()
