@@ -26,6 +26,7 @@ library errors are translated in `transports`, so that a bug stays a bug.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 from importlib import import_module
 from typing import Any
@@ -53,6 +54,20 @@ __all__ = [
 ]
 
 
+# Controls but tab and line feed, marks of direction, invisible characters, halves of surrogate pairs.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with control characters as escapes ("\\x1b"): none of them acts on a terminal or a page."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class PersonaInferError(Exception):
     """Base of every error of this library: what failed, and in `hint` what to do about it.
 
@@ -62,6 +77,7 @@ class PersonaInferError(Exception):
     retryable = False
 
     def __init__(self, message: str, *, hint: str = "", argument: str | None = None) -> None:
+        message = visible(message)
         super().__init__(f"{message} {hint}".strip())
         self.message = message
         self.hint = hint

@@ -9,6 +9,7 @@ import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..exceptions import visible
 from ..records import Persona, PersonaRow
 
 __all__ = ["figures", "html_page", "text_lines", "unexplained_texts"]
@@ -31,7 +32,7 @@ def text_lines(row: PersonaRow, width: int, label: str | None = None) -> list[st
     lines += [f"  ? {text}" for text in unexplained_texts(row)]
     if row.error is not None:
         lines.append(f"  ! {row.error}")
-    return lines
+    return [visible(line).replace("\n", "\\n") for line in lines]
 
 
 def unexplained_texts(row: PersonaRow) -> list[str]:
@@ -65,11 +66,11 @@ def html_page(
         for name in ("", "prompt", "prefers the chosen response", "prefers the rejected response")
     )
     more = f"<p>… and {hidden} rows more: <code>write_report(table, 'report.html')</code></p>"
-    told = "".join(f"<br>{html.escape(line)}" for line in lines)
+    told = "".join(f"<br>{_escaped(line)}" for line in lines)
     named = zip(labels or [str(row.index) for row in rows], rows, strict=True)
     body = "".join(_html_row(label, row) for label, row in named)
     return (
-        f"<p>{html.escape(said)}{told}</p>"
+        f"<p>{_escaped(said)}{told}</p>"
         f"<table><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>{more if hidden else ''}"
     )
@@ -90,10 +91,14 @@ def figures(added: Mapping[str, Sequence[Any]], neither: float = 0.0) -> Iterato
             yield f"the judge's score of the {side} personas: {mean:.2f}, {len(known)} judged ({guess})"
 
 
+def _escaped(text: str) -> str:
+    return html.escape(visible(text))
+
+
 def _html_row(label: str, row: PersonaRow) -> str:
-    cells = [_cell(html.escape(label)), _cell(html.escape(_first_line(row, 80)))]
+    cells = [_cell(_escaped(label)), _cell(_escaped(_first_line(row, 80)))]
     if row.chosen is None and row.rejected is None:
-        cells.append(_cell(f"<em>{html.escape(_reason(row))}</em>", span=2))
+        cells.append(_cell(f"<em>{_escaped(_reason(row))}</em>", span=2))
     else:
         cells += [_cell(_person(row, persona)) for persona in (row.chosen, row.rejected)]
     return f"<tr>{''.join(cells)}</tr>"
@@ -105,13 +110,14 @@ def _cell(content: str, span: int = 1) -> str:
 
 def _person(row: PersonaRow, persona: Persona | None) -> str:
     if persona is None:
-        return f"<em>{html.escape(_reason(row))}</em>"
+        return f"<em>{_escaped(_reason(row))}</em>"
     chips = "".join(
-        f"<span style='{_CHIP}'>{html.escape(flag.replace('_', ' '))}</span>"
-        for flag in persona.flags
+        f"<span style='{_CHIP}'>{_escaped(flag.replace('_', ' '))}</span>" for flag in persona.flags
     )
-    because = html.escape(persona.evidence)
-    return f"<span title='{because}'>{html.escape(str(persona))}</span>{'<br>' if chips else ''}{chips}"
+    because = _escaped(persona.evidence)
+    return (
+        f"<span title='{because}'>{_escaped(str(persona))}</span>{'<br>' if chips else ''}{chips}"
+    )
 
 
 def _reason(row: PersonaRow) -> str:
