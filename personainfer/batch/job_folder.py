@@ -77,25 +77,25 @@ class BatchPart(Record):
 
     @property
     def done(self) -> bool:
-        """Whether nothing more is to be learnt: a batch can be completed before its files have names."""
+        """Whether the batch has ended and its files have ids, which may come later than the status."""
         named = self.output_file_id or self.error_file_id
         return self.status in FINAL and bool(named or self.status != "completed")
 
     @property
     def refused(self) -> bool:
-        """Whether it failed as a whole: nothing was answered."""
+        """Whether the whole batch failed, so that no request was answered."""
         return self.status == "failed" and not self.output_file_id
 
     def at(self, state: BatchState) -> BatchPart:
-        """This part as the provider says it is."""
+        """This part with the state that the provider reports."""
         return BatchPart(requests=self.requests, file_id=self.file_id, **asdict(state))
 
 
 class PersonaBatch(Record):
-    """A submitted batch, as its folder holds it: what was asked of whom, and how far each part is.
+    """A submitted batch, as stored in its folder: model, options, and the state of each part.
 
-    `requests` counts the distinct requests of all rows, `cached` those of them whose reply was there
-    already, so that they are in no part. No API key is kept.
+    `requests` counts the distinct requests of all rows; `cached` counts those whose reply was already in the
+    cache, which are in no part. No API key is kept.
     """
 
     path: Path = Field(exclude=True)
@@ -143,12 +143,12 @@ class PersonaBatch(Record):
 
     @staticmethod
     def handle(folder: Path) -> Path:
-        """The file that makes a folder that of a batch."""
+        """The file whose presence marks a folder as a batch's."""
         return folder / "batch.json"
 
     @property
     def rows_file(self) -> Path:
-        """The input."""
+        """The rows of the input, as a Parquet file."""
         return self.path / "rows.parquet"
 
     @property
@@ -168,7 +168,7 @@ class PersonaBatch(Record):
 
     @property
     def done(self) -> bool:
-        """Whether every part is."""
+        """Whether every part is done."""
         return all(part.done for part in self.parts)
 
     def __str__(self) -> str:
@@ -186,7 +186,7 @@ class PersonaBatch(Record):
         cache_dir: str | Path | None = None,
         submitted_here: bool = False,
     ) -> LLM:
-        """The model that was asked. Replies that are to leave no trace elsewhere stay in the folder.
+        """The model of the batch. Without the user's cache, replies are kept in the folder.
 
         The folder's word decides where a key and replies go only if this process has submitted the batch.
 
@@ -208,11 +208,11 @@ class PersonaBatch(Record):
         return LLM(self.model, **options, api_key=api_key)
 
     def plan(self) -> Plan:
-        """How it was asked."""
+        """The plan of the run: protocol, sides and candidates."""
         return Plan(PersonaPrompt(self.protocol, self.exemplars), self.sides, self.candidates)
 
     def source(self) -> PreferenceSource:
-        """What it was asked about."""
+        """The rows of the input."""
         try:
             saved = StoredTable(self.rows_file)
         except OSError as error:
@@ -236,7 +236,7 @@ class PersonaBatch(Record):
         return [(file_id, place) for file_id, place in places if file_id and not place.exists()]
 
     def cached_replies(self) -> Iterator[tuple[bytes, str]]:
-        """What was in the cache when the batch was made, in the form in which it keeps replies."""
+        """The replies that were in the cache when the batch was made, as the cache stores them."""
         path = self.path / _CACHED
         if path.exists():
             with path.open("rb") as file:
@@ -244,7 +244,7 @@ class PersonaBatch(Record):
                     yield bytes.fromhex(key), text
 
     def answers(self) -> Iterator[Answer]:
-        """What was fetched, the replies before the errors."""
+        """The answers that were downloaded: replies first, then errors."""
         for kind in ("output", "errors"):
             for number in range(len(self.parts)):
                 path = _file(self.path, kind, number)
@@ -253,10 +253,10 @@ class PersonaBatch(Record):
 
     @contextmanager
     def alone(self) -> Iterator[PersonaBatch]:
-        """Keep other processes from this batch, and see what they have done: the handle as it is.
+        """Lock this batch against other processes, and read its handle again.
 
         Raises:
-            BatchPendingError: another process does not let go of it.
+            BatchPendingError: another process keeps the lock.
         """
         # A transaction of SQLite is a lock that every system has, and that ends with its process.
         trying = tenacity.Retrying(
@@ -279,18 +279,18 @@ class PersonaBatch(Record):
             yield self.load(self.path)
 
     def save(self) -> None:
-        """Replace the handle; on return it outlives this process, and no loss of power leaves half."""
+        """Replace the handle on disk, atomically and flushed."""
         path = self.handle(self.path)
         write_file(path, self.model_dump_json(indent=2), private=True)
 
     def afresh(self, number: int) -> BatchPart:
-        """A part as it was before it was sent; what came back of it is deleted."""
+        """Reset a part to the state before it was sent, and delete its downloaded files."""
         for kind in ("output", "errors"):
             _file(self.path, kind, number).unlink(missing_ok=True)
         return BatchPart(requests=self.parts[number].requests)
 
     def updated(self, number: int, part: BatchPart) -> PersonaBatch:
-        """With another state of one part, on disk too."""
+        """Replace the state of one part, and save the handle."""
         if self.parts[number] == part:
             return self
         parts = (*self.parts[:number], part, *self.parts[number + 1 :])
@@ -300,7 +300,7 @@ class PersonaBatch(Record):
 
 
 class RequestFiles:
-    """Takes the requests of each row; writes those that are new, and the replies that they have."""
+    """Writes the new requests of each row to files, and replies that are already cached to another."""
 
     def __init__(self, folder: Path, api: BatchAPI) -> None:
         self.counts: list[int] = []  # of the requests in each file
@@ -314,7 +314,7 @@ class RequestFiles:
 
     @property
     def digest(self) -> str:
-        """Of all rows so far and the keys of their requests."""
+        """The digest of all rows so far and of the keys of their requests."""
         return self._digest.hexdigest()
 
     def add(self, wired: Sequence[WireRequest]) -> None:
@@ -330,7 +330,7 @@ class RequestFiles:
                     self._write(self._api.line(wire.key.hex(), wire.body))
 
     def close(self) -> None:
-        """End the files."""
+        """Close the files."""
         self._cached.close()
         if self._file is not None:
             self._file.close()
@@ -348,7 +348,7 @@ class RequestFiles:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A place to fill, which becomes this folder in the end: whole, or not at all.
+    """A temporary folder that is renamed to this folder at the end, whole or not at all.
 
     Raises:
         InvalidArgumentError: something else is there, or it cannot be made.
@@ -399,7 +399,7 @@ def _not_made(folder: Path, error: OSError) -> InvalidArgumentError:
 
 
 def add_to_digest(digest: Any, wired: Sequence[WireRequest]) -> None:
-    """One row: how many requests it has, and which."""
+    """Add a row to a digest: the number of its requests, and their keys."""
     digest.update(b"%d:" % len(wired))
     for wire in wired:
         digest.update(wire.key)

@@ -78,7 +78,7 @@ def batch_api(transport: Transport) -> BatchAPI:
 
 @dataclass(frozen=True, slots=True)
 class BatchState:
-    """What a provider says of a batch. `problem` is why it could not be run, in the provider's words."""
+    """The state of a batch at the provider. `problem` is the provider's reason for a failure."""
 
     batch_id: str
     status: str
@@ -89,7 +89,7 @@ class BatchState:
 
 
 class BatchAPI(Protocol):
-    """What `batches` needs of a provider. Every method may raise a ModelError."""
+    """The calls of a provider's batch API. Every method may raise a ModelError."""
 
     def line(self, name: str, body: bytes) -> bytes:
         """The line of a file that sends this request, as a single call would, under this name."""
@@ -98,19 +98,19 @@ class BatchAPI(Protocol):
         """Send a file of lines; returns its id."""
 
     def create(self, file_id: str) -> BatchState:
-        """Make a batch of an uploaded file: from here on it costs."""
+        """Start a batch from an uploaded file. From here on it costs money."""
 
     def find(self, file_id: str) -> BatchState | None:
         """The batch that was made of this file, if there is one."""
 
     def look(self, batch_id: str) -> BatchState:
-        """How far a batch is."""
+        """The state of a batch."""
 
     def download(self, file_id: str, target: Path) -> None:
         """Write a file of replies to `target`."""
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
 
 
 class EndpointBatches:
@@ -166,7 +166,7 @@ class EndpointBatches:
             reply.stream_to_file(target)
 
     def close(self) -> None:
-        """Of the client, if there is one; another call makes another."""
+        """Close the client, if there is one; a later call makes another."""
         if self._made is not None:
             self._made.close()
             self._made = None
@@ -325,7 +325,7 @@ def _errors(name: str, timeout: float, key: str) -> Iterator[None]:
 
 
 def _read(made: Any, look: Callable[[str], Any]) -> str:
-    """The id of a file, once the provider has read it: Azure takes no batch of it before."""
+    """Wait until the provider has processed a file, as Azure requires; returns its id."""
     name = _id(made, "file")
     while getattr(made, "status", None) == "pending":
         time.sleep(_READING)
@@ -334,7 +334,7 @@ def _read(made: Any, look: Callable[[str], Any]) -> str:
 
 
 def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
-    """None only of a list that would show it: who is told that there is none pays for another."""
+    """The batch made of a file; None only if the provider's list proves that none exists, since a second costs."""
     try:
         batches = list_all()
     except (AttributeError, TypeError):  # the SDK's, where it is given JSON that is no list

@@ -28,7 +28,7 @@ _GROUP = 500  # replies that are written to the cache in one transaction
 
 
 def bring_in(batch: PersonaBatch, llm: LLM, keys: set[bytes]) -> BatchOutcome:
-    """Write the replies of the batch to the cache, with those that were there when it was submitted.
+    """Write the replies of the batch to the cache, and those that were cached when it was submitted.
 
     `keys` are those of all requests of the batch; other answers are ignored.
     """

@@ -172,7 +172,7 @@ def collect_batch(
 
 
 def _check(llm: LLM, options: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError for what single calls can do, and a batch cannot."""
+    """Raise InvalidArgumentError for options that batches do not support."""
     if options.get("select") is not None:
         raise InvalidArgumentError(
             "select= chooses among replies, of which there are none yet.",

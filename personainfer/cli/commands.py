@@ -124,7 +124,7 @@ def infer(
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
-    """Infer the personas of every pair. The same command again pays for nothing twice."""
+    """Infer the personas of every pair. Running the same command again never pays twice."""
     asked = persona_options(options)
     if details and (dry_run or retry or output.endswith(".parquet")):
         raise typer.BadParameter(
@@ -157,7 +157,7 @@ def infer(
 def estimate(
     data: Data, model: Model = None, limit: Limit = None, as_json: AsJson = False, **options: Any
 ) -> None:
-    """Say what infer would take: calls, tokens, USD. Sends nothing."""
+    """Estimate the calls, tokens and cost of infer. Sends nothing."""
     found = pi.estimate_cost(rows_of(data, limit), model, **persona_options(options))
     if as_json:
         return print_json(found.model_dump())
@@ -320,7 +320,7 @@ def cache(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what replies are on disk, or delete them."""
+    """Show which replies are cached on disk, or delete them."""
     if action == "prune":
         from ..llm.cache import prune_cache
 
@@ -344,7 +344,7 @@ def cache(
 
 @app.command()
 def formats(as_json: AsJson = False) -> None:
-    """Say what is read, with an example row of each kind, and what is written."""
+    """List the formats that are read, with an example row of each, and those that export writes."""
     import json
 
     from ..data.files import FILES

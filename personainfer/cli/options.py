@@ -120,7 +120,7 @@ _ENDPOINT = (
 
 
 def _declared(option: Option) -> Any:
-    """The option as typer takes it. None means that it was not given: Python has the default."""
+    """The option as typer takes it. Its default is None: not given, so Python's default holds."""
     kind, more = _IN_A_SHELL.get(option.name, (option.kind, {}))
     dashed = SHELL_NAMES.get(option.name, option.name).replace("_", "-")
     name = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
@@ -174,7 +174,7 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _temperature(said: str) -> float | None:
-    """A number, or none: then the endpoint's own is left."""
+    """Read a number, or "none" for the endpoint's default."""
     if said.lower() == "none":
         return None
     try:

@@ -71,7 +71,7 @@ def rows_of(data: str, limit: int | None) -> Any:
 
 
 class Done(NamedTuple):
-    """What a run of infer came to; `errors` are the first of those that rows have."""
+    """The outcome of a run of infer; `errors` are the first errors of rows."""
 
     rows: int
     failed: int
@@ -89,7 +89,7 @@ class Done(NamedTuple):
 def write_rows(
     stream: PersonaStream, out: IO[str], progress: bool | None, details: bool = False
 ) -> Done:
-    """Write each row as a line, as soon as it is there; `details` as for `PersonaTable.to_pandas`."""
+    """Write each row as a line as soon as it is ready; `details` as for `PersonaTable.to_pandas`."""
     from ..progress import with_progress_bar
 
     rows, failed, unexplained, errors = 0, 0, 0, list[str]()
@@ -151,7 +151,7 @@ def data_out() -> IO[str]:
 
 
 def finish(done: Done, path: Path | None, as_json: bool) -> None:
-    """Say what came of it, beside the data or in its place; some rows may have failed."""
+    """Print the outcome; the exit code says whether rows failed."""
     if as_json:
         told: dict[str, Any] = {"rows": done.rows, "failed": done.failed}
         told |= {"unexplained": done.unexplained, "errors": done.errors}
@@ -216,7 +216,7 @@ def fail(code: int, message: str) -> NoReturn:
 
 
 def abandon_stdout() -> None:
-    """Nobody reads it any more: what is left in it must not be written at exit."""
+    """Discard what is buffered for standard output, since its reader is gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -44,7 +44,7 @@ _JSON = {b"personainfer": b"json"}  # metadata of a field whose text is JSON
 
 
 class OwnColumns(ABC):
-    """Where the columns of the input come from."""
+    """The source of the input's own columns."""
 
     @abstractmethod
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
@@ -78,7 +78,7 @@ def own_names(original: Any) -> list[Any]:
 
 
 def own_values(row: PersonaRow) -> Mapping[str, Any]:
-    """The columns that a row carries; for tuples and records the pair itself stands for them."""
+    """The columns that a row carries; for tuples and `Preference`s, the fields of the pair."""
     if row.columns or row.preference is None:
         return row.columns
     return row.preference.model_dump(exclude_none=True)
@@ -213,7 +213,7 @@ def as_json(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
 
 
 def is_json(field: pyarrow.Field[Any]) -> bool:
-    """Whether the text of a column is JSON, for want of a common type."""
+    """Whether a column holds JSON text because its values have no common type."""
     return (field.metadata or {}).get(b"personainfer") == b"json"
 
 
@@ -252,7 +252,7 @@ def with_texts(
 
 
 def with_index_column(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
-    """The table with a pandas index of its own that only counts written out, as a column.
+    """The table with the labels of a pandas RangeIndex written out as a column.
 
     Arrow keeps such an index as start, stop and step of the whole table. Of rows that were picked, which
     lie at these places, it would be lost.
@@ -295,7 +295,7 @@ Added = Mapping[str, Sequence[Any]]
 
 
 class ColumnType(NamedTuple):
-    """The names of one type: in Arrow and Hugging Face, in pandas, in polars; of values or lists of them."""
+    """One type by its names in Arrow and Hugging Face, in pandas, and in polars; `listed`: lists of it."""
 
     arrow: Any  # a str, which pyarrow is typed to take only as a literal
     pandas: str
@@ -370,7 +370,7 @@ def type_of(name: str, values: Sequence[Any]) -> ColumnType:
 
 
 def plain_values(values: Any) -> list[Any]:
-    """The values of a list, array, series or iterator as Python's own, in a list of its own.
+    """The values of a list, array, series or iterator as a new list of Python values.
 
     Raises:
         TypeError: something that has no values.

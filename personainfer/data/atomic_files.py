@@ -31,7 +31,7 @@ _OTHERS = 0o077  # the permissions of everybody but the owner
 
 @contextmanager
 def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
-    """A binary file to write, which replaces `path` when the block ends without an error.
+    """Open a binary file that replaces `path` when the block ends without an error.
 
     Args:
         path: the file to write; its folder must exist.
@@ -74,7 +74,7 @@ def write_file(path: Path, content: bytes | str, *, private: bool = False) -> No
 
 
 def put_in_place(unfinished: Path, path: Path) -> None:
-    """Flush a finished file to the disk, then give it its name, in place of another file of that name.
+    """Flush a finished file to the disk, then rename it, replacing a file of that name.
 
     Raises:
         InvalidArgumentError: the path is a pipe or a device, which would be lost.
@@ -101,7 +101,7 @@ def check_file(path: Path) -> None:
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder that only its owner may enter, with those above it; one that exists stays as it is."""
+    """Make a folder that only its owner may enter, and its parents; an existing folder is unchanged."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o777 & ~_OTHERS)
@@ -109,7 +109,7 @@ def private_folder(folder: Path) -> Path:
 
 
 def _permissions(path: Path) -> int:
-    """Those of the file, or of a new file."""
+    """The permissions of the file, or of a new file."""
     with suppress(FileNotFoundError):
         return path.stat().st_mode & 0o777
     return 0o666 & ~_umask()

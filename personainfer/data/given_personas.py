@@ -26,7 +26,7 @@ _FIELDS = ("trait", "preference", "evidence", "flags", "sentence")
 def read_personas(
     data: object, names: Names, columns: Mapping[str, str] | None
 ) -> tuple[list[PersonaRow], PreferenceSource]:
-    """The rows of the data with the personas in these columns, and the data as it was read.
+    """Read the rows of the data with the personas in these columns; also returns the data's source.
 
     Raises:
         InvalidArgumentError: no such column, or one that the table would replace.

@@ -37,7 +37,7 @@ def read_preferences(
     min_votes: int | None = None,
     safe_rejected: bool = False,
 ) -> PreferenceSource:
-    """Preference data of any supported kind as a stream of rows.
+    """Read preference data of any supported kind as a stream of rows.
 
     Args:
         data: a pandas or polars frame, a pyarrow table, a Hugging Face dataset, a path,
@@ -90,7 +90,7 @@ def read_preferences(
 
 
 def _kinds(data: object) -> set[str]:
-    """The package and name of the classes of an object: known without importing the package."""
+    """The classes of an object as "package.name"; the package is not imported."""
     return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}
 
 
@@ -119,7 +119,7 @@ def _from_frame(data: Any, told: Mapped) -> PreferenceSource:
 
 
 def _held(frame: Any) -> Any:
-    """The frame as it is now: its own may be sorted or cut in place. The values are not copied."""
+    """A shallow copy of the frame, since the user may sort or cut the original in place."""
     return frame.copy(deep=False) if "pandas.DataFrame" in _kinds(frame) else frame.clone()
 
 
@@ -204,7 +204,7 @@ def read_cells(
     columns: Mapping[str, str],
     labels: Mapping[Any, str] | None = None,
 ) -> list[SourceRow]:
-    """The rows of one batch of a larger whole. Rows that cannot be read have an error.
+    """Read the rows of one batch of a larger data set. Rows that cannot be read have an error.
 
     `cells` gives the values of a column, and is asked only for those that are needed. Labels have to
     be certain from this batch alone, or be explained by `labels`.

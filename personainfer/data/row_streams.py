@@ -112,7 +112,7 @@ def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schem
 
 
 def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | None:
-    """The schema of these rows, if more of them could not change it."""
+    """The schema of these rows, or None if further rows could change it."""
     names = _names(dicts)
     if not set(told.columns.values()) <= set(names):
         return None

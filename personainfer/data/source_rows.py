@@ -28,7 +28,7 @@ SAME_TEXT: Final = f"chosen and rejected are the same text, so there is no prefe
 
 
 class SourceRow(NamedTuple):
-    """One row of the input: its preference, or in `error` why there is none and what to do.
+    """One row of the input: its preference, or an error that says why there is none and what to do.
 
     `columns` are the row's own columns for dicts and files; for frames, tuples and `Preference` it
     is empty.
@@ -87,7 +87,7 @@ def single_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
 
 
 def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
-    """The rows of data of which one row makes several pairs, or several rows make one."""
+    """Read data in which one row makes several pairs, or several rows make one."""
     schema.counts.clear()
     if schema.kind != "group":
         for values, columns in rows:
@@ -142,7 +142,7 @@ def checked_row(preference: Preference, columns: Mapping[str, Any]) -> SourceRow
 
 
 def pair_problem(preference: Preference) -> str | None:
-    """Why the texts of a preference cannot be used, with what to do; None if they can."""
+    """Why the texts of a preference cannot be used, and what to do; None if they can be used."""
     prompt = preference.prompt
     asked = prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
     if not asked.strip():

@@ -89,7 +89,7 @@ class PersonaTable(Sequence[PersonaRow]):
         dropped: Collection[int] | None = None,
         output: Path | None = None,
     ) -> PersonaTable:
-        """A table of rows as they come.
+        """Make a table from a stream of rows.
 
         Args:
             rows: in the order of the input.
@@ -166,7 +166,7 @@ class PersonaTable(Sequence[PersonaRow]):
         return self._cut(ordered(values, reverse))
 
     def _cut(self, places: Sequence[int]) -> PersonaTable:
-        """The rows at these places, in this order, with everything that the table has beside them."""
+        """The rows at these places, in this order, with their columns, the usage and the settings."""
         if isinstance(self._rows, StoredRows):
             rows: Sequence[PersonaRow] = self._rows.at(places)
         else:
@@ -200,7 +200,7 @@ class PersonaTable(Sequence[PersonaRow]):
         return [self._rows[place] for place in self.failed_places()]
 
     def failed_places(self) -> list[int]:
-        """Where in the table the rows with an error are; `row.index` is their place in the input."""
+        """The places, in this table, of rows with an error. (`row.index` is the place in the input.)"""
         if isinstance(self._rows, StoredRows):
             return self._rows.failed()
         return [place for place, row in enumerate(self._rows) if row.error is not None]

@@ -67,7 +67,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class StoredTable:
-    """An open file. The file on disk may be replaced, even by rows read from it: reading goes on.
+    """An open table file. It can still be read after the file on disk was replaced.
 
     Raises:
         DataError: another kind of file.
@@ -176,14 +176,14 @@ class StoredTable:
 
 
 def _picked(group: pyarrow.Table, places: np.ndarray[Any, np.dtype[np.int64]]) -> pyarrow.Table:
-    """The rows of a group at rising places; a slice, which copies nothing, where none is left out."""
+    """The rows of a group at rising places; without gaps this is a slice, which copies nothing."""
     if places[-1] - places[0] + 1 == len(places):
         return group.slice(int(places[0]), len(places))
     return group.take(places)
 
 
 class StoredRows(Sequence[PersonaRow]):
-    """Rows of a stored table, made when they are looked at.
+    """Rows of a stored table, read from the file when they are used.
 
     `places` are those of its rows that are in view, in their order; None: all of them. `changed` holds
     the rows that take the place of others, by their place in the file.
@@ -325,7 +325,7 @@ class StoredColumns(OwnColumns):
 
 
 def _positions_of(places: Sequence[int], positions: Sequence[int]) -> Sequence[int]:
-    """The places at some positions: a range where it can be, which takes no memory."""
+    """The places at some positions; a range, which takes no memory, where possible."""
     if isinstance(positions, range) and positions and positions.step > 0:
         return places[positions.start : positions.stop : positions.step]
     return [places[position] for position in positions]
@@ -353,7 +353,7 @@ def persona_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[str | No
 
 
 def detail_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[Any]]]:
-    """What the personas are made of, and what nothing explains, a column each: DETAILS.
+    """The parts of the personas, and the unexplained sides, as columns: see DETAILS.
 
     Flags are lists; None: no persona. `persona_unexplained` is None where no side is unexplained.
     """

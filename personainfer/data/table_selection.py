@@ -34,7 +34,7 @@ def at_places(original: Any, places: Sequence[int]) -> Any:
 
 
 def filtered(rows: Sequence[PersonaRow], keep: Any) -> list[int]:
-    """The places of the rows that are kept: those of which the function, or the value, is true.
+    """The places of the rows for which the function, or the value, is true.
 
     Raises:
         InvalidArgumentError: something else, values that are no booleans, or too few or many of them.
@@ -63,7 +63,7 @@ def filtered(rows: Sequence[PersonaRow], keep: Any) -> list[int]:
 
 
 def sampled(count: int, n: int, seed: int) -> list[int]:
-    """n of so many places, rising, each set of them as likely as any other.
+    """n places drawn at random without replacement, in rising order.
 
     Raises:
         InvalidArgumentError: n or seed is no whole number, or there are fewer places than n.

@@ -107,7 +107,7 @@ def write_table(
     *,
     added: Sequence[str] = (),
 ) -> None:
-    """Write rows as they come, a group of them in memory; `about` is asked for at the end.
+    """Write rows as they arrive, with one group of them in memory; `about` is called at the end.
 
     `added` names those of the columns that are not the user's own.
 
@@ -190,7 +190,7 @@ class _Unfinished:
             self._writer.write_table(fitted)
 
     def finish(self, about: Mapping[str, Any]) -> None:
-        """Make the file whole and give it its name."""
+        """Join the parts into the file, and rename it to its own name."""
         if len(self._parts) > 1:
             self._join()
         self._writer.add_key_value_metadata({RECORD: json.dumps(about)})
@@ -214,7 +214,7 @@ class _Unfinished:
         self._writer = ParquetWriter(self._parts[-1], schema)
 
     def _join(self) -> None:
-        """Write all parts into one more, in the types that turned out to hold every value."""
+        """Write all parts into one file, with types that hold every value."""
         parts = list(self._parts)
         while (wider := self._joined(parts)) is not None:
             self._schema = wider

@@ -136,13 +136,13 @@ def _case(one: ResponsePair, rubric: Rubric) -> Case:
 
 
 class Asker(Protocol):
-    """A judge, as far as it is needed here."""
+    """A judge of cases: a model or a function."""
 
     name: str
 
     @property
     def usage(self) -> Usage:
-        """What it was asked so far."""
+        """The calls and tokens so far."""
 
     def verdicts(
         self, rubric: Rubric, cases: Sequence[Case], progress: bool | None
@@ -188,7 +188,7 @@ Asked = tuple[Prompt, str, str, Persona | str | None]
 
 
 class _FunctionAsker:
-    """A function as a judge. What it raises is its caller's to see."""
+    """A function as a judge. Its exceptions reach the caller."""
 
     usage = Usage()  # nothing that is counted
     _remembered: ClassVar[WeakKeyDictionary[Any, dict[Hashable, Any]]] = WeakKeyDictionary()
@@ -359,7 +359,7 @@ def _consistent(verdicts: Sequence[Verdict | None]) -> NDArray[np.float64]:
 def _columns(
     pairs: Sequence[ResponsePair], verdicts: Mapping[Rubric, Sequence[Verdict | None]]
 ) -> dict[str, list[Any]]:
-    """What was found of each row."""
+    """The results of each row, as columns."""
     read = [one.pair for one in pairs]
     columns: dict[str, list[Any]] = {
         "id": [one.id for one in pairs],

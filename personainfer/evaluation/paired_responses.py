@@ -31,7 +31,7 @@ class ResponsePair(NamedTuple):
 def pair_responses(
     prompts: object, base: object, test: object, personas: object = None
 ) -> list[ResponsePair]:
-    """Everything in the order of the prompts.
+    """Match prompts, responses and personas; one `ResponsePair` a prompt, in the order of the prompts.
 
     Each argument is a sequence (in the order of the prompts, whatever their ids), a mapping or a pandas
     series of ids, or a sequence of dicts with "id" and "prompt", "response" or "persona". A persona may

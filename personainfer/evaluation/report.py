@@ -347,7 +347,7 @@ def _persona(table: PersonaTable, place: int, row: PersonaRow, side: Side) -> Js
 
 
 def _added(table: PersonaTable, place: int) -> list[str]:
-    """What was found of a row beside its personas, such as why a judge gave no usable reply."""
+    """Further results of a row, such as why a judge gave no usable reply."""
     shown = {f"{side}_{name}" for side in SIDES for name in ("verified", "verified_score")}
     values = ((name, column[place]) for name, column in table.added.items() if name not in shown)
     return [

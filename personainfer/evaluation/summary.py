@@ -78,7 +78,7 @@ def summarise(table: PersonaTable) -> TableSummary:
 
 
 def guess_text(guess: float) -> str:
-    """What a judge's accuracy is to be compared with."""
+    """The accuracy of a guess, for comparison with a judge's."""
     if guess == 0.5:
         return "A guess is right half of the time."
     return (

@@ -79,7 +79,7 @@ def verify_personas(
     progress: bool | None = None,
     **options: Unpack[LLMOptions],
 ) -> Verification:
-    """Whether a judge that knows only a persona picks the response that the persona should prefer.
+    """Ask a judge which response a person with this persona prefers, and count the right answers.
 
     The judge sees persona, prompt and both responses, in both orders. An order counts 1 if the judge
     picks the response of the persona's side, else 0: also where it answers "neither" or fails (arXiv
@@ -125,7 +125,7 @@ def compare_personas(
     progress: bool | None = None,
     **options: Unpack[LLMOptions],
 ) -> PersonaComparison:
-    """Which of a row's two personas is the better one, by a judge that sees nothing else.
+    """Ask a judge, who sees only the two personas of a row, which one is better.
 
     Both orders are asked; a row is won only if both agree, else tied (arXiv 2501.11549, persona
     preference).
@@ -176,7 +176,7 @@ def rate_personas(
     progress: bool | None = None,
     **options: Unpack[LLMOptions],
 ) -> PersonaRatings:
-    """The four questions that arXiv 2501.11549 puts to people, put to a judge: 1 to 5 each.
+    """Ask a judge the four questions that arXiv 2501.11549 asks people, rated from 1 to 5.
 
     Is the persona plausible, applicable (to how many people), harmful, overfit to this one pair? The
     judge sees the persona, the prompt, and which response the persona should prefer, but not which of
@@ -323,7 +323,7 @@ def _numbers(verdicts: Sequence[Verdict | None], name: str) -> NDArray[np.float6
 
 
 def _common(table: PersonaTable, asker: Judge, problems: Sequence[str | None]) -> dict[str, Any]:
-    """What every kind of findings says."""
+    """The fields that all findings share."""
     return {
         "judge": asker.llm.model,
         "failed": sum(problem is not None for problem in problems),
@@ -404,7 +404,7 @@ def _sides(sides: Sides) -> tuple[Side, ...]:
 def _check(
     function: Callable[..., Any], table: object, options: Mapping[str, Any], confidence: float
 ) -> None:
-    """What can be seen to be wrong before anything is prepared."""
+    """Raise InvalidArgumentError for a bad argument, before any work is done."""
     if not isinstance(table, PersonaTable):
         raise InvalidArgumentError(
             f"{function.__name__} takes a PersonaTable, not {type(table).__name__}.",

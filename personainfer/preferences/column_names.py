@@ -140,7 +140,7 @@ def matches(found: Iterable[str], told: Mapped) -> list[Schema]:
 
 
 def _plays_all(schema: Schema, told: Mapped) -> bool:
-    """Whether every role that the caller names is one of the schema's, with a column of its own."""
+    """Whether the schema has every role that the caller names."""
     return told.columns.keys() <= schema.columns.keys()
 
 

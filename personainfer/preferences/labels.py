@@ -59,7 +59,7 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
-    """`labels=` by the key of each label.
+    """Check `labels=`, and return its verdicts by the key of each label.
 
     Raises:
         InvalidArgumentError: no mapping, or a verdict that is none of "first", "second", "tie".
@@ -147,7 +147,7 @@ class LabelCoding:
     is_sure: bool = False
 
     def verdict(self, value: object) -> Verdict:
-        """What a label says.
+        """Which response a label prefers, or a tie.
 
         Raises:
             NoPreferenceError: it is null.
@@ -292,7 +292,7 @@ def tie_error(column: str) -> NoPreferenceError:
 
 
 def one_hot_verdict(columns: Mapping[str, str], row: Mapping[str, Any]) -> Verdict:
-    """What a row says whose labels are one column an outcome: first, second, tie."""
+    """The verdict of a row with one column for each outcome: first, second, tie."""
     verdicts: tuple[Verdict, ...] = ("first", "second", "tie")
     roles = [f"label_{n}" for n in (1, 2, 3) if f"label_{n}" in row]
     found = [
@@ -314,7 +314,7 @@ def _flag(value: object) -> object:
 
 
 def majority_verdict(*annotations: object) -> Verdict:
-    """What most annotators say; a tie where as many say one as the other."""
+    """The verdict of most annotators; a tie if the votes are equal."""
     votes: Counter[Verdict | None] = Counter()
     for cell in map(plain, annotations):
         for each in cell if isinstance(cell, list | tuple) else ():

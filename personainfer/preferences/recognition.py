@@ -64,7 +64,7 @@ def _suggest(found: Sequence[str]) -> str:
 
 
 class Settled(NamedTuple):
-    """A schema, and whether it can read one of the rows that were looked at."""
+    """A schema, and whether it can read at least one of the first rows."""
 
     schema: Schema
     is_readable: bool
@@ -123,7 +123,7 @@ def _check_several(schema: Schema) -> None:
 
 
 def _check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
-    """Raise for options that the data has no use for: nothing that is asked for is ignored."""
+    """Raise for options that do not apply to the data, rather than ignore them."""
     told, columns = schema.told, schema.columns
     scored = {"score_1", "score_chosen", "score", "responses"}
     wrong = {
@@ -151,7 +151,7 @@ def _check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
 
 
 def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exception | None:
-    """None if a row can be read; else why the first cannot, preferring what the caller can mend."""
+    """None if any row can be read; else the first error, preferably one that the caller can mend."""
     problems: list[Exception] = []
     groups: list[list[Sequence[object]]] = [[row] for row in rows]
     if schema.kind == "group":

@@ -43,7 +43,7 @@ __all__ = [
 
 
 class Mapped(NamedTuple):
-    """What the caller says of the data; see `read_preferences` for each."""
+    """What the caller says about the data; see the arguments of `read_preferences`."""
 
     columns: Mapping[str, str] = {}
     labels: Mapping[str, Verdict] = {}
@@ -99,17 +99,17 @@ class Schema:
 
     @cached_property
     def _is_plain(self) -> bool:
-        """Whether rows are a prompt and two responses, and nothing else is to be looked at."""
+        """Whether a row is only a prompt and two responses, with no option that needs more."""
         is_asked_more = self.told.min_votes is not None or self.told.safe_rejected
         return tuple(self.columns) == _PLAIN and not self.depends_on_values and not is_asked_more
 
     @property
     def depends_on_values(self) -> bool:
-        """Whether what cells hold decided how they are read."""
+        """Whether the values of cells, not only the columns' names, decided how they are read."""
         return bool(self.json_roles) or self.is_rounds or self.has_transcripts
 
     def settled(self, rows: Sequence[Sequence[object]]) -> Schema:
-        """The schema with what only values tell: the coding of labels, and JSON text in cells.
+        """The schema completed from values: the coding of labels, and which cells hold JSON text.
 
         Raises:
             DataError: the coding of the labels is not certain.

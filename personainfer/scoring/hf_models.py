@@ -19,7 +19,7 @@ __all__ = ["check_installed", "load_model"]
 
 
 def check_installed(name: str) -> None:
-    """Raise unless the packages and files are there that `load_model` needs: nothing is loaded.
+    """Raise unless the packages and files that `load_model` needs exist. Nothing is loaded.
 
     Raises:
         MissingExtraError: a package, or the embedded weights.

@@ -300,7 +300,7 @@ def _once(function: Callable[[list[H]], Sequence[T]], items: Sequence[H]) -> dic
 
 
 def _scorer_of(options: Mapping[str, Any]) -> Callable[[], Scorer]:
-    """What makes the scorer that the arguments ask for; here it is only seen to that it can be made."""
+    """A function that makes the scorer; the arguments are checked at once."""
     model, size = options["model"].strip(), options["batch_size"]
     if options["api_base"] is not None:
         endpoint = ScoringEndpoint(

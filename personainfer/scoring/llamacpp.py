@@ -64,7 +64,7 @@ class EmbeddedEndpoint(ScoringEndpoint):
 
 
 class ForcedDecoding:
-    """A `Scorer` of what a llama.cpp server has loaded."""
+    """A `Scorer` of the model that a llama.cpp server has loaded."""
 
     def __init__(self, endpoint: ScoringEndpoint) -> None:
         self._endpoint = endpoint

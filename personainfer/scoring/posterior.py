@@ -97,7 +97,7 @@ class PersonaPosterior:
         return f"PersonaPosterior({candidates} personas, {pairs} pairs, entropy {self.entropy:.3f})"
 
     def update(self, explains: npt.ArrayLike) -> PersonaPosterior:
-        """Take in further choices, and return the posterior itself.
+        """Add further choices, and return the posterior itself.
 
         Args:
             explains: (N, K), or (K,) for one choice: how well each candidate explains each choice.
@@ -107,7 +107,7 @@ class PersonaPosterior:
 
     @property
     def explains(self) -> FloatArray:
-        """What was taken in so far, (N, K)."""
+        """How well each candidate explains each choice so far, (N, K)."""
         return self._explains.copy()
 
     @property

@@ -19,7 +19,7 @@ __all__ = ["PromptLogprobs"]
 
 
 class PromptLogprobs:
-    """A `Scorer` of what such an endpoint serves."""
+    """A `Scorer` of the model behind such an endpoint."""
 
     def __init__(self, endpoint: ScoringEndpoint, max_model_len: object = None) -> None:
         self._endpoint = endpoint

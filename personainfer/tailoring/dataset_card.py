@@ -101,7 +101,7 @@ def dataset_card(
 
 
 def _made(table: PersonaTable) -> list[tuple[str, str]]:
-    """How the personas came about, as far as the table knows; never where the model was reached."""
+    """How the personas were made, from the table's settings; never the model's address."""
     names = {
         "model": "model",
         "prompt_version": "prompt version",
@@ -130,7 +130,7 @@ def _made(table: PersonaTable) -> list[tuple[str, str]]:
 
 
 def _code(value: object) -> str:
-    """A value in Markdown as it is; of a model in a file, the file's name and no folder of anybody's."""
+    """A value as Markdown code; of a model file only its name, not its folder."""
     text = " ".join(str(value).split()).replace("`", "'")
     start, colon, path = text.rpartition(":")
     if start == "local" or Path(path).is_absolute():

@@ -76,7 +76,7 @@ class Export:
     long_prompts: int
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """All fields as plain values."""
         card = None if self.card is None else str(self.card)
         paths = {name: str(path) for name, path in self.files.items()}
         return {**vars(self), "files": paths, "card": card}
@@ -266,7 +266,7 @@ def _json_lines(rows: TailoringRows) -> list[str]:
 
 
 def _schema(rows: TailoringRows) -> pyarrow.Schema:
-    """The types of the columns, whatever is in the rows."""
+    """The types of the columns, which do not depend on the rows."""
     import pyarrow
 
     place = rows.settings["persona_in"]

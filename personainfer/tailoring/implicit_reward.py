@@ -27,7 +27,7 @@ PromptLike = str | Sequence[Message]
 
 
 class Policy(Protocol):
-    """A `Likelihood`, as far as it is needed here."""
+    """A model with log-likelihoods, such as a `Likelihood`."""
 
     def log_likelihood(
         self,

@@ -283,7 +283,7 @@ def _embedder(
     timeout: float,
     max_attempts: int,
 ) -> Embedder | None:
-    """None for BM25."""
+    """The embedder of the texts; None for BM25."""
     if api_base is not None:
         if not isinstance(model, str) or model == "bm25":
             raise InvalidArgumentError(
@@ -309,7 +309,7 @@ def _embedder(
 
 
 def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
-    """What scores each of the texts for each of some queries."""
+    """A function that scores every text for each query."""
     if embedder is None:
         index = BM25(texts)
         return lambda queries: (index.scores(query) for query in queries)
@@ -329,7 +329,7 @@ def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
 
 
 def _read(prompt: object, persona: object) -> tuple[str, str | None]:
-    """The text to search by, and why it is left out."""
+    """The text to search by, or the reason why it is left out."""
     if is_null(persona) or (isinstance(persona, str) and not persona.strip()):
         return "", "no_persona"
     if not isinstance(persona, Persona | str):
@@ -371,7 +371,7 @@ def _listed(name: str, given: object) -> list[Any]:
 
 
 def _check_patience(timeout: object, max_attempts: object) -> None:
-    """Raise InvalidArgumentError for what cannot be waited, or tried so often."""
+    """Raise InvalidArgumentError for a bad `timeout` or `max_attempts`."""
     number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if not number or not 0 < timeout < math.inf:  # type: ignore[operator]
         raise InvalidArgumentError(f"timeout={timeout!r} must be a positive number of seconds.")

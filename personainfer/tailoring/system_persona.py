@@ -40,7 +40,7 @@ def choose_system_persona(
     *,
     confidence: float = CONFIDENCE,
 ) -> SystemPersona:
-    """The one persona that explains the choices of a development split best: the same one for all.
+    """Choose the persona that explains the choices of a development split best.
 
     Args:
         personas: candidates, such as those of some training rows; equal ones count once. Each is

@@ -181,7 +181,7 @@ class FakeLLM:
         return body
 
     def _refuse(self, body: dict[str, Any] | None, key: str | None) -> Fault | None:
-        """The error that a service would send of its own accord."""
+        """The error for a wrong key, an unknown model or a bad request; None if there is none."""
         if self.api_key and key not in (self.api_key, f"Bearer {self.api_key}"):
             return Fault.status(401, message="Incorrect API key provided.")
         if body is None or body.get("stream"):

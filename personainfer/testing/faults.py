@@ -140,7 +140,7 @@ class Fault:
         return cls("edit", edit={"content": ("plain words " * (bytes // 12 + 1))[:bytes]})
 
     def spoil(self, reply: Reply, schema: Any) -> Reply:
-        """The reply as this fault leaves it; faults of the connection leave it alone."""
+        """The reply with this fault applied; faults of the connection do not change it."""
         text, edit = reply.text, dict(self.edit)
         if self.kind == "truncated":
             edit = {"content": text[: len(text) // 2], "finish_reason": "length"}
