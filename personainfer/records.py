@@ -19,8 +19,7 @@ from pydantic import (
 from .exceptions import InvalidArgumentError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    import numpy.typing
 
 __all__ = [
     "Candidate",
@@ -39,7 +38,7 @@ __all__ = [
 ]
 
 Side = Literal["chosen", "rejected"]
-FloatArray: TypeAlias = "NDArray[np.float64]"  # text, so that records need no numpy
+FloatArray: TypeAlias = "numpy.typing.NDArray[numpy.float64]"  # text, so that records need no numpy
 Person = Literal["third", "first", "second"]
 
 

@@ -334,7 +334,7 @@ def _read(made: Any, look: Callable[[str], Any]) -> str:
 
 
 def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
-    """The batch made of a file; None only if the provider's list proves that none exists, since a second costs."""
+    """The batch made of a file; None only if the provider's full list shows that there is none."""
     try:
         batches = list_all()
     except (AttributeError, TypeError):  # the SDK's, where it is given JSON that is no list

@@ -66,7 +66,7 @@ def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
         return original
     if package_of(original) == "datasets":
         return _DatasetColumns(original)
-    if package_of(original) == "pandas":  # keeps the index, which narwhals does not know
+    if package_of(original) == "pandas":  # keeps the index, which narwhals drops
         return _TableColumns(_arrow_of_pandas(original, True if gaps else None))
     return _TableColumns(in_narwhals(original).to_arrow())
 

@@ -103,12 +103,30 @@ def write_rating_sheet(
             f"folder={str(folder)!r} is not empty.",
             hint="Name a new folder: a key is not replaced.",
         )
-    drawn = random.Random(seed)
     found = _items(table, ("chosen", "rejected") if sides == "both" else (sides,))
     count = len(found) if items is None else items
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(found):
         raise DataError(f"items={items!r}: the table has {len(found)} personas of these sides.")
-    shown, key = [], {}
+    shown, key = _blinded(table, found, count, question, random.Random(seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = RatingSheet(folder / "sheet.csv", folder / "sheet.html", folder / "key.json")
+    _write_csv(sheet.csv, shown, _FIELDS[question])
+    sheet.html.write_text(_page(shown, question), encoding="utf-8", errors="replace")
+    about = {"question": question, "rows": len(table), "items": key}
+    sheet.key.write_text(json.dumps(about), encoding="utf-8")
+    return sheet
+
+
+def _blinded(
+    table: PersonaTable,
+    found: Sequence[tuple[int, Side]],
+    count: int,
+    question: Question,
+    drawn: random.Random,
+) -> tuple[list[dict[str, str]], dict[str, dict[str, Any]]]:
+    """Random items as the raters see them, and the key: what each item is, by its number."""
+    shown: list[dict[str, str]] = []
+    key: dict[str, dict[str, Any]] = {}
     for number, (place, side) in enumerate(drawn.sample(found, count), 1):
         row = table[place]
         pair = row.preference
@@ -120,13 +138,7 @@ def write_rating_sheet(
         texts = (str(number), str(persona), prompt_text(pair.prompt), *responses)
         shown.append(dict(zip(_SHOWN, texts, strict=True)))
         key[str(number)] = {"place": place, "side": side, "own": 1 if own_first else 2}
-    folder.mkdir(parents=True, exist_ok=True)
-    sheet = RatingSheet(folder / "sheet.csv", folder / "sheet.html", folder / "key.json")
-    _write_csv(sheet.csv, shown, _FIELDS[question])
-    sheet.html.write_text(_page(shown, question), encoding="utf-8", errors="replace")
-    about = {"question": question, "rows": len(table), "items": key}
-    sheet.key.write_text(json.dumps(about), encoding="utf-8")
-    return sheet
+    return shown, key
 
 
 def _items(table: PersonaTable, sides: Sequence[Side]) -> list[tuple[int, Side]]:
