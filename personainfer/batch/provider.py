@@ -64,7 +64,7 @@ def batch_api(transport: Transport) -> BatchAPI:
             "the embedded model has no batch API.", hint="Call infer_personas: it costs nothing."
         )
     if isinstance(transport, EndpointTransport):
-        return EndpointBatches(transport.endpoint, transport.key)
+        return EndpointBatches(transport.endpoint, transport.key, transport.dialect.written)
     assert isinstance(transport, LiteLLMTransport)
     if transport.provider not in LiteLLMBatches.PROVIDERS:
         raise InvalidArgumentError(
@@ -73,7 +73,9 @@ def batch_api(transport: Transport) -> BatchAPI:
             " api_base=. Use infer_personas instead.",
         )
     transport.open()
-    return LiteLLMBatches(transport.name, transport.provider, transport.options)
+    return LiteLLMBatches(
+        transport.name, transport.provider, transport.options, transport.dialect.written
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +118,15 @@ class BatchAPI(Protocol):
 class EndpointBatches:
     """/files and /batches of a server that speaks the OpenAI protocol."""
 
-    def __init__(self, endpoint: str, key: str) -> None:
+    def __init__(self, endpoint: str, key: str, written: Callable[[bytes], bytes]) -> None:
         self._endpoint = endpoint
+        self._written = written  # a request as single calls send it
         self._key = key
         self._made: openai.OpenAI | None = None
 
     def line(self, name: str, body: bytes) -> bytes:
         """The very bytes that go to /chat/completions."""
-        return request_line(name, _URL, body)
+        return request_line(name, _URL, self._written(body))
 
     def upload(self, path: Path) -> str:
         """POST /files."""
@@ -189,7 +192,14 @@ class LiteLLMBatches:
 
     PROVIDERS = ("openai", "azure")
 
-    def __init__(self, name: str, provider: str, options: Mapping[str, str | None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        provider: str,
+        options: Mapping[str, Any],
+        written: Callable[[bytes], bytes],
+    ) -> None:
+        self._written = written  # a request as single calls send it
         self._name = name
         self._provider = provider
         self._options = dict(options)
@@ -201,7 +211,7 @@ class LiteLLMBatches:
         from litellm.types.utils import LlmProviders
         from litellm.utils import ProviderConfigManager
 
-        request = json.loads(body)
+        request = json.loads(self._written(body))
         messages = request.pop("messages")
         config = ProviderConfigManager.get_provider_chat_config(
             model=self._name, provider=LlmProviders(self._provider)

@@ -243,7 +243,9 @@ def _charge_budget(llm: LLM, most_prompt_tokens: int, count: int) -> None:
     budget, price = llm.limits.budget, find_batch_price(llm.model, llm.options["prices"])
     if budget is None or price is None:
         return
-    most = price.cost(most_prompt_tokens, count * llm.options["max_tokens"])
+    most = price.cost(
+        most_prompt_tokens, count * llm.transport.most_tokens(llm.options["max_tokens"])
+    )
     left = budget.usd - budget.spent
     if most > left:
         raise BudgetExceededError(

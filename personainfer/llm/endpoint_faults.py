@@ -218,7 +218,8 @@ def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -
     wait = _wait_in_words(lowered) if wait is None else wait
     if status == 503 and wait is not None:
         status = 429
-    rule = next(r for r, words in _RULES if status in r.statuses and words.search(lowered))
+    fitting = (r for r, words in _RULES if status in r.statuses and words.search(lowered))
+    rule = next(fitting, RULES[-1])  # of a status that no HTTP knows, too
     number = f" ({status})" if status != 200 else ""
     error = rule.error(f"{rule.says}{number}: {said}.", hint=rule.hint)
     if isinstance(error, RateLimitError):

@@ -40,10 +40,6 @@ __all__ = [
 
 SLOTS = 8  # requests decoded together: more than the cores of a laptop gain from
 _CONTEXT = 4096  # tokens a slot
-# Small models fill JSON with white space as long as the grammar lets them.
-_NO_WHITE_SPACE = {
-    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-}
 _SPIN_SETTING = (
     "GOMP_SPINCOUNT"  # how often a thread looks whether its wait is over before it sleeps
 )
@@ -65,11 +61,7 @@ class EmbeddedTransport(EndpointTransport):
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """The JSON schema of the reply, with its bounds on lengths."""
-        if schema is None:
-            return {}
-        form = response_format(schema, strict=False)
-        form["response_format"]["json_schema"]["schema"] |= _NO_WHITE_SPACE
-        return form
+        return {} if schema is None else response_format(schema, strict=False)
 
     async def complete(self, body: bytes, timeout: float) -> Completion:
         """Start the server where need be, and send the request to the slot that has read most of it.

@@ -561,9 +561,10 @@ def test_one_pair_is_enough_where_that_is_wanted(llm: FakeLLM, endpoint: dict[st
 
 @pytest.mark.heavy
 def test_the_embedded_model_describes_a_user() -> None:
-    """It ends its lists and sentences by grammar; what it says of the user is of no use."""
-    found = pi.infer_user_personas(choices("ann", 2), "local:smollm2")
+    """The default one; the tiny model of the tests has nothing to say of a user."""
+    found = pi.infer_user_personas(choices("ann", 2), "local")
+    assert not found.errors
     persona = found.personas["ann"]
-    assert persona.background.startswith("The user ")
-    assert persona.preferences.startswith("The user ")
+    assert persona.background
+    assert persona.preferences
     assert {note.pair for note in persona.evidence} <= {"ann0", "ann1"}
