@@ -48,7 +48,7 @@ def uses_weights(name: str, code: str) -> bool:
 
 def is_heavy(name: str, code: str) -> bool:
     """The embedded model and litellm's import take their time, and plots need an extra."""
-    slow = ("personainfer.simulation.plots", "estimate_cost")
+    slow = ("import plot_", "estimate_cost")
     return uses_weights(name, code) or any(name in code for name in slow)
 
 
