@@ -20,11 +20,12 @@ from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..records import Preference
 from .attribution import ABLATIONS, Attribution, attribute_prefix
+from .groups import Fold, folds_of
 from .hypotheses import users_in
 from .predictors import Case, ChoiceScorer, Predictions, Predictor, predictor_of
 from .prefixes import Prefix, persona_prefix
 from .results import BARE, PrefixEvaluation, Scored
-from .splits import Fold, find_questions, folds_of
+from .similar_users import find_questions
 
 __all__ = ["evaluate_prefixes"]
 
@@ -72,7 +73,7 @@ def evaluate_prefixes(
             tastes of the scorer do not count. "none" is judged by the margin itself.
         groups: attribute -> user -> value, for equity. None, NaN and "" are missing values.
         questions: the kind of question by the id of the choice; "find": "clashing" where users choose
-            differently on a prompt, else "personal" (see `personainfer.users.splits`).
+            differently on a prompt, else "personal" (see `personainfer.users.similar_users`).
         attribute: names of prefixes whose sentences are attributed (see `attribute_prefix`), with
             folds on the users that the last one leaves out.
         ablations: how many versions of a prefix without some sentences are scored for each choice.

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Annotated, Any, Unpack
 
 import numpy as np
+from pydantic import BaseModel, BeforeValidator, Field
 
 from ..arguments import takes_options
 from ..evaluation.verification import Verifier
@@ -20,8 +21,8 @@ from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..personas.flags import flags_in_text, pair_text
-from ..personas.prompts import instructions
-from ..records import Persona, Preference, Selector, Usage
+from ..personas.prompts import Filled, at_most, filled, instructions
+from ..records import Message, Persona, Preference, Selector, Usage
 from ..scoring.context import Cuts
 from ..scoring.likelihood import Likelihood
 from ..scoring.posterior import PersonaPosterior
@@ -34,7 +35,6 @@ from .hypotheses import (
     score_hypotheses,
     users_in,
 )
-from .prompts import WrittenPersona, user_message
 from .records import (
     Method,
     PairEvidence,
@@ -43,7 +43,7 @@ from .records import (
     UserRow,
 )
 
-__all__ = ["infer_user_personas"]
+__all__ = ["ChoiceNote", "WrittenPersona", "infer_user_personas"]
 
 _METHODS = ("summary", "verified", "posterior")
 # The fewest choices that a method needs.
@@ -166,7 +166,49 @@ def _likeliest(one: UserAtWork, temperature: float) -> UserPersona | str:
     )
 
 
-# Writing personas
+# Writing personas: the prompt and the form of a reply; the texts are files in `personainfer/personas/texts`
+
+_NUMBER = {"pattern": "^[1-9][0-9]{0,1}$"}
+_NOTES = {"minItems": 1, "maxItems": 4}  # for engines that decode by a schema, as `at_most`
+
+
+class ChoiceNote(BaseModel):
+    """What one choice of a user shows."""
+
+    choice: Annotated[
+        str,
+        BeforeValidator(lambda value: str(value).strip()),
+        Field(json_schema_extra=_NUMBER),
+    ]
+    shows: Annotated[Filled, Field(json_schema_extra=at_most(100))]
+
+
+class WrittenPersona(BaseModel):
+    """The form of a reply about a user; the evidence is asked for first."""
+
+    evidence: Annotated[list[ChoiceNote], Field(json_schema_extra=dict(_NOTES))]
+    background: Annotated[
+        Filled,
+        Field(json_schema_extra=at_most(300)),
+    ]
+    preferences: Annotated[Filled, Field(json_schema_extra=at_most(300))]
+
+
+def user_message(
+    choices: Sequence[Preference], explanations: Sequence[Persona | None], earlier: str = ""
+) -> Message:
+    """The turn with one user's choices, ids "1", "2", …, their explanations, and the earlier persona."""
+    parts = []
+    for number, (choice, persona) in enumerate(zip(choices, explanations, strict=True), 1):
+        pair = {"prompt": choice.prompt, "preferred": choice.chosen, "other": choice.rejected}
+        parts.append(filled("user_choice.txt", {"id": str(number), **pair}))
+        if persona is not None:
+            said = f"{persona} ({persona.evidence})" if persona.evidence else str(persona)
+            fields = {"id": str(number), "explanation": said}
+            parts.append(filled("user_explanation.txt", fields))
+    if earlier:
+        parts.append(filled("user_earlier.txt", {"earlier": earlier}))
+    return Message(role="user", content="\n".join(parts))
 
 
 def _written(

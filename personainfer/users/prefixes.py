@@ -13,15 +13,16 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from ..exceptions import DataError, InvalidArgumentError
+from ..personas.prompts import filled
 from ..records import FloatArray, Message, Persona, Preference, Prompt
 from ..tailoring.bm25 import BM25
-from .prompts import Show, prefix_examples, prefix_name, prefix_persona
 from .records import UserPersona, UserPersonas
 from .similar_users import Embed, cosines, embedded, prompt_text
 
 __all__ = ["Kind", "Prefix", "PrefixText", "persona_prefix"]
 
 Kind = Literal["none", "tag", "name", "few-shot", "persona", "gold"]
+Show = Literal["chosen", "rejected", "both"]
 Retrieve = Literal["random", "bm25", "embedding"]
 AnyPersona = UserPersona | Persona | str
 
@@ -328,3 +329,34 @@ def _check_examples(k: int, retrieve: str, show: str, embed: Embed | None) -> No
     if (embed is None) == (retrieve == "embedding"):
         wrong = "needs" if embed is None else "has no use for"
         raise InvalidArgumentError(f"retrieve={retrieve!r} {wrong} embed=.")
+
+
+# The words of prefixes; the texts are files in `personainfer/personas/texts`
+
+
+def prefix_persona(persona: str) -> str:
+    """The prefix that describes a user."""
+    return filled("prefix_persona.txt", {"persona": persona})
+
+
+def prefix_name(name: str) -> str:
+    """The prefix that only names a user."""
+    return filled("prefix_name.txt", {"name": name})
+
+
+def prefix_examples(choices: Sequence[Preference], show: Show, *, similar: bool = False) -> str:
+    """The prefix with earlier choices; "" where there are none.
+
+    `similar`: they are choices of similar users, not of the user.
+    """
+    if not choices:
+        return ""
+    who = "users with a similar taste" if similar else "this user"
+    examples = [
+        filled(
+            f"prefix_example_{show}.txt",
+            {"prompt": choice.prompt, "preferred": choice.chosen, "other": choice.rejected},
+        )
+        for choice in choices
+    ]
+    return "\n".join([filled(f"prefix_examples_{show}.txt", {"who": who}), *examples])

@@ -15,7 +15,7 @@ from ..evaluation.statistics import Estimate, wilson
 from ..exceptions import DataError
 from ..records import FloatArray, Preference
 from .attribution import Attribution
-from .fairness import Equity, Measure, correct_together, correlation, equity_by_group
+from .groups import Equity, Measure, correct_together, correlation, equity_by_group
 
 __all__ = ["BARE", "Count", "PrefixAccuracy", "PrefixEvaluation", "Scored"]
 

@@ -1,10 +1,11 @@
-"""Find the users nearest to a user, by cosines of vectors.
+"""Find users with a similar taste, and questions on which users disagree, by cosines of vectors.
 
 `Embed` is any callable from texts to vectors, such as the `encode` of a sentence-transformers model.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,8 +14,17 @@ import numpy.typing as npt
 
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
+from ..tailoring.bm25 import words
 
-__all__ = ["Embed", "cosines", "nearest_users", "prompt_text", "user_vectors"]
+__all__ = [
+    "Embed",
+    "Question",
+    "cosines",
+    "find_questions",
+    "nearest_users",
+    "prompt_text",
+    "user_vectors",
+]
 
 Embed = Callable[[list[str]], npt.ArrayLike]  # n texts -> (n, dimensions)
 
@@ -166,3 +176,65 @@ def _unit(vectors: npt.ArrayLike) -> FloatArray:
     lengths = np.linalg.norm(found, axis=-1, keepdims=True)
     unit: FloatArray = found / np.where(lengths > 0, lengths, 1.0)
     return unit
+
+
+# Questions on which users choose differently
+
+
+Question = Literal["clashing", "personal"]
+
+_DIMENSIONS = 1024
+_OPPOSED = -0.25  # cosine of two choices: that of unrelated ones scatters around 0
+_CHOICES = 512  # compared with all others at once
+
+
+def find_questions(
+    choices: Sequence[Preference], *, near: float = 0.9, embed: Embed | None = None
+) -> list[Question]:
+    """Say of each choice whether its question is "clashing", one on which users disagree, or "personal".
+
+    Two users clash where the cosine of their prompts is at least `near`, and that of their
+    emb(chosen) - emb(rejected) is below -0.25. It is -1 where one chose what the other rejected.
+
+    Args:
+        choices: n choices with `user`.
+        near: from 0 to 1; 1: only the same prompt.
+        embed: texts -> vectors, such as `SentenceTransformer(…).encode`; None: counts of hashed words.
+
+    Raises:
+        InvalidArgumentError: near is not between 0 and 1.
+    """
+    if isinstance(near, bool) or not isinstance(near, int | float) or not 0 <= near <= 1:
+        raise InvalidArgumentError(f"near={near!r} must lie between 0 and 1.")
+    if not choices:
+        return []
+    embed = word_counts if embed is None else embed
+    prompts = [" ".join(_whole(choice.prompt).casefold().split()) for choice in choices]
+    where = embedded(prompts, embed)
+    what = embedded([choice.chosen for choice in choices], embed)
+    what = what - embedded([choice.rejected for choice in choices], embed)
+    users = np.array([choice.user or "" for choice in choices])
+    clashing = np.zeros(len(choices), dtype=bool)
+    for start in range(0, len(choices), _CHOICES):
+        part = slice(start, start + _CHOICES)
+        same = cosines(where[part], where) >= near - 1e-9
+        opposed = cosines(what[part], what) < _OPPOSED
+        other = users[part, None] != users[None]
+        clashing[part] = (same & opposed & other).any(axis=1)
+    return ["clashing" if found else "personal" for found in clashing]
+
+
+def _whole(prompt: Prompt) -> str:
+    """All turns: "Why?" is another question in another conversation."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(turn.content for turn in prompt if turn.role != "system")
+
+
+def word_counts(texts: list[str]) -> FloatArray:
+    """Counts of words, hashed into a fixed number of dimensions."""
+    counts = np.zeros((len(texts), _DIMENSIONS))
+    for row, text in enumerate(texts):
+        for word in words(text):
+            counts[row, zlib.crc32(word.encode()) % _DIMENSIONS] += 1
+    return counts

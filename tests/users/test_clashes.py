@@ -8,7 +8,7 @@ import pytest
 
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.records import Message, Preference
-from personainfer.users.splits import find_questions
+from personainfer.users.similar_users import find_questions
 
 YES, NO = "Yes, a vegan diet is best for everybody.", "No, meat belongs on the table."
 

@@ -1,7 +1,7 @@
-"""Test whether something works as well for one group of users as for another.
+"""Groups of users: leave them out one at a time, and test whether something works as well for each.
 
-A one-way analysis of variance over users, as in FamousPersona (arXiv 2505.13257), with p-values from
-permutations, which assume no normal distribution, and corrected for their number.
+The test is a one-way analysis of variance over users, as in FamousPersona (arXiv 2505.13257). Its
+p-values are from permutations, which assume no normal distribution, and corrected for their number.
 """
 
 from __future__ import annotations
@@ -16,9 +16,19 @@ import numpy.typing as npt
 
 from ..evaluation.grouped import mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, holm
+from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray
 
-__all__ = ["Equity", "Measure", "anova", "correct_together", "correlation", "equity_by_group"]
+__all__ = [
+    "Equity",
+    "Fold",
+    "Measure",
+    "anova",
+    "correct_together",
+    "correlation",
+    "equity_by_group",
+    "folds_of",
+]
 
 Measure = Literal["accuracy", "gain", "over untuned"]
 
@@ -196,3 +206,71 @@ def _centred(values: FloatArray) -> FloatArray:
     centred = values - values.mean()
     found: FloatArray = np.where(np.abs(centred) > _ROUNDING * np.abs(values).max(), centred, 0.0)
     return found
+
+
+# Folds
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """The users to fit on (`trained`), and the users to test on (`unseen`)."""
+
+    name: str
+    trained: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+
+def folds_of(
+    users: Sequence[str],
+    folds: int | str,
+    groups: Mapping[str, Mapping[str, str]] | None = None,
+    seed: int = 0,
+) -> list[Fold]:
+    """Split users into folds: each is unseen in one, and trained on in the others.
+
+    Args:
+        users: their names, each once.
+        folds: how many, drawn by `seed`; or an attribute of users, of which one value is left out at a
+            time. Users without a value are unseen in no fold.
+        groups: attribute -> user -> value.
+        seed: of the draw.
+
+    Raises:
+        InvalidArgumentError: fewer than two folds, or an attribute that is not in `groups`.
+        DataError: fewer users than folds, or an attribute with a single value.
+    """
+    if isinstance(folds, str):
+        parts = _by_value(users, folds, groups)
+    elif isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
+        raise InvalidArgumentError(f"folds={folds!r} must be a whole number from 2 up, or a group.")
+    elif folds > len(users):
+        raise DataError(f"folds={folds}, but there are only {len(users)} users.")
+    else:
+        order = [users[place] for place in np.random.default_rng(seed).permutation(len(users))]
+        parts = {str(n + 1): set(order[n::folds]) for n in range(folds)}
+    return [
+        Fold(
+            name,
+            tuple(user for user in users if user not in left_out),
+            tuple(user for user in users if user in left_out),
+        )
+        for name, left_out in parts.items()
+    ]
+
+
+def _by_value(
+    users: Sequence[str], attribute: str, groups: Mapping[str, Mapping[str, str]] | None
+) -> dict[str, set[str]]:
+    if attribute not in (groups or {}):
+        known = ", ".join(groups or {}) or "none"
+        raise InvalidArgumentError(
+            f"folds={attribute!r} is no attribute of users.", hint=f"groups= has: {known}."
+        )
+    assert groups is not None
+    parts: dict[str, set[str]] = {}
+    for user in users:
+        if user in groups[attribute]:
+            parts.setdefault(groups[attribute][user], set()).add(user)
+    if len(parts) < 2:
+        raise DataError(f"the attribute {attribute!r} has {len(parts)} values here; 2 are needed.")
+    return dict(sorted(parts.items()))
