@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Contender:
     environment: str = ""  # a folder of .venvs; empty: this one
     latency: float = 0.0
     warm: bool = False  # on the cache that the contender named "ours" has just filled
+    checkout: Path = HERE.parent  # whose code of this library is imported
 
 
 # Slow contenders get fewer rows; all get enough that a run takes seconds.
@@ -65,19 +66,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of rows")
+    parser.add_argument("--beside", type=Path, help="another checkout, measured side by side")
     options = parser.parse_args()
-    json.dump(measure(options.rounds, options.only, options.scale), sys.stdout, indent=1)
+    results = measure(options.rounds, options.only, options.scale, options.beside)
+    json.dump(results, sys.stdout, indent=1)
     print()
 
 
-def measure(rounds: int, names: list[str], scale: float = 1.0) -> dict[str, Any]:
+def measure(
+    rounds: int, names: list[str], scale: float = 1.0, beside: Path | None = None
+) -> dict[str, Any]:
     """By contender, rows a second of each round, or why there are none."""
-    results: dict[str, Any] = {name: {"rates": [], "cpu": []} for name in names}
+    contenders = {}
+    for name in names:
+        contenders[name] = CONTENDERS[name]
+        if beside and CONTENDERS[name].script == "this_library":
+            contenders[f"{name}, beside"] = replace(CONTENDERS[name], checkout=beside.absolute())
+    results: dict[str, Any] = {name: {"rates": [], "cpu": []} for name in contenders}
     with server.running() as at_once, server.running(LATENCY) as late:
         for number in range(rounds):
             with tempfile.TemporaryDirectory(prefix="personainfer-bench-") as folder:
-                for name in names:
-                    contender, result = CONTENDERS[name], results[name]
+                for name, contender in contenders.items():
+                    result = results[name]
                     if "problem" in result:
                         continue
                     api_base = late if contender.latency else at_once
@@ -105,7 +115,7 @@ def _run(contender: Contender, api_base: str, folder: Path, scale: float) -> dic
         python = str(ENVIRONMENTS / contender.environment / "bin" / "python")
         if not Path(python).exists():
             return {"problem": f"not installed: no {python}; see `make bench-peers`"}
-    named = contender.script + contender.model + str(contender.latency)
+    named = f"{contender.checkout.name}-{contender.script}{contender.model}{contender.latency}"
     cache = folder / named.replace("/", "-")
     task = {
         "api_base": api_base,
@@ -120,6 +130,7 @@ def _run(contender: Contender, api_base: str, folder: Path, scale: float) -> dic
     path.write_text(json.dumps(task), encoding="utf-8")
     command = [python, str(HERE / "contenders" / f"{contender.script}.py"), str(path)]
     environment = {**os.environ, "HOME": str(folder)}  # some peers write into the home directory
+    environment["PYTHONPATH"] = str(contender.checkout)
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, cwd=folder

@@ -16,7 +16,7 @@ Word lists and patterns find the flags, so they see what is written, not what is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from functools import cache
 
 from ..exceptions import InvalidArgumentError
@@ -151,36 +151,48 @@ def flags_in_text(
 
     What hardly any persona has is first looked for in all of them at once.
     """
-    said = " ".join([phrase for persona in personas for phrase in persona.phrases])
+    phrases = [persona.phrases for persona in personas]
+    said = " ".join([phrase for each in phrases for phrase in each])
     plain = _plain(said)
     words = _words(plain)
-    wary = (
-        plain != said  # capitals, as names have
-        or "'" in said
-        or not _telling_words().isdisjoint(words)
-        or _may_copy(words, text)
-    )
-    return [_flags(persona, text, exemplar_phrases, wary) for persona in personas]
+    if (
+        plain == said  # no capitals, as names have
+        and "'" not in said
+        and _telling_words().isdisjoint(words)
+        and not _may_copy(words, text)
+    ):
+        return [
+            tuple(_form_flags(persona, each, exemplar_phrases))
+            for persona, each in zip(personas, phrases, strict=True)
+        ]
+    return [_flags(persona, text, exemplar_phrases) for persona in personas]
 
 
-def _flags(persona: Persona, text: str, exemplar_phrases: Set[str], wary: bool) -> tuple[str, ...]:
+def _flags(persona: Persona, text: str, exemplar_phrases: Set[str]) -> tuple[str, ...]:
     phrases = [_plain(phrase) for phrase in persona.phrases]
+    words = _words(" ".join(phrases))
     found = []
-    words = _words(" ".join(phrases)) if wary else ()
     if not _REFUSAL_WORDS.isdisjoint(words) and _REFUSAL.search(" | ".join(phrases)):
         found.append("refusal")
-    if wary and _may_copy(words, text) and _copies(text, *phrases):
+    if _may_copy(words, text) and _copies(text, *phrases):
         found.append("copies_text")
-    if not exemplar_phrases.isdisjoint(phrases):
-        found.append("copies_exemplar")
-    if wary and is_protected(*persona.phrases):
+    if is_protected(*persona.phrases):
         found.append("protected_attribute")
-    if wary and any(map(_has_name, persona.phrases)):
+    if any(map(_has_name, persona.phrases)):
         found.append("named_person")
+    found += _form_flags(persona, phrases, exemplar_phrases)
+    return tuple(sorted(found, key=FLAGS.index))
+
+
+def _form_flags(
+    persona: Persona, phrases: Sequence[str], exemplar_phrases: Set[str]
+) -> Iterator[str]:
+    """The flags that take no search: `phrases` are the persona's, in lower case."""
+    if not exemplar_phrases.isdisjoint(phrases):
+        yield "copies_exemplar"
     composed = persona.sentence is None or persona.trait  # else it brings a sentence of its own
     if composed and any(map(_is_ungrammatical, phrases)):
-        found.append("ungrammatical")
-    return tuple(found)
+        yield "ungrammatical"
 
 
 def pair_text(preference: Preference) -> str:

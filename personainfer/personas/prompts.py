@@ -113,7 +113,7 @@ def pair_message(preference: Preference) -> Message:
         "second": _disarm(preference.rejected),
     }
     content = "".join([fields.get(part, part) for part in _parts("pair.txt")])
-    return Message(role="user", content=content)
+    return Message.unchecked(role="user", content=content, extra=None)
 
 
 def chosen_is_first(preference: Preference) -> bool:
