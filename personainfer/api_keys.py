@@ -15,18 +15,6 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = [
-    "HiddenKey",
-    "StoredAddress",
-    "environment_key",
-    "hide_key",
-    "holds_secret",
-    "key_headers",
-    "show_key",
-    "shown_address",
-]
-
-
 _ADDRESS = re.compile(
     r"(?P<scheme>[^:/?#]*://|)(?P<user>[^/?#]*@)?(?P<place>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#(?P<fragment>.*))?",
     re.DOTALL,

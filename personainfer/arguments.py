@@ -36,19 +36,6 @@ from pydantic import (
 
 from .exceptions import InvalidArgumentError, UnknownOptionError
 
-__all__ = [
-    "Count",
-    "Flag",
-    "Number",
-    "Option",
-    "Options",
-    "PositiveNumber",
-    "Wanted",
-    "WholeNumber",
-    "check_argument",
-    "takes_options",
-]
-
 Documented = TypeVar("Documented", bound=Callable[..., Any])
 
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["call", "spawn", "the_loop", "thread"]
-
 T = TypeVar("T")
 
 _lock = threading.Lock()

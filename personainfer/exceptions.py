@@ -31,29 +31,6 @@ from collections.abc import Collection, Iterable
 from importlib import import_module
 from typing import Any
 
-__all__ = [
-    "AuthenticationError",
-    "BatchPendingError",
-    "BudgetExceededError",
-    "CacheError",
-    "ContradictionError",
-    "DataError",
-    "InvalidArgumentError",
-    "MissingExtraError",
-    "ModelError",
-    "ModelNotFoundError",
-    "NoPreferenceError",
-    "PersonaInferError",
-    "RateLimitError",
-    "ReplyError",
-    "RequestRejectedError",
-    "RowsFailedError",
-    "TransportError",
-    "UnknownOptionError",
-    "joined",
-]
-
-
 # Controls but tab and line feed, marks of direction, invisible characters, halves of surrogate pairs.
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"

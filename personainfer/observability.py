@@ -13,8 +13,6 @@ from typing import Any, Protocol, Self
 
 from .records import Usage
 
-__all__ = ["RunWatch", "log"]
-
 log = logging.getLogger("personainfer")
 log.addHandler(logging.NullHandler())  # quiet until the user asks for more
 

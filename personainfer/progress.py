@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["progress_bar", "with_progress_bar"]
-
 T = TypeVar("T")
 
 

@@ -21,22 +21,6 @@ from .exceptions import InvalidArgumentError
 if TYPE_CHECKING:
     import numpy.typing
 
-__all__ = [
-    "Candidate",
-    "Completion",
-    "Exemplar",
-    "FloatArray",
-    "Logprobs",
-    "Message",
-    "Persona",
-    "PersonaRow",
-    "Preference",
-    "Prompt",
-    "Selector",
-    "Side",
-    "Usage",
-]
-
 Side = Literal["chosen", "rejected"]
 FloatArray: TypeAlias = "numpy.typing.NDArray[numpy.float64]"  # text, so that records need no numpy
 Person = Literal["third", "first", "second"]

@@ -9,8 +9,6 @@ import tenacity
 
 from .exceptions import ModelError, RateLimitError, ReplyError, TransportError
 
-__all__ = ["attempts", "until_deadline"]
-
 _LONGEST_PAUSE = 60.0  # seconds; an endpoint that asks for more is tried again after this
 
 _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)

@@ -248,19 +248,27 @@ def test_subpackages_export_what_documents_use(package: str) -> None:
         assert getattr(module, name).__name__ == name
 
 
-def test_no_module_exports_what_another_one_defines() -> None:
-    """Its `__all__` names what is defined in it: each name has one place."""
-    for name, path in MODULES.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        imported_names = {
-            alias.asname or alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-                assert not imported_names & set(ast.literal_eval(node.value)), name
+def defined_names(tree: ast.Module) -> set[str]:
+    """The functions, classes and variables of a module, without what it imports."""
+    found = {
+        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return found | {node.name for node in tree.body if isinstance(node, kinds)}
+
+
+def test_every_name_is_imported_from_the_module_that_defines_it() -> None:
+    """No module passes on what another one defines, or lists its names beside the underscores of others."""
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    defined = {name: defined_names(tree) for name, tree in trees.items()}
+    assert not [name for name, names in defined.items() if "__all__" in names]
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                source = ".".join([*name.split(".")[: -node.level], *filter(None, [node.module])])
+                if source in defined:
+                    taken = {alias.name for alias in node.names}
+                    assert taken <= defined[source], (name, source, taken - defined[source])
 
 
 @entrances

@@ -46,16 +46,6 @@ from ..records import Exemplar, Record, Side
 from .lines import Answer, WireRequest, read_line
 from .provider import FINAL, BatchAPI, BatchState
 
-__all__ = [
-    "BatchPart",
-    "PersonaBatch",
-    "RequestFiles",
-    "add_to_digest",
-    "as_folder",
-    "new_folder",
-    "read_answers",
-]
-
 MAX_REQUESTS = 50_000  # in a file, by OpenAI's rules
 MAX_BYTES = 190_000_000  # of its 200 MB
 

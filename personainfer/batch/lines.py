@@ -16,15 +16,6 @@ from ..llm.openai_protocol import read_completion
 from ..llm.requests import Request, cached_reply
 from ..records import Completion
 
-__all__ = [
-    "Answer",
-    "WireRequest",
-    "provider_words",
-    "read_line",
-    "request_line",
-    "wire_requests",
-]
-
 
 class WireRequest(NamedTuple):
     """A request as it is sent: the key of its reply, its bytes, and the cache's text of its reply."""

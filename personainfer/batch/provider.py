@@ -33,15 +33,6 @@ from .lines import provider_words, request_line
 if TYPE_CHECKING:
     import openai
 
-__all__ = [
-    "FINAL",
-    "BatchAPI",
-    "BatchState",
-    "EndpointBatches",
-    "LiteLLMBatches",
-    "batch_api",
-]
-
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})  # statuses that do not change
 
 _URL: Any = "/v1/chat/completions"

@@ -22,8 +22,6 @@ from ..records import Completion, Usage
 from .job_folder import PersonaBatch
 from .lines import Answer
 
-__all__ = ["BatchOutcome", "bring_in", "run_without_calls"]
-
 _GROUP = 500  # replies that are written to the cache in one transaction
 
 

@@ -52,8 +52,6 @@ from .lines import WireRequest, wire_requests
 from .provider import BatchAPI, BatchState, batch_api
 from .results import bring_in, run_without_calls
 
-__all__ = ["collect_batch", "submit_batch"]
-
 
 @takes_options(PersonaOptions)
 def submit_batch(

@@ -46,8 +46,6 @@ from .streams import (
     write_rows,
 )
 
-__all__ = ["app", "main"]
-
 _EPILOG = """\b
 Exit codes:
   0    done

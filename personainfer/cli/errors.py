@@ -13,8 +13,6 @@ from ..exceptions import CacheError, ModelError, PersonaInferError, RowsFailedEr
 from .options import SHELL_NAMES
 from .streams import FAILED, abandon_stdout, fail
 
-__all__ = ["CommandGroup"]
-
 WRONG, ENDED, INTERRUPTED, CLOSED = 2, 4, 130, 141  # exit codes, as listed in the help
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # not a wrong argument

@@ -10,8 +10,6 @@ from ..exceptions import InvalidArgumentError
 from .options import AsJson
 from .streams import note, print_json
 
-__all__ = ["models_app"]
-
 models_app = typer.Typer(rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(help="As `personainfer models` lists it.")]

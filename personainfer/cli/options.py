@@ -14,21 +14,6 @@ from ..arguments import Option, Options
 from ..llm.client import LLMOptions
 from ..personas.options import RUN_OPTIONS
 
-__all__ = [
-    "SHELL_NAMES",
-    "AsJson",
-    "Data",
-    "Limit",
-    "Model",
-    "Progress",
-    "SavedTable",
-    "given",
-    "pairs",
-    "persona_options",
-    "with_llm_options",
-    "with_persona_options",
-]
-
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 Data = Annotated[

@@ -9,8 +9,6 @@ import typer
 from .options import AsJson, Limit, Progress, given, with_llm_options
 from .streams import print_json
 
-__all__ = ["reproduce"]
-
 
 @with_llm_options
 def reproduce(

@@ -25,23 +25,6 @@ if TYPE_CHECKING:
     from ..personas.infer import PersonaStream
     from ..records import PersonaRow, Usage
 
-__all__ = [
-    "FAILED",
-    "Done",
-    "abandon_stdout",
-    "counted",
-    "data_out",
-    "fail",
-    "finish",
-    "note",
-    "opened_lines",
-    "print_json",
-    "print_request",
-    "rows_of",
-    "usd",
-    "write_rows",
-]
-
 FAILED = 3  # the exit code where rows failed
 _SUPPORTED = (
     "Supported are .jsonl, .json, .csv (also with .gz), .parquet, and - for JSONL on a pipe."

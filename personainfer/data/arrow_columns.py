@@ -17,29 +17,6 @@ from ..records import PersonaRow
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = [
-    "LISTS_OF_TEXT",
-    "ColumnType",
-    "OwnColumns",
-    "WithAdded",
-    "as_json",
-    "in_narwhals",
-    "is_json",
-    "json_array",
-    "own_columns",
-    "own_names",
-    "own_values",
-    "package_of",
-    "plain_values",
-    "stored_type",
-    "text_array",
-    "type_of",
-    "with_added",
-    "with_index_column",
-    "with_texts",
-    "without",
-]
-
 _JSON = {b"personainfer": b"json"}  # metadata of a field whose text is JSON
 
 

@@ -17,15 +17,6 @@ from typing import IO
 
 from ..exceptions import InvalidArgumentError
 
-__all__ = [
-    "atomic_text_writer",
-    "atomic_writer",
-    "check_file",
-    "private_folder",
-    "put_in_place",
-    "write_file",
-]
-
 _OTHERS = 0o077  # the permissions of everybody but the owner
 
 

@@ -22,17 +22,6 @@ from typing import IO, Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 
-__all__ = [
-    "FILES",
-    "SUPPORTED",
-    "BrokenRow",
-    "arrow_cells",
-    "check_file",
-    "check_readable",
-    "jsonl_rows",
-    "open_rows",
-]
-
 SUPPORTED: Final = (
     "Supported are pandas and polars frames, pyarrow tables, Hugging Face datasets, paths "
     "(.jsonl .json .csv .parquet, the text ones also with .gz), hf:owner/name[:split], and "

@@ -17,8 +17,6 @@ from .readers import read_preferences
 from .source_rows import PreferenceSource, SourceRow
 from .table_reader import COLUMNS
 
-__all__ = ["read_personas"]
-
 Names = Mapping[str, str | None]  # side -> the column of its personas
 _FIELDS = ("trait", "preference", "evidence", "flags", "sentence")
 

@@ -22,8 +22,6 @@ from .files import SUPPORTED, arrow_cells, check_readable, open_rows
 from .row_streams import RowStream
 from .source_rows import PreferenceSource, SourceRow, Valued, read_row, several_rows, single_rows
 
-__all__ = ["read_cells", "read_preferences"]
-
 _BATCH = 1024
 
 

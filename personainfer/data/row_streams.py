@@ -17,8 +17,6 @@ from ..records import Preference
 from .files import BrokenRow
 from .source_rows import PreferenceSource, SourceRow, checked_row, read_row, several_rows
 
-__all__ = ["RowStream"]
-
 _IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have none
 _END: Final = object()
 

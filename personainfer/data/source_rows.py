@@ -12,18 +12,6 @@ from ..preferences.cells import LEAVE_OUT, surrogate_problem
 from ..preferences.schemas import Schema
 from ..records import Preference, Prompt
 
-__all__ = [
-    "SAME_TEXT",
-    "PreferenceSource",
-    "SourceRow",
-    "Valued",
-    "checked_row",
-    "pair_problem",
-    "read_row",
-    "several_rows",
-    "single_rows",
-]
-
 SAME_TEXT: Final = f"chosen and rejected are the same text, so there is no preference. {LEAVE_OUT}"
 
 

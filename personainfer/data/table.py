@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     import polars
     import pyarrow
 
-__all__ = ["PersonaTable"]
-
 
 class PersonaTable(Sequence[PersonaRow]):
     """Rows in input order, `usage` of the run, and `settings`: how the personas were made.

@@ -12,8 +12,6 @@ from typing import Any
 from ..exceptions import visible
 from ..records import Persona, PersonaRow
 
-__all__ = ["figures", "html_page", "text_lines", "unexplained_texts"]
-
 _CELL = "vertical-align: top; text-align: left; white-space: normal; max-width: 26em"
 _CHIP = "font-size: 85%; border: 1px solid; border-radius: 1em; padding: 0 .5em; margin-right: .3em"
 

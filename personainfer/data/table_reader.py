@@ -26,18 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow
 
-__all__ = [
-    "COLUMNS",
-    "DETAILS",
-    "RECORD",
-    "StoredColumns",
-    "StoredRows",
-    "StoredTable",
-    "detail_columns",
-    "persona_columns",
-    "record_of",
-]
-
 COLUMNS = ("chosen_persona", "rejected_persona", "persona_error")
 UNEXPLAINED = "persona_unexplained"
 DETAILS = (

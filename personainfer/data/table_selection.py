@@ -12,8 +12,6 @@ from ..records import PersonaRow
 from .arrow_columns import OwnColumns, in_narwhals, package_of, plain_values
 from .table_reader import StoredColumns
 
-__all__ = ["at_places", "check_count", "filtered", "index_labels", "ordered", "sampled"]
-
 
 def at_places(original: Any, places: Sequence[int]) -> Any:
     """The user's frame or dataset with the rows at these places, in this order, and with its index."""

@@ -27,8 +27,6 @@ from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["check_free_names", "check_output", "write_table"]
-
 _TAKEN = frozenset((*COLUMNS, RECORD))
 
 GROUP_ROWS = 1024  # rows of a row group: what is held in memory, written and read at once …

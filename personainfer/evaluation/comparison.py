@@ -37,8 +37,6 @@ from .paired_responses import ResponsePair, pair_responses
 from .results import ResponseComparison, ResponseLengths, RubricFindings
 from .statistics import CONFIDENCE, check_confidence
 
-__all__ = ["JudgeFunction", "compare_responses"]
-
 Rubric = Literal["quality", "personalization"]
 Answer = str | int | None
 # (prompt, first response, second response, persona or None) -> 1, 2, or "neither"

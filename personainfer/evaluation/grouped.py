@@ -25,17 +25,6 @@ from .statistics import (
     wilson,
 )
 
-__all__ = [
-    "WinRate",
-    "check_lengths",
-    "delta_pq",
-    "group_sums",
-    "mean_by_group",
-    "rate_by_group",
-    "win_rate",
-    "win_rate_by_group",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class WinRate:

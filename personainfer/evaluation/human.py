@@ -36,15 +36,6 @@ from .statistics import (
     check_confidence,
 )
 
-__all__ = [
-    "HumanRatings",
-    "RatingSheet",
-    "cohen_kappa",
-    "krippendorff_alpha",
-    "read_rating_sheet",
-    "write_rating_sheet",
-]
-
 Question = Literal["choice", "rating"]
 Level = Literal["nominal", "ordinal", "interval"]
 

@@ -23,18 +23,6 @@ from ..llm.requests import Reply, Request
 from ..progress import with_progress_bar
 from ..records import Logprobs, Message, Side, Usage
 
-__all__ = [
-    "VERDICT_COLUMNS",
-    "Choice",
-    "Judge",
-    "Opinion",
-    "Question",
-    "Verdict",
-    "most_common",
-    "require_a_reply",
-    "verdict_columns",
-]
-
 Pick = Literal["first", "second"]
 Question = tuple[Message, Message]  # the same two texts: in their order, and swapped
 

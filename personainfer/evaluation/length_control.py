@@ -18,8 +18,6 @@ from ..records import FloatArray
 from .grouped import check_lengths, rate_by_group
 from .statistics import CONFIDENCE, NOTHING, Estimate, check_confidence, percentiles
 
-__all__ = ["length_controlled_rate"]
-
 # The standard deviation of a normal prior on b, without which outcomes that length separates would
 # have no finite fit. The scale is the weakly informative one of Gelman, Jakulin, Pittau & Su 2008
 # (Annals of Applied Statistics 2): a length difference hardly ever moves the odds more than that.

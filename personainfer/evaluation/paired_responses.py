@@ -11,8 +11,6 @@ from ..preferences.cells import is_null, surrogate_problem
 from ..preferences.conversations import read_pair
 from ..records import Persona, Preference
 
-__all__ = ["ResponsePair", "by_id", "pair_responses"]
-
 _FORMS = "Give a sequence in the order of the prompts, a mapping of ids, or dicts with 'id' and {field!r}."
 
 

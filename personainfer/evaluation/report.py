@@ -37,8 +37,6 @@ from .summary import (
     verified_score,
 )
 
-__all__ = ["embedded_json", "write_report"]
-
 _MADE_BY = "Made by personainfer"  # in the footer of each report
 _WORDS = 12  # a side
 _BINS = 24

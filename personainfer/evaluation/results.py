@@ -13,20 +13,6 @@ from .grouped import WinRate
 from .judge import Verdict
 from .statistics import Estimate
 
-__all__ = [
-    "Findings",
-    "PersonaComparison",
-    "PersonaRatings",
-    "ResponseComparison",
-    "ResponseLengths",
-    "RubricFindings",
-    "SideVerification",
-    "TableFindings",
-    "Verification",
-    "partiality",
-    "text_table",
-]
-
 _SHOWN = 3  # problems that a view names; `problems` has them all
 
 

@@ -32,8 +32,6 @@ from .statistics import (
     wilson,
 )
 
-__all__ = ["SalientWord", "salient_words", "without_contrast"]
-
 FLOOR = 10  # the paper's
 # "to-the-point" is one word; so is what a script writes with marks above and below its letters.
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x1100)) if category(c).startswith("M"))

@@ -17,24 +17,6 @@ from numpy.typing import ArrayLike
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 
-__all__ = [
-    "Estimate",
-    "LogOdds",
-    "benjamini_hochberg",
-    "bootstrap",
-    "bootstrap_mean",
-    "bootstrap_rate",
-    "check_confidence",
-    "holm",
-    "log_odds",
-    "paired_difference",
-    "percentiles",
-    "t_quantile",
-    "two_sided_p",
-    "widened",
-    "wilson",
-]
-
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 _FEW = 64  # up to so many distinct items, drawing how often each one comes is faster

@@ -16,8 +16,6 @@ from ..data.table import PersonaTable
 from ..records import PersonaRow, Side
 from .statistics import Estimate, bootstrap_rate
 
-__all__ = ["SIDES", "TableSummary", "guess_text", "score_range", "summarise"]
-
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
 
 

@@ -34,8 +34,6 @@ from .statistics import (
     paired_difference,
 )
 
-__all__ = ["Rating", "Verifier", "compare_personas", "rate_personas", "verify_personas"]
-
 Sides = Literal["both", "chosen", "rejected"]
 
 Scale = Annotated[

@@ -30,15 +30,6 @@ import platformdirs
 from ..data.atomic_files import private_folder
 from ..exceptions import CacheError, InvalidArgumentError
 
-__all__ = [
-    "CacheInfo",
-    "ReplyCache",
-    "cache_info",
-    "clear_cache",
-    "default_cache_dir",
-    "prune_cache",
-]
-
 _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold files or pickles
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH

@@ -34,8 +34,6 @@ from .transports import EndpointTransport, LiteLLMTransport, Transport
 from .weights import find_weights
 from .workers import CallSettings, Tally, Workers
 
-__all__ = ["LLM", "OPTIONS", "LLMOptions", "make_llm"]
-
 T = TypeVar("T")
 
 _FORMS_KEPT = 64

@@ -25,17 +25,6 @@ from ..exceptions import (
     TransportError,
 )
 
-__all__ = [
-    "RULES",
-    "Rule",
-    "embedded_status",
-    "error_text",
-    "provider_errors",
-    "redact",
-    "retry_after",
-    "status_error",
-]
-
 Scope = Literal["row", "run", "moment", "form", "unclear"]
 
 _ANY = range(200, 600)

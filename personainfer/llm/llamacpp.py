@@ -29,15 +29,6 @@ from .openai_protocol import Json, response_format
 from .transports import EndpointTransport
 from .weights import Weights, has_chat_template
 
-__all__ = [
-    "SLOTS",
-    "EmbeddedTransport",
-    "Slot",
-    "Slots",
-    "check_chat_template",
-    "running_server",
-]
-
 SLOTS = 8  # requests decoded together: more than the cores of a laptop gain from
 _CONTEXT = 4096  # tokens a slot
 _SPIN_SETTING = (

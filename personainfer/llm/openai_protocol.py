@@ -18,19 +18,6 @@ from pydantic import BaseModel
 from ..exceptions import ReplyError, RequestRejectedError
 from ..records import Completion, Logprobs
 
-__all__ = [
-    "FORMS",
-    "Dialect",
-    "Json",
-    "arguments_of",
-    "read_completion",
-    "reasoning_of",
-    "response_format",
-    "split_content",
-    "tool_call",
-    "wire_schema",
-]
-
 Json = dict[str, Any]
 
 

@@ -26,18 +26,6 @@ from ..exceptions import (
     RequestRejectedError,
 )
 
-__all__ = [
-    "Budget",
-    "Gate",
-    "Limits",
-    "Price",
-    "RefusalWatch",
-    "Window",
-    "find_batch_price",
-    "find_price",
-    "most_tokens",
-]
-
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[object]]
 

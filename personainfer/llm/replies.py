@@ -18,8 +18,6 @@ from pydantic_core import from_json
 from ..exceptions import ReplyError, TransportError
 from .openai_protocol import Json, arguments_of, reasoning_of, split_content
 
-__all__ = ["decode", "last_bad_reply", "plain_text", "read_reply", "reask"]
-
 _MOST_OBJECTS = 2_000  # braces that are tried in one reply; more is noise, and would take long
 
 

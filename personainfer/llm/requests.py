@@ -20,17 +20,6 @@ from ..records import Completion, Logprobs, Message
 from .replies import read_reply
 from .transports import Transport
 
-__all__ = [
-    "Form",
-    "InFlight",
-    "Job",
-    "Reply",
-    "Request",
-    "cached_reply",
-    "encoded",
-    "text_to_cache",
-]
-
 _KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer mean the same request
 
 

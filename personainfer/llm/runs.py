@@ -20,8 +20,6 @@ from .cache import ReplyCache
 from .requests import Job, Reply, cached_reply
 from .workers import Tally
 
-__all__ = ["Answering", "Run"]
-
 T = TypeVar("T")
 
 _GATHERING = 0.05  # seconds that a slow source may hold back the rows that it gave already

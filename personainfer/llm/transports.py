@@ -43,8 +43,6 @@ from .replies import decode, last_bad_reply
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["EndpointTransport", "LiteLLMTransport", "Transport"]
-
 _LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
 _NAMES_NOTED = 8
 

@@ -27,17 +27,6 @@ from ..data.atomic_files import private_folder, write_file
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from ..observability import log
 
-__all__ = [
-    "NAMED_WEIGHTS",
-    "NamedWeights",
-    "OwnWeights",
-    "Weights",
-    "find_weights",
-    "has_chat_template",
-    "remove_weights",
-    "weights_folder",
-]
-
 
 class Weights(Protocol):
     """A GGUF file: its name, size in bytes and identity, known before it is fetched."""

@@ -38,8 +38,6 @@ from .replies import reask
 from .requests import InFlight, Job, Reply, cached_reply, text_to_cache
 from .transports import Transport
 
-__all__ = ["CallSettings", "Tally", "Workers"]
-
 _LOCKED_PATIENCE = (
     60.0  # seconds: a cache that another program keeps locked for longer ends the run
 )

@@ -14,8 +14,6 @@ from ..llm.requests import Job, Request
 from ..records import Record
 from .requests import Plan
 
-__all__ = ["CostEstimate", "estimate", "first_body"]
-
 _BYTES_A_TOKEN = 4  # of a prompt
 _TOKENS_A_PERSONA = 60
 _ROWS_A_LOOKUP = 64  # rows whose requests are looked up in the cache together

@@ -23,8 +23,6 @@ from ..exceptions import InvalidArgumentError
 from ..records import Persona, Preference
 from .protected_attributes import is_place, is_protected, trigger_words
 
-__all__ = ["FLAGS", "find_flags", "flag_filter", "flags_in_text", "pair_text"]
-
 FLAGS = (
     "refusal",
     "copies_text",

@@ -29,17 +29,6 @@ from .options import OnError, PersonaOptions, planned
 from .requests import Plan
 from .selection import choose, selector_settings
 
-__all__ = [
-    "PersonaStream",
-    "ainfer_personas",
-    "checked",
-    "estimate_cost",
-    "first_request",
-    "infer_personas",
-    "iter_personas",
-    "prepare",
-]
-
 
 @takes_options(PersonaOptions)
 def infer_personas(

@@ -18,8 +18,6 @@ from ..data.table_reader import COLUMNS, persona_columns
 from ..exceptions import InvalidArgumentError, PersonaInferError
 from ..preferences.cells import ABSENT
 
-__all__ = ["BatchKind", "Naming", "batch_kind"]
-
 
 class Naming(NamedTuple):
     """The user's names: of columns, by ours, and of what labels mean."""

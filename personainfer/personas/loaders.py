@@ -23,8 +23,6 @@ from .infer import PersonaStream
 from .loader_batches import Naming, batch_kind
 from .options import PersonaOptions, planned
 
-__all__ = ["AddPersonas"]
-
 _DIVIDED = ("rpm", "tpm", "budget")  # limits that several workers have together
 
 

@@ -15,8 +15,6 @@ from .prompts import PersonaPrompt, Protocol
 from .requests import Plan
 from .selection import check_candidates
 
-__all__ = ["RUN_OPTIONS", "Exemplars", "OnError", "PersonaOptions", "RunOptions", "planned"]
-
 Exemplars = Literal["default", "none"] | Sequence[Exemplar]
 OnError = Literal["keep", "raise", "drop"]
 

@@ -11,16 +11,6 @@ from typing import Literal, get_args
 from ..exceptions import InvalidArgumentError
 from ..records import Message, Persona, Prompt
 
-__all__ = [
-    "TEMPLATES",
-    "PersonaPlace",
-    "check_place",
-    "check_template",
-    "disarm",
-    "place_persona",
-    "prompt_messages",
-]
-
 PersonaPlace = Literal["user", "system", "plain"]
 
 

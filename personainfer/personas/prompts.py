@@ -24,24 +24,6 @@ from ..exceptions import InvalidArgumentError
 from ..records import Exemplar, Message, Persona, Preference, Prompt
 from .placement import disarm
 
-__all__ = [
-    "BothPersonas",
-    "OnePersona",
-    "PersonaPrompt",
-    "at_most",
-    "choice_messages",
-    "chosen_is_first",
-    "default_exemplars",
-    "filled",
-    "instructions",
-    "pair_message",
-    "persona_messages",
-    "prompt_numbers",
-    "prompt_text",
-    "quality_messages",
-    "rating_message",
-]
-
 Protocol = Literal["joint", "separate"]
 
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]

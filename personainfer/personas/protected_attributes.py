@@ -15,8 +15,6 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-__all__ = ["is_place", "is_protected", "trigger_words"]
-
 _PUNCTUATION = re.compile(r"[,;:.!?()\[\]\u2013\u2014]+")
 _NOT_WORD = re.compile(r"[^\w,]+")
 _POLISH = re.compile(r"\bPolish\b")  # the nationality; "polish" is what an editor adds

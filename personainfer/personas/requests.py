@@ -18,8 +18,6 @@ from ..records import Candidate, Persona, PersonaRow, Preference, Side
 from .flags import flags_in_text, pair_text
 from .prompts import PersonaPrompt, chosen_is_first, pair_message
 
-__all__ = ["Plan"]
-
 _SIDES: tuple[Side, ...] = ("chosen", "rejected")
 
 

@@ -17,8 +17,6 @@ from ..records import Candidate, PersonaRow, Preference
 from .infer import PersonaStream, iter_personas
 from .options import PersonaOptions
 
-__all__ = ["retry_errors"]
-
 _SAMPLING = ("temperature", "max_tokens", "seed", "reasoning_effort", "extra_body")
 
 

@@ -11,8 +11,6 @@ from typing import Any
 from ..exceptions import InvalidArgumentError, RequestRejectedError, joined
 from ..records import Candidate, Persona, PersonaRow, Preference, Selector
 
-__all__ = ["check_candidates", "choose", "selector_settings"]
-
 _ROWS_A_CHOICE = 64  # rows whose candidates are scored together: scoring is faster in batches
 
 NOT_SCORED = "none of {count} personas could be scored."

@@ -11,18 +11,6 @@ from uuid import UUID
 
 from ..exceptions import DataError, NoPreferenceError
 
-__all__ = [
-    "ABSENT",
-    "LEAVE_OUT",
-    "identifier",
-    "is_null",
-    "looks_like_turns",
-    "parse_cell",
-    "plain",
-    "surrogate_problem",
-    "wrong_type",
-]
-
 
 class _Absent:
     """Marks a key that a row does not have, as opposed to a null."""

@@ -10,8 +10,6 @@ from typing import Final
 from ..exceptions import InvalidArgumentError
 from .schemas import Mapped, Schema
 
-__all__ = ["check_roles", "matches", "nearest"]
-
 # The names that columns have, the likelier ones first.
 _PROMPTS: Final = tuple(
     "prompt messages conversations conversation question instruction query user_prompt input context"

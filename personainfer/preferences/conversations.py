@@ -16,17 +16,6 @@ from ..records import Message, Preference, Prompt
 from .cells import LEAVE_OUT, surrogate_problem
 from .turns import ROLES, TOOL_KEYS, Turn, Turns, as_turns, text_or_turns
 
-__all__ = [
-    "cut_at_turn",
-    "is_transcript",
-    "preference_of",
-    "read_conversations",
-    "read_pair",
-    "read_prompt",
-    "transcript_prompt",
-    "without_prompt",
-]
-
 # A turn begins at the start of the text or after a blank line. Elsewhere it is a quotation.
 _SPEAKER = re.compile(r"(?:\A\s*|\n[ \t\r]*\n[ \t]*)(Human|Assistant):")
 

@@ -17,16 +17,6 @@ from ..exceptions import ContradictionError, DataError, InvalidArgumentError, No
 from .cells import LEAVE_OUT, is_null, plain, wrong_type
 from .pairing import as_score
 
-__all__ = [
-    "LabelCoding",
-    "Verdict",
-    "check_labels",
-    "find_coding",
-    "label_key",
-    "majority_verdict",
-    "one_hot_verdict",
-]
-
 Verdict = Literal["first", "second", "tie"]
 _VERDICTS: Final[tuple[Verdict, ...]] = ("first", "second", "tie")
 # Columns whose number is a strength from "the first is better" (negative) to "the second is".

@@ -12,17 +12,6 @@ from typing import Any, Final, NamedTuple
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .cells import is_null, plain, wrong_type
 
-__all__ = [
-    "PAIR_RULES",
-    "Candidate",
-    "as_score",
-    "candidates_of",
-    "check_pairing",
-    "is_ranked",
-    "pair_places",
-    "zip_lists",
-]
-
 PAIR_RULES: Final = ("best-worst", "all", "adjacent")
 _TEXT_KEYS = ("response", "answer", "text", "completion", "output", "generation", "content")
 _SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating")

@@ -13,8 +13,6 @@ from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .column_names import matches, nearest
 from .schemas import Mapped, Schema, example_rows
 
-__all__ = ["LOOK_AHEAD", "Settled", "recognise", "settle"]
-
 LOOK_AHEAD: Final = 200  # rows from which schemas and codings are told
 _FEW = 20  # rows without a preference that may be all by chance
 _SEVERAL = ("list", "group")

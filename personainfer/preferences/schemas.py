@@ -35,12 +35,6 @@ from .labels import LabelCoding, Verdict, find_coding, majority_verdict, one_hot
 from .pairing import as_score, candidates_of, pair_places, zip_lists
 from .turns import Turn, Turns, read_history
 
-__all__ = [
-    "Mapped",
-    "Schema",
-    "example_rows",
-]
-
 
 class Mapped(NamedTuple):
     """What the caller says about the data; see the arguments of `read_preferences`."""

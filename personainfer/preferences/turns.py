@@ -14,16 +14,6 @@ from ..exceptions import DataError, NoPreferenceError
 from ..records import Message
 from .cells import LEAVE_OUT, is_null, plain, wrong_type
 
-__all__ = [
-    "ROLES",
-    "TOOL_KEYS",
-    "Turn",
-    "Turns",
-    "as_turns",
-    "read_history",
-    "text_or_turns",
-]
-
 
 class Turn(NamedTuple):
     """One turn; `extra` has what it holds beside its role and content, such as tool calls."""

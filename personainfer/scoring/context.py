@@ -19,8 +19,6 @@ from ..personas.placement import PersonaPlace, place_persona, prompt_messages
 from ..records import FloatArray, Message, Prompt
 from .interfaces import Scorer, Tokens
 
-__all__ = ["Cuts", "FittedPrefix", "ScoredText", "TextToFit", "fit_prefixes"]
-
 Chat = tuple[Message, ...]
 
 _TURN_MARKS = 32  # tokens: more than any chat template puts around a turn

@@ -15,8 +15,6 @@ from ..llm.weights import find_weights
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_installed", "load_model"]
-
 
 def check_installed(name: str) -> None:
     """Raise unless the packages and files that `load_model` needs exist. Nothing is loaded.

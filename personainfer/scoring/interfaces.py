@@ -20,16 +20,6 @@ from ..llm.transports import EndpointTransport
 from ..records import FloatArray, Message
 from ..retrying import attempts
 
-__all__ = [
-    "Chat",
-    "Scorer",
-    "ScoringEndpoint",
-    "TokenText",
-    "Tokens",
-    "read_text",
-    "read_tokens",
-]
-
 T = TypeVar("T")
 U = TypeVar("U")
 

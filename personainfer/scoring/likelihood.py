@@ -29,8 +29,6 @@ from .rows import PromptLike, Row, check_lengths, check_row, check_rows
 from .transformers_scorer import TorchScorer
 from .vllm import PromptLogprobs
 
-__all__ = ["PEOPLE_IN_GENERAL", "Likelihood"]
-
 H = TypeVar("H", bound=Hashable)
 T = TypeVar("T")
 

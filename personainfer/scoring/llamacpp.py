@@ -21,8 +21,6 @@ from ..llm.weights import Weights
 from ..records import FloatArray
 from .interfaces import Chat, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
 
-__all__ = ["EmbeddedEndpoint", "ForcedDecoding"]
-
 # llama.cpp hands out float32 probabilities: below the smallest one it says log p = -3.4e38.
 _LEAST = float(np.log(np.finfo(np.float32).smallest_subnormal))
 # No model says this by itself. With some vocabularies a grammar holds for one token and no longer.

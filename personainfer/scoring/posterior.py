@@ -17,9 +17,6 @@ import numpy.typing as npt
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray, Persona, Preference, Selector
 
-__all__ = ["PersonaPosterior"]
-
-
 _GRID = 121  # temperatures tried before the best is refined: the objective may have several peaks
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 _REFINEMENTS = 60

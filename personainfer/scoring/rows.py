@@ -7,8 +7,6 @@ from collections.abc import Sequence, Sized
 from ..exceptions import InvalidArgumentError
 from ..records import Message, Persona, Prompt
 
-__all__ = ["PromptLike", "Row", "check_lengths", "check_row", "check_rows"]
-
 PromptLike = str | Sequence[Message]
 Row = tuple[Prompt, str | None, str]  # prompt, persona, response
 

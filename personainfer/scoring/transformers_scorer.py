@@ -25,13 +25,6 @@ from .interfaces import Chat, Tokens, TokenText
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "TorchScorer",
-    "batches",
-    "common_starts",
-    "length_groups",
-]
-
 _PROBE = (1, 2, 3, 4, 5, 6, 7, 8)  # tokens that every vocabulary has
 _PASS = {"cpu": 64, "other": 4096}  # tokens that take as long as it takes to begin a pass
 _SHARED = {True: 0.01, False: 1.0}  # nats, with weights in full precision and in less

@@ -15,8 +15,6 @@ from ..personas.placement import disarm
 from ..records import FloatArray
 from .interfaces import Chat, ScoringEndpoint, Tokens, TokenText, read_tokens
 
-__all__ = ["PromptLogprobs"]
-
 
 class PromptLogprobs:
     """A `Scorer` of the model behind such an endpoint."""

@@ -20,8 +20,6 @@ from ..preferences.conversations import read_pair
 from ..records import Message, Preference
 from .reward_matrix import RewardMatrix
 
-__all__ = ["UserData", "read_famous_persona", "read_personal_llm", "read_prism"]
-
 Rows = Iterable[Mapping[str, Any]]
 Source = str | Path | Rows  # a name on the hub, a folder, or rows
 

@@ -20,16 +20,6 @@ from ..tailoring.bm25 import words
 from .reward_matrix import RewardMatrix
 from .simulated_users import SimulatedUsers
 
-__all__ = [
-    "TEXT_FEATURES",
-    "FeatureRegression",
-    "Votes",
-    "WordEntropy",
-    "entropy_by_word",
-    "feature_regression",
-    "votes",
-]
-
 Feature = Callable[[str], float]
 
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")

@@ -21,17 +21,6 @@ from .heterogeneity import FeatureRegression, Votes, WordEntropy
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "plot_accuracy",
-    "plot_entropy_by_word",
-    "plot_feature_regression",
-    "plot_salient_words",
-    "plot_scores",
-    "plot_top_share",
-    "plot_vote_entropy",
-    "plot_winners",
-]
-
 # Safe for colour-blind readers and in print.
 _COLOURS = {"overall": "#444b59", "chosen": "#0b6e99", "rejected": "#c4620f"}
 _WORDS = 12  # a side

@@ -32,8 +32,6 @@ from .datasets import read_famous_persona, read_personal_llm
 from .heterogeneity import votes
 from .simulated_users import SimulatedUsers
 
-__all__ = ["PAPERS", "Figure", "Reproduction", "reproduce"]
-
 Paper = Literal["pi", "pt", "wikipersonas", "personalllm"]
 Rows = list[dict[str, Any]]
 

@@ -18,8 +18,6 @@ import numpy.typing as npt
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Persona, Prompt
 
-__all__ = ["Lifting", "RewardMatrix", "Scorer"]
-
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]
 
 # PersonalLLM's column of the model PKU-Alignment/beaver-7b-v1.0-cost.

@@ -16,8 +16,6 @@ import numpy.typing as npt
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 from ..records import Prompt
 
-__all__ = ["RewardClassifier"]
-
 Tokens = tuple[
     tuple[int, ...], tuple[int, ...] | None
 ]  # ids, and segments where the model has them

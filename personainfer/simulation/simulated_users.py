@@ -18,8 +18,6 @@ from ..records import FloatArray, Preference
 from .reward_matrix import RewardMatrix, check_models
 from .user_weights import draw_weights
 
-__all__ = ["SimulatedUsers"]
-
 Integers = npt.NDArray[np.int64]
 Offered = Literal["random", "extremes"]
 

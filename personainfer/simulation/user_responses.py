@@ -26,8 +26,6 @@ from ..users.prefixes import Prefix
 from .reward_matrix import RewardMatrix, Scorer
 from .simulated_users import SimulatedUsers
 
-__all__ = ["BaselineScore", "BaselineScores", "UserResponse", "respond_to_users", "score_responses"]
-
 
 class UserResponse(Record):
     """A model's response for one user after one prefix, or the error; `prompt` is the prompt's place."""

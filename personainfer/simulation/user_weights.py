@@ -9,9 +9,6 @@ import numpy.typing as npt
 
 from ..records import FloatArray
 
-__all__ = ["draw_weights"]
-
-
 _ROUNDS = 50  # of drawing again
 
 

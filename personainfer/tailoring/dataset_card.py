@@ -20,8 +20,6 @@ from .rows import TailoringRows
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["LONG", "MARK", "dataset_card"]
-
 MARK = "<!-- Written by personainfer's export, which may replace it. -->"
 LONG = 1024  # tokens: the default max_length of TRL's trainers for preferences and completions
 

@@ -18,8 +18,6 @@ from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
 from ..retrying import attempts
 
-__all__ = ["Embedder", "embed", "endpoint_embedder", "sentence_embedder"]
-
 Floats = NDArray[np.float32]
 Embedder = Callable[[Sequence[str]], ArrayLike]  # n texts -> (n, dimensions)
 

@@ -28,8 +28,6 @@ from .rows import PersonaSide, TailoringRows, check_shares, tailoring_rows
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["EXPORT_FORMATS", "Export", "ExportFormat", "export_personas"]
-
 _CARD = "README.md"
 _FILES = (".jsonl", ".parquet")
 _BYTES_A_TOKEN = 4

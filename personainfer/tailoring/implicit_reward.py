@@ -21,8 +21,6 @@ from ..personas.prompts import prompt_numbers
 from ..preferences.conversations import read_prompt
 from ..records import FloatArray, Message, Persona
 
-__all__ = ["Policy", "implicit_rewards", "reward_accuracy"]
-
 PromptLike = str | Sequence[Message]
 
 

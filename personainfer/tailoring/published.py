@@ -10,8 +10,6 @@ from ..data.files import FILES
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError, MissingExtraError
 
-__all__ = ["read_persona_tailoring"]
-
 PersonaSource = Literal["gold", "retrieved"]
 Source = str | Path | Iterable[Mapping[str, Any]]
 

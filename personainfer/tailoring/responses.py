@@ -34,8 +34,6 @@ from .retriever import PersonaRetriever
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["TailoredResponses", "tailor_responses"]
-
 Someone = Persona | str | None
 PersonaSource = Literal["gold", "retrieved", "system", "none"]
 

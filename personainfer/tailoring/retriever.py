@@ -34,12 +34,6 @@ from ..records import (
 from .bm25 import BM25
 from .embeddings import Embedder, embed, endpoint_embedder, sentence_embedder
 
-__all__ = [
-    "PersonaRetriever",
-    "RetrievedPersona",
-    "first_person_prompt",
-]
-
 Scores = Callable[[Sequence[str]], Iterable[NDArray[Any]]]  # queries -> a score for each text
 
 _QUERIES_AT_ONCE = 256

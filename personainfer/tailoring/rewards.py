@@ -17,8 +17,6 @@ from ..personas.prompts import OnePersona
 from ..preferences.conversations import read_pair
 from ..records import Persona, Preference, Selector
 
-__all__ = ["PersonaReward", "persona_reward"]
-
 Form = Literal["margin", "log_probability"]
 
 _ROLES = ("prompt", "chosen", "rejected")

@@ -21,8 +21,6 @@ from ..personas.placement import PersonaPlace, check_place, check_template, plac
 from ..personas.prompts import bare_text
 from ..records import Persona, PersonaRow, Preference, Prompt, Side
 
-__all__ = ["FORMATS", "TailoringRows", "tailoring_rows"]
-
 PersonaSide = Literal["chosen", "rejected", "both", "none"]
 Format = Literal["dpo", "sft", "kto", "few-shot", "reward", "grpo"]
 Row = dict[str, Any]

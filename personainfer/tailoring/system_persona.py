@@ -17,8 +17,6 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_numbers
 from ..records import Candidate, Persona, Preference, Selector
 
-__all__ = ["SystemPersona", "choose_system_persona"]
-
 
 @dataclass(frozen=True)
 class SystemPersona:

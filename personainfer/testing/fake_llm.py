@@ -35,8 +35,6 @@ from .faults import NO_HEADERS, Fault, Reply, compact_json, function_to_call, te
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["FakeLLM", "main"]
-
 _VOCABULARY = """active brief broad calm candid careful clear concise concrete critical direct
 curious detailed exact factual fair firm focused formal frank friendly gentle keen lively logical
 neat patient plain practical precise quick quiet relaxed reflective sincere steady terse thorough"""

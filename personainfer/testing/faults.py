@@ -10,16 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
-__all__ = [
-    "NO_HEADERS",
-    "Fault",
-    "Reply",
-    "compact_json",
-    "error_body",
-    "function_to_call",
-    "texts_of",
-]
-
 NO_HEADERS: Mapping[str, str] = {}
 _BAD_BYTE = "\udcff"  # encoded as the byte 0xFF, which is never UTF-8
 

@@ -23,15 +23,6 @@ from ..records import FloatArray, Preference
 from .predictors import Case, Predictor
 from .prefixes import Prefix
 
-__all__ = [
-    "ABLATIONS",
-    "Attribution",
-    "SentenceEffect",
-    "SentencePlace",
-    "attribute_prefix",
-    "sentences",
-]
-
 Flags = npt.NDArray[np.bool_]
 
 ABLATIONS = 64  # as ContextCite and FamousPersona

@@ -27,8 +27,6 @@ from .prefixes import Prefix, persona_prefix
 from .results import BARE, PrefixEvaluation, Scored
 from .similar_users import find_questions
 
-__all__ = ["evaluate_prefixes"]
-
 Names = tuple[str, ...]
 AnyPrefix = Prefix | Callable[[Names], Prefix]
 Fit = Callable[[Names], ChoiceScorer]

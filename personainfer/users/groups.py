@@ -19,17 +19,6 @@ from ..evaluation.statistics import CONFIDENCE, Estimate, holm
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray
 
-__all__ = [
-    "Equity",
-    "Fold",
-    "Measure",
-    "anova",
-    "correct_together",
-    "correlation",
-    "equity_by_group",
-    "folds_of",
-]
-
 Measure = Literal["accuracy", "gain", "over untuned"]
 
 _PERMUTATIONS = 9_999

@@ -19,16 +19,6 @@ from ..personas.infer import infer_personas
 from ..records import Preference, Selector
 from .records import Hypothesis, UserPersona, UserPersonas, UserRow
 
-__all__ = [
-    "NEUTRAL",
-    "UserAtWork",
-    "explain",
-    "explains_of",
-    "predicting",
-    "score_hypotheses",
-    "users_in",
-]
-
 NEUTRAL = 0.0  # the score of an explanation that predicts nothing
 
 

@@ -43,8 +43,6 @@ from .records import (
     UserRow,
 )
 
-__all__ = ["ChoiceNote", "WrittenPersona", "infer_user_personas"]
-
 _METHODS = ("summary", "verified", "posterior")
 # The fewest choices that a method needs.
 _FEWEST = {"summary": 1, "verified": 2, "posterior": 2}

@@ -17,8 +17,6 @@ from ..llm.client import LLM, LLMOptions
 from ..records import FloatArray, Message, Preference
 from ..scoring.likelihood import Likelihood
 
-__all__ = ["Case", "ChoiceScorer", "Explaining", "Predictions", "Predictor", "predictor_of"]
-
 Flags = npt.NDArray[np.bool_]
 Chat = tuple[Message, ...]
 NOBODY = "Nothing is known about this person."  # a judge reads this where there is no prefix

@@ -19,8 +19,6 @@ from ..tailoring.bm25 import BM25
 from .records import UserPersona, UserPersonas
 from .similar_users import Embed, cosines, embedded, prompt_text
 
-__all__ = ["Kind", "Prefix", "PrefixText", "persona_prefix"]
-
 Kind = Literal["none", "tag", "name", "few-shot", "persona", "gold"]
 Show = Literal["chosen", "rejected", "both"]
 Retrieve = Literal["random", "bm25", "embedding"]

@@ -13,8 +13,6 @@ from ..data.atomic_files import write_file
 from ..exceptions import DataError, RowsFailedError
 from ..records import Persona, Preference, Record, Usage
 
-__all__ = ["Hypothesis", "PairEvidence", "UserPersona", "UserPersonas", "UserRow"]
-
 Method = Literal["summary", "verified", "posterior"]
 
 

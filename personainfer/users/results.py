@@ -17,8 +17,6 @@ from ..records import FloatArray, Preference
 from .attribution import Attribution
 from .groups import Equity, Measure, correct_together, correlation, equity_by_group
 
-__all__ = ["BARE", "Count", "PrefixAccuracy", "PrefixEvaluation", "Scored"]
-
 Flags = npt.NDArray[np.bool_]
 Groups = Mapping[str, Mapping[str, str]]
 

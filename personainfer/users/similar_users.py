@@ -16,16 +16,6 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
 from ..tailoring.bm25 import words
 
-__all__ = [
-    "Embed",
-    "Question",
-    "cosines",
-    "find_questions",
-    "nearest_users",
-    "prompt_text",
-    "user_vectors",
-]
-
 Embed = Callable[[list[str]], npt.ArrayLike]  # n texts -> (n, dimensions)
 
 _QUERIES = 1024  # users compared with all others at once
