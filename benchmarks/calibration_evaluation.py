@@ -11,12 +11,12 @@ import personainfer as pi
 from personainfer.evaluation import cohen_kappa, krippendorff_alpha
 from personainfer.evaluation.grouped import (
     delta_pq,
+    length_controlled_rate,
     mean_by_group,
     rate_by_group,
     win_rate,
     win_rate_by_group,
 )
-from personainfer.evaluation.length_control import length_controlled_rate
 from personainfer.evaluation.statistics import (
     Estimate,
     bootstrap_mean,

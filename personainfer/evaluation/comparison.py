@@ -30,9 +30,14 @@ from ..personas.prompts import (
 )
 from ..progress import progress_bar
 from ..records import Message, Persona, Preference, Prompt, Usage
-from .grouped import delta_pq, mean_by_group, rate_by_group, win_rate_by_group
+from .grouped import (
+    delta_pq,
+    length_controlled_rate,
+    mean_by_group,
+    rate_by_group,
+    win_rate_by_group,
+)
 from .judge import Choice, Judge, Opinion, Verdict, most_common, require_a_reply
-from .length_control import length_controlled_rate
 from .paired_responses import ResponsePair, pair_responses
 from .results import ResponseComparison, ResponseLengths, RubricFindings
 from .statistics import CONFIDENCE, check_confidence

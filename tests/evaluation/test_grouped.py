@@ -11,11 +11,11 @@ import pytest
 from personainfer.evaluation.grouped import (
     delta_pq,
     group_sums,
+    length_controlled_rate,
     mean_by_group,
     rate_by_group,
     win_rate_by_group,
 )
-from personainfer.evaluation.length_control import length_controlled_rate
 from personainfer.evaluation.statistics import wilson
 from personainfer.exceptions import InvalidArgumentError
 

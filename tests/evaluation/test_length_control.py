@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from personainfer.evaluation.length_control import length_controlled_rate
+from personainfer.evaluation.grouped import length_controlled_rate
 from personainfer.evaluation.statistics import wilson
 
 NAN = math.nan
