@@ -61,7 +61,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     files = (path for path in (ROOT / "personainfer").rglob("*") if path.is_file())
     ours = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     assert names == ours
-    for name in ("py.typed", "personas/texts/joint.txt", "tailoring/templates/dataset_card.md"):
+    for name in (
+        "py.typed",
+        "personas/texts/joint.txt",
+        "evaluation/texts/benchmark_pairs.jsonl",
+        "tailoring/templates/dataset_card.md",
+    ):
         assert f"personainfer/{name}" in names
 
 

@@ -15,6 +15,7 @@ import typer
 
 import personainfer as pi
 
+from .benchmark import benchmark
 from .errors import CommandGroup
 from .models import models_app
 from .options import (
@@ -368,6 +369,7 @@ def formats(as_json: AsJson = False) -> None:
 
 
 app.command()(reproduce)
+app.command()(benchmark)
 
 
 # What was asked for

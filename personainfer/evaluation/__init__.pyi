@@ -1,3 +1,8 @@
+from .benchmark import ModelBenchmark as ModelBenchmark
+from .benchmark import benchmark_model as benchmark_model
+from .benchmark import benchmark_pairs as benchmark_pairs
+from .benchmark import likelihood_scorer as likelihood_scorer
+from .benchmark import persona_shares as persona_shares
 from .comparison import compare_responses as compare_responses
 from .grouped import mean_by_group as mean_by_group
 from .human import cohen_kappa as cohen_kappa

@@ -32,7 +32,18 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = (
     "import sys; sys.argv[0] = 'personainfer'; from personainfer.cli.commands import main; main()"
 )
-COMMANDS = ("infer", "estimate", "verify", "export", "report", "cache", "formats", "reproduce")
+COMMANDS = (
+    "infer",
+    "estimate",
+    "verify",
+    "export",
+    "report",
+    "cache",
+    "formats",
+    "reproduce",
+    "models",
+    "benchmark",
+)
 
 Run = Callable[..., Result]
 Script = Callable[..., subprocess.Popen[str]]

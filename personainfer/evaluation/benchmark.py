@@ -1,0 +1,313 @@
+"""Measure how good a model's personas are: do they explain the choices, what is wrong with them, their cost.
+
+A scorer, which should not be the model itself, says by log-probabilities how well each persona explains that
+its response was preferred (`Likelihood.explains`). Everything else is counted from the flags of the personas.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any, Unpack
+
+import numpy as np
+
+from ..arguments import takes_options
+from ..data.table import PersonaTable
+from ..exceptions import InvalidArgumentError
+from ..llm.client import LLM
+from ..llm.weights import find_weights, has_chat_template
+from ..personas.flags import flags_in_text, pair_text
+from ..personas.infer import infer_personas
+from ..personas.options import PersonaOptions, planned
+from ..personas.prompts import PersonaPrompt
+from ..records import FloatArray, Persona, PersonaRow, Preference, Selector, Usage
+from ..scoring.likelihood import Likelihood
+from .results import text_table
+from .statistics import Estimate, bootstrap_rate
+
+__all__ = [
+    "FAULTS",
+    "ModelBenchmark",
+    "benchmark_model",
+    "benchmark_pairs",
+    "explained_shares",
+    "likelihood_scorer",
+    "persona_faults",
+    "persona_shares",
+    "sides_explained",
+]
+
+_SCORER = "local:smollm2"
+_OTHER_SCORER = "local:qwen2.5-coder-0.5b"  # where the model to measure is the first one
+
+# What can be wrong with a persona, and the flags that say so; None: any flag.
+FAULTS: dict[str, frozenset[str] | None] = {
+    "flagged": None,
+    "copied from the pair": frozenset({"copies_text"}),
+    "exemplars repeated": frozenset({"copies_exemplar"}),
+    "both sides equal": frozenset({"same_as_other_side"}),
+    "not a sentence": frozenset({"ungrammatical", "refusal"}),
+}
+_MISSING = "without a persona"
+
+
+@cache
+def benchmark_pairs() -> tuple[Preference, ...]:
+    """The 60 pairs that come with the library: 30 contrast in manner, 30 in what matters to the reader.
+
+    None is an example pair or an exemplar of the prompt. The ids say the kind: "manner-01", "content-01".
+    """
+    file = resources.files(__package__).joinpath("texts", "benchmark_pairs.jsonl")
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    names = ("id", "prompt", "chosen", "rejected")
+    return tuple(Preference(**{name: row[name] for name in names}) for row in rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelBenchmark:
+    """What `benchmark_model` found.
+
+    Attributes:
+        model: the model that wrote the personas.
+        shares: by name, each with its 95 % interval over pairs: see `persona_shares`.
+        seconds: how long the model took; None where replies came from the cache.
+        failed: pairs with an error.
+        usage: calls, tokens and cost in USD.
+        notes: what a reader of the numbers should know.
+        table: the personas.
+    """
+
+    model: str
+    shares: Mapping[str, Estimate]
+    seconds: float | None
+    failed: int
+    usage: Usage
+    notes: tuple[str, ...]
+    table: PersonaTable = field(repr=False)
+
+    @property
+    def rows_a_minute(self) -> float | None:
+        """Pairs a minute; None where replies came from the cache."""
+        return None if not self.seconds else 60 * len(self.table) / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain values; not the rows."""
+        return {
+            "model": self.model,
+            "pairs": len(self.table),
+            "shares": {name: found.to_dict() for name, found in self.shares.items()},
+            "seconds": self.seconds,
+            "rows_a_minute": self.rows_a_minute,
+            "failed": self.failed,
+            "usage": self.usage.model_dump(),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        grid = [("", "share", "95 % interval")]
+        for name, found in self.shares.items():
+            grid.append((name, f"{found.value:.2f}", f"{found.low:.2f} to {found.high:.2f}"))
+        rate, used = self.rows_a_minute, self.usage
+        cost = "unknown" if used.cost is None else f"${used.cost:,.4f}"
+        return "\n".join(
+            [
+                f"{self.model}: {len(self.table)} pairs, {self.failed} failed",
+                *text_table(grid),
+                "rows a minute: " + ("not measured" if rate is None else f"{rate:,.1f}"),
+                f"cost: {cost}, {used.prompt_tokens:,} prompt tokens,"
+                f" {used.completion_tokens:,} completion tokens, {used.calls:,} calls",
+                *self.notes,
+            ]
+        )
+
+
+@takes_options(PersonaOptions)
+def benchmark_model(
+    model: str | LLM | None = None,
+    *,
+    scorers: Mapping[str, Selector] | Sequence[str] | None = None,
+    data: object = None,
+    progress: bool | None = None,
+    **options: Unpack[PersonaOptions],
+) -> ModelBenchmark:
+    """Infer the personas of some pairs, and measure how good they are, how fast they come and what they cost.
+
+    Args:
+        model: as for `infer_personas`.
+        scorers: who says what a persona explains: names of models for `likelihood_scorer`, or any
+            selectors by name. None: local:smollm2, or local:qwen2.5-coder-0.5b where that is the model. A
+            model that scores its own personas, because you name it here, is reported in `notes`.
+        data: pairs to measure on, as for `infer_personas`; None: `benchmark_pairs()`.
+        progress, options: as for `infer_personas`.
+
+    Raises:
+        InvalidArgumentError: a bad argument, before any call is made.
+        ModelNotFoundError: the weights of a scorer cannot be had, before any call is made.
+        ModelError: the model would fail on every pair.
+    """
+    asked = benchmark_pairs() if data is None else data
+    _, llm = planned(model, options)  # bad options fail before any weights are fetched
+    by = _scorers(scorers, llm.model)
+    notes = _partiality(by, llm.model, options.get("select"))
+    if _is_local(llm.model):
+        find_weights(llm.model).path()  # a download is no part of the time
+    start = time.perf_counter()
+    table = infer_personas(asked, model, progress=progress, **options)
+    seconds = time.perf_counter() - start
+    if table.usage.cached:
+        notes.append("Replies came from the cache: time, tokens and cost are not those of a run.")
+    return ModelBenchmark(
+        model=llm.model,
+        shares=persona_shares(table, by),
+        seconds=None if table.usage.cached else seconds,
+        failed=len(table.failed_places()),
+        usage=table.usage,
+        notes=tuple(notes),
+        table=table,
+    )
+
+
+def persona_shares(
+    rows: Iterable[PersonaRow], scorers: Mapping[str, Selector]
+) -> dict[str, Estimate]:
+    """How good the personas of a table are, by name, each with its 95 % interval over pairs.
+
+    Args:
+        rows: a table, or rows, with personas of both sides.
+        scorers: by name, who says how well a persona explains its choice.
+
+    Returns:
+        For each scorer "pairing" (pairs whose two personas together fit their own responses better than
+        crossed) and "sides explained" (personas that lift their own response more than the other one);
+        then the shares of personas without ("without a persona") or with each of `FAULTS`. A side without
+        a persona explains nothing. A pair that a scorer cannot score is left out of that scorer's shares.
+    """
+    kept = [row for row in rows if row.preference is not None]
+    pairs = [row.preference for row in kept if row.preference is not None]
+    sides = [(row.chosen, row.rejected) for row in kept]
+    shares: dict[str, Estimate] = {}
+    for name, scorer in scorers.items():
+        found = sides_explained(scorer, pairs, sides)
+        shares |= {f"{what}, by {name}": share for what, share in explained_shares(found).items()}
+    counted = persona_faults(pairs, sides)
+    return shares | {name: bootstrap_rate(values) for name, values in counted.items()}
+
+
+def explained_shares(scores: FloatArray) -> dict[str, Estimate]:
+    """The shares of `persona_shares` by one scorer, from what `sides_explained` found."""
+    unknown = np.isnan(scores)
+    paired = np.where(unknown.any(axis=1), np.nan, scores.sum(axis=1) > 0)
+    paired[(scores == 0).any(axis=1)] = 0.0  # a side without a persona pairs with nothing
+    return {
+        "pairing": bootstrap_rate(paired),
+        "sides explained": bootstrap_rate(np.where(unknown, np.nan, scores > 0)),
+    }
+
+
+def sides_explained(
+    scorer: Selector,
+    pairs: Sequence[Preference],
+    personas: Sequence[tuple[Persona | str | None, Persona | str | None]],
+) -> FloatArray:
+    """How well the persona of each side explains that its response is preferred, shape (n, 2).
+
+    In the unit of the scorer, above 0 where it explains it; 0 without a persona, NaN where the scorer
+    has no score.
+    """
+    found = np.zeros((len(pairs), 2))
+    asked = [
+        (row, side, pairs[row] if side == 0 else pairs[row].swapped, persona)
+        for row, both in enumerate(personas)
+        for side, persona in enumerate(both)
+        if persona is not None
+    ]
+    if asked:
+        rows, columns, sided, said = zip(*asked, strict=True)
+        found[list(rows), list(columns)] = scorer.explains(sided, said)
+    return found
+
+
+def persona_faults(
+    pairs: Sequence[Preference], personas: Sequence[tuple[Persona | None, Persona | None]]
+) -> dict[str, FloatArray]:
+    """What is missing or wrong with the personas of each side, by name: 0 or 1, shape (n, 2).
+
+    The flags are found anew, so that personas from anywhere are counted alike. The exemplars are those of
+    the default prompt.
+    """
+    phrases = PersonaPrompt().phrases
+    counted = {name: np.zeros((len(pairs), 2)) for name in (_MISSING, *FAULTS)}
+    for row, (pair, both) in enumerate(zip(pairs, personas, strict=True)):
+        there = [persona for persona in both if persona is not None]
+        flags = iter(flags_in_text(there, pair_text(pair), phrases))
+        equal = len(there) == 2 and str(there[0]) == str(there[1])
+        for side, persona in enumerate(both):
+            counted[_MISSING][row, side] = persona is None
+            if persona is None:
+                continue
+            own = {*next(flags), *(["same_as_other_side"] if equal else [])}
+            for name, flagged in FAULTS.items():
+                counted[name][row, side] = bool(own if flagged is None else own & flagged)
+    return counted
+
+
+def likelihood_scorer(name: str) -> Likelihood:
+    """The `Likelihood` of a model, with plain text for weights that have no chat template.
+
+    Args:
+        name: as for `Likelihood`. The weights of a local model are fetched here.
+
+    Raises:
+        InvalidArgumentError, MissingExtraError, ModelNotFoundError: the model cannot be had.
+    """
+    if _is_local(name) and not has_chat_template(find_weights(name).path()):
+        return Likelihood(name, persona_in="plain")
+    return Likelihood(name)
+
+
+def _scorers(
+    given: Mapping[str, Selector] | Sequence[str] | None, model: str
+) -> Mapping[str, Selector]:
+    if given is None:
+        given = [_OTHER_SCORER if _is_same_model(_SCORER, model) else _SCORER]
+    if isinstance(given, str) or not given:
+        raise InvalidArgumentError(
+            f"scorers={given!r} is no list of scorers.",
+            hint='Give names of models, such as ["local:smollm2"].',
+            argument="scorers",
+        )
+    if isinstance(given, Mapping):
+        return given
+    return {name: likelihood_scorer(name) for name in given}
+
+
+def _partiality(scorers: Mapping[str, Selector], model: str, chooser: object) -> list[str]:
+    """Notes on scorers that wrote or chose the personas."""
+    chose = getattr(chooser, "model", None)
+    notes = []
+    for name in scorers:
+        if _is_same_model(name, model):
+            notes.append(f"{name} scored its own personas: a model favours its own words.")
+        elif isinstance(chose, str) and _is_same_model(name, chose):
+            notes.append(
+                f"{name} chose these personas, and scored them: it found what it looked for."
+            )
+    return notes
+
+
+def _is_local(model: str) -> bool:
+    return model == "local" or model.startswith("local:")
+
+
+def _is_same_model(name: str, other: str) -> bool:
+    """Whether two names mean one model: of local ones, the same weights."""
+    if name == other:
+        return True
+    if not (_is_local(name) and _is_local(other)):
+        return False
+    return find_weights(name).identity == find_weights(other).identity
