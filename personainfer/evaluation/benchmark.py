@@ -228,7 +228,7 @@ def sides_explained(
     ]
     if asked:
         rows, columns, sided, said = zip(*asked, strict=True)
-        found[list(rows), list(columns)] = scorer.explains(sided, said)
+        found[list(rows), list(columns)] = list(scorer.explains(sided, said))
     return found
 
 
