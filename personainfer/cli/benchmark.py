@@ -10,8 +10,6 @@ import typer
 from .options import AsJson, Progress, given, with_llm_options
 from .streams import FAILED, print_json
 
-__all__ = ["benchmark"]
-
 
 @with_llm_options
 def benchmark(

@@ -30,18 +30,6 @@ from ..scoring.likelihood import Likelihood
 from .results import text_table
 from .statistics import Estimate, bootstrap_rate
 
-__all__ = [
-    "FAULTS",
-    "ModelBenchmark",
-    "benchmark_model",
-    "benchmark_pairs",
-    "explained_shares",
-    "likelihood_scorer",
-    "persona_faults",
-    "persona_shares",
-    "sides_explained",
-]
-
 _SCORER = "local:smollm2"
 _OTHER_SCORER = "local:qwen2.5-coder-0.5b"  # where the model to measure is the first one
 
