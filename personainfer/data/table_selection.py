@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from ..arguments import WholeNumber, check_argument
 from ..exceptions import InvalidArgumentError
 from ..records import PersonaRow
 from .arrow_columns import OwnColumns, in_narwhals, package_of, plain_values
@@ -66,8 +67,7 @@ def sampled(count: int, n: int, seed: int) -> list[int]:
     Raises:
         InvalidArgumentError: n or seed is no whole number, or there are fewer places than n.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InvalidArgumentError(f"seed={seed!r} must be a whole number.")
+    check_argument("seed", seed, WholeNumber)
     if check_count("sample", n) > count:
         raise InvalidArgumentError(
             f"sample({n}): the table has {count} rows.", hint="Rows are drawn at most once."

@@ -18,6 +18,7 @@ from unicodedata import category, normalize
 
 import numpy as np
 
+from ..arguments import Count, PositiveNumber, check_argument
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import Persona, Side
@@ -189,10 +190,8 @@ def _said(persona: Persona) -> str:
 
 
 def _check(floor: int, prior: float | None, correction: str) -> None:
-    if isinstance(floor, bool) or not isinstance(floor, int) or floor < 1:
-        raise InvalidArgumentError(f"floor={floor!r} must be a whole number from 1 up.")
-    if prior is not None and not 0 < prior < float("inf"):
-        raise InvalidArgumentError(f"prior={prior!r} must be a positive number of pseudo-counts.")
+    check_argument("floor", floor, Count)
+    check_argument("prior", prior, PositiveNumber | None)
     InvalidArgumentError.check("correction", correction, _CORRECTIONS)
 
 

@@ -14,6 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arguments import Count, check_argument
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 
@@ -376,5 +377,4 @@ def check_confidence(confidence: float) -> None:
 
 
 def _check_resamples(resamples: int) -> None:
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
-        raise InvalidArgumentError(f"resamples={resamples!r} must be a whole number from 1 up.")
+    check_argument("resamples", resamples, Count)

@@ -61,7 +61,7 @@ def load_model(
 
 
 def _source(name: str) -> str:
-    """What transformers loads: of the embedded weights, their file."""
+    """What transformers loads: a name, or the file of local weights."""
     local = name == "local" or name.startswith("local:")
     return str(find_weights(name, engine=False).path()) if local else name
 
@@ -125,7 +125,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _mend_tokenizer(tokenizer: Any, path: Path) -> None:
-    """Split text as the file says: transformers splits a SmolLM's as GPT-2 does, digits in groups."""
+    """Split text as the file says: transformers splits SmolLM's text as GPT-2's, with digits in groups."""
     from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 

@@ -47,7 +47,7 @@ class Scorer(Protocol):
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
         """The tokens of what comes before a response: plain text, or a chat by the model's template.
 
-        Special tokens count, and the one that begins a text is put in front where the model has one.
+        Marks of special tokens become these tokens; the token that begins a text is added.
         """
 
     def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
@@ -77,7 +77,7 @@ class ScoringEndpoint(EndpointTransport):
         """POST `body` and read the JSON reply.
 
         Raises:
-            ModelError: no usable reply, after the attempts that it was worth.
+            ModelError: no usable reply after all attempts.
         """
         reply: Json = await self._retrying(self._ask, path, json.dumps(body).encode())
         return reply
@@ -98,7 +98,7 @@ class ScoringEndpoint(EndpointTransport):
         return decode(content) if status == 200 else {}
 
     def each(self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Iterable[T]) -> list[U]:
-        """Call `ask` for every item, several at once; results in order. The first error ends them all."""
+        """Call `ask` for every item, several at once; results are in order. The first error cancels the rest."""
         future = loop.spawn(self._each(ask, list(items)))
         try:
             return future.result()

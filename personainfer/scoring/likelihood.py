@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..api_keys import hide_key, show_key
+from ..arguments import Count, PositiveNumber, check_argument
 from ..exceptions import InvalidArgumentError, ModelNotFoundError
 from ..llm.weights import find_weights
 from ..personas.placement import PersonaPlace, check_place
@@ -33,7 +34,8 @@ H = TypeVar("H", bound=Hashable)
 T = TypeVar("T")
 
 
-# Two opposites: on the development half of benchmarks/explanation.py better than any one of them.
+# Two opposite personas: on the development half of benchmarks/explanation.py their mean is a better
+# baseline than either alone.
 PEOPLE_IN_GENERAL = (
     "The user is practical and prefers a short response.",
     "The user is thorough and prefers a detailed response.",
@@ -61,27 +63,28 @@ class Likelihood:
             "Write the response that I would prefer. I am …"; "system": in the system message; "plain":
             in labelled text without a chat template, for models that have none.
         baseline: what `explains` measures personas against. Empty: the prompt alone, as `lift` does.
-            Or other personas, by their mean: any sentence about the reader moves a model, to longer
-            responses for one; against `PEOPLE_IN_GENERAL` only what a persona says in particular
-            counts. Among candidates for one side it never changes the order, only what is above 0.
+            Or other personas, whose mean is taken. Any sentence about the reader changes what a model
+            finds likely (longer responses, for one); measured against `PEOPLE_IN_GENERAL`, only what
+            is particular to a persona counts. The baseline changes which scores are above 0, never
+            the order of the candidates for one side.
         max_prompt_tokens: the most tokens before a response, persona and chat template included;
             None: what the model's context leaves. The oldest turns of a longer conversation are left
             out; never the persona, a system message or the last turn. A row that is still too long
             has no score: NaN.
         dtype: of transformers; None: float32 on a CPU, the checkpoint's own on a GPU.
         api_base: the address of a llama.cpp server, or of an endpoint that gives vLLM's
-            `prompt_logprobs`: which of them it is, it is asked.
+            `prompt_logprobs`. The server is asked which of the two it is.
         api_key: its key.
         timeout: seconds for one request.
 
-    What is scored are the tokens of the response: not those before it, nor the end of the turn.
-    Prefix and response are tokenized apart and put together, alike for all engines.
+    Only the tokens of the response are scored, not those before it and not the end of the turn.
+    Prefix and response are tokenized apart and then joined, in the same way for all engines.
 
     Raises:
         InvalidArgumentError: a value that cannot work.
         MissingExtraError: a package or the weights are not installed.
 
-    Weights are loaded, or a server is asked, at the first score.
+    The first score loads the weights or asks the server.
     """
 
     def __init__(
@@ -176,7 +179,7 @@ class Likelihood:
     ) -> FloatArray:
         """How much each persona raises log p of its response: with it minus without, n sums in nats.
 
-        The arguments are those of `log_likelihood`; without a persona nothing is lifted.
+        The arguments are those of `log_likelihood`; the lift of None is 0.
         """
         rows = check_rows(prompts, personas, responses)
         without = [(prompt, None, response) for prompt, _, response in rows]
@@ -188,7 +191,7 @@ class Likelihood:
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str | None]
     ) -> FloatArray:
-        """How well each persona explains that `chosen` was preferred: above 0, better than nobody.
+        """How well each persona explains that `chosen` was preferred: above 0, better than no persona.
 
         g(chosen) - g(rejected), where g(response) is its lift a token: the mean over its tokens of
         log p(token | prompt, persona, tokens before) minus log p(token | prompt, tokens before), or
@@ -336,12 +339,10 @@ def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    for name in ("batch_size", "max_response_tokens", "max_prompt_tokens"):
-        value = options[name]
-        if value is None and name != "batch_size":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
+    check_argument("batch_size", options["batch_size"], Count)
+    for name in ("max_response_tokens", "max_prompt_tokens"):
+        check_argument(name, options[name], Count | None)
+    check_argument("timeout", options["timeout"], PositiveNumber)
     check_place(options["persona_in"])
     baseline = options["baseline"]
     listed = isinstance(baseline, Sequence) and not isinstance(baseline, str)
@@ -359,8 +360,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
                 f"{name}={options[name]!r} is for transformers, api_base={base!r} for a server.",
                 hint="Leave one out.",
             )
-    if not isinstance(options["timeout"], int | float) or not options["timeout"] > 0:
-        raise InvalidArgumentError(f"timeout={options['timeout']!r} must be a positive number.")
+
     if base is not None and not str(base).startswith(("http://", "https://")):
         raise InvalidArgumentError(
             f"api_base={base!r} is not an address.", hint='It starts with "http://" or "https://".'

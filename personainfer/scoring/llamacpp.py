@@ -23,9 +23,9 @@ from .interfaces import Chat, ScoringEndpoint, Tokens, TokenText, read_text, rea
 
 # llama.cpp hands out float32 probabilities: below the smallest one it says log p = -3.4e38.
 _LEAST = float(np.log(np.finfo(np.float32).smallest_subnormal))
-# No model says this by itself. With some vocabularies a grammar holds for one token and no longer.
-_UNLIKELY = "plums, 7 of them"
-# How many of the likeliest tokens are asked for to find one of them; the last list is a few MB.
+# A text that no model generates by itself, of several tokens: some engines hold a grammar for one token only.
+_GRAMMAR_PROBE = "plums, 7 of them"
+# How many of the likeliest tokens to ask for when a token is looked up among them; 32,768 are a few MB.
 _RANKS = (256, 32_768)
 
 _NO_LOG_PROBABILITIES = "the server gave no log-probabilities."
@@ -116,7 +116,7 @@ class ForcedDecoding:
         beginning then.
         """
         if self._grammar is None:
-            [self._grammar] = self._endpoint.each(self._find_grammar, [_UNLIKELY])
+            [self._grammar] = self._endpoint.each(self._find_grammar, [_GRAMMAR_PROBE])
         order = sorted(range(len(texts)), key=lambda place: texts[place].prefix)
         runs = list(_runs([texts[place].prefix for place in order], self._endpoint.concurrency))
         asked = [[texts[place] for place in order[run]] for run in runs]
@@ -134,8 +134,8 @@ class ForcedDecoding:
                 continue
             return grammar
         raise ModelError(
-            "this llama.cpp server cannot be made to say given tokens.",
-            hint="Its grammars have no token literals: take a release of 2026, or transformers.",
+            "this llama.cpp server cannot be made to generate given tokens.",
+            hint="Its grammars have no token literals: use a release of 2026, or transformers.",
         )
 
     async def _score_run(self, texts: Sequence[TokenText]) -> list[FloatArray]:
@@ -175,14 +175,14 @@ class ForcedDecoding:
     async def _looked_up(
         self, grammar: Callable[[Sequence[int]], str], prefix: Tokens, token: int
     ) -> float:
-        """log p of one token, from the list of the likeliest ones while another is said."""
+        """log p of one token, read from the list of likeliest tokens while another token is generated."""
         for ranks in _RANKS:
             [record] = await self._said(grammar, prefix, (self._filler,), ranks=ranks)
             likeliest = _read(record.get("top_logprobs"))
             found = [logprob for other, logprob in likeliest if other == token]
             if found:
                 return found[0]
-        return likeliest[-1][1]  # it has at most this one's
+        return likeliest[-1][1]  # an upper bound: the token is less likely than all of these
 
     async def _said(
         self,
@@ -198,7 +198,7 @@ class ForcedDecoding:
             "grammar": grammar(tokens),
             "n_probs": ranks,
             "temperature": 0,
-            "samplers": [],  # none of them matters: the grammar leaves one token
+            "samplers": [],  # the grammar allows one token, so sampling changes nothing
             "cache_prompt": True,
             "response_fields": ["completion_probabilities"],
         }
@@ -210,7 +210,7 @@ class ForcedDecoding:
             raise ReplyError(_NO_LOG_PROBABILITIES) from None
         if said != tokens:
             raise ReplyError(
-                f"the server said {len(said)} tokens, not the {len(tokens)} it was made to say.",
+                f"the server generated {len(said)} tokens, not the {len(tokens)} that were asked for.",
                 hint="Is its context (n_ctx) long enough? Lower max_prompt_tokens=.",
             )
         return records

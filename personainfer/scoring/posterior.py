@@ -30,12 +30,12 @@ class PersonaPosterior:
 
     Args:
         personas: the K candidates.
-        prior: K weights, not negative, of any sum; None: all alike.
-        temperature: tau, in the unit of `explains`: the smaller, the more a choice says.
+        prior: K weights, not negative, with any sum; None: equal weights.
+        temperature: tau, in the unit of `explains`: the smaller, the more a choice counts.
 
     Raises:
-        InvalidArgumentError: no personas, a prior of another length or of no weight, or a temperature
-            that is not positive.
+        InvalidArgumentError: no personas, a prior of another length or with only zeros, or a
+            temperature that is not positive.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class PersonaPosterior:
 
     @property
     def entropy(self) -> float:
-        """How undecided the posterior is, in nats: 0 for one candidate, log K for none preferred."""
+        """How undecided the posterior is, in nats: 0 if one candidate is certain, log K if all are equal."""
         return float(_entropy(self.log_probabilities[None])[0])
 
     @property
@@ -142,7 +142,7 @@ class PersonaPosterior:
         """p that the user makes each of further choices, (N,), averaged over the candidates.
 
         Args:
-            explains: (N, K) or (K,), as of `update`; the posterior stays as it is.
+            explains: (N, K) or (K,), as for `update`; the posterior does not change.
         """
         return np.exp(self._log_predictive(self._matrix(explains), self.temperature))
 
@@ -151,13 +151,12 @@ class PersonaPosterior:
     ) -> float:
         """Set the temperature that predicts held-out choices of this user best; returns it.
 
-        It maximises the sum of log p(choice | choices taken in), which punishes a temperature that is
-        too sure as well as one that learns nothing; of temperatures that predict as well as each other
-        it is the highest, which claims least. One user's few choices fix it badly: see
-        `fit_common_temperature`.
+        It maximises the sum of log p(held-out choice | choices so far), which is low if the posterior is
+        too sure, and also if it learns nothing. Among equally good temperatures it takes the highest,
+        which claims least. One user's few choices give a poor estimate: see `fit_common_temperature`.
 
         Args:
-            held_out: (N, K), as of `update`: choices that were not taken in.
+            held_out: (N, K), as for `update`: choices that were not given to `update`.
             bounds: the smallest and the largest temperature.
         """
         return PersonaPosterior.fit_common_temperature([self], [held_out], bounds)
@@ -171,8 +170,8 @@ class PersonaPosterior:
         """`fit_temperature` of many users at once: one temperature, set in all of them.
 
         Args:
-            posteriors: one a user.
-            held_out: choices of each of them that it has not taken in, (N_user, K_user).
+            posteriors: one for each user.
+            held_out: for each user choices that its posterior has not seen, (N_user, K_user).
         """
         if len(posteriors) != len(held_out) or not posteriors:
             raise InvalidArgumentError(

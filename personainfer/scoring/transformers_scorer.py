@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import torch
 
 _PROBE = (1, 2, 3, 4, 5, 6, 7, 8)  # tokens that every vocabulary has
-_PASS = {"cpu": 64, "other": 4096}  # tokens that take as long as it takes to begin a pass
-_SHARED = {True: 0.01, False: 1.0}  # nats, with weights in full precision and in less
-# What configurations call it.
+_PASS = {"cpu": 64, "other": 4096}  # the cost of one more forward pass, in tokens
+_SHARED = {True: 0.01, False: 1.0}  # nats, with weights in full precision and in lower precision
+# The names of an attention window in configurations.
 _WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
-# Logits made at once. On a CPU what fits its cache is several times faster than what does not.
+# How many bytes of logits are computed at once. On a CPU it is several times faster if they fit its cache.
 _LOGIT_BYTES = {"cpu": 24 * 2**20, "other": 512 * 2**20}
 
 
@@ -47,7 +47,7 @@ class TorchScorer:
         forward = inspect.signature((self._body or self._model).forward).parameters
         self._takes_positions = "position_ids" in forward
         self._takes_last = "logits_to_keep" in forward
-        # Its keys and values have a new name, by which transformers 5.40 will know them alone.
+        # transformers 5 renames `past_key_values`; from 5.40 on only the new name is accepted.
         self._memory = "cache" if "cache" in forward else "past_key_values"
         self._window = _window(self._model.config)
         self._shares = self._takes_positions and self._shared_is_same()
@@ -152,10 +152,10 @@ class TorchScorer:
     def _read_prefixes(
         self, prefixes: Sequence[Tokens], longest: int
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """What the model makes of them, what of it is no padding, and its keys and values.
+        """The last state of each prefix, the mask of tokens that are no padding, and the KV cache.
 
-        `longest`: tokens of the longest response to follow. A window of attention counts padding, so
-        that there is none between tokens where it could push one out.
+        `longest`: tokens of the longest response to follow. An attention window counts padding, so no
+        padding is put between tokens where it could push a token out of the window.
         """
         import torch
 
@@ -179,9 +179,9 @@ class TorchScorer:
     def _read(
         self, tokens: torch.Tensor, seen: torch.Tensor, memory: Any = None, *, keep: int = 0
     ) -> tuple[torch.Tensor, Any]:
-        """What the model makes of tokens, and its keys and values; `seen` marks all that is no padding.
+        """The states of tokens, and the KV cache; `seen` is 0 where there is padding.
 
-        `keep`: of how many tokens at the end it is needed, at least; 0: of all.
+        `keep`: how many of the last states are needed, at least; 0: all.
         """
         positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         options = {"position_ids": positions, self._memory: memory, "use_cache": True}
@@ -190,7 +190,7 @@ class TorchScorer:
         return self._states(input_ids=tokens, attention_mask=seen, **options)
 
     def _states(self, **options: Any) -> tuple[torch.Tensor, Any]:
-        """What the model, or its body, makes of its arguments, and its keys and values."""
+        """The states that the model, or its body, computes from its arguments, and the KV cache."""
         import torch
 
         place = self._model.device
@@ -204,9 +204,9 @@ class TorchScorer:
         return states, getattr(reply, self._memory, None)
 
     def _shared_is_same(self) -> bool:
-        """Whether texts score the same when they share the keys and values of their starts.
+        """Whether texts score the same when the KV cache of their common start is shared.
 
-        Not so where a layer keeps no keys and values, but a state that padding goes into.
+        They do not if a layer has a recurrent state in place of a KV cache: padding changes that state.
         """
         import torch
 
@@ -248,7 +248,7 @@ class TorchScorer:
     def _find_body(self) -> Any:
         """The model without its output layer, if that layer is all that follows; else None.
 
-        Some models scale or cap their logits: those go through whole.
+        Models that scale or cap their logits are used whole.
         """
         import torch
 
@@ -336,7 +336,7 @@ def _groups(prefixes: Iterable[Tokens]) -> list[tuple[int, list[Tokens]]]:
         if groups:
             length, group = groups[-1]
             common = min(length, _common(group[-1], prefix), len(prefix) - 1)
-            # Reading a shorter start is saved for this one, and the rest is read by each of the others.
+            # This prefix saves `common` tokens, and each of the others reads `length - common` more.
             if common > (len(group) - 1) * (length - common):
                 groups[-1] = (common, [*group, prefix])
                 continue

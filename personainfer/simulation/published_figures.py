@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..arguments import Count, check_argument
 from ..data.files import FILES, open_rows
 from ..data.table import PersonaTable
 from ..evaluation.comparison import compare_responses
@@ -122,8 +123,7 @@ def reproduce(
         ModelError: the model or the judge failed.
     """
     InvalidArgumentError.check("paper", paper, PAPERS)
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise InvalidArgumentError(f"limit={limit!r} must be a whole number from 1 up.")
+    check_argument("limit", limit, Count | None)
     if not isinstance(judge, str):
         raise InvalidArgumentError(f"judge={judge!r:.60} is no name of a model.")
     if paper == "personalllm":

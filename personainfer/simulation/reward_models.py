@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import Count, check_argument
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 from ..records import Prompt
 
@@ -48,10 +49,7 @@ class RewardClassifier:
         render: Callable[[Prompt, str], str] | None = None,
         device: str | None = None,
     ) -> None:
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise InvalidArgumentError(
-                f"batch_size={batch_size!r} must be a whole number from 1 up."
-            )
+        check_argument("batch_size", batch_size, Count)
         if not isinstance(model, str) and tokenizer is None:
             raise InvalidArgumentError(
                 "tokenizer= is needed beside a model that is loaded already."

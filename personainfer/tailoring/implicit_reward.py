@@ -7,13 +7,13 @@ arXiv 2305.18290, section 4).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arguments import PositiveNumber, check_argument
 from ..evaluation.grouped import rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import InvalidArgumentError
@@ -72,9 +72,7 @@ def implicit_rewards(
             "policy and reference are the same object: every reward would be 0.",
             hint="Pass the model that the policy was tuned from as reference=.",
         )
-    number = isinstance(beta, int | float) and not isinstance(beta, bool)
-    if not number or not 0 < beta < math.inf:
-        raise InvalidArgumentError(f"beta={beta!r} must be a positive number.")
+    check_argument("beta", beta, PositiveNumber)
     tuned = policy.log_likelihood(prompts, personas, responses)
     rewards: FloatArray = beta * (tuned - reference.log_likelihood(prompts, personas, responses))
     return rewards

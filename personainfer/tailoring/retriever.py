@@ -5,7 +5,6 @@ Retrieved personas are one of the sources of personas in "Whose Boat Does it Flo
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import Count, PositiveNumber, check_argument
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, ModelError
 from ..personas.flags import flag_filter
@@ -178,8 +178,7 @@ class PersonaRetriever:
             InvalidArgumentError: a prompt that is no text or conversation, k below 1, or a bad `exclude`.
             ModelError: the endpoint gave no embeddings.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InvalidArgumentError(f"k={k!r} must be a whole number from 1 up.")
+        check_argument("k", k, Count)
         asked = [_Query.of(n, prompt) for n, prompt in enumerate(_queries(prompts))]
         everywhere: set[int] = set()
         if not isinstance(exclude, bool | None):
@@ -288,7 +287,8 @@ def _embedder(
                 f"api_base={api_base!r} is not an address.",
                 hint='It starts with "http://" or "https://".',
             )
-        _check_patience(timeout, max_attempts)
+        check_argument("timeout", timeout, PositiveNumber)
+        check_argument("max_attempts", max_attempts, Count)
         return endpoint_embedder(
             model, api_base, api_key, timeout=timeout, max_attempts=max_attempts
         )
@@ -362,15 +362,3 @@ def _listed(name: str, given: object) -> list[Any]:
             hint="Pass a list: [it].",
         )
     return values
-
-
-def _check_patience(timeout: object, max_attempts: object) -> None:
-    """Raise InvalidArgumentError for a bad `timeout` or `max_attempts`."""
-    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-    if not number or not 0 < timeout < math.inf:  # type: ignore[operator]
-        raise InvalidArgumentError(f"timeout={timeout!r} must be a positive number of seconds.")
-    whole = isinstance(max_attempts, int) and not isinstance(max_attempts, bool)
-    if not whole or max_attempts < 1:  # type: ignore[operator]
-        raise InvalidArgumentError(
-            f"max_attempts={max_attempts!r} must be a whole number from 1 up."
-        )

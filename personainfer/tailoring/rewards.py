@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..arguments import Number, PositiveNumber, check_argument
 from ..data.source_rows import pair_problem
 from ..exceptions import DataError, InvalidArgumentError, ReplyError
 from ..llm.replies import plain_text, read_reply
@@ -105,9 +106,9 @@ class PersonaReward:
             InvalidArgumentError.check("columns", role, _ROLES)
         if columns is not None and choices is not None:
             raise InvalidArgumentError("give columns= or choices=, not both.")
-        _check_number("temperature", temperature, positive=True)
-        _check_number("penalty", penalty)
-        _check_number("no_persona", no_persona)
+        check_argument("temperature", temperature, PositiveNumber)
+        check_argument("penalty", penalty, Number)
+        check_argument("no_persona", no_persona, Number)
         self._scorer = scorer
         self._columns = (
             {role: role for role in _ROLES} | {"prompt": "question"} | dict(columns or {})
@@ -221,10 +222,3 @@ def _read_persona(completion: Any) -> Persona | None:
         return Persona.parse(text)
     except (ReplyError, InvalidArgumentError):
         return None
-
-
-def _check_number(name: str, value: object, *, positive: bool = False) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or (positive and value <= 0):  # type: ignore[arg-type,operator]
-        kind = "a positive number" if positive else "a number"
-        raise InvalidArgumentError(f"{name}={value!r} must be {kind}.")

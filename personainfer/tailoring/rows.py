@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, overload
 
+from ..arguments import WholeNumber, check_argument
 from ..data.source_rows import SAME_TEXT, pair_problem
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
@@ -83,8 +84,7 @@ class TailoringRows(Sequence[Row]):
             DataError: a part would be empty.
         """
         check_shares(shares)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise InvalidArgumentError(f"seed={seed!r} must be a whole number.")
+        check_argument("seed", seed, WholeNumber)
         places: dict[str, list[int]] = {name: [] for name in shares}
         part_of = {prompt: _part(prompt, shares, seed) for prompt in set(self.prompts)}
         for place, prompt in enumerate(self.prompts):

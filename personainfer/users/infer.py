@@ -15,7 +15,7 @@ from typing import Annotated, Any, Unpack
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field
 
-from ..arguments import takes_options
+from ..arguments import Count, PositiveNumber, check_argument, takes_options
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
@@ -308,20 +308,16 @@ def _check(
 ) -> None:
     """Raise for a bad argument before anything is read or sent."""
     InvalidArgumentError.check("method", method, _METHODS)
-    counts = {"pairs_per_user": pairs_per_user, "min_pairs": min_pairs, "checks": checks}
-    for name, count in counts.items():
-        optional = name == "pairs_per_user" and count is None
-        if not optional and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-            raise InvalidArgumentError(f"{name}={count!r} must be a whole number from 1 up.")
+    check_argument("pairs_per_user", pairs_per_user, Count | None)
+    check_argument("min_pairs", min_pairs, Count)
+    check_argument("checks", checks, Count)
     fewest = max(min_pairs, _FEWEST[method])
     if pairs_per_user is not None and pairs_per_user < fewest:
         raise InvalidArgumentError(
             f"pairs_per_user={pairs_per_user}, but {fewest} are needed.",
             hint=f"Give more, or a smaller min_pairs= ({method!r} needs {_FEWEST[method]}).",
         )
-    real = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-    if not real or not 0 < temperature < np.inf:
-        raise InvalidArgumentError(f"choice_temperature={temperature!r} must be a positive number.")
+    check_argument("choice_temperature", temperature, PositiveNumber)
     if select is not None and not callable(getattr(select, "explains", None)):
         raise InvalidArgumentError(
             f"select={select!r:.80} has no method explains(preferences, personas)."

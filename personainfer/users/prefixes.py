@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from ..arguments import Count, check_argument
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import filled
 from ..records import FloatArray, Message, Persona, Preference, Prompt
@@ -320,8 +321,7 @@ def _texts(name: str, given: object) -> dict[str, str]:
 
 
 def _check_examples(k: int, retrieve: str, show: str, embed: Embed | None) -> None:
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise InvalidArgumentError(f"k={k!r} must be a whole number from 1 up.")
+    check_argument("k", k, Count)
     InvalidArgumentError.check("retrieve", retrieve, get_args(Retrieve))
     InvalidArgumentError.check("show", show, get_args(Show))
     if (embed is None) == (retrieve == "embedding"):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import Count, check_argument
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
 from ..tailoring.bm25 import words
@@ -85,8 +86,7 @@ def nearest_users(
             or vectors differ in length.
         DataError: a vector is not finite.
     """
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise InvalidArgumentError(f"k={k!r} must be a whole number from 1 up.")
+    check_argument("k", k, Count)
     names = list(vectors)
     place = {name: row for row, name in enumerate(names)}
     asked = _named("of", names if of is None else of, place)
