@@ -6,6 +6,7 @@ A command imports what it needs when it runs, so that `--help` is fast.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +20,12 @@ from .benchmark import benchmark
 from .errors import CommandGroup
 from .models import models_app
 from .options import (
+    AnyTable,
     AsJson,
     Data,
     Limit,
     Model,
     Progress,
-    SavedTable,
     given,
     pairs,
     persona_options,
@@ -32,9 +33,11 @@ from .options import (
     with_persona_options,
 )
 from .reproduce import reproduce
+from .show import in_a_terminal, opened_table, print_stream, report, show
 from .streams import (
     FAILED,
     Done,
+    bar_beside_lines,
     counted,
     data_out,
     finish,
@@ -43,25 +46,35 @@ from .streams import (
     print_json,
     print_request,
     rows_of,
+    suggest,
+    table_commands,
     usd,
     write_rows,
 )
 
-_EPILOG = """\b
+# An empty line between lines: the help joins the others to one.
+_EPILOG = """
 Exit codes:
-  0    done
-  1    a fault of personainfer itself, with a traceback
-  2    bad arguments or data: nothing was sent
-  3    done, but some rows failed; they are in the output with the reason
-  4    the model, the cache or a full disk ended the run; what was paid for is in the cache
-  130  interrupted (Ctrl-C); the same command goes on from there
-  141  the reader of a pipe went away, as with any other command"""
+
+0    done
+
+1    a fault of personainfer itself, with a traceback
+
+2    bad arguments or data: nothing was sent
+
+3    done, but some rows failed; they are in the output with the reason
+
+4    the model, the cache or a full disk ended the run; what was paid for is in the cache
+
+130  interrupted (Ctrl-C); the same command goes on from there
+
+141  the reader of a pipe went away, as with any other command"""
 
 
 app = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EPILOG,
@@ -96,13 +109,14 @@ def root(
 def infer(
     data: Data,
     output: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--output",
             "-o",
-            help="A .parquet file, which the other commands read, or .jsonl; - for JSONL on standard output.",
+            help="A .parquet file, which the other commands read, or .jsonl; - for JSONL on standard output."
+            " Default: rows to read in a terminal, else -.",
         ),
-    ] = "-",
+    ] = None,
     model: Model = None,
     limit: Limit = None,
     dry_run: Annotated[
@@ -125,6 +139,8 @@ def infer(
 ) -> None:
     """Infer the personas of every pair. Running the same command again never pays twice."""
     asked = persona_options(options)
+    for_people = output is None and in_a_terminal() and not (details or as_json)
+    output = output or "-"
     if details and (dry_run or retry or output.endswith(".parquet")):
         raise typer.BadParameter(
             "it is for JSONL: a table holds them, see PersonaTable.to_pandas(details=True).",
@@ -139,15 +155,19 @@ def infer(
         _refuse_beside("--retry", {"--limit": limit, "--column": options["column"] or None})
         target = data if output == "-" else _table_path(output)
         table = pi.retry_errors(data, model, progress=progress, **asked)
-        finish(Done.of(table), table.save(target), as_json)
+        finish(Done.of(table), table.save(target), as_json, table_commands(target))
     elif output.endswith(".parquet"):
         rows = rows_of(data, limit)
         table = pi.infer_personas(rows, model, output=output, progress=progress, **asked)
-        finish(Done.of(table), Path(output), as_json)
+        finish(Done.of(table), Path(output), as_json, table_commands(output))
+    elif for_people:
+        done = print_stream(pi.iter_personas(rows_of(data, limit), model, **asked))
+        finish(done, None, as_json, (f"infer {shlex.quote(data)} -o personas.parquet …",))
     else:
         with opened_lines(output, data) as out:
             stream = pi.iter_personas(rows_of(data, limit), model, **asked)
-            done = write_rows(stream, out, progress, details)
+            bar = bar_beside_lines(progress) if output == "-" else progress
+            done = write_rows(stream, out, bar, details)
         finish(done, None if output == "-" else Path(output), as_json)
 
 
@@ -166,13 +186,13 @@ def estimate(
         f"about {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens"
     )
     typer.echo(f"cost {usd(found.cost)}")
-    return None
+    return suggest(f"infer {shlex.quote(data)} -o personas.parquet …")
 
 
 @app.command()
 @with_llm_options
 def verify(
-    table: SavedTable,
+    table: AnyTable,
     judge: Annotated[str, typer.Option(help="The model that judges, as --model of infer.")],
     output: Annotated[
         str | None,
@@ -191,7 +211,7 @@ def verify(
     """Ask a judge, in both orders, whether the personas explain the choices."""
     target = None if output is None else _table_path(output)
     found = pi.verify_personas(
-        pi.PersonaTable.load(table),
+        opened_table(table),
         judge,
         sides=sides,
         soft=soft,
@@ -204,6 +224,8 @@ def verify(
         print_json(found.to_dict())
     else:
         typer.echo(str(found))
+        if target is not None:
+            suggest(*table_commands(target)[1:])
     if found.failed:
         raise typer.Exit(FAILED)
 
@@ -216,7 +238,7 @@ def _format_names(incomplete: str) -> list[str]:
 
 @app.command()
 def export(
-    table: SavedTable,
+    table: AnyTable,
     output: Annotated[
         str,
         typer.Option(
@@ -261,7 +283,7 @@ def export(
 ) -> None:
     """Write rows to train on, as TRL reads them, with a data set card beside them."""
     made = pi.export_personas(
-        pi.PersonaTable.load(table),
+        opened_table(table),
         data_out() if output == "-" else output,
         format=format,
         persona=persona,
@@ -280,22 +302,13 @@ def export(
         note(f"left out: {count:,} {reason}")
     if made.long_prompts:
         note(f"{made.long_prompts:,} prompts of 1,024 tokens or more: raise TRL's max_length")
+    if made.card is not None:
+        note(f"Next: datasets.load_dataset({str(output)!r}), or trl … --dataset_name {output}")
     return None
 
 
-@app.command()
-def report(
-    table: SavedTable,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to write.")],
-    title: Annotated[str, typer.Option(help="The page's heading.")] = "Personas",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is no report, too.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Write one page, with figures and every row, to look through without a network."""
-    path = pi.write_report(pi.PersonaTable.load(table), output, title=title, overwrite=overwrite)
-    print_json({"report": str(path)}) if as_json else typer.echo(str(path))
+app.command()(report)
+app.command()(show)
 
 
 @app.command()

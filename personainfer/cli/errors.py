@@ -15,6 +15,9 @@ from .streams import FAILED, abandon_stdout, fail
 
 WRONG, ENDED, INTERRUPTED, CLOSED = 2, 4, 130, 141  # exit codes, as listed in the help
 
+_UsageError: type[Any] = typer.BadParameter.__bases__[
+    0
+]  # click's: typer may bring a click of its own
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # not a wrong argument
 
 # The options of commands that have other names than the arguments of the library.
@@ -29,6 +32,9 @@ class CommandGroup(TyperGroup):
             result = super().invoke(ctx)
             if sys.stdout is not None:
                 sys.stdout.flush()
+        except _UsageError as error:  # plain lines: the panel of typer would break them
+            error.show()
+            raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             fail(INTERRUPTED, "interrupted; the same command goes on from what is in the cache.")
         except BrokenPipeError:

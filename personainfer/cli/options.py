@@ -24,13 +24,14 @@ Data = Annotated[
         " input.",
     ),
 ]
-SavedTable = Annotated[
+AnyTable = Annotated[
     Path,
     typer.Argument(
         metavar="TABLE",
         exists=True,
         dir_okay=False,
-        help="A table that infer or verify wrote (.parquet).",
+        help="A table that infer or verify wrote (.parquet); or a .jsonl, .json or .csv file of pairs with"
+        " the columns chosen_persona and rejected_persona, whoever wrote them.",
     ),
 ]
 Model = Annotated[
@@ -91,6 +92,37 @@ SHELL_NAMES = {
     "select": "judge",
     "extra_headers": "extra_header",
 }
+# The panel of the help in which each option stands.
+PANELS = {
+    "The data": ("columns", "labels", "pairs", "min_gap"),
+    "The personas": (
+        "sides",
+        "protocol",
+        "candidates",
+        "select",
+        "exemplars",
+        "rows_per_call",
+        "on_error",
+    ),
+    "The model": (
+        *("api_base", "api_key", "temperature", "max_tokens", "seed", "reasoning_effort"),
+        *("extra_headers", "extra_body"),
+    ),
+    "Limits, cost and cache": (
+        *(
+            "max_concurrency",
+            "rpm",
+            "tpm",
+            "timeout",
+            "max_attempts",
+            "patience",
+            "budget",
+            "prices",
+        ),
+        *("cache", "cache_dir"),
+    ),
+}
+_PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 _ENDPOINT = (
     "api_base",
     "api_key",
@@ -112,7 +144,8 @@ def _declared(option: Option) -> Any:
     help = option.help
     if option.default is not None and option.default is not True:
         help += f" Default: {option.default}."
-    declared = {"help": help, "show_default": False, **more}
+    panel = _PANEL_OF.get(option.name)
+    declared = {"help": help, "show_default": False, "rich_help_panel": panel, **more}
     return Annotated[kind | None, typer.Option(name, **declared)]
 
 

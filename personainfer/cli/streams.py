@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -63,6 +65,18 @@ class Done(NamedTuple):
     usage: Usage
 
     @classmethod
+    def counted(cls, rows: Iterable[PersonaRow], usage: Callable[[], Usage]) -> Done:
+        """Count the rows as they pass; `usage` is asked after the last one."""
+        count, failed, unexplained, errors = 0, 0, 0, list[str]()
+        for row in rows:
+            count += 1
+            unexplained += bool(row.unexplained)
+            if row.error is not None:
+                failed += 1
+                errors += [f"row {row.index}: {row.error}"][: _SHOWN - len(errors)]
+        return cls(count, failed, unexplained, errors, usage())
+
+    @classmethod
     def of(cls, table: PersonaTable) -> Done:
         places = table.failed_places()
         errors = [f"row {table[n].index}: {table[n].error}" for n in places[:_SHOWN]]
@@ -75,17 +89,15 @@ def write_rows(
     """Write each row as a line as soon as it is ready; `details` as for `PersonaTable.to_pandas`."""
     from ..progress import with_progress_bar
 
-    rows, failed, unexplained, errors = 0, 0, 0, list[str]()
-    with stream:
-        for row in with_progress_bar(stream, progress, total=stream.source.total):
+    def written(rows: Iterable[PersonaRow]) -> Iterator[PersonaRow]:
+        for row in rows:
             out.write(_line(row, details))
             out.flush()
-            rows += 1
-            unexplained += bool(row.unexplained)
-            if row.error is not None:
-                failed += 1
-                errors += [f"row {row.index}: {row.error}"][: _SHOWN - len(errors)]
-    return Done(rows, failed, unexplained, errors, stream.usage)
+            yield row
+
+    with stream:
+        bar = with_progress_bar(stream, progress, total=stream.source.total)
+        return Done.counted(written(bar), lambda: stream.usage)
 
 
 def _line(row: PersonaRow, details: bool) -> str:
@@ -133,8 +145,22 @@ def data_out() -> IO[str]:
     return sys.stdout
 
 
-def finish(done: Done, path: Path | None, as_json: bool) -> None:
-    """Print the outcome; the exit code says whether rows failed."""
+def bar_beside_lines(progress: bool | None) -> bool | None:
+    """Whether to show a bar while lines go to standard output.
+
+    Unless one is asked for: only where the lines go to a file. In a terminal, and behind a pipe whose reader
+    prints to one, the bar would be mixed into the lines.
+    """
+    if progress is not None:
+        return progress
+    try:
+        return None if stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode) else False
+    except (AttributeError, OSError, ValueError):  # closed, or no file of the system
+        return False
+
+
+def finish(done: Done, path: Path | None, as_json: bool, following: Sequence[str] = ()) -> None:
+    """Print the outcome and the commands to follow; the exit code says whether rows failed."""
     if as_json:
         told: dict[str, Any] = {"rows": done.rows, "failed": done.failed}
         told |= {"unexplained": done.unexplained, "errors": done.errors}
@@ -152,6 +178,9 @@ def finish(done: Done, path: Path | None, as_json: bool) -> None:
             note(f"  {error}")
         if more := done.failed - len(done.errors):
             note(f"  … and {more:,} more; persona_error says why")
+        if path is not None and path.suffix == ".parquet" and done.failed:
+            following = (f"infer --retry {shlex.quote(str(path))} …", *following)
+        suggest(*following)
     if done.failed:
         raise typer.Exit(FAILED)
 
@@ -180,6 +209,18 @@ def print_json(value: object, *, err: bool = False) -> None:
 
 def note(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def suggest(*commands: str) -> None:
+    """Say which commands come next. "…" stands for options of the command before."""
+    for n, command in enumerate(commands):
+        note(f"{'     ' if n else 'Next:'} personainfer {command}")
+
+
+def table_commands(path: str | Path) -> tuple[str, ...]:
+    """What to do with a table in a file."""
+    table, page = shlex.quote(str(path)), shlex.quote(str(Path(path).with_suffix(".html")))
+    return (f"show {table}", f"report {table} -o {page}")
 
 
 def counted(number: int, what: str) -> str:

@@ -29,7 +29,7 @@ from .arrow_columns import (
     without,
 )
 from .given_personas import read_personas
-from .table_display import figures, html_page, text_lines
+from .table_display import figures, html_page, text_lines, wrapped
 from .table_reader import (
     COLUMNS,
     DETAILS,
@@ -445,14 +445,18 @@ class PersonaTable(Sequence[PersonaRow]):
         return self.format(limit=10)
 
     def format(self, *, limit: int | None = None, width: int = 100) -> str:
-        """The rows as text to read: the prompt and both personas of each, `limit` rows at most."""
+        """The rows as text to read, `limit` rows at most.
+
+        Each row has its prompt, the beginning of both responses, and who prefers each; no line of them is
+        wider than `width` columns, or 24.
+        """
         first = self._rows if limit is None else self._rows[:limit]
         labels: Iterable[str | None] = index_labels(self._original, first) or repeat(None)
         named = zip(first, labels, strict=False)
-        lines = [line for row, label in named for line in text_lines(row, width, label)]
+        lines = [line for row, label in named for line in (*text_lines(row, width, label), "")]
         if len(first) < len(self):
             lines.append(f"… and {len(self) - len(first)} rows more")
-        return "\n".join([*lines, repr(self)])
+        return "\n".join([*lines, *wrapped(repr(self), width)])
 
     def _repr_html_(self) -> str:
         first = self._rows[:10]

@@ -9,28 +9,105 @@ import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len, chop_cells, set_cell_size
+
 from ..exceptions import visible
 from ..records import Persona, PersonaRow
 
 _CELL = "vertical-align: top; text-align: left; white-space: normal; max-width: 26em"
 _CHIP = "font-size: 85%; border: 1px solid; border-radius: 1em; padding: 0 .5em; margin-right: .3em"
+_QUOTE = "opacity: .7; margin-bottom: .3em"
+_QUOTED = 160  # characters of a response that a notebook shows
+_LABEL = 24  # columns of a row's name
+_SIDE = 12  # columns of "  rejected  "
+_LEAST = 24  # columns; narrower than that nothing can be read
+_NARROW = 60  # below, a persona stands under its response, not beside it
+_EXCERPT_LINES = 2  # of a response, or as many as its persona has
 
 
 def text_lines(row: PersonaRow, width: int, label: str | None = None) -> list[str]:
-    """One row: its name and prompt, its personas with their flags, its error.
+    """One row as lines of at most `width` (or 24) columns: the prompt, both responses, who prefers each.
 
-    Its name is the label of the user's index, else the data's id, else its place in the input.
+    Its name is the label of the user's index, else the data's id, else its place in the input. Personas are
+    whole; prompts and responses are cut. Control characters are escaped.
     """
     name = label or (row.preference.id if row.preference else None) or str(row.index)
-    lines = [f"{name}  {_first_line(row, width)}"]
-    for mark, persona in (("+", row.chosen), ("-", row.rejected)):
-        if persona is not None:
-            flags = f"  [{', '.join(persona.flags)}]" if persona.flags else ""
-            lines.append(f"  {mark} {persona}{flags}")
-    lines += [f"  ? {text}" for text in unexplained_texts(row)]
-    if row.error is not None:
-        lines.append(f"  ! {row.error}")
-    return [visible(line).replace("\n", "\\n") for line in lines]
+    width = max(width, _LEAST)
+    name = _cut(_one_line(name), min(_LABEL, width // 2))
+    prompt = _cut(_one_line(_prompt_text(row)), width - cell_len(name) - 2)
+    lines = [f"{name}  {prompt}".rstrip()]
+    if row.chosen is not None or row.rejected is not None:
+        for side, response, persona in sides(row):
+            flags = f" [{', '.join(persona.flags)}]" if persona and persona.flags else ""
+            lines += _side_lines(side, response, f"{persona or 'no persona'}{flags}", width)
+    for mark, text in (*(("?", text) for text in unexplained_texts(row)), ("!", row.error)):
+        if text is not None:
+            first, *rest = wrapped(_one_line(text), width - 4)
+            lines += [f"  {mark} {first}", *(f"    {line}" for line in rest)]
+    return lines
+
+
+def sides(row: PersonaRow) -> list[tuple[str, str, Persona | None]]:
+    """Each side of a row: its name, its response, and who prefers it."""
+    pair = row.preference
+    return [
+        ("chosen", pair.chosen if pair else "", row.chosen),
+        ("rejected", pair.rejected if pair else "", row.rejected),
+    ]
+
+
+def _side_lines(side: str, response: str, who: str, width: int) -> list[str]:
+    """A response beside the persona of who prefers it, or above it where there is little room."""
+    response, who = _one_line(response), _one_line(who)
+    if width < _NARROW:
+        excerpt = _excerpt(f"{side}: {response}", width - 2, _EXCERPT_LINES)
+        told = wrapped(who, width - 6)
+        return [*(f"  {line}" for line in excerpt), *(f"      {line}" for line in told)]
+    room = width - _SIDE - 2
+    left = room * 2 // 5
+    told = wrapped(who, room - left)
+    excerpt = _excerpt(response, left, max(_EXCERPT_LINES, len(told)))
+    height = max(len(excerpt), len(told))
+    excerpt += [""] * (height - len(excerpt))
+    told += [""] * (height - len(told))
+    names = [f"  {side}", *[""] * (height - 1)]
+    return [
+        f"{name:<{_SIDE}}{set_cell_size(text, left)}  {persona}".rstrip()
+        for name, text, persona in zip(names, excerpt, told, strict=True)
+    ]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """The text in lines of at most `width` columns, broken between words where that is possible."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        room = width - cell_len(lines[-1]) - 1 if lines else -1
+        if cell_len(word) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines += chop_cells(word, width) or [""]
+    return lines
+
+
+def _excerpt(text: str, width: int, height: int) -> list[str]:
+    """The first lines of a text; an ellipsis ends the last one where there are more."""
+    # What can be seen is wrapped, not a whole book.
+    lines = wrapped(text[: width * (height + 1)], width)
+    if len(lines) > height:
+        lines = lines[:height]
+        lines[-1] = _cut(lines[-1] + " " * width, width).rstrip("… ") + "…"
+    return lines
+
+
+def _cut(text: str, width: int) -> str:
+    """The text, or its beginning and an ellipsis, in at most `width` columns."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, width - 1).rstrip() + "…"
+
+
+def _one_line(text: str) -> str:
+    return visible(" ".join(text.split()))
 
 
 def unexplained_texts(row: PersonaRow) -> list[str]:
@@ -61,7 +138,12 @@ def html_page(
     """
     head = "".join(
         f"<th style='text-align: left'>{name}</th>"
-        for name in ("", "prompt", "prefers the chosen response", "prefers the rejected response")
+        for name in (
+            "",
+            "prompt",
+            "the chosen response, and who prefers it",
+            "the rejected response, and who prefers it",
+        )
     )
     more = f"<p>… and {hidden} rows more: <code>write_report(table, 'report.html')</code></p>"
     told = "".join(f"<br>{_escaped(line)}" for line in lines)
@@ -98,12 +180,19 @@ def _html_row(label: str, row: PersonaRow) -> str:
     if row.chosen is None and row.rejected is None:
         cells.append(_cell(f"<em>{_escaped(_reason(row))}</em>", span=2))
     else:
-        cells += [_cell(_person(row, persona)) for persona in (row.chosen, row.rejected)]
+        cells += [_cell(_quote(said) + _person(row, persona)) for _, said, persona in sides(row)]
     return f"<tr>{''.join(cells)}</tr>"
 
 
 def _cell(content: str, span: int = 1) -> str:
     return f"<td colspan='{span}' style='{_CELL}'>{content}</td>"
+
+
+def _quote(response: str) -> str:
+    """The beginning of a response, above the persona of who prefers it."""
+    text = " ".join(response.split())
+    text = text if len(text) <= _QUOTED else text[: _QUOTED - 1] + "…"
+    return f"<div style='{_QUOTE}'>{_escaped(text)}</div>" if text else ""
 
 
 def _person(row: PersonaRow, persona: Persona | None) -> str:
@@ -124,8 +213,13 @@ def _reason(row: PersonaRow) -> str:
 
 
 def _first_line(row: PersonaRow, width: int) -> str:
+    text = " ".join(_prompt_text(row).split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _prompt_text(row: PersonaRow) -> str:
+    """The prompt, or the last turn of a conversation."""
     if row.preference is None:
         return ""
     prompt = row.preference.prompt
-    text = " ".join((prompt if isinstance(prompt, str) else prompt[-1].content).split())
-    return text if len(text) <= width else text[: width - 1] + "…"
+    return prompt if isinstance(prompt, str) else prompt[-1].content

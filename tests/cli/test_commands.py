@@ -23,6 +23,9 @@ from typer.testing import CliRunner, Result
 
 import personainfer as pi
 from personainfer.cli.commands import app, main
+from personainfer.cli.options import PANELS
+from personainfer.cli.streams import bar_beside_lines
+from personainfer.personas.options import RUN_OPTIONS
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import pairs, table, until
@@ -38,6 +41,7 @@ COMMANDS = (
     "verify",
     "export",
     "report",
+    "show",
     "cache",
     "formats",
     "reproduce",
@@ -118,7 +122,7 @@ def test_the_project_installs_it() -> None:
 def test_help_loads_nothing_heavy(arguments: str) -> None:
     source = (
         "import sys\ntry:\n    " + SCRIPT + "\nexcept SystemExit:\n    pass\n"
-        "heavy = {'litellm', 'instructor', 'pyarrow', 'numpy', 'aiohttp', 'rich'}\n"
+        "heavy = {'litellm', 'instructor', 'pyarrow', 'numpy', 'aiohttp'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run(
@@ -130,6 +134,25 @@ def test_help_loads_nothing_heavy(arguments: str) -> None:
     )
     assert done.stdout
     assert done.stderr == "[]\n"
+
+
+def test_help_stands_in_panels_by_subject(run: Run) -> None:
+    said = run("infer", "--help").stdout
+    panels = [
+        "Arguments",
+        "Options",
+        "The personas",
+        "The data",
+        "The model",
+        "Limits, cost and cache",
+    ]
+    assert [name for name in panels if f"─ {name} ─" not in said] == []
+    assert said.index("─ The model") < said.index("--api-base   ") < said.index("─ Limits")
+
+
+def test_every_option_of_a_run_has_a_panel() -> None:
+    named = [name for names in PANELS.values() for name in names]
+    assert sorted(named) == sorted(RUN_OPTIONS.each)
 
 
 def test_the_version(run: Run) -> None:
@@ -661,3 +684,116 @@ def test_details_do_not_replace_a_column_of_the_data(run: Run, reach: list[str])
     result = run("infer", written([{**pairs(1)[0], "chosen_trait": "x"}]), "--details", *reach)
     assert result.exit_code == 2
     assert "a column chosen_trait already" in result.stderr
+
+
+# For people
+
+
+def told_in_a_terminal(arguments: list[str], folder: Path, columns: int = 72) -> tuple[str, str]:
+    """What the script prints, out and err, where standard output is a terminal that wide."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        cwd=folder,
+        env={**env, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        os.close(theirs)
+        told = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            told += part
+        assert process.stderr is not None
+        beside = process.stderr.read().decode()
+    os.close(ours)
+    return told.decode().replace("\r\n", "\n"), beside
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
+def test_in_a_terminal_rows_are_printed_to_read(tmp_path: Path, reach: list[str]) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(2)), encoding="utf-8")
+    told, beside = told_in_a_terminal(["infer", str(data), *reach], tmp_path)
+    assert told.startswith("0  Question 0?\n  chosen ")
+    assert "The user is" in told
+    assert "{" not in told
+    assert max(map(len, told.splitlines())) <= 72
+    assert "2 rows, 0 failed" in beside
+    assert f"Next: personainfer infer {data} -o personas.parquet" in beside
+    lines_of, _ = told_in_a_terminal(["infer", str(data), "-o", "-", *reach], tmp_path)
+    assert [row["prompt"] for row in lines(lines_of)] == ["Question 0?", "Question 1?"]
+    detailed, _ = told_in_a_terminal(["infer", str(data), "--details", *reach], tmp_path)
+    assert "chosen_trait" in lines(detailed)[0]
+
+
+def test_show_fits_the_width_and_says_what_is_next(run: Run, reach: list[str]) -> None:
+    from rich.cells import cell_len
+
+    texts = ["tea \x1b[2J\x07 and \u202e" + "long words " * 90, "你好世界" * 90, "x" * 500]
+    data = [{"prompt": text, "chosen": text, "rejected": "No."} for text in texts]
+    assert run("infer", written(data), "-o", "my table.parquet", *reach).exit_code == 0
+    for width in (24, 59, 60, 100):
+        told = run("show", "my table.parquet", "--width", str(width))
+        assert told.exit_code == 0
+        assert max(map(cell_len, told.stdout.splitlines())) <= width
+        assert not set("\x1b\x07\u202e") & set(told.stdout)
+    assert "Next: personainfer report 'my table.parquet' -o 'my table.html'" in told.stderr
+    one = run("show", "my table.parquet", "-n", "1")
+    assert "… and 2 rows more" in one.stdout
+    assert "personainfer show 'my table.parquet' -n 3" in one.stderr
+
+
+def test_show_prints_what_each_response_says_and_who_prefers_it(run: Run) -> None:
+    persona = {"chosen_persona": "Someone in a hurry.", "rejected_persona": "Someone with time."}
+    name = written([{"prompt": "Tea?", "chosen": "Yes.", "rejected": "It depends.", **persona}])
+    told = run("show", name, "--width", "80").stdout
+    first, chosen, rejected = told.splitlines()[:3]
+    assert first == "0  Tea?"
+    assert chosen.split("  ")[1:2] == ["chosen"]
+    assert 0 < chosen.index("Yes.") < chosen.index("Someone in a hurry.")
+    assert "It depends." in rejected
+    assert "Someone with time." in rejected
+
+
+def test_the_next_command_is_one_that_works(run: Run, reach: list[str]) -> None:
+    made = run("infer", written(pairs(1)), "-o", "table.parquet", *reach)
+    following = re.findall(r"personainfer (.+)", made.stderr)
+    assert following == ["show table.parquet", "report table.parquet -o table.html"]
+    for command in following:
+        assert run(*shlex.split(command)).exit_code == 0
+    assert Path("table.html").is_file()
+
+
+def test_no_bar_is_mixed_into_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A pipe's reader may print to the terminal where the bar would be; a file does not."""
+    assert bar_beside_lines(True) is True
+    with open(tmp_path / "rows.jsonl", "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert bar_beside_lines(None) is None
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as pipe, os.fdopen(read):
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert bar_beside_lines(None) is False
+
+
+def test_personas_of_others_are_verified_from_a_file(run: Run) -> None:
+    persona = {"chosen_persona": "Someone in a hurry.", "rejected_persona": "Someone with time."}
+    name = written([{**pair, **persona} for pair in pairs(2)])
+    with FakeLLM(reply=_judged) as llm:
+        told = run("verify", name, "--judge", "judge-model", "--api-base", llm.api_base)
+    assert told.exit_code == 0
+    assert "accuracy" in told.stdout

@@ -1,0 +1,99 @@
+"""The commands `show` and `report`, and how `infer` prints rows in a terminal: what people read."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import personainfer as pi
+
+from ..exceptions import DataError, InvalidArgumentError
+from .options import AnyTable, AsJson
+from .streams import Done, data_out, note, print_json, suggest, table_commands
+
+if TYPE_CHECKING:
+    from ..personas.infer import PersonaStream
+    from ..records import PersonaRow
+
+_ROWS = 10
+
+
+def show(
+    table: AnyTable,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, help="Only the first so many rows.")
+    ] = _ROWS,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=24, help="Columns. Default: those of the terminal, or 80.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Print a table: each prompt, what both responses say, and who prefers them."""
+    found = opened_table(table)
+    typer.echo(found.format(limit=limit, width=width or _columns()), file=data_out())
+    if len(found) > limit:
+        note(f"All of them: personainfer show {shlex.quote(str(table))} -n {len(found)}")
+    suggest(*table_commands(table)[1:])
+
+
+def report(
+    table: AnyTable,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to write.")],
+    title: Annotated[str, typer.Option(help="The page's heading.")] = "Personas",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is no report, too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one page, with figures and every row, to look through without a network."""
+    path = pi.write_report(opened_table(table), output, title=title, overwrite=overwrite)
+    if as_json:
+        return print_json({"report": str(path)})
+    typer.echo(str(path))
+    return note(f"Open it in a browser: {path.resolve().as_uri()}")
+
+
+def opened_table(path: Path) -> pi.PersonaTable:
+    """A table of infer or verify; or a .jsonl, .json or .csv file with personas by somebody else."""
+    if path.suffix == ".parquet":
+        return pi.PersonaTable.load(path)
+    try:
+        return pi.PersonaTable.from_data(path)
+    except InvalidArgumentError as error:
+        raise DataError(
+            f"{path} is not a table of personas: {error.message}",
+            hint=f"Make one: personainfer infer {path} -o personas.parquet.",
+        ) from None
+
+
+def in_a_terminal() -> bool:
+    """Whether standard output is a terminal, where people read."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def print_stream(stream: PersonaStream) -> Done:
+    """Print each row as soon as it is ready."""
+    from ..data.table_display import text_lines
+
+    out = data_out()
+
+    def printed(rows: Iterable[PersonaRow]) -> Iterator[PersonaRow]:
+        for row in rows:
+            out.write("\n".join([*text_lines(row, _columns()), "\n"]))
+            out.flush()
+            yield row
+
+    with stream:
+        return Done.counted(printed(stream), lambda: stream.usage)
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size((80, 24)).columns
