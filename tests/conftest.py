@@ -17,9 +17,14 @@ from personainfer.testing import FakeLLM
 
 from .batch_server import BatchServer
 
-# A machine that is busy for a moment is no failure of what is tested.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+# A machine that is busy for a moment is no failure of what is tested. The light suite draws a quarter of
+# the examples that the whole suite draws.
+settings.register_profile("whole", deadline=None)
+settings.register_profile("light", deadline=None, max_examples=25)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("light" if config.option.markexpr == "not heavy" else "whole")
 
 
 @pytest.fixture(autouse=True)

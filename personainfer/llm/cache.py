@@ -345,7 +345,9 @@ def _readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
                     " AND raw = 1 AND mode = 1 AND typeof(value) = 'text'",
                     (first, last),
                 ).fetchall()
-            except sqlite3.DatabaseError:
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+                    return
                 if first < last:  # the damage is in one half, or in both
                     middle = (first + last) // 2
                     spans += [(middle + 1, last), (first, middle)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -105,16 +106,23 @@ def test_the_choices_that_say_what_is_right_are_not_those_that_are_measured() ->
 def test_sentences_that_do_nothing_are_no_finding() -> None:
     """The margin is the noise of its sentences: each adds a number drawn anew for each choice."""
 
+    @cache
+    def drawn(choice: str | None, sentence: int, seed: int) -> float:
+        return float(np.random.default_rng([*f"{choice}{sentence}".encode(), seed]).normal())
+
     def noise(cases: Sequence[Case]) -> Predictions:
-        margins = []
-        for case in cases:
-            parts = [
-                np.random.default_rng([*f"{case.choice.id}{n}".encode(), seed]).normal()
-                for n in range(3)
-                if f"Idle {n}." in case.prefix
-            ]
-            margins.append(sum(parts))
-        return Predictions.of(np.array(margins))
+        return Predictions.of(
+            np.array(
+                [
+                    sum(
+                        drawn(case.choice.id, n, seed)
+                        for n in range(3)
+                        if f"Idle {n}." in case.prefix
+                    )
+                    for case in cases
+                ]
+            )
+        )
 
     users = [f"u{n}" for n in range(30)]
     choices = [
