@@ -1,19 +1,27 @@
-"""Options: each is declared once, in a TypedDict, and read by type checkers, Python, and the command line.
+"""Check arguments: options that are declared once, and arrays of numbers, labels, counts and seeds.
+
+Each option is declared once, in a TypedDict, and read by type checkers, Python, and the command line.
 
     class LLMOptions(TypedDict, total=False):
         max_tokens: Annotated[Count, Field(default=500, description="The most tokens of a reply.")]
 
 `Options(LLMOptions)` makes a pydantic model of it that checks values, with errors in our own words.
 `takes_options` gives a function with `**options: Unpack[LLMOptions]` a signature that shows each option.
+
+Every function that computes a number reads its arrays by `read_numbers` and `read_labels`, so that a text, an
+infinite value or a missing group is refused in the same words everywhere, and never becomes another number.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from functools import cache
+from numbers import Integral, Real
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     Literal,
@@ -26,6 +34,7 @@ from typing import (
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
@@ -35,6 +44,12 @@ from pydantic import (
 )
 
 from .exceptions import InvalidArgumentError, UnknownOptionError
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import ArrayLike, NDArray
+
+    from .records import FloatArray
 
 Documented = TypeVar("Documented", bound=Callable[..., Any])
 
@@ -51,11 +66,22 @@ Count = Annotated[
     int, Strict(), Field(ge=1, le=sys.maxsize), Wanted("must be a whole number from 1 up.")
 ]
 WholeNumber = Annotated[int, Strict(), Wanted("must be a whole number.")]
+CountFromZero = Annotated[
+    int,
+    Strict(),
+    Field(ge=0),
+    BeforeValidator(lambda seed: int(seed) if _is_whole(seed) else seed),  # NumPy's, too
+    Wanted("must be a whole number from 0 up."),
+]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False), Wanted("must be a number.")]
 PositiveNumber = Annotated[
     float, Strict(), Field(gt=0, le=sys.float_info.max), Wanted("must be a positive number.")
 ]
 Flag = Annotated[bool, Strict(), Wanted("must be True or False.")]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 class Option(NamedTuple):
@@ -159,3 +185,113 @@ def _within(kind: Any) -> Iterator[Any]:
     else:
         for part in get_args(kind):
             yield from _within(part)
+
+
+# Numbers
+
+LARGEST = 1e100  # beyond it a square, or the sum of many, is too large for a float
+_MISSING = ("NAType", "NaTType")  # of pandas
+
+
+def read_numbers(
+    name: str,
+    given: ArrayLike | Iterable[float],
+    *,
+    dimensions: tuple[int, ...] = (1,),
+    infinite: bool = False,
+    length: int | None = None,
+) -> FloatArray:
+    """An argument as an array of floats; NaN for what is missing (None, NaN, a null of pandas).
+
+    Args:
+        name: of the argument, or words for where the numbers come from.
+        given: numbers or booleans: a sequence, an array, a column of a frame, an iterator.
+        dimensions: how many dimensions it may have.
+        infinite: whether it may hold infinite numbers, such as log-probabilities that are only compared.
+        length: how many it must hold; None: any number.
+
+    Raises:
+        InvalidArgumentError: a text, a date or another thing that is no number; an infinite number, or one
+            beyond 1e100; an array of other dimensions.
+    """
+    import numpy as np  # loading it takes longer than the rest of the package
+
+    said = f"{name}=" if name.isidentifier() else name
+
+    def error(what: str, hint: str = "") -> InvalidArgumentError:
+        return InvalidArgumentError(f"{said} {what}", hint=hint, argument=name)
+
+    try:
+        found = np.asarray(list(given) if isinstance(given, Iterator) else given)
+    except (ValueError, TypeError, RuntimeError) as problem:
+        raise error(f"is no array of numbers: {problem}") from None
+    if found.ndim not in dimensions:
+        wanted = " or ".join(("()", "(n,)", "(n, k)", "(n, k, m)")[d] for d in dimensions)
+        raise error(f"has the shape {found.shape}: {wanted} is needed.")
+    if length is not None and len(found) != length:
+        raise error(f"holds {len(found)} numbers where {length} are needed.")
+    if found.dtype.kind == "O":
+        numbers = [_number(one) for one in found.ravel().tolist()]
+        if None in numbers:
+            first = found.ravel()[numbers.index(None)]
+            raise error(f"is no array of numbers: it holds {first!r:.40}.")
+        found = np.array(numbers, dtype=np.float64).reshape(found.shape)
+    if found.dtype.kind not in "biuf":
+        raise error(f"is no array of numbers: it holds {found.ravel()[:1].tolist()!r:.40}.")
+    array: FloatArray = found.astype(np.float64)
+    beyond = array[np.abs(array) > LARGEST]
+    if len(beyond) and not infinite:
+        hint = "Give NaN for a value that is missing."
+        raise error(f"holds {beyond[0]:g}: only finite numbers up to {LARGEST:g} can be.", hint)
+    return array
+
+
+def _number(value: object) -> float | None:
+    """The value as a float; NaN for a missing one, None for what is no number."""
+    if value is None or type(value).__name__ in _MISSING:
+        return float("nan")
+    try:
+        real = isinstance(value, Real | Decimal) or type(value).__name__ == "bool"  # NumPy's, too
+        return float(value) if real else None  # type: ignore[arg-type]
+    except OverflowError:
+        return float("inf")
+
+
+def read_labels(name: str, given: Iterable[Hashable]) -> tuple[list[Any], NDArray[numpy.intp]]:
+    """The distinct labels of an argument, sorted, and the place of each item's label among them.
+
+    Labels of different types stay apart: 1 and "1" are two groups.
+
+    Raises:
+        InvalidArgumentError: a label is missing (None, NaN) or cannot be one, such as a list.
+    """
+    import numpy as np
+
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise InvalidArgumentError(
+            f"{name}= is a single {type(given).__name__}: a label for each item is needed.",
+            argument=name,
+        )
+    labels = given.tolist() if isinstance(given, np.ndarray) else list(given)
+    for place, label in enumerate(labels):
+        if _is_missing(label):
+            raise InvalidArgumentError(
+                f"{name}[{place}] is missing.", hint="Leave the item out.", argument=name
+            )
+    try:
+        distinct: list[Any] = list(dict.fromkeys(labels))
+    except TypeError:
+        raise InvalidArgumentError(
+            f"{name}= holds something that is no label, such as a list.", argument=name
+        ) from None
+    try:
+        distinct.sort()
+    except TypeError:  # of several types
+        distinct.sort(key=lambda label: (type(label).__name__, repr(label)))
+    place_of = {label: place for place, label in enumerate(distinct)}
+    return distinct, np.array([place_of[label] for label in labels], dtype=np.intp)
+
+
+def _is_missing(label: object) -> bool:
+    nan = isinstance(label, float) and label != label
+    return label is None or nan or type(label).__name__ in _MISSING

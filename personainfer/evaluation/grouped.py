@@ -12,13 +12,14 @@ is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arguments import Count, CountFromZero, check_argument, read_labels, read_numbers
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 from .statistics import (
@@ -29,6 +30,7 @@ from .statistics import (
     bootstrap,
     bootstrap_rate,
     check_confidence,
+    check_within,
     percentiles,
     widened,
     wilson,
@@ -43,6 +45,9 @@ _CELLS = 500_000  # numbers held at once while resampling
 _MOST_STEPS = 100
 _LONGEST_STEP = 2.0  # Newton's own can be much too long where outcomes are nearly separated
 _CLOSE = 1e-9
+
+
+Groups = Iterable[Hashable]  # what each item belongs to: any labels, none of them missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,49 +72,58 @@ class WinRate:
         return asdict(self)
 
 
-def group_sums(items: ArrayLike, groups: ArrayLike) -> FloatArray:
-    """The sums of the items of each group: (n, m) and (n,) -> (groups, m), sorted by group."""
+def group_sums(items: FloatArray, groups: NDArray[np.intp]) -> FloatArray:
+    """The sums of the items of each group: (n, m) and the number of each item's group (n,) -> (groups, m)."""
     rows = np.asarray(items, dtype=np.float64)
-    names, places = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.zeros((len(names), rows.shape[1]))
+    numbers, places = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(numbers), rows.shape[1]))
     np.add.at(sums, places, rows)
     return sums
 
 
-def check_lengths(*given: ArrayLike) -> None:
-    """Raise InvalidArgumentError unless all are of one shape (n,): values, and the group of each."""
-    shapes = [np.shape(np.asarray(one)) for one in given]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
-        raise InvalidArgumentError(
-            f"values and groups of the shapes {', '.join(map(str, shapes))}: all are (n,)."
-        )
+def check_lengths(*given: NDArray[Any]) -> None:
+    """Raise InvalidArgumentError unless all are of one length: values, and the group of each."""
+    if len({len(one) for one in given}) > 1:
+        shapes = ", ".join(str(one.shape) for one in given)
+        raise InvalidArgumentError(f"values and groups of the shapes {shapes}: all are (n,).")
 
 
 def mean_by_group(
-    values: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE
+    values: ArrayLike,
+    groups: Groups,
+    *,
+    bounds: tuple[float, float] | None = None,
+    confidence: float = CONFIDENCE,
 ) -> Estimate:
     """The mean of all values, resampling groups: `n` is how many of them there are.
 
     Args:
         values: shape (n,); NaN is a missing one.
         groups: shape (n,): what each value belongs to.
+        bounds: the lowest and the highest possible value. If all groups have the same mean, resampling
+            would give an interval of width 0; with bounds, it has a width: see `widened`.
         confidence: of the interval.
+
+    Raises:
+        InvalidArgumentError: values that are no finite numbers or outside of `bounds`, a missing group, or
+            lengths that differ.
     """
-    check_lengths(values, groups)
-    given = np.asarray(values, dtype=np.float64)
+    given, (_, numbers) = read_numbers("values", values), read_labels("groups", groups)
+    check_lengths(given, numbers)
+    if bounds is not None:
+        check_within(given, bounds)
     known = ~np.isnan(given)
     if not known.any():
         return NOTHING
     items = np.stack([given[known], np.ones(known.sum())], axis=1)
-    sums = group_sums(items, np.asarray(groups)[known])
-    return bootstrap(sums, lambda s: s[:, 0] / s[:, 1], confidence=confidence)
+    sums = group_sums(items, numbers[known])
+    found = bootstrap(sums, lambda s: s[:, 0] / s[:, 1], confidence=confidence)
+    return found if bounds is None else widened(found, bounds, confidence)
 
 
-def rate_by_group(
-    scores: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE
-) -> Estimate:
+def rate_by_group(scores: ArrayLike, groups: Groups, *, confidence: float = CONFIDENCE) -> Estimate:
     """`mean_by_group` of scores between 0 and 1; Wilson's interval if resampling cannot vary."""
-    return widened(mean_by_group(scores, groups, confidence=confidence), (0.0, 1.0), confidence)
+    return mean_by_group(scores, groups, bounds=(0.0, 1.0), confidence=confidence)
 
 
 def win_rate(
@@ -124,7 +138,7 @@ def win_rate(
     Args:
         outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss, NaN left out.
     """
-    given = np.asarray(outcomes, dtype=np.float64)
+    given = read_numbers("outcomes", outcomes)
     kept = np.sign(given[~np.isnan(given)])
     wins, losses = int((kept > 0).sum()), int((kept < 0).sum())
     return WinRate(
@@ -139,7 +153,7 @@ def win_rate(
 
 
 def win_rate_by_group(
-    outcomes: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE
+    outcomes: ArrayLike, groups: Groups, *, confidence: float = CONFIDENCE
 ) -> WinRate:
     """`win_rate`, resampling groups for both of its rates.
 
@@ -148,23 +162,22 @@ def win_rate_by_group(
         groups: shape (n,): what each item belongs to.
         confidence: of the intervals.
     """
-    check_lengths(outcomes, groups)
-    given = np.sign(np.asarray(outcomes, dtype=np.float64))
+    given, (_, numbers) = np.sign(read_numbers("outcomes", outcomes)), read_labels("groups", groups)
     won = np.where(given == 0, np.nan, (given + 1) / 2)
     wins, ties, losses = (int((given == sign).sum()) for sign in (1, 0, -1))
     return WinRate(
         wins=wins,
         ties=ties,
         losses=losses,
-        rate=rate_by_group(won, groups, confidence=confidence),
-        rate_with_ties=rate_by_group((given + 1) / 2, groups, confidence=confidence),
+        rate=rate_by_group(won, numbers, confidence=confidence),
+        rate_with_ties=rate_by_group((given + 1) / 2, numbers, confidence=confidence),
     )
 
 
 def delta_pq(
     personalization: ArrayLike,
     quality: ArrayLike,
-    groups: ArrayLike,
+    groups: Groups,
     *,
     confidence: float = CONFIDENCE,
 ) -> Estimate:
@@ -172,7 +185,8 @@ def delta_pq(
 
     "Whose Boat Does it Float?" (arXiv 2501.11549), there times 100. Both outcomes of a group
     are resampled together. Where a W is 0 or 1, which resampling cannot vary, the interval is put
-    together from those of both W (Zou & Donner 2008, MOVER), as if they were independent.
+    together from those of both W (Zou & Donner 2008, MOVER), as if they were independent. Where one is won
+    just where the other is lost, ΔPQ cannot vary either: see `widened`.
 
     Args:
         personalization, quality: shape (n,) each, the same items in the same order: above 0 a win, 0 a
@@ -183,13 +197,15 @@ def delta_pq(
     Returns:
         NaN where either has neither wins nor losses; `n` counts the groups that have any.
     """
-    check_lengths(personalization, quality, groups)
-    outcomes = np.stack([np.asarray(o, dtype=np.float64) for o in (personalization, quality)])
+    one, other = read_numbers("personalization", personalization), read_numbers("quality", quality)
+    _, numbers = read_labels("groups", groups)
+    check_lengths(one, other, numbers)
+    outcomes = np.stack([one, other])
     known = (~np.isnan(outcomes) & (outcomes != 0)).any(axis=0)
     if not known.any():
         return NOTHING
     counts = np.concatenate([outcomes > 0, outcomes < 0]).T.astype(np.float64)
-    sums = group_sums(counts[known], np.asarray(groups)[known])
+    sums = group_sums(counts[known], numbers[known])
 
     def statistic(s: FloatArray) -> FloatArray:
         found: FloatArray = s[:, 0] / (s[:, 0] + s[:, 2]) + s[:, 1] / (s[:, 1] + s[:, 3]) - 1
@@ -197,9 +213,11 @@ def delta_pq(
 
     found = bootstrap(sums, statistic, confidence=confidence)
     won, lost = sums.sum(axis=0).reshape(2, 2)
-    if math.isnan(found.value) or (won.all() and lost.all()):
+    if math.isnan(found.value):
         return found
-    rates = [win_rate_by_group(one, groups, confidence=confidence).rate for one in outcomes]
+    if won.all() and lost.all():
+        return widened(found, (-1.0, 1.0), confidence)
+    rates = [win_rate_by_group(each, numbers, confidence=confidence).rate for each in outcomes]
     below = math.hypot(*(rate.value - rate.low for rate in rates))
     above = math.hypot(*(rate.high - rate.value for rate in rates))
     low, high = max(found.value - below, -1.0), min(found.value + above, 1.0)
@@ -209,7 +227,7 @@ def delta_pq(
 def length_controlled_rate(
     outcomes: ArrayLike,
     differences: ArrayLike,
-    groups: ArrayLike,
+    groups: Groups,
     *,
     confidence: float = CONFIDENCE,
     resamples: int = _REFITS,
@@ -234,10 +252,13 @@ def length_controlled_rate(
         group is NaN.
     """
     check_confidence(confidence)
-    check_lengths(outcomes, differences, groups)
-    given, lengths = (np.asarray(a, dtype=np.float64) for a in (outcomes, differences))
+    check_argument("resamples", resamples, Count)
+    check_argument("seed", seed, CountFromZero)
+    given, lengths = read_numbers("outcomes", outcomes), read_numbers("differences", differences)
+    _, numbers = read_labels("groups", groups)
+    check_lengths(given, lengths, numbers)
     decided = ~np.isnan(given) & (given != 0) & ~np.isnan(lengths)
-    won, d, names = given[decided] > 0, lengths[decided], np.asarray(groups)[decided]
+    won, d, names = given[decided] > 0, lengths[decided], numbers[decided]
     if not len(won):
         return NOTHING
     if won.all() or not won.any() or not d.any():
@@ -245,6 +266,7 @@ def length_controlled_rate(
     kinds, places = np.unique(names, return_inverse=True)
     if d.min() == d.max():  # whose deviation may be above 0 by rounding
         return Estimate(math.nan, math.nan, math.nan, len(kinds))
+    d = d / np.abs(d).max()  # the unit does not matter, and the square of a tiny one is 0
     x, y = np.tanh(d / d.std()), won.astype(np.float64)
     share = len(kinds) / len(won)  # a prompt is one observation, however often it is asked
     value = float(_rates(x, y, np.ones((1, len(won))), share)[0])

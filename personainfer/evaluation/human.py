@@ -11,7 +11,7 @@ import json
 import random
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import ArrayLike, NDArray
 
+from ..arguments import read_numbers
 from ..data.files import open_rows
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
@@ -34,6 +35,7 @@ from .statistics import (
     bootstrap_mean,
     bootstrap_rate,
     check_confidence,
+    wilson,
 )
 
 Question = Literal["choice", "rating"]
@@ -323,7 +325,10 @@ def _means(
         }
         return {"accuracy": rates}
     return {
-        name: {s: bootstrap_mean(v[:, kept].T, confidence=confidence) for s, kept in groups.items()}
+        name: {
+            s: bootstrap_mean(v[:, kept].T, bounds=(1.0, 5.0), confidence=confidence)
+            for s, kept in groups.items()
+        }
         for name, v in values.items()
     }
 
@@ -371,10 +376,13 @@ def cohen_kappa(one: ArrayLike, other: ArrayLike, *, confidence: float = CONFIDE
 
     Returns:
         1 where they always agree, 0 where they agree as often as by chance. NaN where both always give
-        one and the same category: chance would agree as well.
+        one and the same category: chance would agree as well. Where they always agree, resampling cannot
+        vary: the interval then ends at the kappa of as many disagreements as Wilson's upper limit for
+        none of n allows. Its interval is NaN where one rater gives every item the same category, since
+        kappa is 0 then whatever the other one says.
     """
-    first, second = (np.asarray(values, dtype=np.float64) for values in (one, other))
-    if first.shape != second.shape or first.ndim != 1:
+    first, second = read_numbers("one", one), read_numbers("other", other)
+    if first.shape != second.shape:
         raise InvalidArgumentError(f"two raters of shapes {first.shape} and {second.shape}.")
     known = ~np.isnan(first) & ~np.isnan(second)
     if not known.any():
@@ -393,7 +401,13 @@ def cohen_kappa(one: ArrayLike, other: ArrayLike, *, confidence: float = CONFIDE
         expected = (shares.sum(axis=1) * shares.sum(axis=2)).sum(axis=1)
         return np.where(expected < 1.0, (observed - expected) / (1.0 - expected), np.nan)
 
-    return bootstrap(items.reshape(len(rows), -1), kappa, confidence=confidence)
+    found = bootstrap(items.reshape(len(rows), -1), kappa, confidence=confidence)
+    if min(len(np.unique(rows)), len(np.unique(columns))) < 2:
+        return replace(found, low=float("nan"), high=float("nan"))
+    shares = items.mean(axis=0)
+    return _agreeing(
+        found, 1.0 / (1.0 - float(shares.sum(axis=0) @ shares.sum(axis=1))), confidence
+    )
 
 
 def krippendorff_alpha(
@@ -412,12 +426,11 @@ def krippendorff_alpha(
 
     Returns:
         1 where all agree, 0 where they agree as often as by chance; NaN where no item has two ratings or
-        all ratings are the same.
+        all ratings are the same. Where all agree, the interval is as that of `cohen_kappa`, as if those
+        who disagree were as far apart as they can be.
     """
     InvalidArgumentError.check("level", level, ("nominal", "ordinal", "interval"))
-    given = np.asarray(ratings, dtype=np.float64)
-    if given.ndim != 2:
-        raise InvalidArgumentError(f"ratings of shape {given.shape}: (raters, items) is needed.")
+    given = read_numbers("ratings", ratings, dimensions=(2,))
     paired = given[:, (~np.isnan(given)).sum(axis=0) >= 2]
     if not paired.size:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
@@ -438,7 +451,23 @@ def krippendorff_alpha(
         )
         return np.where(expected > 0.0, 1.0 - observed / expected, np.nan)
 
-    return bootstrap(coincidences.reshape(len(counts), -1), alpha, confidence=confidence)
+    found = bootstrap(coincidences.reshape(len(counts), -1), alpha, confidence=confidence)
+    totals = counts.sum(axis=0, keepdims=True)
+    apart = _distances(categories, totals, level)[0]
+    expected = float((totals.T * totals * apart).sum() / (totals.sum() * (totals.sum() - 1.0)))
+    return _agreeing(found, float(apart.max()) / expected if expected else 0.0, confidence)
+
+
+def _agreeing(found: Estimate, cost: float, confidence: float) -> Estimate:
+    """The estimate, with an interval of some width where all raters agree on all items.
+
+    Of n items all agree on, the share of disagreement in general is at most Wilson's upper limit for 0 of
+    n. `cost` is what a share of 1 takes off.
+    """
+    if not found.value == found.low == 1.0:
+        return found
+    low = 1.0 - wilson(0, found.n, confidence=confidence).high * cost
+    return replace(found, low=max(low, -1.0))
 
 
 def _distances(categories: FloatArray, totals: FloatArray, level: Level) -> FloatArray:

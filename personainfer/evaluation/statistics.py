@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments import Count, check_argument
+from ..arguments import Count, CountFromZero, check_argument, read_numbers
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 
@@ -80,12 +80,11 @@ def bootstrap(
         or skewed values, it covers the truth less often than `confidence` says (docs/verification.md).
     """
     check_confidence(confidence)
-    _check_resamples(resamples)
-    rows = np.asarray(items, dtype=np.float64)
-    if rows.ndim != 2 or not np.isfinite(rows).all():
-        raise InvalidArgumentError(
-            f"items has the shape {rows.shape}: an array (n, m) of finite numbers is needed."
-        )
+    check_argument("resamples", resamples, Count)
+    check_argument("seed", seed, CountFromZero)
+    rows = read_numbers("items", items, dimensions=(2,))
+    if np.isnan(rows).any():
+        raise InvalidArgumentError("items= holds NaN: an array (n, m) of finite numbers is needed.")
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(statistic(rows.sum(axis=0, keepdims=True))[0])
         if len(rows) < 2:
@@ -110,8 +109,13 @@ def bootstrap_mean(
         values: shape (n,), or (n, k) for k values an item; NaN is a missing one.
         bounds: the lowest and the highest possible value. If all items are equal, resampling would give
             an interval of width 0; with bounds, it has a width: see `widened`.
+
+    Raises:
+        InvalidArgumentError: values that are no finite numbers, or outside of `bounds`.
     """
     table = _two_dimensional(values)
+    if bounds is not None:
+        check_within(table, bounds)
     present = ~np.isnan(table)
     items = np.stack([np.nansum(table, axis=1), present.sum(axis=1)], axis=1)[present.any(axis=1)]
     if not len(items):
@@ -149,11 +153,8 @@ def bootstrap_rate(
     Args:
         scores: shape (n,), or (n, k) for k scores an item; NaN is a missing one.
     """
-    table = _two_dimensional(scores)
-    if (table < 0).any() or (table > 1).any():
-        raise InvalidArgumentError("a score of a rate lies between 0 and 1.")
     return bootstrap_mean(
-        table, bounds=(0.0, 1.0), confidence=confidence, resamples=resamples, seed=seed
+        scores, bounds=(0.0, 1.0), confidence=confidence, resamples=resamples, seed=seed
     )
 
 
@@ -172,8 +173,8 @@ def paired_difference(
         first, second: shape (n,) each, the same items in the same order; NaN is a missing value.
         bounds: of the differences, as for `bootstrap_mean`.
     """
-    one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    if one.shape != other.shape or one.ndim != 1:
+    one, other = read_numbers("first", first), read_numbers("second", second)
+    if one.shape != other.shape:
         raise InvalidArgumentError(
             f"a paired difference of the shapes {one.shape} and {other.shape}: both are (n,)."
         )
@@ -185,7 +186,8 @@ def paired_difference(
 def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
     """A share with Wilson's score interval (Wilson 1927), for independent items."""
     check_confidence(confidence)
-    if not 0 <= successes <= n:
+    [share_of, whole] = read_numbers("successes and n", [successes, n])
+    if not 0 <= share_of <= whole:
         raise InvalidArgumentError(f"{successes} successes of {n} items.")
     if n == 0:
         return NOTHING
@@ -220,7 +222,7 @@ def benjamini_hochberg(p_values: ArrayLike) -> FloatArray:
 
 def two_sided_p(z: ArrayLike) -> FloatArray:
     """The chance of a standard normal value at least as far from 0 as each z."""
-    scores = np.asarray(z, dtype=np.float64)
+    scores = read_numbers("z", z, dimensions=(0, 1, 2), infinite=True)
     return np.array([math.erfc(abs(s) / math.sqrt(2)) for s in scores.ravel()]).reshape(
         scores.shape
     )
@@ -246,12 +248,13 @@ def log_odds(
             the second, and the prior. The odds of a word are then of texts with it to texts without
             it, and not to other words: the group with shorter texts would seem to favour every word.
     """
-    one, other, added = (np.asarray(a, dtype=np.float64) for a in (first, second, prior))
-    if not one.shape == other.shape == added.shape or one.ndim != 1:
+    one, other = read_numbers("first", first), read_numbers("second", second)
+    added = read_numbers("prior", prior)
+    if not one.shape == other.shape == added.shape:
         raise InvalidArgumentError(
             f"counts of the shapes {one.shape} and {other.shape}, prior {added.shape}: all are (words,)."
         )
-    if (one < 0).any() or (other < 0).any() or (added <= 0).any():
+    if not ((one >= 0).all() and (other >= 0).all() and (added > 0).all()):
         raise InvalidArgumentError("counts are 0 or more, and the prior is above 0.")
     one, other = one + added, other + added
     if texts is None:
@@ -356,26 +359,33 @@ def _t_expansion(z: float, freedom: int) -> float:
 
 
 def _two_dimensional(values: ArrayLike) -> FloatArray:
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim not in (1, 2):
-        raise InvalidArgumentError(f"values of the shape {table.shape}: (n,) or (n, k) is needed.")
+    table = read_numbers("values", values, dimensions=(1, 2))
     return table.reshape(len(table), -1) if table.size else np.empty((0, 1))
 
 
 def _p_values(given: ArrayLike) -> FloatArray:
-    p = np.asarray(given, dtype=np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+    p = read_numbers("p_values", given)
+    if not ((p >= 0) & (p <= 1)).all():
         raise InvalidArgumentError("p-values are an array (n,) of numbers between 0 and 1.")
     return p
 
 
 def check_confidence(confidence: float) -> None:
     """Raise InvalidArgumentError for what is no share of an interval, such as 95."""
-    if isinstance(confidence, bool) or not isinstance(confidence, float) or not 0 < confidence < 1:
+    real = isinstance(confidence, float | np.floating)
+    if not real or not 0 < confidence < 1:
         raise InvalidArgumentError(
             f"confidence={confidence!r} must lie between 0 and 1.", hint="Give 0.95 for 95 %."
         )
 
 
-def _check_resamples(resamples: int) -> None:
-    check_argument("resamples", resamples, Count)
+def check_within(values: FloatArray, bounds: tuple[float, float]) -> None:
+    """Raise InvalidArgumentError for bounds in the wrong order, or a value outside of them."""
+    lowest, highest = bounds
+    if not lowest < highest:
+        raise InvalidArgumentError(f"bounds={bounds!r} must be the lower one, then the higher.")
+    outside = values[(values < lowest) | (values > highest)]
+    if len(outside):
+        raise InvalidArgumentError(
+            f"a value of {outside[0]:g} is not between {lowest:g} and {highest:g}."
+        )

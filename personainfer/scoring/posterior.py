@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import read_numbers
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray, Persona, Preference, Selector
 
@@ -74,11 +75,9 @@ class PersonaPosterior:
         pairs = [pair for pair in preferences for _ in personas]
         asked = list(personas) * len(preferences)
         found = selector.explains(pairs, asked) if asked else ()
-        scores = np.fromiter((float(score) for score in found), dtype=float)
-        if len(scores) != len(asked):
-            raise InvalidArgumentError(
-                f"selector.explains gave {len(scores)} scores for {len(asked)} pairs of choice and persona."
-            )
+        scores = read_numbers(
+            "the result of selector.explains", found, length=len(asked), infinite=True
+        )
         rows = scores.reshape(len(preferences), len(personas))
         known = ~np.isnan(rows).any(axis=1)
         if not known.all():
@@ -206,7 +205,7 @@ class PersonaPosterior:
         return _log_sum(self._path(temperature)[-1] + _log_choice(explains, temperature))
 
     def _matrix(self, explains: npt.ArrayLike) -> FloatArray:
-        rows = np.asarray(explains, dtype=float)
+        rows = read_numbers("explains", explains, dimensions=(0, 1, 2), infinite=True)
         if rows.ndim == 1 and rows.size:
             rows = rows[None]
         rows = rows.reshape(0, len(self.personas)) if rows.size == 0 else rows
@@ -220,7 +219,7 @@ class PersonaPosterior:
 
 
 def _prior(weights: npt.ArrayLike | None, size: int) -> FloatArray:
-    prior = np.ones(size) if weights is None else np.asarray(weights, dtype=float)
+    prior = np.ones(size) if weights is None else read_numbers("prior", weights, infinite=True)
     if prior.shape != (size,) or not np.isfinite(prior).all() or prior.min() < 0 or not prior.any():
         raise InvalidArgumentError(
             f"prior={weights!r:.80} must be {size} weights, not negative, and not all 0."

@@ -5,6 +5,7 @@ After PersonalLLM (arXiv 2409.20296, section 3).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..evaluation.statistics import Estimate, bootstrap_mean
+from ..arguments import Count, check_argument
+from ..evaluation.statistics import (
+    CONFIDENCE,
+    Estimate,
+    bootstrap_mean,
+    bootstrap_rate,
+    check_confidence,
+)
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray
 from ..tailoring.bm25 import words
@@ -54,13 +62,21 @@ class Votes:
         found: FloatArray = np.maximum(-(self.shares * logs).sum(axis=1), 0.0)
         return found
 
+    @property
+    def entropy_bounds(self) -> tuple[float, float]:
+        """The lowest and the highest possible entropy of so many users and responses, in nats."""
+        winners = max(2, min(self.users, self.shares.shape[1]))
+        return 0.0, math.log(winners) * (1 + 1e-9)  # rounding may exceed it
+
     def summary(self) -> dict[str, Estimate]:
         """Means over prompts, with intervals from resampled prompts."""
         return {
-            "share of the top response": bootstrap_mean(self.top_share),
-            "prompts where it has a majority": bootstrap_mean(self.top_share > 0.5),
-            "distinct winners a prompt": bootstrap_mean(self.winners),
-            "entropy of the vote, nats": bootstrap_mean(self.entropy),
+            "share of the top response": bootstrap_rate(self.top_share),
+            "prompts where it has a majority": bootstrap_rate(self.top_share > 0.5),
+            "distinct winners a prompt": bootstrap_mean(
+                self.winners, bounds=(1.0, max(self.shares.shape[1], 2))
+            ),
+            "entropy of the vote, nats": bootstrap_mean(self.entropy, bounds=self.entropy_bounds),
         }
 
     def __str__(self) -> str:
@@ -75,6 +91,7 @@ def votes(choices: npt.ArrayLike, responses: int) -> Votes:
         choices: from `SimulatedUsers.choose`: places of responses, shape (users, prompts).
         responses: how many there are a prompt.
     """
+    check_argument("responses", responses, Count)
     chosen = np.asarray(choices)
     if chosen.ndim != 2 or not chosen.size or not np.issubdtype(chosen.dtype, np.integer):
         raise InvalidArgumentError(
@@ -99,7 +116,7 @@ class WordEntropy(NamedTuple):
 
 
 def entropy_by_word(
-    found: Votes, prompts: Sequence[str], *, floor: int = 20, confidence: float = 0.95
+    found: Votes, prompts: Sequence[str], *, floor: int = 20, confidence: float = CONFIDENCE
 ) -> list[WordEntropy]:
     """The words of prompts by the entropy of the vote, the highest first: where users agree least.
 
@@ -109,15 +126,21 @@ def entropy_by_word(
         floor: leave out words of fewer prompts.
         confidence: of the intervals.
     """
+    check_confidence(confidence)
+    check_argument("floor", floor, Count)
     if len(prompts) != len(found.shares):
         raise InvalidArgumentError(f"{len(prompts)} prompts= for votes on {len(found.shares)}.")
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
         for word in set(words(prompt)):
             places.setdefault(word, []).append(place)
-    entropy = found.entropy
+    entropy, bounds = found.entropy, found.entropy_bounds
+
+    def mean(where: Sequence[int]) -> Estimate:
+        return bootstrap_mean(entropy[where], bounds=bounds, confidence=confidence)
+
     kept = [
-        WordEntropy(word, len(where), bootstrap_mean(entropy[where], confidence=confidence))
+        WordEntropy(word, len(where), mean(where))
         for word, where in places.items()
         if len(where) >= floor
     ]

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -260,12 +261,15 @@ def _persona_tailoring(
     return Reproduction("pt", tuple(figures), (judged, size, *differs))
 
 
-def _judge_by_likelihood(scorer: Likelihood) -> Callable[..., int | str]:
-    """A judge that prefers what the model finds likelier, a token; for a persona, what it lifts more."""
+def _judge_by_likelihood(scorer: Likelihood) -> Callable[..., int | str | None]:
+    """A judge that prefers what the model finds likelier, a token; for a persona, what it lifts more.
+
+    Responses that are too long for the model have no score, and so no verdict (None).
+    """
 
     def likelihood(
         prompt: Any, first: str, second: str, persona: Persona | str | None
-    ) -> int | str:
+    ) -> int | str | None:
         if persona is None:
             one, two = scorer.log_likelihood(
                 [prompt] * 2, [None] * 2, [first, second], per_token=True
@@ -274,6 +278,8 @@ def _judge_by_likelihood(scorer: Likelihood) -> Callable[..., int | str]:
         else:
             pair = Preference(prompt=prompt, chosen=first, rejected=second)
             margin = float(scorer.explains([pair], [persona])[0])
+        if math.isnan(margin):
+            return None
         return "neither" if margin == 0 else 1 if margin > 0 else 2
 
     return likelihood

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import read_numbers
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Persona, Prompt
 
@@ -247,10 +248,7 @@ def check_models(models: Sequence[str]) -> tuple[str, ...]:
 
 
 def _rewards(given: npt.ArrayLike, models: Sequence[str]) -> FloatArray:
-    try:
-        rewards = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"rewards= is no array of numbers: {error}") from None
+    rewards = read_numbers("rewards", given, dimensions=(0, 1, 2, 3), infinite=True)
     if rewards.ndim != 3 or not rewards.size or rewards.shape[2] != len(models):
         raise InvalidArgumentError(
             f"rewards has the shape {rewards.shape}, not (prompts, responses, {len(models)} models)."
@@ -269,14 +267,17 @@ def _rewards(given: npt.ArrayLike, models: Sequence[str]) -> FloatArray:
 
 def _scale(rewards: FloatArray, models: Sequence[str]) -> tuple[FloatArray, FloatArray]:
     flat = rewards.reshape(-1, rewards.shape[2])
-    same = np.flatnonzero(np.ptp(flat, axis=0) == 0)
+    spread = np.ptp(flat, axis=0)
+    same = np.flatnonzero(spread == 0)
     if len(same):
         raise DataError(
             f"the model {models[same[0]]!r} gives every response the reward {flat[0, same[0]]:g}, so it"
             " has no z-scores.",
             hint="Leave it out, or give more responses.",
         )
-    return flat.mean(axis=0), flat.std(axis=0)
+    return flat.mean(axis=0), (flat / spread).std(
+        axis=0
+    ) * spread  # a tiny or huge unit has no square
 
 
 def _costs(given: Collection[str] | None, models: Sequence[str]) -> frozenset[str]:
@@ -332,7 +333,12 @@ def _several(given: Any) -> tuple[Any, ...]:
 def _scored(
     name: str, scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[str]
 ) -> FloatArray:
-    found = np.asarray(scorer(prompts, responses), dtype=np.float64)
+    found = read_numbers(
+        f"the result of scorers[{name!r}]",
+        scorer(prompts, responses),
+        dimensions=(0, 1, 2),
+        infinite=True,
+    )
     if found.shape != (len(responses),):
         raise InvalidArgumentError(
             f"the scorer {name!r} gives numbers of shape {found.shape} for {len(responses)} responses."

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import Count, CountFromZero, check_argument, read_numbers
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Preference
 from .reward_matrix import RewardMatrix, check_models
@@ -86,7 +87,8 @@ class SimulatedUsers:
             seed: of the draw.
         """
         names = check_models(models)
-        _check_count("n", n)
+        check_argument("n", n, Count)
+        check_argument("seed", seed, CountFromZero)
         if not _is_real(alpha) or not 0 < alpha < np.inf:
             raise InvalidArgumentError(f"alpha={alpha!r} must be a positive number.")
         if not _is_real(min_distance) or not 0 <= min_distance < np.inf:
@@ -123,6 +125,7 @@ class SimulatedUsers:
         """
         weights = self._weights_for(matrix)
         _check_temperature(temperature)
+        check_argument("seed", seed, CountFromZero)
         offered = None if pairs is None else _pairs(pairs, len(self), matrix.rewards.shape[:2])
         chosen = np.empty((len(self), len(matrix)), dtype=np.int64)
         for part in _parts(len(self), matrix.zscores[..., 0].size):
@@ -172,7 +175,8 @@ class SimulatedUsers:
         """
         weights = self._weights_for(matrix)
         _check_temperature(temperature)
-        _check_count("pairs_per_user", pairs_per_user)
+        check_argument("pairs_per_user", pairs_per_user, Count)
+        check_argument("seed", seed, CountFromZero)
         InvalidArgumentError.check("offered", offered, ("random", "extremes"))
         pairs = _askable(matrix, pairs_per_user)
         history: list[Preference] = []
@@ -309,10 +313,7 @@ def _record(matrix: RewardMatrix, prompt: int, best: int, worst: int, user: str)
 
 
 def _weights(given: npt.ArrayLike, models: Sequence[str]) -> FloatArray:
-    try:
-        weights = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"weights is no array of numbers: {error}") from None
+    weights = read_numbers("weights", given, dimensions=(0, 1, 2, 3), infinite=True)
     if weights.ndim != 2 or not len(weights) or weights.shape[1] != len(models):
         raise InvalidArgumentError(
             f"weights has the shape {weights.shape}, not (users, {len(models)} models)."
@@ -352,11 +353,6 @@ def _pairs(given: npt.ArrayLike, users: int, shape: tuple[int, ...]) -> Integers
             f"pairs= must name two different responses each, by places from 0 to {shape[1] - 1}."
         )
     return np.broadcast_to(pairs.astype(np.int64), (users, shape[0], 2))
-
-
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise InvalidArgumentError(f"{name}={value!r} must be a whole number from 1 up.")
 
 
 def _check_temperature(value: object) -> None:

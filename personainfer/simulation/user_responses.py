@@ -15,7 +15,7 @@ from typing import Unpack
 
 import numpy as np
 
-from ..arguments import takes_options
+from ..arguments import read_numbers, takes_options
 from ..evaluation.grouped import mean_by_group, rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
@@ -213,7 +213,10 @@ def _zscores(
     """The z-scores of each response, shape (texts, models); equal responses are scored once."""
     distinct = list(dict.fromkeys(texts))
     asked, said = [prompts[place] for place, _ in distinct], [text for _, text in distinct]
-    columns = [np.asarray(scorers[name](asked, said), dtype=np.float64) for name in scale.models]
+    columns = [
+        read_numbers(f"the result of scorers[{name!r}]", scorers[name](asked, said), infinite=True)
+        for name in scale.models
+    ]
     if any(column.shape != (len(distinct),) for column in columns):
         raise InvalidArgumentError(
             f"scorers= give {', '.join(str(column.shape) for column in columns)} numbers for"

@@ -16,6 +16,7 @@ from ..exceptions import InvalidArgumentError, MissingExtraError, ModelError, Re
 from ..llm.endpoint_faults import error_text, status_error
 from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
+from ..records import FloatArray
 from ..retrying import attempts
 
 Floats = NDArray[np.float32]
@@ -42,10 +43,19 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
             f"the embedding model returned the shape {found.shape} for {len(distinct)} texts:"
             " one vector of finite numbers a text is needed."
         )
-    lengths = np.linalg.norm(found, axis=1, keepdims=True)
     place = {text: number for number, text in enumerate(distinct)}
-    unit = found / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return np.asarray(unit[[place[text] for text in texts]], dtype=np.float32)
+    return np.asarray(unit_vectors(found)[[place[text] for text in texts]], dtype=np.float32)
+
+
+def unit_vectors(vectors: FloatArray) -> FloatArray:
+    """Each vector at a length of 1, (n, d) -> (n, d); a vector of zeros stays as it is."""
+    largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0.0)
+    scaled = vectors / np.where(
+        largest > 0, largest, 1.0
+    )  # whose squares are in the range of a float
+    lengths = np.linalg.norm(scaled, axis=-1, keepdims=True)
+    unit: FloatArray = scaled / np.where(lengths > 0, lengths, 1.0)
+    return unit
 
 
 def sentence_embedder(model: str | Path) -> Embedder:

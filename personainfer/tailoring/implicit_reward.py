@@ -13,13 +13,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments import PositiveNumber, check_argument
+from ..arguments import PositiveNumber, check_argument, read_numbers
 from ..evaluation.grouped import rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import InvalidArgumentError
 from ..personas.prompts import prompt_numbers
 from ..preferences.conversations import read_prompt
 from ..records import FloatArray, Message, Persona
+from ..scoring.rows import check_rows
 
 PromptLike = str | Sequence[Message]
 
@@ -57,7 +58,7 @@ def implicit_rewards(
         beta: what the policy was trained with. It scales rewards, and orders nothing.
 
     Returns:
-        n rewards, in nats times beta.
+        n rewards, in nats times beta; NaN for a row that a model cannot score, or that both find impossible.
 
     Raises:
         InvalidArgumentError: a bad argument, before anything is scored.
@@ -73,8 +74,18 @@ def implicit_rewards(
             hint="Pass the model that the policy was tuned from as reference=.",
         )
     check_argument("beta", beta, PositiveNumber)
-    tuned = policy.log_likelihood(prompts, personas, responses)
-    rewards: FloatArray = beta * (tuned - reference.log_likelihood(prompts, personas, responses))
+    rows = check_rows(prompts, personas, responses)
+    tuned, before = (
+        read_numbers(
+            f"the result of {name}.log_likelihood",
+            model.log_likelihood(prompts, personas, responses),
+            length=len(rows),
+            infinite=True,
+        )
+        for name, model in (("policy", policy), ("reference", reference))
+    )
+    with np.errstate(invalid="ignore"):  # impossible by both: inf - inf
+        rewards: FloatArray = beta * (tuned - before)
     return rewards
 
 
@@ -88,7 +99,8 @@ def reward_accuracy(
     """How often the response that suits the persona has the higher reward; equal ones count a half.
 
     Args:
-        preferred, other: shape (n,): rewards of the two responses of a pair; NaN leaves it out.
+        preferred, other: shape (n,): rewards of the two responses of a pair; NaN leaves it out, infinite
+            ones are compared.
         prompts: n: pairs with the same prompt are resampled together.
         confidence: of the bootstrap interval.
 
@@ -97,7 +109,8 @@ def reward_accuracy(
         DataError: a prompt is no text or conversation.
     """
     check_confidence(confidence)
-    first, second = (np.asarray(side, dtype=np.float64) for side in (preferred, other))
+    first = read_numbers("preferred", preferred, infinite=True)
+    second = read_numbers("other", other, infinite=True)
     if isinstance(prompts, str):
         raise InvalidArgumentError("prompts= is a single str.", hint="Pass a list: [it].")
     if not first.shape == second.shape == (len(prompts),):

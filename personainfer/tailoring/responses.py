@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from ..arguments import takes_options
+from ..arguments import CountFromZero, check_argument, takes_options
 from ..data.table import PersonaTable
 from ..evaluation.paired_responses import by_id
 from ..exceptions import (
@@ -343,8 +343,7 @@ def _check(
     template: str | None,
 ) -> None:
     InvalidArgumentError.check("side", side, ("chosen", "rejected"))
-    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
-        raise InvalidArgumentError(f"shots={shots!r} must be a whole number from 0 up.")
+    check_argument("shots", shots, CountFromZero)
     if isinstance(personas, str) and not any(map(str.isspace, personas)):
         InvalidArgumentError.check("personas", personas, _SOURCES)
     if train is not None and not isinstance(train, PersonaTable):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..arguments import Number, PositiveNumber, check_argument
+from ..arguments import Number, PositiveNumber, check_argument, read_numbers
 from ..data.source_rows import pair_problem
 from ..exceptions import DataError, InvalidArgumentError, ReplyError
 from ..llm.replies import plain_text, read_reply
@@ -58,8 +58,8 @@ def persona_reward(
         form: "margin": `explains` itself. "log_probability": log sigma(explains / temperature) + log 2,
             how many nats the persona adds to the prediction of the choice: it has a ceiling (log 2).
         temperature: of "log_probability", in the unit of `explains`.
-        penalty: is taken off a persona that has a flag, such as one that copies the responses: it would
-            explain the choice perfectly, and say nothing of a person.
+        penalty: from 0 up: is taken off a persona that has a flag, such as one that copies the responses: it
+            would explain the choice perfectly, and say nothing of a person.
         no_persona: the reward of a completion without text, or that a JSON object does not end.
 
     Returns:
@@ -108,6 +108,8 @@ class PersonaReward:
             raise InvalidArgumentError("give columns= or choices=, not both.")
         check_argument("temperature", temperature, PositiveNumber)
         check_argument("penalty", penalty, Number)
+        if penalty < 0:
+            raise InvalidArgumentError(f"penalty={penalty!r} would reward what breaks the rules.")
         check_argument("no_persona", no_persona, Number)
         self._scorer = scorer
         self._columns = (
@@ -145,15 +147,19 @@ class PersonaReward:
         if not asked:
             return []
         pairs, personas = zip(*asked, strict=True)
-        found = [float(score) for score in self._scorer.explains(pairs, personas)]
-        if len(found) != len(asked):
-            raise InvalidArgumentError(
-                f"scorer.explains gave {len(found)} scores for {len(asked)} rows."
-            )
-        if self._form == "margin":
-            return found
-        logits = np.asarray(found) / self._temperature
-        return [float(math.log(2.0) - np.logaddexp(0.0, -logit)) for logit in logits]
+        scores = read_numbers(
+            "the result of scorer.explains",
+            self._scorer.explains(pairs, personas),
+            length=len(asked),
+            infinite=True,
+        )
+        scores = np.where(
+            np.isfinite(scores), scores, np.nan
+        )  # an infinite reward would undo a policy
+        if self._form == "log_probability":
+            known = ~np.isnan(scores)
+            scores[known] = math.log(2.0) - np.logaddexp(0.0, -scores[known] / self._temperature)
+        return [float(score) for score in scores]
 
     def _reward(
         self, persona: Persona | None, pairs: Sequence[Preference], scores: Sequence[float]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import read_numbers
 from ..evaluation.grouped import mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError
@@ -59,11 +60,14 @@ def choose_system_persona(
     candidates = list({str(one): one for one in _all_of("personas", personas, Persona)}.values())
     pairs = _all_of("preferences", preferences, Preference)
     scored = [
-        np.fromiter(scorer.explains(pairs, [one] * len(pairs)), dtype=np.float64)
+        read_numbers(
+            "the result of scorer.explains",
+            scorer.explains(pairs, [one] * len(pairs)),
+            length=len(pairs),
+            infinite=True,
+        )
         for one in candidates
     ]
-    if any(len(scores) != len(pairs) for scores in scored):
-        raise InvalidArgumentError("scorer.explains must return one score a preference.")
     scores = np.stack(scored)
     known = np.isfinite(scores).all(axis=0)
     if not known.any():

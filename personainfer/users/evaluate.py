@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 
-from ..arguments import takes_options
+from ..arguments import Count, CountFromZero, check_argument, takes_options
 from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
@@ -95,6 +95,7 @@ def evaluate_prefixes(
         options, OPTIONS.union(inspect.signature(evaluate_prefixes).parameters)
     )
     check_confidence(confidence)
+    check_argument("draw_seed", draw_seed, CountFromZero)
     attribute = (attribute,) if isinstance(attribute, str) else tuple(attribute)
     _check(prefixes, scorer, fit, folds, questions, attribute, ablations)
     known = _groups(groups)
@@ -321,8 +322,9 @@ def _check(
     for name in attribute:
         if name not in prefixes:
             raise InvalidArgumentError(f"attribute= names {name!r}, which prefixes= does not.")
-    if not isinstance(ablations, int) or isinstance(ablations, bool) or ablations < 2:
-        raise InvalidArgumentError(f"ablations={ablations!r} must be a whole number from 2 up.")
+    check_argument("ablations", ablations, Count)
+    if ablations < 2:
+        raise InvalidArgumentError(f"ablations={ablations!r}: 2 are needed for a fit.")
 
 
 def _groups(given: Groups | None) -> dict[str, dict[str, str]]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import read_numbers
 from ..data.readers import read_preferences
-from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM
 from ..personas.infer import infer_personas
 from ..records import Preference, Selector
@@ -134,9 +134,7 @@ def score_hypotheses(users: Sequence[UserAtWork], selector: Selector, checks: in
         return
     personas = [one.hypotheses[place].persona for one, place, _ in asked]
     found = selector.explains([choice for *_, choice in asked], personas)
-    scores = np.fromiter((float(score) for score in found), dtype=np.float64)
-    if len(scores) != len(asked):
-        raise InvalidArgumentError(f"select= gave {len(scores)} scores where {len(asked)} are due.")
+    scores = read_numbers("the result of select.explains", found, length=len(asked), infinite=True)
     finite = np.isfinite(scores)
     if not finite.all():  # they would decide everything, or nothing, and no file of JSON holds them
         warnings.warn(

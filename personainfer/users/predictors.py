@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import read_numbers
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, LLMOptions
@@ -159,7 +160,7 @@ def _rows(cases: Sequence[Case]) -> tuple[list[Chat], list[str]]:
 
 
 def _numbers(given: Any, count: int) -> FloatArray:
-    numbers = np.asarray(given, dtype=np.float64)
+    numbers = read_numbers("the result of scorer", given, infinite=True)
     if numbers.shape != (count,):
         raise InvalidArgumentError(
             f"scorer= gives numbers of shape {numbers.shape}, where {count} are needed."

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ..arguments import Count, check_argument
+from ..arguments import Count, CountFromZero, check_argument
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import filled
 from ..records import FloatArray, Message, Persona, Preference, Prompt
@@ -282,6 +282,7 @@ def persona_prefix(
     """
     InvalidArgumentError.check("kind", kind, get_args(Kind))
     InvalidArgumentError.check("role", role, ("system", "user"))
+    check_argument("seed", seed, CountFromZero)
     needed = {"persona": "personas", "gold": "personas", "few-shot": "history"}.get(kind)
     given = {"personas": personas, "names": names, "history": history, "neighbours": neighbours}
     if needed is not None and given[needed] is None:

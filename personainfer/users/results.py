@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..evaluation.grouped import mean_by_group, rate_by_group
 from ..evaluation.results import text_table
-from ..evaluation.statistics import Estimate, wilson
+from ..evaluation.statistics import Estimate
 from ..exceptions import DataError
 from ..records import FloatArray, Preference
 from .attribution import Attribution
@@ -325,15 +325,11 @@ def _gain(
 ) -> Estimate:
     """The mean of differences between -1 and 1, resampling users.
 
-    Where it is the same for all users, resampling cannot vary and would claim certainty. There the
-    interval allows as many users to be otherwise as Wilson's does after none of n; but not for the gain
-    of a prefix over itself.
+    Where it is the same for all users, the interval has a width all the same (`widened`); but not for the
+    gain of a prefix over itself.
     """
-    found = mean_by_group(differences, users, confidence=confidence)
-    if found.low != found.high or of_itself:
-        return found
-    share, value = wilson(0, found.n, confidence=confidence).high, found.value
-    return replace(found, low=value - share * (value + 1), high=value + share * (1 - value))
+    bounds = None if of_itself else (-1.0, 1.0)
+    return mean_by_group(differences, users, bounds=bounds, confidence=confidence)
 
 
 def _by_user(users: npt.NDArray[Any], *scores: FloatArray) -> list[FloatArray]:

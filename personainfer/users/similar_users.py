@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import Count, check_argument
+from ..arguments import Count, check_argument, read_numbers
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
 from ..tailoring.bm25 import words
+from ..tailoring.embeddings import unit_vectors
 
 Embed = Callable[[list[str]], npt.ArrayLike]  # n texts -> (n, dimensions)
 
@@ -24,7 +25,8 @@ _QUERIES = 1024  # users compared with all others at once
 
 def cosines(one: npt.ArrayLike, other: npt.ArrayLike) -> FloatArray:
     """The cosine of each vector with each: (n, d) and (m, d) -> (n, m); 0 for a vector of zeros."""
-    found: FloatArray = _unit(one) @ _unit(other).T
+    first, second = (read_numbers("vectors", v, dimensions=(2,)) for v in (one, other))
+    found: FloatArray = unit_vectors(first) @ unit_vectors(second).T
     return found
 
 
@@ -102,10 +104,13 @@ def nearest_users(
     lengths = {np.shape(vectors[name]) for name in names}
     if len(lengths) > 1 or any(len(shape) != 1 for shape in lengths):
         raise InvalidArgumentError(f"vectors= have the shapes {sorted(lengths)}: one is needed.")
-    stacked = np.array([np.asarray(vectors[name], dtype=np.float64) for name in names])
+    stacked = np.stack(
+        [read_numbers(f"vectors[{name!r}]", vectors[name], infinite=True) for name in names]
+        or [np.zeros(0)]
+    )
     if (broken := np.flatnonzero(~np.isfinite(stacked).all(axis=-1))).size:
         raise DataError(f"the vector of user {names[broken[0]]!r} is not finite.")
-    units = _unit(stacked).astype(np.float32)
+    units = unit_vectors(stacked).astype(np.float32)
     columns = np.array([place[name] for name in searched], dtype=np.int64)
     column_of = {name: column for column, name in enumerate(searched)}
     found: dict[str, list[str]] = {}
@@ -133,7 +138,9 @@ def _named(argument: str, users: Sequence[str], place: Mapping[str, int]) -> lis
 def embedded(texts: Sequence[str], embed: Embed) -> FloatArray:
     """The vector of each text. Equal texts are embedded once."""
     distinct = list(dict.fromkeys(texts))
-    vectors = np.asarray(embed(distinct), dtype=np.float64)
+    vectors = read_numbers(
+        "the result of embed", embed(distinct), dimensions=(0, 1, 2, 3), infinite=True
+    )
     if vectors.ndim != 2 or len(vectors) != len(distinct) or not np.isfinite(vectors).all():
         raise InvalidArgumentError(
             f"embed= gives an array of shape {vectors.shape} for {len(distinct)} texts, or one that is"
@@ -159,13 +166,6 @@ def _top(scores: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
     order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
     top: npt.NDArray[np.int64] = np.take_along_axis(best, order, axis=1)
     return top
-
-
-def _unit(vectors: npt.ArrayLike) -> FloatArray:
-    found = np.asarray(vectors, dtype=np.float64)
-    lengths = np.linalg.norm(found, axis=-1, keepdims=True)
-    unit: FloatArray = found / np.where(lengths > 0, lengths, 1.0)
-    return unit
 
 
 # Questions on which users choose differently

@@ -224,7 +224,7 @@ class Deaf(Words):
 def test_a_selector_that_gives_too_few_scores_is_named() -> None:
     personas = [pi.Persona(evidence="", trait=t, preference="x") for t in "ab"]
     pair = pi.Preference(prompt=(pi.Message(role="user", content="?"),), chosen="a", rejected="b")
-    with pytest.raises(InvalidArgumentError, match="1 scores for 2"):
+    with pytest.raises(InvalidArgumentError, match="1 numbers where 2"):
         pi.PersonaPosterior.from_preferences(personas, [pair], Deaf())
 
 

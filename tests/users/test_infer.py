@@ -497,7 +497,7 @@ def test_scores_that_are_not_finite_are_left_out(
 
 def test_a_selector_scores_everything(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     llm.reply = answer
-    with pytest.raises(InvalidArgumentError, match="11 scores where 12 are due"):
+    with pytest.raises(InvalidArgumentError, match="11 numbers where 12"):
         pi.infer_user_personas(choices("ann", 4), method="verified", select=Odd(None), **endpoint)
 
 
