@@ -520,11 +520,13 @@ def test_a_forked_child_infers_as_its_parent_does() -> None:
     assert out.split() == ["60"]
 
 
+@pytest.mark.heavy
 def test_a_child_can_close_its_parents_run() -> None:
     with FakeLLM(latency=0.02) as server:
         finished(python(FORK_CLOSES, server.api_base))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("what", ["read", "fork"])
 def test_an_abandoned_run_may_be_collected_anywhere(what: str, tmp_path: Path) -> None:
     """Its end waits for the loop, which must not wait for what the collector interrupts."""
@@ -532,6 +534,7 @@ def test_an_abandoned_run_may_be_collected_anywhere(what: str, tmp_path: Path) -
         finished(python(COLLECTED, server.api_base, tmp_path, what))
 
 
+@pytest.mark.heavy
 def test_a_child_forked_after_waiting_for_a_limit_can_use_the_same_llm() -> None:
     with FakeLLM(latency=0.01) as server:
         finished(python(FORK_LIMITED, server.api_base))
