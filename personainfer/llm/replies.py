@@ -101,7 +101,7 @@ def _add_delta(texts: Mapping[str, list[str]], delta: Mapping[str, Any]) -> None
 
 
 # How models open and close their reasoning: DeepSeek, Qwen and most others; Magistral; gpt-oss;
-# Cohere; Kimi; CountFromZero.
+# Cohere; Kimi; Seed.
 _THINKING = [
     (r"<(?:think|thinking|thought|reasoning|reflection|seed:think)>",) * 2,
     (r"\[THINK\]", r"\[/THINK\]"),
