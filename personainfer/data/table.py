@@ -38,9 +38,8 @@ from .table_reader import (
     StoredRows,
     StoredTable,
     detail_columns,
-    persona_columns,
 )
-from .table_selection import at_places, check_count, filtered, index_labels, ordered, sampled
+from .table_rows import MemoryRows, at_places, check_count, filtered, index_labels, ordered, sampled
 from .table_writer import write_table
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class PersonaTable(Sequence[PersonaRow]):
 
     def __init__(
         self,
-        rows: Sequence[PersonaRow],
+        rows: Iterable[PersonaRow],
         *,
         original: Any = None,
         usage: Usage | None = None,
@@ -67,7 +66,7 @@ class PersonaTable(Sequence[PersonaRow]):
         added: Mapping[str, Sequence[Any]] | None = None,
         kinds: Mapping[str, ColumnType] | None = None,
     ) -> None:
-        self._rows = rows if isinstance(rows, StoredRows) else list(rows)
+        self._rows = rows if isinstance(rows, StoredRows | MemoryRows) else MemoryRows(rows)
         self._original = original
         self.usage = usage or Usage()
         self.settings = dict(settings or {})
@@ -97,7 +96,7 @@ class PersonaTable(Sequence[PersonaRow]):
             output: a .parquet file to write the rows to, in bounded memory; None: keep them in memory.
         """
         if output is None:
-            made: Sequence[PersonaRow] = list(rows)
+            made: Sequence[PersonaRow] = MemoryRows(rows)
         else:
             columns = own_columns(original, gaps=dropped is not None)
             write_table(output, ((row.index, row) for row in rows), columns, about)
@@ -106,6 +105,10 @@ class PersonaTable(Sequence[PersonaRow]):
         usage, settings = about()
         left = without(original, dropped or (), len(made))
         return cls(made, original=left, usage=usage, settings=settings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Where the table is unpickled, the file may not be.
+        return {**self.__dict__, "_rows": MemoryRows(self._rows)}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -165,12 +168,8 @@ class PersonaTable(Sequence[PersonaRow]):
 
     def _cut(self, places: Sequence[int]) -> PersonaTable:
         """The rows at these places, in this order, with their columns, the usage and the settings."""
-        if isinstance(self._rows, StoredRows):
-            rows: Sequence[PersonaRow] = self._rows.at(places)
-        else:
-            rows = [self._rows[place] for place in places]
         return PersonaTable(
-            rows,
+            self._rows.at(places),
             original=at_places(self._original, places),
             usage=self.usage,
             settings=self.settings,
@@ -183,7 +182,7 @@ class PersonaTable(Sequence[PersonaRow]):
         if name in self.added:
             return self.added[name]
         if name in COLUMNS:
-            return dict(self._persona_columns())[name]
+            return dict(self._rows.texts())[name]
         own = self._own_arrow()
         if name not in own.column_names:
             known = ", ".join(map(repr, [*own.column_names, *COLUMNS, *self.added]))
@@ -199,9 +198,7 @@ class PersonaTable(Sequence[PersonaRow]):
 
     def failed_places(self) -> list[int]:
         """The places, in this table, of rows with an error. (`row.index` is the place in the input.)"""
-        if isinstance(self._rows, StoredRows):
-            return self._rows.failed()
-        return [place for place, row in enumerate(self._rows) if row.error is not None]
+        return self._rows.failed()
 
     def with_rows(
         self, changed: Mapping[int, PersonaRow], *, usage: Usage, settings: Mapping[str, Any]
@@ -210,16 +207,12 @@ class PersonaTable(Sequence[PersonaRow]):
 
         The changed rows get None in added columns, since those values describe the old rows.
         """
-        if isinstance(self._rows, StoredRows):
-            rows: Sequence[PersonaRow] = self._rows.with_rows(changed)
-        else:
-            rows = [changed.get(place, row) for place, row in enumerate(self._rows)]
         added = {
             name: [None if place in changed else value for place, value in enumerate(values)]
             for name, values in self.added.items()
         }
         return PersonaTable(
-            rows,
+            self._rows.with_rows(changed),
             original=self._original,
             usage=usage,
             settings=settings,
@@ -331,7 +324,7 @@ class PersonaTable(Sequence[PersonaRow]):
 
         The columns of personas are strings, even if all values are null.
         """
-        table = with_texts(self._own_arrow(), self._persona_columns())
+        table = with_texts(self._own_arrow(), self._rows.texts())
         new = {name: (values, kind) for name, values, kind in self._new_columns(details)}
         added = {name: values for name, (values, _) in new.items() if name not in COLUMNS}
         return with_added(table, added, {name: kind for name, (_, kind) in new.items()})
@@ -426,20 +419,13 @@ class PersonaTable(Sequence[PersonaRow]):
         unexplained = f", {count} unexplained" if count else ""
         return (
             f"PersonaTable({len(self)} rows, {len(self.failed_places())} with an error,"
-            f" {self._count_flagged()} flagged{unexplained};"
+            f" {self._rows.flagged()} flagged{unexplained};"
             f" {self.usage.calls} calls, {self.usage.cached} from the cache)"
         )
 
     def count_unexplained(self) -> int:
         """How many rows have a side whose choice no candidate explains: see `PersonaRow`."""
-        if isinstance(self._rows, StoredRows):
-            return self._rows.unexplained()
-        return sum(bool(row.unexplained) for row in self._rows)
-
-    def _count_flagged(self) -> int:
-        if isinstance(self._rows, StoredRows):
-            return self._rows.flagged()
-        return sum(bool(row.flags) for row in self._rows)
+        return self._rows.unexplained()
 
     def __str__(self) -> str:
         return self.format(limit=10)
@@ -465,14 +451,10 @@ class PersonaTable(Sequence[PersonaRow]):
         told = figures(self.added, self.settings.get("verified_neither", 0.0))
         return html_page(first, repr(self), told, hidden, labels)
 
-    def _persona_columns(self) -> list[tuple[str, list[str | None]]]:
-        rows = self._rows
-        return rows.texts() if isinstance(rows, StoredRows) else persona_columns(rows)
-
     def _new_columns(self, details: bool) -> list[tuple[str, Sequence[Any], ColumnType]]:
         """The columns that the table adds to the input's: (name, values, type)."""
         text = type_of("", ())
-        personas: list[tuple[str, list[Any]]] = list(self._persona_columns())
+        personas: list[tuple[str, list[Any]]] = list(self._rows.texts())
         if details:
             self.check_free(DETAILS)
             personas += detail_columns(self._rows)

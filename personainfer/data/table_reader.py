@@ -206,9 +206,6 @@ class StoredRows(Sequence[PersonaRow]):
             for place, text in zip(block, texts.to_pylist(), strict=True):
                 yield self._changed.get(place) or _row_of(str(text))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)  # where it is unpickled the file may not be
-
     def at(self, positions: Sequence[int]) -> StoredRows:
         """A view of the rows at some positions among these, which reads nothing."""
         return StoredRows(self._file, self._changed, _positions_of(self._places, positions))

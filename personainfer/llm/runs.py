@@ -71,6 +71,7 @@ class Run(Generic[T]):
         self._width = width
         self._workers = workers
         self._shared: dict[bytes, Job] = {}
+        self._stored: dict[bytes, str] = {}  # replies from the cache that are not read yet
         self._window: deque[tuple[T, Sequence[Job]]] = deque()
         self._broken: Exception | None = None
         self._watch = RunWatch(model, self.tally)
@@ -139,20 +140,36 @@ class Run(Generic[T]):
             fresh += [job for job, own in zip(jobs, distinct, strict=True) if job is own]
             self._window.append((item, distinct))
         known = self._cache.get_many([job.key for job in fresh]) if self._cache and fresh else {}
-        missing: list[Job] = []
-        for job in fresh:
-            job.reply = cached_reply(job, known.get(job.key))
-            if job.reply is None:
-                missing.append(job)
-        self.tally.cached += len(fresh) - len(missing)
-        self._workers.submit(missing)
+        self._stored |= known
+        self._workers.submit([job for job in fresh if job.key not in known])
         return bool(items) and self._broken is None
+
+    def _read_stored(self, jobs: Iterable[Job]) -> None:
+        """Read the cached replies of jobs that are to be handed out; send those that cannot be read.
+
+        Only now: whatever waits in the window costs the garbage collector time.
+        """
+        unreadable: list[Job] = []
+        for job in jobs:
+            text = self._stored.pop(job.key, None)
+            if text is not None:
+                job.reply = cached_reply(job, text)
+                if job.reply is None:
+                    unreadable.append(job)
+                else:
+                    self.tally.cached += 1
+        self._workers.submit(unreadable)
 
     def _finished(self) -> Iterator[tuple[T, list[Reply]]]:
         """Hand out what is answered at the head of the window."""
         while self._window:
             item, jobs = self._window[0]
+            if self._stored:
+                self._read_stored(jobs)
             replies = [job.reply for job in jobs if job.reply is not None]
+            if len(replies) < len(jobs) and self._stored:
+                # The row waits for the model: read ahead, so that what cannot be read is sent now.
+                self._read_stored(job for _, ahead in self._window for job in ahead)
             if len(replies) < len(jobs):
                 break
             self._window.popleft()

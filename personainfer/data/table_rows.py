@@ -1,17 +1,106 @@
-"""Select rows of a table: filter, sort, sample, and take the same rows of the user's own frame."""
+"""The rows of a table in memory, and which of them are selected: filter, sort, sample.
+
+The same rows of the user's own frame are taken with them.
+"""
 
 from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ..arguments import WholeNumber, check_argument
 from ..exceptions import InvalidArgumentError
-from ..records import PersonaRow
+from ..records import Candidate, Persona, PersonaRow, Preference, Record
 from .arrow_columns import OwnColumns, in_narwhals, package_of, plain_values
-from .table_reader import StoredColumns
+from .table_reader import StoredColumns, persona_columns
+
+R = TypeVar("R", bound=Record)
+
+
+class MemoryRows(Sequence[PersonaRow]):
+    """Rows in memory, with the methods of `StoredRows`.
+
+    A row is kept as tuples of its texts and built when it is used: the garbage collector visits every
+    record that is alive again and again, but skips tuples that hold nothing but text.
+    """
+
+    def __init__(self, rows: Iterable[PersonaRow] = ()) -> None:
+        self._texts: list[tuple[Any, ...]] = []
+        self._columns: list[Mapping[str, Any]] = []
+        self._candidates: dict[int, tuple[tuple[Candidate, ...], tuple[Candidate, ...]]] = {}
+        for row in rows:
+            if row.chosen_candidates or row.rejected_candidates:
+                candidates = (row.chosen_candidates, row.rejected_candidates)
+                self._candidates[len(self._texts)] = candidates
+            self._texts.append(
+                (
+                    row.index,
+                    _packed(row.preference, Preference),
+                    _packed(row.chosen, Persona),
+                    _packed(row.rejected, Persona),
+                    row.error,
+                )
+            )
+            self._columns.append(row.columns)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: Any) -> Any:
+        places = range(len(self))[index]
+        return list(map(self._row, places)) if isinstance(places, range) else self._row(places)
+
+    def __iter__(self) -> Iterator[PersonaRow]:
+        return map(self._row, range(len(self)))
+
+    def _row(self, place: int) -> PersonaRow:
+        index, preference, chosen, rejected, error = self._texts[place]
+        return PersonaRow(
+            index,
+            _unpacked(preference, Preference),
+            _unpacked(chosen, Persona),
+            _unpacked(rejected, Persona),
+            error,
+            *self._candidates.get(place, ((), ())),
+            columns=self._columns[place],
+        )
+
+    def at(self, positions: Sequence[int]) -> MemoryRows:
+        """The rows at some positions, in their order."""
+        return MemoryRows(map(self._row, positions))
+
+    def with_rows(self, changed: Mapping[int, PersonaRow]) -> MemoryRows:
+        """The same rows with some replaced, by position."""
+        return MemoryRows(changed.get(place, row) for place, row in enumerate(self))
+
+    def failed(self) -> list[int]:
+        """The positions of the rows that have an error."""
+        return [place for place, texts in enumerate(self._texts) if texts[-1] is not None]
+
+    def flagged(self) -> int:
+        """How many rows have a flag."""
+        return sum(bool(row.flags) for row in self)
+
+    def unexplained(self) -> int:
+        """How many rows have a side that no candidate explains."""
+        return sum(bool(self._row(place).unexplained) for place in self._candidates)
+
+    def texts(self) -> list[tuple[str, list[str | None]]]:
+        """The columns that people read: see `persona_columns`."""
+        return persona_columns(self)
+
+
+def _packed(record: R | None, kind: type[R]) -> Any:
+    """The values of a record; a record of another class, such as one of the user's own, as it is."""
+    return tuple(record.__dict__.values()) if type(record) is kind else record
+
+
+def _unpacked(values: Any, kind: type[R]) -> Any:
+    if type(values) is not tuple:
+        return values
+    return kind.unchecked(**dict(zip(kind.model_fields, values, strict=True)))
 
 
 def at_places(original: Any, places: Sequence[int]) -> Any:
