@@ -120,7 +120,8 @@ class PersonaTable(Sequence[PersonaRow]):
     def __getitem__(self, index: int | slice) -> PersonaRow | PersonaTable:
         if isinstance(index, slice):
             return self._cut(range(len(self))[index])
-        return self._rows[index]
+        row: PersonaRow = self._rows[index]
+        return row
 
     def __iter__(self) -> Iterator[PersonaRow]:
         return iter(self._rows)

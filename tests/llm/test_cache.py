@@ -507,3 +507,20 @@ def test_a_cache_that_others_may_write_to_is_read_and_never_written(tmp_path: Pa
         cache = ReplyCache(tmp_path)
     cache.set_many([(b"new", "reply")], model="m")
     assert cache.info().replies == 1
+
+
+def test_replies_that_cannot_be_read_are_asked_for_again(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(40)]
+    with FakeLLM() as server:
+
+        def infer() -> pi.PersonaTable:
+            return pi.infer_personas(
+                rows, "fake", api_base=server.api_base, max_concurrency=4, cache_dir=tmp_path
+            )
+
+        first = infer()
+        with closing(sqlite3.connect(tmp_path / "cache.db")) as connection, connection:
+            connection.execute("UPDATE Cache SET value = '{}' WHERE rowid % 3 = 0")
+        again = infer()
+    assert list(again) == list(first)
+    assert (again.usage.cached, again.usage.calls) == (27, 13)
