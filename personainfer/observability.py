@@ -27,6 +27,7 @@ _COUNTERS = {  # name -> unit
     "errors": "{request}",
     "prompt_tokens": "{token}",
     "completion_tokens": "{token}",
+    "reasoning_tokens": "{token}",
     "cost": "USD",
 }
 

@@ -334,7 +334,7 @@ Logprobs = Sequence[tuple[str, Mapping[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The reply of a model as text. Tokens are the endpoint's counts.
+    """The reply of a model as text. Tokens are the endpoint's counts; reasoning is part of the completion.
 
     `logprobs` is None unless the request asked for them and the endpoint gave them.
     """
@@ -344,6 +344,7 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     logprobs: Logprobs | None = None
+    reasoning_tokens: int = 0
 
 
 class Selector(Protocol):
@@ -361,7 +362,8 @@ class Usage(Record):
     `calls` counts the requests that were sent, with retries and re-asks; `cached` counts replies read
     from disk, `retries` calls repeated after a failure of the connection or the endpoint, `reasks`
     calls repeated because the reply was not in the asked form. Tokens are the endpoint's own counts
-    over all calls. If a run is stopped, calls that waited for the embedded model count as sent.
+    over all calls; `reasoning_tokens` are those of the completion tokens that a model used to think,
+    where its endpoint tells. If a run is stopped, calls that waited for the embedded model count as sent.
     """
 
     calls: int = 0
@@ -370,6 +372,7 @@ class Usage(Record):
     reasks: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     cost: float | None = 0.0
 
     def __add__(self, other: Usage) -> Usage:
@@ -381,5 +384,6 @@ class Usage(Record):
             reasks=self.reasks + other.reasks,
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
             cost=(self.cost or 0.0) + (other.cost or 0.0) if known else None,
         )

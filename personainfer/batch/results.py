@@ -99,6 +99,7 @@ class BatchOutcome:
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     _seen: set[bytes] = field(default_factory=set)
 
     def take(self, answer: Answer) -> Completion | None:
@@ -111,6 +112,7 @@ class BatchOutcome:
             self.calls += answer.called
             self.prompt_tokens += reply.prompt_tokens if reply else 0
             self.completion_tokens += reply.completion_tokens if reply else 0
+            self.reasoning_tokens += reply.reasoning_tokens if reply else 0
         error = answer.error or self._unreadable(reply)
         if error is not None:
             self.failed[key] = error
@@ -126,6 +128,7 @@ class BatchOutcome:
             cached=cached,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
+            reasoning_tokens=self.reasoning_tokens,
             cost=cost if self.calls else 0.0,
         )
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -96,15 +95,16 @@ def read_completion(reply: Mapping[str, Any]) -> Completion:
         text = message.get("content")
         if not isinstance(text, str) or not text.strip():
             text = _other_text(message)
-        text.encode()
-        usage = reply.get("usage") or {}
-        reasoning = _reasoning_tokens(usage)
+        if not text.isascii():
+            text.encode()
+        asked, said, reasoning = _counted(reply.get("usage") or {})
         completion = Completion(
-            text=text,
-            finish_reason=str(choice.get("finish_reason") or "stop"),
-            prompt_tokens=_tokens(usage, "prompt_tokens"),
-            completion_tokens=_completion_tokens(usage, reasoning),
-            logprobs=_logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
+            text,
+            str(choice.get("finish_reason") or "stop"),
+            asked,
+            said,
+            _logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
+            reasoning,
         )
     except UnicodeEncodeError:
         raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
@@ -179,27 +179,22 @@ def arguments_of(call: Mapping[str, Any]) -> str:
 def _tokens(usage: Mapping[str, Any], name: str) -> int:
     """A count that sums, prices and counters can hold, whatever the endpoint says."""
     count = int(usage.get(name) or 0)
-    return min(max(count, 0), _MOST_TOKENS)
+    return count if 0 <= count <= _MOST_TOKENS else min(max(count, 0), _MOST_TOKENS)
 
 
-def _reasoning_tokens(usage: Mapping[str, Any]) -> int:
-    details = usage.get("completion_tokens_details")
-    named = details if isinstance(details, dict) else usage
-    return _tokens(named, "reasoning_tokens")
-
-
-def _completion_tokens(usage: Mapping[str, Any], reasoning: int) -> int:
-    """The tokens that are paid for as output, reasoning among them.
+def _counted(usage: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The tokens of the prompt, of the output that is paid for, and how many of these are reasoning.
 
     OpenAI counts reasoning within `completion_tokens`. Gemini and xAI leave it out there, and count it
     within `total_tokens` alone.
     """
-    said, asked = _tokens(usage, "completion_tokens"), _tokens(usage, "prompt_tokens")
-    total = _tokens(usage, "total_tokens")
-    if total <= asked + said:
-        return max(said, reasoning)
-    unnamed = total - asked - said
-    return said + unnamed if reasoning in (0, unnamed) else max(said, reasoning)
+    asked, said = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+    details = usage.get("completion_tokens_details")
+    reasoning = _tokens(details if isinstance(details, dict) else usage, "reasoning_tokens")
+    unnamed = _tokens(usage, "total_tokens") - asked - said
+    if unnamed > 0 and reasoning in (0, unnamed):
+        return asked, said + unnamed, unnamed
+    return asked, max(said, reasoning), reasoning
 
 
 def _logprobs(found: Any) -> Logprobs | None:
@@ -292,22 +287,26 @@ class Dialect:
         most = asked * _FOR_REASONING if self.reasons else asked
         return most if self._largest_limit is None else min(most, self._largest_limit)
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[int]:
-        """Around one request: gives the version of the dialect that it is written in.
+    async def wait_for_turn(self) -> bool:
+        """After a change of the dialect one request goes first, and the others wait for what it finds.
 
-        After a change one request goes first, and the others wait for what it finds.
+        Returns:
+            Whether this request is the first: `end_turn` has to follow it.
 
         Raises:
             RequestRejectedError: every form of the request has been refused.
         """
-        async with self._first:
-            if self._refused is not None:
-                raise self._refused
-            if not self.proven:
-                yield self.version
-                return
-        yield self.version
+        await self._first.acquire()
+        if self._refused is None and not self.proven:
+            return True
+        self._first.release()
+        if self._refused is not None:
+            raise self._refused
+        return False
+
+    def end_turn(self) -> None:
+        """The first request is done."""
+        self._first.release()
 
     def accepted(self) -> None:
         """The endpoint took a request."""

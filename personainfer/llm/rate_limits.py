@@ -248,6 +248,11 @@ class RefusalWatch:
         self._changed = asyncio.Event()
         self._bound = self._most
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the endpoint has taken a request, so that no request need wait for others."""
+        return self._accepted
+
     async def enter(self) -> None:
         """Wait while the requests in flight may show that this one is hopeless."""
         while (

@@ -28,10 +28,12 @@ def decode(content: bytes) -> Json:
         ReplyError: it is no JSON object.
         TransportError: it is an event stream that broke off.
     """
-    if not content.strip():
-        raise ReplyError("the reply has an empty body.")
-    if content.lstrip()[:6].startswith((b"data:", b"event:", b":")):
-        return _joined_stream(content)
+    if not content.startswith(b"{"):  # as nearly all do
+        begin = content.lstrip()[:6]
+        if not begin:
+            raise ReplyError("the reply has an empty body.")
+        if begin.startswith((b"data:", b"event:", b":")):
+            return _joined_stream(content)
     try:
         try:
             reply = from_json(content)

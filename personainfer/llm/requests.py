@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
@@ -117,13 +117,13 @@ class SharingRun(Protocol):
 class InFlight:
     """Requests that several runs of one LLM make at once: one run asks, the others wait for its reply.
 
-    `open` and `close` are called from any thread, `other_reply` and `ask` on the background loop.
+    `open` and `close` are called from any thread, the others on the background loop.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._runs: WeakSet[SharingRun] = WeakSet()
-        self._asked: dict[bytes, asyncio.Future[Reply | None]] = {}
+        self._asked: dict[bytes, asyncio.Future[Reply | None] | None] = {}  # None: nobody waits
 
     def open(self, run: SharingRun) -> None:
         """Count a run in, before it looks into the cache; tell all that are open if there are several."""
@@ -139,26 +139,30 @@ class InFlight:
         with self._lock:
             self._runs.discard(run)
 
+    def is_asked(self, key: bytes) -> bool:
+        """Whether a run is asking this now."""
+        return key in self._asked
+
     async def other_reply(self, key: bytes) -> Reply | None:
         """The reply to another run that is asking this; None if no run is, or if it gets none."""
-        while (asked := self._asked.get(key)) is not None:
+        while key in self._asked:
+            asked = self._asked[key]
+            if asked is None:
+                asked = self._asked[key] = asyncio.get_running_loop().create_future()
             reply = await asyncio.shield(asked)
             if reply is not None:
                 return replace(reply, cached=True)
         return None
 
-    async def ask(self, job: Job, answer: Callable[[Job], Awaitable[Reply]]) -> Reply:
-        """Ask, and give the reply to those who wait for it: None if there is none to give."""
-        asked = asyncio.get_running_loop().create_future()
-        self._asked[job.key] = asked
-        reply = None
-        try:
-            reply = await answer(job)
-            return reply
-        finally:
-            del self._asked[job.key]
-            if not asked.done():
-                asked.set_result(reply)
+    def begin(self, key: bytes) -> None:
+        """A run asks this from now on."""
+        self._asked[key] = None
+
+    def end(self, key: bytes, reply: Reply | None) -> None:
+        """Give the reply to those who wait for it: None if there is none to give."""
+        asked = self._asked.pop(key)
+        if asked is not None and not asked.done():
+            asked.set_result(reply)
 
 
 def _with_room(body: bytes, times: int) -> bytes:

@@ -97,26 +97,25 @@ class _Speaker:
         return self.dialect.most_tokens(asked)
 
     async def complete(self, body: bytes, timeout: float) -> Completion:
-        """Send the request once, in the dialect of the endpoint."""
+        """Send the request once, in the dialect of the endpoint, which is learned from its refusals."""
         dialect = self.dialect
-        if dialect.proven:
-            return await self._learning(dialect.version, body, timeout)
-        async with dialect.turn() as version:
-            return await self._learning(version, body, timeout)
-
-    async def _learning(self, version: int, body: bytes, timeout: float) -> Completion:
+        is_first = not dialect.proven and await dialect.wait_for_turn()
+        version = dialect.version
         try:
             completion = await self._send(body, timeout)
         except RequestRejectedError as error:
-            self.dialect.refused(version, error, body)
+            dialect.refused(version, error, body)
             raise
         except ReplyError as error:
             if error.completion is not None:
-                self.dialect.accepted()
+                dialect.accepted()
             if error.cut_off and error.reasoned:
-                error.rewritten = self.dialect.thinks(version)
+                error.rewritten = dialect.thinks(version)
             raise
-        self.dialect.accepted()
+        finally:
+            if is_first:
+                dialect.end_turn()
+        dialect.accepted()
         return completion
 
     async def _send(self, body: bytes, timeout: float) -> Completion:

@@ -69,6 +69,7 @@ class Tally:
     reasks: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     errors: int = 0  # requests that got no usable reply in the end
     assumed: float = 0.0  # USD of calls whose tokens the endpoint does not tell
 
@@ -76,6 +77,7 @@ class Tally:
         """Count the tokens of one reply; returns its cost in USD, 0 where the price is unknown."""
         self.prompt_tokens += completion.prompt_tokens
         self.completion_tokens += completion.completion_tokens
+        self.reasoning_tokens += completion.reasoning_tokens
         if self.price is None:
             return 0.0
         return self.price.cost(completion.prompt_tokens, completion.completion_tokens)
@@ -100,6 +102,7 @@ class Tally:
             reasks=self.reasks,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
+            reasoning_tokens=self.reasoning_tokens,
             cost=0.0 if free else cost,
         )
 
@@ -193,9 +196,10 @@ class Workers:
 
     async def _serve(self, job: Job) -> None:
         try:
-            job.reply = await self._known(job)
+            if self.met_another or self._in_flight.is_asked(job.key):
+                job.reply = await self._known(job)
             if job.reply is None:
-                job.reply = await self._in_flight.ask(job, self._answer)
+                job.reply = await self._answer(job)
                 self._failures = 0
         except ModelError as found:
             error = found
@@ -227,16 +231,23 @@ class Workers:
         return reply
 
     async def _answer(self, job: Job) -> Reply:
+        """Ask, and keep the reply; other runs that want the same wait for it."""
         if self._dead is not None:
             raise self._dead
-        try:  # most requests need no retry, so tenacity's set-up (0.1 ms) waits for the first failure
-            answer: tuple[Completion, Any] = await self._attempt(job)
-        except ModelError as error:
-            answer = await self._retrying(self._attempt, job, iter([error]))
-        completion, value = answer
-        if self._cache is not None:
-            await self._keep(job.key, completion)
-        return Reply(value, completion.text, logprobs=completion.logprobs)
+        reply = None
+        self._in_flight.begin(job.key)
+        try:
+            try:  # most requests need no retry, so tenacity's set-up (0.1 ms) waits for a failure
+                answer: tuple[Completion, Any] = await self._attempt(job)
+            except ModelError as error:
+                answer = await self._retrying(self._attempt, job, iter([error]))
+            completion, value = answer
+            if self._cache is not None:
+                await self._keep(job.key, completion)
+            reply = Reply(value, completion.text, logprobs=completion.logprobs)
+            return reply
+        finally:
+            self._in_flight.end(job.key, reply)
 
     def _count_failure(self, error: TransportError) -> None:
         """An endpoint that fails as many requests in a row as may be in flight is not there."""
@@ -252,45 +263,45 @@ class Workers:
 
     async def _attempt(self, job: Job, failed: Iterable[ModelError] = ()) -> tuple[Completion, Any]:
         """Send a job and read its reply. `failed` has the error of the attempt before the retries."""
-        for error in failed:
-            raise error
-        try:
-            completion = await self._send(job.body, self._settings.max_tokens * job.room)
-        except ReplyError as error:
-            if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
-                error.retryable = False
-            raise
+        for failure in failed:
+            raise failure
+        completion: Completion | None = None
+        while completion is None:  # neither going too fast (429) nor a wrong form is an attempt
+            try:
+                completion = await self._send(job)
+            except ReplyError as error:
+                if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
+                    error.retryable = False
+                self._check_sent_again(error)
+            except ModelError as error:
+                self._check_sent_again(error)
         try:
             return completion, job.form.read(completion.text)
         except ReplyError as error:
             error.completion = completion
             raise
 
-    async def _send(self, body: bytes, max_tokens: int) -> Completion:
-        """Send until the endpoint takes it: neither going too fast (429) nor a wrong form is an attempt."""
-        while True:
-            try:
-                await self._refusals.enter()
-                try:
-                    return await self._send_once(body, self._transport.most_tokens(max_tokens))
-                finally:
-                    self._refusals.leave()
-            except ModelError as error:
-                waits = isinstance(error, RateLimitError) and not error.given_up
-                if not (waits or error.rewritten):
-                    raise
-                self._tally.retries += 1
-                log.debug("refused, and sent again: %s", type(error).__name__)
+    def _check_sent_again(self, error: ModelError) -> None:
+        """Raise the error, unless the request is sent again without counting as a further attempt."""
+        waits = isinstance(error, RateLimitError) and not error.given_up
+        if not (waits or error.rewritten):
+            raise error
+        self._tally.retries += 1
+        log.debug("refused, and sent again: %s", type(error).__name__)
 
-    async def _send_once(self, body: bytes, max_tokens: int) -> Completion:
-        limits = self._limits
+    async def _send(self, job: Job) -> Completion:
+        """Send a job once, within every limit; count what it took."""
+        body, limits = job.body, self._limits
+        max_tokens = self._transport.most_tokens(self._settings.max_tokens * job.room)
         prompt_tokens = len(body) // 4 + 1  # four bytes a token, corrected by the reply
-        reserved = 0.0
-        if limits.budget is not None:
-            reserved = await limits.budget.reserve(most_tokens(body), max_tokens)
         used: Completion | None = None
-        sent, failure = False, None
+        reserved, sent, failure = 0.0, False, None
+        watched = not self._refusals.is_over
+        if watched:
+            await self._refusals.enter()
         try:
+            if limits.budget is not None:
+                reserved = await limits.budget.reserve(most_tokens(body), max_tokens)
             if limits.requests is not None:
                 await limits.requests.take(1)
             entry = None
@@ -325,6 +336,8 @@ class Workers:
             failure = error
             raise
         finally:
+            if watched:
+                self._refusals.leave()
             spent = self._tally.add(used) if used is not None else 0.0
             if sent and _cost_is_unknown(used, failure):
                 spent = self._tally.assume(most_tokens(body), max_tokens, spent)

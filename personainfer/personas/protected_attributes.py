@@ -9,11 +9,12 @@ the sentence says what somebody *is*.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _PUNCTUATION = re.compile(r"[,;:.!?()\[\]\u2013\u2014]+")
 _NOT_WORD = re.compile(r"[^\w,]+")
@@ -260,20 +261,31 @@ def _read_words() -> dict[str, frozenset[str]]:
 
 def _countries() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Names of countries, the last words of what their people are called, and places, in lower case."""
-    from countryinfo import all_countries
-
     names: set[str] = set()
     peoples: set[str] = set()
     places: set[str] = set()
-    for country in all_countries():
-        names.add(re.split("[,(]", country.name())[0].strip().lower())
-        demonyms = re.split("[,/]", (country.demonym() or "").lower())
+    for country in _country_records():
+        names.add(re.split("[,(]", country["name"])[0].strip().lower())
+        demonyms = re.split("[,/]", (country.get("demonym") or "").lower())
         peoples.update(demonym.split()[-1] for demonym in demonyms if demonym.strip())
-        around = [country.capital(), *(country.provinces() or [])]
+        around = [country.get("capital"), *(country.get("provinces") or [])]
         places.update(place.lower() for place in around if isinstance(place, str))
     names -= _COUNTRIES_THAT_ARE_WORDS
     plurals = {f"{name}s" for name in peoples}
     return frozenset(names), frozenset(peoples | plurals), frozenset(places | names)
+
+
+def _country_records() -> Iterator[dict[str, Any]]:
+    """The countries of the package countryinfo, one by one.
+
+    Its own functions keep all of them: 17,000 objects that every garbage collection would walk.
+    """
+    for folder in ("data", "data_no_iso"):
+        for file in (resources.files("countryinfo") / folder).iterdir():
+            if file.name.endswith(".json"):
+                country = json.loads(file.read_text("utf-8"))
+                if country.get("name"):
+                    yield country
 
 
 def _any_of(words: frozenset[str]) -> str:

@@ -27,6 +27,7 @@ class Reply:
     model: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    reasoning_tokens: int | None = None  # of the completion tokens
     logprobs: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -48,7 +49,13 @@ class Reply:
         asked, said = self.prompt_tokens, self.completion_tokens
         asked = sum(map(len, texts_of(body))) // 4 if asked is None else asked
         said = len(text or "") // 4 + 1 if said is None else said
-        usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+        usage: dict[str, Any] = {
+            "prompt_tokens": asked,
+            "completion_tokens": said,
+            "total_tokens": asked + said,
+        }
+        if self.reasoning_tokens is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
         choice = {"index": 0, "message": message, "finish_reason": finish}
         completion = {"id": "chatcmpl-fake", "object": "chat.completion", "created": 1_700_000_000}
         completion |= {"model": self.model or body.get("model"), "usage": usage}
