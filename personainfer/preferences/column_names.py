@@ -15,17 +15,25 @@ _PROMPTS: Final = tuple(
     "prompt messages conversations conversation question instruction query user_prompt input context"
     " history text".split()
 )
+_THINGS = "response output answer completion conversation candidate summary"
+_OPPOSITES = (
+    "chosen rejected|preferred dispreferred|preferred non_preferred|accepted rejected|positive negative"
+    "|pos neg|better worse|best worst|good bad|winner loser|win lose|w l"
+)
 _PAIRS: Final = (
     ("chosen", "rejected"),
-    ("preferred_output", "non_preferred_output"),
-    ("chosen_response", "rejected_response"),
-    ("response_chosen", "response_rejected"),
-    ("preferred_response", "dispreferred_response"),
-    ("preferred", "dispreferred"),
-    ("chosen_messages", "rejected_messages"),
     ("response_j", "response_k"),
+    ("response", "rejected_response"),  # ms-swift; of its messages the last turn is the chosen one
+    ("messages", "rejected_messages"),
+    ("messages", "rejected_response"),
+    *(
+        (form.format(good, thing), form.format(bad, thing))
+        for good, bad in (each.split() for each in _OPPOSITES.split("|"))
+        for form in ("{0}_{1}", "{1}_{0}")
+        for thing in (*_THINGS.split(), "messages", "text")
+    ),
+    *(tuple(each.split()) for each in _OPPOSITES.split("|") if len(each) > len("w l")),
 )
-_THINGS = "response output answer completion conversation candidate summary"
 _ENDS: Final = ("1 2", "a b", "A B", "0 1")
 _TWO: Final = (
     ("human_ref_A", "human_ref_B"),

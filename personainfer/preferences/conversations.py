@@ -164,6 +164,8 @@ def read_pair(
     heads, texts = [], []
     for name, value in ((names[1], chosen), (names[2], rejected)):
         response = text_or_turns(name, value)
+        if counts is not None and type(response) is str and type(value) is dict and len(value) > 1:
+            counts["response_fields_left_out"] += 1
         head, text = ((), response) if isinstance(response, str) else _split(name, response, counts)
         heads.append(head)
         texts.append(text)
@@ -205,13 +207,20 @@ def read_conversations(
 ) -> Preference:
     """The preference of two conversations whose common start is the prompt.
 
+    One of them may be the response alone, where the other is a list of turns.
+
     Raises:
         DataError: one is no conversation, or they do not share their start.
     """
     heads, texts = [], []
-    for name, value in zip(names, (chosen, rejected), strict=True):
-        said = text_or_turns(name, value)
+    both = [
+        text_or_turns(name, value) for name, value in zip(names, (chosen, rejected), strict=True)
+    ]
+    has_turns = any(not isinstance(said, str) for said in both)
+    for name, said in zip(names, both, strict=True):
         turns = (_transcript(said) or ()) if isinstance(said, str) else said
+        if not turns and has_turns and isinstance(said, str):
+            turns = (Turn("assistant", said),)
         if not turns:
             raise DataError(
                 f"{name!r} is no conversation, and the row has no prompt.",
@@ -220,7 +229,8 @@ def read_conversations(
         head, text = _split(name, turns, counts, run=not isinstance(said, str))
         heads.append(head)
         texts.append(text)
-    context = _same_start(names, heads[0], heads[1])
+    alone = has_turns and not (heads[0] and heads[1])
+    context = heads[0] or heads[1] if alone else _same_start(names, heads[0], heads[1])
     if not context:
         raise DataError(f"{names[0]!r} holds no turn before the response.", hint=LEAVE_OUT)
     return preference_of(_preceded(names[0], before, context), texts[0], texts[1], id, user)

@@ -338,7 +338,8 @@ class Schema:
         if found and not any(score is not None for score in scores):
             raise DataError(
                 f"{name!r} holds responses without scores or ranks.",
-                hint="Say which column has them: columns={'scores': 'the column'}.",
+                hint="Say which column has them: columns={'scores': 'the column'}. Their order alone does"
+                " not say which one is better.",
             )
         places = pair_places(scores, self.told.pairs or "best-worst", self.told.min_gap or 0.0)
         return self._numbered(
@@ -374,7 +375,10 @@ def _is_json_list(value: object) -> bool:
 def _are_lists(*values: object) -> bool:
     """Whether both are lists of texts: several responses, not the turns of one."""
     lists = [plain(value) for value in values]
-    return all(isinstance(v, list | tuple) and v and isinstance(v[0], str) for v in lists)
+    return all(
+        isinstance(v, list | tuple) and v and isinstance(v[0], str) and not looks_like_turns(v[0])
+        for v in lists
+    )
 
 
 def _refuse_lists(columns: Mapping[str, str], row: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..exceptions import DataError, NoPreferenceError
 from ..records import Message
-from .cells import LEAVE_OUT, is_null, plain, wrong_type
+from .cells import LEAVE_OUT, is_null, looks_like_turns, parse_cell, plain, wrong_type
 
 
 class Turn(NamedTuple):
@@ -35,7 +35,7 @@ ROLES = {
 _ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 _CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
 _LIST_KEYS = ("messages", "conversations", "conversation", "turns")
-_TEXT_KEYS = ("full_text", "text", "content", "value")
+_TEXT_KEYS = ("full_text", "text", "content", "value", "answer", "response", "output", "completion")
 TOOL_KEYS = ("tool_calls", "function_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -85,6 +85,8 @@ def _turn(name: str, item: object) -> Turn:
         return item
     if isinstance(item, Message):
         return Turn(item.role, item.content, dict(item.extra) if item.extra else None)
+    if looks_like_turns(item):
+        item = parse_cell(name, item)
     if not isinstance(item, Mapping):
         raise DataError(f"{name!r} has a turn that is no {{'role': …, 'content': …}}.")
     role_key = _first(item, _ROLE_KEYS)
