@@ -95,6 +95,7 @@ def test_a_run_is_a_span_and_counters(told: Told) -> None:
         "errors": 1,  # the row that is bad was never asked about
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
         "cost": usage.cost,
     }
     assert told.counters("counted") == {k: pytest.approx(v) for k, v in expected.items() if v}

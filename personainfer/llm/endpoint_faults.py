@@ -87,9 +87,30 @@ RULES = (
         (*_CLIENT, 500),
         r"flagged|moderation|content.?(filter|policy|management|violat)|responsibleai|safety"
         r"|data_inspection_failed|(prohibited|harmful|sensitive|inappropriate|unsafe) content"
-        r"|violat\w+ .{0,40}(polic|guidelines|terms)|usage polic",
+        r"|violat\w+ .{0,40}(polic|guidelines|terms)|usage polic|prohibited_content|guardrail_interven"
+        r"|contentpolicy|block_?reason",
         RequestRejectedError,
         "the provider's moderation refuses this request",
+    ),
+    Rule(
+        "rate, in tokens",
+        "moment",
+        (400, 429, 503),
+        r"too many tokens.{0,3} please wait|tokens per (minute|day|hour) limit exceeded"
+        r"|too many tokens for team"
+        r"|(?=.*too many (input )?tokens.{0,40}per.?(min|day|hour))(?!.*too (large|long))",
+        RateLimitError,
+        "the endpoint refused, for too many tokens",
+    ),
+    Rule(
+        "limit of a reply",
+        "form",
+        (200, 400, 422),
+        r"(?!.*(input tokens|your (messages|prompt)|context length))(?:"
+        r"max_(completion_|output_)?tokens\W{0,3}(must be|should be|cannot|is too large|exceeds|: \d+ >)"
+        r"|range of max_tokens|at most \d+ completion tokens)",
+        RequestRejectedError,
+        "the endpoint rejects this form of request",
     ),
     Rule(
         "too long",
@@ -98,7 +119,7 @@ RULES = (
         r"context.?(length|window|size)|maximum context|input tokens|too many (input )?tokens"
         r"|(prompt|input|request|message|payload|entity)s? (is |are )?too (long|large)"
         r"|exceeds? .{0,60}(token|context|length)|reduce (the )?(length|your)|max_input_tokens"
-        r"|above_max_length",
+        r"|above_max_length|tokens.{0,40}must (be|have) (<|less|at most)|(messages|input|prompt) is too long",
         RequestRejectedError,
         "the request is too long for the model",
     ),
@@ -249,8 +270,12 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
     error = reply.get("error") or (choice.get("error") if isinstance(choice, dict) else None)
     if not error and choices:
         return None
+    if not error and (feedback := reply.get("prompt_feedback") or reply.get("promptFeedback")):
+        return 200, json.dumps(feedback)  # Gemini blocked the prompt, and gives no candidate
     if not error and "choices" in reply and choices is not None and "detail" not in reply:
         return None  # an empty list of choices: an empty reply
+    if not error and "choices" not in reply and isinstance(reply.get("message"), dict):
+        return None  # a reply in Ollama's own protocol
     status = error.get("code") if isinstance(error, dict) else None
     if isinstance(status, str) and status.isdigit():
         status = int(status)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ..exceptions import ReplyError, RequestRejectedError
+from ..exceptions import ReplyError, RequestRejectedError, TransportError
 from ..records import Completion, Logprobs
 
 Json = dict[str, Any]
@@ -75,10 +75,12 @@ def wire_schema(schema: type[BaseModel], *, tight: bool) -> Json:
 
 _MOST_TOKENS = 2**31
 _CUT_OFF = {"length", "max_tokens", "model_length"}
-_FILTERED = {
-    *("content_filter", "safety", "prohibited_content", "blocklist", "spii", "recitation"),
-    *("sensitive", "image_safety", "language", "content_filtered", "guardrail_intervened"),
-}
+_FILTERED = re.compile(
+    r"filter|safety|prohibited|blocklist|blocked|spii|recitation|sensitive|^language$|guardrail|refusal"
+    r"|moderat"
+)
+# The server gave up in the middle: DeepSeek, OpenRouter, vLLM and SGLang.
+_BROKEN_OFF = {"insufficient_system_resource", "error", "abort", "aborted", "timeout", "cancelled"}
 
 
 def read_completion(reply: Mapping[str, Any]) -> Completion:
@@ -88,10 +90,15 @@ def read_completion(reply: Mapping[str, Any]) -> Completion:
 
     Raises:
         ReplyError: refused, filtered, cut off or empty; `cut_off` and `reasoned` say more.
+        TransportError: the server broke the reply off.
     """
     try:
-        choice = reply["choices"][0]
-        message = choice.get("message") or {"content": choice["text"]}
+        choice = reply["choices"][0] if "choices" in reply else _native_choice(reply)
+        message = choice.get("message")
+        if message is None:
+            message = {
+                "content": choice.get("text") if choice.get("finish_reason") else choice["text"]
+            }
         text = message.get("content")
         if not isinstance(text, str) or not text.strip():
             text = _other_text(message)
@@ -111,6 +118,8 @@ def read_completion(reply: Mapping[str, Any]) -> Completion:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         raise ReplyError("the reply is JSON, but not a chat completion.") from None
     problem = _completion_problem(completion, message)
+    if isinstance(problem, TransportError):
+        raise problem
     if problem is not None:
         problem.completion = completion
         problem.reasoned = bool(
@@ -120,15 +129,19 @@ def read_completion(reply: Mapping[str, Any]) -> Completion:
     return completion
 
 
+def _native_choice(reply: Mapping[str, Any]) -> Json:
+    """The choice in a reply of Ollama's own protocol, which gateways let through."""
+    return {"message": reply["message"], "finish_reason": reply.get("done_reason")}
+
+
 def _other_text(message: Mapping[str, Any]) -> str:
-    """The text of a message whose content is not a string: parts, a tool call, or reasoning alone."""
+    """The text of a message whose content is not a string: parts, tool calls, or reasoning alone."""
     text, reasoning = split_content(message.get("content"))
     if text.strip():
         return text
-    calls = message.get("tool_calls") or ()
-    call = calls[0] if calls else message.get("function_call")
-    if call and (arguments := arguments_of(call)):
-        return arguments
+    calls = message.get("tool_calls") or [message.get("function_call")]
+    if arguments := "\n".join(filter(None, [arguments_of(call) for call in calls if call])):
+        return arguments  # of several calls the first one counts that fits
     reasoning = reasoning or reasoning_of(message)
     if not reasoning.strip() or "</think>" in reasoning:
         return reasoning.strip()
@@ -214,11 +227,17 @@ def _logprobs(found: Any) -> Logprobs | None:
         return None
 
 
-def _completion_problem(completion: Completion, message: Mapping[str, Any]) -> ReplyError | None:
+def _completion_problem(
+    completion: Completion, message: Mapping[str, Any]
+) -> ReplyError | TransportError | None:
     finish = completion.finish_reason.lower()
     if message.get("refusal"):
         return ReplyError(f"the model refused: {str(message['refusal'])[:200]!r}.")
-    if finish in _FILTERED:
+    if finish in _BROKEN_OFF:
+        broken = TransportError(f"the endpoint broke its reply off ({completion.finish_reason}).")
+        broken.unanswered = True
+        return broken
+    if _FILTERED.search(finish):
         error = ReplyError(
             f"the reply was stopped by the provider's content filter ({completion.finish_reason})."
         )
@@ -243,7 +262,8 @@ _REASONS = re.compile(  # names of models that think before they answer
 _OPENAI_REASONS = re.compile(r"(^|/)(o[134](-|$)|gpt-5)", re.IGNORECASE)
 _FOR_REASONING = 8  # times max_tokens: reasoning counts as output, and takes most of it
 _NUMBER = re.compile(
-    r"(?:at most|maximum (?:of|is)|less than or equal to|<=|limit (?:of|is)) ?(\d+)"
+    r"(?:at most|maximum (?:of|is)|less than or equal to|<=|limit (?:of|is)|> |exceed|\[\d+,|between \d+ and)"
+    r" ?[`'\"]?(\d+)"
 )
 
 

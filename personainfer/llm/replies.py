@@ -7,6 +7,7 @@ and end-of-turn marks. Only a complete object that fits is read: no missing valu
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +31,12 @@ def decode(content: bytes) -> Json:
     """
     if not content.startswith(b"{"):  # as nearly all do
         begin = content.lstrip()[:6]
+        if begin.startswith(b":"):  # comments that keep a connection alive
+            content = _COMMENTS.sub(b"", content, count=1)
+            begin = content.lstrip()[:6]
         if not begin:
             raise ReplyError("the reply has an empty body.")
-        if begin.startswith((b"data:", b"event:", b":")):
+        if begin.startswith((b"data:", b"event:", b"id:", b"retry:")):
             return _joined_stream(content)
     try:
         try:
@@ -48,6 +52,9 @@ def decode(content: bytes) -> Json:
     if not isinstance(reply, dict):
         raise ReplyError("the reply is JSON, but not a chat completion.")
     return reply
+
+
+_COMMENTS = re.compile(rb"\A(?:\s*:[^\r\n]*(?:[\r\n]+|\Z))+")
 
 
 def _joined_stream(content: bytes) -> Json:
@@ -81,7 +88,9 @@ def _events(content: bytes) -> Iterator[Json | None]:
     for line in content.decode("utf-8", "replace").splitlines():
         field, _, data = line.partition(":")
         data = data.strip()
-        if field.strip() != "data" or not data:
+        if (
+            field.strip() != "data" or not data or data.startswith(":")
+        ):  # a comment in the wrong place
             continue
         if data == "[DONE]":
             yield None
@@ -348,10 +357,26 @@ _CLOSING_QUOTE = re.compile(r"[“”»](?=\s*[:,}\]])")
 _COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 
 
+# A dict whose keys and values are all texts or dicts, as Python prints it.
+_PYTHON_TEXT = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
+_PYTHON_DICT = re.compile(
+    rf"\{{\s*{_PYTHON_TEXT}\s*:\s*(?:{_PYTHON_TEXT}|\{{)(?:\s*[,:{{}}]\s*|{_PYTHON_TEXT})*\}}"
+)
+
+
+def _as_json(found: re.Match[str]) -> str:
+    """A dict as Python prints it, in JSON; other text as it is."""
+    try:
+        value = ast.literal_eval(found[0])
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return found[0]
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else found[0]
+
+
 def _tidied(text: str) -> str:
     """The text with straight quotes around keys and values, no comma too many, and unpacked if quoted.
 
-    Only the punctuation of JSON changes: no word and no value does.
+    Only the punctuation changes: no word and no value does.
     """
     bare = text.strip("\ufeff \n\r\t")
     if bare.startswith('"') and isinstance(inner := _parsed(bare), str):
@@ -359,6 +384,8 @@ def _tidied(text: str) -> str:
     if any(quote in text for quote in "“”„«»"):
         text = _OPENING_QUOTE.sub(r'\1"', text)
         text = _CLOSING_QUOTE.sub('"', text)
+    if "{'" in text or "{ '" in text:
+        text = _PYTHON_DICT.sub(_as_json, text)
     return _COMMA.sub(lambda match: match[1] or "", text)
 
 

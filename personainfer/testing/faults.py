@@ -27,9 +27,9 @@ class Reply:
     model: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    reasoning_tokens: int | None = None  # of the completion tokens
     logprobs: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    reasoning_tokens: int | None = None  # of the completion tokens
 
     @property
     def text(self) -> str:

@@ -82,6 +82,22 @@ READ: dict[str, str] = {
         '{"evidence": "...", "trait": "...", "preference": "..."}\n' + GOOD
     ),
     "more fields than asked for": json.dumps({**FIELDS, "confidence": 0.9}),
+    "Hermes: a dict as Python prints it": str(FIELDS),
+    "Hermes: a tool call as Python prints it": (
+        f"<tool_call>\n{ {'arguments': FIELDS, 'name': 'OnePersona'} }\n</tool_call>"
+    ),
+    "Mistral: a marked tool call": f'[TOOL_CALLS][{{"name": "OnePersona", "arguments": {GOOD}}}]',
+    "Granite: a marked tool call": f'<|tool_call|>[{{"name": "OnePersona", "arguments": {GOOD}}}]',
+    "Llama 3.1: a tagged function": f"<function=OnePersona>{GOOD}</function>",
+    "Qwen 3: two tool calls": "\n".join(
+        [f'<tool_call>{{"name": "OnePersona", "arguments": {GOOD}}}</tool_call>'] * 2
+    ),
+    "GLM 4.5: boxed": f"<think>Hm.</think><|begin_of_box|>{GOOD}<|end_of_box|>",
+    "Nemotron: thought without a mark, then a fence": f"First, compare.\n\n```json\n{PRETTY}\n```",
+    "a citation behind it": f"{GOOD} [1]",
+    "a link and a brace behind it": f"```json\n{GOOD}\n```\nSee [docs] for {{more}}.",
+    "Windows line breaks": PRETTY.replace("\n", "\r\n"),
+    "a heading and bold words": f"## Persona\n\n**JSON:**\n\n{PRETTY}",
 }
 
 # What must not be read: nothing in it is an answer.
@@ -131,6 +147,16 @@ NOT_READ: dict[str, str] = {
     "gpt-oss: analysis alone, dropped": f"<|channel|>analysis<|message|>Try {DRAFT}, no.<|end|>",
     "HTML": "<html><body>{}</body></html>",
     "hex": "7b2265766964656e6365223a2022227d",
+    "quotes that do not match": GOOD.replace('"trait"', "\"trait'"),
+    "a Python dict with a bare apostrophe": str(FIELDS).replace("in a hurry", "in a cook's hurry"),
+    "a Python dict that is cut off": str(FIELDS)[:-12],
+    "a key with white space inside": GOOD.replace('"trait"', '"tra it"'),
+    "white space without end": '{"evidence":' + "\n " * 400,
+    "half of it in the reasoning": GOOD.replace('"trait"', '</think>"trait"'),
+    "comments in place of values": '{"evidence": // steps\n "trait": // cook\n}',
+    "Pydantic's own words": "evidence='steps' trait='a cook' preference='numbered steps'",
+    "a call as code": "OnePersona(evidence='steps', trait='a cook', preference='numbered steps')",
+    "a schema and a draft in its description": json.dumps({"properties": FIELDS, "type": "object"}),
 }
 
 
@@ -359,6 +385,17 @@ def test_a_completion_of_the_older_kind_has_its_text_in_the_choice() -> None:
 def test_reasoning_tokens_are_paid_for(usage: Any, tokens: int) -> None:
     found = read_completion({**completion({"content": "x"}), "usage": usage})
     assert found.completion_tokens == tokens
+    assert found.reasoning_tokens <= tokens
+
+
+def test_reasoning_tokens_are_counted_in_usage_and_in_the_cost() -> None:
+    reply = Reply("yes", prompt_tokens=10, completion_tokens=50, reasoning_tokens=40)
+    with FakeLLM(lambda _: reply) as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=False, prices=(0.0, 1.0))
+        for _ in range(2):
+            llm.ask([{"role": "user", "content": "Well?"}])
+    assert (llm.usage.completion_tokens, llm.usage.reasoning_tokens) == (100, 80)
+    assert llm.usage.cost == pytest.approx(100e-6)
 
 
 def stream(*deltas: dict[str, Any], end: str = "data: [DONE]\n\n", **last: Any) -> bytes:
