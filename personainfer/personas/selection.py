@@ -11,7 +11,9 @@ from typing import Any
 from ..exceptions import InvalidArgumentError, RequestRejectedError, joined
 from ..records import Candidate, Persona, PersonaRow, Preference, Selector
 
-_ROWS_A_CHOICE = 64  # rows whose candidates are scored together: scoring is faster in batches
+# Rows whose candidates are scored together: scoring is faster in batches, and replies for the next rows come
+# meanwhile.
+_ROWS_A_CHOICE = 16
 
 NOT_SCORED = "none of {count} personas could be scored."
 _REFUSED = "its personas could not be scored"
@@ -115,7 +117,7 @@ def _scores(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> 
     distinct = {(pair, str(persona)): persona for pair, persona in asked}
     if not distinct:
         return []
-    found = selector.explains([pair for pair, _ in distinct], list(distinct.values()))
+    found = _found(selector, [(pair, persona) for (pair, _), persona in distinct.items()])
     try:
         score_of = dict(zip(distinct, map(_number, found), strict=True))
     except (TypeError, ValueError) as error:
@@ -124,6 +126,19 @@ def _scores(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> 
             hint="explains(preferences, personas) returns one score for each persona.",
         ) from error
     return [score_of[pair, str(persona)] for pair, persona in asked]
+
+
+def _found(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> Iterable[Any]:
+    """What the selector says of each pair and persona; all personas of a pair at once, if it can do that."""
+    compare = getattr(selector, "explains_candidates", None)
+    if compare is None:
+        return selector.explains([pair for pair, _ in asked], [persona for _, persona in asked])
+    candidates: dict[Preference, list[Persona]] = {}
+    for pair, persona in asked:
+        candidates.setdefault(pair, []).append(persona)
+    scores = compare(list(candidates), list(candidates.values()))
+    of_pair = {pair: iter(found) for pair, found in zip(candidates, scores, strict=True)}
+    return [next(of_pair[pair]) for pair, _ in asked]
 
 
 def _number(score: Any) -> float | None:

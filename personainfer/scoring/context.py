@@ -17,7 +17,7 @@ import numpy as np
 
 from ..personas.placement import PersonaPlace, place_persona, prompt_messages
 from ..records import FloatArray, Message, Prompt
-from .interfaces import Scorer, Tokens
+from .interfaces import Scorer, Tokens, TokenText
 
 Chat = tuple[Message, ...]
 
@@ -77,6 +77,14 @@ class TextToFit(NamedTuple):
     persona: str | None
     response_tokens: int
     group: Hashable
+
+
+class FittedText(NamedTuple):
+    """The tokens of a row to score (None: it does not fit), and how many turns and tokens were left out."""
+
+    text: TokenText | None
+    turns_left_out: int
+    tokens_left_out: int
 
 
 class FittedPrefix(NamedTuple):

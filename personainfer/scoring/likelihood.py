@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Container, Hashable, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..api_keys import hide_key, show_key
-from ..arguments import Count, PositiveNumber, check_argument
-from ..exceptions import InvalidArgumentError, ModelNotFoundError
-from ..llm.weights import find_weights
-from ..personas.placement import PersonaPlace, check_place
+from ..exceptions import InvalidArgumentError
+from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference
-from .context import Cuts, ScoredText, TextToFit, fit_prefixes
-from .hf_models import check_installed
-from .interfaces import Scorer, ScoringEndpoint, TokenText
-from .llamacpp import EmbeddedEndpoint, ForcedDecoding
+from .context import Cuts, FittedText, ScoredText, TextToFit, fit_prefixes
+from .halving import BothTexts, gaps_by_halving
+from .interfaces import Scorer, TokenText
 from .rows import PromptLike, Row, check_lengths, check_row, check_rows
-from .transformers_scorer import TorchScorer
-from .vllm import PromptLogprobs
+from .scorers import scorer_of
 
 H = TypeVar("H", bound=Hashable)
 T = TypeVar("T")
@@ -103,14 +99,13 @@ class Likelihood:
         timeout: float = 600.0,
     ) -> None:
         self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        _check_options(self._options)
+        self._make = scorer_of(self._options)
         self.model = model
         self.cuts = Cuts()
         self._place = persona_in
         self._baseline = tuple(str(persona) for persona in baseline) or (None,)
         self._max_response = max_response_tokens
         self._max_prompt = max_prompt_tokens
-        self._make = _scorer_of(self._options)
         self._made: Scorer | None = None
         self._known: dict[TokenText, FloatArray] = {}  # of the baseline, which is met again
         self._lock = threading.Lock()
@@ -206,14 +201,10 @@ class Likelihood:
         """
         check_lengths(preferences=preferences, personas=personas)
         pairs = list(zip(preferences, personas, strict=True))
-        for number, (pair, _) in enumerate(pairs):
-            if not isinstance(pair, Preference):
-                raise InvalidArgumentError(f"preferences[{number}]={pair!r:.80} is no Preference.")
         rows = [
-            check_row(number, pair.prompt, one, response)
+            row
             for number, (pair, persona) in enumerate(pairs)
-            for one in (persona, *self._baseline)
-            for response in (pair.chosen, pair.rejected)
+            for row in _rows_of_pair(number, pair, (persona, *self._baseline))
         ]
         a_pair = 2 + 2 * len(self._baseline)
         found = self._score(rows, [row // a_pair for row in range(len(rows))], self._baseline)
@@ -223,51 +214,91 @@ class Likelihood:
         explained: FloatArray = np.where([persona is None for persona in personas], 0.0, gained)
         return explained
 
+    def explains_candidates(
+        self, preferences: Sequence[Preference], candidates: Sequence[Sequence[Persona | str]]
+    ) -> list[FloatArray]:
+        """`explains` for several candidates a pair, with fewer scored tokens: enough to find the best.
+
+        After 8, 32 and 128 tokens of each response, the worse half of a pair's candidates is dropped. The
+        best one's score is that of `explains`. A dropped one's score is an estimate: the best one's, less
+        what it was behind the best one when it was dropped.
+
+        Args:
+            preferences: n pairs.
+            candidates: by pair, its personas.
+
+        Returns:
+            By pair, a score for each candidate, in nats a token; NaN for one that does not fit into the
+            model's context.
+        """
+        check_lengths(preferences=preferences, candidates=candidates)
+        rows, groups = list[Row](), list[int]()
+        for number, (pair, personas) in enumerate(zip(preferences, candidates, strict=True)):
+            new = _rows_of_pair(number, pair, (*self._baseline, *personas))
+            rows, groups = [*rows, *new], [*groups, *[number] * len(new)]
+        texts = iter([one.text for one in self._fitted(rows, groups)])
+        baselines, races = list[TokenText | None](), list[list[BothTexts | None]]()
+        for personas in candidates:
+            baselines += islice(texts, 2 * len(self._baseline))
+            both = [(next(texts), next(texts)) for _ in personas]
+            races.append([(one, other) if one and other else None for one, other in both])
+        means = [_mean(one) for one in self._log_probabilities(baselines, [True] * len(baselines))]
+        gaps = np.reshape(means, (len(races), -1, 2)) @ (1.0, -1.0)
+        found = gaps_by_halving(self._scorer().score, races)
+        return [gap - base.mean() for gap, base in zip(found, gaps, strict=True)]
+
     def _score(
         self, rows: Sequence[Row], groups: Sequence[Hashable], kept: Container[str | None] = ()
     ) -> list[ScoredText]:
-        """The score of each row. Equal texts are scored once; those of `kept` personas are remembered."""
+        """The score of each row. Those of `kept` personas are remembered."""
+        fitted = self._fitted(rows, groups)
+        found = self._log_probabilities(
+            [one.text for one in fitted], [row[1] in kept for row in rows]
+        )
+        return [
+            ScoredText(scores, one.turns_left_out, one.tokens_left_out)
+            for scores, one in zip(found, fitted, strict=True)
+        ]
+
+    def _fitted(self, rows: Sequence[Row], groups: Sequence[Hashable]) -> list[FittedText]:
+        """The tokens to score of each row. What had to be left out is counted in `cuts`."""
         scorer = self._scorer()
         tokens = _once(scorer.encode, [response for _, _, response in rows])
         responses = {said: ids[: self._max_response] for said, ids in tokens.items()}
-        fitted = fit_prefixes(
-            scorer,
-            [
-                TextToFit(prompt, who, len(responses[said]), group)
-                for (prompt, who, said), group in zip(rows, groups, strict=True)
-            ],
-            self._place,
-            self._max_prompt,
-        )
-        texts = [
-            None if prefix.tokens is None else TokenText(prefix.tokens, responses[row[2]])
-            for prefix, row in zip(fitted, rows, strict=True)
+        asked = [
+            TextToFit(prompt, who, len(responses[said]), group)
+            for (prompt, who, said), group in zip(rows, groups, strict=True)
         ]
+        prefixes = fit_prefixes(scorer, asked, self._place, self._max_prompt)
+        fitted = [
+            FittedText(
+                None if prefix.tokens is None else TokenText(prefix.tokens, responses[said]),
+                prefix.turns_left_out,
+                len(tokens[said]) - len(responses[said]),
+            )
+            for prefix, (_, _, said) in zip(prefixes, rows, strict=True)
+        ]
+        self._report(rows, fitted)
+        return fitted
+
+    def _log_probabilities(
+        self, texts: Sequence[TokenText | None], kept: Sequence[bool]
+    ) -> list[FloatArray | None]:
+        """log p of each token of each text. Equal texts are scored once; those to be kept are remembered."""
         known = self._known  # replaced, never changed: several threads may score
         new = [text for text in texts if text and text.response and text not in known]
-        found = known | _once(scorer.score, new)
-        again = {
-            t: found[t] for t, row in zip(texts, rows, strict=True) if t in found and row[1] in kept
-        }
+        found = known | _once(self._scorer().score, new)
+        again = {t: found[t] for t, keep in zip(texts, kept, strict=True) if keep and t in found}
         older = [(text, score) for text, score in known.items() if text not in again]
         self._known = dict([*older, *again.items()][-_KEPT:])
-        scored = [
-            ScoredText(
-                None if text is None else found.get(text, _NOTHING),
-                prefix.turns_left_out,
-                len(tokens[row[2]]) - len(responses[row[2]]),
-            )
-            for text, prefix, row in zip(texts, fitted, rows, strict=True)
-        ]
-        self._report(rows, scored)
-        return scored
+        return [None if text is None else found.get(text, _NOTHING) for text in texts]
 
-    def _report(self, rows: Sequence[Row], scored: Sequence[ScoredText]) -> None:
+    def _report(self, rows: Sequence[Row], fitted: Sequence[FittedText]) -> None:
         """Count what did not fit, and warn of the first."""
-        pairs = list(zip(rows, scored, strict=True))
+        pairs = list(zip(rows, fitted, strict=True))
         prompts = {row[0] for row, one in pairs if one.turns_left_out}
         responses = {row[2] for row, one in pairs if one.tokens_left_out}
-        too_long = {row for row, one in pairs if one.log_probabilities is None}
+        too_long = {row for row, one in pairs if one.text is None}
         if not (prompts or responses or too_long):
             return
         with self._lock:  # several threads may score
@@ -294,74 +325,21 @@ class Likelihood:
             return self._made
 
 
+def _rows_of_pair(
+    number: int, pair: Preference, personas: Sequence[Persona | str | None]
+) -> list[Row]:
+    """Both responses of a pair after each persona."""
+    if not isinstance(pair, Preference):
+        raise InvalidArgumentError(f"preferences[{number}]={pair!r:.80} is no Preference.")
+    both = (pair.chosen, pair.rejected)
+    return [check_row(number, pair.prompt, one, said) for one in personas for said in both]
+
+
+def _mean(log_probabilities: FloatArray | None) -> float:
+    return ScoredText(log_probabilities).mean
+
+
 def _once(function: Callable[[list[H]], Sequence[T]], items: Sequence[H]) -> dict[H, T]:
     """What the function gives for each distinct item."""
     distinct = list(dict.fromkeys(items))
     return dict(zip(distinct, function(distinct), strict=True)) if distinct else {}
-
-
-def _scorer_of(options: Mapping[str, Any]) -> Callable[[], Scorer]:
-    """A function that makes the scorer; the arguments are checked at once."""
-    model, size = options["model"].strip(), options["batch_size"]
-    if options["api_base"] is not None:
-        endpoint = ScoringEndpoint(
-            model,
-            options["api_base"],
-            options["api_key"],
-            concurrency=size,
-            timeout=options["timeout"],
-        )
-        return lambda: _endpoint_scorer(endpoint)
-    named = model.removeprefix("transformers:")
-    embedded = model == "local" or model.startswith("local:")
-    if embedded and options["device"] is None:
-        weights = find_weights(model)
-        return lambda: ForcedDecoding(EmbeddedEndpoint(weights, concurrency=size))
-    check_installed(named)
-    how = {"device": options["device"], "dtype": options["dtype"], "batch_size": size}
-    return lambda: TorchScorer(named, **how)
-
-
-def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
-    """llama.cpp reads `content` from a request to /tokenize, vLLM `prompt`, and says its context."""
-    body = {"model": endpoint.model, "content": "a", "prompt": "a"}
-    try:
-        [reply] = endpoint.each(partial(endpoint.ask, "/tokenize"), [body])
-    except ModelNotFoundError:
-        raise ModelNotFoundError(
-            f"{endpoint.endpoint} does not tokenize: it is neither a llama.cpp server nor vLLM,"
-            f" or does not serve {endpoint.model!r}.",
-            hint='Score with model="local:smollm2" or transformers: most services only score their own text.',
-        ) from None
-    if "max_model_len" in reply:
-        return PromptLogprobs(endpoint, reply["max_model_len"])
-    return ForcedDecoding(endpoint)
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    check_argument("batch_size", options["batch_size"], Count)
-    for name in ("max_response_tokens", "max_prompt_tokens"):
-        check_argument(name, options[name], Count | None)
-    check_argument("timeout", options["timeout"], PositiveNumber)
-    check_place(options["persona_in"])
-    baseline = options["baseline"]
-    listed = isinstance(baseline, Sequence) and not isinstance(baseline, str)
-    if not (listed and all(isinstance(one, str | Persona) for one in baseline)):
-        raise InvalidArgumentError(f"baseline={baseline!r:.80} is not a sequence of personas.")
-    model, base = options["model"], options["api_base"]
-    if not isinstance(model, str) or not model.strip():
-        raise InvalidArgumentError(
-            f"model={model!r:.80} must be the name of a model.",
-            hint='Such as "local:smollm2", a Hugging Face id, or a path.',
-        )
-    for name in ("device", "dtype"):
-        if options[name] is not None and base is not None:
-            raise InvalidArgumentError(
-                f"{name}={options[name]!r} is for transformers, api_base={base!r} for a server.",
-                hint="Leave one out.",
-            )
-
-    if base is not None and not str(base).startswith(("http://", "https://")):
-        raise InvalidArgumentError(
-            f"api_base={base!r} is not an address.", hint='It starts with "http://" or "https://".'
-        )

@@ -30,7 +30,7 @@ from personainfer.exceptions import (
 )
 from personainfer.testing import FakeLLM, Fault
 
-from ..builders import pairs, shared
+from ..builders import pairs, shared, until
 
 
 def test_each_row_gets_two_personas_in_the_order_of_the_input(
@@ -379,6 +379,67 @@ def test_a_selector_that_refuses_everything_ends_the_run_whatever_else_is_wrong(
             seed=0,
             select=Picky(InvalidArgumentError),
         )
+
+
+def test_candidates_are_scored_while_others_are_still_asked_for() -> None:
+    class Watching:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def explains(
+            self, preferences: Sequence[pi.Preference], personas: Sequence[Any]
+        ) -> list[float]:
+            self.seen.append(llm.calls)
+            if len(self.seen) == 1:
+                until(lambda: llm.calls > self.seen[0])  # replies come while this scores
+            return [1.0] * len(preferences)
+
+    watching = Watching()
+    with FakeLLM(latency=0.01) as llm:
+        table = pi.infer_personas(
+            pairs(40),
+            "fake",
+            api_base=llm.api_base,
+            candidates=2,
+            select=watching,
+            max_concurrency=4,
+        )
+    assert not table.errors
+    assert watching.seen[0] < 80
+
+
+def test_a_selector_that_compares_candidates_is_asked_once_a_side() -> None:
+    class Comparing:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def explains(self, preferences: Any, personas: Any) -> list[float]:
+            raise AssertionError("it can compare")
+
+        def explains_candidates(self, preferences: Any, candidates: Any) -> list[list[float]]:
+            self.asked += [len(personas) for personas in candidates]
+            return [[float(len(str(one))) for one in personas] for personas in candidates]
+
+    likings = iter(["tea", "long stories", "tea", "cats"])
+
+    def reply(_body: Any) -> dict[str, Any]:
+        one = {"evidence": "e", "trait": "calm", "preference": next(likings)}
+        return {"person_1": one, "person_2": {**one, "preference": "soup"}}
+
+    comparing = Comparing()
+    with FakeLLM(reply) as llm:
+        [row] = pi.infer_personas(
+            pairs(1),
+            "fake",
+            api_base=llm.api_base,
+            candidates=4,
+            select=comparing,
+            max_concurrency=1,
+        )
+    assert sorted(comparing.asked) == [1, 3]  # equal candidates count once
+    sides = {str(row.chosen), str(row.rejected)}
+    assert any("long stories" in side for side in sides)
+    assert any("soup" in side for side in sides)
 
 
 def test_no_candidate_is_kept_that_does_not_explain() -> None:

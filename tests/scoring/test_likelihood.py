@@ -24,6 +24,7 @@ from personainfer.exceptions import (
 )
 from personainfer.llm.weights import find_weights
 from personainfer.personas.placement import place_persona, prompt_messages
+from personainfer.scoring import PEOPLE_IN_GENERAL
 from personainfer.testing import FakeLLM
 
 from ..scoring_server import END, START, ScoringServer, chat_text, log_probabilities, tokens_of
@@ -401,6 +402,33 @@ def test_it_chooses_among_candidates(server: ScoringServer) -> None:
     ranked = [c.score or 0.0 for c in row.chosen_candidates]
     assert ranked == sorted(ranked, reverse=True)
     assert len(ranked) == 3
+
+
+def test_candidates_are_compared_with_fewer_tokens_and_the_best_has_its_full_score(
+    server: ScoringServer,
+) -> None:
+    tales, short = "tales of old tales " * 12, "short and short " * 12
+    pair = pi.Preference(prompt="How?", chosen=short, rejected=tales)
+    personas = [BRIEF, "I like tales of old tales.", "I like short and short.", "I drink tea."]
+
+    def scored_tokens() -> int:
+        return sum(body.get("n_predict", 0) for _, body in server.asked)
+
+    for baseline in ((), PEOPLE_IN_GENERAL):
+        scorer = likelihood(server, baseline=baseline)
+        counts = [scored_tokens()]
+        full = scorer.explains([pair] * 4, personas)
+        counts.append(scored_tokens())
+        [found] = scorer.explains_candidates([pair], [personas])
+        counts.append(scored_tokens())
+        best = int(full.argmax())
+        assert int(found.argmax()) == best
+        assert found[best] == pytest.approx(full[best])
+        before, now = np.diff(counts)  # none for vLLM, which reads a whole text
+        assert now <= 0.5 * before
+        [other, alone] = scorer.explains_candidates([pair.swapped, pair], [personas, personas[:1]])
+        assert int(other.argmax()) == 1
+        assert alone == pytest.approx(full[:1])
 
 
 def test_a_row_says_that_no_persona_explains_its_choice(server: ScoringServer) -> None:

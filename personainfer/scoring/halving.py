@@ -1,0 +1,110 @@
+"""Find the best of several candidates with few scored tokens: successive halving.
+
+All candidates of a pair are scored on the first tokens of both responses. The worse half is dropped, the
+others are scored on more tokens, and so on (Jamieson & Talwalkar 2016, arXiv 1502.07943). Only what is left
+at the end is scored whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..records import FloatArray
+from .interfaces import TokenText
+
+Score = Callable[[list[TokenText]], Sequence[FloatArray]]
+BothTexts = tuple[TokenText, TokenText]  # the chosen and the rejected response after one persona
+
+ROUNDS = (8, 32, 128)  # tokens of each response after which the worse half is dropped
+
+
+def gaps_by_halving(
+    score: Score, pairs: Sequence[Sequence[BothTexts | None]], rounds: Sequence[int] = ROUNDS
+) -> list[FloatArray]:
+    """For each candidate of each pair, log p a token of the chosen response less that of the rejected one.
+
+    The best candidate's gap is exact. One that was dropped gets the best one's gap, less what it was behind
+    the best one when it was dropped: an estimate that is never above the best.
+
+    Args:
+        score: gives log p of each token of each response, as `Scorer.score`.
+        pairs: by pair, what to score for each candidate; None: it does not fit into the model's context.
+        rounds: tokens of each response after which the worse half of a pair's candidates is dropped.
+
+    Returns:
+        By pair, a gap for each candidate; NaN where there is nothing to score.
+    """
+    races = [_Race(candidates) for candidates in pairs]
+    for end in (*rounds, None):
+        runners = [runner for race in races for runner in race.runners(end)]
+        parts = [part for runner, goal in runners for part in runner.parts(goal)]
+        distinct = list(dict.fromkeys(part for part in parts if part.response))
+        found = dict(zip(distinct, score(distinct), strict=True)) if distinct else {}
+        for runner, goal in runners:
+            runner.take([found.get(part, _NOTHING) for part in runner.parts(goal)])
+        for race in races:
+            race.drop_the_worse_half()
+    return [race.gaps() for race in races]
+
+
+_NOTHING: FloatArray = np.zeros(0)
+
+
+class _Runner:
+    """One candidate: the texts of both responses, and the log-probabilities of their tokens so far."""
+
+    def __init__(self, texts: BothTexts) -> None:
+        self.texts = texts
+        self.scores: list[FloatArray] = [_NOTHING, _NOTHING]
+
+    def parts(self, end: int | None) -> list[TokenText]:
+        """The tokens of both responses up to `end` that have no score yet, after those that have one."""
+        found = []
+        for text, scores in zip(self.texts, self.scores, strict=True):
+            done = len(scores)
+            after = text.prefix + text.response[:done]
+            found.append(TokenText(after, text.response[done:end]))
+        return found
+
+    def take(self, scores: Sequence[FloatArray]) -> None:
+        self.scores = [
+            np.concatenate([old, new]) for old, new in zip(self.scores, scores, strict=True)
+        ]
+
+    @property
+    def gap(self) -> float:
+        chosen, rejected = (float(one.mean()) if len(one) else 0.0 for one in self.scores)
+        return chosen - rejected
+
+
+class _Race:
+    """The candidates of one pair; `left` are those that may still be the best, by their places."""
+
+    def __init__(self, candidates: Sequence[BothTexts | None]) -> None:
+        self._count = len(candidates)
+        self.left = {n: _Runner(texts) for n, texts in enumerate(candidates) if texts is not None}
+        self._rounds: list[dict[int, float]] = []  # the gaps of all that ran, round by round
+
+    def runners(self, end: int | None) -> list[tuple[_Runner, int | None]]:
+        """Who runs on, and to how many tokens: one that is alone to the end."""
+        goal = end if len(self.left) > 1 else None
+        return [(runner, goal) for runner in self.left.values()]
+
+    def drop_the_worse_half(self) -> None:
+        gaps = {n: runner.gap for n, runner in self.left.items()}
+        self._rounds.append(gaps)
+        best = sorted(gaps, key=lambda n: -gaps[n])[: -(-len(gaps) // 2)]
+        self.left = {n: self.left[n] for n in sorted(best)}
+
+    def gaps(self) -> FloatArray:
+        found: FloatArray = np.full(self._count, np.nan)
+        if not self._rounds[-1]:
+            return found
+        final = self._rounds[-1]
+        winner = max(final, key=lambda n: final[n])
+        for gaps in self._rounds:  # the last round that a candidate ran in counts
+            for n, gap in gaps.items():
+                found[n] = final[winner] - (gaps[winner] - gap)
+        return found

@@ -1,0 +1,90 @@
+"""Make the scorer that the arguments of `Likelihood` name: llama.cpp, transformers, or a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ..arguments import Count, PositiveNumber, check_argument
+from ..exceptions import InvalidArgumentError, ModelNotFoundError
+from ..llm.weights import find_weights
+from ..personas.placement import check_place
+from ..records import Persona
+from .hf_models import check_installed
+from .interfaces import Scorer, ScoringEndpoint
+from .llamacpp import EmbeddedEndpoint, ForcedDecoding
+from .transformers_scorer import TorchScorer
+from .vllm import PromptLogprobs
+
+
+def scorer_of(options: Mapping[str, Any]) -> Callable[[], Scorer]:
+    """A function that makes the scorer; the arguments are checked at once.
+
+    Args:
+        options: the arguments of `Likelihood`, by name.
+    """
+    _check_options(options)
+    model, size = options["model"].strip(), options["batch_size"]
+    if options["api_base"] is not None:
+        endpoint = ScoringEndpoint(
+            model,
+            options["api_base"],
+            options["api_key"],
+            concurrency=size,
+            timeout=options["timeout"],
+        )
+        return lambda: _endpoint_scorer(endpoint)
+    named = model.removeprefix("transformers:")
+    embedded = model == "local" or model.startswith("local:")
+    if embedded and options["device"] is None:
+        weights = find_weights(model)
+        return lambda: ForcedDecoding(EmbeddedEndpoint(weights, concurrency=size))
+    check_installed(named)
+    how = {"device": options["device"], "dtype": options["dtype"], "batch_size": size}
+    return lambda: TorchScorer(named, **how)
+
+
+def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
+    """llama.cpp reads `content` from a request to /tokenize, vLLM `prompt`, and says its context."""
+    body = {"model": endpoint.model, "content": "a", "prompt": "a"}
+    try:
+        [reply] = endpoint.each(partial(endpoint.ask, "/tokenize"), [body])
+    except ModelNotFoundError:
+        raise ModelNotFoundError(
+            f"{endpoint.endpoint} does not tokenize: it is neither a llama.cpp server nor vLLM,"
+            f" or does not serve {endpoint.model!r}.",
+            hint='Score with model="local:smollm2" or transformers: most services only score their own text.',
+        ) from None
+    if "max_model_len" in reply:
+        return PromptLogprobs(endpoint, reply["max_model_len"])
+    return ForcedDecoding(endpoint)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    check_argument("batch_size", options["batch_size"], Count)
+    for name in ("max_response_tokens", "max_prompt_tokens"):
+        check_argument(name, options[name], Count | None)
+    check_argument("timeout", options["timeout"], PositiveNumber)
+    check_place(options["persona_in"])
+    baseline = options["baseline"]
+    listed = isinstance(baseline, Sequence) and not isinstance(baseline, str)
+    if not (listed and all(isinstance(one, str | Persona) for one in baseline)):
+        raise InvalidArgumentError(f"baseline={baseline!r:.80} is not a sequence of personas.")
+    model, base = options["model"], options["api_base"]
+    if not isinstance(model, str) or not model.strip():
+        raise InvalidArgumentError(
+            f"model={model!r:.80} must be the name of a model.",
+            hint='Such as "local:smollm2", a Hugging Face id, or a path.',
+        )
+    for name in ("device", "dtype"):
+        if options[name] is not None and base is not None:
+            raise InvalidArgumentError(
+                f"{name}={options[name]!r} is for transformers, api_base={base!r} for a server.",
+                hint="Leave one out.",
+            )
+
+    if base is not None and not str(base).startswith(("http://", "https://")):
+        raise InvalidArgumentError(
+            f"api_base={base!r} is not an address.", hint='It starts with "http://" or "https://".'
+        )
