@@ -110,7 +110,7 @@ class Options:
         """All options: those that were given, as they were given, and the defaults of the others.
 
         Raises:
-            UnknownOptionError: a name that is no option, with the nearest that is.
+            UnknownOptionError: a name that is not an option, with the nearest that is.
             InvalidArgumentError: a value that cannot work.
         """
         UnknownOptionError.check(given, self.each)
@@ -211,7 +211,7 @@ def read_numbers(
         length: how many it must hold; None: any number.
 
     Raises:
-        InvalidArgumentError: a text, a date or another thing that is no number; an infinite number, or one
+        InvalidArgumentError: a text, a date or another thing that is not a number; an infinite number, or one
             beyond 1e100; an array of other dimensions.
     """
     import numpy as np  # loading it takes longer than the rest of the package
@@ -224,7 +224,7 @@ def read_numbers(
     try:
         found = np.asarray(list(given) if isinstance(given, Iterator) else given)
     except (ValueError, TypeError, RuntimeError) as problem:
-        raise error(f"is no array of numbers: {problem}") from None
+        raise error(f"is not an array of numbers: {problem}") from None
     if found.ndim not in dimensions:
         wanted = " or ".join(("()", "(n,)", "(n, k)", "(n, k, m)")[d] for d in dimensions)
         raise error(f"has the shape {found.shape}: {wanted} is needed.")
@@ -234,10 +234,10 @@ def read_numbers(
         numbers = [_number(one) for one in found.ravel().tolist()]
         if None in numbers:
             first = found.ravel()[numbers.index(None)]
-            raise error(f"is no array of numbers: it holds {first!r:.40}.")
+            raise error(f"is not an array of numbers: it holds {first!r:.40}.")
         found = np.array(numbers, dtype=np.float64).reshape(found.shape)
     if found.dtype.kind not in "biuf":
-        raise error(f"is no array of numbers: it holds {found.ravel()[:1].tolist()!r:.40}.")
+        raise error(f"is not an array of numbers: it holds {found.ravel()[:1].tolist()!r:.40}.")
     array: FloatArray = found.astype(np.float64)
     beyond = array[np.abs(array) > LARGEST]
     if len(beyond) and not infinite:
@@ -247,7 +247,7 @@ def read_numbers(
 
 
 def _number(value: object) -> float | None:
-    """The value as a float; NaN for a missing one, None for what is no number."""
+    """The value as a float; NaN for a missing one, None for what is not a number."""
     if value is None or type(value).__name__ in _MISSING:
         return float("nan")
     try:
@@ -282,7 +282,7 @@ def read_labels(name: str, given: Iterable[Hashable]) -> tuple[list[Any], NDArra
         distinct: list[Any] = list(dict.fromkeys(labels))
     except TypeError:
         raise InvalidArgumentError(
-            f"{name}= holds something that is no label, such as a list.", argument=name
+            f"{name}= holds something that is not a label, such as a list.", argument=name
         ) from None
     try:
         distinct.sort()

@@ -45,7 +45,7 @@ class Counts(Protocol):
 class RunWatch:
     """One run, from its first request to its end; `rows` is how many items it has answered.
 
-    Single calls are no spans, and the counters are brought up to date every 64 rows: with OpenTelemetry's
+    Single calls are not spans, and the counters are brought up to date every 64 rows: with OpenTelemetry's
     SDK either would cost a good part of the time that a fast endpoint's call takes.
     """
 

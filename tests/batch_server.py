@@ -174,7 +174,7 @@ class BatchServer:
         names = {line["custom_id"] for line in lines}
         fits = all(line["url"] == asked["endpoint"] and line["method"] == "POST" for line in lines)
         if not lines or len(names) < len(lines) or not fits or asked["completion_window"] != "24h":
-            return 400, _dumps({"error": {"message": "this file is no batch"}})
+            return 400, _dumps({"error": {"message": "this file is not a batch"}})
         batch = Batch(f"batch-{len(self.batches)}", asked["input_file_id"], list(self.statuses))
         self.batches[batch.id] = batch
         return 200, _dumps(self._shown(batch))

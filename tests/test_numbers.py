@@ -350,7 +350,7 @@ def test_a_reward_that_is_infinite_or_missing_is_left_out(form: Any) -> None:
             warnings.simplefilter("error")
             [found] = reward(["x"], said, question=["q"], chosen=["c"], rejected=["r"])
         assert math.isnan(found)
-    with pytest.raises(InvalidArgumentError, match="no array of numbers"):
+    with pytest.raises(InvalidArgumentError, match="not an array of numbers"):
         pi.persona_reward(Scorer("a"))(["x"], said, question=["q"], chosen=["c"], rejected=["r"])
 
 

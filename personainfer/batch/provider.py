@@ -338,10 +338,10 @@ def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
     """The batch made of a file; None only if the provider's full list shows that there is none."""
     try:
         batches = list_all()
-    except (AttributeError, TypeError):  # the SDK's, where it is given JSON that is no list
+    except (AttributeError, TypeError):  # the SDK's, where it is given JSON that is not a list
         batches = None
     if not isinstance(getattr(batches, "data", None), list):
-        raise ReplyError("the provider answered with something that is no list of batches.")
+        raise ReplyError("the provider answered with something that is not a list of batches.")
     newest = list(islice(batches, _LISTED))
     files = [getattr(batch, "input_file_id", None) for batch in newest]
     if newest and not any(files):  # some may lack it: Azure makes batches of more than files
@@ -352,7 +352,7 @@ def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
 def _id(answer: Any, kind: str) -> str:
     name = _name(getattr(answer, "id", None))
     if name is None:
-        raise ReplyError(f"the provider answered with something that is no {kind}.")
+        raise ReplyError(f"the provider answered with something that is not a {kind}.")
     return name
 
 

@@ -49,7 +49,7 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to write.")],
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Personas",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is no report, too.")
+        bool, typer.Option("--overwrite", help="Replace a file that is not a report, too.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

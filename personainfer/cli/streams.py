@@ -198,7 +198,7 @@ def _json(value: object) -> str:
 
     try:
         text = to_json(value, fallback=str, bytes_mode="base64", inf_nan_mode="null")
-    except (PydanticSerializationError, UnicodeEncodeError):  # text that is no UTF-8 came in
+    except (PydanticSerializationError, UnicodeEncodeError):  # text that is not UTF-8 came in
         return json.dumps(value, default=str)
     return text.decode()
 

@@ -202,7 +202,7 @@ def json_array(values: Sequence[Any]) -> pyarrow.Array[Any]:
 
 
 def _json_text(value: object) -> str:
-    # A value may be a circle, have keys that are no text, or be a number too long to print.
+    # A value may be a circle, have keys that are not text, or be a number too long to print.
     with suppress(Exception):
         return json.dumps(value, default=str)
     with suppress(Exception):

@@ -30,7 +30,7 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
             replaces, or those of a new file.
 
     Raises:
-        InvalidArgumentError: the path leads to something that is no file: a folder, a pipe, a device.
+        InvalidArgumentError: the path leads to something that is not a file: a folder, a pipe, a device.
         OSError: the disk is full, or the folder is not the user's.
     """
     check_file(path)
@@ -85,7 +85,7 @@ def put_in_place(unfinished: Path, path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise InvalidArgumentError if the path leads to something that is no regular file."""
+    """Raise InvalidArgumentError if the path leads to something that is not a regular file."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise InvalidArgumentError(f"{path} is {kind}, not a file.", hint="Name another file.")

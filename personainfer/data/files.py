@@ -99,7 +99,7 @@ def _hub_name(data: str) -> tuple[str, str | None, str | None]:
     name, *rest = data.removeprefix(_HUB).split(":")
     if not name.strip() or len(rest) > 2 or not all(part.strip() for part in rest):
         raise InvalidArgumentError(
-            f"{data!r:.200} is no name of a data set.",
+            f"{data!r:.200} is not a name of a data set.",
             hint='Write "hf:owner/name", "hf:owner/name:split" or "hf:owner/name:config:split".',
         )
     return name, rest[0] if len(rest) == 2 else None, rest[-1] if rest else None
@@ -159,7 +159,7 @@ def _require_file(data: str | Path, path: Path, suffix: str) -> None:
         raise InvalidArgumentError(f"{shown} is {kind}.", hint="Name a file in it.")
     if suffix not in _PARSERS:
         raise InvalidArgumentError(
-            f"{shown} is no file; a string is read as a path.", hint=SUPPORTED
+            f"{shown} is not a file; a string is read as a path.", hint=SUPPORTED
         )
     close = get_close_matches(path.name, nearby, n=1, cutoff=0.0)
     hint = f"Nearest in {str(path.parent)!r} is {close[0]!r}." if close else "Check the folder."

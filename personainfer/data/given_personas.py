@@ -59,7 +59,7 @@ def _check_names(found: list[Any], wanted: Mapping[str, str], has_rows: bool) ->
             close = get_close_matches(name, map(str, found), n=1)
             nearest = f"Nearest is {close[0]!r}. " if close else ""
             raise InvalidArgumentError(
-                f"{side}_persona={name!r} is no column of the data, whose columns are"
+                f"{side}_persona={name!r} is not a column of the data, whose columns are"
                 f" {', '.join(map(repr, found[:20]))}.",
                 hint=f"{nearest}Where there are no personas of that side, give {side}_persona=None.",
             )

@@ -192,7 +192,7 @@ def _from_columns(
 
 
 def _texts(names: Sequence[object]) -> list[str]:
-    # A name that is no text cannot be one of ours, but belongs in the list of what was found.
+    # A name that is not text cannot be one of ours, but belongs in the list of what was found.
     return [n if isinstance(n, str) else f"({n!r},)" for n in names]
 
 

@@ -147,7 +147,7 @@ class PersonaTable(Sequence[PersonaRow]):
                 that `table.filter(table.added["chosen_verified"])` works.
 
         Raises:
-            InvalidArgumentError: values that are no booleans, or not one a row.
+            InvalidArgumentError: values that are not booleans, or not one a row.
         """
         return self._cut(filtered(self._rows, keep))
 
@@ -222,7 +222,7 @@ class PersonaTable(Sequence[PersonaRow]):
         )
 
     def raise_for_errors(self) -> None:
-        """Raise if a row failed. A side that no candidate explains is no failure.
+        """Raise if a row failed. A side that no candidate explains is not a failure.
 
         Raises:
             RowsFailedError: how many failed, and the first of them.
@@ -288,7 +288,7 @@ class PersonaTable(Sequence[PersonaRow]):
         Args:
             details: also what the personas are made of: chosen_trait, chosen_preference, chosen_evidence,
                 chosen_flags (a list of text), and the same of the rejected side; and persona_unexplained: a
-                sentence for each side whose choice no candidate explains, which is no error.
+                sentence for each side whose choice no candidate explains, which is not an error.
 
         Raises:
             InvalidArgumentError: the data has a column of such a name itself.

@@ -125,7 +125,7 @@ def filtered(rows: Sequence[PersonaRow], keep: Any) -> list[int]:
     """The places of the rows for which the function, or the value, is true.
 
     Raises:
-        InvalidArgumentError: something else, values that are no booleans, or too few or many of them.
+        InvalidArgumentError: something else, values that are not booleans, or too few or many of them.
     """
     if callable(keep):
         return [place for place, row in enumerate(rows) if keep(row)]
@@ -154,7 +154,7 @@ def sampled(count: int, n: int, seed: int) -> list[int]:
     """n places drawn at random without replacement, in rising order.
 
     Raises:
-        InvalidArgumentError: n or seed is no whole number, or there are fewer places than n.
+        InvalidArgumentError: n or seed is not a whole number, or there are fewer places than n.
     """
     check_argument("seed", seed, WholeNumber)
     if check_count("sample", n) > count:

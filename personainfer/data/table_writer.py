@@ -44,7 +44,7 @@ def check_output(output: str | Path, data: object) -> Path:
     named = f"output={str(output)!r:.200}"
     if not isinstance(output, str | Path) or Path(output).suffix != ".parquet":
         raise InvalidArgumentError(
-            f"{named} is no path that ends in .parquet.",
+            f"{named} is not a path that ends in .parquet.",
             hint="For another format use to_pandas(), to_polars() or to_hf().",
             argument="output",
         )

@@ -143,7 +143,7 @@ def benchmark_model(
     by = _scorers(scorers, llm.model)
     notes = _partiality(by, llm.model, options.get("select"))
     if _is_local(llm.model):
-        find_weights(llm.model).path()  # a download is no part of the time
+        find_weights(llm.model).path()  # a download is not part of the time
     start = time.perf_counter()
     table = infer_personas(asked, model, progress=progress, **options)
     seconds = time.perf_counter() - start
@@ -265,7 +265,7 @@ def _scorers(
         given = [_OTHER_SCORER if _is_same_model(_SCORER, model) else _SCORER]
     if isinstance(given, str) or not given:
         raise InvalidArgumentError(
-            f"scorers={given!r} is no list of scorers.",
+            f"scorers={given!r} is not a list of scorers.",
             hint='Give names of models, such as ["local:smollm2"].',
             argument="scorers",
         )

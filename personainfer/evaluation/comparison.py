@@ -258,7 +258,7 @@ def _asker(judge: Any, options: Mapping[str, Any], rubrics: Mapping[Rubric, str]
     for name, text in (rubrics or {}).items():
         InvalidArgumentError.check("rubrics", name, ("quality", "personalization"))
         if not isinstance(text, str) or not text.strip():
-            raise InvalidArgumentError(f"rubrics[{name!r}]={text!r:.40} is no text.")
+            raise InvalidArgumentError(f"rubrics[{name!r}]={text!r:.40} is not text.")
     if not callable(judge):
         return _ModelAsker(judge, options, rubrics or {})
     if options or rubrics:

@@ -105,7 +105,7 @@ def mean_by_group(
         confidence: of the interval.
 
     Raises:
-        InvalidArgumentError: values that are no finite numbers or outside of `bounds`, a missing group, or
+        InvalidArgumentError: values that are not finite numbers or outside of `bounds`, a missing group, or
             lengths that differ.
     """
     given, (_, numbers) = read_numbers("values", values), read_labels("groups", groups)

@@ -281,7 +281,7 @@ def _read_file(
     for row in open_rows(path)[0]:
         item = str(row.get("item", "")).strip() if isinstance(row, dict) else ""
         if item not in found or not isinstance(row, dict):
-            raise DataError(f"{path} has a row that is no item of this sheet: {row!r:.60}.")
+            raise DataError(f"{path} has a row that is not an item of this sheet: {row!r:.60}.")
         if item in seen:
             raise DataError(f"{path} has the item {item} twice.")
         seen.add(item)

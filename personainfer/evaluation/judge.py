@@ -52,7 +52,7 @@ class Choice(BaseModel):
 
     @classmethod
     def from_text(cls, text: str) -> Choice | None:
-        """The choice in a reply that is no JSON but ends as trained judges do; None: there is none.
+        """The choice in a reply that is not JSON but ends as trained judges do; None: there is none.
 
         Of several results that differ none is taken.
         """

@@ -64,7 +64,7 @@ def write_report(
         path: the .html file to write; its folder must exist.
         title: the page's heading.
         words: what `salient_words` found; None: with its defaults.
-        overwrite: replace a file that is no report of this library, too. Reports are always replaced.
+        overwrite: replace a file that is not a report of this library, too. Reports are always replaced.
 
     Returns:
         The path of the page.
@@ -125,11 +125,11 @@ def _checked(table: object, path: str | Path) -> Path:
 
 
 def _check_replaced(path: Path) -> None:
-    """Raise InvalidArgumentError if the page would replace something that is no report."""
+    """Raise InvalidArgumentError if the page would replace something that is not a report."""
     check_file(path)
     if path.exists() and _MADE_BY.encode() not in path.read_bytes():
         raise InvalidArgumentError(
-            f"path={str(path)!r} exists, and is no report of this library.",
+            f"path={str(path)!r} exists, and is not a report of this library.",
             hint="It would be lost: name another file, or pass overwrite=True.",
         )
 

@@ -294,7 +294,7 @@ class ResponseComparison(Findings):
         return lines
 
     def remarks(self) -> list[str]:
-        """Lengths, and what became of rows that are no plain win or loss."""
+        """Lengths, and what became of rows that are neither a win nor a loss."""
         length = self.length
         became = {"drop": "left out", "tie": "counted as ties", "loss": "counted as losses"}
         said = [

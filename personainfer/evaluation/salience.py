@@ -219,7 +219,7 @@ _END = (
     r"(?=[,;:.!?()\u2014]|\s(?:but|because|so that|so they|when|while|if|since|as they)\b"
     r"|\sand (?:is|are|has|who|also|likes|loves|wants|needs|values|enjoys|seeks|prefers|appreciates)\b|$)"
 )
-# A list goes on after its commas: "not statistics, charts or tables". What begins another clause is no item.
+# A list goes on after its commas: "not statistics, charts or tables". Words that begin a clause are no item.
 _NO_ITEM = (
     r"(?!(?:and|or|but|because|so|while|when|if|since|as|who|whether|even|especially|like|with|in|for|at|on|to"
     r"|that|which|is|are|has|also|likes|loves|wants|needs|values|enjoys|seeks|prefers|appreciates)\b)"

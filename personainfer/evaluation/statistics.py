@@ -111,7 +111,7 @@ def bootstrap_mean(
             an interval of width 0; with bounds, it has a width: see `widened`.
 
     Raises:
-        InvalidArgumentError: values that are no finite numbers, or outside of `bounds`.
+        InvalidArgumentError: values that are not finite numbers, or outside of `bounds`.
     """
     table = _two_dimensional(values)
     if bounds is not None:
@@ -371,7 +371,7 @@ def _p_values(given: ArrayLike) -> FloatArray:
 
 
 def check_confidence(confidence: float) -> None:
-    """Raise InvalidArgumentError for what is no share of an interval, such as 95."""
+    """Raise InvalidArgumentError for what is not a share of an interval, such as 95."""
     real = isinstance(confidence, float | np.floating)
     if not real or not 0 < confidence < 1:
         raise InvalidArgumentError(

@@ -276,7 +276,7 @@ class RefusalWatch:
             self._changed.set()
 
     def judged(self, error: RequestRejectedError | ReplyError) -> ModelError:
-        """Count a refusal, or a body that is no reply of a model. Returns the error to raise.
+        """Count a refusal, or a body that is not a reply of a model. Returns the error to raise.
 
         It is the one that was given, until there is one too many: that ends the run, and says what to
         change.

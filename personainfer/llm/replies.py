@@ -26,7 +26,7 @@ def decode(content: bytes) -> Json:
     """Parse the body of a reply.
 
     Raises:
-        ReplyError: it is no JSON object.
+        ReplyError: it is not a JSON object.
         TransportError: it is an event stream that broke off.
     """
     if not content.startswith(b"{"):  # as nearly all do

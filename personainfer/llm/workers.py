@@ -408,7 +408,7 @@ class Workers:
 def _cost_is_unknown(used: Completion | None, failure: BaseException | None) -> bool:
     """Whether a call that was sent may have cost what nobody tells: then it counts at its most expensive.
 
-    A refusal costs nothing. No counts, or zeros, are no proof that a reply was free.
+    A refusal costs nothing. No counts, or zeros, are not proof that a reply was free.
     """
     if used is not None:
         return used.prompt_tokens <= 0 or (used.completion_tokens <= 0 and bool(used.text))

@@ -34,7 +34,7 @@ _SUPPORTED = (
 class BatchKind(NamedTuple):
     """How batches of one type are read, and made anew.
 
-    `names` are those of the columns; `rows` may raise DataError for names that are no preference data;
+    `names` are those of the columns; `rows` may raise DataError for names that are not preference data;
     `result` takes the batch and its table, which lacks rows where some were dropped.
     """
 

@@ -46,7 +46,7 @@ class AddPersonas:
         options: those of `infer_personas`, `on_error` among them, but for `output` and `progress`.
 
     Raises:
-        ValueError, TypeError: a bad argument, when it is made; columns that are no preference data, at
+        ValueError, TypeError: a bad argument, when it is made; columns that are not preference data, at
             the first batch. A row that is bad costs only itself.
         ModelError: only for what would fail every row (key, model); what was paid for is cached.
     """

@@ -45,7 +45,7 @@ def wrong_type(name: str, value: object, wanted: str) -> DataError:
 
 
 def identifier(value: object) -> str | None:
-    """An id as text. A null, an empty text or a list is no id; that is not an error."""
+    """An id as text. A null, an empty text or a list is not an id; that is not an error."""
     if value is None or value is ABSENT:
         return None
     if type(value) is str:
@@ -87,6 +87,6 @@ def parse_cell(name: str, value: object) -> object:
         return ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise DataError(
-            f"{name!r} is no JSON, as the column has in other rows: {value!r:.60}.",
+            f"{name!r} is not JSON, as the column has in other rows: {value!r:.60}.",
             hint="Write it with json.dumps.",
         ) from None

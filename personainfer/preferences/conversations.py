@@ -210,7 +210,7 @@ def read_conversations(
     One of them may be the response alone, where the other is a list of turns.
 
     Raises:
-        DataError: one is no conversation, or they do not share their start.
+        DataError: one is not a conversation, or they do not share their start.
     """
     heads, texts = [], []
     both = [
@@ -223,7 +223,7 @@ def read_conversations(
             turns = (Turn("assistant", said),)
         if not turns:
             raise DataError(
-                f"{name!r} is no conversation, and the row has no prompt.",
+                f"{name!r} is not a conversation, and the row has no prompt.",
                 hint="Add the prompt, or write turns as '\\n\\nHuman: … \\n\\nAssistant: …'.",
             )
         head, text = _split(name, turns, counts, run=not isinstance(said, str))

@@ -56,7 +56,7 @@ def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
     """
     if not isinstance(labels, Mapping | None):
         raise InvalidArgumentError(
-            f"labels={labels!r:.60} is no mapping.",
+            f"labels={labels!r:.60} is not a mapping.",
             hint='Give a dict, such as {0: "first", 1: "second", 2: "tie"}.',
             argument="labels",
         )
@@ -141,7 +141,7 @@ class LabelCoding:
 
         Raises:
             NoPreferenceError: it is null.
-            DataError: it is no label of this coding.
+            DataError: it is not a label of this coding.
             ContradictionError: it belongs to another coding, and labels before it may be misread.
         """
         value = plain(value)

@@ -26,7 +26,7 @@ class Candidate(NamedTuple):
 
 
 def check_pairing(pairs: str | None, min_gap: float | None) -> None:
-    """Raise `InvalidArgumentError` for a rule that does not exist or a gap that is no number."""
+    """Raise `InvalidArgumentError` for a rule that does not exist or a gap that is not a number."""
     if pairs is not None:
         InvalidArgumentError.check("pairs", pairs, PAIR_RULES)
     if min_gap is not None and (

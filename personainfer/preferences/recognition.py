@@ -28,7 +28,7 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
     for role, column in told.columns.items():
         if column not in found:
             raise InvalidArgumentError(
-                f"columns[{role!r}] is {column!r}, which is no column of the data.",
+                f"columns[{role!r}] is {column!r}, which is not a column of the data.",
                 hint=nearest(column, found),
                 argument="columns",
             )

@@ -88,13 +88,13 @@ def _turn(name: str, item: object) -> Turn:
     if looks_like_turns(item):
         item = parse_cell(name, item)
     if not isinstance(item, Mapping):
-        raise DataError(f"{name!r} has a turn that is no {{'role': …, 'content': …}}.")
+        raise DataError(f"{name!r} has a turn that is not {{'role': …, 'content': …}}.")
     role_key = _first(item, _ROLE_KEYS)
     role = item[role_key] if role_key else None
     if isinstance(role, Mapping):
         role = role.get("role")
     if not isinstance(role, str):
-        raise DataError(f"{name!r} has a turn that is no {{'role': …, 'content': …}}.")
+        raise DataError(f"{name!r} has a turn that is not {{'role': …, 'content': …}}.")
     content_key = _first(item, _CONTENT_KEYS)
     others = {key: v for key, v in item.items() if key not in (role_key, content_key)}
     extra = _extra(name, others)

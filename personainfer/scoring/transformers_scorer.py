@@ -152,7 +152,7 @@ class TorchScorer:
     def _read_prefixes(
         self, prefixes: Sequence[Tokens], longest: int
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """The last state of each prefix, the mask of tokens that are no padding, and the KV cache.
+        """The last state of each prefix, the mask of tokens that are not padding, and the KV cache.
 
         `longest`: tokens of the longest response to follow. An attention window counts padding, so no
         padding is put between tokens where it could push a token out of the window.

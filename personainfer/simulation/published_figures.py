@@ -126,7 +126,7 @@ def reproduce(
     InvalidArgumentError.check("paper", paper, PAPERS)
     check_argument("limit", limit, Count | None)
     if not isinstance(judge, str):
-        raise InvalidArgumentError(f"judge={judge!r:.60} is no name of a model.")
+        raise InvalidArgumentError(f"judge={judge!r:.60} is not a name of a model.")
     if paper == "personalllm":
         return _personal_llm(data, limit)
     scorer = _likelihood(judge)
@@ -149,7 +149,8 @@ def _rows(data: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[dict[str, 
         return map(dict, data)
     if Path(data).suffix not in FILES:
         raise InvalidArgumentError(
-            f"data={str(data)!r} is no file that is read.", hint=f"Give a {', '.join(FILES)} file."
+            f"data={str(data)!r} is not a file that is read.",
+            hint=f"Give a {', '.join(FILES)} file.",
         )
     return (row for row in open_rows(data)[0] if isinstance(row, dict))
 

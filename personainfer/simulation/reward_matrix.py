@@ -237,7 +237,7 @@ def check_models(models: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple.
 
     Raises:
-        InvalidArgumentError: there are none, one is no text, or one occurs twice.
+        InvalidArgumentError: there are none, one is not text, or one occurs twice.
     """
     names = _several(models)
     if not names or not all(isinstance(name, str) and name for name in names):
@@ -353,7 +353,7 @@ def _columns(
     row = head[0]
     if not isinstance(row, Mapping):
         hint = 'Give frame.to_dict("records") of a pandas frame.'
-        raise InvalidArgumentError(f"rows= gives {row!r:.40}, which is no dict.", hint=hint)
+        raise InvalidArgumentError(f"rows= gives {row!r:.40}, which is not a dict.", hint=hint)
     numbers = sorted(int(m[1]) for name in row if (m := _RESPONSE.fullmatch(name)))
     if prompt not in row or not numbers:
         raise DataError(

@@ -189,7 +189,7 @@ def _check_asked(prefixes: object, users: Sequence[str], prompts: Sequence[Promp
         raise InvalidArgumentError("prefixes= is a mapping of names to prefixes.")
     for name, prefix in prefixes.items():
         if not isinstance(prefix, Prefix):
-            raise InvalidArgumentError(f"prefixes[{name!r}]={prefix!r:.80} is no prefix.")
+            raise InvalidArgumentError(f"prefixes[{name!r}]={prefix!r:.80} is not a prefix.")
     if isinstance(users, str) or not all(isinstance(user, str) for user in users):
         raise InvalidArgumentError(f"users={users!r:.80} must be names of users, as texts.")
     if len(set(users)) < len(users):

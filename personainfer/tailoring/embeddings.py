@@ -70,7 +70,7 @@ def sentence_embedder(model: str | Path) -> Embedder:
         loaded = package.SentenceTransformer(str(model))
     except (OSError, ValueError) as error:
         raise InvalidArgumentError(
-            f"model={str(model)!r} is no sentence-transformers model: {str(error)[:200]}",
+            f"model={str(model)!r} is not a sentence-transformers model: {str(error)[:200]}",
             hint='Name one of the hub or a folder, use "bm25", or give api_base= for an endpoint.',
         ) from None
 

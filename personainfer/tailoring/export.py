@@ -114,7 +114,7 @@ def export_personas(
     """
     check_format(format)
     if not isinstance(title, str):
-        raise InvalidArgumentError(f"title={title!r:.80} is no text.")
+        raise InvalidArgumentError(f"title={title!r:.80} is not text.")
     target = _target(path, splits)
     rows = tailoring_rows(
         table,
@@ -196,7 +196,7 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
     strangers = [] if card.exists() else [*(path / "data").glob("*.parquet")]
     if strangers or (card.exists() and MARK not in card.read_text("utf-8", errors="replace")):
         raise InvalidArgumentError(
-            f"path={str(path)!r} has a {(strangers or [card])[0].name} that is no export's.",
+            f"path={str(path)!r} has a {(strangers or [card])[0].name} that is not an export's.",
             hint="It would be lost: name another folder.",
         )
     return path

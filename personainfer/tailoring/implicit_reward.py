@@ -106,7 +106,7 @@ def reward_accuracy(
 
     Raises:
         InvalidArgumentError: the arguments differ in length.
-        DataError: a prompt is no text or conversation.
+        DataError: a prompt is neither text nor a conversation.
     """
     check_confidence(confidence)
     first = read_numbers("preferred", preferred, infinite=True)

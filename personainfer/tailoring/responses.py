@@ -357,7 +357,7 @@ def _check(
             hint="choose_system_persona chooses one.",
         )
     if system_persona is not None and not isinstance(system_persona, str | Persona):
-        raise InvalidArgumentError(f"system_persona={system_persona!r:.80} is no persona.")
+        raise InvalidArgumentError(f"system_persona={system_persona!r:.80} is not a persona.")
     check_place(place)
     if template is not None:
         check_template(template, place)

@@ -175,7 +175,8 @@ class PersonaRetriever:
                 those that None leaves out.
 
         Raises:
-            InvalidArgumentError: a prompt that is no text or conversation, k below 1, or a bad `exclude`.
+            InvalidArgumentError: a prompt that is neither text nor a conversation, k below 1, or a bad
+                `exclude`.
             ModelError: the endpoint gave no embeddings.
         """
         check_argument("k", k, Count)
@@ -262,7 +263,7 @@ def first_person_prompt(prompt: object, persona: Persona | str) -> Prompt:
     about "The user" is added as it is.
 
     Raises:
-        DataError: the prompt is no text or conversation.
+        DataError: the prompt is neither text nor a conversation.
     """
     asked = read_prompt(prompt)
     said = place_persona(asked, persona, "user", "{prompt}\n\n{persona}")

@@ -212,7 +212,7 @@ def _read_choice(choice: Any) -> Preference | str:
     except DataError as error:
         return str(error)
     except (KeyError, TypeError):
-        return f"{choice!r:.80} is no choice with prompt, chosen and rejected."
+        return f"{choice!r:.80} is not a choice with prompt, chosen and rejected."
     return pair_problem(pair) or pair
 
 

@@ -89,5 +89,5 @@ def _all_of(name: str, given: Iterable[Any], kind: type) -> list[Any]:
         raise InvalidArgumentError(f"{name}= is empty.")
     for place, value in enumerate(values):
         if not isinstance(value, kind):
-            raise InvalidArgumentError(f"{name}[{place}]={value!r:.80} is no {kind.__name__}.")
+            raise InvalidArgumentError(f"{name}[{place}]={value!r:.80} is not a {kind.__name__}.")
     return values

@@ -38,7 +38,7 @@ _SENTENCE = re.compile(r"\S.*?(?:[.!?…]+(?=\s|$)|[。\uff01\uff1f]+|$)", re.MU
 class SentenceEffect:
     """By how much one sentence raises the margin of one choice, other sentences being in or out.
 
-    `right` says whether the user's other choices, which this one is no part of, are predicted.
+    `right` says whether the user's other choices, which this one is not part of, are predicted.
     """
 
     user: str

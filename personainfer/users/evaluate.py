@@ -153,7 +153,7 @@ class FittedFold:
         for name, one in self.prefixes.items():
             if not isinstance(one, Prefix):
                 raise InvalidArgumentError(
-                    f"prefixes[{name!r}] made {one!r:.80}, which is no prefix."
+                    f"prefixes[{name!r}] made {one!r:.80}, which is not a prefix."
                 )
 
 
@@ -304,7 +304,7 @@ def _check(
         raise InvalidArgumentError("prefixes= is a mapping of names to prefixes.")
     for name, prefix in prefixes.items():
         if not isinstance(prefix, Prefix) and not callable(prefix):
-            raise InvalidArgumentError(f"prefixes[{name!r}]={prefix!r:.80} is no prefix.")
+            raise InvalidArgumentError(f"prefixes[{name!r}]={prefix!r:.80} is not a prefix.")
         if name == BARE and getattr(prefix, "kind", "") != BARE:
             raise InvalidArgumentError(f"prefixes[{BARE!r}] is another prefix than {BARE!r}.")
     if (scorer is None) == (fit is None):
@@ -316,7 +316,7 @@ def _check(
             hint="Give fit=, or a function as a prefix.",
         )
     if fit is not None and not callable(fit):
-        raise InvalidArgumentError(f"fit={fit!r:.80} is no function (names of users) -> scorer.")
+        raise InvalidArgumentError(f"fit={fit!r:.80} is not a function (names of users) -> scorer.")
     if not (questions is None or questions == "find" or isinstance(questions, Mapping)):
         raise InvalidArgumentError(f'questions={questions!r} is neither "find" nor kinds by id.')
     for name in attribute:
@@ -331,12 +331,14 @@ def _groups(given: Groups | None) -> dict[str, dict[str, str]]:
     """Users and values as texts, as they are in the data; without missing values."""
     hint = 'Such as {"diet": {"ann": "vegan", "bob": "none"}}.'
     if not isinstance(given or {}, Mapping):
-        raise InvalidArgumentError(f"groups={given!r:.80} is no mapping of attributes.", hint=hint)
+        raise InvalidArgumentError(
+            f"groups={given!r:.80} is not a mapping of attributes.", hint=hint
+        )
     found = {}
     for name, of in (given or {}).items():
         if not isinstance(of, Mapping):
             raise InvalidArgumentError(
-                f"groups[{name!r}] is no mapping of users to values.", hint=hint
+                f"groups[{name!r}] is not a mapping of users to values.", hint=hint
             )
         there = {user: value for user, value in of.items() if value not in (None, "")}
         found[name] = {str(u): str(value) for u, value in there.items() if value == value}  # no NaN

@@ -124,7 +124,7 @@ def anova(
         seed: of the draw.
 
     Raises:
-        InvalidArgumentError: values that are no finite numbers, a missing group, or lengths that differ.
+        InvalidArgumentError: values that are not finite numbers, a missing group, or lengths that differ.
     """
     check_argument("permutations", permutations, Count)
     check_argument("seed", seed, CountFromZero)
@@ -271,7 +271,7 @@ def _by_value(
     if attribute not in (groups or {}):
         known = ", ".join(groups or {}) or "none"
         raise InvalidArgumentError(
-            f"folds={attribute!r} is no attribute of users.", hint=f"groups= has: {known}."
+            f"folds={attribute!r} is not an attribute of users.", hint=f"groups= has: {known}."
         )
     assert groups is not None
     parts: dict[str, set[str]] = {}

@@ -97,7 +97,7 @@ def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Pre
         options: of the LLM that a model's name makes.
 
     Raises:
-        InvalidArgumentError: it is none of these, or options are given with a scorer that is no name.
+        InvalidArgumentError: it is none of these, or options are given with a scorer that is not a name.
     """
     if options and not isinstance(scorer, str):
         raise InvalidArgumentError(

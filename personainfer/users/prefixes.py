@@ -73,7 +73,7 @@ class Prefix:
     def text(self, user: str, prompt: Prompt) -> str:
         """The words before a prompt that is to be answered; "" for the kind "none".
 
-        A choice on this very prompt is no example.
+        A choice on this very prompt is not an example.
 
         Raises:
             DataError: the user is not in `users`.
@@ -83,7 +83,7 @@ class Prefix:
     def before(self, choice: Preference) -> PrefixText:
         """The words before a choice that is to be predicted.
 
-        A choice that shares a response with this one is no example; one on the same prompt may be.
+        A choice that shares a response with this one is not an example; one on the same prompt may be.
 
         Raises:
             DataError: the user is not in `users`.
@@ -312,7 +312,7 @@ def user_tag(user: str) -> str:
 def _texts(name: str, given: object) -> dict[str, str]:
     """The texts by user; ids become texts, as they are in the data."""
     if not isinstance(given, Mapping):
-        raise InvalidArgumentError(f"{name}={given!r:.80} is no mapping of users to texts.")
+        raise InvalidArgumentError(f"{name}={given!r:.80} is not a mapping of users to texts.")
     for user, one in given.items():
         if not isinstance(one, str | Persona | UserPersona) or not str(one).strip():
             raise InvalidArgumentError(

@@ -138,6 +138,6 @@ class UserPersonas(Sequence[UserRow]):
                     rows.append(UserRow.model_validate_json(line))
                 except ValidationError:
                     raise DataError(
-                        f"{path}, line {number}: this is no row of UserPersonas.save."
+                        f"{path}, line {number}: this is not a row of UserPersonas.save."
                     ) from None
         return cls(tuple(rows))

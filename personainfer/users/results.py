@@ -131,7 +131,7 @@ class PrefixEvaluation:
         scored: by name, the margins and what was cut, one item a choice.
         questions: the kind of question of each choice; empty where none was asked for.
         groups: attribute -> user -> value.
-        skipped: rows of the data that are no choice of a user, by reason.
+        skipped: rows of the data that are not a user's choice, by reason.
         settings: the arguments that matter to the numbers.
     """
 

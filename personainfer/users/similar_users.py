@@ -81,10 +81,10 @@ def nearest_users(
         k: how many; 20 in PersonalLLM.
         of: the users to find neighbours for; None: all.
         among: the users to search, such as a database of known ones; None: all that `of` does not name,
-            so that users under test are no neighbours of each other; all, where `of` is None.
+            so that users under test are not neighbours of each other; all, where `of` is None.
 
     Raises:
-        InvalidArgumentError: k is no number from 1 up, a user has no vector, there is nobody to search,
+        InvalidArgumentError: k is not a number from 1 up, a user has no vector, there is nobody to search,
             or vectors differ in length.
         DataError: a vector is not finite.
     """

@@ -322,8 +322,8 @@ def other_table(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        ("t.csv", r"is no path that ends in \.parquet"),
-        ("t", r"is no path that ends in \.parquet"),
+        ("t.csv", r"is not a path that ends in \.parquet"),
+        ("t", r"is not a path that ends in \.parquet"),
         ("missing/t.parquet", "there is no folder"),
         ("file/t.parquet", "there is no folder"),
         ("folder.parquet", "exists and is not a table of personas"),
@@ -353,7 +353,7 @@ def test_an_output_that_cannot_be_is_refused_before_any_call(
         pi.infer_personas(data, output=path, **endpoint)
     with pytest.raises(InvalidArgumentError, match=words):
         asyncio.run(waited())
-    with pytest.raises(InvalidArgumentError, match="is no path"):
+    with pytest.raises(InvalidArgumentError, match="is not a path"):
         pi.infer_personas(data, output=7, **endpoint)  # type: ignore[arg-type]
     assert llm.calls == 0
     assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before

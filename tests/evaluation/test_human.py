@@ -278,7 +278,10 @@ def test_what_the_page_saves_is_read_in_any_order(tmp_path: Path) -> None:
 def test_ratings_of_another_sheet_are_refused(tmp_path: Path) -> None:
     sheet = write_rating_sheet(table(4), tmp_path / "sheet")
     ann = filled(sheet, "ann", right)
-    for text, words in (("item,choice\n99,1\n", "no item"), ("item,choice\n1,1\n1,2\n", "twice")):
+    for text, words in (
+        ("item,choice\n99,1\n", "not an item"),
+        ("item,choice\n1,1\n1,2\n", "twice"),
+    ):
         path = tmp_path / "other.csv"
         path.write_text(text)
         with pytest.raises(DataError, match=words):

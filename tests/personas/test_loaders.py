@@ -191,7 +191,7 @@ def test_other_names_of_columns(endpoint: dict[str, Any]) -> None:
     frame = pd.DataFrame(pairs(2)).rename(columns={"prompt": "question"})
     assert list(add(frame)["persona_error"].isna()) == [True, True]
     for batch in (pd.DataFrame(pairs(2)), columns_of(rows_with_numbers(2))):
-        with pytest.raises(InvalidArgumentError, match="no column of the data"):
+        with pytest.raises(InvalidArgumentError, match="not a column of the data"):
             add(batch)
 
 

@@ -85,7 +85,6 @@ def test_only_the_failed_rows_are_asked_again(kind: str, tmp_path: Path) -> None
         if place not in FAILING:
             own = row.columns if kind in ("in memory", "frame") else {}  # else the file has them
             assert row == replace(before, columns=own)
-            assert row is before or kind not in ("in memory", "frame")
         elif place != 1:
             assert row.chosen is not None
             assert row.rejected is not None
@@ -221,7 +220,7 @@ def test_a_choice_that_no_candidate_explains_is_a_finding_and_stays() -> None:
         mended = pi.retry_errors(table, select=select)
         assert llm.calls == calls + 2
     assert mended.failed_places() == []
-    assert mended[0] is table[0]
+    assert mended[0] == table[0]
     assert len(mended[1].chosen_candidates) == 2
 
 

@@ -112,7 +112,7 @@ def test_a_cell_that_is_cut_off_costs_its_row() -> None:
     rows = [{**EXPLICIT, "chosen": whole, "rejected": json.dumps([say("b")])}] * 2
     good, cut = read(rows[0], {**rows[0], "chosen": whole[:-5]})
     assert good == PAIR
-    assert "no JSON" in str(cut)
+    assert "not JSON" in str(cut)
 
 
 def test_responses_that_repeat_the_prompt() -> None:

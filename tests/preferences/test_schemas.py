@@ -100,7 +100,7 @@ def test_conversations_that_do_not_fit_the_prompt() -> None:
         ({"chosen": None}, "missing"),
         ({"chosen": float("nan")}, "missing"),
         ({"chosen": 3}, "of type int"),
-        ({"chosen": ["yes"]}, "no {'role'"),
+        ({"chosen": ["yes"]}, "not {'role'"),
         ({"chosen": [say("assistant", None)]}, "missing"),
         ({"chosen": "\ud800"}, "chosen holds bytes"),
         ({"prompt": [say("system", "\ud800"), USER]}, "prompt holds bytes"),
@@ -158,7 +158,7 @@ def test_a_further_assistant_turn_in_one_transcript_is_part_of_its_prompt() -> N
         (hh("q", "yes", "more"), hh("q", "no"), "holds no response"),
         (hh("q", ""), hh("q", "no"), "chosen is empty"),
         ("\n\nAssistant: a", "\n\nAssistant: b", "no turn before"),
-        ("preface" + hh("q", "yes"), hh("q", "no"), "no conversation"),
+        ("preface" + hh("q", "yes"), hh("q", "no"), "not a conversation"),
         (None, hh("q", "no"), "missing"),
     ],
 )

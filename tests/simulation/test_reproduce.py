@@ -177,7 +177,7 @@ def test_a_likelihood_judges_too(monkeypatch: pytest.MonkeyPatch) -> None:
         ("pi", [], {"limit": 0}, "limit=0"),
         ("pi", [], {"judge": 5}, "judge=5"),
         ("pi", [], {"judge": "judge"}, "no rows"),
-        ("pi", "folder", {"judge": "judge"}, "no file that is read"),
+        ("pi", "folder", {"judge": "judge"}, "not a file that is read"),
         ("pt", [{"prompt": "q", "chosen": "a", "rejected": "b"}], {"judge": "judge"}, "neither"),
         ("wikipersonas", "x", {"judge": "judge"}, "needs model="),
     ],

@@ -125,7 +125,7 @@ def test_a_model_whose_first_reward_is_missing_is_a_model() -> None:
 
 
 def test_a_frame_is_no_list_of_rows() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"'prompt', which is no dict.*to_dict"):
+    with pytest.raises(InvalidArgumentError, match=r"'prompt', which is not a dict.*to_dict"):
         RewardMatrix.from_columns(["prompt", "response_1"])  # type: ignore[list-item]
 
 
@@ -200,7 +200,7 @@ def test_prompts_may_be_conversations() -> None:
     ("changes", "error", "what"),
     [
         ({"rewards": REWARDS[..., 0]}, InvalidArgumentError, r"shape \(5, 3\)"),
-        ({"rewards": [[["x"]]]}, InvalidArgumentError, "no array of numbers"),
+        ({"rewards": [[["x"]]]}, InvalidArgumentError, "not an array of numbers"),
         ({"models": ["a"]}, InvalidArgumentError, "1 models"),
         ({"models": ["a", "a"]}, InvalidArgumentError, "'a' twice"),
         ({"models": ["a", ""]}, InvalidArgumentError, "models="),

@@ -333,8 +333,8 @@ def test_histories_are_preference_data(endpoint: dict[str, Any]) -> None:
         ([[np.nan, 1.0]], "user 0"),
         ([[0.2, 0.3, 0.5]], "shape"),
         ([0.5, 0.5], "shape"),
-        ([["x", "y"]], "no array of numbers"),
-        ([[1.0], [0.5, 0.5]], "no array of numbers"),
+        ([["x", "y"]], "not an array of numbers"),
+        ([[1.0], [0.5, 0.5]], "not an array of numbers"),
     ],
     ids=["sum", "negative", "nan", "models", "one-dimensional", "text", "ragged"],
 )

@@ -114,7 +114,7 @@ def test_a_prefix_that_knows_nothing_of_a_user_fails_before_any_call(
     ("changes", "what"),
     [
         ({"prefixes": {}}, "prefixes="),
-        ({"prefixes": {"none": "none"}}, "is no prefix"),
+        ({"prefixes": {"none": "none"}}, "is not a prefix"),
         ({"users": "ann"}, "users='ann'"),
         ({"users": [1]}, r"users=\[1\]"),
         ({"users": ["ann", "ann"]}, "twice"),

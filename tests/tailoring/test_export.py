@@ -83,7 +83,7 @@ def test_what_is_no_exports_is_not_replaced(name: str, tmp_path: Path) -> None:
     mine = tmp_path / "set" / name
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(InvalidArgumentError, match=f"{mine.name} that is no export's"):
+    with pytest.raises(InvalidArgumentError, match=f"{mine.name} that is not an export's"):
         pi.export_personas(table(), tmp_path / "set")
     assert [path for path in (tmp_path / "set").rglob("*") if path.is_file()] == [mine]
     assert mine.read_text() == "mine"
@@ -96,7 +96,7 @@ def test_what_is_no_exports_is_not_replaced(name: str, tmp_path: Path) -> None:
         ("set", {"format": "x"}, "Known: trl-dpo, trl-sft"),
         ("set", {"format": ["trl-dpo"]}, "is not known"),
         ("set", {"persona": "each"}, "persona='each'"),
-        ("set", {"title": 3}, "title=3 is no text"),
+        ("set", {"title": 3}, "title=3 is not text"),
         ("set", {"splits": {1: 1.0}}, "1 cannot be the name"),
         ("set", {"splits": {"train": 0.5}}, "add up to 0.5"),
         ("set", {"splits": {"../up": 1.0}}, "'../up' cannot be the name"),

@@ -386,7 +386,7 @@ def test_a_sentence_transformers_model_finds_what_shares_no_word() -> None:
 
 @pytest.mark.heavy
 def test_a_folder_that_holds_no_model_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="is no sentence-transformers model"):
+    with pytest.raises(InvalidArgumentError, match="is not a sentence-transformers model"):
         pi.PersonaRetriever(PROMPTS, PERSONAS, model=tmp_path)
 
 
@@ -456,8 +456,8 @@ def test_a_verifier_can_choose(llm: Any) -> None:
     [
         ({"personas": []}, "personas= is empty"),
         ({"preferences": []}, "preferences= is empty"),
-        ({"personas": ["a"]}, r"personas\[0\]='a' is no Persona"),
-        ({"preferences": [("a", "b", "c")]}, r"preferences\[0\].* is no Preference"),
+        ({"personas": ["a"]}, r"personas\[0\]='a' is not a Persona"),
+        ({"preferences": [("a", "b", "c")]}, r"preferences\[0\].* is not a Preference"),
         ({"scorer": "judge"}, "scorer='judge' has no method explains"),
     ],
 )

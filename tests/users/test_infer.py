@@ -526,7 +526,7 @@ def test_the_column_that_is_named_says_whose_choice_it_is(
         ({"select": ByLength()}, "nothing to score"),
         ({"select": object(), "method": "posterior"}, "no method explains"),
         ({"update": []}, "not UserPersonas"),
-        ({"user": "who"}, "'who', which is no column"),
+        ({"user": "who"}, "'who', which is not a column"),
     ],
     ids=[
         "method", "no-pairs", "few-pairs", "one-pair", "checks", "temperature", "idle-select",
