@@ -49,8 +49,8 @@ def show_key(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leave_out_of_fingerprints() -> None:
-    # The pickler that datasets hashes with, and nothing else does. Without this, or where a later
-    # version has another one, all that is lost is the cache of maps when the key changes.
+    # Only datasets' fingerprints use this pickler. If a later version has another one, a changed key
+    # discards what was mapped before, and nothing else happens.
     with suppress(ImportError, AttributeError):
         from datasets.utils._dill import pklregister
 
@@ -62,7 +62,7 @@ def _save_without_key(pickler: Any, key: HiddenKey) -> None:
 
 
 def environment_key(endpoint: str) -> str:
-    """The key of the environment for OpenAI and Azure themselves; other endpoints are not told it."""
+    """The environment's key for an endpoint of OpenAI or Azure; "" for others, which must not see it."""
     host = urlsplit(endpoint).hostname or ""
     if host == "api.openai.com":
         return os.environ.get("OPENAI_API_KEY", "")
@@ -89,7 +89,7 @@ def _is_azure(endpoint: str) -> bool:
 
 
 class StoredAddress(str):
-    """The address of an endpoint as a file names it: it is shown, but nothing is sent there.
+    """The address of an endpoint that a file names: it is shown, but nothing is sent to it.
 
     Whoever wrote the file would otherwise choose where the user's key goes.
     """
@@ -112,7 +112,7 @@ def shown_address(address: str) -> str:
 
 
 def holds_secret(address: str) -> bool:
-    """Whether a part of the address is not shown, or was not where the address came from."""
+    """Whether `shown_address` hides a part of the address, or has hidden one before."""
     return shown_address(address) != address or "…" in address
 
 

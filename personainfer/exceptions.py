@@ -4,8 +4,8 @@ PersonaInferError
 ├── InvalidArgumentError (ValueError)    an argument is wrong: raised before any call is made
 ├── UnknownOptionError (TypeError)       an option that does not exist, with the nearest that does
 ├── DataError (ValueError)               the data, or one row of it, cannot be used
-│   ├── NoPreferenceError                a row that can be read states no preference: a tie, a null
-│   └── ContradictionError               a label shows that those before it may be misread: ends the run
+│   ├── NoPreferenceError                a readable row that states no preference: a tie, a null
+│   └── ContradictionError               a label shows that earlier ones may have been misread: ends the run
 ├── MissingExtraError (ImportError)      an optional package is not installed
 ├── RowsFailedError                      raised on request for rows that failed: table.raise_for_errors()
 ├── CacheError                           the cache on disk cannot be used
@@ -101,7 +101,7 @@ class UnknownOptionError(PersonaInferError, TypeError):
 
 
 class DataError(PersonaInferError, ValueError):
-    """The input, or one of its rows, is not preference data that can be used."""
+    """The input, or one of its rows, cannot be used as preference data."""
 
 
 class NoPreferenceError(DataError):
@@ -109,7 +109,7 @@ class NoPreferenceError(DataError):
 
 
 class ContradictionError(DataError):
-    """A label shows that those before it may have been read wrongly: it ends the run."""
+    """A label shows that earlier labels may have been misread: the run ends."""
 
 
 class MissingExtraError(PersonaInferError, ImportError):
@@ -136,7 +136,7 @@ class CacheError(PersonaInferError):
 
 
 class BatchPendingError(PersonaInferError):
-    """A batch is not done: the provider still works on it, or it was never wholly submitted."""
+    """A batch is not done: the provider is still working on it, or not all of it was submitted."""
 
     retryable = True
 
@@ -144,9 +144,9 @@ class BatchPendingError(PersonaInferError):
 class ModelError(PersonaInferError):
     """A model gave no usable reply.
 
-    `fatal` means that every other call would fail alike; `given_up` that the run has stopped sending, so
-    that asking otherwise in the same run is in vain; `rewritten` that the same request, sent again, is
-    written in another way.
+    `fatal`: every other call would fail in the same way. `given_up`: the run has stopped sending, so no
+    retry in this run can help. `rewritten`: the request will be written in another form when it is sent
+    again.
     """
 
     fatal = False
@@ -155,7 +155,7 @@ class ModelError(PersonaInferError):
 
 
 class AuthenticationError(ModelError):
-    """The endpoint wants a key and got none, or not this one."""
+    """The endpoint needs a key and got none, or refused the one it got."""
 
     fatal = True
 
@@ -169,8 +169,8 @@ class ModelNotFoundError(ModelError):
 class RequestRejectedError(ModelError):
     """The endpoint refuses this request (too long, filtered, malformed); the next may pass.
 
-    `unsupported` names the field that it does not take. A run ends when its first requests are all
-    refused alike, `fewest_alike` of them at least.
+    `unsupported` names a field that the endpoint does not accept. A run ends if all of its first requests
+    are refused for the same reason, and there are at least `fewest_alike` of them.
     """
 
     unsupported = ""
@@ -178,8 +178,11 @@ class RequestRejectedError(ModelError):
 
 
 class RateLimitError(ModelError):
-    """The endpoint asks for fewer requests. `retry_after` is in seconds, if it was given; `given_up`
-    says that it kept asking for too long, `loading` that it still loads its model."""
+    """The endpoint asks for fewer requests.
+
+    `retry_after` is in seconds, or None if the endpoint named no time. `given_up`: it kept asking for too
+    long. `loading`: it is still loading its model.
+    """
 
     retryable = True
     loading = False
@@ -192,7 +195,7 @@ class RateLimitError(ModelError):
 class TransportError(ModelError):
     """The connection failed, the reply did not come in time, or the server broke.
 
-    `unanswered`: the request may have arrived, and no answer came; nobody knows whether it is paid.
+    `unanswered`: the request may have arrived but got no answer, so it may have been charged.
     """
 
     retryable = True
@@ -202,8 +205,8 @@ class TransportError(ModelError):
 class ReplyError(ModelError):
     """The model replied, but not with what was asked for.
 
-    `completion` is its reply, where it has one; `cut_off` says that `max_tokens` ended it, and `reasoned`
-    that it thought before it answered, or did nothing else.
+    `completion` is the reply, if there is one. `cut_off`: `max_tokens` ended it. `reasoned`: the model
+    wrote reasoning, with or without an answer after it.
     """
 
     retryable = True

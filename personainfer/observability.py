@@ -33,7 +33,7 @@ _COUNTERS = {  # name -> unit
 
 
 class Counts(Protocol):
-    """What a run keeps count in."""
+    """The counts of a run."""
 
     errors: int
 
@@ -45,8 +45,8 @@ class Counts(Protocol):
 class RunWatch:
     """One run, from its first request to its end; `rows` is how many items it has answered.
 
-    Single calls are not spans, and the counters are brought up to date every 64 rows: with OpenTelemetry's
-    SDK either would cost a good part of the time that a fast endpoint's call takes.
+    Single calls have no spans, and the counters are updated every 64 rows: with OpenTelemetry's SDK, a span
+    for each call or an update for each row would cost much of the time of a fast endpoint's call.
     """
 
     def __init__(self, model: str, counts: Counts) -> None:
@@ -84,7 +84,7 @@ class RunWatch:
             self._span.end()
 
     def tell(self) -> None:
-        """Bring the counters up to date, if enough has happened."""
+        """Update the counters, if there are enough new rows."""
         if self._otel is not None and self.rows - self._told.get("rows", 0) >= _STEP:
             self._tell(self._otel)
 
@@ -95,7 +95,7 @@ class RunWatch:
                 self._told[name] = value
 
     def _count(self) -> dict[str, float]:
-        """The numbers so far; without a cost where a price is unknown."""
+        """The numbers so far; without a cost if a price is unknown."""
         found = self._counts.usage.model_dump(exclude_none=True)
         return {"rows": self.rows, "errors": self._counts.errors, **found}
 

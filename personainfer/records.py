@@ -42,10 +42,10 @@ class Record(BaseModel):
 
     @classmethod
     def unchecked(cls, **values: Any) -> Self:
-        """A record of values for all fields that are known to fit.
+        """A record of values that are known to be valid, one for each field.
 
-        Validation would take a fifth of the time of a row that comes from the cache, and a set of names
-        for every record would cost the garbage collector as much: here all records share one.
+        Validation would take a fifth of the time of a row that comes from the cache. All records of a
+        class share one set of field names, since a set for each would cost the garbage collector as much.
         """
         record = cls.__new__(cls)
         _set(record, "__dict__", values)
@@ -61,7 +61,7 @@ _set = object.__setattr__
 class Message(Record):
     """One turn of a conversation, in the form that chat models take.
 
-    `extra` holds what a turn has beside them, such as `tool_calls` or `name`, as values of JSON.
+    `extra` holds a turn's other fields, such as `tool_calls` or `name`, as JSON values.
     """
 
     role: str
@@ -110,7 +110,7 @@ class Preference(Record):
         return self.unchecked(**{**self.__dict__, **sides})
 
 
-# The first words of every match of the patterns below, which are tried on no other text.
+# Every match of the patterns below begins with one of these words; the patterns are only tried on such texts.
 _LEADERS = frozenset("the this they i you someone who is are am prefer prefers would".split())
 _SUBJECT = (
     r"^(?:(?:the|this) (?:user|person)\s+|(?:they|i|you)\s+"
@@ -163,7 +163,7 @@ _SENTENCES = tuple(
         rf"(?P<trait>an? {_ADJECTIVES} (?:individual|person)) who prefers",
     )
 )
-# What cannot be said of "I" as it stands: a verb of its own for "the user", or a pronoun for them.
+# Words that do not fit after "I" or "You": a further verb in the third person, or a pronoun for the user.
 _THIRD_PERSON = re.compile(
     r"(?:\b(?:and|but|or)|,)\s+(?:also |not |\w+ly )*(?:is|has|does|likes|dislikes|wants|needs|values"
     r"|enjoys|appreciates|avoids|seeks|prioriti[sz]es|prefers|hates|loves|wishes|believes|lives|works"
@@ -211,10 +211,10 @@ class Persona(Record):
     def parse(cls, text: str) -> Persona:
         """A persona that somebody wrote as text; `str()` gives the same text back.
 
-        "The user is … and prefers …" has a trait and a preference, and so have ", preferring …" and
-        "a … person who prefers …" in its place. Of any other text both are empty, and of several
-        sentences: `render("first")` then puts "This describes me: " in front of it, unless it is in the
-        first person already.
+        "The user is … and prefers …" gives a trait and a preference; so do "The user is …, preferring …"
+        and "The user is a … person who prefers …". For any other text, and for several sentences, both
+        are empty. `render("first")` then puts "This describes me: " in front of the text, unless the text
+        is in the first person already.
 
         Raises:
             InvalidArgumentError: no text, an empty one, or one that cannot be written as UTF-8.
@@ -230,7 +230,9 @@ class Persona(Record):
                 f"Persona.parse({text!r:.40}): it holds half of a surrogate pair.",
                 hint="Remove that character.",
             ) from None
-        one = not re.search(r"[.!?][\"')\u201d\u2019]?\s", text.strip())  # sentence, not several
+        one = not re.search(
+            r"[.!?][\"')\u201d\u2019]?\s", text.strip()
+        )  # one sentence, not several
         found = (
             next(filter(None, (p.match(text.strip()) for p in _SENTENCES)), None) if one else None
         )
@@ -244,7 +246,7 @@ class Persona(Record):
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """What is said of the person: trait and preference, or the whole text where it has neither."""
+        """The trait and the preference, or the whole text if it has neither."""
         if self.sentence is not None and not self.trait:
             return (self.sentence,)
         return (self.trait, self.preference)
@@ -252,8 +254,8 @@ class Persona(Record):
     def render(self, person: Person = "third") -> str:
         """The persona as a sentence about "The user", "I" (`"first"`) or "You" (`"second"`).
 
-        A text that `parse` read, and that has no trait, or words that do not go with "I" or "You" ("and
-        dislikes", "their"), is kept as it is, behind "This describes me: " or "This describes you: ".
+        A text that `parse` read is kept as it is, after "This describes me: " or "This describes you: ",
+        if it has no trait or has words that do not fit "I" or "You" ("and dislikes", "their").
         """
         kept = self.sentence is not None and (
             person == "third" or not self.trait or _THIRD_PERSON.search(" | ".join(self.phrases))
@@ -357,7 +359,7 @@ class Selector(Protocol):
 
 
 class Usage(Record):
-    """What a run took. `cost` is in USD, and None as soon as one price is unknown.
+    """The calls, tokens and cost of a run. `cost` is in USD, and None if any price is unknown.
 
     `calls` counts the requests that were sent, with retries and re-asks; `cached` counts replies read
     from disk, `retries` calls repeated after a failure of the connection or the endpoint, `reasks`

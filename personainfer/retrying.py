@@ -17,7 +17,7 @@ _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
 def attempts(
     most: int, *, before_retry: Callable[[tenacity.RetryCallState], None] | None = None
 ) -> tenacity.AsyncRetrying:
-    """Retry a coroutine up to `most` times, while its error says that it may pass.
+    """Retry a coroutine up to `most` times, as long as its error is retryable.
 
     `before_retry` is called after each attempt that will be repeated.
     """
@@ -33,7 +33,7 @@ def attempts(
 def until_deadline(seconds: float) -> tenacity.Retrying:
     """Retry a function for so many seconds, while connections break or the provider is busy.
 
-    A reply that cannot be read is not retried: the step may have been done, and paid for.
+    A reply that cannot be read is not retried: the provider may have done the step and charged for it.
     """
     return tenacity.Retrying(
         stop=tenacity.stop_before_delay(seconds),
@@ -48,7 +48,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
-    """Seconds: none after a bad reply, else up to 0.5, 1, 2, … 30, and what the endpoint asks for."""
+    """Seconds: 0 after a bad reply; else random below 0.5, 1, 2, … 30, and at least what the endpoint asks."""
     error: Any = state.outcome.exception() if state.outcome else None
     if isinstance(error, ReplyError):
         return 0.0

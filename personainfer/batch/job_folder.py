@@ -67,7 +67,7 @@ class BatchPart(Record):
 
     @property
     def done(self) -> bool:
-        """Whether the batch has ended and its files have ids, which may come later than the status."""
+        """Whether the batch has ended and its files have ids. The ids may come later than the status."""
         named = self.output_file_id or self.error_file_id
         return self.status in FINAL and bool(named or self.status != "completed")
 
@@ -77,7 +77,7 @@ class BatchPart(Record):
         return self.status == "failed" and not self.output_file_id
 
     def at(self, state: BatchState) -> BatchPart:
-        """This part with the state that the provider reports."""
+        """This part, updated with the state that the provider reports."""
         return BatchPart(requests=self.requests, file_id=self.file_id, **asdict(state))
 
 
@@ -104,7 +104,7 @@ class PersonaBatch(Record):
     rows: int
     requests: int
     cached: int
-    digest: str  # of all rows and the keys of their requests: whether they are still the same
+    digest: str  # of all rows and the keys of their requests: it shows whether these have changed
     parts: tuple[BatchPart, ...]
 
     @classmethod
@@ -153,7 +153,7 @@ class PersonaBatch(Record):
 
     @property
     def answered(self) -> int:
-        """How many of them were answered, when the provider was last asked."""
+        """How many requests were answered when the provider was last asked."""
         return sum(part.answered for part in self.parts)
 
     @property
@@ -176,9 +176,10 @@ class PersonaBatch(Record):
         cache_dir: str | Path | None = None,
         submitted_here: bool = False,
     ) -> LLM:
-        """The model of the batch. Without the user's cache, replies are kept in the folder.
+        """The model of the batch. If the user's cache is off, replies are kept in the folder.
 
-        The folder's word decides where a key and replies go only if this process has submitted the batch.
+        The address and the cache directory are taken from the folder only if this process submitted the
+        batch. Otherwise whoever wrote the folder could choose where the key goes.
 
         Raises:
             InvalidArgumentError: the folder names an address, and `api_base` does not.
@@ -219,14 +220,14 @@ class PersonaBatch(Record):
         return _file(self.path, "requests", number)
 
     def unfetched(self, number: int) -> list[tuple[str, Path]]:
-        """The provider's files of a part that are not in the folder: their ids and their places."""
+        """The provider's files of a part that are not downloaded yet: their ids, and where they belong."""
         part = self.parts[number]
         named = {"output": part.output_file_id, "errors": part.error_file_id}
         places = [(file_id, _file(self.path, kind, number)) for kind, file_id in named.items()]
         return [(file_id, place) for file_id, place in places if file_id and not place.exists()]
 
     def cached_replies(self) -> Iterator[tuple[bytes, str]]:
-        """The replies that were in the cache when the batch was made, as the cache stores them."""
+        """The replies that were in the cache when the batch was made: keys, and texts as the cache has them."""
         path = self.path / _CACHED
         if path.exists():
             with path.open("rb") as file:
@@ -246,9 +247,9 @@ class PersonaBatch(Record):
         """Lock this batch against other processes, and read its handle again.
 
         Raises:
-            BatchPendingError: another process keeps the lock.
+            BatchPendingError: another process holds the lock.
         """
-        # A transaction of SQLite is a lock that every system has, and that ends with its process.
+        # A transaction of SQLite is a lock that works on every system and is freed when its process ends.
         trying = tenacity.Retrying(
             stop=tenacity.stop_after_delay(_LOCK_PATIENCE),
             wait=tenacity.wait_fixed(0.1),
@@ -294,8 +295,8 @@ class RequestFiles:
 
     def __init__(self, folder: Path, api: BatchAPI) -> None:
         self.counts: list[int] = []  # of the requests in each file
-        self.most_prompt_tokens = 0  # that all written requests can have
-        self.keys: set[bytes] = set()  # of all requests, with a reply or not
+        self.most_prompt_tokens = 0  # an upper bound for all written requests together
+        self.keys: set[bytes] = set()  # of all requests, cached ones included
         self._digest = hashlib.sha256()
         self._folder = folder
         self._api = api
@@ -308,7 +309,7 @@ class RequestFiles:
         return self._digest.hexdigest()
 
     def add(self, wired: Sequence[WireRequest]) -> None:
-        """Take the requests of one row."""
+        """Write the requests of one row."""
         add_to_digest(self._digest, wired)
         for wire in wired:
             if wire.key not in self.keys:
@@ -338,10 +339,10 @@ class RequestFiles:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to this folder at the end, whole or not at all.
+    """Make a folder whole or not at all: yields a temporary one, which is renamed at the end.
 
     Raises:
-        InvalidArgumentError: something else is there, or it cannot be made.
+        InvalidArgumentError: the folder exists and is not empty, or cannot be made.
     """
     if not folder.name or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise InvalidArgumentError(
@@ -365,7 +366,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def read_answers(path: Path) -> Iterator[Answer]:
-    """A file of replies line by line; lines that belong to no request are left out."""
+    """The answers in a file of replies; lines that name no request are left out."""
     with path.open("rb") as file:
         yield from (answer for line in file if (answer := read_line(line)))
 

@@ -18,7 +18,7 @@ from ..records import Completion
 
 
 class WireRequest(NamedTuple):
-    """A request as it is sent: the key of its reply, its bytes, and the cache's text of its reply."""
+    """A request as it is sent: the key of its reply, its bytes, and its reply if it is in the cache."""
 
     key: bytes
     body: bytes
@@ -26,12 +26,12 @@ class WireRequest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The answer to one request: a reply, or an error, or both: a bad reply is paid for too."""
+    """The answer to one request: a reply or an error. A bad reply has both, since it is paid for too."""
 
     key: bytes
     completion: Completion | None = None
     error: ModelError | None = None
-    called: bool = True  # whether the model was asked at all
+    called: bool = True  # whether the provider called the model
 
 
 def wire_requests(llm: LLM, requests: Sequence[Request]) -> list[WireRequest]:

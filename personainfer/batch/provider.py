@@ -1,8 +1,8 @@
 """A provider's batch API: upload a file of requests, make a batch of it, download files of replies.
 
-OpenAI and Azure are called through litellm, other endpoints through the openai SDK: litellm refuses the
-answer of a compatible server that lacks one of OpenAI's fields, when the batch already exists. No method
-retries.
+OpenAI and Azure are called through litellm, other endpoints through the openai SDK. litellm raises an error
+if a compatible server's answer lacks one of OpenAI's fields, although the batch then already exists.
+No method retries.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _URL: Any = "/v1/chat/completions"
 _WINDOW: Any = "24h"  # the only one there is
 _TIMEOUT = 60.0  # seconds for a question
 _FILE_TIMEOUT = 600.0  # seconds between two bytes of a file
-_READING = 2.0  # seconds between two looks at a file that the provider has not read yet
-_LISTED = 1000  # the newest batches, among which one that was just made must be
+_READING = 2.0  # seconds between two checks whether the provider has processed a file
+_LISTED = 1000  # how many of the newest batches to search for one that was just made
 
 
 def batch_api(transport: Transport) -> BatchAPI:
     """The batch API of the provider that a transport reaches.
 
     Raises:
-        InvalidArgumentError: it has none.
+        InvalidArgumentError: the provider has none.
         AuthenticationError: the provider's key is not set.
     """
     if isinstance(transport, EmbeddedTransport):
@@ -85,13 +85,13 @@ class BatchAPI(Protocol):
     """The calls of a provider's batch API. Every method may raise a ModelError."""
 
     def line(self, name: str, body: bytes) -> bytes:
-        """The line of a file that sends this request, as a single call would, under this name."""
+        """A line of the uploaded file: the request as a single call would send it, and its name."""
 
     def upload(self, path: Path) -> str:
         """Send a file of lines; returns its id."""
 
     def create(self, file_id: str) -> BatchState:
-        """Start a batch from an uploaded file. From here on it costs money."""
+        """Start a batch from an uploaded file. This costs money."""
 
     def find(self, file_id: str) -> BatchState | None:
         """The batch that was made of this file, if there is one."""
@@ -170,7 +170,7 @@ class EndpointBatches:
         import openai
 
         if self._made is None:
-            # A key always: for want of one the SDK would send the user's key for OpenAI.
+            # Without a key the SDK would send the user's key for OpenAI.
             self._made = openai.OpenAI(
                 base_url=self._endpoint, api_key=self._key or "none", max_retries=0
             )
@@ -195,7 +195,7 @@ class LiteLLMBatches:
         self._provider = provider
         self._options = dict(options)
         self._url = _URL if provider == "openai" else _URL.removeprefix("/v1")
-        self._settings: dict[str, dict[str, Any]] = {}  # a run has one or two
+        self._settings: dict[str, dict[str, Any]] = {}  # translated ones, by what they were
 
     def line(self, name: str, body: bytes) -> bytes:
         """The request as litellm translates it for this model before it sends it."""
@@ -275,7 +275,7 @@ class LiteLLMBatches:
         }
 
     def _translated(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a request but for its messages, as this model takes them."""
+        """The fields of a request, except its messages, as litellm translates them for this model."""
         import litellm
 
         del settings["model"]
@@ -284,7 +284,7 @@ class LiteLLMBatches:
             taken = litellm.get_optional_params(
                 model=self._name, custom_llm_provider=self._provider, drop_params=True, **settings
             )
-            ours = ("stream", "extra_body")  # litellm's own, which it does not send when empty
+            ours = ("stream", "extra_body")  # litellm adds them, and does not send them if empty
             self._settings[name] = {
                 key: value for key, value in taken.items() if key not in ours or value
             }
@@ -308,14 +308,14 @@ class LiteLLMBatches:
 
 
 def _broken_off() -> tuple[type[Exception], ...]:
-    """What the SDK's HTTP client raises: httpx up to version 2 of openai, httpx2 from 3 on."""
+    """The errors of the SDK's HTTP client: httpx up to openai 2, httpx2 from openai 3 on."""
     clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
     return tuple(client.HTTPError for client in clients)
 
 
 @contextmanager
 def _errors(name: str, timeout: float, key: str) -> Iterator[None]:
-    """`provider_errors`, and what the SDK lets through: no JSON, and a file that breaks off."""
+    """`provider_errors`, and errors that the SDK lets through: broken JSON, an interrupted download."""
     try:
         with provider_errors(name, timeout, key):
             yield
@@ -335,7 +335,7 @@ def _read(made: Any, look: Callable[[str], Any]) -> str:
 
 
 def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
-    """The batch made of a file; None only if the provider's full list shows that there is none."""
+    """The batch made of a file; None only if a list of the provider's batches shows that there is none."""
     try:
         batches = list_all()
     except (AttributeError, TypeError):  # the SDK's, where it is given JSON that is not a list
@@ -344,8 +344,8 @@ def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
         raise ReplyError("the provider answered with something that is not a list of batches.")
     newest = list(islice(batches, _LISTED))
     files = [getattr(batch, "input_file_id", None) for batch in newest]
-    if newest and not any(files):  # some may lack it: Azure makes batches of more than files
-        raise ReplyError("the provider does not say of which files its batches are.")
+    if newest and not any(files):  # some may lack a file: Azure also makes batches of other things
+        raise ReplyError("the provider does not say which files its batches were made of.")
     return _state(newest[files.index(file_id)]) if file_id in files else None
 
 

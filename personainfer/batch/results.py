@@ -1,4 +1,4 @@
-"""Read the results of a batch: write good replies to the cache, turn the others into errors, count all."""
+"""Read the results of a batch: put good replies into the cache, turn the others into errors, count tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GROUP = 500  # replies that are written to the cache in one transaction
 def bring_in(batch: PersonaBatch, llm: LLM, keys: set[bytes]) -> BatchOutcome:
     """Write the replies of the batch to the cache, and those that were cached when it was submitted.
 
-    `keys` are those of all requests of the batch; other answers are ignored.
+    `keys` are the keys of all requests of the batch; answers with other keys are ignored.
     """
     outcome = BatchOutcome(batch.plan().prompt.schema)
     brought = (
@@ -76,12 +76,12 @@ class _NotAnswered:
 
 
 def _no_reply(batch: PersonaBatch) -> ReplyError:
-    """The error of a request that the provider's files do not name."""
+    """The error of a request that is missing in the provider's files."""
     refused = [part.problem for part in batch.parts if part.refused]
     if refused:
         return ReplyError(
             f"the batch brought no reply; the provider refused a part of it: {refused[0]}",
-            hint="Call submit_batch again, as before: it submits that part once more.",
+            hint="Call submit_batch again with the same arguments: it submits that part once more.",
         )
     return ReplyError(
         "the batch brought no reply.",
@@ -92,7 +92,7 @@ def _no_reply(batch: PersonaBatch) -> ReplyError:
 
 @dataclass
 class BatchOutcome:
-    """The answers of a batch, counted: why requests have no usable reply, and what the batch took."""
+    """Counts the answers of a batch: why requests have no usable reply, and how many tokens were used."""
 
     schema: type[BaseModel] | None
     failed: dict[bytes, ModelError] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class BatchOutcome:
     _seen: set[bytes] = field(default_factory=set)
 
     def take(self, answer: Answer) -> Completion | None:
-        """Count one line. Returns its reply if it is good and the first good one of its request."""
+        """Count one answer. Returns its reply if it is the first good reply to its request."""
         key, reply = answer.key, answer.completion
         if key in self._seen and key not in self.failed:
             return None
@@ -121,7 +121,7 @@ class BatchOutcome:
         return reply
 
     def usage(self, price: Price | None, cached: int) -> Usage:
-        """What the whole batch took; `cached` counts the replies that were in the cache before."""
+        """The usage of the whole batch; `cached` counts the replies that were in the cache before."""
         cost = price.cost(self.prompt_tokens, self.completion_tokens) if price else None
         return Usage(
             calls=self.calls,

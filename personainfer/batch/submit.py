@@ -57,27 +57,27 @@ from .results import bring_in, run_without_calls
 def submit_batch(
     data: object, model: str | LLM | None, path: str | Path, **options: Unpack[PersonaOptions]
 ) -> PersonaBatch:
-    """Send what `infer_personas` would ask to the provider's batch API.
+    """Send the requests of `infer_personas` through the provider's batch API.
 
-    Requests whose reply is in the cache are not sent, and equal ones once. The same call again goes on
-    where an earlier one stopped: nothing is submitted twice, and parts that the provider refused as a
-    whole (such as for a full queue) are submitted again.
+    Equal requests are sent once; those whose reply is in the cache are not sent. If the call fails, repeat
+    it with the same arguments: it continues where it stopped, submits nothing twice, and submits parts
+    again that the provider refused as a whole (for a full queue, for example).
 
     Args:
         data, options: as for `infer_personas`. `select` is given to `collect_batch` instead; `budget`
-            is held against the most that the batch can cost, which an LLM counts as spent; `prices` are
-            those of single calls.
-        model: of OpenAI or Azure, or with `api_base` of any server that has /files and /batches.
-        path: a folder to be made. It holds all that `collect_batch` needs, in this process or another:
-            your data, but no key.
+            is compared with the most that the batch can cost, which an LLM then counts as spent;
+            `prices` are those of single calls.
+        model: a model of OpenAI or Azure; with `api_base`, of any server that has /files and /batches.
+        path: a new folder. It will hold everything that `collect_batch` needs, in this process or
+            another: your data, but no key.
 
     Returns:
-        What the folder's handle says.
+        The batch as it is stored in the folder.
 
     Raises:
         ValueError, TypeError: a bad argument, or a model without batches; nothing was written or sent.
         BudgetExceededError: the batch could cost more than `budget`; nothing was written or sent.
-        ModelError: the provider refused a step; the same call again goes on from there.
+        ModelError: the provider refused a step; repeat the call to continue from there.
     """
     folder = as_folder(path)
     plan, source, llm = prepare(data, model, options, select_later=True)
@@ -114,35 +114,35 @@ def collect_batch(
 ) -> PersonaTable:
     """Wait for a batch, and make the table that `infer_personas` would have made.
 
-    Every reply goes to the cache of replies first. A row whose reply is missing, failed or not in the
-    asked form has an error. Ctrl-C loses nothing, and collecting again costs nothing.
+    Every reply is written to the cache first. A row has an error if its reply is missing, failed, or not in
+    the form that was asked for. Ctrl-C loses nothing, and collecting again costs nothing.
 
     Args:
         batch: what `submit_batch` returned, or its folder.
-        select: as for `infer_personas`; needed where several candidates were asked for.
-        ask_missing: call the model, at the full price, for what the batch did not answer.
+        select: as for `infer_personas`; needed if several candidates were asked for.
+        ask_missing: call the model, at the full price, for requests that the batch did not answer.
         wait: whether to wait until the batch is done.
-        poll: seconds between two looks at it.
-        timeout: seconds to wait at most; None: as long as it takes.
-        api_key: the key; else the provider's environment variable.
-        api_base: the endpoint that the batch was submitted to. It has to be given again where `batch` is
-            a folder: whoever made the folder would else choose where your key goes.
-        cache_dir: the cache of replies, for a folder; None: the default one.
+        poll: seconds between two checks.
+        timeout: seconds to wait at most; None: no limit.
+        api_key: the key; None: the provider's environment variable.
+        api_base: the endpoint that the batch was submitted to. It has to be given again if `batch` is
+            a folder; otherwise whoever made the folder would choose where your key goes.
+        cache_dir: the cache of replies, if `batch` is a folder; None: the default one.
         progress: bars on standard error; None: in a terminal or a notebook.
 
     Returns:
-        The table. `usage` counts the whole batch, at the price of batches, whenever it is collected,
-        and what `ask_missing` took.
+        The table. Its `usage` counts the whole batch at the price of batches, every time it is collected,
+        and the calls of `ask_missing`.
 
     Raises:
-        BatchPendingError: it is not done (with `wait=False`, or after `timeout`).
+        BatchPendingError: the batch is not done (with `wait=False`, or after `timeout`).
         ValueError: a bad argument.
         DataError: this installation makes other requests than those that were submitted.
-        ModelError: the provider cannot be asked; the same call again goes on.
+        ModelError: the provider failed; repeat the call to continue.
     """
     check_argument("poll", poll, PositiveNumber)
     check_argument("timeout", timeout, PositiveNumber | None)
-    # From the folder in any case: another call may have gone on with it.
+    # Read the folder again: another call may have changed it since.
     here = isinstance(batch, PersonaBatch) and batch.submitted_here
     batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
     check_candidates(batch.candidates, select)
@@ -173,7 +173,7 @@ def _check(llm: LLM, options: Mapping[str, Any]) -> None:
     """Raise InvalidArgumentError for options that batches do not support."""
     if options.get("select") is not None:
         raise InvalidArgumentError(
-            "select= chooses among replies, of which there are none yet.",
+            "select= chooses among replies, and there are none yet.",
             hint="Give it to collect_batch.",
             argument="select",
         )
@@ -225,7 +225,7 @@ def _fill(
 
 
 def _kept_options(llm: LLM) -> dict[str, Any]:
-    """But for the model, which has a field of its own; with a place that stays where it is."""
+    """The options without the model, which has its own field; the cache directory is made absolute."""
     options = llm.options
     del options["model"]
     place = options["cache_dir"]
@@ -247,14 +247,14 @@ def _charge_budget(llm: LLM, most_prompt_tokens: int, count: int) -> None:
     left = budget.usd - budget.spent
     if most > left:
         raise BudgetExceededError(
-            f"not submitted: {count} requests may cost ${most:.6f}, and of the budget ${left:g} is left.",
+            f"not submitted: {count} requests may cost ${most:.6f}, and ${left:g} of the budget is left.",
             hint="Raise budget=, lower max_tokens=, or submit fewer rows; see estimate_cost.",
         )
     budget.spent += most
 
 
 def _submitted(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch:
-    """Upload and create what is not yet, saving the handle after each step."""
+    """Upload and create the parts that are not submitted yet; save the handle after each step."""
     for number, part in enumerate(batch.parts):
         if part.refused:
             part = batch.afresh(number)
@@ -270,14 +270,14 @@ def _submitted(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBa
         except ModelError as error:
             raise type(error)(
                 f"part {number + 1} of {len(batch.parts)} was not submitted: {error.message}",
-                hint=f"{error.hint} The same call again goes on with {batch.path}.".strip(),
+                hint=f"{error.hint} Repeat the call to continue with {batch.path}.".strip(),
             ) from None
         batch = batch.updated(number, part.at(state))
     return batch
 
 
 def _created(api: BatchAPI, file_id: str, patience: float, resumed: bool) -> BatchState:
-    """The batch of a file. An attempt whose answer was lost may have made it: then that one."""
+    """Make the batch of a file, or find it if an earlier attempt, whose answer was lost, has made it."""
     tried = resumed
 
     def find_or_create() -> BatchState:
@@ -294,9 +294,9 @@ def _found(api: BatchAPI, file_id: str) -> BatchState | None:
         return api.find(file_id)
     except (ModelNotFoundError, RequestRejectedError, ReplyError) as error:
         raise type(error)(
-            f"an earlier attempt may have made a batch of {file_id}, and the provider does not list"
+            f"an earlier attempt may have made a batch of {file_id}, but the provider does not list"
             f" its batches: {error.message}",
-            hint="Look there. If there is none, submit to another folder.",
+            hint="Check on the provider's site. If there is no such batch, submit to another folder.",
         ) from None
 
 
@@ -308,7 +308,7 @@ def _keys(batch: PersonaBatch, llm: LLM) -> set[bytes]:
     digest, keys = _fingerprint(batch.source(), batch.plan(), llm)
     if digest != batch.digest:
         raise DataError(
-            f"{batch.path} was made by {batch.made_by}, whose requests are not those of today.",
+            f"{batch.path} was made by {batch.made_by}, which writes other requests than this version.",
             hint="Collect it with the versions of personainfer and litellm that submitted it.",
         )
     return keys
@@ -322,7 +322,7 @@ def _awaited(
     timeout: float | None,
     progress: bool | None,
 ) -> PersonaBatch:
-    """Look until every part is done and its files are in the folder."""
+    """Check the batch until every part is done and its files are downloaded."""
     if batch.done and not any(batch.unfetched(n) for n in range(len(batch.parts))):
         return batch
     left = float("inf") if timeout is None else timeout
@@ -342,7 +342,7 @@ def _awaited(
 
 
 def _looked(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch:
-    """Ask once for each part that is not done, and fetch the files of those that are."""
+    """Check each part that is not done once, and download the files of those that are."""
     if any(part.batch_id is None for part in batch.parts):
         raise BatchPendingError(
             f"not all of it was submitted: {batch}.",
@@ -364,7 +364,7 @@ def _fetch(api: BatchAPI, file_id: str, place: Path) -> None:
     if unfinished.stat().st_size and next(read_answers(unfinished), None) is None:
         raise ReplyError(
             f"what the provider sent as {file_id} holds no line of a batch: see {unfinished}.",
-            hint="The same call again fetches it anew.",
+            hint="Repeat the call to download it again.",
         )
     put_in_place(unfinished, place)
 
@@ -379,7 +379,7 @@ def _wired(
 
 
 def _fingerprint(source: PreferenceSource, plan: Plan, llm: LLM) -> tuple[str, set[bytes]]:
-    """The digest and the keys of what these rows ask: of a submitted batch they are what they were."""
+    """The digest and the keys of these rows' requests, to compare with those of a submitted batch."""
     digest = hashlib.sha256()
     keys: set[bytes] = set()
     for _, wired in _wired(source, plan, llm):

@@ -330,7 +330,7 @@ def _rows_of_pair(
 ) -> list[Row]:
     """Both responses of a pair after each persona."""
     if not isinstance(pair, Preference):
-        raise InvalidArgumentError(f"preferences[{number}]={pair!r:.80} is no Preference.")
+        raise InvalidArgumentError(f"preferences[{number}]={pair!r:.80} is not a Preference.")
     both = (pair.chosen, pair.rejected)
     return [check_row(number, pair.prompt, one, said) for one in personas for said in both]
 

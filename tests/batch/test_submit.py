@@ -296,7 +296,7 @@ def test_a_source_that_breaks_leaves_no_folder(provider: BatchServer, place: Pat
 
 def test_what_was_uploaded_is_not_uploaded_again(provider: BatchServer, place: Path) -> None:
     provider.faults = [(CREATE, 400)]
-    with pytest.raises(RequestRejectedError, match="same call again goes on with") as caught:
+    with pytest.raises(RequestRejectedError, match="Repeat the call to continue with") as caught:
         submit(provider, pairs(3), place / "b")
     assert str(place / "b") in str(caught.value)
     with pytest.raises(BatchPendingError, match="not all of it was submitted"):
@@ -850,6 +850,6 @@ def test_batches_of_one_model_share_its_budget(provider: BatchServer, place: Pat
     options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "budget": 0.2}
     model = pi.LLM("fake", api_base=provider.api_base, **options)
     pi.submit_batch(pairs(3), model, place / "first")
-    with pytest.raises(BudgetExceededError, match=r"of the budget \$0.05 is left"):
+    with pytest.raises(BudgetExceededError, match=r"\$0.05 of the budget is left"):
         pi.submit_batch(pairs(6), model, place / "second")
     assert len(provider.batches) == 1
