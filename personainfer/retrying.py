@@ -48,7 +48,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
-    """Seconds: 0 after a bad reply; else random below 0.5, 1, 2, … 30, and at least what the endpoint asks."""
+    """Seconds: 0 after a bad reply; else random below 0.5, 1, … 30, but at least what the endpoint asks."""
     error: Any = state.outcome.exception() if state.outcome else None
     if isinstance(error, ReplyError):
         return 0.0

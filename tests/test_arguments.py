@@ -178,5 +178,5 @@ def test_labels_of_another_coding_are_read(endpoint: dict[str, Any]) -> None:
 
 def test_several_pairs_a_request_were_taken_out(endpoint: dict[str, Any]) -> None:
     assert not pi.infer_personas([("Why?", "A", "B")], rows_per_call=1, **endpoint).errors
-    with pytest.raises(InvalidArgumentError, match="was taken out"):
+    with pytest.raises(InvalidArgumentError, match="no longer supported"):
         pi.infer_personas([("Why?", "A", "B")], rows_per_call=4, **endpoint)

@@ -227,7 +227,7 @@ class PersonaBatch(Record):
         return [(file_id, place) for file_id, place in places if file_id and not place.exists()]
 
     def cached_replies(self) -> Iterator[tuple[bytes, str]]:
-        """The replies that were in the cache when the batch was made: keys, and texts as the cache has them."""
+        """The replies that were in the cache when the batch was made: keys and texts as stored there."""
         path = self.path / _CACHED
         if path.exists():
             with path.open("rb") as file:

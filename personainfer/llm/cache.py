@@ -73,7 +73,7 @@ class _TextDisk(diskcache.Disk):  # type: ignore[misc]
         return super().get(key, raw)
 
     def remove(self, file_path: str) -> None:
-        """No reply lies in a file of its own; a tampered row may name any file there is."""
+        """Delete no file: replies have none of their own, and a tampered row could name any file."""
 
 
 class ReplyCache:
@@ -89,7 +89,7 @@ class ReplyCache:
         self._pid = os.getpid()
         try:
             private_folder(self.directory)
-            # Before SQLite makes it for all to read; its journals get the same permissions.
+            # Made before SQLite would, which would let everybody read it; journals get its permissions.
             if not self._path.exists():
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             self._read_only = self._others_may_write()
@@ -112,7 +112,7 @@ class ReplyCache:
             ) from error
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, str]:
-        """The replies that are here, by key; what is not here, or is not text, is left out."""
+        """The cached replies, by key; keys without a reply, or with one that is not text, are left out."""
         found: dict[bytes, str] = {}
         for start in range(0, len(keys), _LOOKUP_SIZE):
             part = keys[start : start + _LOOKUP_SIZE]
@@ -135,8 +135,8 @@ class ReplyCache:
 
         Args:
             replies: keys and texts.
-            model: what asked them.
-            patience: seconds to wait while another process writes, to the next half second.
+            model: the name of the model that replied.
+            patience: seconds to wait while another process writes, rounded up to half a second.
 
         Raises:
             CacheError: nothing was written. It is `retryable` if another process still writes.
@@ -241,7 +241,7 @@ class ReplyCache:
         """Mark a new database as ours; raise CacheError, and touch nothing, if it is another program's."""
         connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)
         try:
-            # In this order: another process that starts now marks first, and then makes its tables.
+            # Check in this order: another process that starts now marks the database, then makes its tables.
             ((tables,),) = connection.execute("SELECT COUNT(*) FROM sqlite_master")
             ((mark,),) = connection.execute("PRAGMA application_id")
             if not tables:  # before any table is made, so that no other process sees one unmarked
@@ -255,7 +255,7 @@ class ReplyCache:
             )
 
     def _others_may_write(self) -> bool:
-        """Whether others may put replies of their own there; then nothing is written, after a warning."""
+        """Whether other users may write there. Then nothing is cached, after a warning."""
         folder, file = self.directory.stat().st_mode, self._path.stat().st_mode
         open_to_others = file & _OTHERS_WRITE or (
             folder & stat.S_IWOTH and not folder & stat.S_ISVTX
@@ -277,7 +277,7 @@ class ReplyCache:
         if not there:
             raise CacheError(
                 f"the cache {self._path} was deleted or replaced during the run; replies are lost.",
-                hint="Run the call again, and let the cache be while it runs.",
+                hint="Run the call again, and do not touch the cache while it runs.",
             )
 
     def _delete(self, condition: str, *values: float) -> None:
@@ -309,7 +309,7 @@ class ReplyCache:
         return CacheError(
             f"the cache {self._path} cannot be read: {reason}. It was moved to {aside.name}, and"
             f" {saved:,} replies of it are in a new cache.",
-            hint="Run the same call again: it asks only what is lost.",
+            hint="Run the same call again: only the lost replies are asked for.",
         )
 
     def _salvage(self, aside: Path) -> int:
@@ -332,7 +332,7 @@ class ReplyCache:
 
 
 def _readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
-    """The (model, key, text) of each reply in a damaged database that a page of it still holds."""
+    """The (model, key, text) of each reply that can still be read from a damaged database."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.text_factory = lambda raw: raw.decode(errors="replace")
     try:
@@ -348,7 +348,7 @@ def _readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
             except sqlite3.DatabaseError as error:
                 if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
                     return
-                if first < last:  # the damage is in one half, or in both
+                if first < last:  # the damage is in one half or in both
                     middle = (first + last) // 2
                     spans += [(middle + 1, last), (first, middle)]
                 continue
@@ -358,7 +358,7 @@ def _readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
 
 
 def _last_row(connection: sqlite3.Connection, path: Path) -> int:
-    """The highest row number; where that cannot be read, more than the file has room for."""
+    """The highest row number; if it cannot be read, an upper bound by the size of the file."""
     with suppress(sqlite3.DatabaseError):
         return int(connection.execute("SELECT MAX(rowid) FROM Cache").fetchone()[0] or 0)
     return path.stat().st_size // 32

@@ -1,8 +1,8 @@
-"""What an endpoint's refusal means: whether it belongs to the row, to the run, or to the moment.
+"""Turn an endpoint's refusal into an error: is the row at fault, the whole run, or only this moment?
 
-`RULES` decides it from the status *and* the words of the body, since neither says it alone: a 403 may
-be a wrong key or one toxic row, a 429 may pass in a second or never. The provider's own words are part
-of every error; keys in them are masked.
+`RULES` decides by the status *and* the text of the body, since neither is enough: a 403 may mean a wrong
+key or one toxic row, and a 429 may pass in a second or never. Every error quotes the provider; keys in the
+quotation are masked. `retry_after` reads how long to wait.
 """
 
 from __future__ import annotations

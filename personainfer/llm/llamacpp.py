@@ -1,7 +1,7 @@
 """Local models: llama.cpp inside this process, as an OpenAI-compatible server on loopback.
 
 There is one server for each file of weights, started at the first request. It batches continuously, and
-reads what prompts have in common once.
+computes a start that several prompts share only once.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _SLOT_ACTION_TIMEOUT = 60.0  # seconds
 class EmbeddedTransport(EndpointTransport):
     """Sends requests to a `.gguf` file that is served in this process.
 
-    The weights are fetched and the server is started at the first request. Any model with a chat template
-    is treated alike: the form of a reply is a JSON schema, which the server turns into a grammar.
+    The first request fetches the weights and starts the server. Every model with a chat template is treated
+    in the same way: the form of a reply is a JSON schema, which the server turns into a grammar.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -101,7 +101,7 @@ class EmbeddedTransport(EndpointTransport):
 
 
 def _cores() -> int:
-    """How many cores this process may use. More threads than that would wait for each other."""
+    """How many cores this process may use. More threads would wait for each other."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -130,10 +130,10 @@ _FOLDERS = "personainfer-slots-"
 
 
 class SlotCopies:
-    """Where copies of slots are: people's texts, so a kill must leave none of them on the disk.
+    """The folder of slots' saved KV caches. They hold people's texts, so none may stay after a kill.
 
-    On Linux they are files in memory without a name, which end with the process. Elsewhere they are in a
-    private folder, which goes with the process, or after a kill at the next start.
+    On Linux they are unnamed files in memory, which vanish with the process. On other systems they are in
+    a private folder, which is deleted at the end of the process or, after a kill, at the next start.
     """
 
     def __init__(self, count: int) -> None:
@@ -282,12 +282,11 @@ class _Waiter:
 
 
 class Slots:
-    """Lends the slots. `cores` is how many requests at once keep the machine busy.
+    """Lends the slots of the server. `cores` is how many requests at once keep the machine busy.
 
-    Requests with the same text, samples of one prompt, follow each other to the same slot, before
-    others that asked earlier. Requests that have their `start` in common wait until one of them has read
-    it, and `copy_of` names the copy that the others take into their slots. `names` are those that copies
-    may have.
+    Requests with the same text (samples of one prompt) get the same slot one after the other, before
+    earlier requests with other texts. Of several requests with the same `start`, one computes it and the
+    others wait; `copy_of` then names the saved KV cache that they load. `names` are the names for copies.
     """
 
     def __init__(
@@ -302,7 +301,7 @@ class Slots:
 
     @asynccontextmanager
     async def lent(self, start: bytes, text: bytes) -> AsyncIterator[Slot]:
-        """The slot for a text that begins with `start`, as soon as it may have one."""
+        """Lend a slot to a text that begins with `start`, as soon as one is free for it."""
         slot = await self._granted(_Waiter(start, text))
         try:
             yield slot
@@ -313,12 +312,12 @@ class Slots:
             self._give_back(slot)
 
     def copy_of(self, text: bytes) -> tuple[str, int]:
-        """The name of the copy that holds most of a text's start, and how many bytes it holds; or "", 0."""
+        """The saved copy that has most of a text's start, and how many bytes of it; or "", 0."""
         copies = [(name, len(s)) for s, name in self._copies.items() if name and text.startswith(s)]
         return max(copies, key=lambda copy: copy[1], default=("", 0))
 
     def is_awaited(self, start: bytes) -> bool:
-        """Whether a copy is worth making: there is none, and others begin alike."""
+        """Whether to save a copy of this start: there is none, and other requests wait for it."""
         return (
             len(start) >= _WORTH_A_COPY
             and start not in self._copies
@@ -326,12 +325,12 @@ class Slots:
         )
 
     def next_copy(self) -> str:
-        """The name for another copy; the oldest one's is used again."""
+        """The name for a new copy: that of the oldest copy."""
         self._copied += 1
         return self._names[self._copied % len(self._names)]
 
     def keep_copy(self, start: bytes, name: str | None) -> None:
-        """A copy was made under this name; None: it could not be made, and each slot reads for itself."""
+        """Note that a copy was saved under this name; None: it failed, so each slot computes the start."""
         self._copies = {s: other for s, other in self._copies.items() if other != name or not name}
         self._copies[start] = name
 
@@ -371,14 +370,14 @@ class Slots:
         return [slot for slot in self._slots if not slot.busy]
 
     def _is_new(self, waiter: _Waiter) -> bool:
-        """Whether nobody is reading what this one could take over."""
+        """Whether no slot is computing a start that this request could load."""
         texts = [slot.text for slot in self._slots if slot.busy]
         if len(waiter.start) < _WORTH_A_COPY or waiter.start in self._copies:
             return waiter.text not in texts
         return not any(text.startswith(waiter.start) for text in texts)
 
     def _keeps_busy(self, waiter: _Waiter) -> bool:
-        """Whether the machine would idle while this one waits; its start is worth the wait."""
+        """Whether a core would be idle if this request waited for its start."""
         copied = len(waiter.start) < _WORTH_A_COPY or waiter.start in self._copies
         return copied and sum(slot.busy for slot in self._slots) < self._cores
 

@@ -1,7 +1,7 @@
 """The OpenAI protocol as endpoints speak it: the form of a reply, a completion, each endpoint's dialect.
 
-Servers differ in what they take: some know no JSON schema, some want `max_completion_tokens`, some no
-system message. A `Dialect` finds this out at the first refusal and writes every later request so.
+Servers differ in what they accept: some know no JSON schema, some want `max_completion_tokens`, some refuse
+a system message. A `Dialect` learns this from the first refusal and writes all later requests accordingly.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _BROKEN_OFF = {"insufficient_system_resource", "error", "abort", "aborted", "tim
 def read_completion(reply: Mapping[str, Any]) -> Completion:
     """The text and the counts of a chat completion.
 
-    Where a model gave nothing but its reasoning, the text is that, between <think> tags.
+    If a model gave only reasoning, the text is that reasoning, between <think> tags.
 
     Raises:
         ReplyError: refused, filtered, cut off or empty; `cut_off` and `reasoned` say more.
@@ -170,7 +170,7 @@ def split_content(content: Any) -> tuple[str, str]:
 
 
 def reasoning_of(message: Mapping[str, Any]) -> str:
-    """Find what a model thought before it answered, from the field that its server puts it in."""
+    """The model's reasoning before its answer, from whichever field the server uses."""
     for name in ("reasoning_content", "reasoning", "thinking", "reasoning_text"):
         found = message.get(name)
         if isinstance(found, str) and found:
@@ -190,7 +190,7 @@ def arguments_of(call: Mapping[str, Any]) -> str:
 
 
 def _tokens(usage: Mapping[str, Any], name: str) -> int:
-    """A count that sums, prices and counters can hold, whatever the endpoint says."""
+    """The count of tokens that the endpoint gives, if it fits into 64 bits; 0 for anything else."""
     count = int(usage.get(name) or 0)
     return count if 0 <= count <= _MOST_TOKENS else min(max(count, 0), _MOST_TOKENS)
 
@@ -268,10 +268,10 @@ _NUMBER = re.compile(
 
 
 class Dialect:
-    """How one endpoint wants its requests written, for one model; learned from its refusals.
+    """How requests to one endpoint and model have to be written, as learned from its refusals.
 
-    Requests keep their own bytes, and with them their keys in the cache: `written` translates them on
-    their way. Most endpoints refuse nothing, and get them as they are.
+    The bytes of a request, and so its key in the cache, stay the same: `written` translates it when it is
+    sent. Most endpoints refuse nothing and get requests unchanged.
     """
 
     def __init__(self, model: str) -> None:
@@ -294,7 +294,7 @@ class Dialect:
 
     @property
     def notes(self) -> Json:
-        """What was found out, for the settings of a table."""
+        """What was learned, for the settings of a table."""
         notes: Json = {"reply_form": FORMS[self.form]}
         if self._left_out:
             notes["left_out"] = sorted(self._left_out)
@@ -303,15 +303,15 @@ class Dialect:
         return notes
 
     def most_tokens(self, asked: int) -> int:
-        """The most tokens that a reply may take where `asked` are wanted for the answer."""
+        """The most tokens that a reply can have if `asked` are allowed for the answer."""
         most = asked * _FOR_REASONING if self.reasons else asked
         return most if self._largest_limit is None else min(most, self._largest_limit)
 
     async def wait_for_turn(self) -> bool:
-        """After a change of the dialect one request goes first, and the others wait for what it finds.
+        """After a change of the dialect, one request goes first and the others wait for its outcome.
 
         Returns:
-            Whether this request is the first: `end_turn` has to follow it.
+            Whether this request goes first; then `end_turn` has to be called after it.
 
         Raises:
             RequestRejectedError: every form of the request has been refused.
@@ -349,7 +349,7 @@ class Dialect:
             self._refused = error
 
     def _learned(self, name: str, words: str) -> bool:
-        """Change what a refusal names; False where it was changed before."""
+        """Change what a refusal names. False if it was changed before."""
         if name == "max_tokens":
             return self._learned_limit(words)
         if name == "system role":
@@ -376,7 +376,7 @@ class Dialect:
         return True
 
     def thinks(self, version: int) -> bool:
-        """A reply was cut off while the model reasoned; True where it now gets more tokens."""
+        """Note that a reply was cut off while the model reasoned. True if replies now get more tokens."""
         if self.reasons:
             return version < self.version
         self.reasons = True

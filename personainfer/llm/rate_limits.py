@@ -1,7 +1,7 @@
-"""How much may be sent, and when: concurrency, requests and tokens a minute, refusals, money.
+"""Limit what is sent, and when: concurrency, requests and tokens a minute, pauses after refusals, the budget.
 
-`find_price` says what a token costs: by litellm's bundled price list, or the user's own figures. All
-classes are used on one event loop.
+`find_price` gives the price of a token, from litellm's bundled list or from the user. All classes are used
+on one event loop.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Price(NamedTuple):
 
 
 class Window:
-    """At most `limit` units in any `seconds`: exact, where a bucket lets through twice as much."""
+    """At most `limit` units in any `seconds`. This is exact; a token bucket can let through twice as much."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Window:
         self._corrected = asyncio.Event()
 
     async def take(self, units: float) -> list[float]:
-        """Wait until `units` fit; returns the entry, for `correct`. More than the limit waits alone."""
+        """Wait until `units` fit; returns the entry, for `correct`. More units than the limit go alone."""
         async with self._turn:
             self._forget()
             while self._entries and self._total + units > self.limit:
@@ -82,7 +82,7 @@ class Window:
             return entry
 
     def correct(self, entry: list[float], units: float) -> None:
-        """Replace the units that were estimated by those that were used."""
+        """Replace the estimated units of an entry by the units that were used."""
         if self._entries and entry[0] >= self._entries[0][0]:
             self._total += units - entry[1]
             self._corrected.set()
@@ -96,12 +96,12 @@ class Window:
 
 
 class Gate:
-    """Lets through `width` requests at a time, fewer after a refusal, none while one is waited out.
+    """Lets through `width` requests at a time, fewer after a refusal, and none during a pause.
 
-    A refusal (429, 503) slows everybody down, not the one request: whoever asked first, the endpoint
-    means all. Pauses are at least as long as it asks, and double with each refusal in a row: many name
-    a moment, or none, for as long as they are full. After more than `rounds` refusals with no request
-    accepted in between, or when told to wait for longer than `patience` seconds, it gives up for good.
+    A refusal (429, 503) pauses all requests, not only the refused one, since it concerns the endpoint.
+    A pause is at least as long as the endpoint asks, and doubles with each refusal in a row, because many
+    endpoints name a short time, or none, as long as they are full. The gate gives up after more than
+    `rounds` refusals without an accepted request, or if it is told to wait more than `patience` seconds.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Gate:
         self._refusals = 0
 
     def accepted(self) -> None:
-        """The endpoint took a request: go a little faster again."""
+        """The endpoint accepted a request: allow one more at a time."""
         self._refusals = 0
         self._loading_since = None
         if self._allowed < self._width:
@@ -171,9 +171,9 @@ class Gate:
             self._wake_all()
 
     def refused(self, entered: float, error: RateLimitError) -> None:
-        """The endpoint refused a request that had entered at this time: everybody waits.
+        """The endpoint refused a request that entered at this time: pause all requests.
 
-        Refusals of requests sent before the last one that counted tell nothing new.
+        Refusals of requests that were sent before the last pause began are not counted again.
 
         Raises:
             RateLimitError: it has refused for too long.
@@ -193,14 +193,14 @@ class Gate:
             self._allowed = max(1.0, self._allowed * _SLOWER)
             if self._refusals > self._rounds:
                 self._give_up(f"{_TOO_FAST}: it refused {self._refusals} times in a row")
-            # One that refuses again after the time that it named is believed no longer.
+            # An endpoint that refuses again after the time it named may be naming too short a time.
             doublings = self._refusals - (1 if pause is None else 2)
             if doublings >= 0:
                 pause = max(pause or 0.0, min(_FIRST_PAUSE * 2**doublings, _LONGEST_PAUSE))
         self._opens_at = max(self._opens_at, now + (pause or 0.0))
 
     def _wait_for_model(self, now: float, error: RateLimitError) -> None:
-        """The endpoint loads its model: look again from time to time, for `patience` seconds."""
+        """The endpoint is loading its model: try one request from time to time, for `patience` seconds."""
         self._allowed = 1.0  # one request is enough to look
         since = self._loading_since = now if self._loading_since is None else self._loading_since
         if now - since > self._patience:
@@ -234,10 +234,10 @@ class Gate:
 
 
 class RefusalWatch:
-    """Ends a run whose first requests all meet the same refusal.
+    """Ends a run whose first requests are all refused for the same reason.
 
-    Until the endpoint accepts a request, no more are sent than may be in flight, and 3: if they are
-    all refused alike, so would the others be. One that is accepted ends the watch.
+    Until the endpoint accepts a request, at most 3 requests more than may be in flight are sent. If all of
+    them are refused for one reason, the run ends. The first accepted request ends the watch.
     """
 
     def __init__(self, width: int) -> None:
@@ -254,7 +254,7 @@ class RefusalWatch:
         return self._accepted
 
     async def enter(self) -> None:
-        """Wait while the requests in flight may show that this one is hopeless."""
+        """Wait as long as the requests in flight may show that this one would be refused too."""
         while (
             not self._accepted
             and self._refusals
@@ -270,7 +270,7 @@ class RefusalWatch:
         self._changed.set()
 
     def accepted(self) -> None:
-        """The endpoint took a request: what it refuses from now on belongs to the row."""
+        """The endpoint accepted a request: from now on a refusal concerns its row alone."""
         if not self._accepted:
             self._accepted = True
             self._changed.set()
@@ -278,8 +278,7 @@ class RefusalWatch:
     def judged(self, error: RequestRejectedError | ReplyError) -> ModelError:
         """Count a refusal, or a body that is not a reply of a model. Returns the error to raise.
 
-        It is the one that was given, until there is one too many: that ends the run, and says what to
-        change.
+        This is the given error, until too many were alike; then it is one that ends the run.
         """
         reason = _EXAMPLES.sub("#", error.message)[:120]
         self._refusals[reason] += 1
@@ -299,7 +298,7 @@ _EXAMPLES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\d+")  # what differs in ref
 
 
 class Budget:
-    """Stops before the call that would pass `usd`; what is in flight counts at its most expensive."""
+    """Stops before the call that would exceed `usd`; calls in flight count with the most they can cost."""
 
     def __init__(self, usd: float, price: Price) -> None:
         self.usd = usd
@@ -309,10 +308,10 @@ class Budget:
         self._settled = asyncio.Event()
 
     async def reserve(self, prompt_tokens: int, max_tokens: int) -> float:
-        """Set the most that a call can cost aside, waiting for calls in flight to settle.
+        """Reserve the most that a call can cost; wait for calls in flight if the budget is too low now.
 
         Raises:
-            BudgetExceededError: the call could pass the budget even when all others are settled.
+            BudgetExceededError: the call could exceed the budget even when no other is in flight.
         """
         cost = self.price.cost(prompt_tokens, max_tokens)
         while self.spent + self._reserved + cost > self.usd:
@@ -328,7 +327,7 @@ class Budget:
         return cost
 
     def settle(self, reserved: float, spent: float) -> None:
-        """Replace what was set aside by what the call did cost."""
+        """Replace a reservation by the cost of the call."""
         self._reserved = max(0.0, self._reserved - reserved)
         if self._reserved < 1e-12:
             self._reserved = 0.0
@@ -337,7 +336,7 @@ class Budget:
 
 
 def most_tokens(body: bytes) -> int:
-    """How many tokens a prompt can be: one for two bytes of ASCII, one a byte in other scripts."""
+    """The most tokens that a prompt can have: one for two bytes of ASCII, one a byte of other scripts."""
     other = 0 if body.isascii() else len(body.translate(None, _ASCII))
     return (len(body) + other) // 2
 

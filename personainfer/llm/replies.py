@@ -1,8 +1,8 @@
-"""Read what a model says: from the bytes of a reply to a record in the asked form.
+"""Read a model's reply: from the bytes of the HTTP body to a record of the schema.
 
-`decode` parses the body: JSON, or an event stream that nobody asked for. `read_reply` finds the object in
-the text of the reply that fits the asked form. Models wrap it in reasoning, code fences, friendly words
-and end-of-turn marks. Only a complete object that fits is read: no missing value is made up.
+`decode` parses the body: JSON, or an event stream although none was requested. `read_reply` finds the object
+in the text that fits the schema. Models wrap it in reasoning, code fences, friendly words and end-of-turn
+marks. Only a complete object that fits is read; missing values are never made up.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _COMMENTS = re.compile(rb"\A(?:\s*:[^\r\n]*(?:[\r\n]+|\Z))+")
 
 
 def _joined_stream(content: bytes) -> Json:
-    """Put the chunks of an event stream together, as if no stream had been sent."""
+    """Join the chunks of an event stream to the reply that would have come without streaming."""
     texts: dict[str, list[str]] = {"content": [], "reasoning_content": [], "arguments": []}
     whole: Json = {}
     finish: Any = None
@@ -151,8 +151,8 @@ _DECODER = json.JSONDecoder(strict=False)  # a raw line break in a string is tak
 def read_reply(text: str, schema: type[BaseModel] | None) -> Any:
     """Find the object in a reply that fits `schema`; None: the text without reasoning and marks.
 
-    Of several objects, the first complete one that fits outside the reasoning is taken. Reasoning
-    itself is read only where the reply is nothing else, and ends with the object.
+    The first complete object outside the reasoning that fits is taken. An object in the reasoning is taken
+    only if the reply has nothing else and ends with that object.
 
     Raises:
         ReplyError: nothing fits.
@@ -313,7 +313,7 @@ def _fitting(fields: Any, schema: type[BaseModel]) -> BaseModel:
 
 
 def _is_said(value: BaseModel) -> bool:
-    """Whether anything of it is the model's: a record may consist of nothing but defaults."""
+    """Whether the model set any field: a record may have only defaults."""
     return bool(value.model_fields_set) or not type(value).model_fields
 
 
@@ -405,7 +405,7 @@ _REASK = "That reply cannot be used: "
 
 
 def reask(error: ReplyError) -> str:
-    """What the model is told about a reply that cannot be used."""
+    """The message that tells the model why its reply cannot be used."""
     return f"{_REASK}{error.message} Reply again, in the form asked for."
 
 

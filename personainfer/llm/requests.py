@@ -1,4 +1,4 @@
-"""A request and its reply: what is asked, the bytes that ask it, its key in the cache, how it is read."""
+"""Requests and replies as records: a request's bytes, its key in the cache, and how its reply is read."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Reply:
 
 
 class Form:
-    """What requests of one schema and prefix have in common: the start of the body, and its hash."""
+    """What all requests with one schema and prefix share: the start of the body, and its hash."""
 
     def __init__(self, transport: Transport, request: Request, sampling: Mapping[str, Any]) -> None:
         self.prefix = request.prefix
@@ -115,9 +115,9 @@ class SharingRun(Protocol):
 
 
 class InFlight:
-    """Requests that several runs of one LLM make at once: one run asks, the others wait for its reply.
+    """The requests in flight of an LLM. If several runs make the same one, one sends it and the others wait.
 
-    `open` and `close` are called from any thread, the others on the background loop.
+    `open` and `close` may be called from any thread, the other methods on the background loop.
     """
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class InFlight:
         self._asked: dict[bytes, asyncio.Future[Reply | None] | None] = {}  # None: nobody waits
 
     def open(self, run: SharingRun) -> None:
-        """Count a run in, before it looks into the cache; tell all that are open if there are several."""
+        """Register a run before it reads the cache; tell all open runs if there are several."""
         with self._lock:
             self._runs.add(run)
             runs = list(self._runs)
@@ -135,16 +135,16 @@ class InFlight:
                 one.met_another = True
 
     def close(self, run: SharingRun) -> None:
-        """Count a run out."""
+        """Remove a run."""
         with self._lock:
             self._runs.discard(run)
 
     def is_asked(self, key: bytes) -> bool:
-        """Whether a run is asking this now."""
+        """Whether a run has this request in flight."""
         return key in self._asked
 
     async def other_reply(self, key: bytes) -> Reply | None:
-        """The reply to another run that is asking this; None if no run is, or if it gets none."""
+        """Wait for another run's reply to the same request; None if no run has it in flight, or it fails."""
         while key in self._asked:
             asked = self._asked[key]
             if asked is None:
@@ -155,11 +155,11 @@ class InFlight:
         return None
 
     def begin(self, key: bytes) -> None:
-        """A run asks this from now on."""
+        """Note that a run sends this request."""
         self._asked[key] = None
 
     def end(self, key: bytes, reply: Reply | None) -> None:
-        """Give the reply to those who wait for it: None if there is none to give."""
+        """Give the reply to the runs that wait for it; None: there is none."""
         asked = self._asked.pop(key)
         if asked is not None and not asked.done():
             asked.set_result(reply)

@@ -1,7 +1,7 @@
-"""One request -> one reply of one model, straight to an OpenAI-compatible endpoint or over litellm.
+"""Send one request and return its reply, directly to an OpenAI-compatible endpoint or through litellm.
 
-A request is the bytes of an OpenAI chat completion request; every transport takes the same. What a
-refusal means is decided in `endpoint_faults`, how a request is written for an endpoint in a `Dialect`.
+Every transport takes the same bytes: an OpenAI chat completion request. `endpoint_faults` turns refusals into
+errors, and a `Dialect` rewrites requests for endpoints that need another form.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Transport(Protocol):
 
 
 class _Speaker:
-    """What both transports share: the dialect that they learn, and the order of learning it."""
+    """The base of both transports: it learns the dialect of the endpoint, one request at a time."""
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -122,7 +122,7 @@ class _Speaker:
         raise NotImplementedError
 
     def _note_name(self, name: object) -> None:
-        """Remember what a reply calls the model: gateways answer in the name of what is behind them."""
+        """Remember the model's name in a reply: a gateway may name the model behind it."""
         if name and name != self.model and len(self._answered_as) < _NAMES_NOTED:
             self._answered_as[str(name)[:80]] = None
 
@@ -176,7 +176,7 @@ class EndpointTransport(_Speaker):
         return status_error(status, headers, words, self.key)
 
     def open(self) -> None:
-        """Count the runs that share the connections."""
+        """Count one more run that uses the connections."""
         self._runs += 1
 
     async def close(self) -> None:
@@ -443,7 +443,7 @@ def _import_litellm() -> Any:
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    """The body, up to a bound that no honest reply reaches; what is packed counts unpacked."""
+    """The body, up to a bound far above any real reply; compressed bodies count decompressed."""
     packed = response.headers.get("Content-Encoding")
     length = response.content_length
     if length is not None and length <= _LARGEST_REPLY and not packed:

@@ -44,10 +44,10 @@ class Weights(Protocol):
         """A hash of its content: replies are cached under it, since names and sizes repeat."""
 
     def path(self) -> Path:
-        """Where the file is; fetches it first where need be.
+        """The path of the file, which is fetched first if necessary.
 
         Raises:
-            ModelNotFoundError: it cannot be had, or is not what it should be.
+            ModelNotFoundError: it cannot be fetched, or its content is wrong.
         """
 
 
@@ -369,7 +369,7 @@ def _fetch(weights: NamedWeights) -> Path:
 
 @contextmanager
 def _locked(folder: Path, weights: NamedWeights) -> Iterator[None]:
-    """One process at a time; the others wait until it is done."""
+    """Let one process at a time fetch; the others wait."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / f"{weights.file}.lock")

@@ -108,7 +108,7 @@ class Tally:
 
 
 class Workers:
-    """The half that lives on the background loop: as many workers as calls may be in flight."""
+    """The part of a run on the background loop: as many workers as calls may be in flight."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class Workers:
         self._tell()
 
     async def _known(self, job: Job) -> Reply | None:
-        """The reply that another run gets now, or has got since this one looked into the cache."""
+        """Another run's reply to the same request: in flight now, or cached since this run read the cache."""
         reply = await self._in_flight.other_reply(job.key)
         if reply is None and self.met_another and self._cache is not None:
             reply = cached_reply(job, self._cache.get_many([job.key]).get(job.key))
@@ -231,7 +231,7 @@ class Workers:
         return reply
 
     async def _answer(self, job: Job) -> Reply:
-        """Ask, and keep the reply; other runs that want the same wait for it."""
+        """Send the request and cache the reply; other runs with the same request wait for it."""
         if self._dead is not None:
             raise self._dead
         reply = None
@@ -250,7 +250,7 @@ class Workers:
             self._in_flight.end(job.key, reply)
 
     def _count_failure(self, error: TransportError) -> None:
-        """An endpoint that fails as many requests in a row as may be in flight is not there."""
+        """Give the endpoint up after as many failures in a row as calls may be in flight."""
         self._failures += 1
         if self._dead is None and self._failures >= max(
             _GONE_AFTER, self._settings.max_concurrency
@@ -345,7 +345,7 @@ class Workers:
                 limits.budget.settle(reserved, spent)
 
     def _count(self, state: tenacity.RetryCallState) -> None:
-        """Before a further attempt: count it, and show the model what was wrong with its reply."""
+        """Count a further attempt, and tell the model what was wrong with its reply."""
         error = state.outcome.exception() if state.outcome else None
         job: Job = state.args[0]
         log.debug("attempt %d failed: %s", state.attempt_number, type(error).__name__)
@@ -406,9 +406,9 @@ class Workers:
 
 
 def _cost_is_unknown(used: Completion | None, failure: BaseException | None) -> bool:
-    """Whether a call that was sent may have cost what nobody tells: then it counts at its most expensive.
+    """Whether a call may have cost an unknown amount; it is then counted with the most it can cost.
 
-    A refusal costs nothing. No counts, or zeros, are not proof that a reply was free.
+    A refusal costs nothing. A reply without token counts, or with zeros, need not be free.
     """
     if used is not None:
         return used.prompt_tokens <= 0 or (used.completion_tokens <= 0 and bool(used.text))

@@ -20,7 +20,7 @@ _ROWS_A_LOOKUP = 64  # rows whose requests are looked up in the cache together
 
 
 class CostEstimate(Record):
-    """What a run would take. `calls` excludes cached replies; `cost` is in USD, None if unknown.
+    """The calls, tokens and cost of a run. `calls` excludes cached replies; `cost`: USD, None if unknown.
 
     Tokens are estimated: four bytes a token of the prompt, sixty tokens a persona. Retries and re-asks
     are not counted.
@@ -36,7 +36,7 @@ class CostEstimate(Record):
 
 
 def estimate(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> CostEstimate:
-    """What asking about these rows would take. Reads all rows, makes no call."""
+    """Estimate a run over these rows. Reads all rows, makes no call."""
     count = unusable = requests = calls = prompt_bytes = 0
     asked = plan.asked(rows)
     while group := list(islice(asked, _ROWS_A_LOOKUP)):

@@ -1,14 +1,14 @@
-"""Flag what is doubtful about a persona. A flag never hides a persona and never raises.
+"""Flag what is doubtful about a persona. A flag never removes a persona and never raises an error.
 
-Word lists and patterns find the flags, so they see what is written, not what is meant. Use
+Flags come from word lists and patterns, so they depend on the wording, not on the meaning. Use
 `personainfer.evaluation` to test whether a persona is true.
 
-    refusal              the model declined instead of describing anybody
+    refusal              the model declined and described nobody
     copies_text          four words in a row are taken from the pair
     copies_exemplar      the trait or the preference is that of an exemplar
     protected_attribute  age, gender, race, nationality, religion, politics, orientation, disability,
                          health, family status or income
-    named_person         somebody's name
+    named_person         the name of a person
     ungrammatical        a phrase that cannot complete the sentence
     same_as_other_side   both sides of the pair got the same persona
 """
@@ -34,7 +34,7 @@ FLAGS = (
 )
 
 _COPIED_RUN = 4  # words in a row; three are often an idiom
-# Words that anybody's sentence has: a run with fewer than two others is an idiom ("at the end of the day").
+# Frequent words: four words in a row with fewer than two other words are an idiom ("at the end of the day").
 _FUNCTION_WORDS = frozenset(
     """
     a an the and or but of to in on at by for from with without as than that this these those it its is are
@@ -108,10 +108,10 @@ _NOT_WORD = re.compile(r"[^\w']+")
 
 
 def flag_filter(drop_flagged: object) -> Callable[[Persona], bool]:
-    """What says whether a persona has a flag that is not wanted.
+    """A function that says whether a persona has an unwanted flag.
 
     Args:
-        drop_flagged: True for any flag, one of the user's own too; False for none; or names of FLAGS.
+        drop_flagged: True: any flag, also one that the user made up; False: no flag; or names of FLAGS.
 
     Raises:
         InvalidArgumentError: something else.
@@ -134,8 +134,8 @@ def find_flags(
     """The flags of one persona.
 
     Args:
-        persona: what the model said.
-        preference: the pair that it was said about.
+        persona: the persona.
+        preference: the pair that it was inferred from.
         exemplar_phrases: traits and preferences of the exemplars, in lower case.
     """
     (flags,) = flags_in_text([persona], pair_text(preference), exemplar_phrases)

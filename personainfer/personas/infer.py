@@ -45,8 +45,8 @@ def infer_personas(
         data: pandas or polars frame, pyarrow table, Hugging Face dataset, a path (.jsonl, .json, .csv,
             .parquet), or an iterable of dicts, (prompt, chosen, rejected) tuples or `Preference`.
         model: a model's name or an `LLM`. None: $PERSONAINFER_MODEL, else "local".
-        output: a .parquet file that the rows are written to as they come, in bounded memory, whole or
-            not at all. The table that is returned reads them from there.
+        output: a .parquet file for the rows. They are written as they come, in bounded memory, and the
+            file appears whole or not at all. The returned table reads its rows from it.
         progress: a bar on standard error. None: in a terminal or a notebook.
         options: see below. Those from `api_base` on configure the model that a name stands for.
 
@@ -74,7 +74,7 @@ async def ainfer_personas(
     progress: bool | None = None,
     **options: Unpack[PersonaOptions],
 ) -> PersonaTable:
-    """`infer_personas` for coroutines; cancelling it stops the run and keeps what is paid for."""
+    """`infer_personas` as a coroutine. Cancelling it stops the run; replies that were paid for are cached."""
     stream = await asyncio.to_thread(_start, data, model, options, output)
     try:
         return await asyncio.to_thread(stream.table, progress)
@@ -95,7 +95,7 @@ def iter_personas(
 def estimate_cost(
     data: object, model: str | LLM | None = None, **options: Unpack[PersonaOptions]
 ) -> CostEstimate:
-    """What `infer_personas` with the same arguments would take; reads all data, makes no call."""
+    """Estimate `infer_personas` with the same arguments: reads all data, makes no call."""
     plan, source, llm = prepare(data, model, options)
     return estimate(llm, source, plan)
 
@@ -109,7 +109,7 @@ def first_request(
 
 
 class PersonaStream(Iterator[PersonaRow]):
-    """Rows as they are inferred. `usage` counts so far; closing it stops every call.
+    """Rows as they are inferred. `usage` is the usage so far; `close` stops every call.
 
     `run` yields each row with its replies; None: the requests of `plan`, sent to `llm`. `output` is the
     file that `table` writes.
@@ -152,7 +152,7 @@ class PersonaStream(Iterator[PersonaRow]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How the personas are made, as the table will remember it."""
+        """How the personas are made, for the table's settings."""
         dropped = {"dropped": self.dropped} if self.dropped else {}
         chosen_by = selector_settings(self._select)
         read = {"read": self.source.summary} if self.source.summary else {}
@@ -160,7 +160,7 @@ class PersonaStream(Iterator[PersonaRow]):
 
     @property
     def usage(self) -> Usage:
-        """What the run took so far."""
+        """The usage so far."""
         return self._run.tally.usage
 
     def table(self, progress: bool | None = False) -> PersonaTable:
@@ -175,7 +175,7 @@ class PersonaStream(Iterator[PersonaRow]):
             )
 
     def close(self) -> None:
-        """Stop; what is paid for is in the cache."""
+        """Stop. Replies that were paid for are in the cache."""
         self._rows.close()
         self._run.close()
 
@@ -185,7 +185,7 @@ class PersonaStream(Iterator[PersonaRow]):
 
 
 def checked(source: PreferenceSource) -> Iterator[SourceRow]:
-    """The rows, as long as none has a column of its own with a name of ours."""
+    """The rows; raises InvalidArgumentError if one has a column with a name that the table needs."""
     for row in source:
         check_free_names(row.columns)
         yield row
@@ -200,7 +200,7 @@ def _results(
 ) -> Generator[PersonaRow, None, None]:
     """The rows of a run.
 
-    A function and no method, so that a stream that nobody holds is freed, and its run closed, at once.
+    It is a function, not a method: a generator that held the stream would keep an abandoned run open.
     """
     try:
         rows = _rows(run, plan, on_error)

@@ -20,7 +20,7 @@ from ..preferences.cells import ABSENT
 
 
 class Naming(NamedTuple):
-    """The user's names: of columns, by ours, and of what labels mean."""
+    """The user's column names by ours, and the meaning of the user's labels."""
 
     columns: Mapping[str, str]
     labels: Mapping[Any, str] | None
@@ -32,7 +32,7 @@ _SUPPORTED = (
 
 
 class BatchKind(NamedTuple):
-    """How batches of one type are read, and made anew.
+    """How batches of one type are read and returned.
 
     `names` are those of the columns; `rows` may raise DataError for names that are not preference data;
     `result` takes the batch and its table, which lacks rows where some were dropped.
@@ -67,7 +67,7 @@ def batch_kind(batch: object) -> BatchKind:
 
 
 def _pandas_result(batch: Any, table: PersonaTable) -> Any:
-    """With text of the type that the frame's own text has, if it has one (from pandas 3 on)."""
+    """The frame with the new columns, in the type that its own text columns have (from pandas 3 on)."""
     import pandas
 
     frame = table.to_pandas()
@@ -84,7 +84,7 @@ _FRAMES: dict[str, Callable[[Any, PersonaTable], Any]] = {
 
 def _rows_of_frame(batch: Any, naming: Naming) -> list[SourceRow]:
     if not len(batch):
-        return []  # some loaders try a function on nothing, to learn its columns
+        return []  # some loaders pass an empty batch, to learn the columns
 
     def cells(name: str) -> Iterable[object]:
         if package_of(batch) == "pyarrow":
@@ -129,7 +129,7 @@ def _result_of_columns(batch: Mapping[str, Any], table: PersonaTable) -> Mapping
 
 
 def _like(batch: Mapping[str, Any], texts: list[str | None]) -> Any:
-    """The texts in the form that the batch's own columns have."""
+    """The texts as a list, an array or a tensor, like the batch's own columns."""
     import numpy
 
     if package_of(batch) == "datasets":
@@ -143,10 +143,10 @@ def _like(batch: Mapping[str, Any], texts: list[str | None]) -> Any:
 
 
 def _typed(texts: list[str | None]) -> Any:
-    """An array that says that it holds text, even where all are None.
+    """An array whose type is text even if all values are None.
 
-    Hugging Face fixes the type of a column with the first batch it writes: that no row of that one has
-    an error must not mean that none can have later.
+    Hugging Face takes the type of a column from the first batch that it writes. Without a type, a first
+    batch without errors would make errors in later batches impossible.
     """
     import numpy
 

@@ -35,19 +35,20 @@ class AddPersonas:
         ray_dataset.map_batches(AddPersonas, fn_constructor_kwargs={"model": …}, batch_format="pyarrow")
 
     A batch is a mapping of columns (lists, arrays, tensors), a pandas or polars frame, an Arrow table,
-    or a list of dicts, one a row, and comes back as the same. It can be pickled. The model is opened at
-    the first batch, once a process, and shared by all that have the same options there. Hugging Face's
-    fingerprint of it depends on the options and on the version of the prompts, not on the key.
+    or a list of dicts, one for each row, and comes back in the same type. An `AddPersonas` can be pickled.
+    Each process opens the model at its first batch; all objects with the same options share it there.
+    Hugging Face's fingerprint of it depends on the options and on the version of the prompts, not on the key.
 
     Args:
-        model: see `LLM`. A model string is the same in every process; so are the options of an `LLM`.
-        workers: how many processes work at once, each with its own copy: `rpm`, `tpm`, `budget` and
-            `max_concurrency` are divided among them, so that all together keep to them.
-        options: those of `infer_personas`, `on_error` among them, but for `output` and `progress`.
+        model: see `LLM`. Each process makes a model from the same model string, or from the options of
+            the `LLM`.
+        workers: how many processes work at once, each with a copy. `rpm`, `tpm`, `budget` and
+            `max_concurrency` are divided among them, so that they hold for all workers together.
+        options: those of `infer_personas`, except `output` and `progress`.
 
     Raises:
         ValueError, TypeError: a bad argument, when it is made; columns that are not preference data, at
-            the first batch. A row that is bad costs only itself.
+            the first batch. A bad row has an error and affects no other row.
         ModelError: only for what would fail every row (key, model); what was paid for is cached.
     """
 
@@ -72,7 +73,7 @@ class AddPersonas:
 
     @property
     def llm(self) -> LLM:
-        """The model as this process has it; its `usage` counts what all batches here took."""
+        """This process's model; its `usage` counts all batches of this process."""
         self._make_ready()
         return self._llm
 
@@ -116,7 +117,7 @@ class AddPersonas:
         return f"AddPersonas({self._model!r})"
 
     def _make_ready(self) -> None:
-        """In a process that it was sent to, or forked into, get that process's own model."""
+        """Get the model of this process, at the first batch after an unpickling or a fork."""
         if self._pid != os.getpid():
             given = {**self._options, **self._llm_options}
             self._plan, self._llm = planned(self._model, given, _shared)
@@ -129,29 +130,31 @@ _llms: dict[tuple[int, str], LLM] = {}
 
 
 def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
-    """This process's model for these options: its limits and connections are one, however often it is
-    asked for. An `LLM` that is given is shared by whoever has it."""
+    """This process's one model for these options, so that limits and connections are shared.
+
+    An `LLM` that was given is used as it is.
+    """
     if isinstance(model, LLM):
         return make_llm(model, options)
     name = model or os.environ.get("PERSONAINFER_MODEL")
     key = (os.getpid(), repr((name, sorted(options.items()))))
-    # No lock, which a fork could leave locked: of two that are made at once, one is never used.
+    # Without a lock, which a fork could leave locked. If two are made at once, one is never used.
     return _llms.get(key) or _llms.setdefault(key, make_llm(name, options))
 
 
 def _llm_options(model: str | LLM | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that make the same model elsewhere."""
+    """The options that make the same model in another process."""
     if isinstance(model, LLM):
         return {k: v for k, v in show_key(model.__getstate__()).items() if k != "model"}
     return {name: value for name, value in options.items() if name in OPTIONS}
 
 
 def _divided(options: Mapping[str, Any], most: int, workers: int) -> dict[str, Any]:
-    """One worker's part of the limits; `most` calls are in flight of all together."""
+    """One worker's share of the limits; all workers together have at most `most` calls in flight."""
     if most < workers:
         raise InvalidArgumentError(
             f"max_concurrency={most} is less than workers={workers}.",
-            hint="Each worker makes one call at a time at least.",
+            hint="Each worker makes at least one call at a time.",
             argument="workers",
         )
     part = {name: options[name] / workers for name in _DIVIDED if options.get(name) is not None}
@@ -159,7 +162,7 @@ def _divided(options: Mapping[str, Any], most: int, workers: int) -> dict[str, A
 
 
 def _refuse_pairs(options: Mapping[str, Any]) -> None:
-    """Raise for options that would change the number of rows: a batch comes back as it was."""
+    """Raise for options that would change the number of rows: a batch keeps its rows."""
     for name in ("pairs", "min_gap"):
         if options.get(name) is not None:
             raise InvalidArgumentError(

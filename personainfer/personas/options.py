@@ -119,8 +119,8 @@ def _check_rows_per_call(rows: Any) -> None:
     if rows != 1 or isinstance(rows, bool):
         raise InvalidArgumentError(
             f"rows_per_call={rows!r}: each pair has a request of its own.",
-            hint="Asking about several pairs in one request was taken out: it could not be shown that"
-            " personas stay as good. Leave rows_per_call at 1.",
+            hint="Several pairs in one request are no longer supported: nothing showed that personas stay as"
+            " good. Leave rows_per_call at 1.",
             argument="rows_per_call",
         )
 

@@ -20,7 +20,7 @@ TEMPLATES: dict[PersonaPlace, str] = {
     "system": "{persona}",
     "plain": "Prompt: {prompt}\nPersona: {persona}\nResponse:\n",
 }
-# What chat templates mark turns, tools and thoughts with.
+# The marks of turns, tools and reasoning in chat templates.
 _MARK = re.compile(
     r"<(?=[|\uff5c]|/?\w+[|\uff5c]>"  # ChatML, Llama 3, Phi, Granite, Cohere; DeepSeek; Gemma 4
     r"|</?SYS>>"  # Llama 2
@@ -46,7 +46,7 @@ def check_template(template: object, place: PersonaPlace) -> None:
     if set(fields) != set(_FIELD.findall(TEMPLATES[place])):
         raise InvalidArgumentError(
             f'template={template!r:.200} does not fit persona_in="{place}".',
-            hint=f"It has the fields of {TEMPLATES[place]!r}, and no other of them.",
+            hint=f"It needs the fields of {TEMPLATES[place]!r}, and no others.",
             argument="template",
         )
     if place == "plain" and any(
@@ -54,13 +54,13 @@ def check_template(template: object, place: PersonaPlace) -> None:
     ):
         raise InvalidArgumentError(
             f"template={template!r:.200} has prompt and persona on one line.",
-            hint="Give the persona a line of its own: it is left out where there is none.",
+            hint="Give the persona its own line, which is left out if there is no persona.",
             argument="template",
         )
 
 
 def prompt_messages(prompt: Prompt) -> tuple[Message, ...]:
-    """The prompt as a chat. Text in it cannot end its turn by a chat template's own marks."""
+    """The prompt as a chat. Marks of chat templates in its text are made harmless."""
     return tuple(Message(role=one.role, content=disarm(one.text)) for one in _chat(prompt))
 
 
@@ -79,7 +79,7 @@ def place_persona(
             response that they would prefer. "system": at the end of the system message, or as one.
             "plain": labelled text without a chat template, with which tailored models are trained
             ("Whose Boat Does it Float?", arXiv 2501.11549, section 4).
-        template: other words for that place, with the same fields as the place has in `TEMPLATES`.
+        template: your own wording for that place, with the same fields as in `TEMPLATES`.
     """
     chat, said = _chat(prompt), None if persona is None else disarm(_said(persona, place))
     template = TEMPLATES[place] if template is None else template
@@ -118,9 +118,9 @@ def _filled(template: str, prompt: str, persona: str) -> str:
 
 
 def disarm(text: str) -> str:
-    """Put a space into whatever a model may take for a mark of its chat template.
+    """Put a space into everything that a model could read as a mark of its chat template.
 
-    One rule for all texts that a model is shown: to infer, to judge and to score. Exports keep texts.
+    All texts that a model reads are treated so: to infer, to judge and to score. Exports keep texts.
     """
     if "<" not in text and "[" not in text:
         return text
@@ -128,10 +128,10 @@ def disarm(text: str) -> str:
 
 
 def _said(persona: Persona | str, place: PersonaPlace) -> str:
-    """The persona's sentence, at the place "user" as the user would say it."""
+    """The persona's sentence; at the place "user" in the first person."""
     if place != "user":
         return str(persona)
-    # A record knows its own verb: in its sentence others may prefer something, too.
+    # A record says which verb is the user's; in a sentence, another person may prefer something too.
     return persona.render("first") if isinstance(persona, Persona) else _in_first_person(persona)
 
 

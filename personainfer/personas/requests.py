@@ -36,7 +36,7 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a table should remember of how it was made."""
+        """How the personas are made, for the table's settings."""
         return {
             "protocol": self.prompt.protocol,
             "sides": list(self.sides),
@@ -65,7 +65,7 @@ class Plan:
         ]
 
     def result(self, index: int, row: SourceRow, replies: Sequence[Reply]) -> PersonaRow:
-        """The row that these replies make; of several samples each is kept as a candidate."""
+        """The row that these replies give; several samples become candidates."""
         preference = row.preference
         if preference is None:
             return PersonaRow(index, None, error=row.error, columns=row.columns)
@@ -80,7 +80,7 @@ class Plan:
             self._personas(preference, replies[start : start + step])
             for start in range(0, len(replies), step)
         ]
-        # A sample that failed costs a candidate; the row fails when a side has none left.
+        # A failed sample is one candidate less; the row fails if a side has no candidate.
         sides = {side: tuple(Candidate(p[side]) for p in samples if side in p) for side in _SIDES}
         return PersonaRow(
             index,

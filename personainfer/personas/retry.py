@@ -28,27 +28,28 @@ def retry_errors(
     progress: bool | None = None,
     **options: Unpack[PersonaOptions],
 ) -> PersonaTable:
-    """Ask again for the rows that failed, with the settings of the table.
+    """Infer the failed rows again, with the settings of the table.
 
-    Asked is each row with an error and a pair that can be used. All others are taken over: those whose
-    input was bad, too, and those of which no candidate explains the choice, a finding and no failure.
-    Replies that were paid for are in the cache: where one side of a row failed, only that side costs again.
+    A row is sent again if it has an error and a pair that can be used. All other rows are kept as they are:
+    also those whose input was bad, and those where no candidate explains the choice, which is a finding
+    and not a failure. Replies that were paid for are in the cache: if one side of a row failed, only that
+    side is paid for again.
 
     Args:
         table: a table, or the path of a saved one.
-        model: None: the one that made the table. An `api_base` that a file names, or that held a password
-            or a token, has to be given again: whoever wrote the file would get your key.
+        model: None: the model that made the table. An `api_base` that comes from a file, or that had a
+            password or a token, has to be given again; otherwise whoever wrote the file would get your key.
         progress: as for `infer_personas`.
-        options: as for `infer_personas`; what is not given is as it was for the table, as far as it
-            remembers: not keys, limits and prices. `select` has to be given again. `protocol`, `sides`
+        options: as for `infer_personas`. By default they are those of the table, except keys, limits and
+            prices, which a table does not keep. `select` has to be given again. `protocol`, `sides`
             and `candidates` cannot change. `on_error="raise"` raises for the first row that fails
             again.
 
     Returns:
-        A new table of the same rows and columns in the same order; columns that were added with
-        `with_columns`, such as verdicts, have None for the rows that were asked. Its usage is that of
-        the table and of this call together; `settings["retries"]` has an entry for each call: how many
-        `rows` were asked, how many have no error now (`mended`), and the settings that differed (`changed`).
+        A new table with the same rows and columns in the same order. Columns that were added with
+        `with_columns`, such as verdicts, are None for the rows that were sent again. Its usage adds this
+        call to the table's; `settings["retries"]` has an entry for each call: how many `rows` were sent,
+        how many have no error now (`mended`), and the settings that differed (`changed`).
 
     Raises:
         ValueError, TypeError: a bad argument, before any call is made; also exemplars or instructions
@@ -89,7 +90,7 @@ def _check(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     if given.get("on_error") == "drop":
         raise InvalidArgumentError(
             'on_error="drop": a table keeps its rows when they are asked again.',
-            hint="Leave out what is in table.errors afterwards.",
+            hint="Leave out the rows in table.errors afterwards.",
             argument="on_error",
         )
     for name, value in _fixed(settings).items():
@@ -102,7 +103,7 @@ def _check(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What cannot change: a table of several protocols could not be compared with any other."""
+    """The settings that cannot change: a table of mixed protocols could not be compared with any other."""
     names = ("protocol", "candidates")
     fixed = {name: settings[name] for name in names if name in settings}
     sides = settings.get("sides")
@@ -119,7 +120,7 @@ def _can_be_asked(row: PersonaRow, settings: Mapping[str, Any]) -> bool:
 
 
 def _is_scored(candidates: Sequence[Candidate]) -> bool:
-    """Whether it was found how well they explain the choice: a judge may fail like a model."""
+    """Whether the candidates have scores. They have none if the judge failed."""
     return any(candidate.score is not None for candidate in candidates)
 
 
@@ -142,7 +143,7 @@ def _stream(
         options |= {name: settings[name] for name in names if name in settings}
     stream = iter_personas(pairs, model, **{**options, **given})
     version, now = settings.get("prompt_version"), stream.settings["prompt_version"]
-    # After a "+" stands the version of a prompt about several pairs, of tables that were made with it.
+    # Older tables may have a second version after a "+": that of a prompt about several pairs.
     same = version is None or version.split("+")[0] == now
     if "exemplars" not in given and not same:
         raise InvalidArgumentError(
@@ -153,7 +154,7 @@ def _stream(
 
 
 def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError if a stored or secret address would get the caller's key unasked."""
+    """Raise InvalidArgumentError if the key would go to an address that the caller did not give."""
     base = settings.get("api_base")
     if given.get("api_base") is not None or base is None or model != settings.get("model"):
         return
@@ -178,7 +179,7 @@ def _merged(before: PersonaRow, now: PersonaRow) -> PersonaRow:
 def _noted(
     settings: Mapping[str, Any], now: Mapping[str, Any], rows: Sequence[PersonaRow]
 ) -> dict[str, Any]:
-    """The settings of the table, and what this call did with others."""
+    """The settings of the table, with an entry for this call."""
     retry = {
         "rows": len(rows),
         "mended": sum(row.error is None for row in rows),
