@@ -1,114 +1,33 @@
-"""Whether the best of 8 sampled personas by likelihood beats the greedy one, judged by another model.
+"""What the best of several personas by likelihood brings, judged by another model, and what it costs.
 
+    python benchmarks/best_of_n.py --set examples --seconds 600
+    python benchmarks/best_of_n.py --set real --real ../shared/data
     make bench-best-of-n PAIRS=hh_rlhf_harmless_base_test.jsonl
 
-SmolLM2-135M-Instruct infers both sides of 120 single-turn pairs, greedily and 8 times at temperature 1, and
-as `Likelihood` chooses among the 8. Gemma-3-270M, a base model of another family, then says how well the
-greedy persona, the first sample and the chosen one explain the choice: lift of the preferred response
-minus lift of the other, a token each, against the prompt alone, in labelled text without a template. A
-side without a persona explains nothing: 0. Intervals: 95 %, pairs resampled, both sides together.
+A model infers both sides of each pair greedily, and as the best of 4 samples that `--chooser` selects by
+log-probabilities (`candidates=4, select=pi.Likelihood("local:smollm2")`). Gemma-3-270M, a base model of
+another family, then says which personas explain the choice. A side without a persona explains nothing.
+Intervals: 95 %, pairs resampled, both sides together.
 
-On 120 pairs of HH-RLHF (harmless-base, test), 2026-11-27: greedy +0.009 [-0.002, 0.020], one sample -0.006
-[-0.014, 0.002], best of 8 +0.027 [0.015, 0.039] nats a token; best - greedy +0.018 [0.003, 0.033], best - one
-sample +0.033 [0.019, 0.047]. By the chooser's own measure, here against the prompt alone, 74 % of the sides
-are explained. 40 are too few: `--pairs 40` says best - greedy +0.018 [-0.011, 0.048], and said +0.047 [0.003,
-0.095] with the engines of 2026-11-21.
-
-What is inferred or scored is kept in `--folder`: the same command goes on where it was stopped.
+Both ways run in turn, a few pairs at a time, so that whatever else the machine does slows both alike;
+seconds of the processor are counted beside those of the clock. What is inferred or scored is kept in
+`--folder`: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import random
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from persona_runs import ROOT, Deadline, Run, inferring, pair_set, single_questions
 
 import personainfer as pi
-from personainfer.data import read_preferences
-from personainfer.evaluation import Estimate, bootstrap_mean, paired_difference
+from personainfer.evaluation import Estimate, bootstrap_rate, paired_difference
 
-SIDES = ("chosen", "rejected")
-BATCH = 5  # pairs scored between two writes
-Personas = dict[str, list[str | None]]  # by way, both sides of each pair, one after the other
-
-
-class InOrder:
-    """Leaves the candidates as they were sampled."""
-
-    def explains(self, preferences: Sequence[pi.Preference], personas: Any) -> list[float]:
-        return [0.0] * len(preferences)
-
-
-def single_turn_pairs(path: Path, count: int) -> list[pi.Preference]:
-    """Pairs of one question, drawn with a fixed seed."""
-    found = [row.preference for row in read_preferences(path)]
-    single = [p for p in found if p is not None and isinstance(p.prompt, str)]
-    return random.Random(0).sample(single, count)
-
-
-def both_sides(pairs: Sequence[pi.Preference]) -> list[pi.Preference]:
-    """Each pair as it is and swapped."""
-    return [side for pair in pairs for side in (pair, pair.swapped)]
-
-
-def kept(file: Path, preferences: Sequence[pi.Preference], personas: Any, model: Any) -> np.ndarray:
-    """`model.explains`, a few pairs at a time, each on disk before the next."""
-    known: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    keys = [
-        json.dumps([*_texts(p), str(who)]) for p, who in zip(preferences, personas, strict=True)
-    ]
-    work = {key: (p, who) for key, p, who in zip(keys, preferences, personas, strict=True)}
-    left = [key for key in work if key not in known]
-    for start in range(0, len(left), 2 * BATCH):
-        some = left[start : start + 2 * BATCH]
-        scores = model.explains([work[key][0] for key in some], [work[key][1] for key in some])
-        known |= zip(some, map(float, scores), strict=True)
-        file.write_text(json.dumps(known))
-        print(f"{file.stem}: {start + len(some)} of {len(left)}", file=sys.stderr, flush=True)
-    return np.array([known[key] for key in keys])
-
-
-def _texts(pair: pi.Preference) -> tuple[str, str, str]:
-    return str(pair.prompt), pair.chosen, pair.rejected
-
-
-def inferred(
-    pairs: Sequence[pi.Preference], samples: int, folder: Path
-) -> tuple[Personas, np.ndarray]:
-    """Personas by way, and the score of the best one by likelihood."""
-    cache: dict[str, Any] = {"cache_dir": folder / "replies"}
-    chooser = pi.Likelihood(
-        "local:smollm2", device="cpu"
-    )  # the same weights, several times as fast
-    greedy = pi.infer_personas(pairs, "local:smollm2", **cache)
-    sampled = pi.infer_personas(
-        pairs,
-        "local:smollm2",
-        temperature=1.0,
-        seed=0,
-        candidates=samples,
-        select=InOrder(),
-        **cache,
-    )
-    ways: Personas = {"greedy": [], "best": [], "one sample": []}
-    best = []
-    for pair, plain, row in zip(pairs, greedy, sampled, strict=True):
-        for side in SIDES:
-            one = getattr(plain, side)
-            found = [c.persona for c in getattr(row, f"{side}_candidates")]
-            asked = [pair if side == "chosen" else pair.swapped] * len(found)
-            scores = kept(folder / "likelihood.json", asked, found, chooser)
-            ways["greedy"].append(None if one is None else str(one))
-            ways["one sample"].append(str(found[0]) if found else None)
-            ways["best"].append(str(found[int(scores.argmax())]) if found else None)
-            best.append(scores.max() if found else 0.0)
-    return ways, np.array(best)
+MOST_TIME = 2.5  # times greedy
+LEAST_GAIN = 0.08  # of sides explained
 
 
 def gemma(folder: Path) -> Path:
@@ -120,38 +39,74 @@ def gemma(folder: Path) -> Path:
     return target if target.exists() else Path(assemble(target))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def arms(options: argparse.Namespace) -> tuple[Run, Run]:
+    """The greedy run and that of the best of several, of the same pairs."""
+    if options.path is not None:
+        pairs, name = single_questions(options.path, options.pairs), options.path.stem
+    else:
+        pairs, name = pair_set(options.set, options.real), options.set
+    greedy, best = (
+        Run(
+            options.model if count == 1 else f"{options.model}, best of {count}",
+            name,
+            pairs,
+            options.folder,
+            write=inferring(options.model, count, options.chooser),
+        )
+        for count in (1, options.candidates)
     )
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--pairs", type=int, default=120)
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--folder", type=Path, default=Path(".venvs/best-of-n"))
-    parser.add_argument("--gemma", type=Path, default=Path(".venvs/gemma"), help="pip's --target")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    pairs = single_turn_pairs(options.path, options.pairs)
-    ways, best = inferred(pairs, options.samples, options.folder)
-    print(f"{(best > 0).mean():.0%} of {len(best)} sides are explained by their best candidate")
-    weights = gemma(options.gemma).resolve()
-    judge = pi.Likelihood(str(weights), device="cpu", persona_in="plain", baseline=())
-    judged = {
-        way: kept(options.folder / "gemma.json", both_sides(pairs), personas, judge)
-        .reshape(-1, len(SIDES))
-        .mean(axis=1)
-        for way, personas in ways.items()
-    }
-    for way, values in judged.items():
-        print(f"{way:18} {_said(bootstrap_mean(values))}")
-    for way in ("greedy", "one sample"):
-        gained = paired_difference(judged["best"], judged[way])
-        verdict = "met" if gained.low > 0 else "missed"
-        print(f"best - {way:11} {_said(gained)}  bar: above 0: {verdict}")
+    return greedy, best
+
+
+def report(greedy: Run, best: Run, judge: str) -> None:
+    """Print how many sides each explains, the gain, and the times."""
+    explained = [run.scores(judge) > 0 for run in (greedy, best)]
+    n = min(map(len, explained))
+    for run, found in zip((greedy, best), explained, strict=True):
+        print(f"{run.label:32} sides explained {_said(bootstrap_rate(found[:n]))}")
+    means = [np.mean(found[:n], axis=1) for found in explained]
+    gain = paired_difference(means[1], means[0])
+    met = gain.value >= LEAST_GAIN and gain.low > 0
+    print(f"gain {_said(gain)}, {n} pairs; {LEAST_GAIN} or more, and above 0: {_met(met)}")
+    print(f"no candidate explains {best.unexplained()} of {2 * len(best.personas)} sides")
+    for name in ("seconds", "cpu_seconds"):
+        pieces = list(zip(greedy.pieces, best.pieces, strict=False))
+        times = sum(both[1][name] for both in pieces) / sum(both[0][name] for both in pieces)
+        print(f"{name}: {times:.2f} x greedy; at most {MOST_TIME}: {_met(times <= MOST_TIME)}")
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "missed"
 
 
 def _said(found: Estimate) -> str:
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path, nargs="?", help="pairs of your own, in place of --set")
+    parser.add_argument("--model", default="local")
+    parser.add_argument("--pairs", type=int, default=120, help="how many of PATH")
+    parser.add_argument("--set", choices=("examples", "ours", "real"), default="examples")
+    parser.add_argument("--real", type=Path, help="the folder with the files of the real pairs")
+    parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--chooser", default="local:smollm2")
+    parser.add_argument("--judge", help="default: Gemma-3-270M from --gemma")
+    parser.add_argument("--gemma", type=Path, default=Path(".venvs/gemma"), help="pip's --target")
+    parser.add_argument("--seconds", type=float, help="stop after the piece in which they are over")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".venvs/best-of-n")
+    options = parser.parse_args()
+    runs, deadline = arms(options), Deadline(options.seconds)
+    while sum(run.infer_next() for run in runs):  # each of them, so no "any"
+        deadline.check()
+    judge = options.judge or f"local:{gemma(options.gemma).resolve()}"
+    scorers: dict[str, pi.Likelihood] = {}
+    while sum(run.score_next(judge, scorers) for run in runs):
+        deadline.check()
+    report(*runs, judge)
 
 
 if __name__ == "__main__":

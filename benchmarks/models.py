@@ -1,95 +1,153 @@
-"""How good the personas of a model are, by how well they explain the choices.
+"""How good the personas of models are, measured alike: explained, flagged, copied, time.
 
-    python benchmarks/models.py local                        # the example pairs
-    python benchmarks/models.py local --pairs hh.jsonl --limit 30
-    python benchmarks/models.py openai/gpt-4o-mini --scorer local:smollm2 --scorer local
+    python benchmarks/models.py local --set examples --scorer local:smollm2 --scorer gemma-3-270m-q4_k_m.gguf
+    python benchmarks/models.py local --candidates 4 --set real --real ../shared/data --seconds 600
     python benchmarks/models.py --personas tests/personas/handwritten_personas.jsonl
+    python benchmarks/models.py --tailored tailored_beavertails.jsonl      # personas by Llama 3.1 405B
+    python benchmarks/models.py --table                                    # all of it so far, as Markdown
 
-*Pairing* is the share of pairs whose two personas fit their own responses better than crossed. *Sides* is
-the share of personas that make their own response likelier than the other one. Both are by the lift a token
-under each scorer, which should not be the model itself; a side without a persona explains nothing.
-Intervals: 95 %, pairs resampled. `--personas` scores sentences from a file, one line a pair with `chosen`
-and `rejected`, instead of asking a model.
+The measures are those of `personainfer benchmark`. A scorer should not be the model itself. What is inferred
+or scored is kept in `--folder`: the same command goes on where it was stopped, by you or by `--seconds`.
 
-Personas written by hand for the 30 example pairs, by SmolLM2-135M: pairing 0.90 [0.77, 1.00], sides 0.78
-[0.70, 0.87].
+Sets: the 30 example pairs; `ours`, the 60 pairs of `personainfer benchmark`; `real`, 30 pairs of LLMBar
+(Natural) and 30 of HH-RLHF (harmless-base, test), drawn with a fixed seed among those with no text over 80
+words. The 405B model's personas are from published rows, with the responses that were tailored to them as
+the pair.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from persona_runs import ROOT, Deadline, Run, Sided, inferring, pair_set
 
 import personainfer as pi
-from personainfer.data import read_preferences
-from personainfer.evaluation import bootstrap_mean
+from personainfer.evaluation import bootstrap_rate
+from personainfer.evaluation.benchmark import explained_shares
 
-ROOT = Path(__file__).parents[1]
-EXAMPLES = ROOT / "examples/data/preferences.jsonl"
-Sentences = list[str | None]
+HEAD = (
+    "personas by",
+    "pairs",
+    "pairing",
+    "sides explained",
+    "flagged",
+    "copied",
+    "exemplars repeated",
+)
+HEAD += ("equal", "not a sentence", "missing", "rows a minute")
+TAILORED = 60  # rows of the published personas
+Words = dict[str, Any]
 
 
-def measure(
-    scorer: pi.Likelihood, pairs: list[pi.Preference], chosen: Sentences, rejected: Sentences
-) -> dict[str, np.ndarray]:
-    """Pairing and sides of each pair: 0 or 1, and 0, 0.5 or 1."""
-    own = scorer.explains(pairs, chosen)
-    other = scorer.explains([pair.swapped for pair in pairs], rejected)
-    sides = np.mean([own > 0, other > 0], axis=0)
-    return {"pairing": (own + other > 0).astype(float), "sides": sides}
+def run_of(words: Words, folder: Path) -> Run:
+    """The run that the words of a command describe; they are kept, so that `--table` finds it again."""
+    real = None if words["real"] is None else Path(words["real"])
+    if words["tailored"] is not None:
+        pairs, given = tailored(Path(words["tailored"]))
+        return Run("Llama 3.1 405B", "tailored", pairs, folder, given=given)
+    pairs = pair_set(words["set"], real)
+    if words["personas"] is not None:
+        return Run("by hand", words["set"], pairs, folder, given=written(Path(words["personas"])))
+    model, candidates = words["model"] or "local", words["candidates"]
+    label = model if candidates == 1 else f"{model}, best of {candidates}"
+    options = {} if words["api_base"] is None else {"api_base": words["api_base"]}
+    write = inferring(model, candidates, words["chooser"], **options)
+    return Run(label, words["set"], pairs, folder, write=write)
 
 
-def inferred(model: str, pairs: list[pi.Preference], options: dict[str, object]) -> pi.PersonaTable:
-    """The personas of a model, and on standard output what its replies were like."""
-    start = time.perf_counter()
-    table = pi.infer_personas(pairs, model, **options)  # type: ignore[arg-type]
-    minutes = (time.perf_counter() - start) / 60
-    found = [persona for row in table for persona in (row.chosen, row.rejected)]
-    flags = [flag for persona in found if persona for flag in persona.flags]
-    print(f"{len(pairs) / minutes:.1f} rows a minute, {table.usage}")
-    print(f"sides without a persona: {found.count(None)} of {len(found)}")
-    print(f"flagged: {sum(bool(one and one.flags) for one in found)} of {len(found)}")
-    for flag in sorted(set(flags)):
-        print(f"  {flag}: {flags.count(flag)}")
-    return table
+def written(path: Path) -> list[Sided]:
+    """Personas of a file: a line a pair, with `chosen` and `rejected`."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [(pi.Persona.parse(row["chosen"]), pi.Persona.parse(row["rejected"])) for row in rows]
+
+
+def tailored(path: Path) -> tuple[list[pi.Preference], list[Sided]]:
+    """Published personas, and the responses that an 8B model tailored to each of the two."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    kept = [row for row in rows if row["complete"]][:TAILORED]
+    pairs = [
+        pi.Preference(
+            prompt=row["prompt"],
+            chosen=row["response_for_chosen_persona"],
+            rejected=row["response_for_rejected_persona"],
+        )
+        for row in kept
+    ]
+    sides = ("chosen_persona", "rejected_persona")
+    both = [tuple(pi.Persona.parse(row[side]) for side in sides) for row in kept]
+    return pairs, [(one, other) for one, other in both]
+
+
+def cells(run: Run, scorer: str) -> list[str]:
+    """The line of a run in the table, by one scorer."""
+    explained = explained_shares(run.scores(scorer))
+    faults = {name: bootstrap_rate(values) for name, values in run.faults().items()}
+    names = ("flagged", "copied from the pair", "exemplars repeated", "both sides equal")
+    shares = [faults[name] for name in (*names, "not a sentence", "without a persona")]
+    seconds = run.total("seconds")
+    rate = f"{60 * len(run.personas) / seconds:.1f}" if seconds else ""
+    return [
+        run.label,
+        f"{len(run.scores(scorer))} {run.set}",
+        *(f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in explained.values()),
+        *(f"{share.value:.0%}" for share in shares),
+        rate,
+    ]
+
+
+def table(folder: Path) -> str:
+    """All runs in the folder, a table a scorer."""
+    runs = [run_of(json.loads(file.read_text()), folder) for file in sorted(folder.glob("*.run"))]
+    scorers = {
+        s: None for f in sorted(folder.glob("*.run")) for s in json.loads(f.read_text())["scorer"]
+    }
+    said = []
+    for scorer in scorers:
+        lines = [cells(run, scorer) for run in runs if len(run.scores(scorer))]
+        said += ["", f"By {Path(scorer).stem}:", "", _line(HEAD), _line(["---"] * len(HEAD))]
+        said += [_line(line) for line in lines]
+    return "\n".join(said)
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", nargs="?")
-    parser.add_argument("--personas", type=Path)
-    parser.add_argument("--pairs", type=Path, default=EXAMPLES)
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("model", nargs="?", help="as for infer_personas")
+    parser.add_argument("--set", choices=("examples", "ours", "real"), default="examples")
+    parser.add_argument("--personas", help="a file with personas, in the order of the set")
+    parser.add_argument("--tailored", help="the file with published personas")
+    parser.add_argument("--real", help="the folder with the files of the real pairs")
     parser.add_argument("--candidates", type=int, default=1)
+    parser.add_argument("--chooser", default="local:smollm2", help="chooses among candidates")
     parser.add_argument("--api-base")
     parser.add_argument("--scorer", action="append", help="repeatable; default: local:smollm2")
+    parser.add_argument("--seconds", type=float, help="stop after the piece in which they are over")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".venvs/models")
+    parser.add_argument("--table", action="store_true", help="print what there is; infer nothing")
     options = parser.parse_args()
-    read = [row.preference for row in read_preferences(options.pairs)]
-    pairs = [pair for pair in read if pair is not None][: options.limit]
-    if options.personas is not None:
-        lines = options.personas.read_text(encoding="utf-8").splitlines()[: options.limit]
-        rows = [json.loads(line) for line in lines]
-        sides = [[row[side] for row in rows] for side in ("chosen", "rejected")]
-    else:
-        given: dict[str, object] = {"api_base": options.api_base, "cache": False}
-        if options.candidates > 1:
-            chooser = pi.Likelihood("local:smollm2")
-            given |= {"candidates": options.candidates, "select": chooser, "temperature": 1.0}
-        table = inferred(options.model or "local", pairs, given)
-        sides = [
-            [str(one) if (one := getattr(row, side)) else None for row in table]
-            for side in ("chosen", "rejected")
-        ]
-    for name in options.scorer or ["local:smollm2"]:
-        for what, values in measure(pi.Likelihood(name), pairs, *sides).items():
-            found = bootstrap_mean(values)
-            print(f"{what} by {name}: {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]")
+    if options.table:
+        print(table(options.folder))
+        return
+    words = vars(options) | {"scorer": options.scorer or ["local:smollm2"], "folder": None}
+    run, deadline = run_of(words, options.folder), Deadline(options.seconds)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    name = f"{run.label}-{run.set}".replace("/", "_").replace(" ", "_")
+    (options.folder / f"{name}.run").write_text(json.dumps(words))
+    while run.infer_next():
+        deadline.check()
+    scorers: dict[str, pi.Likelihood] = {}
+    for scorer in words["scorer"]:
+        while run.score_next(scorer, scorers):
+            deadline.check()
+        print(_line(HEAD), _line(cells(run, scorer)), sep="\n")
 
 
 if __name__ == "__main__":
