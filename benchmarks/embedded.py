@@ -1,7 +1,7 @@
 """The embedded model: rows a minute through this library, and by posting the same bodies to xllamacpp.
 
 Every run is a fresh process with a fresh server, 8 requests at once, temperature 0, no cache of replies.
-`python benchmarks/embedded.py [--rounds 5] [--rows 30]`
+`python benchmarks/embedded.py [--model local:smollm2] [--rounds 5] [--rows 30]`
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def pairs(rows: int) -> list[pi.Preference]:
     return [row.preference for row in read_preferences(DATA) if row.preference][:rows]
 
 
-def through_library(rows: int) -> dict[str, Any]:
+def through_library(model: str, rows: int) -> dict[str, Any]:
     """`infer_personas`; the start of the server is timed neither here nor in the direct run."""
     data = pairs(rows)
-    llm = pi.LLM("local", max_concurrency=llama.SLOTS, cache=False)
+    llm = pi.LLM(model, max_concurrency=llama.SLOTS, cache=False)
     llm.ask(FIRST.messages, FIRST.schema)
     start = time.perf_counter()
     table = pi.infer_personas(data, llm, progress=False)
@@ -58,12 +58,12 @@ def through_library(rows: int) -> dict[str, Any]:
     }
 
 
-def direct(rows: int) -> dict[str, Any]:
+def direct(model: str, rows: int) -> dict[str, Any]:
     """The same bodies posted to a server of their own."""
-    llm, prompt = pi.LLM("local", cache=False), PersonaPrompt()
+    llm, prompt = pi.LLM(model, cache=False), PersonaPrompt()
     requests = [pi.Request((pair_message(p),), prompt.schema, prompt.prefix) for p in pairs(rows)]
     bodies = [json.loads(llm.job(request).body) for request in requests]
-    with llama.running() as address:
+    with llama.running(model) as address:
         llama.post(address, "/v1/chat/completions", json.loads(llm.job(FIRST).body))
         return asyncio.run(_post_all(address, bodies))
 
@@ -91,12 +91,21 @@ async def _post_all(address: str, bodies: list[dict[str, Any]]) -> dict[str, Any
 WAYS = {"library": through_library, "direct": direct}
 
 
-def measure(rounds: int = 5, rows: int = 30) -> dict[str, Any]:
+def measure(rounds: int = 5, rows: int = 30, model: str = "local") -> dict[str, Any]:
     """By way, rows a minute of each round, interleaved; the order turns from round to round."""
     results: dict[str, Any] = {way: {"rates": [], "runs": []} for way in WAYS}
     for number in range(rounds):
         for way in list(WAYS)[:: 1 if number % 2 else -1]:
-            command = [sys.executable, __file__, "--way", way, "--rows", str(rows)]
+            command = [
+                sys.executable,
+                __file__,
+                "--way",
+                way,
+                "--rows",
+                str(rows),
+                "--model",
+                model,
+            ]
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=TIMEOUT, check=True
             )
@@ -113,10 +122,11 @@ def measure(rounds: int = 5, rows: int = 30) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default="local")
     parser.add_argument("--rows", type=int, default=30, help="of the 30 example pairs")
     parser.add_argument("--way", choices=WAYS, help="run only this, once")
     options = parser.parse_args()
     if options.way:
-        print(json.dumps(WAYS[options.way](options.rows)))
+        print(json.dumps(WAYS[options.way](options.model, options.rows)))
     else:
-        print(json.dumps(measure(options.rounds, options.rows), indent=1))
+        print(json.dumps(measure(options.rounds, options.rows, options.model), indent=1))

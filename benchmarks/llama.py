@@ -1,6 +1,6 @@
 """xllamacpp's server with the embedded model, as its own documentation would have one start it.
 
-`python benchmarks/llama.py` prints its address and serves until stdin closes.
+`python benchmarks/llama.py [MODEL]` prints its address and serves until stdin closes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ SLOTS = 8
 CONTEXT = 4096  # tokens a slot
 
 
-def serve() -> None:
+def serve(model: str = "local") -> None:
     """Serve until stdin closes."""
     import xllamacpp
 
     from personainfer.llm.weights import find_weights
 
     params = xllamacpp.CommonParams()
-    params.model.path = str(find_weights("local").path())
+    params.model.path = str(find_weights(model).path())
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.n_parallel = SLOTS
@@ -36,10 +36,10 @@ def serve() -> None:
 
 
 @contextmanager
-def running() -> Iterator[str]:
+def running(model: str = "local") -> Iterator[str]:
     """The server in a process of its own; yields its address."""
     with subprocess.Popen(
-        [sys.executable, __file__],
+        [sys.executable, __file__, model],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -67,4 +67,4 @@ def post(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(*sys.argv[1:])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel, Field
+from typer.testing import CliRunner
 
 import personainfer as pi
+from personainfer.cli.commands import app
 from personainfer.evaluation.judge import Choice
 from personainfer.evaluation.verification import Rating
 from personainfer.exceptions import ModelNotFoundError
@@ -232,11 +235,50 @@ def test_a_file_without_a_chat_template_is_one_error_and_can_score(tmp_path: Pat
     assert plain.log_likelihood(["Why?"], [None], ["Because."])[0] < 0
 
 
+BROKEN = {
+    "nothing in it": lambda data: b"",
+    "a page": lambda data: b"<html>not found</html>",
+    "the mark alone": lambda data: data[:4],
+    "cut in its header": lambda data: data[:100_000],
+    "cut in its weights": lambda data: data[:50_000_000],
+    "one byte short": lambda data: data[:-1],
+    "of a later version": lambda data: data[:4] + b"\x63\0\0\0" + data[8:],
+    "without weights": lambda data: data[:8] + bytes(8) + data[16:5_000_000],
+}
+
+
 @pytest.mark.heavy
-def test_a_file_that_is_cut_off_is_one_error(tmp_path: Path) -> None:
-    path = tmp_path / "half.gguf"
-    path.write_bytes(find_weights("local:smollm2").path().read_bytes()[:50_000_000])
-    with pytest.raises(ModelNotFoundError, match=r"cannot load .*half\.gguf.*cut off"):
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_file_that_is_broken_is_one_error_for_whatever_it_is_asked(
+    broken: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "own.gguf"
+    path.write_bytes(broken(find_weights("local:smollm2").path().read_bytes()))
+    said = r"(cannot load .*own\.gguf.*cut off|own\.gguf is not a GGUF file)"
+    rows = [{"prompt": f"Why {n}?", "chosen": "a", "rejected": "b"} for n in range(3)]
+    with pytest.raises(ModelNotFoundError, match=said):
+        pi.infer_personas(rows, f"local:{path}")
+    with pytest.raises(ModelNotFoundError, match=said):
+        pi.Likelihood(f"local:{path}").log_likelihood(["Why?"], [None], ["Because."])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shell = CliRunner().invoke(app, ["infer", str(tmp_path / "rows.jsonl"), "-m", f"local:{path}"])
+    assert shell.exit_code == 4
+    assert shell.stderr.count("Error:") == 1
+    assert re.search(said, shell.stderr)
+    assert "Traceback" not in shell.stderr
+
+
+@pytest.mark.heavy
+def test_a_file_that_vanishes_while_it_runs_ends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "own.gguf"
+    path.write_bytes(find_weights("local:smollm2").path().read_bytes())
+    llm, scorer = pi.LLM(f"local:{path}", cache=False), pi.Likelihood(f"local:{path}")
+    question = [{"role": "user", "content": "Hello"}]
+    before = llm.ask(question).text
+    path.unlink()
+    assert llm.ask(question).text == before
+    assert scorer.log_likelihood(["Why?"], [None], ["Because."])[0] < 0
+    with pytest.raises(pi.PersonaInferError, match="there is no file"):
         pi.infer_personas([("Why?", "a", "b")], f"local:{path}")
 
 
