@@ -7,8 +7,8 @@ stands first depends on the texts alone: a row and its swapped twin are shown in
 of the pairs the chosen response is first. So no word may be said more often of chosen than of rejected ones.
 
 For every word in 10 personas or more, the log-odds of "chosen" against "rejected" are tested, with Holm's
-correction for the number of words: in the 400 rows, and in the 200 rows as they are, where the data itself may
-differ. Last come the words that mark the response shown first. They say how far the model itself is swayed by
+correction for the number of words: in the 400 rows, and in the 200 rows as they are, where the data itself
+may differ. Last come the words that mark the response shown first. They say how far the model is swayed by
 the order; the rule of the order keeps that out of the comparison of sides.
 
 Replies are kept in `--folder`: the same command goes on where it was stopped.
