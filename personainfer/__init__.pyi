@@ -2,7 +2,6 @@ from .batch.submit import collect_batch as collect_batch
 from .batch.submit import submit_batch as submit_batch
 from .data.table import PersonaTable as PersonaTable
 from .evaluation.comparison import compare_responses as compare_responses
-from .evaluation.report import write_report as write_report
 from .evaluation.salience import salient_words as salient_words
 from .evaluation.verification import Verifier as Verifier
 from .evaluation.verification import compare_personas as compare_personas
@@ -25,6 +24,7 @@ from .records import Persona as Persona
 from .records import PersonaRow as PersonaRow
 from .records import Preference as Preference
 from .records import Usage as Usage
+from .report.page import write_report as write_report
 from .scoring.likelihood import Likelihood as Likelihood
 from .scoring.posterior import PersonaPosterior as PersonaPosterior
 from .simulation.reward_matrix import RewardMatrix as RewardMatrix

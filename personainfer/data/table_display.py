@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
 from rich.cells import cell_len, chop_cells, set_cell_size
 
 from ..exceptions import visible
@@ -223,3 +225,14 @@ def _prompt_text(row: PersonaRow) -> str:
         return ""
     prompt = row.preference.prompt
     return prompt if isinstance(prompt, str) else prompt[-1].content
+
+
+def embedded_json(rows: Sequence[object]) -> Markup:
+    """JSON that can stand in a script element: `<` opens no tag and ends no script there.
+
+    Half of a surrogate pair, which no file may hold, becomes a replacement character.
+    """
+    text = json.dumps(rows, ensure_ascii=False).encode(errors="replace").decode()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)

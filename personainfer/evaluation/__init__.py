@@ -1,4 +1,4 @@
-"""Judges, verification, comparison, statistics and the report."""
+"""Judges, verification, comparison and statistics."""
 
 import lazy_loader
 

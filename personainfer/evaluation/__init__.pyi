@@ -9,7 +9,6 @@ from .human import cohen_kappa as cohen_kappa
 from .human import krippendorff_alpha as krippendorff_alpha
 from .human import read_rating_sheet as read_rating_sheet
 from .human import write_rating_sheet as write_rating_sheet
-from .report import write_report as write_report
 from .salience import salient_words as salient_words
 from .statistics import Estimate as Estimate
 from .statistics import bootstrap_mean as bootstrap_mean

@@ -24,10 +24,10 @@ from numpy.typing import ArrayLike, NDArray
 from ..arguments import read_numbers
 from ..data.files import open_rows
 from ..data.table import PersonaTable
+from ..data.table_display import embedded_json
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_text
 from ..records import FloatArray, Side
-from .report import embedded_json
 from .statistics import (
     CONFIDENCE,
     Estimate,

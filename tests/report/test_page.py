@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 import personainfer as pi
-from personainfer.evaluation.report import write_report
 from personainfer.evaluation.summary import summarise
 from personainfer.records import Candidate
+from personainfer.report import persona_groups, write_report
 from personainfer.simulation.plots import plot_accuracy, plot_salient_words, plot_scores
+from personainfer.testing import FakeLLM, Reply
+from personainfer.users.records import PairEvidence, UserPersona, UserPersonas, UserRow
 
 ATTACK = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
 TRAITS = ("pressed for time", "curious about how things work", "careful with money")
@@ -69,7 +71,9 @@ def table(rows: int = 6, *, judged: bool = True, scored: bool = True) -> pi.Pers
 def embedded(path: Path) -> list[dict[str, Any]]:
     """The rows that the page holds, as its script reads them."""
     page = path.read_text(encoding="utf-8")
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    found = re.search(
+        r'<script type="application/json" id="data"[^>]*>(.*?)</script>', page, re.DOTALL
+    )
     assert found
     rows: list[dict[str, Any]] = json.loads(found[1])
     return rows
@@ -87,9 +91,9 @@ def test_every_row_is_in_the_page_with_its_texts_unchanged(tmp_path: Path) -> No
 
 def test_kinds_of_rows_can_be_told_apart(tmp_path: Path) -> None:
     rows = embedded(write_report(table(), tmp_path / "report.html"))
-    assert rows[0]["kinds"] == ["split"]  # one side right, the other in one order
+    assert rows[0]["kinds"][0] == "split"  # one side right, the other in one order
     assert rows[1]["kinds"][:2] == ["flagged", "ungrammatical"]
-    assert rows[2]["kinds"] == ["error"]
+    assert rows[2]["kinds"] == ["error"]  # and in no group
 
 
 def test_a_verdict_of_one_order_is_neither_right_nor_wrong(tmp_path: Path) -> None:
@@ -333,13 +337,123 @@ def test_texts_have_their_own_direction_and_are_whole_on_paper(
     WebDriverWait(browser, 10).until(lambda _: count.text == "1 row")
 
 
+def sized(browser: Any, width: int) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_screen(browser: Any, tmp_path: Path, width: int) -> None:
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(write_report(table(30), tmp_path / "report.html").as_uri())
+    sized(browser, width)
+    browser.get(write_report(table(30), tmp_path / "report.html").as_uri() + "#responses=1")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    for name, said in (("reset", "Reset"), ("csv", "CSV"), ("jsonl", "JSONL")):
+        button = browser.find_element("id", name)
+        assert button.text == said
+        assert float(button.value_of_css_property("font-size").removesuffix("px")) >= 12
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Any, tmp_path: Path, scheme: str) -> None:
+    import axe_core_python
+
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    found = compared()
+    pages = [
+        write_report(table(30), tmp_path / "table.html").as_uri(),
+        (tmp_path / "table.html").as_uri() + "#responses=1&row=0",
+        write_report(found, tmp_path / "responses.html").as_uri(),
+    ]
+    script = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    for width in (390, 1280):
+        sized(browser, width)
+        for page in pages:
+            browser.get("about:blank")
+            browser.get(page)
+            browser.execute_script(script)
+            told = "const done = arguments[0]; axe.run().then((found) => done(found.violations));"
+            assert browser.execute_async_script(told) == []
+    assert browser.get_log("browser") == []
+
+
+def listed(browser: Any) -> list[str]:
+    return [one.text for one in browser.find_elements("css selector", "article .number")]
+
+
+@pytest.mark.heavy
+def test_filters_and_rows_have_addresses(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    page = write_report(table(12), tmp_path / "report.html").as_uri()
+    browser.get(page)
+    Select(browser.find_element("id", "show")).select_by_value("error")
+    Select(browser.find_element("id", "order")).select_by_value("prompt")
+    browser.execute_script("document.getElementById('beside').click()")
+    assert listed(browser) == ["r11", "r2", "r5", "r8"]
+    address = browser.current_url
+    assert address == page + "#show=error&order=prompt&responses=1"
+    browser.get("about:blank")
+    browser.get(address)
+    assert listed(browser) == ["r11", "r2", "r5", "r8"]
+    assert browser.find_element("id", "beside").is_selected()
+    browser.execute_script("document.querySelector('#row-5 a.link').click()")
+    assert browser.current_url == page + "#row=5"
+    WebDriverWait(browser, 10).until(lambda _: listed(browser) == ["r5"])
+    assert f"Short 5 {ATTACK}" in [
+        one.text for one in browser.find_elements("css selector", "article pre")
+    ]
+    browser.execute_script("document.getElementById('reset').click()")
+    assert len(listed(browser)) == 12
+    assert browser.current_url == page
+    browser.get(page + "#show=nonsense&row=abc&order=x")
+    assert len(listed(browser)) == 12
+    assert browser.execute_script("return window.ran") is None
+
+
+@pytest.mark.heavy
+def test_the_listed_rows_can_be_downloaded(browser: Any, tmp_path: Path) -> None:
+    import csv
+
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    pair = pi.Preference(prompt="=cmd()", chosen='He said "yes",\nand left', rejected="No", id="é")
+    rows = [pi.PersonaRow(0, pair, chosen=persona(TRAITS[0])), *list(table(3))[1:]]
+    made = pi.PersonaTable(rows)
+    folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
+    browser.get(write_report(made, tmp_path / "report.html").as_uri() + "#search=He+said")
+    for name in ("jsonl", "csv"):
+        browser.execute_script("arguments[0].click()", browser.find_element("id", name))
+        WebDriverWait(browser, 10).until(lambda _, n=name: (tmp_path / f"rows.{n}").exists())
+    [line] = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["chosen"] == pair.chosen
+    assert json.loads(line)["prompt"] == "=cmd()"
+    assert json.loads(line)["chosen_persona"] == str(rows[0].chosen)
+    assert json.loads(line)["rejected_persona"] is None
+    with open(tmp_path / "rows.csv", encoding="utf-8-sig", newline="") as file:
+        [record] = csv.DictReader(file)
+    assert (record["id"], record["chosen"]) == ("é", pair.chosen)
+    assert record["prompt"] == "'=cmd()"  # text to a spreadsheet, no formula
+
+
+@pytest.mark.heavy
+def test_all_rows_are_printed(browser: Any, tmp_path: Path) -> None:
+    browser.get(write_report(table(200), tmp_path / "report.html").as_uri())
+    assert len(browser.find_elements("css selector", "article")) == 40
+    assert browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    assert len(browser.find_elements("css selector", "article")) == 200
+
+
+@pytest.mark.heavy
+def test_a_group_leads_to_its_rows(browser: Any, tmp_path: Path) -> None:
+    browser.get(write_report(table(12), tmp_path / "report.html").as_uri())
+    button = browser.find_element("css selector", "[data-group]")
+    browser.execute_script("arguments[0].click()", button)
+    assert listed(browser) == [f"r{n}" for n in range(12) if n % 3 != 2]
+    assert browser.current_url.endswith("#show=group-1")
 
 
 def test_right_and_wrong_are_the_verdicts_whatever_their_probability(tmp_path: Path) -> None:
@@ -356,3 +470,202 @@ def test_right_and_wrong_are_the_verdicts_whatever_their_probability(tmp_path: P
         "wrong",
         "right",
     ]
+
+
+# Words, groups, models
+
+
+def test_why_no_words_are_marked_is_said(tmp_path: Path) -> None:
+    few = write_report(table(6), tmp_path / "few.html").read_text(encoding="utf-8")
+    assert "Words that mark each side" in few
+    assert "No word is in 10 personas or more" in few
+    one_side = pi.PersonaTable(
+        [replace(row, rejected=None, rejected_candidates=()) for row in table(6)]
+    )
+    page = write_report(one_side, tmp_path / "one.html").read_text(encoding="utf-8")
+    assert "the table has none of the rejected one" in page
+    many = write_report(table(90), tmp_path / "many.html").read_text(encoding="utf-8")
+    assert ">pressed<" in many
+
+
+def test_the_model_and_the_judge_are_named(tmp_path: Path) -> None:
+    made = table(3)
+    judged = pi.PersonaTable(
+        list(made), settings={**made.settings, "verified_by": "judge-model"}, added=made.added
+    )
+    page = write_report(judged, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "personas by fake, the best of 2 candidates a side" in page
+    assert "judged by judge-model" in page
+
+
+def wanting(*wishes: str) -> pi.PersonaTable:
+    pair = pi.Preference(prompt="Q?", chosen="A", rejected="B")
+    return pi.PersonaTable(
+        [
+            pi.PersonaRow(n, pair, chosen=pi.Persona(trait=f"person {n}", preference=wish))
+            for n, wish in enumerate(wishes)
+        ]
+    )
+
+
+def test_groups_are_named_by_what_their_personas_share() -> None:
+    made = wanting(
+        *["step-by-step instructions for beginners"] * 4, *["jokes about cats"] * 3, "tea"
+    )
+    steps, jokes = persona_groups(made)
+    assert jokes.label == "jokes about cats"
+    assert steps.label == "instructions for beginners, step-by-step instructions"
+    assert [place.row for place in jokes.members] == [4, 5, 6]
+    assert (steps.chosen, steps.rejected, steps.share) == (4, 0, 0.5)
+    assert len(steps.examples) == 3
+    assert len({str(made[place.row].chosen) for place in steps.examples}) == 3
+
+
+def test_what_is_not_wanted_names_no_group() -> None:
+    made = wanting(*[f"plain words rather than charts {n}" for n in range(5)])
+    assert [one.label for one in persona_groups(made)] == ["plain words"]
+
+
+def test_too_few_personas_have_no_groups(tmp_path: Path) -> None:
+    assert persona_groups(wanting("tea", "tea")) == []
+    assert persona_groups(pi.PersonaTable([])) == []
+    page = write_report(wanting("tea", "coffee"), tmp_path / "report.html").read_text("utf-8")
+    assert "No groups: too few personas want something alike." in page
+
+
+@pytest.mark.heavy
+def test_groups_by_meaning_are_clusters_of_vectors(tmp_path: Path) -> None:
+    made = wanting(
+        *[f"brief replies {n}" for n in range(5)], *[f"long stories {n}" for n in range(4)]
+    )
+
+    def embedder(texts: Any) -> list[list[float]]:
+        return [
+            [1.0, 0.01 * n] if "brief" in text else [0.01 * n, 1.0] for n, text in enumerate(texts)
+        ]
+
+    brief, long = persona_groups(made, embedder=embedder)
+    assert [place.row for place in brief.members] == [0, 1, 2, 3, 4]
+    assert [place.row for place in long.members] == [5, 6, 7, 8]
+    assert ("brief" in brief.label, "stories" in long.label) == (True, True)
+    page = write_report(made, tmp_path / "report.html", embedder=embedder).read_text("utf-8")
+    assert "grouped by the meaning of what they want" in page
+
+
+def test_a_page_that_would_be_too_large_says_how_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = pi.Preference(prompt="Q?", chosen="yes " * 1000, rejected="no " * 1000)
+    made = pi.PersonaTable([pi.PersonaRow(n, pair, chosen=persona(TRAITS[0])) for n in range(20)])
+    whole = write_report(made, tmp_path / "whole.html")
+    assert embedded(whole)[0]["chosen"] == pair.chosen
+    for most, rows, said in (
+        (100_000, 20, "The list holds all rows, with texts cut at 2,000 characters"),
+        (15_000, 10, "The list holds the first 10 of 20 rows, with texts cut at 500 characters"),
+    ):
+        monkeypatch.setattr("personainfer.report.page._MOST_BYTES", most)
+        path = write_report(made, tmp_path / "cut.html")
+        assert len(embedded(path)) == rows
+        assert said in path.read_text("utf-8")
+        assert len(path.read_bytes()) < most + 60_000
+        assert "<dt>rows</dt><dd>20</dd>" in path.read_text("utf-8")
+
+
+# Other results
+
+
+def compared() -> Any:
+    with FakeLLM(reply=lambda request: Reply({"answer": "1"})) as judge:
+        return pi.compare_responses(
+            ["Tea?", f"Coffee {ATTACK}?"],
+            ["Yes.", "No."],
+            ["Yes, with milk.", "Never."],
+            personas=["Somebody who likes milk.", "Somebody else."],
+            judge="judge-model",
+            api_base=judge.api_base,
+        )
+
+
+def test_a_comparison_of_responses_is_a_page(tmp_path: Path) -> None:
+    path = write_report(compared(), tmp_path / "report.html", title="Two models")
+    rows, page = embedded(path), path.read_text("utf-8")
+    assert [row["prompt"] for row in rows] == ["Tea?", f"Coffee {ATTACK}?"]
+    assert rows[0]["cp"]["text"] == "Somebody who likes milk."
+    assert rows[0]["chips"] == [["split", "quality: tie"], ["split", "personalization: tie"]]
+    assert "judged by judge-model" in page
+    assert "Characters a response" in page
+    assert "What people want</h2>" not in page
+
+
+def test_what_a_judge_found_is_on_the_page_of_its_table(tmp_path: Path) -> None:
+    with FakeLLM(reply=lambda request: Reply({"answer": "1"})) as judge:
+        found = pi.verify_personas(
+            table(3, judged=False), "judge-model", api_base=judge.api_base, soft=False
+        )
+    page = write_report(found, tmp_path / "report.html").read_text("utf-8")
+    assert "Verification</h2>" in page
+    assert "judged by judge-model" in page
+    assert "What people want" in page
+    assert len(embedded(tmp_path / "report.html")) == 3
+
+
+def test_personas_of_users_are_a_page(tmp_path: Path) -> None:
+    ana = UserPersona(
+        user="ana",
+        background=f"The user cooks {ATTACK}.",
+        preferences="The user likes recipes.",
+        evidence=(PairEvidence(pair="p1", shows="short over long"),),
+        pairs=3,
+        score=0.2,
+        flags=("refusal",),
+    )
+    rows = (UserRow(user="ana", persona=ana), UserRow(user="bo", error="no choice"))
+    path = write_report(UserPersonas(rows, settings={"model": "fake"}), tmp_path / "report.html")
+    first, second = embedded(path)
+    assert first["cp"]["text"] == str(ana)
+    assert first["kinds"] == ["flagged", "refusal"]
+    assert first["others"] == [["What the choices show", ["p1: short over long"]]]
+    assert (second["name"], second["error"]) == ("bo", "no choice")
+    assert "personas by fake" in path.read_text("utf-8")
+
+
+def test_a_result_of_another_kind_may_have_a_page(tmp_path: Path) -> None:
+    """A grid of numbers and remarks are enough; `page_rows.register` adds rows."""
+
+    class Audit:
+        settings = {"scorer": "scoring-model"}  # noqa: RUF012
+
+        def grid(self) -> list[tuple[str, ...]]:
+            return [("", "knows"), ("ana", "0.75 [0.6, 0.9]")]
+
+        def remarks(self) -> list[str]:
+            return ["Of another user: 0.5."]
+
+    page = write_report(Audit(), tmp_path / "report.html").read_text("utf-8")
+    for words in ("Audit</h2>", "0.75 [0.6, 0.9]", "Of another user: 0.5.", "by scoring-model"):
+        assert words in page
+
+
+def test_prefixes_are_a_page_with_each_choice(tmp_path: Path) -> None:
+    choices = [
+        {
+            "user_id": f"u{n % 3}",
+            "id": f"c{n}",
+            "prompt": f"{n}?",
+            "chosen": "Yes.",
+            "rejected": "Or no.",
+        }
+        for n in range(6)
+    ]
+
+    def scorer(conversations: Any, responses: Any) -> list[float]:
+        told = ["I am u" in turns[0].content for turns in conversations]
+        return [-float(len(text)) * known for text, known in zip(responses, told, strict=True)]
+
+    prefix = pi.persona_prefix("persona", personas={f"u{n}": f"I am u{n}." for n in range(3)})
+    found = pi.evaluate_prefixes({"told": prefix}, choices, scorer)
+    rows = embedded(write_report(found, tmp_path / "report.html"))
+    assert sorted(row["name"] for row in rows) == [f"c{n}" for n in range(6)]
+    assert ["split", "none +0.000"] in rows[0]["chips"]
+    assert [chip[0] for chip in rows[0]["chips"] if chip[1].startswith("told")] == ["right"]
+    assert ["User", ["u0"]] in rows[0]["others"]

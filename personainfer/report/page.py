@@ -1,0 +1,313 @@
+"""`write_report`: a result as one HTML page that needs no network.
+
+Data cannot run as code: it enters the template as escaped text or as JSON, and the page's script puts it
+into text nodes. The page's content policy allows no other script and no request.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from jinja2 import Environment, StrictUndefined, Template
+
+from ..data.atomic_files import check_file, write_file
+from ..data.table import PersonaTable
+from ..data.table_display import embedded_json
+from ..evaluation.results import TableFindings
+from ..evaluation.salience import SalientWord
+from ..evaluation.summary import guess_text, summarise
+from ..exceptions import InvalidArgumentError
+from ..tailoring.embeddings import Embedder
+from ..users.records import UserPersonas
+from .figures import Json, estimates, groups, histograms, tiles, words
+from .persona_groups import PersonaGroup, persona_groups
+from .rows import KINDS, PageRow, page_rows
+
+_MADE_BY = "Made by personainfer"  # in the footer of each report
+_MOST_BYTES = 52_000_000  # of rows in a page: a browser opens it in seconds
+_TEXT_LIMITS = (8000, 4000, 2000, 1000, 500)  # characters of a text, where the rows would be larger
+_TEXTS = ("prompt", "chosen", "rejected")
+_PERSONAS = {
+    "cp": "Who prefers the chosen response",
+    "rp": "Who prefers the rejected response",
+}
+
+
+@runtime_checkable
+class Result(Protocol):
+    """A result that can be a page: numbers as a grid of text, and what a reader should know of them."""
+
+    def grid(self) -> list[tuple[str, ...]]:
+        """The numbers; the first line is the head."""
+
+    def remarks(self) -> list[str]:
+        """One sentence each."""
+
+
+def write_report(
+    result: PersonaTable | UserPersonas | Result,
+    path: str | Path,
+    *,
+    title: str = "Personas",
+    words: Sequence[SalientWord] | None = None,
+    embedder: Embedder | str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write one self-contained page: figures, what people want, salient words, and all rows to look through.
+
+    Args:
+        result: a table of personas; what `verify_personas`, `compare_personas`, `rate_personas`,
+            `compare_responses`, `evaluate_prefixes` or an audit found; or personas of users.
+        path: the .html file to write; its folder must exist.
+        title: the page's heading.
+        words: what `salient_words` found; None: with its defaults.
+        embedder: groups personas by meaning: a sentence-transformers model, or a function from texts to
+            vectors. None: by frequent phrases. See `personainfer.report.persona_groups`.
+        overwrite: replace a file that is not a report of this library, too. Reports are always replaced.
+
+    Returns:
+        The path of the page. It holds at most 52 MB of rows: of more, the texts are cut, then the list.
+        The page says so; its figures are of all rows.
+
+    Raises:
+        InvalidArgumentError: no result, or not an .html path in a folder that exists; the path holds
+            something else than a report; or the file cannot be written.
+        MissingExtraError: `embedder` needs a package that is not installed.
+    """
+    path = _checked(result, path)
+    if not overwrite:
+        _check_replaced(path)
+    table = _table_of(result)
+    found = persona_groups(table, embedder=embedder) if table is not None else []
+    rows = page_rows(result if table is None else table)
+    _add_groups(rows, found)
+    data, cut = _within_bytes(rows)
+    page = _template().render(
+        title=title,
+        subtitle=_subtitle(result, table),
+        nonce=secrets.token_urlsafe(16),
+        measured=_measured(result),
+        **_figures(table, words, found, embedder is not None),
+        cut=cut,
+        filters=_filters(rows, found),
+        has_scores=any(row.get("score") is not None for row in rows),
+        has_verdicts=any(row.get("judged") is not None for row in rows),
+        has_responses=any(row.get("chosen") for row in rows),
+        labels=_labels(result),
+        data=data,
+        footer=f"{_MADE_BY} {version('personainfer')}. A persona is a hypothesis about a choice,"
+        " not a fact about a person.",
+    )
+    write_file(path, page)
+    return path
+
+
+def _checked(result: object, path: str | Path) -> Path:
+    if not isinstance(result, PersonaTable | UserPersonas | Result):
+        raise InvalidArgumentError(
+            f"a report is made of a PersonaTable or another result, not of {type(result).__name__}.",
+            hint="Pass what infer_personas returned, or PersonaTable.load(path).",
+        )
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InvalidArgumentError(f"path={str(path)!r}: a report is an .html file.")
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(
+            f"path={str(path)!r}: there is no folder {path.parent}.", hint="Make it first."
+        )
+    return path
+
+
+def _check_replaced(path: Path) -> None:
+    """Raise InvalidArgumentError if the page would replace something that is not a report."""
+    check_file(path)
+    if path.exists() and _MADE_BY.encode() not in path.read_bytes():
+        raise InvalidArgumentError(
+            f"path={str(path)!r} exists, and is not a report of this library.",
+            hint="It would be lost: name another file, or pass overwrite=True.",
+        )
+
+
+@cache
+def _template() -> Template:
+    source = files(__package__).joinpath("templates").joinpath("report.html")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string(source.read_text(encoding="utf-8"))
+
+
+def _table_of(result: object) -> PersonaTable | None:
+    """The table of personas that a result is, or holds."""
+    if isinstance(result, PersonaTable):
+        return result
+    return result.table if isinstance(result, TableFindings) else None
+
+
+# What stands above the rows
+
+
+def _subtitle(result: object, table: PersonaTable | None) -> str:
+    """Which model wrote the personas, how, and which one judged them."""
+    settings = dict(table.settings if table is not None else getattr(result, "settings", {}))
+    parts = [f"personas by {settings['model']}" if "model" in settings else ""]
+    if made := settings.get("personas_from"):
+        parts.append(f"personas of the data ({', '.join(made.values())})")
+    if settings.get("candidates", 1) > 1:
+        parts.append(f"the best of {settings['candidates']} candidates a side")
+    if chooser := (settings.get("selected_by") or {}).get("model"):
+        parts.append(f"chosen by {chooser}")
+    if "protocol" in settings:
+        parts.append(f"{settings['protocol']} protocol")
+    if "prompt_version" in settings:
+        parts.append(f"prompt {settings['prompt_version']}")
+    judge = getattr(result, "judge", None) or settings.get("verified_by") or settings.get("scorer")
+    parts.append(f"judged by {judge}" if judge else "")
+    return ", ".join(filter(None, parts))
+
+
+def _measured(result: object) -> Json | None:
+    """The numbers of a result that is no plain table."""
+    if not isinstance(result, Result):
+        return None
+    head, *lines = result.grid()
+    return {
+        "name": type(result).__name__,
+        "head": head,
+        "lines": lines,
+        "remarks": result.remarks(),
+    }
+
+
+def _figures(
+    table: PersonaTable | None,
+    given: Sequence[SalientWord] | None,
+    found: Sequence[PersonaGroup],
+    by_meaning: bool,
+) -> Json:
+    """Everything about the personas of a table; nothing where there is no table."""
+    if table is None:
+        return {
+            **dict.fromkeys(("tiles", "estimates", "histograms", "words", "groups"), ()),
+            **dict.fromkeys(("estimates_note", "words_note", "groups_note"), ""),
+            "guess": 50,
+            "is_table": False,
+        }
+    summary = summarise(table)
+    marked, why_none = words(table, given)
+    how = (
+        "the meaning of what they want"
+        if by_meaning
+        else "the most frequent phrase that they share"
+    )
+    share = sum(one.share for one in found)
+    return {
+        "is_table": True,
+        "tiles": tiles(table, summary),
+        "estimates": estimates(summary),
+        "guess": round(100 * summary.guess, 2),
+        "estimates_note": (
+            "A judge saw the persona and both responses, in both orders; the share of right answers,"
+            f" with a 95 % interval over rows. {guess_text(summary.guess)}"
+        ),
+        "histograms": histograms(summary),
+        "words": marked,
+        "words_note": why_none
+        or (
+            "Words of the personas that speak for one side more than chance would have it, by log-odds"
+            " with a Dirichlet prior, corrected for the number of words (adjusted p below 0.05)."
+        ),
+        "groups": groups(table, found),
+        "groups_note": (
+            f"Personas grouped by {how}: {share:.0%} of them are in these groups."
+            if found
+            else "No groups: too few personas want something alike."
+        ),
+    }
+
+
+# The rows
+
+
+def _labels(result: object) -> Json:
+    """What the page calls the personas of a row."""
+    if isinstance(result, PersonaTable | TableFindings):
+        return dict(_PERSONAS)
+    return {"cp": "Persona", "rp": ""}
+
+
+def _add_groups(rows: Sequence[PageRow], found: Sequence[PersonaGroup]) -> None:
+    for number, one in enumerate(found, 1):
+        for place in {member.row for member in one.members}:
+            rows[place]["kinds"].append(f"group-{number}")
+
+
+def _filters(rows: Sequence[PageRow], found: Sequence[PersonaGroup]) -> list[Json]:
+    """What the list can be narrowed to, with how many rows each leaves; what leaves none is left out."""
+    counts = Counter(kind for row in rows for kind in row["kinds"])
+    wanted = {f"group-{number}": f"wants: {one.label}" for number, one in enumerate(found, 1)}
+    flags = sorted(kind for kind in counts if kind not in KINDS and kind not in wanted)
+    labels = {**KINDS, **{flag: flag.replace("_", " ") for flag in flags}, **wanted}
+    return [
+        {"value": kind, "label": label, "count": counts[kind]}
+        for kind, label in labels.items()
+        if counts[kind]
+    ]
+
+
+def _within_bytes(rows: Sequence[PageRow]) -> tuple[Any, str]:
+    """The rows as JSON in at most so many bytes, and how they were cut to that; "" where they were not."""
+    size = sum(map(_bytes, rows))
+    if size <= _MOST_BYTES:
+        return embedded_json(rows), ""
+    texts = [len(text) for row in rows for text in _texts(row)]
+    limit = next(
+        (
+            limit
+            for limit in _TEXT_LIMITS
+            if size - sum(length - limit for length in texts if length > limit) <= _MOST_BYTES
+        ),
+        _TEXT_LIMITS[-1],
+    )
+    kept, size = [], 0
+    for row in rows:
+        kept.append(_with_short_texts(row, limit))
+        size += _bytes(kept[-1])
+        if size > _MOST_BYTES:
+            kept.pop()
+            break
+    cut = f"texts cut at {limit:,} characters, to keep the page small."
+    if len(kept) == len(rows):
+        return embedded_json(kept), f"The list holds all rows, with {cut}"
+    return embedded_json(kept), (
+        f"The list holds the first {len(kept):,} of {len(rows):,} rows, with {cut} The figures above are of"
+        " all rows. For other rows, write a report on a slice of the table."
+    )
+
+
+def _bytes(row: PageRow) -> int:
+    return len(json.dumps(row, ensure_ascii=False).encode(errors="replace")) + 2
+
+
+def _texts(row: PageRow) -> Iterator[str]:
+    for name in _TEXTS:
+        if text := row.get(name):
+            yield str(text)
+    for _, lines in row["others"]:
+        yield from lines
+
+
+def _with_short_texts(row: PageRow, limit: int) -> PageRow:
+    short: Any = {name: _short(row[name], limit) for name in _TEXTS if name in row}  # type: ignore[literal-required]
+    others = [[title, [_short(line, limit) for line in lines]] for title, lines in row["others"]]
+    return {**row, **short, "others": others}
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,242 @@
+"""Group personas by what they want: by the meaning of their preferences, or by their frequent phrases."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, log
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data.table import PersonaTable
+from ..evaluation.salience import STOP_WORDS, without_contrast
+from ..evaluation.summary import SIDES
+from ..exceptions import MissingExtraError
+from ..records import Persona, Side
+from ..tailoring.embeddings import Embedder, Floats, embed, sentence_embedder
+
+EXAMPLES = 3  # personas shown of each group
+_MOST = 8  # groups
+_LEAST_SHARE = 0.02  # of the personas: a smaller group says nothing
+_LEAST = 3  # personas in a group
+_LONGEST = 3  # words of a phrase
+_SAMPLE = 1000  # vectors by which the number of clusters is chosen
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+_CLAUSES = re.compile(r"[,;:.!?()\u2014]")
+# Words for a response itself. Alone they say nothing of what somebody wants.
+_RESPONSES = frozenset(
+    """
+    advice answer answers approach approaches explanation explanations guidance information response
+    responses solution solutions someone something suggestion suggestions user way ways things
+    """.split()
+)
+# Words that say nothing of what is wanted, at the start or the end of a phrase.
+_NO_LABEL = frozenset(STOP_WORDS) | frozenset(
+    """
+    about acknowledges addresses also both covers emphasizes focuses gives her him his includes no not
+    offers only prefer preferring prefers prioritizes provides so them values
+    """.split()
+)
+
+
+class Place(NamedTuple):
+    """A persona of a table: the place of its row, and its side."""
+
+    row: int
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class PersonaGroup:
+    """Personas that want something alike.
+
+    Attributes:
+        label: the phrase, or the phrases, that they share.
+        members: where they are in the table.
+        examples: up to three of them with different texts.
+        share: the part of all personas that they are.
+        chosen, rejected: how many are of each side.
+    """
+
+    label: str
+    members: tuple[Place, ...]
+    examples: tuple[Place, ...]
+    share: float
+
+    @property
+    def chosen(self) -> int:
+        return sum(one.side == "chosen" for one in self.members)
+
+    @property
+    def rejected(self) -> int:
+        return len(self.members) - self.chosen
+
+
+def persona_groups(
+    table: PersonaTable, *, embedder: Embedder | str | Path | None = None
+) -> list[PersonaGroup]:
+    """Up to eight groups of personas that want something alike, the largest first.
+
+    Args:
+        table: with personas of any side.
+        embedder: groups personas by meaning: a sentence-transformers model (its name or folder), or a
+            function from texts to vectors. The vectors are clustered by scikit-learn's k-means, with the
+            number of clusters that has the best silhouette. None: by the phrases that most personas
+            share. A persona is then in the group of the most frequent phrase that it has.
+
+    Returns:
+        The groups. Those with fewer than three personas, or 2 % of them, are left out: so the shares
+        may add up to less than 1.
+
+    Raises:
+        MissingExtraError: sentence-transformers or scikit-learn is needed and not installed.
+        ModelError: the embedder gave something else than one vector a text.
+    """
+    found = [
+        (Place(place, side), persona)
+        for place, row in enumerate(table)
+        for side in SIDES
+        if (persona := getattr(row, side)) is not None
+    ]
+    texts = [_wanted(persona) for _, persona in found]
+    least = max(_LEAST, ceil(_LEAST_SHARE * len(found)))
+    if len(found) < least:
+        return []
+    grouped = _by_phrases(texts, least) if embedder is None else _by_meaning(texts, embedder)
+    groups = []
+    for label, members in grouped:
+        if len(members) < least:
+            continue
+        examples = _examples(members, [str(persona) for _, persona in found])
+        groups.append(
+            PersonaGroup(
+                label=label,
+                members=tuple(found[n][0] for n in sorted(members)),
+                examples=tuple(found[n][0] for n in examples),
+                share=len(members) / len(found),
+            )
+        )
+    return sorted(groups, key=lambda one: -len(one.members))
+
+
+def _wanted(persona: Persona) -> str:
+    """What the persona wants; the whole sentence where it has no phrase for that."""
+    return without_contrast(persona.preference or str(persona)).lower()
+
+
+def _examples(members: Sequence[int], texts: Sequence[str]) -> list[int]:
+    """The first members with different texts."""
+    first = {texts[n]: n for n in reversed(members)}
+    return sorted(first.values(), key=members.index)[:EXAMPLES]
+
+
+# By phrases
+
+
+def _by_phrases(texts: Sequence[str], least: int) -> list[tuple[str, list[int]]]:
+    """(phrase, places of the texts that have it), greedily: each text has one phrase, the most frequent.
+
+    A longer phrase says more, so it wins over a word that is up to half as frequent again.
+    """
+    having: dict[str, set[int]] = {}
+    for place, text in enumerate(texts):
+        for phrase in _phrases(text):
+            having.setdefault(phrase, set()).add(place)
+    having = {phrase: places for phrase, places in having.items() if len(places) >= least}
+    grouped: list[tuple[str, list[int]]] = []
+    while having and len(grouped) < _MOST:
+        best = max(having, key=lambda one: (len(having[one]) * (1 + one.count(" ") / 2), one))
+        taken = having.pop(best)
+        grouped.append((best, sorted(taken)))
+        having = {
+            phrase: left
+            for phrase, places in having.items()
+            if len(left := places - taken) >= least
+        }
+    also = _typical_phrases(texts, [members for _, members in grouped])
+    return [
+        (", ".join([phrase, *[one for one in more if phrase not in one][:2]]), members)
+        for (phrase, members), more in zip(grouped, also, strict=True)
+    ]
+
+
+def _phrases(text: str) -> set[str]:
+    """The runs of up to three words within a clause that begin and end with a word that means something."""
+    found = set()
+    for clause in _CLAUSES.split(text):
+        words = _WORD.findall(clause)
+        for start, first in enumerate(words):
+            if first in _NO_LABEL:
+                continue
+            for end in range(start + 1, min(start + _LONGEST, len(words)) + 1):
+                run = words[start:end]
+                if run[-1] not in _NO_LABEL and not _RESPONSES.issuperset(run):
+                    found.add(" ".join(run))
+    return found
+
+
+# By meaning
+
+
+def _by_meaning(
+    texts: Sequence[str], embedder: Embedder | str | Path
+) -> list[tuple[str, list[int]]]:
+    """(label, places of the texts, the most typical first) of each cluster."""
+    if isinstance(embedder, str | Path):
+        embedder = sentence_embedder(embedder)
+    cluster = MissingExtraError.require("sklearn.cluster")
+    vectors = embed(embedder, texts)
+    distinct = len(np.unique(vectors, axis=0))
+    count = _cluster_count(cluster, vectors, distinct)
+    fitted = cluster.KMeans(count, n_init=4, random_state=0).fit(vectors)
+    distances = fitted.transform(vectors)
+    places = [np.flatnonzero(fitted.labels_ == n) for n in range(count)]
+    typical = [
+        members[np.argsort(distances[members, n], kind="stable")].tolist()
+        for n, members in enumerate(places)
+    ]
+    labels = [", ".join(phrases) or "other" for phrases in _typical_phrases(texts, typical)]
+    return list(zip(labels, typical, strict=True))
+
+
+def _cluster_count(cluster: Any, vectors: Floats, distinct: int) -> int:
+    """The number of clusters with the best silhouette, on a sample."""
+    silhouette = MissingExtraError.require("sklearn.metrics").silhouette_score
+    drawn = np.random.default_rng(0).permutation(len(vectors))[:_SAMPLE]
+    sample = vectors[drawn]
+    most = min(_MOST, distinct - 1, len(np.unique(sample, axis=0)) - 1)
+    if most < 2:
+        return 1
+    scores = {
+        count: silhouette(
+            sample, cluster.KMeans(count, n_init=2, random_state=0).fit_predict(sample)
+        )
+        for count in range(2, most + 1)
+    }
+    return max(scores, key=lambda count: scores[count])
+
+
+def _typical_phrases(texts: Sequence[str], groups: Sequence[Sequence[int]]) -> list[list[str]]:
+    """For each group of texts up to three phrases that are frequent in it and rarer elsewhere."""
+    every = [_phrases(text) for text in texts]
+    total = Counter(phrase for phrases in every for phrase in phrases)
+    found = []
+    for members in groups:
+        here = Counter(phrase for n in members for phrase in every[n])
+        scores = {
+            phrase: count
+            * log(count / total[phrase] * len(texts) / len(members))
+            * (1 + phrase.count(" ") / 2)
+            for phrase, count in here.items()
+            if count >= _LEAST
+        }
+        named: list[str] = []
+        for phrase in sorted(scores, key=lambda one: (-scores[one], one)):
+            if scores[phrase] > 0 and not any(phrase in one or one in phrase for one in named):
+                named.append(phrase)
+        found.append(named[:3])
+    return found

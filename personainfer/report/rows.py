@@ -1,0 +1,277 @@
+"""The rows of a report: of a table, of users, of prefixes, of responses that were compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Any, TypedDict
+
+from ..data.table import PersonaTable
+from ..data.table_display import unexplained_texts
+from ..evaluation.results import ResponseComparison
+from ..evaluation.summary import SIDES, best_score, verified, verified_score
+from ..records import FloatArray, Persona, PersonaRow, Preference, Side
+from ..users.records import UserPersonas, UserRow
+from ..users.results import PrefixEvaluation
+from .figures import SIDE_LABELS
+
+
+class PageSide(TypedDict, total=False):
+    """One persona of a row: its text, evidence, flags, and (kind, text) of each verdict."""
+
+    text: str
+    evidence: str
+    flags: list[str]
+    verdicts: list[list[str]]
+
+
+class PageRow(TypedDict, total=False):
+    """A row as the page's script reads it. All of it is text of the data, shown as text.
+
+    Attributes:
+        index: the place of the row, by which the page links to it.
+        name: the id of the row.
+        prompt, chosen, rejected: the pair; empty where there is none.
+        cp, rp: the persona of each side, or of a user (`cp`); None where there is none.
+        error: why the row has no result; None where it has one.
+        score, judged: numbers to sort by: how well the personas explain the choice, and what a judge found.
+        kinds: what the list can be narrowed to.
+        chips: (kind, text) of each verdict on the whole row.
+        others: (title, lines) of what else there is.
+    """
+
+    index: int
+    name: str
+    prompt: str
+    chosen: str
+    rejected: str
+    cp: PageSide | None
+    rp: PageSide | None
+    error: str | None
+    score: float | None
+    judged: float | None
+    kinds: list[str]
+    chips: list[list[str]]
+    others: list[list[Any]]
+
+
+KINDS = {
+    "error": "with an error",
+    "flagged": "with a flag",
+    "unexplained": "with a side that nothing explains",
+    "wrong": "judged wrong",
+    "split": "judged right in one order",
+    "right": "judged right",
+}
+
+
+@singledispatch
+def page_rows(result: object) -> list[PageRow]:
+    """The rows of a result. Of a kind without rows: none.
+
+    Register a function for each kind of result that has rows: `@page_rows.register`.
+    """
+    return []
+
+
+@page_rows.register
+def _of_a_table(table: PersonaTable) -> list[PageRow]:
+    return [_table_row(table, place, row) for place, row in enumerate(table)]
+
+
+@page_rows.register
+def _of_users(found: UserPersonas) -> list[PageRow]:
+    return [_user_row(place, row) for place, row in enumerate(found)]
+
+
+@page_rows.register
+def _of_prefixes(found: PrefixEvaluation) -> list[PageRow]:
+    margins = found.margins
+    return [_choice_row(place, choice, margins) for place, choice in enumerate(found.choices)]
+
+
+@page_rows.register
+def _of_responses(found: ResponseComparison) -> list[PageRow]:
+    columns = found.columns
+    return [
+        _comparison_row(place, {name: values[place] for name, values in columns.items()})
+        for place in range(len(columns["prompt"]))
+    ]
+
+
+# A table
+
+
+def _table_row(table: PersonaTable, place: int, row: PersonaRow) -> PageRow:
+    pair = row.preference
+    scores = [score for side in SIDES if (score := best_score(row, side)) is not None]
+    judged = [score for side in SIDES if (score := verified_score(table, place, side)) is not None]
+    return {
+        "index": place,
+        "name": pair.id if pair and pair.id else str(row.index),
+        "prompt": _prompt(pair),
+        "chosen": pair.chosen if pair else "",
+        "rejected": pair.rejected if pair else "",
+        "cp": _persona(table, place, row, "chosen"),
+        "rp": _persona(table, place, row, "rejected"),
+        "error": row.error,
+        "score": min(scores) if scores else None,
+        "judged": sum(judged) / len(judged) if judged else None,
+        "kinds": _row_kinds(table, place, row),
+        "others": [
+            [title, lines]
+            for title, lines in (
+                ("Without a persona", unexplained_texts(row)),
+                ("Verdicts and other columns", _added(table, place)),
+                *((f"Candidates of who {SIDE_LABELS[s]}", _candidates(row, s)) for s in SIDES),
+            )
+            if lines
+        ],
+    }
+
+
+def _row_kinds(table: PersonaTable, place: int, row: PersonaRow) -> list[str]:
+    kinds = ["error"] if row.error is not None else []
+    kinds += ["unexplained"] if row.unexplained else []
+    kinds += ["flagged", *row.flags] if row.flags else []
+    verdicts = {_verdict(table, place, side) for side in SIDES} - {None}
+    worst = next((kind for kind in ("wrong", "split", "right") if kind in verdicts), None)
+    return [*kinds, worst] if worst else kinds
+
+
+def _verdict(table: PersonaTable, place: int, side: Side) -> str | None:
+    """What the judge said of a persona: "right", "wrong", or "split" if its two orders differ."""
+    is_right, score = verified(table, place, side), verified_score(table, place, side)
+    if is_right is None:
+        return None
+    return "right" if is_right else "split" if score == 0.5 else "wrong"
+
+
+def _prompt(pair: Preference | None) -> str:
+    if pair is None:
+        return ""
+    if isinstance(pair.prompt, str):
+        return pair.prompt
+    return "\n\n".join(f"{turn.role}: {turn.text}" for turn in pair.prompt)
+
+
+def _persona(table: PersonaTable, place: int, row: PersonaRow, side: Side) -> PageSide | None:
+    persona: Persona | None = getattr(row, side)
+    if persona is None:
+        return None
+    verdicts: list[list[str]] = []
+    judged, score = verified_score(table, place, side), best_score(row, side)
+    if judged is not None:
+        verdicts.append([str(_verdict(table, place, side)), f"judge: {judged:.2f}"])
+    if score is not None:
+        verdicts.append(["score", f"score {score:+.3f}"])
+    return {
+        "text": str(persona),
+        "evidence": persona.evidence,
+        "flags": list(persona.flags),
+        "verdicts": verdicts,
+    }
+
+
+def _added(table: PersonaTable, place: int) -> list[str]:
+    """Further results of a row, such as why a judge gave no usable reply."""
+    shown = {f"{side}_{name}" for side in SIDES for name in ("verified", "verified_score")}
+    values = ((name, column[place]) for name, column in table.added.items() if name not in shown)
+    return [
+        f"{name.replace('_', ' ')}: {f'{value:.3f}' if isinstance(value, float) else value}"
+        for name, value in values
+        if value is not None
+    ]
+
+
+def _candidates(row: PersonaRow, side: Side) -> list[str]:
+    candidates: Mapping[Side, Any] = {
+        "chosen": row.chosen_candidates,
+        "rejected": row.rejected_candidates,
+    }
+    return [
+        f"{'' if one.score is None else f'{one.score:+.3f}  '}{one.persona}"
+        for one in candidates[side]
+    ]
+
+
+# Other results
+
+
+def _user_row(place: int, row: UserRow) -> PageRow:
+    found = row.persona
+    choices = [f"{one.id}: {_prompt(one)}" for one in row.choices]
+    persona: PageSide | None = None
+    chips: list[list[str]] = []
+    if found is not None:
+        persona = {"text": str(found), "evidence": "", "flags": list(found.flags), "verdicts": []}
+        chips.append(["score", f"{found.pairs:,} choices"])
+        if found.score is not None:
+            chips.append(["score", f"score {found.score:+.3f}"])
+    shows = [f"{one.pair}: {one.shows}" for one in found.evidence] if found else []
+    return {
+        "index": place,
+        "name": row.user,
+        "prompt": "",
+        "cp": persona,
+        "error": row.error,
+        "score": found.score if found else None,
+        "kinds": [
+            *(["error"] if row.error is not None else []),
+            *(["flagged", *found.flags] if found and found.flags else []),
+        ],
+        "chips": chips,
+        "others": [
+            [title, lines]
+            for title, lines in (("What the choices show", shows), ("Choices", choices))
+            if lines
+        ],
+    }
+
+
+def _choice_row(place: int, choice: Preference, margins: Mapping[str, FloatArray]) -> PageRow:
+    """A user's choice, and which prefix predicted it by what margin."""
+    chips, kinds = [], []
+    for name, values in margins.items():
+        margin = float(values[place])
+        if margin == margin:  # not NaN: there is a margin
+            verdict = "right" if margin > 0 else "wrong" if margin < 0 else "split"
+            chips.append([verdict, f"{name} {margin:+.3f}"])
+            kinds.append(f"{verdict} with {name}")
+    return {
+        "index": place,
+        "name": choice.id or str(place),
+        "prompt": _prompt(choice),
+        "chosen": choice.chosen,
+        "rejected": choice.rejected,
+        "error": None,
+        "kinds": kinds,
+        "chips": chips,
+        "others": [["User", [choice.user]]] if choice.user else [],
+    }
+
+
+def _comparison_row(place: int, row: Mapping[str, Any]) -> PageRow:
+    """A prompt, and whose response won by each question."""
+    chips, kinds = [], []
+    for question in ("quality", "personalization"):
+        winner = row.get(question)
+        if winner is not None:
+            kind = {"test": "right", "base": "wrong"}.get(winner, "split")
+            chips.append([kind, f"{question}: {winner}"])
+            kinds.append(f"{question}: {winner}")
+    persona = row.get("persona")
+    return {
+        "index": place,
+        "name": str(row.get("id") or place),
+        "prompt": str(row["prompt"]),
+        "cp": {"text": str(persona), "evidence": "", "flags": [], "verdicts": []}
+        if persona
+        else None,
+        "error": row.get("error"),
+        "kinds": [*(["error"] if row.get("error") else []), *kinds],
+        "chips": chips,
+        "others": [
+            ["Lengths", [f"base {row['base_length']:,}, test {row['test_length']:,} characters"]]
+        ],
+    }
