@@ -310,8 +310,8 @@ def test_candidates_are_chosen_by_a_judge(run: Run) -> None:
 
 
 def test_columns_of_other_names(run: Run, reach: list[str]) -> None:
-    data = written([{"q": "Q?", "good": "A", "bad": "B"}])
-    named = ["--column", "prompt=q", "--column", "chosen=good", "--column", "rejected=bad"]
+    data = written([{"q": "Q?", "this": "A", "that": "B"}])
+    named = ["--column", "prompt=q", "--column", "chosen=this", "--column", "rejected=that"]
     assert run("infer", data, *named, *reach).exit_code == 0
     unknown = run("infer", data, *reach)
     assert unknown.exit_code == 2
@@ -370,7 +370,7 @@ def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> No
         ("infer --retry pairs.jsonl", "is not a table of personas"),
         ("infer --retry nowhere.parquet", "No such file"),
         ("infer --retry table.parquet --limit 2", "it has no use with --retry"),
-        ("infer --retry table.parquet -o out.jsonl", "no path that ends in .parquet"),
+        ("infer --retry table.parquet -o out.jsonl", "not a path that ends in .parquet"),
         ("infre pairs.jsonl", "Did you mean 'infer'?"),
         ("export nowhere.parquet", "does not exist"),
         ("export pairs.jsonl", "is not a table of personas"),
@@ -384,7 +384,7 @@ def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> No
         ("export table.parquet --template nothing", "--template 'nothing'"),
         ("report table.parquet -o page.pdf", "a report is an .html file"),
         ("verify table.parquet", "Missing option '--judge'"),
-        ("verify table.parquet --judge fake -o out.csv", "no path that ends in .parquet"),
+        ("verify table.parquet --judge fake -o out.csv", "not a path that ends in .parquet"),
         ("cache --model fake", "it is for --clear"),
     ],
 )
