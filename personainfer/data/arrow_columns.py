@@ -33,9 +33,9 @@ class OwnColumns(ABC):
 
 
 def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
-    """The columns of the user's frame or dataset; for None, those that the rows carry.
+    """The columns of the user's frame or dataset; if it is None, the columns in the rows.
 
-    With `gaps`, of rows that will be left out, a pandas index is kept even where it only counts.
+    `gaps`: rows will be left out, so a pandas index is kept even if it only counts the rows.
     """
     if original is None:
         return _RowColumns()
@@ -55,14 +55,14 @@ def own_names(original: Any) -> list[Any]:
 
 
 def own_values(row: PersonaRow) -> Mapping[str, Any]:
-    """The columns that a row carries; for tuples and `Preference`s, the fields of the pair."""
+    """A row's own columns; for tuples and `Preference`s, the fields of the pair."""
     if row.columns or row.preference is None:
         return row.columns
     return row.preference.model_dump(exclude_none=True)
 
 
 def without(original: Any, dropped: Collection[int], count: int) -> Any:
-    """The user's frame without the rows at some places, of which `count` are left."""
+    """The user's frame without the rows at some places; `count` rows are left."""
     if original is None or not dropped or isinstance(original, OwnColumns):
         return original  # a file has only the rows that were kept
     left = [place for place in range(count + len(dropped)) if place not in dropped]
@@ -231,8 +231,8 @@ def with_texts(
 def with_index_column(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
     """The table with the labels of a pandas RangeIndex written out as a column.
 
-    Arrow keeps such an index as start, stop and step of the whole table. Of rows that were picked, which
-    lie at these places, it would be lost.
+    Arrow stores such an index as start, stop and step of the whole table, which is wrong for picked rows;
+    `places` are their positions.
     """
     about = table.schema.metadata or {}
     described = json.loads(about.get(b"pandas") or b"{}")

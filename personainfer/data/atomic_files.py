@@ -31,7 +31,7 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
 
     Raises:
         InvalidArgumentError: the path leads to something that is not a file: a folder, a pipe, a device.
-        OSError: the disk is full, or the folder is not the user's.
+        OSError: the disk is full, or the user may not write to the folder.
     """
     check_file(path)
     number, name = tempfile.mkstemp(
@@ -108,7 +108,7 @@ def _permissions(path: Path) -> int:
 
 def _umask() -> int:
     with suppress(OSError, ValueError, IndexError):
-        # Reading it from the system: os.umask would change it for other threads for a moment.
+        # Read from /proc: os.umask would change the mask of other threads for a moment.
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(status.split("Umask:")[1].split()[0], 8)
     mask = os.umask(_OTHERS)

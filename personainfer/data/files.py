@@ -79,9 +79,9 @@ def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
 
 
 def check_file(data: str | Path) -> None:
-    """Raise `InvalidArgumentError` if there is no such file or format, before a model is looked for.
+    """Raise `InvalidArgumentError` if there is no such file or format, before a model is made.
 
-    Of a data set on the hub only the form of its name is checked, and that `datasets` is installed.
+    For a data set on the hub, only the form of the name is checked, and that `datasets` is installed.
     """
     if str(data).startswith(_HUB):
         _hub_name(str(data))
@@ -138,7 +138,7 @@ def check_readable(head: Sequence[object], problem: str) -> None:
 
 
 def _suffix(path: Path) -> str:
-    """The extension without .gz; Parquet compresses by itself, so .parquet.gz is none."""
+    """The extension without .gz; "" for .parquet.gz, since Parquet compresses by itself."""
     name = path.name.lower()
     plain = name.removesuffix(".gz")
     suffix = Path(plain).suffix
@@ -345,11 +345,11 @@ def _csv_row(number: int, header: list[str], fields: list[str]) -> object:
 
 
 def arrow_cells(column: Any) -> list[object]:
-    """The values of an Arrow column, whose texts need not be the UTF-8 that they claim to be."""
+    """The values of an Arrow column. Its texts may be invalid UTF-8."""
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:
-        # Only the text that is at fault may cost its row: it gets lone surrogates, as in CSV.
+        # Only the row with the invalid text may fail: the text gets lone surrogates, as in CSV.
         return [_arrow_cell(scalar) for scalar in column]
 
 

@@ -41,7 +41,7 @@ def read_preferences(
         data: a pandas or polars frame, a pyarrow table, a Hugging Face dataset, a path,
             "hf:owner/name:split", an iterable of dicts, (prompt, chosen, rejected) tuples or
             `Preference`, or what this function returned.
-        columns: where names differ, our name to yours: `{"prompt": "question"}`. Our names are
+        columns: if your columns have other names, our name -> yours: `{"prompt": "question"}`. Our names are
             prompt, chosen, rejected, id, user, system; response_1, response_2 and label for two
             responses with a label that says which is better; responses and scores for a list of
             responses; response, score and group for one response a row.
@@ -68,7 +68,9 @@ def read_preferences(
     check_roles(told.columns)
     if isinstance(data, PreferenceSource):
         if any(told):
-            raise InvalidArgumentError("data was read already, so columns= and the like are late.")
+            raise InvalidArgumentError(
+                "data was read already, so columns= and other options of reading come too late."
+            )
         return data
     kinds = _kinds(data)
     if kinds & {"datasets.DatasetDict", "datasets.IterableDatasetDict"}:

@@ -24,8 +24,8 @@ _END: Final = object()
 class RowStream:
     """Rows whose schema is recognised from the first of them.
 
-    The rows looked at are kept for the first pass, so that an iterator loses none and a slow source
-    is not started twice; later passes start anew.
+    The first rows are kept for the first pass, so that an iterator loses none and a slow source is not
+    started twice. Later passes start again.
     """
 
     def __init__(self, items: Iterable[object], told: Mapped) -> None:
@@ -86,10 +86,10 @@ class RowStream:
 
 
 def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schema | None:
-    """The schema of the dicts at the start of a stream; what was taken is appended to `head`.
+    """The schema of the dicts at the start of a stream; the rows that were read are appended to `head`.
 
-    It takes no more than it needs to be sure: one row where that one can be read and says chosen and
-    rejected by itself, up to `LOOK_AHEAD` where labels are numbers.
+    It reads only as many rows as it needs to be sure: one if that row has chosen and rejected, up to
+    `LOOK_AHEAD` if labels are numbers.
     """
     enough = 1
     while True:

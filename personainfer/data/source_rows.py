@@ -54,7 +54,7 @@ class PreferenceSource:
     def summary(self) -> dict[str, Any]:
         """How the rows were read: the coding of labels, the rule of pairs, what was counted so far.
 
-        It is empty where the data says chosen and rejected by itself and nothing was changed.
+        It is empty if the data has chosen and rejected responses and nothing was changed.
         """
         return self._summary()
 

@@ -92,7 +92,7 @@ class PersonaTable(Sequence[PersonaRow]):
             rows: in the order of the input.
             original: the input's own frame or dataset; None: the rows have their columns.
             about: gives the usage and the settings, after the last row.
-            dropped: the places of input rows that are left out, filled while `rows` is read; None: no row is.
+            dropped: the places of input rows that are left out, filled while `rows` is read; None: none.
             output: a .parquet file to write the rows to, in bounded memory; None: keep them in memory.
         """
         if output is None:

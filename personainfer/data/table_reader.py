@@ -310,7 +310,7 @@ class StoredColumns(OwnColumns):
 
 
 def _positions_of(places: Sequence[int], positions: Sequence[int]) -> Sequence[int]:
-    """The places at some positions; a range, which takes no memory, where possible."""
+    """The places at some positions, as a range if possible, which takes no memory."""
     if isinstance(positions, range) and positions and positions.step > 0:
         return places[positions.start : positions.stop : positions.step]
     return [places[position] for position in positions]

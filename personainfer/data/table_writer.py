@@ -109,7 +109,7 @@ def write_table(
 
     `added` names those of the columns that are not the user's own.
 
-    The file replaces another of its name when it is whole; whatever fails, it leaves nothing behind.
+    The file replaces an older one when it is complete; after any failure nothing is left behind.
     """
     file = _Unfinished(path)
     flagged = unexplained = 0
@@ -248,7 +248,7 @@ def _row_groups(part: Path) -> Iterator[pyarrow.Table]:
 
 
 def _widened(known: pyarrow.Schema | None, new: pyarrow.Schema) -> pyarrow.Schema:
-    """A schema that holds both: the user's columns in the order they came in, then ours."""
+    """A schema for both: the user's columns in the order of their first occurrence, then ours."""
     import pyarrow
 
     if known is None:
@@ -298,7 +298,7 @@ def _has_parquet(kind: pyarrow.DataType) -> bool:
 
 
 def _fitted(table: pyarrow.Table, schema: pyarrow.Schema) -> tuple[pyarrow.Schema, pyarrow.Table]:
-    """The table in the schema, whose columns become JSON text where a value does not fit."""
+    """The table in this schema; a column whose values do not fit becomes JSON text."""
     import pyarrow
 
     if table.schema.equals(schema, check_metadata=True):

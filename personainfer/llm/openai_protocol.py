@@ -190,7 +190,7 @@ def arguments_of(call: Mapping[str, Any]) -> str:
 
 
 def _tokens(usage: Mapping[str, Any], name: str) -> int:
-    """The count of tokens that the endpoint gives, if it fits into 64 bits; 0 for anything else."""
+    """A count of tokens by its name in the usage of a reply, limited to what 64 bits can hold."""
     count = int(usage.get(name) or 0)
     return count if 0 <= count <= _MOST_TOKENS else min(max(count, 0), _MOST_TOKENS)
 

@@ -74,11 +74,11 @@ def read_famous_persona(
     Args:
         source: the name on the hub, a folder with its files, or rows. Columns: `name`, `prompt`,
             `chosen` and `rejected` (texts or messages; the authors' own files call them `yw` and
-            `yl`), and optional ones. `question_type`: "personal", or "common": those on which people
-            clash, here called "divergent". `axis`: the axis that the person was chosen for, such as
-            "diet"; it becomes the user's attribute "axis", and
-            `evaluate_prefixes(…, folds="axis", groups=people.groups)` leaves one axis out at a time, 11
-            folds in the paper. A person with several has them all, as "diet, religion".
+            `yl`). Optional columns: `question_type`, "personal" or "common" (people disagree on these;
+            here they are called "divergent"); `axis`, the axis that the person was chosen for, such as
+            "diet". It becomes the user's attribute "axis" ("diet, religion" for a person with two), and
+            `evaluate_prefixes(…, folds="axis", groups=people.groups)` leaves one axis out at a time: 11
+            folds in the paper.
         split: "train" or "test"; not for rows.
         demographics: the authors' `demographics.csv`, or its rows: `name` and one column for each
             attribute, where "NA" is a missing value.
@@ -151,7 +151,8 @@ def read_prism(
     Args:
         source: the name on the hub, a folder with `utterances.jsonl` and `survey.jsonl`, or the rows
             of both.
-        against: take the response with the lowest score as rejected, or each one with a lower score.
+        against: "lowest": the response with the lowest score is rejected; "each": every one with a lower
+            score, in a pair of its own.
 
     Raises:
         DataError: the columns are others, or no turn can be used.
@@ -260,7 +261,7 @@ def _turn(
     against: str,
     dropped: Counter[str],
 ) -> tuple[list[Preference], tuple[Message, ...] | None]:
-    """The preferences of a turn, and the conversation after it; None where that is unknown."""
+    """The preferences of a turn, and the conversation after it (None: unknown)."""
     chosen = [row for row in answers if row["if_chosen"]]
     if before is None or len(chosen) != 1 or not chosen[0]["user_prompt"]:
         dropped["no single response was chosen, here or earlier in the conversation"] += 1

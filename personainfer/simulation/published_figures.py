@@ -1,4 +1,4 @@
-"""Measure the main figures of the papers again: the published number, ours, its interval, what differs.
+"""Reproduce the main figures of the papers: the published number, ours with its interval, and what differs.
 
 `pi` and `pt`: "Whose Boat Does it Float?" (arXiv 2501.11549), persona inference and persona tailoring.
 `wikipersonas`: FamousPersona (arXiv 2505.13257). `personalllm`: PersonalLLM (arXiv 2409.20296).
@@ -108,12 +108,12 @@ def reproduce(
         paper: "pi", "pt", "wikipersonas" or "personalllm".
         data: "pi", "pt": a file or rows with the columns of the authors' data set `persona-tailoring`, or
             with personas and the responses that were tailored to them (`response_for_chosen_persona`,
-            `response_for_rejected_persona`, `generic_response`); for "pi" also preference pairs, with
-            `chosen_persona` and `rejected_persona` or without. Else the name of the published data set on
-            the hub, or a folder of its files.
-        model: what writes personas ("pi" without them, "wikipersonas") or responses ("pt" without them).
+            `response_for_rejected_persona`, `generic_response`); for "pi" also preference pairs, with or
+            without `chosen_persona` and `rejected_persona`. For the others the name of the published data
+            set on the hub, or a folder of its files.
+        model: the model that writes what the data lacks: personas ("pi", "wikipersonas") or responses ("pt").
         judge: a model that judges; or "likelihood", "likelihood:MODEL": the log-probabilities of a model,
-            "local" where none is named. "wikipersonas" is always judged so.
+            by default of "local". "wikipersonas" is always judged by likelihood.
         limit: only the first so many rows, or users; None: all.
         progress: a bar on standard error; None: in a terminal or a notebook.
         options: configure the LLM that model= or judge= makes: see `LLM`.
@@ -165,7 +165,7 @@ def _judged_by(judge: str, scorer: Likelihood | None) -> str:
 def _persona_inference(
     rows: Rows, model: str | None, judge: str, scorer: Likelihood | None, options: Mapping[str, Any]
 ) -> Reproduction:
-    """How often the judge, told a persona, finds the response that its holder prefers."""
+    """How often the judge, given a persona, picks the response that this persona prefers."""
     table, differs = _with_personas(rows, model, options)
     if scorer is None:
         found = verify_personas(table, judge, **options)
@@ -187,7 +187,7 @@ def _persona_inference(
 def _with_personas(
     rows: Rows, model: str | None, options: Mapping[str, Any]
 ) -> tuple[PersonaTable, list[str]]:
-    """The table of personas that the rows hold, or that the model infers; and what is special of it."""
+    """The table of personas, from the rows or inferred by the model; and how it differs from the paper's."""
     names = rows[0].keys()
     if "chosen_persona_gold" in names:
         return read_persona_tailoring(rows), []
@@ -209,9 +209,9 @@ def _with_personas(
 
 
 def _explained(table: PersonaTable, scorer: Likelihood) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """1 where a persona lifts its own side's response more than the other one, a half where equally.
+    """1 if a persona lifts the response of its own side more than the other one, 0.5 if equally, else 0.
 
-    Shape (rows, 2): the chosen and the rejected side; NaN where there is no persona.
+    Shape (rows, 2): the chosen and the rejected side; NaN if there is no persona.
     """
     asked: list[tuple[int, int, Preference, Persona]] = []
     for place, row in enumerate(table):
@@ -234,7 +234,7 @@ def _explained(table: PersonaTable, scorer: Likelihood) -> np.ndarray[Any, np.dt
 def _persona_tailoring(
     rows: Rows, model: str | None, judge: str, scorer: Likelihood | None, options: Mapping[str, Any]
 ) -> Reproduction:
-    """ΔPQ of responses for a persona against responses for nobody."""
+    """ΔPQ of responses for a persona against responses without a persona."""
     judging = {"judge": judge, **options}
     if scorer is not None:
         judging = {"judge": _judge_by_likelihood(scorer), "progress": options["progress"]}

@@ -48,7 +48,7 @@ class RewardMatrix:
         rewards: shape (prompts, responses, models), as the models gave them.
         models: the name of each model.
         prompts: a text or messages for each prompt; needed to make `Preference` records.
-        responses: texts, shape (prompts, responses); needed as well.
+        responses: texts, shape (prompts, responses); needed for the same.
         costs: the models whose output is a cost, by name; None: those with the word "cost" in their
             name, and PersonalLLM's `beaver_7b`.
 
@@ -182,7 +182,7 @@ class RewardMatrix:
         *,
         costs: Collection[str] | None = None,
     ) -> RewardMatrix:
-        """Rewards that callables give, each asked once for all prompts and responses.
+        """Rewards from callables, each called once with all prompts and responses.
 
         Args:
             scorers: for each name a callable (prompts, responses) -> numbers, where both have the same

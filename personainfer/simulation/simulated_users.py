@@ -72,8 +72,8 @@ class SimulatedUsers:
     ) -> SimulatedUsers:
         """Draw n users from Dirichlet(alpha, …, alpha).
 
-        With a small alpha each user follows one model, with a large one all agree. The draw belongs to
-        the names, so the order in which they are given changes nothing.
+        With a small alpha each user follows one model; with a large one all users agree. The order of
+        `models` does not change the draw.
 
         Args:
             n: how many users.
@@ -120,8 +120,8 @@ class SimulatedUsers:
             temperature: 0: the response of the highest utility; a tie is drawn by `seed`. Above:
                 P(response) is proportional to exp(utility / temperature): for a pair the
                 Bradley-Terry model, for more Luce's choice axiom.
-            seed: of ties, and of the choices at a temperature. Each user has their own stream, so that
-                other users change nothing.
+            seed: of ties, and of the choices at a temperature. Each user has a random stream of their own,
+                so adding or removing other users does not change their choices.
         """
         weights = self._weights_for(matrix)
         _check_temperature(temperature)
@@ -239,7 +239,7 @@ def _best(values: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
 
 
 def _drawn_ties(values: FloatArray, best: Integers, random: np.random.Generator) -> Integers:
-    """One user's choices, (prompts,): one of the highest values each, drawn where there are several."""
+    """One user's choices, (prompts,): the highest value of each prompt; ties are drawn."""
     highest = values >= values.max(axis=1, keepdims=True) - _TIE
     order = random.random(values.shape)
     several = highest.sum(axis=1) > 1
@@ -248,7 +248,7 @@ def _drawn_ties(values: FloatArray, best: Integers, random: np.random.Generator)
 
 
 def _gumbel(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-    """Gumbel noise: the place of the highest sum of value and noise follows the softmax of the values."""
+    """Gumbel noise: argmax(values + noise) is a draw from the softmax of the values."""
     with np.errstate(divide="ignore"):
         noise: FloatArray = -np.log(random.standard_exponential(shape[::-1]).T)
     return noise
@@ -262,7 +262,7 @@ def _parts(users: int, cells: int) -> Iterator[slice]:
 
 
 def _askable(matrix: RewardMatrix, wanted: int) -> list[tuple[int, Integers]]:
-    """The prompts, by place, with responses of different texts, and the pairs of those."""
+    """For each prompt with two different responses: its place, and all pairs of different responses."""
     _, responses = matrix.texts
     count = matrix.rewards.shape[1]
     places = np.array([(a, b) for a in range(count) for b in range(a + 1, count)], dtype=np.int64)
@@ -289,9 +289,9 @@ def _extremes(values: FloatArray, candidates: Integers) -> Integers:
 def _decide(
     values: FloatArray, pair: Integers, temperature: float, random: np.random.Generator
 ) -> tuple[int, int]:
-    """Which response of a pair is preferred to which."""
+    """The preferred and the other response of a pair."""
     one, other = (int(place) for place in pair)
-    noise = random.logistic()  # drawn at any temperature, so that it changes no later draw
+    noise = random.logistic()  # always drawn, so that later draws do not depend on the temperature
     margin = values[one] - values[other]
     if abs(margin) <= _TIE:  # a tie: the noise alone decides
         return (one, other) if noise >= 0 else (other, one)

@@ -62,7 +62,7 @@ def respond_to_users(
     Raises:
         InvalidArgumentError, DataError: a bad argument, or a prefix without text for a user, before
             any call.
-        ModelError: only where every request would fail (key, model).
+        ModelError: only if every request would fail (key, model).
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(respond_to_users).parameters))
     _check_asked(prefixes, users, prompts)
@@ -94,8 +94,7 @@ class BaselineScore:
         reward: the mean utility by the user's own weights.
         win_rate: how often the utility is above that of the reference; a tie counts half.
         gain: the reward less that of the first baseline, for the same users and prompts.
-        failed: users and prompts without a response, also where no row names them; they are in none of
-            these numbers.
+        failed: how many pairs of a user and a prompt have no response; the other numbers leave them out.
     """
 
     reward: Estimate
@@ -108,8 +107,8 @@ class BaselineScore:
 class BaselineScores:
     """The score of each baseline, by name, and the mean reward of the reference.
 
-    A cell is a user and the place of a prompt; `utilities` has one number a cell for each baseline, NaN
-    without a response.
+    A cell is a user and the place of a prompt. `utilities` has an array for each baseline with one number
+    for each cell, NaN if there is no response.
     """
 
     baselines: Mapping[str, BaselineScore]

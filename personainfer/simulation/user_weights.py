@@ -17,7 +17,7 @@ def draw_weights(
 ) -> tuple[FloatArray, int]:
     """Weights of shape (users, models), and how many users were drawn again.
 
-    No user is nearer than `min_distance` to an earlier one, as far as possible; a warning says where not.
+    No user is nearer than `min_distance` to an earlier one. If that is impossible, a warning says so.
     """
     random = np.random.default_rng(seed)
     drawn = _dirichlet(random, alpha, models, users)
@@ -47,7 +47,7 @@ def _dirichlet(random: np.random.Generator, alpha: float, models: int, count: in
 def _near_duplicates(users: FloatArray, distance: float) -> npt.NDArray[np.bool_]:
     """Which users are nearer than `distance` to an earlier one that is kept."""
     kept = np.zeros(len(users), dtype=bool)
-    # Keep one of each cell of a fine grid first: where many are at one place, few are left to compare.
+    # First keep one user in each cell of a fine grid, so that few are left to compare.
     _, first = np.unique(np.floor(users / (distance / users.shape[1])), axis=0, return_index=True)
     kept[first] = True
     direction = np.sqrt(np.arange(1, users.shape[1] + 1))

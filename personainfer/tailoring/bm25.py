@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Where a script puts no spaces between words (kana, Han), each character counts as one.
+# In scripts without spaces between words (kana, Han), each character counts as a word.
 _WORD = re.compile(r"[぀-ヿ㐀-鿿豈-﫿]|[^\W_぀-ヿ㐀-鿿豈-﫿]+")
 
 
@@ -30,8 +30,8 @@ class BM25:
 
     Args:
         texts: in the order in which they are scored.
-        k1: how much a word's further occurrences in a text add.
-        b: how far a text's length counts against it, 0 to 1.
+        k1: how much repeated occurrences of a word in a text add.
+        b: how much a text's length lowers its score, 0 to 1.
     """
 
     def __init__(self, texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75) -> None:
@@ -52,9 +52,9 @@ class BM25:
             self._weights[word] = places, rarity * often * (k1 + 1) / (often + damping[places])
 
     def scores(self, query: str) -> NDArray[np.float64]:
-        """How well each text fits, shape (texts,); 0 for one that shares no word with the query.
+        """How well each text fits, shape (texts,); 0 for a text that shares no word with the query.
 
-        A word that the query repeats counts as often.
+        A word counts as often as the query has it.
         """
         total = np.zeros(self._size)
         for word, times in Counter(words(query)).items():

@@ -30,7 +30,7 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
     """A vector of length 1 for each text, shape (texts, dimensions); equal texts are embedded once.
 
     Raises:
-        ModelError: the embedder returned something else than one finite vector a text.
+        ModelError: the embedder did not return one finite vector for each text.
     """
     distinct = list(dict.fromkeys(texts))
     returned = embedder(distinct)

@@ -55,7 +55,7 @@ def implicit_rewards(
         prompts: n texts, or conversations.
         personas: n personas, as records or text; None: the prompt alone.
         responses: n texts.
-        beta: what the policy was trained with. It scales rewards, and orders nothing.
+        beta: the value that the policy was trained with. It scales the rewards and changes no order.
 
     Returns:
         n rewards, in nats times beta; NaN for a row that a model cannot score, or that both find impossible.

@@ -28,8 +28,8 @@ def read_persona_tailoring(
     Args:
         source: the name on the hub, a folder or a file of the same columns, or rows: `prompt`, `chosen`,
             `rejected`, and `chosen_persona_gold`, `chosen_persona_retr` and the same of the rejected side.
-        name: which data set of the hub's: "BeaverTails", "Anthropic HHH" or "Mnemonic". Of a folder, a
-            file or rows it is not used.
+        name: which data set on the hub: "BeaverTails", "Anthropic HHH" or "Mnemonic". Not used for a
+            folder, a file or rows.
         split: "fewshot", "sft_train", "sft_val", "dpo_train", "dpo_val" or "test"; not used for a file or
             rows.
         personas: "gold", inferred from the pair itself, or "retrieved", from the nearest training prompt.

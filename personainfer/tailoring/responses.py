@@ -47,7 +47,7 @@ class TailoredResponses(Mapping[str, str | None]):
     Attributes:
         prompts: what was to be answered, as it was given.
         responses: what the model said.
-        personas: for whom; None: for nobody in particular.
+        personas: whom each response was written for; None: no persona.
         errors: id -> why there is no response.
         usage: what it took.
         settings: how the responses were made.
@@ -113,7 +113,7 @@ def tailor_responses(
             bound: the persona has seen the responses); "retrieved": of the nearest prompt in `train`;
             "system": `system_persona` for all; "none": nobody's. Or a persona for each prompt, as a
             sequence or a mapping of ids; or one for all.
-        side: of which side the table's and the training personas are.
+        side: which side's personas are used, of the table and of `train`.
         train: a table of other prompts, for "retrieved" and for worked examples. Prompts that are
             answered are left out of it, so that no test pair answers itself.
         shots: how many worked examples stand before the prompt: the nearest prompts of `train`, each with

@@ -58,7 +58,7 @@ class PersonaRetriever:
         prompts: texts or conversations, whose personas are known.
         personas: one a prompt: a `Persona`, its sentence, or None. Pairs without a persona or a usable
             prompt are left out, and counted in `left_out`.
-        ids: one a prompt, or None: what `exclude=` and rows of a table are compared with.
+        ids: one for each prompt, or None. `exclude=` and the rows of a table are compared with them.
         model: "bm25", which needs no model; a sentence-transformers model, by its name on the hub or
             its folder; the name of a model at `api_base`; or a function from texts to vectors.
         api_base: the address of an OpenAI-compatible endpoint with /embeddings.
@@ -162,17 +162,17 @@ class PersonaRetriever:
     ) -> list[list[RetrievedPersona]]:
         """For each prompt the personas of the k nearest training prompts, the nearest first.
 
-        Of equally near ones the earlier comes first. There are fewer than k where fewer prompts are left;
-        with BM25 a prompt that shares no word with any of them has none, and a warning counts such prompts.
+        If two are equally near, the earlier comes first. There are fewer than k if fewer prompts are left.
+        With BM25, a prompt that shares no word with any of them gets none; a warning counts such prompts.
 
         Args:
             prompts: texts or conversations; or rows of a table, or preferences, whose own persona must not
                 be found.
             k: how many, at most.
-            exclude: which personas are not to be found. True: those of the same prompt (white space and
-                case aside) or the same id. None: the same for rows and preferences, and nothing for bare
-                prompts. False: nothing. Or ids and prompts, which are left out for every prompt, beside
-                those that None leaves out.
+            exclude: which personas to leave out. True: those of the same prompt (ignoring white space and
+                case) or the same id. None: the same for rows and preferences, and none for bare
+                prompts. False: none. Or a list of ids and prompts, which are left out for every prompt
+                in addition to those that None leaves out.
 
         Raises:
             InvalidArgumentError: a prompt that is neither text nor a conversation, k below 1, or a bad

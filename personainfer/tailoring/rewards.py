@@ -58,9 +58,9 @@ def persona_reward(
         form: "margin": `explains` itself. "log_probability": log sigma(explains / temperature) + log 2,
             how many nats the persona adds to the prediction of the choice: it has a ceiling (log 2).
         temperature: of "log_probability", in the unit of `explains`.
-        penalty: from 0 up: is taken off a persona that has a flag, such as one that copies the responses: it
-            would explain the choice perfectly, and say nothing of a person.
-        no_persona: the reward of a completion without text, or that a JSON object does not end.
+        penalty: at least 0; it is subtracted if the persona has a flag. A persona that copies the responses,
+            for one, would explain the choice perfectly and describe nobody.
+        no_persona: the reward of a completion that is empty, or is an incomplete JSON object.
 
     Returns:
         A function (prompts, completions, **columns) -> one float a completion. It is NaN, which TRL leaves

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 class Example(NamedTuple):
-    """What a row is made of: the prompt with its persona, and its holder's two responses."""
+    """What a row is made of: the prompt with a persona, its preferred response and the other one."""
 
     prompt: Prompt
     preferred: str
@@ -41,10 +41,10 @@ class TailoringRows(Sequence[Row]):
 
     Attributes:
         rows: dicts in the shape of `settings["format"]`.
-        ids: for each row the pair's id (its place in the input, where ids are missing or repeated; in the
-            table, where places are, too), with the side of its persona, and for KTO which of the two
-            responses it holds: none is twice there.
-        prompts: for each row a digest of the prompt without the persona; equal prompts have equal ones.
+        ids: a unique id for each row: the pair's id, the side of its persona and, for KTO, which response it
+            holds. If ids are missing or repeated, the pair's place in the input stands for its id; if these
+            are repeated too, its place in the table.
+        prompts: for each row a digest of the prompt without the persona; equal prompts have equal digests.
         left_out: reason -> how many examples; an example is a pair with one persona.
         settings: the arguments that made the rows.
     """
@@ -71,13 +71,13 @@ class TailoringRows(Sequence[Row]):
     def split(self, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, TailoringRows]:
         """The rows in parts, by prompt: no prompt is in two of them.
 
-        A prompt's part depends on its text (white space, case and the encoding of accents aside) and the
-        seed alone: it is the same in every table, format and order, so that what was trained on in one is
-        never tested on in another. The sizes are therefore near the shares, not equal to them.
+        A prompt's part depends only on the seed and its text (ignoring white space, case and the encoding of
+        accents). It is the same in every table, format and order, so that no table tests on a prompt that
+        another one trained on. The sizes are therefore near the shares, not equal to them.
 
         Args:
             shares: name -> share of the prompts, such as {"train": 0.6, "dev": 0.15, "test": 0.25}.
-            seed: for another division.
+            seed: another seed gives another division.
 
         Raises:
             InvalidArgumentError: shares that are not positive or do not add up to 1, or a bad seed.
@@ -123,14 +123,14 @@ def tailoring_rows(
             chosen, rejected, with the prompt in both; "grpo": the prompt alone.
         persona_in: where the persona stands: in the "system" message, at the end of the last "user"
             message, or in one "plain" text without chat messages, `Prompt: … Persona: … Response:`.
-        template: other words for that place, with the fields of the default, {persona} and {prompt}: see
+        template: your own wording for that place, with the fields of the default, {persona} and {prompt}: see
             `personainfer.personas.placement.TEMPLATES`.
         drop_flagged: whether personas with a flag are left out: True for any flag, or the names of some.
 
     Returns:
-        The rows in the order of the table. Left out, and counted by reason, are pairs that cannot be
-        used ("no_pair"), with equal responses ("same_responses") or with a system message for their
-        last one ("no_question"), personas that are not there ("no_persona") or "flagged".
+        The rows in the order of the table. These are left out, and counted by reason: pairs that cannot be
+        used ("no_pair"), have equal responses ("same_responses") or end with a system message
+        ("no_question"), and personas that are missing ("no_persona") or "flagged".
 
     Raises:
         InvalidArgumentError: a bad argument.
@@ -279,9 +279,9 @@ FORMATS = tuple(_SHAPES)
 
 
 def _names(table: PersonaTable) -> list[str]:
-    """The data's own ids where every pair has one and no two are equal; else places in the input.
+    """The data's own ids if every pair has one and no two are equal; else places in the input.
 
-    Where two inputs were put together and their places repeat, places in the table.
+    If places repeat, since two inputs were put together, they are places in the table.
     """
     own = [row.preference.id for row in table if row.preference is not None]
     if None not in own and len(set(own)) == len(own):

@@ -23,8 +23,8 @@ from ..records import Candidate, Persona, Preference, Selector
 class SystemPersona:
     """One persona for all, and how well it explains the choices it was chosen by.
 
-    `score` is its mean over the preferences, with an interval from resampling prompts; being the best of
-    several on the same data, it flatters. `candidates` are all of them, the best first.
+    `score` is its mean over the preferences, with an interval from resampling prompts. It is optimistic,
+    since it is the best of several on the same data. `candidates` are all of them, the best first.
     """
 
     persona: Persona
@@ -46,8 +46,8 @@ def choose_system_persona(
             scored on each preference.
         preferences: a development split: neither what was trained on nor what is tested on.
         scorer: any object whose `.explains(preferences, personas)` says how well each persona explains
-            that `chosen` was preferred, such as a `Verifier`. A preference that it cannot score for some
-            persona (NaN) counts for none.
+            that `chosen` was preferred, such as a `Verifier`. A preference that it cannot score (NaN) for
+            one persona is left out for all.
         confidence: of the score's interval.
 
     Raises:
