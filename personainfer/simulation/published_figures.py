@@ -263,7 +263,7 @@ def _persona_tailoring(
 
 
 def _judge_by_likelihood(scorer: Likelihood) -> Callable[..., int | str | None]:
-    """A judge that prefers what the model finds likelier, a token; for a persona, what it lifts more.
+    """A judge that prefers the response with the higher log p a token; with a persona, the higher lift.
 
     Responses that are too long for the model have no score, and so no verdict (None).
     """
