@@ -5,8 +5,8 @@
 Each part draws data from a distribution whose truth is known, calls the public function, and notes whether
 the 95 % interval covers the truth, or whether p < 0.05 where there is nothing to find. Prints a table in
 Markdown: the share with its own 95 % interval (Wilson). Nominal: 0.95 for coverage, 0.05 for rejection.
-The parts about users are in `calibration_users.py`, those about judgements and personas in
-`calibration_evaluation.py`.
+The parts about users are in `calibration_users.py`, those about statistics in `calibration_evaluation.py`,
+and those about judges, models and people, in `calibration_judges.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 from collections import defaultdict
 
 import calibration_evaluation
+import calibration_judges
 import calibration_users
 
 from personainfer.evaluation.statistics import wilson
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=400)
     parser.add_argument("--only", default="", help="run the parts whose name contains this")
     options = parser.parse_args()
-    every = {**calibration_evaluation.PARTS, **calibration_users.PARTS}
+    every = calibration_evaluation.PARTS | calibration_judges.PARTS | calibration_users.PARTS
     counts: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for name, make in every.items():
         if options.only in name:

@@ -162,8 +162,7 @@ def salience(seed: int) -> Iterator[Finding]:
         any_word = any(word.p_adjusted < 0.05 for word in found)
         yield Finding(f"salient_words: any p_adjusted, {correction}", null, any_word)
     words_found = {word.word: word for word in found}
-    first = words_found.get(words[0])
-    if first is not None:
+    for first in (words_found[word] for word in words[:3] if word in words_found):
         yield Finding("salient_words: p_value of one word", null, first.p_value < 0.05)
         yield covers("salient_words: log_odds", first.log_odds, 0.0)
         yield covers("salient_words: probability", first.probability, 0.5)

@@ -11,8 +11,10 @@ from calibration_evaluation import Finding, covers
 
 import personainfer as pi
 from personainfer.records import Message, Persona
-from personainfer.simulation import RewardMatrix, SimulatedUsers, score_responses
+from personainfer.simulation import RewardMatrix, SimulatedUsers, score_responses, votes
+from personainfer.simulation.heterogeneity import Votes, entropy_by_word
 from personainfer.simulation.user_responses import UserResponse
+from personainfer.tailoring import reward_accuracy
 from personainfer.users.attribution import attribute_prefix
 from personainfer.users.hypotheses import UserAtWork, explains_of, predicting
 from personainfer.users.predictors import Case, Predictions
@@ -215,6 +217,49 @@ def responses(seed: int, truth: tuple[list[float], float]) -> Iterator[Finding]:
     yield covers("score_responses: win_rate", second.win_rate, wins)
 
 
+# votes, entropy_by_word, feature_regression
+
+_VOTERS = SimulatedUsers.sample(30, models=MODELS, alpha=0.3, seed=9)
+_WORDS = ("tea", "rain", "fish")
+
+
+def voted(random: np.random.Generator, prompts: int) -> Votes:
+    """The votes of fixed users on three responses to each of some prompts."""
+    scale = RewardMatrix(_FIXED, models=MODELS)
+    shared = 0.8 * random.normal(size=(prompts, 3, 1))  # what all models see alike
+    drawn = scale.like(shared + random.normal(size=(prompts, 3, len(MODELS))))
+    return votes(_VOTERS.choose(drawn), 3)
+
+
+def voting() -> Callable[[int], Iterator[Finding]]:
+    truth = voted(np.random.default_rng(40), 100_000)
+    values = (truth.top_share, truth.top_share > 0.5, truth.winners, truth.entropy)
+    means = [float(one.mean()) for one in values]
+
+    def part(seed: int) -> Iterator[Finding]:
+        random = np.random.default_rng([41, seed])
+        found = voted(random, 60)
+        for (name, estimate), mean in zip(found.summary().items(), means, strict=True):
+            yield covers(f"votes: {name}", estimate, mean)
+        prompts = [str(random.choice(_WORDS)) for _ in range(60)]
+        [first, *_] = sorted(entropy_by_word(found, prompts, floor=1), key=lambda one: one.word)
+        yield covers("entropy_by_word", first.entropy, means[-1])
+
+    return part
+
+
+# reward_accuracy
+
+
+def rewarded(seed: int) -> Iterator[Finding]:
+    """Two pairs a prompt, whose rewards have the prompt's difficulty in common."""
+    random = np.random.default_rng([42, seed])
+    prompts = np.repeat(np.arange(40), 2)
+    margins = 0.5 + 0.6 * random.normal(size=40)[prompts] + 0.8 * random.normal(size=80)
+    found = reward_accuracy(margins, np.zeros(80), [f"Question {n}?" for n in prompts])
+    yield covers("reward_accuracy", found, PHI(0.5))
+
+
 def evaluating() -> Callable[[int], Iterator[Finding]]:
     correlation = baseline_correlation()
     return lambda seed: evaluation(seed, correlation)
@@ -231,4 +276,6 @@ PARTS: dict[str, Callable[[], Callable[[int], Iterator[Finding]]]] = {
     "attribution": lambda: attribution,
     "posterior": lambda: posterior,
     "responses": responding,
+    "votes": voting,
+    "reward_accuracy": lambda: rewarded,
 }
