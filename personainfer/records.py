@@ -299,6 +299,16 @@ class PersonaRow:
     rejected_candidates: tuple[Candidate, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        for side in ("chosen", "rejected"):
+            persona = getattr(self, side)
+            if persona is not None and not isinstance(persona, Persona):
+                raise InvalidArgumentError(
+                    f"PersonaRow: {side}={persona!r:.60} is no Persona.",
+                    hint="Persona.parse makes one of a sentence.",
+                    argument=side,
+                )
+
     @property
     def flags(self) -> tuple[str, ...]:
         """The flags of either persona."""

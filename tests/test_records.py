@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+import personainfer as pi
+from personainfer.exceptions import InvalidArgumentError
 from personainfer.records import Exemplar, Message, Persona, Preference, Usage
 
 PAIR = Preference(prompt="q", chosen="yes", rejected="no", id="7", user="u")
@@ -146,3 +148,10 @@ def test_one_unknown_cost_makes_the_sum_unknown(parts: list[Usage]) -> None:
     costs = [part.cost for part in parts]
     known = [cost for cost in costs if cost is not None]
     assert total.cost == (sum(known) if len(known) == len(costs) else None)
+
+
+@pytest.mark.parametrize("persona", ["The user is kind.", {"trait": "kind"}, 3, ["kind"]], ids=str)
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_row_takes_personas_and_no_sentences(side: str, persona: object) -> None:
+    with pytest.raises(InvalidArgumentError, match=rf"{side}=.*Persona\.parse"):
+        pi.PersonaRow(0, None, **{side: persona})  # type: ignore[arg-type]

@@ -7,6 +7,8 @@ words. Only words of traits and preferences count, not the fixed words of the se
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -58,7 +60,8 @@ class SalientWord:
     `chosen` and `rejected` count the personas of each side that hold it; `probability` is the paper's
     P(chosen | word), with Wilson's interval, to be read against the share of chosen personas;
     `log_odds` is above 0 where the word marks the chosen side; `p_value` is two-sided, and `p_adjusted`
-    is corrected for all words that reach the floor.
+    is corrected for all words that reach the floor. `lemmatizer` says what made a lemma of each word:
+    a package with its version, or your function's name; None: words are as they stand.
     """
 
     word: str
@@ -70,6 +73,7 @@ class SalientWord:
     z: float
     p_value: float
     p_adjusted: float
+    lemmatizer: str | None = None
 
     def __str__(self) -> str:
         counts = f"{self.chosen:,} chosen, {self.rejected:,} rejected"
@@ -84,7 +88,7 @@ def salient_words(
     table: PersonaTable,
     *,
     floor: int = FLOOR,
-    lemmatize: Callable[[str], str] | None = None,
+    lemmatize: Callable[[str], str] | Literal["installed"] | None = "installed",
     stop_words: Collection[str] = STOP_WORDS,
     prior: float | None = None,
     confidence: float = CONFIDENCE,
@@ -102,7 +106,9 @@ def salient_words(
     Args:
         table: with personas of both sides.
         floor: words in fewer personas, both sides together, are left out.
-        lemmatize: a lower-case word -> its lemma; None: words as they stand.
+        lemmatize: a lower-case word -> its lemma. "installed": English lemmas by simplemma where that
+            package is installed, if a persona has the lemma as a word: it invents some, such as "preferr".
+            None: words as they stand. Each record says which it was.
         stop_words: not counted; compared after `lemmatize`.
         prior: pseudo-counts in all, in the proportions of both sides together: they shrink ratios
             towards none. None: Jeffreys', half a persona with each word and half a one without.
@@ -124,7 +130,11 @@ def salient_words(
     check_confidence(confidence)
     chosen = _personas("chosen", (row.chosen for row in table))
     rejected = _personas("rejected", (row.rejected for row in table))
-    counts = [_counts(personas, lemmatize, stop_words) for personas in (chosen, rejected)]
+    said = [[_words(persona) for persona in people] for people in (chosen, rejected)]
+    lemma, lemmatizer = _lemmatizer(
+        lemmatize, {word for side in said for one in side for word in one}
+    )
+    counts = [_counts(side, lemma, frozenset(stop_words)) for side in said]
     words = sorted(counts[0] | counts[1])
     one, other = (np.array([count[word] for word in words], dtype=np.float64) for count in counts)
     both = one + other
@@ -146,9 +156,12 @@ def salient_words(
             int(other[i]),
             wilson(one[i], int(both[i]), confidence=confidence),
             _around(odds.value[i], spread[i], int(both[i])),
-            *(float(number) for number in (odds.z[i], *tested)),
+            float(odds.z[i]),
+            float(p),
+            float(p_adjusted),
+            lemmatizer=lemmatizer,
         )
-        for i, *tested in zip(kept, p_values, adjusted, strict=True)
+        for i, p, p_adjusted in zip(kept, p_values, adjusted, strict=True)
     ]
     return sorted(found, key=lambda word: (-abs(word.z), word.word))
 
@@ -167,18 +180,40 @@ def _personas(side: Side, personas: Iterable[Persona | None]) -> list[Persona]:
     return found
 
 
+def _words(persona: Persona) -> set[str]:
+    """The words of a persona that count."""
+    return set(_WORD.findall(without_contrast(normalize("NFC", _said(persona).lower()))))
+
+
+def _lemmatizer(
+    given: Callable[[str], str] | str | None, words: Collection[str]
+) -> tuple[Callable[[str], str] | None, str | None]:
+    """The function from a word to its lemma, and what it is called; (None, None): words as they stand."""
+    if callable(given):
+        return cache(given), getattr(given, "__name__", type(given).__name__)
+    if given is not None and given != "installed":
+        raise InvalidArgumentError(
+            f"lemmatize={given!r:.40} is not a function.",
+            hint='Give a function from a word to its lemma, "installed" or None.',
+            argument="lemmatize",
+        )
+    if given is None or importlib.util.find_spec("simplemma") is None:
+        return None, None
+    simplemma = importlib.import_module("simplemma")
+
+    def lemma(word: str) -> str:
+        found = str(simplemma.lemmatize(word, lang="en")).lower()
+        return found if found in words else word
+
+    return cache(lemma), f"simplemma {importlib.metadata.version('simplemma')}"
+
+
 def _counts(
-    personas: Iterable[Persona],
-    lemmatize: Callable[[str], str] | None,
-    stop_words: Collection[str],
+    said: Iterable[set[str]], lemma: Callable[[str], str] | None, stop: frozenset[str]
 ) -> Counter[str]:
     """In how many personas each word occurs."""
-    stop = frozenset(stop_words)
-    lemma = cache(lemmatize) if lemmatize is not None else None
     counts: Counter[str] = Counter()
-    for persona in personas:
-        text = without_contrast(normalize("NFC", _said(persona).lower()))
-        words = set(_WORD.findall(text))
+    for words in said:
         counts.update((words if lemma is None else set(map(lemma, words))) - stop)
     return counts
 

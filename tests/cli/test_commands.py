@@ -801,3 +801,18 @@ def test_personas_of_others_are_verified_from_a_file(run: Run) -> None:
         told = run("verify", name, "--judge", "judge-model", "--api-base", llm.api_base)
     assert told.exit_code == 0
     assert "accuracy" in told.stdout
+
+
+def test_labels_of_a_coding_of_ones_own_are_told(reach: list[str], run: Run) -> None:
+    responses = {"response_1": "one", "response_2": "other"}
+    data = written([{"prompt": f"Q{n}?", **responses, "label": n} for n in range(3)])
+    refused = run("infer", data, "-o", "table.parquet", *reach)
+    assert refused.exit_code == 2
+    assert "--label" in refused.output
+    told = [part for label in ("0=first", "1=second", "2=tie") for part in ("--label", label)]
+    assert run("infer", data, "-o", "table.parquet", *told, *reach).exit_code == 3  # one is a tie
+    first, second, tie = pi.PersonaTable.load("table.parquet")
+    assert first.preference is not None
+    assert second.preference is not None
+    assert (first.preference.chosen, second.preference.chosen) == ("one", "other")
+    assert "tie" in str(tie.error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +106,37 @@ def test_lemmas_are_the_callers() -> None:
     rows = table(["values detail"] * 6 + ["valued detail"] * 6, ["calm"] * 12)
     found = by_word(pi.salient_words(rows, lemmatize=lambda word: word.removesuffix("s")[:4]))
     assert found["valu"].chosen == 12
+
+    assert {word.lemmatizer for word in found.values()} == {"<lambda>"}
+
+
+def test_an_installed_lemmatizer_is_used_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """simplemma's interface: its lemma is taken if a persona has it as a word."""
+    rows = table(["vivid stories preferring"] * 6 + ["a vivid story"] * 6, ["calm"] * 12)
+    found = by_word(pi.salient_words(rows, floor=1, lemmatize=None))
+    assert {"stories", "story", "preferring"} < set(found)
+    assert {word.lemmatizer for word in found.values()} == {None}
+
+    lemmas = {"stories": "story", "preferring": "preferr"}
+    (tmp_path / "simplemma.py").write_text(
+        f"def lemmatize(word, lang):\n    return {lemmas!r}.get(word, word)\n"
+    )
+    (tmp_path / "simplemma-9.1.dist-info").mkdir()
+    (tmp_path / "simplemma-9.1.dist-info" / "METADATA").write_text(
+        "Name: simplemma\nVersion: 9.1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "simplemma", raising=False)
+    found = by_word(pi.salient_words(rows, floor=1))
+    monkeypatch.delitem(sys.modules, "simplemma")
+    assert found["story"].chosen == 12
+    assert "stories" not in found
+    assert "preferring" in found  # "preferr" is a word of no persona
+    assert {word.lemmatizer for word in found.values()} == {"simplemma 9.1"}
+    with pytest.raises(InvalidArgumentError, match="lemmatize='porter'"):
+        pi.salient_words(rows, lemmatize="porter")  # type: ignore[arg-type]
 
 
 def test_stop_words_can_be_kept() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import personainfer as pi
+from personainfer.evaluation.salience import without_contrast
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.personas.flags import find_flags
 from personainfer.personas.prompts import (
@@ -99,6 +100,15 @@ def test_a_reply_with_an_empty_phrase_is_refused(empty: str) -> None:
     assert OnePersona(**fields).persona().trait == "busy"
     with pytest.raises(ValidationError, match=empty):
         OnePersona(**{**fields, empty: " \n"})
+
+
+@pytest.mark.parametrize("exemplar", default_exemplars(), ids=lambda e: e.chosen.trait)
+def test_the_default_exemplars_say_what_is_wanted_and_not_what_is_unwanted(
+    exemplar: Exemplar,
+) -> None:
+    """A clause such as "rather than charts" would be imitated, and count for the wrong side."""
+    for persona in (exemplar.chosen, exemplar.rejected):
+        assert without_contrast(str(persona)) == str(persona)
 
 
 @pytest.mark.parametrize("exemplar", default_exemplars(), ids=lambda e: e.chosen.trait)

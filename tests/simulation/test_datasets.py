@@ -14,6 +14,7 @@ import personainfer as pi
 from personainfer.exceptions import DataError
 from personainfer.records import Message
 from personainfer.simulation.datasets import read_famous_persona, read_personal_llm, read_prism
+from personainfer.users.groups import folds_of
 from personainfer.users.prefixes import Prefix
 
 
@@ -235,6 +236,13 @@ def test_the_axis_of_each_person_is_an_attribute() -> None:
     assert people.groups["axis"] == {
         "ann": "diet", "bob": "politics", "cy": "diet", "dee": "diet, religion",
     }  # fmt: skip
+    rows = [famous(f"P{n}", 0, axis=f"axis {n % 11}") for n in range(44)]
+    everybody = read_famous_persona(rows)
+    names = tuple(everybody.users)
+    folds = folds_of(names, "axis", everybody.groups)
+    assert len(folds) == 11
+    assert all(len(fold.unseen) == 4 and len(fold.trained) == 40 for fold in folds)
+
     seen: list[set[str]] = []
 
     def crowd(trained: tuple[str, ...]) -> Prefix:
