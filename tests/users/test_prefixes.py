@@ -271,7 +271,7 @@ def test_what_says_nothing_of_users_cannot_be_shuffled() -> None:
         ("few-shot", {"history": [], "retrieve": "embedding"}, "needs embed="),
         ("few-shot", {"history": [], "embed": letters}, "no use for embed="),
         ("tag", {"role": "assistant"}, "role='assistant'"),
-        ("persona", {"personas": "ann"}, "no mapping of users"),
+        ("persona", {"personas": "ann"}, "not a mapping of users"),
         ("persona", {"personas": {"ann": None}}, "says nothing"),
         ("gold", {"personas": {"ann": " "}}, "says nothing"),
         ("name", {"names": {"ann": 1}}, "says nothing"),
