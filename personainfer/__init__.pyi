@@ -34,6 +34,7 @@ from .tailoring.responses import tailor_responses as tailor_responses
 from .tailoring.retriever import PersonaRetriever as PersonaRetriever
 from .tailoring.rewards import persona_reward as persona_reward
 from .tailoring.rows import tailoring_rows as tailoring_rows
+from .users.audit import audit_personas as audit_personas
 from .users.evaluate import evaluate_prefixes as evaluate_prefixes
 from .users.infer import infer_user_personas as infer_user_personas
 from .users.prefixes import persona_prefix as persona_prefix

@@ -60,6 +60,7 @@ PUBLIC = [
     "Usage",
     "Verifier",
     "ainfer_personas",
+    "audit_personas",
     "cache_info",
     "clear_cache",
     "collect_batch",

@@ -280,6 +280,57 @@ def length_controlled_rate(
     return Estimate(value, min(low, value), max(high, value), len(kinds))
 
 
+def length_controlled_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    differences: ArrayLike,
+    groups: Groups,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = _REFITS,
+    seed: int = 0,
+) -> Estimate:
+    """The first `length_controlled_rate` less the second, of the same items: groups are resampled together.
+
+    Args:
+        first, second: shape (n,) each: above 0 a win, below 0 a loss; items with a tie or NaN in either are
+            left out.
+        differences, groups, confidence, resamples, seed: as for `length_controlled_rate`.
+
+    Returns:
+        NaN where every item has the same difference of lengths, other than 0.
+    """
+    check_confidence(confidence)
+    check_argument("resamples", resamples, Count)
+    check_argument("seed", seed, CountFromZero)
+    one, other = read_numbers("first", first), read_numbers("second", second)
+    lengths = read_numbers("differences", differences)
+    _, numbers = read_labels("groups", groups)
+    check_lengths(one, other, lengths, numbers)
+    decided = ~np.isnan(one * other * lengths) & (one != 0) & (other != 0)
+    d, names = lengths[decided], numbers[decided]
+    if not len(d):
+        return NOTHING
+    kinds, places = np.unique(names, return_inverse=True)
+    if d.any() and d.min() == d.max():
+        return Estimate(math.nan, math.nan, math.nan, len(kinds))
+    d = d / max(np.abs(d).max(), np.finfo(float).tiny)
+    x = np.tanh(d / d.std()) if d.any() else np.zeros(len(d))
+    won = [(a[decided] > 0).astype(np.float64) for a in (one, other)]
+    share = len(kinds) / len(d)
+
+    def difference(times: FloatArray) -> FloatArray:
+        return _rates(x, won[0], times, share) - _rates(x, won[1], times, share)
+
+    value = float(difference(np.ones((1, len(d))))[0])
+    if len(kinds) < 2:
+        return Estimate(value, math.nan, math.nan, len(kinds))
+    random = np.random.default_rng(seed)
+    drawn = np.concatenate([difference(times) for times in _resampled(places, resamples, random)])
+    low, high = percentiles(drawn, len(kinds), confidence)
+    return Estimate(value, min(low, value), max(high, value), len(kinds))
+
+
 def _resampled(
     places: NDArray[np.int64], resamples: int, random: np.random.Generator
 ) -> Iterator[FloatArray]:

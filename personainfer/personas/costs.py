@@ -14,7 +14,7 @@ from ..llm.requests import Job, Request
 from ..records import Record
 from .requests import Plan
 
-_BYTES_A_TOKEN = 4  # of a prompt
+BYTES_A_TOKEN = 4  # of a prompt
 _TOKENS_A_PERSONA = 60
 _ROWS_A_LOOKUP = 64  # rows whose requests are looked up in the cache together
 
@@ -47,7 +47,7 @@ def estimate(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> CostEstimate:
         requests += len(every)
         calls += len(missing)
         prompt_bytes += sum(map(_size, missing))
-    prompt_tokens = prompt_bytes // _BYTES_A_TOKEN
+    prompt_tokens = prompt_bytes // BYTES_A_TOKEN
     completion_tokens = calls * plan.personas_a_call * _TOKENS_A_PERSONA
     cost = llm.price.cost(prompt_tokens, completion_tokens) if llm.price else None
     return CostEstimate(

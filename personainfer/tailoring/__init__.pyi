@@ -11,3 +11,6 @@ from .rewards import persona_reward as persona_reward
 from .rows import TailoringRows as TailoringRows
 from .rows import tailoring_rows as tailoring_rows
 from .system_persona import choose_system_persona as choose_system_persona
+from .user_rewards import BradleyTerry as BradleyTerry
+from .user_rewards import LowRankRewards as LowRankRewards
+from .user_rewards import fit_user_weights as fit_user_weights

@@ -20,7 +20,7 @@ from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..records import Preference
 from .attribution import ABLATIONS, Attribution, attribute_prefix
-from .groups import Fold, folds_of
+from .groups import Fold, folds_of, group_values
 from .hypotheses import users_in
 from .predictors import Case, ChoiceScorer, Predictions, Predictor, predictor_of
 from .prefixes import Prefix, persona_prefix
@@ -98,7 +98,7 @@ def evaluate_prefixes(
     check_argument("draw_seed", draw_seed, CountFromZero)
     attribute = (attribute,) if isinstance(attribute, str) else tuple(attribute)
     _check(prefixes, scorer, fit, folds, questions, attribute, ablations)
-    known = _groups(groups)
+    known = group_values(groups)
     before_tuning = None if untuned is None else _predictor("untuned", untuned, options)
     users, skipped = users_in(data, user, columns, None, None)
     choices = [choice for one in users for choice in one.new]
@@ -325,21 +325,3 @@ def _check(
     check_argument("ablations", ablations, Count)
     if ablations < 2:
         raise InvalidArgumentError(f"ablations={ablations!r}: 2 are needed for a fit.")
-
-
-def _groups(given: Groups | None) -> dict[str, dict[str, str]]:
-    """Users and values as texts, as they are in the data; without missing values."""
-    hint = 'Such as {"diet": {"ann": "vegan", "bob": "none"}}.'
-    if not isinstance(given or {}, Mapping):
-        raise InvalidArgumentError(
-            f"groups={given!r:.80} is not a mapping of attributes.", hint=hint
-        )
-    found = {}
-    for name, of in (given or {}).items():
-        if not isinstance(of, Mapping):
-            raise InvalidArgumentError(
-                f"groups[{name!r}] is not a mapping of users to values.", hint=hint
-            )
-        there = {user: value for user, value in of.items() if value not in (None, "")}
-        found[name] = {str(u): str(value) for u, value in there.items() if value == value}  # no NaN
-    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,14 @@ from ..arguments import Count, CountFromZero, check_argument, read_labels, read_
 from ..evaluation.grouped import check_lengths, mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, holm
 from ..exceptions import DataError, InvalidArgumentError
-from ..records import FloatArray
+from ..records import FloatArray, Preference
 
-Measure = Literal["accuracy", "gain", "over untuned"]
+Measure = Literal["accuracy", "gain", "over untuned", "own - shuffled"]
 
 _PERMUTATIONS = 9_999
 _CELLS = 2_000_000  # numbers held at once while permuting
+_CLOSE = 0.25  # the share by which the length of another user's persona may differ
+_FEWEST = 5  # personas to draw another user's from, where so few are that close
 _ROUNDING = 1e-10  # share of a sum of squares that may be nothing but rounding
 
 
@@ -214,7 +216,25 @@ def _centred(values: FloatArray) -> FloatArray:
     return found
 
 
-# Folds
+# Values of groups, and folds
+
+
+def group_values(given: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, str]]:
+    """Users and values as texts, as they are in the data; without missing values."""
+    hint = 'Such as {"diet": {"ann": "vegan", "bob": "none"}}.'
+    if not isinstance(given or {}, Mapping):
+        raise InvalidArgumentError(
+            f"groups={given!r:.80} is not a mapping of attributes.", hint=hint
+        )
+    found = {}
+    for name, of in (given or {}).items():
+        if not isinstance(of, Mapping):
+            raise InvalidArgumentError(
+                f"groups[{name!r}] is not a mapping of users to values.", hint=hint
+            )
+        there = {user: value for user, value in of.items() if value not in (None, "")}
+        found[name] = {str(u): str(value) for u, value in there.items() if value == value}  # no NaN
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,3 +301,50 @@ def _by_value(
     if len(parts) < 2:
         raise DataError(f"the attribute {attribute!r} has {len(parts)} values here; 2 are needed.")
     return dict(sorted(parts.items()))
+
+
+def other_users(
+    texts: Mapping[str, str],
+    choices: Sequence[Preference],
+    groups: Mapping[str, Mapping[str, str]],
+    seed: int,
+) -> dict[str, str]:
+    """For each user with choices the user whose persona is tried in place of the own one.
+
+    The other persona has other words. Where possible the other user is of the same groups, then one who
+    chose on the same prompts, and the personas differ in length by a quarter at most. Among these one is
+    drawn: the nearest in length would often be one that says the same.
+
+    Args:
+        texts: the persona of each user.
+        choices: the held-out choices.
+        groups: attribute -> user -> value.
+        seed: of the draw.
+    """
+    users = list(texts)
+    if len(users) < 2:
+        return {}
+    place = {user: row for row, user in enumerate(users)}
+    lengths = np.array([len(texts[user]) for user in users], dtype=float)
+    words = np.unique([texts[user] for user in users], return_inverse=True)[1]
+    values = [np.array([of.get(user, "") for user in users]) for of in groups.values()]
+    of_prompt: dict[object, set[int]] = {}
+    prompts: dict[str, set[object]] = {}
+    for choice in choices:
+        of_prompt.setdefault(choice.prompt, set()).add(place[choice.user or ""])
+        prompts.setdefault(choice.user or "", set()).add(choice.prompt)
+    random = np.random.default_rng(seed)
+    found = {}
+    for user, mine in prompts.items():
+        row = place[user]
+        differing = sum((value != value[row] for value in values), np.zeros(len(users)))
+        near = np.zeros(len(users), dtype=bool)
+        near[list(set[int]().union(*(of_prompt[prompt] for prompt in mine)))] = True
+        # Other words before all else, then the groups, then the prompts.
+        tier = 4 * (len(values) + 1) * (words == words[row]) + 2 * differing + ~near
+        tier[row] = np.inf
+        best = np.flatnonzero(tier == tier.min())
+        distance = np.abs(lengths[best] - lengths[row])
+        close = distance <= max(_CLOSE * lengths[row], np.sort(distance)[:_FEWEST][-1])
+        found[user] = users[int(random.choice(best[close]))]
+    return found

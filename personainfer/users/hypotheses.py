@@ -37,6 +37,7 @@ class UserAtWork:
         self.hypotheses += self.before.hypotheses if self.before else ()
         self._known = set(map(_texts, self.old))
         self._ids = {choice.id for choice in self.old}
+        self.given_ids: set[str] = set()  # of new choices, as they are in the data
 
     @property
     def choices(self) -> tuple[Preference, ...]:
@@ -55,6 +56,8 @@ class UserAtWork:
             name += "'"
         self._known.add(_texts(choice))
         self._ids.add(name)
+        if name == choice.id:
+            self.given_ids.add(name)
         self.new.append(choice if name == choice.id else choice.model_copy(update={"id": name}))
         return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -141,3 +141,41 @@ class UserPersonas(Sequence[UserRow]):
                         f"{path}, line {number}: this is not a row of UserPersonas.save."
                     ) from None
         return cls(tuple(rows))
+
+
+class ChoicesUsed:
+    """What is known of the choices that one user's persona was made from.
+
+    Args:
+        choices: with their texts.
+        ids: of choices whose texts are not known, such as those that the evidence names.
+    """
+
+    def __init__(self, choices: Iterable[Preference] = (), ids: Iterable[str] = ()) -> None:
+        self.ids = set(ids)  # of choices whose texts are not known
+        self._texts = {_content(choice) for choice in choices}
+        self._by_id = {choice.id: choice for choice in choices}
+        self.ids -= {id for id in self._by_id if id is not None}
+
+    def holds(self, choice: Preference, given_id: bool) -> bool:
+        """Whether the choice was used. An id counts if the data gave it, and nothing speaks against it."""
+        if _content(choice) in self._texts:
+            return True
+        if not given_id:
+            return False
+        same_id = self._by_id.get(choice.id)
+        if same_id is None:
+            return choice.id in self.ids
+        # Where the data has no ids, places stand in for them: the texts must be related, too.
+        (prompt, texts), (other_prompt, other_texts) = _content(choice), _content(same_id)
+        return prompt == other_prompt or bool(texts & other_texts)
+
+
+def _content(choice: Preference) -> tuple[str, frozenset[str]]:
+    """The prompt and both responses, whichever was chosen, without differences of white space and case."""
+    prompt = choice.prompt
+    turns = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+    said, *responses = (
+        " ".join(text.casefold().split()) for text in (turns, choice.chosen, choice.rejected)
+    )
+    return said, frozenset(responses)

@@ -273,7 +273,7 @@ def _cell(found: Estimate | None) -> str:
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
-def _right(margins: FloatArray) -> FloatArray:
+def right_share(margins: FloatArray) -> FloatArray:
     """1 where the choice is predicted, 0.5 for a tie, NaN where there is no margin."""
     found: FloatArray = (np.sign(margins) + 1) / 2
     return found
@@ -288,8 +288,8 @@ def _accuracy(
 ) -> PrefixAccuracy:
     users = np.array([choice.user for choice in choices])
     margins = (of.own, of.trained, of.shuffled, of.untuned)
-    own, trained, shuffled, untuned = (_right(each) for each in margins)
-    without = _right(bare.own)
+    own, trained, shuffled, untuned = (right_share(each) for each in margins)
+    without = right_share(bare.own)
     asked = np.array([kind or "" for kind in kinds])
 
     def rate(scores: FloatArray, which: Flags | slice = slice(None)) -> Estimate | None:
@@ -298,15 +298,15 @@ def _accuracy(
         return rate_by_group(scores[which], users[which], confidence=confidence)
 
     def difference(one: FloatArray, other: FloatArray) -> Estimate | None:
-        return None if np.isnan(other).all() else _gain(one - other, users, confidence)
+        return None if np.isnan(other).all() else mean_difference(one - other, users, confidence)
 
-    baseline = without if np.isnan(bare.untuned).all() else _right(bare.untuned)
+    baseline = without if np.isnan(bare.untuned).all() else right_share(bare.untuned)
     counted = (of.failed, of.turns_cut, of.responses_cut, of.unusable, of.short, of.empty)
     counts = [Count(int(one.sum()), len(set(users[one].tolist()))) for one in counted]
     return PrefixAccuracy(
         accuracy=rate_by_group(own, users, confidence=confidence),
         trained=rate(trained),
-        gain=_gain(own - without, users, confidence, of_itself=of is bare),
+        gain=mean_difference(own - without, users, confidence, of_itself=of is bare),
         over_untuned=difference(own, untuned),
         shuffled=rate(shuffled),
         own_gain=difference(own, shuffled),
@@ -320,7 +320,7 @@ def _accuracy(
     )
 
 
-def _gain(
+def mean_difference(
     differences: FloatArray, users: npt.NDArray[Any], confidence: float, *, of_itself: bool = False
 ) -> Estimate:
     """The mean of differences between -1 and 1, resampling users.
@@ -349,16 +349,16 @@ def _equity(
     seed: int,
 ) -> tuple[Equity, ...]:
     users = [choice.user or "" for choice in choices]
-    bare = _right(scored[BARE].own)
+    bare = right_share(scored[BARE].own)
     found = []
     for attribute, group_of in groups.items():
         for name, of in scored.items():
-            right = _right(of.own)
+            right = right_share(of.own)
             measures: list[tuple[Measure, FloatArray]] = [("accuracy", right)]
             if name != BARE:
                 measures.append(("gain", right - bare))
             if not np.isnan(of.untuned).all():
-                measures.append(("over untuned", right - _right(of.untuned)))
+                measures.append(("over untuned", right - right_share(of.untuned)))
             found += [
                 equity_by_group(
                     values,

@@ -175,6 +175,7 @@ Question = Literal["clashing", "personal"]
 
 _DIMENSIONS = 1024
 _OPPOSED = -0.25  # cosine of two choices: that of unrelated ones scatters around 0
+_SAME = 1e-6  # by which the cosine of equal vectors may differ from 1 in single precision
 _CHOICES = 512  # compared with all others at once
 
 
@@ -204,11 +205,12 @@ def find_questions(
     what = embedded([choice.chosen for choice in choices], embed)
     what = what - embedded([choice.rejected for choice in choices], embed)
     users = np.array([choice.user or "" for choice in choices])
+    near_to, opposed_to = (unit_vectors(vectors).astype(np.float32) for vectors in (where, what))
     clashing = np.zeros(len(choices), dtype=bool)
     for start in range(0, len(choices), _CHOICES):
         part = slice(start, start + _CHOICES)
-        same = cosines(where[part], where) >= near - 1e-9
-        opposed = cosines(what[part], what) < _OPPOSED
+        same = near_to[part] @ near_to.T >= near - _SAME
+        opposed = opposed_to[part] @ opposed_to.T < _OPPOSED
         other = users[part, None] != users[None]
         clashing[part] = (same & opposed & other).any(axis=1)
     return ["clashing" if found else "personal" for found in clashing]

@@ -1,0 +1,435 @@
+"""Find out whether personas know their users: predict choices that the personas were not made from.
+
+Each held-out choice is predicted with the user's persona, with the persona of another user, with none, and
+by baselines that need no persona. Equal questions are put to the scorer once, whatever asks them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Unpack
+
+import numpy as np
+
+from ..arguments import Count, check_argument, takes_options
+from ..evaluation.statistics import CONFIDENCE, check_confidence
+from ..evaluation.verification import Verifier
+from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, UnknownOptionError
+from ..llm.client import LLM, OPTIONS, LLMOptions
+from ..personas.costs import BYTES_A_TOKEN
+from ..records import FloatArray, Persona, Preference
+from ..scoring.choice_models import (
+    ChoiceModel,
+    LongerWins,
+    MajorityVote,
+    SimilarUsersVote,
+    word_features,
+)
+from ..scoring.likelihood import Likelihood
+from ..tailoring.user_rewards import BradleyTerry, LowRankRewards
+from .audit_results import FEW_SHOT, Margins, PersonaAudit
+from .groups import group_values, other_users
+from .hypotheses import UserAtWork, users_in
+from .predictors import Case, ChoiceScorer, Explaining, Predictions, Predictor, predictor_of
+from .prefixes import Prefix, persona_prefix
+from .records import ChoicesUsed, UserPersona, UserPersonas
+from .results import BARE
+
+AnyPersonas = UserPersonas | Mapping[str, Persona | UserPersona | str]
+Groups = Mapping[str, Mapping[str, object]]
+
+_NEED_NO_HISTORY = ("longer", "majority")
+_MOST_EXAMPLES = 16  # of few-shot: more would fill the context of a small model
+
+
+@takes_options(LLMOptions)
+def audit_personas(
+    personas: AnyPersonas | Callable[[int], AnyPersonas],
+    choices: object,
+    scorer: ChoiceScorer,
+    *,
+    history: object | None = None,
+    baselines: Sequence[str] | Mapping[str, ChoiceModel] | None = None,
+    groups: Groups | None = None,
+    k: int | Sequence[int] | None = None,
+    fitted_users: Collection[str] = (),
+    smallest_effect: float = 0.05,
+    lift: bool = False,
+    role: Literal["system", "user"] = "system",
+    user: str = "user_id",
+    columns: Mapping[str, str] | None = None,
+    confidence: float = CONFIDENCE,
+    draw_seed: int = 0,
+    **options: Unpack[LLMOptions],
+) -> PersonaAudit:
+    """Say whether each persona knows its own user, from choices that it was not made from.
+
+    Args:
+        personas: the result of `infer_user_personas`; a mapping of users to personas (records or texts),
+            from whatever system; or a function k -> either, made from k choices a user.
+        choices: held-out choices, preference data as for `infer_personas`, with a user for each row.
+        scorer: who predicts: a `Likelihood`, a judge (a model's name, an `LLM`, an object with
+            `explains`), or a callable (conversations, responses) -> numbers, as for `evaluate_prefixes`.
+        history: the choices that the personas were made from, as preference data. Baselines are fitted
+            on them, and held-out choices may not be among them. None: those that `UserPersonas` hold.
+        baselines: names out of "longer", "majority", "similar users", "few-shot", "low-rank" and
+            "pooled"; or models of your own by name, with `fit(choices)` and `predict(choices)`. None:
+            all that can be fitted.
+        groups: attribute -> user -> value. Accuracy is compared between groups, and the other user whose
+            persona is tried comes from the same groups where possible.
+        k: with a function as `personas`: how many choices a user to make personas from, such as
+            (2, 4, 8). The audit is of the largest.
+        fitted_users: users whose choices anything was fitted on, such as a tuned scorer; `unseen` has the
+            numbers of the others.
+        smallest_effect: the smallest difference in accuracy that matters, for the verdict.
+        lift: judge a persona by how much it raises the margin against the bare prompt, so that general
+            tastes of the scorer do not count.
+        role: whether the persona is a system message or part of the user's last turn.
+        user: the column with the user's id.
+        columns: the library's column names to yours, where they differ.
+        confidence: of the intervals, which resample users with all their choices.
+        draw_seed: of the other user whose persona is tried, examples and permutations.
+        options: of the LLM that a judge's name makes: see `LLM`.
+
+    Returns:
+        The verdict, and the numbers behind it. `print` shows a table.
+
+    Raises:
+        InvalidArgumentError, UnknownOptionError: a bad argument, before anything is scored.
+        DataError: a held-out choice is one that the user's persona was made from; or no row is a choice
+            of a user with a persona.
+        ModelError: from the scorer.
+    """
+    UnknownOptionError.check(options, OPTIONS.union(inspect.signature(audit_personas).parameters))
+    counts = _counts(personas, k)
+    models = _models(baselines)
+    _check(smallest_effect, confidence, role)
+    predict = predictor_of(scorer, options)
+    held_out, skipped = users_in(choices, user, columns, None, None)
+    asked = [choice for one in held_out for choice in one.new]
+    if not asked:
+        raise DataError("no row is a choice of a user.", hint=f"Left out: {skipped or 'nothing'}.")
+    known = group_values(groups)
+    earlier = None if history is None else users_in(history, user, columns, None, None)[0]
+    if earlier is not None:
+        _refuse_leaks(held_out, {one.name: ChoicesUsed(one.new) for one in earlier})
+    made = {count: _Made.of(_call(personas, count)) for count in counts}
+    for one in made.values():
+        _refuse_leaks(held_out, one.sources)
+    main = made[max(counts)]
+    kept = [choice for choice in asked if choice.user in main.texts]
+    if not kept:
+        raise DataError(
+            "no held-out choice is of a user with a persona.",
+            hint="The users' ids in personas= and choices= must be the same.",
+        )
+    past = main.history if earlier is None else [c for one in earlier for c in one.new]
+    strangers = other_users(main.texts, kept, known, draw_seed)
+    fitted, left_out = _fitted(models, past, kept)
+    examples = FEW_SHOT in models and FEW_SHOT not in left_out
+    prefixes = _prefixes(made, past if examples else [], role, draw_seed)
+    shared = _SharedCalls(predict, sees_ids=_sees_ids(scorer))
+    return PersonaAudit.of(
+        _margins(kept, prefixes, strangers, shared, lift, fitted),
+        names=list(models),
+        left_out=left_out,
+        groups=known,
+        fitted_users={str(one) for one in fitted_users},
+        unknown=len(asked) - len(kept),
+        skipped=skipped,
+        settings={
+            "smallest_effect": smallest_effect,
+            "confidence": confidence,
+            "lift": lift,
+            "draw_seed": draw_seed,
+        },
+    )
+
+
+# The personas, and what they were made from
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Personas by user as texts, what each was made from, and these choices in one list."""
+
+    texts: dict[str, str]
+    sources: dict[str, ChoicesUsed]
+    history: list[Preference]
+
+    @classmethod
+    def of(cls, personas: object) -> _Made:
+        if isinstance(personas, UserPersonas):
+            choices = {row.user: row.choices for row in personas}
+            said: dict[object, object] = dict(personas.personas.items())
+        elif isinstance(personas, Mapping):
+            choices, said = {}, dict(personas.items())
+        else:
+            raise InvalidArgumentError(
+                f"personas={personas!r:.80} is neither UserPersonas nor a mapping of users to personas.",
+                argument="personas",
+            )
+        texts, sources = {}, {user: ChoicesUsed(mine) for user, mine in choices.items()}
+        for user, one in said.items():
+            if one is not None and not isinstance(one, str | Persona | UserPersona):
+                raise InvalidArgumentError(
+                    f"personas[{user!r}]={one!r:.80} is not a persona.", argument="personas"
+                )
+            if one is not None and str(one).strip():
+                texts[str(user)] = str(one)
+            if isinstance(one, UserPersona):
+                ids = {note.pair for note in one.evidence}
+                sources[str(user)] = ChoicesUsed(choices.get(str(user), ()), ids)
+        history = [
+            choice.model_copy(update={"user": user})
+            for user, mine in choices.items()
+            for choice in mine
+        ]
+        return cls(texts, sources, history)
+
+
+def _call(personas: AnyPersonas | Callable[[int], AnyPersonas], count: int) -> AnyPersonas:
+    return personas(count) if callable(personas) else personas
+
+
+def _refuse_leaks(held_out: Sequence[UserAtWork], sources: Mapping[str, ChoicesUsed]) -> None:
+    """Raise DataError if a persona was made from a choice that it is to predict."""
+    leaks = [
+        choice
+        for one in held_out
+        if one.name in sources
+        for choice in one.new
+        if sources[one.name].holds(choice, choice.id in one.given_ids)
+    ]
+    if leaks:
+        total = sum(len(one.new) for one in held_out)
+        raise DataError(
+            f"{len(leaks):,} of {total:,} held-out choices are among those that the user's persona was made"
+            f" from, such as choice {leaks[0].id!r} of user {leaks[0].user!r}.",
+            hint="Split each user's choices first; infer personas from one part, audit on the other.",
+            argument="choices",
+        )
+
+
+# What is asked of the scorer
+
+
+def _prefixes(
+    made: Mapping[int, _Made],
+    history: Sequence[Preference],
+    role: Literal["system", "user"],
+    seed: int,
+) -> dict[str | int, Prefix]:
+    """The prefix of each k, of no persona, and of examples where there is a history."""
+    found: dict[str | int, Prefix] = {BARE: persona_prefix(BARE)}
+    for k, one in made.items():
+        found[k] = persona_prefix("persona", personas=one.texts, role=role)
+    if history:
+        counts = Counter(choice.user for choice in history)
+        most = min(max(counts.values()), _MOST_EXAMPLES)
+        found[FEW_SHOT] = persona_prefix(
+            FEW_SHOT, history=history, k=most, show="both", role=role, seed=seed
+        )
+    return found
+
+
+def _sees_ids(scorer: ChoiceScorer) -> bool:
+    """Whether the scorer gets the choice itself, and may tell equal texts of two users apart."""
+    reads_texts = isinstance(scorer, str | LLM | Likelihood | Verifier)
+    return not reads_texts and isinstance(scorer, Explaining)
+
+
+class _SharedCalls:
+    """Collects cases of all conditions, and predicts each distinct one once, all in one call."""
+
+    def __init__(self, predict: Predictor, sees_ids: bool) -> None:
+        self._predict, self._sees_ids = predict, sees_ids
+        self._places: dict[Hashable, int] = {}
+        self._cases: list[Case] = []
+
+    def add(self, case: Case) -> int:
+        """The place of the case's prediction."""
+        texts = (case.choice.chosen, case.choice.rejected)
+        key = (case.messages, texts, case.choice if self._sees_ids else None)
+        if key not in self._places:
+            self._places[key] = len(self._cases)
+            self._cases.append(case)
+        return self._places[key]
+
+    def predict(self) -> Predictions:
+        """The predictions of all cases."""
+        return self._predict(self._cases)
+
+
+def _margins(
+    choices: Sequence[Preference],
+    prefixes: Mapping[str | int, Prefix],
+    strangers: Mapping[str, str],
+    shared: _SharedCalls,
+    lift: bool,
+    baselines: Mapping[str, FloatArray],
+) -> Margins:
+    """The margins of each condition."""
+    cases: dict[tuple[str | int, str], list[Case | None]] = {}
+    for name, prefix in prefixes.items():
+        cases[name, "own"] = [_case(prefix, choice, choice.user or "") for choice in choices]
+        if isinstance(name, int):
+            cases[name, "shuffled"] = [
+                _case(prefix, choice, strangers.get(choice.user or "")) for choice in choices
+            ]
+    places = {
+        name: [None if case is None else shared.add(case) for case in mine]
+        for name, mine in cases.items()
+    }
+    found = shared.predict()
+    margins = {name: _taken(found.margins, mine) for name, mine in places.items()}
+    none = margins[BARE, "own"]
+    if lift:
+        margins = {n: m if n[0] == BARE else m - none for n, m in margins.items()}
+    most = max(name for name in prefixes if isinstance(name, int))
+    main = [place for place in places[most, "own"] if place is not None]
+    names = {"own persona": (most, "own"), "none": (BARE, "own"), FEW_SHOT: (FEW_SHOT, "own")}
+    return Margins(
+        tuple(choices),
+        {
+            name: m
+            for (name, whose), m in margins.items()
+            if isinstance(name, int) and whose == "own"
+        },
+        {
+            name: m
+            for (name, whose), m in margins.items()
+            if isinstance(name, int) and whose != "own"
+        },
+        none,
+        margins.get((FEW_SHOT, "own")),
+        baselines,
+        {name: _tokens(cases[what]) for name, what in names.items() if what in cases},
+        int(found.unusable[main].sum()),
+        int((found.turns_cut | found.responses_cut)[main].sum()),
+    )
+
+
+def _case(prefix: Prefix, choice: Preference, user: str | None) -> Case | None:
+    """The choice with the prefix of this user; None where there is none."""
+    if user is None or (prefix.needs_users and user not in prefix.users):
+        return None
+    said = prefix.before(choice.model_copy(update={"user": user})).text
+    return Case(choice, said, prefix.around(said, choice.prompt))
+
+
+def _taken(values: FloatArray, places: Sequence[int | None]) -> FloatArray:
+    """The values at these places; NaN for None."""
+    return np.array([math.nan if place is None else values[place] for place in places])
+
+
+def _tokens(cases: Sequence[Case | None]) -> FloatArray:
+    """How many tokens the scorer reads for each: the conversation and both responses."""
+    return np.array([math.nan if case is None else _size(case) / BYTES_A_TOKEN for case in cases])
+
+
+def _size(case: Case) -> int:
+    texts = [turn.content for turn in case.messages]
+    return sum(len(text.encode()) for text in (*texts, case.choice.chosen, case.choice.rejected))
+
+
+# Baselines that read no persona
+
+
+def _fitted(
+    models: Mapping[str, ChoiceModel | None],
+    history: Sequence[Preference],
+    choices: Sequence[Preference],
+) -> tuple[dict[str, FloatArray], dict[str, str]]:
+    """The margins of each model on the choices; and the names of those left out, with the reason."""
+    margins, left_out = {}, {}
+    for name, model in models.items():
+        if not history and name not in _NEED_NO_HISTORY:
+            left_out[name] = "it needs history=, the choices that the personas were made from."
+            continue
+        if model is None:  # few-shot, which the scorer reads
+            continue
+        # The majority leaves out the votes of the user whose choice it predicts.
+        seen = [*history, *choices] if isinstance(model, MajorityVote) else history
+        try:
+            found = np.asarray(model.fit(seen).predict(choices), dtype=np.float64)
+        except MissingExtraError as error:
+            left_out[name] = str(error)
+            continue
+        if found.shape != (len(choices),):
+            raise InvalidArgumentError(
+                f"baselines[{name!r}] predicts numbers of shape {found.shape}, where"
+                f" {len(choices)} are needed.",
+                argument="baselines",
+            )
+        margins[name] = found
+    return margins, left_out
+
+
+# Arguments
+
+
+def _models(
+    baselines: Sequence[str] | Mapping[str, ChoiceModel] | None,
+) -> dict[str, ChoiceModel | None]:
+    """The model of each baseline; None for the one that the scorer reads."""
+    if isinstance(baselines, Mapping):
+        for name, model in baselines.items():
+            if not (
+                callable(getattr(model, "fit", None)) and callable(getattr(model, "predict", None))
+            ):
+                raise InvalidArgumentError(
+                    f"baselines[{name!r}]={model!r:.80} has no fit(choices) and predict(choices).",
+                    argument="baselines",
+                )
+        return dict(baselines)
+    known: dict[str, ChoiceModel | None] = {
+        "longer": LongerWins(),
+        "majority": MajorityVote(),
+        "similar users": SimilarUsersVote(),
+        FEW_SHOT: None,
+        "low-rank": LowRankRewards(),
+        "pooled": BradleyTerry(word_features),
+    }
+    names = known if baselines is None else baselines
+    names = (names,) if isinstance(names, str) else names
+    for name in names:
+        InvalidArgumentError.check("baselines", name, known)
+    return {name: known[name] for name in names}
+
+
+def _counts(personas: object, k: int | Sequence[int] | None) -> list[int]:
+    """The numbers of choices to make personas from; [0] where they are made already."""
+    if not callable(personas):
+        if k is not None:
+            raise InvalidArgumentError(
+                f"k={k!r} is for a function k -> personas.", hint="Leave it out.", argument="k"
+            )
+        return [0]
+    if k is None:
+        raise InvalidArgumentError(
+            "personas= is a function, and k= does not say for how many choices.",
+            hint="Such as k=(2, 4, 8).",
+            argument="k",
+        )
+    counts = [k] if isinstance(k, int) else list(k)
+    for count in counts:
+        check_argument("k", count, Count)
+    if not counts:
+        raise InvalidArgumentError("k= is empty.", hint="Such as k=(2, 4, 8).", argument="k")
+    return sorted(set(counts))
+
+
+def _check(smallest: float, confidence: float, role: str) -> None:
+    check_confidence(confidence)
+    InvalidArgumentError.check("role", role, ("system", "user"))
+    if isinstance(smallest, bool) or not isinstance(smallest, int | float) or not 0 < smallest < 1:
+        raise InvalidArgumentError(
+            f"smallest_effect={smallest!r} must lie between 0 and 1.",
+            hint="Give 0.05 for five points.",
+            argument="smallest_effect",
+        )

@@ -1,0 +1,343 @@
+"""`audit_personas` on users whose tastes are known, with a scorer that reads what personas say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+import personainfer as pi
+from personainfer.exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from personainfer.records import FloatArray, Message, Usage
+from personainfer.tailoring import LowRankRewards
+from personainfer.users import PersonaAudit, UserPersona, UserPersonas
+from personainfer.users.audit_results import choices_needed, length_only, verdict_of
+from personainfer.users.groups import other_users
+from personainfer.users.records import PairEvidence, UserRow
+
+from ..audit_world import Kind, World, read
+
+FREE = ("longer", "majority")
+VERDICTS: list[tuple[Kind, dict[str, float], str]] = [
+    ("knows", {}, "knows its user"),
+    ("knows", {"longer": 0.2}, "knows its user"),
+    ("people in general", {}, "knows people in general"),
+    ("longer", {"longer": 0.3}, "no better than length"),
+    ("longer", {}, "no better than length"),
+    ("own length", {"own_length": 0.3}, "no better than length"),
+    ("nothing", {}, "no better than none"),
+]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("kind", "tastes", "verdict"), VERDICTS)
+def test_the_verdict_is_what_the_personas_know(
+    kind: Kind, tastes: dict[str, float], verdict: str, seed: int
+) -> None:
+    world = World(seed, users=60, choices=60, **tastes)
+    found = pi.audit_personas(world.personas(kind), world.choices, read, baselines=FREE)
+    assert found.verdict == verdict
+
+
+def test_few_choices_are_too_few_and_it_says_how_many_more() -> None:
+    world = World(0, users=8, choices=6)
+    found = pi.audit_personas(world.personas("nothing"), world.choices, read, baselines=FREE)
+    assert found.verdict.startswith("cannot tell: too few choices, about ")
+    more = int(found.verdict.split("about ")[1].split(" ")[0].replace(",", ""))
+    # 0.5 is the variance of the difference of two guesses: 48 choices are there, 1,570 are needed.
+    assert 500 < more < 5_000
+
+
+def audited(**arguments: object) -> PersonaAudit:
+    world = World(3, users=20, choices=12)
+    asked: dict[str, object] = {"baselines": FREE, **arguments}
+    return pi.audit_personas(world.personas("knows"), world.choices, read, **asked)  # type: ignore[arg-type]
+
+
+def test_the_numbers_are_those_of_the_margins() -> None:
+    found = audited()
+    own, shuffled = found.margins.own[0], found.margins.shuffled[0]
+    assert found.own.value == pytest.approx(((np.sign(own) + 1) / 2).mean())
+    assert found.own_minus_shuffled.value == pytest.approx(
+        ((np.sign(own) - np.sign(shuffled)) / 2).mean()
+    )
+    assert found.own.n == 20
+    assert found.own_minus_none.value == pytest.approx(found.own.value - found.none.value)
+    best = max(one.value for one in found.baselines.values())
+    assert found.own_minus_best_baseline.value == pytest.approx(found.own.value - best)
+    longer = np.array([len(c.chosen) - len(c.rejected) for c in found.choices])
+    assert found.baselines["longer"].value == pytest.approx(((np.sign(longer) + 1) / 2).mean())
+    for one in (found.own, found.own_minus_shuffled, found.unseen.own, found.clashing.shuffled):
+        assert one.low <= one.value <= one.high
+    assert found.tokens["own persona"].value > found.tokens["none"].value
+
+
+def history_of(world: World, seed: int) -> list[pi.Preference]:
+    """Other choices of the same users."""
+    other = World(seed, users=len(world.users), choices=12)
+    other.topic, other.sign = world.topic, world.sign
+    return [other._choice(user, 100 + n) for user in world.users for n in range(12)]
+
+
+def test_all_baselines_are_fitted_on_the_history() -> None:
+    pytest.importorskip("scipy")
+    world = World(4, users=20, choices=12)
+    found = pi.audit_personas(
+        world.personas("knows"), world.choices, read, history=history_of(world, 5)
+    )
+    assert list(found.baselines) == [
+        "longer",
+        "majority",
+        "similar users",
+        "few-shot",
+        "low-rank",
+        "pooled",
+    ]
+    assert not found.left_out
+    assert found.baselines["pooled"].low > 0.5  # all users like a kind tone
+    assert found.tokens["few-shot"].value > found.tokens["own persona"].value
+
+
+def test_without_a_history_the_result_says_what_is_left_out() -> None:
+    found = audited(baselines=None)
+    assert list(found.baselines) == ["longer", "majority"]
+    assert set(found.left_out) == {"similar users", "few-shot", "low-rank", "pooled"}
+    assert "'low-rank' is left out: it needs history=" in str(found)
+
+
+def test_a_baseline_of_your_own() -> None:
+    found = audited(
+        baselines={"mine": LowRankRewards(2)}, history=history_of(World(3, users=20), 9)
+    )
+    assert list(found.baselines) == ["mine"]
+
+
+# Choices that the personas were made from
+
+
+def made(world: World, **row: object) -> UserPersonas:
+    """Personas as `infer_user_personas` returns them."""
+    rows = []
+    for user, text in world.personas("knows").items():
+        mine = [choice for choice in world.choices if choice.user == user]
+        used = tuple(c.model_copy(update={"id": str(n)}) for n, c in enumerate(mine[:4]))
+        persona = UserPersona(user=user, background=text, preferences=text, pairs=4)
+        rows.append(UserRow(user=user, persona=persona, choices=used))
+    return UserPersonas(tuple(rows), {}, Usage(), {})
+
+
+def test_choices_that_a_persona_was_made_from_are_refused() -> None:
+    world = World(0, users=5, choices=8)
+    with pytest.raises(DataError, match=r"20 of 40 held-out choices .* user 'u0'"):
+        pi.audit_personas(made(world), world.choices, read)
+
+
+def test_swapped_and_respelled_choices_are_refused_too() -> None:
+    world = World(0, users=5, choices=8)
+    leak = world.choices[0]
+    leak = leak.swapped.model_copy(update={"prompt": f"  {leak.prompt} ".upper()})
+    with pytest.raises(DataError, match="1 of 1 held-out"):
+        pi.audit_personas(made(world), [leak], read)
+
+
+def test_choices_with_the_ids_of_the_evidence_are_refused() -> None:
+    world = World(0, users=5, choices=8)
+    personas = {
+        user: UserPersona(
+            user=user,
+            background=text,
+            preferences=text,
+            pairs=1,
+            evidence=(PairEvidence(pair=f"{user}-3", shows="…"),),
+        )
+        for user, text in world.personas("knows").items()
+    }
+    rows = [
+        choice.model_copy(update={"id": f"{choice.user}-{n % 8}"})
+        for n, choice in enumerate(world.choices)
+    ]
+    with pytest.raises(DataError, match="5 of 40 held-out"):
+        pi.audit_personas(personas, rows, read)
+    assert pi.audit_personas(personas, world.choices, read, baselines=FREE)  # ids of the data only
+
+
+def test_a_history_that_holds_the_choices_is_refused() -> None:
+    world = World(0, users=5, choices=8)
+    with pytest.raises(DataError, match="40 of 40"):
+        pi.audit_personas(world.personas("knows"), world.choices, read, history=world.choices)
+
+
+def test_other_choices_pass_and_are_the_history() -> None:
+    world = World(0, users=5, choices=8)
+    held_out = [c for user in world.users for c in world.choices if c.user == user][4::8]
+    found = pi.audit_personas(made(world), held_out, read, baselines=("few-shot", "similar users"))
+    assert set(found.baselines) == {"few-shot", "similar users"}
+
+
+def test_places_in_two_files_are_no_ids() -> None:
+    """Without ids of its own, a choice has its place in the data; other data has the same places."""
+    world = World(0, users=5, choices=8)
+    other = World(1, users=5, choices=4)
+    rows = [c.model_copy(update={"prompt": f"{c.prompt} Say."}) for c in other.choices]
+    assert pi.audit_personas(made(world), rows, read, baselines=FREE).own.n == 5
+
+
+# What the scorer is asked
+
+
+class Counting:
+    """A scorer that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(
+        self, conversations: Sequence[Sequence[Message]], responses: Sequence[str]
+    ) -> FloatArray:
+        self.calls.append(len(responses))
+        return read(conversations, responses)
+
+
+def test_conditions_share_calls() -> None:
+    world = World(0, users=10, choices=6)
+    scorer = Counting()
+    same = dict.fromkeys(world.users, "The user likes cats.")
+    pi.audit_personas(same, world.choices, scorer, baselines=FREE)
+    # In one call, for 60 choices: own and shuffled are the same text, and there is none.
+    assert scorer.calls == [2 * 60 * 2]
+
+
+def test_a_curve_asks_for_nothing_twice() -> None:
+    world = World(0, users=10, choices=6)
+    scorer, asked = Counting(), []
+
+    def personas(k: int) -> dict[str, str]:
+        asked.append(k)
+        return world.personas("knows" if k > 2 else "nothing")
+
+    found = pi.audit_personas(personas, world.choices, scorer, baselines=FREE, k=(8, 2, 4))
+    assert asked == [2, 4, 8]
+    assert list(found.curve) == [2, 4, 8]
+    assert found.curve[8].own == found.own
+    assert found.curve[2].own.value < found.curve[8].own.value
+    # None once; own and shuffled for "nothing" and for "knows", which k = 4 and k = 8 share.
+    assert scorer.calls == [2 * 60 * 5]
+
+
+def test_users_without_a_persona_are_counted() -> None:
+    world = World(0, users=10, choices=6)
+    personas: dict[str, str] = world.personas("knows") | {"u3": " "}
+    found = pi.audit_personas(personas, world.choices, read, baselines=FREE)
+    assert (found.unknown, found.own.n, len(found.choices)) == (6, 9, 54)
+    assert "6 held-out choices of users without a persona" in str(found)
+
+
+def test_a_margin_that_is_no_number_is_left_out() -> None:
+    world = World(0, users=10, choices=6)
+
+    def scorer(chats: Sequence[Sequence[Message]], responses: Sequence[str]) -> FloatArray:
+        found = read(chats, responses)
+        found[[len(chat) > 1 and "Name: u3." in chat[0].content for chat in chats]] = np.nan
+        return found
+
+    found = pi.audit_personas(world.personas("knows"), world.choices, scorer, baselines=FREE)
+    assert (found.failed, found.own.n) == (6, 9)
+
+
+def test_groups_and_fitted_users() -> None:
+    world = World(0, users=12, choices=6)
+    found = pi.audit_personas(
+        world.personas("knows"),
+        world.choices,
+        read,
+        baselines=FREE,
+        groups={"topic": world.topic},
+        fitted_users=world.users[:4],
+    )
+    assert [one.measure for one in found.by_group] == ["accuracy", "own - shuffled"]
+    assert found.unseen.own.n == 8
+    # A stranger of the same group likes the same topic.
+    assert abs(found.own_minus_shuffled.value) < 0.2
+
+
+def test_one_user_has_no_stranger() -> None:
+    world = World(0, users=1, choices=6)
+    found = pi.audit_personas(world.personas("knows"), world.choices, read, baselines=FREE)
+    assert np.isnan(found.shuffled.value)
+    assert found.verdict.startswith("cannot tell")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"baselines": ["lowrank"]}, "baselines='lowrank' is not known"),
+        ({"baselines": {"mine": 3}}, "has no fit"),
+        ({"k": 3}, "k=3 is for a function"),
+        ({"smallest_effect": 5}, "smallest_effect=5 must lie between"),
+        ({"confidence": 95}, "confidence=95"),
+        ({"role": "assistant"}, "role='assistant' is not known"),
+        ({"groups": ["a"]}, "is not a mapping of attributes"),
+        ({"temperature": 1.0}, "configures a model"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        audited(**arguments)
+
+
+def test_bad_personas_and_data() -> None:
+    world = World(0, users=3, choices=3)
+    with pytest.raises(InvalidArgumentError, match="neither UserPersonas nor a mapping"):
+        pi.audit_personas([1, 2], world.choices, read)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match=r"personas\['u0'\]=3 is not a persona"):
+        pi.audit_personas({"u0": 3}, world.choices, read)  # type: ignore[dict-item]
+    with pytest.raises(DataError, match="no held-out choice is of a user with a persona"):
+        pi.audit_personas({"somebody": "The user likes tea."}, world.choices, read)
+    with pytest.raises(InvalidArgumentError, match="k= does not say"):
+        pi.audit_personas(lambda k: {}, world.choices, read)
+    with pytest.raises(UnknownOptionError, match="baselines="):
+        audited(baseline=["longer"])
+
+
+# The parts
+
+
+def test_strangers_have_other_words_and_are_near() -> None:
+    texts = {f"u{n}": "x" * (10 + n % 50) + f" {n % 7}" for n in range(200)}
+    choices = [
+        pi.Preference(prompt=f"{n % 4}", chosen="a", rejected="b", user=f"u{n}") for n in range(200)
+    ]
+    group = {user: str(n % 2) for n, user in enumerate(texts)}
+    found = other_users(texts, choices, {"group": group}, 0)
+    assert found == other_users(texts, choices, {"group": group}, 0)
+    for user, other in found.items():
+        assert texts[user] != texts[other]
+        assert group[user] == group[other]
+        assert int(user[1:]) % 4 == int(other[1:]) % 4  # the same prompt
+        assert abs(len(texts[user]) - len(texts[other])) <= 0.25 * len(texts[user]) + 4
+    assert len(set(found.values())) > 60  # no few who stand in for all
+
+
+def test_a_rule_of_length_follows_the_persona() -> None:
+    users = np.array(["a"] * 4 + ["b"] * 4)
+    lengths = np.array([3, -1, 2, -5, 1, 1, -4, 2])
+    toward_longer = np.array([1, 1, 1, 1, -1, -1, -1, -1])
+    margins = toward_longer * np.sign(lengths) * 0.3
+    assert length_only(margins, lengths, users).tolist() == np.sign(margins).tolist()
+
+
+def test_the_power_calculation_is_that_of_independent_choices() -> None:
+    random = np.random.default_rng(0)
+    differences = random.choice([-1.0, 0.0, 1.0], p=[0.25, 0.5, 0.25], size=4000)
+    more = choices_needed(differences, np.arange(4000), 0.02)
+    assert more == pytest.approx(0.5 * (2.8016 / 0.02) ** 2 - 4000, rel=0.1)
+
+
+def test_a_persona_that_harms_is_no_better_than_none() -> None:
+    from personainfer.evaluation import Estimate
+
+    better, worse = Estimate(0.1, 0.05, 0.15, 50), Estimate(-0.1, -0.15, -0.05, 50)
+    assert (
+        verdict_of(better, worse, better, own=0.6, smallest=0.05, more=9) == "no better than none"
+    )
