@@ -105,7 +105,7 @@ class StoredTable:
 
     @property
     def added(self) -> dict[str, list[Any]]:
-        """The columns that were added to the table, whole."""
+        """The columns that were added to the table, with the values of all rows."""
         found: dict[str, list[Any]] = {name: [] for name in self._added}
         for number in range(len(self.ends) - 1 if found else 0):
             table = self.group(number, self._added)

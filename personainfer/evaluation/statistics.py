@@ -244,9 +244,10 @@ def log_odds(
     Args:
         first, second: shape (words,): how often each word occurs in each group.
         prior: shape (words,): pseudo-counts above 0, added to both groups.
-        texts: where it is texts with a word that are counted: how many there are in the first group,
-            the second, and the prior. The odds of a word are then of texts with it to texts without
-            it, and not to other words: the group with shorter texts would seem to favour every word.
+        texts: the number of texts in the first group, in the second, and in the prior, if the counts are
+            numbers of texts with a word. The odds of a word are then those of texts with it against
+            texts without it. Against other words, the group with shorter texts would seem to favour
+            every word.
     """
     one, other = read_numbers("first", first), read_numbers("second", second)
     added = read_numbers("prior", prior)

@@ -50,7 +50,7 @@ class OnePersona(BaseModel):
 
 
 class BothPersonas(BaseModel):
-    """The form of a reply about both: `person_1` prefers the first response."""
+    """The form of a reply with both personas: `person_1` prefers the first response."""
 
     person_1: OnePersona
     person_2: OnePersona

@@ -81,7 +81,7 @@ def settle(
         names: of the columns, for errors.
 
     Raises:
-        InvalidArgumentError: an option that the data has no use for.
+        InvalidArgumentError: an option that does not apply to this data.
         DataError: none can read a row, or the coding of labels is not certain.
     """
     fallback: Settled | None = None

@@ -62,7 +62,7 @@ _USERS, _ALPHA = 1000, 0.05
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a paper, and the same measured here. `published` is None where the paper has none."""
+    """One number of a paper, and our measurement of it. `published` is None if the paper does not give it."""
 
     name: str
     published: float | None

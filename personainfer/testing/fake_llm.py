@@ -290,7 +290,7 @@ def _send(body: bytes, headers: Mapping[str, str] = NO_HEADERS, status: int = 20
 async def _fail(
     request: web.BaseRequest, fault: Fault, payload: bytes, headers: Mapping[str, str]
 ) -> web.StreamResponse:
-    """Send `payload` the way the fault wants it, or something in its place."""
+    """Send `payload` as the fault says: late, in part, or replaced by something else."""
     from aiohttp import web
 
     if fault.kind == "hang":

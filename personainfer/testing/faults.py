@@ -133,7 +133,7 @@ class Fault:
 
     @classmethod
     def huge(cls, bytes: int = 10_000_000) -> Self:
-        """A completion with so many bytes of words as its content, not JSON."""
+        """A completion whose content is this many bytes of words, not JSON."""
         return cls("edit", edit={"content": ("plain words " * (bytes // 12 + 1))[:bytes]})
 
     def spoil(self, reply: Reply, schema: Any) -> Reply:

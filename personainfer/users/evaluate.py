@@ -1,8 +1,8 @@
 """Evaluate how well a prefix lets a scorer predict its user's other choices.
 
-After FamousPersona (arXiv 2505.13257): users that were trained on against unseen ones, personal against
-clashing questions, groups of users, and sentences of the prefix; beside that the control in which each
-user gets another user's prefix, and intervals by user.
+After FamousPersona (arXiv 2505.13257), which compares users in the training data with unseen ones, personal
+with clashing questions, groups of users, and sentences of the prefix. This module adds a control, in which
+each user gets another user's prefix, and intervals that resample users.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Predictions(NamedTuple):
 
     @classmethod
     def of(cls, margins: FloatArray, **flags: Flags) -> Predictions:
-        """These margins; flags that are not given are False."""
+        """Predictions with these margins; flags that are not given are False."""
         names = ("turns_cut", "responses_cut", "unusable")
         none = np.zeros(len(margins), dtype=bool)
         return cls(margins, *(flags.get(name, none) for name in names))
