@@ -91,7 +91,7 @@ Prompt = str | tuple[Message, ...]  # a text, or the turns of a conversation to 
 
 
 class Preference(Record):
-    """A prompt and two responses to it, of which somebody preferred `chosen`.
+    """A prompt and two responses to it, where somebody preferred `chosen`.
 
     `prompt` is a string, or the messages of a conversation whose last turn is to be answered.
     `id` and `user` come from the data; the library never makes them up.

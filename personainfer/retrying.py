@@ -31,7 +31,7 @@ def attempts(
 
 
 def until_deadline(seconds: float) -> tenacity.Retrying:
-    """Retry a function for so many seconds, while connections break or the provider is busy.
+    """Retry a function for this many seconds, as long as connections break or the provider is busy.
 
     A reply that cannot be read is not retried: the provider may have done the step and charged for it.
     """

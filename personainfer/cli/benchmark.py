@@ -39,7 +39,7 @@ def benchmark(
         typer.Option("--output", "-o", help="Save the personas as a table (.parquet)."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many pairs, of both kinds alike.")
+        int | None, typer.Option(min=1, help="Only N pairs, half of each kind.")
     ] = None,
     progress: Progress = None,
     as_json: AsJson = False,

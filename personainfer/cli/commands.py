@@ -322,10 +322,11 @@ def cache(
     ] = None,
     older_than: Annotated[
         float | None,
-        typer.Option(min=0, help="With prune: delete replies older than so many days."),
+        typer.Option(min=0, help="With prune: delete replies older than N days."),
     ] = None,
     max_size: Annotated[
-        int | None, typer.Option(min=0, help="With prune: delete the oldest beyond so many bytes.")
+        int | None,
+        typer.Option(min=0, help="With prune: delete the oldest ones, until N bytes are left."),
     ] = None,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Default: $PERSONAINFER_CACHE_DIR.")

@@ -43,7 +43,7 @@ Model = Annotated[
         " Default: $PERSONAINFER_MODEL, else local.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")]
 
 
 Progress = Annotated[

@@ -27,7 +27,7 @@ _ROWS = 10
 def show(
     table: AnyTable,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, help="Only the first so many rows.")
+        int, typer.Option("--limit", "-n", min=1, help="Only the first N rows.")
     ] = _ROWS,
     width: Annotated[
         int | None,

@@ -138,14 +138,14 @@ def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
     try:
         return pyarrow.Table.from_pandas(frame, preserve_index=index)
     except unfit:
-        mended = frame.copy()
+        converted = frame.copy()
         for place in range(frame.shape[1]):
             series = frame.iloc[:, place]
             try:
                 pyarrow.array(series, from_pandas=True)
             except unfit:
-                mended.isetitem(place, _column("", series.tolist())[1].to_pylist())
-        return pyarrow.Table.from_pandas(mended, preserve_index=index)
+                converted.isetitem(place, _column("", series.tolist())[1].to_pylist())
+        return pyarrow.Table.from_pandas(converted, preserve_index=index)
 
 
 def _arrow_of_dicts(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
@@ -259,10 +259,10 @@ def text_array(values: Sequence[str | None]) -> pyarrow.Array[Any]:
     try:
         return pyarrow.array(values, pyarrow.string())
     except UnicodeError:
-        mended = [
+        escaped = [
             v if v is None else v.encode("utf-8", "backslashreplace").decode() for v in values
         ]
-        return pyarrow.array(mended, pyarrow.string())
+        return pyarrow.array(escaped, pyarrow.string())
 
 
 # Columns that were added to a table

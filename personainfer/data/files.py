@@ -49,7 +49,7 @@ class BrokenRow:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a file, read anew by every iteration."""
+    """The rows of a file, read again by every iteration."""
 
     path: Path
     parse: Callable[[Path], Iterator[object]]
@@ -166,8 +166,8 @@ def _require_file(data: str | Path, path: Path, suffix: str) -> None:
     raise InvalidArgumentError(f"file not found: {shown}.", hint=hint)
 
 
-def _mismatch(path: str | Path, expected: str, found: str, mend: str) -> DataError:
-    return DataError(f"{path} should be {expected}, but holds {found}.", hint=mend)
+def _mismatch(path: str | Path, expected: str, found: str, advice: str) -> DataError:
+    return DataError(f"{path} should be {expected}, but holds {found}.", hint=advice)
 
 
 def _found(start: bytes) -> str | None:
@@ -201,8 +201,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             )
         with gzip.open(path) if packed else path.open("rb") as file:
             if found := _found(file.read(4096)):
-                mend = "Save it as UTF-8." if "UTF" in found else "Give it the right extension."
-                raise _mismatch(path, "text", found, mend)
+                advice = "Save it as UTF-8." if "UTF" in found else "Give it the right extension."
+                raise _mismatch(path, "text", found, advice)
             file.seek(0)
             yield file  # type: ignore[misc]
     except (EOFError, zlib.error, OSError) as error:
@@ -252,7 +252,7 @@ def _json_line(number: int, text: bytes) -> object:
         return BrokenRow(f"line {number} is not UTF-8: {error.reason}. Save the file as UTF-8.")
     except (ValueError, RecursionError) as error:
         why = getattr(error, "msg", str(error))  # without its own count of lines, which is 1
-        return BrokenRow(f"line {number} is not JSON: {why}. Mend the line or remove it.")
+        return BrokenRow(f"line {number} is not JSON: {why}. Correct the line or remove it.")
     if isinstance(row, dict):
         return row
     kind = type(row).__name__
@@ -275,19 +275,19 @@ def _json_rows(path: Path) -> list[object]:
     except UnicodeDecodeError:
         raise _mismatch(path, "JSON", "text that is not UTF-8", "Save it as UTF-8.") from None
     except (ValueError, RecursionError) as error:
-        mend = "Mend it; if it holds one object a line, rename it to .jsonl."
-        raise _mismatch(path, "JSON", f"something else ({error})", mend) from error
+        advice = "Correct it; if it holds one object a line, rename it to .jsonl."
+        raise _mismatch(path, "JSON", f"something else ({error})", advice) from error
     if isinstance(value, dict):
         lists = [each for each in value.values() if isinstance(each, list)]
         value = lists[0] if len(lists) == 1 else value
     if isinstance(value, list):
         return [each if isinstance(each, dict) else _no_object(each) for each in value]
-    mend = 'Write [{"prompt": …, "chosen": …, "rejected": …}, …].'
-    raise _mismatch(path, "a list of objects", f"a single {type(value).__name__}", mend)
+    advice = 'Write [{"prompt": …, "chosen": …, "rejected": …}, …].'
+    raise _mismatch(path, "a list of objects", f"a single {type(value).__name__}", advice)
 
 
 def _no_object(value: object) -> BrokenRow:
-    return BrokenRow(f"the row is a {type(value).__name__}, not an object. Mend or remove it.")
+    return BrokenRow(f"the row is a {type(value).__name__}, not an object. Correct or remove it.")
 
 
 def _csv(path: Path) -> Iterator[object]:
@@ -305,7 +305,7 @@ def _csv(path: Path) -> Iterator[object]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield BrokenRow(f"line {start} is not CSV: {error}. Mend its quotes.")
+                yield BrokenRow(f"line {start} is not CSV: {error}. Correct its quotes.")
                 continue
             if not fields:
                 continue

@@ -138,7 +138,7 @@ def _from_dataset(data: Any, told: Mapped) -> PreferenceSource:
     names = list(data.column_names)
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:
-        # Only these columns, so that no image or audio beside them is decoded.
+        # Only these columns, so that no image or audio in other columns is decoded.
         view = data.select_columns([n for n in wanted if n in names]).with_format("arrow")
         for table in view.iter(batch_size=_BATCH):
             yield _arrow_batch(table, names, wanted)

@@ -225,8 +225,8 @@ def persona_faults(
 ) -> dict[str, FloatArray]:
     """What is missing or wrong with the personas of each side, by name: 0 or 1, shape (n, 2).
 
-    The flags are found anew, so that personas from anywhere are counted alike. The exemplars are those of
-    the default prompt.
+    The flags are found again, so that personas from all sources are counted in the same way. The exemplars
+    are those of the default prompt.
     """
     phrases = PersonaPrompt().phrases
     counted = {name: np.zeros((len(pairs), 2)) for name in (_MISSING, *FAULTS)}

@@ -27,7 +27,7 @@ Pick = Literal["first", "second"]
 Question = tuple[Message, Message]  # the same two texts: in their order, and swapped
 
 VERDICT_COLUMNS = ("verified", "verified_score", "verified_probability")  # after the side's name
-_ALTERNATIVES = 5  # tokens beside the one that was said: as many as most endpoints give
+_ALTERNATIVES = 5  # tokens besides the generated one: as many as most endpoints give
 
 
 def _bare(answer: object) -> object:

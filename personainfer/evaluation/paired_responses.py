@@ -67,7 +67,7 @@ def pair_responses(
 def by_id(name: str, field: str, given: Any, asked: Collection[str] = ()) -> dict[str, Any]:
     """The values of an argument by their ids, in order; those without ids have those of `asked`.
 
-    `field` names the value in a sequence of dicts, beside "id".
+    `field` names the value in a sequence of dicts, besides "id".
     """
     if isinstance(given, str | bytes | Persona) or hasattr(given, "columns"):
         raise InvalidArgumentError(

@@ -65,7 +65,7 @@ class Findings:
 
     def remarks(self) -> list[str]:
         """What was left out, and why: one sentence each."""
-        said = [f"{self.skipped:,} not judged, for want of a persona."] if self.skipped else []
+        said = [f"{self.skipped:,} not judged, for lack of a persona."] if self.skipped else []
         return [*said, *self.problem_remarks(), *self.notes]
 
     def problem_remarks(self) -> list[str]:

@@ -91,7 +91,7 @@ def bootstrap(
             return Estimate(value, math.nan, math.nan, len(rows))
         drawn = statistic(_resampled_sums(rows, resamples, np.random.default_rng(seed)))
     low, high = percentiles(drawn, len(rows), confidence)
-    # Rounding may put a sum of equal numbers beside itself by its last digit.
+    # Rounding may change the last digit of a sum of equal numbers.
     return Estimate(value, float(np.fmin(low, value)), float(np.fmax(high, value)), len(rows))
 
 

@@ -212,7 +212,7 @@ RULES = (
 )
 
 _RULES = tuple((rule, re.compile(rule.words, re.DOTALL)) for rule in RULES)
-_FEWEST = {"moderation": 20, "too long": 8}  # alike refusals that end a run; others: 4
+_FEWEST = {"moderation": 20, "too long": 8}  # how many equal refusals end a run; others: 4
 _LONGEST_WORDS = 300
 
 

@@ -55,7 +55,7 @@ class EmbeddedTransport(EndpointTransport):
         return {} if schema is None else response_format(schema, strict=False)
 
     async def complete(self, body: bytes, timeout: float) -> Completion:
-        """Start the server where need be, and send the request to the slot that has read most of it.
+        """Start the server if necessary, and send the request to the slot that has read most of it.
 
         Raises:
             ModelNotFoundError: the weights cannot be had or loaded, or have no chat template.
@@ -222,7 +222,7 @@ _servers: dict[tuple[int, Weights], _Server] = {}
 
 
 def running_server(weights: Weights) -> _Server:
-    """This process's server for these weights; fetches them and starts it where need be.
+    """This process's server for these weights; fetches them and starts it if necessary.
 
     Raises:
         ModelNotFoundError: the weights cannot be had or loaded.

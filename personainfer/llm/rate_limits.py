@@ -287,7 +287,8 @@ class RefusalWatch:
         if self._accepted or count < self._bound:
             return error
         stop = RequestRejectedError(
-            f"the first {count} requests were all refused alike, so no more are sent: {error.message}",
+            f"the first {count} requests were all refused for the same reason, so no more are sent:"
+            f" {error.message}",
             hint=error.hint or "Change what the endpoint names, and call again.",
         )
         stop.fatal = True

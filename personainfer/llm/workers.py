@@ -70,7 +70,7 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
-    errors: int = 0  # requests that got no usable reply in the end
+    errors: int = 0  # requests that got no usable reply after all attempts
     assumed: float = 0.0  # USD of calls whose tokens the endpoint does not tell
 
     def add(self, completion: Completion) -> float:

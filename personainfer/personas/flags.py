@@ -250,7 +250,7 @@ def _copies(text: str, *phrases: str) -> bool:
 
 @cache
 def _telling_words() -> frozenset[str]:
-    """Words of which a refusal or a protected attribute has at least one."""
+    """Words; every refusal and every protected attribute has at least one of them."""
     return _REFUSAL_WORDS | trigger_words()
 
 

@@ -216,7 +216,7 @@ def _fill(template: str, fields: Mapping[str, str]) -> Message:
 
 
 def prompt_numbers(prompts: Sequence[Prompt | None]) -> list[int]:
-    """A number for each prompt: equal for equal prompts, white space and case aside."""
+    """A number for each prompt: equal for equal prompts, ignoring white space and case."""
     texts = ["" if p is None else bare_text(prompt_text(p)) for p in prompts]
     number = {text: place for place, text in enumerate(sorted(set(texts)))}
     return [number[text] for text in texts]

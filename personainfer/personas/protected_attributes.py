@@ -197,7 +197,7 @@ def is_place(name: str) -> bool:
 
 @cache
 def trigger_words() -> frozenset[str]:
-    """Words in lower case of which a phrase has at least one, if `is_protected` is true of it."""
+    """Words in lower case; a phrase has at least one of them if `is_protected` is true of it."""
     return _lexicon().always | _lexicon().patterns.keys()
 
 

@@ -17,7 +17,7 @@ class _Absent:
 
 
 ABSENT: Final = _Absent()
-LEAVE_OUT: Final = "Mend the row or leave it out."
+LEAVE_OUT: Final = "Correct the row or leave it out."
 
 _IN_JSON = re.compile(r"""\s*(?:\[\s*)?\{.*?["'](?:role|from|content|value)["']\s*:""", re.DOTALL)
 

@@ -156,7 +156,7 @@ class LabelCoding:
             known = ", ".join(map(repr, self.numbers)) or "'a', 'b', 'tie'"
             raise DataError(
                 f"{self.column!r} is {value!r:.60}, which is none of {known}.",
-                hint=f"Mend the row, or say what it means: labels={{{value!r:.60}: …}}.",
+                hint=f"Correct the row, or say what it means: labels={{{value!r:.60}: …}}.",
             )
         return found
 

@@ -52,7 +52,7 @@ def as_score(name: str, value: object) -> float | None:
 
 
 def is_ranked(name: str) -> bool:
-    """Whether a column of that name holds ranks, of which the lowest is the best."""
+    """Whether a column of that name holds ranks, where the lowest is the best."""
     return "rank" in name.lower()
 
 

@@ -149,7 +149,7 @@ def _check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
 
 
 def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exception | None:
-    """None if any row can be read; else the first error, preferably one that the caller can mend."""
+    """None if any row can be read; else the first error, preferably one that the caller can correct."""
     problems: list[Exception] = []
     groups: list[list[Sequence[object]]] = [[row] for row in rows]
     if schema.kind == "group":

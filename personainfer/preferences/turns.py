@@ -16,7 +16,7 @@ from .cells import LEAVE_OUT, is_null, looks_like_turns, parse_cell, plain, wron
 
 
 class Turn(NamedTuple):
-    """One turn; `extra` has what it holds beside its role and content, such as tool calls."""
+    """One turn; `extra` has what it holds besides its role and content, such as tool calls."""
 
     role: str
     content: str

@@ -227,7 +227,7 @@ def _figures(
         "groups_note": (
             f"Personas grouped by {how}: {share:.0%} of them are in these groups."
             if found
-            else "No groups: too few personas want something alike."
+            else "No groups: too few personas want something similar."
         ),
     }
 
@@ -262,7 +262,7 @@ def _filters(rows: Sequence[PageRow], found: Sequence[PersonaGroup]) -> list[Jso
 
 
 def _within_bytes(rows: Sequence[PageRow]) -> tuple[Any, str]:
-    """The rows as JSON in at most so many bytes, and how they were cut to that; "" where they were not."""
+    """The rows as JSON in at most this many bytes, and how they were cut; "" if they were not."""
     size = sum(map(_bytes, rows))
     if size <= _MOST_BYTES:
         return embedded_json(rows), ""

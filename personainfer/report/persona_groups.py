@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PersonaGroup:
-    """Personas that want something alike.
+    """Personas that want something similar.
 
     Attributes:
         label: the phrase, or the phrases, that they share.
@@ -79,7 +79,7 @@ class PersonaGroup:
 def persona_groups(
     table: PersonaTable, *, embedder: Embedder | str | Path | None = None
 ) -> list[PersonaGroup]:
-    """Up to eight groups of personas that want something alike, the largest first.
+    """Up to eight groups of personas that want something similar, the largest first.
 
     Args:
         table: with personas of any side.

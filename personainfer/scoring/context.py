@@ -29,7 +29,7 @@ class Cuts:
     """How many distinct texts did not fit in the calls so far.
 
     Attributes:
-        prompts: conversations of which the oldest turns were left out.
+        prompts: conversations whose oldest turns were left out.
         responses: responses of which only the first `max_response_tokens` were scored.
         too_long: rows that did not fit even so. They have no score (NaN).
     """

@@ -52,7 +52,7 @@ class Likelihood:
             the server serves.
         batch_size: transformers: texts in one forward pass; a server: requests in flight (the
             embedded engine takes at most 8). The result does not depend on it.
-        max_response_tokens: score only the first so many tokens of a response; None: all of them.
+        max_response_tokens: score only the first N tokens of a response; None: all of them.
         device: of transformers ("cpu", "cuda", "cuda:1", "mps"); None: a GPU if there is one. With
             "local" it means: the same weights, by transformers.
         persona_in: where the persona stands: "user": the user says it at the end of the last message,
@@ -157,7 +157,7 @@ class Likelihood:
         """The log-probabilities of each row's response, and what was left out so that it fits.
 
         Args:
-            prompts, personas, responses: as of `log_likelihood`.
+            prompts, personas, responses: as for `log_likelihood`.
             groups: n labels: rows of one label and prompt lose the same turns, so that their scores can
                 be compared. None: each row by itself.
         """
@@ -190,7 +190,7 @@ class Likelihood:
 
         g(chosen) - g(rejected), where g(response) is its lift a token: the mean over its tokens of
         log p(token | prompt, persona, tokens before) minus log p(token | prompt, tokens before), or
-        minus the same with the personas of `baseline`. A sum would grow with the length of a response.
+        minus the same with the personas for `baseline`. A sum would grow with the length of a response.
 
         Args:
             preferences: n pairs.

@@ -40,13 +40,13 @@ class EmbeddedEndpoint(ScoringEndpoint):
         self.endpoint = f"llama.cpp:{weights.file}"
 
     async def read(self, path: str) -> Json:
-        """Start the server where need be, and GET from it."""
+        """Start the server if necessary, and GET from it."""
         server = await asyncio.to_thread(running_server, self._weights)
         self._base, self.key = server.api_base.removesuffix("/v1"), server.api_key
         return await super().read(path)
 
     async def ask(self, path: str, body: Json) -> Json:
-        """Start the server where need be; completions go to the slot that has read most of the prompt.
+        """Start the server if necessary; completions go to the slot that has read most of the prompt.
 
         Raises:
             ModelNotFoundError: the weights cannot be had or loaded, or lack a chat template that is needed.
@@ -112,7 +112,7 @@ class ForcedDecoding:
     def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
         """log p of each token of each response.
 
-        Texts that begin alike follow each other to the same slot of the server, which has read the
+        Texts with the same start follow each other to the same slot of the server, which has read the
         beginning then.
         """
         if self._grammar is None:

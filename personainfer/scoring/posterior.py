@@ -69,7 +69,7 @@ class PersonaPosterior:
             preferences: N pairs, `chosen` being the user's choice.
             selector: such as a `Likelihood`. A pair that it gives no number (NaN) for some candidate is
                 left out, with a warning.
-            prior, temperature: as of the class.
+            prior, temperature: as for the class.
         """
         posterior = cls(personas, prior, temperature)
         pairs = [pair for pair in preferences for _ in personas]

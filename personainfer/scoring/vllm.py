@@ -21,7 +21,7 @@ class PromptLogprobs:
 
     def __init__(self, endpoint: ScoringEndpoint, max_model_len: object = None) -> None:
         self._endpoint = endpoint
-        # One token is generated beside those that are scored.
+        # One token is generated in addition to those that are scored.
         self._context = max_model_len - 1 if isinstance(max_model_len, int) else None
 
     def context(self) -> int | None:

@@ -64,7 +64,7 @@ class Votes:
 
     @property
     def entropy_bounds(self) -> tuple[float, float]:
-        """The lowest and the highest possible entropy of so many users and responses, in nats."""
+        """The lowest and the highest possible entropy of this many users and responses, in nats."""
         winners = max(2, min(self.users, self.shares.shape[1]))
         return 0.0, math.log(winners) * (1 + 1e-9)  # rounding may exceed it
 

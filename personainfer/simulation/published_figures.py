@@ -114,7 +114,7 @@ def reproduce(
         model: the model that writes what the data lacks: personas ("pi", "wikipersonas") or responses ("pt").
         judge: a model that judges; or "likelihood", "likelihood:MODEL": the log-probabilities of a model,
             by default of "local". "wikipersonas" is always judged by likelihood.
-        limit: only the first so many rows, or users; None: all.
+        limit: only the first N rows, or users; None: all.
         progress: a bar on standard error; None: in a terminal or a notebook.
         options: configure the LLM that model= or judge= makes: see `LLM`.
 

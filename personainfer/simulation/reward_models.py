@@ -51,9 +51,7 @@ class RewardClassifier:
     ) -> None:
         check_argument("batch_size", batch_size, Count)
         if not isinstance(model, str) and tokenizer is None:
-            raise InvalidArgumentError(
-                "tokenizer= is needed beside a model that is loaded already."
-            )
+            raise InvalidArgumentError("tokenizer= is needed with a model that is already loaded.")
         self._torch = MissingExtraError.require("torch")
         transformers = MissingExtraError.require("transformers")
         if isinstance(model, str):

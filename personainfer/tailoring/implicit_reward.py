@@ -51,7 +51,7 @@ def implicit_rewards(
     Args:
         policy: the tuned model, such as `Likelihood("folder/of/an/adapter")`.
         reference: the model that it was tuned from, such as `Likelihood("transformers:local")`. Both
-            should be read alike: the same type, placement of the persona and limits.
+            should be read in the same way: the same type, placement of the persona and limits.
         prompts: n texts, or conversations.
         personas: n personas, as records or text; None: the prompt alone.
         responses: n texts.

@@ -62,7 +62,7 @@ class PersonaRetriever:
         model: "bm25", which needs no model; a sentence-transformers model, by its name on the hub or
             its folder; the name of a model at `api_base`; or a function from texts to vectors.
         api_base: the address of an OpenAI-compatible endpoint with /embeddings.
-        api_key, timeout, max_attempts: as of `LLM`, for that endpoint.
+        api_key, timeout, max_attempts: as for `LLM`, for that endpoint.
 
     Raises:
         InvalidArgumentError: a bad argument, before any call is made.
@@ -129,7 +129,7 @@ class PersonaRetriever:
             table: of `infer_personas`.
             side: whose personas.
             drop_flagged: whether personas with a flag are left out: True for any flag, or some names.
-            options: as of `PersonaRetriever`.
+            options: as for `PersonaRetriever`.
 
         Raises:
             DataError, InvalidArgumentError, MissingExtraError, ModelError: as `PersonaRetriever`.

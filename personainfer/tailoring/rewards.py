@@ -182,7 +182,7 @@ class PersonaReward:
                 repr(name) for name, each in columns.items() if isinstance(each, list)
             )
             raise InvalidArgumentError(
-                f"the data set has no column {missing[0]!r}; it has {given or 'none beside prompt'}.",
+                f"the data set has no column {missing[0]!r}; it has {given or 'none besides prompt'}.",
                 hint="Name the columns of the choices: columns={'prompt': 'question', …}, or choices=.",
             )
         if self._choices is None:

@@ -214,7 +214,7 @@ class FakeLLM:
 
 def _value(schema: Any, path: str, root: Any) -> Any:
     """What fits `schema`, a part of `root`; `path` is the seed text and the way to the field."""
-    draw = random.Random(path)  # a string seeds alike in every process
+    draw = random.Random(path)  # a string gives the same seed in every process
     if schema is None:
         return draw.choice(_WORDS)
     deep = path.count("\0") > 5  # here recursive types stop

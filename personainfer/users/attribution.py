@@ -118,7 +118,7 @@ def attribute_prefix(
         prefix: such as `persona_prefix("persona", …)`.
         choices: with `user`.
         predict: from `predictor_of`.
-        limit: measure effects on at most so many choices, drawn by `seed`; None: on all.
+        limit: measure effects on at most N choices, drawn by `seed`; None: on all.
         ablations: how many subsets are scored for each choice.
         confidence: of the intervals.
         seed: of the draws and the permutations.
@@ -295,7 +295,7 @@ def _compared(
 
 
 def _permuted_p(values: FloatArray, right: Flags, seed: int) -> float:
-    """How often the difference is as large when right and wrong are dealt anew over users."""
+    """How often the difference is as large when right and wrong are shuffled over users."""
     if right.all() or not right.any():
         return float("nan")
     random = np.random.default_rng(seed)

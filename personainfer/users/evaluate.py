@@ -65,7 +65,7 @@ def evaluate_prefixes(
             that trains a model or loads it.
         untuned: the scorer before it was tuned. Each prefix is scored by it too, on the same choices:
             `over_untuned` is the gain of tuning, by group as well (FamousPersona's equity).
-        folds: so many parts of the users, or an attribute in `groups` of which one value is left out at
+        folds: N parts of the users, or an attribute in `groups` of which one value is left out at
             a time. `prefixes` and `fit` then get only the users that they are not tested on.
         lift: judge a prefix by how much it raises the margin against the bare prompt, so that general
             tastes of the scorer do not count. "none" is judged by the margin itself.

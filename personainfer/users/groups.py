@@ -40,7 +40,7 @@ class Equity:
             group has about 13 of them.
         gap: the largest difference between two groups, which is above 0 by chance already.
         f: F of the analysis of variance over users; NaN with fewer than two groups, or as many as users.
-        p: how often F is as large when users are dealt to groups anew.
+        p: how often F is as large when users are shuffled over groups.
         adjusted_p: the same, corrected over all tests (Holm).
         without: users without a group.
     """

@@ -74,7 +74,7 @@ def infer_user_personas(
             or else its place in the data.
         model: see `LLM`; None: $PERSONAINFER_MODEL, else the embedded model.
         user: the column that says whose choice a row is. `Preference` records have `user`.
-        pairs_per_user: use the first so many choices of each user; None: all.
+        pairs_per_user: use the first N choices of each user; None: all.
         min_pairs: users with fewer get an error; "verified" and "posterior" need 2.
         method: "summary": one call over the choices. "verified": one call explains each choice; one more
             call writes the persona from the explanations that predict other choices of the user (mean
@@ -83,7 +83,7 @@ def infer_user_personas(
             user gets an error.
         select: scores explanations, for "verified" and "posterior": an object with
             `explains(preferences, personas)`, such as `Likelihood`. None: `Verifier` with `model`.
-        checks: score each explanation on so many other choices, for "verified".
+        checks: score each explanation on N other choices, for "verified".
         choice_temperature: tau of the posterior, log p(k) = sum over choices of log sigma(e / tau),
             in the unit of the selector's scores: the smaller, the more a choice counts.
         update: personas inferred before, by the same method. `data` then holds new choices only; up to

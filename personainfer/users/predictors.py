@@ -169,7 +169,7 @@ def _numbers(given: Any, count: int) -> FloatArray:
 
 
 def _some(margins: FloatArray) -> FloatArray:
-    """The margins, of which at least one must be a number."""
+    """The margins; at least one must be a number."""
     if len(margins) and np.isnan(margins).all():
         raise InvalidArgumentError(
             f"scorer= decides none of {len(margins):,} choices: its numbers are NaN, or the same"

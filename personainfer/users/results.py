@@ -39,7 +39,7 @@ class Scored:
         own, trained, shuffled, untuned: margins with the user's prefix, with what was trained on the
             user, with another user's prefix, and by the untuned scorer; NaN where there is none.
         known: the prefix has something for this user.
-        turns_cut, responses_cut, failed, unusable: as of `Predictions`, with the user's prefix.
+        turns_cut, responses_cut, failed, unusable: as for `Predictions`, with the user's prefix.
         short, empty: fewer than k examples, none.
         cut: a text was cut, with any of these prefixes.
     """
@@ -180,7 +180,7 @@ class PrefixEvaluation:
         return {name: one.own for name, one in self.scored.items()}
 
     def without_cuts(self) -> PrefixEvaluation:
-        """The same evaluation without the choices of which a text was cut, with whatever prefix.
+        """The same evaluation without the choices whose texts were cut, with any prefix.
 
         Raises:
             DataError: a text of every choice that has a margin was cut.

@@ -654,7 +654,7 @@ def test_a_pipe_that_holds_something_else_is_refused(
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "none of its first 2 rows can be read" in result.stderr
-    assert "line 1 is not JSON: Expecting value. Mend" in result.stderr
+    assert "line 1 is not JSON: Expecting value. Correct" in result.stderr
     mixed = run("infer", "-", *reach, given='nothing\n{"prompt":"Q","chosen":"A","rejected":"B"}\n')
     assert mixed.exit_code == 3
     assert llm.calls == 1

@@ -530,7 +530,7 @@ def test_too_few_personas_have_no_groups(tmp_path: Path) -> None:
     assert persona_groups(wanting("tea", "tea")) == []
     assert persona_groups(pi.PersonaTable([])) == []
     page = write_report(wanting("tea", "coffee"), tmp_path / "report.html").read_text("utf-8")
-    assert "No groups: too few personas want something alike." in page
+    assert "No groups: too few personas want something similar." in page
 
 
 @pytest.mark.heavy
