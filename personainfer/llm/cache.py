@@ -361,7 +361,7 @@ def _last_row(connection: sqlite3.Connection, path: Path) -> int:
     """The highest row number; if it cannot be read, an upper bound by the size of the file."""
     with suppress(sqlite3.DatabaseError):
         return int(connection.execute("SELECT MAX(rowid) FROM Cache").fetchone()[0] or 0)
-    return path.stat().st_size // 32
+    return path.stat().st_size // 64  # a row with its key of 32 bytes takes more than 64
 
 
 def cache_info(cache_dir: str | Path | None = None) -> CacheInfo:

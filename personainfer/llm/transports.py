@@ -51,7 +51,9 @@ class Transport(Protocol):
     """What `llm` needs of a way to reach a model."""
 
     model: str  # the name that the request carries
-    endpoint: str  # where it goes, as part of the cache's key: never a key, never a port, which changes each time
+    endpoint: (
+        str  # where it goes, as part of the cache's key: never a key, and no port that changes
+    )
 
     @property
     def notes(self) -> Json:
