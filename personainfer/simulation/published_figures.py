@@ -45,7 +45,7 @@ _TAILORED: dict[str, str] = {side: f"response_for_{side}_persona" for side in _S
 _BOAT, _FAMOUS, _LLM = "arXiv 2501.11549", "arXiv 2505.13257", "arXiv 2409.20296"
 _ACCURACY = (
     0.91,
-    f"{_BOAT}, section 3: accuracy of personas by Llama-3.1-405B, mean over four data sets",
+    f"{_BOAT}, figure 3 (sections 2 and 3): personas by Llama-3.1-405B, mean over four data sets",
 )
 # ΔPQ * 100 on BeaverTails against the same method without personas, personas: (retrieved, gold).
 _TAILORING = {"few-shot": (46.3, 55.0), "SFT": (12.3, 23.0), "DPO": (36.8, 41.6)}
@@ -197,8 +197,10 @@ def _with_personas(
             "the responses were written for the personas by a tuned model: they are not the pairs from"
             " which the personas were inferred"
         )
-        cut = f"{len(rows) - len(complete):,} rows with a response that was cut off are left out"
-        return PersonaTable.from_data(complete, columns=_TAILORED), [told, cut]
+        differs = [told]
+        if cut := len(rows) - len(complete):
+            differs.append(f"{cut:,} rows with a response that was cut off are left out")
+        return PersonaTable.from_data(complete, columns=_TAILORED), differs
     if "chosen_persona" in names:
         return PersonaTable.from_data(rows), ["personas of the data, by whoever wrote them"]
     if model is None:
@@ -299,7 +301,7 @@ def _published_responses(rows: Rows, judging: Mapping[str, Any]) -> list[Figure]
         )
         assert found.delta_pq is not None  # personas are given
         for method in ("SFT", "DPO") if side == "chosen" else ():
-            source = f"{_BOAT}, results of persona tailoring: {method}, BeaverTails, gold personas"
+            source = f"{_BOAT}, sections 4 and 5: {method}, BeaverTails, gold personas"
             name = f"ΔPQ, chosen personas, against {method}"
             figures.append(Figure(name, _TAILORING[method][1], source, _percent(found.delta_pq)))
         if side == "rejected":
@@ -322,7 +324,7 @@ def _few_shot(
             tailored.prompts, plain, tailored, personas=tailored.personas, **judging
         )
         assert found.delta_pq is not None  # personas are given
-        source = f"{_BOAT}, results of persona tailoring: few-shot, BeaverTails, {kind} personas"
+        source = f"{_BOAT}, sections 4 and 5: few-shot, BeaverTails, {kind} personas"
         name = f"ΔPQ, few-shot, {kind} personas"
         figures.append(Figure(name, _TAILORING["few-shot"][n], source, _percent(found.delta_pq)))
     return figures
