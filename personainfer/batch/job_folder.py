@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
@@ -29,7 +28,8 @@ import tenacity
 from pydantic import Field, ValidationError
 
 from ..api_keys import shown_address
-from ..data.atomic_files import write_file
+from ..data.atomic_files import atomic_folder, write_file
+from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import (
@@ -240,7 +240,8 @@ class PersonaBatch(Record):
             for number in range(len(self.parts)):
                 path = _file(self.path, kind, number)
                 if path.exists():
-                    yield from read_answers(path)
+                    with path.open("rb") as file:
+                        yield from read_answers(file)
 
     @contextmanager
     def alone(self) -> Iterator[PersonaBatch]:
@@ -349,26 +350,19 @@ def new_folder(folder: Path) -> Iterator[Path]:
             f"{folder} exists, and holds no batch.", hint="Name a folder that does not exist."
         )
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        place = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent)
+        with atomic_folder(folder, private=True) as unfinished:  # people's texts
+            yield unfinished
     except OSError as error:
-        raise _not_made(folder, error) from None
-    with place as name:
-        unfinished = Path(name) / folder.name
-        unfinished.mkdir(mode=0o700)  # people's texts: for the owner only
-        yield unfinished
-        try:
-            if folder.exists():
-                folder.rmdir()
-            unfinished.rename(folder)
-        except OSError as error:
-            raise _not_made(folder, error) from None
+        raise InvalidArgumentError(
+            f"{folder} cannot be made: {error.strerror or error}.", hint="Name another folder."
+        ) from None
 
 
-def read_answers(path: Path) -> Iterator[Answer]:
+def read_answers(file: IO[bytes]) -> Iterator[Answer]:
     """The answers in a file of replies; lines that name no request are left out."""
-    with path.open("rb") as file:
-        yield from (answer for line in file if (answer := read_line(line)))
+    for line in bounded_lines(file):
+        if line is not None and (answer := read_line(line)):
+            yield answer
 
 
 def as_folder(path: object) -> Path:
@@ -381,12 +375,6 @@ def as_folder(path: object) -> Path:
 def _is_held(error: BaseException) -> bool:
     code: object = getattr(error, "sqlite_errorcode", None)
     return code == sqlite3.SQLITE_BUSY
-
-
-def _not_made(folder: Path, error: OSError) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"{folder} cannot be made: {error.strerror}.", hint="Name another folder."
-    )
 
 
 def add_to_digest(digest: Any, wired: Sequence[WireRequest]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from ..exceptions import (
     AuthenticationError,
@@ -99,8 +99,8 @@ class BatchAPI(Protocol):
     def look(self, batch_id: str) -> BatchState:
         """The state of a batch."""
 
-    def download(self, file_id: str, target: Path) -> None:
-        """Write a file of replies to `target`."""
+    def download(self, file_id: str, file: IO[bytes]) -> None:
+        """Write the provider's file of replies to an open one."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -151,13 +151,14 @@ class EndpointBatches:
         with self._client(_TIMEOUT) as client:
             return _state(client.batches.retrieve(batch_id))
 
-    def download(self, file_id: str, target: Path) -> None:
+    def download(self, file_id: str, file: IO[bytes]) -> None:
         """GET /files/{id}/content, piece by piece."""
         with (
             self._client(_FILE_TIMEOUT) as client,
             client.files.with_streaming_response.content(file_id) as reply,
         ):
-            reply.stream_to_file(target)
+            for piece in reply.iter_bytes():
+                file.write(piece)
 
     def close(self) -> None:
         """Close the client, if there is one; a later call makes another."""
@@ -255,13 +256,13 @@ class LiteLLMBatches:
         with self._errors():
             return _state(litellm.retrieve_batch(batch_id=batch_id, **self._call(_TIMEOUT)))
 
-    def download(self, file_id: str, target: Path) -> None:
+    def download(self, file_id: str, file: IO[bytes]) -> None:
         """litellm.file_content."""
         import litellm
 
         with self._errors():
             reply = litellm.file_content(file_id=file_id, **self._call(_FILE_TIMEOUT))
-            target.write_bytes(reply.content)
+            file.write(reply.content)
 
     def close(self) -> None:
         """litellm keeps its own clients."""

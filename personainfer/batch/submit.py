@@ -17,7 +17,7 @@ from typing import Any, Unpack
 
 from ..api_keys import holds_secret
 from ..arguments import PositiveNumber, check_argument, takes_options
-from ..data.atomic_files import put_in_place
+from ..data.atomic_files import atomic_writer, remove_abandoned
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
 from ..exceptions import (
@@ -80,6 +80,7 @@ def submit_batch(
         ModelError: the provider refused a step; repeat the call to continue from there.
     """
     folder = as_folder(path)
+    remove_abandoned(folder)
     plan, source, llm = prepare(data, model, options, select_later=True)
     _check(llm, options)
     with closing(batch_api(llm.transport)) as api:
@@ -359,14 +360,16 @@ def _looked(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch
 
 
 def _fetch(api: BatchAPI, file_id: str, place: Path) -> None:
-    unfinished = place.with_suffix(".unfinished")
-    api.download(file_id, unfinished)
-    if unfinished.stat().st_size and next(read_answers(unfinished), None) is None:
-        raise ReplyError(
-            f"what the provider sent as {file_id} holds no line of a batch: see {unfinished}.",
-            hint="Repeat the call to download it again.",
-        )
-    put_in_place(unfinished, place)
+    with atomic_writer(place, private=True) as file:
+        api.download(file_id, file)
+        size = file.tell()
+        file.seek(0)
+        if size and next(read_answers(file), None) is None:
+            file.seek(0)
+            raise ReplyError(
+                f"what the provider sent as {file_id} holds no line of a batch: {file.read(200)!r}.",
+                hint="Repeat the call to download it again.",
+            )
 
 
 # Both

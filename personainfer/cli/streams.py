@@ -39,12 +39,12 @@ _SHOWN = 3  # rows with an error that the summary names
 
 def rows_of(data: str, limit: int | None) -> Any:
     """The data as the library takes it: a path, or rows of a pipe or of the start of a file."""
-    from ..data.files import check_file, jsonl_rows, open_rows
+    from ..data.files import bounded_lines, check_file, jsonl_rows, open_rows
 
     if data == "-":
         if sys.stdin is None:
             raise InvalidArgumentError("standard input is closed.", hint="Name a file.")
-        return islice(jsonl_rows(sys.stdin.buffer, "standard input"), limit)
+        return islice(jsonl_rows(bounded_lines(sys.stdin.buffer), "standard input"), limit)
     try:
         check_file(data)  # a file that is not there is the first thing to say, whatever the model
     except InvalidArgumentError as error:

@@ -1,13 +1,18 @@
-"""Write a file whole or not at all.
+"""Write a file or a folder whole or not at all.
 
-The content is written to a temporary file in the same folder (`mkstemp`: a random name, readable by its owner
-only), flushed to the disk, and then renamed over the old file. After a full disk, a kill or a power cut, the
-folder holds the old file or the new one, never a part.
+The content is written under a hidden, random name in the same folder, open to its owner only, flushed to the
+disk, and then renamed over the old file. After a full disk, a kill or a power cut, the folder holds the old file
+or the new one, never a part.
+
+A process locks what it has not finished. What a killed process left is not locked, and the next write of the
+same file removes it. (Windows has no such locks; there it stays.)
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,12 +22,20 @@ from typing import IO
 
 from ..exceptions import InvalidArgumentError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _OTHERS = 0o077  # the permissions of everybody but the owner
+_UNFINISHED = ".unfinished"
 
 
 @contextmanager
 def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends without an error.
+
+    What was written can be read back before.
 
     Args:
         path: the file to write; its folder must exist.
@@ -34,16 +47,13 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
         OSError: the disk is full, or the user may not write to the folder.
     """
     check_file(path)
-    number, name = tempfile.mkstemp(
-        prefix=f".{path.name[:50]}.", suffix=".unfinished", dir=path.parent
-    )
-    unfinished = Path(name)
+    remove_abandoned(path)
+    number, unfinished = _new_file(path)
     try:
-        with os.fdopen(number, "wb") as file:
+        with os.fdopen(number, "w+b") as file:
             yield file
-            if not private:
-                os.chmod(unfinished, _permissions(path))
-        put_in_place(unfinished, path)
+            file.flush()
+            put_in_place(unfinished, path, private=private)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -64,8 +74,58 @@ def write_file(path: Path, content: bytes | str, *, private: bool = False) -> No
         file.write(content if isinstance(content, bytes) else content.encode(errors="replace"))
 
 
-def put_in_place(unfinished: Path, path: Path) -> None:
+@contextmanager
+def atomic_folder(folder: Path, *, private: bool = False) -> Iterator[Path]:
+    """Make a folder whose files are written in the block, and that has its name when the block ends.
+
+    Args:
+        folder: one that does not exist, or is empty. Its parents are made.
+        private: only the owner may enter it.
+
+    Raises:
+        OSError: there is a folder with files, the disk is full, or the place is not the user's.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished_folder(folder) as place:
+        made = place / folder.name
+        made.mkdir(mode=0o777 & ~_OTHERS if private else 0o777)
+        yield made
+        for path in made.rglob("*"):
+            if path.is_file():
+                _flush(path)
+        if folder.exists():
+            folder.rmdir()
+        made.rename(folder)
+        _flush_folder(folder.parent)
+
+
+@contextmanager
+def unfinished_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, for the owner only, that is removed when the block ends."""
+    remove_abandoned(path)
+    number, folder = _new_folder(path)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if number is not None:
+            os.close(number)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left of unfinished writes of `path`."""
+    start = _start_of_name(path)
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        left = [one for one in entries if one.name.startswith(start)]
+        for entry in left:
+            if entry.name.endswith(_UNFINISHED):
+                _remove_if_abandoned(Path(entry.path))
+
+
+def put_in_place(unfinished: Path, path: Path, *, private: bool = False) -> None:
     """Flush a finished file to the disk, then rename it, replacing a file of that name.
+
+    Arguments and permissions are those of `atomic_writer`.
 
     Raises:
         InvalidArgumentError: the path is a pipe or a device, which would be lost.
@@ -73,15 +133,10 @@ def put_in_place(unfinished: Path, path: Path) -> None:
     """
     if not path.is_dir():
         check_file(path)
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
+    os.chmod(unfinished, 0o666 & ~_OTHERS if private else _permissions(path))
+    _flush(unfinished)
     os.replace(unfinished, path)
-    with suppress(OSError):  # not every system can flush a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    _flush_folder(path.parent)
 
 
 def check_file(path: Path) -> None:
@@ -97,6 +152,79 @@ def private_folder(folder: Path) -> Path:
     with suppress(FileExistsError):
         folder.mkdir(mode=0o777 & ~_OTHERS)
     return folder
+
+
+# Names that nobody can foresee, and locks on them
+
+
+def _start_of_name(path: Path) -> str:
+    return f".{path.name[:50]}."
+
+
+def _new_file(path: Path) -> tuple[int, Path]:
+    """A new, locked file beside `path`: its descriptor and its name."""
+    while True:
+        number, name = tempfile.mkstemp(_UNFINISHED, _start_of_name(path), path.parent)
+        if _locked(number, name):
+            return number, Path(name)
+        os.close(number)  # another process took it for one that was left
+
+
+def _new_folder(path: Path) -> tuple[int | None, Path]:
+    """A new, locked folder beside `path`: the descriptor that holds the lock, and its name."""
+    while True:
+        name = tempfile.mkdtemp(_UNFINISHED, _start_of_name(path), path.parent)
+        if fcntl is None:
+            return None, Path(name)
+        with suppress(FileNotFoundError):
+            number = os.open(name, os.O_RDONLY)
+            if _locked(number, name):
+                return number, Path(name)
+            os.close(number)
+
+
+def _locked(number: int, name: str) -> bool:
+    """Lock an open file or folder; False if another process has removed it meanwhile."""
+    if fcntl is None:
+        return True
+    with suppress(OSError):  # not every file system has locks
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        return os.stat(name).st_ino == os.fstat(number).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _remove_if_abandoned(left: Path) -> None:
+    """Remove an unfinished file or folder of this user's, unless a living process has locked it."""
+    found = left.lstat()
+    is_folder = stat.S_ISDIR(found.st_mode)
+    if fcntl is None or found.st_uid != os.getuid() or not (is_folder or left.is_file()):
+        return
+    with suppress(OSError):
+        number = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_folder:
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
+        finally:
+            os.close(number)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every system can flush a folder
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _permissions(path: Path) -> int:

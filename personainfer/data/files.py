@@ -213,10 +213,10 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 def _jsonl(path: Path) -> Iterator[object]:
     with _opened(path) as file:
-        yield from jsonl_rows(_bounded_lines(file), path)
+        yield from jsonl_rows(bounded_lines(file), path)
 
 
-def _bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
+def bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
     """The lines of a file; None for one that is too long, which is skipped in bounded memory."""
     while line := file.readline(_LONGEST_LINE):
         if len(line) < _LONGEST_LINE or line.endswith(b"\n"):

