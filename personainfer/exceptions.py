@@ -26,6 +26,7 @@ library errors are translated in `transports`, so that a bug stays a bug.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Collection, Iterable
 from importlib import import_module
@@ -39,10 +40,20 @@ _CONTROL = re.compile(
 
 
 def visible(text: str) -> str:
-    """The text with control characters as escapes ("\\x1b"): none of them acts on a terminal or a page."""
+    """The text with control characters as escapes ("\\x1b"): none of them acts on a terminal or a page.
+
+    Whatever shows texts of an endpoint or of the data calls it: errors, the command line, notebooks, pages.
+    """
     if text.isascii() and text.isprintable():
         return text
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def visible_in_json(text: str) -> str:
+    """JSON with control characters as its own escapes, which mean the same; line ends stay."""
+    if text.isascii():
+        return text.replace("\x7f", "\\u007f")
+    return _CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 class PersonaInferError(Exception):
@@ -54,7 +65,7 @@ class PersonaInferError(Exception):
     retryable = False
 
     def __init__(self, message: str, *, hint: str = "", argument: str | None = None) -> None:
-        message = visible(message)
+        message, hint = visible(message), visible(hint)
         super().__init__(f"{message} {hint}".strip())
         self.message = message
         self.hint = hint

@@ -46,6 +46,7 @@ from .streams import (
     print_json,
     print_request,
     rows_of,
+    say,
     suggest,
     table_commands,
     usd,
@@ -91,7 +92,7 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"personainfer {pi.__version__}")
+        say(f"personainfer {pi.__version__}")
         raise typer.Exit
 
 
@@ -180,12 +181,12 @@ def estimate(
     found = pi.estimate_cost(rows_of(data, limit), model, **persona_options(options))
     if as_json:
         return print_json(found.model_dump())
-    typer.echo(f"{counted(found.rows, 'row')}, {found.unusable_rows:,} of which cannot be used")
-    typer.echo(f"{counted(found.calls, 'call')} to make, {found.cached:,} replies in the cache")
-    typer.echo(
+    say(f"{counted(found.rows, 'row')}, {found.unusable_rows:,} of which cannot be used")
+    say(f"{counted(found.calls, 'call')} to make, {found.cached:,} replies in the cache")
+    say(
         f"about {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens"
     )
-    typer.echo(f"cost {usd(found.cost)}")
+    say(f"cost {usd(found.cost)}")
     return suggest(f"infer {shlex.quote(data)} -o personas.parquet …")
 
 
@@ -223,7 +224,7 @@ def verify(
     if as_json:
         print_json(found.to_dict())
     else:
-        typer.echo(str(found))
+        say(str(found))
         if target is not None:
             suggest(*table_commands(target)[1:])
     if found.failed:
@@ -349,9 +350,9 @@ def cache(
     info = pi.cache_info(cache_dir)
     if as_json:
         return print_json({**vars(info), "directory": str(info.directory)})
-    typer.echo(f"{info.directory}: {info.replies:,} replies, {info.bytes:,} bytes")
+    say(f"{info.directory}: {info.replies:,} replies, {info.bytes:,} bytes")
     for name, count in info.models.items():
-        typer.echo(f"  {name}: {count:,}")
+        say(f"  {name}: {count:,}")
     return None
 
 
@@ -371,14 +372,14 @@ def formats(as_json: AsJson = False) -> None:
         }
         return print_json({"files": FILES, "rows": rows, "exports": exports})
     files = f"{', '.join(FILES)} (the text ones also with .gz), and - for JSONL"
-    typer.echo(f"Files that infer and estimate read: {files}")
-    typer.echo("Rows of preference data that are recognised, one of each kind:")
+    say(f"Files that infer and estimate read: {files}")
+    say("Rows of preference data that are recognised, one of each kind:")
     for name, row in rows.items():
-        typer.echo(f"  {name}: {json.dumps(row, ensure_ascii=False)}")
-    typer.echo("Formats of export:")
+        say(f"  {name}: {json.dumps(row, ensure_ascii=False)}")
+    say("Formats of export:")
     for name, each in EXPORT_FORMATS.items():
         trainers = f" ({each.trainers})" if each.trainers else ""
-        typer.echo(f"  {name}: {each.columns}{trainers}")
+        say(f"  {name}: {each.columns}{trainers}")
     return None
 
 

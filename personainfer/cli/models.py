@@ -8,7 +8,7 @@ import typer
 
 from ..exceptions import InvalidArgumentError
 from .options import AsJson
-from .streams import note, print_json
+from .streams import note, print_json, say
 
 models_app = typer.Typer(rich_markup_mode=None)
 
@@ -29,15 +29,15 @@ def models(ctx: typer.Context, as_json: AsJson = False) -> None:
     for one in listed:
         here = one["path"] or one["fault"] or "not fetched"
         size = f"{one['bytes'] / 1e6:,.0f} MB"
-        typer.echo(f"{one['model']:<26} {size:>9}  {one['licence']}  {one['good_for']}")
-        typer.echo(f"{'':<26} {here}")
+        say(f"{one['model']:<26} {size:>9}  {one['licence']}  {one['good_for']}")
+        say(f"{'':<26} {here}")
 
 
 @models_app.command()
 def fetch(name: Name, as_json: AsJson = False) -> None:
     """Fetch the weights of a model now, rather than at its first use."""
     path = _named(name).path()
-    print_json({"path": str(path)}) if as_json else typer.echo(str(path))
+    print_json({"path": str(path)}) if as_json else say(str(path))
 
 
 @models_app.command()

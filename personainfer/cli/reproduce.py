@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .options import AsJson, Limit, Progress, given, with_llm_options
-from .streams import print_json
+from .streams import print_json, say
 
 
 @with_llm_options
@@ -46,4 +46,4 @@ def reproduce(
     found = measured(
         paper, data, model=model, judge=judge, limit=limit, progress=progress, **given(options)
     )
-    print_json(found.to_dict()) if as_json else typer.echo(str(found))
+    print_json(found.to_dict()) if as_json else say(str(found))

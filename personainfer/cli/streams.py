@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 import typer
 
 from ..data.atomic_files import atomic_text_writer
-from ..exceptions import InvalidArgumentError
+from ..exceptions import InvalidArgumentError, visible, visible_in_json
 
 if TYPE_CHECKING:
     from ..data.table import PersonaTable
@@ -190,7 +190,7 @@ def print_request(body: dict[str, Any], as_json: bool) -> None:
         return print_json(body)
     messages = body.pop("messages")
     told = [f"\n--- {message['role']}\n{message['content']}" for message in messages]
-    return typer.echo("\n".join([_json(body), *told]), file=data_out())
+    return say("\n".join([_json(body), *told]), data_out())
 
 
 def _json(value: object) -> str:
@@ -200,15 +200,21 @@ def _json(value: object) -> str:
         text = to_json(value, fallback=str, bytes_mode="base64", inf_nan_mode="null")
     except (PydanticSerializationError, UnicodeEncodeError):  # text that is not UTF-8 came in
         return json.dumps(value, default=str)
-    return text.decode()
+    return visible_in_json(text.decode())
 
 
 def print_json(value: object, *, err: bool = False) -> None:
     typer.echo(_json(value), file=sys.stderr if err else data_out())
 
 
+def say(text: str, file: IO[str] | None = None) -> None:
+    """Print text for people on standard output, or to a stream."""
+    typer.echo(visible(text), file=file)
+
+
 def note(text: str) -> None:
-    typer.echo(text, err=True)
+    """Print text for people on standard error."""
+    typer.echo(visible(text), err=True)
 
 
 def suggest(*commands: str) -> None:

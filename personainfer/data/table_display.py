@@ -148,11 +148,11 @@ def html_page(
         )
     )
     more = f"<p>… and {hidden} rows more: <code>write_report(table, 'report.html')</code></p>"
-    told = "".join(f"<br>{_escaped(line)}" for line in lines)
+    told = "".join(f"<br>{escaped(line)}" for line in lines)
     named = zip(labels or [str(row.index) for row in rows], rows, strict=True)
     body = "".join(_html_row(label, row) for label, row in named)
     return (
-        f"<p>{_escaped(said)}{told}</p>"
+        f"<p>{escaped(said)}{told}</p>"
         f"<table><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>{more if hidden else ''}"
     )
@@ -173,14 +173,15 @@ def figures(added: Mapping[str, Sequence[Any]], neither: float = 0.0) -> Iterato
             yield f"the judge's score of the {side} personas: {mean:.2f}, {len(known)} judged ({guess})"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """The text as HTML, with control characters made visible."""
     return html.escape(visible(text))
 
 
 def _html_row(label: str, row: PersonaRow) -> str:
-    cells = [_cell(_escaped(label)), _cell(_escaped(_first_line(row, 80)))]
+    cells = [_cell(escaped(label)), _cell(escaped(_first_line(row, 80)))]
     if row.chosen is None and row.rejected is None:
-        cells.append(_cell(f"<em>{_escaped(_reason(row))}</em>", span=2))
+        cells.append(_cell(f"<em>{escaped(_reason(row))}</em>", span=2))
     else:
         cells += [_cell(_quote(said) + _person(row, persona)) for _, said, persona in sides(row)]
     return f"<tr>{''.join(cells)}</tr>"
@@ -199,14 +200,12 @@ def _quote(response: str) -> str:
 
 def _person(row: PersonaRow, persona: Persona | None) -> str:
     if persona is None:
-        return f"<em>{_escaped(_reason(row))}</em>"
+        return f"<em>{escaped(_reason(row))}</em>"
     chips = "".join(
-        f"<span style='{_CHIP}'>{_escaped(flag.replace('_', ' '))}</span>" for flag in persona.flags
+        f"<span style='{_CHIP}'>{escaped(flag.replace('_', ' '))}</span>" for flag in persona.flags
     )
-    because = _escaped(persona.evidence)
-    return (
-        f"<span title='{because}'>{_escaped(str(persona))}</span>{'<br>' if chips else ''}{chips}"
-    )
+    because = escaped(persona.evidence)
+    return f"<span title='{because}'>{escaped(str(persona))}</span>{'<br>' if chips else ''}{chips}"
 
 
 def _reason(row: PersonaRow) -> str:
@@ -230,9 +229,19 @@ def _prompt_text(row: PersonaRow) -> str:
 def embedded_json(rows: Sequence[object]) -> Markup:
     """JSON that can stand in a script element: `<` opens no tag and ends no script there.
 
-    Half of a surrogate pair, which no file may hold, becomes a replacement character.
+    Control characters in its texts are made visible.
     """
-    text = json.dumps(rows, ensure_ascii=False).encode(errors="replace").decode()
+    text = json.dumps(_all_visible(rows), ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def _all_visible(value: object) -> object:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {name: _all_visible(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_all_visible(one) for one in value]
+    return value

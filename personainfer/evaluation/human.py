@@ -9,16 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import random
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import ArrayLike, NDArray
 
 from ..arguments import read_numbers
@@ -29,6 +26,7 @@ from ..data.table_display import embedded_json
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_text
 from ..records import FloatArray, Side
+from .report import page_from
 from .statistics import (
     CONFIDENCE,
     Estimate,
@@ -159,11 +157,8 @@ def _write_csv(path: Path, shown: Sequence[Mapping[str, str]], fields: Sequence[
 
 
 def _page(shown: Sequence[Mapping[str, str]], question: str) -> str:
-    source = files(__package__).joinpath("templates").joinpath("sheet.html")
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    page = environment.from_string(source.read_text(encoding="utf-8"))
     data = embedded_json([{"question": question, "items": list(shown)}])
-    return str(page.render(nonce=secrets.token_urlsafe(16), data=data))
+    return page_from("sheet.html", data=data)
 
 
 # Ratings in

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from ..data.table import PersonaTable
+from ..data.table_display import escaped
+from ..exceptions import visible
 from ..records import Record, Side, Usage
 from .grouped import WinRate
 from .judge import Verdict
@@ -83,18 +84,18 @@ class Findings:
 
     def __str__(self) -> str:
         title = f"{type(self).__name__} by {self.judge}"
-        return "\n".join([title, *text_table(self.grid()), *self.remarks()])
+        return visible("\n".join([title, *text_table(self.grid()), *self.remarks()]))
 
     def _repr_html_(self) -> str:
         head, *body = self.grid()
         cells = [
-            "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in line)
+            "".join(f"<td style='text-align:left'>{escaped(cell)}</td>" for cell in line)
             for line in body
         ]
-        names = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in head)
-        said = "".join(f"<p>{html.escape(remark)}</p>" for remark in self.remarks())
+        names = "".join(f"<th style='text-align:left'>{escaped(name)}</th>" for name in head)
+        said = "".join(f"<p>{escaped(remark)}</p>" for remark in self.remarks())
         return (
-            f"<table><caption>{type(self).__name__} by {html.escape(self.judge)}</caption>"
+            f"<table><caption>{type(self).__name__} by {escaped(self.judge)}</caption>"
             f"<thead><tr>{names}</tr></thead>"
             f"<tbody>{''.join(f'<tr>{line}</tr>' for line in cells)}</tbody></table>{said}"
         )

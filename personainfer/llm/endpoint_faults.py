@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from time import time
 from typing import Any, Literal, NamedTuple
 
 from ..exceptions import (
@@ -390,12 +390,12 @@ def _wait(value: str) -> float | None:
     if seconds is not None:
         if seconds > 1e11:  # some send the epoch in milliseconds, such as OpenRouter
             seconds /= 1000
-        return max(0.0, seconds - time()) if seconds > 1e8 else seconds  # and some in seconds
+        return max(0.0, seconds - time.time()) if seconds > 1e8 else seconds  # and some in seconds
     parts = _DURATION.findall(value)
     if parts and "".join(number + unit for number, unit in parts) == value:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
 

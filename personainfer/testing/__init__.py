@@ -1,4 +1,4 @@
-"""A fake language model behind a real HTTP server, to test code that calls one."""
+"""A fake language model behind a real HTTP server, and the faults of machines, to test code that meets both."""
 
 import lazy_loader
 

@@ -136,6 +136,29 @@ class Fault:
         """A completion whose content is this many bytes of words, not JSON."""
         return cls("edit", edit={"content": ("plain words " * (bytes // 12 + 1))[:bytes]})
 
+    @classmethod
+    def table(cls) -> dict[str, Self]:
+        """One of each way in which an endpoint fails, by name, to try code against them all."""
+        return {
+            "429-retry-after": cls.rate_limit(0),
+            "429": cls.rate_limit(),
+            "500": cls.status(500),
+            "503": cls.status(503),
+            "reset": cls("reset"),
+            "reset-in-body": cls("reset_mid_body"),
+            "hang": cls.hang(),
+            "empty-body": cls.empty(),
+            "empty-content": cls.empty("content"),
+            "invalid-json": cls.invalid_json(),
+            "not-json": cls.invalid_json("body"),
+            "schema": cls("bad_schema"),
+            "refusal": cls.refusal(),
+            "length": cls("truncated"),
+            "filter": cls("filtered"),
+            "not-utf8": cls("not_utf8"),
+            "10-MB": cls.huge(),
+        }
+
     def spoil(self, reply: Reply, schema: Any) -> Reply:
         """The reply with this fault applied; faults of the connection do not change it."""
         text, edit = reply.text, dict(self.edit)

@@ -7,8 +7,8 @@
             break
 
 The process is a fork, watched by ptrace. A write is any system call that changes a file or a folder, from
-Python, Arrow or SQLite alike: write, rename, unlink, mkdir, truncate, chmod, and an open that may create. A kill
-just before each of them leaves every state that a `kill -9` can leave.
+Python, Arrow or SQLite alike: write, rename, unlink, mkdir, truncate, chmod, and an open that may create.
+A kill just before each of them leaves every state that a `kill -9` can leave.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def killed_at_write(
 _PTRACE_TRACEME, _PTRACE_CONT, _PTRACE_SETOPTIONS = 0, 7, 0x4200
 _PTRACE_GETEVENTMSG, _PTRACE_GET_SYSCALL_INFO = 0x4201, 0x420E
 _EVENT_SECCOMP = 7
-_OPTIONS = 0x2 | 0x4 | 0x8 | 0x80 | 0x100000  # forks, vforks, threads, seccomp; killed with the watcher
+_OPTIONS = (
+    0x2 | 0x4 | 0x8 | 0x80 | 0x100000
+)  # forks, vforks, threads, seccomp; killed with the watcher
 _WALL = 0x40000000  # waitpid: threads too
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER_MODE = 38, 22, 2
 _LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # instructions of a filter
@@ -134,31 +136,30 @@ _MAY_CREATE = os.O_CREAT | os.O_TRUNC
 
 def _watched(operation: Callable[[], object], folder: str, at: int | None) -> KilledRun:
     """Fork, run the operation in the child, and follow it and what it starts to their ends."""
-    told, ours = os.pipe()
+    answer = os.memfd_create("answer")  # not a pipe: nobody reads it before the child has ended
     child = os.fork()
     if child == 0:
-        os.close(told)
         os.setsid()  # Ctrl-C is for the watcher
         _submit_to_ptrace()
-        _run(operation, ours)
-    os.close(ours)
+        _run(operation, answer)
     writes: list[str] = []
     killed = _follow(child, folder, at, writes)
-    with os.fdopen(told, "rb") as answer:
-        content = answer.read()
+    os.lseek(answer, 0, os.SEEK_SET)
+    with os.fdopen(answer, "rb") as file:
+        content = file.read()
     if killed:
         return KilledRun(tuple(writes), True)
     value, error = pickle.loads(content) if content else (None, "the process ended without a word")
     return KilledRun(tuple(writes), False, value, error)
 
 
-def _run(operation: Callable[[], object], ours: int) -> None:
+def _run(operation: Callable[[], object], answer: int) -> None:
     value, error = None, ""
     try:
         value = operation()
     except BaseException:
         error = traceback.format_exc()
-    with os.fdopen(ours, "wb") as out:
+    with os.fdopen(answer, "wb") as out:
         out.write(pickle.dumps((value, error)))
     sys.stderr.flush()
     os._exit(0)

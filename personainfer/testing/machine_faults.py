@@ -1,0 +1,51 @@
+"""Faults of the machine: a disk that is full, a database that another program holds, a clock that jumps."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from unittest import mock
+
+__all__ = ["clock_jump", "full_disk", "locked_database"]
+
+
+@contextmanager
+def full_disk(bytes: int) -> Iterator[None]:
+    """In the block no file of this process grows beyond so many bytes, as if the disk were full then.
+
+    Writes beyond it fail with an OSError (EFBIG), from Python, Arrow and SQLite alike. Not on Windows.
+    """
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def locked_database(path: str | Path) -> Iterator[None]:
+    """In the block another connection holds the write lock of an SQLite database, such as a cache's."""
+    with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
+def clock_jump(seconds: float) -> Iterator[None]:
+    """In the block the clock is so many seconds ahead, or behind where they are negative.
+
+    It is the clock that can be set, `time.time`; `time.monotonic` goes on as it did.
+    """
+    now, now_ns = time.time, time.time_ns
+    with (
+        mock.patch("time.time", lambda: now() + seconds),
+        mock.patch("time.time_ns", lambda: now_ns() + int(seconds * 1e9)),
+    ):
+        yield
