@@ -1,8 +1,8 @@
 """Write a file or a folder whole or not at all.
 
 The content is written under a hidden, random name in the same folder, open to its owner only, flushed to
-the disk, and then renamed over the old file. After a full disk, a kill or a power cut, the folder holds the old
-file or the new one, never a part.
+the disk, and then renamed over the old file. After a full disk, a kill or a power cut, the folder holds the
+old file or the new one, never a part.
 
 A process locks what it has not finished. What a killed process left is not locked, and the next write of the
 same file removes it. (Windows has no such locks; there it stays.)

@@ -1,4 +1,4 @@
-"""A fake language model behind a real HTTP server, and the faults of machines, to test code that meets both."""
+"""A fake model behind a real HTTP server, and the faults of machines, for tests of code that meets both."""
 
 import lazy_loader
 

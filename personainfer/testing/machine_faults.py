@@ -45,7 +45,7 @@ def clock_jump(seconds: float) -> Iterator[None]:
     """
     now, now_ns = time.time, time.time_ns
     with (
-        mock.patch("time.time", lambda: now() + seconds),
-        mock.patch("time.time_ns", lambda: now_ns() + int(seconds * 1e9)),
+        mock.patch("time.time", side_effect=lambda: now() + seconds),
+        mock.patch("time.time_ns", side_effect=lambda: now_ns() + int(seconds * 1e9)),
     ):
         yield
