@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import AsJson, Progress, given, with_llm_options
-from .streams import FAILED, print_json
+from .streams import FAILED, print_json, say
 
 
 @with_llm_options
@@ -64,6 +64,6 @@ def benchmark(
     found = benchmark_model(model, scorers=scorers, data=pairs, progress=progress, **given(options))
     if target is not None:
         found.table.save(target)
-    print_json(found.to_dict()) if as_json else typer.echo(str(found))
+    print_json(found.to_dict()) if as_json else say(str(found))
     if found.failed:
         raise typer.Exit(FAILED)

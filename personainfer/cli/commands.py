@@ -183,9 +183,7 @@ def estimate(
         return print_json(found.model_dump())
     say(f"{counted(found.rows, 'row')}, {found.unusable_rows:,} of which cannot be used")
     say(f"{counted(found.calls, 'call')} to make, {found.cached:,} replies in the cache")
-    say(
-        f"about {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens"
-    )
+    say(f"about {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens")
     say(f"cost {usd(found.cost)}")
     return suggest(f"infer {shlex.quote(data)} -o personas.parquet …")
 

@@ -15,7 +15,7 @@ import personainfer as pi
 
 from ..exceptions import DataError, InvalidArgumentError
 from .options import AnyTable, AsJson
-from .streams import Done, data_out, note, print_json, suggest, table_commands
+from .streams import Done, data_out, note, print_json, say, suggest, table_commands
 
 if TYPE_CHECKING:
     from ..personas.infer import PersonaStream
@@ -38,7 +38,7 @@ def show(
 ) -> None:
     """Print a table: each prompt, what both responses say, and who prefers them."""
     found = opened_table(table)
-    typer.echo(found.format(limit=limit, width=width or _columns()), file=data_out())
+    say(found.format(limit=limit, width=width or _columns()), file=data_out())
     if len(found) > limit:
         note(f"All of them: personainfer show {shlex.quote(str(table))} -n {len(found)}")
     suggest(*table_commands(table)[1:])
@@ -57,7 +57,7 @@ def report(
     path = pi.write_report(opened_table(table), output, title=title, overwrite=overwrite)
     if as_json:
         return print_json({"report": str(path)})
-    typer.echo(str(path))
+    say(str(path))
     return note(f"Open it in a browser: {path.resolve().as_uri()}")
 
 

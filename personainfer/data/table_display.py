@@ -195,7 +195,7 @@ def _quote(response: str) -> str:
     """The beginning of a response, above the persona of who prefers it."""
     text = " ".join(response.split())
     text = text if len(text) <= _QUOTED else text[: _QUOTED - 1] + "…"
-    return f"<div style='{_QUOTE}'>{_escaped(text)}</div>" if text else ""
+    return f"<div style='{_QUOTE}'>{escaped(text)}</div>" if text else ""
 
 
 def _person(row: PersonaRow, persona: Persona | None) -> str:
