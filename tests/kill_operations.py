@@ -273,17 +273,20 @@ OPERATIONS = {
     "sheets": Operation(sheets, check=whole_sheets),
     "users": Operation(users, old_users, whole_users),
     "submit": Operation(submit, empty_cache, paid=1, meter=batches),
-    "collect": Operation(collect, submitted, paid=1, meter=batches),
-    "prune": Operation(prune, infer, sound_cache, paid=ROWS),
-    "clear": Operation(clear, infer, sound_cache, paid=ROWS),
+    "collect": Operation(collect, submitted, meter=batches),
+    "prune": Operation(prune, infer, sound_cache),
+    "clear": Operation(clear, infer, sound_cache),
 }
 
 
 def try_every_point(name: str, base: str, place: str, points: int | None = None) -> Report:
     """Kill an operation at each of its writes, or at so many spread over them, and call it again."""
     operation, report = OPERATIONS[name], Report()
-    whole = Path(place) / "whole"
-    undisturbed = _point(operation, base, whole, None)
+    before_all, whole = Path(place) / "before", Path(place) / "whole"
+    before_all.mkdir()
+    prepared = killed_at_write(lambda: operation.prepare(before_all, base) and None, before_all)
+    assert not prepared.error, prepared.error
+    undisturbed = _point(operation, base, before_all, whole, None)
     assert not undisturbed.error, undisturbed.error
     value, modules = undisturbed.value
     for module in modules:  # so that no fork has to load them
@@ -296,7 +299,7 @@ def try_every_point(name: str, base: str, place: str, points: int | None = None)
     for at in wanted:
         folder = Path(place) / str(at)
         before = operation.meter(base)
-        killed = _point(operation, base, folder, at)
+        killed = _point(operation, base, before_all, folder, at)
         if not killed.killed:
             break
         report.points += 1
@@ -316,10 +319,10 @@ def try_every_point(name: str, base: str, place: str, points: int | None = None)
     return report
 
 
-def _point(operation: Operation, base: str, folder: Path, at: int | None) -> KilledRun:
-    folder.mkdir()
-    prepared = killed_at_write(lambda: operation.prepare(folder, base) and None, folder)
-    assert not prepared.error, prepared.error
+def _point(
+    operation: Operation, base: str, before: Path, folder: Path, at: int | None
+) -> KilledRun:
+    shutil.copytree(before, folder)
 
     def run() -> object:
         return operation.run(folder, base), sorted(sys.modules)

@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["KilledRun", "killed_at_write"]
-
 
 @dataclass(frozen=True)
 class KilledRun:

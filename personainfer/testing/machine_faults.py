@@ -9,8 +9,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from unittest import mock
 
-__all__ = ["clock_jump", "full_disk", "locked_database"]
-
 
 @contextmanager
 def full_disk(bytes: int) -> Iterator[None]:

@@ -86,8 +86,8 @@ def test_a_full_disk_leaves_the_old_file_of_every_kind(place: Path) -> None:
     with full_disk(500), pytest.raises(InvalidArgumentError, match="too large"):
         pi.export_personas(table(30), place / "out", format="trl-sft")
     pi.cache_info()  # SQLite's own files are larger than 500 bytes
-    with full_disk(40_000), pytest.raises(InvalidArgumentError, match="too large"):
-        pi.submit_batch(pairs(500), "fake", place / "batch", api_base="http://127.0.0.1:9/v1")
+    with full_disk(150_000), pytest.raises(InvalidArgumentError, match="too large"):
+        pi.submit_batch(pairs(1000), "fake", place / "batch", api_base="http://127.0.0.1:9/v1")
     assert path.read_bytes() == old
     assert not [file for file in place.rglob("*") if file.is_file() and file != path]
     assert len(pi.PersonaTable.load(path)) == 2
