@@ -237,6 +237,11 @@ def embedded_json(rows: Sequence[object]) -> Markup:
     return Markup(text)
 
 
+def visible_value(value: object) -> object:
+    """What a template puts in: text with its control characters made visible, other values as they are."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _all_visible(value: object) -> object:
     if isinstance(value, str):
         return visible(value)

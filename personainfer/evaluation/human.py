@@ -9,13 +9,16 @@ from __future__ import annotations
 import csv
 import json
 import random
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
 from numpy.typing import ArrayLike, NDArray
 
 from ..arguments import read_numbers
@@ -26,7 +29,6 @@ from ..data.table_display import embedded_json
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_text
 from ..records import FloatArray, Side
-from .report import page_from
 from .statistics import (
     CONFIDENCE,
     Estimate,
@@ -158,7 +160,10 @@ def _write_csv(path: Path, shown: Sequence[Mapping[str, str]], fields: Sequence[
 
 def _page(shown: Sequence[Mapping[str, str]], question: str) -> str:
     data = embedded_json([{"question": question, "items": list(shown)}])
-    return page_from("sheet.html", data=data)
+    source = files(__package__).joinpath("templates").joinpath("sheet.html")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    page = environment.from_string(source.read_text(encoding="utf-8"))
+    return str(page.render(nonce=secrets.token_urlsafe(16), data=data))
 
 
 # Ratings in

@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from ..data.atomic_files import check_file, write_file
 from ..data.table import PersonaTable
-from ..data.table_display import embedded_json
+from ..data.table_display import embedded_json, visible_value
 from ..evaluation.results import TableFindings
 from ..evaluation.salience import SalientWord
 from ..evaluation.summary import guess_text, summarise
@@ -139,7 +139,7 @@ def _check_replaced(path: Path) -> None:
 @cache
 def _template() -> Template:
     source = files(__package__).joinpath("templates").joinpath("report.html")
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=visible_value)
     return environment.from_string(source.read_text(encoding="utf-8"))
 
 
