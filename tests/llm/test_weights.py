@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -21,36 +19,9 @@ from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
 from personainfer.llm import weights as module
 from personainfer.llm.llamacpp import EmbeddedTransport
-from personainfer.llm.weights import NAMED_WEIGHTS, NamedWeights, find_weights, remove_weights
+from personainfer.llm.weights import NAMED_WEIGHTS, find_weights, remove_weights
 
-CONTENT = b"GGUF" + bytes(range(256)) * 10
-PART = 1000
-PARTS = [CONTENT[start : start + PART] for start in range(0, len(CONTENT), PART)]
-TINY = NamedWeights(
-    name="tiny",
-    file="tiny.gguf",
-    size=len(CONTENT),
-    sha256=hashlib.sha256(CONTENT).hexdigest(),
-    licence="MIT",
-    good_for="these tests",
-    packages=tuple(f"pi-tiny-part{n}==1.0" for n in range(1, len(PARTS) + 1)),
-    part_size=PART,
-)
-
-
-def write_wheel(folder: Path, number: int, content: bytes) -> Path:
-    """A wheel that pip accepts, with `content` as its largest file."""
-    name = f"pi_tiny_part{number}"
-    info = f"{name}-1.0.dist-info"
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
-        wheel.writestr(f"{name}/data/part.bin", content)
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(f"{info}/RECORD", "")
-    return path
+from ..tiny_weights import CONTENT, PARTS, TINY, write_wheel
 
 
 @pytest.fixture
