@@ -180,12 +180,10 @@ class ModelNotFoundError(ModelError):
 class RequestRejectedError(ModelError):
     """The endpoint refuses this request (too long, filtered, malformed); the next may pass.
 
-    `unsupported` names a field that the endpoint does not accept. A run ends if all of its first requests
-    are refused for the same reason, and there are at least `fewest_alike` of them.
+    `unsupported` names a field that the endpoint does not accept.
     """
 
     unsupported = ""
-    fewest_alike = 4
 
 
 class RateLimitError(ModelError):

@@ -357,6 +357,7 @@ class Completion:
     completion_tokens: int
     logprobs: Logprobs | None = None
     reasoning_tokens: int = 0
+    dialect: int = 0  # the version of the endpoint's dialect that the request was written in
 
 
 class Selector(Protocol):

@@ -94,7 +94,7 @@ SHELL_NAMES = {
 }
 # The panel of the help in which each option stands.
 PANELS = {
-    "The data": ("columns", "labels", "pairs", "min_gap"),
+    "The data": ("columns", "labels", "pairs", "min_gap", "min_votes", "safe_rejected"),
     "The personas": (
         "sides",
         "protocol",
@@ -142,7 +142,7 @@ def _declared(option: Option) -> Any:
     dashed = SHELL_NAMES.get(option.name, option.name).replace("_", "-")
     name = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
     help = option.help
-    if option.default is not None and option.default is not True:
+    if option.default is not None and not isinstance(option.default, bool):
         help += f" Default: {option.default}."
     panel = _PANEL_OF.get(option.name)
     declared = {"help": help, "show_default": False, "rich_help_panel": panel, **more}

@@ -15,7 +15,7 @@ from ..preferences.cells import ABSENT
 from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
 from ..preferences.pairing import check_pairing
-from ..preferences.recognition import LOOK_AHEAD, recognise, settle
+from ..preferences.recognition import LOOK_AHEAD, check_options, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
 from .files import SUPPORTED, arrow_cells, check_readable, open_rows
@@ -201,24 +201,24 @@ def _texts(names: Sequence[object]) -> list[str]:
 def read_cells(
     names: Sequence[object],
     cells: Callable[[str], Iterable[object]],
-    columns: Mapping[str, str],
-    labels: Mapping[Any, str] | None = None,
+    told: Mapped,
 ) -> list[SourceRow]:
     """Read the rows of one batch of a larger data set. Rows that cannot be read have an error.
 
-    `cells` gives the values of a column, and is asked only for those that are needed. Labels have to
-    be certain from this batch alone, or be explained by `labels`.
+    `cells` gives the values of a column, and is asked only for those that are needed. What `told` says
+    of the data holds for all batches. Labels that are numbers have to be certain from this batch alone,
+    so that no batch is read otherwise than the whole would be.
 
     Raises:
         DataError, InvalidArgumentError: the names are not those of preference data, or the labels
             are not certain.
     """
     _refuse_twins(names)
-    told = Mapped(columns, check_labels(labels))
     schema = recognise(_texts(names), told)[0]
     values = (cells(n) if n in names else repeat(ABSENT) for n in schema.columns.values())
     rows = list(zip(*values, strict=False))
-    schema = schema.settled(rows)
+    schema = schema.settled(rows, is_batch=True)
+    check_options(schema, rows)
     return [read_row(schema, row, {}) for row in rows]
 
 

@@ -212,7 +212,6 @@ RULES = (
 )
 
 _RULES = tuple((rule, re.compile(rule.words, re.DOTALL)) for rule in RULES)
-_FEWEST = {"moderation": 20, "too long": 8}  # how many equal refusals end a run; others: 4
 _LONGEST_WORDS = 300
 
 
@@ -235,10 +234,8 @@ def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -
     if isinstance(error, RateLimitError):
         error.retry_after = wait
         error.loading = rule.name == "loading"
-    if isinstance(error, RequestRejectedError):
-        error.fewest_alike = _FEWEST.get(rule.name, 4)
-        if rule.scope == "form":
-            error.unsupported = _unsupported(lowered)
+    if isinstance(error, RequestRejectedError) and rule.scope == "form":
+        error.unsupported = _unsupported(lowered)
     if rule.scope == "run":
         error.fatal = True
     return error

@@ -44,6 +44,8 @@ class EmbeddedTransport(EndpointTransport):
     in the same way: the form of a reply is a JSON schema, which the server turns into a grammar.
     """
 
+    enforces_forms = True  # by a grammar
+
     def __init__(self, weights: Weights) -> None:
         super().__init__(model=Path(weights.file).stem, api_base="", api_key="none")
         self._weights = weights

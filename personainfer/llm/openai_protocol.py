@@ -260,6 +260,7 @@ _REASONS = re.compile(  # names of models that think before they answer
     re.IGNORECASE,
 )
 _OPENAI_REASONS = re.compile(r"(^|/)(o[134](-|$)|gpt-5)", re.IGNORECASE)
+_MISFITS = 3  # replies in another form than asked for, and none in that one
 _FOR_REASONING = 8  # times max_tokens: reasoning counts as output, and takes most of it
 _NUMBER = re.compile(
     r"(?:at most|maximum (?:of|is)|less than or equal to|<=|limit (?:of|is)|> |exceed|\[\d+,|between \d+ and)"
@@ -280,6 +281,8 @@ class Dialect:
         self.version = 0  # counts what was learned
         self.proven = True  # requests may go side by side; else one goes first
         self.answered = False  # whether the endpoint has ever taken a request
+        self.fits = False  # whether a reply has ever been in the form that was asked for
+        self._misfits = 0  # replies in another form, since the last change
         self._limit_name = "max_tokens"
         self._largest_limit: int | None = None
         self._renamed = False
@@ -374,6 +377,18 @@ class Dialect:
         new = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
         self._limit_name = new[self._limit_name]
         return True
+
+    def was_read(self, version: int, *, fits: bool) -> None:
+        """Learn from a reply that there is: some endpoints take every form, and ignore it.
+
+        Where the first replies are all in another form, the next requests ask in the next way.
+        """
+        self.fits = fits
+        self._misfits += not fits and version == self.version
+        if self._misfits >= _MISFITS and self.form < len(FORMS) - 1:
+            self.form += 1
+            self.version += 1
+            self._misfits = 0
 
     def thinks(self, version: int) -> bool:
         """Note that a reply was cut off while the model reasoned. True if replies now get more tokens."""

@@ -22,7 +22,6 @@ from ..exceptions import (
     BudgetExceededError,
     ModelError,
     RateLimitError,
-    ReplyError,
     RequestRejectedError,
 )
 
@@ -236,17 +235,17 @@ class Gate:
 class RefusalWatch:
     """Ends a run whose first requests are all refused for the same reason.
 
-    Until the endpoint accepts a request, at most 3 requests more than may be in flight are sent. If all of
-    them are refused for one reason, the run ends. The first accepted request ends the watch.
+    Until the endpoint accepts a request, at most 2 requests more than may be in flight are sent. If all
+    of them are refused for one reason, one short request follows. If the endpoint refuses that too, the
+    run ends; else the refusals concern their rows alone. The first accepted request ends the watch.
     """
 
     def __init__(self, width: int) -> None:
-        self._most = width + 3
+        self._most = width + 2
         self._accepted = False
         self._in_flight = 0
         self._refusals: Counter[str] = Counter()
         self._changed = asyncio.Event()
-        self._bound = self._most
 
     @property
     def is_over(self) -> bool:
@@ -258,7 +257,7 @@ class RefusalWatch:
         while (
             not self._accepted
             and self._refusals
-            and self._in_flight + max(self._refusals.values()) >= self._bound
+            and self._in_flight + max(self._refusals.values()) >= self._most
         ):
             self._changed.clear()
             await self._changed.wait()
@@ -275,17 +274,24 @@ class RefusalWatch:
             self._accepted = True
             self._changed.set()
 
-    def judged(self, error: RequestRejectedError | ReplyError) -> ModelError:
-        """Count a refusal, or a body that is not a reply of a model. Returns the error to raise.
+    def refused(self, error: ModelError) -> bool:
+        """Count a refusal, or a body that is not a reply of a model.
 
-        This is the given error, until too many were alike; then it is one that ends the run.
+        Returns:
+            Whether the short request has to be sent now.
         """
-        reason = _EXAMPLES.sub("#", error.message)[:120]
+        reason = _reason(error)
         self._refusals[reason] += 1
-        self._bound = max(self._most, getattr(error, "fewest_alike", 0))
-        count = self._refusals[reason]
-        if self._accepted or count < self._bound:
-            return error
+        return not self._accepted and self._refusals[reason] == self._most
+
+    def start_again(self, error: ModelError) -> None:
+        """Forget the refusals for this reason, since the short request got no answer."""
+        del self._refusals[_reason(error)]
+        self._changed.set()
+
+    def stopped(self, error: ModelError) -> RequestRejectedError:
+        """The error that ends the run after the short request was refused too."""
+        count = self._refusals[_reason(error)] + 1
         stop = RequestRejectedError(
             f"the first {count} requests were all refused for the same reason, so no more are sent:"
             f" {error.message}",
@@ -293,6 +299,11 @@ class RefusalWatch:
         )
         stop.fatal = True
         return stop
+
+
+def _reason(error: ModelError) -> str:
+    """The message of an error without the words that differ between refusals for one reason."""
+    return _EXAMPLES.sub("#", error.message)[:120]
 
 
 _EXAMPLES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\d+")  # what differs in refusals of one kind

@@ -61,6 +61,7 @@ class Form:
     def __init__(self, transport: Transport, request: Request, sampling: Mapping[str, Any]) -> None:
         self.prefix = request.prefix
         self._schema = request.schema
+        self.has_schema = request.schema is not None
         fields = {"model": transport.model, **sampling, **transport.settings(request.schema)}
         if request.sample and fields.get("seed") is not None:
             fields["seed"] += request.sample

@@ -11,6 +11,7 @@ import logging
 import os
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol
@@ -71,6 +72,9 @@ class Transport(Protocol):
         An error with `rewritten` says that the same body would now be sent in another form.
         """
 
+    def was_read(self, completion: Completion, *, fits: bool) -> None:
+        """Learn whether a reply was in the form that was asked for."""
+
     def open(self) -> None:
         """A run begins to use it."""
 
@@ -80,6 +84,10 @@ class Transport(Protocol):
 
 class _Speaker:
     """The base of both transports: it learns the dialect of the endpoint, one request at a time."""
+
+    enforces_forms = (
+        False  # whether no reply can be in another form than the one that was asked for
+    )
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -116,7 +124,12 @@ class _Speaker:
             if is_first:
                 dialect.end_turn()
         dialect.accepted()
-        return completion
+        return completion if dialect.fits else replace(completion, dialect=version)
+
+    def was_read(self, completion: Completion, *, fits: bool) -> None:
+        """An endpoint whose replies are all in another form is asked in another way."""
+        if not (self.dialect.fits or self.enforces_forms):
+            self.dialect.was_read(completion.dialect, fits=fits)
 
     async def _send(self, body: bytes, timeout: float) -> Completion:
         raise NotImplementedError
@@ -130,7 +143,8 @@ class _Speaker:
 class EndpointTransport(_Speaker):
     """Any server that speaks the OpenAI protocol: vLLM, llama.cpp, SGLang, a gateway, OpenAI, Azure.
 
-    Proxies and certificates are those of the environment (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE).
+    Proxies and certificates are those of the environment: HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE (or
+    REQUESTS_CA_BUNDLE), and SSL_CERTIFICATE for a certificate of the client.
     """
 
     def __init__(
@@ -224,9 +238,7 @@ def _session(base: str, headers: Mapping[str, str]) -> aiohttp.ClientSession:
     """Connections of one run, through the proxy of the environment; a loopback needs none."""
     import aiohttp
 
-    certificates: ssl.SSLContext | bool = True
-    if base.startswith("https://"):
-        certificates = _certificates(os.environ.get("SSL_CERT_FILE") or None)
+    certificates = _certificates() if base.startswith("https://") else True
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ssl=certificates),
         headers={"Content-Type": "application/json", **headers},
@@ -234,14 +246,24 @@ def _session(base: str, headers: Mapping[str, str]) -> aiohttp.ClientSession:
     )
 
 
-def _certificates(path: str | None) -> ssl.SSLContext:
+def _certificates() -> ssl.SSLContext:
+    """The certificates of the environment: those to trust, and the client's own, if it has one.
+
+    SSL_CERTIFICATE is litellm's name for the client's: a PEM file with the certificate and its key.
+    """
+    trusted = next((v for v in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(v)), "")
+    variable = trusted
     try:
-        return ssl.create_default_context(cafile=path)
+        context = ssl.create_default_context(cafile=os.environ.get(trusted))
+        if own := os.environ.get("SSL_CERTIFICATE"):
+            variable = "SSL_CERTIFICATE"
+            context.load_cert_chain(own)
     except OSError as error:
         raise TransportError(
-            f"the certificates of SSL_CERT_FILE={path!r} cannot be read ({error}).",
+            f"{variable}={os.environ.get(variable)!r} cannot be read ({error}).",
             hint="Name a file of certificates in PEM form, or unset the variable.",
         ) from None
+    return context
 
 
 def _is_loopback(address: str) -> bool:

@@ -30,12 +30,12 @@ from ..exceptions import (
     TransportError,
 )
 from ..observability import log
-from ..records import Completion, Usage
+from ..records import Completion, Message, Usage
 from ..retrying import attempts
 from .cache import ReplyCache
 from .rate_limits import Limits, Price, RefusalWatch, most_tokens
 from .replies import reask
-from .requests import InFlight, Job, Reply, cached_reply, text_to_cache
+from .requests import InFlight, Job, Reply, cached_reply, encoded, text_to_cache
 from .transports import Transport
 
 _LOCKED_PATIENCE = (
@@ -45,6 +45,7 @@ _LOCKED_PAUSE = 0.2  # seconds between two attempts to write to it
 _GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts as gone
 _MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
+_SHORT = Message(role="user", content="?")  # neither too long nor offensive
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +204,6 @@ class Workers:
                 self._failures = 0
         except ModelError as found:
             error = found
-            if isinstance(error, ReplyError) and error.completion is None:
-                error = self._refusals.judged(error)
             if error.__suppress_context__:  # what a provider or its client raised may hold the key
                 error.__context__ = None
             self._tally.errors += 1
@@ -269,35 +268,55 @@ class Workers:
         while completion is None:  # neither going too fast (429) nor a wrong form is an attempt
             try:
                 completion = await self._send(job)
-            except ReplyError as error:
-                if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
-                    error.retryable = False
-                self._check_sent_again(error)
             except ModelError as error:
-                self._check_sent_again(error)
+                if not self._is_sent_again(error):
+                    await self._check_hopeless(job, error)
+                    raise
         try:
-            return completion, job.form.read(completion.text)
+            value = job.form.read(completion.text)
         except ReplyError as error:
             error.completion = completion
+            if job.form.has_schema:
+                self._transport.was_read(completion, fits=False)
             raise
+        if job.form.has_schema:
+            self._transport.was_read(completion, fits=True)
+        return completion, value
 
-    def _check_sent_again(self, error: ModelError) -> None:
-        """Raise the error, unless the request is sent again without counting as a further attempt."""
+    def _is_sent_again(self, error: ModelError) -> bool:
+        """Whether the request is sent again without counting as a further attempt."""
         waits = isinstance(error, RateLimitError) and not error.given_up
-        if not (waits or error.rewritten):
-            raise error
-        self._tally.retries += 1
-        log.debug("refused, and sent again: %s", type(error).__name__)
+        if waits or error.rewritten:
+            self._tally.retries += 1
+            log.debug("refused, and sent again: %s", type(error).__name__)
+            return True
+        return False
 
-    async def _send(self, job: Job) -> Completion:
+    async def _check_hopeless(self, job: Job, error: ModelError) -> None:
+        """Raise the error that ends the run if every request would be refused as this one was."""
+        refused = isinstance(error, RequestRejectedError | ReplyError) and not error.fatal
+        if not refused or getattr(error, "completion", None) or not self._refusals.refused(error):
+            return
+        short = Job(b"", job.form, encoded([_SHORT]))
+        try:
+            await self._send(short, is_watched=False)
+        except (RequestRejectedError, ReplyError) as found:
+            if found.rewritten:
+                self._refusals.start_again(error)
+            elif getattr(found, "completion", None) is None:
+                raise self._refusals.stopped(error) from None
+        except ModelError:
+            self._refusals.start_again(error)
+
+    async def _send(self, job: Job, *, is_watched: bool = True) -> Completion:
         """Send a job once, within every limit; count what it took."""
         body, limits = job.body, self._limits
         max_tokens = self._transport.most_tokens(self._settings.max_tokens * job.room)
         prompt_tokens = len(body) // 4 + 1  # four bytes a token, corrected by the reply
         used: Completion | None = None
         reserved, sent, failure = 0.0, False, None
-        watched = not self._refusals.is_over
-        if watched:
+        is_watched = is_watched and not self._refusals.is_over
+        if is_watched:
             await self._refusals.enter()
         try:
             if limits.budget is not None:
@@ -318,12 +337,10 @@ class Workers:
             except RateLimitError as error:
                 limits.gate.refused(entered, error)
                 raise
-            except RequestRejectedError as error:
-                if error.rewritten or error.fatal:
-                    raise
-                raise self._refusals.judged(error) from None
             except ReplyError as error:
                 limits.gate.accepted()
+                if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
+                    error.retryable = False
                 if error.completion is not None:
                     self._refusals.accepted()
                 used = error.completion
@@ -336,7 +353,7 @@ class Workers:
             failure = error
             raise
         finally:
-            if watched:
+            if is_watched:
                 self._refusals.leave()
             spent = self._tally.add(used) if used is not None else 0.0
             if sent and _cost_is_unknown(used, failure):

@@ -25,7 +25,7 @@ from ..llm.runs import Run
 from ..progress import with_progress_bar
 from ..records import PersonaRow, Selector, Usage
 from .costs import CostEstimate, estimate, first_body
-from .options import OnError, PersonaOptions, planned
+from .options import READING, OnError, PersonaOptions, planned
 from .requests import Plan
 from .selection import choose, selector_settings
 
@@ -245,9 +245,7 @@ def prepare(
 ) -> tuple[Plan, PreferenceSource, LLM]:
     """Check every argument, cheapest first, before anything is read or sent; `select` may come later."""
     plan, llm = planned(model, options, select_later=select_later)
-    reading: dict[str, Any] = {
-        name: options.get(name) for name in ("columns", "labels", "pairs", "min_gap")
-    }
+    reading: dict[str, Any] = {name: options[name] for name in READING if name in options}
     source = read_preferences(data, **reading)
     if source.original is not None:
         check_free_names(own_names(source.original))

@@ -17,14 +17,7 @@ from ..data.table import PersonaTable
 from ..data.table_reader import COLUMNS, persona_columns
 from ..exceptions import InvalidArgumentError, PersonaInferError
 from ..preferences.cells import ABSENT
-
-
-class Naming(NamedTuple):
-    """The user's column names by ours, and the meaning of the user's labels."""
-
-    columns: Mapping[str, str]
-    labels: Mapping[Any, str] | None
-
+from ..preferences.schemas import Mapped
 
 _SUPPORTED = (
     "It is a mapping of columns, a pandas or polars DataFrame, a pyarrow Table, or a list of dicts."
@@ -39,7 +32,7 @@ class BatchKind(NamedTuple):
     """
 
     names: Callable[[Any], Sequence[Any]]
-    rows: Callable[[Any, Naming], list[SourceRow]]
+    rows: Callable[[Any, Mapped], list[SourceRow]]
     result: Callable[[Any, PersonaTable], Any]
     is_frame: bool = False
 
@@ -82,7 +75,7 @@ _FRAMES: dict[str, Callable[[Any, PersonaTable], Any]] = {
 }
 
 
-def _rows_of_frame(batch: Any, naming: Naming) -> list[SourceRow]:
+def _rows_of_frame(batch: Any, told: Mapped) -> list[SourceRow]:
     if not len(batch):
         return []  # some loaders pass an empty batch, to learn the columns
 
@@ -91,13 +84,13 @@ def _rows_of_frame(batch: Any, naming: Naming) -> list[SourceRow]:
             return arrow_cells(batch.column(name))
         return in_narwhals(batch).get_column(name).to_list()  # type: ignore[no-any-return]
 
-    return read_cells(own_names(batch), cells, *naming)
+    return read_cells(own_names(batch), cells, told)
 
 
 # Mappings of columns
 
 
-def _rows_of_columns(batch: Mapping[str, Any], naming: Naming) -> list[SourceRow]:
+def _rows_of_columns(batch: Mapping[str, Any], told: Mapped) -> list[SourceRow]:
     sizes: dict[str, int] = {}
 
     def cells(name: str) -> Iterable[object]:
@@ -111,7 +104,7 @@ def _rows_of_columns(batch: Mapping[str, Any], naming: Naming) -> list[SourceRow
         sizes[name] = len(values)
         return values.tolist() if hasattr(values, "tolist") else values  # type: ignore[no-any-return]
 
-    rows = read_cells(list(batch), cells, *naming) if batch else []
+    rows = read_cells(list(batch), cells, told) if batch else []
     if len(set(sizes.values())) > 1:
         raise InvalidArgumentError(f"the columns of a batch have different lengths: {sizes}.")
     return rows
@@ -170,12 +163,12 @@ def _names_of_dicts(batch: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in batch for name in row))
 
 
-def _rows_of_dicts(batch: Sequence[Mapping[str, Any]], naming: Naming) -> list[SourceRow]:
+def _rows_of_dicts(batch: Sequence[Mapping[str, Any]], told: Mapped) -> list[SourceRow]:
     def cells(name: str) -> Iterable[object]:
         return [row.get(name, ABSENT) for row in batch]
 
     try:
-        return read_cells(_names_of_dicts(batch), cells, *naming)
+        return read_cells(_names_of_dicts(batch), cells, told)
     except PersonaInferError as error:  # of a few rows, all may be bad
         return [SourceRow(None, str(error), {}) for _ in batch]
 

@@ -19,8 +19,9 @@ from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, OPTIONS, make_llm
 from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
+from ..preferences.schemas import Mapped
 from .infer import PersonaStream
-from .loader_batches import Naming, batch_kind
+from .loader_batches import batch_kind
 from .options import PersonaOptions, planned
 
 _DIVIDED = ("rpm", "tpm", "budget")  # limits that several workers have together
@@ -59,7 +60,7 @@ class AddPersonas:
     ) -> None:
         check_argument("workers", workers, Count)
         check_roles(options.get("columns") or {})
-        check_labels(options.get("labels"))
+        _told(options)
         _refuse_pairs(options)
         self._plan, self._llm = planned(model, options, _shared if workers == 1 else make_llm)
         self._pid = os.getpid()
@@ -81,9 +82,7 @@ class AddPersonas:
         self._make_ready()
         kind = batch_kind(batch)
         check_free_names(kind.names(batch))
-        rows = kind.rows(
-            batch, Naming(self._options.get("columns") or {}, self._options.get("labels"))
-        )
+        rows = kind.rows(batch, _told(self._options))
         source = PreferenceSource(
             lambda: iter(rows),
             shape="batch",
@@ -159,6 +158,16 @@ def _divided(options: Mapping[str, Any], most: int, workers: int) -> dict[str, A
         )
     part = {name: options[name] / workers for name in _DIVIDED if options.get(name) is not None}
     return {**part, "max_concurrency": most // workers}
+
+
+def _told(options: Mapping[str, Any]) -> Mapped:
+    """What the options say of the data."""
+    return Mapped(
+        options.get("columns") or {},
+        check_labels(options.get("labels")),
+        min_votes=options.get("min_votes"),
+        safe_rejected=options.get("safe_rejected", False),
+    )
 
 
 def _refuse_pairs(options: Mapping[str, Any]) -> None:

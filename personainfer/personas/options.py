@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import Field, SkipValidation
 
-from ..arguments import Count, Options
+from ..arguments import Count, Flag, Options
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..records import Exemplar, Selector, Side
@@ -70,6 +70,17 @@ class RunOptions(TypedDict, total=False):
         float | None,
         Field(default=None, ge=0, description="The least difference between the scores of a pair."),
     ]
+    min_votes: Annotated[
+        Count | None,
+        Field(default=None, description="The least votes that both responses must have (SHP)."),
+    ]
+    safe_rejected: Annotated[
+        Flag,
+        Field(
+            default=False,
+            description="Only pairs whose rejected response is marked as safe (PKU-SafeRLHF).",
+        ),
+    ]
     on_error: Annotated[
         OnError,
         Field(
@@ -84,6 +95,8 @@ class PersonaOptions(RunOptions, LLMOptions, total=False):
 
 
 RUN_OPTIONS = Options(PersonaOptions)
+# What `read_preferences` is told; the other options say what is asked of the model.
+READING = ("columns", "labels", "pairs", "min_gap", "min_votes", "safe_rejected")
 
 
 def planned(

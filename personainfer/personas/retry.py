@@ -15,7 +15,7 @@ from ..llm.client import LLM
 from ..progress import with_progress_bar
 from ..records import Candidate, PersonaRow, Preference
 from .infer import PersonaStream, iter_personas
-from .options import PersonaOptions
+from .options import READING, PersonaOptions
 
 _SAMPLING = ("temperature", "max_tokens", "seed", "reasoning_effort", "extra_body")
 
@@ -80,8 +80,8 @@ def retry_errors(
 
 
 def _check(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name in ("columns", "labels", "pairs", "min_gap"):
-        if given.get(name) is not None:
+    for name in READING:
+        if given.get(name):
             raise InvalidArgumentError(
                 f"{name}= has no use here: the pairs are in the table.",
                 hint="Leave it out.",

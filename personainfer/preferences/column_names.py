@@ -32,7 +32,9 @@ _PAIRS: Final = (
         for form in ("{0}_{1}", "{1}_{0}")
         for thing in (*_THINGS.split(), "messages", "text")
     ),
-    *(tuple(each.split()) for each in _OPPOSITES.split("|") if len(each) > len("w l")),
+    ("preferred", "dispreferred"),
+    ("preferred", "non_preferred"),
+    ("accepted", "rejected"),
 )
 _ENDS: Final = ("1 2", "a b", "A B", "0 1")
 _TWO: Final = (
@@ -70,7 +72,7 @@ _MODELS: Final = (("model_a", "model_b"), ("model_1", "model_2"), ("model1", "mo
 
 _ROLES: Final = tuple(
     "prompt chosen rejected id user system response_1 response_2 label responses scores response score"
-    " group".split()
+    " group tools".split()
 )
 
 
@@ -206,6 +208,7 @@ def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> 
     """The schema with the optional columns: id, user, system message and what comes with its kind."""
     rest = names.without(columns)
     optional = {
+        **rest.pick("tools", ("tools",)),
         **(rest.pick("id", ("id",)) or {"id": "id"}),
         **(rest.pick("user", ("user_id", "user")) or {"user": "user"}),
         **(rest.pick("system", _SYSTEMS) or {"system": "system"}),

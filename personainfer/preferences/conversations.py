@@ -122,7 +122,8 @@ def _same_start(names: tuple[str, str], first: Turns, second: Turns) -> Turns:
     if _stripped(first) != _stripped(second):
         raise DataError(
             f"{names[0]!r} and {names[1]!r} do not share a prompt: they differ before their responses.",
-            hint="Both must answer the same conversation.",
+            hint="Both must answer the same conversation: after different earlier answers, a later one"
+            " cannot be compared.",
         )
     return first
 

@@ -206,6 +206,8 @@ def find_coding(
     values: Iterable[object],
     names: tuple[str, str],
     given: Mapping[str, Verdict] | None = None,
+    *,
+    is_batch: bool = False,
 ) -> LabelCoding:
     """The coding of a column, from the labels of its first rows.
 
@@ -214,6 +216,8 @@ def find_coding(
         values: its first labels.
         names: the columns of the two responses.
         given: `labels=` of the caller, which is believed.
+        is_batch: whether other rows may have been read before these. Then a coding that a later label
+            could still disprove is not certain.
 
     Raises:
         DataError: the coding is not certain.
@@ -239,7 +243,10 @@ def find_coding(
     other_coding = other_coding or strays > _MOST_STRAYS * sum(seen.values())
     if not coding or other_coding or (outside and len(sides) < 2):
         raise _uncertain(column, seen)
-    return LabelCoding(column, names, coding, is_tentative=len(sides) < 2 or seen.total() < _ENOUGH)
+    is_tentative = len(sides) < 2 or seen.total() < _ENOUGH
+    if is_batch and is_tentative:
+        raise _uncertain(column, seen)
+    return LabelCoding(column, names, coding, is_tentative=is_tentative)
 
 
 def _is_label(value: object) -> bool:

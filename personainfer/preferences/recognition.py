@@ -93,7 +93,7 @@ def settle(
         rows = head(schema)
         try:
             _check_several(schema)
-            _check_options(schema, rows)
+            check_options(schema, rows)
             settled = schema.settled(rows)
             error = _first_problem(settled, rows)
         except (DataError, InvalidArgumentError) as found:
@@ -120,7 +120,7 @@ def _check_several(schema: Schema) -> None:
         )
 
 
-def _check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
+def check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
     """Raise for options that do not apply to the data, rather than ignore them."""
     told, columns = schema.told, schema.columns
     scored = {"score_1", "score_chosen", "score", "responses"}

@@ -33,7 +33,7 @@ from .conversations import (
 )
 from .labels import LabelCoding, Verdict, find_coding, majority_verdict, one_hot_verdict, tie_error
 from .pairing import as_score, candidates_of, pair_places, zip_lists
-from .turns import Turn, Turns, read_history
+from .turns import TOOL_DEFINITIONS, Turn, Turns, read_history, with_tools
 
 
 class Mapped(NamedTuple):
@@ -50,6 +50,9 @@ class Mapped(NamedTuple):
 _TEXT_ROLES = frozenset("prompt chosen rejected response_1 response_2".split())
 _LIST_ROLES = frozenset(("responses", "scores", "history"))
 
+
+# Data sets whose numbers are explained by their cards, and whose columns no other data has.
+_KNOWN_CODINGS = frozenset(("SHP", "PKU-SafeRLHF", "AlpacaFarm"))
 
 _PLAIN = ("prompt", "chosen", "rejected", "id", "user", "system")
 
@@ -102,8 +105,10 @@ class Schema:
         """Whether the values of cells, not only the columns' names, decided how they are read."""
         return bool(self.json_roles) or self.is_rounds or self.has_transcripts
 
-    def settled(self, rows: Sequence[Sequence[object]]) -> Schema:
+    def settled(self, rows: Sequence[Sequence[object]], *, is_batch: bool = False) -> Schema:
         """The schema completed from values: the coding of labels, and which cells hold JSON text.
+
+        `is_batch`: these rows are not the first of all, so that others may have come before them.
 
         Raises:
             DataError: the coding of the labels is not certain.
@@ -119,18 +124,22 @@ class Schema:
         texts = [v for role in _TEXT_ROLES & known.keys() for v in known[role]]
         return replace(
             self,
-            coding=self._find_coding(rows),
+            coding=self._find_coding(rows, is_batch=is_batch and self.name not in _KNOWN_CODINGS),
             json_roles=frozenset(in_json),
             is_rounds=self.kind == "one-hot" and bool(texts) and all(map(_is_json_list, texts)),
             has_transcripts=bool(prompts) and all(map(is_transcript, prompts)),
         )
 
-    def _find_coding(self, rows: Sequence[Sequence[object]]) -> LabelCoding | None:
+    def _find_coding(
+        self, rows: Sequence[Sequence[object]], *, is_batch: bool
+    ) -> LabelCoding | None:
         if self.kind != "label":
             return None
         named = (self.columns["response_1"], self.columns["response_2"])
         values = [self._label(dict(zip(self.columns, row, strict=True))) for row in rows]
-        return find_coding(self.columns["label"], values, named, self.told.labels)
+        return find_coding(
+            self.columns["label"], values, named, self.told.labels, is_batch=is_batch
+        )
 
     def read(self, values: Sequence[object]) -> Preference:
         """The preference in a row's values, given in the order of `columns`.
@@ -217,9 +226,10 @@ class Schema:
             good = cut_at_turn(names[0], good, plain(row["turn"]))
             bad = cut_at_turn(names[1], bad, plain(row["turn"]))
         if "prompt" not in row:
-            return read_conversations(
+            pair = read_conversations(
                 names, good, bad, before=before, id=id, user=user, counts=self.counts
             )
+            return with_tools(pair, row["tools"]) if "tools" in row else pair
         prompt = row["prompt"]
         if type(prompt) is str:
             if type(good) is str and type(bad) is str and prompt and good.startswith(prompt):
@@ -228,9 +238,13 @@ class Schema:
                 prompt = transcript_prompt(prompt)
             prompt = self._with_input(row, prompt)
         named = (self.columns["prompt"], *names)
-        return read_pair(
+        pair = read_pair(
             named, prompt, good, bad, before=before, id=id, user=user, counts=self.counts
         )
+        tools = row.get("tools")
+        if is_null(tools) and isinstance(asked := plain(row["prompt"]), Mapping):
+            tools = asked.get(TOOL_DEFINITIONS)
+        return pair if is_null(tools) else with_tools(pair, tools)
 
     def _with_input(self, row: Mapping[str, Any], prompt: Any) -> Any:
         """The instruction with its input below it, as Alpaca's format has it."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..exceptions import DataError, NoPreferenceError
-from ..records import Message
+from ..records import Message, Preference
 from .cells import LEAVE_OUT, is_null, looks_like_turns, parse_cell, plain, wrong_type
 
 
@@ -37,6 +37,7 @@ _CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
 _LIST_KEYS = ("messages", "conversations", "conversation", "turns")
 _TEXT_KEYS = ("full_text", "text", "content", "value", "answer", "response", "output", "completion")
 TOOL_KEYS = ("tool_calls", "function_call")
+TOOL_DEFINITIONS = "tools"  # in the extra of the first message: what the assistant could call
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -141,6 +142,28 @@ def _extra(name: str, others: Mapping[Any, Any]) -> dict[str, Any] | None:
             f"{name!r} has a turn with fields that JSON cannot hold ({', '.join(kept):.80}).",
             hint="Remove them.",
         ) from None
+
+
+def with_tools(preference: Preference, tools: object) -> Preference:
+    """The preference, whose prompt says which tools there were. Anything but definitions is ignored.
+
+    Args:
+        preference: of a row.
+        tools: a list of definitions, or the JSON text of one.
+    """
+    try:
+        found = parse_cell(TOOL_DEFINITIONS, plain(tools))
+    except DataError:
+        return preference
+    if not (
+        isinstance(found, list | tuple) and found and all(isinstance(t, Mapping) for t in found)
+    ):
+        return preference
+    prompt = preference.prompt
+    turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+    extra = {**(turns[0].extra or {}), **(_extra("prompt", {TOOL_DEFINITIONS: found}) or {})}
+    first = turns[0].model_copy(update={"extra": extra})
+    return preference.model_copy(update={"prompt": (first, *turns[1:])})
 
 
 def _json_default(value: object) -> object:

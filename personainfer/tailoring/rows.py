@@ -8,6 +8,7 @@ trainers.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..personas.flags import flag_filter
 from ..personas.placement import PersonaPlace, check_place, check_template, place_persona
 from ..personas.prompts import bare_text
-from ..records import Persona, PersonaRow, Preference, Prompt, Side
+from ..preferences.turns import TOOL_DEFINITIONS
+from ..records import Message, Persona, PersonaRow, Preference, Prompt, Side
 
 PersonaSide = Literal["chosen", "rejected", "both", "none"]
 Format = Literal["dpo", "sft", "kto", "few-shot", "reward", "grpo"]
@@ -159,6 +161,8 @@ def tailoring_rows(
                 row.preference, side, getattr(row, side or "", None), persona_in, template
             )
             made = _SHAPES[format](one)
+            if not isinstance(one.prompt, str) and (tools := _tools(row.preference.prompt)):
+                made = [{**each, TOOL_DEFINITIONS: tools} for each in made]
             rows += made
             ids += _row_ids(name if side is None else f"{name}:{side}", len(made))
             prompts += [_digest(row.preference.prompt)] * len(made)
@@ -222,7 +226,29 @@ def _example(
 def _asked(prompt: Prompt) -> Any:
     if isinstance(prompt, str):
         return prompt
-    return [{"role": m.role, "content": m.content, **(m.extra or {})} for m in prompt]
+    return [
+        {"role": m.role, "content": m.content, **(m.extra or {})}
+        for m in map(_without_tools, prompt)
+    ]
+
+
+def _without_tools(message: Message) -> Message:
+    if TOOL_DEFINITIONS not in (message.extra or {}):
+        return message
+    extra = {k: v for k, v in (message.extra or {}).items() if k != TOOL_DEFINITIONS}
+    return message.model_copy(update={"extra": extra or None})
+
+
+def _tools(prompt: Prompt) -> str | None:
+    """The tool definitions of a prompt as JSON text, which TRL reads; None if it has none.
+
+    As a column of dicts, Arrow would give each definition the keys of all others.
+    """
+    if isinstance(prompt, str):
+        return None
+    extras = [message.extra or {} for message in prompt]
+    found = next((each[TOOL_DEFINITIONS] for each in extras if TOOL_DEFINITIONS in each), None)
+    return found and json.dumps(found, ensure_ascii=False)
 
 
 def _said(prompt: Prompt, response: str) -> Any:

@@ -816,3 +816,17 @@ def test_labels_of_a_coding_of_ones_own_are_told(reach: list[str], run: Run) -> 
     assert second.preference is not None
     assert (first.preference.chosen, second.preference.chosen) == ("one", "other")
     assert "tie" in str(tie.error)
+
+
+def test_filters_of_data_are_options(run: Run, reach: list[str], llm: FakeLLM) -> None:
+    shp = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 30}
+    votes = written([{**shp, "score_B": 10}, {**shp, "history": "r", "score_B": 9}])
+    result = run("infer", votes, "-o", "votes.parquet", "--min-votes", "10", *reach)
+    assert llm.calls == 1, result.output
+    assert [row.error is None for row in pi.PersonaTable.load("votes.parquet")] == [True, False]
+    pku = {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0}
+    marks = {"is_response_0_safe": False, "is_response_1_safe": False}
+    safe = written([{**pku, **marks}, {**pku, **marks, "is_response_1_safe": True, "prompt": "r"}])
+    result = run("infer", safe, "-o", "safe.parquet", "--safe-rejected", *reach)
+    assert llm.calls == 2, result.output
+    assert [row.error is None for row in pi.PersonaTable.load("safe.parquet")] == [False, True]

@@ -483,6 +483,13 @@ HOPELESS: dict[str, Fault] = {
     ),
     "system role": Fault.response(openai_error("System role not supported"), 400),
     "too long": Fault.response(openai_error("maximum context length is 512 tokens"), 400),
+    "moderation": Fault.response(openai_error("Your input was flagged"), 403),
+    "a web page": Fault("status", body=b"<!DOCTYPE html><html>Sign in</html>"),
+    "no JSON": Fault.invalid_json(of="body"),
+    "no chat completion": Fault.response({"hello": "world", "choices": 5}),
+    "JSON that the provider noticed": Fault.response(
+        openai_error("Failed to generate JSON", code="json_validate_failed"), 400
+    ),
     "unknown words": Fault.response(openai_error("computer says no to row 17"), 400),
     "unprocessable": Fault.response({"detail": [{"msg": "field required", "loc": ["body"]}]}, 422),
 }
@@ -494,16 +501,35 @@ def test_an_endpoint_that_refuses_all_is_asked_few_times(name: str, width: int) 
     with FakeLLM(HOPELESS[name]) as server:
         with pytest.raises(ModelError) as caught:
             infer(server, ROWS, max_concurrency=width)
-        least = 8 if name == "too long" else 0  # a few long rows may just come first
-        assert server.calls <= max(width + 3, least)
+        assert server.calls <= width + 3
     assert len(str(caught.value)) > 40
 
 
-def test_a_web_page_for_every_request_ends_the_run() -> None:
-    with FakeLLM(Fault.invalid_json(of="body")) as server:
-        with pytest.raises(ModelError, match="api_base="):
-            infer(server, ROWS, max_attempts=2)
-        assert server.calls <= 4 * (WIDTH + 3)  # each row is tried twice
+def test_a_web_page_for_every_request_says_what_to_check() -> None:
+    with FakeLLM(HOPELESS["a web page"]) as server, pytest.raises(ModelError, match="api_base="):
+        infer(server, ROWS)
+
+
+@pytest.mark.parametrize("name", ["too long", "moderation", "unknown words", "unprocessable"])
+@pytest.mark.parametrize("width", [1, 8])
+def test_a_run_goes_on_if_only_its_first_rows_are_refused(name: str, width: int) -> None:
+    """One short request tells whether the rows or all requests are refused."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        said = body["messages"][-1]["content"]
+        number = int(said.split("Question ")[1].split("?")[0]) if "Question " in said else 99
+        return HOPELESS[name] if number < 20 else GOOD
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 30, max_concurrency=width)
+        assert server.calls == 31
+    assert len(table.errors) == 20
+
+
+def test_a_web_page_now_and_then_is_asked_again() -> None:
+    with FakeLLM(faults=[HOPELESS["a web page"]] * 6) as server:
+        assert not infer(server, 12).errors
+        assert server.calls <= 12 + 6 + 1
 
 
 def test_refusals_of_some_rows_do_not_end_a_run() -> None:
@@ -574,6 +600,30 @@ def test_the_form_that_an_endpoint_takes_is_found_once(refused: tuple[str, ...],
     assert table.settings["reply_form"] == model.settings["reply_form"]
     if form in ("json_object", "text"):
         assert '"person_1"' in last["messages"][0]["content"]
+
+
+def test_a_form_that_an_endpoint_ignores_is_asked_for_in_another_way() -> None:
+    """It takes a schema without a word, and answers in prose; the schema in the prompt helps."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        return GOOD if "must fit this JSON schema" in str(body["messages"]) else "A cook, I think."
+
+    with FakeLLM(reply) as server:
+        model = pi.LLM("fake", api_base=server.api_base, max_concurrency=4)
+        table = pi.infer_personas(pairs(12), model)
+        assert server.calls <= 12 + 3 + 4
+    assert not table.errors
+    assert table.settings["reply_form"] == "json_object"
+
+
+def test_a_form_that_fits_once_is_kept() -> None:
+    """A model that sometimes answers in prose is no endpoint that ignores the form."""
+    said = iter(["A cook."] * 2 + [GOOD] + ["A cook."] * 4)
+    with FakeLLM(lambda _: next(said, GOOD)) as server:
+        model = pi.LLM("fake", api_base=server.api_base, max_concurrency=1)
+        assert not pi.infer_personas(pairs(4), model).errors
+        assert server.calls == 4 + 6
+    assert model.settings["reply_form"] == "json_schema"
 
 
 def test_a_reply_is_cached_under_the_same_key_in_every_form() -> None:

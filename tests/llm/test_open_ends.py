@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -165,6 +168,80 @@ def test_a_certificate_file_that_is_not_there_is_an_error_of_the_row(
     model = pi.LLM("fake", api_base="https://127.0.0.1:9/v1", max_attempts=1, cache=False)
     with pytest.raises(TransportError, match="SSL_CERT_FILE"):
         model.ask(MESSAGES)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A PEM file with a key and a certificate of its own for 127.0.0.1."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    path = tmp_path / "own.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    command += " -subj /CN=test -addext subjectAltName=IP:127.0.0.1 -keyout"
+    parts = [*command.split(), str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run(parts, check=True, capture_output=True, timeout=60)
+    path.write_text((tmp_path / "key.pem").read_text() + (tmp_path / "cert.pem").read_text())
+    return path
+
+
+@contextmanager
+def guarded(certificate: Path) -> Iterator[str]:
+    """An endpoint that talks to those alone who show this certificate."""
+    answer = json.dumps({"choices": [{"message": {"content": "hello"}}]}).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"https://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("trusted", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_the_certificates_of_the_environment_are_used(
+    certificate: Path, trusted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "SSL_CERTIFICATE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(trusted, str(certificate))
+    with guarded(certificate) as base:
+        with pytest.raises(TransportError):
+            pi.LLM("fake", api_base=base, cache=False, max_attempts=1).ask(MESSAGES)
+        monkeypatch.setenv("SSL_CERTIFICATE", str(certificate))
+        assert pi.LLM("fake", api_base=base, cache=False).ask(MESSAGES).text == "hello"
+        monkeypatch.setenv("SSL_CERTIFICATE", str(certificate.with_name("none.pem")))
+        with pytest.raises(TransportError, match="SSL_CERTIFICATE="):
+            pi.LLM("fake", api_base=base, cache=False, max_attempts=1).ask(MESSAGES)
+
+
+@pytest.mark.parametrize("protocol", ["joint", "separate"])
+def test_no_prompt_asks_a_model_to_think(llm: FakeLLM, protocol: Any) -> None:
+    """A model that reasons does so by itself; the evidence that it gives is a part of the persona."""
+    pi.infer_personas(pairs(1), "o3", api_base=llm.api_base, protocol=protocol, cache=False)
+    sent = " ".join(turn["content"] for body in llm.requests for turn in body["messages"]).lower()
+    asked = (
+        r"think (first|step|about|carefully|hard)|step by step|reason (first|step|about)|chain of"
+    )
+    assert not re.search(asked, sent)
+    assert "max_completion_tokens" in llm.requests[0]
 
 
 def test_the_command_line_says_all_of_it(llm: FakeLLM, tmp_path: Path) -> None:

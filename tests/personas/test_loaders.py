@@ -403,3 +403,45 @@ def test_a_fingerprint_knows_neither_the_key_of_what_selects_nor_that_it_was_use
                 found = each(rows_with_numbers(2))
                 assert all(row["chosen_persona"] is row["persona_error"] is None for row in found)
             assert Hasher.hash(add) == Hasher.hash(back) == before
+
+
+def judged(*labels: object, names: tuple[str, str] = ("response_1", "response_2")) -> Any:
+    first, second = names
+    return {
+        "prompt": [f"Question {n}?" for n in range(len(labels))],
+        first: ["a"] * len(labels),
+        second: ["b"] * len(labels),
+        "label": list(labels),
+    }
+
+
+@pytest.mark.parametrize("labels", [(1,), (1, 1), (1, 2), (2, 1, 1), (0, 1), (1, 2, 0)])
+def test_a_batch_whose_labels_another_batch_could_explain_otherwise_is_refused(
+    llm: FakeLLM, labels: tuple[int, ...]
+) -> None:
+    """Of 0, 1 and 2 a small batch may show 1 and 2 alone, and would be read the wrong way round."""
+    with pytest.raises(DataError, match=r"for certain.*labels="):
+        AddPersonas("fake", api_base=llm.api_base)(judged(*labels))
+    assert llm.calls == 0
+    meaning: Any = {0: "first", 1: "second", 2: "tie"}
+    add = AddPersonas("fake", api_base=llm.api_base, labels=meaning, cache=False)
+    assert len(add(judged(*labels))["chosen_persona"]) == len(labels)
+
+
+def test_labels_that_explain_themselves_are_read_in_any_batch(llm: FakeLLM) -> None:
+    add = AddPersonas("fake", api_base=llm.api_base, cache=False)
+    assert add(judged("a", "b"))["persona_error"] == [None, None]
+    assert add(judged("response_2"))["persona_error"] == [None]
+    many = add(judged(*[1, 2] * 30))
+    assert many["persona_error"] == [None] * 60
+    card = {"prompt": ["q"], "response_0": ["a"], "response_1": ["b"], "better_response_id": [1]}
+    assert add(card)["persona_error"] == [None]
+
+
+def test_a_batch_is_filtered_as_the_whole_would_be(llm: FakeLLM) -> None:
+    shp = {"history": ["q"], "human_ref_A": ["a"], "human_ref_B": ["b"], "labels": [1]}
+    add = AddPersonas("fake", api_base=llm.api_base, min_votes=10, cache=False)
+    assert "min_votes=10" in add({**shp, "score_A": [30], "score_B": [9]})["persona_error"][0]
+    assert add({**shp, "score_A": [30], "score_B": [10]})["persona_error"] == [None]
+    with pytest.raises(InvalidArgumentError, match="min_votes="):
+        add(shp)

@@ -262,3 +262,44 @@ def test_pictures_are_named_as_the_reason() -> None:
     """hiyouga/LlamaFactory#7696: preference data of a vision model cannot be compared as text."""
     turn = say([{"type": "image"}, {"type": "text", "text": "What is this?"}], "user")
     assert "not text ('image')" in str(read(EXPLICIT, {**EXPLICIT, "prompt": [turn]})[1])
+
+
+# Tools
+
+
+TOOL = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])])
+@pytest.mark.parametrize("place", ["system", "user"])
+def test_definitions_of_tools_are_exported(tools: object, place: Any) -> None:
+    """axolotl-ai-cloud/axolotl#3269, huggingface/trl#5311: a tools column, as a list or as JSON text."""
+    with FakeLLM() as llm:
+        options: dict[str, Any] = {"api_base": llm.api_base, "cache": False}
+        table = pi.infer_personas([{**EXPLICIT, "tools": tools}], "fake", **options)
+        plain = pi.infer_personas([EXPLICIT], "fake", **options)
+        assert llm.requests[0]["messages"] == llm.requests[1]["messages"]
+    for format in ("dpo", "sft", "kto", "reward", "grpo"):
+        rows = pi.tailoring_rows(table, persona="chosen", format=format, persona_in=place)
+        assert all(json.loads(row["tools"]) == [TOOL] for row in rows)
+        bare = pi.tailoring_rows(plain, persona="chosen", format=format, persona_in=place)
+        assert [{k: v for k, v in row.items() if k != "tools"} for row in rows] == list(bare)
+
+
+def test_tools_of_an_openai_file() -> None:
+    """OpenAI's guide to preference fine-tuning: the tools are beside the messages of the input."""
+    row = {
+        "input": {"messages": [USER], "tools": [TOOL], "parallel_tool_calls": True},
+        "preferred_output": [say("a")],
+        "non_preferred_output": [say("b")],
+    }
+    (pair,) = read(row)
+    assert isinstance(pair, Preference)
+    assert isinstance(pair.prompt, tuple)
+    assert pair.prompt[0].extra == {"tools": [TOOL]}
+
+
+@pytest.mark.parametrize("tools", ["hammer", "[]", [], None, ["hammer"], "{not json", 3])
+def test_a_column_that_only_has_the_name_is_left_alone(tools: object) -> None:
+    """A column called tools may hold anything; it stays a column of the table."""
+    assert read({**EXPLICIT, "tools": tools}) == [PAIR]

@@ -440,5 +440,17 @@ def test_pairs_are_an_option_of_infer_personas() -> None:
             pi.infer_personas([ULTRA], "fake", pairs="some", **options)  # type: ignore[arg-type]
     assert len(table) == 2
     assert table.settings["read"]["min_gap"] == 5
+    with FakeLLM() as llm:
+        options = {"api_base": llm.api_base, "cache": False, "progress": False}
+        shp = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}
+        rows = [{**shp, "score_A": 30, "score_B": votes} for votes in (10, 9)]
+        table = pi.infer_personas(rows, "fake", min_votes=10, **options)
+        assert (len(table.errors), table.settings["read"]["min_votes"]) == (1, 10)
+        pku = {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0}
+        marks = [{"is_response_0_safe": False, "is_response_1_safe": s} for s in (True, False)]
+        table = pi.infer_personas(
+            [{**pku, **m} for m in marks], "fake", safe_rejected=True, **options
+        )
+        assert len(table.errors) == 1
     with pytest.raises(InvalidArgumentError, match="keep their rows"):
         pi.AddPersonas("fake", pairs="all")
