@@ -1,8 +1,8 @@
 """Find the best of several candidates with few scored tokens: successive halving.
 
-All candidates of a pair are scored on the first tokens of both responses. The worse half is dropped, the
-others are scored on more tokens, and so on (Jamieson & Talwalkar 2016, arXiv 1502.07943). Only what is left
-at the end is scored whole.
+All candidates of a pair are scored on the first tokens of both responses. The worse half is dropped, but for
+those that are close to the best, the others are scored on more tokens, and so on (Jamieson & Talwalkar 2016,
+arXiv 1502.07943). Only what is left at the end is scored whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ Score = Callable[[list[TokenText]], Sequence[FloatArray]]
 BothTexts = tuple[TokenText, TokenText]  # the chosen and the rejected response after one persona
 
 ROUNDS = (8, 32, 128)  # tokens of each response after which the worse half is dropped
+_CLOSE = 0.5  # standard errors behind the best within which a candidate is not dropped
 
 
 def gaps_by_halving(
@@ -25,8 +26,8 @@ def gaps_by_halving(
 ) -> list[FloatArray]:
     """For each candidate of each pair, log p a token of the chosen response less that of the rejected one.
 
-    The best candidate's gap is exact. One that was dropped gets the best one's gap, less what it was behind
-    the best one when it was dropped: an estimate that is never above the best.
+    The gaps of those that were left at the end are exact. A dropped one gets the best one's gap, less what it
+    was behind the leading one when it was dropped: an estimate below the best.
 
     Args:
         score: gives log p of each token of each response, as `Scorer.score`.
@@ -79,6 +80,12 @@ class _Runner:
         return chosen - rejected
 
 
+def _standard_error(some: Sequence[FloatArray], others: Sequence[FloatArray]) -> float:
+    """The standard error of the difference of two gaps, from how the differences of their tokens vary."""
+    differences = (one - other for one, other in zip(some, others, strict=True) if len(one) > 1)
+    return float(np.sqrt(sum(each.var(ddof=1) / len(each) for each in differences)))
+
+
 class _Race:
     """The candidates of one pair; `left` are those that may still be the best, by their places."""
 
@@ -95,16 +102,23 @@ class _Race:
     def drop_the_worse_half(self) -> None:
         gaps = {n: runner.gap for n, runner in self.left.items()}
         self._rounds.append(gaps)
-        best = sorted(gaps, key=lambda n: -gaps[n])[: -(-len(gaps) // 2)]
-        self.left = {n: self.left[n] for n in sorted(best)}
+        ranked = sorted(gaps, key=lambda n: -gaps[n])
+        half = -(-len(ranked) // 2)
+        close = [n for n in ranked[half:] if self._is_close(self.left[n], self.left[ranked[0]])]
+        self.left = {n: self.left[n] for n in sorted([*ranked[:half], *close])}
+
+    def _is_close(self, one: _Runner, best: _Runner) -> bool:
+        return best.gap - one.gap < _CLOSE * _standard_error(one.scores, best.scores)
 
     def gaps(self) -> FloatArray:
         found: FloatArray = np.full(self._count, np.nan)
         if not self._rounds[-1]:
             return found
-        final = self._rounds[-1]
-        winner = max(final, key=lambda n: final[n])
-        for gaps in self._rounds:  # the last round that a candidate ran in counts
-            for n, gap in gaps.items():
-                found[n] = final[winner] - (gaps[winner] - gap)
+        *earlier, final = self._rounds
+        best = max(final.values())
+        below = np.nextafter(best, -np.inf)  # no dropped one may look like the best
+        for gaps in earlier:  # the last round that a candidate ran in counts
+            leading = max(gaps.values())
+            found[list(gaps)] = [min(best - (leading - gap), below) for gap in gaps.values()]
+        found[list(final)] = list(final.values())
         return found

@@ -219,9 +219,10 @@ class Likelihood:
     ) -> list[FloatArray]:
         """`explains` for several candidates a pair, with fewer scored tokens: enough to find the best.
 
-        After 8, 32 and 128 tokens of each response, the worse half of a pair's candidates is dropped. The
-        best one's score is that of `explains`. A dropped one's score is an estimate: the best one's, less
-        what it was behind the best one when it was dropped.
+        After 8, 32 and 128 tokens of each response, the worse half of a pair's candidates is dropped, but for
+        those within half a standard error of the best. The best one's score is that of `explains`. A dropped
+        one's score is an estimate: the best one's, less what it was behind the leading one when it was
+        dropped.
 
         Args:
             preferences: n pairs.
