@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from statistics import NormalDist
 from typing import Any, Literal
 from unicodedata import category, normalize
@@ -59,13 +59,14 @@ class SalientWord:
 
     `chosen` and `rejected` count the personas of each side that hold it; `probability` is the paper's
     P(chosen | word), with Wilson's interval, to be read against the share of chosen personas;
-    `log_odds` is above 0 where the word marks the chosen side; `p_value` is two-sided, and `p_adjusted`
-    is corrected for all words that reach the floor. `lemmatizer` says what made a lemma of each word:
-    a package with its version, or your function's name; None: words are as they stand.
+    `log_odds` is above 0 where the word marks the chosen side, and `side` is None where it is 0; `p_value`
+    is two-sided, and `p_adjusted` is corrected for all words that reach the floor. `lemmatizer` says what
+    made a lemma of each word: a package with its version, or your function's name; None: words are as
+    they stand.
     """
 
     word: str
-    side: Side
+    side: Side | None
     chosen: int
     rejected: int
     probability: Estimate
@@ -77,7 +78,8 @@ class SalientWord:
 
     def __str__(self) -> str:
         counts = f"{self.chosen:,} chosen, {self.rejected:,} rejected"
-        return f"{self.word} → {self.side} ({counts}, z = {self.z:+.2f}, p = {self.p_adjusted:.3g})"
+        tested = f"z = {self.z:+.2f}, p = {self.p_adjusted:.3g}"
+        return f"{self.word} → {self.side or 'neither side'} ({counts}, {tested})"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -126,7 +128,7 @@ def salient_words(
         raise InvalidArgumentError(
             f"salient_words takes a PersonaTable, not {type(table).__name__}."
         )
-    _check(floor, prior, correction)
+    _check(floor, prior, correction, stop_words)
     check_confidence(confidence)
     chosen = _personas("chosen", (row.chosen for row in table))
     rejected = _personas("rejected", (row.rejected for row in table))
@@ -151,7 +153,7 @@ def salient_words(
     found = [
         SalientWord(
             words[i],
-            "chosen" if odds.z[i] >= 0 else "rejected",
+            None if odds.z[i] == 0 else "chosen" if odds.z[i] > 0 else "rejected",
             int(one[i]),
             int(other[i]),
             wilson(one[i], int(both[i]), confidence=confidence),
@@ -190,7 +192,7 @@ def _lemmatizer(
 ) -> tuple[Callable[[str], str] | None, str | None]:
     """The function from a word to its lemma, and what it is called; (None, None): words as they stand."""
     if callable(given):
-        return cache(given), getattr(given, "__name__", type(given).__name__)
+        return cache(partial(_lemma, given)), getattr(given, "__name__", type(given).__name__)
     if given is not None and given != "installed":
         raise InvalidArgumentError(
             f"lemmatize={given!r:.40} is not a function.",
@@ -206,6 +208,18 @@ def _lemmatizer(
         return found if found in words else word
 
     return cache(lemma), f"simplemma {importlib.metadata.version('simplemma')}"
+
+
+def _lemma(lemmatize: Callable[[str], str], word: str) -> str:
+    """The lemma that a function of the caller's gives."""
+    found = lemmatize(word)
+    if not isinstance(found, str) or not found:
+        raise InvalidArgumentError(
+            f"lemmatize= gave {found!r:.40} for {word!r}.",
+            hint="It must give a text for each word.",
+            argument="lemmatize",
+        )
+    return found
 
 
 def _counts(
@@ -224,7 +238,11 @@ def _said(persona: Persona) -> str:
     return said if persona.trait else _FRAME.sub(" ", said)
 
 
-def _check(floor: int, prior: float | None, correction: str) -> None:
+def _check(floor: int, prior: float | None, correction: str, stop_words: Collection[str]) -> None:
+    if isinstance(stop_words, str):
+        raise InvalidArgumentError(
+            f"stop_words={stop_words!r:.40} is one text, not several words.", argument="stop_words"
+        )
     check_argument("floor", floor, Count)
     check_argument("prior", prior, PositiveNumber | None)
     InvalidArgumentError.check("correction", correction, _CORRECTIONS)

@@ -94,16 +94,17 @@ def plot_salient_words(
         DataError: no word is frequent enough.
     """
     found = salient_words(words) if isinstance(words, PersonaTable) else list(words)
-    drawn = [word for side in SIDES for word in [w for w in found if w.side == side][:limit]]
+    of_side = {side: [word for word in found if word.side == side][:limit] for side in SIDES}
+    drawn = [(side, word) for side, words_of in of_side.items() for word in words_of]
     if not drawn:
         raise DataError("no word is frequent enough.", hint="Lower floor= of salient_words.")
-    drawn.sort(key=lambda word: word.log_odds.value)
+    drawn.sort(key=lambda pair: pair[1].log_odds.value)
     axes: Axes = _axes(ax, height=1.0 + 0.26 * len(drawn))
-    for place, word in enumerate(drawn):
+    for place, (side, word) in enumerate(drawn):
         odds = word.log_odds
-        axes.barh(place, odds.value, color=_COLOURS[word.side], alpha=0.85)
+        axes.barh(place, odds.value, color=_COLOURS[side], alpha=0.85)
         axes.hlines(place, odds.low, odds.high, color="black", linewidth=1)
-    axes.set_yticks(range(len(drawn)), [word.word for word in drawn])
+    axes.set_yticks(range(len(drawn)), [word.word for _, word in drawn])
     axes.axvline(0, linewidth=1, color="grey")
     axes.set_xlabel("log-odds: rejected  ←  →  chosen")
     return axes

@@ -20,7 +20,7 @@ from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..records import Preference
 from .attribution import ABLATIONS, Attribution, attribute_prefix
-from .groups import Fold, folds_of, group_values
+from .groups import Fold, folds_of, group_values, texts_of
 from .hypotheses import users_in
 from .predictors import Case, ChoiceScorer, Predictions, Predictor, predictor_of
 from .prefixes import Prefix, persona_prefix
@@ -262,7 +262,7 @@ def _questions(
 ) -> tuple[str | None, ...]:
     if isinstance(given, str):
         return tuple(find_questions(choices))
-    known = {str(id): kind for id, kind in (given or {}).items()}
+    known = texts_of(given or {})
     return tuple(known.get(choice.id or "") for choice in choices) if known else ()
 
 

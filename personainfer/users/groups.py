@@ -18,6 +18,7 @@ from ..arguments import Count, CountFromZero, check_argument, read_labels, read_
 from ..evaluation.grouped import check_lengths, mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, holm
 from ..exceptions import DataError, InvalidArgumentError
+from ..preferences.cells import is_null
 from ..records import FloatArray, Preference
 
 Measure = Literal["accuracy", "gain", "over untuned", "own - shuffled"]
@@ -232,9 +233,14 @@ def group_values(given: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dic
             raise InvalidArgumentError(
                 f"groups[{name!r}] is not a mapping of users to values.", hint=hint
             )
-        there = {user: value for user, value in of.items() if value not in (None, "")}
-        found[name] = {str(u): str(value) for u, value in there.items() if value == value}  # no NaN
+        found[name] = texts_of(of)
     return found
+
+
+def texts_of(values: Mapping[Any, Any]) -> dict[str, str]:
+    """Keys and values as texts, without values that are missing: None, "", NaN and other nulls."""
+    there = {key: value for key, value in values.items() if not (is_null(value) or value == "")}
+    return {str(key): str(value) for key, value in there.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,3 +231,25 @@ def test_a_prior_shrinks_the_ratio() -> None:
     pairs = table(chosen, chosen[::-1][:40] + ["calm"] * 60)
     free, shrunk = (by_word(pi.salient_words(pairs, prior=p))["frank"] for p in (None, 100))
     assert 0 < shrunk.log_odds.value < free.log_odds.value
+
+
+def test_a_word_of_both_sides_marks_neither() -> None:
+    found = by_word(pi.salient_words(table(["calm sea"] * 12, ["calm hills"] * 12)))
+    assert found["calm"].side is None
+    assert "neither side" in str(found["calm"])
+    swapped = by_word(pi.salient_words(table(["calm hills"] * 12, ["calm sea"] * 12)))
+    assert (found["sea"].side, swapped["sea"].side) == ("chosen", "rejected")
+    assert swapped["calm"].side is None
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"stop_words": "the"}, "stop_words='the'"),
+        ({"lemmatize": lambda word: None}, "lemmatize= gave None"),
+        ({"lemmatize": lambda word: ""}, "lemmatize= gave ''"),
+    ],
+)
+def test_what_is_no_word_is_refused(option: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        pi.salient_words(table(["calm"] * 12, ["busy"] * 12), **option)

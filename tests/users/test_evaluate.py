@@ -319,6 +319,14 @@ def test_values_that_are_missing_are_no_group_and_ids_may_be_numbers() -> None:
 
 
 @pytest.mark.heavy
+def test_kinds_of_questions_may_be_numbers_or_missing() -> None:
+    data = [{**row, "id": str(n)} for n, row in enumerate(held_out(1))]
+    kinds: Any = {0: 1, "1": 1, "2": None, "3": float("nan"), "4": "", "5": "other"}
+    found = pi.evaluate_prefixes({"persona": personas()}, data, obeys, questions=kinds)
+    told = {kind: one.n for kind, one in found.prefixes["persona"].questions.items()}
+    assert told == {"1": 2, "other": 1}
+
+
 def test_a_long_prefix_is_never_cut_away() -> None:
     """Two examples of 3,500 characters are before the prompt, and change the margins."""
     long = {user: f"The user likes {taste} answers. " * 110 for user, taste in TASTE.items()}
