@@ -1,6 +1,6 @@
 """Are the intervals and p-values right? Simulated data with a known truth, many seeds.
 
-    python benchmarks/calibration.py [--seeds 400] [--only PART]
+    python benchmarks/calibration.py [--seeds 400] [--start 0] [--only PART]
 
 Each part draws data from a distribution whose truth is known, calls the public function, and notes whether
 the 95 % interval covers the truth, or whether p < 0.05 where there is nothing to find. Prints a table in
@@ -24,6 +24,7 @@ from personainfer.evaluation.statistics import wilson
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=400)
+    parser.add_argument("--start", type=int, default=0, help="the first seed, to run it in pieces")
     parser.add_argument("--only", default="", help="run the parts whose name contains this")
     options = parser.parse_args()
     every = calibration_evaluation.PARTS | calibration_judges.PARTS | calibration_users.PARTS
@@ -31,7 +32,7 @@ def main() -> None:
     for name, make in every.items():
         if options.only in name:
             part = make()
-            for seed in range(options.seeds):
+            for seed in range(options.start, options.start + options.seeds):
                 for finding in part(seed):
                     counts[finding.name, finding.kind].append(finding.happened)
     print("| of | measured | share [95 %] | runs |\n| --- | --- | --- | --- |")

@@ -37,8 +37,7 @@ class Equity:
     Attributes:
         measure: "accuracy"; "gain": accuracy less that without a prefix; "over untuned": accuracy less
             that of the untuned scorer with the same prefix.
-        groups: the mean in each group; intervals resample users, and cover 91 % instead of 95 % where a
-            group has about 13 of them.
+        groups: the mean in each group; intervals resample users.
         gap: the largest difference between two groups, which is above 0 by chance already.
         f: F of the analysis of variance over users; NaN with fewer than two groups, or as many as users.
         p: how often F is as large when users are shuffled over groups.
