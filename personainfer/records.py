@@ -389,14 +389,6 @@ class Usage(Record):
     cost: float | None = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        known = self.cost is not None and other.cost is not None
-        return Usage(
-            calls=self.calls + other.calls,
-            cached=self.cached + other.cached,
-            retries=self.retries + other.retries,
-            reasks=self.reasks + other.reasks,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
-            cost=(self.cost or 0.0) + (other.cost or 0.0) if known else None,
-        )
+        unknown = self.cost is None or other.cost is None
+        sums = {name: (value or 0) + (getattr(other, name) or 0) for name, value in self}
+        return Usage(**{**sums, "cost": None if unknown else sums["cost"]})

@@ -135,7 +135,7 @@ def benchmark_model(
 
     Raises:
         InvalidArgumentError: a bad argument, before any call is made.
-        ModelNotFoundError: the weights of a scorer cannot be had, before any call is made.
+        ModelNotFoundError: the weights of a scorer cannot be fetched, before any call is made.
         ModelError: the model would fail on every pair.
     """
     asked = benchmark_pairs() if data is None else data
@@ -251,7 +251,7 @@ def likelihood_scorer(name: str) -> Likelihood:
         name: as for `Likelihood`. The weights of a local model are fetched here.
 
     Raises:
-        InvalidArgumentError, MissingExtraError, ModelNotFoundError: the model cannot be had.
+        InvalidArgumentError, MissingExtraError, ModelNotFoundError: the model cannot be made.
     """
     if _is_local(name) and not has_chat_template(find_weights(name).path()):
         return Likelihood(name, persona_in="plain")

@@ -60,7 +60,7 @@ class EmbeddedTransport(EndpointTransport):
         """Start the server if necessary, and send the request to the slot that has read most of it.
 
         Raises:
-            ModelNotFoundError: the weights cannot be had or loaded, or have no chat template.
+            ModelNotFoundError: the weights cannot be fetched or loaded, or have no chat template.
         """
         server = await asyncio.to_thread(self._chat_server)
         self._base, self.key = server.api_base, server.api_key
@@ -227,7 +227,7 @@ def running_server(weights: Weights) -> _Server:
     """This process's server for these weights; fetches them and starts it if necessary.
 
     Raises:
-        ModelNotFoundError: the weights cannot be had or loaded.
+        ModelNotFoundError: the weights cannot be fetched or loaded.
     """
     with _lock:
         key = (os.getpid(), weights)

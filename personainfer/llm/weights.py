@@ -97,7 +97,7 @@ class OwnWeights:
 
 @dataclass(frozen=True, slots=True)
 class NamedWeights:
-    """A file that `local:NAME` means, and where it can be had."""
+    """A file that `local:NAME` means, and where it can be fetched."""
 
     name: str
     file: str

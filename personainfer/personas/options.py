@@ -91,7 +91,7 @@ class RunOptions(TypedDict, total=False):
 
 
 class PersonaOptions(RunOptions, LLMOptions, total=False):
-    """The keyword arguments of `infer_personas` and its twins."""
+    """The keyword arguments of `infer_personas` and its variants."""
 
 
 RUN_OPTIONS = Options(PersonaOptions)

@@ -106,7 +106,7 @@ def _labelled(chat: tuple[Message, ...], persona: str | None, template: str) -> 
         asked = chat[0].content
     else:
         asked = "\n\n".join(f"{one.role.capitalize()}: {one.text}" for one in chat)
-    if persona is None:  # no line for what there is none of
+    if persona is None:  # without the line of the persona
         lines = template.splitlines(keepends=True)
         template = "".join(line for line in lines if "{persona}" not in line)
     return _filled(template, asked, persona or "")

@@ -113,7 +113,7 @@ class _Names:
         return {} if name is None else {role: name}
 
     def pick_set(self, roles: Sequence[str], known: Iterable[Sequence[str]]) -> dict[str, str]:
-        """Columns that go together, for as many roles; empty if there is no such set."""
+        """The first known set of columns, one for each role, that are all there and free; else empty."""
         given = {role: self.roles[role] for role in roles if role in self.roles}
         if len(given) == len(roles):
             return given

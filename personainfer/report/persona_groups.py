@@ -94,7 +94,7 @@ def persona_groups(
 
     Raises:
         MissingExtraError: sentence-transformers or scikit-learn is needed and not installed.
-        ModelError: the embedder gave something else than one vector a text.
+        ModelError: the embedder did not give one vector for each text.
     """
     found = [
         (Place(place, side), persona)

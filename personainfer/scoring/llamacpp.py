@@ -49,7 +49,7 @@ class EmbeddedEndpoint(ScoringEndpoint):
         """Start the server if necessary; completions go to the slot that has read most of the prompt.
 
         Raises:
-            ModelNotFoundError: the weights cannot be had or loaded, or lack a chat template that is needed.
+            ModelNotFoundError: the weights cannot be fetched or loaded, or lack a chat template.
         """
         server = await asyncio.to_thread(running_server, self._weights)
         self._base, self.key = server.api_base.removesuffix("/v1"), server.api_key

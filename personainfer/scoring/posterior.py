@@ -119,7 +119,7 @@ class PersonaPosterior:
 
     @property
     def top(self) -> Persona | str:
-        """The most probable candidate; of equal ones the first."""
+        """The most probable candidate; if several are equal, the first."""
         return self.personas[int(np.argmax(self.log_probabilities))]
 
     @property
@@ -269,4 +269,4 @@ def _maximum(objective: Callable[[float], float], low: float, high: float) -> fl
         else:
             left = inner
     middle = (left + right) / 2
-    return max((high, middle, low), key=objective)  # the first of equal ones
+    return max((high, middle, low), key=objective)  # if several are equal, the first

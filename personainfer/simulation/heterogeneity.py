@@ -123,7 +123,7 @@ def entropy_by_word(
     Args:
         found: votes on these prompts.
         prompts: their texts.
-        floor: leave out words of fewer prompts.
+        floor: leave out words that occur in fewer prompts.
         confidence: of the intervals.
     """
     check_confidence(confidence)

@@ -77,7 +77,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """The figures of a paper, and in what the two measurements differ."""
+    """The figures of a paper, and how its measurement and ours differ."""
 
     paper: Paper
     figures: tuple[Figure, ...]
@@ -88,7 +88,7 @@ class Reproduction:
         return "\n".join([*lines, "What differs:", *(f"  - {one}" for one in self.differs)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything by name."""
+        """All fields as plain values."""
         return asdict(self)
 
 

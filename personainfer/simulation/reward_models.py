@@ -102,7 +102,7 @@ class RewardClassifier:
         return tuple(coded["input_ids"]), None if segments is None else tuple(segments)
 
     def _batches(self, tokens: Sequence[Tokens]) -> Iterator[list[int]]:
-        """Places of equally long texts, the longest first, so that memory runs out at once or never."""
+        """Places of equally long texts, the longest first: if memory runs out, it does so at once."""
         of_length = defaultdict(list)
         for place, (ids, _) in enumerate(tokens):
             of_length[len(ids)].append(place)

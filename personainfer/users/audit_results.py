@@ -395,7 +395,7 @@ def length_only(margins: FloatArray, lengths: npt.NDArray[Any], users: Users) ->
 
 
 def _never_differ(one: FloatArray, other: FloatArray) -> bool:
-    """Whether all predictions are the same, and they are many."""
+    """Whether all predictions are the same, and there are many of them."""
     known = ~(np.isnan(one) | np.isnan(other))
     return int(known.sum()) >= _NEVER and bool((one[known] == other[known]).all())
 

@@ -27,7 +27,7 @@ AnyPersona = UserPersona | Persona | str
 
 
 class PrefixText(NamedTuple):
-    """The words before one choice; `missing` says how many of the k examples there were not."""
+    """The words before one choice; `missing` says how many of the k examples could not be found."""
 
     text: str
     missing: int = 0
