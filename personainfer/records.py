@@ -391,4 +391,4 @@ class Usage(Record):
     def __add__(self, other: Usage) -> Usage:
         unknown = self.cost is None or other.cost is None
         sums = {name: (value or 0) + (getattr(other, name) or 0) for name, value in self}
-        return Usage(**{**sums, "cost": None if unknown else sums["cost"]})
+        return Usage.model_validate({**sums, "cost": None if unknown else sums["cost"]})
