@@ -36,7 +36,13 @@ class TokenText:
 
 
 class Scorer(Protocol):
-    """A language model that gives the log-probabilities of a text."""
+    """A language model that gives the log-probabilities of a text.
+
+    `decodes`: whether each scored token costs a step of decoding; a scorer that reads whole texts at once
+    does not.
+    """
+
+    decodes: bool
 
     def context(self) -> int | None:
         """The most tokens of prefix and response together; None: unknown or unlimited."""

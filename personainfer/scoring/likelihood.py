@@ -21,7 +21,7 @@ from ..exceptions import InvalidArgumentError
 from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference
 from .context import Cuts, FittedText, ScoredText, TextToFit, fit_prefixes
-from .halving import BothTexts, gaps_by_halving
+from .halving import ROUNDS, BothTexts, gaps_by_halving
 from .interfaces import Scorer, TokenText
 from .rows import PromptLike, Row, check_lengths, check_row, check_rows
 from .scorers import scorer_of
@@ -217,12 +217,13 @@ class Likelihood:
     def explains_candidates(
         self, preferences: Sequence[Preference], candidates: Sequence[Sequence[Persona | str]]
     ) -> list[FloatArray]:
-        """`explains` for several candidates a pair, with fewer scored tokens: enough to find the best.
+        """`explains` for several candidates a pair, enough to find the best.
 
-        After 8, 32 and 128 tokens of each response, the worse half of a pair's candidates is dropped, but for
-        those within half a standard error of the best. The best one's score is that of `explains`. A dropped
-        one's score is an estimate: the best one's, less what it was behind the leading one when it was
-        dropped.
+        llama.cpp decodes each scored token. So there, after 8, 32 and 128 tokens of each response, the worse
+        half of a pair's candidates is dropped, but for those within half a standard error of the best. The
+        best one's score is that of `explains`. A dropped one's score is an estimate: the best one's, less
+        what it was behind the leading one when it was dropped. Other engines read whole texts and
+        drop nothing.
 
         Args:
             preferences: n pairs.
@@ -245,7 +246,8 @@ class Likelihood:
             races.append([(one, other) if one and other else None for one, other in both])
         means = [_mean(one) for one in self._log_probabilities(baselines, [True] * len(baselines))]
         gaps = np.reshape(means, (len(races), -1, 2)) @ (1.0, -1.0)
-        found = gaps_by_halving(self._scorer().score, races)
+        scorer = self._scorer()  # reading the prefixes anew each round costs more than it saves
+        found = gaps_by_halving(scorer.score, races, ROUNDS if scorer.decodes else ())
         return [gap - base.mean() for gap, base in zip(found, gaps, strict=True)]
 
     def _score(

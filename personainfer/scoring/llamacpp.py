@@ -64,6 +64,8 @@ class EmbeddedEndpoint(ScoringEndpoint):
 class ForcedDecoding:
     """A `Scorer` of the model that a llama.cpp server has loaded."""
 
+    decodes = True
+
     def __init__(self, endpoint: ScoringEndpoint) -> None:
         self._endpoint = endpoint
         self._grammar: Callable[[Sequence[int]], str] | None = None

@@ -37,6 +37,8 @@ _LOGIT_BYTES = {"cpu": 24 * 2**20, "other": 512 * 2**20}
 class TorchScorer:
     """A `Scorer` of a model that `load_model` loads."""
 
+    decodes = False
+
     def __init__(
         self, name: str, *, device: str | None, dtype: str | None, batch_size: int
     ) -> None:

@@ -19,6 +19,8 @@ from .interfaces import Chat, ScoringEndpoint, Tokens, TokenText, read_tokens
 class PromptLogprobs:
     """A `Scorer` of the model behind such an endpoint."""
 
+    decodes = False
+
     def __init__(self, endpoint: ScoringEndpoint, max_model_len: object = None) -> None:
         self._endpoint = endpoint
         # One token is generated in addition to those that are scored.

@@ -424,8 +424,10 @@ def test_candidates_are_compared_with_fewer_tokens_and_the_best_has_its_full_sco
         best = int(full.argmax())
         assert int(found.argmax()) == best
         assert found[best] == pytest.approx(full[best])
-        before, now = np.diff(counts)  # none for vLLM, which reads a whole text
-        assert now <= 0.5 * before
+        before, now = np.diff(counts)
+        assert now <= 0.5 * before  # 0 of 0 for vLLM, which reads whole texts at once
+        if not before:
+            assert found == pytest.approx(full)
         [other, alone] = scorer.explains_candidates([pair.swapped, pair], [personas, personas[:1]])
         assert int(other.argmax()) == 1
         assert alone == pytest.approx(full[:1])
