@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from calibration_evaluation import Finding, covers
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import personainfer as pi
+from personainfer.exceptions import DataError
 from personainfer.records import Message, Persona
 from personainfer.simulation import RewardMatrix, SimulatedUsers, score_responses, votes
 from personainfer.simulation.heterogeneity import Votes, entropy_by_word
@@ -18,7 +22,8 @@ from personainfer.tailoring import reward_accuracy
 from personainfer.users.attribution import attribute_prefix
 from personainfer.users.hypotheses import UserAtWork, explains_of, predicting
 from personainfer.users.predictors import Case, Predictions
-from personainfer.users.records import Hypothesis
+from personainfer.users.records import Hypothesis, PairEvidence, UserPersona
+from tests.audit_world import World, read
 
 PHI = NormalDist().cdf
 MEANS = {"own": 0.4, "bare": 0.1, "other": 0.2, "untuned": 0.0}  # of the users' margins
@@ -270,6 +275,55 @@ def responding() -> Callable[[int], Iterator[Finding]]:
     return lambda seed: responses(seed, truth)
 
 
+# audit_personas
+
+AUDITS = {
+    "knows its user": ("knows", {}),
+    "knows people in general": ("people in general", {}),
+    "no better than length": ("longer", {"longer": 0.3}),
+    "no better than length (each user's own)": ("own length", {"own_length": 0.5}),
+    "no better than none": ("nothing", {}),
+}
+
+
+def audits(seed: int) -> Iterator[Finding]:
+    """Whether the verdict is what the personas know, and whether intervals hold the truth of no effect."""
+    for truth, (kind, tastes) in AUDITS.items():
+        # That a difference is small takes more choices than that it is large.
+        users, each = (60, 60) if kind == "nothing" else (50, 40)
+        world = World(1000 + seed, users=users, choices=each, **tastes)
+        found = pi.audit_personas(
+            world.personas(kind), world.choices, read, baselines=("longer", "majority")
+        )
+        name = f"audit_personas: {truth}"
+        yield Finding(name, "right verdict", found.verdict == truth.partition(" (")[0])
+        yield Finding(name, "cannot tell", found.verdict.startswith("cannot tell"))
+        if kind in ("people in general", "nothing"):
+            yield covers(f"{name}: own_minus_shuffled", found.own_minus_shuffled, 0.0)
+    world = World(1000 + seed, users=20, choices=20)
+    personas = {
+        user: UserPersona(
+            user=user,
+            background=text,
+            preferences=text,
+            pairs=1,
+            evidence=(PairEvidence(pair=f"{user} 1", shows="…"),),
+        )
+        for user, text in world.personas("knows").items()
+    }
+    rows = [
+        choice.model_copy(update={"id": f"{choice.user} {n % 20}"})
+        for n, choice in enumerate(world.choices)
+    ]
+    try:
+        pi.audit_personas(personas, rows, read, baselines=("longer",))
+    except DataError:
+        refused = True
+    else:
+        refused = False
+    yield Finding("audit_personas: made from the held-out choices", "refused", refused)
+
+
 # What is simulated, by name: -> (seed -> findings).
 PARTS: dict[str, Callable[[], Callable[[int], Iterator[Finding]]]] = {
     "evaluate_prefixes": evaluating,
@@ -278,4 +332,5 @@ PARTS: dict[str, Callable[[], Callable[[int], Iterator[Finding]]]] = {
     "responses": responding,
     "votes": voting,
     "reward_accuracy": lambda: rewarded,
+    "audits": lambda: audits,
 }

@@ -16,6 +16,7 @@ import typer
 
 import personainfer as pi
 
+from .audit import audit
 from .benchmark import benchmark
 from .errors import CommandGroup
 from .models import models_app
@@ -382,6 +383,7 @@ def formats(as_json: AsJson = False) -> None:
 
 
 app.command()(reproduce)
+app.command()(audit)
 app.command()(benchmark)
 
 

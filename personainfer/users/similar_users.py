@@ -201,18 +201,21 @@ def find_questions(
         return []
     embed = word_counts if embed is None else embed
     prompts = [" ".join(_whole(choice.prompt).casefold().split()) for choice in choices]
-    where = embedded(prompts, embed)
+    distinct, place = np.unique(prompts, return_inverse=True)
+    of_prompt = np.split(np.argsort(place, kind="stable"), np.cumsum(np.bincount(place))[:-1])
+    where = unit_vectors(embedded(distinct.tolist(), embed)).astype(np.float32)
     what = embedded([choice.chosen for choice in choices], embed)
     what = what - embedded([choice.rejected for choice in choices], embed)
+    taste = unit_vectors(what).astype(np.float32)
     users = np.array([choice.user or "" for choice in choices])
-    near_to, opposed_to = (unit_vectors(vectors).astype(np.float32) for vectors in (where, what))
     clashing = np.zeros(len(choices), dtype=bool)
-    for start in range(0, len(choices), _CHOICES):
-        part = slice(start, start + _CHOICES)
-        same = near_to[part] @ near_to.T >= near - _SAME
-        opposed = opposed_to[part] @ opposed_to.T < _OPPOSED
-        other = users[part, None] != users[None]
-        clashing[part] = (same & opposed & other).any(axis=1)
+    for number, mine in enumerate(of_prompt):
+        same = np.flatnonzero(where @ where[number] >= near - _SAME)
+        others = np.concatenate([of_prompt[one] for one in same])
+        for start in range(0, len(mine), _CHOICES):
+            part = mine[start : start + _CHOICES]
+            opposed = taste[part] @ taste[others].T < _OPPOSED
+            clashing[part] = (opposed & (users[part, None] != users[others])).any(axis=1)
     return ["clashing" if found else "personal" for found in clashing]
 
 

@@ -47,6 +47,7 @@ COMMANDS = (
     "reproduce",
     "models",
     "benchmark",
+    "audit",
 )
 
 Run = Callable[..., Result]

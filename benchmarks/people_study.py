@@ -1,0 +1,238 @@
+"""Does a persona know its user? Real people's choices: opinions, texts of writers, arguments.
+
+    make bench-users DATA=../shared/data             # all that needs no language model: minutes
+    python benchmarks/people_study.py DATA --half test
+    python benchmarks/people_study.py DATA --only polis --persona-model local --users 24 --method summary
+
+The three files are described in docs/audit.md. Three tenths of each user's choices are held out: polis at
+random, lamp by item, ukp by topic. Half of the users, by a checksum of their names, are for development
+(`--half dev`, the default); the other half is reported once (`--half test`). All users' other choices are
+history for the models, of either half.
+
+First comes the power calculation: how small a difference each set can show. Then the models that read no
+persona. With `--persona-model`, personas are inferred from k choices a user, and audited with the scorer
+(`--scorer`); personas and scores are kept in `--folder`, so that the same command goes on where it was
+stopped. Tables are printed as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stored_scores import Scores
+
+import personainfer as pi
+from personainfer.evaluation.grouped import mean_by_group, rate_by_group
+from personainfer.evaluation.statistics import Estimate
+from personainfer.records import FloatArray, Message
+from personainfer.scoring import SimilarUsersVote, word_features
+from personainfer.scoring.choice_models import ChoiceModel, LongerWins, MajorityVote
+from personainfer.tailoring import BradleyTerry, LowRankRewards
+from personainfer.users import UserPersonas
+from personainfer.users.similar_users import find_questions
+
+Row = dict[str, Any]
+
+# What a user's choices are split by: each of these is held out or not as a whole.
+SETS: dict[str, tuple[str, Callable[[int, Row], object]]] = {
+    "polis": ("polis_opinions.jsonl", lambda number, row: number),
+    "lamp": ("lamp_writing.jsonl", lambda number, row: row["item"]),
+    "ukp": ("ukp_arguments.jsonl", lambda number, row: row["topic"]),
+}
+MODELS: dict[str, Callable[[], ChoiceModel]] = {
+    "longer": LongerWins,
+    "majority": MajorityVote,
+    "similar users": SimilarUsersVote,
+    "Bradley-Terry": BradleyTerry,
+    "pooled": lambda: BradleyTerry(word_features),
+    "low-rank, 5": LowRankRewards,
+    "low-rank, 10": lambda: LowRankRewards(10),
+}
+HELD_OUT = 0.3
+REACH = 2.8  # the normal quantiles of 0.975 and 0.8 together: found in 8 of 10 studies
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The choices of one data set: of all users to learn from, and held out of one half of the users."""
+
+    history: list[pi.Preference]
+    held_out: list[pi.Preference]
+
+    @property
+    def users(self) -> list[str]:
+        return list(dict.fromkeys(choice.user or "" for choice in self.held_out))
+
+
+def is_test(user: str) -> bool:
+    """Whether the user belongs to the half that is reported once."""
+    return zlib.crc32(user.encode()) % 2 == 1
+
+
+def read(folder: Path, name: str, half: str, seed: int) -> Choices:
+    """Split the choices of a data set."""
+    file, unit_of = SETS[name]
+    rows = [json.loads(line) for line in (folder / file).read_text(encoding="utf-8").splitlines()]
+    units: dict[str, list[object]] = {}
+    for number, row in enumerate(rows):
+        units.setdefault(row["user"], []).append(unit_of(number, row))
+    random = np.random.default_rng(seed)
+    left_out: set[tuple[str, object]] = set()
+    for user, mine in units.items():
+        distinct = list(dict.fromkeys(mine))
+        drawn = random.permutation(len(distinct))[: round(HELD_OUT * len(distinct))]
+        left_out |= {(user, distinct[place]) for place in drawn}
+    history, held_out = [], []
+    for number, row in enumerate(rows):
+        fields = {field: row[field] for field in ("prompt", "chosen", "rejected", "user")}
+        choice = pi.Preference(**fields, id=str(number))
+        if (row["user"], unit_of(number, row)) not in left_out:
+            history.append(choice)
+        elif is_test(row["user"]) == (half == "test"):
+            held_out.append(choice)
+    return Choices(history, held_out)
+
+
+# The power calculation
+
+
+def power(name: str, choices: Choices) -> str:
+    """How small a difference the held-out choices show, with a spread between users as of the majority's."""
+    users = np.array([choice.user for choice in choices.held_out])
+    n, people = len(users), len(set(users.tolist()))
+    # Two ways that agree on half of the choices differ with a variance of 0.5 a choice; users spread by
+    # 0.1 around the mean difference.
+    sizes = np.unique(users, return_counts=True)[1]
+    error = math.sqrt(0.5 / n + 0.1**2 * float((sizes**2).sum()) / n**2)
+    return f"| {name} | {people} | {n:,} | {REACH * error:.3f} |"
+
+
+# Models that read no persona
+
+
+def right(model: ChoiceModel, choices: Choices) -> FloatArray:
+    """1 where a held-out choice is predicted, 0.5 for a tie."""
+    seen = choices.history
+    if isinstance(model, MajorityVote):  # which leaves out the votes of the user who is asked
+        seen = [*seen, *choices.held_out]
+    found: FloatArray = (np.sign(model.fit(seen).predict(choices.held_out)) + 1) / 2
+    return found
+
+
+def table(folder: Path, names: Sequence[str], half: str, seeds: int) -> Iterator[str]:
+    """The lines of the table: each model on each set, over splits, with intervals by user."""
+    yield f"| {half} half | " + " | ".join(names) + " |"
+    yield "| --- |" + " --- |" * len(names)
+    cells: dict[str, list[str]] = {name: [] for name in (*MODELS, "low-rank, 5 - similar users")}
+    for name in names:
+        scores: dict[str, list[FloatArray]] = {model: [] for model in MODELS}
+        users: list[np.ndarray[Any, Any]] = []
+        clashing = []
+        for seed in range(seeds):
+            choices = read(folder, name, half, seed)
+            users.append(np.array([choice.user for choice in choices.held_out]))
+            clashing += find_questions(choices.held_out)
+            for model, make in MODELS.items():
+                scores[model].append(right(make(), choices))
+        who = np.concatenate(users)
+        together = {model: np.concatenate(found) for model, found in scores.items()}
+        for model, found in together.items():
+            cells[model].append(cell(rate_by_group(found, who)))
+        difference = together["low-rank, 5"] - together["similar users"]
+        cells["low-rank, 5 - similar users"].append(cell(mean_by_group(difference, who)))
+        share = np.mean([kind == "clashing" for kind in clashing])
+        print(f"{name}: {share:.0%} of the held-out choices are on clashing questions", flush=True)
+    for model, found in cells.items():
+        yield f"| {model} | " + " | ".join(found) + " |"
+
+
+def cell(found: Estimate) -> str:
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+# Personas
+
+
+def audit(folder: Path, name: str, options: argparse.Namespace) -> str:
+    """Infer personas from k choices of each user, and audit them."""
+    choices = read(folder, name, options.half, 0)
+    users = choices.users[: options.users]
+    held_out = [c for c in choices.held_out if c.user in users]
+    if options.choices:
+        held_out = [c for user in users for c in held_out if c.user == user][: options.choices]
+    history = [c for c in choices.history if c.user in users]
+    options.folder.mkdir(parents=True, exist_ok=True)
+    scores = Scores(
+        options.folder / f"scores-{Path(options.scorer).name.replace(':', '-')}.jsonl",
+        pi.Likelihood(options.scorer),
+    )
+
+    def scorer(chats: Sequence[Sequence[Message]], responses: Sequence[str]) -> FloatArray:
+        rows = [(tuple(chat), None, text) for chat, text in zip(chats, responses, strict=True)]
+        return scores.of(rows)
+
+    def personas(k: int) -> UserPersonas:
+        settings = f"{name}-{options.half}-{options.method}-{options.users}-{k}"
+        file = (
+            options.folder / f"personas-{settings}-{options.persona_model.replace('/', '-')}.jsonl"
+        )
+        if not file.exists():
+            made = pi.infer_user_personas(
+                history,
+                options.persona_model,
+                user="user",
+                method=options.method,
+                pairs_per_user=k,
+                select=None if options.method == "summary" else scores,
+            )
+            made.save(file)
+        return UserPersonas.load(file)
+
+    found = pi.audit_personas(
+        personas, held_out, scorer, k=options.k, history=choices.history, lift=options.lift
+    )
+    kept = options.folder / f"audit-{name}-{options.half}-{options.method}.json"
+    kept.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return f"{name}, {options.method}, personas by {options.persona_model}:\n{found}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--only", choices=SETS, help="one data set")
+    parser.add_argument("--half", choices=["dev", "test"], default="dev")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="splits of the models without personas"
+    )
+    parser.add_argument("--persona-model", help="infer personas by this model, and audit them")
+    parser.add_argument("--scorer", default="local:smollm2", help="a Likelihood's model")
+    parser.add_argument("--method", default="summary", choices=["summary", "verified", "posterior"])
+    parser.add_argument("--users", type=int, default=24, help="so many users with personas")
+    parser.add_argument("--choices", type=int, help="at most so many held-out choices")
+    parser.add_argument("--k", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--lift", action="store_true")
+    parser.add_argument("--folder", type=Path, default=Path("people_study"))
+    options = parser.parse_args()
+    names = [options.only] if options.only else list(SETS)
+    print("| set | users | held-out choices | smallest difference found in 8 of 10 |")
+    print("| --- | --- | --- | --- |")
+    for name in names:
+        print(power(name, read(options.data, name, options.half, 0)))
+    print(flush=True)
+    if options.persona_model is None:
+        print("\n".join(table(options.data, names, options.half, options.seeds)))
+    else:
+        for name in names:
+            print(audit(options.data, name, options), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The command `personainfer audit`: find out whether personas know their users."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..exceptions import DataError
+from .options import AsJson, given, pairs, with_llm_options
+from .streams import print_json
+
+if TYPE_CHECKING:
+    from ..users.records import UserPersonas
+
+
+@with_llm_options
+def audit(
+    personas: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PERSONAS",
+            exists=True,
+            dir_okay=False,
+            help="What UserPersonas.save wrote, or JSON lines with user and persona (text).",
+        ),
+    ],
+    choices: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHOICES", help="Held-out choices: preference data with a user a row."
+        ),
+    ],
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="Who predicts: a model that judges, or likelihood, likelihood:MODEL: log-probabilities."
+        ),
+    ] = "likelihood",
+    history: Annotated[
+        str | None,
+        typer.Option(help="The choices that the personas were made from; baselines need them."),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="longer, majority, similar users, … Repeatable."),
+    ] = None,
+    smallest_effect: Annotated[
+        float, typer.Option(help="The smallest difference in accuracy that matters.")
+    ] = 0.05,
+    persona_in: Annotated[
+        Literal["system", "user"], typer.Option(help="Where the persona stands.")
+    ] = "system",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OURS=YOURS", help="Where names differ: user=annotator. Repeatable."),
+    ] = None,
+    draw_seed: Annotated[int, typer.Option(help="Of other users' personas and examples.")] = 0,
+    as_json: AsJson = False,
+    **options: Any,
+) -> None:
+    """Say whether personas know their users, from choices that they were not made from."""
+    import personainfer as pi
+
+    asked = given(options)
+    scorer: Any = judge
+    if judge == "likelihood" or judge.startswith("likelihood:"):
+        place = {name: asked.pop(name) for name in ("api_base", "api_key") if name in asked}
+        named = judge.partition(":")[2]
+        scorer = pi.Likelihood(**({"model": named} if named else {}), **place)
+    found = pi.audit_personas(
+        read_personas(personas),
+        choices,
+        scorer,
+        history=history,
+        baselines=baseline or None,
+        smallest_effect=smallest_effect,
+        role=persona_in,
+        columns=pairs("--column", column or []) or None,
+        draw_seed=draw_seed,
+        **asked,
+    )
+    print_json(found.to_dict()) if as_json else typer.echo(str(found))
+
+
+def read_personas(path: Path) -> UserPersonas | dict[str, str]:
+    """The personas of a file: of `UserPersonas.save`, or a user and a text a line.
+
+    Raises:
+        DataError: a line is neither.
+    """
+    from ..users.records import UserPersonas
+
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        rows = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON lines: {error}.", argument="personas") from None
+    texts = [
+        row
+        for row in rows
+        if isinstance(row, dict) and isinstance(row.get("persona"), str) and "user" in row
+    ]
+    if len(texts) < len(rows) or not rows:
+        return UserPersonas.load(path)
+    return {str(row["user"]): row["persona"] for row in texts}

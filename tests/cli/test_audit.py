@@ -1,0 +1,70 @@
+"""`personainfer audit`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from personainfer.cli.commands import app
+from personainfer.testing import FakeLLM
+from personainfer.users import UserPersona, UserPersonas
+from personainfer.users.records import UserRow
+
+from ..audit_world import World
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["audit", *arguments], prog_name="personainfer")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Held-out choices in choices.jsonl, and personas as texts in personas.jsonl."""
+    monkeypatch.chdir(tmp_path)
+    made = World(0, users=6, choices=6)
+    write("choices.jsonl", [choice.model_dump() for choice in made.choices])
+    said = made.personas("knows")
+    write("personas.jsonl", [{"user": user, "persona": text} for user, text in said.items()])
+    return made
+
+
+def write(name: str, rows: Sequence[object]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_it_prints_the_verdict_and_the_numbers(world: World, llm: FakeLLM) -> None:
+    asked = ("personas.jsonl", "choices.jsonl", "--judge", "fake", "--api-base", llm.api_base)
+    told = run(*asked, "--baseline", "longer")
+    assert told.exit_code == 0, told.output
+    assert "PersonaAudit: 36 choices of 6 users:" in told.stdout
+    assert "another user's" in told.stdout
+    found = json.loads(run(*asked, "--baseline", "longer", "--json").stdout)
+    assert found["verdict"] in told.stdout
+    assert set(found["baselines"]) == {"longer"}
+
+
+def test_personas_of_the_held_out_choices_are_refused(world: World, llm: FakeLLM) -> None:
+    rows = [
+        UserRow(
+            user=user,
+            persona=UserPersona(user=user, background=text, preferences=text, pairs=1),
+            choices=tuple(c for c in world.choices if c.user == user),
+        )
+        for user, text in world.personas("knows").items()
+    ]
+    UserPersonas(tuple(rows)).save("users.jsonl")
+    told = run("users.jsonl", "choices.jsonl", "--judge", "fake", "--api-base", llm.api_base)
+    assert told.exit_code == 2
+    assert "36 of 36 held-out choices" in told.stderr
+    assert not llm.requests
+
+
+def test_a_file_that_holds_no_personas(world: World) -> None:
+    Path("broken.jsonl").write_text("{", encoding="utf-8")
+    told = run("broken.jsonl", "choices.jsonl", "--judge", "fake")
+    assert told.exit_code == 2
+    assert "broken.jsonl is not JSON lines" in told.stderr
