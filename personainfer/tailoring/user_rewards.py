@@ -47,6 +47,7 @@ class LowRankRewards:
 
     Attributes:
         weights: user -> weights, shape (rank,), which sum to 1.
+        evaluations: how often the last fit computed the loss.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class LowRankRewards:
         self.rank, self._features, self._fixed = rank, features, fixed_basis
         self._ridge, self._shrink, self._steps, self._seed = ridge, shrink, steps, seed
         self.weights: dict[str, FloatArray] = {}
+        self.evaluations = 0
 
     def fit(self, choices: Sequence[Preference]) -> Self:
         """Fit the basis and the weights of the users of these choices.
@@ -144,7 +146,10 @@ class LowRankRewards:
             ]
         )
 
+        self.evaluations = 0
+
         def loss(x: FloatArray) -> tuple[float, FloatArray]:
+            self.evaluations += 1
             basis = x[: width * rank].reshape(width, rank)
             logits = x[width * rank :].reshape(users, rank)
             weights = _softmax(logits)
