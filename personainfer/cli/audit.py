@@ -68,8 +68,9 @@ def audit(
     scorer: Any = judge
     if judge == "likelihood" or judge.startswith("likelihood:"):
         place = {name: asked.pop(name) for name in ("api_base", "api_key") if name in asked}
-        named = judge.partition(":")[2]
-        scorer = pi.Likelihood(**({"model": named} if named else {}), **place)
+        if named := judge.partition(":")[2]:
+            place["model"] = named
+        scorer = pi.Likelihood(**place)
     found = pi.audit_personas(
         read_personas(personas),
         choices,
