@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -113,10 +114,16 @@ def package_of(name: str) -> str:
     return "" if name in MODULES and len(parts) == 2 else parts[1]
 
 
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@cache
 def imported(module: str) -> set[str]:
     """What a module imports of the package, modules and packages: at its top, in functions, for types."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -261,11 +268,10 @@ def defined_names(tree: ast.Module) -> set[str]:
 
 def test_every_name_is_imported_from_the_module_that_defines_it() -> None:
     """No module passes on what another one defines, or lists its names beside the underscores of others."""
-    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
-    defined = {name: defined_names(tree) for name, tree in trees.items()}
+    defined = {name: defined_names(parsed(name)) for name in MODULES}
     assert not [name for name, names in defined.items() if "__all__" in names]
-    for name, tree in trees.items():
-        for node in ast.walk(tree):
+    for name in MODULES:
+        for node in ast.walk(parsed(name)):
             if isinstance(node, ast.ImportFrom) and node.level:
                 source = ".".join([*name.split(".")[: -node.level], *filter(None, [node.module])])
                 if source in defined:

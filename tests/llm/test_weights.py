@@ -197,6 +197,7 @@ def test_a_file_that_was_damaged_later_is_an_error_until_it_is_removed(
     assert TINY.path().read_bytes() == CONTENT
 
 
+@pytest.mark.heavy
 def test_two_processes_at_once_fetch_one_file(index: Path, folder: Path) -> None:
     script = (
         "import sys; from tests.llm.test_weights import TINY;"
