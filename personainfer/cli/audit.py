@@ -67,7 +67,8 @@ def audit(
     asked = given(options)
     scorer: Any = judge
     if judge == "likelihood" or judge.startswith("likelihood:"):
-        place = {name: asked.pop(name) for name in ("api_base", "api_key") if name in asked}
+        place: dict[str, Any] = {n: v for n, v in asked.items() if n in ("api_base", "api_key")}
+        asked = {name: value for name, value in asked.items() if name not in place}
         if named := judge.partition(":")[2]:
             place["model"] = named
         scorer = pi.Likelihood(**place)
