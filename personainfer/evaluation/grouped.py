@@ -208,8 +208,7 @@ def delta_pq(
     sums = group_sums(counts[known], numbers[known])
 
     def statistic(s: FloatArray) -> FloatArray:
-        found: FloatArray = s[:, 0] / (s[:, 0] + s[:, 2]) + s[:, 1] / (s[:, 1] + s[:, 3]) - 1
-        return found
+        return s[:, 0] / (s[:, 0] + s[:, 2]) + s[:, 1] / (s[:, 1] + s[:, 3]) - 1
 
     found = bootstrap(sums, statistic, confidence=confidence)
     won, lost = sums.sum(axis=0).reshape(2, 2)

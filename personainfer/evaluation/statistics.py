@@ -280,8 +280,7 @@ def _log_odds(counts: FloatArray) -> FloatArray:
 
 
 def _ratio(sums: FloatArray) -> FloatArray:
-    found: FloatArray = sums[:, 0] / sums[:, 1]
-    return found
+    return sums[:, 0] / sums[:, 1]
 
 
 def _resampled_sums(rows: FloatArray, resamples: int, random: np.random.Generator) -> FloatArray:

@@ -248,8 +248,7 @@ def one_hot(places: npt.NDArray[Any], count: int) -> Any:
 
 
 def margins_of(rewards: FloatArray, known: Encoded) -> FloatArray:
-    found: FloatArray = rewards[known.chosen] - rewards[known.rejected]
-    return found
+    return rewards[known.chosen] - rewards[known.rejected]
 
 
 def log_loss(margins: FloatArray) -> tuple[float, FloatArray]:

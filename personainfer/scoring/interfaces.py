@@ -85,8 +85,7 @@ class ScoringEndpoint(EndpointTransport):
         Raises:
             ModelError: no usable reply after all attempts.
         """
-        reply: Json = await self._retrying(self._ask, path, json.dumps(body).encode())
-        return reply
+        return await self._retrying(self._ask, path, json.dumps(body).encode())
 
     async def _ask(self, path: str, body: bytes) -> Json:
         status, headers, content = await self._post(path, body, self._timeout)

@@ -180,8 +180,7 @@ class Likelihood:
         without = [(prompt, None, response) for prompt, _, response in rows]
         groups = [*range(len(rows)), *range(len(rows))]
         sums = [one.sum for one in self._score([*rows, *without], groups)]
-        lifted: FloatArray = np.subtract(sums[: len(rows)], sums[len(rows) :], dtype=float)
-        return lifted
+        return np.subtract(sums[: len(rows)], sums[len(rows) :], dtype=float)
 
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str | None]
@@ -211,8 +210,7 @@ class Likelihood:
         means = np.array([one.mean for one in found])
         gaps = means.reshape(len(pairs), 1 + len(self._baseline), 2) @ (1.0, -1.0)
         gained = gaps[:, 0] - gaps[:, 1:].mean(axis=1)
-        explained: FloatArray = np.where([persona is None for persona in personas], 0.0, gained)
-        return explained
+        return np.where([persona is None for persona in personas], 0.0, gained)
 
     def explains_candidates(
         self, preferences: Sequence[Preference], candidates: Sequence[Sequence[Persona | str]]

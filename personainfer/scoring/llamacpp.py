@@ -153,8 +153,7 @@ class ForcedDecoding:
             else:
                 scores.append(await self._looked_up(self._grammar, prefix, tokens[0]))
             prefix += tokens
-        found: FloatArray = np.maximum(scores, _LEAST)
-        return found
+        return np.maximum(scores, _LEAST)
 
     def _pieces(self, response: Tokens) -> Iterator[tuple[bool, Tokens]]:
         """Runs of tokens that are whole characters, and single ones that are not."""

@@ -206,8 +206,7 @@ class SimulatedUsers:
                 f"{'; '.join(filter(None, (without, unknown)))}.",
                 hint="Sample users with models=matrix.models.",
             )
-        weights: FloatArray = self.weights[:, [self.models.index(name) for name in matrix.models]]
-        return weights
+        return self.weights[:, [self.models.index(name) for name in matrix.models]]
 
 
 # Choosing
@@ -243,8 +242,7 @@ def _drawn_ties(values: FloatArray, best: Integers, random: np.random.Generator)
     highest = values >= values.max(axis=1, keepdims=True) - _TIE
     order = random.random(values.shape)
     several = highest.sum(axis=1) > 1
-    drawn: Integers = np.where(several, np.where(highest, order, -1.0).argmax(axis=1), best)
-    return drawn
+    return np.where(several, np.where(highest, order, -1.0).argmax(axis=1), best)
 
 
 def _gumbel(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:

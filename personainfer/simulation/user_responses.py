@@ -223,8 +223,7 @@ def _zscores(
         )
     found = scale.like(np.stack(columns, axis=-1)[:, None, :]).zscores[:, 0]
     row = {text: n for n, text in enumerate(distinct)}
-    zscores: FloatArray = found[[row[text] for text in texts]]
-    return zscores
+    return found[[row[text] for text in texts]]
 
 
 def _check(

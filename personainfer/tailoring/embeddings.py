@@ -54,8 +54,7 @@ def unit_vectors(vectors: FloatArray) -> FloatArray:
         largest > 0, largest, 1.0
     )  # whose squares are in the range of a float
     lengths = np.linalg.norm(scaled, axis=-1, keepdims=True)
-    unit: FloatArray = scaled / np.where(lengths > 0, lengths, 1.0)
-    return unit
+    return scaled / np.where(lengths > 0, lengths, 1.0)
 
 
 def sentence_embedder(model: str | Path) -> Embedder:

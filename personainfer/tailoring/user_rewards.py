@@ -284,8 +284,7 @@ class BradleyTerry:
         """The shared reward of each response."""
         if self._features is None:
             strengths = np.append(self._strengths, 0.0)  # of a response that was not fitted
-            found: FloatArray = strengths[[self._places.get(one, -1) for one in responses]]
-            return found
+            return strengths[[self._places.get(one, -1) for one in responses]]
         return np.asarray(featured(self._features, responses) @ self._strengths, dtype=np.float64)
 
     def _fit(self, known: Encoded, shared: Any, own: Any) -> FloatArray:

@@ -196,8 +196,7 @@ def _masks(count: int, ablations: int, random: np.random.Generator) -> Flags:
         return np.zeros((0, 0), dtype=bool)
     if 2**count <= ablations:
         return (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(bool)
-    found: Flags = random.random((ablations, count)) < 0.5
-    return found
+    return random.random((ablations, count)) < 0.5
 
 
 def _without(text: str, spans: Sequence[tuple[int, int]], kept: Flags) -> str:
@@ -283,8 +282,7 @@ def _compared(
     items = np.stack([values * right, right, values * ~right, ~right], axis=1).astype(np.float64)
 
     def difference(sums: FloatArray) -> FloatArray:
-        found: FloatArray = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
-        return found
+        return sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
 
     return (
         bootstrap_mean(values[right], confidence=confidence),

@@ -212,8 +212,7 @@ def _centred(values: FloatArray) -> FloatArray:
     unit = values / largest
     centred = unit - unit.mean()
     spread = np.abs(centred).max()
-    found: FloatArray = centred / spread if spread > _ROUNDING else np.zeros_like(values)
-    return found
+    return centred / spread if spread > _ROUNDING else np.zeros_like(values)
 
 
 # Values of groups, and folds

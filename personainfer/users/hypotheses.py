@@ -190,8 +190,7 @@ def explains_of(one: UserAtWork) -> npt.NDArray[np.float64]:
     counts = known.sum(axis=1)
     means = np.where(known, scores, 0).sum(axis=1) / np.maximum(counts, 1)
     fill = np.where(counts >= 2, means, NEUTRAL)
-    filled: npt.NDArray[np.float64] = np.where(known, scores, fill[:, None])
-    return filled
+    return np.where(known, scores, fill[:, None])
 
 
 def predicting(one: UserAtWork) -> dict[int, float] | str:

@@ -275,8 +275,7 @@ def _cell(found: Estimate | None) -> str:
 
 def right_share(margins: FloatArray) -> FloatArray:
     """1 where the choice is predicted, 0.5 for a tie, NaN where there is no margin."""
-    found: FloatArray = (np.sign(margins) + 1) / 2
-    return found
+    return (np.sign(margins) + 1) / 2
 
 
 def _accuracy(

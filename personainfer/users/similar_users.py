@@ -26,8 +26,7 @@ _QUERIES = 1024  # users compared with all others at once
 def cosines(one: npt.ArrayLike, other: npt.ArrayLike) -> FloatArray:
     """The cosine of each vector with each: (n, d) and (m, d) -> (n, m); 0 for a vector of zeros."""
     first, second = (read_numbers("vectors", v, dimensions=(2,)) for v in (one, other))
-    found: FloatArray = unit_vectors(first) @ unit_vectors(second).T
-    return found
+    return unit_vectors(first) @ unit_vectors(second).T
 
 
 def user_vectors(
@@ -148,8 +147,7 @@ def embedded(texts: Sequence[str], embed: Embed) -> FloatArray:
             hint="It takes a list of n texts and returns n vectors.",
         )
     place = {text: row for row, text in enumerate(distinct)}
-    found: FloatArray = vectors[[place[text] for text in texts]]
-    return found
+    return vectors[[place[text] for text in texts]]
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -164,8 +162,7 @@ def _top(scores: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
     best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
     best.sort(axis=1)
     order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
-    top: npt.NDArray[np.int64] = np.take_along_axis(best, order, axis=1)
-    return top
+    return np.take_along_axis(best, order, axis=1)
 
 
 # Questions on which users choose differently
