@@ -19,6 +19,7 @@ from personainfer.arguments import CountFromZero, check_argument, read_labels, r
 from personainfer.evaluation import cohen_kappa, krippendorff_alpha
 from personainfer.evaluation.grouped import (
     delta_pq,
+    length_controlled_difference,
     length_controlled_rate,
     mean_by_group,
     rate_by_group,
@@ -73,6 +74,9 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "delta_pq": lambda v: delta_pq(v, [1, -1, 1, -1], LABELS),
     "length_controlled_rate: outcomes": lambda v: length_controlled_rate(v, [1, 2, -3, 1], LABELS),
     "length_controlled_rate: lengths": lambda v: length_controlled_rate([1, -1, 1, 1], v, LABELS),
+    "length_controlled_difference": lambda v: length_controlled_difference(
+        v, [1, -1, 1, -1], [1, 2, -3, 1], LABELS
+    ),
     "cohen_kappa": lambda v: cohen_kappa(v, [1.0, 0.0, 1.0, 1.0]),
     "krippendorff_alpha": lambda v: krippendorff_alpha([v, [1.0, 0.0, 1.0, 1.0]]),
     "correlation": lambda v: correlation(v, [1.0, 0.0, 3.0, 2.0]),
@@ -177,7 +181,7 @@ def test_the_unit_does_not_matter_where_none_should(name: str, unit: float) -> N
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_p_value_or_rate_comes_from_nothing(name: str) -> None:
-    if name == "delta_pq" or ":" in name:
+    if name in ("delta_pq", "length_controlled_difference") or ":" in name:
         return  # another argument has values
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -269,6 +273,7 @@ def test_nulls_of_pandas_are_missing_values() -> None:
         lambda: bootstrap_mean([5, 5, 5], bounds=(1.0, 5.0)),
         lambda: paired_difference([3, 3, 3], [3, 3, 3], bounds=(-4.0, 4.0)),
         lambda: delta_pq([1, -1, 1], [-1, 1, -1], range(3)),
+        lambda: length_controlled_difference([1, -1, 1], [1, -1, 1], [3, 1, -2], [*"abc"]),
         lambda: cohen_kappa([1, 2, 1], [1, 2, 1]),
         lambda: krippendorff_alpha([[1, 2, 1], [1, 2, 1]]),
         lambda: krippendorff_alpha([[1, 2, 4], [1, 2, 4]], level="ordinal"),

@@ -327,7 +327,8 @@ def length_controlled_difference(
     random = np.random.default_rng(seed)
     drawn = np.concatenate([difference(times) for times in _resampled(places, resamples, random)])
     low, high = percentiles(drawn, len(kinds), confidence)
-    return Estimate(value, min(low, value), max(high, value), len(kinds))
+    found = Estimate(value, min(low, value), max(high, value), len(kinds))
+    return widened(found, (-1.0, 1.0), confidence)  # both won the same items
 
 
 def _resampled(
