@@ -739,6 +739,14 @@ def test_in_a_terminal_rows_are_printed_to_read(tmp_path: Path, reach: list[str]
     assert max(map(len, told.splitlines())) <= 72
     assert "2 rows, 0 failed" in beside
     assert f"Next: personainfer infer {data} -o personas.parquet" in beside
+
+
+@pytest.mark.heavy
+def test_in_a_terminal_lines_are_printed_where_they_are_asked_for(
+    tmp_path: Path, reach: list[str]
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(2)), encoding="utf-8")
     lines_of, _ = told_in_a_terminal(["infer", str(data), "-o", "-", *reach], tmp_path)
     assert [row["prompt"] for row in lines(lines_of)] == ["Question 0?", "Question 1?"]
     detailed, _ = told_in_a_terminal(["infer", str(data), "--details", *reach], tmp_path)

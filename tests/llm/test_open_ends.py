@@ -7,7 +7,6 @@ import re
 import shutil
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import personainfer as pi
+from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError, ModelError, TransportError
 from personainfer.testing import FakeLLM, Fault
 
 from ..builders import pairs
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
-MAIN = "from personainfer.cli import main; main()"
 
 
 def test_more_fields_are_sent_and_are_part_of_the_key_and_the_settings(llm: FakeLLM) -> None:
@@ -247,20 +247,11 @@ def test_no_prompt_asks_a_model_to_think(llm: FakeLLM, protocol: Any) -> None:
 def test_the_command_line_says_all_of_it(llm: FakeLLM, tmp_path: Path) -> None:
     data = tmp_path / "pairs.jsonl"
     data.write_text(json.dumps(pairs(1)[0]) + "\n")
-    command = [
-        sys.executable,
-        "-c",
-        MAIN,
-        "infer",
-        str(data),
-        "--output",
-        str(tmp_path / "o.parquet"),
-    ]
-    command += ["-m", "fake", "--api-base", llm.api_base, "--temperature", "none", "--no-cache"]
+    command = ["infer", str(data), "--output", str(tmp_path / "o.parquet"), "-m", "fake"]
+    command += ["--api-base", llm.api_base, "--temperature", "none", "--no-cache"]
     command += ["--extra-body", '{"top_k": 20}', "--extra-header", "X-Team=one"]
-    command += ["--reasoning-effort", "low"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert run.returncode == 0, run.stderr
+    run = CliRunner().invoke(app, [*command, "--reasoning-effort", "low"])
+    assert run.exit_code == 0, run.output
     sent = llm.requests[0]
     assert "temperature" not in sent
     assert (sent["top_k"], sent["reasoning_effort"]) == (20, "low")
