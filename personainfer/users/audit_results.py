@@ -352,22 +352,22 @@ def verdict_of(
 def choices_needed(differences: FloatArray, users: Users, smallest: float) -> int:
     """How many more choices show a mean difference of this size in 8 of 10 audits, at 95 % confidence.
 
-    n' = n (2.8 s / smallest)^2, where s is the standard error of the mean over users with all their choices,
-    and 2.8 the sum of the normal quantiles of 0.975 and 0.8; less the n that there are. At least a
-    quarter of them: they were not enough. Two digits.
+    n' = v (2.8 / smallest)^2, where v / n is the squared standard error of the mean over users with all
+    their choices, and 2.8 the sum of the normal quantiles of 0.975 and 0.8; less the n that there are. At
+    least a quarter of them: they were not enough. Two digits.
     """
     known = ~np.isnan(differences)
     n = int(known.sum())
-    if n == 0:
-        return 0
     sums = group_sums(np.stack([differences[known], np.ones(n)], axis=1), users[known])
-    rest = sums[:, 0] - sums[:, 1] * sums[:, 0].sum() / n
     people = len(sums)
-    error = math.sqrt(float(rest @ rest) * people / max(people - 1, 1)) / n
-    # Two decisions that agree in half of all cases, where the data show no differences.
-    error = max(error, math.sqrt(0.5 / n)) if people < 3 or error == 0 else error
+    variance = 0.0  # of one choice
+    if people > 2:
+        rest = sums[:, 0] - sums[:, 1] * sums[:, 0].mean() / sums[:, 1].mean()
+        variance = float(rest @ rest) * people / (people - 1) / n
+    # Of two predictions that agree on half of the choices, where the data do not say it.
+    variance = variance or 0.5
     reach = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(_POWER)
-    more = max(n * (reach * error / smallest) ** 2 - n, n / 4)
+    more = max(variance * (reach / smallest) ** 2 - n, n / 4)
     digits = 10 ** max(math.floor(math.log10(more)) - 1, 0)
     return int(math.ceil(more / digits) * digits)
 

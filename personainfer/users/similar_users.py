@@ -207,8 +207,9 @@ def find_questions(
     users = np.array([choice.user or "" for choice in choices])
     clashing = np.zeros(len(choices), dtype=bool)
     for number, mine in enumerate(of_prompt):
-        same = np.flatnonzero(where @ where[number] >= near - _SAME)
-        others = np.concatenate([of_prompt[one] for one in same])
+        same = where @ where[number] >= near - _SAME
+        same[number] = True  # also where the prompt has no words, and so no direction
+        others = np.concatenate([of_prompt[one] for one in np.flatnonzero(same)])
         for start in range(0, len(mine), _CHOICES):
             part = mine[start : start + _CHOICES]
             opposed = taste[part] @ taste[others].T < _OPPOSED

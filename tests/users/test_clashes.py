@@ -84,3 +84,8 @@ def test_a_system_message_makes_no_other_question() -> None:
 def test_near_lies_between_0_and_1(near: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="near="):
         find_questions([], near=near)
+
+
+def test_equal_prompts_without_words_are_one_question() -> None:
+    mine, theirs = choice("ann", "?"), choice("bob", "?", NO, YES)
+    assert find_questions([mine, theirs]) == ["clashing", "clashing"]
