@@ -4,7 +4,8 @@
 
 Each part draws data from a distribution whose truth is known, calls the public function, and notes whether
 the 95 % interval covers the truth, or whether p < 0.05 where there is nothing to find. Prints a table in
-Markdown: the share with its own 95 % interval (Wilson). Nominal: 0.95 for coverage, 0.05 for rejection.
+Markdown: the share with its own 95 % interval (Wilson); Ctrl-C prints what was counted so far. Nominal: 0.95
+for coverage, 0.05 for rejection.
 The parts about users are in `calibration_users.py`, those about statistics in `calibration_evaluation.py`,
 and those about judges, models and people, in `calibration_judges.py`.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from contextlib import suppress
 
 import calibration_evaluation
 import calibration_judges
@@ -31,10 +33,11 @@ def main() -> None:
     counts: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for name, make in every.items():
         if options.only in name:
-            part = make()
-            for seed in range(options.start, options.start + options.seeds):
-                for finding in part(seed):
-                    counts[finding.name, finding.kind].append(finding.happened)
+            with suppress(KeyboardInterrupt):  # what was counted so far is printed
+                part = make()
+                for seed in range(options.start, options.start + options.seeds):
+                    for finding in part(seed):
+                        counts[finding.name, finding.kind].append(finding.happened)
     print("| of | measured | share [95 %] | runs |\n| --- | --- | --- | --- |")
     for (name, kind), happened in counts.items():
         share = wilson(sum(happened), len(happened))
