@@ -63,7 +63,8 @@ class ModelBenchmark:
     Attributes:
         model: the model that wrote the personas.
         shares: by name, each with its 95 % interval over pairs: see `persona_shares`.
-        seconds: how long the model took; None where replies came from the cache.
+        seconds: how long the model took, the start of a local one included; None where replies came from
+            the cache.
         failed: pairs with an error.
         usage: calls, tokens and cost in USD.
         notes: what a reader of the numbers should know.
