@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})  # statuses that do not change
 
 _URL: Any = "/v1/chat/completions"
-_WINDOW: Any = "24h"  # the only one there is
+_COMPLETION_WINDOW: Any = "24h"  # the only one there is
 _TIMEOUT = 60.0  # seconds for a question
 _FILE_TIMEOUT = 600.0  # seconds between two bytes of a file
-_READING = 2.0  # seconds between two checks whether the provider has processed a file
-_LISTED = 1000  # how many of the newest batches to search for one that was just made
+_FILE_POLL_SECONDS = 2.0  # seconds between two checks whether the provider has processed a file
+_MOST_LISTED = 1000  # how many of the newest batches to search for one that was just made
 
 
 def batch_api(transport: Transport) -> BatchAPI:
@@ -137,7 +137,7 @@ class EndpointBatches:
         with self._client(_TIMEOUT) as client:
             return _state(
                 client.batches.create(
-                    input_file_id=file_id, endpoint=_URL, completion_window=_WINDOW
+                    input_file_id=file_id, endpoint=_URL, completion_window=_COMPLETION_WINDOW
                 )
             )
 
@@ -236,7 +236,7 @@ class LiteLLMBatches:
                 litellm.create_batch(
                     input_file_id=file_id,
                     endpoint=self._url,
-                    completion_window=_WINDOW,
+                    completion_window=_COMPLETION_WINDOW,
                     **self._call(_TIMEOUT),
                 )
             )
@@ -330,7 +330,7 @@ def _read(made: Any, look: Callable[[str], Any]) -> str:
     """Wait until the provider has processed a file, as Azure requires; returns its id."""
     name = _id(made, "file")
     while getattr(made, "status", None) == "pending":
-        time.sleep(_READING)
+        time.sleep(_FILE_POLL_SECONDS)
         made = look(name)
     return name
 
@@ -343,7 +343,7 @@ def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
         batches = None
     if not isinstance(getattr(batches, "data", None), list):
         raise ReplyError("the provider answered with something that is not a list of batches.")
-    newest = list(islice(batches, _LISTED))
+    newest = list(islice(batches, _MOST_LISTED))
     files = [getattr(batch, "input_file_id", None) for batch in newest]
     if newest and not any(files):  # some may lack a file: Azure also makes batches of other things
         raise ReplyError("the provider does not say which files its batches were made of.")

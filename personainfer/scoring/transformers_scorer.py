@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     import torch
 
 _PROBE = (1, 2, 3, 4, 5, 6, 7, 8)  # tokens that every vocabulary has
-_PASS = {"cpu": 64, "other": 4096}  # the cost of one more forward pass, in tokens
-_SHARED = {True: 0.01, False: 1.0}  # nats, with weights in full precision and in lower precision
+_PASS_COST = {"cpu": 64, "other": 4096}  # the cost of one more forward pass, in tokens
+_SHARED_TOLERANCE = {
+    True: 0.01,
+    False: 1.0,
+}  # nats, with weights in full precision and in lower precision
 # The names of an attention window in configurations.
 _WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 # How many bytes of logits are computed at once. On a CPU it is several times faster if they fit its cache.
@@ -112,7 +115,7 @@ class TorchScorer:
         prefixes = list(dict.fromkeys(text.prefix for text in texts))
         lengths = [len(text.response) for text in texts]
         last, seen, memory = self._read_prefixes(prefixes, max(lengths))
-        groups = length_groups(lengths, _PASS[self._kind])
+        groups = length_groups(lengths, _PASS_COST[self._kind])
         scores: dict[int, FloatArray] = {}
         for number, group in enumerate(groups, 1):
             some = [texts[place] for place in group]
@@ -220,7 +223,9 @@ class TorchScorer:
                 shared = np.concatenate(self._score_batch(texts))
             except (AttributeError, RuntimeError, TypeError, ValueError):  # of such a layer
                 return False
-        return bool(np.abs(shared - whole).max() < _SHARED[self._model.dtype.itemsize >= 4])
+        return bool(
+            np.abs(shared - whole).max() < _SHARED_TOLERANCE[self._model.dtype.itemsize >= 4]
+        )
 
     def _log_probabilities(
         self, states: torch.Tensor, said: torch.Tensor, scored: torch.Tensor

@@ -42,10 +42,14 @@ LIKELIHOOD = "likelihood"  # the judge that is a model's log-probabilities, "lik
 _SIDES: tuple[Side, ...] = ("chosen", "rejected")
 _TAILORED: dict[str, str] = {side: f"response_for_{side}_persona" for side in _SIDES}
 
-_BOAT, _FAMOUS, _LLM = "arXiv 2501.11549", "arXiv 2505.13257", "arXiv 2409.20296"
+_WHOSE_BOAT, _FAMOUS_PERSONA, _PERSONAL_LLM = (
+    "arXiv 2501.11549",
+    "arXiv 2505.13257",
+    "arXiv 2409.20296",
+)
 _ACCURACY = (
     0.91,
-    f"{_BOAT}, figure 3 (sections 2 and 3): personas by Llama-3.1-405B, mean over four data sets",
+    f"{_WHOSE_BOAT}, figure 3 (sections 2 and 3): personas by Llama-3.1-405B, mean over four data sets",
 )
 # ΔPQ * 100 on BeaverTails against the same method without personas, personas: (retrieved, gold).
 _TAILORING = {"few-shot": (46.3, 55.0), "SFT": (12.3, 23.0), "DPO": (36.8, 41.6)}
@@ -301,7 +305,7 @@ def _published_responses(rows: Rows, judging: Mapping[str, Any]) -> list[Figure]
         )
         assert found.delta_pq is not None  # personas are given
         for method in ("SFT", "DPO") if side == "chosen" else ():
-            source = f"{_BOAT}, sections 4 and 5: {method}, BeaverTails, gold personas"
+            source = f"{_WHOSE_BOAT}, sections 4 and 5: {method}, BeaverTails, gold personas"
             name = f"ΔPQ, chosen personas, against {method}"
             figures.append(Figure(name, _TAILORING[method][1], source, _percent(found.delta_pq)))
         if side == "rejected":
@@ -324,7 +328,7 @@ def _few_shot(
             tailored.prompts, plain, tailored, personas=tailored.personas, **judging
         )
         assert found.delta_pq is not None  # personas are given
-        source = f"{_BOAT}, sections 4 and 5: few-shot, BeaverTails, {kind} personas"
+        source = f"{_WHOSE_BOAT}, sections 4 and 5: few-shot, BeaverTails, {kind} personas"
         name = f"ΔPQ, few-shot, {kind} personas"
         figures.append(Figure(name, _TAILORING["few-shot"][n], source, _percent(found.delta_pq)))
     return figures
@@ -361,9 +365,7 @@ def _wikipersonas(
         by_kind = found.prefixes[name].questions
         for kind, value in zip(("personal", "divergent"), published, strict=True):
             if kind in by_kind:
-                source = (
-                    f"{_FAMOUS}, accuracy by prefix: Zephyr-7B, trained users; read off the plot"
-                )
+                source = f"{_FAMOUS_PERSONA}, accuracy by prefix: Zephyr-7B, trained users; read off the plot"
                 figures.append(Figure(f"accuracy, {name}, {kind}", value, source, by_kind[kind]))
     if not figures:
         figures = [
@@ -389,7 +391,7 @@ def _personal_llm(data: Any, limit: int | None) -> Reproduction:
     scaled = train.like(test.rewards, prompts=test.prompts, responses=test.responses)
     users = SimulatedUsers.sample(limit or _USERS, models=train.models, alpha=_ALPHA)
     found = votes(users.choose(scaled), scaled.rewards.shape[1])
-    source = f"{_LLM}, heterogeneity of simulated users"
+    source = f"{_PERSONAL_LLM}, heterogeneity of simulated users"
     figures = (
         Figure(
             "share of prompts whose top response has a majority of the users",

@@ -23,8 +23,8 @@ Integers = npt.NDArray[np.int64]
 Offered = Literal["random", "extremes"]
 
 _CELLS = 400_000  # utilities held at once: few enough for the cache of a processor
-_SUM = 1e-6  # how far weights may be from adding up to one
-_TIE = 1e-12  # difference of utilities that is rounding
+_SUM_TOLERANCE = 1e-6  # how far weights may be from adding up to one
+_TIE_TOLERANCE = 1e-12  # difference of utilities that is rounding
 
 
 class SimulatedUsers:
@@ -229,9 +229,9 @@ def _best(values: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
     worth = values[..., 0].copy()
     for response in range(1, values.shape[2]):
         lead = values[..., response] - worth
-        better = lead > _TIE
+        better = lead > _TIE_TOLERANCE
         tied &= ~better
-        tied |= np.abs(lead) <= _TIE
+        tied |= np.abs(lead) <= _TIE_TOLERANCE
         np.maximum(worth, values[..., response], out=worth)
         np.maximum(best, better * np.int16(response), out=best)
     return best.astype(np.int64), tied
@@ -239,7 +239,7 @@ def _best(values: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
 
 def _drawn_ties(values: FloatArray, best: Integers, random: np.random.Generator) -> Integers:
     """One user's choices, (prompts,): the highest value of each prompt; ties are drawn."""
-    highest = values >= values.max(axis=1, keepdims=True) - _TIE
+    highest = values >= values.max(axis=1, keepdims=True) - _TIE_TOLERANCE
     order = random.random(values.shape)
     several = highest.sum(axis=1) > 1
     return np.where(several, np.where(highest, order, -1.0).argmax(axis=1), best)
@@ -291,7 +291,7 @@ def _decide(
     one, other = (int(place) for place in pair)
     noise = random.logistic()  # always drawn, so that later draws do not depend on the temperature
     margin = values[one] - values[other]
-    if abs(margin) <= _TIE:  # a tie: the noise alone decides
+    if abs(margin) <= _TIE_TOLERANCE:  # a tie: the noise alone decides
         return (one, other) if noise >= 0 else (other, one)
     return (one, other) if margin + temperature * noise >= 0 else (other, one)
 
@@ -317,7 +317,7 @@ def _weights(given: npt.ArrayLike, models: Sequence[str]) -> FloatArray:
             f"weights has the shape {weights.shape}, not (users, {len(models)} models)."
         )
     sums = weights.sum(axis=1)
-    wrong = np.flatnonzero(~((np.abs(sums - 1.0) <= _SUM) & (weights >= 0).all(axis=1)))
+    wrong = np.flatnonzero(~((np.abs(sums - 1.0) <= _SUM_TOLERANCE) & (weights >= 0).all(axis=1)))
     if len(wrong):
         raise InvalidArgumentError(
             f"the weights of user {wrong[0]} add up to {sums[wrong[0]]:g}, or one is negative or NaN"

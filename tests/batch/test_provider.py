@@ -117,7 +117,7 @@ def test_through_litellm_a_batch_is_what_its_single_calls_are(
 def test_a_file_that_is_not_read_yet_is_waited_for(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(batch_api, "_READING", 0.0)
+    monkeypatch.setattr(batch_api, "_FILE_POLL_SECONDS", 0.0)
     provider.file_statuses = ["pending", "pending"]
     submit(provider, pairs(2), place / "b")
     assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE]
@@ -127,7 +127,7 @@ def test_a_file_that_is_not_read_yet_is_waited_for(
 def test_azure_is_waited_for_and_addressed_in_its_own_way(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(batch_api, "_READING", 0.01)
+    monkeypatch.setattr(batch_api, "_FILE_POLL_SECONDS", 0.01)
     monkeypatch.setenv("AZURE_API_VERSION", "2024-10-21")
     provider.file_statuses = ["pending", "pending"]
     provider.faults = [(CREATE, 0)]
