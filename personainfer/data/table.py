@@ -380,7 +380,7 @@ class PersonaTable(Sequence[PersonaRow]):
             chosen_persona, rejected_persona: the columns with the personas of each side: sentences (see
                 `Persona.parse`), or records with `trait`, `preference` and, if they are known, `evidence`
                 and `flags`. None: this side has no personas.
-            columns: where other names differ, as for `infer_personas`.
+            columns: your names of the other columns, as for `infer_personas`.
 
         A row without any persona, or with one that cannot be read, has an error.
 

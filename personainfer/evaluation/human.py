@@ -215,13 +215,13 @@ def read_rating_sheet(
     table: PersonaTable | None = None,
     confidence: float = CONFIDENCE,
 ) -> HumanRatings:
-    """What the raters said, and how far they agree.
+    """The ratings, and how far the raters agree.
 
     Args:
         key: the `key.json` of the sheet.
-        ratings: a file a rater: the sheet's CSV filled in, or what its page saved. Cells may be empty.
-        table: the table that the sheet was made of, with the verdicts of `verify_personas`: then judge and
-            people are compared.
+        ratings: one file for each rater: the filled-in CSV, or what the page saved. Cells may be empty.
+        table: the table that the sheet was made of, with the verdicts of `verify_personas`, to compare the
+            judge with people.
         confidence: of the intervals (bootstrap over items).
 
     Raises:

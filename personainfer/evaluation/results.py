@@ -150,7 +150,7 @@ class Verification(TableFindings):
     verdicts: Mapping[Side, tuple[Verdict | None, ...]] = field(repr=False)
 
     def remarks(self) -> list[str]:
-        """Also how often a guess would be right."""
+        """The remarks of all results, and how often a guess would be right."""
         guess = f"A judge that guesses is right in {(1 - self.neither) / 2:.0%} of the orders"
         if self.neither:
             guess += f": it answered “neither” in {self.neither:.0%}, which counts as wrong"

@@ -214,7 +214,7 @@ class PersonaRetriever:
 
 @dataclass(frozen=True)
 class _Query:
-    """What to search for, and the names of what may be itself."""
+    """The text to search for, and the id and prompt of the row that it may come from."""
 
     text: str
     names: tuple[str, ...]
