@@ -91,6 +91,30 @@ class LongerWins:
         )
 
 
+def length_only(
+    margins: FloatArray, lengths: npt.NDArray[Any], users: npt.NDArray[Any]
+) -> FloatArray:
+    """The predictions of a rule that knows of a persona only whether it leads to longer responses.
+
+    Whether the longer or the shorter response is predicted is what the persona's predictions for most of
+    the user's other choices were; where they say neither, those for all users.
+
+    Args:
+        margins: shape (choices,): the predictions with the persona.
+        lengths: the length of the chosen response less that of the other; 0 where they count as equal.
+        users: whose choice it is.
+
+    Returns:
+        1, 0 or -1 for each choice; NaN where there is no margin.
+    """
+    toward_longer = np.nan_to_num(np.sign(margins) * np.sign(lengths))
+    _, place = np.unique(users, return_inverse=True)
+    others = np.bincount(place, toward_longer)[place] - toward_longer
+    everybody = toward_longer.mean() if len(toward_longer) else 0.0
+    found: FloatArray = np.sign(others + everybody) * np.sign(lengths)
+    return np.where(np.isnan(margins), np.nan, found)
+
+
 class MajorityVote:
     """What most of the other users chose on the same pair; else, how often they chose each response.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Unpack
 
@@ -17,9 +17,8 @@ import numpy as np
 
 from ..arguments import Count, check_argument, takes_options
 from ..evaluation.statistics import CONFIDENCE, check_confidence
-from ..evaluation.verification import Verifier
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, UnknownOptionError
-from ..llm.client import LLM, OPTIONS, LLMOptions
+from ..llm.client import OPTIONS, LLMOptions
 from ..personas.costs import BYTES_A_TOKEN
 from ..records import FloatArray, Persona, Preference
 from ..scoring.choice_models import (
@@ -29,12 +28,11 @@ from ..scoring.choice_models import (
     SimilarUsersVote,
     word_features,
 )
-from ..scoring.likelihood import Likelihood
 from ..tailoring.user_rewards import BradleyTerry, LowRankRewards
 from .audit_results import FEW_SHOT, Margins, PersonaAudit
 from .groups import group_values, other_users
 from .hypotheses import UserAtWork, users_in
-from .predictors import Case, ChoiceScorer, Explaining, Predictions, Predictor, predictor_of
+from .predictors import Case, ChoiceScorer, SharedCalls, predictor_of, sees_ids
 from .prefixes import Prefix, persona_prefix
 from .records import ChoicesUsed, UserPersona, UserPersonas
 from .results import BARE
@@ -132,7 +130,7 @@ def audit_personas(
     fitted, left_out = _fitted(models, past, kept)
     examples = FEW_SHOT in models and FEW_SHOT not in left_out
     prefixes = _prefixes(made, past if examples else [], role, draw_seed)
-    shared = _SharedCalls(predict, sees_ids=_sees_ids(scorer))
+    shared = SharedCalls(predict, sees_ids=sees_ids(scorer))
     return PersonaAudit.of(
         _margins(kept, prefixes, strangers, shared, lift, fitted),
         names=list(models),
@@ -237,39 +235,11 @@ def _prefixes(
     return found
 
 
-def _sees_ids(scorer: ChoiceScorer) -> bool:
-    """Whether the scorer gets the choice itself, and may tell equal texts of two users apart."""
-    reads_texts = isinstance(scorer, str | LLM | Likelihood | Verifier)
-    return not reads_texts and isinstance(scorer, Explaining)
-
-
-class _SharedCalls:
-    """Collects cases of all conditions, and predicts each distinct one once, all in one call."""
-
-    def __init__(self, predict: Predictor, sees_ids: bool) -> None:
-        self._predict, self._sees_ids = predict, sees_ids
-        self._places: dict[Hashable, int] = {}
-        self._cases: list[Case] = []
-
-    def add(self, case: Case) -> int:
-        """The place of the case's prediction."""
-        texts = (case.choice.chosen, case.choice.rejected)
-        key = (case.messages, texts, case.choice if self._sees_ids else None)
-        if key not in self._places:
-            self._places[key] = len(self._cases)
-            self._cases.append(case)
-        return self._places[key]
-
-    def predict(self) -> Predictions:
-        """The predictions of all cases."""
-        return self._predict(self._cases)
-
-
 def _margins(
     choices: Sequence[Preference],
     prefixes: Mapping[str | int, Prefix],
     strangers: Mapping[str, str],
-    shared: _SharedCalls,
+    shared: SharedCalls,
     lift: bool,
     baselines: Mapping[str, FloatArray],
 ) -> Margins:

@@ -21,6 +21,7 @@ from ..evaluation.grouped import (
 from ..evaluation.results import text_table
 from ..evaluation.statistics import NOTHING, Estimate, bootstrap
 from ..records import FloatArray, Preference
+from ..scoring.choice_models import length_only
 from .groups import Equity, Measure, correct_together, equity_by_group
 from .results import mean_difference, right_share
 from .similar_users import find_questions
@@ -370,28 +371,6 @@ def choices_needed(differences: FloatArray, users: Users, smallest: float) -> in
     more = max(variance * (reach / smallest) ** 2 - n, n / 4)
     digits = 10 ** max(math.floor(math.log10(more)) - 1, 0)
     return int(math.ceil(more / digits) * digits)
-
-
-def length_only(margins: FloatArray, lengths: npt.NDArray[Any], users: Users) -> FloatArray:
-    """The predictions of a rule that knows of a persona only whether it leads to longer responses.
-
-    Whether the longer or the shorter response is predicted is what the persona's predictions for most of
-    the user's other choices were; where they say neither, those for all users.
-
-    Args:
-        margins: shape (choices,): the predictions with the persona.
-        lengths: the length of the chosen response less that of the other; 0 where they count as equal.
-        users: whose choice it is.
-
-    Returns:
-        1, 0 or -1 for each choice; NaN where there is no margin.
-    """
-    toward_longer = np.nan_to_num(np.sign(margins) * np.sign(lengths))
-    _, place = np.unique(users, return_inverse=True)
-    others = np.bincount(place, toward_longer)[place] - toward_longer
-    everybody = toward_longer.mean() if len(toward_longer) else 0.0
-    found: FloatArray = np.sign(others + everybody) * np.sign(lengths)
-    return np.where(np.isnan(margins), np.nan, found)
 
 
 def _never_differ(one: FloatArray, other: FloatArray) -> bool:

@@ -5,7 +5,7 @@ A prediction is a margin: above 0 the choice is predicted, below 0 the other res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -176,3 +176,31 @@ def _some(margins: FloatArray) -> FloatArray:
             " infinite number for both responses."
         )
     return margins
+
+
+def sees_ids(scorer: ChoiceScorer) -> bool:
+    """Whether the scorer gets the choice itself, and may tell equal texts of two users apart."""
+    reads_texts = isinstance(scorer, str | LLM | Likelihood | Verifier)
+    return not reads_texts and isinstance(scorer, Explaining)
+
+
+class SharedCalls:
+    """Collects cases of all conditions, and predicts each distinct one once, all in one call."""
+
+    def __init__(self, predict: Predictor, sees_ids: bool) -> None:
+        self._predict, self._sees_ids = predict, sees_ids
+        self._places: dict[Hashable, int] = {}
+        self._cases: list[Case] = []
+
+    def add(self, case: Case) -> int:
+        """The place of the case's prediction."""
+        texts = (case.choice.chosen, case.choice.rejected)
+        key = (case.messages, texts, case.choice if self._sees_ids else None)
+        if key not in self._places:
+            self._places[key] = len(self._cases)
+            self._cases.append(case)
+        return self._places[key]
+
+    def predict(self) -> Predictions:
+        """The predictions of all cases."""
+        return self._predict(self._cases)

@@ -10,9 +10,11 @@ import pytest
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from personainfer.records import FloatArray, Message, Usage
+from personainfer.scoring.choice_models import length_only
 from personainfer.tailoring import LowRankRewards
+from personainfer.testing import FakeLLM
 from personainfer.users import PersonaAudit, UserPersona, UserPersonas
-from personainfer.users.audit_results import choices_needed, length_only, verdict_of
+from personainfer.users.audit_results import choices_needed, verdict_of
 from personainfer.users.groups import other_users
 from personainfer.users.records import PairEvidence, UserRow
 
@@ -341,3 +343,26 @@ def test_a_persona_that_harms_is_no_better_than_none() -> None:
     assert (
         verdict_of(better, worse, better, own=0.6, smallest=0.05, more=9) == "no better than none"
     )
+
+
+def test_personas_that_were_inferred_know_their_choices(llm: FakeLLM) -> None:
+    """Rows without ids: the place of a choice in one file is no id in the other."""
+    world = World(0, users=4, choices=8)
+    rows = [choice.model_dump(exclude={"id"}) for choice in world.choices]
+    seen, held_out = [r for n, r in enumerate(rows) if n % 8 < 4], rows[4::8]
+    personas = pi.infer_user_personas(seen, "fake", api_base=llm.api_base)
+    assert len(personas.personas) == 4
+    found = pi.audit_personas(personas, held_out, read)
+    assert set(found.baselines) >= {"longer", "majority", "similar users", "few-shot"}
+    with pytest.raises(DataError, match="4 of 8 held-out"):
+        pi.audit_personas(personas, [*held_out, *seen[::4]], read)
+
+
+def test_a_judge_can_be_asked(llm: FakeLLM) -> None:
+    world = World(0, users=4, choices=3)
+    found = pi.audit_personas(
+        world.personas("knows"), world.choices, "fake", api_base=llm.api_base, baselines=FREE
+    )
+    assert found.own.n == 4
+    # Both orders of 12 choices, with the own persona, another one, and none.
+    assert len(llm.requests) == 2 * 12 * 3
