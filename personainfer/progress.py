@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -11,9 +12,16 @@ T = TypeVar("T")
 
 def progress_bar(progress: bool | None, *, total: int | None, unit: str) -> Any:
     """A tqdm bar on standard error. None: shown in a terminal or a notebook. False: it does nothing."""
-    from tqdm.auto import tqdm
+    return _bar_class()(total=total, unit=unit, leave=False, disable=not _is_shown(progress))
 
-    return tqdm(total=total, unit=unit, leave=False, disable=not _is_shown(progress))
+
+def _bar_class() -> Any:
+    """The widget in a notebook that can show one; else text. (tqdm.auto would warn where it cannot.)"""
+    if _in_a_notebook() and _is_installed("ipywidgets"):
+        from tqdm.notebook import tqdm
+    else:
+        from tqdm.std import tqdm
+    return tqdm
 
 
 def with_progress_bar(
@@ -27,6 +35,13 @@ def with_progress_bar(
         for item in items:
             yield item
             bar.update()
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # imported as None: hidden
+        return False
 
 
 def _is_shown(progress: bool | None) -> bool:

@@ -27,6 +27,7 @@ from .options import (
     Limit,
     Model,
     Progress,
+    TableColumns,
     given,
     pairs,
     persona_options,
@@ -34,7 +35,7 @@ from .options import (
     with_persona_options,
 )
 from .reproduce import reproduce
-from .show import in_a_terminal, opened_table, print_stream, report, show
+from .show import formats, in_a_terminal, opened_table, print_stream, report, show
 from .streams import (
     FAILED,
     Done,
@@ -198,6 +199,7 @@ def verify(
         str | None,
         typer.Option("--output", "-o", help="Write the table with the verdicts (.parquet)."),
     ] = None,
+    column: TableColumns = None,
     sides: Annotated[
         Literal["both", "chosen", "rejected"], typer.Option(help="Whose personas.")
     ] = "both",
@@ -211,7 +213,7 @@ def verify(
     """Ask a judge, in both orders, whether the personas explain the choices."""
     target = None if output is None else _table_path(output)
     found = pi.verify_personas(
-        opened_table(table),
+        opened_table(table, column),
         judge,
         sides=sides,
         soft=soft,
@@ -256,6 +258,7 @@ def export(
             help="trl-dpo, trl-sft, …: see the command formats.",
         ),
     ] = "trl-dpo",
+    column: TableColumns = None,
     persona: Annotated[
         Literal["chosen", "rejected", "both", "none"],
         typer.Option(help="Whose personas; of the rejected side the labels are swapped."),
@@ -283,7 +286,7 @@ def export(
 ) -> None:
     """Write rows to train on, as TRL reads them, with a data set card beside them."""
     made = pi.export_personas(
-        opened_table(table),
+        opened_table(table, column),
         data_out() if output == "-" else output,
         format=format,
         persona=persona,
@@ -355,33 +358,7 @@ def cache(
     return None
 
 
-@app.command()
-def formats(as_json: AsJson = False) -> None:
-    """List the formats that are read, with an example row of each, and those that export writes."""
-    import json
-
-    from ..data.files import FILES
-    from ..preferences.schemas import example_rows
-    from ..tailoring.export import EXPORT_FORMATS
-
-    rows = example_rows()
-    if as_json:
-        exports = {
-            n: {"columns": f.columns, "trainers": f.trainers} for n, f in EXPORT_FORMATS.items()
-        }
-        return print_json({"files": FILES, "rows": rows, "exports": exports})
-    files = f"{', '.join(FILES)} (the text ones also with .gz), and - for JSONL"
-    say(f"Files that infer and estimate read: {files}")
-    say("Rows of preference data that are recognised, one of each kind:")
-    for name, row in rows.items():
-        say(f"  {name}: {json.dumps(row, ensure_ascii=False)}")
-    say("Formats of export:")
-    for name, each in EXPORT_FORMATS.items():
-        trainers = f" ({each.trainers})" if each.trainers else ""
-        say(f"  {name}: {each.columns}{trainers}")
-    return None
-
-
+app.command()(formats)
 app.command()(reproduce)
 app.command()(audit)
 app.command()(benchmark)

@@ -34,6 +34,15 @@ AnyTable = Annotated[
         " the columns chosen_persona and rejected_persona, whoever wrote them.",
     ),
 ]
+TableColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="OURS=YOURS",
+        help="Where the names of a file of pairs differ: chosen_persona=who. Repeatable. Ours are"
+        " chosen_persona, rejected_persona, and those of infer: prompt, chosen, rejected, …",
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(

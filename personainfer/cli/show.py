@@ -1,7 +1,8 @@
-"""The commands `show` and `report`, and how `infer` prints rows in a terminal: what people read."""
+"""The commands `show`, `report` and `formats`, and how `infer` prints rows in a terminal: what people read."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -14,7 +15,7 @@ import typer
 import personainfer as pi
 
 from ..exceptions import DataError, InvalidArgumentError
-from .options import AnyTable, AsJson
+from .options import AnyTable, AsJson, TableColumns, pairs
 from .streams import Done, data_out, note, print_json, say, suggest, table_commands
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _ROWS = 10
 
 def show(
     table: AnyTable,
+    column: TableColumns = None,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, help="Only the first N rows.")
     ] = _ROWS,
@@ -37,7 +39,7 @@ def show(
     ] = None,
 ) -> None:
     """Print a table: each prompt, what both responses say, and who prefers them."""
-    found = opened_table(table)
+    found = opened_table(table, column)
     say(found.format(limit=limit, width=width or _columns()), file=data_out())
     if len(found) > limit:
         note(f"All of them: personainfer show {shlex.quote(str(table))} -n {len(found)}")
@@ -47,30 +49,72 @@ def show(
 def report(
     table: AnyTable,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to write.")],
+    column: TableColumns = None,
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Personas",
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Groups personas by meaning: a sentence-transformers model, its name or folder."
+            " Default: by frequent phrases.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is not a report, too.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one page, with figures and every row, to look through without a network."""
-    path = pi.write_report(opened_table(table), output, title=title, overwrite=overwrite)
+    path = pi.write_report(
+        opened_table(table, column), output, title=title, embedder=embedder, overwrite=overwrite
+    )
     if as_json:
         return print_json({"report": str(path)})
     say(str(path))
     return note(f"Open it in a browser: {path.resolve().as_uri()}")
 
 
-def opened_table(path: Path) -> pi.PersonaTable:
-    """A table of infer or verify; or a .jsonl, .json or .csv file with personas by somebody else."""
-    if path.suffix == ".parquet":
+def formats(as_json: AsJson = False) -> None:
+    """List the formats that are read, with an example row of each, and those that export writes."""
+    from ..data.files import FILES
+    from ..preferences.schemas import example_rows
+    from ..tailoring.export import EXPORT_FORMATS
+
+    rows = example_rows()
+    if as_json:
+        exports = {
+            n: {"columns": f.columns, "trainers": f.trainers} for n, f in EXPORT_FORMATS.items()
+        }
+        return print_json({"files": FILES, "rows": rows, "exports": exports})
+    files = f"{', '.join(FILES)} (the text ones also with .gz), and - for JSONL"
+    say(f"Files that infer and estimate read: {files}")
+    say("Rows of preference data that are recognised, one of each kind:")
+    for name, row in rows.items():
+        say(f"  {name}: {json.dumps(row, ensure_ascii=False)}")
+    say("Formats of export:")
+    for name, each in EXPORT_FORMATS.items():
+        trainers = f" ({each.trainers})" if each.trainers else ""
+        say(f"  {name}: {each.columns}{trainers}")
+    return None
+
+
+def opened_table(path: Path, columns: list[str] | None = None) -> pi.PersonaTable:
+    """A table of infer or verify; or a file of pairs with personas by somebody else."""
+    if path.suffix == ".parquet" and not columns:
         return pi.PersonaTable.load(path)
+    named = pairs("--column", columns or ())
+    sides = {f"{side}_persona": f"{side}_persona" for side in ("chosen", "rejected")}
+    sides = {name: named.pop(name, default) for name, default in sides.items()}
     try:
-        return pi.PersonaTable.from_data(path)
+        return pi.PersonaTable.from_data(path, columns=named or None, **sides)
     except InvalidArgumentError as error:
+        if error.argument == "columns" or columns:
+            raise
         raise DataError(
             f"{path} is not a table of personas: {error.message}",
-            hint=f"Make one: personainfer infer {path} -o personas.parquet.",
+            hint="Say which columns they are: --column chosen_persona=… --column rejected_persona=…"
+            f" Or infer them: personainfer infer {path} -o personas.parquet.",
         ) from None
 
 

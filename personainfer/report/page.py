@@ -173,16 +173,13 @@ def _subtitle(result: object, table: PersonaTable | None) -> str:
 
 
 def _measured(result: object) -> Json | None:
-    """The numbers of a result that is no plain table."""
+    """The numbers of a result that is not a plain table."""
     if not isinstance(result, Result):
         return None
     head, *lines = result.grid()
-    return {
-        "name": type(result).__name__,
-        "head": head,
-        "lines": lines,
-        "remarks": result.remarks(),
-    }
+    verdict = getattr(result, "verdict", None)
+    remarks = [*([f"Verdict: {verdict}."] if verdict else []), *result.remarks()]
+    return {"name": type(result).__name__, "head": head, "lines": lines, "remarks": remarks}
 
 
 def _figures(

@@ -11,6 +11,7 @@ from ..data.table_display import unexplained_texts
 from ..evaluation.results import ResponseComparison
 from ..evaluation.summary import SIDES, best_score, verified, verified_score
 from ..records import FloatArray, Persona, PersonaRow, Preference, Side
+from ..users.audit_results import PersonaAudit
 from ..users.records import UserPersonas, UserRow
 from ..users.results import PrefixEvaluation
 from .figures import SIDE_LABELS
@@ -87,6 +88,14 @@ def _of_users(found: UserPersonas) -> list[PageRow]:
 @page_rows.register
 def _of_prefixes(found: PrefixEvaluation) -> list[PageRow]:
     margins = found.margins
+    return [_choice_row(place, choice, margins) for place, choice in enumerate(found.choices)]
+
+
+@page_rows.register
+def _of_an_audit(found: PersonaAudit) -> list[PageRow]:
+    read = found.margins
+    most = max(read.own)  # the personas that were made of the most choices
+    margins = {"own": read.own[most], "another user's": read.shuffled[most], "none": read.none}
     return [_choice_row(place, choice, margins) for place, choice in enumerate(found.choices)]
 
 

@@ -839,3 +839,26 @@ def test_filters_of_data_are_options(run: Run, reach: list[str], llm: FakeLLM) -
     result = run("infer", safe, "-o", "safe.parquet", "--safe-rejected", *reach)
     assert llm.calls == 2, result.output
     assert [row.error is None for row in pi.PersonaTable.load("safe.parquet")] == [False, True]
+
+
+def test_columns_of_other_names_hold_personas_too(run: Run) -> None:
+    row = {
+        "q": "Tea?",
+        "a": "Yes.",
+        "b": "It depends.",
+        "who": "Someone in a hurry.",
+        "other": "Else.",
+    }
+    name = written([row] * 3)
+    named = {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_persona": "who"}
+    line = [f"--column={ours}={yours}" for ours, yours in named.items()]
+    told = run("show", name, *line, "--column", "rejected_persona=other")
+    assert told.exit_code == 0, told.stderr
+    assert "Someone in a hurry." in told.stdout
+    for command in (["report", name, "-o", "page.html"], ["export", name, "-o", "rows.jsonl"]):
+        assert run(*command, *line, "--column", "rejected_persona=other").exit_code == 0
+    missing = run("show", name, *line, "--column", "rejected_persona=nobody")
+    assert missing.exit_code == 2
+    assert "nobody" in missing.stderr
+    plain = run("show", written(pairs(1)))
+    assert "--column chosen_persona=…" in plain.stderr

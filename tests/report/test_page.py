@@ -20,6 +20,8 @@ from personainfer.simulation.plots import plot_accuracy, plot_salient_words, plo
 from personainfer.testing import FakeLLM, Reply
 from personainfer.users.records import PairEvidence, UserPersona, UserPersonas, UserRow
 
+from ..audit_world import World, read
+
 ATTACK = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
 TRAITS = ("pressed for time", "curious about how things work", "careful with money")
 
@@ -644,6 +646,16 @@ def test_a_result_of_another_kind_may_have_a_page(tmp_path: Path) -> None:
     page = write_report(Audit(), tmp_path / "report.html").read_text("utf-8")
     for words in ("Audit</h2>", "0.75 [0.6, 0.9]", "Of another user: 0.5.", "by scoring-model"):
         assert words in page
+
+
+def test_an_audit_is_a_page_with_its_verdict(tmp_path: Path) -> None:
+    world = World(3, users=20, choices=12)
+    found = pi.audit_personas(world.personas("knows"), world.choices, read, baselines=("longer",))
+    path = write_report(found, tmp_path / "report.html", title="Audit")
+    assert f"Verdict: {found.verdict}." in path.read_text("utf-8")
+    rows = embedded(path)
+    assert len(rows) == len(found.choices)
+    assert {chip[1].split(" ")[0] for chip in rows[0]["chips"]} >= {"own", "none"}
 
 
 def test_prefixes_are_a_page_with_each_choice(tmp_path: Path) -> None:
