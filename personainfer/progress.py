@@ -18,9 +18,11 @@ def progress_bar(progress: bool | None, *, total: int | None, unit: str) -> Any:
 def _bar_class() -> Any:
     """The widget in a notebook that can show one; else text. (tqdm.auto would warn where it cannot.)"""
     if _in_a_notebook() and _is_installed("ipywidgets"):
-        from tqdm.notebook import tqdm
-    else:
-        from tqdm.std import tqdm
+        from tqdm.notebook import tqdm_notebook
+
+        return tqdm_notebook
+    from tqdm.std import tqdm
+
     return tqdm
 
 

@@ -1,4 +1,4 @@
-"""The commands `show`, `report` and `formats`, and how `infer` prints rows in a terminal: what people read."""
+"""The commands `show`, `report` and `formats`, and the rows that `infer` prints in a terminal."""
 
 from __future__ import annotations
 
