@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import personainfer as pi
@@ -19,86 +19,11 @@ from personainfer.personas.prompts import chosen_is_first, pair_message
 from personainfer.testing import FakeLLM, Fault
 
 from .builders import pairs
+from .fuzz_values import broken, generated, long, rows, values, words
 
 BATCH = 500  # inputs that one call gets
 
-# Inputs
-
-surrogates = st.characters(min_codepoint=0xD800, max_codepoint=0xDFFF)
-controls = st.characters(max_codepoint=0x1F) | st.sampled_from("\x7f\x85\u2028\u2029\ufeff\u202e")
-words = st.text(st.characters() | controls, max_size=40)
-broken = st.text(st.characters() | surrogates | controls, max_size=20)
-marks = st.sampled_from(
-    [
-        "{prompt}",
-        "{first}{second}",
-        "</prompt>",
-        "<response_1>",
-        "%s %(x)s",
-        "\0",
-        '"}]}',
-        "\\u0000",
-    ]
-)
-long = st.builds(
-    lambda text, times: text * times, st.text(min_size=1, max_size=8), st.just(130_000)
-)
-text = words | marks | broken
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.builds(pow, st.just(10), st.just(5_000))  # Python refuses to print it
-    | st.binary(max_size=20)
-    | st.dates()
-)
-values = st.recursive(
-    scalars | text,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
-    max_leaves=6,
-)
-turns = st.lists(
-    st.fixed_dictionaries({"role": text | st.sampled_from(["user", "assistant"]), "content": text}),
-    max_size=3,
-)
-fields = text | turns | values
-dicts = st.fixed_dictionaries(
-    {}, optional={"prompt": fields, "chosen": fields, "rejected": fields, "id": values}
-)
-filled = st.text(st.characters() | controls, min_size=1, max_size=40)
-usable = st.fixed_dictionaries(
-    {"prompt": filled | marks, "chosen": filled | marks, "rejected": filled}
-)
-strange = (
-    dicts
-    | st.tuples(fields, fields, fields)
-    | st.lists(fields, max_size=4)
-    | st.dictionaries(text | st.integers(), values, max_size=3)
-    | values
-)
-rows = st.booleans().flatmap(lambda common: usable if common else strange)
 FIRST = {"prompt": "Why?", "chosen": "short", "rejected": "long"}
-
-
-def generated(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
-    """So many examples, the same in every run."""
-    found: list[Any] = []
-
-    @settings(
-        max_examples=count,
-        database=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy)
-    def collect(example: Any) -> None:
-        found.append(example)
-
-    while len(found) < count:  # a small space of examples is exhausted early
-        collect()
-    return found[:count]
 
 
 def digest(message: str) -> str:

@@ -19,7 +19,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -231,8 +231,13 @@ class PersonaBatch(Record):
         path = self.path / _CACHED
         if path.exists():
             with path.open("rb") as file:
-                for key, text in map(json.loads, file):
-                    yield bytes.fromhex(key), text
+                for line in bounded_lines(file):
+                    with suppress(
+                        ValueError, TypeError, RecursionError
+                    ):  # spoilt: it is asked again
+                        key, text = json.loads(line or b"")
+                        if isinstance(text, str):
+                            yield bytes.fromhex(key), text
 
     def answers(self) -> Iterator[Answer]:
         """The answers that were downloaded: replies first, then errors."""

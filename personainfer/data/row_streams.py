@@ -15,7 +15,14 @@ from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
 from .files import BrokenRow
-from .source_rows import PreferenceSource, SourceRow, checked_row, read_row, several_rows
+from .source_rows import (
+    PreferenceSource,
+    SourceRow,
+    checked_row,
+    read_row,
+    several_rows,
+    too_deep,
+)
 
 _IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have none
 _END: Final = object()
@@ -135,34 +142,11 @@ def _values(schema: Schema, item: Mapping[str, object]) -> list[object]:
     return [item.get(name, ABSENT) for name in schema.columns.values()]
 
 
-_DEEPEST = 50  # levels of a column's value: Arrow and JSON end the process or the run at some more
-_TOO_DEEP = (
-    f"{{0!r}} is nested deeper than {_DEEPEST} levels. Leave the column out, or store it as text."
-)
-
-
-def _is_too_deep(value: object) -> bool:
-    """Whether lists and dicts are nested deeper than can be stored; no recursion, each is seen once."""
-    level = [value] if isinstance(value, dict | list | tuple) else []
-    for _ in range(_DEEPEST):
-        if not level:
-            return False
-        inner = (
-            each
-            for one in level
-            for each in (one.values() if isinstance(one, dict) else one)
-            if isinstance(each, dict | list | tuple)
-        )
-        level = list({id(each): each for each in inner}.values())
-    return bool(level)
-
-
 def _stream_row(schema: Schema | None, item: object, problem: str) -> SourceRow:
     if isinstance(item, Mapping):
         columns = dict(item)
-        if deep := [name for name, value in columns.items() if _is_too_deep(value)]:
-            kept = {name: value for name, value in columns.items() if name not in deep}
-            return SourceRow(None, _TOO_DEEP.format(deep[0]), kept)
+        if (deep := too_deep(columns)) is not None:
+            return deep
         return (
             read_row(schema, _values(schema, item), columns)
             if schema

@@ -65,6 +65,38 @@ class PreferenceSource:
         return f"PreferenceSource(shape={self.shape!r}, total={self.total})"
 
 
+_NESTED = f"a value is nested too deep to be read. {LEAVE_OUT}"
+_DEEPEST = 50  # levels of a column's value: Arrow and JSON end the process or the run at some more
+_TOO_DEEP = (
+    f"{{0!r}} is nested deeper than {_DEEPEST} levels. Leave the column out, or store it as text."
+)
+
+
+def _is_too_deep(value: object) -> bool:
+    """Whether lists and dicts are nested deeper than can be stored; no recursion, each is seen once."""
+    level = [value] if isinstance(value, dict | list | tuple) else []
+    for _ in range(_DEEPEST):
+        if not level:
+            return False
+        inner = (
+            each
+            for one in level
+            for each in (one.values() if isinstance(one, dict) else one)
+            if isinstance(each, dict | list | tuple)
+        )
+        level = list({id(each): each for each in inner}.values())
+    return bool(level)
+
+
+def too_deep(columns: Mapping[str, Any]) -> SourceRow | None:
+    """The error of a row with a value that is nested too deep, without that value; None: it has none."""
+    deep = [name for name, value in columns.items() if _is_too_deep(value)]
+    if not deep:
+        return None
+    kept = {name: value for name, value in columns.items() if name not in deep}
+    return SourceRow(None, _TOO_DEEP.format(deep[0]), kept)
+
+
 Valued = tuple[Sequence[object], Mapping[str, Any]]  # the values of a schema's columns, and the row
 
 
@@ -79,6 +111,9 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
     schema.counts.clear()
     if schema.kind != "group":
         for values, columns in rows:
+            if (deep := too_deep(columns)) is not None:
+                yield deep
+                continue
             yield from _read_several(partial(schema.read_all, values), columns, schema)
         return
     for _, each in groupby(rows, key=lambda row: schema.group_key(row[0])):
@@ -86,7 +121,8 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
         shared = {
             name: value
             for name, value in group[0][1].items()
-            if all(_is_same(other.get(name), value) for _, other in group)
+            if not _is_too_deep(value)
+            and all(_is_same(other.get(name), value) for _, other in group)
         }
         cells = [values for values, _ in group]
         yield from _read_several(partial(schema.read_group, cells), shared, schema)
@@ -105,9 +141,10 @@ def _read_several(
     schema.counts["prompts"] += 1
     try:
         found = read()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         schema.counts["prompts_without_a_pair"] += 1
-        yield SourceRow(None, str(error), columns)
+        said = _NESTED if isinstance(error, RecursionError) else str(error)
+        yield SourceRow(None, said, columns)
         return
     schema.counts["pairs_made"] += len(found)
     for preference in found:
@@ -121,6 +158,8 @@ def read_row(schema: Schema, values: Sequence[object], columns: Mapping[str, Any
         raise
     except ValueError as error:  # a DataError, or Python's refusal to print a gigantic integer
         return SourceRow(None, str(error), columns)
+    except RecursionError:
+        return SourceRow(None, _NESTED, columns)
     return checked_row(preference, columns)
 
 

@@ -70,11 +70,16 @@ class StoredTable:
             self._file = ParquetFile(path)
             about = json.loads((self._file.metadata.metadata or {})[RECORD.encode()])
             self.usage = Usage(**about["usage"])
-            self.settings: dict[str, Any] = about["settings"]
-            self.flagged: int | None = about.get("flagged")
-            self.unexplained: int | None = about.get("unexplained")
-            self._added: list[str] = about.get("added", [])
-        except (pyarrow.ArrowInvalid, LookupError, TypeError, ValueError):
+            self.settings: dict[str, Any] = dict(about["settings"])
+            self.flagged = _count_or_none(about.get("flagged"))
+            self.unexplained = _count_or_none(about.get("unexplained"))
+            self._added = [str(name) for name in about.get("added", [])]
+            _check_columns(self._file.schema_arrow, self._added)
+        except (pyarrow.ArrowException, OSError, *_SPOILT) as error:
+            if (
+                getattr(error, "errno", None) is not None
+            ):  # there is no such file, or it is not the user's
+                raise
             raise DataError(
                 f"{path} is not a table of personas that this version knows.",
                 hint="A table is a .parquet file that PersonaTable.save, output= or infer -o wrote; a .jsonl"
@@ -386,8 +391,46 @@ def _without_finding(error: str | None) -> str | None:
     return _FINDING.sub("", error).removeprefix("; ") or None
 
 
-def _row_of(text: str) -> PersonaRow:
-    record = json.loads(text)
+# What spoilt records and metadata raise while they are read.
+_SPOILT = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+
+
+def _count_or_none(value: object) -> int | None:
+    if value is None or (isinstance(value, int) and value >= 0):
+        return value
+    raise ValueError("no count")
+
+
+def _check_columns(schema: pyarrow.Schema, added: Sequence[str]) -> None:
+    """Raise ValueError where a column of ours is missing, or one that should hold text does not."""
+    import pyarrow.types as kinds
+
+    for name in (*COLUMNS, RECORD):
+        kind = schema.field(name).type  # KeyError: it is missing
+        if not (kinds.is_string(kind) or kinds.is_large_string(kind)):
+            raise ValueError(name)
+    if not set(added) <= set(schema.names):
+        raise ValueError("added columns")
+
+
+def _row_of(text: object) -> PersonaRow:
+    """The row of a record.
+
+    Raises:
+        DataError: it is not one that `record_of` made.
+    """
+    try:
+        return _read_record(json.loads(str(text)))
+    except _SPOILT as error:
+        raise DataError(
+            f"a row's record in the table cannot be read: {error!r:.100}.",
+            hint="The file was changed by hand or damaged: infer the personas again.",
+        ) from None
+
+
+def _read_record(record: dict[str, Any]) -> PersonaRow:
+    if not isinstance(record["index"], int):
+        raise TypeError("index")
     tried = {
         side: tuple(Candidate(Persona(**fields), score) for fields, score in kept)
         for side, kept in record["candidates"].items()

@@ -271,11 +271,22 @@ def read_rating_sheet(
 def _read_key(path: str | Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        if about["question"] in _FIELDS and about["items"] and about["rows"]:
+        items, rows = about["items"], about["rows"]
+        if (
+            about["question"] in _FIELDS
+            and items
+            and all(_is_item(one, rows) for one in items.values())
+        ):
             return about
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     raise DataError(f"{path} is not the key.json of a sheet.", hint="write_rating_sheet wrote it.")
+
+
+def _is_item(item: Mapping[str, Any], rows: int) -> bool:
+    """Whether this is what a key says of an item: the row, the side, and the place of its own response."""
+    known = item["side"] in ("chosen", "rejected") and item["own"] in (1, 2)
+    return known and isinstance(item["place"], int) and 0 <= item["place"] < rows
 
 
 def _read_file(

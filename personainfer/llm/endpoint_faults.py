@@ -338,7 +338,7 @@ def provider_errors(name: str, timeout: float, key: str) -> Iterator[None]:
         raise late from None
     except openai.APIConnectionError as error:
         failed = TransportError(redact(f"the connection to {name} failed: {error}", key))
-        failed.unanswered = "connect" not in str(error).lower()
+        failed.unanswered = not _never_arrived(error)
         raise failed from None
     except openai.APIError as error:
         response = getattr(error, "response", None)
@@ -347,6 +347,23 @@ def provider_errors(name: str, timeout: float, key: str) -> Iterator[None]:
         )
         status = getattr(error, "status_code", None) or 500
         raise status_error(int(status), headers, str(error), key) from None
+
+
+_NOT_CONNECTED = {  # of httpx, aiohttp and Python, each raised before anything is sent
+    *("ConnectError", "ConnectTimeout", "ClientConnectorError", "ClientConnectorDNSError"),
+    *("ConnectionRefusedError", "gaierror"),
+}
+
+
+def _never_arrived(error: BaseException | None) -> bool:
+    """Whether no connection was made. The SDKs say "Connection error." of calls that broke off, too."""
+    for _ in range(10):
+        if error is None:
+            return False
+        if type(error).__name__ in _NOT_CONNECTED:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ..arguments import Count, check_argument
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
-from ..records import Prompt
+from ..personas.placement import disarm
+from ..records import Message, Prompt
 
 Tokens = tuple[
     tuple[int, ...], tuple[int, ...] | None
@@ -83,15 +84,14 @@ class RewardClassifier:
         if self._render is not None:
             coded = self._tokenizer(self._render(prompt, response))
         elif getattr(self._tokenizer, "chat_template", None):
-            turns = [{"role": "user", "content": prompt}]
-            if not isinstance(prompt, str):
-                turns = [message.model_dump() for message in prompt]
-            turns.append({"role": "assistant", "content": response})
+            asked = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+            said = [*asked, Message(role="assistant", content=response)]
+            turns = [{**one.model_dump(), "content": disarm(one.content)} for one in said]
             text = self._tokenizer.apply_chat_template(turns, tokenize=False)
             coded = self._tokenizer(text, add_special_tokens=False)
         else:
-            said = prompt if isinstance(prompt, str) else "\n\n".join(m.content for m in prompt)
-            coded = self._tokenizer(said, response)
+            text = prompt if isinstance(prompt, str) else "\n\n".join(m.content for m in prompt)
+            coded = self._tokenizer(disarm(text), disarm(response))
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit is not None and len(coded["input_ids"]) > limit:
             raise DataError(

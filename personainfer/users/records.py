@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 from pydantic import ValidationError
 
 from ..data.atomic_files import write_file
+from ..data.files import bounded_lines
 from ..exceptions import DataError, RowsFailedError
 from ..records import Persona, Preference, Record, Usage
 
@@ -132,10 +133,10 @@ class UserPersonas(Sequence[UserRow]):
             DataError: a line is not what `save` writes.
         """
         rows = []
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with open(path, "rb") as file:
+            for number, line in enumerate(bounded_lines(file), 1):
                 try:
-                    rows.append(UserRow.model_validate_json(line))
+                    rows.append(UserRow.model_validate_json(line or b""))
                 except ValidationError:
                     raise DataError(
                         f"{path}, line {number}: this is not a row of UserPersonas.save."
