@@ -173,7 +173,11 @@ class EndpointBatches:
         if self._made is None:
             # Without a key the SDK would send the user's key for OpenAI.
             self._made = openai.OpenAI(
-                base_url=self._endpoint, api_key=self._key or "none", max_retries=0
+                base_url=self._endpoint,
+                api_key=self._key or "none",
+                max_retries=0,
+                # A redirect to another host would take the pairs there.
+                http_client=openai.DefaultHttpxClient(follow_redirects=False),
             )
         with _errors(self._endpoint, timeout, self._key):
             yield self._made.with_options(timeout=timeout)

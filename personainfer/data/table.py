@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ..api_keys import StoredAddress
-from ..exceptions import InvalidArgumentError, MissingExtraError, RowsFailedError
+from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, RowsFailedError
 from ..records import PersonaRow, Usage
 from .arrow_columns import (
     LISTS_OF_TEXT,
@@ -292,6 +292,7 @@ class PersonaTable(Sequence[PersonaRow]):
 
         Raises:
             InvalidArgumentError: the data has a column of such a name itself.
+            DataError: a saved table is damaged.
         """
         pd = MissingExtraError.require("pandas")
         if self._original is None:
@@ -300,7 +301,13 @@ class PersonaTable(Sequence[PersonaRow]):
             frame = self._original.with_format(None).to_pandas()
         elif isinstance(self._original, StoredColumns):
             own = self._own_arrow()
-            frame = own.to_pandas() if own.num_columns else pd.DataFrame(index=range(len(self)))
+            try:
+                frame = own.to_pandas() if own.num_columns else pd.DataFrame(index=range(len(self)))
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise DataError(
+                    f"the data's own columns cannot be read from the table: {error!r:.200}.",
+                    hint="The file was damaged, or changed by hand. to_arrow() gives them as they are.",
+                ) from None
         else:
             frame = in_narwhals(self._original).to_pandas()
         new = {  # an array instead of a series would become text or not with its values

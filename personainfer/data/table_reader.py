@@ -158,6 +158,8 @@ class StoredTable:
             else:  # a thread pool would not survive the forks of a data loader
                 with _reading:
                     table = self._file.read_row_group(number, list(names), use_threads=False)
+            for name in {*COLUMNS, RECORD, *self._added}.intersection(names):
+                table.column(name).validate(full=True)  # that its texts are UTF-8
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(
                 f"{self.path} cannot be read: {error}", hint="Write the file again."

@@ -165,3 +165,13 @@ def test_through_litellm_errors_are_ours_and_keys_are_nobodys(
         assert secret.encode() not in everything(place.parent)
         assert secret not in str(wrong.value)
         assert secret not in caplog.text
+
+
+def test_a_redirect_of_a_batch_is_not_followed(provider: BatchServer, place: Path) -> None:
+    """Neither the pairs nor the key go where the user did not send them."""
+    with FakeLLM() as other:
+        provider.headers = {"Location": f"{other.api_base}/chat/completions"}
+        provider.faults = [(UPLOAD, 307)] * 20
+        with pytest.raises(ModelError, match="307"):
+            submit(provider, pairs(2), place / "b", max_attempts=1)
+        assert other.calls == 0

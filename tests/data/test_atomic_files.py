@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 import personainfer as pi
-from personainfer.data.atomic_files import atomic_writer, private_folder, write_file
+from personainfer.data.atomic_files import atomic_folder, atomic_writer, private_folder, write_file
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.users.records import UserPersonas, UserRow
 
@@ -142,6 +142,49 @@ def test_a_file_is_private_or_has_the_permissions_of_the_one_that_it_replaces(
     assert mode(path) == 0o640
     write_file(tmp_path / "new", "z")
     assert mode(tmp_path / "new") == 0o644
+
+
+@writers
+@pytest.mark.usefixtures("usual_umask")
+def test_a_file_that_its_owner_closed_to_others_stays_closed(
+    tmp_path: Path, name: str, write: Callable[[Path], None]
+) -> None:
+    path = tmp_path / name
+    write(path)
+    assert mode(path) == 0o644
+    path.chmod(0o600)
+    write(path)
+    assert mode(path) == 0o600
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file.txt"
+    left = tmp_path / ".file.txt.abc.unfinished"
+    left.write_text("half")
+    folder = tmp_path / ".file.txt.def.unfinished"
+    (folder / "part").mkdir(parents=True)
+    other = tmp_path / ".file.txt.kept"
+    other.write_text("not ours")
+    with atomic_writer(path) as mine:
+        mine.write(b"mine")
+        write_file(path, "theirs")
+        assert len(list(tmp_path.glob(".file.txt.*.unfinished"))) == 1
+    assert path.read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == [".file.txt.kept", "file.txt"]
+
+
+def test_a_folder_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "a" / "b", private=True) as unfinished:
+        (unfinished / "one").write_text("1")
+        assert not (tmp_path / "a" / "b").exists()
+    assert mode(tmp_path / "a" / "b") == 0o700
+    assert os.listdir(tmp_path / "a") == ["b"]
+    with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "a" / "b") as again:
+        (again / "one").write_text("2")
+    assert (tmp_path / "a" / "b" / "one").read_text() == "1"
+    assert os.listdir(tmp_path / "a") == ["b"]
 
 
 @pytest.mark.usefixtures("usual_umask")

