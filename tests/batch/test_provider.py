@@ -15,6 +15,7 @@ import personainfer as pi
 from personainfer.batch import lines as batch_lines
 from personainfer.batch import provider as batch_api
 from personainfer.exceptions import AuthenticationError, InvalidArgumentError, ModelError
+from personainfer.testing import FakeLLM
 
 from ..batch_server import CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer
 from ..builders import collect, everything, pairs, submit
