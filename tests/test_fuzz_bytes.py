@@ -141,9 +141,10 @@ ROWS: list[dict[str, Any]] = [
 
 def preference_rows(path: Path) -> object:
     errors = []
-    for options in ({}, {"labels": {1: "first", "first": "first"}}, {"pairs": "all"}):
+    ways: list[dict[str, Any]] = [{}, {"labels": {1: "first", "first": "first"}}, {"pairs": "all"}]
+    for options in ways:
         try:
-            return [str(row) for row in read_preferences(path, **options)]  # type: ignore[arg-type]
+            return [str(row) for row in read_preferences(path, **options)]
         except PersonaInferError as error:
             errors.append(error)
     raise errors[0]
@@ -331,9 +332,13 @@ def batch_cached(path: Path) -> object:
 
 
 def as_handle(folder: Path) -> list[bytes]:
-    batch = {"made_by": "x", "model": "fake", "llm_options": {"api_base": "http://a/v1"}}
+    batch: dict[str, Any] = {
+        "made_by": "x",
+        "model": "fake",
+        "llm_options": {"api_base": "http://a/v1"},
+    }
     batch |= {"sides": ["chosen"], "protocol": "joint", "exemplars": "none", "candidates": 1}
-    part = {"requests": 1, "file_id": "f", "batch_id": "b", "status": "completed"}
+    part: dict[str, Any] = {"requests": 1, "file_id": "f", "batch_id": "b", "status": "completed"}
     batch |= {"on_error": "keep", "rows": 1, "requests": 1, "cached": 0, "digest": "d"}
     content = dumped({**batch, "parts": [{**part, "output_file_id": "o"}]})
     (folder / "handle.seed").write_bytes(content)

@@ -106,7 +106,7 @@ def test_a_call_of_an_sdk_that_broke_off_may_have_been_paid_and_one_without_conn
     import openai
 
     def unanswered(cause: Exception) -> bool:
-        request = httpx.Request("POST", "http://127.0.0.1:9/v1")
+        request: Any = httpx.Request("POST", "http://127.0.0.1:9/v1")
         with pytest.raises(TransportError) as caught, provider_errors("it", 1.0, "key"):
             raise openai.APIConnectionError(request=request) from cause  # "Connection error."
         return caught.value.unanswered
