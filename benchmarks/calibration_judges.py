@@ -20,6 +20,7 @@ from calibration_evaluation import Finding, covers
 
 import personainfer as pi
 from personainfer.evaluation import (
+    bootstrap_rate,
     cohen_kappa,
     krippendorff_alpha,
     read_rating_sheet,
@@ -155,6 +156,20 @@ def verification() -> Callable[[int], Iterator[Finding]]:
         yield covers(f"{name}: probability", found.overall.probability, soft)
         yield covers(f"{name}: consistency", found.overall.consistency, agreeing(many))
         yield covers(f"{name}: difference", found.difference, shares[0] - shares[1])
+
+    return part
+
+
+def judged_picks() -> Callable[[int], Iterator[Finding]]:
+    """The accuracy of a side as in `verification`, without the server: for many more seeds."""
+    random = np.random.default_rng(20)
+    share = float(own_share(picks_of(random, drawn_leanings(random, MANY))).mean(axis=0)[0])
+
+    def part(seed: int) -> Iterator[Finding]:
+        random = np.random.default_rng([21, seed])
+        picks = picks_of(random, drawn_leanings(random, ROWS))
+        found = bootstrap_rate(own_share(picks)[:, 0])
+        yield covers("bootstrap_rate of the picks on a side", found, share)
 
     return part
 
@@ -372,6 +387,7 @@ def rated_file(sheet: Path, path: Path, numbers: Sequence[float]) -> Path:
 # What is simulated, by name: -> (seed -> findings).
 PARTS: dict[str, Callable[[], Callable[[int], Iterator[Finding]]]] = {
     "verify_personas": verification,
+    "judged picks": judged_picks,
     "compare_personas": comparison_of_personas,
     "rate_personas": ratings,
     "compare_responses": comparison_of_responses,
