@@ -26,6 +26,9 @@ from .placement import disarm
 
 Protocol = Literal["joint", "separate"]
 
+# How much of a response is repeated to say which one is meant.
+_FIRST_WORDS, _FIRST_CHARACTERS = 4, 40
+
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -40,7 +43,7 @@ def at_most(characters: int) -> dict[str, Any]:
 class OnePersona(BaseModel):
     """The form of a reply about one person; the evidence is asked for first."""
 
-    evidence: Annotated[str, Field(json_schema_extra=at_most(100))]
+    evidence: Annotated[str, Field(json_schema_extra=at_most(120))]
     trait: Annotated[Filled, Field(json_schema_extra=at_most(100))]
     preference: Annotated[Filled, Field(json_schema_extra=at_most(120))]
 
@@ -88,14 +91,27 @@ class PersonaPrompt:
 
 
 def pair_message(preference: Preference) -> Message:
-    """The turn that shows one pair; the model is not told which response was chosen."""
+    """The turn that shows one pair; the model is not told which response was chosen.
+
+    The first words of each response come again at the end. A small model that starts its evidence with
+    them describes the right response.
+    """
+    first, second = _disarm(preference.chosen), _disarm(preference.rejected)
     fields = {
         "prompt": _disarm(prompt_text(preference.prompt)),
-        "first": _disarm(preference.chosen),
-        "second": _disarm(preference.rejected),
+        "first": first,
+        "second": second,
+        "first_words": _first_words(first),
+        "second_words": _first_words(second),
     }
     content = "".join([fields.get(part, part) for part in _parts("pair.txt")])
     return Message.unchecked(role="user", content=content, extra=None)
+
+
+def _first_words(text: str) -> str:
+    """The first words of a text, or its first characters where it has no spaces."""
+    start = text[: _FIRST_CHARACTERS + 1]
+    return f"{' '.join(start.split()[:_FIRST_WORDS])[:_FIRST_CHARACTERS]} …"
 
 
 def chosen_is_first(preference: Preference) -> bool:
@@ -115,7 +131,7 @@ def _place(prompt: int, response: str) -> int:
 
 @cache
 def default_exemplars() -> tuple[Exemplar, ...]:
-    """The worked examples that come with the library: advice, dialogue, study aids."""
+    """The worked examples that come with the library, each with another contrast between its two responses."""
     return tuple(
         Exemplar(
             preference=Preference(
@@ -197,7 +213,7 @@ def _exemplars(given: object) -> tuple[Exemplar, ...]:
 
 
 _TAG = re.compile(
-    r"<(\s*/?\s*(?:prompt|response_[12]|persona(?:_[12])?|(?:preferred|other)_response"
+    r"<(\s*/?\s*(?:prompt|response_[12]|person_[12]|persona(?:_[12])?|(?:preferred|other)_response"
     r"|choice|explanation|example|earlier_description)\b[^<>]*)>",
     re.IGNORECASE,
 )

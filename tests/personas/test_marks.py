@@ -35,7 +35,8 @@ def test_marks_are_broken_up_for_inference_judge_and_scoring(mark: str) -> None:
         *place_persona("q", text, "system"),
     ]
     assert not [message.content for message in messages if mark in message.content]
-    assert mark not in filled("pair.txt", {"prompt": text, "first": text, "second": text})
+    shown = {"persona": text, "prompt": text, "first": text, "second": text}
+    assert mark not in filled("judge_choice_item.txt", shown)
 
 
 @pytest.mark.parametrize("mark", MARKS)
