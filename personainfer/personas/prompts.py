@@ -131,7 +131,7 @@ def _place(prompt: int, response: str) -> int:
 
 @cache
 def default_exemplars() -> tuple[Exemplar, ...]:
-    """The worked examples that come with the library, each with another contrast between its two responses."""
+    """The worked examples that come with the library, each with a contrast of its own."""
     return tuple(
         Exemplar(
             preference=Preference(
