@@ -24,7 +24,7 @@ SOURCES = {
     "the 30 example pairs": (ROOT / "examples/data/preferences.jsonl", 30),
     "200 rows of HH": (ROOT.parent / "shared/data/hh_rlhf_harmless_base_test.jsonl", 200),
 }
-WORKED = 5  # of the six (exemplar, side) that three exemplars with two sides give
+WORKED = 5  # of the ten (exemplar, side) that five exemplars with two sides give
 Messages = list[dict[str, str]]
 
 
