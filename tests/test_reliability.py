@@ -30,6 +30,7 @@ from pydantic import BaseModel, field_validator
 
 import personainfer as pi
 from personainfer import event_loop as loop
+from personainfer.exceptions import RequestRejectedError
 from personainfer.personas.prompts import chosen_is_first
 from personainfer.testing import FakeLLM, Fault
 
@@ -237,6 +238,12 @@ FAULTS: dict[str, tuple[str, bool]] = {
 WAITS = {name for name, (_, waits) in FAULTS.items() if waits}
 # What the same request meets again: it is sent with a larger limit once, or not at all.
 STAYS = {"length", "filter"}
+ENDS = {
+    "empty-body",
+    "not-json",
+    "not-utf8",
+    "10-MB",
+}  # no answer to any request: the endpoint is none
 ALIKE = {"empty-content", "not-json", "refusal", "filter", "invalid-json"}  # to the one who retries
 
 
@@ -252,7 +259,8 @@ def kinds(heavy: set[str], without: frozenset[str] | set[str] = frozenset()) -> 
 def row_of(body: dict[str, Any]) -> int:
     """The row that a request is about, re-asks included."""
     said = "\n".join(turn["content"] for turn in body["messages"] if turn["role"] == "user")
-    return int(_QUESTION.findall(said)[-1])
+    numbers = _QUESTION.findall(said)
+    return int(numbers[-1]) if numbers else -1  # none in what asks whether the endpoint works
 
 
 def answer(body: dict[str, Any]) -> dict[str, Any]:
@@ -284,7 +292,19 @@ def test_every_fault_of_an_endpoint_is_tried() -> None:
     assert Fault.table().keys() == FAULTS.keys()
 
 
-@pytest.mark.parametrize("name", kinds(heavy=WAITS))
+@pytest.mark.parametrize("name", sorted(ENDS))
+def test_an_endpoint_without_answers_ends_the_run(name: str) -> None:
+    words, _ = FAULTS[name]
+    with FakeLLM(reply=answer, faults=[Fault.table()[name]], fault_rate=1.0) as server:
+        with pytest.raises(RequestRejectedError, match=re.escape(words)):
+            pi.infer_personas(
+                pairs(40), "fake", api_base=server.api_base, max_attempts=2, max_concurrency=8
+            )
+        assert server.calls <= 8 + 3
+    assert pi.cache_info().replies == 0
+
+
+@pytest.mark.parametrize("name", kinds(heavy=WAITS, without=ENDS))
 def test_a_fault_at_every_call_is_an_error_on_every_row(name: str) -> None:
     words, _ = FAULTS[name]
     rows = 40
