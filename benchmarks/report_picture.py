@@ -24,14 +24,16 @@ WIDTH = 1160
 GROUPS_UNTIL = (
     "document.querySelectorAll('.groups .panel')[2].getBoundingClientRect().bottom + scrollY"
 )
-ROWS_FROM = "document.querySelectorAll('article')[1].getBoundingClientRect().top + scrollY"
-ROWS_UNTIL = "document.querySelectorAll('article')[2].getBoundingClientRect().bottom + scrollY"
+ROW = "document.querySelectorAll('article')[{}].getBoundingClientRect()"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", type=Path)
     parser.add_argument("picture", type=Path)
+    parser.add_argument(
+        "--first", type=int, default=3, help="the first of the two rows in the picture"
+    )
     asked = parser.parse_args()
     options = webdriver.ChromeOptions()
     for switch in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
@@ -45,7 +47,9 @@ def main() -> None:
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             browser.get(page.as_uri() + "#responses=1")
             top = shot(browser, 0, place(browser, GROUPS_UNTIL) + 14)
-            rows = shot(browser, place(browser, ROWS_FROM), place(browser, ROWS_UNTIL) + 14)
+            start = place(browser, f"{ROW.format(asked.first)}.top + scrollY")
+            end = place(browser, f"{ROW.format(asked.first + 1)}.bottom + scrollY")
+            rows = shot(browser, start, end + 14)
     finally:
         browser.quit()
     whole = Image.new("RGB", (WIDTH, top.height + rows.height))
