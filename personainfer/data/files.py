@@ -374,7 +374,7 @@ def _parquet(path: Path) -> Iterator[object]:
                 names, columns = batch.schema.names, map(arrow_cells, batch.columns)
                 for values in zip(*columns, strict=True):
                     yield dict(zip(names, values, strict=True))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns, too
         raise DataError(f"{path} cannot be read: {error}", hint="Write the file again.") from error
 
 
@@ -385,7 +385,7 @@ def _parquet_total(path: Path) -> int:
     try:
         with pq.ParquetFile(path) as file:
             return int(file.metadata.num_rows)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns, too
         with path.open("rb") as raw:
             found = _found(raw.read(4096)) or "text"
         damaged = "a damaged or cut-off file" if found == "Parquet" else found

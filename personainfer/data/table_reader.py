@@ -162,7 +162,7 @@ class StoredTable:
                 table.column(name).validate(full=True)  # that its texts are UTF-8
             if len(self.ends) > 1 and table.num_rows != self.ends[number + 1] - self.ends[number]:
                 raise pyarrow.ArrowInvalid("a group has another number of rows than the file says")
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{self.path} cannot be read: {error}", hint="Write the file again."
             ) from error
