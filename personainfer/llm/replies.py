@@ -357,11 +357,13 @@ _CLOSING_QUOTE = re.compile(r"[“”»](?=\s*[:,}\]])")
 _COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 
 
-# A dict whose keys and values are all texts or dicts, as Python prints it.
-_PYTHON_TEXT = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
+# A dict whose keys and values are all texts or dicts, as Python prints it. Each character can be matched in
+# one way only: with two, the time would double with every dict that is not closed.
+_PYTHON_TEXT = r"""(?:'(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+")"""
 _PYTHON_DICT = re.compile(
-    rf"\{{\s*{_PYTHON_TEXT}\s*:\s*(?:{_PYTHON_TEXT}|\{{)(?:\s*[,:{{}}]\s*|{_PYTHON_TEXT})*\}}"
+    rf"\{{\s*+{_PYTHON_TEXT}\s*+:\s*+(?:{_PYTHON_TEXT}|\{{)(?:[\s,:{{}}]|{_PYTHON_TEXT})*\}}"
 )
+_LONGEST_PYTHON_DICT = 10_000  # characters of a reply: each start of a dict is followed to the end
 
 
 def _as_json(found: re.Match[str]) -> str:
@@ -384,7 +386,7 @@ def _tidied(text: str) -> str:
     if any(quote in text for quote in "“”„«»"):
         text = _OPENING_QUOTE.sub(r'\1"', text)
         text = _CLOSING_QUOTE.sub('"', text)
-    if "{'" in text or "{ '" in text:
+    if len(text) <= _LONGEST_PYTHON_DICT and ("{'" in text or "{ '" in text):
         text = _PYTHON_DICT.sub(_as_json, text)
     return _COMMA.sub(lambda match: match[1] or "", text)
 

@@ -453,3 +453,10 @@ def test_words_after_the_object_cost_no_second_call(tail: str) -> None:
     assert again.usage.cached == 1
     assert str(again[0].chosen) == str(table[0].chosen)
     assert not table.errors
+
+
+@pytest.mark.parametrize("unit", ['{"a": {"b": "e", "c": "n": ', "{'a': ", "{'a': {"])
+def test_dicts_that_are_never_closed_do_not_hold_up_a_run(unit: str) -> None:
+    """Each of them once doubled the time; 200 would not have ended."""
+    with pytest.raises(ReplyError):
+        read_reply(unit * 200 + "{'a': 'b", OnePersona)
