@@ -224,6 +224,8 @@ class ReplyCache:
             raise self._locked() from None
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
+        except UnicodeDecodeError as error:  # SQLite's message quotes the damaged schema
+            raise self._set_aside("its schema is damaged") from error
 
     def _reader(self) -> sqlite3.Connection:
         """One connection a thread, and never one that was opened before a fork."""
@@ -331,6 +333,10 @@ class ReplyCache:
         return self._set_aside(str(error))
 
 
+# Python cannot decode a message of SQLite that quotes damaged text.
+_DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
+
+
 def _readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
     """The (model, key, text) of each reply that can still be read from a damaged database."""
     connection = sqlite3.connect(path, isolation_level=None)
@@ -345,8 +351,8 @@ def _readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
                     " AND raw = 1 AND mode = 1 AND typeof(value) = 'text'",
                     (first, last),
                 ).fetchall()
-            except sqlite3.DatabaseError as error:
-                if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            except _DAMAGED as error:
+                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
                     return
                 if first < last:  # the damage is in one half or in both
                     middle = (first + last) // 2
@@ -359,7 +365,7 @@ def _readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
 
 def _last_row(connection: sqlite3.Connection, path: Path) -> int:
     """The highest row number; if it cannot be read, an upper bound by the size of the file."""
-    with suppress(sqlite3.DatabaseError):
+    with suppress(*_DAMAGED):
         return int(connection.execute("SELECT MAX(rowid) FROM Cache").fetchone()[0] or 0)
     return path.stat().st_size // 64  # a row with its key of 32 bytes takes more than 64
 
