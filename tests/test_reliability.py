@@ -556,6 +556,7 @@ def test_an_abandoned_run_may_be_collected_anywhere(what: str, tmp_path: Path) -
     """Its end waits for the loop, which must not wait for what the collector interrupts."""
     with FakeLLM(latency=0.01) as server:
         finished(python(COLLECTED, server.api_base, tmp_path, what))
+    assert not list(tmp_path.rglob("*broken*"))
 
 
 @pytest.mark.heavy

@@ -85,7 +85,9 @@ class ReplyCache:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.expanduser().resolve()
         self._path = self.directory / "cache.db"
-        self._readers = threading.local()
+        self._here = (
+            threading.local()
+        )  # this thread's connection for reading, and how often it is in use
         self._pid = os.getpid()
         try:
             private_folder(self.directory)
@@ -194,14 +196,18 @@ class ReplyCache:
         return before - self.info().replies
 
     def close(self) -> None:
-        """Close this thread's connections. A forked child leaves those of its parent alone."""
-        if self._pid != os.getpid():
+        """Close this thread's connections. A forked child leaves those of its parent alone.
+
+        Nothing is closed while this thread is in a query: the garbage collector may end an abandoned run,
+        which closes its cache, at any allocation.
+        """
+        if self._pid != os.getpid() or getattr(self._here, "uses", 0):
             return
         with self._database_errors():
             self._store.close()
-            if getattr(self._readers, "connection", None) is not None:
-                self._readers.connection.close()
-                self._readers.connection = None
+            if getattr(self._here, "connection", None) is not None:
+                self._here.connection.close()
+                self._here.connection = None
 
     def _select(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, Any]]:
         with self._database_errors():
@@ -217,7 +223,8 @@ class ReplyCache:
 
     @contextmanager
     def _database_errors(self) -> Iterator[None]:
-        """Raise an error of the database as a CacheError."""
+        """Raise an error of the database as a CacheError. Inside, the connections stay open."""
+        self._here.uses = getattr(self._here, "uses", 0) + 1
         try:
             yield
         except diskcache.Timeout:
@@ -226,17 +233,19 @@ class ReplyCache:
             raise self._failure(error) from error
         except UnicodeDecodeError as error:  # SQLite's message quotes the damaged schema
             raise self._set_aside("its schema is damaged") from error
+        finally:
+            self._here.uses -= 1
 
     def _reader(self) -> sqlite3.Connection:
         """One connection a thread, and never one that was opened before a fork."""
-        if getattr(self._readers, "pid", None) != os.getpid():
-            self._readers.pid = self._pid = os.getpid()
-            self._readers.connection = None
-        if self._readers.connection is None:
-            self._readers.connection = sqlite3.connect(
+        if getattr(self._here, "pid", None) != os.getpid():
+            self._here.pid = self._pid = os.getpid()
+            self._here.connection = None
+        if self._here.connection is None:
+            self._here.connection = sqlite3.connect(
                 self._path, timeout=_BUSY_TIMEOUT, isolation_level=None
             )
-        connection: sqlite3.Connection = self._readers.connection
+        connection: sqlite3.Connection = self._here.connection
         return connection
 
     def _mark_or_refuse(self) -> None:
@@ -325,7 +334,8 @@ class ReplyCache:
         return saved
 
     def _failure(self, error: sqlite3.DatabaseError) -> CacheError:
-        if isinstance(error, sqlite3.OperationalError):  # disk full, locked, read-only
+        # Disk full, locked, read-only; or a wrong call, which says nothing about the file.
+        if isinstance(error, (sqlite3.OperationalError, sqlite3.ProgrammingError)):
             return CacheError(
                 f"the cache {self._path} failed: {error}.",
                 hint="Free the disk or name another directory with cache_dir=.",

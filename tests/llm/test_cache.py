@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import shutil
@@ -218,6 +219,30 @@ def test_threads_share_a_cache(cache: ReplyCache) -> None:
         parts = list(threads.map(write_and_read, range(0, 400, 50)))
     assert parts == [numbered(50, start) for start in range(0, 400, 50)]
     assert cache.get_many(list(numbered(400))) == numbered(400)
+
+
+def test_a_cache_that_the_garbage_collector_closes_in_a_transaction_stays_open(
+    tmp_path: Path,
+) -> None:
+    """The collector ends an abandoned run, which closes its cache, in whatever thread it comes to run."""
+    cache = ReplyCache(tmp_path)
+    before, closes = gc.get_threshold(), 0
+
+    def close(phase: str, info: dict[str, int]) -> None:
+        nonlocal closes
+        closes += 1
+        cache.close()
+
+    gc.callbacks.append(close)
+    gc.set_threshold(1, 1, 1)
+    try:
+        cache.set_many([(bytes([n]), f"reply {n}") for n in range(50)], model="m")
+    finally:
+        gc.callbacks.remove(close)
+        gc.set_threshold(*before)
+    assert closes > 5
+    assert cache.info().replies == 50
+    assert not list(tmp_path.glob("*broken*"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
