@@ -201,7 +201,7 @@ class ReplyCache:
         Nothing is closed while this thread is in a query: the garbage collector may end an abandoned run,
         which closes its cache, at any allocation.
         """
-        if self._pid != os.getpid() or getattr(self._here, "uses", 0):
+        if self._pid != os.getpid() or getattr(self._here, "uses", 0) > 0:
             return
         with self._database_errors():
             self._store.close()
