@@ -24,9 +24,9 @@ from .records import Persona as Persona
 from .records import PersonaRow as PersonaRow
 from .records import Preference as Preference
 from .records import Usage as Usage
-from .report.page import write_report as write_report
 from .scoring.likelihood import Likelihood as Likelihood
 from .scoring.posterior import PersonaPosterior as PersonaPosterior
+from .simulation.report import write_report as write_report
 from .simulation.reward_matrix import RewardMatrix as RewardMatrix
 from .simulation.simulated_users import SimulatedUsers as SimulatedUsers
 from .tailoring.export import export_personas as export_personas

@@ -1,4 +1,4 @@
-"""Reward matrices, simulated users, and the data sets that were published about them."""
+"""Simulated users, the data sets that were published about users, and results as figures and pages."""
 
 import lazy_loader
 

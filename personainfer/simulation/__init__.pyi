@@ -1,11 +1,16 @@
 from .datasets import read_famous_persona as read_famous_persona
 from .datasets import read_personal_llm as read_personal_llm
 from .datasets import read_prism as read_prism
+from .figures import plot_accuracy as plot_accuracy
 from .heterogeneity import feature_regression as feature_regression
 from .heterogeneity import votes as votes
-from .plots import plot_accuracy as plot_accuracy
+from .persona_groups import PersonaGroup as PersonaGroup
+from .persona_groups import persona_groups as persona_groups
 from .published_figures import Reproduction as Reproduction
 from .published_figures import reproduce as reproduce
+from .report import write_report as write_report
+from .report_rows import PageRow as PageRow
+from .report_rows import page_rows as page_rows
 from .reward_matrix import RewardMatrix as RewardMatrix
 from .reward_models import RewardClassifier as RewardClassifier
 from .simulated_users import SimulatedUsers as SimulatedUsers

@@ -15,8 +15,8 @@ import pytest
 import personainfer as pi
 from personainfer.evaluation.summary import summarise
 from personainfer.records import Candidate
-from personainfer.report import persona_groups, write_report
-from personainfer.simulation.plots import plot_accuracy, plot_salient_words, plot_scores
+from personainfer.simulation import persona_groups, write_report
+from personainfer.simulation.figures import plot_accuracy, plot_salient_words, plot_scores
 from personainfer.testing import FakeLLM, Reply
 from personainfer.users.records import PairEvidence, UserPersona, UserPersonas, UserRow
 
@@ -565,7 +565,7 @@ def test_a_page_that_would_be_too_large_says_how_it_is_cut(
         (100_000, 20, "The list holds all rows, with texts cut at 2,000 characters"),
         (15_000, 10, "The list holds the first 10 of 20 rows, with texts cut at 500 characters"),
     ):
-        monkeypatch.setattr("personainfer.report.page._MOST_BYTES", most)
+        monkeypatch.setattr("personainfer.simulation.report._MOST_BYTES", most)
         path = write_report(made, tmp_path / "cut.html")
         assert len(embedded(path)) == rows
         assert said in path.read_text("utf-8")

@@ -29,7 +29,7 @@ from ..tailoring.embeddings import Embedder
 from ..users.records import UserPersonas
 from .figures import Json, estimates, groups, histograms, tiles, words
 from .persona_groups import PersonaGroup, persona_groups
-from .rows import KINDS, PageRow, page_rows
+from .report_rows import KINDS, PageRow, page_rows
 
 _MADE_BY = "Made by personainfer"  # in the footer of each report
 _MOST_BYTES = 52_000_000  # of rows in a page: a browser opens it in seconds
@@ -70,7 +70,7 @@ def write_report(
         title: the page's heading.
         words: what `salient_words` found; None: with its defaults.
         embedder: groups personas by meaning: a sentence-transformers model, or a function from texts to
-            vectors. None: by frequent phrases. See `personainfer.report.persona_groups`.
+            vectors. None: by frequent phrases. See `personainfer.simulation.persona_groups`.
         overwrite: replace a file that is not a report of this library, too. Reports are always replaced.
 
     Returns:
