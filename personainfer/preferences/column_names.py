@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -13,7 +14,7 @@ from .schemas import Mapped, Schema
 # The names that columns have, the likelier ones first.
 _PROMPTS: Final = tuple(
     "prompt messages conversations conversation question instruction query user_prompt input context"
-    " history text".split()
+    " contents dialog dialogue post history text info x".split()
 )
 _THINGS = "response output answer completion conversation candidate summary"
 _OPPOSITES = (
@@ -32,9 +33,8 @@ _PAIRS: Final = (
         for form in ("{0}_{1}", "{1}_{0}")
         for thing in (*_THINGS.split(), "messages", "text")
     ),
-    ("preferred", "dispreferred"),
-    ("preferred", "non_preferred"),
-    ("accepted", "rejected"),
+    *((good, bad) for good, bad in (each.split() for each in _OPPOSITES.split("|"))),
+    ("y_w", "y_l"),
 )
 _ENDS: Final = ("1 2", "a b", "A B", "0 1")
 _TWO: Final = (
@@ -63,7 +63,15 @@ _SCORED: Final = (
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
 _VOTES: Final = ("normal_worker_annotations", "expert_worker_annotations")  # MultiPref
-_LISTS: Final = ("responses", "completions", "answers", "generations", "candidates", "outputs")
+_LISTS: Final = (
+    "responses",
+    "completions",
+    "answers",
+    "generations",
+    "candidates",
+    "outputs",
+    "summaries",
+)
 _LIST_SCORES: Final = ("scores", "ratings", "rankings", "ranks", "rewards")
 _RESPONSES: Final = ("response", "model_response", "completion", "answer", "output")
 _SCORES: Final = ("score", "rating", "helpfulness", "overall_score", "reward", "rank")
@@ -97,18 +105,43 @@ def nearest(name: object, known: Sequence[str]) -> str:
     return (f"Nearest is {close[0]!r}, of " if close else "It is one of ") + f"{listed or 'none'}."
 
 
+def _plain_name(name: str) -> str:
+    """A column's name in the usual spelling: "Chosen Response" and "chosenResponse" are chosen_response."""
+    words = _WORD_START.sub("_", name.strip())
+    return _BETWEEN_WORDS.sub("_", words).lower()
+
+
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z][a-z])")
+_BETWEEN_WORDS = re.compile(r"[\s_-]+")
+
+
 class _Names:
-    """The columns that were found, and which of them are taken by a role."""
+    """The columns that were found, and which of them are taken by a role.
+
+    A known name stands for the column of exactly that name, else for the only one that differs from it in
+    case, spaces or dashes.
+    """
 
     def __init__(self, found: Iterable[str], roles: Mapping[str, str]) -> None:
         self.found, self.roles = set(found), roles
         self.taken = set(roles.values())
+        self._spelled: dict[str, list[str]] = {}
+        for name in self.found:
+            self._spelled.setdefault(_plain_name(name), []).append(name)
+
+    def column(self, known: str) -> str | None:
+        """The column that a known name stands for, if there is one."""
+        if known in self.found:
+            return known
+        alike = self._spelled.get(_plain_name(known), [])
+        return alike[0] if len(alike) == 1 else None
 
     def pick(self, role: str, known: Sequence[str]) -> dict[str, str]:
         """The column of a role: the caller's, else the first known name that is free."""
         if role in self.roles:
             return {role: self.roles[role]}
-        free = (name for name in known if name in self.found and name not in self.taken)
+        columns = map(self.column, known)
+        free = (column for column in columns if column is not None and column not in self.taken)
         name = next(free, None)
         return {} if name is None else {role: name}
 
@@ -118,13 +151,12 @@ class _Names:
         if len(given) == len(roles):
             return given
         for names in known:
-            columns = dict(zip(roles, names, strict=True)) | given
+            there = map(self.column, names)
+            columns = {
+                role: n for role, n in zip(roles, there, strict=True) if n is not None
+            } | given
             free = all(n not in self.taken or n in given.values() for n in columns.values())
-            if (
-                free
-                and set(columns.values()) <= self.found
-                and len(set(columns.values())) == len(columns)
-            ):
+            if free and len(columns) == len(set(columns.values())) == len(roles):
                 return columns
         return {}
 
@@ -195,6 +227,8 @@ def _many_schemas(names: _Names) -> Iterator[Schema]:
         rest = names.without(responses)
         scores = rest.pick("scores", _LIST_SCORES)
         if prompt := rest.pick("prompt", _PROMPTS):
+            if not scores and (label := rest.without(prompt).pick("label", _LABELS)):
+                yield _schema("two in a list", "label", rest, {**prompt, **responses, **label})
             yield _schema("list of responses", "list", rest, {**prompt, **responses, **scores})
     if (response := names.pick("response", _RESPONSES)) and (score := names.pick("score", _SCORES)):
         rest = names.without({**response, **score})
@@ -239,6 +273,7 @@ _DATA_SETS: Final = {
     "MT-bench": "conversation_a conversation_b winner turn",
     "Chatbot Arena": "conversation_a conversation_b winner",
     "MultiPref": "text completion_a completion_b normal_worker_annotations",
+    "TL;DR comparisons": "info summaries choice",
     "WebGPT": "question answer_0 answer_1 score_0 score_1",
     "responses a and b": "prompt response_a response_b",
 }

@@ -14,7 +14,7 @@ from .cells import is_null, plain, wrong_type
 
 PAIR_RULES: Final = ("best-worst", "all", "adjacent")
 _TEXT_KEYS = ("response", "answer", "text", "completion", "output", "generation", "content")
-_SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating")
+_SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating", "pm_score")
 _RANK_KEYS = ("rank", "ranking")
 
 
@@ -98,7 +98,8 @@ def _candidate(name: str, item: object) -> Candidate:
 
 def _response(name: str, item: object) -> object:
     if isinstance(item, Mapping) and "role" not in item:
-        key = next((k for k in _TEXT_KEYS if isinstance(item.get(k), str)), None)
+        kinds = (str, Mapping, list, tuple)  # a text, a turn or several turns
+        key = next((k for k in _TEXT_KEYS if isinstance(plain(item.get(k)), kinds)), None)
         if key is None:
             raise DataError(
                 f"{name!r} has a response without a text ({', '.join(map(str, item)):.80}).",

@@ -123,7 +123,9 @@ def _check_several(schema: Schema) -> None:
 def check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
     """Raise for options that do not apply to the data, rather than ignore them."""
     told, columns = schema.told, schema.columns
-    scored = {"score_1", "score_chosen", "score", "responses"}
+    scored = {"score_1", "score_chosen", "score"} | (
+        {"responses"} if schema.kind == "list" else set()
+    )
     wrong = {
         "labels=": told.labels and schema.kind != "label",
         "pairs=": told.pairs and schema.kind not in _SEVERAL and not schema.has_lists(rows),

@@ -54,6 +54,8 @@ _LIST_ROLES = frozenset(("responses", "scores", "history"))
 # Data sets whose numbers are explained by their cards, and whose columns no other data has.
 _KNOWN_CODINGS = frozenset(("SHP", "PKU-SafeRLHF", "AlpacaFarm"))
 
+_PLACES = frozenset(("choice", "best", "chosen"))  # columns that hold a place in a list
+
 _PLAIN = ("prompt", "chosen", "rejected", "id", "user", "system")
 
 
@@ -135,7 +137,11 @@ class Schema:
     ) -> LabelCoding | None:
         if self.kind != "label":
             return None
-        named = (self.columns["response_1"], self.columns["response_2"])
+        if "responses" in self.columns:  # a choice in a list is a place, counted from 0
+            ends = "01" if self.columns["label"] in _PLACES else "  "
+            named = (f"response_{ends[0]}", f"response_{ends[1]}")
+        else:
+            named = (self.columns["response_1"], self.columns["response_2"])
         values = [self._label(dict(zip(self.columns, row, strict=True))) for row in rows]
         return find_coding(
             self.columns["label"], values, named, self.told.labels, is_batch=is_batch
@@ -163,7 +169,8 @@ class Schema:
         if self.kind == "pair":
             _refuse_lists(self.columns, row)
         self._filter(row, good, bad)
-        return self._preference(row, (self.columns[good], self.columns[bad]), row[good], row[bad])
+        names = (self.columns.get(good, "responses"), self.columns.get(bad, "responses"))
+        return self._preference(row, names, row[good], row[bad])
 
     def read_all(self, values: Sequence[object]) -> list[Preference]:
         """Every preference that the rule `pairs=` makes of a row; raises as `read` does."""
@@ -213,6 +220,8 @@ class Schema:
         row = dict(zip(self.columns, values, strict=True))
         for role in self.json_roles:
             row[role] = parse_cell(self.columns[role], row[role])
+        if self.kind == "label" and "responses" in row:
+            row |= _two_of(self.columns["responses"], row["responses"])
         if self.is_rounds:
             row |= _rounds({role: row[role] for role in ("prompt", "response_1", "response_2")})
         return row
@@ -301,8 +310,11 @@ class Schema:
         return "tie" if gap == 0 else "first" if gap > 0 else "second"
 
     def _label(self, row: Mapping[str, Any]) -> object:
-        """The label; where it is the name of one of the two models, "first" or "second"."""
+        """The label; where it is one of the responses or the name of its model, "first" or "second"."""
         label = plain(row["label"])
+        texts = (row.get("response_1"), row.get("response_2"))
+        if isinstance(label, str) and label in texts and texts[0] != texts[1]:
+            return "first" if label == texts[0] else "second"
         if "model_1" in row and isinstance(label, str):
             models = [row["model_1"], row["model_2"]]
             if models[0] != models[1] and label in models:
@@ -401,6 +413,14 @@ def _refuse_lists(columns: Mapping[str, str], row: Mapping[str, Any]) -> None:
             f"{columns['chosen']!r} and {columns['rejected']!r} are lists of responses.",
             hint='Say which make a pair: pairs="all" (each with each) or pairs="adjacent".',
         )
+
+
+def _two_of(name: str, responses: object) -> dict[str, object]:
+    """The two responses of a list, of which a label in another column prefers one."""
+    found = candidates_of(name, responses)
+    if len(found) != 2:
+        raise DataError(f"{name!r} has {len(found)} responses, and a label is read for two.")
+    return {"response_1": found[0].response, "response_2": found[1].response}
 
 
 def _rounds(row: Mapping[str, Any]) -> dict[str, object]:

@@ -33,9 +33,11 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
 }
 _ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
-_CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
-_LIST_KEYS = ("messages", "conversations", "conversation", "turns")
-_TEXT_KEYS = ("full_text", "text", "content", "value", "answer", "response", "output", "completion")
+_CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "parts")
+_LIST_KEYS = ("messages", "conversations", "conversation", "turns", "contents", "dialog")
+_TEXT_KEYS = (
+    "full_text", "text", "content", "value", "answer", "response", "output", "completion", "post", "article"
+)  # fmt: skip
 TOOL_KEYS = ("tool_calls", "function_call")
 TOOL_DEFINITIONS = "tools"  # in the extra of the first message: what the assistant could call
 _TEXT_PARTS = ("text", "input_text", "output_text")

@@ -17,9 +17,17 @@ from personainfer.preferences import example_rows
 from personainfer.records import Preference
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+_SCORED_LISTS = (
+    "UltraFeedback",
+    "Nectar",
+    "Stack Exchange preferences",
+    "Gemini preference file",
+    "NeMo RL",
+    "list of responses",
+)
 OPTIONS: dict[str, dict[str, Any]] = {
     "RM-Bench": {"pairs": "adjacent"},
-    **{name: {"pairs": "all"} for name in ("UltraFeedback", "Nectar", "list of responses")},
+    **{name: {"pairs": "all"} for name in _SCORED_LISTS},
     **{name: {"pairs": "best-worst"} for name in ("HelpSteer2", "PRISM")},
     "SHP": {"min_votes": 10},
     "PKU-SafeRLHF": {"safe_rejected": True},

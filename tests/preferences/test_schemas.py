@@ -297,3 +297,58 @@ def test_labels_say_what_each_value_means() -> None:
     assert "none of '0', '1', '2'" in str(unknown.error)
     with pytest.raises(InvalidArgumentError, match='"first", "second", "tie"'):
         read_preferences(rows, columns=columns, labels={0: "left"})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Prompt", "Chosen", "Rejected"),
+        (" prompt ", "chosen ", "REJECTED"),
+        ("Question", "Chosen Response", "Rejected Response"),
+        ("userPrompt", "chosenResponse", "rejectedResponse"),
+        ("prompt", "chosen-answer", "rejected-answer"),
+        ("x", "y_w", "y_l"),
+        ("prompt", "winner", "loser"),
+        ("query", "positive", "negative"),
+        ("question", "good", "bad"),
+        ("dialog", "chosen", "rejected"),
+    ],
+)
+def test_usual_names_in_any_spelling_are_found(names: tuple[str, str, str]) -> None:
+    (row,) = read_preferences([dict(zip(names, ("Tea?", "Yes.", "No."), strict=True))])
+    assert row.preference == Preference(prompt="Tea?", chosen="Yes.", rejected="No.")
+
+
+def test_of_two_spellings_the_exact_one_counts_and_two_others_are_not_guessed() -> None:
+    row = {"prompt": "Tea?", "Prompt": "Other", "chosen": "Yes.", "rejected": "No."}
+    (read,) = read_preferences([row])
+    assert read.preference == Preference(prompt="Tea?", chosen="Yes.", rejected="No.")
+    with pytest.raises(DataError, match="recognised"):
+        read_preferences([{"prompt": "Tea?", "Chosen": "a", "CHOSEN": "b", "rejected": "No."}])
+
+
+def test_a_label_may_be_the_text_of_a_response() -> None:
+    rows = [
+        {"prompt": "Tea?", "response_a": "Yes.", "response_b": "No.", "winner": said}
+        for said in ("No.", "Yes.")
+    ]
+    assert [row.preference and row.preference.chosen for row in read_preferences(rows)] == [
+        "No.",
+        "Yes.",
+    ]
+
+
+def test_a_label_prefers_one_of_two_responses_in_a_list() -> None:
+    rows = [
+        {"prompt": "Tea?", "responses": ["Yes.", "No."], "choice": place} for place in (0, 1, 1)
+    ]
+    chosen = [row.preference and row.preference.chosen for row in read_preferences(rows)]
+    assert chosen == ["Yes.", "No.", "No."]
+    with pytest.raises(DataError, match="3 responses"):
+        read_preferences([{"prompt": "Tea?", "responses": ["a", "b", "c"], "choice": 0}])
+    with pytest.raises(DataError, match="for certain"):  # 1 may stand for "the first is better"
+        read_preferences([{"prompt": "Tea?", "responses": ["a", "b"], "label": 1}])
+    (row,) = read_preferences(
+        [{"prompt": "Tea?", "responses": ["a", "b"], "label": 1}], labels={1: "first"}
+    )
+    assert row.preference == Preference(prompt="Tea?", chosen="a", rejected="b")
