@@ -21,7 +21,7 @@ from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM
 from ..llm.weights import find_weights, has_chat_template
-from ..personas.flags import flags_in_text, pair_text
+from ..personas.flags import flags_in_text, pair_text, want_the_same
 from ..personas.infer import infer_personas
 from ..personas.options import PersonaOptions, planned
 from ..personas.prompts import PersonaPrompt
@@ -234,7 +234,7 @@ def persona_faults(
     for row, (pair, both) in enumerate(zip(pairs, personas, strict=True)):
         there = [persona for persona in both if persona is not None]
         flags = iter(flags_in_text(there, pair_text(pair), phrases))
-        equal = len(there) == 2 and str(there[0]) == str(there[1])
+        equal = want_the_same(there)
         for side, persona in enumerate(both):
             counted[_MISSING][row, side] = persona is None
             if persona is None:

@@ -10,7 +10,7 @@ Flags come from word lists and patterns, so they depend on the wording, not on t
                          health, family status or income
     named_person         the name of a person
     ungrammatical        a phrase that cannot complete the sentence
-    same_as_other_side   both sides of the pair got the same persona
+    same_as_other_side   both sides of the pair got the same preference
 """
 
 from __future__ import annotations
@@ -191,6 +191,12 @@ def _form_flags(
     composed = persona.sentence is None or persona.trait  # else it brings a sentence of its own
     if composed and any(map(_is_ungrammatical, phrases)):
         yield "ungrammatical"
+
+
+def want_the_same(personas: Sequence[Persona]) -> bool:
+    """Whether two of the personas have the same preference: then it explains no choice between them."""
+    wanted = [(one.preference or str(one)).strip().lower() for one in personas]
+    return len(set(wanted)) < len(wanted)
 
 
 def pair_text(preference: Preference) -> str:

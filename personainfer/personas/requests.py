@@ -15,7 +15,7 @@ from ..data.source_rows import SourceRow
 from ..exceptions import joined
 from ..llm.requests import Reply, Request
 from ..records import Candidate, Persona, PersonaRow, Preference, Side
-from .flags import flags_in_text, pair_text
+from .flags import flags_in_text, pair_text, want_the_same
 from .prompts import PersonaPrompt, chosen_is_first, pair_message
 
 _SIDES: tuple[Side, ...] = ("chosen", "rejected")
@@ -113,7 +113,7 @@ class Plan:
             return {}
         said = list(personas.values())
         flags = flags_in_text(said, pair_text(preference), self.prompt.phrases)
-        if len({(one.trait, one.preference) for one in said}) < len(said):
+        if want_the_same(said):
             flags = [(*found, "same_as_other_side") for found in flags]
         return {
             side: one.model_copy(update={"flags": found}) if found else one

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+import personainfer as pi
 from personainfer.personas.flags import FLAGS, find_flags
 from personainfer.records import Message, Persona, Preference
+from personainfer.testing import FakeLLM
+
+from ..builders import pairs
 
 PAIR = Preference(
     prompt="How do I keep houseplants alive?",
@@ -180,3 +184,23 @@ def test_every_turn_of_a_conversation_counts_as_text_of_the_pair() -> None:
     for copied in ("keen to answer as a pirate would", "curious where is the hidden treasure"):
         persona = Persona(trait=copied, preference="x")
         assert find_flags(persona, pair) == ("copies_text",)
+
+
+@pytest.mark.parametrize(
+    ("rejected", "is_flagged"),
+    [
+        ({"trait": "calm", "preference": "plain answers"}, True),
+        ({"trait": "hurried", "preference": "Plain answers"}, True),  # explains no choice either
+        ({"trait": "calm", "preference": "vivid stories"}, False),
+    ],
+)
+def test_sides_with_the_same_preference_are_flagged(
+    rejected: dict[str, str], is_flagged: bool
+) -> None:
+    one = {"evidence": "e", "trait": "calm", "preference": "plain answers"}
+    with FakeLLM({"person_1": one, "person_2": {"evidence": "e", **rejected}}) as server:
+        (row,) = pi.infer_personas(pairs(1), "fake", api_base=server.api_base, cache=False)
+    assert row.chosen is not None
+    assert row.rejected is not None
+    for persona in (row.chosen, row.rejected):
+        assert ("same_as_other_side" in persona.flags) is is_flagged
