@@ -2,7 +2,6 @@
 
     make bench-users DATA=../shared/data             # all that needs no language model: minutes
     python benchmarks/people_study.py DATA --half test
-    python benchmarks/people_study.py DATA --only polis --persona-model local --users 24 --method summary
 
 The three files are described in docs/audit.md. Three tenths of each user's choices are held out: polis at
 random, lamp by item, ukp by topic. Half of the users, by a checksum of their names, are for development
@@ -10,9 +9,7 @@ random, lamp by item, ukp by topic. Half of the users, by a checksum of their na
 history for the models, of either half.
 
 First comes the power calculation: how small a difference each set can show. Then the models that read no
-persona. With `--persona-model`, personas are inferred from k choices a user, and audited with the scorer
-(`--scorer`); personas and scores are kept in `--folder`, so that the same command goes on where it was
-stopped. Tables are printed as Markdown.
+persona. Personas are audited by people_personas.py. Tables are printed as Markdown.
 """
 
 from __future__ import annotations
@@ -27,16 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stored_scores import Scores
 
 import personainfer as pi
 from personainfer.evaluation.grouped import mean_by_group, rate_by_group
 from personainfer.evaluation.statistics import Estimate
-from personainfer.records import FloatArray, Message
+from personainfer.records import FloatArray
 from personainfer.scoring import SimilarUsersVote, word_features
 from personainfer.scoring.choice_models import ChoiceModel, LongerWins, MajorityVote
 from personainfer.tailoring import BradleyTerry, LowRankRewards
-from personainfer.users import UserPersonas
 from personainfer.users.similar_users import find_questions
 
 Row = dict[str, Any]
@@ -158,52 +153,6 @@ def cell(found: Estimate) -> str:
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
-# Personas
-
-
-def audit(folder: Path, name: str, options: argparse.Namespace) -> str:
-    """Infer personas from k choices of each user, and audit them."""
-    choices = read(folder, name, options.half, 0)
-    users = choices.users[: options.users]
-    held_out = [c for c in choices.held_out if c.user in users]
-    if options.choices:
-        held_out = [c for user in users for c in held_out if c.user == user][: options.choices]
-    history = [c for c in choices.history if c.user in users]
-    options.folder.mkdir(parents=True, exist_ok=True)
-    scores = Scores(
-        options.folder / f"scores-{Path(options.scorer).name.replace(':', '-')}.jsonl",
-        pi.Likelihood(options.scorer),
-    )
-
-    def scorer(chats: Sequence[Sequence[Message]], responses: Sequence[str]) -> FloatArray:
-        rows = [(tuple(chat), None, text) for chat, text in zip(chats, responses, strict=True)]
-        return scores.of(rows)
-
-    def personas(k: int) -> UserPersonas:
-        settings = f"{name}-{options.half}-{options.method}-{options.users}-{k}"
-        file = (
-            options.folder / f"personas-{settings}-{options.persona_model.replace('/', '-')}.jsonl"
-        )
-        if not file.exists():
-            made = pi.infer_user_personas(
-                history,
-                options.persona_model,
-                user="user",
-                method=options.method,
-                pairs_per_user=k,
-                select=None if options.method == "summary" else scores,
-            )
-            made.save(file)
-        return UserPersonas.load(file)
-
-    found = pi.audit_personas(
-        personas, held_out, scorer, k=options.k, history=choices.history, lift=options.lift
-    )
-    kept = options.folder / f"audit-{name}-{options.half}-{options.method}.json"
-    kept.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
-    return f"{name}, {options.method}, personas by {options.persona_model}:\n{found}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -212,14 +161,6 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, default=3, help="splits of the models without personas"
     )
-    parser.add_argument("--persona-model", help="infer personas by this model, and audit them")
-    parser.add_argument("--scorer", default="local:smollm2", help="a Likelihood's model")
-    parser.add_argument("--method", default="summary", choices=["summary", "verified", "posterior"])
-    parser.add_argument("--users", type=int, default=24, help="so many users with personas")
-    parser.add_argument("--choices", type=int, help="at most so many held-out choices")
-    parser.add_argument("--k", type=int, nargs="+", default=[2, 8])
-    parser.add_argument("--lift", action="store_true")
-    parser.add_argument("--folder", type=Path, default=Path("people_study"))
     options = parser.parse_args()
     names = [options.only] if options.only else list(SETS)
     print("| set | users | held-out choices | smallest difference found in 8 of 10 |")
@@ -227,11 +168,7 @@ def main() -> None:
     for name in names:
         print(power(name, read(options.data, name, options.half, 0)))
     print(flush=True)
-    if options.persona_model is None:
-        print("\n".join(table(options.data, names, options.half, options.seeds)))
-    else:
-        for name in names:
-            print(audit(options.data, name, options), flush=True)
+    print("\n".join(table(options.data, names, options.half, options.seeds)))
 
 
 if __name__ == "__main__":

@@ -280,6 +280,10 @@ class BradleyTerry:
             margins = margins + np.einsum("nd,nd->n", differences, effects[known.user])
         return margins
 
+    def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """The reward of each response that all users share, shape (n,)."""
+        return self._shared(list(zip(prompts, responses, strict=True)))
+
     def _shared(self, responses: Sequence[Response]) -> FloatArray:
         """The shared reward of each response."""
         if self._features is None:

@@ -3,6 +3,7 @@ from .audit_results import Accuracies as Accuracies
 from .audit_results import PersonaAudit as PersonaAudit
 from .evaluate import evaluate_prefixes as evaluate_prefixes
 from .infer import infer_user_personas as infer_user_personas
+from .predictors import TasteSimilarity as TasteSimilarity
 from .prefixes import Prefix as Prefix
 from .prefixes import persona_prefix as persona_prefix
 from .records import UserPersona as UserPersona

@@ -30,7 +30,7 @@ from ..scoring.choice_models import (
 )
 from ..tailoring.user_rewards import BradleyTerry, LowRankRewards
 from .audit_results import FEW_SHOT, Margins, PersonaAudit
-from .groups import group_values, other_users
+from .groups import group_values, strangers
 from .hypotheses import UserAtWork, users_in
 from .predictors import Case, ChoiceScorer, SharedCalls, predictor_of, sees_ids
 from .prefixes import Prefix, persona_prefix
@@ -126,13 +126,15 @@ def audit_personas(
             hint="The users' ids in personas= and choices= must be the same.",
         )
     past = main.history if earlier is None else [c for one in earlier for c in one.new]
-    strangers = other_users(main.texts, kept, known, draw_seed)
+    others = strangers(main.texts, kept, known, draw_seed)
     fitted, left_out = _fitted(models, past, kept)
     examples = FEW_SHOT in models and FEW_SHOT not in left_out
-    prefixes = _prefixes(made, past if examples else [], role, draw_seed)
+    # In place of the persona stand the choices that it was made from, where they are known.
+    shown = main.history or past
+    prefixes = _prefixes(made, shown if examples else [], role, draw_seed)
     shared = SharedCalls(predict, sees_ids=sees_ids(scorer))
     return PersonaAudit.of(
-        _margins(kept, prefixes, strangers, shared, lift, fitted),
+        _margins(kept, prefixes, others, shared, lift, fitted),
         names=list(models),
         left_out=left_out,
         groups=known,
@@ -238,7 +240,7 @@ def _prefixes(
 def _margins(
     choices: Sequence[Preference],
     prefixes: Mapping[str | int, Prefix],
-    strangers: Mapping[str, str],
+    others: Sequence[str | None],
     shared: SharedCalls,
     lift: bool,
     baselines: Mapping[str, FloatArray],
@@ -249,7 +251,7 @@ def _margins(
         cases[name, "own"] = [_case(prefix, choice, choice.user or "") for choice in choices]
         if isinstance(name, int):
             cases[name, "shuffled"] = [
-                _case(prefix, choice, strangers.get(choice.user or "")) for choice in choices
+                _case(prefix, choice, other) for choice, other in zip(choices, others, strict=True)
             ]
     places = {
         name: [None if case is None else shared.add(case) for case in mine]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any, Final, NamedTuple
 
@@ -88,8 +89,6 @@ class PersonaAudit:
             without baselines.
         own_minus_length: against a rule that only knows which response is longer (by a tenth), and whether
             this persona leads to the longer or the shorter one on the user's other choices.
-        equal_length: what the accuracies would be if both responses were equally long (arXiv 2404.04475).
-        clashing: on questions on which users choose differently.
         unseen: of users whose choices nothing was fitted on.
         by_group: own accuracy, and own - shuffled, by attribute of users, corrected together.
         curve: the accuracies by k, from how many choices the persona was made.
@@ -112,8 +111,6 @@ class PersonaAudit:
     own_minus_none: Estimate
     own_minus_best_baseline: Estimate
     own_minus_length: Estimate
-    equal_length: Accuracies
-    clashing: Accuracies
     unseen: Accuracies
     by_group: tuple[Equity, ...]
     curve: Mapping[int, Accuracies]
@@ -142,8 +139,7 @@ class PersonaAudit:
         """All numbers of these margins, and the verdict."""
         confidence, seed = settings["confidence"], settings["draw_seed"]
         choices, most = margins.choices, max(margins.own)
-        users = np.array([choice.user for choice in choices])
-        lengths = np.array([len(c.chosen.strip()) - len(c.rejected.strip()) for c in choices])
+        users, lengths = _users(choices), _longer_by(choices)
         own, shuffled = right_share(margins.own[most]), right_share(margins.shuffled[most])
         none = right_share(margins.none)
         longest = np.array([max(len(c.chosen.strip()), len(c.rejected.strip())) for c in choices])
@@ -153,15 +149,10 @@ class PersonaAudit:
         if margins.few_shot is not None:
             predicted[FEW_SHOT] = margins.few_shot
         baselines = {name: right_share(predicted[name]) for name in names if name in predicted}
-        kinds = np.array(find_questions(choices))
         unseen = np.array([str(user) not in fitted_users for user in users], dtype=bool)
 
         def accuracies(one: FloatArray, other: FloatArray, which: Flags | slice) -> Accuracies:
-            return Accuracies(
-                rate_by_group(one[which], users[which], confidence=confidence),
-                rate_by_group(other[which], users[which], confidence=confidence),
-                mean_difference(one[which] - other[which], users[which], confidence),
-            )
+            return _accuracies(one[which], other[which], users[which], confidence)
 
         whole = accuracies(own, shuffled, slice(None))
         gain = mean_difference(own - none, users, confidence)
@@ -191,10 +182,6 @@ class PersonaAudit:
             own_minus_none=gain,
             own_minus_best_baseline=_against_best(own, list(baselines.values()), users, confidence),
             own_minus_length=over_length,
-            equal_length=_at_equal_length(
-                margins.own[most], margins.shuffled[most], lengths, users, confidence
-            ),
-            clashing=accuracies(own, shuffled, kinds == "clashing"),
             unseen=accuracies(own, shuffled, unseen),
             by_group=_by_group(own, shuffled, users, groups, confidence, seed),
             curve={
@@ -214,6 +201,30 @@ class PersonaAudit:
             skipped=skipped,
             settings=settings,
         )
+
+    # Computed when they are asked for: they cost more than all other numbers together.
+
+    @cached_property
+    def equal_length(self) -> Accuracies:
+        """What the accuracies would be if both responses were equally long (arXiv 2404.04475)."""
+        most = max(self.margins.own)
+        return _at_equal_length(
+            self.margins.own[most],
+            self.margins.shuffled[most],
+            _longer_by(self.choices),
+            _users(self.choices),
+            self.settings["confidence"],
+        )
+
+    @cached_property
+    def clashing(self) -> Accuracies:
+        """The accuracies on questions on which users choose differently."""
+        which = np.array(find_questions(self.choices)) == "clashing"
+        most = max(self.margins.own)
+        own, shuffled = (
+            right_share(one[most])[which] for one in (self.margins.own, self.margins.shuffled)
+        )
+        return _accuracies(own, shuffled, _users(self.choices)[which], self.settings["confidence"])
 
     @property
     def best_baseline(self) -> str | None:
@@ -273,11 +284,8 @@ class PersonaAudit:
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers and counts as plain values; not the single choices."""
-        found = {
-            name: getattr(self, name)
-            for name in self.__dataclass_fields__
-            if name not in ("choices", "margins")
-        }
+        names = [name for name in self.__dataclass_fields__ if name not in ("choices", "margins")]
+        found = {name: getattr(self, name) for name in (*names, "equal_length", "clashing")}
         return {name: _plain(value) for name, value in found.items()}
 
     def __str__(self) -> str:
@@ -386,6 +394,25 @@ def _mostly_same(one: FloatArray, other: FloatArray) -> bool:
 
 
 # Parts of the numbers
+
+
+def _users(choices: Sequence[Preference]) -> Users:
+    return np.array([choice.user for choice in choices])
+
+
+def _longer_by(choices: Sequence[Preference]) -> npt.NDArray[Any]:
+    """By how many characters the chosen response is the longer one, shape (choices,)."""
+    return np.array([len(one.chosen.strip()) - len(one.rejected.strip()) for one in choices])
+
+
+def _accuracies(
+    own: FloatArray, shuffled: FloatArray, users: Users, confidence: float
+) -> Accuracies:
+    return Accuracies(
+        rate_by_group(own, users, confidence=confidence),
+        rate_by_group(shuffled, users, confidence=confidence),
+        mean_difference(own - shuffled, users, confidence),
+    )
 
 
 def _against_best(

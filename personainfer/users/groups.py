@@ -19,7 +19,7 @@ from ..evaluation.grouped import check_lengths, mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, holm
 from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null
-from ..records import FloatArray, Preference
+from ..records import FloatArray, Preference, Prompt
 
 Measure = Literal["accuracy", "gain", "over untuned", "own - shuffled"]
 
@@ -351,4 +351,46 @@ def other_users(
         distance = np.abs(lengths[best] - lengths[row])
         close = distance <= max(_CLOSE * lengths[row], np.sort(distance)[:_FEWEST][-1])
         found[user] = users[int(random.choice(best[close]))]
+    return found
+
+
+def strangers(
+    texts: Mapping[str, str],
+    choices: Sequence[Preference],
+    groups: Mapping[str, Mapping[str, str]],
+    seed: int,
+) -> list[str | None]:
+    """For each choice the user whose persona is tried in place of the own one; None where there is none.
+
+    Where it is possible one who has held-out choices with both responses: with that user's persona both
+    are scored anyway, so that the control costs nothing. Such a user must be as fitting as the one of
+    `other_users`, which is taken elsewhere: of the same groups, and with a persona about as long.
+
+    Args:
+        texts, choices, groups, seed: as for `other_users`.
+    """
+    of_user = other_users(texts, choices, groups, seed)
+    holders: dict[tuple[Prompt, str], set[str]] = {}
+    for choice in choices:
+        for said in (choice.chosen, choice.rejected):
+            holders.setdefault((choice.prompt, said), set()).add(choice.user or "")
+
+    def differing(one: str, other: str) -> int:
+        return sum(of.get(one) != of.get(other) for of in groups.values())
+
+    def fits(other: str, user: str) -> bool:
+        most = _CLOSE * len(texts[user])
+        return (
+            texts[other] != texts[user]
+            and abs(len(texts[other]) - len(texts[user])) <= most
+            and differing(other, user) <= differing(of_user[user], user)
+        )
+
+    random = np.random.default_rng(seed)
+    found = list[str | None]()
+    for choice in choices:
+        user = choice.user or ""
+        both = holders[choice.prompt, choice.chosen] & holders[choice.prompt, choice.rejected]
+        free = sorted(other for other in both - {user} if user in of_user and fits(other, user))
+        found.append(str(random.choice(free)) if free else of_user.get(user))
     return found

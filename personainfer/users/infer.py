@@ -1,9 +1,10 @@
 """One persona for each user, from several of that user's choices.
 
-Three methods. "summary": summarise the choices in one call (arXiv 2505.13257, with 4 pairs). "verified":
-explain each choice, keep the explanations that predict other choices of the same user, and write the
-persona from those (the idea of SynthesizeMe, arXiv 2506.05598). "posterior": explain each choice, and keep
-the explanation that is likeliest given all choices.
+Four methods. "summary": summarise the choices in one call (arXiv 2505.13257, with 4 pairs). "tastes": list
+what the user likes and dislikes in one call. "verified": explain each choice, keep the explanations that
+predict other choices of the same user, and write the persona from those (the idea of SynthesizeMe,
+arXiv 2506.05598). "posterior": explain each choice, and keep the explanation that is likeliest given all
+choices.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..personas.flags import flags_in_text, pair_text
 from ..personas.prompts import Filled, at_most, filled, instructions
-from ..records import Message, Persona, Preference, Selector, Usage
+from ..records import Message, Persona, Preference, Prompt, Selector, Usage
 from ..scoring.context import Cuts
 from ..scoring.likelihood import Likelihood
 from ..scoring.posterior import PersonaPosterior
@@ -43,9 +44,10 @@ from .records import (
     UserRow,
 )
 
-_METHODS = ("summary", "verified", "posterior")
+_METHODS = ("summary", "tastes", "verified", "posterior")
+_IN_ONE_CALL = ("summary", "tastes")
 # The fewest choices that a method needs.
-_FEWEST = {"summary": 1, "verified": 2, "posterior": 2}
+_FEWEST = {"summary": 1, "tastes": 1, "verified": 2, "posterior": 2}
 _PREDICTED = "The persona predicts this choice."
 _FLAGS = frozenset(["refusal", "copies_text", "protected_attribute", "named_person"])
 
@@ -76,7 +78,9 @@ def infer_user_personas(
         user: the column that says whose choice a row is. `Preference` records have `user`.
         pairs_per_user: use the first N choices of each user; None: all.
         min_pairs: users with fewer get an error; "verified" and "posterior" need 2.
-        method: "summary": one call over the choices. "verified": one call explains each choice; one more
+        method: "summary": one call over the choices. "tastes": likewise, but for a list of what the user
+            likes and dislikes, which suits opinions, and scorers that compare meanings, such as
+            `TasteSimilarity`. "verified": one call explains each choice; one more
             call writes the persona from the explanations that predict other choices of the user (mean
             score above 0). "posterior": of these explanations keep the one with the highest posterior
             given the user's choices, in its own words. Where no explanation predicts other choices, the
@@ -117,7 +121,7 @@ def infer_user_personas(
                 " Add choices of this user or leave the user out."
             )
     at_work = [one for one in users if one.problem is None and (one.new or one.earlier is None)]
-    if method != "summary":
+    if method not in _IN_ONE_CALL:
         selector = Verifier(llm) if select is None else select
         cuts = getattr(selector, "cuts", Cuts())
         explain(at_work, llm, progress, candidates=method == "posterior")
@@ -126,6 +130,8 @@ def infer_user_personas(
             settings["cuts"] = selector.cuts.since(cuts)
     if method == "posterior":
         made = {one.name: _likeliest(one, choice_temperature) for one in at_work}
+    elif method == "tastes":
+        made = _listed(at_work, llm)
     else:
         made = _written(at_work, llm, verified=method == "verified")
     return UserPersonas(
@@ -270,6 +276,64 @@ def _persona(
     )
 
 
+# Listing tastes
+
+_TASTES = {"minItems": 1, "maxItems": 5}
+Taste = Annotated[Filled, Field(json_schema_extra=at_most(80))]
+
+
+class Tastes(BaseModel):
+    """The form of a reply that lists what a user likes and dislikes."""
+
+    likes: Annotated[list[Taste], Field(min_length=1, json_schema_extra=dict(_TASTES))]
+    dislikes: Annotated[list[Taste], Field(min_length=1, json_schema_extra=dict(_TASTES))]
+
+
+def _listed(users: Sequence[UserAtWork], llm: LLM) -> dict[str, UserPersona | str]:
+    """The tastes that the model lists for each user, or why there are none."""
+    prefix = instructions("user_tastes.txt")
+    requests = []
+    for one in users:
+        shown = one.choices if one.earlier is None else one.new
+        requests.append(Request((tastes_message(shown, one.earlier),), Tastes, prefix))
+    replies = zip(users, llm.ask_many(requests), strict=True)
+    return {
+        one.name: str(reply.error) if reply.error else _tastes_persona(one, reply.value)
+        for one, reply in replies
+    }
+
+
+def tastes_message(choices: Sequence[Preference], earlier: UserPersona | None) -> Message:
+    """The turn with one user's choices, each prompt once, and the earlier persona."""
+    by_prompt: dict[Prompt, list[Preference]] = {}
+    for choice in choices:
+        by_prompt.setdefault(choice.prompt, []).append(choice)
+    parts = []
+    for prompt, mine in by_prompt.items():
+        parts.append(filled("user_prompt.txt", {"prompt": prompt}))
+        for choice in mine:
+            fields = {"preferred": choice.chosen, "other": choice.rejected}
+            parts.append(filled("user_taste.txt", fields))
+    if earlier is not None:
+        parts.append(filled("user_earlier.txt", {"earlier": str(earlier)}))
+    return Message(role="user", content="\n".join(parts))
+
+
+def _tastes_persona(one: UserAtWork, tastes: Tastes) -> UserPersona:
+    lists = {"likes": tastes.likes, "dislikes": tastes.dislikes}
+    likes, dislikes = (f"The user {verb}: {'; '.join(said)}." for verb, said in lists.items())
+    said = Persona.model_construct(trait=likes, preference=dislikes)
+    text = "\n".join(pair_text(pair) for pair in one.choices)
+    flags = flags_in_text([said], text, frozenset())[0]
+    return UserPersona(
+        user=one.name,
+        background=likes,
+        preferences=dislikes,
+        pairs=len(one.choices),
+        flags=tuple(flag for flag in flags if flag in _FLAGS),
+    )
+
+
 # The result
 
 
@@ -322,8 +386,8 @@ def _check(
         raise InvalidArgumentError(
             f"select={select!r:.80} has no method explains(preferences, personas)."
         )
-    if select is not None and method == "summary":
-        raise InvalidArgumentError('select= has nothing to score with method="summary".')
+    if select is not None and method in _IN_ONE_CALL:
+        raise InvalidArgumentError(f"select= has nothing to score with method={method!r}.")
     if update is not None and not isinstance(update, UserPersonas):
         raise InvalidArgumentError(f"update= is a {type(update).__name__}, not UserPersonas.")
     if update is not None and update.settings.get("method", method) != method:

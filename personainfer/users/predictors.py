@@ -1,22 +1,24 @@
-"""Predict a choice from what stands before the prompt: by a language model, a judge or a callable.
+"""Predict a choice from what stands before the prompt: by a language model, a judge, embeddings or a callable.
 
 A prediction is a margin: above 0 the choice is predicted, below 0 the other response is, 0 is a tie.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import read_numbers
+from ..arguments import PositiveNumber, check_argument, read_numbers
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, LLMOptions
-from ..records import FloatArray, Message, Preference
+from ..records import FloatArray, Message, Preference, Prompt
 from ..scoring.likelihood import Likelihood
+from ..tailoring.embeddings import Embedder, embed
 
 Flags = npt.NDArray[np.bool_]
 Chat = tuple[Message, ...]
@@ -136,8 +138,11 @@ def _by_likelihood(model: Likelihood, cases: Sequence[Case]) -> Predictions:
 
 
 def _by_callable(scoring: Scoring, cases: Sequence[Case]) -> Predictions:
-    conversations, responses = _rows(cases)
-    scores = _numbers(scoring(conversations, responses) if cases else (), len(responses))
+    rows = list(zip(*_rows(cases), strict=True))
+    place = {row: number for number, row in enumerate(dict.fromkeys(rows))}  # equal ones once
+    conversations, responses = zip(*place, strict=True) if place else ((), ())
+    given = scoring(list(conversations), list(responses)) if place else ()
+    scores = _numbers(given, len(place))[np.array([place[row] for row in rows], dtype=int)]
     with np.errstate(invalid="ignore"):  # inf - inf
         return Predictions.of(_some(scores[::2] - scores[1::2]))
 
@@ -204,3 +209,101 @@ class SharedCalls:
     def predict(self) -> Predictions:
         """The predictions of all cases."""
         return self._predict(self._cases)
+
+
+# By embeddings, without a language model
+
+Prior = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]  # prompts, responses -> n
+
+_EXAMPLE = re.compile(r"<(preferred|other)_response>\n(.*?)\n</\1_response>", re.DOTALL)
+_PERSONA = re.compile(r"<persona>\n(.*)\n</persona>", re.DOTALL)
+_AGAINST = r"(?:dislike|oppose|reject|avoid|disagree|hate|is against|turns? down|does not)"
+_DISLIKE = re.compile(rf"\b{_AGAINST}", re.I)
+_SENTENCE = re.compile(rf"(?<=[.!?])\s+|\n+|,?\s+(?:and|but|while)\s+(?={_AGAINST})", re.I)
+_SUBJECT = re.compile(r"^(the user|they|he|she)\b(\s+(dis)?likes)?:?\s*", re.I)
+
+
+class Tastes(NamedTuple):
+    """What a user likes and dislikes, as texts."""
+
+    likes: tuple[str, ...]
+    dislikes: tuple[str, ...]
+
+
+class TasteSimilarity:
+    """A scorer that reads no more than meanings: is a response nearer to what its user likes, or dislikes?
+
+    The score is `scale` times the mean cosine to the persona's likes less that to its dislikes, plus
+    `prior`. It is a callable for `audit_personas` and `evaluate_prefixes`, and thousands of times as fast
+    as a language model. Personas of the method "tastes" are lists of likes and dislikes; of other texts a
+    sentence counts as a dislike if it says so ("dislikes", "avoids", "rejects"). Of few-shot examples the
+    preferred responses are likes, and the others dislikes. It reads system messages, so that personas must
+    stand there (`role="system"`).
+
+    Args:
+        embedder: n texts -> (n, dimensions), such as `SentenceTransformer(…).encode`.
+        prior: prompts, responses -> n numbers: how much people in general like each response, such as
+            the rewards of a model fitted on other users. None: 0.
+        scale: how much the similarity weighs beside the prior.
+    """
+
+    def __init__(
+        self, embedder: Embedder, *, prior: Prior | None = None, scale: float = 1.0
+    ) -> None:
+        check_argument("scale", scale, PositiveNumber)
+        self._embedder, self._prior, self._scale = embedder, prior, scale
+        self._vectors: dict[str, FloatArray] = {}
+
+    def __call__(
+        self, conversations: Sequence[Sequence[Message]], responses: Sequence[str]
+    ) -> FloatArray:
+        """One score a row, shape (rows,)."""
+        heads = [
+            "\n".join(turn.content for turn in chat if turn.role == "system")
+            for chat in conversations
+        ]
+        read = {head: tastes_in(head) for head in set(heads)}
+        named = [text for one in read.values() for said in one for text in said]
+        self._embed([*responses, *named])
+        toward = {head: self._direction(one) for head, one in read.items()}
+        pairs = zip(heads, responses, strict=True)
+        found = np.array([toward[head] @ self._vectors[said] for head, said in pairs])
+        if self._prior is None:
+            return self._scale * found
+        prompts = [_without_system(chat) for chat in conversations]
+        return self._scale * found + _numbers(self._prior(prompts, responses), len(responses))
+
+    def _direction(self, tastes: Tastes) -> FloatArray:
+        """The mean vector of the likes less that of the dislikes."""
+        width = len(next(iter(self._vectors.values()), ()))
+        one, other = (
+            np.mean([self._vectors[text] for text in said], axis=0) if said else np.zeros(width)
+            for said in tastes
+        )
+        return np.asarray(one - other, dtype=np.float64)
+
+    def _embed(self, texts: Sequence[str]) -> None:
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors |= dict(zip(new, embed(self._embedder, new), strict=True))
+
+
+def tastes_in(text: str) -> Tastes:
+    """The likes and dislikes that a persona, or a list of examples, names."""
+    likes, dislikes = list[str](), list[str]()
+    examples = _EXAMPLE.findall(text)
+    for kind, said in examples:
+        (likes if kind == "preferred" else dislikes).append(said)
+    if not examples:
+        described = _PERSONA.search(text)
+        for sentence in _SENTENCE.split(described.group(1) if described else text):
+            place = dislikes if _DISLIKE.search(sentence) else likes
+            phrases = _SUBJECT.sub("", sentence.strip()).split(";")
+            place += [said for phrase in phrases if (said := phrase.strip(" ."))]
+    return Tastes(tuple(likes), tuple(dislikes))
+
+
+def _without_system(chat: Sequence[Message]) -> Prompt:
+    """The conversation as it is without a persona: a text where it is one turn."""
+    turns = tuple(turn for turn in chat if turn.role != "system")
+    return turns[0].content if len(turns) == 1 else turns

@@ -14,7 +14,7 @@ from ..data.files import bounded_lines
 from ..exceptions import DataError, RowsFailedError
 from ..records import Persona, Preference, Record, Usage
 
-Method = Literal["summary", "verified", "posterior"]
+Method = Literal["summary", "tastes", "verified", "posterior"]
 
 
 class PairEvidence(Record):
@@ -28,14 +28,15 @@ class UserPersona(Record):
     """One user, as several choices show them.
 
     Attributes:
-        background: what the user is like, as sentences about "the user".
-        preferences: what the user likes in a response, likewise.
+        background: what the user is like, as sentences about "the user"; for "tastes", what the user
+            likes.
+        preferences: what the user likes in a response, likewise; for "tastes", what the user dislikes.
         evidence: the choices that support them.
         pairs: how many choices the persona rests on.
         score: for "verified" the mean score of the kept explanations on other choices. It is above 0
             because those were kept: it ranks users, and does not estimate how well the persona
             predicts. For "posterior" the probability of this persona among the candidates; None for
-            "summary".
+            the others.
         flags: those of `personainfer.personas.flags`.
     """
 

@@ -15,7 +15,7 @@ from personainfer.tailoring import LowRankRewards
 from personainfer.testing import FakeLLM
 from personainfer.users import PersonaAudit, UserPersona, UserPersonas
 from personainfer.users.audit_results import choices_needed, verdict_of
-from personainfer.users.groups import other_users
+from personainfer.users.groups import other_users, strangers
 from personainfer.users.records import PairEvidence, UserRow
 
 from ..audit_world import Kind, World, read
@@ -198,6 +198,8 @@ class Counting:
         self, conversations: Sequence[Sequence[Message]], responses: Sequence[str]
     ) -> FloatArray:
         self.calls.append(len(responses))
+        rows = list(zip(map(tuple, conversations), responses, strict=True))
+        assert len(set(rows)) == len(rows)  # nothing is asked twice
         return read(conversations, responses)
 
 
@@ -206,8 +208,9 @@ def test_conditions_share_calls() -> None:
     scorer = Counting()
     same = dict.fromkeys(world.users, "The user likes cats.")
     pi.audit_personas(same, world.choices, scorer, baselines=FREE)
-    # In one call, for 60 choices: own and shuffled are the same text, and there is none.
-    assert scorer.calls == [2 * 60 * 2]
+    # In one call: own and shuffled are the same text, and there is none.
+    texts = {(c.prompt, text) for c in world.choices for text in (c.chosen, c.rejected)}
+    assert scorer.calls == [2 * len(texts)]
 
 
 def test_a_curve_asks_for_nothing_twice() -> None:
@@ -224,7 +227,8 @@ def test_a_curve_asks_for_nothing_twice() -> None:
     assert found.curve[8].own == found.own
     assert found.curve[2].own.value < found.curve[8].own.value
     # None once; own and shuffled for "nothing" and for "knows", which k = 4 and k = 8 share.
-    assert scorer.calls == [2 * 60 * 5]
+    [count] = scorer.calls
+    assert count <= 5 * 2 * 60
 
 
 def test_users_without_a_persona_are_counted() -> None:
@@ -319,6 +323,40 @@ def test_strangers_have_other_words_and_are_near() -> None:
         assert int(user[1:]) % 4 == int(other[1:]) % 4  # the same prompt
         assert abs(len(texts[user]) - len(texts[other])) <= 0.25 * len(texts[user]) + 4
     assert len(set(found.values())) > 60  # no few who stand in for all
+
+
+def test_strangers_are_those_whose_scores_are_there() -> None:
+    """Users of two groups chose between the same statements, each in pairs of their own."""
+    texts = {f"u{n}": f"likes {n:02}" for n in range(8)}
+    group = {user: str(n % 2) for n, user in enumerate(texts)}
+    pairs = [("a", "b"), ("b", "c"), ("c", "a")]
+    choices = [
+        pi.Preference(prompt="?", chosen=one, rejected=other, user=user)
+        for n, user in enumerate(texts)
+        for one, other in [pairs[n % 3], (f"d{n}", f"e{n}"), pairs[(n + 1) % 3]]
+    ]
+    scored = {(c.user, text) for c in choices for text in (c.chosen, c.rejected)}
+    found = strangers(texts, choices, {"group": group}, 0)
+    assert found == strangers(texts, choices, {"group": group}, 0)
+    for choice, other in zip(choices, found, strict=True):
+        assert other is not None
+        assert other != choice.user
+        assert group[other] == group[choice.user or ""]
+        free = {(other, choice.chosen), (other, choice.rejected)} <= scored
+        assert free == (not choice.chosen.startswith("d"))
+
+
+def test_another_persona_is_about_as_long_even_if_others_are_scored() -> None:
+    texts = {"ann": "likes cats", "eve": "likes maths " * 9}
+    texts |= {f"bob{n}": f"likes ship{n}" for n in range(6)}
+    choices = [
+        pi.Preference(prompt="?", chosen="a", rejected="b", user=user) for user in ("ann", "eve")
+    ]
+    choices += [
+        pi.Preference(prompt="?", chosen="c", rejected="d", user=f"bob{n}") for n in range(6)
+    ]
+    assert strangers(texts, choices, {}, 0)[0] != "eve"
+    assert strangers({"ann": "x"}, choices[:1], {}, 0) == [None]
 
 
 def test_a_rule_of_length_follows_the_persona() -> None:

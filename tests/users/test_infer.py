@@ -86,7 +86,7 @@ class ByLength:
         ]
 
 
-# A summary
+# A summary, and a list of tastes
 
 
 def test_one_call_a_user_makes_a_typed_persona(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
@@ -103,6 +103,33 @@ def test_one_call_a_user_makes_a_typed_persona(llm: FakeLLM, endpoint: dict[str,
     assert str(persona) == "The user is in a hurry.\n\nThe user likes short answers."
     assert found.usage.calls == 2
     assert found.settings["method"] == "summary"
+
+
+def test_tastes_are_listed_in_one_call(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    llm.reply = {"likes": ["short answers", "numbers"], "dislikes": ["reasons at length"]}
+    rows = [{**row, "prompt": "Why?"} for row in choices("ann", 3)]
+    found = pi.infer_user_personas(rows, method="tastes", **endpoint)
+    persona = found.personas["ann"]
+    assert str(persona) == (
+        "The user likes: short answers; numbers.\n\nThe user dislikes: reasons at length."
+    )
+    assert persona.pairs == 3
+    [body] = llm.requests
+    assert said(body).count("Why?") == 1  # a prompt is shown once, however many choices it has
+    assert said(body).count("<preferred>Yes, 2.</preferred>") == 1
+    assert said(body).count("<turned_down>") == 3
+
+    more = [{**row, "prompt": "Why?"} for row in choices("ann", 1, start=3)]
+    pi.infer_user_personas(more, method="tastes", update=found, **endpoint)
+    assert said(llm.requests[-1]).count("<preferred>") == 1
+    assert str(persona) in said(llm.requests[-1])
+
+
+def test_tastes_that_copy_the_choices_are_flagged(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    copied = choices("ann", 1)[0]["rejected"]
+    llm.reply = {"likes": ["short answers"], "dislikes": [copied]}
+    found = pi.infer_user_personas(choices("ann", 2), method="tastes", **endpoint)
+    assert "copies_text" in found.personas["ann"].flags
 
 
 def test_the_choices_of_a_user_and_of_nobody_else_are_shown(
