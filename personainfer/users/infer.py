@@ -45,7 +45,7 @@ from .records import (
 )
 
 _METHODS = ("summary", "tastes", "verified", "posterior")
-_IN_ONE_CALL = ("summary", "tastes")
+_WITHOUT_SCORES = ("summary", "tastes")
 # The fewest choices that a method needs.
 _FEWEST = {"summary": 1, "tastes": 1, "verified": 2, "posterior": 2}
 _PREDICTED = "The persona predicts this choice."
@@ -80,13 +80,15 @@ def infer_user_personas(
         min_pairs: users with fewer get an error; "verified" and "posterior" need 2.
         method: "summary": one call over the choices. "tastes": likewise, but for a list of what the user
             likes and dislikes, which suits opinions, and scorers that compare meanings, such as
-            `TasteSimilarity`. "verified": one call explains each choice; one more
+            `TasteSimilarity`; with `select` each taste is tried on the user's choices, and put on the side
+            that it predicts. "verified": one call explains each choice; one more
             call writes the persona from the explanations that predict other choices of the user (mean
             score above 0). "posterior": of these explanations keep the one with the highest posterior
             given the user's choices, in its own words. Where no explanation predicts other choices, the
             user gets an error.
-        select: scores explanations, for "verified" and "posterior": an object with
-            `explains(preferences, personas)`, such as `Likelihood`. None: `Verifier` with `model`.
+        select: scores explanations, for all methods but "summary": an object with
+            `explains(preferences, personas)`, such as `Likelihood`. None: `Verifier` with `model`, but for
+            "tastes" nothing.
         checks: score each explanation on N other choices, for "verified".
         choice_temperature: tau of the posterior, log p(k) = sum over choices of log sigma(e / tau),
             in the unit of the selector's scores: the smaller, the more a choice counts.
@@ -121,7 +123,7 @@ def infer_user_personas(
                 " Add choices of this user or leave the user out."
             )
     at_work = [one for one in users if one.problem is None and (one.new or one.earlier is None)]
-    if method not in _IN_ONE_CALL:
+    if method not in _WITHOUT_SCORES:
         selector = Verifier(llm) if select is None else select
         cuts = getattr(selector, "cuts", Cuts())
         explain(at_work, llm, progress, candidates=method == "posterior")
@@ -131,7 +133,7 @@ def infer_user_personas(
     if method == "posterior":
         made = {one.name: _likeliest(one, choice_temperature) for one in at_work}
     elif method == "tastes":
-        made = _listed(at_work, llm)
+        made = _listed(at_work, llm, select)
     else:
         made = _written(at_work, llm, verified=method == "verified")
     return UserPersonas(
@@ -278,8 +280,8 @@ def _persona(
 
 # Listing tastes
 
-_TASTES = {"minItems": 1, "maxItems": 5}
-Taste = Annotated[Filled, Field(json_schema_extra=at_most(80))]
+_TASTES = {"minItems": 2, "maxItems": 3}
+Taste = Annotated[Filled, Field(json_schema_extra=at_most(100))]
 
 
 class Tastes(BaseModel):
@@ -289,18 +291,32 @@ class Tastes(BaseModel):
     dislikes: Annotated[list[Taste], Field(min_length=1, json_schema_extra=dict(_TASTES))]
 
 
-def _listed(users: Sequence[UserAtWork], llm: LLM) -> dict[str, UserPersona | str]:
+def _listed(
+    users: Sequence[UserAtWork], llm: LLM, select: Selector | None
+) -> dict[str, UserPersona | str]:
     """The tastes that the model lists for each user, or why there are none."""
     prefix = instructions("user_tastes.txt")
     requests = []
     for one in users:
         shown = one.choices if one.earlier is None else one.new
         requests.append(Request((tastes_message(shown, one.earlier),), Tastes, prefix))
-    replies = zip(users, llm.ask_many(requests), strict=True)
-    return {
-        one.name: str(reply.error) if reply.error else _tastes_persona(one, reply.value)
-        for one, reply in replies
-    }
+    made: dict[str, UserPersona | str] = {}
+    for one, reply in zip(users, llm.ask_many(requests), strict=True):
+        if reply.error is not None:
+            made[one.name] = str(reply.error)
+            continue
+        tastes: Tastes = reply.value
+        likes, dislikes = (
+            list(
+                dict.fromkeys(" ".join(said.replace(";", ",").split()).rstrip(".") for said in all)
+            )
+            for all in (tastes.likes, tastes.dislikes)
+        )
+        dislikes = [said for said in dislikes if said not in likes]
+        if select is not None:
+            likes, dislikes = _sided([*likes, *dislikes], one.choices, select)
+        made[one.name] = _tastes_persona(one, likes, dislikes)
+    return made
 
 
 def tastes_message(choices: Sequence[Preference], earlier: UserPersona | None) -> Message:
@@ -310,25 +326,46 @@ def tastes_message(choices: Sequence[Preference], earlier: UserPersona | None) -
         by_prompt.setdefault(choice.prompt, []).append(choice)
     parts = []
     for prompt, mine in by_prompt.items():
-        parts.append(filled("user_prompt.txt", {"prompt": prompt}))
+        parts.append(filled("user_question.txt", {"prompt": prompt}))
         for choice in mine:
             fields = {"preferred": choice.chosen, "other": choice.rejected}
-            parts.append(filled("user_taste.txt", fields))
+            parts.append(filled("user_yes_no.txt", fields))
     if earlier is not None:
         parts.append(filled("user_earlier.txt", {"earlier": str(earlier)}))
-    return Message(role="user", content="\n".join(parts))
+    return Message(role="user", content="".join(parts))
 
 
-def _tastes_persona(one: UserAtWork, tastes: Tastes) -> UserPersona:
-    lists = {"likes": tastes.likes, "dislikes": tastes.dislikes}
-    likes, dislikes = (f"The user {verb}: {'; '.join(said)}." for verb, said in lists.items())
-    said = Persona.model_construct(trait=likes, preference=dislikes)
+def _sided(
+    tastes: Sequence[str], choices: Sequence[Preference], select: Selector
+) -> tuple[list[str], list[str]]:
+    """The tastes that predict what the user preferred, and those that predict the opposite; surest first.
+
+    Small models put tastes on the wrong side. One that predicts nothing (a mean score of 0) is dropped.
+    """
+    said = [Persona.parse(f"The user likes: {taste}") for taste in tastes for _ in choices]
+    scores = np.asarray(select.explains([*choices] * len(tastes), said), dtype=np.float64)
+    means = dict(zip(tastes, np.nanmean(scores.reshape(len(tastes), -1), axis=1), strict=True))
+    surest = sorted(tastes, key=lambda taste: -abs(means[taste]))
+    likes = [taste for taste in surest if means[taste] > NEUTRAL]
+    return likes, [taste for taste in surest if means[taste] < NEUTRAL]
+
+
+def _tastes_persona(
+    one: UserAtWork, likes: Sequence[str], dislikes: Sequence[str]
+) -> UserPersona | str:
+    if not (likes or dislikes):
+        return "none of the tastes predicts the user's choices. Give more choices of this user."
+    background, preferences = (
+        f"The user {verb}: {'; '.join(all)}." if all else ""
+        for verb, all in {"likes": likes, "dislikes": dislikes}.items()
+    )
+    persona = Persona.model_construct(trait=background, preference=preferences)
     text = "\n".join(pair_text(pair) for pair in one.choices)
-    flags = flags_in_text([said], text, frozenset())[0]
+    flags = flags_in_text([persona], text, frozenset())[0]
     return UserPersona(
         user=one.name,
-        background=likes,
-        preferences=dislikes,
+        background=background,
+        preferences=preferences,
         pairs=len(one.choices),
         flags=tuple(flag for flag in flags if flag in _FLAGS),
     )
@@ -386,8 +423,8 @@ def _check(
         raise InvalidArgumentError(
             f"select={select!r:.80} has no method explains(preferences, personas)."
         )
-    if select is not None and method in _IN_ONE_CALL:
-        raise InvalidArgumentError(f"select= has nothing to score with method={method!r}.")
+    if select is not None and method == "summary":
+        raise InvalidArgumentError('select= has nothing to score with method="summary".')
     if update is not None and not isinstance(update, UserPersonas):
         raise InvalidArgumentError(f"update= is a {type(update).__name__}, not UserPersonas.")
     if update is not None and update.settings.get("method", method) != method:

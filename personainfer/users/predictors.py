@@ -1,4 +1,4 @@
-"""Predict a choice from what stands before the prompt: by a language model, a judge, embeddings or a callable.
+"""Predict a choice from what stands before the prompt: by a language model, a judge, or embeddings.
 
 A prediction is a margin: above 0 the choice is predicted, below 0 the other response is, 0 is a tie.
 """
@@ -16,7 +16,7 @@ from ..arguments import PositiveNumber, check_argument, read_numbers
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, LLMOptions
-from ..records import FloatArray, Message, Preference, Prompt
+from ..records import FloatArray, Message, Persona, Preference, Prompt
 from ..scoring.likelihood import Likelihood
 from ..tailoring.embeddings import Embedder, embed
 
@@ -110,7 +110,7 @@ def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Pre
     if isinstance(scorer, str | LLM):
         judge = Verifier(scorer, **(options or {}))
         return lambda cases: _by_judge(judge, cases)
-    if isinstance(scorer, Explaining):
+    if isinstance(scorer, Explaining) and not isinstance(scorer, TasteSimilarity):
         return lambda cases: _by_judge(scorer, cases)
     if callable(scorer):
         return lambda cases: _by_callable(scorer, cases)
@@ -185,7 +185,7 @@ def _some(margins: FloatArray) -> FloatArray:
 
 def sees_ids(scorer: ChoiceScorer) -> bool:
     """Whether the scorer gets the choice itself, and may tell equal texts of two users apart."""
-    reads_texts = isinstance(scorer, str | LLM | Likelihood | Verifier)
+    reads_texts = isinstance(scorer, str | LLM | Likelihood | Verifier | TasteSimilarity)
     return not reads_texts and isinstance(scorer, Explaining)
 
 
@@ -219,8 +219,9 @@ _EXAMPLE = re.compile(r"<(preferred|other)_response>\n(.*?)\n</\1_response>", re
 _PERSONA = re.compile(r"<persona>\n(.*)\n</persona>", re.DOTALL)
 _AGAINST = r"(?:dislike|oppose|reject|avoid|disagree|hate|is against|turns? down|does not)"
 _DISLIKE = re.compile(rf"\b{_AGAINST}", re.I)
-_SENTENCE = re.compile(rf"(?<=[.!?])\s+|\n+|,?\s+(?:and|but|while)\s+(?={_AGAINST})", re.I)
-_SUBJECT = re.compile(r"^(the user|they|he|she)\b(\s+(dis)?likes)?:?\s*", re.I)
+_SENTENCE = re.compile(rf"(?<=[.!?])\s+|,?\s+(?:and|but|while)\s+(?={_AGAINST})", re.I)
+_LIST = re.compile(r"The user (dis)?likes: (.*)", re.I)
+_SUBJECT = re.compile(r"^(the user|they|he|she)\b(\s+(dis)?likes)?\s*", re.I)
 
 
 class Tastes(NamedTuple):
@@ -273,6 +274,25 @@ class TasteSimilarity:
         prompts = [_without_system(chat) for chat in conversations]
         return self._scale * found + _numbers(self._prior(prompts, responses), len(responses))
 
+    def explains(
+        self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
+    ) -> FloatArray:
+        """How much nearer the chosen response is to the persona's tastes, shape (n,), without the prior.
+
+        So that it can select among explanations, as `Likelihood` does.
+        """
+        texts = [text for pair in preferences for text in (pair.chosen, pair.rejected)]
+        read = {said: tastes_in(said) for said in {str(one) for one in personas}}
+        self._embed([*texts, *(text for one in read.values() for said in one for text in said)])
+        toward = {said: self._direction(one) for said, one in read.items()}
+        pairs = zip(preferences, personas, strict=True)
+        return np.array(
+            [
+                toward[str(one)] @ (self._vectors[pair.chosen] - self._vectors[pair.rejected])
+                for pair, one in pairs
+            ]
+        )
+
     def _direction(self, tastes: Tastes) -> FloatArray:
         """The mean vector of the likes less that of the dislikes."""
         width = len(next(iter(self._vectors.values()), ()))
@@ -294,12 +314,15 @@ def tastes_in(text: str) -> Tastes:
     examples = _EXAMPLE.findall(text)
     for kind, said in examples:
         (likes if kind == "preferred" else dislikes).append(said)
-    if not examples:
-        described = _PERSONA.search(text)
-        for sentence in _SENTENCE.split(described.group(1) if described else text):
+    described = _PERSONA.search(text)
+    for line in [] if examples else (described.group(1) if described else text).split("\n"):
+        if listed := _LIST.fullmatch(line.strip()):
+            place = dislikes if listed.group(1) else likes
+            place += [said for one in listed.group(2).split(";") if (said := one.strip(" ."))]
+            continue
+        for sentence in _SENTENCE.split(line):
             place = dislikes if _DISLIKE.search(sentence) else likes
-            phrases = _SUBJECT.sub("", sentence.strip()).split(";")
-            place += [said for phrase in phrases if (said := phrase.strip(" ."))]
+            place += [said] if (said := _SUBJECT.sub("", sentence.strip()).strip(" .")) else []
     return Tastes(tuple(likes), tuple(dislikes))
 
 

@@ -49,7 +49,7 @@ class UserPersona(Record):
     flags: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.background}\n\n{self.preferences}"
+        return "\n\n".join(filter(None, (self.background, self.preferences)))
 
 
 class Hypothesis(Record):

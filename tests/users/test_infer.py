@@ -116,13 +116,44 @@ def test_tastes_are_listed_in_one_call(llm: FakeLLM, endpoint: dict[str, Any]) -
     assert persona.pairs == 3
     [body] = llm.requests
     assert said(body).count("Why?") == 1  # a prompt is shown once, however many choices it has
-    assert said(body).count("<preferred>Yes, 2.</preferred>") == 1
-    assert said(body).count("<turned_down>") == 3
+    assert said(body).count("<yes>Yes, 2.</yes>") == 1
+    assert said(body).count("<no>") == 3
 
     more = [{**row, "prompt": "Why?"} for row in choices("ann", 1, start=3)]
     pi.infer_user_personas(more, method="tastes", update=found, **endpoint)
-    assert said(llm.requests[-1]).count("<preferred>") == 1
+    assert said(llm.requests[-1]).count("<yes>") == 1
     assert str(persona) in said(llm.requests[-1])
+
+
+def test_tastes_are_put_on_the_side_that_the_choices_show(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    """The model mixes up the sides, as small ones do; two of its tastes are the same, one says nothing."""
+    llm.reply = {"likes": ["long texts", "short texts", "nothing"], "dislikes": ["short texts"]}
+
+    class Lengths:
+        def explains(
+            self, preferences: Sequence[pi.Preference], personas: Sequence[pi.Persona]
+        ) -> list[float]:
+            shorter = [len(pair.chosen) < len(pair.rejected) for pair in preferences]
+            wanted = [("short" in str(one)) - ("long" in str(one)) for one in personas]
+            return [want * (2 * is_short - 1) for want, is_short in zip(wanted, shorter, strict=True)]
+
+    data = [*choices("ann", 3), *choices("bob", 3, terse=False)]
+    found = pi.infer_user_personas(data, method="tastes", select=Lengths(), **endpoint)
+    assert (
+        str(found.personas["ann"])
+        == "The user likes: short texts.\n\nThe user dislikes: long texts."
+    )
+    assert (
+        str(found.personas["bob"])
+        == "The user likes: long texts.\n\nThe user dislikes: short texts."
+    )
+
+    llm.reply = {"likes": ["nothing"], "dislikes": ["nothing else"]}
+    data = choices("eve", 3, start=7)
+    found = pi.infer_user_personas(data, method="tastes", select=Lengths(), **endpoint)
+    assert "none of the tastes" in found.errors["eve"]
 
 
 def test_tastes_that_copy_the_choices_are_flagged(llm: FakeLLM, endpoint: dict[str, Any]) -> None:

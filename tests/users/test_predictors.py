@@ -37,6 +37,8 @@ def test_a_list_of_tastes_is_read_as_it_was_written() -> None:
         ("The user prefers cats, and avoids tax.", ("prefers cats",), ("avoids tax",)),
         ("The user is calm. They dislike ships!", ("is calm",), ("dislike ships!",)),
         ("The user opposes bikes but likes cats", (), ("opposes bikes but likes cats",)),
+        ("The user likes: Tax! I oppose ships.; cats", ("Tax! I oppose ships", "cats"), ()),
+        ("The user is calm.\n\nThe user dislikes: tax. Really", ("is calm",), ("tax. Really",)),
         ("", (), ()),
     ],
 )
@@ -74,6 +76,17 @@ def test_without_a_persona_only_the_prior_counts() -> None:
     assert found[0] == 5.0
     assert found[1] == pytest.approx(4.0 + 100.0)
     assert seen == ["What is new?"] * 2  # without the persona
+
+
+def test_it_selects_among_explanations_and_is_still_a_scorer_of_responses() -> None:
+    pairs = [pi.Preference(prompt="?", chosen="bikes", rejected="tax", user="ann")] * 2
+    score = TasteSimilarity(embed, prior=lambda prompts, responses: np.zeros(len(responses)))
+    found = score.explains(pairs, [pi.Persona.parse("The user likes: bikes."), "He avoids bikes."])
+    assert found[0] > 0 > found[1]
+    case = Case(pairs[0], "", (Message(role="user", content="?"),))
+    assert predictor_of(score)([case]).margins.tolist() == [
+        0.0
+    ]  # by the prior, as there is no persona
 
 
 def test_each_text_is_embedded_once() -> None:
