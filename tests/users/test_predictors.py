@@ -65,7 +65,7 @@ def test_a_response_near_to_the_likes_scores_higher() -> None:
 def test_without_a_persona_only_the_prior_counts() -> None:
     bare = (Message(role="user", content="What is new?"),)
     assert TasteSimilarity(embed)([bare, bare], ["cats", "tax"]).tolist() == [0.0, 0.0]
-    seen = []
+    seen: list[object] = []
 
     def prior(prompts: Sequence[object], responses: Sequence[str]) -> list[float]:
         seen.extend(prompts)
