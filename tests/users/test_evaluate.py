@@ -539,7 +539,7 @@ def test_without_any_choice_there_is_nothing_to_evaluate() -> None:
         ({"ablations": 1}, "ablations=1"),
         ({"untuned": 3}, "cannot score"),
         ({"confidence": 95}, "confidence"),
-        ({"scorer": lambda conversations, responses: [0.0]}, "where 72 are needed"),
+        ({"scorer": lambda conversations, responses: [0.0]}, "where 12 are needed"),
         ({"scorer": lambda conversations, responses: [np.nan] * len(responses)}, "NaN"),
         ({"scorer": lambda conversations, responses: [np.inf] * len(responses)}, "infinite"),
         ({"temperature": 0.5}, "temperature= configures a model"),

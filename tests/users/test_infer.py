@@ -137,7 +137,9 @@ def test_tastes_are_put_on_the_side_that_the_choices_show(
         ) -> list[float]:
             shorter = [len(pair.chosen) < len(pair.rejected) for pair in preferences]
             wanted = [("short" in str(one)) - ("long" in str(one)) for one in personas]
-            return [want * (2 * is_short - 1) for want, is_short in zip(wanted, shorter, strict=True)]
+            return [
+                want * (2 * is_short - 1) for want, is_short in zip(wanted, shorter, strict=True)
+            ]
 
     data = [*choices("ann", 3), *choices("bob", 3, terse=False)]
     found = pi.infer_user_personas(data, method="tastes", select=Lengths(), **endpoint)
