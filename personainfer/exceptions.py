@@ -28,7 +28,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -59,17 +59,28 @@ def visible_in_json(text: str) -> str:
 class PersonaInferError(Exception):
     """Base of every error of this library: what failed, and in `hint` what to do about it.
 
-    `argument` names the argument that is wrong, or that would help; None: there is none.
+    `argument` names the argument that is wrong, or that would help; None: there is none. `example` is what
+    to write for it: `hint` is `advice` with the example in Python; a shell shows it as options.
     """
 
     retryable = False
 
-    def __init__(self, message: str, *, hint: str = "", argument: str | None = None) -> None:
-        message, hint = visible(message), visible(hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        argument: str | None = None,
+        example: Mapping[Any, str] | None = None,
+    ) -> None:
+        message, advice = visible(message), visible(hint)
+        hint = advice if example is None else visible(f"{hint} {argument}={dict(example)!r}.")
         super().__init__(f"{message} {hint}".strip())
         self.message = message
         self.hint = hint
+        self.advice = advice
         self.argument = argument
+        self.example = example
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.hint, self.__dict__))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 from typing import Any
 
@@ -55,6 +56,9 @@ def _in_a_shell(error: PersonaInferError, command: Any) -> str:
     option = next((one.opts[0] for one in command.params if one.name == name), None)
     if option is None:
         return str(error)
+    if error.example is not None:
+        written = (f"{option} {shlex.quote(f'{a}={b}')}" for a, b in error.example.items())
+        return f"{error.message} {error.advice} {' '.join(written)}"
     start = f"{error.argument}="
     if error.message.startswith(start):
         return f"{option} {error.message.removeprefix(start).strip()} {error.hint}".strip()

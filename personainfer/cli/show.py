@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -41,9 +40,10 @@ def show(
     """Print a table: each prompt, what both responses say, and who prefers them."""
     found = opened_table(table, column)
     say(found.format(limit=limit, width=width or _columns()), file=data_out())
+    again, *following = table_commands(table, column)
     if len(found) > limit:
-        note(f"All of them: personainfer show {shlex.quote(str(table))} -n {len(found)}")
-    suggest(*table_commands(table)[1:])
+        note(f"All of them: personainfer {again} -n {len(found)}")
+    suggest(*following)
 
 
 def report(

@@ -223,10 +223,11 @@ def suggest(*commands: str) -> None:
         note(f"{'     ' if n else 'Next:'} personainfer {command}")
 
 
-def table_commands(path: str | Path) -> tuple[str, ...]:
-    """What to do with a table in a file."""
-    table, page = shlex.quote(str(path)), shlex.quote(str(Path(path).with_suffix(".html")))
-    return (f"show {table}", f"report {table} -o {page}")
+def table_commands(path: str | Path, columns: Sequence[str] | None = None) -> tuple[str, ...]:
+    """What to do with a table in a file; the page is written into the current folder."""
+    options = [part for column in columns or () for part in ("--column", column)]
+    table, page = shlex.join([str(path), *options]), f"{Path(path).stem}.html"
+    return (f"show {table}", f"report {table} -o {shlex.quote(page)}")
 
 
 def counted(number: int, what: str) -> str:

@@ -423,13 +423,16 @@ class PersonaTable(Sequence[PersonaRow]):
         )
 
     def __repr__(self) -> str:
-        count = self.count_unexplained()
-        unexplained = f", {count} unexplained" if count else ""
-        return (
-            f"PersonaTable({len(self)} rows, {len(self.failed_places())} with an error,"
-            f" {self._rows.flagged()} flagged{unexplained};"
-            f" {self.usage.calls} calls, {self.usage.cached} from the cache)"
-        )
+        parts = [f"{len(self)} rows", f"{len(self.failed_places())} with an error"]
+        flagged, unexplained = self._rows.flagged(), self.count_unexplained()
+        if "personas_from" in self.settings:  # nobody was asked, and no flags were looked for
+            made = "personas of the data"
+            parts += [f"{flagged} flagged"] if flagged else []
+        else:
+            made = f"{self.usage.calls} calls, {self.usage.cached} from the cache"
+            parts.append(f"{flagged} flagged")
+        parts += [f"{unexplained} unexplained"] if unexplained else []
+        return f"PersonaTable({', '.join(parts)}; {made})"
 
     def count_unexplained(self) -> int:
         """How many rows have a side whose choice no candidate explains: see `PersonaRow`."""

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from rich.cells import cell_len, chop_cells, set_cell_size
 
 from ..exceptions import visible
-from ..records import Persona, PersonaRow
+from ..records import Persona, PersonaRow, Preference
 
 _CELL = "vertical-align: top; text-align: left; white-space: normal; max-width: 26em"
 _CHIP = "font-size: 85%; border: 1px solid; border-radius: 1em; padding: 0 .5em; margin-right: .3em"
@@ -36,7 +36,7 @@ def text_lines(row: PersonaRow, width: int, label: str | None = None) -> list[st
     name = label or (row.preference.id if row.preference else None) or str(row.index)
     width = max(width, _LEAST)
     name = _cut(_one_line(name), min(_LABEL, width // 2))
-    prompt = _cut(_one_line(_prompt_text(row)), width - cell_len(name) - 2)
+    prompt = _cut(_one_line(short_prompt(row.preference)), width - cell_len(name) - 2)
     lines = [f"{name}  {prompt}".rstrip()]
     if row.chosen is not None or row.rejected is not None:
         for side, response, persona in sides(row):
@@ -214,16 +214,17 @@ def _reason(row: PersonaRow) -> str:
 
 
 def _first_line(row: PersonaRow, width: int) -> str:
-    text = " ".join(_prompt_text(row).split())
+    text = " ".join(short_prompt(row.preference).split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _prompt_text(row: PersonaRow) -> str:
-    """The prompt, or the last turn of a conversation."""
-    if row.preference is None:
-        return ""
-    prompt = row.preference.prompt
-    return prompt if isinstance(prompt, str) else prompt[-1].content
+def short_prompt(pair: Preference | None) -> str:
+    """The prompt, or the last turn of a conversation and how many came before it."""
+    if pair is None or isinstance(pair.prompt, str):
+        return pair.prompt if pair else ""
+    earlier = len(pair.prompt) - 1
+    told = f"[{earlier} earlier turn{'s' * (earlier > 1)}] " if earlier else ""
+    return told + pair.prompt[-1].content
 
 
 def embedded_json(rows: Sequence[object]) -> Markup:

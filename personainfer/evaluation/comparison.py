@@ -368,6 +368,8 @@ def _columns(
         "id": [one.id for one in pairs],
         "prompt": [None if pair is None else prompt_text(pair.prompt) for pair in read],
         "persona": [None if one.persona is None else str(one.persona) for one in pairs],
+        "base_response": [None if pair is None else pair.rejected for pair in read],
+        "test_response": [None if pair is None else pair.chosen for pair in read],
         "base_length": [None if pair is None else len(pair.rejected) for pair in read],
         "test_length": [None if pair is None else len(pair.chosen) for pair in read],
     }

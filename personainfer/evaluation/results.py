@@ -257,7 +257,8 @@ class ResponseComparison(Findings):
         quality: with the persona hidden; `personalization`: with it shown, None where there was none.
         delta_pq: W_P + W_Q - 1, where W is a win rate without ties (arXiv 2501.11549); None as above.
         length: of both sides.
-        columns: a value a row, in the order of the prompts: id, prompt, persona, base_length,
+        columns: a value a row, in the order of the prompts: id, prompt, persona, base_response,
+            test_response, base_length,
             test_length, quality and personalization ("test", "base" or "tie", or None where there is no
             usable verdict), their scores (the share of orders that the test model won), and error.
         verdicts: rubric -> one verdict a row, None where it was not judged.

@@ -23,6 +23,7 @@ _VERDICTS: Final[tuple[Verdict, ...]] = ("first", "second", "tie")
 SIGNED: Final = ("preference_strength", "overall_preference")
 _A_IS_ONE: Final = ("human_ref_A", "human_ref_B")  # SHP: 1 means the first, A
 _SHOWN = 8  # values that an error lists
+_WHAT_LABELS_MEAN = "Say what each means, for example:"
 _ENOUGH = 50  # labels after which another number is a stray, and no sign of another scale
 _MOST_STRAYS = 0.02  # the share of labels outside a coding up to which it is still that coding
 
@@ -171,8 +172,9 @@ class LabelCoding:
             raise ContradictionError(
                 f"{self.column!r} is {value!r:.60} here, and was {_listed(self.numbers)} "
                 "in the rows before: they may have been read the wrong way round.",
-                hint=_labels_hint([number, *self.numbers]),
+                hint=_WHAT_LABELS_MEAN,
                 argument="labels",
+                example=_labels_example([number, *self.numbers]),
             )
         return found
 
@@ -187,18 +189,17 @@ def _listed(keys: Iterable[str]) -> str:
     return " or ".join(list(keys)[:_SHOWN])
 
 
-def _labels_hint(keys: Iterable[str]) -> str:
-    """The `labels=` to copy; its verdicts are a guess that the caller has to confirm."""
+def _labels_example(keys: Iterable[str]) -> dict[int | float | str, str]:
+    """What to write for `labels=`; the verdicts are a guess that the caller has to confirm."""
     numbers = sorted({float(key) for key in keys if _NUMBER.fullmatch(key)})
     others = sorted({key for key in keys if not _NUMBER.fullmatch(key)})
     if numbers and numbers[0] < 0:
         verdicts = ["first" if n < 0 else "second" if n > 0 else "tie" for n in numbers]
     else:
         verdicts = ["first", "second"]
-    written = [f"{number:g}" for number in numbers] + [repr(key) for key in others]
-    verdicts += ["tie"] * (len(written) - len(verdicts))
-    pairs = [f'{label}: "{verdict}"' for label, verdict in zip(written, verdicts, strict=False)]
-    return f"Say what each means, for example labels={{{', '.join(pairs[:_SHOWN])}}}."
+    labels = [*(int(n) if n.is_integer() else n for n in numbers), *others]
+    verdicts += ["tie"] * (len(labels) - len(verdicts))
+    return dict(list(zip(labels, verdicts, strict=False))[:_SHOWN])
 
 
 def find_coding(
@@ -278,8 +279,9 @@ def _uncertain(column: str, seen: Counter[str]) -> DataError:
     return DataError(
         f"the labels in {column!r} do not say for certain which response is better. "
         f"Its first {sum(seen.values()):,} values: {shown}.",
-        hint=_labels_hint(seen),
+        hint=_WHAT_LABELS_MEAN,
         argument="labels",
+        example=_labels_example(seen),
     )
 
 

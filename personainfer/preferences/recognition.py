@@ -35,15 +35,17 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
     if schemas := matches(found, told):
         return schemas
     listed = ", ".join(map(repr, found[:20])) + (", …" if len(found) > 20 else "")
+    hint, example = _suggest(found)
     raise DataError(
         f"no preference data recognised in the columns {listed or '(none)'}.",
-        hint=_suggest(found),
+        hint=hint,
         argument="columns",
+        example=example,
     )
 
 
-def _suggest(found: Sequence[str]) -> str:
-    """The nearest schema, and the `columns=` to copy."""
+def _suggest(found: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The nearest schema, and what to write for `columns=`."""
     shared = {name: len(set(found) & row.keys()) for name, row in example_rows().items()}
     name = max(shared, key=lambda each: shared[each])
     nearest = example_rows()[name if shared[name] else "explicit"]
@@ -53,12 +55,12 @@ def _suggest(found: Sequence[str]) -> str:
         "prompt",
         *(("response_1", "response_2", "label") if has_two else ("chosen", "rejected")),
     ]
-    line = ", ".join(f"{role!r}: {'question' if role == 'prompt' else '…'!r}" for role in roles)
-    return (
+    told = (
         f"Nearest is {name if shared[name] else 'explicit'}: {', '.join(nearest)}. "
         "The command `personainfer formats` shows a row of each kind. "
-        f"Or say which is which: columns={{{line}}}."
+        "Or say which is which:"
     )
+    return told, {role: "question" if role == "prompt" else "…" for role in roles}
 
 
 class Settled(NamedTuple):
@@ -170,9 +172,9 @@ def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exceptio
 def _unreadable(schema: Schema, count: int, error: Exception, names: Sequence[object]) -> DataError:
     listed = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
     roles = [role for role in schema.columns if role not in ("id", "user", "system")]
-    line = ", ".join(f"{role!r}: {schema.columns[role]!r}" for role in roles)
     return DataError(
         f"none of the first {count} rows can be read as {schema.name}. The first: {error}",
-        hint=f"The columns are {listed}. Say which is which, if it is not: columns={{{line}}}.",
+        hint=f"The columns are {listed}. Say which is which, if it is not:",
         argument="columns",
+        example={role: schema.columns[role] for role in roles},
     )

@@ -17,6 +17,7 @@ from ..evaluation.salience import FLOOR, SalientWord, salient_words
 from ..evaluation.statistics import Estimate, bootstrap_mean
 from ..evaluation.summary import SIDES, TableSummary, score_range, summarise
 from ..exceptions import DataError, MissingExtraError
+from ..users.records import UserPersonas
 from .heterogeneity import FeatureRegression, Votes, WordEntropy
 from .persona_groups import PersonaGroup
 
@@ -209,17 +210,37 @@ def _axes(ax: Axes | None, *, height: float) -> Any:
 
 def tiles(table: PersonaTable, found: TableSummary) -> list[Json]:
     share = f" ({found.complete / found.rows:.0%})" if found.rows else ""
+    # Of personas that came with the data nobody was asked, and no flags were looked for.
+    inferred = "personas_from" not in table.settings
     tiles = [
         ("rows", f"{found.rows:,}"),
         (f"with personas{share}", f"{found.complete:,}"),
         ("with an error", f"{found.errors:,}"),
         *([("unexplained", f"{found.unexplained:,}")] if found.unexplained else []),
-        ("flagged", f"{found.flagged:,}"),
-        ("calls", f"{table.usage.calls:,}"),
+        *([("flagged", f"{found.flagged:,}")] if inferred or found.flagged else []),
+        *([("calls", f"{table.usage.calls:,}")] if inferred else []),
     ]
     if table.usage.cost:
         tiles.append(("cost", f"${table.usage.cost:,.2f}"))
-    return [{"label": label, "value": value} for label, value in tiles]
+    return _tiles(tiles)
+
+
+def user_tiles(found: UserPersonas) -> list[Json]:
+    made = list(found.personas.values())
+    choices = f"{np.median([one.pairs for one in made]):g}" if made else "none"
+    return _tiles(
+        [
+            ("users", f"{len(found):,}"),
+            ("with a persona", f"{len(made):,}"),
+            ("with an error", f"{sum(row.error is not None for row in found):,}"),
+            ("choices behind a persona (median)", choices),
+            ("calls", f"{found.usage.calls:,}"),
+        ]
+    )
+
+
+def _tiles(values: Sequence[tuple[str, str]]) -> list[Json]:
+    return [{"label": label, "value": value} for label, value in values]
 
 
 def estimates(found: TableSummary) -> list[Json]:

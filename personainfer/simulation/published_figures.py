@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,8 @@ from ..arguments import Count, check_argument
 from ..data.files import FILES, open_rows
 from ..data.table import PersonaTable
 from ..evaluation.comparison import compare_responses
+from ..evaluation.likelihood_judge import LikelihoodJudge, in_parts
+from ..evaluation.results import text_table
 from ..evaluation.statistics import Estimate, bootstrap_rate
 from ..evaluation.verification import verify_personas
 from ..exceptions import DataError, InvalidArgumentError
@@ -42,15 +44,14 @@ LIKELIHOOD = "likelihood"  # the judge that is a model's log-probabilities, "lik
 _SIDES: tuple[Side, ...] = ("chosen", "rejected")
 _TAILORED: dict[str, str] = {side: f"response_for_{side}_persona" for side in _SIDES}
 
-_WHOSE_BOAT, _FAMOUS_PERSONA, _PERSONAL_LLM = (
-    "arXiv 2501.11549",
-    "arXiv 2505.13257",
-    "arXiv 2409.20296",
+# Where the published numbers are from. Sections are named, since the numbers of tables were not checked.
+_INFERENCE = (
+    "arXiv 2501.11549, results of persona inference: Llama-3.1-405B, mean over four data sets"
 )
-_ACCURACY = (
-    0.91,
-    f"{_WHOSE_BOAT}, figure 3 (sections 2 and 3): personas by Llama-3.1-405B, mean over four data sets",
-)
+_TAILORED_RESULTS = "arXiv 2501.11549, results of persona tailoring: BeaverTails, Llama-3.1-8B"
+_BY_PREFIX = "arXiv 2505.13257, plot of accuracy by prefix: Zephyr-7B, trained users (± 0.002)"
+_HETEROGENEITY = "arXiv 2409.20296, heterogeneity of simulated users: round numbers of the text"
+_ACCURACY = 0.91
 # ΔPQ * 100 on BeaverTails against the same method without personas, personas: (retrieved, gold).
 _TAILORING = {"few-shot": (46.3, 55.0), "SFT": (12.3, 23.0), "DPO": (36.8, 41.6)}
 # Accuracy of the tuned Zephyr-7B on users that it was trained on, (personal, divergent) questions.
@@ -62,21 +63,20 @@ _PREFIXES = {
 }
 _FEW_SHOT, _PAIRS_A_USER = 2, 4
 _USERS, _ALPHA = 1000, 0.05
+_WIDTH = 80  # columns of what is printed
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a paper, and our measurement of it. `published` is None if the paper does not give it."""
+    """One number of a paper, and our measurement of it.
+
+    `published` is None and `source` is "" if the paper does not give the number.
+    """
 
     name: str
     published: float | None
     source: str
     ours: Estimate
-
-    def __str__(self) -> str:
-        said = "not published" if self.published is None else f"published {self.published:g}"
-        where = f" ({self.source})" if self.source else ""
-        return f"{self.name}: {said}{where}\n  ours {self.ours}"
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,21 @@ class Reproduction:
     differs: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [str(figure) for figure in self.figures]
-        return "\n".join([*lines, "What differs:", *(f"  - {one}" for one in self.differs)])
+        grid: list[tuple[str, ...]] = [(self.paper, "published", "ours, 95 % interval")]
+        for one in self.figures:
+            published = "none" if one.published is None else f"{one.published:g}"
+            grid.append((one.name, published, str(one.ours)))
+        sources = dict.fromkeys(one.source for one in self.figures if one.source)
+        lines = [*text_table(grid), "Published:", *map(_item, sources)]
+        return "\n".join([*lines, "What differs:", *map(_item, self.differs)])
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""
         return asdict(self)
+
+
+def _item(text: str) -> str:
+    return fill(text, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
 
 
 def reproduce(
@@ -176,12 +185,12 @@ def _persona_inference(
         accuracy = {side: one.accuracy for side, one in found.sides.items()}
         overall = found.overall.accuracy
     else:
-        scores = _explained(table, scorer)
+        scores = _explained(table, scorer, options["progress"])
         overall = bootstrap_rate(scores)
         accuracy = {side: bootstrap_rate(scores[:, n]) for n, side in enumerate(_SIDES)}
-    figures = [Figure("accuracy of personas", *_ACCURACY, overall)]
+    figures = [Figure("accuracy, all personas", _ACCURACY, _INFERENCE, overall)]
     figures += [
-        Figure(f"accuracy of the {side} personas", None, "", one) for side, one in accuracy.items()
+        Figure(f"accuracy, {side} personas", None, "", one) for side, one in accuracy.items()
     ]
     judged = f"{_judged_by(judge, scorer)}, not by GPT-4o"
     size = f"{overall.n:,} rows, not 300 pairs of each of four data sets"
@@ -214,7 +223,9 @@ def _with_personas(
     return infer_personas(rows, model, **options), [f"personas by {model}, not by Llama-3.1-405B"]
 
 
-def _explained(table: PersonaTable, scorer: Likelihood) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _explained(
+    table: PersonaTable, scorer: Likelihood, progress: bool | None
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     """1 if a persona lifts the response of its own side more than the other one, 0.5 if equally, else 0.
 
     Shape (rows, 2): the chosen and the rejected side; NaN if there is no persona.
@@ -227,7 +238,12 @@ def _explained(table: PersonaTable, scorer: Likelihood) -> np.ndarray[Any, np.dt
                 asked.append((place, n, pair, persona))
     if not asked:
         raise DataError("no row has a persona and two responses.")
-    margins = scorer.explains([pair for *_, pair, _ in asked], [who for *_, who in asked])
+    margins = in_parts(
+        asked,
+        progress,
+        "persona",
+        lambda part: scorer.explains([pair for *_, pair, _ in part], [who for *_, who in part]),
+    )
     scores = np.full((len(table), 2), np.nan)
     for (place, n, *_), margin in zip(asked, margins, strict=True):
         scores[place, n] = (np.sign(margin) + 1) / 2
@@ -243,7 +259,7 @@ def _persona_tailoring(
     """ΔPQ of responses for a persona against responses without a persona."""
     judging = {"judge": judge, **options}
     if scorer is not None:
-        judging = {"judge": _judge_by_likelihood(scorer), "progress": options["progress"]}
+        judging = {"judge": LikelihoodJudge(scorer, options["progress"]), "progress": False}
     names = rows[0].keys()
     if {*_TAILORED.values(), "generic_response"} <= names:
         figures = _published_responses(rows, judging)
@@ -264,53 +280,46 @@ def _persona_tailoring(
             hint=f"Columns: prompt, chosen_persona, {', '.join(_TAILORED.values())}, generic_response.",
         )
     judged = f"{_judged_by(judge, scorer)}, not by Prometheus-2-7B"
-    size = f"{figures[0].ours.n:,} prompts"
+    size = f"{figures[0].ours.n:,} prompts, whose responses the judge tells apart"
     return Reproduction("pt", tuple(figures), (judged, size, *differs))
 
 
-def _judge_by_likelihood(scorer: Likelihood) -> Callable[..., int | str | None]:
-    """A judge that prefers the response with the higher log p a token; with a persona, the higher lift.
-
-    Responses that are too long for the model have no score, and so no verdict (None).
-    """
-
-    def likelihood(
-        prompt: Any, first: str, second: str, persona: Persona | str | None
-    ) -> int | str | None:
-        if persona is None:
-            one, two = scorer.log_likelihood(
-                [prompt] * 2, [None] * 2, [first, second], per_token=True
-            )
-            margin = float(one - two)
-        else:
-            pair = Preference(prompt=prompt, chosen=first, rejected=second)
-            margin = float(scorer.explains([pair], [persona])[0])
-        if math.isnan(margin):
-            return None
-        return "neither" if margin == 0 else 1 if margin > 0 else 2
-
-    return likelihood
-
-
 def _published_responses(rows: Rows, judging: Mapping[str, Any]) -> list[Figure]:
-    figures = []
+    found = {}
     kept = [row for row in rows if row.get("complete", True)]
+    prompts, generic = ([row[name] for row in kept] for name in ("prompt", "generic_response"))
     for side in _SIDES:
-        found = compare_responses(
-            [row["prompt"] for row in kept],
-            [row["generic_response"] for row in kept],
-            [row[_TAILORED[side]] for row in kept],
-            personas=[row[f"{side}_persona"] for row in kept],
-            **judging,
+        tailored, personas = (
+            [row[name] for row in kept] for name in (_TAILORED[side], f"{side}_persona")
         )
-        assert found.delta_pq is not None  # personas are given
-        for method in ("SFT", "DPO") if side == "chosen" else ():
-            source = f"{_WHOSE_BOAT}, sections 4 and 5: {method}, BeaverTails, gold personas"
-            name = f"ΔPQ, chosen personas, against {method}"
-            figures.append(Figure(name, _TAILORING[method][1], source, _percent(found.delta_pq)))
-        if side == "rejected":
-            figures.append(Figure("ΔPQ, rejected personas", None, "", _percent(found.delta_pq)))
-    return figures
+        found[side] = _delta_pq(prompts, generic, tailored, personas, judging)
+    return [
+        *(
+            Figure(
+                f"100 ΔPQ, chosen personas, published for {method}",
+                _TAILORING[method][1],
+                f"{_TAILORED_RESULTS}, {method}, gold personas",
+                found["chosen"],
+            )
+            for method in ("SFT", "DPO")
+        ),
+        Figure("100 ΔPQ, rejected personas", None, "", found["rejected"]),
+    ]
+
+
+def _delta_pq(
+    prompts: Sequence[Any],
+    base: Sequence[str | None],
+    test: Sequence[str | None],
+    personas: Sequence[Persona | str | None],
+    judging: Mapping[str, Any],
+) -> Estimate:
+    """ΔPQ of the test responses against the base's, in percent, as the paper gives it."""
+    if isinstance(judging["judge"], LikelihoodJudge):
+        judging["judge"].read(prompts, personas, base, test)
+    found = compare_responses(prompts, base, test, personas=personas, **judging).delta_pq
+    assert found is not None  # personas are given
+    return replace(found, value=100 * found.value, low=100 * found.low, high=100 * found.high)
 
 
 def _few_shot(
@@ -324,18 +333,17 @@ def _few_shot(
     figures = []
     for n, (kind, table) in enumerate((("retrieved", retrieved), ("gold", gold))):
         tailored = tailor_responses(table, model, personas="gold", **writing)
-        found = compare_responses(
-            tailored.prompts, plain, tailored, personas=tailored.personas, **judging
+        ours = _delta_pq(
+            [tailored.prompts[id] for id in tailored],
+            [plain[id] for id in tailored],
+            list(tailored.values()),
+            [tailored.personas[id] for id in tailored],
+            judging,
         )
-        assert found.delta_pq is not None  # personas are given
-        source = f"{_WHOSE_BOAT}, sections 4 and 5: few-shot, BeaverTails, {kind} personas"
-        name = f"ΔPQ, few-shot, {kind} personas"
-        figures.append(Figure(name, _TAILORING["few-shot"][n], source, _percent(found.delta_pq)))
+        source = f"{_TAILORED_RESULTS}, few-shot"
+        name = f"100 ΔPQ, few-shot, {kind} personas"
+        figures.append(Figure(name, _TAILORING["few-shot"][n], source, ours))
     return figures
-
-
-def _percent(one: Estimate) -> Estimate:
-    return replace(one, value=100 * one.value, low=100 * one.low, high=100 * one.high)
 
 
 # FamousPersona
@@ -365,8 +373,9 @@ def _wikipersonas(
         by_kind = found.prefixes[name].questions
         for kind, value in zip(("personal", "divergent"), published, strict=True):
             if kind in by_kind:
-                source = f"{_FAMOUS_PERSONA}, accuracy by prefix: Zephyr-7B, trained users; read off the plot"
-                figures.append(Figure(f"accuracy, {name}, {kind}", value, source, by_kind[kind]))
+                figures.append(
+                    Figure(f"accuracy, {name}, {kind}", value, _BY_PREFIX, by_kind[kind])
+                )
     if not figures:
         figures = [
             Figure(f"accuracy, {name}", None, "", found.prefixes[name].accuracy)
@@ -391,24 +400,22 @@ def _personal_llm(data: Any, limit: int | None) -> Reproduction:
     scaled = train.like(test.rewards, prompts=test.prompts, responses=test.responses)
     users = SimulatedUsers.sample(limit or _USERS, models=train.models, alpha=_ALPHA)
     found = votes(users.choose(scaled), scaled.rewards.shape[1])
-    source = f"{_PERSONAL_LLM}, heterogeneity of simulated users"
     figures = (
         Figure(
-            "share of prompts whose top response has a majority of the users",
+            "prompts with one response that most users prefer",
             0.5,
-            f"{source}: about half",
+            _HETEROGENEITY,
             bootstrap_rate((found.top_share > 0.5).astype(float)),
         ),
         Figure(
-            "share of prompts with at least 5 responses that are somebody's best",
+            "prompts with 5 or more responses that are somebody's best",
             0.6,
-            f"{source}: about 60 %",
+            _HETEROGENEITY,
             bootstrap_rate((found.winners >= 5).astype(float)),
         ),
     )
     differs = (
         f"{found.users:,} users with alpha = {_ALPHA}; the paper has 1,000",
         f"{len(scaled):,} prompts of the test split, rewards z-scored by the training split",
-        "published numbers are the paper's round ones",
     )
     return Reproduction("personalllm", figures, differs)

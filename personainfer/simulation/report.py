@@ -7,6 +7,7 @@ into text nodes. The page's content policy allows no other script and no request
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,13 +22,15 @@ from jinja2 import Environment, StrictUndefined, Template
 from ..data.atomic_files import check_file, write_file
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json, visible_value
-from ..evaluation.results import TableFindings
+from ..evaluation.results import ResponseComparison, TableFindings
 from ..evaluation.salience import SalientWord
 from ..evaluation.summary import guess_text, summarise
 from ..exceptions import InvalidArgumentError
 from ..tailoring.embeddings import Embedder
+from ..users.audit_results import PersonaAudit
 from ..users.records import UserPersonas
-from .figures import Json, estimates, groups, histograms, tiles, words
+from ..users.results import PrefixEvaluation
+from .figures import Json, estimates, groups, histograms, tiles, user_tiles, words
 from .persona_groups import PersonaGroup, persona_groups
 from .report_rows import KINDS, PageRow, page_rows
 
@@ -95,7 +98,7 @@ def write_report(
         subtitle=_subtitle(result, table),
         nonce=secrets.token_urlsafe(16),
         measured=_measured(result),
-        **_figures(table, words, found, embedder is not None),
+        **_figures(result, table, words, found, embedder is not None),
         cut=cut,
         filters=_filters(rows, found),
         has_scores=any(row.get("score") is not None for row in rows),
@@ -177,12 +180,16 @@ def _measured(result: object) -> Json | None:
     if not isinstance(result, Result):
         return None
     head, *lines = result.grid()
+    # Where there is little room, a cell is broken before its "(n = 12)", not within a number or an interval.
+    parts = [[re.split(r" (?=\(n = )", cell) for cell in line] for line in lines]
     verdict = getattr(result, "verdict", None)
     remarks = [*([f"Verdict: {verdict}."] if verdict else []), *result.remarks()]
-    return {"name": type(result).__name__, "head": head, "lines": lines, "remarks": remarks}
+    name = re.sub(r"(?<=[a-z])([A-Z])", lambda found: f" {found[1].lower()}", type(result).__name__)
+    return {"name": name, "head": head, "lines": parts, "remarks": remarks}
 
 
 def _figures(
+    result: object,
     table: PersonaTable | None,
     given: Sequence[SalientWord] | None,
     found: Sequence[PersonaGroup],
@@ -191,7 +198,8 @@ def _figures(
     """Everything about the personas of a table; nothing where there is no table."""
     if table is None:
         return {
-            **dict.fromkeys(("tiles", "estimates", "histograms", "words", "groups"), ()),
+            **dict.fromkeys(("estimates", "histograms", "words", "groups"), ()),
+            "tiles": user_tiles(result) if isinstance(result, UserPersonas) else (),
             **dict.fromkeys(("estimates_note", "words_note", "groups_note"), ""),
             "guess": 50,
             "is_table": False,
@@ -233,10 +241,24 @@ def _figures(
 
 
 def _labels(result: object) -> Json:
-    """What the page calls the personas of a row."""
+    """What the page calls the personas and responses of a row, and what its marks mean."""
+    responses = {"chosen": "Chosen response", "rejected": "Rejected response"}
     if isinstance(result, PersonaTable | TableFindings):
-        return dict(_PERSONAS)
-    return {"cp": "Persona", "rp": ""}
+        return {**_PERSONAS, **responses, "note": ""}
+    if isinstance(result, ResponseComparison):
+        responses = {
+            "chosen": "Response of the test model",
+            "rejected": "Response of the base model",
+        }
+        note = "Whose response the judge preferred in both orders; a tie where the orders differ."
+    elif isinstance(result, PrefixEvaluation | PersonaAudit):
+        note = (
+            "A choice of a user, and each prefix with which it was predicted: green if rightly, red if not."
+            " The number is the scorer's margin: its score of the chosen response less that of the other."
+        )
+    else:
+        note = ""
+    return {"cp": "Persona", "rp": "", **responses, "note": note}
 
 
 def _add_groups(rows: Sequence[PageRow], found: Sequence[PersonaGroup]) -> None:

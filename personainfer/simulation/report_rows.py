@@ -7,7 +7,7 @@ from functools import singledispatch
 from typing import Any, TypedDict
 
 from ..data.table import PersonaTable
-from ..data.table_display import unexplained_texts
+from ..data.table_display import short_prompt, unexplained_texts
 from ..evaluation.results import ResponseComparison
 from ..evaluation.summary import SIDES, best_score, verified, verified_score
 from ..records import FloatArray, Persona, PersonaRow, Preference, Side
@@ -32,6 +32,7 @@ class PageRow(TypedDict, total=False):
     Attributes:
         index: the place of the row, by which the page links to it.
         name: the id of the row.
+        title: what the row begins with, where that is not the prompt.
         prompt, chosen, rejected: the pair; empty where there is none.
         cp, rp: the persona of each side, or of a user (`cp`); None where there is none.
         error: why the row has no result; None where it has one.
@@ -43,6 +44,7 @@ class PageRow(TypedDict, total=False):
 
     index: int
     name: str
+    title: str
     prompt: str
     chosen: str
     rejected: str
@@ -118,6 +120,7 @@ def _table_row(table: PersonaTable, place: int, row: PersonaRow) -> PageRow:
     return {
         "index": place,
         "name": pair.id if pair and pair.id else str(row.index),
+        **_title(pair),
         "prompt": _prompt(pair),
         "chosen": pair.chosen if pair else "",
         "rejected": pair.rejected if pair else "",
@@ -154,6 +157,13 @@ def _verdict(table: PersonaTable, place: int, side: Side) -> str | None:
     if is_right is None:
         return None
     return "right" if is_right else "split" if score == 0.5 else "wrong"
+
+
+def _title(pair: Preference | None) -> PageRow:
+    """The last turn of a conversation, whose first turns would fill the line; nothing for another prompt."""
+    if pair is None or isinstance(pair.prompt, str):
+        return {}
+    return {"title": short_prompt(pair)}
 
 
 def _prompt(pair: Preference | None) -> str:
@@ -250,6 +260,7 @@ def _choice_row(place: int, choice: Preference, margins: Mapping[str, FloatArray
     return {
         "index": place,
         "name": choice.id or str(place),
+        **_title(choice),
         "prompt": _prompt(choice),
         "chosen": choice.chosen,
         "rejected": choice.rejected,
@@ -274,6 +285,8 @@ def _comparison_row(place: int, row: Mapping[str, Any]) -> PageRow:
         "index": place,
         "name": str(row.get("id") or place),
         "prompt": str(row["prompt"]),
+        "chosen": row["test_response"] or "",
+        "rejected": row["base_response"] or "",
         "cp": {"text": str(persona), "evidence": "", "flags": [], "verdicts": []}
         if persona
         else None,

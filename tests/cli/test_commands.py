@@ -317,7 +317,9 @@ def test_columns_of_other_names(run: Run, reach: list[str]) -> None:
     unknown = run("infer", data, *reach)
     assert unknown.exit_code == 2
     assert "'q'" in unknown.stderr
-    assert "Error: --column: no preference data recognised" in unknown.stderr
+    assert "Error: no preference data recognised" in unknown.stderr
+    assert "--column prompt=question --column 'chosen=…'" in unknown.stderr  # a shell's own words
+    assert "columns={" not in unknown.stderr
     assert run("infer", data, "--column", "promt=q", *reach).exit_code == 2
 
 
@@ -780,6 +782,25 @@ def test_show_prints_what_each_response_says_and_who_prefers_it(run: Run) -> Non
     assert 0 < chosen.index("Yes.") < chosen.index("Someone in a hurry.")
     assert "It depends." in rejected
     assert "Someone with time." in rejected
+
+
+def test_the_next_command_names_the_columns_again(run: Run) -> None:
+    rows = [
+        {
+            "q": f"Tea {n}?",
+            "this": "Yes.",
+            "that": "No.",
+            "chosen_persona": "Someone.",
+            "rejected_persona": "Another.",
+        }
+        for n in range(2)
+    ]
+    named = ["--column", "prompt=q", "--column", "chosen=this", "--column", "rejected=that"]
+    told = run("show", written(rows), *named, "-n", "1")
+    following = re.findall(r"personainfer (.+)", told.stderr)
+    assert [command.split()[0] for command in following] == ["show", "report"]
+    for command in following:
+        assert run(*shlex.split(command)).exit_code == 0
 
 
 def test_the_next_command_is_one_that_works(run: Run, reach: list[str]) -> None:

@@ -53,7 +53,7 @@ def test_signed_preferences() -> None:
 
 def test_labels_of_three_values_are_not_guessed() -> None:
     """auto-j has 0 first, 1 second, 2 tie; PandaLM has 0 tie, 1 first, 2 second."""
-    with pytest.raises(DataError, match=r"labels=\{0: \"first\", 1: \"second\", 2: \"tie\"\}"):
+    with pytest.raises(DataError, match=r"labels=\{0: 'first', 1: 'second', 2: 'tie'\}"):
         read(*labelled(0, 1, 2))
     told = read(*labelled(0, 1, 2), labels={0: "first", 1: "second", 2: "tie"})
     assert told[:2] == [PAIR, PAIR.swapped]

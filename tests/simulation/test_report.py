@@ -191,6 +191,29 @@ def test_an_empty_table_has_a_page(tmp_path: Path) -> None:
     assert embedded(write_report(pi.PersonaTable([]), tmp_path / "report.html")) == []
 
 
+def test_a_conversation_begins_with_its_last_turn(tmp_path: Path) -> None:
+    prompt = (
+        pi.Message(role="user", content="Tea?"),
+        pi.Message(role="assistant", content="Yes."),
+        pi.Message(role="user", content="Which one?"),
+    )
+    pair = pi.Preference(prompt=prompt, chosen="Green.", rejected="Black.")
+    made = pi.PersonaTable([pi.PersonaRow(0, pair, chosen=persona("calm"))])
+    [row] = embedded(write_report(made, tmp_path / "report.html"))
+    assert row["title"] == "[2 earlier turns] Which one?"
+    assert row["prompt"] == "user: Tea?\n\nassistant: Yes.\n\nuser: Which one?"
+    assert "0  [2 earlier turns] Which one?" in str(made)
+
+
+def test_of_personas_of_the_data_no_calls_are_told(tmp_path: Path) -> None:
+    data = [{"prompt": "Tea?", "chosen": "Yes.", "rejected": "No.", "chosen_persona": "Calm."}]
+    made = pi.PersonaTable.from_data(data, rejected_persona=None)
+    assert repr(made) == "PersonaTable(1 rows, 0 with an error; personas of the data)"
+    page = write_report(made, tmp_path / "report.html").read_text("utf-8")
+    assert "<dt>calls</dt>" not in page
+    assert "<dt>flagged</dt>" not in page
+
+
 def test_a_row_without_a_pair_shows_its_error(tmp_path: Path) -> None:
     bad = pi.PersonaTable([pi.PersonaRow(0, None, error="chosen is empty.")])
     (row,) = embedded(write_report(bad, tmp_path / "report.html"))
@@ -354,6 +377,35 @@ def test_nothing_is_wider_than_the_screen(browser: Any, tmp_path: Path, width: i
         button = browser.find_element("id", name)
         assert button.text == said
         assert float(button.value_of_css_property("font-size").removesuffix("px")) >= 12
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("width", "media"), [(700, "print"), (1280, "screen")])
+def test_no_column_of_numbers_is_cut_off(
+    browser: Any, tmp_path: Path, width: int, media: str
+) -> None:
+    """Paper, which is about 700 pixels wide, does not scroll; on a screen nobody sees that a table would."""
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+    world = World(3, users=20, choices=12)
+    audit = pi.audit_personas(world.personas("knows"), world.choices, read, baselines=("longer",))
+    sized(browser, width)
+    for result in (compared(), audit):
+        browser.get("about:blank")
+        browser.get(write_report(result, tmp_path / "report.html", overwrite=True).as_uri())
+        told = "const box = document.querySelector('.scroll'); return box.scrollWidth - box.clientWidth"
+        assert browser.execute_script(told) <= 0
+
+
+@pytest.mark.heavy
+def test_responses_stand_side_by_side(browser: Any, tmp_path: Path) -> None:
+    browser.get(write_report(compared(), tmp_path / "report.html").as_uri() + "#responses=1")
+    [first, *_] = browser.find_elements("css selector", "article")
+    sides = [one.text for one in first.find_elements("css selector", ".side")]
+    assert sides == [
+        "Persona\nSomebody who likes milk.",
+        "Response of the test model\nYes, with milk.",
+        "Response of the base model\nYes.",
+    ]
 
 
 @pytest.mark.heavy
@@ -593,6 +645,9 @@ def test_a_comparison_of_responses_is_a_page(tmp_path: Path) -> None:
     rows, page = embedded(path), path.read_text("utf-8")
     assert [row["prompt"] for row in rows] == ["Tea?", f"Coffee {ATTACK}?"]
     assert rows[0]["cp"]["text"] == "Somebody who likes milk."
+    assert (rows[0]["chosen"], rows[0]["rejected"]) == ("Yes, with milk.", "Yes.")
+    assert 'data-chosen="Response of the test model"' in page
+    assert "Response comparison</h2>" in page
     assert rows[0]["chips"] == [["split", "quality: tie"], ["split", "personalization: tie"]]
     assert "judged by judge-model" in page
     assert "Characters a response" in page
@@ -628,6 +683,9 @@ def test_personas_of_users_are_a_page(tmp_path: Path) -> None:
     assert first["kinds"] == ["flagged", "refusal"]
     assert first["others"] == [["What the choices show", ["p1: short over long"]]]
     assert (second["name"], second["error"]) == ("bo", "no choice")
+    page = path.read_text("utf-8")
+    for label, value in (("users", 2), ("with a persona", 1), ("with an error", 1)):
+        assert f"<dt>{label}</dt><dd>{value}</dd>" in page
     assert "personas by fake" in path.read_text("utf-8")
 
 

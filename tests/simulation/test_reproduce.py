@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import personainfer as pi
 from personainfer.cli.commands import app
+from personainfer.evaluation.likelihood_judge import LikelihoodJudge
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.simulation import reproduce
 from personainfer.testing import FakeLLM
@@ -78,9 +81,11 @@ def test_published_personas_are_judged_on_their_responses() -> None:
     assert any("1 rows with a response that was cut off" in one for one in found.differs)
     assert any("not the pairs from" in one for one in found.differs)
     text = str(found)
-    assert "published 0.91" in text
-    assert "ours 1.000 [" in text
+    assert re.search(r"^accuracy, all personas +0.91 +1.000 \[.*\] \(n = 3\)$", text, re.MULTILINE)
+    assert re.search(r"^accuracy, chosen personas +none +1.000 ", text, re.MULTILINE)
+    assert "Published:\n  - arXiv 2501.11549, results of persona inference" in text
     assert "What differs:" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_authors_columns_are_read_from_a_file(tmp_path: Path) -> None:
@@ -103,9 +108,9 @@ def test_published_responses_are_compared_with_generic_ones() -> None:
     found = measured("pt", tailored(), by_wish)
     values = {figure.name: figure.ours.value for figure in found.figures}
     assert values == {
-        "ΔPQ, chosen personas, against SFT": 100.0,
-        "ΔPQ, chosen personas, against DPO": 100.0,
-        "ΔPQ, rejected personas": 100.0,
+        "100 ΔPQ, chosen personas, published for SFT": 100.0,
+        "100 ΔPQ, chosen personas, published for DPO": 100.0,
+        "100 ΔPQ, rejected personas": 100.0,
     }
     assert [figure.published for figure in found.figures] == [23.0, 41.6, None]
 
@@ -140,6 +145,8 @@ def test_users_of_personal_llm_disagree() -> None:
     assert [figure.published for figure in found.figures] == [0.5, 0.6]
     assert all(0 <= figure.ours.value <= 1 for figure in found.figures)
     assert any("200 users" in one for one in found.differs)
+    text = str(found)
+    assert "heterogeneity of simulated users: round numbers of the text" in " ".join(text.split())
 
 
 @pytest.mark.heavy
@@ -155,6 +162,7 @@ def test_prefixes_of_famous_people_are_compared(monkeypatch: pytest.MonkeyPatch)
     names = {figure.name for figure in found.figures}
     assert {"accuracy, none, divergent", "accuracy, persona, divergent"} <= names
     assert all("2505.13257" in figure.source for figure in found.figures)
+    assert max(map(len, str(found).splitlines())) <= 80
 
 
 @pytest.mark.heavy
@@ -168,6 +176,35 @@ def test_a_likelihood_judges_too(monkeypatch: pytest.MonkeyPatch) -> None:
             found = reproduce(paper, tailored())
             assert found.figures[0].ours.n == 3
             assert "likelihood of tiny" in found.differs[0]
+
+
+def test_a_judge_by_likelihood_scores_each_text_once() -> None:
+    """It is asked twice for quality and twice for each persona; scoring is what takes long."""
+
+    class Counted(pi.Likelihood):
+        rows: ClassVar[list[Any]] = []
+
+        def log_likelihood(self, prompts: Any, personas: Any, responses: Any, **how: Any) -> Any:
+            self.rows.extend(zip(prompts, personas, responses, strict=True))
+            return np.array([-len(said) for said in responses], dtype=float)
+
+    judge = LikelihoodJudge(Counted(), progress=False)
+    judge.read(["Tea?"], [SHORT], ["Yes."], ["Of course."])
+    assert len(Counted.rows) == 4
+    found = pi.compare_responses(
+        ["Tea?"], ["Of course."], ["Yes."], judge, personas=[SHORT], progress=False
+    )
+    assert len(Counted.rows) == 4
+    assert found.columns["quality"] == ["test"]  # the likelier one
+    assert found.columns["personalization"] == ["tie"]  # the persona lifts neither
+
+
+def test_a_response_without_a_score_has_no_verdict() -> None:
+    class Silent(pi.Likelihood):
+        def log_likelihood(self, prompts: Any, personas: Any, responses: Any, **how: Any) -> Any:
+            return np.array([np.nan for _ in responses])
+
+    assert LikelihoodJudge(Silent(), progress=False)("Tea?", "Yes.", "No.", None) is None
 
 
 @pytest.mark.parametrize(
@@ -198,5 +235,5 @@ def test_the_command_prints_what_the_function_found(tmp_path: Path) -> None:
         said = CliRunner().invoke(app, line)
         machine = CliRunner().invoke(app, [*line, "--json"])
     assert (said.exit_code, machine.exit_code) == (0, 0)
-    assert "published 0.91 (arXiv 2501.11549" in said.stdout
+    assert "arXiv 2501.11549" in said.stdout
     assert json.loads(machine.stdout)["figures"][0]["ours"]["value"] == 1.0
