@@ -220,8 +220,10 @@ def _first_line(row: PersonaRow, width: int) -> str:
 
 def short_prompt(pair: Preference | None) -> str:
     """The prompt, or the last turn of a conversation and how many came before it."""
-    if pair is None or isinstance(pair.prompt, str):
-        return pair.prompt if pair else ""
+    if pair is None:
+        return ""
+    if isinstance(pair.prompt, str):
+        return pair.prompt
     earlier = len(pair.prompt) - 1
     told = f"[{earlier} earlier turn{'s' * (earlier > 1)}] " if earlier else ""
     return told + pair.prompt[-1].content
