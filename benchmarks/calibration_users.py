@@ -348,7 +348,7 @@ def intervals() -> Callable[[int], Iterator[Finding]]:
     """Whether the intervals of an audit of 40 users hold what an audit of very many finds."""
     truth = {}
     for kind in ("knows", "people in general", "nothing"):
-        many = audited(kind, 10**6, 4000)
+        many = audited(kind, 10**6, 1500)
         best = max(one.value for one in many.baselines.values())
         truth[kind] = {
             "own": many.own.value,
