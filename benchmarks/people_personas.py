@@ -3,10 +3,13 @@
     python benchmarks/people_personas.py DATA --half test --set polis --write --minutes 10
     python benchmarks/people_personas.py DATA --half test --set polis
 
-The sets, their halves and held-out choices are those of people_study.py. With `--write` the personas are
-inferred, a few users at a time; they are kept in `--folder`, so that the same command goes on where it was
-stopped. Without it, the personas that are there are audited, and the tables printed as Markdown: first the
-power calculation, then the accuracies. Scorers:
+The sets and their halves are those of people_study.py. Personas are made from the first k choices of a user's
+history. All other choices of the user are held out, but for those on the same item (lamp) or topic (ukp);
+models without personas learn from the same k choices, and from the history of all other users.
+
+With `--write` the personas are inferred, a few users at a time; they are kept in `--folder`, so that the same
+command goes on where it was stopped. Without it, the personas that are there are audited, and the tables
+printed as Markdown: first the power calculation, then the accuracies. Scorers:
 
 - similarity: `TasteSimilarity`, which compares meanings and needs no language model;
 - similarity + people: the same, and what people in general like, learned from all users' other choices;
@@ -30,7 +33,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-from people_study import REACH, Choices, cell, read
+from people_study import REACH, Choices, cell, read, read_rows
 from stored_scores import Scores
 
 import personainfer as pi
@@ -44,8 +47,8 @@ from personainfer.users import PersonaAudit, TasteSimilarity, UserPersonas
 
 PIECE = 4  # users between two writes
 K = {"polis": (4, 8), "lamp": (4,), "ukp": (8,)}
-# The weight of the similarity beside the rewards of people in general: --fit-scale on the dev half.
-SCALE = {"polis": 10.0, "lamp": 10.0, "ukp": 10.0}
+# The weight of the similarity beside the rewards of people in general: --fit-scale --k 8.
+SCALE = {"polis": 5.3, "lamp": 7.0, "ukp": 5.8}
 ASK = """They read: "{prompt}"
 
 Response: "{response}"
@@ -206,6 +209,17 @@ def rows_of(found: PersonaAudit) -> dict[str, str]:
     return said
 
 
+def split(options: argparse.Namespace, name: str, choices: Choices, made: UserPersonas) -> Choices:
+    """The choices that the personas were made from and the others' history, and all that can be held out."""
+    unit_of = {str(n): unit for n, (_, unit) in enumerate(read_rows(options.data, name))}
+    used = {row.user: {choice.id or "" for choice in row.choices} for row in made}
+    units = {user: {unit_of[id] for id in ids} for user, ids in used.items()}
+    history = [c for c in choices.history if c.user not in used or c.id in used[c.user]]
+    asked = [c for c in [*choices.history, *choices.held_out] if c.user in used]
+    held_out = [c for c in asked if unit_of[c.id or ""] not in units[c.user or ""]]
+    return Choices(history, held_out)
+
+
 def audit(options: argparse.Namespace, name: str) -> None:
     """Audit the personas that are there with each scorer, and print the table."""
     choices = read(options.data, name, options.half, 0)
@@ -215,10 +229,11 @@ def audit(options: argparse.Namespace, name: str) -> None:
             made[k] = UserPersonas.load(file_of(options, name, k))
     users = set.intersection(*(set(one.personas) for one in made.values()))
     users &= set(in_order(choices.users)[: options.users])
-    held_out = [choice for choice in choices.held_out if choice.user in users]
     kept = {
         k: UserPersonas(tuple(row for row in one if row.user in users)) for k, one in made.items()
     }
+    choices = split(options, name, choices, kept[max(kept)])
+    held_out = choices.held_out
     columns = {}
     for label, (scorer, lift) in scorers(options, name, choices).items():
         found = pi.audit_personas(

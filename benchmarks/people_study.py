@@ -72,13 +72,19 @@ def is_test(user: str) -> bool:
     return zlib.crc32(user.encode()) % 2 == 1
 
 
-def read(folder: Path, name: str, half: str, seed: int) -> Choices:
-    """Split the choices of a data set."""
+def read_rows(folder: Path, name: str) -> list[tuple[Row, object]]:
+    """The rows of a data set, each with what it is split by."""
     file, unit_of = SETS[name]
     rows = [json.loads(line) for line in (folder / file).read_text(encoding="utf-8").splitlines()]
+    return [(row, unit_of(number, row)) for number, row in enumerate(rows)]
+
+
+def read(folder: Path, name: str, half: str, seed: int) -> Choices:
+    """Split the choices of a data set. The id of a choice is the number of its row."""
+    rows = read_rows(folder, name)
     units: dict[str, list[object]] = {}
-    for number, row in enumerate(rows):
-        units.setdefault(row["user"], []).append(unit_of(number, row))
+    for row, unit in rows:
+        units.setdefault(row["user"], []).append(unit)
     random = np.random.default_rng(seed)
     left_out: set[tuple[str, object]] = set()
     for user, mine in units.items():
@@ -86,10 +92,10 @@ def read(folder: Path, name: str, half: str, seed: int) -> Choices:
         drawn = random.permutation(len(distinct))[: round(HELD_OUT * len(distinct))]
         left_out |= {(user, distinct[place]) for place in drawn}
     history, held_out = [], []
-    for number, row in enumerate(rows):
+    for number, (row, unit) in enumerate(rows):
         fields = {field: row[field] for field in ("prompt", "chosen", "rejected", "user")}
         choice = pi.Preference(**fields, id=str(number))
-        if (row["user"], unit_of(number, row)) not in left_out:
+        if (row["user"], unit) not in left_out:
             history.append(choice)
         elif is_test(row["user"]) == (half == "test"):
             held_out.append(choice)
