@@ -77,9 +77,8 @@ def write(options: argparse.Namespace, name: str) -> None:
     end = time.monotonic() + 60 * options.minutes
     choices = read(options.data, name, options.half, 0)
     users = in_order(choices.users)[: options.users]
-    model = pi.LLM(
-        options.persona_model, max_concurrency=1
-    )  # several at once are slower on two cores
+    # On two cores several requests at once take longer than one after the other.
+    model = pi.LLM(options.persona_model, api_base=options.api_base, max_concurrency=1)
     for k in ["all"] if options.oracle else options.k or K[name]:
         file = file_of(options, name, k)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -297,6 +296,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="with --write: when to stop")
     parser.add_argument("--fit-scale", action="store_true")
     parser.add_argument("--persona-model", default="local")
+    parser.add_argument("--api-base", help="where it is served")
     parser.add_argument("--method", default="tastes", choices=["summary", "tastes"])
     parser.add_argument("--users", type=int, help="at most so many users")
     parser.add_argument("--k", type=int, nargs="+")
