@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -125,8 +126,14 @@ def explain(
             one.problem = None
 
 
-def score_hypotheses(users: Sequence[UserAtWork], selector: Selector, checks: int | None) -> None:
-    """Score each hypothesis on other choices of its user: `checks` of them, or all."""
+def score_hypotheses(
+    users: Sequence[UserAtWork], selector: Selector, checks: int | None, contrast: int = 0
+) -> None:
+    """Score each hypothesis on other choices of its user: `checks` of them, or all.
+
+    With `contrast`, less its mean score on so many choices of other users: what holds for everybody then
+    scores about 0.
+    """
     asked: list[tuple[UserAtWork, int, Preference]] = []
     for one in users:
         for place, hypothesis in enumerate(one.hypotheses):
@@ -135,9 +142,19 @@ def score_hypotheses(users: Sequence[UserAtWork], selector: Selector, checks: in
             asked += [(one, place, choice) for choice in others if choice.id not in known]
     if not asked:
         return
-    personas = [one.hypotheses[place].persona for one, place, _ in asked]
-    found = selector.explains([choice for *_, choice in asked], personas)
-    scores = read_numbers("the result of select.explains", found, length=len(asked), infinite=True)
+    tried = dict.fromkeys((one.name, place) for one, place, _ in asked)
+    personas = {(one.name, place): one.hypotheses[place].persona for one, place, _ in asked}
+    elsewhere = [(of, choice) for of in tried for choice in _of_others(users, of, contrast)]
+    rows = [*((one.name, place) for one, place, _ in asked), *(of for of, _ in elsewhere)]
+    pairs = [*(choice for *_, choice in asked), *(choice for _, choice in elsewhere)]
+    found = selector.explains(pairs, [personas[of] for of in rows])
+    scores = read_numbers("the result of select.explains", found, length=len(rows), infinite=True)
+    scores, general = scores[: len(asked)], scores[len(asked) :]
+    of_others: dict[tuple[str, int], list[float]] = {of: [] for of in tried}
+    for (of, _), score in zip(elsewhere, general, strict=True):
+        of_others[of] += [score] if np.isfinite(score) else []
+    mean = {of: float(np.mean(mine or [NEUTRAL])) for of, mine in of_others.items()}
+    scores = scores - np.array([mean[one.name, place] for one, place, _ in asked])
     finite = np.isfinite(scores)
     if not finite.all():  # they would decide everything, or nothing, and no file of JSON holds them
         warnings.warn(
@@ -149,6 +166,15 @@ def score_hypotheses(users: Sequence[UserAtWork], selector: Selector, checks: in
         old = one.hypotheses[place]
         scored = (*old.scores, (choice.id or "", float(score)))
         one.hypotheses[place] = old.model_copy(update={"scores": scored})
+
+
+def _of_others(
+    users: Sequence[UserAtWork], of: tuple[str, int], count: int
+) -> Sequence[Preference]:
+    """Up to `count` choices of other users, drawn by the name of the user and the hypothesis."""
+    pool = [choice for one in users if one.name != of[0] for choice in one.choices] if count else []
+    drawn = np.random.default_rng(crc32(repr(of).encode())).permutation(len(pool))[:count]
+    return [pool[place] for place in drawn]
 
 
 def _others(

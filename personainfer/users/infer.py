@@ -16,7 +16,7 @@ from typing import Annotated, Any, Unpack
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field
 
-from ..arguments import Count, PositiveNumber, check_argument, takes_options
+from ..arguments import Count, CountFromZero, PositiveNumber, check_argument, takes_options
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
@@ -63,6 +63,7 @@ def infer_user_personas(
     method: Method = "summary",
     select: Selector | None = None,
     checks: int = 4,
+    contrast: int = 0,
     choice_temperature: float = 1.0,
     update: UserPersonas | None = None,
     columns: Mapping[str, str] | None = None,
@@ -90,6 +91,9 @@ def infer_user_personas(
             `explains(preferences, personas)`, such as `Likelihood`. None: `Verifier` with `model`, but for
             "tastes" nothing.
         checks: score each explanation on N other choices, for "verified".
+        contrast: score each explanation also on N choices of other users, and take the mean off, for
+            "verified" and "posterior": what holds for everybody is then no explanation of this user, and
+            a user of whom nothing else is found gets an error.
         choice_temperature: tau of the posterior, log p(k) = sum over choices of log sigma(e / tau),
             in the unit of the selector's scores: the smaller, the more a choice counts.
         update: personas inferred before, by the same method. `data` then holds new choices only; up to
@@ -110,7 +114,7 @@ def infer_user_personas(
     UnknownOptionError.check(
         options, OPTIONS.union(inspect.signature(infer_user_personas).parameters)
     )
-    _check(pairs_per_user, min_pairs, method, checks, choice_temperature, select, update)
+    _check(pairs_per_user, min_pairs, method, checks, contrast, choice_temperature, select, update)
     llm = make_llm(model, options)
     before = llm.usage
     settings = {**llm.settings, "method": method, "pairs_per_user": pairs_per_user}
@@ -127,7 +131,7 @@ def infer_user_personas(
         selector = Verifier(llm) if select is None else select
         cuts = getattr(selector, "cuts", Cuts())
         explain(at_work, llm, progress, candidates=method == "posterior")
-        score_hypotheses(at_work, selector, checks if method == "verified" else None)
+        score_hypotheses(at_work, selector, checks if method == "verified" else None, contrast)
         if isinstance(selector, Likelihood) and selector.cuts != cuts:
             settings["cuts"] = selector.cuts.since(cuts)
     if method == "posterior":
@@ -403,6 +407,7 @@ def _check(
     min_pairs: int,
     method: str,
     checks: int,
+    contrast: int,
     temperature: float,
     select: Selector | None,
     update: UserPersonas | None,
@@ -412,6 +417,9 @@ def _check(
     check_argument("pairs_per_user", pairs_per_user, Count | None)
     check_argument("min_pairs", min_pairs, Count)
     check_argument("checks", checks, Count)
+    check_argument("contrast", contrast, CountFromZero)
+    if contrast and method in _WITHOUT_SCORES:
+        raise InvalidArgumentError(f"contrast= has nothing to score with method={method!r}.")
     fewest = max(min_pairs, _FEWEST[method])
     if pairs_per_user is not None and pairs_per_user < fewest:
         raise InvalidArgumentError(

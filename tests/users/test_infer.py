@@ -282,6 +282,40 @@ def test_the_persona_is_written_from_explanations_that_predict_other_choices(
     assert persona.score == pytest.approx(np.mean([2, 2, -1]))  # right on two of the three others
 
 
+@pytest.mark.parametrize("method", ["verified", "posterior"])
+def test_what_everybody_wants_is_no_explanation_of_one_user(
+    llm: FakeLLM, endpoint: dict[str, Any], method: Any
+) -> None:
+    """All but one prefer the short answer: that says something of the one only."""
+    llm.reply = answer
+    data = [row for n in range(5) for row in choices(f"u{n}", 4, start=10 * n)]
+    data += choices("eve", 4, start=60, terse=False)
+    scorer = ByLength()
+    plain = pi.infer_user_personas(data, method=method, select=scorer, **endpoint)
+    assert not plain.errors
+    others = len(scorer.scored)
+    found = pi.infer_user_personas(
+        data, method=method, select=scorer, contrast=20, choice_temperature=0.1, **endpoint
+    )
+    assert len(scorer.scored) - others == others + 6 * 4 * 20  # six users with four explanations
+    assert "eve" in found.personas
+    ordinary = found[0].hypotheses[0].scores[0][1]
+    unusual = found[-1].hypotheses[0].scores[0][1]
+    assert unusual > 2 * ordinary > 0
+
+
+def test_where_nothing_sets_a_user_apart_there_is_no_persona(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    llm.reply = answer
+    data = [row for n in range(3) for row in choices(f"u{n}", 4, start=10 * n)]
+    found = pi.infer_user_personas(
+        data, method="posterior", select=ByLength(), contrast=5, **endpoint
+    )
+    assert set(found.errors) == {"u0", "u1", "u2"}
+    assert "none of 4 explanations" in found.errors["u0"]
+
+
 def test_an_explanation_is_never_tried_on_its_own_choice(
     llm: FakeLLM, endpoint: dict[str, Any]
 ) -> None:
@@ -581,6 +615,8 @@ def test_the_column_that_is_named_says_whose_choice_it_is(
         ({"pairs_per_user": 0}, "pairs_per_user=0"),
         ({"pairs_per_user": 1}, "2 are needed"),
         ({"min_pairs": 1, "pairs_per_user": 1, "method": "verified"}, "2 are needed"),
+        ({"contrast": 3}, "contrast= has nothing to score"),
+        ({"method": "posterior", "contrast": -1}, "contrast"),
         ({"checks": 0}, "checks=0"),
         ({"choice_temperature": 0}, "choice_temperature=0"),
         ({"select": ByLength()}, "nothing to score"),
@@ -589,8 +625,8 @@ def test_the_column_that_is_named_says_whose_choice_it_is(
         ({"user": "who"}, "'who', which is not a column"),
     ],
     ids=[
-        "method", "no-pairs", "few-pairs", "one-pair", "checks", "temperature", "idle-select",
-        "select", "update", "user",
+        "method", "no-pairs", "few-pairs", "one-pair", "idle-contrast", "contrast", "checks", "temperature",
+        "idle-select", "select", "update", "user",
     ],
 )  # fmt: skip
 def test_bad_arguments_fail_before_any_call(
