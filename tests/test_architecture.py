@@ -9,10 +9,13 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +310,28 @@ def test_an_unknown_option_names_the_nearest(
 ) -> None:
     with pytest.raises(UnknownOptionError, match=f"{wrong}=.*{right}="):
         entrance([], MODEL, **{wrong: None})
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    """A package that only comes with another one may be gone with that one's next version."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    lines = [
+        project["name"],
+        *project["dependencies"],
+        *chain(*project["optional-dependencies"].values()),
+    ]
+    declared = {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in lines}
+    owners = packages_distributions()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules = [node.module]
+            for module in modules:
+                found = {
+                    name.lower().replace("_", "-")
+                    for name in owners.get(module.partition(".")[0], ())
+                }
+                assert not found or found & declared, f"{path.name} imports {module}"

@@ -1,0 +1,1 @@
+"""Attacks on what is promised, by subject. `benchmarks/attacks.py` runs them."""
