@@ -34,7 +34,10 @@ def _bare(answer: object) -> object:
     """ "Response 1." and 1 as "1"."""
     if isinstance(answer, bool) or not isinstance(answer, Integral | str):
         return answer  # numpy's whole numbers are Integral, too
-    return re.sub(r"^(?:response|persona)\s*|[\s.]+$", "", str(answer).strip().lower())
+    text = re.sub(r"^(?:response|persona)\s*", "", str(answer).strip().lower())
+    while text != (text := text.rstrip().rstrip(".")):
+        pass
+    return text
 
 
 # How judges that were trained to grade in text end: "[RESULT] A" (Prometheus-2), "[[A]]" (MT-Bench).

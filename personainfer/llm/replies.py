@@ -19,7 +19,9 @@ from pydantic_core import from_json
 from ..exceptions import ReplyError, TransportError
 from .openai_protocol import Json, arguments_of, reasoning_of, split_content
 
-_MOST_OBJECTS = 2_000  # braces that are tried in one reply; more is noise, and would take long
+# More than this in one reply is noise, and would take long.
+_MOST_OBJECTS = 2_000  # braces that are tried, and marks of reasoning and turns
+_MOST_WORK = 50_000_000  # characters that are read again, from one brace after the other
 
 
 def decode(content: bytes) -> Json:
@@ -141,7 +143,8 @@ _TOKENS = re.compile(
 )
 _LEADING_MARKS = re.compile(rf"\s*(?:(?:{_CHAT_MARK})\s*(?:(?:assistant|model|final)\b\s*)?)*")
 _FIRST_THOUGHT = re.compile(rf"{_LEADING_MARKS.pattern}(?:{_OPENS})")
-_TRAILING_MARKS = re.compile(rf"(?:\s*(?:{_CHAT_MARK}))+\s*\Z")
+_MARK_AT_END = re.compile(rf"(?:{_CHAT_MARK})\Z")
+_LONGEST_MARK = 50  # characters
 
 _PLACEHOLDER = re.compile(r"\.{3}|…|<[^<>]*>|string")
 _MAY_BE_PLACEHOLDER = re.compile(rf'"(?:{_PLACEHOLDER.pattern})"')
@@ -203,10 +206,21 @@ def plain_text(text: str) -> str:
     if turn and _has_words(answer[: turn.start()]):
         answer = answer[: turn.start()]
     leading = _LEADING_MARKS.match(answer)
-    bare = _TRAILING_MARKS.sub("", answer[leading.end() :] if leading else answer)
+    bare = _without_trailing_marks(answer[leading.end() :] if leading else answer)
     if text.strip() and not bare.strip():
         raise ReplyError("the reply is empty, but for its reasoning.")
     return text if bare.strip() == text.strip() else bare.strip()
+
+
+def _without_trailing_marks(text: str) -> str:
+    """A text without the marks of a chat template at its end."""
+    bare = text.rstrip()
+    end = len(bare)
+    while found := _MARK_AT_END.search(bare, max(0, end - _LONGEST_MARK), end):
+        end = found.start()
+        while end and bare[end - 1].isspace():
+            end -= 1
+    return text if end == len(bare) else bare[:end]
 
 
 class _Found(NamedTuple):
@@ -244,32 +258,39 @@ def _scanned(text: str, *, list_root: bool) -> tuple[list[_Found], list[tuple[in
     objects: list[_Found] = []
     thoughts: list[tuple[int, int]] = []
     opened: int | None = None
-    place = tried = 0
+    place = tried = work = looked = 0
     end = len(text)
     while (token := _TOKENS.search(text, place)) is not None and tried < _MOST_OBJECTS:
         place = token.end()
+        if token["brace"] == "[" and not list_root:
+            continue
+        tried += 1
         if token["brace"]:
-            if token["brace"] == "[" and not list_root:
+            # Is it a value in an object that is broken?
+            if _KEY_BEFORE.search(text, max(0, token.start() - _LONGEST_MARK), token.start()):
                 continue
-            if _KEY_BEFORE.search(text, 0, token.start()):  # a value in an object that is broken
-                continue
-            tried += 1
             try:
                 value, place = _DECODER.raw_decode(text, token.start())
                 objects.append(_Found(token.start(), place, value))
             except json.JSONDecodeError as error:
-                if _breaks_off(error, text):
+                work += error.pos - token.start()
+                if _breaks_off(error, text) or work > _MOST_WORK:
                     break
-            except RecursionError:
+            except (
+                RecursionError,
+                ValueError,
+            ):  # nested too deep, or a number of thousands of digits
                 break
         elif token["open"]:
             opened = token.start() if opened is None else opened
         elif token["close"]:
             thoughts.append((0 if opened is None else opened, place))  # 0: the template opened it
             opened = None
-        elif opened is None and _has_words(text[: token.start()]):
-            end = token.start()
-            break
+        elif opened is None:  # somebody else's turn: the reply ends here, if it has begun
+            if _has_words(text[looked : token.start()]):
+                end = token.start()
+                break
+            looked = token.start()
     if opened is not None:
         thoughts.append((opened, end))
     return objects, thoughts, end
@@ -354,7 +375,7 @@ def _parsed(value: Any) -> Any:
 
 _OPENING_QUOTE = re.compile(r"(?<=[{\[,:])(\s*)[“”„«]")
 _CLOSING_QUOTE = re.compile(r"[“”»](?=\s*[:,}\]])")
-_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
+_COMMA = re.compile(r'("(?:[^"\\]|\\.?)*+"?)|,(?=\s*[}\]])', re.DOTALL)
 
 
 # A dict whose keys and values are all texts or dicts, as Python prints it. Each character can be matched in

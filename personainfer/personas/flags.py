@@ -64,11 +64,12 @@ _TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof)\.? [^\W\d_a-z]\w+")
 _CALLED = re.compile(
     r"\b(?:named|(?:person|someone|user|man|woman|boy|girl) called|name is) [^\W\d_a-z][^\W\d_]"
 )
+_CAPITAL = r"[^\W\d_a-z](?=[A-Z]*+[^\W\d_A-Z])"  # of a word that is not all in capitals
 # Capitalised words, with initials and particles between: "George W. Bush", "Ludwig van Beethoven".
 _CAPITALIZED = re.compile(
-    r"\b(?:[A-Z]\. ?)*[^\W\d_a-z][^\W\d_]*[^\W\d_A-Z][^\W\d_]*"
-    r"(?: (?:(?:[A-Z]\.? ?)+|van|von|de|da|del|di|bin|al|la|der|den)){0,2}"
-    r"(?: [^\W\d_a-z][^\W\d_]*[^\W\d_A-Z]\w*)+|\b(?:[A-Z]\. ?)+[A-Z][a-z]+"
+    rf"\b(?:[A-Z]\. ?){{0,4}}{_CAPITAL}[^\W\d_]*+"
+    r"(?: (?:(?:[A-Z]\.? ?){1,4}|van|von|de|da|del|di|bin|al|la|der|den)){0,2}"
+    rf"(?: {_CAPITAL}\w*+)+|\b(?:[A-Z]\. ?){{1,4}}[A-Z][a-z]+"
 )
 # Capitalised words that make a place, a product, a work or an event of the words beside them.
 _NOT_IN_NAMES = frozenset(

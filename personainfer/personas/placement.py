@@ -26,7 +26,7 @@ _MARK = re.compile(
     r"|</?SYS>>"  # Llama 2
     r"|/?(?:s|unk|pad|mask|[be]o[spha]|sop)>"  # sentencepiece, GLM, InternLM
     r"|/?(?:think|unused\d+|reponame|filename)>"  # Qwen, Gemma, StarCoder, SmolLM
-    r"|/?\w*_\w*>|seed:\w+>)"  # <start_of_turn>, <tool_call>, <fim_prefix>, <BOS_TOKEN>; Seed
+    r"|/?(?=\w{1,80}>)\w*_|seed:\w+>)"  # <start_of_turn>, <tool_call>, <fim_prefix>, <BOS_TOKEN>; Seed
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+|MODEL_SETTINGS|ARGS|CALL_ID|THINK|IMG\w*"
     r"|AUDIO|BEGIN_AUDIO|PREFIX|MIDDLE|SUFFIX|control_\d+|gMASK|sMASK|BOS|EOS|UNK|PAD|CLS|SEP|MASK)\]"
     r"|\|)"  # Mistral, GLM, BERT; EXAONE

@@ -213,7 +213,7 @@ def _exemplars(given: object) -> tuple[Exemplar, ...]:
 
 
 _TAG = re.compile(
-    r"<(\s*/?\s*(?:prompt|response_[12]|person_[12]|persona(?:_[12])?|(?:preferred|other)_response"
+    r"<(\s*+/?\s*+(?:prompt|response_[12]|person_[12]|persona(?:_[12])?|(?:preferred|other)_response"
     r"|choice|explanation|example|earlier_description)\b[^<>]*)>",
     re.IGNORECASE,
 )

@@ -29,9 +29,12 @@ ABLATIONS = 64  # as ContextCite and FamousPersona
 _PERMUTATIONS = 9_999
 _PENALTY = 0.01  # of the sparse fit, in standard deviations of the margin
 _SWEEPS = 200
-_TAG = re.compile(r"\s*</?[a-z_]+>\s*")
+_TAG = re.compile(r"(?<!\s)\s*+</?[a-z_]+>\s*")
 # Full-width marks end a sentence by themselves: no space follows them.
-_SENTENCE = re.compile(r"\S.*?(?:[.!?…]+(?=\s|$)|[。\uff01\uff1f]+|$)", re.MULTILINE)
+_SENTENCE = re.compile(
+    r"\S(?:[^\n.!?…。\uff01\uff1f]++|[.!?…]++(?!\s|$))*+(?:[.!?…]++|[。\uff01\uff1f]++|$)",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,58 @@
+"""Long texts that repeat themselves: the time to read them grows with their length, not with its square."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+LENGTH = 300_000  # characters: a pattern that tries each start with each end would take hours
+READ_PAIR = "list(read_preferences([{'prompt': text, 'chosen': 'a', 'rejected': text}]))"
+ASK = "pair_message(pi.Preference(prompt=text, chosen='a', rejected=text))"
+FLAG = "find_flags(pi.Persona(trait=text, preference='b'), pair)"
+READERS = {
+    "a mark in a pair": ("'<' + '_' * LENGTH", ASK),
+    "a tag in a pair": ("'<' + ' ' * LENGTH", ASK),
+    "a list in a cell": ("'[' + ' ' * LENGTH", READ_PAIR),
+    "a transcript": (r"'\n\nHuman: ' * (LENGTH // 9)", READ_PAIR),
+    "a name": ("chr(201) + chr(233) * LENGTH", FLAG),
+    "initials": ("'A. ' * (LENGTH // 3)", FLAG),
+    "the answer of a judge": ("'1' + '.' * LENGTH + 'x'", "judge._bare(text)"),
+    "sentences of a prefix": (
+        "'x' + '.' * LENGTH + 'x'",
+        "list(attribution._SENTENCE.finditer(text))",
+    ),
+    "tags of a prefix": ("' ' * LENGTH + 'x'", "attribution._TAG.split(text)"),
+    "sentences of a response": (
+        "'.' * LENGTH + 'x'",
+        "heterogeneity._SENTENCE_END.findall(text)",
+    ),
+    "a header": ("'0' * LENGTH + 'x'", "endpoint_faults._wait(text)"),
+}
+SCRIPT = """
+import personainfer as pi
+from personainfer.data.readers import read_preferences
+from personainfer.evaluation import judge
+from personainfer.llm import endpoint_faults
+from personainfer.personas.flags import find_flags
+from personainfer.personas.prompts import pair_message
+from personainfer.simulation import heterogeneity
+from personainfer.users import attribution
+LENGTH = {length}
+pair = pi.Preference(prompt="p", chosen="a", rejected="b")
+for name, (text, read) in {readers}.items():
+    print(name, flush=True)
+    text = eval(text)
+    try:
+        eval(read)
+    except pi.PersonaInferError:
+        pass
+"""
+
+
+def test_a_long_text_is_read_in_a_time_that_grows_with_its_length() -> None:
+    script = SCRIPT.format(length=LENGTH, readers=READERS)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == list(READERS)
