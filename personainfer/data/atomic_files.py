@@ -39,7 +39,7 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
 
     Args:
         path: the file to write; its folder must exist.
-        private: only the owner may read it. Otherwise it has the permissions of the file that it
+        private: only the owner may read it. Otherwise it has the permissions of the user's file that it
             replaces, or those of a new file.
 
     Raises:
@@ -228,9 +228,14 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _permissions(path: Path) -> int:
-    """The permissions of the file, or of a new file."""
+    """The permissions of this user's file, or of a new file.
+
+    A link or file that somebody else has put there does not open the new file to others.
+    """
     with suppress(FileNotFoundError):
-        return path.stat().st_mode & 0o777
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and (fcntl is None or found.st_uid == os.getuid()):
+            return found.st_mode & 0o777
     return 0o666 & ~_umask()
 
 

@@ -33,6 +33,7 @@ from ..exceptions import CacheError, InvalidArgumentError
 _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold files or pickles
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_SET_ASIDE = "cache.db.broken-"  # and a number: what a damaged database is renamed to
 _MARK = 0x50494E46  # SQLite's application_id: a database without it is not ours to write
 _BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction …
 _BUSY_STEP = 0.5  # … in steps: an event loop waits for one of them, and lets others run between
@@ -92,26 +93,33 @@ class ReplyCache:
         try:
             private_folder(self.directory)
             # Made before SQLite would, which would let everybody read it; journals get its permissions.
-            if not self._path.exists():
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            with suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            if not stat.S_ISREG(self._path.lstat().st_mode):  # SQLite would follow or wait
+                raise OSError("its cache.db is a link, a pipe or a folder")
             self._read_only = self._others_may_write()
             self._inode = self._path.stat().st_ino
             with self._database_errors():
                 self._mark_or_refuse()
-                self._store = diskcache.Cache(
-                    str(self.directory),
-                    timeout=_BUSY_STEP,
-                    disk=_TextDisk,
-                    eviction_policy="none",  # the default evicts silently at 1 GiB
-                    cull_limit=0,
-                    sqlite_mmap_size=0,
-                )
-                self._store.close()  # it opens again at the first write, in the thread that writes
+                self._store: Any = None if self._read_only else self._open_store()
         except OSError as error:
             raise CacheError(
                 f"the cache directory {self.directory} cannot be used: {error}.",
                 hint="Name another one with cache_dir=, or turn the cache off with cache=False.",
             ) from error
+
+    def _open_store(self) -> Any:
+        """The database, for writing."""
+        store = diskcache.Cache(
+            str(self.directory),
+            timeout=_BUSY_STEP,
+            disk=_TextDisk,
+            eviction_policy="none",  # the default evicts silently at 1 GiB
+            cull_limit=0,
+            sqlite_mmap_size=0,
+        )
+        store.close()  # it opens again at the first write, in the thread that writes
+        return store
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The cached replies, by key; keys without a reply, or with one that is not text, are left out."""
@@ -167,11 +175,27 @@ class ReplyCache:
         return CacheInfo(self.directory, sum(models.values()), size, models)
 
     def clear(self, model: str | None = None) -> int:
-        """Delete all replies, or those of one model; returns how many."""
+        """Delete all replies, or those of one model; returns how many.
+
+        All includes what was set aside of a damaged cache.
+
+        Raises:
+            CacheError: others may write to the cache, or another program keeps it locked.
+        """
+        self._check_writable()
         with self._database_errors():
             deleted = self._store.clear() if model is None else self._store.evict(model)
             self._free()
+        if model is None:
+            self._delete_set_aside(time.time())
         return int(deleted)
+
+    def _delete_set_aside(self, before: float) -> None:
+        """Delete the files of damaged caches that were last written before this time."""
+        for path in self.directory.glob(f"{_SET_ASIDE}*"):
+            with suppress(FileNotFoundError):
+                if path.lstat().st_mtime < before:
+                    path.unlink()
 
     def prune(self, *, older_than: float | None = None, max_size: int | None = None) -> int:
         """Delete the oldest replies; returns how many.
@@ -180,10 +204,12 @@ class ReplyCache:
             older_than: seconds: replies that were written longer ago go.
             max_size: bytes: the oldest replies go until the texts of the others fit.
         """
+        self._check_writable()
         before = self.info().replies
         with self._database_errors(), self._store.transact():
             if older_than is not None:
                 self._delete("store_time < ?", time.time() - older_than)
+                self._delete_set_aside(time.time() - older_than)
             if max_size is not None:
                 # The newest replies whose texts, added up, are within the bound, are kept.
                 newest = (
@@ -204,7 +230,8 @@ class ReplyCache:
         if self._pid != os.getpid() or getattr(self._here, "uses", 0) > 0:
             return
         with self._database_errors():
-            self._store.close()
+            if self._store is not None:
+                self._store.close()
             if getattr(self._here, "connection", None) is not None:
                 self._here.connection.close()
                 self._here.connection = None
@@ -255,10 +282,16 @@ class ReplyCache:
             # Check in this order: another process that starts now marks the database, then makes its tables.
             ((tables,),) = connection.execute("SELECT COUNT(*) FROM sqlite_master")
             ((mark,),) = connection.execute("PRAGMA application_id")
-            if not tables:  # before any table is made, so that no other process sees one unmarked
+            if not tables and not self._read_only:
+                # Before any table is made, so that no other process sees one unmarked.
                 connection.execute(f"PRAGMA application_id = {_MARK}")
         finally:
             connection.close()
+        if self._read_only and not tables:
+            raise CacheError(
+                f"others may write to {self._path}, and it is empty.",
+                hint="Name another directory with cache_dir=.",
+            )
         if tables and mark != _MARK:
             raise CacheError(
                 f"{self._path} is the database of another program. It was left as it is.",
@@ -266,11 +299,16 @@ class ReplyCache:
             )
 
     def _others_may_write(self) -> bool:
-        """Whether other users may write there. Then nothing is cached, after a warning."""
-        folder, file = self.directory.stat().st_mode, self._path.stat().st_mode
-        open_to_others = file & _OTHERS_WRITE or (
-            folder & stat.S_IWOTH and not folder & stat.S_ISVTX
+        """Whether other users may write there. Then nothing is cached, after a warning.
+
+        The system's administrator may write everywhere, and works in folders of others (in a container).
+        """
+        folder, file = self.directory.stat(), self._path.stat()
+        open_to_others = file.st_mode & _OTHERS_WRITE or (
+            folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX
         )
+        if hasattr(os, "getuid") and (user := os.getuid()):
+            open_to_others |= not {folder.st_uid, file.st_uid} <= {user, 0}
         if open_to_others:
             warnings.warn(
                 f"others may write to the cache {self._path}, so replies are read from it, and none is"
@@ -278,6 +316,13 @@ class ReplyCache:
                 stacklevel=4,
             )
         return bool(open_to_others)
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise CacheError(
+                f"others may write to the cache {self._path}, so nothing in it is changed.",
+                hint="Make it yours alone: chmod -R go-w.",
+            )
 
     def _check_still_there(self) -> None:
         """Raise CacheError if the database was deleted or replaced: what is written would be lost."""
@@ -304,7 +349,7 @@ class ReplyCache:
     def _set_aside(self, reason: str) -> CacheError:
         """Move a database that cannot be used out of the way; nothing is deleted."""
         number = 1
-        while (aside := self.directory / f"cache.db.broken-{number}").exists():
+        while (aside := self.directory / f"{_SET_ASIDE}{number}").exists():
             number += 1
         try:
             self._path.rename(aside)

@@ -201,3 +201,27 @@ def test_a_report_replaces_a_report_and_nothing_else_unless_told(tmp_path: Path)
     pi.write_report(TABLE, path, overwrite=True)
     pi.write_report(TABLE, path, title="Again")
     assert "Again" in path.read_text()
+
+
+@pytest.mark.parametrize("planted", ["link", "file"])
+def test_what_somebody_else_put_there_does_not_open_the_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    """Whoever may write to the folder could else choose who reads what is written there."""
+    path, wide = tmp_path / "file.txt", tmp_path / "wide"
+    for made in (path, wide):
+        made.write_text("theirs")
+        made.chmod(0o666)
+    if planted == "link":
+        path.unlink()
+        path.symlink_to(wide)
+    else:
+        owner = path.stat().st_uid
+        monkeypatch.setattr("os.getuid", lambda: owner + 1)
+    before = os.umask(0o077)
+    try:
+        write_file(path, "mine")
+    finally:
+        os.umask(before)
+    assert mode(path) == 0o600
+    assert wide.read_text() == "theirs"

@@ -413,7 +413,7 @@ def test_a_damaged_database_is_set_aside(
 def test_a_database_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> None:
     (tmp_path / "cache.db").mkdir()
     (tmp_path / "cache.db" / "file").write_text("mine")
-    with pytest.raises(CacheError, match=r"unable to open.*cache_dir="):
+    with pytest.raises(CacheError, match=r"is a link, a pipe or a folder.*cache_dir="):
         ReplyCache(tmp_path)
     assert (tmp_path / "cache.db" / "file").read_text() == "mine"
 
@@ -549,3 +549,66 @@ def test_replies_that_cannot_be_read_are_asked_for_again(tmp_path: Path) -> None
         again = infer()
     assert list(again) == list(first)
     assert (again.usage.cached, again.usage.calls) == (27, 13)
+
+
+@pytest.mark.parametrize("planted", ["link to nothing", "link to a file", "pipe"])
+def test_a_planted_cache_is_not_followed(planted: str, tmp_path: Path) -> None:
+    cache, victim = tmp_path / "cache", tmp_path / "victim"
+    cache.mkdir()
+    if planted == "pipe":
+        os.mkfifo(cache / "cache.db")
+    else:
+        (cache / "cache.db").symlink_to(victim)
+    if planted == "link to a file":
+        victim.write_bytes(b"")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(CacheError, match="a link, a pipe or a folder"):
+        ReplyCache(cache)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert not victim.exists() or victim.read_bytes() == b""
+
+
+def test_a_cache_of_somebody_else_is_read_and_never_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ReplyCache(tmp_path)
+    own.set_many(numbered(2).items(), model="m")
+    own.close()
+    if os.getuid() == 0:
+        os.chown(tmp_path / "cache.db", 12345, -1)
+    monkeypatch.setattr("os.getuid", lambda: 23456)
+    with pytest.warns(UserWarning, match="others may write"):
+        theirs = ReplyCache(tmp_path)
+    theirs.set_many([(b"new", "reply")], model="m")
+    assert theirs.get_many([*numbered(2), b"new"]) == numbered(2)
+    for change in (theirs.clear, partial(theirs.prune, older_than=0)):
+        with pytest.raises(CacheError, match="nothing in it is changed"):
+            change()
+    assert theirs.info().replies == 2
+
+
+def test_an_empty_file_that_others_may_write_to_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "cache.db"
+    path.touch()
+    path.chmod(0o666)
+    with pytest.raises(CacheError, match="it is empty"), pytest.warns(UserWarning, match="others"):
+        ReplyCache(tmp_path)
+    assert path.read_bytes() == b""
+
+
+def test_what_was_set_aside_goes_when_all_is_cleared_or_when_it_is_old(tmp_path: Path) -> None:
+    """A damaged cache holds people's texts, too."""
+    cache = ReplyCache(tmp_path)
+    cache.set_many(numbered(2).items(), model="m")
+    aside = [tmp_path / f"cache.db.broken-{n}" for n in (1, 2)]
+    for path in aside:
+        path.write_bytes(b"what people wrote")
+        os.utime(path, (1e9, 1e9))
+    os.utime(aside[1])
+    cache.prune(older_than=3600)
+    assert [path.exists() for path in aside] == [False, True]
+    cache.clear("m")
+    assert aside[1].exists()
+    os.utime(aside[1], (1e9, 1e9))
+    cache.clear()
+    assert not aside[1].exists()
