@@ -1,6 +1,7 @@
 """Keep API keys, and the secrets in addresses, out of messages, files and fingerprints.
 
-`shown_address` removes passwords and tokens from an address. An ordinary pickle keeps the key, for a worker
+Keys are `SecretText` and addresses `Address` from the moment they come in. `shown_address` removes passwords
+and tokens from an address. An ordinary pickle keeps the key, for a worker
 process. The pickles that Hugging Face's datasets makes to fingerprint a function leave it out: a renewed key
 would otherwise discard everything that was mapped before.
 """
@@ -75,7 +76,9 @@ def key_headers(endpoint: str, key: str) -> dict[str, str]:
     """The header that carries the key: Azure has its own."""
     if not key:
         return {}
-    return {"api-key": key} if _is_azure(endpoint) else {"Authorization": f"Bearer {key}"}
+    if _is_azure(endpoint):
+        return {"api-key": SecretText(key)}
+    return {"Authorization": SecretText(f"Bearer {key}")}
 
 
 def _is_azure(endpoint: str) -> bool:
@@ -88,10 +91,43 @@ def _is_azure(endpoint: str) -> bool:
     )
 
 
-class StoredAddress(str):
-    """The address of an endpoint that a file names: it is shown, but nothing is sent to it.
+class SecretText(str):
+    """A key, or a header that holds one. What shows a value by its `repr` shows "…": an error, a debugger.
 
-    Whoever wrote the file would otherwise choose where the user's key goes.
+    It is sent as it is: `str(key)` and `f"{key}"` give the text.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'…'"
+
+
+class Address(str):
+    """The address of an endpoint. Its `repr` hides what may be secret, as `shown_address` does."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(shown_address(self))
+
+
+def mask_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a model, with types for key, headers and address whose `repr` shows no secret."""
+    masked = dict(options)
+    if (base := masked.get("api_base")) is not None:
+        masked["api_base"] = Address(base)
+    if (key := masked.get("api_key")) is not None:
+        masked["api_key"] = SecretText(key)
+    if headers := masked.get("extra_headers"):
+        masked["extra_headers"] = {name: SecretText(text) for name, text in headers.items()}
+    return masked
+
+
+class StoredText(str):
+    """An address or a model that a file names: it is shown, but nothing is sent to it.
+
+    Whoever wrote the file would otherwise choose where the user's key and data go.
     """
 
     __slots__ = ()

@@ -40,6 +40,7 @@ from ..exceptions import (
 )
 from ..llm.client import LLM, OPTIONS
 from ..llm.rate_limits import most_tokens
+from ..llm.weights import check_stored_model
 from ..personas.prompts import PersonaPrompt, Protocol
 from ..personas.requests import Plan
 from ..records import Exemplar, Record, Side
@@ -182,11 +183,13 @@ class PersonaBatch(Record):
         batch. Otherwise whoever wrote the folder could choose where the key goes.
 
         Raises:
-            InvalidArgumentError: the folder names an address, and `api_base` does not.
+            InvalidArgumentError: the folder names an address, and `api_base` does not; or the model's name
+                says where it is loaded from or called.
         """
         options = dict(self.llm_options)
         stored = options.get("api_base")
         if not submitted_here:
+            check_stored_model(self.model, self.path)
             if stored is not None and api_base is None:
                 raise InvalidArgumentError(
                     f"{self.path} was submitted to {shown_address(str(stored))!r}.",

@@ -10,7 +10,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ..api_keys import StoredAddress
+from ..api_keys import StoredText
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, RowsFailedError
 from ..records import PersonaRow, Usage
 from .arrow_columns import (
@@ -411,8 +411,9 @@ class PersonaTable(Sequence[PersonaRow]):
         """
         file = StoredTable(path)
         settings = dict(file.settings)
-        if isinstance(base := settings.get("api_base"), str):
-            settings["api_base"] = StoredAddress(base)
+        for name in ("api_base", "model"):
+            if isinstance(stored := settings.get(name), str):
+                settings[name] = StoredText(stored)
         return cls(
             file.rows,
             original=file.columns,

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, Strict
 
-from ..api_keys import hide_key, show_key, shown_address
+from ..api_keys import hide_key, mask_secrets, show_key, shown_address
 from ..arguments import (
     Count,
     Flag,
@@ -229,7 +229,7 @@ class LLM:
 
     def __init__(self, model: str | None = None, **options: Unpack[LLMOptions]) -> None:
         check_argument("model", model, ModelName)
-        chosen = _OPTIONS.check(options)
+        chosen = mask_secrets(_OPTIONS.check(options))
         self._options = {"model": model, **chosen}
         self._pid = os.getpid()
         self.model = model or os.environ.get("PERSONAINFER_MODEL") or "local"

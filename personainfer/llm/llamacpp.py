@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..api_keys import Address, SecretText
 from ..exceptions import ModelNotFoundError, ReplyError, TransportError
 from ..records import Completion
 from .openai_protocol import Json, response_format
@@ -63,7 +64,7 @@ class EmbeddedTransport(EndpointTransport):
             ModelNotFoundError: the weights cannot be fetched or loaded, or have no chat template.
         """
         server = await asyncio.to_thread(self._chat_server)
-        self._base, self.key = server.api_base, server.api_key
+        self._base, self.key = Address(server.api_base), server.api_key
         _, _, text = body.partition(b'"messages": [')
         start, _, _ = text.rpartition(b'{"role": "user"')
         slots = server.slots
@@ -178,7 +179,7 @@ class _Server:
     def __init__(self, path: Path) -> None:
         xllamacpp = _engine()
         self.weights = path
-        self.api_key = secrets.token_hex(32)
+        self.api_key = SecretText(secrets.token_hex(32))
         copies = SlotCopies(_COPIES)
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
@@ -200,7 +201,7 @@ class _Server:
         params.cache_idle_slots = False
         params.n_ctx_checkpoints = 0
         params.slot_save_path = copies.folder
-        params.api_keys = [self.api_key]  # other users of this machine reach the port, too
+        params.api_keys = [str(self.api_key)]  # other users of this machine reach the port, too
         params.cors_origins, params.cors_credentials = "", False  # and so do web pages
         params.warmup = False
         params.ui = False

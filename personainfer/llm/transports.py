@@ -16,10 +16,18 @@ from functools import cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 from pydantic import BaseModel
 
-from ..api_keys import environment_key, key_headers, shown_address
+from ..api_keys import (
+    Address,
+    SecretText,
+    environment_key,
+    key_headers,
+    mask_secrets,
+    shown_address,
+)
 from ..exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -156,11 +164,12 @@ class EndpointTransport(_Speaker):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(model)
-        self._base = api_base.rstrip("/")
+        self._base: str = Address(api_base.rstrip("/"))
         self.endpoint = shown_address(self._base)
-        self.key = api_key or environment_key(self._base)
-        self._headers = dict(headers or {})
+        self.key = SecretText(api_key or environment_key(self._base))
+        self._headers = {name: SecretText(text) for name, text in (headers or {}).items()}
         self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
         self._runs = 0
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
@@ -207,6 +216,7 @@ class EndpointTransport(_Speaker):
         import aiohttp
 
         if self._session is None:
+            self._proxy = _environment_proxy(self._base)
             self._session = _session(
                 self._base, {**key_headers(self._base, self.key), **self._headers}
             )
@@ -214,7 +224,12 @@ class EndpointTransport(_Speaker):
         try:
             method = "GET" if body is None else "POST"
             async with self._session.request(
-                method, address, data=body, timeout=limit, allow_redirects=False
+                method,
+                address,
+                data=body,
+                timeout=limit,
+                allow_redirects=False,
+                proxy=self._proxy,
             ) as response:
                 return response.status, response.headers, await _read_bounded(response)
         except TimeoutError:
@@ -235,15 +250,26 @@ class EndpointTransport(_Speaker):
 
 
 def _session(base: str, headers: Mapping[str, str]) -> aiohttp.ClientSession:
-    """Connections of one run, through the proxy of the environment; a loopback needs none."""
+    """Connections of one run."""
     import aiohttp
 
     certificates = _certificates() if base.startswith("https://") else True
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ssl=certificates),
         headers={"Content-Type": "application/json", **headers},
-        trust_env=not _is_loopback(base),
     )
+
+
+def _environment_proxy(base: str) -> str | None:
+    """The proxy that the environment names for an address; a loopback needs none.
+
+    aiohttp would look it up itself with `trust_env=True`, but would then send the passwords in ~/.netrc too.
+    """
+    parts = urlsplit(base)
+    proxy = getproxies().get(parts.scheme)
+    if not proxy or _is_loopback(base) or proxy_bypass(parts.hostname or ""):
+        return None
+    return Address(proxy if "://" in proxy else f"http://{proxy}")
 
 
 def _certificates() -> ssl.SSLContext:
@@ -278,7 +304,7 @@ def _is_loopback(address: str) -> bool:
 def _address(base: str, path: str) -> str:
     """The address of a path below the base; a query (Azure's api-version) stays at the end."""
     parts = urlsplit(base)
-    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
+    return Address(urlunsplit(parts._replace(path=parts.path.rstrip("/") + path)))
 
 
 @cache
@@ -301,10 +327,10 @@ class LiteLLMTransport(_Speaker):
     ) -> None:
         super().__init__(model)
         self._litellm = _import_litellm()
-        self.options: Json = {"api_base": api_base, "api_key": api_key}
+        self.options: Json = mask_secrets({"api_base": api_base, "api_key": api_key})
         if headers:
-            self.options["extra_headers"] = dict(headers)
-        self.key = api_key or ""
+            self.options |= mask_secrets({"extra_headers": headers})
+        self.key = SecretText(api_key or "")
         try:
             self.name, self.provider, *_ = self._litellm.get_llm_provider(model)
         except self._litellm.BadRequestError:

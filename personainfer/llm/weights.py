@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
+from ..api_keys import shown_address
 from ..data.atomic_files import private_folder, unfinished_folder, write_file
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from ..observability import log
@@ -217,6 +218,25 @@ def find_weights(model: str, *, engine: bool = True) -> Weights:
         hint=f"Give the path of a .gguf file, local:owner/repository/file.gguf, or one of"
         f" {', '.join(f'local:{known}' for known in NAMED_WEIGHTS)}.",
     )
+
+
+def check_stored_model(model: str, place: object) -> None:
+    """Raise InvalidArgumentError if a model that a file names would be loaded or called somewhere else.
+
+    Whoever wrote the file could have data sent to an address within the name (such as that of litellm's
+    "oobabooga/http://…"), or weights of their choice fetched and read.
+
+    Args:
+        model: the name in the file.
+        place: the file or folder, for the error.
+    """
+    start, _, name = model.strip().removeprefix("litellm/").partition(":")
+    if "://" in model or (start == "local" and name and name not in NAMED_WEIGHTS):
+        raise InvalidArgumentError(
+            f"{place} names the model {shown_address(model)!r}.",
+            hint="A file does not decide what is loaded or called: name the model yourself.",
+            argument="model",
+        )
 
 
 def _own_weights(path: Path, *, hashed: bool) -> OwnWeights:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, cast
 
-from ..api_keys import StoredAddress, holds_secret, shown_address
+from ..api_keys import StoredText, holds_secret, shown_address
 from ..arguments import takes_options
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError, RowsFailedError
 from ..llm.client import LLM
+from ..llm.weights import check_stored_model
 from ..progress import with_progress_bar
 from ..records import Candidate, PersonaRow, Preference
 from .infer import PersonaStream, iter_personas
@@ -138,6 +139,8 @@ def _stream(
     options = _fixed(settings)
     options["exemplars"] = "none" if settings.get("exemplars") == 0 else "default"
     if not isinstance(model, LLM):
+        if isinstance(model, StoredText):
+            check_stored_model(model, "the table")
         _check_address(model, given, settings)
         names = _SAMPLING + (("api_base",) if model == settings.get("model") else ())
         options |= {name: settings[name] for name in names if name in settings}
@@ -158,7 +161,7 @@ def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, 
     base = settings.get("api_base")
     if given.get("api_base") is not None or base is None or model != settings.get("model"):
         return
-    if isinstance(base, StoredAddress) or holds_secret(base):
+    if isinstance(base, StoredText) or holds_secret(base):
         raise InvalidArgumentError(
             f"the table was made with the model {model!r} at {shown_address(base)!r}.",
             hint="Your key would go there: give api_base= again, or another model=.",

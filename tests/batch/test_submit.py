@@ -490,6 +490,15 @@ def test_a_folder_never_decides_where_the_key_and_the_replies_go(
     assert not elsewhere.exists()
 
 
+def test_a_folder_never_decides_what_is_loaded(provider: BatchServer, place: Path) -> None:
+    submit(provider, pairs(3), place / "b")
+    handle = place / "b" / "batch.json"
+    stored = json.loads(handle.read_text())
+    handle.write_text(json.dumps({**stored, "model": "local:owner/repository/theirs.gguf"}))
+    with pytest.raises(InvalidArgumentError, match="name the model yourself"):
+        pi.collect_batch(place / "b", api_base=provider.api_base)
+
+
 COLLECT = """
 import sys, personainfer as pi
 pi.collect_batch(sys.argv[1], poll=0.01, api_base=sys.argv[3]).save(sys.argv[2])

@@ -10,6 +10,7 @@ import pickle
 import sqlite3
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,47 @@ def test_the_key_is_in_no_file_log_repr_or_error(
         if file.is_file():
             assert key.encode() not in file.read_bytes()
     assert not [text for text in said if "secret0123456789" in text]
+
+
+@pytest.mark.parametrize("name", ["fake", "litellm/openai/fake"])
+@pytest.mark.parametrize("fault", [Fault.status(401), Fault.status(500), Fault.reset()])
+def test_no_secret_is_among_the_variables_that_a_traceback_shows(name: str, fault: Fault) -> None:
+    """Programs that report errors show the `repr` of each variable."""
+    with FakeLLM(faults=[fault] * 3) as server:
+        options: dict[str, Any] = {
+            "api_base": f"{server.api_base}?token=secret-token",
+            "api_key": "secret-key",
+            "extra_headers": {"X-Tenant": "secret-header"},
+        }
+        model = pi.LLM(name, max_attempts=1, cache=False, **options)
+        del options
+        try:
+            model.ask(MESSAGES)
+        except PersonaInferError as error:
+            seen = traceback.TracebackException.from_exception(error, capture_locals=True)
+    frames = [frame for frame in seen.stack if "tests" not in frame.filename]
+    assert len(frames) > 3
+    shown = " ".join(str(frame.locals) for frame in frames)
+    assert "secret" not in " ".join([shown, str(vars(model)), str(vars(model.transport))])
+
+
+@pytest.mark.parametrize("name", ["fake", "litellm/openai/fake"])
+def test_logs_hold_no_text_and_no_secret(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """At INFO of all loggers, and at DEBUG of this library's. Others may log what they send at DEBUG."""
+    with FakeLLM(faults=[Fault.status(500), Fault.bad_schema()]) as server:
+        base, headers = server.api_base, {"X-Tenant": "secret-header"}
+        if name == "fake":
+            base += "?token=secret-token"
+        secrets: dict[str, Any] = {"api_key": "secret-key", "extra_headers": headers}
+        model = pi.LLM(name, api_base=base, max_attempts=3, **secrets)
+        with (
+            caplog.at_level(logging.INFO),
+            caplog.at_level(logging.DEBUG, logger="personainfer"),
+        ):
+            pi.infer_personas([("A private question?", "a", "b")], model)
+    said = [f"{record.name}: {record.getMessage()}" for record in caplog.records]
+    assert any(line.startswith("personainfer:") for line in said)
+    assert not [line for line in said if "secret" in line or "private" in line]
 
 
 def test_an_llm_pickles_without_its_connections(llm: FakeLLM) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -256,3 +257,21 @@ def test_the_command_line_says_all_of_it(llm: FakeLLM, tmp_path: Path) -> None:
     assert "temperature" not in sent
     assert (sent["top_k"], sent["reasoning_effort"]) == (20, "low")
     assert llm.headers[0]["X-Team"] == "one"
+
+
+def test_the_passwords_of_netrc_are_sent_to_no_endpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would go instead of the key, and with them the caller's choice."""
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine model.invalid login user password secret\n")
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(
+        "socket.getaddrinfo",
+        lambda host, *more, **options: look_up("127.0.0.1", *more, **options),
+    )
+    with FakeLLM() as server:
+        base = server.api_base.replace("127.0.0.1", "model.invalid")
+        for key in ("mine", None):
+            pi.LLM("fake", api_base=base, api_key=key, cache=False, max_attempts=1).ask(MESSAGES)
+        assert [sent.get("Authorization") for sent in server.headers] == ["Bearer mine", None]

@@ -430,3 +430,24 @@ def test_added_columns_are_kept_but_for_the_rows_that_were_asked(tmp_path: Path)
             mended = pi.retry_errors(one, api_base=llm.api_base)
             assert not mended.errors
             assert mended.added == {"verdict": [True, None, True]}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "oobabooga/http://127.0.0.1:9",
+        "litellm/huggingface/http://127.0.0.1:9/x",
+        "local:owner/repository/theirs.gguf",
+        "local:theirs.gguf",
+    ],
+)
+def test_a_file_never_decides_what_is_loaded_or_called(model: str, tmp_path: Path) -> None:
+    """litellm takes an address within a model's name; a stranger's weights would be parsed."""
+    path = tmp_path / "theirs.parquet"
+    with FakeLLM(faults=[Fault.status(500)]) as server:
+        table = pi.infer_personas(pairs(2), "fake", api_base=server.api_base, max_attempts=1)
+        settings = {**table.settings, "model": model, "api_base": None}
+        table.with_rows({}, usage=table.usage, settings=settings).save(path)
+        with pytest.raises(InvalidArgumentError, match="name the model yourself"):
+            pi.retry_errors(path)
+        assert not pi.retry_errors(path, "fake", api_base=server.api_base).errors
