@@ -46,7 +46,7 @@ from personainfer.tailoring import BradleyTerry
 from personainfer.users import PersonaAudit, TasteSimilarity, UserPersonas
 
 PIECE = 4  # users between two writes
-K = {"polis": (4, 8), "lamp": (4,), "ukp": (8,)}
+K = {"polis": (8,), "lamp": (2,), "ukp": (4,)}
 # The weight of the similarity beside the rewards of people in general: --fit-scale --k 8.
 SCALE = {"polis": 5.3, "lamp": 7.0, "ukp": 5.8}
 ASK = """They read: "{prompt}"

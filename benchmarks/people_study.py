@@ -29,7 +29,7 @@ import personainfer as pi
 from personainfer.evaluation.grouped import mean_by_group, rate_by_group
 from personainfer.evaluation.statistics import Estimate
 from personainfer.records import FloatArray
-from personainfer.scoring import SimilarUsersVote, word_features
+from personainfer.scoring import LatentUsers, SimilarUsersVote, word_features
 from personainfer.scoring.choice_models import ChoiceModel, LongerWins, MajorityVote
 from personainfer.tailoring import BradleyTerry, LowRankRewards
 from personainfer.users.similar_users import find_questions
@@ -50,6 +50,7 @@ MODELS: dict[str, Callable[[], ChoiceModel]] = {
     "pooled": lambda: BradleyTerry(word_features),
     "low-rank, 5": LowRankRewards,
     "low-rank, 10": lambda: LowRankRewards(10),
+    "latent": LatentUsers,  # needs torch
 }
 HELD_OUT = 0.3
 REACH = 2.8  # the normal quantiles of 0.975 and 0.8 together: found in 8 of 10 studies
@@ -132,7 +133,8 @@ def table(folder: Path, names: Sequence[str], half: str, seeds: int) -> Iterator
     """The lines of the table: each model on each set, over splits, with intervals by user."""
     yield f"| {half} half | " + " | ".join(names) + " |"
     yield "| --- |" + " --- |" * len(names)
-    cells: dict[str, list[str]] = {name: [] for name in (*MODELS, "low-rank, 5 - similar users")}
+    differences = [(one, "similar users") for one in ("low-rank, 5", "latent") if one in MODELS]
+    cells: dict[str, list[str]] = {name: [] for name in MODELS}
     for name in names:
         scores: dict[str, list[FloatArray]] = {model: [] for model in MODELS}
         users: list[np.ndarray[Any, Any]] = []
@@ -147,8 +149,9 @@ def table(folder: Path, names: Sequence[str], half: str, seeds: int) -> Iterator
         together = {model: np.concatenate(found) for model, found in scores.items()}
         for model, found in together.items():
             cells[model].append(cell(rate_by_group(found, who)))
-        difference = together["low-rank, 5"] - together["similar users"]
-        cells["low-rank, 5 - similar users"].append(cell(mean_by_group(difference, who)))
+        for one, other in differences:
+            said = cell(mean_by_group(together[one] - together[other], who))
+            cells.setdefault(f"{one} - {other}", []).append(said)
         share = np.mean([kind == "clashing" for kind in clashing])
         print(f"{name}: {share:.0%} of the held-out choices are on clashing questions", flush=True)
     for model, found in cells.items():

@@ -56,6 +56,7 @@ def test_users_are_split_in_halves_and_choices_in_history_and_held_out(
 def test_it_prints_the_power_and_a_line_for_each_model(
     study: Any, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delitem(study.MODELS, "latent")  # which needs torch
     arguments = [str(data), "--only", "polis", "--seeds", "1"]
     monkeypatch.setattr("sys.argv", ["people_study.py", *arguments])
     study.main()

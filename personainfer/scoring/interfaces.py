@@ -1,4 +1,4 @@
-"""The interface of all scorers: tokens in, log-probabilities out; and a client of scoring servers.
+"""The interface of all scorers: tokens in, log-probabilities out; checks of rows; a client of servers.
 
 A text is scored as two lists of tokens: the prefix that is given, and the response. Each is tokenized by
 itself, so that no token spans the boundary and a response has the same tokens after every prefix.
@@ -7,22 +7,24 @@ itself, so that no token spans the boundary and a response has the same tokens a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from .. import event_loop as loop
-from ..exceptions import ReplyError
+from ..exceptions import InvalidArgumentError, ReplyError
 from ..llm.endpoint_faults import error_text, status_error
 from ..llm.openai_protocol import Json
 from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
-from ..records import FloatArray, Message
+from ..records import FloatArray, Message, Persona, Prompt
 from ..retrying import attempts
 
 T = TypeVar("T")
 U = TypeVar("U")
 
+PromptLike = str | Sequence[Message]
+Row = tuple[Prompt, str | None, str]  # prompt, persona, response
 Chat = Sequence[Message]
 Tokens = tuple[int, ...]
 
@@ -148,3 +150,54 @@ def read_text(reply: Json, field: str) -> str:
     if not isinstance(reply.get(field), str):
         raise ReplyError(f"the endpoint's reply has no text {field!r}.")
     return str(reply[field])
+
+
+# Rows to be scored: as many prompts and personas as responses
+
+
+def check_rows(
+    prompts: Sequence[PromptLike],
+    personas: Sequence[Persona | str | None],
+    responses: Sequence[str],
+) -> list[Row]:
+    check_lengths(prompts=prompts, personas=personas, responses=responses)
+    given = enumerate(zip(prompts, personas, responses, strict=True))
+    return [check_row(number, *one) for number, one in given]
+
+
+def check_row(number: int, prompt: object, persona: object, response: object) -> Row:
+    if not (persona is None or isinstance(persona, str | Persona)):
+        raise InvalidArgumentError(
+            f"personas[{number}]={persona!r:.80} is neither a persona, nor text, nor None."
+        )
+    if not isinstance(response, str):
+        raise InvalidArgumentError(f"responses[{number}]={response!r:.80} is not text.")
+    row = _prompt(number, prompt), None if persona is None else str(persona), response
+    try:
+        "".join(text for text in row if isinstance(text, str)).encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"row {number} holds half of a surrogate pair.") from None
+    return row
+
+
+def _prompt(number: int, prompt: object) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, list | tuple) and prompt:
+        messages = tuple(one for one in prompt if isinstance(one, Message))
+        if len(messages) == len(prompt):
+            return messages
+    raise InvalidArgumentError(
+        f"prompts[{number}]={prompt!r:.80} is neither text nor a sequence of personainfer.Message."
+    )
+
+
+def check_lengths(**columns: object) -> None:
+    lengths = {}
+    for name, column in columns.items():
+        if isinstance(column, str) or not isinstance(column, Sized):
+            raise InvalidArgumentError(f"{name}={column!r:.80} is not a sequence, one item a row.")
+        lengths[name] = len(column)
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{size} {name}" for name, size in lengths.items())
+        raise InvalidArgumentError(f"{said}: one of each a row is needed.")

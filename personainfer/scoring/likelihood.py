@@ -22,8 +22,7 @@ from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference
 from .context import Cuts, FittedText, ScoredText, TextToFit, fit_prefixes
 from .halving import ROUNDS, BothTexts, gaps_by_halving
-from .interfaces import Scorer, TokenText
-from .rows import PromptLike, Row, check_lengths, check_row, check_rows
+from .interfaces import PromptLike, Row, Scorer, TokenText, check_lengths, check_row, check_rows
 from .scorers import scorer_of
 
 H = TypeVar("H", bound=Hashable)

@@ -20,7 +20,7 @@ from ..exceptions import InvalidArgumentError
 from ..personas.prompts import prompt_numbers
 from ..preferences.conversations import read_prompt
 from ..records import FloatArray, Message, Persona
-from ..scoring.rows import check_rows
+from ..scoring.interfaces import check_rows
 
 PromptLike = str | Sequence[Message]
 

@@ -28,6 +28,7 @@ from ..scoring.choice_models import (
     SimilarUsersVote,
     word_features,
 )
+from ..scoring.latent_users import LatentUsers
 from ..tailoring.user_rewards import BradleyTerry, LowRankRewards
 from .audit_results import FEW_SHOT, Margins, PersonaAudit
 from .groups import group_values, strangers
@@ -41,6 +42,7 @@ AnyPersonas = UserPersonas | Mapping[str, Persona | UserPersona | str]
 Groups = Mapping[str, Mapping[str, object]]
 
 _NEED_NO_HISTORY = ("longer", "majority")
+_LATENT = "latent"  # needs torch, which takes seconds to import
 _MOST_EXAMPLES = 16  # of few-shot: more would fill the context of a small model
 
 
@@ -74,9 +76,9 @@ def audit_personas(
             `explains`), or a callable (conversations, responses) -> numbers, as for `evaluate_prefixes`.
         history: the choices that the personas were made from, as preference data. Baselines are fitted
             on them, and held-out choices may not be among them. None: those that `UserPersonas` hold.
-        baselines: names out of "longer", "majority", "similar users", "few-shot", "low-rank" and
-            "pooled"; or models of your own by name, with `fit(choices)` and `predict(choices)`. None:
-            all that can be fitted.
+        baselines: names out of "longer", "majority", "similar users", "few-shot", "low-rank", "pooled"
+            and "latent"; or models of your own by name, with `fit(choices)` and `predict(choices)`. None:
+            all that can be fitted, but for "latent", which needs torch.
         groups: attribute -> user -> value. Accuracy is compared between groups, and the other user whose
             persona is tried comes from the same groups where possible.
         k: with a function as `personas`: how many choices a user to make personas from, such as
@@ -366,8 +368,9 @@ def _models(
         FEW_SHOT: None,
         "low-rank": LowRankRewards(),
         "pooled": BradleyTerry(word_features),
+        _LATENT: LatentUsers(),
     }
-    names = known if baselines is None else baselines
+    names = [name for name in known if name != _LATENT] if baselines is None else baselines
     names = (names,) if isinstance(names, str) else names
     for name in names:
         InvalidArgumentError.check("baselines", name, known)

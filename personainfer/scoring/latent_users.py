@@ -1,0 +1,169 @@
+"""A latent vector for each user, inferred from a few choices: variational preference learning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from ..arguments import Count, CountFromZero, PositiveNumber, check_argument
+from ..exceptions import MissingExtraError
+from ..records import FloatArray, Preference
+from .choice_models import Features, Response, encode, featured
+
+if TYPE_CHECKING:
+    import torch
+
+_PROJECTED = 256  # dimensions that sparse features are projected to
+_LEARNING_RATE = 0.02
+_WEIGHT_DECAY = 0.05
+
+
+class LatentUsers:
+    """A model of choices with a latent vector for each user, as VPL (arXiv 2408.10075).
+
+    An encoder reads a user's choices, in any order and number, and gives the mean and the spread of the
+    user's vector z; the reward of a response is linear in its features and in z. Both are fitted together:
+    the choices are predicted with a z drawn from what a random half of them says, and the spread is kept
+    near a standard normal distribution. New users need no fitting: the encoder reads their choices.
+
+    Args:
+        features: prompts and responses, n of each -> (n, d). None: each response is known by itself.
+        dimensions: of z.
+        width: of the inner layers.
+        kl: how much the distance of z from a standard normal distribution costs, a user.
+        steps: of the optimizer, each over all choices.
+        seed: of everything that is drawn.
+    """
+
+    def __init__(
+        self,
+        features: Features | None = None,
+        *,
+        dimensions: int = 4,
+        width: int = 32,
+        kl: float = 0.1,
+        steps: int = 200,
+        seed: int = 0,
+    ) -> None:
+        for name, count in {"dimensions": dimensions, "width": width, "steps": steps}.items():
+            check_argument(name, count, Count)
+        check_argument("kl", kl, PositiveNumber)
+        check_argument("seed", seed, CountFromZero)
+        self._features, self._dimensions, self._width = features, dimensions, width
+        self._kl, self._steps, self._seed = kl, steps, seed
+        self._vectors: dict[str, FloatArray] = {}
+
+    def fit(self, choices: Sequence[Preference]) -> Self:
+        """Fit encoder and rewards on the choices of all users.
+
+        Raises:
+            DataError: a choice has no user.
+            MissingExtraError: torch is not installed.
+        """
+        torch = MissingExtraError.require("torch")
+        known = encode(choices)
+        self._places = known.responses if self._features is None else None
+        table = self._table(list(known.responses))
+        random = torch.Generator().manual_seed(self._seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            self._net = self._make(table.shape[1])
+        parameters = list(self._net.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        users = torch.tensor(known.user)
+        pairs = torch.tensor(np.stack([known.chosen, known.rejected]))
+        for _ in range(self._steps):
+            read = torch.rand(len(users), generator=random) < 0.5
+            mean, spread = self._encode(table, pairs, users, len(known.users), read)
+            noise = torch.randn(mean.shape, generator=random)
+            margins = self._margins(table, pairs, (mean + spread.exp() * noise)[users])
+            distance = 0.5 * (mean**2 + (2 * spread).exp() - 2 * spread - 1).sum()
+            loss = -torch.nn.functional.logsigmoid(margins).sum() + self._kl * distance
+            optimizer.zero_grad()
+            (loss / len(users)).backward()
+            optimizer.step()
+        self._vectors = {}
+        return self.fit_users(choices)
+
+    def fit_users(self, choices: Sequence[Preference]) -> Self:
+        """Infer the vectors of the users of these choices, new or known; encoder and rewards stay."""
+        torch = MissingExtraError.require("torch")
+        known = encode(choices)
+        table, users = self._table(list(known.responses)), torch.tensor(known.user)
+        pairs = torch.tensor(np.stack([known.chosen, known.rejected]))
+        with torch.inference_mode():
+            read = torch.ones(len(users), dtype=torch.bool)
+            mean, _ = self._encode(table, pairs, users, len(known.users), read)
+        found = mean.numpy().astype(np.float64)
+        self._vectors |= {user: found[row] for user, row in known.users.items()}
+        return self
+
+    def predict(self, choices: Sequence[Preference]) -> FloatArray:
+        """The log-odds of each choice, shape (n,); a user without a vector has that of the mean user, 0."""
+        if not choices:
+            return np.zeros(0)
+        torch = MissingExtraError.require("torch")
+        known = encode(choices)
+        nobody = np.zeros(self._dimensions)
+        vectors = np.array([self._vectors.get(user, nobody) for user in known.users])
+        with torch.inference_mode():
+            of_choice = torch.tensor(vectors[known.user], dtype=torch.float32)
+            pairs = torch.tensor(np.stack([known.chosen, known.rejected]))
+            found = self._margins(self._table(list(known.responses)), pairs, of_choice)
+        return np.asarray(found.numpy(), dtype=np.float64)
+
+    def _make(self, size: int) -> Any:
+        from torch import nn
+
+        return nn.ModuleDict(
+            {
+                "embed": nn.Linear(size, self._width, bias=False),
+                "read": nn.Sequential(nn.Linear(self._width, self._width), nn.Tanh()),
+                "infer": nn.Linear(self._width, 2 * self._dimensions),
+                "shared": nn.Linear(self._width, 1, bias=False),
+                "own": nn.Linear(self._width, self._dimensions, bias=False),
+            }
+        )
+
+    def _encode(
+        self,
+        table: torch.Tensor,
+        pairs: torch.Tensor,
+        users: torch.Tensor,
+        count: int,
+        read: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-spread of each user's z, from the choices that are read."""
+        one, other = (self._net["embed"](table)[side] for side in pairs)
+        said = self._net["read"](one - other) * read[:, None]
+        # A sum, not a mean: the more choices, the further from the prior.
+        total = said.new_zeros(count, self._width).index_add(0, users, said)
+        mean, spread = self._net["infer"](total / 10).chunk(2, dim=1)
+        return mean, spread.clamp(-4, 2)
+
+    def _margins(
+        self, table: torch.Tensor, pairs: torch.Tensor, vectors: torch.Tensor
+    ) -> torch.Tensor:
+        one, other = (self._net["embed"](table)[side] for side in pairs)
+        found: torch.Tensor = self._net["shared"](one - other)[:, 0]
+        return found + (self._net["own"](one - other) * vectors).sum(dim=1)
+
+    def _table(self, responses: Sequence[Response]) -> torch.Tensor:
+        """The features of responses, (n, d); of unknown responses zeros, where each is known by itself."""
+        import torch
+
+        if self._places is not None:
+            found = np.zeros((len(responses), len(self._places)), dtype=np.float32)
+            for row, response in enumerate(responses):
+                if response in self._places:
+                    found[row, self._places[response]] = 1.0
+            return torch.from_numpy(found)
+        given = featured(self._features, responses)
+        if hasattr(given, "tocsr"):
+            draw = np.random.default_rng(0).standard_normal(
+                (given.shape[1], _PROJECTED), dtype=np.float32
+            )
+            given = given @ draw / np.sqrt(_PROJECTED)
+        return torch.from_numpy(np.asarray(given, dtype=np.float32))

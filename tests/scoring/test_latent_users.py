@@ -1,0 +1,74 @@
+"""A latent vector for each user: planted camps are found, also of users that nothing was fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+import personainfer as pi
+from personainfer.exceptions import InvalidArgumentError
+from personainfer.records import FloatArray
+from personainfer.scoring import LatentUsers
+
+pytestmark = pytest.mark.heavy
+
+
+def choices(users: range, each: int, seed: int) -> list[pi.Preference]:
+    """Everybody prefers good responses to bad ones; two camps disagree on the subject."""
+    random = np.random.default_rng(seed)
+    found = []
+    for user in users:
+        camp = user % 2
+        for _ in range(each):
+            one, other = (int(n) for n in random.integers(20, size=2))
+            good = random.random() < 0.3
+            sides = (
+                (f"good {one}", f"bad {other}")
+                if good
+                else (f"{camp} {one}", f"{1 - camp} {other}")
+            )
+            found.append(
+                pi.Preference(prompt="?", chosen=sides[0], rejected=sides[1], user=f"u{user}")
+            )
+    return found
+
+
+def right(model: LatentUsers, asked: Sequence[pi.Preference]) -> float:
+    return float((model.predict(asked) > 0).mean())
+
+
+def features(prompts: Sequence[object], responses: Sequence[str]) -> FloatArray:
+    kinds = ("good", "bad", "0", "1")
+    return np.array([[float(text.split()[0] == kind) for kind in kinds] for text in responses])
+
+
+@pytest.mark.parametrize("given", [None, features])
+def test_camps_are_found(given: object) -> None:
+    model = LatentUsers(given).fit(choices(range(60), 12, 0))  # type: ignore[arg-type]
+    assert right(model, choices(range(60), 5, 1)) > 0.9
+    new = range(100, 120)
+    asked = choices(new, 6, 3)
+    unknown = right(model, asked)
+    assert right(model.fit_users(choices(new, 3, 2)), asked) > max(0.85, unknown + 0.1)
+
+
+def test_equal_seeds_give_equal_numbers_and_leave_torch_alone() -> None:
+    import torch
+
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    seen, asked = choices(range(10), 5, 0), choices(range(10), 2, 1)
+    one, other = (LatentUsers(steps=20).fit(seen).predict(asked) for _ in range(2))
+    assert (one == other).all()
+    assert (torch.random.get_rng_state() == before).all()
+    assert LatentUsers(steps=1).fit(seen).predict([]).tolist() == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"dimensions": 0}, {"width": -1}, {"steps": 0}, {"kl": 0}, {"seed": -1}]
+)
+def test_bad_arguments(options: dict[str, int]) -> None:
+    with pytest.raises(InvalidArgumentError, match=next(iter(options))):
+        LatentUsers(None, **options)
