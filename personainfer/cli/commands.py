@@ -55,22 +55,14 @@ from .streams import (
     write_rows,
 )
 
-# An empty line between lines: the help joins the others to one.
 _EPILOG = """
 Exit codes:
-
 0    done
-
 1    a fault of personainfer itself, with a traceback
-
 2    bad arguments or data: nothing was sent
-
 3    done, but some rows failed; they are in the output with the reason
-
-4    the model, the cache or a full disk ended the run; what was paid for is in the cache
-
+4    the model, the cache or a full disk ended it; what was paid for is kept
 130  interrupted (Ctrl-C); the same command goes on from there
-
 141  the reader of a pipe went away, as with any other command"""
 
 

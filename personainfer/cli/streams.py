@@ -218,9 +218,11 @@ def note(text: str) -> None:
 
 
 def suggest(*commands: str) -> None:
-    """Say which commands come next. "…" stands for options of the command before."""
+    """Say which commands come next. "…" at the end stands for the options of the command before."""
     for n, command in enumerate(commands):
-        note(f"{'     ' if n else 'Next:'} personainfer {command}")
+        said = command.removesuffix(" …")
+        again = " (with the same options)" if said != command else ""
+        note(f"{'     ' if n else 'Next:'} personainfer {said}{again}")
 
 
 def table_commands(path: str | Path, columns: Sequence[str] | None = None) -> tuple[str, ...]:

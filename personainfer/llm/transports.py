@@ -336,8 +336,9 @@ class LiteLLMTransport(_Speaker):
         except self._litellm.BadRequestError:
             raise InvalidArgumentError(
                 f"model={model!r} names no provider that litellm knows.",
-                hint='Write "provider/model" (https://docs.litellm.ai/docs/providers), give api_base='
-                ' for an OpenAI-compatible endpoint, or use "local".',
+                hint='Write "provider/model" (https://docs.litellm.ai/docs/providers), give the address of'
+                ' an OpenAI-compatible endpoint (api_base), or use "local".',
+                argument="model",
             ) from None
         self.endpoint = f"litellm:{self.provider}:{shown_address((api_base or '').rstrip('/'))}"
         self._schemas: dict[str, type[BaseModel]] = {}

@@ -169,7 +169,7 @@ def _subtitle(result: object, table: PersonaTable | None) -> str:
     if "protocol" in settings:
         parts.append(f"{settings['protocol']} protocol")
     if "prompt_version" in settings:
-        parts.append(f"prompt {settings['prompt_version']}")
+        parts.append(f"prompt version {settings['prompt_version']}")
     judge = getattr(result, "judge", None) or settings.get("verified_by") or settings.get("scorer")
     parts.append(f"judged by {judge}" if judge else "")
     return ", ".join(filter(None, parts))

@@ -73,6 +73,19 @@ class Export:
     left_out: Mapping[str, int]
     long_prompts: int
 
+    def __str__(self) -> str:
+        lines = [
+            f"{name}: {n:,} rows {self.files.get(name, '')}".rstrip()
+            for name, n in self.rows.items()
+        ]
+        lines += [f"card: {self.card}"] if self.card else []
+        lines += [f"left out: {count:,} {reason}" for reason, count in self.left_out.items()]
+        if self.long_prompts:
+            lines.append(
+                f"{self.long_prompts:,} prompts of 1,024 tokens or more: raise TRL's max_length"
+            )
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""
         card = None if self.card is None else str(self.card)
