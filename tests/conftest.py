@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,36 @@ from .batch_server import BatchServer
 settings.register_profile("whole", deadline=None)
 settings.register_profile("light", deadline=None, max_examples=25)
 
+_number = count()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("light" if config.option.markexpr == "not heavy" else "whole")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The tests themselves are kept for good: the garbage collector need not look through them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.fixture(autouse=True)
-def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_environment(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
     """No test reads the user's cache, keys or model, or what another one wanted logged."""
-    monkeypatch.setenv("PERSONAINFER_CACHE_DIR", str(tmp_path / "cache"))
+    if "tmp_path" in request.fixturenames:
+        cache = request.getfixturevalue("tmp_path") / "cache"
+    else:  # most tests write no file: what writes to the cache makes its folder
+        cache = tmp_path_factory.getbasetemp() / f"cache{next(_number)}"
+    monkeypatch.setenv("PERSONAINFER_CACHE_DIR", str(cache))
     for name in list(os.environ):
         if name.endswith("_API_KEY") or name == "PERSONAINFER_MODEL":
             monkeypatch.delenv(name)
