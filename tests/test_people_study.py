@@ -53,6 +53,7 @@ def test_users_are_split_in_halves_and_choices_in_history_and_held_out(
     assert not held_out & {choice.id for choice in dev.history}
 
 
+@pytest.mark.heavy
 def test_it_prints_the_power_and_a_line_for_each_model(
     study: Any, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -565,6 +565,7 @@ def test_a_child_forked_after_waiting_for_a_limit_can_use_the_same_llm() -> None
         finished(python(FORK_LIMITED, server.api_base))
 
 
+@pytest.mark.heavy
 def test_what_a_forked_child_pays_for_outlives_its_parents_cache(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     with FakeLLM() as server:

@@ -15,13 +15,15 @@ def full_disk(bytes: int) -> Iterator[None]:
     """In the block no file of this process grows beyond so many bytes, as if the disk were full then.
 
     Writes beyond it fail with an OSError (EFBIG), from Python, Arrow and SQLite alike. Not on Windows.
+    Modules that are imported in the block leave no bytecode: Python would keep the first bytes of it.
     """
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, before[1]))
     try:
-        yield
+        with mock.patch("sys.dont_write_bytecode", True):
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

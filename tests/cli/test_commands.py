@@ -607,7 +607,7 @@ def _judged(request: Any) -> Reply | None:
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ("infer - {reach} <&-", 2, "standard input is closed"),
+        pytest.param("infer - {reach} <&-", 2, "standard input is closed", marks=pytest.mark.heavy),
         ("infer pairs.jsonl {reach} >&-", 2, "standard output is closed"),
         pytest.param("estimate pairs.jsonl {reach} >&-", 0, "", marks=pytest.mark.heavy),
         pytest.param(

@@ -107,9 +107,14 @@ CUTS: dict[str, tuple[Callable[[pi.PersonaTable], pi.PersonaTable], list[int]]] 
     ),
     "sort by an own column": (lambda t: t.sort("x", reverse=True), list(range(COUNT))[::-1]),
 }
-# Every cut of a table with a pandas index and of one without a frame; four cuts of every other kind.
+# Every cut of a table with a pandas index, one of every other kind; with every kind what is heavy.
 CASES = [
-    pytest.param(kind, cut, id=f"{kind}-{cut}")
+    pytest.param(
+        kind,
+        cut,
+        id=f"{kind}-{cut}",
+        marks=[pytest.mark.heavy] * (kind != "pandas, multi" and cut != "backwards"),
+    )
     for kind in ORIGINALS
     for cut in CUTS
     if kind in ("pandas, multi", "dicts") or cut in ("slice", "backwards", "empty", "filter")

@@ -325,7 +325,7 @@ def test_quantiles_of_t_are_those_of_the_tables(
     assert t_quantile(probability, freedom) == pytest.approx(known, abs=1e-7)
 
 
-@pytest.mark.parametrize("n", [8, pytest.param(13, marks=pytest.mark.heavy), 25])
+@pytest.mark.parametrize("n", [8, *(pytest.param(n, marks=pytest.mark.heavy) for n in (13, 25))])
 def test_intervals_of_few_items_cover_as_often_as_those_of_many(n: int) -> None:
     random = np.random.default_rng(n)
     found = [bootstrap_mean(random.normal(size=n), resamples=2000, seed=s) for s in range(500)]

