@@ -70,7 +70,7 @@ def main() -> None:
     first = random.random(len(user)) < 1 / (1 + np.exp(-margins))
     chosen, rejected = np.where(first, one, other), np.where(first, other, one)
     choices = [
-        pi.Preference.unchecked(prompt="p", chosen=str(c), rejected=str(r), id=None, user=str(u))
+        pi.Preference(prompt="p", chosen=str(c), rejected=str(r), user=str(u))
         for c, r, u in zip(chosen, rejected, user, strict=True)
     ]
 

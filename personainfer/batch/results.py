@@ -67,6 +67,10 @@ class _NotAnswered:
         self._failed = failed
         self._missing = missing
 
+    @property
+    def waiting(self) -> int:
+        return 0
+
     def submit(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             job.reply = Reply(error=self._failed.get(job.key, self._missing))

@@ -72,9 +72,14 @@ _TOO_DEEP = (
 )
 
 
+_CONTAINERS = (dict, list, tuple)
+
+
 def _is_too_deep(value: object) -> bool:
     """Whether lists and dicts are nested deeper than can be stored; no recursion, each is seen once."""
-    level = [value] if isinstance(value, dict | list | tuple) else []
+    if not isinstance(value, _CONTAINERS):
+        return False
+    level = [value]
     for _ in range(_DEEPEST):
         if not level:
             return False
@@ -82,7 +87,7 @@ def _is_too_deep(value: object) -> bool:
             each
             for one in level
             for each in (one.values() if isinstance(one, dict) else one)
-            if isinstance(each, dict | list | tuple)
+            if isinstance(each, _CONTAINERS)
         )
         level = list({id(each): each for each in inner}.values())
     return bool(level)

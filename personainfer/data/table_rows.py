@@ -22,31 +22,31 @@ R = TypeVar("R", bound=Record)
 class MemoryRows(Sequence[PersonaRow]):
     """Rows in memory, with the methods of `StoredRows`.
 
-    A row is kept as tuples of its texts and built when it is used: the garbage collector visits every
-    record that is alive again and again, but skips tuples that hold nothing but text.
+    Of each record only the dict of its values is kept, and the record is built when it is used: the
+    garbage collector visits every record that is alive again and again, but no dict of texts.
     """
 
     def __init__(self, rows: Iterable[PersonaRow] = ()) -> None:
-        self._texts: list[tuple[Any, ...]] = []
+        self._indexes: list[int] = []
+        self._preferences: list[Any] = []
+        self._chosen: list[Any] = []
+        self._rejected: list[Any] = []
+        self._errors: list[str | None] = []
         self._columns: list[Mapping[str, Any]] = []
         self._candidates: dict[int, tuple[tuple[Candidate, ...], tuple[Candidate, ...]]] = {}
         for row in rows:
             if row.chosen_candidates or row.rejected_candidates:
                 candidates = (row.chosen_candidates, row.rejected_candidates)
-                self._candidates[len(self._texts)] = candidates
-            self._texts.append(
-                (
-                    row.index,
-                    _packed(row.preference, Preference),
-                    _packed(row.chosen, Persona),
-                    _packed(row.rejected, Persona),
-                    row.error,
-                )
-            )
+                self._candidates[len(self)] = candidates
+            self._indexes.append(row.index)
+            self._preferences.append(_values(row.preference, Preference))
+            self._chosen.append(_values(row.chosen, Persona))
+            self._rejected.append(_values(row.rejected, Persona))
+            self._errors.append(row.error)
             self._columns.append(row.columns)
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self._indexes)
 
     def __getitem__(self, index: Any) -> Any:
         places = range(len(self))[index]
@@ -56,15 +56,14 @@ class MemoryRows(Sequence[PersonaRow]):
         return map(self._row, range(len(self)))
 
     def _row(self, place: int) -> PersonaRow:
-        index, preference, chosen, rejected, error = self._texts[place]
         return PersonaRow(
-            index,
-            _unpacked(preference, Preference),
-            _unpacked(chosen, Persona),
-            _unpacked(rejected, Persona),
-            error,
-            *self._candidates.get(place, ((), ())),
-            columns=self._columns[place],
+            self._indexes[place],
+            _record(self._preferences[place], Preference),
+            _record(self._chosen[place], Persona),
+            _record(self._rejected[place], Persona),
+            self._errors[place],
+            *self._candidates.get(place, _NO_CANDIDATES),
+            self._columns[place],
         )
 
     def at(self, positions: Sequence[int]) -> MemoryRows:
@@ -77,7 +76,7 @@ class MemoryRows(Sequence[PersonaRow]):
 
     def failed(self) -> list[int]:
         """The positions of the rows that have an error."""
-        return [place for place, texts in enumerate(self._texts) if texts[-1] is not None]
+        return [place for place, error in enumerate(self._errors) if error is not None]
 
     def flagged(self) -> int:
         """How many rows have a flag."""
@@ -92,15 +91,16 @@ class MemoryRows(Sequence[PersonaRow]):
         return persona_columns(self)
 
 
-def _packed(record: R | None, kind: type[R]) -> Any:
+_NO_CANDIDATES: tuple[tuple[()], tuple[()]] = ((), ())
+
+
+def _values(record: R | None, kind: type[R]) -> Any:
     """The values of a record; a record of another class, such as one of the user's own, as it is."""
-    return tuple(record.__dict__.values()) if type(record) is kind else record
+    return record.__dict__ if type(record) is kind else record
 
 
-def _unpacked(values: Any, kind: type[R]) -> Any:
-    if type(values) is not tuple:
-        return values
-    return kind.unchecked(**dict(zip(kind.model_fields, values, strict=True)))
+def _record(values: Any, kind: type[R]) -> Any:
+    return kind.unchecked(values) if type(values) is dict else values
 
 
 def at_places(original: Any, places: Sequence[int]) -> Any:

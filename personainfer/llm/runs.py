@@ -23,7 +23,7 @@ from .workers import Tally
 T = TypeVar("T")
 
 _GATHERING = 0.05  # seconds that a slow source may hold back the rows that it gave already
-_WINDOW = 16  # rows ahead of the oldest one unanswered, as a multiple of the concurrency
+_WINDOW = 16  # rows ahead of the oldest one unanswered, at most, as a multiple of the concurrency
 
 
 class Answering(Protocol):
@@ -32,6 +32,10 @@ class Answering(Protocol):
     done: SimpleQueue[None]  # a token whenever replies have come
     fatal: BaseException | None
     cancelled: bool
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs nobody has begun to answer."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Set the reply of each job, now or later."""
@@ -55,7 +59,7 @@ class Run(Generic[T]):
 
     def __init__(
         self,
-        items: Iterable[tuple[T, Sequence[Job]]],
+        items: Iterable[tuple[T, list[Job]]],
         workers: Answering,
         *,
         cache: ReplyCache | None,
@@ -72,7 +76,7 @@ class Run(Generic[T]):
         self._workers = workers
         self._shared: dict[bytes, Job] = {}
         self._stored: dict[bytes, str] = {}  # replies from the cache that are not read yet
-        self._window: deque[tuple[T, Sequence[Job]]] = deque()
+        self._window: deque[tuple[T, list[Job]]] = deque()
         self._broken: Exception | None = None
         self._watch = RunWatch(model, self.tally)
         self._replies = self._run()
@@ -98,11 +102,11 @@ class Run(Generic[T]):
             try:
                 more = True
                 while more or self._window:
-                    if more and len(self._window) <= _WINDOW * self._width:
+                    if more and self._has_room():
                         more = self._prepare(self._gather())
                         self._watch.tell()
                     else:
-                        self._await(self._window[0][1])
+                        self._await(self._window[0][1], until_room=more)
                     yield from self._finished()
                 self._close_cache()
                 if self._broken is not None:  # the source failed: first what it gave before
@@ -119,9 +123,18 @@ class Run(Generic[T]):
         if self._cache is not None:
             self._cache.close()
 
-    def _gather(self) -> list[tuple[T, Sequence[Job]]]:
+    def _has_room(self) -> bool:
+        """Whether the workers soon need more jobs, and not too many rows wait for the oldest one.
+
+        Jobs are not made long before they are sent: what is alive costs the garbage collector time.
+        """
+        return (
+            self._workers.waiting <= self._width and len(self._window) <= _WINDOW * self._width
+        )
+
+    def _gather(self) -> list[tuple[T, list[Job]]]:
         """The next items, as many as may be in flight; fewer of a slow source; none at its end."""
-        items: list[tuple[T, Sequence[Job]]] = []
+        items: list[tuple[T, list[Job]]] = []
         ends = time.monotonic() + _GATHERING
         try:
             for item in islice(self._items, self._width):
@@ -132,16 +145,20 @@ class Run(Generic[T]):
             self._broken = error
         return items
 
-    def _prepare(self, items: list[tuple[T, Sequence[Job]]]) -> bool:
+    def _prepare(self, items: list[tuple[T, list[Job]]]) -> bool:
         """Look a group of items up in the cache, and send what is not there. False at the end."""
-        fresh: list[Job] = []
+        fresh: dict[bytes, Job] = {}
         for item, jobs in items:
-            distinct = [self._shared.setdefault(job.key, job) for job in jobs]
-            fresh += [job for job, own in zip(jobs, distinct, strict=True) if job is own]
-            self._window.append((item, distinct))
-        known = self._cache.get_many([job.key for job in fresh]) if self._cache and fresh else {}
+            for place, job in enumerate(jobs):
+                jobs[place] = self._shared.setdefault(job.key, job)
+                if jobs[place] is job:
+                    fresh[job.key] = job
+            self._window.append((item, jobs))
+        known = self._cache.get_many(list(fresh)) if self._cache and fresh else {}
         self._stored |= known
-        self._workers.submit([job for job in fresh if job.key not in known])
+        for key in known:
+            del fresh[key]
+        self._workers.submit(list(fresh.values()))
         return bool(items) and self._broken is None
 
     def _read_stored(self, jobs: Iterable[Job]) -> None:
@@ -149,16 +166,15 @@ class Run(Generic[T]):
 
         Only now: whatever waits in the window costs the garbage collector time.
         """
-        unreadable: list[Job] = []
         for job in jobs:
             text = self._stored.pop(job.key, None)
-            if text is not None:
-                job.reply = cached_reply(job, text)
-                if job.reply is None:
-                    unreadable.append(job)
-                else:
-                    self.tally.cached += 1
-        self._workers.submit(unreadable)
+            if text is None:
+                continue
+            job.reply = cached_reply(job, text)
+            if job.reply is None:
+                self._workers.submit([job])
+            else:
+                self.tally.cached += 1
 
     def _finished(self) -> Iterator[tuple[T, list[Reply]]]:
         """Hand out what is answered at the head of the window."""
@@ -179,8 +195,9 @@ class Run(Generic[T]):
             yield item, replies
         self._check()
 
-    def _await(self, jobs: Sequence[Job]) -> None:
-        while any(job.reply is None for job in jobs):
+    def _await(self, jobs: Sequence[Job], *, until_room: bool) -> None:
+        """Wait until these jobs are answered or, if asked to, until there is room for more."""
+        while any(job.reply is None for job in jobs) and not (until_room and self._has_room()):
             self._check()
             self._workers.done.get()
 

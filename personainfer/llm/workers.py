@@ -143,6 +143,11 @@ class Workers:
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
         in_flight.open(self)
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs no worker has taken."""
+        return len(self._jobs)
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """From the caller's thread: queue jobs and start workers for them."""
         if jobs:
@@ -150,7 +155,8 @@ class Workers:
                 self._transport.open()
                 self._open = True
                 _running.add(self)
-            loop.call(self._enqueue, jobs)
+            self._jobs.extend(jobs)  # a deque may grow here while the workers take from it
+            loop.call(self._start_workers, len(jobs))
 
     def close(self) -> None:
         """From the caller's thread: stop every worker and wait for it."""
@@ -166,9 +172,8 @@ class Workers:
         if threading.current_thread() is not loop.thread():  # else collected as garbage there
             stopped.result()
 
-    def _enqueue(self, jobs: Sequence[Job]) -> None:
-        self._jobs.extend(jobs)
-        for place in range(min(len(jobs), self._settings.max_concurrency - len(self._tasks))):
+    def _start_workers(self, jobs: int) -> None:
+        for place in range(min(jobs, self._settings.max_concurrency - len(self._tasks))):
             task = asyncio.get_running_loop().create_task(self._work(place * _WORKER_STAGGER_S))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -16,7 +16,7 @@ Flags come from word lists and patterns, so they depend on the wording, not on t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from functools import cache
 
 from ..exceptions import InvalidArgumentError
@@ -148,22 +148,20 @@ def flags_in_text(
 ) -> list[tuple[str, ...]]:
     """`find_flags` of several personas that share a pair, or pairs: `text` is theirs, by `pair_text`.
 
-    What hardly any persona has is first looked for in all of them at once.
+    Most personas have no flag, so all of them together are first searched for any sign of one.
     """
-    phrases = [persona.phrases for persona in personas]
-    said = " ".join([phrase for each in phrases for phrase in each])
-    plain = _plain(said)
-    words = _words(plain)
+    phrases = [phrase for persona in personas for phrase in persona.phrases]
+    said = " ".join(phrases)
+    words = _words(said)
     if (
-        plain == said  # no capitals, as names have
+        said == _plain(said)  # no capitals, as names have
         and "'" not in said
         and _telling_words().isdisjoint(words)
+        and exemplar_phrases.isdisjoint(phrases)
+        and not any(map(_is_ungrammatical, phrases))
         and not _may_copy(words, text)
     ):
-        return [
-            tuple(_form_flags(persona, each, exemplar_phrases))
-            for persona, each in zip(personas, phrases, strict=True)
-        ]
+        return [()] * len(personas)
     return [_flags(persona, text, exemplar_phrases) for persona in personas]
 
 
@@ -179,19 +177,12 @@ def _flags(persona: Persona, text: str, exemplar_phrases: Set[str]) -> tuple[str
         found.append("protected_attribute")
     if any(map(_has_name, persona.phrases)):
         found.append("named_person")
-    found += _form_flags(persona, phrases, exemplar_phrases)
-    return tuple(sorted(found, key=FLAGS.index))
-
-
-def _form_flags(
-    persona: Persona, phrases: Sequence[str], exemplar_phrases: Set[str]
-) -> Iterator[str]:
-    """The flags that take no search: `phrases` are the persona's, in lower case."""
     if not exemplar_phrases.isdisjoint(phrases):
-        yield "copies_exemplar"
+        found.append("copies_exemplar")
     composed = persona.sentence is None or persona.trait  # else it brings a sentence of its own
     if composed and any(map(_is_ungrammatical, phrases)):
-        yield "ungrammatical"
+        found.append("ungrammatical")
+    return tuple(sorted(found, key=FLAGS.index))
 
 
 def want_the_same(personas: Sequence[Persona]) -> bool:

@@ -90,13 +90,15 @@ class PersonaPrompt:
         return [pair_message(exemplar.preference), Message(role="assistant", content=reply)]
 
 
-def pair_message(preference: Preference) -> Message:
+def pair_message(preference: Preference, *, chosen_first: bool = True) -> Message:
     """The turn that shows one pair; the model is not told which response was chosen.
 
     The first words of each response come again at the end. A small model that starts its evidence with
     them describes the right response.
     """
     first, second = _disarm(preference.chosen), _disarm(preference.rejected)
+    if not chosen_first:
+        first, second = second, first
     fields = {
         "prompt": _disarm(prompt_text(preference.prompt)),
         "first": first,
@@ -105,7 +107,7 @@ def pair_message(preference: Preference) -> Message:
         "second_words": _first_words(second),
     }
     content = "".join([fields.get(part, part) for part in _parts("pair.txt")])
-    return Message.unchecked(role="user", content=content, extra=None)
+    return Message.unchecked({"role": "user", "content": content, "extra": None})
 
 
 def _first_words(text: str) -> str:

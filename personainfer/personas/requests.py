@@ -7,7 +7,7 @@ several candidates, each request is sent several times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +52,12 @@ class Plan:
 
     def requests(self, preference: Preference) -> list[Request]:
         """The requests of one pair, sample by sample."""
-        if self.prompt.protocol == "joint":
-            pairs = [preference if chosen_is_first(preference) else preference.swapped]
-        else:
-            pairs = [preference if s == "chosen" else preference.swapped for s in self.sides]
-        turns = [(pair_message(pair),) for pair in pairs]
         prompt = self.prompt
+        if prompt.protocol == "joint":
+            orders = [chosen_is_first(preference)]
+        else:
+            orders = [side == "chosen" for side in self.sides]
+        turns = [(pair_message(preference, chosen_first=order),) for order in orders]
         return [
             Request(turn, prompt.schema, prompt.prefix, sample)
             for sample in range(self.candidates)
@@ -70,7 +70,7 @@ class Plan:
         if preference is None:
             return PersonaRow(index, None, error=row.error, columns=row.columns)
         failed = [reply.error for reply in replies if reply.error is not None]
-        error = joined(map(str, failed))
+        error = joined(map(str, failed)) if failed else None
         if self.candidates == 1:
             found = self._personas(preference, replies)
             one, other = found.get("chosen"), found.get("rejected")
@@ -107,14 +107,16 @@ class Plan:
         return self._flagged(preference, personas)
 
     def _flagged(
-        self, preference: Preference, personas: Mapping[Side, Persona]
+        self, preference: Preference, personas: dict[Side, Persona]
     ) -> dict[Side, Persona]:
         if not personas:
-            return {}
+            return personas
         said = list(personas.values())
         flags = flags_in_text(said, pair_text(preference), self.prompt.phrases)
         if want_the_same(said):
             flags = [(*found, "same_as_other_side") for found in flags]
+        if not any(flags):
+            return personas
         return {
             side: one.model_copy(update={"flags": found}) if found else one
             for (side, one), found in zip(personas.items(), flags, strict=True)

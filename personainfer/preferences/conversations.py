@@ -256,7 +256,7 @@ def preference_of(
                 text.encode()
             except UnicodeEncodeError:
                 raise DataError(surrogate_problem(name)) from None
-    return Preference.unchecked(**values)
+    return Preference.unchecked(values)
 
 
 def _messages(turns: Turns) -> Prompt:
