@@ -1,6 +1,7 @@
 """One event loop in a background thread, so that synchronous calls work anywhere, Jupyter included.
 
-It starts at the first use. Each process has one, so a forked child starts its own.
+It starts at the first use. Each process has one, so a forked child starts its own. `Deadlines` limits the
+time of its tasks.
 """
 
 from __future__ import annotations
@@ -43,6 +44,58 @@ def spawn(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
 def call(function: Callable[..., object], *arguments: object) -> None:
     """Call a plain function on the loop's thread, without waiting for it."""
     the_loop().call_soon_threadsafe(function, *arguments)
+
+
+class Deadlines:
+    """Cancels tasks that take too long, with one timer for all of them.
+
+    `asyncio.timeout` makes a timer, a handle and a context for each task, of thousands a second.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float) -> asyncio.Task[Any]:
+        """Give the running task so many seconds from now. `stop` has to be called at the end of them."""
+        task = asyncio.current_task()
+        assert task is not None
+        loop = task.get_loop()
+        ends = self._ends[task] = loop.time() + seconds
+        if self._timer is None or ends < self._timer.when():
+            self._set_timer(loop, ends)
+        return task
+
+    def stop(self, task: asyncio.Task[Any]) -> None:
+        """The task needs no limit any more."""
+        del self._ends[task]
+        self._late.discard(task)
+        if not self._ends and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def has_passed(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the task was cancelled for its deadline alone. It counts as not cancelled then."""
+        return task in self._late and task.uncancel() == 0
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._cancel_late, loop)
+
+    def _cancel_late(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        in_time = []
+        for task, ends in self._ends.items():
+            if ends > now:
+                in_time.append(ends)
+            elif task not in self._late:
+                self._late.add(task)
+                task.cancel()
+        if in_time:
+            self._set_timer(loop, min(in_time))
 
 
 def _forget_lock() -> None:

@@ -1,7 +1,7 @@
 """The cache of replies on disk: the hash of a request -> the reply, as JSON text.
 
-Writes go through diskcache (SQLite in write-ahead mode, safe for several processes at once), many
-replies in one transaction. Reads look up many keys in one query. Only text is stored and read: diskcache
+The database is diskcache's (SQLite in write-ahead mode, safe for several processes at once). Many replies are
+written in one transaction, and many keys are looked up in one query. Only text is stored and read: diskcache
 would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be shared.
 Files and folders that are made here are open to their owner only, since replies hold people's texts.
 
@@ -32,6 +32,13 @@ from ..exceptions import CacheError, InvalidArgumentError
 
 _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold files or pickles
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
+# What diskcache's `set` does, for many rows at once and in half the time; its triggers keep the counts.
+_WRITE = (
+    "INSERT INTO Cache (key, raw, store_time, access_time, tag, mode, value)"
+    f" VALUES (?, 1, ?, ?, ?, {_RAW_MODE}, ?) ON CONFLICT (key, raw) DO UPDATE SET"
+    " store_time = excluded.store_time, access_time = excluded.access_time, tag = excluded.tag,"
+    " mode = excluded.mode, filename = NULL, value = excluded.value"
+)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _SET_ASIDE = "cache.db.broken-"  # and a number: what a damaged database is renamed to
 _MARK = 0x50494E46  # SQLite's application_id: a database without it is not ours to write
@@ -153,13 +160,12 @@ class ReplyCache:
         """
         if self._read_only:
             return
-        group = list(replies)
-        ends = time.monotonic() + patience
+        now, ends = time.time(), time.monotonic() + patience
+        rows = [(key, now, now, model, text) for key, text in replies]
         while True:
             try:
                 with self._database_errors(), self._store.transact():
-                    for key, text in group:
-                        self._store.set(key, text, tag=model)
+                    self._store._con.executemany(_WRITE, rows)
                 break
             except CacheError as error:
                 if not error.retryable or time.monotonic() >= ends:

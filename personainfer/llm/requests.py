@@ -83,8 +83,8 @@ class Form:
 
     def body(self, tail: bytes, turns: Sequence[tuple[str, str]] = ()) -> bytes:
         """The whole request as JSON; `turns` are appended when it is sent again."""
-        added = b"".join(b"," + _encode(role, content) for role, content in turns)
-        return self._head + tail + added + b"]}"
+        added = [b"," + _encode(role, content) for role, content in turns]
+        return b"".join([self._head, tail, *added, b"]}"])
 
     def read(self, text: str) -> Any:
         """The reply in the asked form."""

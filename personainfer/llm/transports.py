@@ -6,6 +6,7 @@ errors, and a `Dialect` rewrites requests for endpoints that need another form.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from ..api_keys import (
     mask_secrets,
     shown_address,
 )
+from ..event_loop import Deadlines
 from ..exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -170,6 +172,7 @@ class EndpointTransport(_Speaker):
         self._headers = {name: SecretText(text) for name, text in (headers or {}).items()}
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
+        self._deadlines = Deadlines()
         self._runs = 0
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
@@ -220,19 +223,20 @@ class EndpointTransport(_Speaker):
             self._session = _session(
                 self._base, {**key_headers(self._base, self.key), **self._headers}
             )
-        address, limit = _address(self._base, path), _within(timeout)
+        method = "GET" if body is None else "POST"
+        task = self._deadlines.start(timeout)
         try:
-            method = "GET" if body is None else "POST"
             async with self._session.request(
                 method,
-                address,
+                _address(self._base, path),
                 data=body,
-                timeout=limit,
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as response:
                 return response.status, response.headers, await _read_bounded(response)
-        except TimeoutError:
+        except asyncio.CancelledError:
+            if not self._deadlines.has_passed(task):
+                raise
             late = TransportError(
                 f"{self.endpoint} did not answer within {timeout:g} s.",
                 hint="Raise timeout=.",
@@ -247,6 +251,8 @@ class EndpointTransport(_Speaker):
             )
             failed.unanswered = not isinstance(error, aiohttp.ClientConnectorError | ValueError)
             raise failed from None
+        finally:
+            self._deadlines.stop(task)
 
 
 def _session(base: str, headers: Mapping[str, str]) -> aiohttp.ClientSession:
@@ -257,6 +263,7 @@ def _session(base: str, headers: Mapping[str, str]) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ssl=certificates),
         headers={"Content-Type": "application/json", **headers},
+        timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request
     )
 
 
@@ -305,13 +312,6 @@ def _address(base: str, path: str) -> str:
     """The address of a path below the base; a query (Azure's api-version) stays at the end."""
     parts = urlsplit(base)
     return Address(urlunsplit(parts._replace(path=parts.path.rstrip("/") + path)))
-
-
-@cache
-def _within(seconds: float) -> aiohttp.ClientTimeout:
-    import aiohttp
-
-    return aiohttp.ClientTimeout(total=seconds)
 
 
 class LiteLLMTransport(_Speaker):
