@@ -105,6 +105,10 @@ class Options:
             for name, field in self._model.model_fields.items()
         }
         self.defaults = {name: option.default for name, option in self.each.items()}
+        self.parameters = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, kind, default, _ in self.each.values()
+        ]
 
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options: those that were given, as they were given, and the defaults of the others.
@@ -131,22 +135,22 @@ def check_argument(name: str, value: object, kind: Any) -> None:
         raise _translated(error, name, value, kind, ()) from None
 
 
+@cache
+def options_of(declared: type) -> Options:
+    """The options of a TypedDict that several functions share, made once."""
+    return Options(declared)
+
+
 def takes_options(declared: type) -> Callable[[Documented], Documented]:
     """Show the options that `**options: Unpack[declared]` takes in the signature and the docstring."""
 
     def documented(function: Documented) -> Documented:
         signature = inspect.signature(function)
         own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
-        options = Options(declared).each.values()
-        more = [
-            inspect.Parameter(
-                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.kind
-            )
-            for one in options
-        ]
+        options = options_of(declared)
         shown: Any = function
-        shown.__signature__ = signature.replace(parameters=[*own, *more])
-        lines = "\n".join(f"    {one.name}: {one.help}" for one in options)
+        shown.__signature__ = signature.replace(parameters=[*own, *options.parameters])
+        lines = "\n".join(f"    {one.name}: {one.help}" for one in options.each.values())
         shown.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n{lines}\n"
         return function
 

@@ -30,9 +30,10 @@ def with_progress_bar(
     items: Iterable[T], progress: bool | None, *, total: int | None, unit: str = "row"
 ) -> Iterator[T]:
     """The items, counted by a bar as they pass."""
-    if not _is_shown(progress):
-        yield from items
-        return
+    return _counted(items, total, unit) if _is_shown(progress) else iter(items)
+
+
+def _counted(items: Iterable[T], total: int | None, unit: str) -> Iterator[T]:
     with progress_bar(True, total=total, unit=unit) as bar:
         for item in items:
             yield item

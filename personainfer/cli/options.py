@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from ..arguments import Option, Options
+from ..arguments import Option, Options, options_of
 from ..llm.client import LLMOptions
 from ..personas.options import RUN_OPTIONS
 
@@ -164,7 +164,7 @@ def _all_declared(options: Options) -> dict[str, Any]:
 
 def with_llm_options(command: Command) -> Command:
     """The command, whose `**options` are those that configure a model."""
-    return _with(command, _all_declared(Options(LLMOptions)))
+    return _with(command, _all_declared(options_of(LLMOptions)))
 
 
 def with_persona_options(command: Command) -> Command:

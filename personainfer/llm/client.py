@@ -16,11 +16,11 @@ from ..api_keys import hide_key, mask_secrets, show_key, shown_address
 from ..arguments import (
     Count,
     Flag,
-    Options,
     PositiveNumber,
     Wanted,
     WholeNumber,
     check_argument,
+    options_of,
     takes_options,
 )
 from ..exceptions import InvalidArgumentError
@@ -207,7 +207,7 @@ class LLMOptions(TypedDict, total=False):
     ]
 
 
-_OPTIONS = Options(LLMOptions)
+_OPTIONS = options_of(LLMOptions)
 OPTIONS = frozenset(_OPTIONS.each)
 
 

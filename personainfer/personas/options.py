@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import Field, SkipValidation
 
-from ..arguments import Count, Flag, Options
+from ..arguments import Count, Flag, options_of
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..records import Exemplar, Selector, Side
@@ -94,7 +94,7 @@ class PersonaOptions(RunOptions, LLMOptions, total=False):
     """The keyword arguments of `infer_personas` and its variants."""
 
 
-RUN_OPTIONS = Options(PersonaOptions)
+RUN_OPTIONS = options_of(PersonaOptions)
 # What `read_preferences` is told; the other options say what is asked of the model.
 READING = ("columns", "labels", "pairs", "min_gap", "min_votes", "safe_rejected")
 

@@ -123,12 +123,9 @@ def chosen_is_first(preference: Preference) -> bool:
     is shown in the same order.
     """
     # A checksum is enough to toss a coin, and this runs twice for every row.
-    prompt = crc32(prompt_text(preference.prompt).encode(errors="surrogatepass"))
-    return _place(prompt, preference.chosen) <= _place(prompt, preference.rejected)
-
-
-def _place(prompt: int, response: str) -> int:
-    return crc32(response.encode(errors="surrogatepass"), prompt)
+    prompt = crc32(prompt_text(preference.prompt).encode("utf-8", "surrogatepass"))
+    chosen = crc32(preference.chosen.encode("utf-8", "surrogatepass"), prompt)
+    return chosen <= crc32(preference.rejected.encode("utf-8", "surrogatepass"), prompt)
 
 
 @cache

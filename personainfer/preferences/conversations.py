@@ -243,20 +243,14 @@ def read_conversations(
 def preference_of(
     prompt: str | Turns, chosen: str, rejected: str, id: str | None, user: str | None
 ) -> Preference:
-    """The record. Raises `DataError` for text that is not UTF-8."""
-    # Every value is a str or None by now, so the only thing left to refuse is a lone surrogate.
+    """The record. A text of it may still hold half of a surrogate pair: `pair_problem` finds that."""
     try:
         asked = prompt if isinstance(prompt, str) else _messages(prompt)
     except ValidationError:
         raise DataError(surrogate_problem("prompt")) from None
-    values = {"prompt": asked, "chosen": chosen, "rejected": rejected, "id": id, "user": user}
-    for name, text in values.items():
-        if isinstance(text, str) and not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise DataError(surrogate_problem(name)) from None
-    return Preference.unchecked(values)
+    return Preference.unchecked(
+        {"prompt": asked, "chosen": chosen, "rejected": rejected, "id": id, "user": user}
+    )
 
 
 def _messages(turns: Turns) -> Prompt:
