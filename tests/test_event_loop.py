@@ -1,0 +1,50 @@
+"""The deadlines of tasks."""
+
+import asyncio
+
+import pytest
+
+from personainfer.event_loop import Deadlines
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def limited(deadlines: Deadlines, seconds: float, work: float) -> str:
+    """Sleep for `work` seconds under a limit; says how it ended."""
+    task = deadlines.start(seconds)
+    try:
+        await asyncio.sleep(work)
+    except asyncio.CancelledError:
+        if not deadlines.has_passed(task):
+            raise
+        return "late"
+    finally:
+        deadlines.stop(task)
+    return "done"
+
+
+async def test_a_task_that_takes_too_long_is_cancelled_and_others_are_not() -> None:
+    deadlines = Deadlines()
+    limits = [(60.0, 0.0), (0.05, 60.0), (60.0, 0.2), (0.01, 60.0)]  # a shorter limit comes last
+    ended = await asyncio.gather(*(limited(deadlines, *each) for each in limits))
+    assert ended == ["done", "late", "done", "late"]
+
+
+async def test_a_task_that_was_late_can_go_on_and_have_another_limit() -> None:
+    deadlines = Deadlines()
+    assert [await limited(deadlines, 0.01, 60.0) for _ in range(2)] == ["late", "late"]
+    assert await limited(deadlines, 60.0, 0.0) == "done"
+
+
+async def test_a_cancelled_task_is_not_taken_for_a_late_one() -> None:
+    deadlines = Deadlines()
+    task = asyncio.create_task(limited(deadlines, 60.0, 60.0))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
