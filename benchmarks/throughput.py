@@ -2,6 +2,9 @@
 
 Each contender runs as a fresh process, and the rounds are interleaved, so that drift of the machine
 hits all alike. `python benchmarks/throughput.py [--rounds 5] [--only NAME …] [--scale 1.0]`
+
+`--beside FOLDER` also runs the code of another checkout and prints a table on standard error: what this one
+takes of the time and of the memory of that one, for each contender of this library.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +62,7 @@ CONTENDERS = {
     "aiohttp, 50 ms": Contender("bare_aiohttp", 12_800, latency=LATENCY),
     "ours, 50 ms": Contender("this_library", 12_800, latency=LATENCY),
 }
+BESIDE = ", beside"  # ends the name of a contender from the other checkout
 PEERS = ("curator", "accrue", "ondine", "distilabel")
 
 
@@ -71,6 +77,8 @@ def main() -> None:
     results = measure(options.rounds, options.only, options.scale, options.beside)
     json.dump(results, sys.stdout, indent=1)
     print()
+    if options.beside:
+        print(_ratios(results), file=sys.stderr)
 
 
 def measure(
@@ -81,13 +89,13 @@ def measure(
     for name in names:
         contenders[name] = CONTENDERS[name]
         if beside and CONTENDERS[name].script == "this_library":
-            contenders[f"{name}, beside"] = replace(CONTENDERS[name], checkout=beside.absolute())
-    results: dict[str, Any] = {name: {"rates": [], "cpu": []} for name in contenders}
+            contenders[name + BESIDE] = replace(CONTENDERS[name], checkout=beside.absolute())
+    results: dict[str, Any] = {name: {"rates": [], "cpu": [], "memory": []} for name in contenders}
     with server.running() as at_once, server.running(LATENCY) as late:
         for number in range(rounds):
             with tempfile.TemporaryDirectory(prefix="personainfer-bench-") as folder:
-                for name, contender in contenders.items():
-                    result = results[name]
+                for name in _order(contenders, number):
+                    contender, result = contenders[name], results[name]
                     if "problem" in result:
                         continue
                     api_base = late if contender.latency else at_once
@@ -98,12 +106,36 @@ def measure(
     return results
 
 
+def _order(names: Iterable[str], number: int) -> list[str]:
+    """The names in the order of a round: of two checkouts each goes first in every other round."""
+    pairs = groupby(names, key=lambda name: name.removesuffix(BESIDE))
+    return [name for _, pair in pairs for name in list(pair)[:: -1 if number % 2 else 1]]
+
+
+def _ratios(results: dict[str, Any]) -> str:
+    """A table: what this checkout takes for a row, and its ratio to the other one, median of the rounds."""
+    lines = [f"{'':16}{'CPU us':>8}{'ratio':>7}{'rows/s':>9}{'ratio':>7}{'bytes':>8}{'ratio':>7}"]
+    for name, ours in results.items():
+        other = results.get(name + BESIDE)
+        if other is None or "problem" in ours or "problem" in other:
+            continue
+        line = f"{name:16}"
+        for key, unit, width in (("cpu", 1e6, 8), ("rates", 1, 9), ("memory", 1, 8)):
+            ratios = [one / (two or 1) for one, two in zip(ours[key], other[key], strict=True)]
+            line += (
+                f"{statistics.median(ours[key]) * unit:{width},.0f}{statistics.median(ratios):7.3f}"
+            )
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def _note(result: dict[str, Any], found: dict[str, Any]) -> None:
     if "problem" in found:
         result["problem"] = found["problem"]
         return
     result["rates"].append(found["rows"] / found["seconds"])
     result["cpu"].append(found["cpu"] / found["rows"])
+    result["memory"].append(found["memory"] / found["rows"])
     result["rows"] = found["rows"]
     result["median"] = statistics.median(result["rates"])
 

@@ -106,7 +106,9 @@ class Options:
         }
         self.defaults = {name: option.default for name, option in self.each.items()}
         self.parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+            )
             for name, kind, default, _ in self.each.values()
         ]
 

@@ -305,7 +305,9 @@ class PersonaRow:
     columns: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.chosen, _PERSONA_OR_NONE) and isinstance(self.rejected, _PERSONA_OR_NONE):
+        if isinstance(self.chosen, _PERSONA_OR_NONE) and isinstance(
+            self.rejected, _PERSONA_OR_NONE
+        ):
             return
         side = "rejected" if isinstance(self.chosen, _PERSONA_OR_NONE) else "chosen"
         raise InvalidArgumentError(

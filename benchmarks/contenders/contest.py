@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import sys
 import time
@@ -68,11 +69,23 @@ def compete(run: Callable[[Task, Rows, str], int]) -> None:
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     rows = pairs(task["rows"])
     run(task, pairs(WARM_UP, first=10**7), task["cache_dir"] + "-warm-up")
+    before = _most_memory()
     start, cpu = time.perf_counter(), time.process_time()
     filled = run(task, rows, task["cache_dir"])
-    seconds = time.perf_counter() - start
-    cpu = time.process_time() - cpu
-    print(json.dumps({"rows": len(rows), "filled": filled, "seconds": seconds, "cpu": cpu}))
+    found = {
+        "rows": len(rows),
+        "filled": filled,
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time() - cpu,
+        "memory": _most_memory() - before,
+    }
+    print(json.dumps(found))
+
+
+def _most_memory() -> int:
+    """The most memory that this process has had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def user_message(task: Task, row: dict[str, str]) -> str:

@@ -128,9 +128,7 @@ class Run(Generic[T]):
 
         Jobs are not made long before they are sent: what is alive costs the garbage collector time.
         """
-        return (
-            self._workers.waiting <= self._width and len(self._window) <= _WINDOW * self._width
-        )
+        return self._workers.waiting <= self._width and len(self._window) <= _WINDOW * self._width
 
     def _gather(self) -> list[tuple[T, list[Job]]]:
         """The next items, as many as may be in flight; fewer of a slow source; none at its end."""
