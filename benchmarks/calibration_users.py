@@ -23,7 +23,7 @@ from personainfer.tailoring import reward_accuracy
 from personainfer.users.attribution import attribute_prefix
 from personainfer.users.hypotheses import UserAtWork, explains_of, predicting
 from personainfer.users.predictors import Case, Predictions
-from personainfer.users.records import Hypothesis, PairEvidence, UserPersona
+from personainfer.users.records import Hypothesis
 from tests.audit_world import World, read
 
 PHI = NormalDist().cdf
@@ -300,20 +300,7 @@ def audits(seed: int) -> Iterator[Finding]:
         yield Finding(name, "right verdict", found.verdict == truth.partition(" (")[0])
         yield Finding(name, "cannot tell", found.verdict.startswith("cannot tell"))
     world = World(1000 + seed, users=20, choices=20)
-    personas = {
-        user: UserPersona(
-            user=user,
-            background=text,
-            preferences=text,
-            pairs=1,
-            evidence=(PairEvidence(pair=f"{user} 1", shows="…"),),
-        )
-        for user, text in world.personas("knows").items()
-    }
-    rows = [
-        choice.model_copy(update={"id": f"{choice.user} {n % 20}"})
-        for n, choice in enumerate(world.choices)
-    ]
+    personas, rows = world.personas_with_evidence(1)
     try:
         pi.audit_personas(personas, rows, read, baselines=("longer",))
     except DataError:

@@ -14,6 +14,8 @@ import numpy as np
 
 import personainfer as pi
 from personainfer.records import FloatArray, Message
+from personainfer.users import UserPersona
+from personainfer.users.records import PairEvidence
 
 Kind = Literal["knows", "people in general", "longer", "own length", "nothing"]
 
@@ -82,6 +84,27 @@ class World:
             "nothing": lambda user: "The user is a person.",
         }
         return {user: f"{said[kind](user)} Name: {user}." for user in self.users}
+
+    def personas_with_evidence(
+        self, number: int
+    ) -> tuple[dict[str, UserPersona], list[pi.Preference]]:
+        """Personas made from the choice of this number of each user, and all choices with their ids."""
+        each = len(self.choices) // len(self.users)
+        personas = {
+            user: UserPersona(
+                user=user,
+                background=text,
+                preferences=text,
+                pairs=1,
+                evidence=(PairEvidence(pair=f"{user}-{number}", shows="…"),),
+            )
+            for user, text in self.personas("knows").items()
+        }
+        choices = [
+            choice.model_copy(update={"id": f"{choice.user}-{n % each}"})
+            for n, choice in enumerate(self.choices)
+        ]
+        return personas, choices
 
 
 def read(conversations: Sequence[Sequence[Message]], responses: Sequence[str]) -> FloatArray:

@@ -12,8 +12,9 @@ import pytest
 
 import personainfer as pi
 from personainfer.batch.job_folder import PersonaBatch
+from personainfer.data import read_preferences
 from personainfer.exceptions import PersonaInferError
-from personainfer.records import Message
+from personainfer.records import Message, Preference
 
 from .batch_server import BatchServer
 
@@ -30,6 +31,23 @@ def pairs(count: int) -> list[dict[str, str]]:
         }
         for n in range(count)
     ]
+
+
+# A preference, and spellings of it in data.
+PAIR = Preference(prompt="q", chosen="a", rejected="b")
+EXPLICIT = {"prompt": "q", "chosen": "a", "rejected": "b"}
+USER = {"role": "user", "content": "q"}
+
+
+def say(content: object, role: str = "assistant", **more: object) -> dict[str, object]:
+    """A turn of a conversation."""
+    return {"role": role, "content": content, **more}
+
+
+def read(*rows: dict[str, Any], **options: Any) -> list[Preference | str]:
+    """The preferences that rows are read as; of a row that is refused, the reason."""
+    found = read_preferences(list(rows), **options)
+    return [row.preference or str(row.error) for row in found]
 
 
 def shared(name: str) -> Path:

@@ -18,9 +18,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +33,7 @@ from personainfer.exceptions import RequestRejectedError
 from personainfer.personas.prompts import chosen_is_first
 from personainfer.testing import FakeLLM, Fault
 
-from .builders import pairs
+from .builders import pairs, until
 
 WIDTH = 8  # max_concurrency of the runs that are killed
 _QUESTION = re.compile(r"Question (\d+)\?")
@@ -95,15 +94,6 @@ def finished(process: subprocess.Popen[str], timeout: float = 60.0) -> str:
         pytest.fail(f"the process hangs:\n{out}\n{err}")
     assert process.returncode == 0, err
     return out
-
-
-def until(happened: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Poll; fail at the deadline."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        if time.monotonic() > deadline:
-            pytest.fail(f"did not happen within {seconds:g} s")
-        time.sleep(0.001)
 
 
 INFER = """

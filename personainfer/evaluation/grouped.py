@@ -12,7 +12,7 @@ is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -250,9 +250,7 @@ def length_controlled_rate(
         has the same difference, so that length and quality cannot be told apart. The interval of a single
         group is NaN.
     """
-    check_confidence(confidence)
-    check_argument("resamples", resamples, Count)
-    check_argument("seed", seed, CountFromZero)
+    _check_resampling(confidence, resamples, seed)
     given, lengths = read_numbers("outcomes", outcomes), read_numbers("differences", differences)
     _, numbers = read_labels("groups", groups)
     check_lengths(given, lengths, numbers)
@@ -265,18 +263,11 @@ def length_controlled_rate(
     kinds, places = np.unique(names, return_inverse=True)
     if d.min() == d.max():  # whose deviation may be above 0 by rounding
         return Estimate(math.nan, math.nan, math.nan, len(kinds))
-    d = d / np.abs(d).max()  # the unit does not matter, and the square of a tiny one is 0
-    x, y = np.tanh(d / d.std()), won.astype(np.float64)
+    x, y = _length_term(d), won.astype(np.float64)
     share = len(kinds) / len(won)  # a prompt is one observation, however often it is asked
-    value = float(_rates(x, y, np.ones((1, len(won))), share)[0])
-    if len(kinds) < 2:
-        return Estimate(value, math.nan, math.nan, len(kinds))
-    random = np.random.default_rng(seed)
-    drawn = np.concatenate(
-        [_rates(x, y, times, share) for times in _resampled(places, resamples, random)]
+    return _by_resampling(
+        lambda times: _rates(x, y, times, share), places, resamples, seed, confidence
     )
-    low, high = percentiles(drawn, len(kinds), confidence)
-    return Estimate(value, min(low, value), max(high, value), len(kinds))
 
 
 def length_controlled_difference(
@@ -299,9 +290,7 @@ def length_controlled_difference(
     Returns:
         NaN where every item has the same difference of lengths, other than 0.
     """
-    check_confidence(confidence)
-    check_argument("resamples", resamples, Count)
-    check_argument("seed", seed, CountFromZero)
+    _check_resampling(confidence, resamples, seed)
     one, other = read_numbers("first", first), read_numbers("second", second)
     lengths = read_numbers("differences", differences)
     _, numbers = read_labels("groups", groups)
@@ -313,22 +302,53 @@ def length_controlled_difference(
     kinds, places = np.unique(names, return_inverse=True)
     if d.any() and d.min() == d.max():
         return Estimate(math.nan, math.nan, math.nan, len(kinds))
-    d = d / max(np.abs(d).max(), np.finfo(float).tiny)
-    x = np.tanh(d / d.std()) if d.any() else np.zeros(len(d))
+    x = _length_term(d)
     won = [(a[decided] > 0).astype(np.float64) for a in (one, other)]
     share = len(kinds) / len(d)
 
     def difference(times: FloatArray) -> FloatArray:
         return _rates(x, won[0], times, share) - _rates(x, won[1], times, share)
 
-    value = float(difference(np.ones((1, len(d))))[0])
+    found = _by_resampling(difference, places, resamples, seed, confidence)
     if len(kinds) < 2:
-        return Estimate(value, math.nan, math.nan, len(kinds))
-    random = np.random.default_rng(seed)
-    drawn = np.concatenate([difference(times) for times in _resampled(places, resamples, random)])
-    low, high = percentiles(drawn, len(kinds), confidence)
-    found = Estimate(value, min(low, value), max(high, value), len(kinds))
+        return found
     return widened(found, (-1.0, 1.0), confidence)  # both won the same items
+
+
+def _check_resampling(confidence: float, resamples: int, seed: int) -> None:
+    check_confidence(confidence)
+    check_argument("resamples", resamples, Count)
+    check_argument("seed", seed, CountFromZero)
+
+
+def _length_term(d: FloatArray) -> FloatArray:
+    """tanh(d / sd(d)) of differences of lengths; 0 where there are none."""
+    if not d.any():
+        return np.zeros(len(d))
+    d = d / np.abs(d).max()  # the unit does not matter, and the square of a tiny one is 0
+    term: FloatArray = np.tanh(d / d.std())
+    return term
+
+
+def _by_resampling(
+    statistic: Callable[[FloatArray], FloatArray],
+    places: NDArray[np.int64],
+    resamples: int,
+    seed: int,
+    confidence: float,
+) -> Estimate:
+    """A statistic of how often each item counts, (k, n) -> (k,), with percentiles over resamples of groups.
+
+    The interval of a single group is NaN.
+    """
+    groups = int(places.max()) + 1
+    value = float(statistic(np.ones((1, len(places))))[0])
+    if groups < 2:
+        return Estimate(value, math.nan, math.nan, groups)
+    random = np.random.default_rng(seed)
+    drawn = np.concatenate([statistic(times) for times in _resampled(places, resamples, random)])
+    low, high = percentiles(drawn, groups, confidence)
+    return Estimate(value, min(low, value), max(high, value), groups)
 
 
 def _resampled(

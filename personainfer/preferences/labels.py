@@ -105,7 +105,7 @@ def word_verdict(key: str, names: tuple[str, str]) -> Verdict | None:
     return _SIDES.get(side[1]) if side else None
 
 
-def _number(key: str, names: tuple[str, str]) -> str | None:
+def _number(key: str) -> str | None:
     """The number that a label is, or that it has after a word, as in "response_1"; else None."""
     if _NUMBER.fullmatch(key):
         return key
@@ -152,7 +152,7 @@ class LabelCoding:
         if self.is_given:
             found = self.numbers.get(key)
         elif (found := word_verdict(key, self.names)) is None:
-            found = self._of_number(_number(key, self.names), value)
+            found = self._of_number(_number(key), value)
         if found is None:
             known = ", ".join(map(repr, self.numbers)) or "'a', 'b', 'tie'"
             raise DataError(
@@ -227,7 +227,7 @@ def find_coding(
         return LabelCoding(column, names, given, is_given=True, is_sure=True)
     seen = Counter(label_key(v) for v in map(plain, values) if _is_label(v))
     words = {key for key in seen if word_verdict(key, names) is not None}
-    numbers = {n for key in seen if key not in words and (n := _number(key, names)) is not None}
+    numbers = {n for key in seen if key not in words and (n := _number(key)) is not None}
     if not numbers:
         if seen and not words:
             raise _uncertain(column, seen)
@@ -239,7 +239,7 @@ def find_coding(
     sides = {coding[key] for key in inside}
     outside = numbers - coding.keys()
     # A stray number costs its row; several make another scale, such as 1 to 5.
-    strays = sum(count for key, count in seen.items() if _number(key, names) in outside)
+    strays = sum(count for key, count in seen.items() if _number(key) in outside)
     other_coding = any(n in ("0", "1", "2", "true", "false") or n.startswith("-") for n in outside)
     other_coding = other_coding or strays > _MOST_STRAYS * sum(seen.values())
     if not coding or other_coding or (outside and len(sides) < 2):

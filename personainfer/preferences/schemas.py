@@ -168,7 +168,7 @@ class Schema:
         good, bad = self._sides(row)
         if self.kind == "pair":
             _refuse_lists(self.columns, row)
-        self._filter(row, good, bad)
+        self._filter(row, bad)
         names = (self.columns.get(good, "responses"), self.columns.get(bad, "responses"))
         return self._preference(row, names, row[good], row[bad])
 
@@ -341,7 +341,7 @@ class Schema:
                 f"the scores differ by {gap:g}, less than min_gap={self.told.min_gap:g}."
             )
 
-    def _filter(self, row: Mapping[str, Any], good: str, bad: str) -> None:
+    def _filter(self, row: Mapping[str, Any], bad: str) -> None:
         least = self.told.min_votes
         if least is not None:
             for role in ("votes_1", "votes_2"):

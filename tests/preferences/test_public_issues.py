@@ -18,19 +18,7 @@ from personainfer.exceptions import DataError
 from personainfer.records import Message, Preference
 from personainfer.testing import FakeLLM
 
-PAIR = Preference(prompt="q", chosen="a", rejected="b")
-EXPLICIT = {"prompt": "q", "chosen": "a", "rejected": "b"}
-USER = {"role": "user", "content": "q"}
-
-
-def say(content: object, role: str = "assistant", **more: object) -> dict[str, object]:
-    return {"role": role, "content": content, **more}
-
-
-def read(*rows: dict[str, Any], **options: Any) -> list[Preference | str]:
-    found = read_preferences(list(rows), **options)
-    return [row.preference or str(row.error) for row in found]
-
+from ..builders import EXPLICIT, PAIR, USER, read, say
 
 # Names of columns
 

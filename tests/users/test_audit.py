@@ -16,7 +16,7 @@ from personainfer.testing import FakeLLM
 from personainfer.users import PersonaAudit, UserPersona, UserPersonas
 from personainfer.users.audit_results import choices_needed, verdict_of
 from personainfer.users.groups import other_users, strangers
-from personainfer.users.records import PairEvidence, UserRow
+from personainfer.users.records import UserRow
 
 from ..audit_world import Kind, World, read
 
@@ -145,20 +145,7 @@ def test_swapped_and_respelled_choices_are_refused_too() -> None:
 
 def test_choices_with_the_ids_of_the_evidence_are_refused() -> None:
     world = World(0, users=5, choices=8)
-    personas = {
-        user: UserPersona(
-            user=user,
-            background=text,
-            preferences=text,
-            pairs=1,
-            evidence=(PairEvidence(pair=f"{user}-3", shows="…"),),
-        )
-        for user, text in world.personas("knows").items()
-    }
-    rows = [
-        choice.model_copy(update={"id": f"{choice.user}-{n % 8}"})
-        for n, choice in enumerate(world.choices)
-    ]
+    personas, rows = world.personas_with_evidence(3)
     with pytest.raises(DataError, match="5 of 40 held-out"):
         pi.audit_personas(personas, rows, read)
     assert pi.audit_personas(personas, world.choices, read, baselines=FREE)  # ids of the data only
