@@ -16,6 +16,10 @@ printed as Markdown: first the power calculation, then the accuracies. Scorers:
 - a model's name: the lift of its log-likelihood of a response; with `--ask`, its log-odds of "Yes" where it
   is asked whether the user would choose the response.
 
+`--method listed` asks no model: the k choices themselves are the persona, word for word. That is what this
+scorer finds at best in k choices; a model that sums them up well can only do better with fewer words, or by
+understanding more than the scorer does.
+
 With `--oracle` the personas are written from all choices of a user, the held-out ones too: what the best
 persona of this writer could reach.
 """
@@ -43,7 +47,8 @@ from personainfer.records import FloatArray, Message, Prompt
 from personainfer.scoring import word_features
 from personainfer.scoring.choice_models import MajorityVote, minimise
 from personainfer.tailoring import BradleyTerry
-from personainfer.users import PersonaAudit, TasteSimilarity, UserPersonas
+from personainfer.users import PersonaAudit, TasteSimilarity, UserPersona, UserPersonas
+from personainfer.users.records import UserRow
 
 PIECE = 4  # users between two writes
 K = {"polis": (8,), "lamp": (2,), "ukp": (4,)}
@@ -88,8 +93,13 @@ def write(options: argparse.Namespace, name: str) -> None:
         while left and time.monotonic() < end:
             some, left = left[:PIECE], left[PIECE:]
             began = time.perf_counter()
+            mine = [choice for choice in known if choice.user in some]
+            if options.method == "listed":
+                done += [listed(user, mine, k) for user in some]
+                UserPersonas(tuple(done)).save(file)
+                continue
             made = pi.infer_user_personas(
-                [choice for choice in known if choice.user in some],
+                mine,
                 model,
                 user="user",
                 method=options.method,
@@ -101,6 +111,22 @@ def write(options: argparse.Namespace, name: str) -> None:
             UserPersonas(tuple(done)).save(file)
             took = time.perf_counter() - began
             print(f"{file.stem}: {len(done)} of {len(users)}, {took:.0f} s", flush=True)
+
+
+def listed(user: str, choices: Sequence[pi.Preference], k: int | str) -> UserRow:
+    """A persona that no model wrote: what the user preferred and turned down, word for word."""
+    mine = [choice for choice in choices if choice.user == user][: None if k == "all" else int(k)]
+    likes, dislikes = (
+        "; ".join(" ".join(text.replace(";", ",").split()) for text in texts)
+        for texts in ([c.chosen for c in mine], [c.rejected for c in mine])
+    )
+    persona = UserPersona(
+        user=user,
+        background=f"The user likes: {likes}.",
+        preferences=f"The user dislikes: {dislikes}.",
+        pairs=len(mine),
+    )
+    return UserRow(user=user, persona=persona, choices=tuple(mine))
 
 
 # Scorers
@@ -297,7 +323,7 @@ def main() -> None:
     parser.add_argument("--fit-scale", action="store_true")
     parser.add_argument("--persona-model", default="local")
     parser.add_argument("--api-base", help="where it is served")
-    parser.add_argument("--method", default="tastes", choices=["summary", "tastes"])
+    parser.add_argument("--method", default="tastes", choices=["summary", "tastes", "listed"])
     parser.add_argument("--users", type=int, help="at most so many users")
     parser.add_argument("--k", type=int, nargs="+")
     parser.add_argument("--scorer", nargs="*", default=[], help="models of a Likelihood")
