@@ -48,14 +48,23 @@ class Record(BaseModel):
         class share one set of field names, since a set for each would cost the garbage collector as much.
         """
         record = object.__new__(cls)
-        _set(record, "__dict__", values)
-        _set(record, "__pydantic_fields_set__", cls._names)
-        _set(record, "__pydantic_extra__", None)
-        _set(record, "__pydantic_private__", None)
+        _set_values(record, values)
+        _set_names(record, cls._names)
+        _set_extra(record, None)
+        _set_private(record, None)
         return record
 
 
-_set = object.__setattr__
+# What a pydantic model holds, by its slots: as `model_construct` sets it, without looking the slots up.
+_set_values, _set_names, _set_extra, _set_private = (
+    vars(BaseModel)[slot].__set__
+    for slot in (
+        "__dict__",
+        "__pydantic_fields_set__",
+        "__pydantic_extra__",
+        "__pydantic_private__",
+    )
+)
 
 
 class Message(Record):

@@ -233,6 +233,8 @@ def _completion_problem(
     finish = completion.finish_reason.lower()
     if message.get("refusal"):
         return ReplyError(f"the model refused: {str(message['refusal'])[:200]!r}.")
+    if finish == "stop" and completion.text.strip():
+        return None
     if finish in _BROKEN_OFF:
         broken = TransportError(f"the endpoint broke its reply off ({completion.finish_reason}).")
         broken.unanswered = True

@@ -187,8 +187,8 @@ def _flags(persona: Persona, text: str, exemplar_phrases: Set[str]) -> tuple[str
 
 def want_the_same(personas: Sequence[Persona]) -> bool:
     """Whether two of the personas have the same preference: then it explains no choice between them."""
-    wanted = [(one.preference or str(one)).strip().lower() for one in personas]
-    return len(set(wanted)) < len(wanted)
+    wanted = {(one.preference or str(one)).strip().lower() for one in personas}
+    return len(wanted) < len(personas)
 
 
 def pair_text(preference: Preference) -> str:

@@ -106,8 +106,9 @@ def pair_message(preference: Preference, *, chosen_first: bool = True) -> Messag
         "first_words": _first_words(first),
         "second_words": _first_words(second),
     }
-    content = "".join([fields.get(part, part) for part in _parts("pair.txt")])
-    return Message.unchecked({"role": "user", "content": content, "extra": None})
+    parts = list(_parts("pair.txt"))
+    parts[1::2] = [fields[name] for name in parts[1::2]]
+    return Message.unchecked({"role": "user", "content": "".join(parts), "extra": None})
 
 
 def _first_words(text: str) -> str:

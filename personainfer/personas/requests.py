@@ -8,7 +8,7 @@ several candidates, each request is sent several times.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.source_rows import SourceRow
@@ -57,12 +57,14 @@ class Plan:
             orders = [chosen_is_first(preference)]
         else:
             orders = [side == "chosen" for side in self.sides]
-        turns = [(pair_message(preference, chosen_first=order),) for order in orders]
-        return [
-            Request(turn, prompt.schema, prompt.prefix, sample)
-            for sample in range(self.candidates)
-            for turn in turns
+        requests = [
+            Request((pair_message(preference, chosen_first=order),), prompt.schema, prompt.prefix)
+            for order in orders
         ]
+        if self.candidates == 1:
+            return requests
+        samples = range(self.candidates)
+        return [replace(request, sample=sample) for sample in samples for request in requests]
 
     def result(self, index: int, row: SourceRow, replies: Sequence[Reply]) -> PersonaRow:
         """The row that these replies give; several samples become candidates."""
