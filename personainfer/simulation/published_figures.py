@@ -49,7 +49,7 @@ _INFERENCE = (
     "arXiv 2501.11549, results of persona inference: Llama-3.1-405B, mean over four data sets"
 )
 _TAILORED_RESULTS = "arXiv 2501.11549, results of persona tailoring: BeaverTails, Llama-3.1-8B"
-_BY_PREFIX = "arXiv 2505.13257, plot of accuracy by prefix: Zephyr-7B, trained users (± 0.002)"
+_BY_PREFIX = "arXiv 2505.13257, plot of accuracy by prefix: Zephyr-7B, trained users, to 0.002"
 _HETEROGENEITY = "arXiv 2409.20296, heterogeneity of simulated users: round numbers of the text"
 _ACCURACY = 0.91
 # ΔPQ * 100 on BeaverTails against the same method without personas, personas: (retrieved, gold).
@@ -296,14 +296,14 @@ def _published_responses(rows: Rows, judging: Mapping[str, Any]) -> list[Figure]
     return [
         *(
             Figure(
-                f"100 ΔPQ, chosen personas, published for {method}",
+                f"100 ΔPQ, chosen ({method} published)",
                 _TAILORING[method][1],
                 f"{_TAILORED_RESULTS}, {method}, gold personas",
                 found["chosen"],
             )
             for method in ("SFT", "DPO")
         ),
-        Figure("100 ΔPQ, rejected personas", None, "", found["rejected"]),
+        Figure("100 ΔPQ, rejected", None, "", found["rejected"]),
     ]
 
 
@@ -341,7 +341,7 @@ def _few_shot(
             judging,
         )
         source = f"{_TAILORED_RESULTS}, few-shot"
-        name = f"100 ΔPQ, few-shot, {kind} personas"
+        name = f"100 ΔPQ, few-shot, {kind}"
         figures.append(Figure(name, _TAILORING["few-shot"][n], source, ours))
     return figures
 
@@ -402,13 +402,13 @@ def _personal_llm(data: Any, limit: int | None) -> Reproduction:
     found = votes(users.choose(scaled), scaled.rewards.shape[1])
     figures = (
         Figure(
-            "prompts with one response that most users prefer",
+            "prompts on which most users agree",
             0.5,
             _HETEROGENEITY,
             bootstrap_rate((found.top_share > 0.5).astype(float)),
         ),
         Figure(
-            "prompts with 5 or more responses that are somebody's best",
+            "prompts with 5 or more winners",
             0.6,
             _HETEROGENEITY,
             bootstrap_rate((found.winners >= 5).astype(float)),

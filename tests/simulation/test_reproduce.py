@@ -108,9 +108,9 @@ def test_published_responses_are_compared_with_generic_ones() -> None:
     found = measured("pt", tailored(), by_wish)
     values = {figure.name: figure.ours.value for figure in found.figures}
     assert values == {
-        "100 ΔPQ, chosen personas, published for SFT": 100.0,
-        "100 ΔPQ, chosen personas, published for DPO": 100.0,
-        "100 ΔPQ, rejected personas": 100.0,
+        "100 ΔPQ, chosen (SFT published)": 100.0,
+        "100 ΔPQ, chosen (DPO published)": 100.0,
+        "100 ΔPQ, rejected": 100.0,
     }
     assert [figure.published for figure in found.figures] == [23.0, 41.6, None]
 
@@ -146,6 +146,7 @@ def test_users_of_personal_llm_disagree() -> None:
     assert all(0 <= figure.ours.value <= 1 for figure in found.figures)
     assert any("200 users" in one for one in found.differs)
     text = str(found)
+    assert max(map(len, text.splitlines())) <= 80
     assert "heterogeneity of simulated users: round numbers of the text" in " ".join(text.split())
 
 
