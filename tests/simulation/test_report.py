@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import personainfer as pi
+from personainfer.evaluation.human import write_rating_sheet
 from personainfer.evaluation.summary import summarise
 from personainfer.records import Candidate
 from personainfer.simulation import persona_groups, write_report
@@ -416,10 +417,17 @@ def test_axe_finds_nothing(browser: Any, tmp_path: Path, scheme: str) -> None:
     feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     found = compared()
+    users = UserPersonas((UserRow(user="bo", error="no choice"),))
+    world = World(3, users=20, choices=12)
+    audit = pi.audit_personas(world.personas("knows"), world.choices, read, baselines=("longer",))
     pages = [
         write_report(table(30), tmp_path / "table.html").as_uri(),
         (tmp_path / "table.html").as_uri() + "#responses=1&row=0",
         write_report(found, tmp_path / "responses.html").as_uri(),
+        (tmp_path / "responses.html").as_uri() + "#responses=1",
+        write_report(users, tmp_path / "users.html").as_uri(),
+        write_report(audit, tmp_path / "audit.html").as_uri(),
+        write_rating_sheet(table(3), tmp_path / "sheet", question="rating").html.as_uri(),
     ]
     script = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
     for width in (390, 1280):
