@@ -290,7 +290,7 @@ def _margins(
 
 def _case(prefix: Prefix, choice: Preference, user: str | None) -> Case | None:
     """The choice with the prefix of this user; None where there is none."""
-    if user is None or (prefix.needs_users and user not in prefix.users):
+    if user is None or not prefix.works_for(user):
         return None
     said = prefix.before(choice.model_copy(update={"user": user})).text
     return Case(choice, said, prefix.around(said, choice.prompt))

@@ -244,11 +244,7 @@ def _predict(
 def _places(prefix: Prefix, people: Names, choices: Sequence[Preference]) -> list[int]:
     """The choices of these people that the prefix has something for."""
     who = set(people)
-    return [n for n, one in enumerate(choices) if one.user in who and _knows(prefix, one)]
-
-
-def _knows(prefix: Prefix, choice: Preference) -> bool:
-    return not prefix.needs_users or choice.user in prefix.users
+    return [n for n, one in enumerate(choices) if one.user in who and prefix.works_for(one.user)]
 
 
 def _case(prefix: Prefix, choice: Preference) -> tuple[Case, int]:
@@ -280,7 +276,7 @@ def _attribution(
     found = {}
     for name in names:
         prefix = test.prefixes[name]
-        mine = [c for c in choices if c.user in people and _knows(prefix, c)]
+        mine = [c for c in choices if c.user in people and prefix.works_for(c.user)]
         found[name] = attribute_prefix(
             name, prefix, mine, test.predict, ablations=ablations, confidence=confidence, seed=seed
         )

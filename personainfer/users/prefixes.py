@@ -60,10 +60,11 @@ class Prefix:
             return self._examples.users
         return () if self._texts is None else tuple(self._texts)
 
-    @property
-    def needs_users(self) -> bool:
-        """Whether it works only for those in `users`."""
-        return self._examples is not None or self._texts is not None
+    def works_for(self, user: str | None) -> bool:
+        """Whether it has what it needs for this user, or needs nothing."""
+        if self._examples is not None:
+            return user is not None and self._examples.knows(user)
+        return self._texts is None or user in self._texts
 
     @property
     def k(self) -> int:
@@ -183,6 +184,9 @@ class Examples:
     @property
     def users(self) -> tuple[str, ...]:
         return tuple(self._choices if self._neighbours is None else self._neighbours)
+
+    def knows(self, user: str) -> bool:
+        return user in (self._choices if self._neighbours is None else self._neighbours)
 
     def of(
         self, user: str, prompt: Prompt, predicted: Preference | None, without: str | None = None

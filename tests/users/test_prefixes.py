@@ -306,12 +306,16 @@ def test_other_words_can_stand_in_the_same_place() -> None:
     assert prefix.around("", "Tea?") == (Message(role="user", content="Tea?"),)
 
 
-def test_a_prefix_says_whether_it_must_know_the_user() -> None:
+def test_a_prefix_says_for_whom_it_works() -> None:
     kinds: tuple[Any, ...] = ("none", "tag", "name")
-    knows = {kind: pi.persona_prefix(kind).needs_users for kind in kinds}
-    assert knows == {"none": False, "tag": False, "name": False}
-    assert pi.persona_prefix("persona", personas=PERSONAS).needs_users
-    assert pi.persona_prefix("few-shot", history=history()).needs_users
+    assert all(pi.persona_prefix(kind).works_for("nobody") for kind in kinds)
+    for prefix in (
+        pi.persona_prefix("persona", personas=PERSONAS),
+        pi.persona_prefix("few-shot", history=history()),
+    ):
+        assert prefix.works_for("ann")
+        assert not prefix.works_for("nobody")
+        assert not prefix.works_for(None)
 
 
 def test_neighbours_may_be_numbers_too() -> None:
