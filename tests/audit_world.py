@@ -6,7 +6,7 @@ longer responses are preferred a little.
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -115,6 +115,8 @@ def read(conversations: Sequence[Sequence[Message]], responses: Sequence[str]) -
         score = sum(topic in persona and topic in text for topic in TOPICS) * 2.0
         score += 1.5 * ("kindly" in persona and "kindly" in text)
         score += 0.1 * len(text) * (("long" in persona) - ("short" in persona))
-        noise = zlib.crc32(f"{persona}|{text}".encode()) / 2**32 - 0.5
+        # A checksum's bits would depend on each other across users.
+        drawn = hashlib.blake2b(f"{persona}|{text}".encode(), digest_size=4).digest()
+        noise = int.from_bytes(drawn, "big") / 2**32 - 0.5
         scores.append(score + noise * (not ("long" in persona or "short" in persona)))
     return np.array(scores)
