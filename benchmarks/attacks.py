@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +40,7 @@ def main() -> None:
     attacks = _listed(options.only)
     trees = [*([options.beside.absolute()] if options.beside else []), HERE.parent]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        results = list(pool.map(lambda one: [try_attack(one, tree) for tree in trees], attacks))
+        results = list(pool.map(lambda one: _try_on_each(one, trees), attacks))
     print("|", " | ".join(["#", "promise", *map(str, trees), "the test that keeps it"]), "|")
     print("| ---" * (3 + len(trees)), "|")
     for one, found in zip(attacks, results, strict=True):
@@ -49,6 +50,13 @@ def main() -> None:
         held = sum(found[place][0] for found in results)
         print(f"{tree}: {held} of {len(results)} hold", file=sys.stderr)
     sys.exit(not all(found[-1][0] for found in results))
+
+
+def _try_on_each(one: Attack, trees: list[Path]) -> list[tuple[bool, str]]:
+    start = time.monotonic()
+    found = [try_attack(one, tree) for tree in trees]
+    print(f"{one.number}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return found
 
 
 def try_attack(one: Attack, tree: Path) -> tuple[bool, str]:

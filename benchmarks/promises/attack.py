@@ -43,7 +43,7 @@ ATTACKS: dict[int, Attack] = {}
 
 
 def attack(
-    number: int, promise: str, test: str, *, seconds: float = 30.0
+    number: int, promise: str, test: str, *, seconds: float = 120.0
 ) -> Callable[[Function], Function]:
     """Register an attack; arguments are the fields of `Attack`."""
 

@@ -42,7 +42,6 @@ def _wait_briefly() -> None:
     7,
     "A run on a cache that is locked ends with an error, and other runs go on.",
     "tests/llm/test_cache.py::test_a_run_on_a_locked_cache_ends_with_an_error_and_others_go_on",
-    seconds=20.0,
 )
 def lock_the_cache(folder: Path) -> str:
     _wait_briefly()
@@ -123,7 +122,6 @@ def clear_the_cache(folder: Path) -> str:
     15,
     "Clearing a cache that is locked is an error of this library.",
     "tests/llm/test_cache.py::test_a_cache_that_stays_locked_is_an_error",
-    seconds=20.0,
 )
 def clear_a_locked_cache(folder: Path) -> str:
     _wait_briefly()

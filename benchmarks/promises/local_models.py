@@ -50,7 +50,6 @@ def swap_weights_of_the_same_name_and_size(folder: Path) -> str:
     6,
     "The server of a local model answers this process alone.",
     "tests/llm/test_llamacpp.py::test_nobody_else_can_use_the_server",
-    seconds=60.0,
 )
 def use_the_server_of_another_user(folder: Path) -> str:
     find = internal(["llm.weights", "weights"]).find_weights
@@ -111,7 +110,6 @@ pi.infer_personas(pairs, model, cache=False, progress=False)
     25,
     "A kill leaves nothing of what a local model has read.",
     "tests/llm/test_llamacpp.py::test_a_kill_leaves_nothing_of_what_was_read",
-    seconds=90.0,
 )
 def kill_while_a_local_model_reads(folder: Path) -> str:
     engine = internal(ENGINE)

@@ -149,14 +149,15 @@ def _require_file(data: str | Path, path: Path, suffix: str) -> None:
     try:
         if path.is_file():
             return
-        kind = "a folder" if path.is_dir() else ""
+        kind = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else ""
         others = path.parent.iterdir() if path.parent.is_dir() else ()
         nearby = [other.name for other in others if _suffix(other) in _PARSERS]
     except (OSError, ValueError):  # too long, or otherwise no name that a file could have
         kind, nearby = "", []
     shown = f"{str(data)!r:.200}"
     if kind:
-        raise InvalidArgumentError(f"{shown} is {kind}.", hint="Name a file in it.")
+        hint = "Name a file in it." if path.is_dir() else "Copy it to a file first."
+        raise InvalidArgumentError(f"{shown} is {kind}.", hint=hint)
     if suffix not in _PARSERS:
         raise InvalidArgumentError(
             f"{shown} is not a file; a string is read as a path.", hint=SUPPORTED

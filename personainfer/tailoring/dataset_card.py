@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ..data.table import PersonaTable
 from ..evaluation.results import partiality
 from ..evaluation.summary import guess_text, summarise
+from ..exceptions import visible
 from .rows import TailoringRows
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def dataset_card(
         long_prompts=long_prompts,
         long=LONG,
     )
-    return page
+    return visible(page)
 
 
 def _made(table: PersonaTable) -> list[tuple[str, str]]:
@@ -114,7 +115,7 @@ def _made(table: PersonaTable) -> list[tuple[str, str]]:
     said = [(n, _code(settings[key])) for key, n in names.items() if settings.get(key) is not None]
     if chosen := settings.get("selected_by"):
         model = "" if chosen["model"] is None else f" with {_code(chosen['model'])}"
-        said.append(("chosen among the candidates by", f"`{chosen['kind']}`{model}"))
+        said.append(("chosen among the candidates by", f"{_code(chosen['kind'])}{model}"))
     said += [
         ("other model", f"{_code(retry['changed']['model'])}, for {retry['mended']:,} of the pairs")
         for retry in settings.get("retries", ())

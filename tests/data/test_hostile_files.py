@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.data import files
-from personainfer.exceptions import DataError
+from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.testing import FakeLLM
 
 LIMIT = 2**18
@@ -45,6 +46,13 @@ def test_a_line_of_a_packed_file_that_is_too_long_is_an_error(
     assert [row.error is None for row in table] == [True, False, True]
     assert "line 2 is longer" in str(table[1].error)
     assert peak < 100 * LIMIT
+
+
+def test_a_pipe_as_input_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """It could be read only once, and waits for whoever writes to it."""
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(InvalidArgumentError, match="is a pipe or a device"):
+        pi.infer_personas(tmp_path / "rows.jsonl", "fake", api_base="http://127.0.0.1:9/v1")
 
 
 @pytest.mark.parametrize("name", ["bomb.csv.gz", "bomb.json.gz"])

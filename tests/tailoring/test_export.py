@@ -317,3 +317,19 @@ def test_the_implicit_prompt_that_trl_finds_is_the_prompt(
     implicit = pi.tailoring_rows(table(), persona="both", format="reward")
     explicit = pi.tailoring_rows(table(), persona="both", format="dpo")
     assert [trl.extract_prompt(each) for each in implicit] == list(explicit)
+
+
+def test_what_a_strangers_table_says_acts_on_no_card(llm: FakeLLM, tmp_path: Path) -> None:
+    """Names in the settings of a table are another's words: as code, without control characters."""
+    bad = "x`<img src=y>\x1b]0;title\x07\n---\nconfigs: []"
+    made = pi.infer_personas(pairs(2), "fake", api_base=llm.api_base)
+    settings = {**made.settings, "model": bad, "selected_by": {"kind": bad, "model": bad}}
+    made.with_rows({}, usage=made.usage, settings=settings).save(tmp_path / "theirs.parquet")
+    theirs = pi.PersonaTable.load(tmp_path / "theirs.parquet")
+    pi.export_personas(theirs, tmp_path / "out", title=f"<b>{bad}")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert text.count("configs:\n") == text.count("\n---\n") == 1
+    shown = [part for place, part in enumerate(text.split("`")) if place % 2 == 0]
+    assert "<img" not in " ".join(shown).replace("<!--", "")
