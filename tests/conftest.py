@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from itertools import count
 from pathlib import Path
@@ -28,7 +30,18 @@ _number = count()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.load_profile("light" if config.option.markexpr == "not heavy" else "whole")
+    is_light = config.option.markexpr == "not heavy"
+    settings.load_profile("light" if is_light else "whole")
+    if is_light and "TMPDIR" not in os.environ:
+        _keep_files_in_memory()
+
+
+def _keep_files_in_memory() -> None:
+    """Make temporary files in memory, where there is room: a thousand caches wait for no disk."""
+    memory = Path("/dev/shm")
+    if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31:
+        os.environ["TMPDIR"] = str(memory)  # for the processes that tests start, too
+        tempfile.tempdir = None
 
 
 @pytest.hookimpl(wrapper=True)
