@@ -1,3 +1,5 @@
+from .agreement import cohen_kappa as cohen_kappa
+from .agreement import krippendorff_alpha as krippendorff_alpha
 from .benchmark import ModelBenchmark as ModelBenchmark
 from .benchmark import benchmark_model as benchmark_model
 from .benchmark import benchmark_pairs as benchmark_pairs
@@ -5,8 +7,6 @@ from .benchmark import likelihood_scorer as likelihood_scorer
 from .benchmark import persona_shares as persona_shares
 from .comparison import compare_responses as compare_responses
 from .grouped import mean_by_group as mean_by_group
-from .human import cohen_kappa as cohen_kappa
-from .human import krippendorff_alpha as krippendorff_alpha
 from .human import read_rating_sheet as read_rating_sheet
 from .human import write_rating_sheet as write_rating_sheet
 from .salience import salient_words as salient_words

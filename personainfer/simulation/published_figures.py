@@ -19,7 +19,7 @@ from ..arguments import Count, check_argument
 from ..data.files import FILES, open_rows
 from ..data.table import PersonaTable
 from ..evaluation.comparison import compare_responses
-from ..evaluation.likelihood_judge import LikelihoodJudge, in_parts
+from ..evaluation.judge import LikelihoodJudge, in_parts
 from ..evaluation.results import text_table
 from ..evaluation.statistics import Estimate, bootstrap_rate
 from ..evaluation.verification import verify_personas

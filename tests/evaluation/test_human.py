@@ -17,13 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer.evaluation.human import (
-    RatingSheet,
-    cohen_kappa,
-    krippendorff_alpha,
-    read_rating_sheet,
-    write_rating_sheet,
-)
+from personainfer.evaluation import cohen_kappa, krippendorff_alpha
+from personainfer.evaluation.human import RatingSheet, read_rating_sheet, write_rating_sheet
 from personainfer.evaluation.statistics import Estimate
 from personainfer.exceptions import DataError, InvalidArgumentError
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import personainfer as pi
 from personainfer.cli.commands import app
-from personainfer.evaluation.likelihood_judge import LikelihoodJudge
+from personainfer.evaluation.judge import LikelihoodJudge
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.simulation import reproduce
 from personainfer.testing import FakeLLM
