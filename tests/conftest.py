@@ -21,10 +21,10 @@ from personainfer.testing import FakeLLM
 
 from .batch_server import BatchServer
 
-# A machine that is busy for a moment is no failure of what is tested. The light suite draws a quarter of
-# the examples that the whole suite draws.
+# A machine that is busy for a moment is no failure of what is tested. The light suite draws an eighth
+# of the examples that the whole suite draws.
 settings.register_profile("whole", deadline=None)
-settings.register_profile("light", deadline=None, max_examples=25)
+settings.register_profile("light", deadline=None, max_examples=12)
 
 _number = count()
 

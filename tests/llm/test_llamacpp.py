@@ -74,7 +74,11 @@ def test_a_pair_end_to_end_and_again_from_the_cache_without_starting_it() -> Non
 @pytest.mark.skipif(sys.platform != "linux", reason="the engine is built with GNU's OpenMP there")
 @pytest.mark.parametrize(
     ("own", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    [
+        ({}, "1000"),
+        pytest.param({"GOMP_SPINCOUNT": "7"}, "7", marks=pytest.mark.heavy),
+        pytest.param({"OMP_WAIT_POLICY": "PASSIVE"}, "0", marks=pytest.mark.heavy),
+    ],
 )
 def test_the_engines_threads_leave_their_core_to_others(own: dict[str, str], expected: str) -> None:
     script = (

@@ -21,12 +21,12 @@ from personainfer.users.records import UserRow
 from ..audit_world import Kind, World, read
 
 FREE = ("longer", "majority")
-VERDICTS: list[tuple[Kind, dict[str, float], str]] = [
+VERDICTS: list[object] = [
     ("knows", {}, "knows its user"),
-    ("knows", {"longer": 0.2}, "knows its user"),
+    pytest.param("knows", {"longer": 0.2}, "knows its user", marks=pytest.mark.heavy),
     ("people in general", {}, "knows people in general"),
     ("longer", {"longer": 0.3}, "no better than length"),
-    ("longer", {}, "no better than length"),
+    pytest.param("longer", {}, "no better than length", marks=pytest.mark.heavy),
     ("own length", {"own_length": 0.3}, "no better than length"),
     ("nothing", {}, "no better than none"),
 ]
