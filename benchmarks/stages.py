@@ -6,9 +6,10 @@ The stages run one after the other over all rows, as they never do in a run, so 
 what a run takes beyond their sum is the handing on from one to the next. The least of the repeats counts.
 
 What helped: flags that search both personas at once for any sign of one; a table that keeps the dicts of its
-records, which the garbage collector does not visit; jobs that are made when workers need them. What did not: `str.translate` instead of sets of words in the flags, requests as named tuples, one regular
-expression for all protected words, `model_construct` instead of validation, templates filled by
-`str.format`, a set of the pair's words for copies (3.5 µs to make, 3 to do without).
+records, which the garbage collector does not visit; jobs that are made when workers need them. What did not:
+`str.translate` instead of sets of words in the flags, requests as named tuples, one regular expression for
+all protected words, `model_construct` instead of validation, templates filled by `str.format`, a set of the
+pair's words for copies (3.5 µs to make, 3 to do without).
 """
 
 from __future__ import annotations
