@@ -108,6 +108,7 @@ class LLMOptions(TypedDict, total=False):
     api_base: Annotated[
         str | None,
         AfterValidator(_check_address),
+        Wanted("must be the address of an endpoint, as text.", secret=True),
         Field(
             default=None,
             description="The address of an OpenAI-compatible endpoint, usually ending in /v1.",

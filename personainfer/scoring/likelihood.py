@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..api_keys import hide_key, show_key
+from ..api_keys import hide_key, mask_secrets, show_key
 from ..exceptions import InvalidArgumentError
 from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference
@@ -97,7 +97,8 @@ class Likelihood:
         api_key: str | None = None,
         timeout: float = 600.0,
     ) -> None:
-        self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self._options = mask_secrets(given)
         self._make = scorer_of(self._options)
         self.model = model
         self.cuts = Cuts()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..api_keys import Address
 from ..arguments import Count, PositiveNumber, check_argument
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, ModelError
@@ -279,11 +280,12 @@ def _embedder(
 ) -> Embedder | None:
     """The embedder of the texts; None for BM25."""
     if api_base is not None:
+        api_base = Address(api_base)
         if not isinstance(model, str) or model == "bm25":
             raise InvalidArgumentError(
                 f"api_base={api_base!r}, but no model= that it serves.", hint="Name the model."
             )
-        if not str(api_base).startswith(("http://", "https://")):
+        if not api_base.startswith(("http://", "https://")):
             raise InvalidArgumentError(
                 f"api_base={api_base!r} is not an address.",
                 hint='It starts with "http://" or "https://".',

@@ -380,8 +380,14 @@ def test_no_password_or_token_of_an_address_is_shown(base: str, tmp_path: Path) 
         repr(pi.AddPersonas(llm)),
         llm.transport.endpoint,
     ]
+    told.append(repr(pi.Likelihood("fake", api_base=base)))
+    wrong: list[tuple[str, Any]] = [("fake", f"x{base}"), ("fake", [base]), ("local", base)]
+    for model, given in wrong:
+        with pytest.raises(InvalidArgumentError) as refused:
+            pi.LLM(model, api_base=given)
+        told.append(str(refused.value))
     with pytest.raises(InvalidArgumentError) as refused:
-        pi.LLM("fake", api_base="x" + base)
+        pi.Likelihood("fake", api_base=f"x{base}")
     assert "secret" not in " ".join([*told, str(refused.value)])
     assert "127.0.0.1:9/v1" in repr(llm)
 
