@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUPPORTED: Final = (
     "Supported are pandas and polars frames, pyarrow tables, Hugging Face datasets, paths "
@@ -371,12 +374,31 @@ def _parquet(path: Path) -> Iterator[object]:
 
     try:
         with pq.ParquetFile(path) as file:
+            read = 0
             for batch in file.iter_batches(batch_size=1024):
-                names, columns = batch.schema.names, map(arrow_cells, batch.columns)
-                for values in zip(*columns, strict=True):
-                    yield dict(zip(names, values, strict=True))
+                if batch.nbytes < _LONGEST_LINE:
+                    yield from _arrow_rows(batch)
+                else:  # a packed file of a few KB can hold a cell of GB
+                    for place in range(len(batch)):
+                        yield from _bounded_row(batch.slice(place, 1), read + place + 1)
+                read += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns, too
         raise DataError(f"{path} cannot be read: {error}", hint="Write the file again.") from error
+
+
+def _arrow_rows(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:
+    columns = map(arrow_cells, batch.columns)
+    for values in zip(*columns, strict=True):
+        yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def _bounded_row(row: pa.RecordBatch, number: int) -> Iterator[object]:
+    if row.nbytes < _LONGEST_LINE:
+        yield from _arrow_rows(row)
+    else:
+        yield BrokenRow(
+            f"row {number} is longer than {_LONGEST_LINE:,} bytes. Cut its texts or remove it."
+        )
 
 
 def _parquet_total(path: Path) -> int:

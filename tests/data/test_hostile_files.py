@@ -9,6 +9,8 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import personainfer as pi
@@ -46,6 +48,19 @@ def test_a_line_of_a_packed_file_that_is_too_long_is_an_error(
     assert [row.error is None for row in table] == [True, False, True]
     assert "line 2 is longer" in str(table[1].error)
     assert peak < 100 * LIMIT
+
+
+def test_a_cell_of_a_parquet_file_that_is_too_long_costs_its_row(
+    llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LONGEST_LINE", LIMIT)
+    path = tmp_path / "bomb.parquet"
+    rows = [GOOD, {**GOOD, "prompt": "a" * (LIMIT + 1)}, {**GOOD, "prompt": "q"}]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    first, long, last = pi.infer_personas(path, "fake", api_base=llm.api_base)
+    assert first.error is None
+    assert last.error is None
+    assert "row 2 is longer than" in str(long.error)
 
 
 def test_a_pipe_as_input_is_an_error_that_says_so(tmp_path: Path) -> None:
