@@ -183,9 +183,10 @@ def _measured(result: object) -> Json | None:
     # Where there is little room, a cell is broken before its "(n = 12)", not within a number or an interval.
     parts = [[re.split(r" (?=\(n = )", cell) for cell in line] for line in lines]
     verdict = getattr(result, "verdict", None)
-    remarks = [*([f"Verdict: {verdict}."] if verdict else []), *result.remarks()]
+    verdict = f"Verdict: {verdict}." if verdict else ""
     name = re.sub(r"(?<=[a-z])([A-Z])", lambda found: f" {found[1].lower()}", type(result).__name__)
-    return {"name": name, "head": head, "lines": parts, "remarks": remarks}
+    said = {"verdict": verdict, "remarks": result.remarks()}
+    return {"name": name, "head": head, "lines": parts, **said}
 
 
 def _figures(

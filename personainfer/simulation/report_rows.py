@@ -250,7 +250,7 @@ def _user_row(place: int, row: UserRow) -> PageRow:
 
 def _choice_row(place: int, choice: Preference, margins: Mapping[str, FloatArray]) -> PageRow:
     """A user's choice, and which prefix predicted it by what margin."""
-    chips, kinds = [], []
+    chips, kinds = [["score", f"user {choice.user}"]] if choice.user else [], []
     for name, values in margins.items():
         margin = float(values[place])
         if margin == margin:  # not NaN: there is a margin
@@ -267,7 +267,7 @@ def _choice_row(place: int, choice: Preference, margins: Mapping[str, FloatArray
         "error": None,
         "kinds": kinds,
         "chips": chips,
-        "others": [["User", [choice.user]]] if choice.user else [],
+        "others": [],
     }
 
 

@@ -746,4 +746,4 @@ def test_prefixes_are_a_page_with_each_choice(tmp_path: Path) -> None:
     assert sorted(row["name"] for row in rows) == [f"c{n}" for n in range(6)]
     assert ["split", "none +0.000"] in rows[0]["chips"]
     assert [chip[0] for chip in rows[0]["chips"] if chip[1].startswith("told")] == ["right"]
-    assert ["User", ["u0"]] in rows[0]["others"]
+    assert ["score", "user u0"] in rows[0]["chips"]
