@@ -304,8 +304,10 @@ def _plain(value: Any) -> Any:
 
 
 def _cell(found: Estimate | None) -> str:
-    if found is None or math.isnan(found.value):
+    if found is None:
         return ""
+    if math.isnan(found.value):  # such as at equal length where one rule decides every choice
+        return "-"
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
