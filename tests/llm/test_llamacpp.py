@@ -107,10 +107,12 @@ def test_plain_text_and_a_pair_that_does_not_fit_its_context() -> None:
 
 @pytest.mark.heavy
 def test_the_personas_of_the_example_pairs_are_valid_and_differ() -> None:
-    shares = persona_shares(pi.infer_personas(examples()[:8], "local"), {})
+    table = pi.infer_personas(examples()[:8], "local")
+    shares = persona_shares(table, {})
     assert shares["without a persona"].value == 0
     assert shares["not a sentence"].value <= 0.05
-    assert shares["both sides equal"].value <= 0.20
+    # Traits differ where preferences are alike, which has a flag of its own.
+    assert sum(str(row.chosen) == str(row.rejected) for row in table) <= 1
 
 
 @pytest.fixture
