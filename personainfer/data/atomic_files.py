@@ -167,7 +167,7 @@ def _new_file(path: Path) -> tuple[int, Path]:
         number, name = tempfile.mkstemp(_UNFINISHED, _start_of_name(path), path.parent)
         if _locked(number, name):
             return number, Path(name)
-        os.close(number)  # another process took it for one that was left
+        os.close(number)  # another one took it for abandoned
 
 
 def _new_folder(path: Path) -> tuple[int | None, Path]:
@@ -184,11 +184,14 @@ def _new_folder(path: Path) -> tuple[int | None, Path]:
 
 
 def _locked(number: int, name: str) -> bool:
-    """Lock an open file or folder; False if another process has removed it meanwhile."""
+    """Lock an open file or folder; False if another process or thread has removed it meanwhile.
+
+    One that took it for abandoned, before it was locked here, holds the lock until it has removed it.
+    """
     if fcntl is None:
         return True
     with suppress(OSError):  # not every file system has locks
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(number, fcntl.LOCK_EX)
     try:
         return os.stat(name).st_ino == os.fstat(number).st_ino
     except FileNotFoundError:
@@ -210,6 +213,7 @@ def _remove_if_abandoned(left: Path) -> None:
             else:
                 left.unlink()
         finally:
+            fcntl.flock(number, fcntl.LOCK_UN)  # at once, even if a fork has the descriptor too
             os.close(number)
 
 

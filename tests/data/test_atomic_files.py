@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
 import personainfer as pi
-from personainfer.data.atomic_files import atomic_folder, atomic_writer, private_folder, write_file
+from personainfer.data.atomic_files import (
+    atomic_folder,
+    atomic_writer,
+    private_folder,
+    unfinished_folder,
+    write_file,
+)
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.users.records import UserPersonas, UserRow
 
@@ -128,6 +138,32 @@ def test_many_threads_may_write_one_file_at_once(
         thread.join()
     assert not failed
     assert os.listdir(tmp_path) == [name]
+
+
+def test_what_is_taken_for_abandoned_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, removers = tempfile.mkdtemp, list[Thread]()
+
+    def taken_at_once(*arguments: Any) -> str:
+        name: str = make(*arguments)
+        if not removers:  # the first: another writer opens and locks it, and then removes it
+            number = os.open(name, os.O_RDONLY)
+            fcntl.flock(number, fcntl.LOCK_EX)
+
+            def remove() -> None:
+                time.sleep(0.05)
+                os.rmdir(name)
+                os.close(number)
+
+            removers.append(Thread(target=remove))
+            removers[0].start()
+        return name
+
+    monkeypatch.setattr(tempfile, "mkdtemp", taken_at_once)
+    with unfinished_folder(tmp_path / "table") as folder:
+        removers[0].join()
+        (folder / "part").write_text("whole")
 
 
 @pytest.mark.usefixtures("usual_umask")
