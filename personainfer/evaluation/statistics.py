@@ -35,6 +35,8 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
+        if math.isnan(self.value):  # nothing was measured, such as a win rate where all are ties
+            return f"- (n = {self.n:,})"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n:,})"
 
     def to_dict(self) -> dict[str, float]:

@@ -335,3 +335,7 @@ def test_intervals_of_few_items_cover_as_often_as_those_of_many(n: int) -> None:
 def test_two_items_span_all_that_resampling_gives() -> None:
     drawn = np.linspace(0.0, 1.0, 101)
     assert percentiles(drawn, 2, 0.95) == pytest.approx((0.0, 1.0))
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    assert str(Estimate(math.nan, math.nan, math.nan, 0)) == "- (n = 0)"
