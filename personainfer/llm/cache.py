@@ -93,9 +93,7 @@ class ReplyCache:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.expanduser().resolve()
         self._path = self.directory / "cache.db"
-        self._here = (
-            threading.local()
-        )  # this thread's connection for reading, and how often it is in use
+        self._here = threading.local()  # this thread's connection for reading, and its uses now
         self._pid = os.getpid()
         try:
             private_folder(self.directory)
