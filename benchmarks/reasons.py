@@ -1,8 +1,9 @@
 """Does abduction find the reasons that people give? Inferred personas against what people wrote themselves.
 
+    python benchmarks/reasons.py DATA --power                # how many choices are needed; no personas yet
     python benchmarks/reasons.py DATA --write --minutes 9    # infer the personas; goes on where it stopped
     python benchmarks/reasons.py DATA --sheet                # a sheet to read, blind
-    python benchmarks/reasons.py DATA                        # the table
+    python benchmarks/reasons.py DATA --judge local:smollm2  # the table
 
 DATA holds ukp_arguments.jsonl (docs/audit.md): which of two arguments a person found more convincing, and
 why, in the person's own words. For one choice of each person a model infers who would choose so, from the
@@ -12,15 +13,24 @@ two arguments alone. The evidence and the persona that it names are compared wit
 - the reason of another person on the same two arguments (one who chose the same, where there is one);
 - the reason of the same person on two other arguments.
 
-How near they are is the cosine of embeddings, the share of the reason's words that the persona uses, and the
-verdicts of a reader in reasons_read.json: which of the three reasons, in an order that hides which is which,
-the evidence or persona names. Intervals resample people.
+How near they are is
+
+- the cosine of embeddings;
+- the share of the reason's words that the persona uses;
+- with `--judge`, by how much the persona raises a model's mean log-probability of the reason's tokens, where
+  it is asked why the argument is convincing;
+- the verdicts of a reader in reasons_read.json. The reader sees the evidence, the persona and the reasons in
+  an order that hides which is which, and notes those that the evidence or persona names: the same quality
+  (detail, logic, tone, …) or the same point of the argument, and not only the same judgement.
+
+Intervals resample people.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -31,7 +41,8 @@ from zlib import crc32
 
 import numpy as np
 from people_personas import embedder
-from people_study import cell
+from people_study import REACH, cell
+from stored_scores import Scores
 
 import personainfer as pi
 from personainfer.evaluation.grouped import mean_by_group, rate_by_group
@@ -41,6 +52,11 @@ from personainfer.tailoring.embeddings import embed
 KINDS = ("own reason", "another person, same pair", "same person, another pair")
 READ = Path(__file__).with_name("reasons_read.json")
 PIECE = 4  # pairs between two writes
+WHY = """{prompt}
+
+"{chosen}"
+
+Why is this argument more convincing than another one?"""
 _COMMON = frozenset(
     "a an and are argument as at be because but by for from has have in is it its more not of on or other"
     " person second first side than that the their there they this to was which while with user".split()
@@ -132,35 +148,114 @@ def overlap(persona: str, reason: str) -> float:
     return len(wanted & words(persona)) / len(wanted) if wanted else 0.5
 
 
+def power(cases: Sequence[Case]) -> list[str]:
+    """How many choices are needed, with the chosen argument in place of the persona, still unknown."""
+    texts = [text for case in cases for text in (case.pair.chosen, *case.reasons)]
+    near = nearness(texts, len(cases))
+    lines = [
+        "| own reason less | mean | standard deviation | choices needed | shown by these choices |",
+        "| --- |" + " --- |" * 4,
+    ]
+    for kind in (1, 2):
+        gain = near[:, 0] - near[:, kind]
+        needed = (REACH * gain.std() / gain.mean()) ** 2
+        least = REACH * gain.std() / math.sqrt(len(cases))
+        lines.append(
+            f"| {KINDS[kind]} | {gain.mean():.3f} | {gain.std():.3f} | {needed:,.0f} | {least:.3f} |"
+        )
+    return [*lines, f"A share of 0.5 is told from {0.5 + REACH * 0.5 / math.sqrt(len(cases)):.2f}."]
+
+
+def nearness(texts: Sequence[str], cases: int) -> FloatArray:
+    """The cosine of the first text of each case to the three others, shape (cases, 3)."""
+    vectors = embed(embedder(), texts).reshape(cases, 4, -1)
+    return np.einsum("nd,nkd->nk", vectors[:, 0], vectors[:, 1:]).astype(np.float64)
+
+
+def judged(options: argparse.Namespace, cases: Sequence[Case], said: Sequence[str]) -> FloatArray:
+    """By how much each persona raises the log-probability a token of each reason, shape (cases, 3)."""
+    name = Path(options.judge).name.replace(":", "-")
+    scores = Scores(
+        options.folder / f"reason-scores-{name}.jsonl", pi.Likelihood(options.judge, device="cpu")
+    )
+    prompts = [WHY.format(prompt=case.pair.prompt, chosen=case.pair.chosen) for case in cases]
+    rows = [
+        (prompt, persona, reason)
+        for prompt, case, one in zip(prompts, cases, said, strict=True)
+        for reason in case.reasons
+        for persona in (one, None)
+    ]
+    found: FloatArray = scores.of(rows).reshape(len(cases), 3, 2) @ (1.0, -1.0)
+    return found
+
+
 def table(measures: dict[str, FloatArray], users: Sequence[str]) -> list[str]:
     """Lines of a Markdown table. A measure has the shape (cases, 3): how near each reason is."""
     who = np.array(users)
-    lines = [
-        "| measure | "
-        + " | ".join(KINDS)
-        + " | own nearer than another person's | own nearer than another pair's |"
-    ]
-    lines.append("| --- |" + " --- |" * 5)
+    lines = []
     for name, near in measures.items():
-        means = [cell(mean_by_group(near[:, kind], who[: len(near)])) for kind in range(3)]
+        means = [cell(mean_by_group(near[:, kind], who)) for kind in range(3)]
+        gains = [cell(mean_by_group(near[:, 0] - near[:, kind], who)) for kind in (1, 2)]
         wins = [
-            cell(rate_by_group((np.sign(near[:, 0] - near[:, kind]) + 1) / 2, who[: len(near)]))
+            cell(rate_by_group((np.sign(near[:, 0] - near[:, kind]) + 1) / 2, who))
             for kind in (1, 2)
         ]
-        lines.append(f"| {name} | " + " | ".join([*means, *wins]) + " |")
+        lines.append(f"| {name} | {len(near)} | " + " | ".join([*means, *gains, *wins]) + " |")
     return lines
+
+
+def read_by_a_person(cases: Sequence[Case]) -> tuple[FloatArray, list[str]]:
+    """1 for each reason that the reader found named, shape (read cases, 3); and the users."""
+    named = json.loads(READ.read_text(encoding="utf-8"))
+    read_cases = [case for case in cases if case.id in named]
+    found = [
+        [float("abc"[case.order.index(kind)] in named[case.id]) for kind in range(3)]
+        for case in read_cases
+    ]
+    return np.array(found), [case.user for case in read_cases]
+
+
+def report(options: argparse.Namespace, cases: Sequence[Case], personas: dict[str, str]) -> None:
+    """Print the table."""
+    said, users = [personas[case.id] for case in cases], [case.user for case in cases]
+    texts = [text for one, case in zip(said, cases, strict=True) for text in (one, *case.reasons)]
+    measures = {"embedding": nearness(texts, len(cases))}
+    measures["words"] = np.array(
+        [
+            [overlap(one, reason) for reason in case.reasons]
+            for one, case in zip(said, cases, strict=True)
+        ]
+    )
+    if options.judge:
+        measures[f"{options.judge}, lift"] = judged(options, cases, said)
+    print(
+        "| measure | choices | "
+        + " | ".join(KINDS)
+        + " | own - another person's | own - another pair's"
+        " | own above another person's | own above another pair's |"
+    )
+    print("| --- |" + " --- |" * 8)
+    print("\n".join(table(measures, users)))
+    if READ.exists():
+        seen, readers_users = read_by_a_person(cases)
+        print("\n".join(table({"reader": seen}, readers_users)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--power", action="store_true", help="how many choices are needed")
     parser.add_argument("--write", action="store_true", help="infer the personas")
     parser.add_argument("--minutes", type=float, default=9.0, help="with --write: when to stop")
     parser.add_argument("--sheet", action="store_true", help="print what a reader reads")
     parser.add_argument("--persona-model", default="local")
+    parser.add_argument("--judge", help="the model of a Likelihood")
     parser.add_argument("--folder", type=Path, default=Path("people_study"))
     options = parser.parse_args()
     cases = read(options.data)
+    if options.power:
+        print("\n".join(power(cases)))
+        return
     if options.write:
         write(options, cases)
         return
@@ -174,20 +269,7 @@ def main() -> None:
             )
             print(f"{case.id} | {personas[case.id]} | {shown}")
         return
-    texts = [text for case in cases for text in (personas[case.id], *case.reasons)]
-    vectors = embed(embedder(), texts).reshape(len(cases), 4, -1)
-    near = np.einsum("nd,nkd->nk", vectors[:, 0], vectors[:, 1:]).astype(np.float64)
-    shares = np.array([[overlap(personas[c.id], said) for said in c.reasons] for c in cases])
-    users = [case.user for case in cases]
-    print("\n".join(table({"embedding": near, "words": shares}, users)))
-    if READ.exists():
-        named = json.loads(READ.read_text(encoding="utf-8"))
-        read_cases = [case for case in cases if case.id in named]
-        seen = np.zeros((len(read_cases), 3))
-        for row, case in enumerate(read_cases):
-            for place, kind in enumerate(case.order):
-                seen[row, kind] = float("abc"[place] in named[case.id])
-        print(table({"reader": seen}, [case.user for case in read_cases])[-1])
+    report(options, cases, personas)
 
 
 if __name__ == "__main__":
