@@ -50,7 +50,7 @@ from personainfer.tailoring import BradleyTerry
 from personainfer.users import PersonaAudit, TasteSimilarity, UserPersona, UserPersonas
 from personainfer.users.records import UserRow
 
-PIECE = 4  # users between two writes
+PIECE = 1  # users between two writes: one takes minutes where texts are long
 K = {"polis": (8,), "lamp": (2,), "ukp": (4,)}
 # The weight of the similarity beside the rewards of people in general: --fit-scale --k 8.
 SCALE = {"polis": 5.3, "lamp": 7.0, "ukp": 5.8}
@@ -262,7 +262,13 @@ def audit(options: argparse.Namespace, name: str) -> None:
     columns = {}
     for label, (scorer, lift) in scorers(options, name, choices).items():
         found = pi.audit_personas(
-            lambda k: kept[k], held_out, scorer, k=list(kept), history=choices.history, lift=lift
+            lambda k: kept[k],
+            held_out,
+            scorer,
+            k=list(kept),
+            history=choices.history,
+            baselines=options.baselines,
+            lift=lift,
         )
         columns[label] = rows_of(found)
         oracle = file_of(options, name, "all")
@@ -328,6 +334,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+")
     parser.add_argument("--scorer", nargs="*", default=[], help="models of a Likelihood")
     parser.add_argument("--ask", action="store_true")
+    parser.add_argument(
+        "--baselines", nargs="*", help="fewer of them: few-shot takes a language model long"
+    )
     parser.add_argument("--folder", type=Path, default=Path("people_study"))
     options = parser.parse_args()
     for name in options.set:

@@ -158,12 +158,16 @@ def power(cases: Sequence[Case]) -> list[str]:
     ]
     for kind in (1, 2):
         gain = near[:, 0] - near[:, kind]
-        needed = (REACH * gain.std() / gain.mean()) ** 2
         least = REACH * gain.std() / math.sqrt(len(cases))
         lines.append(
-            f"| {KINDS[kind]} | {gain.mean():.3f} | {gain.std():.3f} | {needed:,.0f} | {least:.3f} |"
+            f"| {KINDS[kind]} | {gain.mean():.3f} | {gain.std():.3f} | {needed(gain):,.0f} | {least:.3f} |"
         )
     return [*lines, f"A share of 0.5 is told from {0.5 + REACH * 0.5 / math.sqrt(len(cases)):.2f}."]
+
+
+def needed(gain: FloatArray) -> float:
+    """How many choices find a mean gain of this size in 8 of 10 studies."""
+    return float((REACH * gain.std() / gain.mean()) ** 2)
 
 
 def nearness(texts: Sequence[str], cases: int) -> FloatArray:
@@ -237,8 +241,12 @@ def report(options: argparse.Namespace, cases: Sequence[Case], personas: dict[st
     print("| --- |" + " --- |" * 8)
     print("\n".join(table(measures, users)))
     if READ.exists():
-        seen, readers_users = read_by_a_person(cases)
-        print("\n".join(table({"reader": seen}, readers_users)))
+        measures["reader"], readers_users = read_by_a_person(cases)
+        print("\n".join(table({"reader": measures["reader"]}, readers_users)))
+    print("\nChoices needed to find differences of these sizes:")
+    for name, near in measures.items():
+        counts = [f"{needed(near[:, 0] - near[:, kind]):,.0f} ({KINDS[kind]})" for kind in (1, 2)]
+        print(f"{name}: {', '.join(counts)}")
 
 
 def main() -> None:
