@@ -208,7 +208,7 @@ def table(measures: dict[str, FloatArray], users: Sequence[str]) -> list[str]:
     return lines
 
 
-def read_by_a_person(cases: Sequence[Case]) -> tuple[FloatArray, list[str]]:
+def read_blind(cases: Sequence[Case]) -> tuple[FloatArray, list[str]]:
     """1 for each reason that the reader found named, shape (read cases, 3); and the users."""
     named = json.loads(READ.read_text(encoding="utf-8"))
     read_cases = [case for case in cases if case.id in named]
@@ -241,7 +241,7 @@ def report(options: argparse.Namespace, cases: Sequence[Case], personas: dict[st
     print("| --- |" + " --- |" * 8)
     print("\n".join(table(measures, users)))
     if READ.exists():
-        measures["reader"], readers_users = read_by_a_person(cases)
+        measures["reader"], readers_users = read_blind(cases)
         print("\n".join(table({"reader": measures["reader"]}, readers_users)))
     print("\nChoices needed to find differences of these sizes:")
     for name, near in measures.items():
