@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 import personainfer as pi
 from personainfer.batch.job_folder import PersonaBatch
@@ -31,6 +33,13 @@ def pairs(count: int) -> list[dict[str, str]]:
         }
         for n in range(count)
     ]
+
+
+def examples(count: int, **options: Any) -> settings:
+    """Draw so many examples in the whole suite, and as much fewer in the light one as other tests do."""
+    drawn = settings.get_profile("whole").max_examples
+    share = settings().max_examples / drawn
+    return settings(max_examples=math.ceil(count * share), **options)
 
 
 # A preference, and spellings of it in data.

@@ -8,15 +8,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tenacity
+import typer.testing
 from hypothesis import settings
 
 from personainfer import retrying
+from personainfer.llm import rate_limits
 from personainfer.testing import FakeLLM
 
 from .batch_server import BatchServer
@@ -34,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("light" if is_light else "whole")
     if is_light and "TMPDIR" not in os.environ:
         _keep_files_in_memory()
+    # Its runner would build the whole command anew for each call, which takes longer than most commands do.
+    runner = vars(typer.testing)
+    runner["_get_command"] = cache(runner["_get_command"])
 
 
 def _keep_files_in_memory() -> None:
@@ -72,6 +78,16 @@ def own_environment(
             monkeypatch.delenv(name)
     yield
     logging.getLogger("personainfer").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_pauses() -> Iterator[None]:
+    """Pauses before another attempt are a tenth as long, unless an endpoint asks for more."""
+    with pytest.MonkeyPatch.context() as patch:
+        backoff = tenacity.wait_random_exponential(multiplier=0.05, max=3.0)
+        patch.setattr(retrying, "_backoff", backoff)
+        patch.setattr(rate_limits, "_FIRST_PAUSE", 0.05)
+        yield
 
 
 @pytest.fixture

@@ -119,18 +119,24 @@ def package_of(name: str) -> str:
 
 
 @cache
-def parsed(module: str) -> ast.Module:
-    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+def parsed(path: Path) -> list[ast.AST]:
+    """Every node of a module, from the outermost to the innermost."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
+def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in parsed(path) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 @cache
 def imported(module: str) -> set[str]:
     """What a module imports of the package, modules and packages: at its top, in functions, for types."""
     found: set[str] = set()
-    for node in ast.walk(parsed(module)):
+    for node in imports(MODULES[module]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             start = module.rsplit(".", node.level)[0] if node.level else ""
             source = ".".join(filter(None, [start, node.module]))
             found |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
@@ -261,21 +267,21 @@ def test_subpackages_export_what_documents_use(package: str) -> None:
         assert getattr(module, name).__name__ == name
 
 
-def defined_names(tree: ast.Module) -> set[str]:
+def defined_names(nodes: list[ast.AST]) -> set[str]:
     """The functions, classes and variables of a module, without what it imports."""
-    found = {
-        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    }
+    [module, *_] = nodes
+    assert isinstance(module, ast.Module)
+    found = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    return found | {node.name for node in tree.body if isinstance(node, kinds)}
+    return found | {node.name for node in module.body if isinstance(node, kinds)}
 
 
 def test_every_name_is_imported_from_the_module_that_defines_it() -> None:
     """No module passes on what another one defines, or lists its names beside the underscores of others."""
-    defined = {name: defined_names(parsed(name)) for name in MODULES}
+    defined = {name: defined_names(parsed(path)) for name, path in MODULES.items()}
     assert not [name for name, names in defined.items() if "__all__" in names]
-    for name in MODULES:
-        for node in ast.walk(parsed(name)):
+    for name, path in MODULES.items():
+        for node in imports(path):
             if isinstance(node, ast.ImportFrom) and node.level:
                 source = ".".join([*name.split(".")[: -node.level], *filter(None, [node.module])])
                 if source in defined:
@@ -325,7 +331,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
     declared = {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in lines}
     owners = packages_distributions()
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in imports(path):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules = [node.module]

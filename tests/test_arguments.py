@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
@@ -12,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
+from typer.testing import CliRunner
 
 import personainfer as pi
 from personainfer.arguments import (
@@ -22,6 +21,7 @@ from personainfer.arguments import (
     check_argument,
     takes_options,
 )
+from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError, UnknownOptionError
 from personainfer.llm.client import OPTIONS as LLM_NAMES
 from personainfer.llm.client import LLMOptions
@@ -135,24 +135,21 @@ def test_every_option_has_one_line_of_help(option: Any) -> None:
     assert "\n" not in option.help
 
 
-def test_an_editor_completes_an_option() -> None:
-    jedi = pytest.importorskip("jedi", reason="jedi is not installed")
-    for start, name in (
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
         ("pi.infer_personas(data, cand", "candidates="),
-        ("pi.LLM('x', rp", "rpm="),
-    ):
-        found = jedi.Interpreter(start, [{"pi": pi, "data": []}]).complete()
-        assert name in [one.name for one in found]
+        pytest.param("pi.LLM('x', rp", "rpm=", marks=pytest.mark.heavy),
+    ],
+)
+def test_an_editor_completes_an_option(start: str, name: str) -> None:
+    jedi = pytest.importorskip("jedi", reason="jedi is not installed")
+    found = jedi.Interpreter(start, [{"pi": pi, "data": []}]).complete()
+    assert name in [one.name for one in found]
 
 
 def test_the_command_line_has_every_option() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", "from personainfer.cli import main; main()", "infer", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"COLUMNS": "300", "PATH": ""},
-    )
+    run = CliRunner().invoke(app, ["infer", "--help"], env={"COLUMNS": "300"})
     shell = {
         "columns": "column",
         "labels": "label",

@@ -299,4 +299,4 @@ def _is_same_model(name: str, other: str) -> bool:
         return True
     if not (_is_local(name) and _is_local(other)):
         return False
-    return find_weights(name).identity == find_weights(other).identity
+    return find_weights(name).sha256 == find_weights(other).sha256

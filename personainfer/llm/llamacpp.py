@@ -51,7 +51,7 @@ class EmbeddedTransport(EndpointTransport):
         super().__init__(model=Path(weights.file).stem, api_base="", api_key="none")
         self._weights = weights
         # A reply depends on the weights, and not on the port, which differs each time.
-        self.endpoint = f"llama.cpp:{weights.identity}"
+        self.endpoint = f"llama.cpp:{weights.sha256}"
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """The JSON schema of the reply, with its bounds on lengths."""

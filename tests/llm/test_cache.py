@@ -19,7 +19,7 @@ from typing import Any
 
 import diskcache
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import personainfer as pi
@@ -32,6 +32,8 @@ from personainfer.llm.cache import (
     prune_cache,
 )
 from personainfer.testing import FakeLLM
+
+from ..builders import examples
 
 PICKLE_MODE = 4  # diskcache's
 
@@ -66,7 +68,7 @@ def cache(tmp_path: Path) -> Iterator[ReplyCache]:
     opened.close()
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(replies=st.dictionaries(st.binary(), st.text(), max_size=20), absent=st.binary())
 def test_what_is_written_is_read(
     cache: ReplyCache, replies: dict[bytes, str], absent: bytes

@@ -41,6 +41,12 @@ class City(BaseModel):
 MESSAGES = [{"role": "user", "content": "Name a city."}]
 
 
+# litellm takes seconds to import.
+by_litellm_too = pytest.mark.parametrize(
+    "name", ["fake", pytest.param("litellm/openai/fake", marks=pytest.mark.heavy)]
+)
+
+
 def fake(server: FakeLLM, **options: Any) -> pi.LLM:
     return pi.LLM("fake", api_base=server.api_base, **options)
 
@@ -149,7 +155,7 @@ RECOVERABLE: dict[str, Callable[[], Fault]] = {
 @pytest.mark.parametrize("name", RECOVERABLE)
 def test_one_fault_is_recovered_from(name: str) -> None:
     with FakeLLM(faults=[RECOVERABLE[name]()]) as server:
-        reply = fake(server, timeout=1.0 if name == "hang" else 20.0).ask(MESSAGES, City)
+        reply = fake(server, timeout=0.5 if name == "hang" else 20.0).ask(MESSAGES, City)
         assert isinstance(reply.value, City)
         assert server.calls == 2
 
@@ -248,8 +254,9 @@ def test_usage_counts_retries_and_reasks_with_their_tokens() -> None:
     assert (model.usage.cost or 0) > 2 * (one.usage.cost or 0)
 
 
+@by_litellm_too
 def test_the_key_is_in_no_file_log_repr_or_error(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = "sk-secret0123456789abcdef"
     monkeypatch.setenv("OPENAI_API_KEY", key)
@@ -257,20 +264,16 @@ def test_the_key_is_in_no_file_log_repr_or_error(
     with caplog.at_level(logging.DEBUG), FakeLLM(api_key="another") as server:
         given: list[dict[str, Any]] = [{"api_key": key}, {}]
         for options in given:
-            for name in ("fake", "litellm/openai/fake"):
-                model = pi.LLM(name, api_base=server.api_base, max_attempts=1, **options)
-                said += (
-                    [repr(model), str(vars(model))] if "api_key" not in options else [repr(model)]
-                )
-                with pytest.raises(PersonaInferError) as caught:
-                    model.ask(MESSAGES)
-                said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
-    with FakeLLM(reply=Fault.status(500, message=f"bad key {key}")) as server:
-        for name in ("fake", "litellm/openai/fake"):
-            model = pi.LLM(name, api_base=server.api_base, api_key=key, max_attempts=1)
-            with pytest.raises(TransportError) as broken:
+            model = pi.LLM(name, api_base=server.api_base, max_attempts=1, **options)
+            said += [repr(model), str(vars(model))] if "api_key" not in options else [repr(model)]
+            with pytest.raises(PersonaInferError) as caught:
                 model.ask(MESSAGES)
-            said += [str(broken.value), repr(broken.value.__context__)]
+            said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
+    with FakeLLM(reply=Fault.status(500, message=f"bad key {key}")) as server:
+        model = pi.LLM(name, api_base=server.api_base, api_key=key, max_attempts=1)
+        with pytest.raises(TransportError) as broken:
+            model.ask(MESSAGES)
+        said += [str(broken.value), repr(broken.value.__context__)]
     said += [record.getMessage() for record in caplog.records]
     for file in tmp_path.rglob("*"):
         if file.is_file():
@@ -278,7 +281,7 @@ def test_the_key_is_in_no_file_log_repr_or_error(
     assert not [text for text in said if "secret0123456789" in text]
 
 
-@pytest.mark.parametrize("name", ["fake", "litellm/openai/fake"])
+@by_litellm_too
 @pytest.mark.parametrize("fault", [Fault.status(401), Fault.status(500), Fault.reset()])
 def test_no_secret_is_among_the_variables_that_a_traceback_shows(name: str, fault: Fault) -> None:
     """Programs that report errors show the `repr` of each variable."""
@@ -300,7 +303,7 @@ def test_no_secret_is_among_the_variables_that_a_traceback_shows(name: str, faul
     assert "secret" not in " ".join([shown, str(vars(model)), str(vars(model.transport))])
 
 
-@pytest.mark.parametrize("name", ["fake", "litellm/openai/fake"])
+@by_litellm_too
 def test_logs_hold_no_text_and_no_secret(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """At INFO of all loggers, and at DEBUG of this library's. Others may log what they send at DEBUG."""
     with FakeLLM(faults=[Fault.status(500), Fault.bad_schema()]) as server:

@@ -90,7 +90,13 @@ def test_the_table_has_these_lines() -> None:
     assert lines == list(SCENARIOS)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    "name",
+    [  # litellm takes seconds to import
+        pytest.param(name, marks=[pytest.mark.heavy] * model.startswith("litellm/"))
+        for name, (model, *_) in SCENARIOS.items()
+    ],
+)
 def test_an_endpoint_works_as_documented(name: str) -> None:
     model, end, script, faults, calls = SCENARIOS[name]
     with FakeLLM(script, faults=faults) as server:

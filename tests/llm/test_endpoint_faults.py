@@ -434,7 +434,7 @@ def test_a_loading_model_is_waited_for_as_long_as_patience_says() -> None:
     started = time.monotonic()
 
     def reply(body: dict[str, Any]) -> Any:
-        if time.monotonic() - started < 2.5:  # longer than three refusals take
+        if time.monotonic() - started < 0.3:  # longer than three refusals take
             return Fault.response(openai_error("Loading model"), 503)
         return GOOD
 
@@ -446,7 +446,7 @@ def test_a_loading_model_is_waited_for_as_long_as_patience_says() -> None:
 
 def test_a_model_that_never_loads_is_given_up() -> None:
     with FakeLLM(Fault.response(openai_error("Loading model"), 503)) as server:
-        table = infer(server, 60, patience=1.0)
+        table = infer(server, 60, patience=0.3)
         assert server.calls < 60
     assert "not loaded its model" in str(table[59].error)
 
@@ -495,7 +495,10 @@ HOPELESS: dict[str, Fault] = {
 }
 
 
-@pytest.mark.parametrize("width", [1, 8, 32])
+heavy_width = [pytest.param(width, marks=pytest.mark.heavy) for width in (1, 32)]
+
+
+@pytest.mark.parametrize("width", [8, *heavy_width])
 @pytest.mark.parametrize("name", HOPELESS)
 def test_an_endpoint_that_refuses_all_is_asked_few_times(name: str, width: int) -> None:
     with FakeLLM(HOPELESS[name]) as server:

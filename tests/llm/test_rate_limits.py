@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personainfer.exceptions import BudgetExceededError, RateLimitError
+from personainfer.llm import rate_limits
 from personainfer.llm.rate_limits import Budget, Gate, Limits, Price, Window
 
 pytestmark = pytest.mark.anyio
@@ -36,6 +37,12 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.jumping.now
+
+
+@pytest.fixture(autouse=True)
+def pauses_as_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here they take no time."""
+    monkeypatch.setattr(rate_limits, "_FIRST_PAUSE", 0.5)
 
 
 @pytest.fixture

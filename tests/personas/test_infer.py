@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import personainfer as pi
@@ -30,7 +30,7 @@ from personainfer.exceptions import (
 )
 from personainfer.testing import FakeLLM, Fault
 
-from ..builders import pairs, shared, until
+from ..builders import examples, pairs, shared, until
 
 
 def test_each_row_gets_two_personas_in_the_order_of_the_input(
@@ -608,7 +608,7 @@ junk = st.recursive(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.lists(
         st.fixed_dictionaries({"prompt": junk, "chosen": junk, "rejected": junk}), max_size=8
@@ -634,7 +634,7 @@ def test_a_stream_that_is_left_stops_calling() -> None:
         def said_afterwards() -> int:
             """Calls that came in the time of sixty and more, had nobody stopped."""
             calls = llm.calls
-            time.sleep(0.5)
+            time.sleep(0.3)
             return llm.calls - calls
 
         for _ in pi.iter_personas(
@@ -696,7 +696,7 @@ def test_a_slow_source_is_answered_as_it_comes(llm: FakeLLM, endpoint: dict[str,
         nonlocal given
         for row in pairs(40):
             given += 1
-            threading.Event().wait(0.3)  # slower than rows are held back for
+            threading.Event().wait(0.15)  # slower than rows are held back for
             yield row
 
     with pi.iter_personas(slowly(), **endpoint) as stream:

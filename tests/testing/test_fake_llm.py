@@ -277,7 +277,7 @@ def test_reset_mid_body() -> None:
 def test_hang_ends_with_the_client_or_with_the_seconds() -> None:
     with FakeLLM(faults=[Fault.hang(), Fault.hang(0.05)]) as llm:
         with pytest.raises(TimeoutError):
-            request(llm, timeout=1)
+            request(llm, timeout=0.3)
         started = time.monotonic()
         assert request(llm)[0] == 200
         assert time.monotonic() - started >= 0.05
@@ -405,7 +405,7 @@ def test_counts() -> None:
 
 
 def test_in_flight_peak() -> None:
-    with FakeLLM("x", latency=0.5) as llm, ThreadPoolExecutor(6) as pool:
+    with FakeLLM("x", latency=0.3) as llm, ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda n: request(llm, str(n)), range(12)))
     assert llm.in_flight_peak == 6
     assert llm.in_flight == 0
