@@ -47,8 +47,8 @@ def uses_weights(name: str, code: str) -> bool:
 
 
 def is_heavy(name: str, code: str) -> bool:
-    """The embedded model and litellm's import take their time, and plots need an extra."""
-    slow = ("import plot_", "estimate_cost")
+    """The embedded model, litellm's import and openai's take their time, and plots need an extra."""
+    slow = ("import plot_", "estimate_cost", "submit_batch")
     return uses_weights(name, code) or any(name in code for name in slow)
 
 
