@@ -39,7 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
         _keep_files_in_memory()
     # Its runner would build the whole command anew for each call, which takes longer than most commands do.
     runner = vars(typer.testing)
-    runner["_get_command"] = cache(runner["_get_command"])
+    if "_get_command" in runner:
+        runner["_get_command"] = cache(runner["_get_command"])
 
 
 def _keep_files_in_memory() -> None:

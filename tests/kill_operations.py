@@ -295,7 +295,7 @@ OPERATIONS = {
 
 def try_every_point(name: str, base: str, place: str, points: int | None = None) -> Report:
     """Kill an operation at each of its writes, or at so many spread over them, and call it again."""
-    for module in ("aiohttp", "diskcache", "pyarrow.parquet"):  # what the first forks would load each
+    for module in ("aiohttp", "diskcache", "pyarrow.parquet"):  # else the first forks load them
         importlib.import_module(module)
     operation, report = OPERATIONS[name], Report()
     before_all, whole = Path(place) / "before", Path(place) / "whole"

@@ -41,7 +41,7 @@ from personainfer.users.records import UserPersonas, UserRow
 from .builders import table
 from .fuzz_values import generated, values
 
-MOST_SECONDS = 5.0  # for one input
+MOST_SECONDS = 5.0  # of this process, for one input
 MOST_BYTES = 300_000_000  # that one reader's inputs may add to the memory of the process
 
 ODD: list[Any] = [
@@ -500,7 +500,7 @@ def fuzz(reader: Reader, place: Path, count: int) -> int:
     before, good = peak_memory(), 0
     for content in inputs(seeds, count):
         path.write_bytes(content)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             reader.read(path)
             good += 1
@@ -508,7 +508,7 @@ def fuzz(reader: Reader, place: Path, count: int) -> int:
             assert str(error)  # noqa: PT017
         except Exception as error:
             pytest.fail(f"{error!r:.300} for {content[:2000]!r}")
-        assert time.perf_counter() - began < MOST_SECONDS, content[:2000]
+        assert time.process_time() - began < MOST_SECONDS, content[:2000]
     assert peak_memory() - before < MOST_BYTES
     return good
 
