@@ -52,6 +52,7 @@ def infer_personas(
 
     With more than one of `candidates`, hypotheses are sampled and `select` scores them. The best one is
     kept if it explains the choice (score above 0), and `row.chosen_candidates` has all with their scores.
+    With one candidate, `select` keeps it or says that it explains nothing (`row.unexplained`).
     The "separate" protocol is that of "Whose Boat Does it Float?" (arXiv 2501.11549, section 2). Rows
     that `on_error="drop"` leaves out are counted in `settings["dropped"]`.
 

@@ -40,7 +40,7 @@ class RunOptions(TypedDict, total=False):
         SkipValidation[Selector | None],
         Field(
             default=None,
-            description="What chooses among candidates: it has explains(preferences, personas).",
+            description="What keeps the best candidate, or none: it has explains(preferences, personas).",
         ),
     ]
     exemplars: Annotated[

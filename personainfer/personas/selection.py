@@ -1,4 +1,4 @@
-"""Select, among the candidates of each side, the persona that explains the choice best."""
+"""Select, among the candidates of each side, the persona that explains the choice best, or none."""
 
 from __future__ import annotations
 
@@ -46,12 +46,6 @@ def check_candidates(candidates: int, select: Any, *, later: bool = False) -> No
             hint="Give an object with explains(preferences, personas), or leave candidates at 1.",
             argument="candidates",
         )
-    if candidates == 1 and select is not None:
-        raise InvalidArgumentError(
-            "select= has nothing to choose from with candidates=1.",
-            hint="Try candidates=8.",
-            argument="select",
-        )
 
 
 def choose(
@@ -59,14 +53,14 @@ def choose(
 ) -> Iterator[PersonaRow]:
     """Keep the candidate of each side that explains the choice best; all candidates keep their scores.
 
-    A side whose best score is not above `floor` gets no persona: `row.unexplained` names it. A side
-    whose candidates have no score at all, or that the selector refuses (its prompt may be too long),
-    gets an error.
+    Where a side has one persona, and no others were sampled, it is the only candidate. A side whose best
+    score is not above `floor` gets no persona: `row.unexplained` names it. A side whose candidates have no
+    score at all, or that the selector refuses (its prompt may be too long), gets an error.
 
     Raises:
         InvalidArgumentError, RequestRejectedError: the selector refused every one of the first rows.
     """
-    rows, worked = iter(rows), False
+    rows, worked = map(_with_candidates, rows), False
     while group := list(islice(rows, _ROWS_A_CHOICE)):
         try:
             chosen = list(_choose_group(group, selector, floor))
@@ -77,6 +71,16 @@ def choose(
                 raise error
         worked = worked or any(map(_has_candidates, chosen))
         yield from chosen
+
+
+def _with_candidates(row: PersonaRow) -> PersonaRow:
+    """The row with each persona as the only candidate of its side, where no candidates were sampled."""
+    sides: dict[str, Any] = {}
+    for side in ("chosen", "rejected"):
+        persona = getattr(row, side)
+        if persona is not None:
+            sides |= {side: None, f"{side}_candidates": (Candidate(persona),)}
+    return replace(row, **sides) if sides else row
 
 
 def _has_candidates(row: PersonaRow) -> bool:

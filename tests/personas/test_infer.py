@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -456,12 +456,36 @@ def test_no_candidate_is_kept_that_does_not_explain() -> None:
     assert "no persona explains" in table._repr_html_()
 
 
+@pytest.mark.parametrize("protocol", ["joint", "separate"])
+def test_the_one_persona_of_a_side_is_kept_only_if_it_explains(
+    protocol: Literal["joint", "separate"],
+) -> None:
+    """Without candidates to choose among, `select` says which choices no persona explains."""
+
+    class OnlyChosen:
+        def explains(self, preferences: Sequence[pi.Preference], personas: object) -> list[float]:
+            return [1.0 if p.chosen.startswith("Tea") else -1.0 for p in preferences]
+
+    asked = [("Tea or coffee?", f"Tea, {n} cups.", f"Coffee, {n} cups.") for n in range(3)]
+    with FakeLLM() as llm:
+        options: dict[str, Any] = {"api_base": llm.api_base, "protocol": protocol}
+        plain = pi.infer_personas(asked, "fake", **options)
+        calls = llm.calls
+        table = pi.infer_personas(asked, "fake", select=OnlyChosen(), **options)
+        assert llm.calls == calls  # the same requests, and their replies are in the cache
+    assert table.errors == []
+    for row, before in zip(table, plain, strict=True):
+        assert (row.chosen, row.rejected) == (before.chosen, None)
+        assert row.unexplained == ("rejected",)
+        assert [(c.persona, c.score) for c in row.rejected_candidates] == [(before.rejected, -1.0)]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"candidates": 8}, "select"),
         ({"candidates": 0}, "candidates=0"),
-        ({"select": ByLength()}, "candidates=1"),
+        ({"select": object()}, "explains"),
         ({"candidates": 2, "select": object()}, "explains"),
         ({"candidates": 2, "select": ByLength(), "temperature": 0.0}, "temperature"),
         ({"sides": "left"}, "sides='left'"),
