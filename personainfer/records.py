@@ -135,7 +135,9 @@ def _phrase(text: object, before: re.Pattern[str]) -> object:
     """The text as a phrase that fits into the sentence: one line, without subject, verb and full stop."""
     if not isinstance(text, str):
         return text
-    phrase = " ".join(text.split()).rstrip(" .;,")
+    # A text of printable characters has no other white space than spaces: then nothing is to be split.
+    is_one_line = "  " not in text and text.isprintable()
+    phrase = (text.lstrip() if is_one_line else " ".join(text.split())).rstrip(" .;,")
     first = phrase.partition(" ")[0]
     if first not in _LEADERS and first.islower():  # nearly all phrases fit already
         return phrase

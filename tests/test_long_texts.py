@@ -26,12 +26,15 @@ READERS = {
         "'.' * LENGTH + 'x'",
         "heterogeneity._SENTENCE_END.findall(text)",
     ),
+    "clauses of contrast": ("'over ' * (LENGTH // 20)", "without_contrast(text)"),
+    "a list after a contrast": ("'not, ' * (LENGTH // 20)", "without_contrast(text)"),
     "a header": ("'0' * LENGTH + 'x'", "endpoint_faults._wait(text)"),
 }
 SCRIPT = """
 import personainfer as pi
 from personainfer.data.readers import read_preferences
 from personainfer.evaluation import judge
+from personainfer.evaluation.salience import without_contrast
 from personainfer.llm import endpoint_faults
 from personainfer.personas.flags import find_flags
 from personainfer.personas.prompts import pair_message

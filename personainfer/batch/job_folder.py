@@ -114,10 +114,11 @@ class PersonaBatch(Record):
 
         Raises:
             InvalidArgumentError: there is none.
-            DataError: its handle cannot be read.
+            DataError: its handle cannot be read, or the folder holds a link or a pipe.
         """
         folder = as_folder(path)
         try:
+            _check_own_files(folder)
             fields = json.loads(cls.handle(folder).read_bytes())
             batch = cls.model_validate({**fields, "path": folder, "submitted_here": False})
             UnknownOptionError.check(batch.llm_options, OPTIONS - {"api_key"})
@@ -371,6 +372,19 @@ def read_answers(file: IO[bytes]) -> Iterator[Answer]:
     for line in bounded_lines(file):
         if line is not None and (answer := read_line(line)):
             yield answer
+
+
+def _check_own_files(folder: Path) -> None:
+    """Raise DataError if a file of the folder is a link, a pipe or a device.
+
+    A folder from a stranger could otherwise upload your other files to the provider, or wait for ever.
+    """
+    for entry in os.scandir(folder):
+        if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+            raise DataError(
+                f"{entry.path} is a link, a pipe or a device.",
+                hint="A batch has files of its own only: replace it by the file that it should be.",
+            )
 
 
 def as_folder(path: object) -> Path:

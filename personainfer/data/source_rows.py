@@ -75,11 +75,9 @@ _TOO_DEEP = (
 _CONTAINERS = (dict, list, tuple)
 
 
-def _is_too_deep(value: object) -> bool:
-    """Whether lists and dicts are nested deeper than can be stored; no recursion, each is seen once."""
-    if not isinstance(value, _CONTAINERS):
-        return False
-    level = [value]
+def _is_too_deep(container: Any) -> bool:
+    """Whether a list or dict is nested deeper than can be stored; no recursion, each is seen once."""
+    level = [container]
     for _ in range(_DEEPEST):
         if not level:
             return False
@@ -95,7 +93,11 @@ def _is_too_deep(value: object) -> bool:
 
 def too_deep(columns: Mapping[str, Any]) -> SourceRow | None:
     """The error of a row with a value that is nested too deep, without that value; None: it has none."""
-    deep = [name for name, value in columns.items() if _is_too_deep(value)]
+    deep = [
+        name
+        for name, value in columns.items()
+        if isinstance(value, _CONTAINERS) and _is_too_deep(value)
+    ]
     if not deep:
         return None
     kept = {name: value for name, value in columns.items() if name not in deep}
@@ -126,7 +128,7 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
         shared = {
             name: value
             for name, value in group[0][1].items()
-            if not _is_too_deep(value)
+            if not (isinstance(value, _CONTAINERS) and _is_too_deep(value))
             and all(_is_same(other.get(name), value) for _, other in group)
         }
         cells = [values for values, _ in group]

@@ -277,15 +277,16 @@ _NO_ITEM = (
     r"(?!(?:and|or|but|because|so|while|when|if|since|as|who|whether|even|especially|like|with|in|for|at|on|to"
     r"|that|which|is|are|has|also|likes|loves|wants|needs|values|enjoys|seeks|prefers|appreciates)\b)"
 )
-_REST = rf"(?:(?!{_END}).)*"
-_ITEMS = rf"(?:,\s+{_NO_ITEM}[\w'\u2019-]+(?:\s+[\w'\u2019-]+){{0,3}}?)"
+# Bounds keep the time linear: a text may say "not" in a clause or list without end.
+_REST = rf"(?:(?!{_END}).){{0,200}}"
+_ITEMS = rf"(?:,\s+{_NO_ITEM}[\w'\u2019-]+(?:\s+[\w'\u2019-]+){{0,3}}?){{0,20}}"
 _SINGLE = (
-    rf"\s+(?:[\w'\u2019-]+\s+)?[\w'\u2019-]+(?:,\s+{_NO_ITEM}[\w'\u2019-]+)+"
+    rf"\s+(?:[\w'\u2019-]+\s+)?[\w'\u2019-]+(?:,\s+{_NO_ITEM}[\w'\u2019-]+){{1,20}}"
     rf"\s+and\s+[\w'\u2019-]+{_END}"
 )
 _CLAUSE = re.compile(rf"\b{_CONTRAST}(?!\w){_REST}", re.IGNORECASE | re.DOTALL)
 _LIST = re.compile(
-    rf"(?<=\S)\s*\b{_CONTRAST}(?!\w)(?:{_SINGLE}|{_REST}{_ITEMS}*,?\s+n?or\s+{_REST})",
+    rf"(?<=\S)\s*\b{_CONTRAST}(?!\w)(?:{_SINGLE}|{_REST}{_ITEMS},?\s+n?or\s+{_REST})",
     re.IGNORECASE | re.DOTALL,
 )
 

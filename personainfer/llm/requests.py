@@ -99,6 +99,7 @@ class Job:
     form: Form
     tail: bytes  # the request's own messages, encoded
     reply: Reply | None = None
+    stored: str | None = None  # the cached reply as text, until it is read
     turns: Sequence[tuple[str, str]] = ()  # (role, content) to append: the last reply and its fault
     room: int = 1  # times max_tokens: more after a reply that was cut off
 
@@ -185,10 +186,8 @@ def text_to_cache(completion: Completion) -> str:
     return to_json(stored).decode()
 
 
-def cached_reply(job: Job, stored: str | None) -> Reply | None:
-    """The reply that the cache has for this job; None if there is none that can be read today."""
-    if stored is None:
-        return None
+def cached_reply(job: Job, stored: str) -> Reply | None:
+    """The reply to this job that the cache stored as this text; None if it cannot be read today."""
     try:
         fields = from_json(stored)
         text, logprobs = fields["text"], None

@@ -75,7 +75,7 @@ class Run(Generic[T]):
         self._width = width
         self._workers = workers
         self._shared: dict[bytes, Job] = {}
-        self._stored: dict[bytes, str] = {}  # replies from the cache that are not read yet
+        self._unread = 0  # jobs in the window whose cached reply is not read yet
         self._window: deque[tuple[T, list[Job]]] = deque()
         self._broken: Exception | None = None
         self._watch = RunWatch(model, self.tally)
@@ -148,43 +148,42 @@ class Run(Generic[T]):
         fresh: dict[bytes, Job] = {}
         for item, jobs in items:
             for place, job in enumerate(jobs):
-                jobs[place] = self._shared.setdefault(job.key, job)
-                if jobs[place] is job:
+                shared = self._shared.setdefault(job.key, job)
+                if shared is job:
                     fresh[job.key] = job
+                else:
+                    jobs[place] = shared
             self._window.append((item, jobs))
         known = self._cache.get_many(list(fresh)) if self._cache and fresh else {}
-        self._stored |= known
-        for key in known:
-            del fresh[key]
+        for key, text in known.items():
+            fresh.pop(key).stored = text
+        self._unread += len(known)
         self._workers.submit(list(fresh.values()))
         return bool(items) and self._broken is None
 
-    def _read_stored(self, jobs: Iterable[Job]) -> None:
-        """Read the cached replies of jobs that are to be handed out; send those that cannot be read.
+    def _reply(self, job: Job) -> Reply | None:
+        """The reply of a job; None if the model has yet to answer.
 
-        Only now: whatever waits in the window costs the garbage collector time.
+        A cached reply is parsed only when its row is handed out, since whatever waits in the window costs
+        the garbage collector time. One that cannot be read is asked for again.
         """
-        for job in jobs:
-            text = self._stored.pop(job.key, None)
-            if text is None:
-                continue
-            job.reply = cached_reply(job, text)
+        if job.stored is not None:
+            job.reply = cached_reply(job, job.stored)
+            job.stored = None
+            self._unread -= 1
             if job.reply is None:
                 self._workers.submit([job])
             else:
                 self.tally.cached += 1
+        return job.reply
 
     def _finished(self) -> Iterator[tuple[T, list[Reply]]]:
         """Hand out what is answered at the head of the window."""
         while self._window:
             item, jobs = self._window[0]
-            if self._stored:
-                self._read_stored(jobs)
-            replies = [job.reply for job in jobs if job.reply is not None]
-            if len(replies) < len(jobs) and self._stored:
-                # The row waits for the model: read ahead, so that what cannot be read is sent now.
-                self._read_stored(job for _, ahead in self._window for job in ahead)
+            replies = [reply for job in jobs if (reply := self._reply(job)) is not None]
             if len(replies) < len(jobs):
+                self._read_ahead()
                 break
             self._window.popleft()
             for job in jobs:
@@ -192,6 +191,13 @@ class Run(Generic[T]):
             self._watch.rows += 1
             yield item, replies
         self._check()
+
+    def _read_ahead(self) -> None:
+        """Parse all cached replies in the window, so that those that cannot be read are sent now."""
+        if self._unread:
+            for _, jobs in self._window:
+                for job in jobs:
+                    self._reply(job)
 
     def _await(self, jobs: Sequence[Job], *, until_room: bool) -> None:
         """Wait until these jobs are answered or, if asked to, until there is room for more."""

@@ -214,18 +214,17 @@ def _words(text: str) -> list[str]:
 def _may_copy(words: Sequence[str], text: str) -> bool:
     """Whether four words in a row are each somewhere in the text: cheap, and rarely so.
 
-    Four in a row hold one of every fourth word: only around those that are there is looked further.
+    Each run of four is looked up from its last word to its first. After a word that is missing, the next
+    run begins: so mostly one word of four is looked up.
     """
-    last = len(words) - 1
-    for place in range(_COPIED_RUN - 1, last + 1, _COPIED_RUN):
-        if words[place] in text:
-            first, end = place, place
-            while first > 0 and place - first < _COPIED_RUN - 1 and words[first - 1] in text:
-                first -= 1
-            while end < last and end - first < _COPIED_RUN - 1 and words[end + 1] in text:
-                end += 1
-            if end - first >= _COPIED_RUN - 1:
-                return True
+    first, place, count = 0, _COPIED_RUN - 1, len(words)
+    while place < count:
+        if words[place] not in text:
+            first, place = place + 1, place + _COPIED_RUN
+        elif place > first:
+            place -= 1
+        else:
+            return True
     return False
 
 

@@ -168,7 +168,7 @@ class PersonaStream(Iterator[PersonaRow]):
         """All rows as a table, in memory or in a file, with a progress bar."""
         with self:
             return PersonaTable.collect(
-                with_progress_bar(self, progress, total=self.source.total),
+                with_progress_bar(self._rows, progress, total=self.source.total),
                 original=self.source.original,
                 dropped=self._dropped if self._drops else None,
                 about=lambda: (self.usage, self.settings),

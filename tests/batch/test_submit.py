@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -495,6 +496,33 @@ def test_a_folder_never_decides_what_is_loaded(provider: BatchServer, place: Pat
     handle.write_text(json.dumps({**stored, "model": "local:owner/repository/theirs.gguf"}))
     with pytest.raises(InvalidArgumentError, match="name the model yourself"):
         pi.collect_batch(place / "b", api_base=provider.api_base)
+
+
+@pytest.mark.parametrize("name", ["requests-0000.jsonl", "batch.json", "lock", "replies"])
+def test_a_batch_has_no_links(provider: BatchServer, place: Path, name: str) -> None:
+    """A link of a stranger's folder would upload another file of the user's to the provider."""
+    submit(provider, pairs(3), place / "b")
+    secret = place / "secret.txt"
+    secret.write_text("mine alone")
+    (place / "b" / name).unlink(missing_ok=True)
+    (place / "b" / name).symlink_to(secret)
+    calls = list(provider.calls)
+    with pytest.raises(DataError, match=f"{name} is a link, a pipe or a device"):
+        pi.collect_batch(place / "b", poll=0.001, api_base=provider.api_base)
+    assert provider.calls == calls
+    assert secret.read_text() == "mine alone"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize("name", ["output-0000.jsonl", "batch.json"])
+def test_a_batch_does_not_wait_for_a_pipe(
+    provider: BatchServer, place: Path, name: str
+) -> None:
+    submit(provider, pairs(3), place / "b")
+    (place / "b" / name).unlink(missing_ok=True)
+    os.mkfifo(place / "b" / name)
+    with pytest.raises(DataError, match=f"{name} is a link, a pipe or a device"):
+        pi.collect_batch(place / "b", poll=0.001, api_base=provider.api_base)
 
 
 COLLECT = """
