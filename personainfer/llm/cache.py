@@ -1,8 +1,8 @@
 """The cache of replies on disk: the hash of a request -> the reply, as JSON text.
 
 The database is diskcache's (SQLite in write-ahead mode, safe for several processes at once). Many replies are
-written in one transaction, and many keys are looked up in one query. Only text is stored and read: diskcache
-would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be shared.
+written in one transaction, and many keys are looked up in one query. Only text is stored and read: diskcache's
+own `get` would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be shared.
 Files and folders that are made here are open to their owner only, since replies hold people's texts.
 
 A forked child opens its own connections. SQLite does not support a fork while another thread is in a
@@ -17,15 +17,17 @@ import stat
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import diskcache
 import platformdirs
+import tenacity
 
 from ..data.atomic_files import private_folder
 from ..exceptions import CacheError, InvalidArgumentError
@@ -62,26 +64,38 @@ class CacheInfo:
     models: Mapping[str, int]
 
 
-class _TextDisk(diskcache.Disk):  # type: ignore[misc]
-    """Stores text as it is and refuses everything else, so that nothing is ever unpickled."""
-
-    def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, None, str]:
-        if not isinstance(value, str):
-            raise TypeError("only text is cached")
-        return 0, _RAW_MODE, None, value
-
-    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> str:
-        if mode != _RAW_MODE or not isinstance(value, str):
-            raise CacheError("a row of the cache does not hold text.", hint="Clear the cache.")
-        return value
-
-    def get(self, key: object, raw: bool) -> object:
-        if not raw:
-            raise CacheError("a row of the cache has a pickled key.", hint="Clear the cache.")
-        return super().get(key, raw)
+class _Disk(diskcache.Disk):  # type: ignore[misc]
+    """Deletes no file: replies have none of their own, and a tampered row could name any file."""
 
     def remove(self, file_path: str) -> None:
-        """Delete no file: replies have none of their own, and a tampered row could name any file."""
+        """Do nothing."""
+
+
+class _Store(diskcache.Cache):  # type: ignore[misc]
+    """diskcache's Cache, but for how long it waits at opening while another program locks the database.
+
+    Its `get`, `set` and `iter` are not used: they may pickle or unpickle.
+    """
+
+    @property
+    def _sql_retry(self) -> Callable[..., Any]:
+        return partial(_patiently, self._sql)
+
+
+def _patiently(execute: Callable[..., Any], statement: str, *parameters: Any) -> Any:
+    """Run a statement, again and again for `_BUSY_TIMEOUT` seconds while another program has the lock."""
+    trying = tenacity.Retrying(
+        stop=tenacity.stop_after_delay(_BUSY_TIMEOUT),
+        wait=tenacity.wait_fixed(0.01),
+        retry=tenacity.retry_if_exception(_is_locked),
+        reraise=True,
+    )
+    return trying(execute, statement, *parameters)
+
+
+def _is_locked(error: BaseException) -> bool:
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class ReplyCache:
@@ -115,10 +129,10 @@ class ReplyCache:
 
     def _open_store(self) -> Any:
         """The database, for writing."""
-        store = diskcache.Cache(
+        store = _Store(
             str(self.directory),
             timeout=_BUSY_STEP,
-            disk=_TextDisk,
+            disk=_Disk,
             eviction_policy="none",  # the default evicts silently at 1 GiB
             cull_limit=0,
             sqlite_mmap_size=0,
@@ -281,14 +295,15 @@ class ReplyCache:
 
     def _mark_or_refuse(self) -> None:
         """Mark a new database as ours; raise CacheError, and touch nothing, if it is another program's."""
-        connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)
+        connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
         try:
             # Check in this order: another process that starts now marks the database, then makes its tables.
-            ((tables,),) = connection.execute("SELECT COUNT(*) FROM sqlite_master")
-            ((mark,),) = connection.execute("PRAGMA application_id")
+            run = partial(_patiently, connection.execute)
+            ((tables,),) = run("SELECT COUNT(*) FROM sqlite_master").fetchall()
+            ((mark,),) = run("PRAGMA application_id").fetchall()
             if not tables and not self._read_only:
                 # Before any table is made, so that no other process sees one unmarked.
-                connection.execute(f"PRAGMA application_id = {_MARK}")
+                run(f"PRAGMA application_id = {_MARK}")
         finally:
             connection.close()
         if self._read_only and not tables:
@@ -383,7 +398,9 @@ class ReplyCache:
         return saved
 
     def _failure(self, error: sqlite3.DatabaseError) -> CacheError:
-        # Disk full, locked, read-only; or a wrong call, which says nothing about the file.
+        if _is_locked(error):
+            return self._locked()
+        # Disk full, read-only; or a wrong call, which says nothing about the file.
         if isinstance(error, (sqlite3.OperationalError, sqlite3.ProgrammingError)):
             return CacheError(
                 f"the cache {self._path} failed: {error}.",

@@ -476,6 +476,25 @@ def test_a_cache_that_stays_locked_is_an_error(
     assert cache.info().replies == 2
 
 
+@pytest.mark.parametrize(
+    "lock",
+    ["BEGIN IMMEDIATE", "PRAGMA locking_mode = EXCLUSIVE; BEGIN IMMEDIATE"],
+    ids=["against writers", "against all"],
+)
+def test_a_cache_that_is_locked_when_it_is_opened_is_an_error(
+    lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("personainfer.llm.cache._BUSY_TIMEOUT", 0.1)
+    with closing(ReplyCache(tmp_path)) as cache:
+        cache.set_many(numbered(1).items(), model="m")
+    with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
+        other.executescript(lock)
+        with pytest.raises(CacheError, match="locked by another program") as told:
+            ReplyCache(tmp_path)
+    assert told.value.retryable
+    assert ReplyCache(tmp_path).info().replies == 1
+
+
 def test_a_run_on_a_locked_cache_ends_with_an_error_and_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
