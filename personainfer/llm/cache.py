@@ -1,9 +1,9 @@
 """The cache of replies on disk: the hash of a request -> the reply, as JSON text.
 
 The database is diskcache's (SQLite in write-ahead mode, safe for several processes at once). Many replies are
-written in one transaction, and many keys are looked up in one query. Only text is stored and read: diskcache's
-own `get` would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be shared.
-Files and folders that are made here are open to their owner only, since replies hold people's texts.
+written in one transaction, and many keys are looked up in one query. Only text is stored and read: diskcache
+itself would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be
+shared. Files and folders that are made here are open to their owner only, since replies hold people's texts.
 
 A forked child opens its own connections. SQLite does not support a fork while another thread is in a
 query: fork before a run or after it, or start processes with spawn or forkserver.

@@ -186,8 +186,10 @@ def text_to_cache(completion: Completion) -> str:
     return to_json(stored).decode()
 
 
-def cached_reply(job: Job, stored: str) -> Reply | None:
-    """The reply to this job that the cache stored as this text; None if it cannot be read today."""
+def cached_reply(job: Job, stored: str | None) -> Reply | None:
+    """The reply that the cache has for this job; None if there is none that can be read today."""
+    if stored is None:
+        return None
     try:
         fields = from_json(stored)
         text, logprobs = fields["text"], None

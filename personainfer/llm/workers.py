@@ -230,8 +230,7 @@ class Workers:
         """Another run's reply to the same request: in flight now, or cached since this run read the cache."""
         reply = await self._in_flight.other_reply(job.key)
         if reply is None and self.met_another and self._cache is not None:
-            stored = self._cache.get_many([job.key])
-            reply = cached_reply(job, stored[job.key]) if stored else None
+            reply = cached_reply(job, self._cache.get_many([job.key]).get(job.key))
         self._tally.cached += reply is not None
         return reply
 

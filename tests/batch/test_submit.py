@@ -515,9 +515,7 @@ def test_a_batch_has_no_links(provider: BatchServer, place: Path, name: str) -> 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
 @pytest.mark.parametrize("name", ["output-0000.jsonl", "batch.json"])
-def test_a_batch_does_not_wait_for_a_pipe(
-    provider: BatchServer, place: Path, name: str
-) -> None:
+def test_a_batch_does_not_wait_for_a_pipe(provider: BatchServer, place: Path, name: str) -> None:
     submit(provider, pairs(3), place / "b")
     (place / "b" / name).unlink(missing_ok=True)
     os.mkfifo(place / "b" / name)
