@@ -10,7 +10,7 @@ import json
 import math
 import re
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -41,9 +41,22 @@ def chat_text(messages: Sequence[Body]) -> str:
 
 def distribution(context: Sequence[int]) -> list[float]:
     """log p of each next token: how often it followed the last one, smoothed."""
-    followers = Counter(b for a, b in pairwise(context) if a == context[-1])
+    return smoothed(Counter(b for a, b in pairwise(context) if a == context[-1]))
+
+
+def smoothed(followers: Counter[int]) -> list[float]:
+    """log p of each next token, of how often each one followed before."""
     total = VOCABULARY + 8 * followers.total()
-    return [math.log((1 + 8 * followers[token]) / total) for token in range(VOCABULARY)]
+    log_p = [math.log(1 / total)] * VOCABULARY
+    for token, count in followers.items():
+        log_p[token] = math.log((1 + 8 * count) / total)
+    return log_p
+
+
+def ranked(followers: Counter[int]) -> list[int]:
+    """All tokens, the likeliest first."""
+    seen = sorted(followers, key=lambda token: (-followers[token], token))
+    return seen + [token for token in range(VOCABULARY) if token not in followers]
 
 
 def log_probabilities(prefix: Sequence[int], response: Sequence[int]) -> list[float]:
@@ -142,10 +155,11 @@ class ScoringServer:
     def _vllm_completions(self, body: Body) -> Body:
         prompt, ranks = body["prompt"], body["prompt_logprobs"]
         records: list[Body | None] = [None]
-        for place in range(1, len(prompt)):
-            log_p = distribution(prompt[:place])
-            likeliest = sorted(range(VOCABULARY), key=lambda t: -log_p[t])
-            kept = dict.fromkeys([prompt[place], *likeliest[:ranks]])
+        after: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        for last, token in pairwise(prompt):
+            log_p, likeliest = smoothed(after[last]), ranked(after[last])
+            after[last][token] += 1
+            kept = dict.fromkeys([token, *likeliest[:ranks]])
             records.append(
                 {
                     str(t): {

@@ -9,7 +9,7 @@ from pathlib import Path
 from personainfer.llm.weights import NamedWeights
 
 CONTENT = b"GGUF" + bytes(range(256)) * 10
-PART = 1000
+PART = 1500
 PARTS = [CONTENT[start : start + PART] for start in range(0, len(CONTENT), PART)]
 TINY = NamedWeights(
     name="tiny",
