@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -30,15 +30,14 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+# The names of the fields of each record class: pydantic takes long to look up an attribute of a class.
+_field_names: dict[type[Record], set[str]] = {}
+
+
 class Record(BaseModel):
     """A frozen record; unknown fields are an error rather than lost."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    _names: ClassVar[set[str]]
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        cls._names = set(cls.model_fields)
 
     @classmethod
     def unchecked(cls, values: dict[str, Any]) -> Self:
@@ -47,9 +46,13 @@ class Record(BaseModel):
         Validation would take a fifth of the time of a row that comes from the cache. All records of a
         class share one set of field names, since a set for each would cost the garbage collector as much.
         """
+        try:
+            names = _field_names[cls]
+        except KeyError:
+            names = _field_names[cls] = set(cls.model_fields)
         record = object.__new__(cls)
         _set_values(record, values)
-        _set_names(record, cls._names)
+        _set_names(record, names)
         _set_extra(record, None)
         _set_private(record, None)
         return record
