@@ -143,9 +143,10 @@ def test_what_an_audit_asks_is_counted(
 ) -> None:
     calls, people = benchmarks("audit_calls"), benchmarks("people_study")
     choices = people.read(data, "polis", "test", 0)
-    alone = calls.by_themselves(choices, (2, 4))
+    conditions = calls.Conditions.of(choices, (2, 4))
+    alone = conditions.by_themselves(ks=2, lift=False)
     assert len(alone) == 8  # own, another user's, none and few-shot, for each k
     assert {len(rows) for rows in alone} == {2 * len(choices.held_out)}
-    none = alone[2]
+    none = conditions.none
     once = calls.tokens(none, once=True)
     assert once < calls.tokens(none)
