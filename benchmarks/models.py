@@ -140,7 +140,9 @@ def main() -> None:
     run, deadline = run_of(words, options.folder), Deadline(options.seconds)
     options.folder.mkdir(parents=True, exist_ok=True)
     name = f"{run.label}-{run.set}".replace("/", "_").replace(" ", "_")
-    (options.folder / f"{name}.run").write_text(json.dumps(words))
+    kept = options.folder / f"{name}.run"
+    before = json.loads(kept.read_text())["scorer"] if kept.exists() else []
+    kept.write_text(json.dumps(words | {"scorer": list(dict.fromkeys(before + words["scorer"]))}))
     while run.infer_next():
         deadline.check()
     scorers: dict[str, pi.Likelihood] = {}
