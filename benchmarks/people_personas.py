@@ -104,7 +104,7 @@ def write(options: argparse.Namespace, name: str) -> None:
                 user="user",
                 method=options.method,
                 pairs_per_user=None if k == "all" else k,
-                select=TasteSimilarity(embedder()) if options.method == "tastes" else None,
+                select=None if options.method == "summary" else TasteSimilarity(embedder()),
                 progress=False,
             )
             done += list(made)
@@ -329,7 +329,8 @@ def main() -> None:
     parser.add_argument("--fit-scale", action="store_true")
     parser.add_argument("--persona-model", default="local")
     parser.add_argument("--api-base", help="where it is served")
-    parser.add_argument("--method", default="tastes", choices=["summary", "tastes", "listed"])
+    methods = ["summary", "tastes", "verified", "posterior", "listed"]
+    parser.add_argument("--method", default="tastes", choices=methods)
     parser.add_argument("--users", type=int, help="at most so many users")
     parser.add_argument("--k", type=int, nargs="+")
     parser.add_argument("--scorer", nargs="*", default=[], help="models of a Likelihood")
