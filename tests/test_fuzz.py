@@ -92,7 +92,7 @@ def assert_can_be_used(table: pi.PersonaTable) -> None:
 
 
 def test_generated_inputs_cost_at_most_their_row() -> None:
-    assert infer_generated(generated(rows, 250)) > 50
+    assert infer_generated(generated(rows, 500)) > 100
 
 
 @pytest.mark.heavy
@@ -266,7 +266,7 @@ replies = st.one_of(
 
 
 def test_generated_replies_cost_at_most_their_row() -> None:
-    made = generated(replies, 75)
+    made = generated(replies, 150)
     infer_among_good(lambda number: made[number], len(made))
 
 

@@ -524,4 +524,4 @@ def test_ten_thousand_spoilt_inputs_are_read_or_refused(name: str, place: Path) 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", READERS)
 def test_some_spoilt_inputs_are_read_or_refused(name: str, place: Path) -> None:
-    fuzz(READERS[name], place, 20)
+    fuzz(READERS[name], place, 40)

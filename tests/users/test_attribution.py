@@ -133,10 +133,10 @@ def test_sentences_that_do_nothing_are_no_finding() -> None:
     said = dict.fromkeys(users, "Idle 0. Idle 1. Idle 2.")
     prefix = pi.persona_prefix("persona", personas=said)
     found = []
-    for seed in range(5):
+    for seed in range(10):
         places = attribute_prefix("p", prefix, choices, noise, limit=None, seed=seed).places
         found += [place.adjusted_p < 0.05 for place in places]
-    assert sum(found) <= 2  # of 15
+    assert sum(found) <= 3  # of 30
 
 
 def test_as_many_choices_as_asked_for_are_measured() -> None:
