@@ -294,8 +294,8 @@ OPERATIONS = {
 }
 
 
-def try_every_point(name: str, base: str, place: str, points: int | None = None) -> Report:
-    """Kill an operation at each of its writes, or at so many spread over them, and call it again."""
+def try_every_point(name: str, base: str, place: str) -> Report:
+    """Kill an operation at each of its writes, and call it again."""
     for module in ("aiohttp", "diskcache", "pyarrow.parquet"):  # else the first forks load them
         importlib.import_module(module)
     operation, report = OPERATIONS[name], Report()
@@ -311,9 +311,7 @@ def try_every_point(name: str, base: str, place: str, points: int | None = None)
             importlib.import_module(module)
     report.writes = undisturbed.writes
     expected = _names(whole)
-    last = len(report.writes)
-    wanted = count(1) if points is None else iter(range(1, last + 1, max(1, last // points)))
-    for at in wanted:
+    for at in count(1):
         folder = Path(place) / str(at)
         before = operation.meter(base)
         killed = _point(operation, base, before_all, folder, at)

@@ -84,6 +84,11 @@ class _Store(diskcache.Cache):  # type: ignore[misc]
 
 def _patiently(execute: Callable[..., Any], statement: str, *parameters: Any) -> Any:
     """Run a statement, again and again for `_BUSY_TIMEOUT` seconds while another program has the lock."""
+    try:
+        return execute(statement, *parameters)
+    except sqlite3.Error as error:
+        if not _is_locked(error):
+            raise
     trying = tenacity.Retrying(
         stop=tenacity.stop_after_delay(_BUSY_TIMEOUT),
         wait=tenacity.wait_fixed(0.01),

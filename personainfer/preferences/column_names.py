@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Final
 
 from ..exceptions import InvalidArgumentError
@@ -105,6 +106,7 @@ def nearest(name: object, known: Sequence[str]) -> str:
     return (f"Nearest is {close[0]!r}, of " if close else "It is one of ") + f"{listed or 'none'}."
 
 
+@lru_cache(maxsize=4096)  # each file's columns are compared with the same few hundred names
 def _plain_name(name: str) -> str:
     """A column's name in the usual spelling: "Chosen Response" and "chosenResponse" are chosen_response."""
     words = _WORD_START.sub("_", name.strip())

@@ -210,6 +210,7 @@ def test_what_is_no_table_is_named() -> None:
         pi.salient_words([])  # type: ignore[arg-type]
 
 
+@pytest.mark.heavy
 def test_the_intervals_hold_the_true_ratio() -> None:
     """Of words that 30 % of one side say and 5 % of the other; 95 % are promised."""
     draw, held, truth = random.Random(0), 0, math.log(0.3 / 0.7) - math.log(0.05 / 0.95)

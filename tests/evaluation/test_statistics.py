@@ -93,6 +93,7 @@ def test_both_ways_of_drawing_have_the_same_spread(kinds: int) -> None:
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
 
 
+@pytest.mark.heavy
 def test_an_interval_covers_as_often_as_it_says() -> None:
     random = np.random.default_rng(2)
     found = [bootstrap_rate(random.random(60) < 0.7, resamples=1000) for _ in range(400)]
@@ -325,7 +326,8 @@ def test_quantiles_of_t_are_those_of_the_tables(
     assert t_quantile(probability, freedom) == pytest.approx(known, abs=1e-7)
 
 
-@pytest.mark.parametrize("n", [8, *(pytest.param(n, marks=pytest.mark.heavy) for n in (13, 25))])
+@pytest.mark.heavy
+@pytest.mark.parametrize("n", [8, 13, 25])
 def test_intervals_of_few_items_cover_as_often_as_those_of_many(n: int) -> None:
     random = np.random.default_rng(n)
     found = [bootstrap_mean(random.normal(size=n), resamples=2000, seed=s) for s in range(500)]

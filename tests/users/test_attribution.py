@@ -103,6 +103,7 @@ def test_the_choices_that_say_what_is_right_are_not_those_that_are_measured() ->
     assert not judged & measured
 
 
+@pytest.mark.heavy
 def test_sentences_that_do_nothing_are_no_finding() -> None:
     """The margin is the noise of its sentences: each adds a number drawn anew for each choice."""
 

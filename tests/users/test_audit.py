@@ -24,10 +24,12 @@ FREE = ("longer", "majority")
 VERDICTS: list[object] = [
     ("knows", {}, "knows its user"),
     pytest.param("knows", {"longer": 0.2}, "knows its user", marks=pytest.mark.heavy),
-    ("people in general", {}, "knows people in general"),
+    pytest.param("people in general", {}, "knows people in general", marks=pytest.mark.heavy),
     pytest.param("longer", {"longer": 0.3}, "no better than length", marks=pytest.mark.heavy),
     pytest.param("longer", {}, "no better than length", marks=pytest.mark.heavy),
-    ("own length", {"own_length": 0.3}, "no better than length"),
+    pytest.param(
+        "own length", {"own_length": 0.3}, "no better than length", marks=pytest.mark.heavy
+    ),
     ("nothing", {}, "no better than none"),
 ]
 
