@@ -1,7 +1,7 @@
 """What the best of several personas by likelihood brings, judged by another model, and what it costs.
 
     python benchmarks/best_of_n.py --set examples --seconds 600
-    python benchmarks/best_of_n.py --set real --real ../shared/data
+    python benchmarks/best_of_n.py --set all --real ../shared/data
     make bench-best-of-n PAIRS=hh_rlhf_harmless_base_test.jsonl
 
 A model infers both sides of each pair greedily, and as the best of 4 samples that `--chooser` selects by
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("path", type=Path, nargs="?", help="pairs of your own, in place of --set")
     parser.add_argument("--model", default="local")
     parser.add_argument("--pairs", type=int, default=120, help="how many of PATH")
-    parser.add_argument("--set", choices=("examples", "ours", "real"), default="examples")
+    parser.add_argument("--set", choices=("examples", "ours", "real", "all"), default="examples")
     parser.add_argument("--real", type=Path, help="the folder with the files of the real pairs")
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--chooser", default="local:smollm2")

@@ -52,7 +52,14 @@ class Deadline:
 
 
 def pair_set(name: str, real: Path | None) -> list[pi.Preference]:
-    """The pairs of a set: "examples" (30), "ours" (60 that ship), "real" (30 of LLMBar and 30 of HH)."""
+    """The pairs of a set: "examples" (30), "ours" (60 that ship), "real" (30 of LLMBar and 30 of HH), "all".
+
+    "all" is the examples and the real pairs, two real ones for each example.
+    """
+    if name == "all":
+        examples, others = pair_set("examples", None), pair_set("real", real)
+        twos = zip(examples, others[::2], others[1::2], strict=True)
+        return [pair for three in twos for pair in three]
     if name == "examples":
         return _usable(EXAMPLES)
     if name == "ours":

@@ -13,7 +13,7 @@ import personainfer as pi
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "demo"
 PAIRS = 24
-TOKENS = 32  # of each response are scored
+TOKENS = 16  # of each response are scored: the time grows with them
 
 
 def table_text(table: pi.PersonaTable, width: int) -> str:
