@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import pytest
 from hypothesis import settings
@@ -155,3 +157,62 @@ OPTIONS: dict[str, Any] = {
 
 
 MODEL = "openai/gpt-4o-mini"
+
+
+class Asked(NamedTuple):
+    """A request that came to a server, whatever it was."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]  # their names in lower case
+    body: bytes
+
+
+class AnyServer:
+    """A server on loopback that answers every request alike, and keeps what was asked."""
+
+    def __init__(
+        self, status: int = 200, headers: Mapping[str, str] | None = None, body: bytes = b"{}"
+    ) -> None:
+        self.asked: list[Asked] = []
+        self.answer = (status, {"Content-Type": "application/json", **(headers or {})}, body)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        kept = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                kept.asked.append(Asked(self.command, self.path, headers, body))
+                status, sent, content = kept.answer
+                self.send_response(status)
+                for name, value in {**sent, "Content-Length": str(len(content))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with suppress(ConnectionError):  # of a client that reads no further
+                    self.wfile.write(content)
+
+            def do_GET(self) -> None:
+                self.do_POST()
+
+            def handle(self) -> None:
+                with suppress(ConnectionError):
+                    super().handle()
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        return Handler

@@ -68,12 +68,14 @@ def test_the_quickstart_is_kept_with_its_outputs() -> None:
 
 
 def test_no_warning_where_a_notebook_has_no_widgets() -> None:
-    from personainfer.progress import _bar_class
+    from personainfer.observability import _bar_class
 
     manager, kernel = client.manager.start_new_kernel()
     try:
         hidden = "import sys; sys.modules['ipywidgets'] = None\n"
-        told = run(kernel, hidden + "import personainfer.progress as p; p._bar_class().__module__")
+        told = run(
+            kernel, hidden + "import personainfer.observability as p; p._bar_class().__module__"
+        )
     finally:
         kernel.stop_channels()
         manager.shutdown_kernel(now=True)

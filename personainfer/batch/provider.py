@@ -176,8 +176,6 @@ class EndpointBatches:
                 base_url=self._endpoint,
                 api_key=self._key or "none",
                 max_retries=0,
-                # A redirect to another host would take the pairs there.
-                http_client=openai.DefaultHttpxClient(follow_redirects=False),
             )
         with _errors(self._endpoint, timeout, self._key):
             yield self._made.with_options(timeout=timeout)
@@ -322,7 +320,7 @@ def _broken_off() -> tuple[type[Exception], ...]:
 def _errors(name: str, timeout: float, key: str) -> Iterator[None]:
     """`provider_errors`, and errors that the SDK lets through: broken JSON, an interrupted download."""
     try:
-        with provider_errors(name, timeout, key):
+        with provider_errors(name, timeout, [key]):
             yield
     except _broken_off() as error:
         raise TransportError(redact(f"the connection to {name} failed: {error}", key)) from None

@@ -32,11 +32,11 @@ from ..exceptions import (
 )
 from ..llm.client import LLM
 from ..llm.rate_limits import find_batch_price
+from ..observability import progress_bar
 from ..personas.infer import PersonaStream, checked, prepare
 from ..personas.options import PersonaOptions
 from ..personas.requests import Plan
 from ..personas.selection import check_candidates
-from ..progress import progress_bar
 from ..records import PersonaRow, Selector
 from ..retrying import until_deadline
 from .job_folder import (

@@ -87,7 +87,7 @@ def write_rows(
     stream: PersonaStream, out: IO[str], progress: bool | None, details: bool = False
 ) -> Done:
     """Write each row as a line as soon as it is ready; `details` as for `PersonaTable.to_pandas`."""
-    from ..progress import with_progress_bar
+    from ..observability import with_progress_bar
 
     def written(rows: Iterable[PersonaRow]) -> Iterator[PersonaRow]:
         for row in rows:

@@ -21,6 +21,7 @@ from ..arguments import takes_options
 from ..event_loop import spawn
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, joined
 from ..llm.client import LLM, OPTIONS, LLMOptions
+from ..observability import progress_bar
 from ..personas.prompts import (
     choice_messages,
     instructions,
@@ -28,7 +29,6 @@ from ..personas.prompts import (
     prompt_text,
     quality_messages,
 )
-from ..progress import progress_bar
 from ..records import Message, Persona, Preference, Prompt, Usage
 from .grouped import (
     delta_pq,

@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator
 from ..exceptions import ModelError, RequestRejectedError
 from ..llm.client import LLM, make_llm
 from ..llm.requests import Reply, Request
-from ..progress import progress_bar, with_progress_bar
+from ..observability import progress_bar, with_progress_bar
 from ..records import FloatArray, Logprobs, Message, Persona, Prompt, Side, Usage
 from ..scoring.likelihood import Likelihood
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..exceptions import (
     AuthenticationError,
@@ -24,6 +24,10 @@ from ..exceptions import (
     RequestRejectedError,
     TransportError,
 )
+from ..http_guard import Exchange, guarded_http, redirect_error
+
+if TYPE_CHECKING:
+    import openai
 
 Scope = Literal["row", "run", "moment", "form", "unclear"]
 
@@ -185,7 +189,7 @@ RULES = (
     Rule(
         "wrong path",
         "run",
-        (*range(300, 400), 404, 405, 410),
+        (404, 405, 410),
         "",
         ModelNotFoundError,
         "not found",
@@ -220,6 +224,8 @@ def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -
 
     `key` is taken out of the words.
     """
+    if 300 <= status < 400:
+        return redirect_error(status, headers)
     text = " ".join(text.encode(errors="replace").decode().split())
     said = redact(text, key)[:_LONGEST_WORDS]
     lowered = text.lower()
@@ -322,31 +328,53 @@ def _retry_delay(details: Any) -> str | None:
 
 
 @contextmanager
-def provider_errors(name: str, timeout: float, key: str) -> Iterator[None]:
-    """Translate what the openai SDK, and litellm after it, raise while `name` is called.
+def provider_errors(
+    name: str, timeout: float, hidden: Collection[str], *, largest: int | None = None
+) -> Iterator[Exchange]:
+    """Call the openai SDK, or litellm: its HTTP keeps the rules of `guarded_http`, its errors become ours.
 
-    `timeout` is in seconds, for the message; `key` is taken out of what the provider says.
+    `name` and `timeout` (seconds) are for the messages. `hidden`, and the secrets that the request carries, are
+    taken out of what the provider says. `largest` bounds a reply, in bytes.
     """
     import openai
 
-    try:
-        yield
-    except openai.APITimeoutError:
-        message = f"{name} did not answer within {timeout:g} s."
-        late = TransportError(message, hint="Raise timeout=.")
-        late.unanswered = True
-        raise late from None
-    except openai.APIConnectionError as error:
-        failed = TransportError(redact(f"the connection to {name} failed: {error}", key))
+    with guarded_http(largest) as exchange:
+        try:
+            yield exchange
+        except Exception as error:
+            if exchange.error is not None:
+                raise exchange.error from None
+            if isinstance(error, openai.APITimeoutError):
+                raise no_answer(name, timeout) from None
+            if isinstance(error, openai.APIError):
+                raise _provider_error(name, error, exchange, hidden) from None
+            raise
+
+
+def no_answer(name: str, timeout: float) -> TransportError:
+    """The error for a request that was sent and not answered within `timeout` seconds."""
+    late = TransportError(f"{name} did not answer within {timeout:g} s.", hint="Raise timeout=.")
+    late.unanswered = True
+    return late
+
+
+def _provider_error(
+    name: str, error: openai.APIError, exchange: Exchange, hidden: Collection[str]
+) -> ModelError:
+    import openai
+
+    words = str(error).partition("\nTraceback (most recent call last)")[0]  # litellm adds its own
+    for secret in {*hidden, *exchange.secrets}:
+        words = redact(words, secret)
+    if isinstance(error, openai.APIConnectionError):
+        words = redact(words, "")[:_LONGEST_WORDS]
+        failed = TransportError(f"the connection to {name} failed: {words}")
         failed.unanswered = not _never_arrived(error)
-        raise failed from None
-    except openai.APIError as error:
-        response = getattr(error, "response", None)
-        headers = getattr(error, "litellm_response_headers", None) or getattr(
-            response, "headers", {}
-        )
-        status = getattr(error, "status_code", None) or 500
-        raise status_error(int(status), headers, str(error), key) from None
+        return failed
+    response = getattr(error, "response", None)
+    headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", {})
+    status = getattr(error, "status_code", None) or 500
+    return status_error(int(status), headers or exchange.headers, words, "")
 
 
 _NOT_CONNECTED = {  # of httpx, aiohttp and Python, each raised before anything is sent

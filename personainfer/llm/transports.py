@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -38,8 +39,16 @@ from ..exceptions import (
     RequestRejectedError,
     TransportError,
 )
+from ..http_guard import guarded_http, too_large
 from ..records import Completion
-from .endpoint_faults import embedded_status, error_text, provider_errors, redact, status_error
+from .endpoint_faults import (
+    embedded_status,
+    error_text,
+    no_answer,
+    provider_errors,
+    redact,
+    status_error,
+)
 from .openai_protocol import (
     FORMS,
     Dialect,
@@ -56,6 +65,9 @@ if TYPE_CHECKING:
 
 _LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
 _NAMES_NOTED = 8
+_IN_PROCESS = {"petals", "vllm"}  # litellm's providers that may send nothing over HTTP
+_FOLLOWING = {"aiohttp_openai"}  # those whose client `guarded_http` does not reach
+_DIRECTLY = 'Give the address of an OpenAI-compatible endpoint as api_base=, without "litellm/".'
 
 
 class Transport(Protocol):
@@ -237,12 +249,7 @@ class EndpointTransport(_Speaker):
         except asyncio.CancelledError:
             if not self._deadlines.has_passed(task):
                 raise
-            late = TransportError(
-                f"{self.endpoint} did not answer within {timeout:g} s.",
-                hint="Raise timeout=.",
-            )
-            late.unanswered = True
-            raise late from None
+            raise no_answer(self.endpoint, timeout) from None
         # `from None`: aiohttp's errors can hold the request's headers, and with them the key.
         except (aiohttp.ClientError, OSError, ValueError) as error:
             failed = TransportError(
@@ -331,6 +338,7 @@ class LiteLLMTransport(_Speaker):
         if headers:
             self.options |= mask_secrets({"extra_headers": headers})
         self.key = SecretText(api_key or "")
+        self._hidden = (self.key, *self.options.get("extra_headers", {}).values())
         try:
             self.name, self.provider, *_ = self._litellm.get_llm_provider(model)
         except self._litellm.BadRequestError:
@@ -340,13 +348,22 @@ class LiteLLMTransport(_Speaker):
                 ' an OpenAI-compatible endpoint (api_base), or use "local".',
                 argument="model",
             ) from None
-        self.endpoint = f"litellm:{self.provider}:{shown_address((api_base or '').rstrip('/'))}"
+        address = api_base or _environment_address(self.provider)
+        self.endpoint = f"litellm:{self.provider}:{shown_address(address.rstrip('/'))}"
+        if self.provider in _FOLLOWING:
+            raise InvalidArgumentError(
+                f"model={model!r}: litellm calls {self.provider} by a client that follows redirects.",
+                hint=_DIRECTLY,
+                argument="model",
+            )
         self._schemas: dict[str, type[BaseModel]] = {}
         self._clients: dict[str, Any] = {}
-        if not self._litellm.supports_response_schema(model) and (
-            self._litellm.supports_function_calling(model)
-        ):
-            self.dialect.form = FORMS.index("tools")
+        self._deadlines = Deadlines()
+        with guarded_http(_LARGEST_REPLY):  # litellm may ask a server what its model can do
+            if not self._litellm.supports_response_schema(model) and (
+                self._litellm.supports_function_calling(model)
+            ):
+                self.dialect.form = FORMS.index("tools")
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """A JSON schema, or a tool call where litellm knows the model to take that alone."""
@@ -449,8 +466,34 @@ class LiteLLMTransport(_Speaker):
         return client
 
     async def _call(self, **fields: Any) -> Any:
-        with provider_errors(self.model, fields["timeout"], self.key):
-            return await self._litellm.acompletion(**fields, num_retries=0, max_retries=0)
+        task = self._deadlines.start(timeout := fields["timeout"])
+        try:
+            with provider_errors(
+                self.model, timeout, self._hidden, largest=_LARGEST_REPLY
+            ) as exchange:
+                reply = await self._litellm.acompletion(
+                    **fields, num_retries=0, max_retries=0, caching=False
+                )
+        except asyncio.CancelledError:
+            if not self._deadlines.has_passed(task):
+                raise
+            raise no_answer(self.model, timeout) from None
+        finally:
+            self._deadlines.stop(task)
+        if not exchange.answers:
+            self._check_is_in_this_process()
+        return reply
+
+    def _check_is_in_this_process(self) -> None:
+        """Raise, since a reply came without guarded HTTP, unless the model is here or the user's own."""
+        own = {handler["provider"] for handler in self._litellm.custom_provider_map}
+        if self.provider not in _IN_PROCESS | own:
+            error = ModelError(
+                f"litellm calls {self.provider} by a client that may follow redirects.",
+                hint=_DIRECTLY,
+            )
+            error.fatal = True
+            raise error
 
     def open(self) -> None:
         """Fail before the first call where one environment variable is all that is missing."""
@@ -465,6 +508,14 @@ class LiteLLMTransport(_Speaker):
 
     async def close(self) -> None:
         """litellm keeps its own clients."""
+
+
+def _environment_address(provider: str) -> str:
+    """Where the environment says that a provider is: OPENAI_BASE_URL, AZURE_API_BASE, OLLAMA_API_BASE, …"""
+    name = re.escape(provider.rpartition("-")[2].replace("_", ""))
+    named = re.compile(f"(AWS)?{name}.*(BASE|URL|ENDPOINT)", re.IGNORECASE)
+    found = {text for key, text in os.environ.items() if named.fullmatch(key.replace("_", ""))}
+    return " ".join(sorted(filter(None, found)))
 
 
 def _with_wire_schema(schema: type[BaseModel]) -> type[BaseModel]:
@@ -504,5 +555,5 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
         size += len(part)
         if size > _LARGEST_REPLY:
             response.close()
-            raise ReplyError(f"the reply is larger than {_LARGEST_REPLY // 2**20} MB.")
+            raise too_large(_LARGEST_REPLY)
     return b"".join(parts)

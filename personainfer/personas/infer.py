@@ -22,7 +22,7 @@ from ..exceptions import (
 from ..llm.client import LLM
 from ..llm.requests import Reply
 from ..llm.runs import Run
-from ..progress import with_progress_bar
+from ..observability import with_progress_bar
 from ..records import PersonaRow, Selector, Usage
 from .costs import CostEstimate, estimate, first_body
 from .options import READING, OnError, PersonaOptions, planned

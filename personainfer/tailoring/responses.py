@@ -23,11 +23,11 @@ from ..exceptions import (
 )
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
+from ..observability import with_progress_bar
 from ..personas.placement import PersonaPlace, check_place, check_template, place_persona
 from ..personas.prompts import bare_text, prompt_text
 from ..preferences.cells import is_null, surrogate_problem
 from ..preferences.conversations import read_prompt
-from ..progress import with_progress_bar
 from ..records import Message, Persona, PersonaRow, Prompt, Side, Usage
 from .retriever import PersonaRetriever
 

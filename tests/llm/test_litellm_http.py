@@ -1,0 +1,257 @@
+"""What litellm sends over HTTP, and what it reads: by the rules of this library, whatever the provider.
+
+litellm uses clients of its own, those of the openai SDK, and some that it made for one provider. There are
+providers of each kind here, and the largest ones.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import personainfer as pi
+from personainfer.exceptions import (
+    InvalidArgumentError,
+    ModelError,
+    ModelNotFoundError,
+    ReplyError,
+    TransportError,
+)
+from personainfer.testing import FakeLLM, Fault
+
+from ..builders import AnyServer, pairs
+
+pytestmark = pytest.mark.heavy  # litellm takes seconds to import
+
+PROVIDERS = {
+    "the openai SDK": "openai/x",
+    "the openai SDK, for Azure": "azure/x",
+    "the openai SDK, for completions": "text-completion-openai/x",
+    "the openai SDK, with fields of its own": "custom_openai/x",
+    "litellm's client, in OpenAI's form": "openrouter/x",
+    "one more in OpenAI's form": "groq/x",
+    "DeepSeek": "deepseek/x",
+    "Mistral": "mistral/x",
+    "Together": "together_ai/x",
+    "Fireworks": "fireworks_ai/x",
+    "Hugging Face": "huggingface/x",
+    "vLLM": "hosted_vllm/x",
+    "Anthropic": "anthropic/claude-3-5-haiku-20241022",
+    "Gemini": "gemini/gemini-2.0-flash",
+    "Cohere": "cohere_chat/command-r",
+    "Ollama, chat": "ollama_chat/x",
+    "Ollama": "ollama/x",
+    "Bedrock, converse": "bedrock/converse/x",
+    "Bedrock, invoke": "bedrock/invoke/anthropic.claude-3-haiku-20240307-v1:0",
+    "Watsonx": "watsonx/x",
+    "Databricks": "databricks/x",
+}
+each_provider = pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+MESSAGES = [{"role": "user", "content": "the text of a user"}]
+
+
+@pytest.fixture(autouse=True)
+def settings_of_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What some providers want to know before they send anything."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION_NAME": "us-east-1",
+        "AZURE_API_VERSION": "2024-10-21",
+        "WATSONX_TOKEN": "token",
+        "WATSONX_PROJECT_ID": "project",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def llm_of(provider: str, server: AnyServer, **options: Any) -> pi.LLM:
+    given: dict[str, Any] = {
+        "api_base": server.address,
+        "api_key": "secret-key-1",
+        "extra_headers": {"X-Mine": "secret-header-1"},
+        "max_attempts": 1,
+        "cache": False,
+        "timeout": 20,
+    }
+    return pi.LLM(f"litellm/{provider}", **{**given, **options})
+
+
+@each_provider
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed_with_any_provider(provider: str, status: int) -> None:
+    with AnyServer() as other, AnyServer(status, {"Location": f"{other.address}/v1"}) as first:
+        with pytest.raises(ModelNotFoundError) as caught:
+            llm_of(provider, first).ask(MESSAGES)
+        assert (len(first.asked), other.asked) == (1, [])
+    assert f"redirects to {other.address}/v1 ({status})" in str(caught.value)
+    assert "api_base=" in str(caught.value)
+    assert "the text of a user" in first.asked[0].body.decode()  # it was a call that could leak
+
+
+@each_provider
+def test_a_reply_is_bounded_with_any_provider(provider: str) -> None:
+    body = zlib.compress(b'{"choices": "' + b" " * 5_000_000, wbits=31)
+    with AnyServer(200, {"Content-Encoding": "gzip"}, body) as server:
+        with pytest.raises(ReplyError, match="larger than 4 MB"):
+            llm_of(provider, server).ask(MESSAGES)
+        assert len(server.asked) == 1
+
+
+ECHO = b'{"error": {"message": "no: secret-key-1 secret-header-1"}}'
+
+
+@each_provider
+def test_what_an_error_quotes_holds_no_secret_and_no_traceback(provider: str) -> None:
+    """Endpoints repeat what they were sent."""
+    with AnyServer(422, body=ECHO) as server, pytest.raises(ModelError) as caught:
+        llm_of(provider, server).ask(MESSAGES)
+    assert "secret-" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "provider", ["openai", "azure", "openrouter", "groq", "anthropic", "gemini"]
+)
+def test_nor_does_it_hold_a_key_that_litellm_found_in_the_environment(
+    provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"{provider.upper()}_API_KEY", "secret-key-1")
+    with AnyServer(422, body=ECHO) as server, pytest.raises(ModelError) as caught:
+        llm_of(f"{provider}/x", server, api_key=None).ask(MESSAGES)
+    assert "secret-key-1" in str(server.asked[0].headers)
+    assert "secret-" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "provider", ["openai/x", "sambanova/x", "anthropic/claude-3-haiku-20240307"]
+)
+@pytest.mark.parametrize("fault", [Fault.status(500), Fault.reset()], ids=["500", "reset"])
+def test_a_failed_request_is_sent_again_by_us_alone(provider: str, fault: Fault) -> None:
+    """For some providers litellm does not pass `max_retries` on: the openai SDK then sends it three times."""
+    with FakeLLM(reply=fault) as fake, AnyServer(500) as server:
+        address = server.address if provider.startswith("anthropic") else fake.api_base
+        with pytest.raises(TransportError):
+            llm_of(provider, server, api_base=address).ask(MESSAGES)
+        assert fake.calls + len(server.asked) == 1
+
+
+@pytest.mark.parametrize("provider", ["openai/x", "openrouter/x"])
+def test_the_whole_reply_has_to_come_in_time(provider: str) -> None:
+    """httpx limits the time between two bytes alone."""
+    with FakeLLM(Fault.slow_body(3)) as server, pytest.raises(TransportError, match="within 1 s"):
+        pi.LLM(
+            f"litellm/{provider}",
+            api_base=server.api_base,
+            api_key="k",
+            timeout=1,
+            max_attempts=1,
+        ).ask(MESSAGES)
+
+
+def test_a_provider_whose_client_cannot_be_held_is_refused() -> None:
+    with AnyServer() as server, pytest.raises(InvalidArgumentError, match="redirects"):
+        llm_of("aiohttp_openai/x", server)
+
+
+def test_a_reply_that_came_by_an_unknown_client_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A later litellm may use another client: nothing is sent by it for a second time."""
+    import litellm
+
+    calls = []
+
+    async def acompletion(**fields: Any) -> Any:
+        calls.append(fields)
+        message = {"role": "assistant", "content": "hello"}
+        return litellm.ModelResponse(choices=[{"message": message, "finish_reason": "stop"}])
+
+    monkeypatch.setattr(litellm, "acompletion", acompletion)
+    with AnyServer() as server, pytest.raises(ModelError, match="may follow redirects") as caught:
+        llm_of("openai/x", server).ask(MESSAGES)
+    assert caught.value.fatal
+    assert len(calls) == 1
+
+
+def test_a_model_of_the_users_own_needs_no_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    import litellm
+
+    class Own(litellm.CustomLLM):  # type: ignore[misc]
+        async def acompletion(self, *_: Any, **__: Any) -> Any:
+            message = {"role": "assistant", "content": "hello"}
+            return litellm.ModelResponse(choices=[{"message": message, "finish_reason": "stop"}])
+
+    monkeypatch.setattr(litellm, "provider_list", [*litellm.provider_list])
+    monkeypatch.setattr(litellm, "_custom_providers", [*litellm._custom_providers])
+    handlers = [{"provider": "own", "custom_handler": Own()}]
+    monkeypatch.setattr(litellm, "custom_provider_map", handlers)
+    litellm.utils.custom_llm_setup()
+    assert pi.LLM("litellm/own/x", cache=False).ask(MESSAGES).text == "hello"
+
+
+def test_the_cache_of_litellm_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key knows neither `api_base` nor the schema."""
+    import litellm
+
+    monkeypatch.setattr(litellm, "cache", litellm.Cache())
+    for text in ("one", "two"):
+        with FakeLLM(text) as server:
+            model = pi.LLM("litellm/openai/x", api_base=server.api_base, api_key="k", cache=False)
+            assert model.ask(MESSAGES).text == text
+
+
+def test_an_address_of_the_environment_is_part_of_what_a_reply_is_stored_under(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two models behind two addresses must not share replies."""
+    for text in ("one", "two"):
+        with FakeLLM(text) as server:
+            monkeypatch.setenv("OPENAI_BASE_URL", server.api_base)
+            assert pi.LLM("litellm/openai/x", api_key="k").ask(MESSAGES).text == text
+
+
+@pytest.mark.parametrize("provider", ["openai/x", "anthropic/claude-3-haiku-20240307"])
+def test_the_passwords_of_netrc_are_sent_to_no_provider(
+    provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret\n")
+    with AnyServer(500) as server:
+        with pytest.raises(ModelError):
+            llm_of(provider, server).ask(MESSAGES)
+        sent = server.asked[0].headers
+    assert sent.get("authorization") in (None, "Bearer secret-key-1")
+
+
+def test_other_uses_of_litellm_in_the_process_do_not_change() -> None:
+    import litellm
+
+    reply = {"choices": [{"message": {"role": "assistant", "content": "there"}}], "model": "x"}
+    with (
+        AnyServer(body=json.dumps(reply).encode()) as other,
+        AnyServer(307, {"Location": f"{other.address}/v1"}) as first,
+    ):
+        with pytest.raises(ModelError):
+            llm_of("openai/x", first).ask(MESSAGES)
+        found = litellm.completion(
+            "openai/x", messages=MESSAGES, api_base=first.address, api_key="k"
+        )
+    assert found.choices[0].message.content == "there"
+
+
+def test_a_redirect_is_not_followed_for_a_batch_of_litellm(tmp_path: Path) -> None:
+    with AnyServer() as other, AnyServer(307, {"Location": other.address}) as first:
+        with pytest.raises(ModelError, match="redirects"):
+            pi.submit_batch(
+                pairs(1),
+                "litellm/openai/gpt-4o-mini",
+                tmp_path / "batch",
+                api_base=first.address,
+                api_key="secret-key-1",
+            )
+        assert other.asked == []
+        assert first.asked
