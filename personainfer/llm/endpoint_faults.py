@@ -333,8 +333,8 @@ def provider_errors(
 ) -> Iterator[Exchange]:
     """Call the openai SDK, or litellm: its HTTP keeps the rules of `guarded_http`, its errors become ours.
 
-    `name` and `timeout` (seconds) are for the messages. `hidden`, and the secrets that the request carries, are
-    taken out of what the provider says. `largest` bounds a reply, in bytes.
+    `name` and `timeout` (seconds) are for the messages. `hidden`, and the secrets that the request carries,
+    are taken out of what the provider says. `largest` bounds a reply, in bytes.
     """
     import openai
 
