@@ -12,11 +12,9 @@ from pydantic import BaseModel
 from ..data.source_rows import SourceRow
 from ..exceptions import ModelError, ReplyError
 from ..llm.client import LLM
-from ..llm.rate_limits import Price
+from ..llm.rate_limits import Price, Tally
 from ..llm.replies import read_reply
-from ..llm.requests import Job, Reply, text_to_cache
-from ..llm.runs import Run
-from ..llm.workers import Tally
+from ..llm.requests import Job, Reply, Run, text_to_cache
 from ..personas.infer import checked
 from ..records import Completion, Usage
 from .job_folder import PersonaBatch

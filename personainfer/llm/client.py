@@ -27,12 +27,11 @@ from ..exceptions import InvalidArgumentError
 from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
 from .llamacpp import EmbeddedTransport
-from .rate_limits import Budget, Limits, Price, find_price
-from .requests import Form, InFlight, Job, Reply, Request
-from .runs import Run
+from .rate_limits import Budget, Limits, Price, Tally, find_price
+from .requests import Form, InFlight, Job, Reply, Request, Run
 from .transports import EndpointTransport, LiteLLMTransport, Transport
 from .weights import find_weights
-from .workers import CallSettings, Tally, Workers
+from .workers import CallSettings, Workers
 
 T = TypeVar("T")
 

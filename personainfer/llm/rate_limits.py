@@ -1,7 +1,7 @@
 """Limit what is sent, and when: concurrency, requests and tokens a minute, pauses after refusals, the budget.
 
-`find_price` gives the price of a token, from litellm's bundled list or from the user. All classes are used
-on one event loop.
+`Tally` counts what a run takes. `find_price` gives the price of a token, from litellm's bundled list or from
+the user. All other classes are used on one event loop.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from ..exceptions import (
     RateLimitError,
     RequestRejectedError,
 )
+from ..records import Completion, Usage
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[object]]
@@ -45,6 +47,55 @@ class Price(NamedTuple):
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """USD for these tokens."""
         return self.prompt * prompt_tokens + self.completion * completion_tokens
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts as they grow; `usage` is their record."""
+
+    price: Price | None
+    calls: int = 0
+    cached: int = 0
+    retries: int = 0
+    reasks: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    errors: int = 0  # requests that got no usable reply after all attempts
+    assumed: float = 0.0  # USD of calls whose tokens the endpoint does not tell
+
+    def add(self, completion: Completion) -> float:
+        """Count the tokens of one reply; returns its cost in USD, 0 where the price is unknown."""
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+        self.reasoning_tokens += completion.reasoning_tokens
+        if self.price is None:
+            return 0.0
+        return self.price.cost(completion.prompt_tokens, completion.completion_tokens)
+
+    def assume(self, prompt_tokens: int, completion_tokens: int, counted: float) -> float:
+        """Count the most that a call can cost, beyond the `counted` part of it; returns it in USD."""
+        most = self.price.cost(prompt_tokens, completion_tokens) if self.price else 0.0
+        self.assumed += max(0.0, most - counted)
+        return max(most, counted)
+
+    @property
+    def usage(self) -> Usage:
+        """The record of these counts; the cost is None where the price is unknown."""
+        free = self.calls == 0
+        cost = None
+        if self.price is not None:
+            cost = self.price.cost(self.prompt_tokens, self.completion_tokens) + self.assumed
+        return Usage(
+            calls=self.calls,
+            cached=self.cached,
+            retries=self.retries,
+            reasks=self.reasks,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            reasoning_tokens=self.reasoning_tokens,
+            cost=0.0 if free else cost,
+        )
 
 
 class Window:

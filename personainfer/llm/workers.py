@@ -30,10 +30,10 @@ from ..exceptions import (
     TransportError,
 )
 from ..observability import log
-from ..records import Completion, Message, Usage
+from ..records import Completion, Message
 from ..retrying import attempts
 from .cache import ReplyCache
-from .rate_limits import Limits, Price, RefusalWatch, most_tokens
+from .rate_limits import Limits, RefusalWatch, Tally, most_tokens
 from .replies import reask
 from .requests import InFlight, Job, Reply, cached_reply, encoded, text_to_cache
 from .transports import Transport
@@ -57,55 +57,6 @@ class CallSettings:
     max_tokens: int
     max_concurrency: int
     model: str  # as the user named it: the tag of its replies in the cache
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts as they grow; `usage` is their record."""
-
-    price: Price | None
-    calls: int = 0
-    cached: int = 0
-    retries: int = 0
-    reasks: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
-    errors: int = 0  # requests that got no usable reply after all attempts
-    assumed: float = 0.0  # USD of calls whose tokens the endpoint does not tell
-
-    def add(self, completion: Completion) -> float:
-        """Count the tokens of one reply; returns its cost in USD, 0 where the price is unknown."""
-        self.prompt_tokens += completion.prompt_tokens
-        self.completion_tokens += completion.completion_tokens
-        self.reasoning_tokens += completion.reasoning_tokens
-        if self.price is None:
-            return 0.0
-        return self.price.cost(completion.prompt_tokens, completion.completion_tokens)
-
-    def assume(self, prompt_tokens: int, completion_tokens: int, counted: float) -> float:
-        """Count the most that a call can cost, beyond the `counted` part of it; returns it in USD."""
-        most = self.price.cost(prompt_tokens, completion_tokens) if self.price else 0.0
-        self.assumed += max(0.0, most - counted)
-        return max(most, counted)
-
-    @property
-    def usage(self) -> Usage:
-        """The record of these counts; the cost is None where the price is unknown."""
-        free = self.calls == 0
-        cost = None
-        if self.price is not None:
-            cost = self.price.cost(self.prompt_tokens, self.completion_tokens) + self.assumed
-        return Usage(
-            calls=self.calls,
-            cached=self.cached,
-            retries=self.retries,
-            reasks=self.reasks,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            reasoning_tokens=self.reasoning_tokens,
-            cost=0.0 if free else cost,
-        )
 
 
 class Workers:

@@ -20,8 +20,7 @@ from ..exceptions import (
     RowsFailedError,
 )
 from ..llm.client import LLM
-from ..llm.requests import Reply
-from ..llm.runs import Run
+from ..llm.requests import Reply, Run
 from ..observability import with_progress_bar
 from ..records import PersonaRow, Selector, Usage
 from .costs import CostEstimate, estimate, first_body
