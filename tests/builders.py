@@ -18,6 +18,7 @@ import personainfer as pi
 from personainfer.batch.job_folder import PersonaBatch
 from personainfer.data import read_preferences
 from personainfer.exceptions import PersonaInferError
+from personainfer.llm.weights import find_weights
 from personainfer.records import Message, Preference
 
 from .batch_server import BatchServer
@@ -59,6 +60,25 @@ def read(*rows: dict[str, Any], **options: Any) -> list[Preference | str]:
     """The preferences that rows are read as; of a row that is refused, the reason."""
     found = read_preferences(list(rows), **options)
     return [row.preference or str(row.error) for row in found]
+
+
+def small_model(target: Path, chat_template: str | None) -> Path:
+    """SmolLM2-135M with another chat template of at most 368 bytes, or with none.
+
+    A comment fills the template up, so that nothing else in the file moves.
+    """
+    data = find_weights("local:smollm2").path().read_bytes()
+    key = b"tokenizer.chat_template"
+    start = data.index(key) + len(key) + 4  # the kind of its value
+    length = int.from_bytes(data[start : start + 8], "little")
+    if chat_template is None:
+        target.write_bytes(data.replace(key, key.upper(), 1))
+        return target
+    text = chat_template.encode()
+    text += b"{#" + b"x" * (length - len(text) - 4) + b"#}"
+    assert len(text) == length
+    target.write_bytes(data[: start + 8] + text + data[start + 8 + length :])
+    return target
 
 
 def shared(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The model inside this process, and files of weights."""
+"""Local models, and files of weights."""
 
 from __future__ import annotations
 
@@ -52,8 +52,12 @@ def swap_weights_of_the_same_name_and_size(folder: Path) -> str:
     "tests/llm/test_llamacpp.py::test_nobody_else_can_use_the_server",
 )
 def use_the_server_of_another_user(folder: Path) -> str:
-    find = internal(["llm.weights", "weights"]).find_weights
-    server = internal(ENGINE).running_server(find(_small_model()))
+    weights = internal(["llm.weights", "weights"]).find_weights(_small_model())
+    engine = internal(ENGINE)
+    if hasattr(engine, "local_model"):
+        server = internal(["event_loop"]).spawn(engine.local_model(weights).server()).result()
+    else:
+        server = engine.running_server(weights)
     address = server.api_base.removesuffix("/v1")
     statuses = {}
     for path, body in {

@@ -217,7 +217,7 @@ class LLM:
 
     Args:
         model: a litellm model string ("openai/gpt-4o-mini", "anthropic/…"); "local", "local:NAME" or
-            "local:/path/model.gguf" for a model inside this process; with `api_base`, the name that the
+            "local:/path/model.gguf" for a model on this machine; with `api_base`, the name that the
             endpoint knows. None: $PERSONAINFER_MODEL, else "local".
         options: see below.
 
@@ -395,7 +395,7 @@ def _transport(
         if api_base is not None:
             raise InvalidArgumentError(
                 f"api_base={api_base!r}, but no model= that it serves.",
-                hint=f"Name the model; {model!r} runs inside this process.",
+                hint=f"Name the model; {model!r} runs on this machine.",
                 argument="api_base",
             )
         return EmbeddedTransport(find_weights(model))

@@ -1,45 +1,51 @@
-"""Local models: llama.cpp inside this process, as an OpenAI-compatible server on loopback.
+"""Local models: requests to llama.cpp's servers, one for each file of weights, on loopback.
 
-There is one server for each file of weights, started at the first request. It batches continuously, and
-computes a start that several prompts share only once.
+A server is a process of its own, started at the first request. It batches continuously, and computes a start
+that several prompts share only once. When it ends, another one is started, and the requests that may have
+ended it are sent again one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import json
 import os
 import secrets
-import shutil
-import tempfile
 import threading
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pydantic import BaseModel
 
 from ..api_keys import Address, SecretText
 from ..exceptions import ModelNotFoundError, ReplyError, TransportError
+from ..observability import log
 from ..records import Completion
+from .llamacpp_server import ServerProcess, ServerSettings, start_server
 from .openai_protocol import Json, response_format
 from .transports import EndpointTransport
-from .weights import Weights, has_chat_template
+from .weights import Weights
+
+T = TypeVar("T")
 
 SLOTS = 8  # requests decoded together: more than the cores of a laptop gain from
 _CONTEXT = 4096  # tokens a slot
-_SPIN_SETTING = (
-    "GOMP_SPINCOUNT"  # how often a thread looks whether its wait is over before it sleeps
-)
 _SLOT_ACTION_TIMEOUT = 60.0  # seconds
+_LOAD_TIMEOUT = 60.0  # seconds for a server to start, and one more for each of these many bytes:
+_LOADED_A_SECOND = 10_000_000  # a network disk is slow
+_MOST_ENDS = (
+    5  # servers of one file that may end in a run, and one more for each of these many replies
+)
+_REPLIES_AN_END = 20
 
 
 class EmbeddedTransport(EndpointTransport):
-    """Sends requests to a `.gguf` file that is served in this process.
+    """Sends requests to a `.gguf` file that llama.cpp serves on this machine.
 
     The first request fetches the weights and starts the server. Every model with a chat template is treated
     in the same way: the form of a reply is a JSON schema, which the server turns into a grammar.
@@ -57,18 +63,33 @@ class EmbeddedTransport(EndpointTransport):
         """The JSON schema of the reply, with its bounds on lengths."""
         return {} if schema is None else response_format(schema, strict=False)
 
+    def open(self) -> None:
+        """A run begins: it may start servers again, however many have ended before."""
+        super().open()
+        local_model(self._weights).reset()
+
     async def complete(self, body: bytes, timeout: float) -> Completion:
         """Start the server if necessary, and send the request to the slot that has read most of it.
 
         Raises:
-            ModelNotFoundError: the weights cannot be fetched or loaded, or have no chat template.
+            ModelNotFoundError: the weights cannot be fetched or loaded, have no chat template, or one that
+                stops llama.cpp; or the servers keep ending.
         """
-        server = await asyncio.to_thread(self._chat_server)
-        self._base, self.key = Address(server.api_base), server.api_key
+
+        async def send(server: Server, alone: bool) -> Completion:
+            check_chat_template(server)
+            self._base, self.key = Address(server.api_base), server.api_key
+            return await self._complete_on(server, body, timeout, alone=alone)
+
+        return await local_model(self._weights).ask(send, chat=body)
+
+    async def _complete_on(
+        self, server: Server, body: bytes, timeout: float, *, alone: bool
+    ) -> Completion:
         _, _, text = body.partition(b'"messages": [')
         start, _, _ = text.rpartition(b'{"role": "user"')
         slots = server.slots
-        async with slots.lent(start, text) as slot:
+        async with slots.lent(start, text) as slot, server.entered(alone=alone):
             name, held = slots.copy_of(text)
             if slot.known < held:
                 await self._act_on_slot(slot.number, "restore", name)
@@ -85,11 +106,6 @@ class EmbeddedTransport(EndpointTransport):
             raise answer
         return answer
 
-    def _chat_server(self) -> _Server:
-        server = running_server(self._weights)
-        check_chat_template(server)
-        return server
-
     async def _complete_in(self, slot: int, body: bytes, timeout: float) -> Completion:
         fields = json.loads(body) | {"id_slot": slot}
         return await super().complete(json.dumps(fields).encode(), timeout)
@@ -103,6 +119,235 @@ class EmbeddedTransport(EndpointTransport):
         return False
 
 
+def check_chat_template(server: Server) -> None:
+    """Raise if the weights do not say how a chat is written.
+
+    Raises:
+        ModelNotFoundError: llama.cpp would make up a template that the model was not trained with.
+    """
+    if not server.process.has_chat_template:
+        raise ModelNotFoundError(
+            f"{server.weights} has no chat template, so it cannot be asked for personas.",
+            hint='Take an instruction-tuned model. Likelihood(…, persona_in="plain") can score with it.',
+        )
+
+
+# Servers that start and end
+
+
+class _NotSentError(Exception):
+    """The server had ended before the request was sent to it."""
+
+
+class Server:
+    """A running server and its slots.
+
+    Attributes:
+        api_base: its address, ending in /v1.
+        api_key: what its requests carry.
+        weights: the file that it serves.
+    """
+
+    def __init__(self, process: ServerProcess, weights: str, key: SecretText) -> None:
+        self.process = process
+        self.weights = weights
+        self.api_base = f"{process.address}/v1"
+        self.api_key = key
+        self.slots = Slots(SLOTS, _cores(), process.copies)
+        self._inside = 0  # requests that are sent and not answered
+        self._door = asyncio.Lock()
+        self._left = asyncio.Event()
+
+    @asynccontextmanager
+    async def entered(self, *, alone: bool) -> AsyncIterator[None]:
+        """Around each request: they go in side by side, but one that may end the server goes in alone.
+
+        Raises:
+            _NotSentError: the server has ended.
+        """
+        async with self._door:
+            while alone and self._inside:
+                self._left.clear()
+                await self._left.wait()
+            if self.process.has_ended():
+                raise _NotSentError
+            if alone:
+                yield
+                return
+            self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            self._left.set()
+
+
+class LocalModel:
+    """The servers of one file of weights, one after the other. Used on the background loop."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._key = SecretText(secrets.token_hex(32))
+        self._server: Server | None = None
+        self._starting: asyncio.Future[Server] | None = None
+        self._given_up: ModelNotFoundError | None = None
+        self._asking_why = asyncio.Lock()
+        self._ends = 0
+        self._replies = 0
+
+    def reset(self) -> None:
+        """Forget how many servers have ended."""
+        self._ends = self._replies = 0
+        self._given_up = None
+
+    async def server(self) -> Server:
+        """The running server. If there is none, or it has ended, one is started.
+
+        Raises:
+            ModelNotFoundError: the weights cannot be fetched or loaded, or the servers keep ending.
+        """
+        if self._server is not None and self._server.process.has_ended():
+            ended, self._server = self._server, None
+            self._count_end(ended)
+        if self._given_up is not None:
+            raise self._given_up
+        if self._server is not None:
+            return self._server
+        if self._starting is None:
+            self._starting = _in_thread(self._start)
+            self._starting.add_done_callback(self._has_started)
+        return await asyncio.shield(self._starting)
+
+    async def ask(self, send: Callable[[Server, bool], Awaitable[T]], chat: bytes | None) -> T:
+        """Send a request to the running server, and again to a new one if it has ended meanwhile.
+
+        Any request that was in flight may have ended it. So each of them is sent again alone: the one that
+        ends a server alone has an error, and the others have their replies.
+
+        Args:
+            send: sends the request to a server; whether alone, it passes on to `Server.entered`.
+            chat: the body of the request, if the chat template is rendered for it.
+
+        Raises:
+            TransportError: the request ended or stopped the server, or got no answer.
+        """
+        alone = False
+        while True:
+            server = await self.server()
+            try:
+                reply = await send(server, alone)
+            except _NotSentError:
+                continue
+            except TransportError as error:
+                if not await _is_lost(server, error, chat):
+                    raise
+                process = server.process
+                if await _in_thread(process.ends_now):
+                    if alone and not process.was_killed:
+                        what = f"this request ends llama.cpp ({process.ended_by})"
+                        raise _at_fault(server, what) from None
+                    alone = alone or not process.was_killed
+                elif await self._stops(server, chat):
+                    raise _at_fault(server, "llama.cpp has no end with this request") from None
+                else:
+                    raise
+            else:
+                self._replies += 1
+                return reply
+
+    async def _stops(self, server: Server, chat: bytes | None) -> bool:
+        """Whether a request that stopped this server stops a new one, too.
+
+        The server is killed, since each request without end takes one of its threads. Other requests may have
+        taken them all, so this one may not be at fault.
+        """
+        async with self._asking_why:
+            await _in_thread(server.process.kill)
+            server = await self.server()
+            stops = not await _in_thread(lambda: _answers(server, chat))
+            if stops:
+                await _in_thread(server.process.kill)
+            return stops
+
+    def _start(self) -> Server:
+        path = str(self._weights.path())
+        settings = ServerSettings(
+            path=path,
+            key=self._key,
+            slots=SLOTS,
+            context=_CONTEXT,
+            threads=_cores(),
+            copies=_COPIES,
+            load_timeout=_LOAD_TIMEOUT + self._weights.size / _LOADED_A_SECOND,
+        )
+        return Server(start_server(settings), path, self._key)
+
+    def _has_started(self, starting: asyncio.Future[Server]) -> None:
+        self._starting = None
+        if starting.exception() is None:
+            self._server = starting.result()
+
+    def _count_end(self, server: Server) -> None:
+        """Give the file up when too many of its servers have ended."""
+        self._ends += 1
+        log.info("llama.cpp's server of %s has ended", server.weights)
+        if self._ends > _MOST_ENDS + self._replies // _REPLIES_AN_END:
+            self._given_up = ModelNotFoundError(
+                f"llama.cpp has ended {self._ends} times with {server.weights}, the last time by"
+                f" {server.process.ended_by}, so it is not started again.",
+                hint="The file may be damaged or made to do this: take the model from its publisher, or"
+                " another one. Or there is too little memory.",
+            )
+
+
+async def _is_lost(server: Server, error: TransportError, chat: bytes | None) -> bool:
+    """Whether a server has ended or stopped, rather than that it was slow with one request or refused it."""
+    if server.process.has_ended():
+        return True
+    return error.unanswered and not await _in_thread(lambda: _answers(server, chat))
+
+
+def _answers(server: Server, chat: bytes | None) -> bool:
+    """Whether the server still decodes and, if there is a chat, renders it."""
+    process = server.process
+    return process.answers("/slots") and (chat is None or process.answers("/apply-template", chat))
+
+
+def _at_fault(server: Server, what: str) -> TransportError:
+    """The error of a request that ends or stops llama.cpp: it is not sent again."""
+    error = TransportError(
+        f"{what}, also when it is sent alone to a new server.",
+        hint=f"The chat template of {server.weights} may be made to do this at some texts, or the file is"
+        " damaged: take the model from its publisher, or another one.",
+    )
+    error.retryable = False
+    return error
+
+
+_lock = threading.Lock()
+_models: dict[tuple[int, Weights], LocalModel] = {}
+
+
+def local_model(weights: Weights) -> LocalModel:
+    """The servers of these weights that this process has started: a fork starts its own."""
+    key = (os.getpid(), weights)
+    with _lock:
+        if key not in _models:
+            _models[key] = LocalModel(weights)
+        return _models[key]
+
+
+def _forget_models() -> None:
+    """In a fork. It may have happened while another thread held the lock."""
+    global _lock
+    _lock = threading.Lock()
+    _models.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_models)
+
+
 def _cores() -> int:
     """How many cores this process may use. More threads would wait for each other."""
     if hasattr(os, "sched_getaffinity"):
@@ -110,152 +355,19 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _engine() -> Any:
-    """Import llama.cpp with threads that sleep soon while they wait.
+def _in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+    """Call a function that blocks. Unlike asyncio's own threads, this one holds up no exit of Python."""
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # whoever waits may leave, and the function goes on
 
-    Its threads are OpenMP's, which spin while they wait. If another process uses the same cores, they spin
-    while the thread that they wait for has no core: decoding then runs at less than half its speed. The
-    setting is read once, when the library is loaded. The environment is put back, and a user's own setting
-    stands.
-    """
-    unset = _SPIN_SETTING not in os.environ and "OMP_WAIT_POLICY" not in os.environ
-    if unset:
-        os.environ[_SPIN_SETTING] = "1000"
-    try:
-        import xllamacpp
-    finally:
-        if unset:
-            os.environ.pop(_SPIN_SETTING, None)
-    return xllamacpp
-
-
-_FOLDERS = "personainfer-slots-"
-
-
-class SlotCopies:
-    """The folder of slots' saved KV caches. They hold people's texts, so none may stay after a kill.
-
-    On Linux they are unnamed files in memory, which vanish with the process. On other systems they are in
-    a private folder, which is deleted at the end of the process or, after a kill, at the next start.
-    """
-
-    def __init__(self, count: int) -> None:
-        if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
-            self._files = [os.fdopen(os.memfd_create("slot"), "rb") for _ in range(count)]
-            self.folder = "/proc/self/fd/"
-            self.names = [str(file.fileno()) for file in self._files]
-        else:
-            _remove_left_folders()
-            self._temporary = tempfile.TemporaryDirectory(prefix=_FOLDERS)
-            self._lock = _folder_lock(self._temporary.name)
-            self._lock.acquire()
-            self.folder = f"{self._temporary.name}/"
-            self.names = [f"start-{number}" for number in range(count)]
-
-
-def _folder_lock(folder: str | Path) -> Any:
-    """The lock that a process holds while it uses a folder; the system frees it after a kill."""
-    from filelock import FileLock
-
-    return FileLock(Path(folder) / "lock")
-
-
-def _remove_left_folders() -> None:
-    """Remove the folders of this user's processes that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
-        with suppress(OSError):  # of another user, or in use
-            with _folder_lock(folder).acquire(timeout=0):
-                pass
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Server:
-    """A running llama.cpp server and its slots.
-
-    Raises:
-        ModelNotFoundError: llama.cpp cannot load the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        xllamacpp = _engine()
-        self.weights = path
-        self.api_key = SecretText(secrets.token_hex(32))
-        copies = SlotCopies(_COPIES)
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.hostnames = ["127.0.0.1"]
-        params.port = 0
-        params.n_parallel = SLOTS
-        params.n_ctx = _CONTEXT * SLOTS
-        params.n_threads_http = SLOTS + 2
-        for cpu in (params.cpuparams, params.cpuparams_batch):
-            cpu.n_threads = _cores()
-            cpu.poll = 0  # waiting threads sleep: spinning ones starve whatever else runs
-        devices = {device["type"] for device in xllamacpp.get_device_info()}
-        if devices == {xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU}:
-            # On CPUs, flash attention takes one query after the other.
-            off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            params.flash_attn_type = off
-        params.kv_unified = False  # a third faster here than one store for all slots
-        params.cache_ram_mib = 0
-        params.cache_idle_slots = False
-        params.n_ctx_checkpoints = 0
-        params.slot_save_path = copies.folder
-        params.api_keys = [str(self.api_key)]  # other users of this machine reach the port, too
-        params.cors_origins, params.cors_credentials = "", False  # and so do web pages
-        params.warmup = False
-        params.ui = False
-        params.verbosity = -1
+    def work() -> None:
         try:
-            self.server = xllamacpp.Server(params)
-        except RuntimeError:  # it says no more than that
-            raise ModelNotFoundError(
-                f"llama.cpp cannot load {path}.",
-                hint="The file may be cut off or damaged, hold no language model, or one that this release"
-                " of xllamacpp does not know; or there is too little memory.",
-            ) from None
-        self.api_base = f"{self.server.listening_address}/v1"
-        self.slots = Slots(SLOTS, _cores(), copies.names)
-        self._copies = copies
-        self.has_chat_template = has_chat_template(path)
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
 
-
-_lock = threading.Lock()
-_servers: dict[tuple[int, Weights], _Server] = {}
-
-
-def running_server(weights: Weights) -> _Server:
-    """This process's server for these weights; fetches them and starts it if necessary.
-
-    Raises:
-        ModelNotFoundError: the weights cannot be fetched or loaded.
-    """
-    with _lock:
-        key = (os.getpid(), weights)
-        if key not in _servers:
-            _servers[key] = _Server(weights.path())
-        return _servers[key]
-
-
-def check_chat_template(server: _Server) -> None:
-    """Raise if the weights do not say how a chat is written.
-
-    Raises:
-        ModelNotFoundError: llama.cpp would make up a template that the model was not trained with.
-    """
-    if not server.has_chat_template:
-        raise ModelNotFoundError(
-            f"{server.weights} has no chat template, so it cannot be asked for personas.",
-            hint='Take an instruction-tuned model. Likelihood(…, persona_in="plain") can score with it.',
-        )
-
-
-@atexit.register
-def _stop() -> None:
-    """Stop the servers while their threads still can; a forked child does not own them."""
-    for key in list(_servers):
-        if key[0] == os.getpid():
-            del _servers[key]
+    threading.Thread(target=work, daemon=True).start()
+    return asyncio.wrap_future(outcome)
 
 
 # Which request goes to which slot of the server

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import mmap
 import os
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -171,7 +170,7 @@ def find_weights(model: str, *, engine: bool = True) -> Weights:
     """
     if engine and importlib.util.find_spec("xllamacpp") is None:
         raise MissingExtraError(
-            f"model={model!r} runs inside this process and needs xllamacpp.",
+            f"model={model!r} runs on this machine and needs xllamacpp.",
             hint='Run: pip install "personainfer[local]", or name another model.',
         )
     name = model.partition(":")[2].strip()
@@ -249,18 +248,6 @@ def remove_weights(weights: NamedWeights) -> int:
                 path.unlink()
                 freed += size
     return freed
-
-
-def has_chat_template(path: Path) -> bool:
-    """Whether a GGUF file says how a chat is written: llama.cpp makes up a template where it does not."""
-    with (
-        path.open("rb") as file,
-        closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as m,
-    ):
-        return m.find(b"tokenizer.chat_template", 0, _LONGEST_HEADER) >= 0
-
-
-_LONGEST_HEADER = 2**26  # bytes; vocabularies take a few MB
 
 
 # Files that are there

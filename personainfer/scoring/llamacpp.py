@@ -1,4 +1,4 @@
-"""Get log-probabilities of responses from a llama.cpp server, or from a local model in this process.
+"""Get log-probabilities of responses from a llama.cpp server, or from a local model's own server.
 
 The server has no call for this, so a grammar makes it generate the response: token literals allow one token
 at each step, and `logprobs` are those of the distribution before the grammar. A grammar of plain text would
@@ -7,7 +7,7 @@ allow other tokenizations of the same text.
 
 from __future__ import annotations
 
-import asyncio
+import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..exceptions import ModelError, ReplyError, RequestRejectedError, TransportError
-from ..llm.llamacpp import SLOTS, check_chat_template, running_server
+from ..llm.llamacpp import SLOTS, Server, check_chat_template, local_model
 from ..llm.openai_protocol import Json
 from ..llm.weights import Weights
 from ..records import FloatArray
@@ -32,33 +32,56 @@ _NO_LOG_PROBABILITIES = "the server gave no log-probabilities."
 
 
 class EmbeddedEndpoint(ScoringEndpoint):
-    """The server of this process; the weights are fetched and it is started at the first request."""
+    """The server of a local model; the weights are fetched and it is started at the first request."""
 
     def __init__(self, weights: Weights, *, concurrency: int) -> None:
         super().__init__(weights.file, "", "none", concurrency=min(concurrency, SLOTS))
         self._weights = weights
         self.endpoint = f"llama.cpp:{weights.file}"
 
+    def open(self) -> None:
+        """A run begins: it may start servers again, however many have ended before."""
+        super().open()
+        local_model(self._weights).reset()
+
     async def read(self, path: str) -> Json:
         """Start the server if necessary, and GET from it."""
-        server = await asyncio.to_thread(running_server, self._weights)
-        self._base, self.key = server.api_base.removesuffix("/v1"), server.api_key
-        return await super().read(path)
+
+        async def send(server: Server, alone: bool) -> Json:
+            self._connect_to(server)
+            async with server.entered(alone=alone):
+                return await super(EmbeddedEndpoint, self).read(path)
+
+        return await local_model(self._weights).ask(send, chat=None)
 
     async def ask(self, path: str, body: Json) -> Json:
         """Start the server if necessary; completions go to the slot that has read most of the prompt.
 
         Raises:
-            ModelNotFoundError: the weights cannot be fetched or loaded, or lack a chat template.
+            ModelNotFoundError: the weights cannot be fetched or loaded, lack a chat template, or have one
+                that stops llama.cpp; or the servers keep ending.
         """
-        server = await asyncio.to_thread(running_server, self._weights)
+        return await self._retrying(self._ask_server, path, body)
+
+    async def _ask_server(self, path: str, body: Json) -> Json:
+        is_chat = path == "/apply-template"
+
+        async def send(server: Server, alone: bool) -> Json:
+            self._connect_to(server)
+            if is_chat:
+                check_chat_template(server)
+            if path != "/completion":
+                async with server.entered(alone=alone):
+                    return await self._ask(path, json.dumps(body).encode())
+            tokens = array("I", body["prompt"]).tobytes()
+            async with server.slots.lent(b"", tokens) as slot, server.entered(alone=alone):
+                return await self._ask(path, json.dumps(body | {"id_slot": slot.number}).encode())
+
+        chat = json.dumps(body).encode() if is_chat else None
+        return await local_model(self._weights).ask(send, chat=chat)
+
+    def _connect_to(self, server: Server) -> None:
         self._base, self.key = server.api_base.removesuffix("/v1"), server.api_key
-        if path == "/apply-template":
-            check_chat_template(server)
-        if path != "/completion":
-            return await super().ask(path, body)
-        async with server.slots.lent(b"", array("I", body["prompt"]).tobytes()) as slot:
-            return await super().ask(path, body | {"id_slot": slot.number})
 
 
 class ForcedDecoding:

