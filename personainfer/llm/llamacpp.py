@@ -29,7 +29,7 @@ from ..records import Completion
 from .llamacpp_server import ServerProcess, ServerSettings, start_server
 from .openai_protocol import Json, response_format
 from .transports import EndpointTransport
-from .weights import Weights
+from .weights import Weights, has_chat_template
 
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ def check_chat_template(server: Server) -> None:
     Raises:
         ModelNotFoundError: llama.cpp would make up a template that the model was not trained with.
     """
-    if not server.process.has_chat_template:
+    if not server.has_chat_template:
         raise ModelNotFoundError(
             f"{server.weights} has no chat template, so it cannot be asked for personas.",
             hint='Take an instruction-tuned model. Likelihood(…, persona_in="plain") can score with it.',
@@ -146,11 +146,13 @@ class Server:
         api_base: its address, ending in /v1.
         api_key: what its requests carry.
         weights: the file that it serves.
+        has_chat_template: whether the file says how a chat is written.
     """
 
-    def __init__(self, process: ServerProcess, weights: str, key: SecretText) -> None:
+    def __init__(self, process: ServerProcess, weights: Path, key: SecretText) -> None:
         self.process = process
         self.weights = weights
+        self.has_chat_template = has_chat_template(weights)
         self.api_base = f"{process.address}/v1"
         self.api_key = key
         self.slots = Slots(SLOTS, _cores(), process.copies)
@@ -270,9 +272,9 @@ class LocalModel:
             return stops
 
     def _start(self) -> Server:
-        path = str(self._weights.path())
+        path = self._weights.path()
         settings = ServerSettings(
-            path=path,
+            path=str(path),
             key=self._key,
             slots=SLOTS,
             context=_CONTEXT,

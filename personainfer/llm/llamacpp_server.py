@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import json
-import mmap
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ import tempfile
 import threading
 import time
 import weakref
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -33,7 +32,6 @@ RENDER_TIMEOUT = 60.0  # seconds for a chat template, which takes milliseconds o
 _ENDING = 5.0  # seconds between the end of a process' connections and its own
 _LONGEST_ANSWER = 2**16  # bytes
 _MEMORY_FOR_REQUESTS = 2**31  # bytes beside those that loading took: requests take a few MB each
-_LONGEST_HEADER = 2**26  # bytes of a GGUF file; vocabularies take a few MB
 _SPIN_SETTING = (
     "GOMP_SPINCOUNT"  # how often a thread looks whether its wait is over before it sleeps
 )
@@ -111,7 +109,6 @@ class ServerProcess:
     Attributes:
         address: where it listens, "http://127.0.0.1:PORT"; None: it has not loaded its file.
         copies: the names of its files for saved KV caches.
-        has_chat_template: whether the file says how a chat is written.
         pid: of the process.
         problem: why it has not loaded the file, where it could say so.
         was_killed: whether `kill` ended it.
@@ -129,7 +126,6 @@ class ServerProcess:
         answer = self._answer(settings.load_timeout)
         self.address: str | None = answer.get("address")
         self.copies: list[str] = answer.get("copies", [])
-        self.has_chat_template: bool = answer.get("has_chat_template", False)
         self.problem: str | None = answer.get("problem")
 
     @property
@@ -352,15 +348,11 @@ def _serve(settings: ServerSettings, parent: int) -> None:
         except Exception:  # it says no more than that
             print(json.dumps({"problem": _CANNOT_LOAD}), file=answer)
             return
-        found = {
-            "address": server.listening_address,
-            "copies": copies.names,
-            "has_chat_template": has_chat_template(Path(settings.path)),
-        }
         if _computes_on_cpus(xllamacpp):
             _limit_memory()
         faulthandler.cancel_dump_traceback_later()
         _end_with_stdin(False)
+        found = {"address": server.listening_address, "copies": copies.names}
         print(json.dumps(found), file=answer)
     _wait_for_end_of(parent)
     copies.remove()
@@ -399,15 +391,6 @@ def _parameters(xllamacpp: Any, settings: ServerSettings, copies: SlotCopies) ->
 def _computes_on_cpus(xllamacpp: Any) -> bool:
     devices = {device["type"] for device in xllamacpp.get_device_info()}
     return devices == {xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU}
-
-
-def has_chat_template(path: Path) -> bool:
-    """Whether a GGUF file says how a chat is written: llama.cpp makes up a template where it does not."""
-    with (
-        path.open("rb") as file,
-        closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as m,
-    ):
-        return m.find(b"tokenizer.chat_template", 0, _LONGEST_HEADER) >= 0
 
 
 def _end_with_stdin(by_signal: bool) -> None:

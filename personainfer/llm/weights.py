@@ -250,6 +250,30 @@ def remove_weights(weights: NamedWeights) -> int:
     return freed
 
 
+def has_chat_template(path: Path) -> bool:
+    """Whether a GGUF file says how a chat is written: llama.cpp makes up a template where it does not.
+
+    The file is read, not mapped: a mapped one that somebody cuts off crashes the process.
+
+    Raises:
+        ModelNotFoundError: it cannot be read.
+    """
+    end = b""  # of the block before
+    try:
+        with path.open("rb") as file:
+            while file.tell() < _LONGEST_HEADER and (block := file.read(2**20)):
+                if _CHAT_TEMPLATE in end + block:
+                    return True
+                end = block[-len(_CHAT_TEMPLATE) :]
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return False
+
+
+_CHAT_TEMPLATE = b"tokenizer.chat_template"
+_LONGEST_HEADER = 2**26  # bytes; vocabularies take a few MB
+
+
 # Files that are there
 
 
