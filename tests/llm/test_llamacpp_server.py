@@ -60,8 +60,8 @@ def asked(path: Path, *texts: str, **options: Any) -> list[str | None]:
     llm = pi.LLM(f"local:{path}", **settings)
     replies = llm.ask_many([([{"role": "user", "content": text}],) for text in texts])
     # A reply of two tokens is cut off: it was made all the same.
-    errors = [reply.error and f"{type(reply.error).__name__}: {reply.error}" for reply in replies]
-    return [None if error and "cut off at max_tokens" in error else error for error in errors]
+    errors = [f"{type(reply.error).__name__}: {reply.error}" for reply in replies]
+    return [None if "cut off at max_tokens" in error else error for error in errors]
 
 
 def is_running(pid: int) -> bool:
@@ -154,7 +154,7 @@ def test_a_file_whose_servers_keep_ending_is_given_up(
 ) -> None:
     path = small_model(tmp_path / "own.gguf", at("Question", CRASHES) + TURNS)
     started: list[int] = []
-    start = llamacpp.start_server
+    start = llamacpp_server.start_server
 
     def counted(settings: Any) -> ServerProcess:
         server = start(settings)
