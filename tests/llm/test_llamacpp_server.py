@@ -61,7 +61,8 @@ def asked(path: Path, *texts: str, **options: Any) -> list[str | None]:
     replies = llm.ask_many([([{"role": "user", "content": text}],) for text in texts])
     # A reply of two tokens is cut off: it was made all the same.
     errors = [f"{type(reply.error).__name__}: {reply.error}" for reply in replies]
-    return [None if "cut off at max_tokens" in error else error for error in errors]
+    made = ("cut off at max_tokens", "NoneType")
+    return [None if any(word in error for word in made) else error for error in errors]
 
 
 def is_running(pid: int) -> bool:
