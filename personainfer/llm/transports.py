@@ -14,13 +14,13 @@ import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from ..api_keys import (
     Address,
@@ -356,7 +356,7 @@ class LiteLLMTransport(_Speaker):
                 hint=_DIRECTLY,
                 argument="model",
             )
-        self._schemas: dict[str, type[BaseModel]] = {}
+        self._models: dict[str, _InstructorModels] = {}
         self._clients: dict[str, Any] = {}
         self._deadlines = Deadlines()
         with guarded_http(_LARGEST_REPLY):  # litellm may ask a server what its model can do
@@ -371,7 +371,7 @@ class LiteLLMTransport(_Speaker):
             return {}
         fields = response_format(schema, strict=True)
         asked = fields["response_format"]["json_schema"]
-        self._schemas[asked["name"]] = _with_wire_schema(schema)
+        self._models[asked["name"]] = _InstructorModels(schema)
         return tool_call(asked) if FORMS[self.dialect.form] == "tools" else fields
 
     async def _send(self, body: bytes, timeout: float) -> Completion:
@@ -379,25 +379,25 @@ class LiteLLMTransport(_Speaker):
         fields: Json = {**json.loads(body), **self.options, "timeout": timeout}
         self.dialect.write_limits(fields)
         fields["drop_params"] = True  # such as `seed`, or `temperature` of models that reason
-        schema = self._asked_schema(fields)
-        if schema is None:
+        models = self._asked_models(fields)
+        if models is None:
             reply = await self._call(**fields)
         else:
-            reply = await self._structured(schema, fields)
+            reply = await self._structured(models, fields)
         found = reply.model_dump()
         if (problem := embedded_status(found)) is not None:
             raise status_error(problem[0], {}, problem[1], self.key)
         return read_completion(found)
 
-    def _asked_schema(self, fields: Json) -> type[BaseModel] | None:
+    def _asked_models(self, fields: Json) -> _InstructorModels | None:
         """The schema that a request asks for, taken out of it: instructor puts it in again."""
         asked = fields.pop("response_format", None)
         tools = fields.pop("tools", None)
         fields.pop("tool_choice", None)
         name = asked["json_schema"]["name"] if asked else tools and tools[0]["function"]["name"]
-        return self._schemas[name] if name else None
+        return self._models[name] if name else None
 
-    async def _structured(self, schema: type[BaseModel], fields: Json) -> Any:
+    async def _structured(self, models: _InstructorModels, fields: Json) -> Any:
         """One call through instructor: the first of a request, or one more with what was wrong.
 
         Each further call of the retry policy comes here with the bad reply as the last turn. instructor
@@ -411,10 +411,10 @@ class LiteLLMTransport(_Speaker):
         bad = last_bad_reply(fields["messages"])
         try:
             if bad is None:
-                client, attempts = self._client(self._call), 0
+                schema, client, attempts = models.first, self._client(self._call), 0
             else:
                 del fields["messages"][-2:]
-                client, attempts = self._client(self._after(bad)), 1
+                schema, client, attempts = models.again, self._client(self._after(bad)), 1
             _, reply = await client.create_with_completion(
                 response_model=schema, max_retries=attempts, **fields
             )
@@ -518,19 +518,41 @@ def _environment_address(provider: str) -> str:
     return " ".join(sorted(filter(None, found)))
 
 
-def _with_wire_schema(schema: type[BaseModel]) -> type[BaseModel]:
-    """The model with the JSON schema that strict providers take; instructor sends what the model has."""
-    form = {"title": schema.__name__, **wire_schema(schema, tight=False)}
+class _InstructorModels:
+    """A model as instructor gets it, with the JSON schema that strict providers take.
 
-    def model_json_schema(*_: Any, **__: Any) -> Json:
-        return json.loads(json.dumps(form))  # type: ignore[no-any-return]
+    Both are made once, of instructor's own class: of any other, instructor would make one for each call.
+    """
 
-    fields = {
-        "__module__": schema.__module__,
-        "__doc__": schema.__doc__,
-        "model_json_schema": staticmethod(model_json_schema),
-    }
-    return type(schema.__name__, (schema,), fields)
+    def __init__(self, schema: type[BaseModel]) -> None:
+        self._schema = schema
+        form = {"title": schema.__name__, **wire_schema(schema, tight=False)}
+        self._form = json.dumps(form)
+
+    @cached_property
+    def first(self) -> type[BaseModel]:
+        """For the first call. It takes any object: our own reader reads the reply, and takes more."""
+        return self._made_of(_AnyObject)
+
+    @cached_property
+    def again(self) -> type[BaseModel]:
+        """For another call: it finds what is wrong with the reply before."""
+        return self._made_of(self._schema)
+
+    def _made_of(self, base: type[BaseModel]) -> type[BaseModel]:
+        import instructor
+
+        def model_json_schema(*_: Any, **__: Any) -> Json:
+            return json.loads(self._form)  # type: ignore[no-any-return]
+
+        schema = self._schema
+        fields: Json = {"__module__": schema.__module__, "__doc__": schema.__doc__}
+        fields["model_json_schema"] = staticmethod(model_json_schema)
+        return instructor.openai_schema(type(schema.__name__, (base,), fields))  # type: ignore[no-any-return]
+
+
+class _AnyObject(BaseModel):
+    model_config = ConfigDict(extra="allow")
 
 
 def _import_litellm() -> Any:
