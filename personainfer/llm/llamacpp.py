@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -231,7 +232,7 @@ class LocalModel:
             chat: the body of the request, if the chat template is rendered for it.
 
         Raises:
-            TransportError: the request ended or stopped the server, or got no answer.
+            TransportError: the request ends or stops servers, or this one was slow or refused it.
         """
         alone = False
         while True:
@@ -240,19 +241,17 @@ class LocalModel:
                 reply = await send(server, alone)
             except _NotSentError:
                 continue
-            except TransportError as error:
-                if not await _is_lost(server, error, chat):
-                    raise
+            except TransportError:
                 process = server.process
-                if await _in_thread(process.ends_now):
-                    if alone and not process.was_killed:
-                        what = f"this request ends llama.cpp ({process.ended_by})"
-                        raise _at_fault(server, what) from None
-                    alone = alone or not process.was_killed
-                elif await self._stops(server, chat):
-                    raise _at_fault(server, "llama.cpp has no end with this request") from None
-                else:
-                    raise
+                lost = process.has_ended()  # the connection, with the server
+                if not lost and await _in_thread(partial(_answers, server, chat)):
+                    raise  # the server was slow with this request, or refused it
+                if await _in_thread(process.ends_now) and not process.was_killed:
+                    if alone:
+                        raise _at_fault(server, f"crashes llama.cpp ({process.ended_by})") from None
+                    alone = True
+                elif not lost and await self._stops(server, chat):
+                    raise _at_fault(server, "keeps llama.cpp busy without end") from None
             else:
                 self._replies += 1
                 return reply
@@ -261,12 +260,12 @@ class LocalModel:
         """Whether a request that stopped this server stops a new one, too.
 
         The server is killed, since each request without end takes one of its threads. Other requests may have
-        taken them all, so this one may not be at fault.
+        taken them all: then this one is sent again.
         """
         async with self._asking_why:
             await _in_thread(server.process.kill)
             server = await self.server()
-            stops = not await _in_thread(lambda: _answers(server, chat))
+            stops = not await _in_thread(partial(_answers, server, chat))
             if stops:
                 await _in_thread(server.process.kill)
             return stops
@@ -302,23 +301,16 @@ class LocalModel:
             )
 
 
-async def _is_lost(server: Server, error: TransportError, chat: bytes | None) -> bool:
-    """Whether a server has ended or stopped, rather than that it was slow with one request or refused it."""
-    if server.process.has_ended():
-        return True
-    return error.unanswered and not await _in_thread(lambda: _answers(server, chat))
-
-
 def _answers(server: Server, chat: bytes | None) -> bool:
     """Whether the server still decodes and, if there is a chat, renders it."""
     process = server.process
     return process.answers("/slots") and (chat is None or process.answers("/apply-template", chat))
 
 
-def _at_fault(server: Server, what: str) -> TransportError:
+def _at_fault(server: Server, does: str) -> TransportError:
     """The error of a request that ends or stops llama.cpp: it is not sent again."""
     error = TransportError(
-        f"{what}, also when it is sent alone to a new server.",
+        f"this request {does}, also when it is sent alone to a new server.",
         hint=f"The chat template of {server.weights} may be made to do this at some texts, or the file is"
         " damaged: take the model from its publisher, or another one.",
     )

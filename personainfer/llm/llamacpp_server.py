@@ -206,7 +206,10 @@ class ServerProcess:
 
 def _told(settings: ServerSettings) -> bytes:
     """The line for the process; no variable holds it, since it has the key."""
-    path = [*sys.path, str(Path(__file__).parents[2])]
+    path = [
+        *(entry for entry in sys.path if isinstance(entry, str)),
+        str(Path(__file__).parents[2]),
+    ]
     return json.dumps({**asdict(settings), "sys_path": path}).encode() + b"\n"
 
 
