@@ -8,7 +8,7 @@ same rows again; what it had asked for by then lies in the cache of its machine.
 goes on when the same command is given again: Ray keeps the ids of the rows that were written beside
 the output, where every machine must be able to reach both, and leaves those rows out.
 
-It needs a column of unique ids, and pip install "personainfer[ray]" on every machine (tried with Ray
+It needs a column of unique ids, and pip install ".[ray]" (in this folder) on every machine (tried with Ray
 2.60), with the provider's key in the environment there.
 """
 

@@ -2,6 +2,7 @@
 
 PersonaInferError
 ├── InvalidArgumentError (ValueError)    an argument is wrong: raised before any call is made
+│   └── MissingFileError                 there is no such file (also the built-in error of it)
 ├── UnknownOptionError (TypeError)       an option that does not exist, with the nearest that does
 ├── DataError (ValueError)               the data, or one row of it, cannot be used
 │   ├── NoPreferenceError                a readable row that states no preference: a tie, a null
@@ -107,6 +108,10 @@ class InvalidArgumentError(PersonaInferError, ValueError):
             )
 
 
+class MissingFileError(InvalidArgumentError, FileNotFoundError):
+    """There is no file of this name."""
+
+
 class UnknownOptionError(PersonaInferError, TypeError):
     """An option that no function here has."""
 
@@ -134,19 +139,37 @@ class ContradictionError(DataError):
     """A label shows that earlier labels may have been misread: the run ends."""
 
 
+# Where a package is not installed under the name that it is imported by.
+_DISTRIBUTIONS = {
+    "huggingface_hub": "huggingface-hub",
+    "sentence_transformers": "sentence-transformers",
+    "sklearn": "scikit-learn",
+}
+
+
 class MissingExtraError(PersonaInferError, ImportError):
     """A feature needs a package that is not installed."""
 
     @classmethod
-    def require(cls, package: str) -> Any:
-        """The package, imported, or an error that says how to install it."""
+    def require(cls, module: str) -> Any:
+        """The module, imported, or an error that says how to install its package."""
         try:
-            return import_module(package)
+            return import_module(module)
         except ImportError:
-            raise cls(
-                f"this needs {package}, which is not installed.",
-                hint=f"Run: pip install {package}",
-            ) from None
+            package = module.partition(".")[0]
+            raise cls.of([package], f"this needs {package}, which is not installed.") from None
+
+    @classmethod
+    def of(cls, packages: Iterable[str], message: str, otherwise: str = "") -> MissingExtraError:
+        """An error that names the distributions of some packages: they are what an index has.
+
+        Args:
+            packages: as they are imported.
+            message: what needs them.
+            otherwise: what else the user can do, after the command.
+        """
+        names = " ".join(_DISTRIBUTIONS.get(name, name) for name in packages)
+        return cls(message, hint=f"Run: pip install {names}{otherwise}")
 
 
 class RowsFailedError(PersonaInferError):

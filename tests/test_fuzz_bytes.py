@@ -208,8 +208,10 @@ def as_table(folder: Path) -> list[bytes]:
 
 
 def as_users(folder: Path) -> list[bytes]:
-    UserPersonas((UserRow(user="a", persona=None), UserRow(user="b", error="e"))).save(folder / "u")
-    return [(folder / "u").read_bytes()]
+    UserPersonas((UserRow(user="a", persona=None), UserRow(user="b", error="e"))).save(
+        folder / "u.jsonl"
+    )
+    return [(folder / "u.jsonl").read_bytes()]
 
 
 def ratings(path: Path) -> object:

@@ -24,7 +24,7 @@ def audit(
             metavar="PERSONAS",
             exists=True,
             dir_okay=False,
-            help="What UserPersonas.save wrote, or JSON lines with user and persona (text).",
+            help="What UserPersonas.save wrote, or JSON lines with user (or user_id) and persona (text).",
         ),
     ],
     choices: Annotated[
@@ -91,7 +91,7 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
     """The personas of a file: of `UserPersonas.save`, or a user and a text a line.
 
     Raises:
-        DataError: a line is neither.
+        DataError: a line is neither, or a user has two.
     """
     from ..users.records import UserPersonas
 
@@ -100,11 +100,23 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
         rows = [json.loads(line) for line in lines]
     except ValueError as error:
         raise DataError(f"{path} is not JSON lines: {error}.", argument="personas") from None
-    texts = [
-        row
-        for row in rows
-        if isinstance(row, dict) and isinstance(row.get("persona"), str) and "user" in row
-    ]
-    if len(texts) < len(rows) or not rows:
+    if not rows or not all(isinstance(row, dict) and _is_text(row) for row in rows):
         return UserPersonas.load(path)
-    return {str(row["user"]): row["persona"] for row in texts}
+    texts: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        user = str(row["user"])
+        if user in texts:
+            raise DataError(
+                f"{path}: the user {user!r} has two personas, the second in row {number}.",
+                hint="Remove one of them: a user has one persona.",
+                argument="personas",
+            )
+        texts[user] = row["persona"]
+    return texts
+
+
+def _is_text(row: dict[str, Any]) -> bool:
+    """Whether a row has a persona as text, and its user, which may be called user_id."""
+    if "user" not in row and "user_id" in row:
+        row["user"] = row["user_id"]
+    return isinstance(row.get("persona"), str) and isinstance(row.get("user"), str | int)

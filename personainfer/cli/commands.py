@@ -274,6 +274,9 @@ def export(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
     title: Annotated[str, typer.Option(help="Of the card.")] = "Preferences with personas",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is not an export, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write rows to train on, as TRL reads them, with a data set card beside them."""
@@ -288,6 +291,7 @@ def export(
         splits=_shares(split) if split else None,
         seed=seed,
         title=title,
+        overwrite=overwrite,
     )
     if as_json:
         return print_json(made.to_dict(), err=output == "-")

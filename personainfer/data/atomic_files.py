@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -144,6 +144,33 @@ def check_file(path: Path) -> None:
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise InvalidArgumentError(f"{path} is {kind}, not a file.", hint="Name another file.")
+
+
+def check_replaced(
+    path: Path,
+    is_ours: Callable[[Path], bool],
+    kind: str,
+    *,
+    named: str = "",
+    argument: str = "path",
+    otherwise: str = "or pass overwrite=True",
+) -> None:
+    """Raise InvalidArgumentError if a file of another kind is at the path, and would be lost.
+
+    Args:
+        path: what is to be written. Nothing and an empty file can be replaced.
+        is_ours: whether the file that is there is of the kind that is to be written.
+        kind: what is to be written, as "a table of personas".
+        named: how the error names the path; "": as an argument.
+        argument: the argument that has the path.
+        otherwise: what the user can do but to name another file.
+    """
+    if path.exists() and (path.is_dir() or path.stat().st_size) and not is_ours(path):
+        raise InvalidArgumentError(
+            f"{named or f'{argument}={str(path)!r}'} exists and is not {kind}.",
+            hint=f"It would be replaced: name another file, {otherwise}.",
+            argument=argument,
+        )
 
 
 def private_folder(folder: Path) -> Path:

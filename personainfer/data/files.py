@@ -12,15 +12,15 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
+from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, MissingFileError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -153,10 +153,8 @@ def _require_file(data: str | Path, path: Path, suffix: str) -> None:
         if path.is_file():
             return
         kind = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else ""
-        others = path.parent.iterdir() if path.parent.is_dir() else ()
-        nearby = [other.name for other in others if _suffix(other) in _PARSERS]
     except (OSError, ValueError):  # too long, or otherwise no name that a file could have
-        kind, nearby = "", []
+        kind = ""
     shown = f"{str(data)!r:.200}"
     if kind:
         hint = "Name a file in it." if path.is_dir() else "Copy it to a file first."
@@ -165,9 +163,18 @@ def _require_file(data: str | Path, path: Path, suffix: str) -> None:
         raise InvalidArgumentError(
             f"{shown} is not a file; a string is read as a path.", hint=SUPPORTED
         )
+    raise missing_file(path, _PARSERS)
+
+
+def missing_file(path: str | Path, suffixes: Collection[str]) -> MissingFileError:
+    """The error of a file that does not exist, with the name of the nearest that has such an ending."""
+    path = Path(path)
+    nearby: list[str] = []
+    with suppress(OSError, ValueError):
+        nearby = [other.name for other in path.parent.iterdir() if _suffix(other) in suffixes]
     close = get_close_matches(path.name, nearby, n=1, cutoff=0.0)
     hint = f"Nearest in {str(path.parent)!r} is {close[0]!r}." if close else "Check the folder."
-    raise InvalidArgumentError(f"file not found: {shown}.", hint=hint)
+    return MissingFileError(f"file not found: {str(path)!r:.200}.", hint=hint)
 
 
 def _mismatch(path: str | Path, expected: str, found: str, advice: str) -> DataError:

@@ -28,6 +28,7 @@ from .arrow_columns import (
     with_texts,
     without,
 )
+from .atomic_files import check_replaced
 from .given_personas import read_personas
 from .table_display import figures, html_page, text_lines, wrapped
 from .table_reader import (
@@ -39,8 +40,17 @@ from .table_reader import (
     StoredTable,
     detail_columns,
 )
-from .table_rows import MemoryRows, at_places, check_count, filtered, index_labels, ordered, sampled
-from .table_writer import write_table
+from .table_rows import (
+    MemoryRows,
+    at_places,
+    check_count,
+    filtered,
+    in_row_order,
+    index_labels,
+    ordered,
+    sampled,
+)
+from .table_writer import is_table, write_table
 
 if TYPE_CHECKING:
     import datasets
@@ -143,12 +153,14 @@ class PersonaTable(Sequence[PersonaRow]):
 
         Args:
             keep: a function of a row, such as `lambda row: not row.flags`; or one boolean a row, in a
-                list, an array or a series (in its order, whatever its index). None counts as False, so
-                that `table.filter(table.added["chosen_verified"])` works.
+                list, an array or a series. A pandas series is matched to the rows by its index. None
+                counts as False, so that `table.filter(table.added["chosen_verified"])` works.
 
         Raises:
-            InvalidArgumentError: values that are not booleans, or not one a row.
+            InvalidArgumentError: values that are not booleans, or not one a row; or a pandas series whose
+                index is not the table's.
         """
+        keep = in_row_order("filter()", keep, self._original, len(self))
         return self._cut(filtered(self._rows, keep))
 
     def sort(
@@ -245,15 +257,19 @@ class PersonaTable(Sequence[PersonaRow]):
 
         Args:
             columns: name -> one value a row: text, numbers or booleans of one type, or None, in a list,
-                an array or a series (in its order, whatever its index). A column that was added before
-                is replaced.
+                an array or a series. A pandas series is matched to the rows by its index. A column that
+                was added before is replaced.
             settings: how the columns were made, added to the table's settings.
 
         Raises:
-            InvalidArgumentError: a wrong length or type, or a name that the input's own columns have.
+            InvalidArgumentError: a wrong length or type, a name that the input's own columns have, or a
+                pandas series whose index is not the table's.
         """
         self.check_free(columns)
-        new = {name: plain_values(values) for name, values in columns.items()}
+        new = {
+            name: plain_values(in_row_order(f"the column {name}", v, self._original, len(self)))
+            for name, v in columns.items()
+        }
         for name, values in new.items():
             if len(values) != len(self):
                 raise InvalidArgumentError(
@@ -352,14 +368,24 @@ class PersonaTable(Sequence[PersonaRow]):
             result = result.add_column(name, values, feature=kind.in_hf())
         return result
 
-    def save(self, path: str | Path) -> Path:
-        """Write a Parquet file, whole or not at all. `load` restores it, and any Parquet reader reads it."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a Parquet file, whole or not at all. `load` restores it, and any Parquet reader reads it.
+
+        Args:
+            path: the .parquet file; its folder is made. A table of personas there is replaced.
+            overwrite: replace a file that is not a table of personas, too.
+
+        Raises:
+            InvalidArgumentError: another ending, or a file that holds something else.
+        """
         path = Path(path)
         if path.suffix != ".parquet":
             raise InvalidArgumentError(
                 f"save({str(path)!r}): a table is saved as .parquet.",
                 hint="For another format use to_pandas(), to_polars() or to_hf().",
             )
+        if path.is_file() and not overwrite:
+            check_replaced(path, is_table, "a table of personas")
         columns = WithAdded(own_columns(self._original), self.added, self._kinds)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(
@@ -408,6 +434,7 @@ class PersonaTable(Sequence[PersonaRow]):
 
         Raises:
             DataError: another kind of file.
+            MissingFileError: there is none.
         """
         file = StoredTable(path)
         settings = dict(file.settings)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import DataError
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
 from .arrow_columns import ColumnType, OwnColumns, stored_type, with_index_column
+from .files import missing_file
 from .table_display import unexplained_texts
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class StoredTable:
 
     Raises:
         DataError: another kind of file.
+        MissingFileError: there is none.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,6 +68,8 @@ class StoredTable:
         from pyarrow.parquet import ParquetFile
 
         self.path = path
+        if not Path(path).exists():
+            raise missing_file(path, (".parquet",))
         try:
             self._file = ParquetFile(path)
             about = json.loads((self._file.metadata.metadata or {})[RECORD.encode()])
@@ -76,9 +80,7 @@ class StoredTable:
             self._added = [str(name) for name in about.get("added", [])]
             _check_columns(self._file.schema_arrow, self._added)
         except (pyarrow.ArrowException, OSError, *_SPOILT) as error:
-            if (
-                getattr(error, "errno", None) is not None
-            ):  # there is no such file, or it is not the user's
+            if getattr(error, "errno", None) is not None:  # it is not the user's
                 raise
             raise DataError(
                 f"{path} is not a table of personas that this version knows.",
@@ -312,6 +314,19 @@ class StoredColumns(OwnColumns):
         """The columns of the first rows, with a pandas index as a column."""
         places = (range(self._file.ends[-1]) if self._places is None else self._places)[:count]
         return with_index_column(self._file.rows_at(places, self._group), places)
+
+    def index(self) -> Any:
+        """The pandas index of the rows; None if the data had none. No other column is read."""
+        if not self.names:
+            return None
+        about = self._group(0).schema.metadata or {}
+        described = json.loads(about.get(b"pandas") or b"{}").get("index_columns", [])
+        if not described:
+            return None
+        wanted = [name for name in described if name in self.names] or self.names[:1]
+        places = range(self._file.ends[-1]) if self._places is None else self._places
+        found = self._file.rows_at(places, lambda number: self._file.group(number, wanted))
+        return with_index_column(found, places).to_pandas().index
 
     def size(self, row: PersonaRow) -> int:
         """About how many bytes the columns of a row take."""

@@ -121,6 +121,36 @@ def at_places(original: Any, places: Sequence[int]) -> Any:
     return in_narwhals(original)[np.asarray(places, dtype=np.int64), :].to_native()
 
 
+def in_row_order(name: str, values: Any, original: Any, count: int) -> Any:
+    """A pandas series in the order of the rows, matched by its index; other values as they are.
+
+    Args:
+        name: what the values are for, in an error.
+        values: one value a row: a list, an array, a series.
+        original: the data that the table has beside its rows.
+        count: how many rows there are. Without a pandas index of its own, a table has 0, 1, ….
+
+    Raises:
+        InvalidArgumentError: the labels of the series are not those of the rows, or repeat in another order.
+    """
+    if package_of(values) != "pandas" or not hasattr(values, "index") or len(values) != count:
+        return values  # a wrong length has an error of its own
+    import pandas as pd
+
+    index = original.index if package_of(original) == "pandas" else None
+    if isinstance(original, StoredColumns):
+        index = original.index()
+    index = pd.RangeIndex(count) if index is None else index
+    if values.index.equals(index):
+        return values
+    if values.index.is_unique and index.is_unique and values.index.isin(index).all():
+        return values.reindex(index)
+    raise InvalidArgumentError(
+        f"{name}: the series has another index than the table, so its values cannot be matched to rows.",
+        hint="If they are in the order of the rows, give series.to_numpy().",
+    )
+
+
 def filtered(rows: Sequence[PersonaRow], keep: Any) -> list[int]:
     """The places of the rows for which the function, or the value, is true.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
-from .atomic_files import check_file, put_in_place, unfinished_folder
+from .atomic_files import check_file, check_replaced, put_in_place, unfinished_folder
 from .files import arrow_cells
 from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
 
@@ -58,8 +58,18 @@ def check_output(output: str | Path, data: object) -> Path:
             check_file(path)
         with unfinished_folder(path):
             pass  # it can be made
-        if path.exists():
-            _check_replaced(path, data, named)
+        if isinstance(data, str | Path) and _is_same_file(path, data):
+            raise InvalidArgumentError(
+                f"{named} is the input.", hint="Name another file.", argument="output"
+            )
+        check_replaced(
+            path,
+            is_table,
+            "a table of personas",
+            named=named,
+            argument="output",
+            otherwise="or remove it",
+        )
     except (OSError, ValueError) as error:
         if isinstance(error, InvalidArgumentError):
             raise
@@ -82,18 +92,17 @@ def check_free_names(names: Iterable[object]) -> None:
         )
 
 
-def _check_replaced(path: Path, data: object, named: str) -> None:
-    if isinstance(data, str | Path) and Path(data).exists() and path.samefile(data):
-        raise InvalidArgumentError(
-            f"{named} is the input.", hint="Name another file.", argument="output"
-        )
+def _is_same_file(path: Path, data: str | Path) -> bool:
+    return path.exists() and Path(data).exists() and path.samefile(data)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of personas."""
     try:
         StoredTable(path)
     except (DataError, OSError):
-        raise InvalidArgumentError(
-            f"{named} exists and is not a table of personas.",
-            hint="It would be replaced: name another file, or remove it.",
-        ) from None
+        return False
+    return True
 
 
 def write_table(

@@ -121,6 +121,12 @@ class Verdict:
         return None if one is None or other is None else one == other
 
     @property
+    def neither(self) -> float:
+        """The share of orders in which the judge answered that it is neither; NaN without a usable reply."""
+        usable = [opinion for opinion in self.orders if opinion.problem is None]
+        return sum(opinion.pick is None for opinion in usable) / len(usable) if usable else math.nan
+
+    @property
     def winner(self) -> Literal["first", "second", "tie"] | None:
         """The text that both orders pick; a tie where they do not; None where a reply is unusable."""
         if self.problem is not None:

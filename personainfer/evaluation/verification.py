@@ -246,6 +246,14 @@ class Verifier:
             InvalidArgumentError: the arguments differ in length.
             ModelError: the judge never gave a usable reply, in this call or before it.
         """
+        verdicts = self.verdicts(preferences, personas)
+        scores = [np.nan if v.problem is not None else v.soft_score - 0.5 for v in verdicts]
+        return np.array(scores, dtype=np.float64)
+
+    def verdicts(
+        self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
+    ) -> list[Verdict]:
+        """What the judge said of each pair in both orders. Arguments and errors are those of `explains`."""
         if len(preferences) != len(personas):
             raise InvalidArgumentError(
                 f"{len(preferences)} preferences, {len(personas)} personas: one of each is needed."
@@ -253,7 +261,7 @@ class Verifier:
         pairs = zip(personas, preferences, strict=True)
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
         prefix = instructions("judge_choice.txt")
-        verdicts = self._judge.verdicts(prefix, questions, len(personas))
+        verdicts = list(self._judge.verdicts(prefix, questions, len(personas)))
         if not self._judge.answered:
             self._judge.require_a_reply([o.problem for verdict in verdicts for o in verdict.orders])
         failed = [verdict.problem for verdict in verdicts if verdict.problem is not None]
@@ -261,10 +269,9 @@ class Verifier:
             warnings.warn(
                 f"the judge gave no usable reply for {len(failed)} of {len(verdicts)} candidates, which"
                 f" have no score; the first: {failed[0]}",
-                stacklevel=2,
+                stacklevel=3,
             )
-        scores = [np.nan if v.problem is not None else v.soft_score - 0.5 for v in verdicts]
-        return np.array(scores, dtype=np.float64)
+        return verdicts
 
 
 def _verification(

@@ -169,9 +169,10 @@ def find_weights(model: str, *, engine: bool = True) -> Weights:
         ModelNotFoundError: the hub does not give the file.
     """
     if engine and importlib.util.find_spec("xllamacpp") is None:
-        raise MissingExtraError(
+        raise MissingExtraError.of(
+            ("xllamacpp", "gguf", "huggingface_hub"),
             f"model={model!r} runs on this machine and needs xllamacpp.",
-            hint='Run: pip install "personainfer[local]", or name another model.',
+            ", or name another model.",
         )
     name = model.partition(":")[2].strip()
     if not name:
@@ -425,9 +426,8 @@ def _hub_file(repository: str, file: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
-        raise MissingExtraError(
-            f"local:{repository}/{file} is loaded from the Hugging Face hub.",
-            hint="Run: pip install huggingface_hub",
+        raise MissingExtraError.of(
+            ["huggingface_hub"], f"local:{repository}/{file} is loaded from the Hugging Face hub."
         ) from None
     try:
         return Path(hf_hub_download(repository, file, etag_timeout=_ANSWER_TIMEOUT))

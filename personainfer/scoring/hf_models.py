@@ -29,9 +29,8 @@ def check_installed(name: str) -> None:
     needed += ["gguf"] * source.endswith(".gguf") + ["peft"] * (base is not None)
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
-        raise MissingExtraError(
-            f"{name} is scored by transformers, which needs {' and '.join(missing)}.",
-            hint=f'Run: pip install "personainfer[{"likelihood" if base is None else "train"}]"',
+        raise MissingExtraError.of(
+            missing, f"{name} is scored by transformers, which needs {' and '.join(missing)}."
         )
 
 

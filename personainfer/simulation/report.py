@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from ..data.atomic_files import check_file, write_file
+from ..data.atomic_files import check_file, check_replaced, write_file
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json, visible_value
 from ..evaluation.results import ResponseComparison, TableFindings
@@ -86,8 +86,9 @@ def write_report(
         MissingExtraError: `embedder` needs a package that is not installed.
     """
     path = _checked(result, path)
+    check_file(path)
     if not overwrite:
-        _check_replaced(path)
+        check_replaced(path, _is_report, "a report of this library")
     table = _table_of(result)
     found = persona_groups(table, embedder=embedder) if table is not None else []
     rows = page_rows(result if table is None else table)
@@ -129,14 +130,8 @@ def _checked(result: object, path: str | Path) -> Path:
     return path
 
 
-def _check_replaced(path: Path) -> None:
-    """Raise InvalidArgumentError if the page would replace something that is not a report."""
-    check_file(path)
-    if path.exists() and _MADE_BY.encode() not in path.read_bytes():
-        raise InvalidArgumentError(
-            f"path={str(path)!r} exists, and is not a report of this library.",
-            hint="It would be lost: name another file, or pass overwrite=True.",
-        )
+def _is_report(path: Path) -> bool:
+    return _MADE_BY.encode() in path.read_bytes()
 
 
 @cache

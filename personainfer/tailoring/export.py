@@ -11,17 +11,24 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from ..data.atomic_files import check_file, put_in_place, unfinished_folder, write_file
+from ..data.atomic_files import (
+    check_file,
+    check_replaced,
+    put_in_place,
+    unfinished_folder,
+    write_file,
+)
+from ..data.files import bounded_lines
 from ..data.table import PersonaTable
-from ..data.table_reader import StoredTable
+from ..data.table_writer import is_table
 from ..exceptions import DataError, InvalidArgumentError
-from ..personas.placement import PersonaPlace
+from ..personas.placement import TEMPLATES, PersonaPlace
+from ..preferences.turns import TOOL_DEFINITIONS
 from .dataset_card import LONG, MARK, dataset_card
 from .rows import PersonaSide, TailoringRows, check_shares, tailoring_rows
 
@@ -52,6 +59,15 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
     "trl-grpo": ExportFormat("grpo", "prompt", "GRPOTrainer, RLOOTrainer"),
     "few-shot": ExportFormat("few-shot", "messages, or text where the persona is in plain text"),
 }
+
+
+_COLUMNS = (
+    {"text"},
+    {"messages"},
+    *(set(one.columns.split(", ")) for one in EXPORT_FORMATS.values()),
+)
+_EXPORT = b"personainfer_export"  # in the schema of a Parquet file: its format
+_PLAIN_START = TEMPLATES["plain"].partition("{")[0]
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,7 @@ def export_personas(
     splits: Mapping[str, float] | None = None,
     seed: int = 0,
     title: str = "Preferences with personas",
+    overwrite: bool = False,
 ) -> Export:
     """Write rows to train on, and a Hugging Face data set card beside them.
 
@@ -119,16 +136,19 @@ def export_personas(
         splits: name -> share of the prompts, for a folder: see `TailoringRows.split`. None: all "train".
         seed: of the splits.
         title: of the card.
+        overwrite: replace a file whose rows are not those of an export, too. Exports are always replaced.
 
     Raises:
-        InvalidArgumentError: a bad argument, or a folder whose README.md is not an export's: nothing is
-            written then.
+        InvalidArgumentError: a bad argument, a folder whose README.md is not an export's, or a file whose
+            rows are not: nothing is written then.
         DataError: there is no row, or none for one of the splits.
     """
     check_format(format)
     if not isinstance(title, str):
         raise InvalidArgumentError(f"title={title!r:.80} is not text.")
     target = _target(path, splits)
+    if isinstance(target, Path) and target.suffix in _FILES and not overwrite:
+        check_replaced(target, _is_export, "an export")
     rows = tailoring_rows(
         table,
         persona=persona,
@@ -225,12 +245,30 @@ def _check_text_stream(stream: object) -> None:
 
 
 def _refuse_a_table(path: Path) -> None:
-    with suppress(DataError, OSError):  # anything else, or nothing
-        StoredTable(path)
+    if is_table(path):
         raise InvalidArgumentError(
             f"path={str(path)!r} is a table of personas.",
             hint="It would be lost: name another file.",
+            argument="path",
         )
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a file is an export: Parquet has a mark; of JSON lines, the first row has the form of ours."""
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow.parquet import read_schema
+
+            return _EXPORT in (read_schema(path).metadata or {})
+        with path.open("rb") as file:
+            row = json.loads(next(bounded_lines(file)) or b"")
+    except (ValueError, OSError):  # Arrow's errors are such, too
+        return False
+    if not isinstance(row, dict) or set(row) - {TOOL_DEFINITIONS} not in _COLUMNS:
+        return False
+    first = next(iter(row.values()))  # with the prompt: turns, or a text by the template
+    turns = isinstance(first, list) and all(isinstance(turn, dict) for turn in first)
+    return turns or (isinstance(first, str) and first.startswith(_PLAIN_START))
 
 
 def _refuse_splits(splits: Mapping[str, float] | None) -> None:
@@ -289,7 +327,8 @@ def _schema(rows: TailoringRows) -> pyarrow.Schema:
     turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     kind = pyarrow.string() if place == "plain" else pyarrow.list_(turn)
     return pyarrow.schema(
-        [(name, pyarrow.bool_() if name == "label" else kind) for name in _columns(rows)]
+        [(name, pyarrow.bool_() if name == "label" else kind) for name in _columns(rows)],
+        metadata={_EXPORT: rows.settings["format"]},
     )
 
 

@@ -111,8 +111,6 @@ def audit_personas(
     predict = predictor_of(scorer, options)
     held_out, skipped = users_in(choices, user, columns, None, None)
     asked = [choice for one in held_out for choice in one.new]
-    if not asked:
-        raise DataError("no row is a choice of a user.", hint=f"Left out: {skipped or 'nothing'}.")
     known = group_values(groups)
     earlier = None if history is None else users_in(history, user, columns, None, None)[0]
     if earlier is not None:
@@ -177,6 +175,12 @@ class _Made:
             )
         texts, sources = {}, {user: ChoicesUsed(mine) for user, mine in choices.items()}
         for user, one in said.items():
+            if str(user) in texts:
+                raise InvalidArgumentError(
+                    f"personas= has the user {str(user)!r} twice, as a number and as text.",
+                    hint="Remove one of them: a user has one persona.",
+                    argument="personas",
+                )
             if one is not None and not isinstance(one, str | Persona | UserPersona):
                 raise InvalidArgumentError(
                     f"personas[{user!r}]={one!r:.80} is not a persona.", argument="personas"
@@ -285,7 +289,14 @@ def _margins(
         {name: _tokens(cases[what]) for name, what in names.items() if what in cases},
         int(found.unusable[main].sum()),
         int((found.turns_cut | found.responses_cut)[main].sum()),
+        _mean(found.neither[main]),
     )
+
+
+def _mean(shares: FloatArray) -> float:
+    """The mean of the shares that are known; NaN where none is."""
+    known = shares[~np.isnan(shares)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _case(prefix: Prefix, choice: Preference, user: str | None) -> Case | None:

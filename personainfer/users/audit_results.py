@@ -31,6 +31,7 @@ Flags = npt.NDArray[np.bool_]
 Users = npt.NDArray[Any]
 
 FEW_SHOT: Final = "few-shot"  # the baseline that the scorer reads
+_GUESS = 0.5  # the accuracy of a guess
 _POWER = 0.8  # the chance to find the smallest effect that matters
 _LENGTH_RESAMPLES = 500  # of the accuracies at equal length, each of which is a regression
 _CLEARLY = 0.1  # the share of its length by which a response is clearly longer than the other
@@ -49,6 +50,8 @@ class Margins(NamedTuple):
         tokens: by condition, the tokens that the scorer reads, estimated.
         unusable: choices for which the judge's reply with the own persona could not be used.
         cut: choices of which a text was cut, with the own persona.
+        neither: the share of a judge's answers with the own persona that picked neither response, which
+            counts as wrong; NaN where no judge was asked.
     """
 
     choices: tuple[Preference, ...]
@@ -60,6 +63,7 @@ class Margins(NamedTuple):
     tokens: Mapping[str, FloatArray]
     unusable: int
     cut: int
+    neither: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,7 @@ class PersonaAudit:
             whole.own_minus_shuffled,
             gain,
             over_length,
-            own=whole.own.value,
+            own=whole.own,
             smallest=smallest,
             more=choices_needed(own - shuffled, users, smallest),
             same_as_shuffled=_never_differ(own, shuffled),
@@ -285,6 +289,11 @@ class PersonaAudit:
             for one in self.by_group
         ]
         read = ", ".join(f"{name} {one.value:.0f}" for name, one in self.tokens.items())
+        if self.margins.neither > 0:  # not where it is NaN
+            said.append(
+                f"With the own persona the judge answered “neither” in {self.margins.neither:.0%} of its"
+                " answers, which counts as wrong."
+            )
         said.append(f"Tokens a decision, about: {read}.")
         said += [f"{name!r} is left out: {why}" for name, why in self.left_out.items()]
         counts = {
@@ -301,6 +310,7 @@ class PersonaAudit:
         """All numbers and counts as plain values; not the single choices."""
         names = [name for name in self.__dataclass_fields__ if name not in ("choices", "margins")]
         found = {name: getattr(self, name) for name in (*names, "equal_length", "clashing")}
+        found["neither"] = self.margins.neither
         return {name: _plain(value) for name, value in found.items()}
 
     def __str__(self) -> str:
@@ -334,7 +344,7 @@ def verdict_of(
     over_none: Estimate,
     over_length: Estimate,
     *,
-    own: float,
+    own: Estimate,
     smallest: float,
     more: int,
     same_as_shuffled: bool = False,
@@ -346,7 +356,9 @@ def verdict_of(
     Args:
         over_shuffled, over_none, over_length: own accuracy less that with another user's persona, with
             none, and by length alone.
-        own: the accuracy with the own persona.
+        own: the accuracy with the own persona. A persona that is not shown to predict more than half of
+            the choices is not said to know anything, whatever it is better than: without it, or with
+            another one, a judge may be worse than a guess.
         smallest: the smallest difference that matters.
         more: how many more choices are needed to find it.
         same_as_shuffled, same_as_none: none of many predictions is another one, so that there is no doubt.
@@ -354,13 +366,15 @@ def verdict_of(
     """
     cannot_tell = f"cannot tell: too few choices, about {more:,} more are needed"
     # A fifth of what the persona predicts above chance, so that a few ties in length decide nothing.
-    beyond_length = over_length.low > 0 and over_length.value >= (own - 0.5) / 5
+    beyond_length = over_length.low > 0 and over_length.value >= (own.value - _GUESS) / 5
+    above_guess = own.low > _GUESS
+    not_above = "no better than none" if own.high < _GUESS + smallest else cannot_tell
     by_length = not beyond_length and over_length.value < smallest
     if over_shuffled.low > 0:
         if over_none.high < 0:
             return "no better than none"
         if beyond_length:
-            return "knows its user"
+            return "knows its user" if above_guess else not_above
         return "no better than length" if by_length else cannot_tell
     if same_as_none:
         return "no better than none"
@@ -370,7 +384,7 @@ def verdict_of(
     general = same_as_shuffled or over_shuffled.high < max(smallest, over_none.value / 2)
     if general and over_none.low > 0:
         if beyond_length:
-            return "knows people in general"
+            return "knows people in general" if above_guess else not_above
         return "no better than length" if by_length else cannot_tell
     return cannot_tell
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..arguments import Count, CountFromZero, check_argument, takes_options
 from ..evaluation.statistics import CONFIDENCE, check_confidence
-from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..records import Preference
 from .attribution import ABLATIONS, Attribution, attribute_prefix
@@ -102,8 +102,6 @@ def evaluate_prefixes(
     before_tuning = None if untuned is None else _predictor("untuned", untuned, options)
     users, skipped = users_in(data, user, columns, None, None)
     choices = [choice for one in users for choice in one.new]
-    if not choices:
-        raise DataError("no row is a choice of a user.", hint=f"Left out: {skipped or 'nothing'}.")
     names = tuple(one.name for one in users if one.new)
     parts = (
         [Fold("all", names, names)] if folds is None else folds_of(names, folds, known, draw_seed)

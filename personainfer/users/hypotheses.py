@@ -7,19 +7,22 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
 from ..arguments import read_numbers
+from ..data.arrow_columns import own_names
 from ..data.readers import read_preferences
+from ..exceptions import DataError
 from ..llm.client import LLM
 from ..personas.infer import infer_personas
 from ..records import Preference, Selector
 from .records import Hypothesis, UserPersona, UserPersonas, UserRow
 
+_NO_USER = "it has no user"
 NEUTRAL = 0.0  # the score of an explanation that predicts nothing
 
 
@@ -48,10 +51,12 @@ class UserAtWork:
     def earlier(self) -> UserPersona | None:
         return self.before.persona if self.before else None
 
-    def add(self, choice: Preference, number: int) -> bool:
-        """Whether the choice is new; it gets an id that no other choice of the user has."""
-        if _texts(choice) in self._known:
-            return False
+    def knows(self, choice: Preference) -> bool:
+        """Whether the user made this choice before."""
+        return _texts(choice) in self._known
+
+    def add(self, choice: Preference, number: int) -> None:
+        """Add a new choice; it gets an id that no other choice of the user has."""
         name = choice.id or str(number)
         while name in self._ids:
             name += "'"
@@ -60,7 +65,6 @@ class UserAtWork:
         if name == choice.id:
             self.given_ids.add(name)
         self.new.append(choice if name == choice.id else choice.model_copy(update={"id": name}))
-        return True
 
 
 def _texts(choice: Preference) -> tuple[Any, ...]:
@@ -77,24 +81,58 @@ def users_in(
     most: int | None,
     update: UserPersonas | None,
 ) -> tuple[list[UserAtWork], dict[str, int]]:
-    """Read the data: every user with up to `most` new choices, and counts of left-out rows by reason."""
+    """Read the data: every user with up to `most` new choices, and counts of left-out rows by reason.
+
+    Raises:
+        DataError: no row is a choice of a user; without rows only if there are no users of `update`.
+    """
     users = {row.user: UserAtWork(row.user, row) for row in update or ()}
     roles = dict(columns or {})
     if user != "user_id":  # which is recognised by itself
         roles.setdefault("user", user)
     skipped: Counter[str] = Counter()
-    for number, row in enumerate(read_preferences(data, columns=roles)):
+    beyond = f"beyond the {most} of each user that pairs_per_user= takes"
+    source = read_preferences(data, columns=roles)
+    names = [] if source.original is None else list(own_names(source.original))
+    with_user = 0
+    for number, row in enumerate(source):
         choice = row.preference
+        names = names or list(row.columns)
         if choice is None:
             skipped[row.error or "it cannot be used"] += 1
         elif choice.user is None:
-            skipped["it has no user"] += 1
+            skipped[_NO_USER] += 1
         else:
+            with_user += 1
             one = users.setdefault(choice.user, UserAtWork(choice.user))
-            enough = most is not None and len(one.new) >= most
-            if not enough and not one.add(choice, number):
+            if one.knows(choice):
                 skipped["the user made this choice before"] += 1
+            elif most is not None and len(one.new) >= most:
+                skipped[beyond] += 1
+            else:
+                one.add(choice, number)
+    if not with_user and (skipped or update is None):
+        _refuse(names, skipped)
     return list(users.values()), dict(skipped)
+
+
+def _refuse(names: Sequence[str], skipped: Mapping[str, int]) -> NoReturn:
+    """Raise DataError: no row is a choice of a user."""
+    if _NO_USER not in skipped:
+        why = next(iter(skipped), "there are no rows")
+        raise DataError(f"no row is a choice of a user: {why}")
+    if not names:  # records and tuples
+        raise DataError(
+            "no row is a choice of a user: none has a user.",
+            hint="Give dicts or a frame with a column user_id, or Preference(…, user=…).",
+        )
+    raise DataError(
+        f"no row is a choice of a user: {skipped[_NO_USER]:,} rows have none. The columns are"
+        f" {', '.join(map(repr, names))}.",
+        hint="Say which one names the user:",
+        argument="columns",
+        example={"user": "…"},
+    )
 
 
 # Explanations and their scores

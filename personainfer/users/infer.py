@@ -77,7 +77,8 @@ def infer_user_personas(
             or else its place in the data.
         model: see `LLM`; None: $PERSONAINFER_MODEL, else the embedded model.
         user: the column that says whose choice a row is. `Preference` records have `user`.
-        pairs_per_user: use the first N choices of each user; None: all.
+        pairs_per_user: use the first N choices of each user, 4 as in arXiv 2505.13257; None: all. The
+            others are counted in `skipped`, and `print` shows the count.
         min_pairs: users with fewer get an error; "verified" and "posterior" need 2.
         method: "summary": one call over the choices. "tastes": likewise, but for a list of what the user
             likes and dislikes, which suits opinions, and scorers that compare meanings, such as
@@ -108,7 +109,8 @@ def infer_user_personas(
         too long for a `Likelihood` given as `select`, if there were any.
 
     Raises:
-        ValueError, TypeError: a bad argument, before any call is made.
+        ValueError, TypeError: a bad argument, or data in which no row is a choice of a user, before any
+            call is made.
         ModelError: only where every user would fail (key, model).
     """
     UnknownOptionError.check(

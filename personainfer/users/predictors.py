@@ -42,24 +42,33 @@ class Predictions(NamedTuple):
         turns_cut: the conversation lost its oldest turns.
         responses_cut: the end of a response was not scored.
         unusable: a judge's reply could not be used. It counts as a wrong prediction.
+        neither: the share of a judge's answers that picked neither response, which counts as wrong; NaN
+            where nobody was asked, or no reply could be used.
     """
 
     margins: FloatArray
     turns_cut: Flags
     responses_cut: Flags
     unusable: Flags
+    neither: FloatArray
 
     @classmethod
-    def of(cls, margins: FloatArray, **flags: Flags) -> Predictions:
+    def of(
+        cls, margins: FloatArray, *, neither: FloatArray | None = None, **flags: Flags
+    ) -> Predictions:
         """Predictions with these margins; flags that are not given are False."""
-        names = ("turns_cut", "responses_cut", "unusable")
         none = np.zeros(len(margins), dtype=bool)
-        return cls(margins, *(flags.get(name, none) for name in names))
+        turns, responses, unusable = (
+            flags.get(name, none) for name in ("turns_cut", "responses_cut", "unusable")
+        )
+        unasked = np.full(len(margins), np.nan) if neither is None else neither
+        return cls(margins, turns, responses, unusable, unasked)
 
     def part(self, which: slice) -> Predictions:
         """Some of the cases."""
-        flags = (self.turns_cut, self.responses_cut, self.unusable)
-        return Predictions(self.margins[which], *(flag[which] for flag in flags))
+        turns, responses = self.turns_cut[which], self.responses_cut[which]
+        margins, unusable = self.margins[which], self.unusable[which]
+        return Predictions(margins, turns, responses, unusable, self.neither[which])
 
     def less(self, other: Predictions, where: Flags) -> Predictions:
         """The margins less others, where that is asked for; flags of either count."""
@@ -68,6 +77,7 @@ class Predictions(NamedTuple):
             self.turns_cut | (other.turns_cut & where),
             self.responses_cut | (other.responses_cut & where),
             self.unusable | (other.unusable & where),
+            self.neither,
         )
 
 
@@ -149,12 +159,18 @@ def _by_callable(scoring: Scoring, cases: Sequence[Case]) -> Predictions:
 
 def _by_judge(judge: Explaining | Verifier, cases: Sequence[Case]) -> Predictions:
     shown = [case.prefix or NOBODY for case in cases]
-    found = judge.explains([case.choice for case in cases], shown) if cases else ()
-    margins = _numbers(list(found), len(cases))
+    choices = [case.choice for case in cases]
     if not isinstance(judge, Verifier):
-        return Predictions.of(_some(margins))
-    unusable = np.isnan(margins)
-    return Predictions.of(np.where(unusable, -0.5, margins), unusable=unusable)
+        found = judge.explains(choices, shown) if cases else ()
+        return Predictions.of(_some(_numbers(list(found), len(cases))))
+    verdicts = judge.verdicts(choices, shown) if cases else []
+    unusable = np.array([one.problem is not None for one in verdicts], dtype=bool)
+    margins = np.array([one.soft_score - 0.5 for one in verdicts], dtype=np.float64)
+    return Predictions.of(
+        np.where(unusable, -0.5, margins),
+        neither=np.array([one.neither for one in verdicts], dtype=np.float64),
+        unusable=unusable,
+    )
 
 
 def _rows(cases: Sequence[Case]) -> tuple[list[Chat], list[str]]:

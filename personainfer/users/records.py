@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from ..data.atomic_files import write_file
-from ..data.files import bounded_lines
-from ..exceptions import DataError, RowsFailedError
+from ..api_keys import StoredText
+from ..data.atomic_files import check_file, check_replaced, write_file
+from ..data.files import bounded_lines, missing_file
+from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, visible
 from ..records import Persona, Preference, Record, Usage
 
 Method = Literal["summary", "tastes", "verified", "posterior"]
@@ -78,14 +80,23 @@ class UserRow(Record):
 class UserPersonas(Sequence[UserRow]):
     """One row for each user, in the order in which users first occur in the data.
 
-    `skipped` counts rows of the data that have no user or cannot be used, by reason; `usage` sums up the
-    calls; `settings` are the options of the run.
+    `skipped` counts rows of the data that were not used, by reason: rows without a user, rows that cannot
+    be read, and choices of a user beyond `pairs_per_user`. `usage` sums up the calls; `settings` are the
+    options of the run.
     """
 
     rows: tuple[UserRow, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = Counter(row.user for row in self.rows)
+        twice = next((user for user, count in counts.items() if count > 1), None)
+        if twice is not None:
+            raise InvalidArgumentError(
+                f"rows= has the user {twice!r} twice.", hint="A user has one row.", argument="rows"
+            )
 
     @overload
     def __getitem__(self, index: int) -> UserRow: ...
@@ -101,7 +112,17 @@ class UserPersonas(Sequence[UserRow]):
         return iter(self.rows)
 
     def __repr__(self) -> str:
-        return f"UserPersonas({len(self.personas):,} personas of {len(self):,} users)"
+        left = sum(self.skipped.values())
+        told = f"; {left:,} rows left out" if left else ""
+        return f"UserPersonas({len(self.personas):,} personas of {len(self):,} users{told})"
+
+    def __str__(self) -> str:
+        """How many personas there are, what was left out and why, and the first error."""
+        lines = [repr(self)]
+        lines += [f"{n:,} rows left out: {why.rstrip('.')}." for why, n in self.skipped.items()]
+        for user, reason in list(self.errors.items())[:1]:
+            lines.append(f"{len(self.errors):,} users have an error. {user}: {reason}")
+        return "\n".join(map(visible, lines))
 
     @property
     def personas(self) -> dict[str, UserPersona]:
@@ -121,28 +142,97 @@ class UserPersonas(Sequence[UserRow]):
                 f"{len(self.errors):,} of {len(self):,} users failed; user {user!r}: {reason}"
             )
 
-    def save(self, path: str | Path) -> None:
-        """Write a line of JSON for each user."""
-        lines = "".join(row.model_dump_json() + "\n" for row in self.rows)
-        write_file(Path(path), lines)
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a line of JSON for each user, with the settings of the run in each.
+
+        Args:
+            path: the file, .jsonl. Personas of users that are there are replaced.
+            overwrite: replace a file that holds something else, too.
+
+        Raises:
+            InvalidArgumentError: the name says that the file is of another format, or the file holds
+                something else.
+        """
+        path = Path(path)
+        if path.suffix not in _JSON_LINES:
+            raise InvalidArgumentError(
+                f"path={str(path)!r}: personas of users are saved as JSON lines.",
+                hint="Name a file that ends in .jsonl.",
+                argument="path",
+            )
+        check_file(path)
+        if not overwrite:
+            check_replaced(path, _holds_users, "a file of UserPersonas.save")
+        settings = {name: v for name, v in self.settings.items() if name != "cuts"}
+        saved = (SavedRow(**vars(row), settings=settings) for row in self.rows)
+        write_file(path, "".join(row.model_dump_json() + "\n" for row in saved))
 
     @classmethod
     def load(cls, path: str | Path) -> UserPersonas:
-        """Read a file of `save`. Usage and settings are not in it.
+        """Read a file of `save`. The usage of the run is not in it.
 
         Raises:
-            DataError: a line is not what `save` writes.
+            DataError: a line is not what `save` writes, a user has two lines, or two lines were made by
+                different methods.
+            MissingFileError: there is no such file.
         """
-        rows = []
+        if not Path(path).exists():
+            raise missing_file(path, _JSON_LINES)
+        rows: dict[str, UserRow] = {}
+        settings: dict[str, Any] | None = None
         with open(path, "rb") as file:
             for number, line in enumerate(bounded_lines(file), 1):
-                try:
-                    rows.append(UserRow.model_validate_json(line or b""))
-                except ValidationError:
+                row, made = _read_row(line, f"{path}, line {number}")
+                if row.user in rows:
                     raise DataError(
-                        f"{path}, line {number}: this is not a row of UserPersonas.save."
-                    ) from None
-        return cls(tuple(rows))
+                        f"{path}, line {number}: the user {row.user!r} has a line before.",
+                        hint="Remove one of them: a user has one persona.",
+                    )
+                rows[row.user] = row
+                settings = made if settings is None else settings
+                if made.get("method") != settings.get("method"):
+                    raise DataError(
+                        f"{path}, line {number}: made by the method {made.get('method')!r}, and the lines"
+                        f" before by {settings.get('method')!r}.",
+                        hint="Keep personas of different methods in files of their own.",
+                    )
+        return cls(tuple(rows.values()), settings=settings or {})
+
+
+_JSON_LINES = ("", ".jsonl", ".json", ".ndjson")  # the endings of a file of JSON lines
+
+
+class SavedRow(UserRow):
+    """A line of a saved file: the row, and how the run was set. Files of older versions lack it."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
+    """The row and the settings of a line."""
+    try:
+        saved = SavedRow.model_validate_json(line or b"")
+    except ValidationError:
+        raise DataError(
+            f"{place}: this is not a row of UserPersonas.save.",
+            hint="A persona as text is a line with user and persona alone.",
+        ) from None
+    fields = dict(saved)
+    settings = fields.pop("settings")
+    for name in ("api_base", "model"):
+        if isinstance(settings.get(name), str):
+            settings[name] = StoredText(settings[name])
+    return UserRow.unchecked(fields), settings
+
+
+def _holds_users(path: Path) -> bool:
+    """Whether the first line of a file is what `UserPersonas.save` writes."""
+    with path.open("rb") as file:
+        first = next(bounded_lines(file), None)
+    try:
+        return "persona" in SavedRow.model_validate_json(first or b"").model_fields_set
+    except ValidationError:
+        return False
 
 
 class ChoicesUsed:

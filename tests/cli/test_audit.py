@@ -68,3 +68,17 @@ def test_a_file_that_holds_no_personas(world: World) -> None:
     told = run("broken.jsonl", "choices.jsonl", "--judge", "fake")
     assert told.exit_code == 2
     assert "broken.jsonl is not JSON lines" in told.stderr
+
+
+def test_a_user_with_two_personas_is_named(world: World, llm: FakeLLM) -> None:
+    texts = world.personas("knows")
+    rows = [{"user_id": user, "persona": text} for user, text in texts.items()]
+    write("texts.jsonl", rows)
+    asked = ("choices.jsonl", "--judge", "fake", "--api-base", llm.api_base)
+    assert run("texts.jsonl", *asked).exit_code == 0
+    sent = len(llm.requests)
+    write("texts.jsonl", [*rows, {**rows[1], "persona": "x"}])
+    told = run("texts.jsonl", *asked)
+    assert told.exit_code == 2
+    assert f"the user {rows[1]['user_id']!r} has two personas, the second in row 7" in told.stderr
+    assert len(llm.requests) == sent

@@ -234,17 +234,42 @@ def test_what_cannot_be_cut_is_refused(cut: Callable[[Any], Any], words: str) ->
     "values",
     [
         np.arange(COUNT) < 2,
-        pd.Series(np.arange(COUNT) < 2, index=range(100, 100 + COUNT)),
+        pd.Series(np.arange(COUNT) < 2),
+        pd.Series(np.arange(COUNT) < 2)[::-1],  # matched by its index
         pd.array([True, True, None] + [False] * 8, dtype="boolean"),
         pl.Series([True, True, None] + [False] * 8),
         pa.chunked_array([[True, True, None], [False] * 8]),
         (n < 2 for n in range(COUNT)),
     ],
-    ids=["numpy", "pandas", "nullable", "polars", "arrow", "generator"],
+    ids=["numpy", "pandas", "pandas, in another order", "nullable", "polars", "arrow", "generator"],
 )
 def test_booleans_of_any_container_filter(values: Any) -> None:
     table = pi.PersonaTable(made_rows(), original=frame())
     assert [row.index for row in table.filter(values)] == [0, 1]
+
+
+@stored
+@pytest.mark.parametrize("kind", [name for name in ORIGINALS if name.startswith("pandas")])
+def test_a_series_is_matched_to_the_rows_by_its_index(
+    kind: str, stored: bool, tmp_path: Path
+) -> None:
+    table = table_of(kind, tmp_path, stored)[1:]
+    own = ORIGINALS[kind]()[1:].sort_values("x", ascending=False)
+    assert [row.index for row in table.filter(own["x"] == 3)] == [3]
+    added = table.with_columns({"twice": own["x"] * 2})
+    assert added.added["twice"] == [2 * n for n in range(1, COUNT)]
+
+
+@pytest.mark.parametrize("kind", ["pandas, named index", "polars", "dicts"])
+def test_a_series_of_another_index_is_refused(kind: str, tmp_path: Path) -> None:
+    table = table_of(kind, tmp_path, stored=False)
+    for index in (range(100, 100 + COUNT), [0] * COUNT):
+        series = pd.Series([True] * COUNT, index=index)
+        with pytest.raises(InvalidArgumentError, match=r"another index.*to_numpy"):
+            table.filter(series)
+        with pytest.raises(InvalidArgumentError, match="column y: the series has another index"):
+            table.with_columns({"y": series})
+        assert len(table.filter(series.to_numpy())) == COUNT
 
 
 def test_a_cut_of_a_file_reads_the_groups_that_it_needs(

@@ -314,6 +314,20 @@ def test_rows_of_which_none_can_be_used_are_counted(
     assert len(table.errors) == 9
 
 
+def test_a_file_of_the_users_own_is_not_replaced(tmp_path: Path) -> None:
+    path, table = other_table(tmp_path), pi.PersonaTable([])
+    before = path.read_bytes()
+    for other in (path, tmp_path / "text.parquet"):
+        other.write_bytes(before if other == path else b"notes")
+        with pytest.raises(InvalidArgumentError, match=r"not a table of personas.*overwrite=True"):
+            table.save(other)
+    assert path.read_bytes() == before
+    assert len(pi.PersonaTable.load(table.save(path, overwrite=True))) == 0
+    table.save(path)  # a table takes the place of a table,
+    (tmp_path / "new.parquet").touch()
+    table.save(tmp_path / "new.parquet")  # and of an empty file
+
+
 def other_table(folder: Path) -> Path:
     pq.write_table(pa.table({"x": [1]}), folder / "mine.parquet")
     return folder / "mine.parquet"

@@ -202,7 +202,7 @@ def test_missing_extras_name_the_command(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         MissingExtraError,
-        match=r'pip install "personainfer\[local\]"',
+        match="pip install xllamacpp gguf huggingface-hub, or name another model",
     ):
         pi.LLM("local")
 

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import personainfer as pi
@@ -87,6 +88,23 @@ def test_what_is_no_exports_is_not_replaced(name: str, tmp_path: Path) -> None:
         pi.export_personas(table(), tmp_path / "set")
     assert [path for path in (tmp_path / "set").rglob("*") if path.is_file()] == [mine]
     assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_file_of_the_users_own_is_not_replaced(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    own = pd.DataFrame({"prompt": ["q"], "chosen": ["a"], "rejected": ["b"]})
+    own.to_json(path, orient="records", lines=True) if path.suffix == ".jsonl" else own.to_parquet(
+        path
+    )
+    before = path.read_bytes()
+    with pytest.raises(InvalidArgumentError, match=r"is not an export.*overwrite=True"):
+        pi.export_personas(table(), path)
+    assert path.read_bytes() == before
+    pi.export_personas(table(), path, overwrite=True)
+    for format in EXPORT_FORMATS:  # each replaces the one before
+        for place in ("system", "plain") if format != "trl-reward" else ("system",):
+            pi.export_personas(table(), path, format=format, persona_in=place)
 
 
 @pytest.mark.parametrize(

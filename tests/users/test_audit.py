@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import personainfer as pi
+from personainfer.evaluation import Estimate
 from personainfer.exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from personainfer.records import FloatArray, Message, Usage
 from personainfer.scoring.choice_models import length_only
@@ -364,12 +365,42 @@ def test_the_power_calculation_is_that_of_independent_choices() -> None:
 
 
 def test_a_persona_that_harms_is_no_better_than_none() -> None:
-    from personainfer.evaluation import Estimate
-
     better, worse = Estimate(0.1, 0.05, 0.15, 50), Estimate(-0.1, -0.15, -0.05, 50)
+    own = Estimate(0.6, 0.55, 0.65, 50)
     assert (
-        verdict_of(better, worse, better, own=0.6, smallest=0.05, more=9) == "no better than none"
+        verdict_of(better, worse, better, own=own, smallest=0.05, more=9) == "no better than none"
     )
+
+
+@pytest.mark.parametrize(
+    ("own", "verdict"),
+    [
+        (Estimate(0.6, 0.51, 0.7, 50), "knows"),
+        (Estimate(0.35, 0.3, 0.4, 50), "no better than none"),
+        (Estimate(0.6, 0.45, 0.75, 50), "cannot tell"),
+    ],
+    ids=["above a guess", "below", "not known"],
+)
+@pytest.mark.parametrize("whose", ["its user", "people in general"])
+def test_a_persona_that_predicts_no_better_than_a_guess_knows_nothing(
+    own: Estimate, verdict: str, whose: str
+) -> None:
+    """Whatever it is better than: a judge that answers "neither" is worse than a guess without it."""
+    better, same = Estimate(0.1, 0.06, 0.15, 50), Estimate(0.0, -0.01, 0.01, 50)
+    over_other = better if whose == "its user" else same
+    found = verdict_of(over_other, better, better, own=own, smallest=0.05, more=9)
+    assert found.startswith(f"knows {whose}" if verdict == "knows" else verdict)
+
+
+def test_a_judge_that_often_says_neither_is_told(llm: FakeLLM) -> None:
+    llm.reply = lambda request: '{"answer": "neither"}'
+    world = World(0, users=4, choices=3)
+    found = pi.audit_personas(
+        world.personas("knows"), world.choices, "fake", api_base=llm.api_base, baselines=FREE
+    )
+    assert found.margins.neither == found.to_dict()["neither"] == 1.0
+    assert "answered “neither” in 100% of its answers, which counts as wrong" in str(found)
+    assert not found.verdict.startswith("knows")
 
 
 def test_personas_that_were_inferred_know_their_choices(llm: FakeLLM) -> None:

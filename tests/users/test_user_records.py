@@ -1,0 +1,135 @@
+"""Personas of users as records: a file gives back what was saved, and what was left out is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import personainfer as pi
+from personainfer.exceptions import DataError, InvalidArgumentError, MissingFileError
+from personainfer.testing import FakeLLM
+from personainfer.users.records import UserPersona, UserPersonas, UserRow
+
+
+def row(user: str) -> UserRow:
+    said = "The user is brief."
+    return UserRow(
+        user=user, persona=UserPersona(user=user, background=said, preferences=said, pairs=1)
+    )
+
+
+def choices(user: str | None, count: int = 3) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"{user} {n}?", "chosen": f"yes {n}", "rejected": "no", "rater": user}
+        for n in range(count)
+    ]
+
+
+def test_a_file_keeps_the_settings(llm: FakeLLM, tmp_path: Path) -> None:
+    made = pi.infer_user_personas(
+        choices("ann"), "fake", api_base=llm.api_base, user="rater", method="summary"
+    )
+    made.save(tmp_path / "users.jsonl")
+    assert len((tmp_path / "users.jsonl").read_text().splitlines()) == len(made)
+    loaded = UserPersonas.load(tmp_path / "users.jsonl")
+    assert loaded.rows == made.rows
+    assert loaded.settings == made.settings
+    calls = llm.calls
+    with pytest.raises(InvalidArgumentError, match="update= was made by 'summary'"):
+        pi.infer_user_personas(
+            choices("bob"),
+            "fake",
+            api_base=llm.api_base,
+            user="rater",
+            method="tastes",
+            update=loaded,
+        )
+    assert llm.calls == calls
+
+
+def test_a_file_without_settings_is_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "users.jsonl"
+    path.write_text(row("ann").model_dump_json() + "\n")
+    loaded = UserPersonas.load(path)
+    assert loaded.rows == (row("ann"),)
+    assert loaded.settings == {}
+
+
+def test_two_lines_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "users.jsonl"
+    UserPersonas((row("ann"),), settings={"method": "summary"}).save(path)
+    line = json.loads(path.read_text())
+    for other, what in (
+        ({"settings": {"method": "tastes"}, "user": "bob"}, "line 2: made by the method 'tastes'"),
+        ({}, "line 2: the user 'ann' has a line before"),
+    ):
+        path.write_text(f"{json.dumps(line)}\n{json.dumps({**line, **other})}\n")
+        with pytest.raises(DataError, match=what):
+            UserPersonas.load(path)
+
+
+def test_a_user_has_one_row() -> None:
+    with pytest.raises(InvalidArgumentError, match="the user 'ann' twice"):
+        UserPersonas((row("ann"), row("ann")))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"none\.jsonl.*Check the folder"):
+        UserPersonas.load(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    "content", ["notes\n", '{"user": "ann", "prompt": "q"}\n', '{"user": "ann"}\n']
+)
+def test_a_file_of_the_users_own_is_not_replaced(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "users.jsonl"
+    path.write_text(content)
+    with pytest.raises(InvalidArgumentError, match=r"not a file of UserPersonas\.save.*overwrite"):
+        UserPersonas((row("ann"),)).save(path)
+    assert path.read_text() == content
+    UserPersonas((row("ann"),)).save(path, overwrite=True)
+    UserPersonas((row("bob"),)).save(path)
+    assert [one.user for one in UserPersonas.load(path)] == ["bob"]
+
+
+@pytest.mark.parametrize("name", ["users.parquet", "users.csv", "users.jsonl.gz"])
+def test_json_lines_do_not_get_the_name_of_another_format(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"JSON lines.*ends in \.jsonl"):
+        UserPersonas((row("ann"),)).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        (choices("ann"), {}, r"3 rows have none.*'rejected', 'rater'.*columns=\{'user': '…'\}"),
+        ([("q", "a", "b")], {}, "none has a user.*user_id"),
+        (choices(None), {"user": "rater"}, "3 rows have none"),
+        ([{**choices("ann")[0], "user_id": "ann", "rejected": None}], {}, "no row is a choice"),
+    ],
+    ids=["another column", "tuples", "empty column", "nothing can be read"],
+)
+def test_data_without_users_is_refused_before_a_call(
+    data: Any, options: dict[str, Any], words: str, llm: FakeLLM
+) -> None:
+    for function in (
+        lambda: pi.infer_user_personas(data, "fake", api_base=llm.api_base, **options),
+        lambda: pi.audit_personas({"ann": "x"}, data, "fake", api_base=llm.api_base, **options),
+    ):
+        with pytest.raises(DataError, match=words):
+            function()
+    assert not llm.calls
+
+
+def test_what_is_not_used_is_told(llm: FakeLLM) -> None:
+    data = [*choices("ann", 9), *choices(None, 7), *choices("bob", 1)]
+    found = pi.infer_user_personas(data, "fake", api_base=llm.api_base, user="rater")
+    assert sorted(found.skipped.values()) == [5, 7]
+    told = str(found)
+    assert "1 personas of 2 users; 12 rows left out" in told
+    assert "7 rows left out: it has no user." in told
+    assert "5 rows left out: beyond the 4 of each user that pairs_per_user= takes." in told
+    assert "1 users have an error. bob: the user has 1 usable pairs" in told
