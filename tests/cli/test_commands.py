@@ -371,7 +371,7 @@ def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> No
         ("infer pairs.jsonl --dry-run --retry", "it has no use with --dry-run"),
         ("infer pairs.jsonl --budget 1", "price of 'fake' is not known"),
         ("infer --retry pairs.jsonl", "is not a table of personas"),
-        ("infer --retry nowhere.parquet", "No such file"),
+        ("infer --retry nowhere.parquet", "file not found: 'nowhere.parquet'"),
         ("infer --retry table.parquet --limit 2", "it has no use with --retry"),
         ("infer --retry table.parquet -o out.jsonl", "not a path that ends in .parquet"),
         ("infre pairs.jsonl", "Did you mean 'infer'?"),
