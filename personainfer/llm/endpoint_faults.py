@@ -216,7 +216,8 @@ RULES = (
 )
 
 _RULES = tuple((rule, re.compile(rule.words, re.DOTALL)) for rule in RULES)
-_LONGEST_WORDS = 300
+_LONGEST_WORDS = 300  # characters that an error quotes
+_LONGEST_READ = 2000  # characters that are searched: the time of some rules grows with their square
 
 
 def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -> ModelError:
@@ -227,7 +228,8 @@ def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -
     if 300 <= status < 400:
         return redirect_error(status, headers)
     text = " ".join(text.encode(errors="replace").decode().split())
-    said = redact(text, key)[:_LONGEST_WORDS]
+    text = redact(text, key)[:_LONGEST_READ]
+    said = text[:_LONGEST_WORDS]
     lowered = text.lower()
     wait = retry_after(headers)
     wait = _wait_in_words(lowered) if wait is None else wait

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import personainfer as pi
-from personainfer.exceptions import ReplyError
+from personainfer.exceptions import ModelError, ReplyError
 from personainfer.llm.replies import plain_text
 from personainfer.testing import FakeLLM, Fault
 
@@ -39,6 +39,17 @@ def test_a_packed_reply_is_bounded_after_it_is_unpacked(encoding: str, wbits: in
     assert "larger than" in str(table[0].error)
     assert table[1].error is None
     assert peak < PACKED * 10**6 / 2
+
+
+@pytest.mark.parametrize("words", ["model ", "too many tokens ", "violates "])
+def test_a_refusal_of_megabytes_is_read_at_once(words: str) -> None:
+    """Some rules look ahead from each character: over all of it they would take hours."""
+    refusal = Fault.status(400, message=words * (3_000_000 // len(words)))
+    with FakeLLM(refusal) as llm, pytest.raises(ModelError, match=words) as caught:
+        pi.LLM("fake", api_base=llm.api_base, max_attempts=1).ask(
+            [{"role": "user", "content": "?"}]
+        )
+    assert len(str(caught.value)) < 1000
 
 
 MARKS = "</s>" * 50_000
