@@ -17,6 +17,7 @@ from ..preferences.labels import check_labels
 from ..preferences.pairing import check_pairing
 from ..preferences.recognition import LOOK_AHEAD, check_options, recognise, settle
 from ..preferences.schemas import Mapped, Schema
+from ..preferences.side_names import without_names
 from ..records import Preference
 from .files import SUPPORTED, arrow_cells, check_readable, open_rows
 from .row_streams import RowStream
@@ -214,9 +215,13 @@ def read_cells(
             are not certain.
     """
     _refuse_twins(names)
-    schema = recognise(_texts(names), told)[0]
-    values = (cells(n) if n in names else repeat(ABSENT) for n in schema.columns.values())
-    rows = list(zip(*values, strict=False))
+
+    def head(schema: Schema) -> list[Sequence[object]]:
+        values = (cells(n) if n in names else repeat(ABSENT) for n in schema.columns.values())
+        return list(zip(*values, strict=False))
+
+    schema = without_names(recognise(_texts(names), told), head, names)[0]
+    rows = head(schema)
     schema = schema.settled(rows, is_batch=True)
     check_options(schema, rows)
     return [read_row(schema, row, {}) for row in rows]

@@ -126,6 +126,8 @@ def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | N
     except PersonaInferError:
         return None
     schema = found.schema
+    if "other_label" in schema.columns:  # such names are told from texts by all of the first rows
+        return None
     looks_again = schema.kind in ("conversations", "group") or schema.depends_on_values
     if looks_again and len(dicts) < _IMPLICIT_LOOK_AHEAD:
         return None

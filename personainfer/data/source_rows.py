@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from ..exceptions import ContradictionError
 from ..preferences.cells import LEAVE_OUT, surrogate_problem
+from ..preferences.pairing import by_rater
 from ..preferences.schemas import Schema
 from ..records import Preference, Prompt
 
@@ -123,8 +123,11 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
                 continue
             yield from _read_several(partial(schema.read_all, values), columns, schema)
         return
-    for _, each in groupby(rows, key=lambda row: schema.group_key(row[0])):
-        group = list(each)
+    before: set[int] = set()  # hashes of the keys: prompts can be long
+    for key, group in by_rater(rows, lambda row: schema.rater_key(row[0])):
+        if hash(key) in before:
+            schema.counts["prompts_apart"] += 1
+        before.add(hash(key))
         shared = {
             name: value
             for name, value in group[0][1].items()

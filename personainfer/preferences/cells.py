@@ -6,8 +6,8 @@ import ast
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Final
-from uuid import UUID
 
 from ..exceptions import DataError, NoPreferenceError
 
@@ -19,6 +19,7 @@ class _Absent:
 ABSENT: Final = _Absent()
 LEAVE_OUT: Final = "Correct the row or leave it out."
 
+_NO_IDS = (list, tuple, Mapping, set, frozenset, bytes, bytearray)
 _IN_JSON = re.compile(r"""\s*(?:\[\s*)?\{.*?["'](?:role|from|content|value)["']\s*:""", re.DOTALL)
 
 
@@ -44,15 +45,24 @@ def wrong_type(name: str, value: object, wanted: str) -> DataError:
     return DataError(f"{name!r} is of type {type(value).__name__}, not {wanted}.", hint=LEAVE_OUT)
 
 
-def identifier(value: object) -> str | None:
-    """An id as text. A null, an empty text or a list is not an id; that is not an error."""
+def identifier(value: object, name: str) -> str | None:
+    """An id of the column `name`, as text; None for a null and an empty text.
+
+    Raises:
+        DataError: a list, a dict or bytes, which are no id.
+    """
     if value is None or value is ABSENT:
         return None
     if type(value) is str:
         return value or None
     value = plain(value)
-    if is_null(value) or not isinstance(value, str | int | float | UUID):
+    if is_null(value):
         return None
+    if isinstance(value, _NO_IDS):
+        raise DataError(
+            f"{name!r} is of type {type(value).__name__}, which is no id.",
+            hint="Write each id as text or a number, or rename the column if it holds no ids.",
+        )
     if isinstance(value, float) and value.is_integer():  # integers of a column with nulls
         value = int(value)
     return str(value) or None

@@ -77,6 +77,13 @@ _LIST_SCORES: Final = ("scores", "ratings", "rankings", "ranks", "rewards")
 _RESPONSES: Final = ("response", "model_response", "completion", "answer", "output")
 _SCORES: Final = ("score", "rating", "helpfulness", "overall_score", "reward", "rank")
 _SYSTEMS: Final = ("system", "system_prompt", "system_message")
+# Who chose, in sets whose rows are of known people: PRISM and OpenAssistant (user_id), Community Alignment
+# (annotator_id), TL;DR comparisons (worker), DICES (rater_id), and crowd-work platforms.
+_USERS: Final = tuple(
+    "user_id user annotator_id annotator worker_id worker rater_id rater participant_id participant"
+    " labeler_id labeler labeller_id labeller crowdworker_id respondent_id respondent subject_id person_id"
+    " user_name username uid prolific_id prolific_pid annotator_name worker_name rater_name user_hash".split()
+)
 _MODELS: Final = (("model_a", "model_b"), ("model_1", "model_2"), ("model1", "model2"))
 
 _ROLES: Final = tuple(
@@ -193,14 +200,28 @@ def _pair_schemas(names: _Names) -> Iterator[Schema]:
     rest = names.without(pair)
     scores = rest.pick_set(("score_chosen", "score_rejected"), _SCORED)
     prompt = rest.pick("prompt", _PROMPTS)
+    beside = {
+        **rest.pick("responses", _LISTS),
+        **rest.pick_set(("response_1", "response_2"), _TWO),
+        **rest.pick_set(("model_1", "model_2"), _MODELS),
+    }
     if prompt:
-        yield _schema("explicit", "pair", rest, {**prompt, **pair, **scores})
+        made = _schema("explicit", "pair", rest, {**prompt, **pair, **scores})
+        yield replace(made, beside=beside)
     if not prompt or ("prompt" not in names.roles and prompt["prompt"] != "prompt"):
-        yield _schema("implicit", "conversations", rest, {**pair, **scores})
+        made = _schema("implicit", "conversations", rest, {**pair, **scores})
+        yield replace(made, beside=beside)
+
+
+def _label_pair(names: _Names) -> dict[str, str]:
+    """The columns of the chosen and the rejected response, where they only name them."""
+    pair = names.pick_set(("chosen", "rejected"), _PAIRS)
+    return {"label": pair["chosen"], "other_label": pair["rejected"]} if pair else {}
 
 
 def _two_schemas(names: _Names) -> Iterator[Schema]:
-    two = names.pick_set(("response_1", "response_2"), _TWO)
+    by_pair = _label_pair(names)
+    two = names.without(by_pair).pick_set(("response_1", "response_2"), _TWO)
     if not two:
         return
     rest = names.without(two)
@@ -210,9 +231,9 @@ def _two_schemas(names: _Names) -> Iterator[Schema]:
     columns = {**prompt, **two}
     rest = rest.without(prompt)
     models = rest.pick_set(("model_1", "model_2"), _MODELS)
-    if label := rest.pick("label", _LABELS):
-        if "rejected" in names.found and label["label"] == "chosen":
-            return
+    if by_pair and "label" not in names.roles:
+        yield _schema("labelled", "label", rest, {**columns, **by_pair, **models})
+    if label := rest.without(by_pair).pick("label", _LABELS):
         yield _schema("labelled", "label", rest, {**columns, **label, **models})
     if hot := rest.pick_set(("label_1", "label_2", "label_3"), _ONE_HOT):
         yield _schema("one-hot winners", "one-hot", rest, {**columns, **hot})
@@ -229,6 +250,10 @@ def _many_schemas(names: _Names) -> Iterator[Schema]:
         rest = names.without(responses)
         scores = rest.pick("scores", _LIST_SCORES)
         if prompt := rest.pick("prompt", _PROMPTS):
+            if (by_pair := _label_pair(rest)) and "label" not in names.roles:
+                columns = {**prompt, **responses, **by_pair}
+                yield _schema("two in a list", "label", rest, columns)
+            rest = rest.without(by_pair)
             if not scores and (label := rest.without(prompt).pick("label", _LABELS)):
                 yield _schema("two in a list", "label", rest, {**prompt, **responses, **label})
             yield _schema("list of responses", "list", rest, {**prompt, **responses, **scores})
@@ -246,7 +271,7 @@ def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> 
     optional = {
         **rest.pick("tools", ("tools",)),
         **(rest.pick("id", ("id",)) or {"id": "id"}),
-        **(rest.pick("user", ("user_id", "user")) or {"user": "user"}),
+        **(rest.pick("user", _USERS) or {"user": "user"}),
         **(rest.pick("system", _SYSTEMS) or {"system": "system"}),
     }
     if columns.get("prompt") in ("instruction", "query", "question"):

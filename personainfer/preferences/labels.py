@@ -23,7 +23,12 @@ _VERDICTS: Final[tuple[Verdict, ...]] = ("first", "second", "tie")
 SIGNED: Final = ("preference_strength", "overall_preference")
 _A_IS_ONE: Final = ("human_ref_A", "human_ref_B")  # SHP: 1 means the first, A
 _SHOWN = 8  # values that an error lists
-_WHAT_LABELS_MEAN = "Say what each means, for example:"
+_WHAT_LABELS_MEAN = "Only you know what they mean. Say it of each, with first, second or tie:"
+_PLACEHOLDER = "…"  # in a line to copy: what the caller has to fill in
+_ID_LABELS: Final = (
+    "better_response_id",
+    "safer_response_id",
+)  # PKU-SafeRLHF; a boolean is a number
 _ENOUGH = 50  # labels after which another number is a stray, and no sign of another scale
 _MOST_STRAYS = 0.02  # the share of labels outside a coding up to which it is still that coding
 
@@ -46,6 +51,7 @@ _SIDES: Mapping[str, Verdict] = {
     "a": "first", "first": "first", "left": "first", "b": "second", "second": "second",
     "right": "second",
 }  # fmt: skip
+_PLACES: Mapping[str, Verdict] = {"0": "first", "1": "second"}
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
@@ -63,6 +69,12 @@ def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
         )
     checked: dict[str, Verdict] = {}
     for label, verdict in (labels or {}).items():
+        if label_key(label) in checked:
+            raise InvalidArgumentError(
+                f"labels= gives {label_key(label)!r} twice.",
+                hint="A label means one thing, however it is spelled.",
+                argument="labels",
+            )
         known = next((each for each in _VERDICTS if each == verdict), None)
         if known is None:
             raise InvalidArgumentError(
@@ -71,6 +83,14 @@ def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
                 argument="labels",
             )
         checked[label_key(label)] = known
+    sides = [verdict for verdict in checked.values() if verdict != "tie"]
+    if len(sides) > 1 and len(set(sides)) == 1:
+        raise InvalidArgumentError(
+            f'labels= says of {len(sides)} labels that they mean "{sides[0]}", and of none that it means'
+            f' "{"second" if sides[0] == "first" else "first"}".',
+            hint="Correct it. If the data has one label for one side, give that one alone.",
+            argument="labels",
+        )
     return checked
 
 
@@ -105,7 +125,7 @@ def word_verdict(key: str, names: tuple[str, str]) -> Verdict | None:
     return _SIDES.get(side[1]) if side else None
 
 
-def _number(key: str) -> str | None:
+def label_number(key: str) -> str | None:
     """The number that a label is, or that it has after a word, as in "response_1"; else None."""
     if _NUMBER.fullmatch(key):
         return key
@@ -152,12 +172,12 @@ class LabelCoding:
         if self.is_given:
             found = self.numbers.get(key)
         elif (found := word_verdict(key, self.names)) is None:
-            found = self._of_number(_number(key), value)
+            found = self._of_number(label_number(key), value)
         if found is None:
             known = ", ".join(map(repr, self.numbers)) or "'a', 'b', 'tie'"
             raise DataError(
                 f"{self.column!r} is {value!r:.60}, which is none of {known}.",
-                hint=f"Correct the row, or say what it means: labels={{{value!r:.60}: …}}.",
+                hint="Correct the row. If it is a label of your own, labels= can say what each one means.",
             )
         return found
 
@@ -190,16 +210,11 @@ def _listed(keys: Iterable[str]) -> str:
 
 
 def _labels_example(keys: Iterable[str]) -> dict[int | float | str, str]:
-    """What to write for `labels=`; the verdicts are a guess that the caller has to confirm."""
+    """What to write for `labels=`. The verdicts are placeholders: a guess that runs would be believed."""
     numbers = sorted({float(key) for key in keys if _NUMBER.fullmatch(key)})
     others = sorted({key for key in keys if not _NUMBER.fullmatch(key)})
-    if numbers and numbers[0] < 0:
-        verdicts = ["first" if n < 0 else "second" if n > 0 else "tie" for n in numbers]
-    else:
-        verdicts = ["first", "second"]
     labels = [*(int(n) if n.is_integer() else n for n in numbers), *others]
-    verdicts += ["tie"] * (len(labels) - len(verdicts))
-    return dict(list(zip(labels, verdicts, strict=False))[:_SHOWN])
+    return dict.fromkeys(labels[:_SHOWN], _PLACEHOLDER)
 
 
 def find_coding(
@@ -209,6 +224,7 @@ def find_coding(
     given: Mapping[str, Verdict] | None = None,
     *,
     is_batch: bool = False,
+    is_place: bool = False,
 ) -> LabelCoding:
     """The coding of a column, from the labels of its first rows.
 
@@ -219,6 +235,8 @@ def find_coding(
         given: `labels=` of the caller, which is believed.
         is_batch: whether other rows may have been read before these. Then a coding that a later label
             could still disprove is not certain.
+        is_place: whether the column's name says that it holds a place in a list. Where counting starts
+            shows only once a 0 is there: a 1 alone may be the first response or the second.
 
     Raises:
         DataError: the coding is not certain.
@@ -227,19 +245,24 @@ def find_coding(
         return LabelCoding(column, names, given, is_given=True, is_sure=True)
     seen = Counter(label_key(v) for v in map(plain, values) if _is_label(v))
     words = {key for key in seen if word_verdict(key, names) is not None}
-    numbers = {n for key in seen if key not in words and (n := _number(key)) is not None}
+    numbers = {n for key in seen if key not in words and (n := label_number(key)) is not None}
     if not numbers:
         if seen and not words:
             raise _uncertain(column, seen)
-        return _without_numbers(column, names, is_sure=bool(words))
+        # Numbers may come later. Labels by name are not misread if one does: then it costs its row.
+        later = {} if is_place else _expected(column, names, set())
+        is_tentative = bool(later) or not words
+        return LabelCoding(column, names, later, is_tentative=is_tentative, is_sure=bool(words))
     if column in SIGNED and not numbers & {"true", "false"}:
         return LabelCoding(column, names, signed=True, is_sure=True)
-    coding = _expected(names, numbers)
+    coding = _PLACES if is_place else _expected(column, names, numbers)
+    if is_place and "0" not in numbers:
+        raise _uncertain(column, seen)
     inside = numbers & coding.keys()
     sides = {coding[key] for key in inside}
     outside = numbers - coding.keys()
     # A stray number costs its row; several make another scale, such as 1 to 5.
-    strays = sum(count for key, count in seen.items() if _number(key) in outside)
+    strays = sum(count for key, count in seen.items() if label_number(key) in outside)
     other_coding = any(n in ("0", "1", "2", "true", "false") or n.startswith("-") for n in outside)
     other_coding = other_coding or strays > _MOST_STRAYS * sum(seen.values())
     if not coding or other_coding or (outside and len(sides) < 2):
@@ -256,22 +279,18 @@ def _is_label(value: object) -> bool:
     return not is_null(value) and isinstance(value, str | int | float)
 
 
-def _expected(names: tuple[str, str], numbers: set[str]) -> Mapping[str, Verdict]:
+def _expected(column: str, names: tuple[str, str], numbers: set[str]) -> Mapping[str, Verdict]:
     """The coding that the names of the responses suggest; empty if there is none."""
     if names == _A_IS_ONE:
         return {"1": "first", "0": "second", "true": "first", "false": "second"}
     ends = names[0][-1:], names[1][-1:]
     if ends == ("0", "1"):
-        return {"0": "first", "1": "second", "false": "first", "true": "second"}
+        coding: dict[str, Verdict] = {"0": "first", "1": "second"}
+        # Elsewhere True may just as well mean that the first is the better one.
+        return coding | ({"false": "first", "true": "second"} if column in _ID_LABELS else {})
     if ends == ("1", "2") or {"1", "2"} <= numbers:
         return {"1": "first", "2": "second"}
     return {}
-
-
-def _without_numbers(column: str, names: tuple[str, str], *, is_sure: bool) -> LabelCoding:
-    """A coding by words, of a column that may have numbers later on."""
-    coding = _expected(names, set())
-    return LabelCoding(column, names, coding, is_tentative=True, is_sure=is_sure)
 
 
 def _uncertain(column: str, seen: Counter[str]) -> DataError:

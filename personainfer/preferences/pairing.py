@@ -5,9 +5,9 @@ The caller picks the rule. Equal scores never make a pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, pairwise, product
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, groupby, pairwise, product
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .cells import is_null, plain, wrong_type
@@ -16,6 +16,9 @@ PAIR_RULES: Final = ("best-worst", "all", "adjacent")
 _TEXT_KEYS = ("response", "answer", "text", "completion", "output", "generation", "content")
 _SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating", "pm_score")
 _RANK_KEYS = ("rank", "ranking")
+
+
+Row = TypeVar("Row")
 
 
 class Candidate(NamedTuple):
@@ -143,6 +146,25 @@ def pair_places(
             f"of {len(scores)} responses, {len(known)} with a score, no two differ {wanted}."
         )
     return kept
+
+
+def by_rater(
+    rows: Iterable[Row], key: Callable[[Row], tuple[object, object]]
+) -> Iterator[tuple[tuple[object, object], list[Row]]]:
+    """The ratings that one person gave to the responses of one prompt, each list with its key.
+
+    Rows of a prompt follow one another; those of several users may be mixed among them.
+
+    Args:
+        rows: one rated response each.
+        key: of a row: what its prompt is, and who rated it.
+    """
+    keyed = ((key(row), row) for row in rows)
+    for asked, neighbours in groupby(keyed, key=lambda pair: pair[0][0]):
+        users: dict[object, list[Row]] = {}
+        for (_, user), row in neighbours:
+            users.setdefault(user, []).append(row)
+        yield from (((asked, user), found) for user, found in users.items())
 
 
 def zip_lists(

@@ -6,12 +6,13 @@ If no schema fits, the error lists the columns that were found and says what to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .column_names import matches, nearest
+from .pairing import by_rater
 from .schemas import Mapped, Schema, example_rows
+from .side_names import without_names
 
 LOOK_AHEAD: Final = 200  # rows from which schemas and codings are told
 _FEW = 20  # rows without a preference that may be all by chance
@@ -86,6 +87,7 @@ def settle(
         InvalidArgumentError: an option that does not apply to this data.
         DataError: none can read a row, or the coding of labels is not certain.
     """
+    schemas = without_names(schemas, head, names)
     fallback: Settled | None = None
     problem: Exception | None = None
     told = schemas[0].told if schemas else None
@@ -157,7 +159,7 @@ def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exceptio
     problems: list[Exception] = []
     groups: list[list[Sequence[object]]] = [[row] for row in rows]
     if schema.kind == "group":
-        groups = [list(each) for _, each in groupby(rows, key=schema.group_key)]
+        groups = [each for _, each in by_rater(rows, schema.rater_key)]
     for group in groups:
         try:
             schema.read_group(group) if schema.kind == "group" else schema.read_all(group[0])

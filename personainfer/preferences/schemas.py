@@ -32,7 +32,7 @@ from .conversations import (
     without_prompt,
 )
 from .labels import LabelCoding, Verdict, find_coding, majority_verdict, one_hot_verdict, tie_error
-from .pairing import as_score, candidates_of, pair_places, zip_lists
+from .pairing import as_score, candidates_of, is_ranked, pair_places, zip_lists
 from .turns import TOOL_DEFINITIONS, Turn, Turns, read_history, with_tools
 
 
@@ -52,7 +52,7 @@ _LIST_ROLES = frozenset(("responses", "scores", "history"))
 
 
 # Data sets whose numbers are explained by their cards, and whose columns no other data has.
-_KNOWN_CODINGS = frozenset(("SHP", "PKU-SafeRLHF", "AlpacaFarm"))
+_KNOWN_CODINGS = frozenset(("SHP", "PKU-SafeRLHF", "AlpacaFarm", "TL;DR comparisons"))
 
 _PLACES = frozenset(("choice", "best", "chosen"))  # columns that hold a place in a list
 
@@ -73,6 +73,7 @@ class Schema:
         is_rounds: whether prompt and responses are lists of texts, one for each round.
         has_transcripts: whether prompts are "\\n\\nHuman: … \\n\\nAssistant:" texts.
         told: what the caller says of the data.
+        beside: role -> column of other responses and models in the data, which the pair's columns may name.
         counts: what was done to rows, by name; it grows as rows are read.
     """
 
@@ -84,6 +85,7 @@ class Schema:
     is_rounds: bool = False
     has_transcripts: bool = False
     told: Mapped = field(default_factory=Mapped)
+    beside: Mapping[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
@@ -137,14 +139,21 @@ class Schema:
     ) -> LabelCoding | None:
         if self.kind != "label":
             return None
-        if "responses" in self.columns:  # a choice in a list is a place, counted from 0
-            ends = "01" if self.columns["label"] in _PLACES else "  "
-            named = (f"response_{ends[0]}", f"response_{ends[1]}")
-        else:
-            named = (self.columns["response_1"], self.columns["response_2"])
-        values = [self._label(dict(zip(self.columns, row, strict=True))) for row in rows]
+        named = (self.columns.get("response_1", ""), self.columns.get("response_2", ""))
+        is_place = "responses" in self.columns and (
+            self.columns["label"] in _PLACES or "other_label" in self.columns
+        )
+        if is_place and self.name in _KNOWN_CODINGS:
+            named, is_place = ("response_0", "response_1"), False
+        cells = [dict(zip(self.columns, row, strict=True)) for row in rows]
+        roles = [role for role in ("label", "other_label") if role in self.columns]
         return find_coding(
-            self.columns["label"], values, named, self.told.labels, is_batch=is_batch
+            self.columns["label"],
+            [self._label(row, role) for row in cells for role in roles],
+            named,
+            self.told.labels,
+            is_batch=is_batch,
+            is_place=is_place,
         )
 
     def read(self, values: Sequence[object]) -> Preference:
@@ -161,7 +170,8 @@ class Schema:
                 and (system is ABSENT or system is None)
                 and not chosen.startswith(prompt)
             ):
-                return preference_of(prompt, chosen, rejected, identifier(id), identifier(user))
+                who = identifier(user, self.columns["user"])
+                return preference_of(prompt, chosen, rejected, self._id(id), who)
         row = self._row(values)
         if self.kind == "list":
             return self._of_list(row)[0]
@@ -187,21 +197,31 @@ class Schema:
     def read_group(self, group: Sequence[Sequence[object]]) -> list[Preference]:
         """The preferences among the rows of one prompt; raises as `read` does."""
         rows = [self._row(values) for values in group]
+        identifier(rows[0].get("user"), self.columns.get("user", "user"))  # before the scores
         name = self.columns["score"]
-        sign = -1 if "rank" in name else 1
-        scores = [
-            None if s is None else sign * s for s in (as_score(name, r["score"]) for r in rows)
-        ]
-        places = pair_places(scores, self.told.pairs or "best-worst", self.told.min_gap or 0.0)
+        sign = -1 if is_ranked(name) else 1
+        found = (as_score(name, row["score"]) for row in rows)
+        scores = [None if score is None else sign * score for score in found]
+        try:
+            places = pair_places(scores, self.told.pairs or "best-worst", self.told.min_gap or 0.0)
+        except NoPreferenceError as error:
+            if len(rows) > 1:
+                raise
+            column = self.columns.get("group", self.columns["prompt"])
+            raise NoPreferenceError(
+                error.message,
+                hint="Only neighbouring rows of a prompt are paired. If its other responses are elsewhere,"
+                f" sort the data by {column!r} first.",
+            ) from None
         names = (self.columns["response"],) * 2
-        found = [(names, rows[i]["response"], rows[j]["response"]) for i, j in places]
-        return self._numbered(rows[0], found)
+        pairs = [(names, rows[i]["response"], rows[j]["response"]) for i, j in places]
+        return self._numbered(rows[0], pairs)
 
-    def group_key(self, values: Sequence[object]) -> object:
-        """What the rows of one prompt have in common."""
+    def rater_key(self, values: Sequence[object]) -> tuple[object, object]:
+        """What rows have in common that one person rated for one prompt: (prompt and group, user)."""
         row = dict(zip(self.columns, values, strict=True))
-        key = plain(row.get("group", row["prompt"]))
-        return key if isinstance(key, str | int | float) else repr(key)
+        asked = _key(row["prompt"]), _key(row.get("group"))
+        return asked, _key(row.get("user"))
 
     def describe(self) -> dict[str, Any]:
         """How the rows were read, for a table's settings; empty if nothing was chosen or changed."""
@@ -229,7 +249,8 @@ class Schema:
     def _preference(
         self, row: Mapping[str, Any], names: tuple[str, str], good: object, bad: object
     ) -> Preference:
-        id, user = identifier(row.get("id")), identifier(row.get("user"))
+        id = self._id(row.get("id"))
+        user = identifier(row.get("user"), self.columns.get("user", "user"))
         before = self._before(row)
         if "turn" in row and not is_null(row["turn"]):
             good = cut_at_turn(names[0], good, plain(row["turn"]))
@@ -254,6 +275,14 @@ class Schema:
         if is_null(tools) and isinstance(asked := plain(row["prompt"]), Mapping):
             tools = asked.get(TOOL_DEFINITIONS)
         return pair if is_null(tools) else with_tools(pair, tools)
+
+    def _id(self, value: object) -> str | None:
+        """The row's id; a list or the like is left out, since nothing that is inferred depends on it."""
+        try:
+            return identifier(value, "id")
+        except DataError:
+            self.counts["ids_left_out"] += 1
+            return None
 
     def _with_input(self, row: Mapping[str, Any], prompt: Any) -> Any:
         """The instruction with its input below it, as Alpaca's format has it."""
@@ -297,7 +326,10 @@ class Schema:
     def _verdict(self, row: Mapping[str, Any]) -> Verdict:
         if self.kind == "label":
             assert self.coding is not None
-            return self.coding.verdict(self._label(row))
+            verdict = self.coding.verdict(self._label(row, "label"))
+            if "other_label" in row:
+                self._check_other(verdict, row)
+            return verdict
         if self.kind == "one-hot":
             return one_hot_verdict(self.columns, row)
         if self.kind == "votes":
@@ -309,9 +341,16 @@ class Schema:
         self._check_gap(abs(gap))
         return "tie" if gap == 0 else "first" if gap > 0 else "second"
 
-    def _label(self, row: Mapping[str, Any]) -> object:
+    def _check_other(self, verdict: Verdict, row: Mapping[str, Any]) -> None:
+        """Raise if the column of the worse response does not name the other one."""
+        assert self.coding is not None
+        if self.coding.verdict(self._label(row, "other_label")) == verdict:
+            better, worse = self.columns["label"], self.columns["other_label"]
+            raise DataError(f"{better!r} and {worse!r} name the same response.", hint=LEAVE_OUT)
+
+    def _label(self, row: Mapping[str, Any], role: str) -> object:
         """The label; where it is one of the responses or the name of its model, "first" or "second"."""
-        label = plain(row["label"])
+        label = plain(row[role])
         texts = (row.get("response_1"), row.get("response_2"))
         if isinstance(label, str) and label in texts and texts[0] != texts[1]:
             return "first" if label == texts[0] else "second"
@@ -386,6 +425,14 @@ class Schema:
 
 
 # Values
+
+
+def _key(value: object) -> object:
+    """A value that is equal for equal cells, and can be looked up."""
+    value = plain(value)
+    if is_null(value) or value == "":
+        return None
+    return value if isinstance(value, str | int | float) else repr(value)
 
 
 def _are_json(role: str, values: Sequence[object]) -> bool:

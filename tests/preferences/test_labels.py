@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personainfer.exceptions import ContradictionError, DataError
-from personainfer.preferences.labels import LabelCoding, find_coding, label_key
+from personainfer.data import read_preferences
+from personainfer.exceptions import ContradictionError, DataError, InvalidArgumentError
+from personainfer.preferences.labels import LabelCoding, check_labels, find_coding, label_key
 
 NAMES = ("response_1", "response_2")
 CODINGS: list[dict[object, str]] = [
@@ -81,3 +82,65 @@ def test_the_names_of_the_responses_tell_where_counting_starts() -> None:
     assert (shp.verdict(1), shp.verdict(0)) == ("first", "second")
     with pytest.raises(DataError, match="for certain"):
         find_coding("better", [1, 2], ("response_0", "response_1"))
+
+
+@pytest.mark.parametrize("column", ["best", "choice", "chosen", "label", "winner", "preference"])
+def test_one_value_does_not_tell_where_counting_starts(column: str) -> None:
+    """Of two responses in a list, 1 is the second one, or the first."""
+    rows = [{"prompt": f"q{n}", "responses": ["A", "B"], column: 1} for n in range(3)]
+    with pytest.raises(DataError, match="for certain"):
+        read_preferences(rows)
+    told = read_preferences(rows, labels={1: "first"})
+    assert [row.preference and row.preference.chosen for row in told] == ["A"] * 3
+
+
+@pytest.mark.parametrize("labels", [(0,), (0, 1), (1, 0)])
+def test_a_place_of_zero_tells_it(labels: tuple[int, ...]) -> None:
+    rows = [{"prompt": f"q{n}", "responses": ["A", "B"], "best": n} for n in labels]
+    found = [row.preference and row.preference.chosen for row in read_preferences(rows)]
+    assert found == ["AB"[n] for n in labels]
+
+
+@pytest.mark.parametrize("label", [True, False, "true"])
+def test_true_says_nothing_of_two_responses(label: object) -> None:
+    row = {"prompt": "q", "response_0": "A", "response_1": "B", "label": label}
+    with pytest.raises(DataError, match="for certain"):
+        read_preferences([row])
+
+
+def test_a_number_among_words_costs_its_row() -> None:
+    """It is of no known coding, and the words before it were not misread."""
+    coding = find_coding("winner", ["a", "b"], ("response_a", "response_b"))
+    with pytest.raises(DataError, match="none of") as caught:
+        coding.verdict(1)
+    assert not isinstance(caught.value, ContradictionError)
+
+
+@pytest.mark.parametrize("seen", [(0, 0), (0, 1), (-1, 1), (1, 2, 5, 7), ("x", "y"), (True,)])
+def test_the_line_to_copy_has_to_be_filled_in(seen: tuple[object, ...]) -> None:
+    """A guess that runs as it is would be copied: it was the wrong way round for half of the people."""
+    rows = [
+        {"prompt": f"q{n}", "response_a": "A", "response_b": "B", "label": label}
+        for n, label in enumerate(seen)
+    ]
+    with pytest.raises(DataError, match="first, second or tie") as caught:
+        read_preferences(rows)
+    example = caught.value.example
+    assert example is not None
+    assert set(example.values()) == {"…"}
+    with pytest.raises(InvalidArgumentError, match="is '…'"):
+        read_preferences(rows, labels=example)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({0: "first", 1: "first"}, 'of none that it means "second"'),
+        ({0: "second", 1: "second", 2: "tie"}, 'of none that it means "first"'),
+        ({1: "first", "1": "second"}, "'1' twice"),
+        ({1: "first", " 1.0": "second"}, "'1' twice"),
+    ],
+)
+def test_labels_that_cannot_be_meant(labels: dict[Any, Any], words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        check_labels(labels)

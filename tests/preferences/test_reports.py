@@ -42,7 +42,7 @@ def test_signed_preferences() -> None:
 
 def test_labels_of_three_values_are_not_guessed() -> None:
     """auto-j has 0 first, 1 second, 2 tie; PandaLM has 0 tie, 1 first, 2 second."""
-    with pytest.raises(DataError, match=r"labels=\{0: 'first', 1: 'second', 2: 'tie'\}"):
+    with pytest.raises(DataError, match=r"first, second or tie: labels=\{0: '…', 1: '…', 2: '…'\}"):
         read(*labelled(0, 1, 2))
     told = read(*labelled(0, 1, 2), labels={0: "first", 1: "second", 2: "tie"})
     assert told[:2] == [PAIR, PAIR.swapped]
@@ -377,6 +377,58 @@ def test_one_response_a_row() -> None:
     pair, alone = read(*rows, pairs="best-worst")
     assert pair == PAIR
     assert "no two differ" in str(alone)
+
+
+def rating(user: object, response: str, score: int, **more: object) -> dict[str, Any]:
+    return {"prompt": "q", "response": response, "score": score, "user_id": user, **more}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (2, 0, 3, 1)])
+@pytest.mark.parametrize("rule", ["best-worst", "all", "adjacent"])
+@pytest.mark.parametrize("group", [None, "session"])
+def test_ratings_of_several_users_are_not_mixed(
+    order: tuple[int, ...], rule: str, group: str | None
+) -> None:
+    """A pair is one person's choice, whoever else rated the same prompt, in whatever order."""
+    rows = [
+        rating("ann", "a", 5),
+        rating("ann", "b", 1),
+        rating("bob", "a", 1),
+        rating("bob", "b", 5),
+    ]
+    rows = [{**rows[place], "session": 7} for place in order]
+    options: dict[str, Any] = {"columns": {"group": group}} if group else {}
+    found = read(*rows, pairs=rule, **options)
+    told = {p.user: (p.chosen, p.rejected) for p in found if isinstance(p, Preference)}
+    assert told == {"ann": ("a", "b"), "bob": ("b", "a")}
+    assert len(found) == 2
+
+
+def test_ratings_without_a_user_and_with_a_bad_one_stay_apart() -> None:
+    rows = [
+        rating(None, "a", 5),
+        rating(["ann"], "x", 3),
+        rating(None, "b", 1),
+        rating("ann", "a", 2),
+    ]
+    none, bad, alone = read(*rows, pairs="all")
+    assert none == PAIR
+    assert "'user_id' is of type list" in str(bad)
+    assert "no two differ" in str(alone)
+
+
+def test_responses_to_different_prompts_are_no_pair_whatever_their_group() -> None:
+    rows = [rating("ann", "a", 5, s=1), {**rating("ann", "b", 1, s=1), "prompt": "r"}]
+    assert all(isinstance(each, str) for each in read(*rows, columns={"group": "s"}, pairs="all"))
+
+
+def test_ratings_that_do_not_follow_one_another_say_to_sort() -> None:
+    """Only neighbours are paired, since data may be a stream: what is elsewhere is not lost silently."""
+    other = {**rating("ann", "x", 1), "prompt": "r"}
+    source = read_preferences([rating("ann", "a", 5), other, rating("ann", "b", 1)], pairs="all")
+    told = [str(row.error) for row in source]
+    assert all("sort the data by 'prompt'" in error for error in told)
+    assert source.summary["prompts_apart"] == 1
 
 
 def test_votes_and_safety_can_be_asked_for() -> None:

@@ -278,7 +278,36 @@ def test_unknown_columns_are_listed_with_what_is_known() -> None:
 def test_identifiers(value: object, kept: str | None) -> None:
     row = {"prompt": "q", "chosen": "yes", "rejected": "no"}
     assert usable(**row, id=value).id == kept
-    assert usable(**row, user_id=value).user == kept
+    if value != [1]:
+        assert usable(**row, user_id=value).user == kept
+
+
+@pytest.mark.parametrize("value", [["ann"], {"id": "ann"}, ("ann",), b"ann", np.array(["ann"])])
+def test_a_user_that_is_no_id_costs_its_row(value: object) -> None:
+    row = {"prompt": "q", "chosen": "yes", "rejected": "no"}
+    good, bad = read_preferences([{**row, "user_id": "ann"}, {**row, "user_id": value}])
+    assert good.preference is not None
+    assert "'user_id' is of type" in str(bad.error)
+    source = read_preferences([{**row, "id": value}])
+    assert [each.preference for each in source] == [PAIR]
+    assert source.summary["ids_left_out"] == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    "user_id user annotator annotator_id worker worker_id WorkerId rater rater_id uid participant_id"
+    " labeler user_name username userId Annotator".split(),
+)
+def test_usual_names_of_users(name: str) -> None:
+    row = {"prompt": "q", "chosen": "yes", "rejected": "no"}
+    assert usable(**row, **{name: "ann"}).user == "ann"
+
+
+def test_a_column_that_plays_another_role_is_not_the_user() -> None:
+    names = {"prompt": "q", "chosen": "yes", "rejected": "worker"}
+    assert usable(names, q="q", yes="yes", worker="no").user is None
+    several = {"prompt": "q", "chosen": "yes", "rejected": "no", "annotator": "x", "user_id": "ann"}
+    assert usable(**several).user == "ann"
 
 
 def test_a_score_called_label_does_not_hide_chosen_and_rejected() -> None:

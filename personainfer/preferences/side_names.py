@@ -1,0 +1,134 @@
+"""Tell whether `chosen` and `rejected` hold the responses, or only name them.
+
+In some files they hold "response_b", "b", "2", the name of a model, or a place in a list of responses. Such a
+name must not become the response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..exceptions import DataError
+from .cells import is_null, plain
+from .labels import label_key, label_number, word_verdict
+from .schemas import Schema
+
+Head = Callable[
+    [Schema], Sequence[Sequence[object]]
+]  # the first rows, as values of a schema's columns
+_LONGEST = 80  # characters of a name
+_LEAST_SHARE = 0.95  # of the first rows
+_PAIR_KINDS = ("pair", "conversations")
+_MODEL_KEYS = ("model", "model_name", "name", "id")
+
+
+def without_names(schemas: Sequence[Schema], head: Head, names: Sequence[object]) -> list[Schema]:
+    """The schemas, without those that would read names of responses as their texts.
+
+    All of the first rows decide, but for a few in a hundred: a response that is the word "a" in one of them
+    is a text.
+
+    Raises:
+        DataError: `chosen` and `rejected` hold names, and no schema is left that follows them.
+    """
+    pairs = [schema for schema in schemas if schema.kind in _PAIR_KINDS]
+    if not pairs or not (found := _named(pairs[0], head, names)):
+        return list(schemas)
+    rest = [schema for schema in schemas if schema.kind not in _PAIR_KINDS]
+    if rest:
+        return rest
+    chosen, rejected = (pairs[0].columns[role] for role in ("chosen", "rejected"))
+    named = pairs[0].beside
+    raise DataError(
+        f"{chosen!r} and {rejected!r} do not hold responses: in each of the first rows they name"
+        f" them, as {found[0]!r} and {found[1]!r} do.",
+        hint="Put the texts there, or, where each row has two responses, say which columns hold them:",
+        argument="columns",
+        example={
+            "response_1": named.get("response_1", "…"),
+            "response_2": named.get("response_2", "…"),
+            "label": chosen,
+        },
+    )
+
+
+def _named(schema: Schema, head: Head, names: Sequence[object]) -> tuple[object, object] | None:
+    """A chosen and a rejected value, if those of the first rows are names of responses."""
+    both = ("chosen", "rejected")
+    rows = _rows(schema, {**{role: schema.columns[role] for role in both}, **schema.beside}, head)
+    told = [row for row in rows if not any(is_null(row[role]) for role in both)]
+    short = [row for row in told if _may_name(*(plain(row[role]) for role in both))]
+    long = len(told) - len(short)
+    short = [row for row in short if label_key(row["chosen"]) != label_key(row["rejected"])]
+    least = _LEAST_SHARE * (long + len(short))
+    if not short or len(short) < least:
+        return None
+    called = tuple(schema.beside.get(role, "") for role in ("response_1", "response_2"))
+    naming = [row for row in short if _names_sides(row, called)]
+    if len(naming) < least and _names_columns(schema, short, head, names):
+        naming = short
+    if len(naming) < least:
+        return None
+    return plain(naming[0]["chosen"]), plain(naming[0]["rejected"])
+
+
+def _rows(schema: Schema, columns: Mapping[str, str], head: Head) -> list[dict[str, Any]]:
+    wanted = replace(schema, columns=columns)
+    return [dict(zip(columns, values, strict=True)) for values in head(wanted)]
+
+
+def _may_name(*values: object) -> bool:
+    return all(
+        (isinstance(value, str) and len(value) <= _LONGEST)
+        or (isinstance(value, int) and not isinstance(value, bool))
+        for value in values
+    )
+
+
+def _names_sides(row: Mapping[str, Any], called: tuple[str, ...]) -> bool:
+    """Whether chosen and rejected name the one and the other response that the row has beside them."""
+    chosen, rejected = (plain(row[role]) for role in ("chosen", "rejected"))
+    if "responses" in row:
+        return _names_places(chosen, rejected, plain(row["responses"]))
+    texts = [plain(row[role]) for role in ("response_1", "response_2") if role in row]
+    if chosen in texts or rejected in texts:
+        return False
+    models = [plain(row[role]) for role in ("model_1", "model_2") if role in row]
+    if models and {chosen, rejected} == set(filter(_may_name, models)):
+        return True
+    if len(texts) < 2 or any(map(is_null, texts)):
+        return False
+    sides = {_side(chosen, called), _side(rejected, called)}
+    return sides in ({"first", "second"}, {"0", "1"}, {"1", "2"})
+
+
+def _side(value: object, called: tuple[str, ...]) -> str | None:
+    key = label_key(value)
+    return word_verdict(key, (called[0], called[1])) or label_number(key)
+
+
+def _names_places(chosen: object, rejected: object, responses: object) -> bool:
+    """Whether both are places in a list of responses, or what its records are called."""
+    if not isinstance(responses, list | tuple) or chosen in responses or rejected in responses:
+        return False
+    for key in _MODEL_KEYS:
+        called = [each.get(key) for each in responses if isinstance(each, Mapping)]
+        if chosen in called and rejected in called:
+            return True
+    places = [label_key(value) for value in (chosen, rejected)]
+    return all(each.isdigit() and int(each) <= len(responses) for each in places)
+
+
+def _names_columns(
+    schema: Schema, rows: Iterable[Mapping[str, Any]], head: Head, names: Sequence[object]
+) -> bool:
+    """Whether all values are names of columns that hold texts."""
+    found = {plain(row[role]) for row in rows for role in ("chosen", "rejected")}
+    others = {name for name in names if isinstance(name, str)} - set(schema.columns.values())
+    if not found <= others:
+        return False
+    cells = _rows(schema, {name: name for name in map(str, found)}, head)
+    values = [value for row in cells for value in map(plain, row.values()) if not is_null(value)]
+    return bool(values) and all(isinstance(value, str | list | tuple | Mapping) for value in values)

@@ -1,0 +1,135 @@
+"""`chosen` and `rejected` that only name the responses are followed or refused, never taken as texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import personainfer as pi
+from personainfer.data import read_preferences
+from personainfer.exceptions import DataError
+from personainfer.records import Preference
+from personainfer.testing import FakeLLM
+
+from ..builders import read
+
+TWO = {
+    "prompt": "Tea?",
+    "answer_a": "Tea.",
+    "answer_b": "Coffee.",
+    "model_a": "m1",
+    "model_b": "m2",
+}
+LIST = {"prompt": "Tea?", "responses": ["Tea.", "Coffee."]}
+COFFEE = Preference(prompt="Tea?", chosen="Coffee.", rejected="Tea.")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("answer_b", "answer_a"),
+        ("Answer B", "Answer A"),
+        ("b", "a"),
+        ("B", "A"),
+        ("response_2", "response_1"),
+        ("2", "1"),
+        (2, 1),
+        ("m2", "m1"),
+    ],
+)
+@pytest.mark.parametrize("columns", [("chosen", "rejected"), ("better", "worse"), ("y_w", "y_l")])
+def test_names_of_two_responses_are_followed(
+    chosen: object, rejected: object, columns: tuple[str, str]
+) -> None:
+    row = {**TWO, columns[0]: chosen, columns[1]: rejected}
+    assert read(row) == [COFFEE]
+    (framed,) = read_preferences(pd.DataFrame([row]))
+    assert framed.preference == COFFEE
+    with FakeLLM() as llm:
+        added = pi.AddPersonas("fake", api_base=llm.api_base, cache=False)
+        error = added([row])[0]["persona_error"]
+        if (
+            str(chosen)[-1].isdigit() and chosen != "m2"
+        ):  # numbers of one row are not certain in a batch
+            assert "labels=" in error
+        else:
+            assert error is None
+            assert "Coffee." in llm.requests[0]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [("1", "0"), (1, 0)])
+def test_places_in_a_list_of_two_are_followed(chosen: object, rejected: object) -> None:
+    assert read({**LIST, "chosen": chosen, "rejected": rejected}) == [COFFEE]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**TWO, "chosen": "1", "rejected": "0"},  # counted from where?
+        {**LIST, "chosen": "2", "rejected": "1"},
+        {**LIST, "responses": ["Tea.", "Coffee.", "Water."], "chosen": "2", "rejected": "0"},
+        {
+            "prompt": "Tea?",
+            "gpt4": "Tea.",
+            "llama": "Coffee.",
+            "chosen": "llama",
+            "rejected": "gpt4",
+        },
+        {"prompt": "Tea?", "model_a": "m1", "model_b": "m2", "chosen": "m2", "rejected": "m1"},
+        {
+            "instruction": "Tea?",
+            "completions": [
+                {"model": "m1", "response": "Tea."},
+                {"model": "m2", "response": "Coffee."},
+            ],
+            "chosen": "m2",
+            "rejected": "m1",
+        },
+    ],
+)
+def test_names_that_cannot_be_followed_are_refused(row: dict[str, Any]) -> None:
+    for data in ([row], [row] * 300, pd.DataFrame([row])):
+        with pytest.raises(DataError, match=r"labels=|columns=|pairs="):
+            read_preferences(data)
+
+
+def test_the_line_to_copy_reads_the_names() -> None:
+    columns = {
+        "chosen": "chosen",
+        "rejected": "rejected",
+    }  # they are believed to be texts, and are none
+    row = {**TWO, "chosen": "b", "rejected": "a"}
+    with pytest.raises(DataError, match="do not hold responses") as caught:
+        read(row, columns=columns)
+    assert caught.value.example == {
+        "response_1": "answer_a",
+        "response_2": "answer_b",
+        "label": "chosen",
+    }
+    assert read(row, columns=caught.value.example) == [COFFEE]
+
+
+def test_a_response_that_is_a_letter_is_a_text() -> None:
+    """One row that looks like names does not decide: the first rows together do."""
+    letters = {**TWO, "chosen": "b", "rejected": "a"}
+    words = {**TWO, "chosen": "Neither, thank you.", "rejected": "a"}
+    first, second = read(letters, words)
+    assert first == Preference(prompt="Tea?", chosen="b", rejected="a")
+    assert isinstance(second, Preference)
+    assert read({"prompt": "Tea?", "chosen": "b", "rejected": "a"}) == [first]
+
+
+def test_texts_that_repeat_the_responses_are_texts() -> None:
+    row = {**TWO, "answer_a": "1", "answer_b": "2", "chosen": "2", "rejected": "1"}
+    assert read(row) == [Preference(prompt="Tea?", chosen="2", rejected="1")]
+
+
+def test_a_row_that_names_no_response_or_the_same_twice_has_an_error() -> None:
+    rows = [{**TWO, "chosen": "b", "rejected": "a"}] * 40
+    odd = [{**TWO, "chosen": "c", "rejected": "a"}, {**TWO, "chosen": "b", "rejected": "b"}]
+    found = read(*rows, *odd)
+    assert found[:40] == [COFFEE] * 40
+    assert "'chosen' is 'c'" in str(found[40])
+    assert "name the same response" in str(found[41])
