@@ -170,8 +170,9 @@ class Schema:
                 and (system is ABSENT or system is None)
                 and not chosen.startswith(prompt)
             ):
-                who = identifier(user, self.columns["user"])
-                return preference_of(prompt, chosen, rejected, self._id(id), who)
+                name = None if id is ABSENT else self._id(id)
+                who = None if user is ABSENT else identifier(user, self.columns["user"])
+                return preference_of(prompt, chosen, rejected, name, who)
         row = self._row(values)
         if self.kind == "list":
             return self._of_list(row)[0]
