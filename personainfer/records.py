@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     SerializerFunctionWrapHandler,
     model_serializer,
+    model_validator,
 )
 
 from .exceptions import InvalidArgumentError
@@ -191,6 +192,11 @@ _OWN_PERSON = {
     "first": re.compile(r"(?:I|I['\u2019]m|My)\b", re.IGNORECASE),
     "second": re.compile(r"(?:You|You['\u2019]re|Your)\b", re.IGNORECASE),
 }
+_SUBJECTS = {
+    "third": ("The user is", "prefers"),
+    "first": ("I am", "prefer"),
+    "second": ("You are", "prefer"),
+}
 _FRAMES = {"first": "This describes me: ", "second": "This describes you: "}
 
 
@@ -209,6 +215,12 @@ class Persona(Record):
     preference: Wish
     flags: tuple[str, ...] = ()
     sentence: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not (self.trait or self.preference or (self.sentence and self.sentence.strip())):
+            raise ValueError("a persona needs a trait, a preference or a sentence")
+        return self
 
     @classmethod
     def of_phrases(cls, evidence: str, trait: str, preference: str) -> Persona:
@@ -252,8 +264,9 @@ class Persona(Record):
         found = (
             next(filter(None, (p.match(text.strip()) for p in _SENTENCES)), None) if one else None
         )
-        phrases = found.groupdict() if found else {}
-        persona = cls(trait=phrases.get("trait", ""), preference=phrases.get("preference", ""))
+        if found is None:
+            return cls(trait="", preference="", sentence=text)
+        persona = cls.of_phrases("", found["trait"], found["preference"])
         if not persona.trait or not persona.preference:
             return cls(trait="", preference="", sentence=text)
         if str(persona) == text and not _THIRD_PERSON.search(" | ".join(persona.phrases)):
@@ -273,17 +286,14 @@ class Persona(Record):
         A text that `parse` read is kept as it is, after "This describes me: " or "This describes you: ",
         if it has no trait or has words that do not fit "I" or "You" ("and dislikes", "their").
         """
+        InvalidArgumentError.check("person", person, _SUBJECTS)
         kept = self.sentence is not None and (
             person == "third" or not self.trait or _THIRD_PERSON.search(" | ".join(self.phrases))
         )
         if kept and self.sentence is not None:
             mine = _OWN_PERSON[person].match(self.sentence.lstrip())
             return self.sentence if mine else _FRAMES[person] + self.sentence
-        subject, verb = {
-            "third": ("The user is", "prefers"),
-            "first": ("I am", "prefer"),
-            "second": ("You are", "prefer"),
-        }[person]
+        subject, verb = _SUBJECTS[person]
         return f"{subject} {self.trait} and {verb} {self.preference}."
 
     def __str__(self) -> str:

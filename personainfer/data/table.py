@@ -28,7 +28,7 @@ from .arrow_columns import (
     with_texts,
     without,
 )
-from .atomic_files import check_replaced
+from .atomic_files import as_path, check_replaced
 from .given_personas import read_personas
 from .table_display import figures, html_page, text_lines, wrapped
 from .table_reader import (
@@ -130,6 +130,11 @@ class PersonaTable(Sequence[PersonaRow]):
     def __getitem__(self, index: int | slice) -> PersonaRow | PersonaTable:
         if isinstance(index, slice):
             return self._cut(range(len(self))[index])
+        if not hasattr(index, "__index__"):
+            raise InvalidArgumentError(
+                f"table[{index!r:.60}]: give the place of a row, or a slice.",
+                hint="A column is in table.to_pandas(); table.filter() picks rows.",
+            )
         row: PersonaRow = self._rows[index]
         return row
 
@@ -176,6 +181,11 @@ class PersonaTable(Sequence[PersonaRow]):
         Raises:
             InvalidArgumentError: no such column, or values that cannot be compared.
         """
+        if not isinstance(key, str) and not callable(key):
+            raise InvalidArgumentError(
+                f"key={key!r:.60} is neither the name of a column nor a function of a row.",
+                argument="key",
+            )
         values = self._column(key) if isinstance(key, str) else list(map(key, self._rows))
         return self._cut(ordered(values, reverse))
 
@@ -265,6 +275,7 @@ class PersonaTable(Sequence[PersonaRow]):
             InvalidArgumentError: a wrong length or type, a name that the input's own columns have, or a
                 pandas series whose index is not the table's.
         """
+        _check_columns(columns)
         self.check_free(columns)
         new = {
             name: plain_values(in_row_order(f"the column {name}", v, self._original, len(self)))
@@ -378,7 +389,7 @@ class PersonaTable(Sequence[PersonaRow]):
         Raises:
             InvalidArgumentError: another ending, or a file that holds something else.
         """
-        path = Path(path)
+        path = as_path(path)
         if path.suffix != ".parquet":
             raise InvalidArgumentError(
                 f"save({str(path)!r}): a table is saved as .parquet.",
@@ -436,7 +447,7 @@ class PersonaTable(Sequence[PersonaRow]):
             DataError: another kind of file.
             MissingFileError: there is none.
         """
-        file = StoredTable(path)
+        file = StoredTable(as_path(path))
         settings = dict(file.settings)
         for name in ("api_base", "model"):
             if isinstance(stored := settings.get(name), str):
@@ -503,3 +514,16 @@ class PersonaTable(Sequence[PersonaRow]):
 
     def _own_arrow(self) -> pyarrow.Table:
         return own_columns(self._original).piece(range(len(self)), self._rows)
+
+
+def _check_columns(columns: object) -> None:
+    """Raise InvalidArgumentError unless these are columns by name, each with values."""
+    if not isinstance(columns, Mapping):
+        raise InvalidArgumentError(
+            f"columns={columns!r:.60} is not a mapping of names to values.", argument="columns"
+        )
+    for name, values in columns.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise InvalidArgumentError(
+                f"columns[{name!r}]={values!r:.60} is not one value a row.", argument="columns"
+            )

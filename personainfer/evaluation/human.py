@@ -180,7 +180,7 @@ class HumanRatings:
         kappas: Cohen's kappa of each two raters, of a choice.
         judge: the share of items on which most raters and the judge agree that the persona explains the
             choice; `judge_kappa` is Cohen's kappa of the two. None where the table has no verdicts.
-        problems: cells that could not be read, and were left out.
+        problems: cells that could not be read, and were left out; and files without any rating.
     """
 
     question: Question
@@ -223,7 +223,7 @@ def read_rating_sheet(
 
     Raises:
         InvalidArgumentError: no ratings, two files of one name, or a table of another length.
-        DataError: a file is not the key or ratings of this sheet.
+        DataError: a file is not the key or ratings of this sheet, or there is no rating in any of them.
     """
     check_confidence(confidence)
     about = _read_key(key)
@@ -237,6 +237,15 @@ def read_rating_sheet(
     keys = about["items"]
     problems: list[str] = []
     read = [_read_file(path, keys, question, problems) for path in ratings]
+    empty = [
+        Path(path).name for path, one in zip(ratings, read, strict=True) if not any(one.values())
+    ]
+    problems += [f"{name}: it holds no rating." for name in empty]
+    if len(empty) == len(read):
+        raise DataError(
+            f"no rating can be read: {problems[0]}",
+            hint=f"A cell holds {' or '.join(_CHOICES) if question == 'choice' else 'a number from 1 to 5'}.",
+        )
     values = {
         name: np.array([[one[item].get(name, np.nan) for item in keys] for one in read])
         for name in _FIELDS[question]

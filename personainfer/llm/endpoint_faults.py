@@ -229,7 +229,7 @@ def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -
         return redirect_error(status, headers)
     text = " ".join(text.encode(errors="replace").decode().split())
     text = redact(text, key)[:_LONGEST_READ]
-    said = text[:_LONGEST_WORDS]
+    said = text[:_LONGEST_WORDS].strip(" .") or "the endpoint says no more"
     lowered = text.lower()
     wait = retry_after(headers)
     wait = _wait_in_words(lowered) if wait is None else wait

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Sequence, Set
 from functools import cache
 
 from ..exceptions import InvalidArgumentError
-from ..records import Persona, Preference
+from ..records import Persona, PersonaRow, Preference, Side
 from .protected_attributes import is_place, is_protected, trigger_words
 
 FLAGS = (
@@ -108,17 +108,22 @@ _VERBS = frozenset(
 _NOT_WORD = re.compile(r"[^\w']+")
 
 
-def flag_filter(drop_flagged: object) -> Callable[[Persona], bool]:
-    """A function that says whether a persona has an unwanted flag.
+def flag_filter(
+    drop_flagged: object, *, looked_for: bool = True
+) -> Callable[[PersonaRow, Side], bool]:
+    """A function that says whether the persona of one side of a row has an unwanted flag.
 
     Args:
         drop_flagged: True: any flag, also one that the user made up; False: no flag; or names of FLAGS.
+        looked_for: whether flags were looked for when the personas were made. If not, as with personas that
+            somebody else made, they are looked for now.
 
     Raises:
         InvalidArgumentError: something else.
     """
+    flags_of = _given_flags if looked_for else _all_flags
     if isinstance(drop_flagged, bool):
-        return lambda persona: bool(drop_flagged and persona.flags)
+        return lambda row, side: drop_flagged and bool(flags_of(row, side))
     if isinstance(drop_flagged, str) or not isinstance(drop_flagged, Collection):
         raise InvalidArgumentError(
             f"drop_flagged={drop_flagged!r} is neither a bool nor names of flags."
@@ -126,7 +131,22 @@ def flag_filter(drop_flagged: object) -> Callable[[Persona], bool]:
     for flag in drop_flagged:
         InvalidArgumentError.check("drop_flagged", flag, FLAGS)
     dropped = frozenset(drop_flagged)
-    return lambda persona: not dropped.isdisjoint(persona.flags)
+    return lambda row, side: not dropped.isdisjoint(flags_of(row, side))
+
+
+def _given_flags(row: PersonaRow, side: Side) -> tuple[str, ...]:
+    persona: Persona | None = getattr(row, side)
+    return () if persona is None else persona.flags
+
+
+def _all_flags(row: PersonaRow, side: Side) -> tuple[str, ...]:
+    """The flags that a persona has, and those that are found."""
+    persona: Persona | None = getattr(row, side)
+    if persona is None or row.preference is None:
+        return _given_flags(row, side)
+    found = (*persona.flags, *find_flags(persona, row.preference))
+    both = [one for one in (row.chosen, row.rejected) if one is not None]
+    return (*found, "same_as_other_side") if want_the_same(both) else found
 
 
 def find_flags(
@@ -138,7 +158,20 @@ def find_flags(
         persona: the persona.
         preference: the pair that it was inferred from.
         exemplar_phrases: traits and preferences of the exemplars, in lower case.
+
+    Raises:
+        InvalidArgumentError: something else than a Persona and a Preference.
     """
+    for name, given, kind in (
+        ("persona", persona, Persona),
+        ("preference", preference, Preference),
+    ):
+        if not isinstance(given, kind):
+            raise InvalidArgumentError(
+                f"{name}={given!r:.60} is no {kind.__name__}.",
+                hint="Persona.parse makes one of a sentence." if kind is Persona else "",
+                argument=name,
+            )
     (flags,) = flags_in_text([persona], pair_text(preference), exemplar_phrases)
     return flags
 

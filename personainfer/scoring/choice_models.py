@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, Self
@@ -50,22 +50,53 @@ class Encoded:
     rejected: Places
 
 
+def read_choices(
+    name: str, given: Iterable[Preference], *, each: str = "choice {}"
+) -> list[Preference]:
+    """An argument that holds choices of users, as a list.
+
+    Args:
+        name: of the argument.
+        given: `Preference` records with a user.
+        each: how an error names one of them, by its place.
+
+    Raises:
+        InvalidArgumentError: something else than records.
+        DataError: a choice has no user.
+    """
+    hint = "read_preferences of personainfer.data makes such records of any data: row.preference."
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise InvalidArgumentError(
+            f"{name}={given!r:.80} holds no Preference records.", hint=hint, argument=name
+        )
+    choices = list(given)
+    for place, choice in enumerate(choices):
+        if not isinstance(choice, Preference):
+            raise InvalidArgumentError(
+                f"{name}[{place}] is {choice!r:.40}, no Preference.", hint=hint, argument=name
+            )
+        if choice.user is None:
+            raise DataError(
+                f"{each.format(place)} has no user.", hint="Leave it out, or say whose it is."
+            )
+    return choices
+
+
 def encode(choices: Sequence[Preference]) -> Encoded:
     """Number the users and responses; a response is known by its prompt and its text.
 
     Raises:
         DataError: a choice has no user, or there is none.
+        InvalidArgumentError: something else than `Preference` records.
     """
+    choices = read_choices("choices", choices)
     if not choices:
         raise DataError("there are no choices to fit a model on.")
     users: dict[str, int] = {}
     responses: dict[Response, int] = {}
     rows = []
-    for place, choice in enumerate(choices):
-        if choice.user is None:
-            raise DataError(
-                f"choice {place} has no user.", hint="Leave it out, or say whose it is."
-            )
+    for choice in choices:
+        assert choice.user is not None  # `read_choices` raises
         chosen, rejected = (choice.prompt, choice.chosen), (choice.prompt, choice.rejected)
         rows.append(
             (

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from ..data.atomic_files import check_file, check_replaced, write_file
+from ..data.atomic_files import as_path, check_file, check_replaced, write_file
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json, visible_value
 from ..evaluation.results import ResponseComparison, TableFindings
@@ -120,7 +120,7 @@ def _checked(result: object, path: str | Path) -> Path:
             f"a report is made of a PersonaTable or another result, not of {type(result).__name__}.",
             hint="Pass what infer_personas returned, or PersonaTable.load(path).",
         )
-    path = Path(path)
+    path = as_path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InvalidArgumentError(f"path={str(path)!r}: a report is an .html file.")
     if not path.parent.is_dir():

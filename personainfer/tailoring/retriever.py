@@ -129,7 +129,7 @@ class PersonaRetriever:
         Args:
             table: of `infer_personas`.
             side: whose personas.
-            drop_flagged: whether personas with a flag are left out: True for any flag, or some names.
+            drop_flagged: whether personas with a flag are left out, as for `tailoring_rows`.
             options: as for `PersonaRetriever`.
 
         Raises:
@@ -141,9 +141,8 @@ class PersonaRetriever:
                 hint="infer_personas returns one, and PersonaTable.load reads one.",
             )
         InvalidArgumentError.check("side", side, ("chosen", "rejected"))
-        unwanted = flag_filter(drop_flagged)
-        personas = [row.chosen if side == "chosen" else row.rejected for row in table]
-        kept = [None if p is None or unwanted(p) else p for p in personas]
+        unwanted = flag_filter(drop_flagged, looked_for="personas_from" not in table.settings)
+        kept = [None if unwanted(row, side) else getattr(row, side) for row in table]
         prompts = [row.preference.prompt if row.preference else None for row in table]
         ids = [row.preference.id if row.preference else None for row in table]
         return cls(prompts, kept, ids=ids, **options)

@@ -128,6 +128,7 @@ def tailoring_rows(
         template: your own wording for that place, with the fields of the default, {persona} and {prompt}: see
             `personainfer.personas.placement.TEMPLATES`.
         drop_flagged: whether personas with a flag are left out: True for any flag, or the names of some.
+            In personas that somebody else made (`PersonaTable.from_data`), flags are looked for now.
 
     Returns:
         The rows in the order of the table. These are left out, and counted by reason: pairs that cannot be
@@ -145,7 +146,7 @@ def tailoring_rows(
         "drop_flagged": drop_flagged,
     }
     _check(table, settings)
-    unwanted = flag_filter(drop_flagged)
+    unwanted = flag_filter(drop_flagged, looked_for="personas_from" not in table.settings)
     sides: tuple[Side | None, ...] = _SIDES[persona]
     rows: list[Row] = []
     ids: list[str] = []
@@ -192,7 +193,7 @@ def _check(table: object, settings: Mapping[str, Any]) -> None:
 
 
 def _left_out(
-    row: PersonaRow, side: Side | None, unwanted: Callable[[Persona], bool]
+    row: PersonaRow, side: Side | None, unwanted: Callable[[PersonaRow, Side], bool]
 ) -> str | None:
     """Why there is no example of this row and side."""
     problem = row.error if row.preference is None else pair_problem(row.preference)
@@ -202,10 +203,9 @@ def _left_out(
         return "no_question"
     if side is None:
         return None
-    persona: Persona | None = getattr(row, side)
-    if persona is None:
+    if getattr(row, side) is None:
         return "no_persona"
-    return "flagged" if unwanted(persona) else None
+    return "flagged" if unwanted(row, side) else None
 
 
 def _example(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Unpack
 
@@ -31,7 +31,7 @@ from ..scoring.choice_models import (
 from ..scoring.latent_users import LatentUsers
 from ..tailoring.user_rewards import BradleyTerry, LowRankRewards
 from .audit_results import FEW_SHOT, Margins, PersonaAudit
-from .groups import group_values, strangers
+from .groups import check_groups, group_values, strangers
 from .hypotheses import UserAtWork, users_in
 from .predictors import Case, ChoiceScorer, SharedCalls, predictor_of, sees_ids
 from .prefixes import Prefix, persona_prefix
@@ -107,7 +107,7 @@ def audit_personas(
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(audit_personas).parameters))
     counts = _counts(personas, k)
     models = _models(baselines)
-    _check(smallest_effect, confidence, role)
+    _check(smallest_effect, confidence, role, fitted_users)
     predict = predictor_of(scorer, options)
     held_out, skipped = users_in(choices, user, columns, None, None)
     asked = [choice for one in held_out for choice in one.new]
@@ -127,7 +127,8 @@ def audit_personas(
         )
     past = main.history if earlier is None else [c for one in earlier for c in one.new]
     others = strangers(main.texts, kept, known, draw_seed)
-    fitted, left_out = _fitted(models, past, kept)
+    check_groups(known, kept)
+    fitted, left_out = _fitted(models, past, kept, must_fit=baselines is not None)
     examples = FEW_SHOT in models and FEW_SHOT not in left_out
     # In place of the persona stand the choices that it was made from, where they are known.
     shown = main.history or past
@@ -329,11 +330,24 @@ def _fitted(
     models: Mapping[str, ChoiceModel | None],
     history: Sequence[Preference],
     choices: Sequence[Preference],
+    *,
+    must_fit: bool,
 ) -> tuple[dict[str, FloatArray], dict[str, str]]:
-    """The margins of each model on the choices; and the names of those left out, with the reason."""
+    """The margins of each model on the choices; and the names of those left out, with the reason.
+
+    Raises:
+        InvalidArgumentError, MissingExtraError: with `must_fit`, since the user named them, instead of
+            leaving one out.
+    """
     margins, left_out = {}, {}
     for name, model in models.items():
         if not history and name not in _NEED_NO_HISTORY:
+            if must_fit:
+                raise InvalidArgumentError(
+                    f"baselines= has {name!r}, which learns from other choices.",
+                    hint="Give history=, the choices that the personas were made from.",
+                    argument="history",
+                )
             left_out[name] = "it needs history=, the choices that the personas were made from."
             continue
         if model is None:  # few-shot, which the scorer reads
@@ -343,6 +357,8 @@ def _fitted(
         try:
             found = np.asarray(model.fit(seen).predict(choices), dtype=np.float64)
         except MissingExtraError as error:
+            if must_fit:
+                raise
             left_out[name] = str(error)
             continue
         if found.shape != (len(choices),):
@@ -383,6 +399,10 @@ def _models(
     }
     names = [name for name in known if name != _LATENT] if baselines is None else baselines
     names = (names,) if isinstance(names, str) else names
+    if not isinstance(names, Iterable):
+        raise InvalidArgumentError(
+            f"baselines={names!r:.60} is neither names nor models by name.", argument="baselines"
+        )
     for name in names:
         InvalidArgumentError.check("baselines", name, known)
     return {name: known[name] for name in names}
@@ -410,7 +430,11 @@ def _counts(personas: object, k: int | Sequence[int] | None) -> list[int]:
     return sorted(set(counts))
 
 
-def _check(smallest: float, confidence: float, role: str) -> None:
+def _check(smallest: float, confidence: float, role: str, fitted_users: object) -> None:
+    if isinstance(fitted_users, str | Mapping) or not isinstance(fitted_users, Collection):
+        raise InvalidArgumentError(
+            f"fitted_users={fitted_users!r:.60} is not a list of users.", argument="fitted_users"
+        )
     check_confidence(confidence)
     InvalidArgumentError.check("role", role, ("system", "user"))
     if isinstance(smallest, bool) or not isinstance(smallest, int | float) or not 0 < smallest < 1:

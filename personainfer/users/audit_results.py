@@ -212,7 +212,7 @@ class PersonaAudit:
             unknown=unknown,
             failed=int(np.isnan(own).sum()),
             skipped=skipped,
-            settings=settings,
+            settings={**settings, "fitted_users": sorted(fitted_users)},
         )
 
     # Computed when they are asked for: they cost more than all other numbers together.
@@ -296,6 +296,11 @@ class PersonaAudit:
             )
         said.append(f"Tokens a decision, about: {read}.")
         said += [f"{name!r} is left out: {why}" for name, why in self.left_out.items()]
+        users = {str(choice.user) for choice in self.choices}
+        if (fitted := self.settings.get("fitted_users")) and users.isdisjoint(fitted):
+            said.append(
+                f"None of the {len(fitted):,} users of fitted_users= is among these users, so all are unseen."
+            )
         counts = {
             "held-out choices of users without a persona, left out": self.unknown,
             "choices without a margin (too long for the model, or no number), left out": self.failed,

@@ -20,7 +20,7 @@ from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..records import Preference
 from .attribution import ABLATIONS, Attribution, attribute_prefix
-from .groups import Fold, folds_of, group_values, texts_of
+from .groups import Fold, check_groups, folds_of, group_values, texts_of
 from .hypotheses import users_in
 from .predictors import Case, ChoiceScorer, Predictions, Predictor, predictor_of
 from .prefixes import Prefix, persona_prefix
@@ -102,6 +102,7 @@ def evaluate_prefixes(
     before_tuning = None if untuned is None else _predictor("untuned", untuned, options)
     users, skipped = users_in(data, user, columns, None, None)
     choices = [choice for one in users for choice in one.new]
+    check_groups(known, choices)
     names = tuple(one.name for one in users if one.new)
     parts = (
         [Fold("all", names, names)] if folds is None else folds_of(names, folds, known, draw_seed)

@@ -262,6 +262,18 @@ def group_values(given: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dic
     return found
 
 
+def check_groups(groups: Mapping[str, Mapping[str, str]], choices: Sequence[Preference]) -> None:
+    """Raise InvalidArgumentError for an attribute that is known of no user of the choices."""
+    users = {choice.user or "" for choice in choices}
+    for attribute, of in groups.items():
+        if users.isdisjoint(of):
+            raise InvalidArgumentError(
+                f"groups[{attribute!r}] has none of the {len(users):,} users, such as {min(users)!r}.",
+                hint="The users' ids must be the same as in the choices.",
+                argument="groups",
+            )
+
+
 def texts_of(values: Mapping[Any, Any]) -> dict[str, str]:
     """Keys and values as texts, without values that are missing: None, "", NaN and other nulls."""
     there = {key: value for key, value in values.items() if not (is_null(value) or value == "")}

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..arguments import read_numbers
 from ..data.arrow_columns import own_names
 from ..data.readers import read_preferences
-from ..exceptions import DataError
+from ..exceptions import DataError, InvalidArgumentError
 from ..llm.client import LLM
 from ..personas.infer import infer_personas
 from ..records import Preference, Selector
@@ -87,6 +87,12 @@ def users_in(
         DataError: no row is a choice of a user; without rows only if there are no users of `update`.
     """
     users = {row.user: UserAtWork(row.user, row) for row in update or ()}
+    if columns is not None and not isinstance(columns, Mapping):
+        raise InvalidArgumentError(
+            f"columns={columns!r:.60} is not a mapping of our names to yours.",
+            hint='Such as {"user": "annotator"}.',
+            argument="columns",
+        )
     roles = dict(columns or {})
     if user != "user_id":  # which is recognised by itself
         roles.setdefault("user", user)

@@ -16,6 +16,7 @@ from ..arguments import Count, CountFromZero, check_argument
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import filled
 from ..records import FloatArray, Message, Persona, Preference, Prompt
+from ..scoring.choice_models import read_choices
 from ..tailoring.bm25 import BM25
 from .records import UserPersona, UserPersonas
 from .similar_users import Embed, cosines, embedded, prompt_text
@@ -168,14 +169,8 @@ class Examples:
             str(user): [str(one) for one in near] for user, near in neighbours.items()
         }
         self._choices: dict[str, list[Preference]] = {}
-        for place, choice in enumerate(history):
-            if not isinstance(choice, Preference):
-                raise InvalidArgumentError(f"history[{place}] is {choice!r:.40}, no Preference.")
-            if choice.user is None:
-                raise DataError(
-                    f"history[{place}] has no user.", hint="Leave it out, or give it one."
-                )
-            self._choices.setdefault(choice.user, []).append(choice)
+        for choice in read_choices("history", history, each="history[{}]"):
+            self._choices.setdefault(choice.user or "", []).append(choice)
         self._vectors: dict[str, FloatArray] = {}
         if embed is not None:
             texts = [prompt_text(c.prompt) for choices in self._choices.values() for c in choices]

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 from pydantic import Field, ValidationError
 
 from ..api_keys import StoredText
-from ..data.atomic_files import check_file, check_replaced, write_file
+from ..data.atomic_files import as_path, check_file, check_replaced, write_file
 from ..data.files import bounded_lines, missing_file
 from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, visible
 from ..records import Persona, Preference, Record, Usage
@@ -103,6 +103,10 @@ class UserPersonas(Sequence[UserRow]):
     @overload
     def __getitem__(self, index: slice) -> tuple[UserRow, ...]: ...
     def __getitem__(self, index: int | slice) -> UserRow | tuple[UserRow, ...]:
+        if isinstance(index, str):
+            raise InvalidArgumentError(
+                f"users[{index!r:.60}]: rows have numbers.", hint="By user: users.personas[…]."
+            )
         return self.rows[index]
 
     def __len__(self) -> int:
@@ -153,7 +157,7 @@ class UserPersonas(Sequence[UserRow]):
             InvalidArgumentError: the name says that the file is of another format, or the file holds
                 something else.
         """
-        path = Path(path)
+        path = as_path(path)
         if path.suffix not in _JSON_LINES:
             raise InvalidArgumentError(
                 f"path={str(path)!r}: personas of users are saved as JSON lines.",
@@ -176,7 +180,8 @@ class UserPersonas(Sequence[UserRow]):
                 different methods.
             MissingFileError: there is no such file.
         """
-        if not Path(path).exists():
+        path = as_path(path)
+        if not path.exists():
             raise missing_file(path, _JSON_LINES)
         rows: dict[str, UserRow] = {}
         settings: dict[str, Any] | None = None

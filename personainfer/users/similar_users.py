@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..arguments import Count, check_argument, read_numbers
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
+from ..scoring.choice_models import read_choices
 from ..tailoring.bm25 import words
 from ..tailoring.embeddings import unit_vectors
 
@@ -46,15 +47,13 @@ def user_vectors(
 
     Raises:
         DataError: a choice has no user.
+        InvalidArgumentError: something else than `Preference` records.
     """
     InvalidArgumentError.check("of", of, ("difference", "chosen", "rejected"))
+    histories = read_choices("histories", histories)
     users: dict[str, list[int]] = {}
     for place, choice in enumerate(histories):
-        if choice.user is None:
-            raise DataError(
-                f"choice {place} has no user.", hint="Leave it out, or say whose it is."
-            )
-        users.setdefault(choice.user, []).append(place)
+        users.setdefault(choice.user or "", []).append(place)
     vectors = np.zeros(1)
     if of != "rejected":
         vectors = vectors + embedded([choice.chosen for choice in histories], embed)

@@ -337,3 +337,31 @@ def test_rows_read_like_a_sequence() -> None:
     made = pi.tailoring_rows(table())
     assert made[1:] == [made[1], made[2]]
     assert repr(made).startswith("TailoringRows(left_out={}, settings={'persona': 'chosen'")
+
+
+def test_flags_are_looked_for_in_personas_that_somebody_else_made() -> None:
+    """Nobody looked for them when they were made, so none of them has any."""
+    data = [
+        {
+            "prompt": f"What is for lunch, {n}?",
+            "chosen": "Soup.",
+            "rejected": "Nothing at all.",
+            "chosen_persona": text,
+            "rejected_persona": "The user is on a fast and prefers to skip meals.",
+        }
+        for n, text in enumerate(
+            (
+                "The user is an elderly Muslim and prefers soup.",
+                "The user is hungry and prefers soup.",
+            )
+        )
+    ]
+    table = pi.PersonaTable.from_data(data)
+    for dropped in (True, ["protected_attribute"]):
+        rows = pi.tailoring_rows(table, drop_flagged=dropped)
+        assert rows.left_out == {"flagged": 1}
+        assert "hungry" in str(rows[0])
+        found = pi.PersonaRetriever.from_table(table, drop_flagged=dropped)
+        assert len(found) == 1
+    assert len(pi.tailoring_rows(table)) == 2
+    assert len(pi.tailoring_rows(table, drop_flagged=["refusal"])) == 2
