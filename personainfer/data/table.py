@@ -30,7 +30,7 @@ from .arrow_columns import (
 )
 from .atomic_files import as_path, check_replaced
 from .given_personas import read_personas
-from .table_display import figures, html_page, text_lines, wrapped
+from .table_display import figures, html_page, terminal_width, text_lines, wrapped
 from .table_reader import (
     COLUMNS,
     DETAILS,
@@ -65,6 +65,8 @@ class PersonaTable(Sequence[PersonaRow]):
     `added` holds the columns that `with_columns` added, such as the verdicts of a judge. A table in a file
     keeps only the groups of rows in memory that were read last.
     """
+
+    _is_part = False  # whether the usage is that of more rows
 
     def __init__(
         self,
@@ -191,7 +193,7 @@ class PersonaTable(Sequence[PersonaRow]):
 
     def _cut(self, places: Sequence[int]) -> PersonaTable:
         """The rows at these places, in this order, with their columns, the usage and the settings."""
-        return PersonaTable(
+        part = PersonaTable(
             self._rows.at(places),
             original=at_places(self._original, places),
             usage=self.usage,
@@ -199,6 +201,8 @@ class PersonaTable(Sequence[PersonaRow]):
             added={name: [v[place] for place in places] for name, v in self.added.items()},
             kinds=self._kinds,
         )
+        part._is_part = self._is_part or len(places) < len(self)
+        return part
 
     def _column(self, name: str) -> Sequence[Any]:
         """The values of a column by its name."""
@@ -234,7 +238,7 @@ class PersonaTable(Sequence[PersonaRow]):
             name: [None if place in changed else value for place, value in enumerate(values)]
             for name, values in self.added.items()
         }
-        return PersonaTable(
+        table = PersonaTable(
             self._rows.with_rows(changed),
             original=self._original,
             usage=usage,
@@ -242,6 +246,8 @@ class PersonaTable(Sequence[PersonaRow]):
             added=added,
             kinds=self._kinds,
         )
+        table._is_part = self._is_part
+        return table
 
     def raise_for_errors(self) -> None:
         """Raise if a row failed. A side that no candidate explains is not a failure.
@@ -286,7 +292,7 @@ class PersonaTable(Sequence[PersonaRow]):
                 raise InvalidArgumentError(
                     f"the column {name} has {len(values)} values, and the table {len(self)} rows."
                 )
-        return PersonaTable(
+        table = PersonaTable(
             self._rows,
             original=self._original,
             usage=self.usage,
@@ -294,6 +300,8 @@ class PersonaTable(Sequence[PersonaRow]):
             added={**self.added, **new},
             kinds={name: kind for name, kind in self._kinds.items() if name not in new},
         )
+        table._is_part = self._is_part
+        return table
 
     def check_free(self, names: Iterable[str]) -> None:
         """Raise InvalidArgumentError if a column of the input has one of these names."""
@@ -405,6 +413,7 @@ class PersonaTable(Sequence[PersonaRow]):
             columns,
             lambda: (self.usage, self.settings),
             added=list(self.added),
+            is_part=self._is_part,
         )
         return path
 
@@ -452,7 +461,7 @@ class PersonaTable(Sequence[PersonaRow]):
         for name in ("api_base", "model"):
             if isinstance(stored := settings.get(name), str):
                 settings[name] = StoredText(stored)
-        return cls(
+        table = cls(
             file.rows,
             original=file.columns,
             usage=file.usage,
@@ -460,6 +469,8 @@ class PersonaTable(Sequence[PersonaRow]):
             added=file.added,
             kinds=file.added_kinds,
         )
+        table._is_part = file.is_part
+        return table
 
     def __repr__(self) -> str:
         parts = [f"{len(self)} rows", f"{len(self.failed_places())} with an error"]
@@ -468,7 +479,8 @@ class PersonaTable(Sequence[PersonaRow]):
             made = "personas of the data"
             parts += [f"{flagged} flagged"] if flagged else []
         else:
-            made = f"{self.usage.calls} calls, {self.usage.cached} from the cache"
+            run = "of a run with " if self._is_part else ""
+            made = f"{run}{self.usage.calls} calls, {self.usage.cached} from the cache"
             parts.append(f"{flagged} flagged")
         parts += [f"{unexplained} unexplained"] if unexplained else []
         return f"PersonaTable({', '.join(parts)}; {made})"
@@ -478,7 +490,7 @@ class PersonaTable(Sequence[PersonaRow]):
         return self._rows.unexplained()
 
     def __str__(self) -> str:
-        return self.format(limit=10)
+        return self.format(limit=10, width=terminal_width())
 
     def format(self, *, limit: int | None = None, width: int = 100) -> str:
         """The rows as text to read, `limit` rows at most.

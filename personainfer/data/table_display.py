@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,16 @@ _QUOTE = "opacity: .7; margin-bottom: .3em"
 _QUOTED = 160  # characters of a response that a notebook shows
 _LABEL = 24  # columns of a row's name
 _SIDE = 12  # columns of "  rejected  "
+_NO_TERMINAL = 100  # columns of what is written to a file or a notebook
+_WIDEST = 160  # columns: longer lines are hard to read
 _LEAST = 24  # columns; narrower than that nothing can be read
 _NARROW = 60  # below, a persona stands under its response, not beside it
 _EXCERPT_LINES = 2  # of a response, or as many as its persona has
+
+
+def terminal_width() -> int:
+    """The columns of the terminal, or of $COLUMNS, at most 160; 100 where there is no terminal."""
+    return min(shutil.get_terminal_size((_NO_TERMINAL, 24)).columns, _WIDEST)
 
 
 def text_lines(row: PersonaRow, width: int, label: str | None = None) -> list[str]:

@@ -77,6 +77,7 @@ class StoredTable:
             self.settings: dict[str, Any] = dict(about["settings"])
             self.flagged = _count_or_none(about.get("flagged"))
             self.unexplained = _count_or_none(about.get("unexplained"))
+            self.is_part = about.get("is_part") is True
             self._added = [str(name) for name in about.get("added", [])]
             _check_columns(self._file.schema_arrow, self._added)
         except (pyarrow.ArrowException, OSError, *_SPOILT) as error:

@@ -112,10 +112,12 @@ def write_table(
     about: Callable[[], tuple[Usage, Mapping[str, Any]]],
     *,
     added: Sequence[str] = (),
+    is_part: bool = False,
 ) -> None:
     """Write rows as they arrive, with one group of them in memory; `about` is called at the end.
 
-    `added` names those of the columns that are not the user's own.
+    `added` names those of the columns that are not the user's own; `is_part`: the usage is that of more
+    rows.
 
     The file replaces an older one when it is complete; after any failure nothing is left behind.
     """
@@ -136,6 +138,7 @@ def write_table(
                 "flagged": flagged,
                 "unexplained": unexplained,
                 "added": list(added),
+                "is_part": is_part,
             }
         )
     finally:

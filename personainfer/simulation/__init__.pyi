@@ -2,6 +2,14 @@ from .datasets import read_famous_persona as read_famous_persona
 from .datasets import read_personal_llm as read_personal_llm
 from .datasets import read_prism as read_prism
 from .figures import plot_accuracy as plot_accuracy
+from .figures import plot_entropy_by_word as plot_entropy_by_word
+from .figures import plot_feature_regression as plot_feature_regression
+from .figures import plot_salient_words as plot_salient_words
+from .figures import plot_scores as plot_scores
+from .figures import plot_top_share as plot_top_share
+from .figures import plot_vote_entropy as plot_vote_entropy
+from .figures import plot_winners as plot_winners
+from .heterogeneity import entropy_by_word as entropy_by_word
 from .heterogeneity import feature_regression as feature_regression
 from .heterogeneity import votes as votes
 from .persona_groups import PersonaGroup as PersonaGroup

@@ -59,7 +59,7 @@ def write_report(
     result: PersonaTable | UserPersonas | Result,
     path: str | Path,
     *,
-    title: str = "Personas",
+    title: str | None = None,
     words: Sequence[SalientWord] | None = None,
     embedder: Embedder | str | Path | None = None,
     overwrite: bool = False,
@@ -70,7 +70,7 @@ def write_report(
         result: a table of personas; what `verify_personas`, `compare_personas`, `rate_personas`,
             `compare_responses`, `evaluate_prefixes` or an audit found; or personas of users.
         path: the .html file to write; its folder must exist.
-        title: the page's heading.
+        title: the page's heading; None: what the result is, such as "Personas" or "Persona audit".
         words: what `salient_words` found; None: with its defaults.
         embedder: groups personas by meaning: a sentence-transformers model, or a function from texts to
             vectors. None: by frequent phrases. See `personainfer.simulation.persona_groups`.
@@ -95,7 +95,7 @@ def write_report(
     _add_groups(rows, found)
     data, cut = _within_bytes(rows)
     page = _template().render(
-        title=title,
+        title=_heading(result, table) if title is None else title,
         subtitle=_subtitle(result, table),
         nonce=secrets.token_urlsafe(16),
         measured=_measured(result),
@@ -151,6 +151,12 @@ def _table_of(result: object) -> PersonaTable | None:
 # What stands above the rows
 
 
+def _heading(result: object, table: PersonaTable | None) -> str:
+    """What the page shows: "Personas", "User personas", "Persona audit"."""
+    name = "Personas" if table is not None else type(result).__name__
+    return re.sub(r"(?<=[a-z])([A-Z])", lambda found: f" {found[1].lower()}", name)
+
+
 def _subtitle(result: object, table: PersonaTable | None) -> str:
     """Which model wrote the personas, how, and which one judged them."""
     settings = dict(table.settings if table is not None else getattr(result, "settings", {}))
@@ -179,9 +185,8 @@ def _measured(result: object) -> Json | None:
     parts = [[re.split(r" (?=\(n = )", cell) for cell in line] for line in lines]
     verdict = getattr(result, "verdict", None)
     verdict = f"Verdict: {verdict}." if verdict else ""
-    name = re.sub(r"(?<=[a-z])([A-Z])", lambda found: f" {found[1].lower()}", type(result).__name__)
     said = {"verdict": verdict, "remarks": result.remarks()}
-    return {"name": name, "head": head, "lines": parts, **said}
+    return {"name": _heading(result, None), "head": head, "lines": parts, **said}
 
 
 def _figures(

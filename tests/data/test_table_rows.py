@@ -346,3 +346,28 @@ def test_a_column_keeps_its_type_where_a_cut_leaves_nothing_of_it(
     for table in (cut, again, again[:0]):
         assert table.to_polars().schema["score"] == pl.Int64
         assert str(table.to_pandas()["score"].dtype) == "Int64"
+
+
+def test_a_part_of_a_table_says_that_its_usage_is_of_the_whole(tmp_path: Path) -> None:
+    table = table_of("dicts", tmp_path, stored=False)
+    assert repr(table).endswith("; 7 calls, 0 from the cache)")
+    assert repr(table[:2][:1]).endswith("; of a run with 7 calls, 0 from the cache)")
+    assert repr(table[:]) == repr(table)
+
+
+@pytest.mark.parametrize(("columns", "width"), [(40, 40), (132, 132), (400, 160)])
+def test_print_is_as_wide_as_the_terminal(
+    columns: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    long = Preference(prompt="why " * 90, chosen="a " * 90, rejected="b " * 90)
+    lines = str(pi.PersonaTable([PersonaRow(0, long, error="no " * 90)])).splitlines()
+    assert width - 4 < max(map(len, lines)) <= width
+
+
+def test_a_place_that_is_none_is_refused() -> None:
+    table: Any = pi.PersonaTable(made_rows(), original=frame())
+    for place in ("x", 1.5, None):
+        with pytest.raises(InvalidArgumentError, match=r"table\[.*place of a row, or a slice"):
+            table[place]
+    assert table[np.int64(3)].index == 3
