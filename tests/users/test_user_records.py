@@ -23,14 +23,14 @@ def row(user: str) -> UserRow:
 
 def choices(user: str | None, count: int = 3) -> list[dict[str, Any]]:
     return [
-        {"prompt": f"{user} {n}?", "chosen": f"yes {n}", "rejected": "no", "rater": user}
+        {"prompt": f"{user} {n}?", "chosen": f"yes {n}", "rejected": "no", "whose": user}
         for n in range(count)
     ]
 
 
 def test_a_file_keeps_the_settings(llm: FakeLLM, tmp_path: Path) -> None:
     made = pi.infer_user_personas(
-        choices("ann"), "fake", api_base=llm.api_base, user="rater", method="summary"
+        choices("ann"), "fake", api_base=llm.api_base, user="whose", method="summary"
     )
     made.save(tmp_path / "users.jsonl")
     assert len((tmp_path / "users.jsonl").read_text().splitlines()) == len(made)
@@ -43,7 +43,7 @@ def test_a_file_keeps_the_settings(llm: FakeLLM, tmp_path: Path) -> None:
             choices("bob"),
             "fake",
             api_base=llm.api_base,
-            user="rater",
+            user="whose",
             method="tastes",
             update=loaded,
         )
@@ -105,9 +105,9 @@ def test_json_lines_do_not_get_the_name_of_another_format(name: str, tmp_path: P
 @pytest.mark.parametrize(
     ("data", "options", "words"),
     [
-        (choices("ann"), {}, r"3 rows have none.*'rejected', 'rater'.*columns=\{'user': '…'\}"),
+        (choices("ann"), {}, r"3 rows have none.*'rejected', 'whose'.*columns=\{'user': '…'\}"),
         ([("q", "a", "b")], {}, "none has a user.*user_id"),
-        (choices(None), {"user": "rater"}, "3 rows have none"),
+        (choices(None), {"user": "whose"}, "3 rows have none"),
         ([{**choices("ann")[0], "user_id": "ann", "rejected": None}], {}, "no row is a choice"),
     ],
     ids=["another column", "tuples", "empty column", "nothing can be read"],
@@ -126,7 +126,7 @@ def test_data_without_users_is_refused_before_a_call(
 
 def test_what_is_not_used_is_told(llm: FakeLLM) -> None:
     data = [*choices("ann", 9), *choices(None, 7), *choices("bob", 1)]
-    found = pi.infer_user_personas(data, "fake", api_base=llm.api_base, user="rater")
+    found = pi.infer_user_personas(data, "fake", api_base=llm.api_base, user="whose")
     assert sorted(found.skipped.values()) == [5, 7]
     told = str(found)
     assert "1 personas of 2 users; 12 rows left out" in told
