@@ -177,6 +177,9 @@ def _translated(
         said = f"{name}=" if wanted.secret else f"{name}={value!r:.200}"
         return InvalidArgumentError(f"{said} {wanted.text}", hint=wanted.hint, argument=name)
     choices = [one for one in _within(kind) if isinstance(one, str)]
+    if not choices:
+        problem = error.errors()[0]["msg"].removeprefix("Input ")
+        return InvalidArgumentError(f"{name}={value!r:.200} {problem}.", argument=name)
     listed = ", ".join(f'"{choice}"' for choice in choices)
     return InvalidArgumentError(
         f"{name}={value!r:.200} is not known.", hint=f"It is one of {listed}.", argument=name

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import shlex
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -12,7 +15,7 @@ from typer.core import TyperGroup
 
 from ..exceptions import CacheError, ModelError, PersonaInferError, RowsFailedError
 from .options import SHELL_NAMES
-from .streams import FAILED, abandon_stdout, fail
+from .streams import FAILED, abandon_stdout, fail, note
 
 WRONG, ENDED, INTERRUPTED, CLOSED = 2, 4, 130, 141  # exit codes, as listed in the help
 
@@ -30,7 +33,8 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
+            with _warnings_as_notes():
+                result = super().invoke(ctx)
             if sys.stdout is not None:
                 sys.stdout.flush()
         except _UsageError as error:  # plain lines: the panel of typer would break them
@@ -48,6 +52,22 @@ class CommandGroup(TyperGroup):
                 _exit_code(error), _in_a_shell(error, self.get_command(ctx, ctx.invoked_subcommand))
             )
         return result
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Print our warnings as a line on standard error, without a place in the code."""
+    with warnings.catch_warnings():
+        in_python = warnings.showwarning
+
+        def noted(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if category is UserWarning:
+                note(f"Warning: {message}")
+            else:
+                in_python(message, category, *place)
+
+        warnings.showwarning = noted
+        yield
 
 
 def _in_a_shell(error: PersonaInferError, command: Any) -> str:

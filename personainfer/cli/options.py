@@ -71,8 +71,9 @@ _IN_A_SHELL: dict[str, tuple[Any, dict[str, Any]]] = {
         list[str],
         {
             "metavar": "OURS=YOURS",
-            "help": "Where names differ: prompt=question. Repeatable. Ours are prompt, chosen, rejected,"
-            " id, user; or prompt, response_1, response_2, label.",
+            "help": "Where names differ: prompt=question. Repeatable. Ours are prompt, chosen, rejected;"
+            " or prompt, response_1, response_2, label; or prompt, responses, scores; or prompt, response,"
+            " score, group; and id, user, system, tools.",
         },
     ),
     "labels": (

@@ -180,7 +180,8 @@ def finish(done: Done, path: Path | None, as_json: bool, following: Sequence[str
             note(f"  … and {more:,} more; persona_error says why")
         if path is not None and path.suffix == ".parquet" and done.failed:
             following = (f"infer --retry {shlex.quote(str(path))} …", *following)
-        suggest(*following)
+        if done.rows:
+            suggest(*following)
     if done.failed:
         raise typer.Exit(FAILED)
 

@@ -340,7 +340,17 @@ def _csv_lines(text: IO[str], path: Path) -> Iterator[str]:
         yield line
 
 
+class CsvRow(dict[str, str]):
+    """A row of a CSV file, whose cells are all text: a missing value is a word, such as NULL."""
+
+
 def _csv_header(path: Path, fields: list[str]) -> list[str]:
+    separator = next((each for each in ";\t|" if each in fields[0]), None)
+    if len(fields) == 1 and separator:
+        raise DataError(
+            f"{path} is separated by {separator!r}, not by commas: {fields[0]!r:.80}.",
+            hint=f"Pass the frame: pandas.read_csv(path, sep={separator!r}). Or save the file with commas.",
+        )
     if twice := sorted({name for name in fields if fields.count(name) > 1}):
         raise DataError(f"{path} has the column {twice[0]!r} twice.", hint="Rename one of them.")
     return fields
@@ -348,7 +358,7 @@ def _csv_header(path: Path, fields: list[str]) -> list[str]:
 
 def _csv_row(number: int, header: list[str], fields: list[str]) -> object:
     if len(fields) == len(header):
-        return dict(zip(header, fields, strict=True))
+        return CsvRow(zip(header, fields, strict=True))
     return BrokenRow(
         f"line {number} has {len(fields)} fields where the header has {len(header)}. "
         "Put fields that hold commas in quotes."

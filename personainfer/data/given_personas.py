@@ -13,7 +13,7 @@ from ..preferences.cells import is_null
 from ..records import Persona, PersonaRow
 from .arrow_columns import in_narwhals, own_names, package_of
 from .files import arrow_cells
-from .readers import read_preferences
+from .readers import read_with_columns
 from .source_rows import PreferenceSource, SourceRow
 from .table_reader import COLUMNS
 
@@ -35,7 +35,7 @@ def read_personas(
         raise InvalidArgumentError(
             "chosen_persona= and rejected_persona= name the columns of the personas; one may be None."
         )
-    source = read_preferences(data, columns=columns)
+    source = read_with_columns(data, columns)
     if source.original is None:
         read = list(source)
         found: Iterable[object] = (name for row in read[:32] for name in row.columns)

@@ -5,13 +5,14 @@ pandas, polars, datasets and pyarrow are imported only for data of their own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..preferences.cells import ABSENT
+from ..preferences.cells import ABSENT, plain
 from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
 from ..preferences.pairing import check_pairing
@@ -43,9 +44,10 @@ def read_preferences(
             "hf:owner/name:split", an iterable of dicts, (prompt, chosen, rejected) tuples or
             `Preference`, or what this function returned.
         columns: if your columns have other names, our name -> yours: `{"prompt": "question"}`. Our names are
-            prompt, chosen, rejected, id, user, system; response_1, response_2 and label for two
-            responses with a label that says which is better; responses and scores for a list of
-            responses; response, score and group for one response a row.
+            prompt, chosen, rejected, id, user, system, tools; response_1, response_2 and label for two
+            responses with a label that says which is better; responses with scores or a label for a list
+            of responses; response, score and group for one response a row, where group is what is rated
+            together besides the prompt.
         labels: where a label's coding is your own, its values to "first", "second" or "tie":
             `{0: "first", 1: "second", 2: "tie"}`.
         pairs: which pairs to make where a prompt has several responses: "best-worst", "all", or
@@ -61,18 +63,54 @@ def read_preferences(
         InvalidArgumentError: the data is of no supported kind, a file or column does not exist.
         DataError: the columns are not recognised, the labels' coding is not certain, none of the
             first rows can be read, or a file is not what its name says.
+
+    Data without any row gives an empty source and a UserWarning.
     """
     check_pairing(pairs, min_gap)
+    check_roles({} if columns is None else columns)
     told = Mapped(
         dict(columns or {}), check_labels(labels), pairs, min_gap, min_votes, safe_rejected
     )
-    check_roles(told.columns)
     if isinstance(data, PreferenceSource):
         if any(told):
             raise InvalidArgumentError(
                 "data was read already, so columns= and other options of reading come too late."
             )
         return data
+    source = _read(data, told)
+    if source.is_empty:
+        warnings.warn(_no_row_came(data), stacklevel=2)
+    return source
+
+
+def read_with_columns(data: object, columns: Mapping[str, str] | None) -> PreferenceSource:
+    """`read_preferences` for a function that takes no other option of reading; its errors say where these go.
+
+    Raises:
+        InvalidArgumentError, DataError: as `read_preferences`.
+    """
+    try:
+        return read_preferences(data, columns=columns)
+    except DataError as error:
+        if not any(f"{option}=" in error.hint for option in ("labels", "pairs")):
+            raise
+        raise DataError(
+            error.message,
+            hint=f"{error.hint} It is an option of reading: pass read_preferences(data, …) of"
+            " personainfer.data in place of the data.",
+            argument=error.argument,
+        ) from None
+
+
+def _no_row_came(data: object) -> str:
+    if isinstance(data, str | Path):
+        return f"no row came: {data} holds none."
+    if isinstance(data, Iterator):
+        return "no row came from the iterator. If it was read before, it is used up: pass a list."
+    return "no row came: the data holds none."
+
+
+def _read(data: object, told: Mapped) -> PreferenceSource:
     kinds = _kinds(data)
     if kinds & {"datasets.DatasetDict", "datasets.IterableDatasetDict"}:
         splits = ", ".join(map(repr, data))  # type: ignore[call-overload]
@@ -166,7 +204,7 @@ def _from_columns(
     original: object,
 ) -> PreferenceSource:
     if not total:
-        return PreferenceSource(lambda: iter(()), shape="no rows", total=0, original=original)
+        return PreferenceSource.empty(original)
     schemas = recognise(_texts(names), told)
 
     def head(schema: Schema) -> list[Sequence[object]]:
@@ -239,6 +277,16 @@ def _from_path(data: str | Path, told: Mapped) -> PreferenceSource:
 
 def _from_iterable(data: object, told: Mapped) -> PreferenceSource:
     problem = None
+    if isinstance(data, Mapping) and _are_columns(data):
+        raise InvalidArgumentError(
+            "a dict of columns is not rows.", hint="Pass a frame: pandas.DataFrame(data)."
+        )
+    if "personainfer.PersonaTable" in _kinds(data):
+        raise InvalidArgumentError(
+            "a PersonaTable is not preference data.",
+            hint="Give the data that it was made from, or [row.preference for row in table]. To ask again for"
+            " its failed rows: retry_errors(table).",
+        )
     if isinstance(data, Mapping | Preference):
         problem = f"a single {type(data).__name__} is not rows."
     elif isinstance(data, tuple) and len(data) == 3 and all(isinstance(x, str) for x in data):
@@ -254,6 +302,15 @@ def _from_iterable(data: object, told: Mapped) -> PreferenceSource:
     stream = RowStream(items, told)
     check_readable(stream.head, "the input cannot be used")  # of a pipe, or the start of a file
     return stream.source(len(items) if isinstance(items, Sized) else None)
+
+
+def _are_columns(data: Mapping[Any, Any]) -> bool:
+    """Whether all values are lists of one length, which are no messages."""
+    values = [plain(value) for value in data.values()]
+    lists = [value for value in values if isinstance(value, list | tuple)]
+    sizes = {len(value) for value in lists}
+    held = any(isinstance(each, Mapping) for value in lists for each in value)
+    return len(values) > 1 and len(lists) == len(values) and len(sizes) == 1 and not held
 
 
 def _is_iterable(data: object) -> bool:

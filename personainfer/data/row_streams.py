@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
 from ..preferences.cells import ABSENT
 from ..preferences.column_names import matches
 from ..preferences.conversations import read_pair
-from ..preferences.recognition import LOOK_AHEAD, recognise, settle
+from ..preferences.recognition import FEW, LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
-from .files import BrokenRow
+from .files import SUPPORTED, BrokenRow, CsvRow
 from .source_rows import (
+    NO_ROWS,
     PreferenceSource,
     SourceRow,
     checked_row,
@@ -26,6 +27,12 @@ from .source_rows import (
 
 _IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have none
 _END: Final = object()
+_UNNAMED = (Preference, tuple, list)
+_LABEL_ROLES = ("label", "other_label")  # whose words may mean something: labels= says what
+# What programs write into a CSV file for a missing value; pandas reads the same words as one.
+_NULLS: Final = frozenset(
+    "nan NaN NAN -nan -NaN null NULL Null None NA N/A n/a <NA> #N/A #NA NaT".split()
+)
 
 
 class RowStream:
@@ -40,10 +47,12 @@ class RowStream:
         self._iterator: Iterator[object] | None = iter(items)
         self.head: list[object] = []
         self.schema = _peek(self.head, self._iterator, told)
+        if self.schema is None:
+            _check_unnamed(self.head, self._iterator, told)
 
     def source(self, total: int | None) -> PreferenceSource:
         schema = self.schema
-        name = schema.name if schema else "records" if self.head else "no rows"
+        name = schema.name if schema else "records" if self.head else NO_ROWS
         if schema and not schema.is_single:
             return PreferenceSource(self._several, shape=name, summary=schema.describe)
         summary = schema.describe if schema else dict
@@ -101,7 +110,7 @@ def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schem
     enough = 1
     while True:
         dicts = [item for item in head if isinstance(item, Mapping)]
-        if not dicts and any(isinstance(x, Preference | tuple | list) for x in head):
+        if not dicts and any(isinstance(x, _UNNAMED) for x in head):
             return None
         if dicts and len(head) >= enough:
             if schema := _sure_schema(dicts, told):
@@ -114,6 +123,48 @@ def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schem
         return None
     names = _names(dicts)
     return settle(recognise(names, told), lambda s: [_values(s, d) for d in dicts], names).schema
+
+
+def _check_unnamed(head: list[object], iterator: Iterator[object], told: Mapped) -> None:
+    """Check rows without names: tuples, records, and what is no row at all. Rows that are read join `head`.
+
+    Raises:
+        InvalidArgumentError: an option that is about columns, which tuples and records do not have.
+        DataError: none of the first rows can be read.
+    """
+    problem: str | None = None
+    given = [name for name, value in told._asdict().items() if value]
+    if given and any(isinstance(item, _UNNAMED) for item in head):
+        raise InvalidArgumentError(
+            f"{given[0]}= needs rows with named columns; these are (prompt, chosen, rejected) or Preference.",
+            hint="Leave the option out, or pass dicts.",
+            argument=given[0],
+        )
+    for count, item in enumerate(_growing(head, iterator), 1):
+        row = _stream_row(None, item, "")
+        if isinstance(item, Mapping) or row.error is None:
+            return
+        if count == 1:
+            problem = row.error
+    are_rows = any(isinstance(item, Preference) or _is_triple(item) for item in head)
+    if all(isinstance(item, BrokenRow) for item in head) or (are_rows and len(head) < FEW):
+        return
+    raise DataError(
+        f"none of the first {len(head)} rows can be read. The first: {problem}",
+        hint="" if are_rows else SUPPORTED,
+    )
+
+
+def _is_triple(item: object) -> bool:
+    return isinstance(item, tuple | list) and len(item) == 3
+
+
+def _growing(head: list[object], iterator: Iterator[object]) -> Iterator[object]:
+    """The rows of `head`, then further ones, which join it, up to `LOOK_AHEAD`."""
+    yield from list(head)
+    for item in islice(iterator, max(LOOK_AHEAD - len(head), 0)):
+        head.append(item)
+        yield item
 
 
 def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | None:
@@ -141,6 +192,9 @@ def _names(dicts: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _values(schema: Schema, item: Mapping[str, object]) -> list[object]:
+    if type(item) is CsvRow:
+        cells = ((role, item.get(name, ABSENT)) for role, name in schema.columns.items())
+        return [None if v in _NULLS and role not in _LABEL_ROLES else v for role, v in cells]
     return [item.get(name, ABSENT) for name in schema.columns.values()]
 
 

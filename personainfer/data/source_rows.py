@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from ..exceptions import ContradictionError
-from ..preferences.cells import LEAVE_OUT, surrogate_problem
+from ..preferences.cells import LEAVE_OUT
+from ..preferences.pair_problems import pair_problem
 from ..preferences.pairing import by_rater
 from ..preferences.schemas import Schema
-from ..records import Preference, Prompt
-
-SAME_TEXT: Final = f"chosen and rejected are the same text, so there is no preference. {LEAVE_OUT}"
+from ..records import Preference
 
 
 class SourceRow(NamedTuple):
@@ -25,6 +24,9 @@ class SourceRow(NamedTuple):
     preference: Preference | None
     error: str | None
     columns: Mapping[str, Any]
+
+
+NO_ROWS: Final = "no rows"  # the shape of a source that is empty
 
 
 class PreferenceSource:
@@ -49,6 +51,16 @@ class PreferenceSource:
         self.total = total
         self.original = original
         self._summary = summary
+
+    @classmethod
+    def empty(cls, original: Any = None) -> PreferenceSource:
+        """A source of no rows, such as a frame's without any."""
+        return cls(lambda: iter(()), shape=NO_ROWS, total=0, original=original)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the data had no row."""
+        return self.shape == NO_ROWS
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -176,32 +188,3 @@ def read_row(schema: Schema, values: Sequence[object], columns: Mapping[str, Any
 def checked_row(preference: Preference, columns: Mapping[str, Any]) -> SourceRow:
     problem = pair_problem(preference)
     return SourceRow(None if problem else preference, problem, columns)
-
-
-def pair_problem(preference: Preference) -> str | None:
-    """Why the texts of a preference cannot be used, and what to do; None if they can be used."""
-    prompt = preference.prompt
-    asked = prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
-    if not asked.strip():
-        return f"prompt is empty: there is nothing to answer. {LEAVE_OUT}"
-    chosen, rejected = preference.chosen.strip(), preference.rejected.strip()
-    if not chosen or not rejected:
-        return f"{'rejected' if chosen else 'chosen'} is empty. {LEAVE_OUT}"
-    if chosen == rejected:
-        return SAME_TEXT
-    for name in ("prompt", "chosen", "rejected", "id", "user"):
-        if not _encodable(getattr(preference, name)):
-            return surrogate_problem(name)
-    return None
-
-
-def _encodable(value: Prompt | None) -> bool:
-    if value is None or (type(value) is str and value.isascii()):
-        return True
-    if isinstance(value, tuple):
-        return all(_encodable(each.role) and _encodable(each.content) for each in value)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

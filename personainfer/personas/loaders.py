@@ -59,7 +59,8 @@ class AddPersonas:
         self, model: str | LLM | None = None, *, workers: int = 1, **options: Unpack[PersonaOptions]
     ) -> None:
         check_argument("workers", workers, Count)
-        check_roles(options.get("columns") or {})
+        columns = options.get("columns")
+        check_roles({} if columns is None else columns)
         _told(options)
         _refuse_pairs(options)
         self._plan, self._llm = planned(model, options, _shared if workers == 1 else make_llm)

@@ -9,6 +9,7 @@ from typing import Any, Unpack, cast
 
 from ..api_keys import StoredText, holds_secret, shown_address
 from ..arguments import takes_options
+from ..data.source_rows import PreferenceSource
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError, RowsFailedError
 from ..llm.client import LLM
@@ -144,7 +145,7 @@ def _stream(
         _check_address(model, given, settings)
         names = _SAMPLING + (("api_base",) if model == settings.get("model") else ())
         options |= {name: settings[name] for name in names if name in settings}
-    stream = iter_personas(pairs, model, **{**options, **given})
+    stream = iter_personas(pairs or PreferenceSource.empty(), model, **{**options, **given})
     version, now = settings.get("prompt_version"), stream.settings["prompt_version"]
     # Older tables may have a second version after a "+": that of a prompt about several pairs.
     same = version is None or version.split("+")[0] == now

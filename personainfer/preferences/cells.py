@@ -71,8 +71,8 @@ def identifier(value: object, name: str) -> str | None:
 def surrogate_problem(name: str) -> str:
     """The error of a text that cannot be written as UTF-8."""
     return (
-        f"{name} holds bytes that are not UTF-8, or half of a surrogate pair. "
-        "Read the data with its own encoding, or remove those characters."
+        f"{name} holds bytes that are not UTF-8, or half of a surrogate pair. Save the file as UTF-8, or read"
+        " it with its own encoding and pass the frame: pandas.read_csv(path, encoding='latin-1'), for one."
     )
 
 

@@ -86,17 +86,23 @@ _USERS: Final = tuple(
 )
 _MODELS: Final = (("model_a", "model_b"), ("model_1", "model_2"), ("model1", "model2"))
 
-_ROLES: Final = tuple(
+ROLES: Final = tuple(
     "prompt chosen rejected id user system response_1 response_2 label responses scores response score"
     " group tools".split()
 )
 
 
 def check_roles(roles: Mapping[str, str]) -> None:
-    """Raise `InvalidArgumentError` if `columns=` names an unknown role."""
+    """Raise `InvalidArgumentError` if `columns=` is no mapping of our names to names of columns."""
+    if not isinstance(roles, Mapping):
+        raise InvalidArgumentError(
+            f"columns={roles!r:.60} is not a mapping.",
+            hint='Give a dict, our name -> yours, such as {"prompt": "question"}.',
+            argument="columns",
+        )
     for role, column in roles.items():
-        if role not in _ROLES:
-            known = nearest(role, _ROLES)
+        if role not in ROLES:
+            known = nearest(role, ROLES)
             raise InvalidArgumentError(
                 f"columns= has no {role!r}: ours come first.", hint=known, argument="columns"
             )

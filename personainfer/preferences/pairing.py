@@ -5,6 +5,7 @@ The caller picks the rule. Equal scores never make a pair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, groupby, pairwise, product
 from typing import Any, Final, NamedTuple, TypeVar
@@ -49,9 +50,10 @@ def as_score(name: str, value: object) -> float | None:
     try:
         if isinstance(value, bool):
             raise TypeError
-        return float(value)  # type: ignore[arg-type]
+        score = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise wrong_type(name, value, "a number") from None
+    return None if math.isnan(score) else score  # the text "nan", too
 
 
 def is_ranked(name: str) -> bool:

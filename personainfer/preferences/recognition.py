@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
-from .column_names import matches, nearest
+from .column_names import ROLES, matches, nearest
+from .pair_problems import encoding_problem, pair_problem
 from .pairing import by_rater
 from .schemas import Mapped, Schema, example_rows
 from .side_names import without_names
 
 LOOK_AHEAD: Final = 200  # rows from which schemas and codings are told
-_FEW = 20  # rows without a preference that may be all by chance
+FEW: Final = 20  # rows without a preference that may be all by chance
 _SEVERAL = ("list", "group")
 
 
@@ -61,7 +62,7 @@ def _suggest(found: Sequence[str]) -> tuple[str, dict[str, str]]:
         "The command `personainfer formats` shows a row of each kind. "
         "Or say which is which:"
     )
-    return told, {role: "question" if role == "prompt" else "…" for role in roles}
+    return told, dict.fromkeys(roles, "…")
 
 
 class Settled(NamedTuple):
@@ -106,7 +107,7 @@ def settle(
         settled.counts.clear()
         if error is None:
             return Settled(settled, True)
-        if isinstance(error, NoPreferenceError) and len(rows) < _FEW:
+        if isinstance(error, NoPreferenceError) and len(rows) < FEW:
             fallback = fallback or Settled(settled, False)
         elif problem is None:
             problem = _unreadable(settled, len(rows), error, names)
@@ -162,21 +163,27 @@ def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exceptio
         groups = [each for _, each in by_rater(rows, schema.rater_key)]
     for group in groups:
         try:
-            schema.read_group(group) if schema.kind == "group" else schema.read_all(group[0])
+            is_group = schema.kind == "group"
+            found = schema.read_group(group) if is_group else schema.read_all(group[0])
         except ValueError as error:
             problems.append(error)
-        else:
+            continue
+        unusable = [problem for problem in map(pair_problem, found) if problem is not None]
+        if len(unusable) < len(found):
             return None
+        is_encoding = encoding_problem(found[0]) is not None
+        problems.append((DataError if is_encoding else NoPreferenceError)(unusable[0]))
     mendable = (each for each in problems if not isinstance(each, NoPreferenceError))
     return next(mendable, problems[0] if problems else NoPreferenceError("there are no rows."))
 
 
 def _unreadable(schema: Schema, count: int, error: Exception, names: Sequence[object]) -> DataError:
     listed = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
-    roles = [role for role in schema.columns if role not in ("id", "user", "system")]
+    roles = [role for role in ROLES if role in schema.columns.keys() - {"id", "user", "system"}]
+    taken = ", ".join(f"{role} from {schema.columns[role]!r}" for role in roles)
     return DataError(
-        f"none of the first {count} rows can be read as {schema.name}. The first: {error}",
-        hint=f"The columns are {listed}. Say which is which, if it is not:",
+        f"none of the first {count} rows can be read, with {taken}. The first: {error}",
+        hint=f"The columns are {listed}. If others are meant, name them:",
         argument="columns",
-        example={role: schema.columns[role] for role in roles},
+        example=dict.fromkeys(roles, "…"),
     )

@@ -102,8 +102,13 @@ def _turn(name: str, item: object) -> Turn:
     others = {key: v for key, v in item.items() if key not in (role_key, content_key)}
     extra = _extra(name, others)
     content = _content(name, item[content_key] if content_key else None, extra)
-    role = role.strip()
-    return Turn(ROLES.get(role.lower(), role), content, extra)
+    known = ROLES.get(role.strip().lower())
+    if known is None:
+        raise DataError(
+            f"{name!r} has a turn of the role {role!r:.60}, which is not known.",
+            hint=f"Known are {', '.join(dict.fromkeys(ROLES.values()))}, and other usual names of these.",
+        )
+    return Turn(known, content, extra)
 
 
 def _content(name: str, value: object, extra: Mapping[str, Any] | None) -> str:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.source_rows import pair_problem
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 from ..preferences.conversations import read_pair
+from ..preferences.pair_problems import pair_problem
 from ..records import Message, Preference
 from .reward_matrix import RewardMatrix
 

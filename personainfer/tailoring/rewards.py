@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arguments import Number, PositiveNumber, check_argument, read_numbers
-from ..data.source_rows import pair_problem
 from ..exceptions import DataError, InvalidArgumentError, ReplyError
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona
 from ..preferences.conversations import read_pair
+from ..preferences.pair_problems import pair_problem
 from ..records import Persona, Preference, Selector
 
 Form = Literal["margin", "log_probability"]

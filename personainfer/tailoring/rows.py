@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, overload
 
 from ..arguments import WholeNumber, check_argument
-from ..data.source_rows import SAME_TEXT, pair_problem
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.flags import flag_filter
 from ..personas.placement import PersonaPlace, check_place, check_template, place_persona
 from ..personas.prompts import bare_text
+from ..preferences.pair_problems import SAME_TEXT, pair_problem
 from ..preferences.turns import TOOL_DEFINITIONS
 from ..records import Message, Persona, PersonaRow, Preference, Prompt, Side
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..arguments import read_numbers
 from ..data.arrow_columns import own_names
-from ..data.readers import read_preferences
+from ..data.readers import read_with_columns
 from ..exceptions import DataError, InvalidArgumentError
 from ..llm.client import LLM
 from ..personas.infer import infer_personas
@@ -98,7 +98,7 @@ def users_in(
         roles.setdefault("user", user)
     skipped: Counter[str] = Counter()
     beyond = f"beyond the {most} of each user that pairs_per_user= takes"
-    source = read_preferences(data, columns=roles)
+    source = read_with_columns(data, roles)
     names = [] if source.original is None else list(own_names(source.original))
     with_user = 0
     for number, row in enumerate(source):

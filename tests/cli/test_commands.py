@@ -318,9 +318,23 @@ def test_columns_of_other_names(run: Run, reach: list[str]) -> None:
     assert unknown.exit_code == 2
     assert "'q'" in unknown.stderr
     assert "Error: no preference data recognised" in unknown.stderr
-    assert "--column prompt=question --column 'chosen=…'" in unknown.stderr  # a shell's own words
+    assert "--column 'prompt=…' --column 'chosen=…'" in unknown.stderr  # a shell's own words
     assert "columns={" not in unknown.stderr
     assert run("infer", data, "--column", "promt=q", *reach).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("pairs.csv", "prompt,chosen,rejected\n"), ("pairs.jsonl", "")]
+)
+@pytest.mark.parametrize("output", [[], ["-o", "made.parquet"], ["-o", "made.jsonl"]])
+def test_data_without_rows_says_so_and_suggests_nothing(
+    name: str, content: str, output: list[str], run: Run, reach: list[str]
+) -> None:
+    Path(name).write_text(content)
+    told = run("infer", name, *output, *reach)
+    assert told.exit_code == 0
+    assert f"Warning: no row came: {name} holds none." in told.stderr
+    assert "Next:" not in told.stderr
 
 
 def test_text_that_is_no_utf8_costs_its_row(run: Run, reach: list[str]) -> None:

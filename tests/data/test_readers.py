@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -20,12 +21,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from personainfer.data.files import open_rows
 from personainfer.data.readers import read_preferences
-from personainfer.data.source_rows import PreferenceSource, pair_problem
+from personainfer.data.source_rows import PreferenceSource
 from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.preferences.pair_problems import pair_problem
 from personainfer.records import Message, Preference
 
 from ..builders import SHARED
+from ..builders import table as persona_table
 
 Rows = list[dict[str, Any]]
 ROW = {"prompt": "q", "chosen": "yes", "rejected": "no"}
@@ -180,14 +184,22 @@ def test_pandas_nulls_index_and_integer_ids() -> None:
     "empty",
     [[], iter([]), pd.DataFrame(), pl.DataFrame(), pa.table({}), datasets.Dataset.from_list([])],
 )
-def test_no_rows_need_no_shape(empty: object) -> None:
-    assert list(read_preferences(empty)) == []
+def test_no_rows_need_no_shape_and_are_told(empty: object) -> None:
+    with pytest.warns(UserWarning, match="no row came") as told:
+        source = read_preferences(empty)
+    assert len(told) == 1
+    assert ("used up" in str(told[0].message)) is isinstance(empty, Iterator)
+    assert (list(source), source.is_empty) == ([], True)
 
 
-@pytest.mark.parametrize("name", ["e.jsonl", "e.json", "e.csv"])
-def test_empty_files(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).touch()
-    assert list(read_preferences(tmp_path / name)) == []
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("e.jsonl", ""), ("e.json", ""), ("e.csv", ""), ("h.csv", "prompt,chosen,rejected\n")],
+)
+def test_empty_files(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.warns(UserWarning, match=rf"no row came: .*{name} holds none"):
+        assert list(read_preferences(tmp_path / name)) == []
 
 
 # Streams
@@ -221,6 +233,64 @@ def test_kinds_of_rows_may_be_mixed() -> None:
     assert preferences(read_preferences(iter(data))) == [PAIR, PAIR, None, PAIR, PAIR, None, PAIR]
     unknown = read_preferences([PAIR, {"foo": 1}, PAIR])
     assert [row.error is None for row in unknown] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (["a", "b"], "of type str"),
+        (np.array([["q", "yes", "no"]]), "of type ndarray"),
+        ([("q", "yes")], "2 fields"),
+        (iter([("q", "yes", "no", "x")] * 300), "200 rows.*4 fields"),
+        ([("q", "yes", "yes")] * 30, "same text"),
+        ([{**ROW, "rejected": "yes"}] * 300, "200 rows.*same text"),
+        ([{**ROW, "prompt": " "}] * 30, "prompt is empty"),
+        (pd.DataFrame([{**ROW, "prompt": ""}] * 30), "prompt is empty"),
+        ([None, 3], "of type NoneType"),
+    ],
+)
+def test_data_of_which_no_row_can_be_read_is_refused(data: object, words: str) -> None:
+    with pytest.raises(DataError, match=f"none of the first.*{words}"):
+        read_preferences(data)
+
+
+def test_a_few_rows_without_a_preference_are_kept() -> None:
+    """They may be so by chance; the table then says of each why."""
+    for data in (
+        [("q", "yes", "yes")],
+        [{**ROW, "rejected": "yes"}],
+        [PAIR.model_copy(update=_SAME)],
+    ):
+        assert "same text" in str(errors(data)[0])
+
+
+_SAME = {"rejected": "yes"}
+
+
+def test_a_late_row_that_can_be_read_is_enough() -> None:
+    bad: list[object] = [("q",)] * 150
+    assert preferences(read_preferences(iter([*bad, ("q", "yes", "no")]))) == [None] * 150 + [PAIR]
+    assert preferences(read_preferences(iter([*bad, ROW]))) == [None] * 150 + [PAIR]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"columns": {"chosen": "rejected", "rejected": "chosen"}},
+        {"labels": {1: "second"}},
+        {"pairs": "all"},
+        {"min_gap": 1},
+        {"min_votes": 2},
+        {"safe_rejected": True},
+    ],
+)
+def test_options_about_columns_are_refused_where_there_are_none(options: dict[str, Any]) -> None:
+    rows: list[object]
+    for rows in ([("q", "yes", "no")], [["q", "yes", "no"]], [PAIR], [None, PAIR]):
+        with pytest.raises(
+            InvalidArgumentError, match=f"{next(iter(options))}= needs rows with named"
+        ):
+            read_preferences(rows, **options)
 
 
 JUNK = st.recursive(
@@ -285,6 +355,39 @@ def test_bad_jsonl_lines_name_their_number(tmp_path: Path) -> None:
     assert [f"line {n}" in (error or "") for n, error in enumerate(found[1:-1], 3)] == [True] * 6
 
 
+def test_words_for_a_missing_value_are_no_texts_in_csv(tmp_path: Path) -> None:
+    """Programs write a null as NULL, NaN or N/A, and pandas reads these as one."""
+    words = ["nan", "NaN", "NULL", "null", "N/A", "n/a", "NA", "None", "<NA>", "#N/A"]
+    cells = [(word, "no", "ann") for word in words] + [("yes", word, "ann") for word in words]
+    lines = [
+        "prompt,chosen,rejected,user",
+        *(f"q,{','.join(row)}" for row in cells),
+        "q,yes,no,nan",
+    ]
+    path = tmp_path / "n.csv"
+    path.write_text("\n".join(lines))
+    rows = list(read_preferences(path))
+    assert preferences(rows) == [None] * len(cells) + [PAIR]
+    assert all("is missing (null)" in str(row.error) for row in rows[:-1])
+    assert rows[0].columns["chosen"] == "nan"  # the user's own cells stay as they are
+    assert preferences(read_preferences(list(open_rows(path)[0]))) == preferences(rows)
+    asked = [{**ROW, "chosen": "None"}, ROW]  # of dicts, where a null can be told from a text
+    assert preferences(read_preferences(asked))[0] == PAIR.model_copy(update={"chosen": "None"})
+
+
+def test_labels_that_are_such_words_keep_their_meaning(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text("prompt,response_a,response_b,winner\nq,yes,no,a\nq,yes,no,None\n")
+    assert "is a tie" in str(errors(path)[1])
+
+
+def test_a_csv_file_in_another_encoding_says_how_to_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    path.write_bytes("prompt,chosen,rejected\nThé?,a,b\nCafé?,a,b\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"not UTF-8.*pandas\.read_csv\(path, encoding="):
+        read_preferences(path)
+
+
 def test_bad_csv_rows_cost_only_themselves(tmp_path: Path) -> None:
     long = "x" * 200_000
     text = "\ufeffprompt,chosen,rejected,id\nq,yes,no,007\n\nq,yes\n"
@@ -314,6 +417,8 @@ def test_bad_csv_rows_cost_only_themselves(tmp_path: Path) -> None:
         ("a.csv", b"a,b\0", "binary"),
         ("a.csv", b"\x89PNG\r\n\0\xff", "binary"),
         ("a.csv", b"a,a\n1,2", "twice"),
+        ("a.csv", b"prompt;chosen;rejected\nq;a;b\n", r"separated by ';'.*sep=';'"),
+        ("a.csv", b"prompt\tchosen\trejected\nq\ta\tb\n", r"separated by '\\t'.*pandas"),
         ("a.jsonl", gzip.compress(b"{}", mtime=0), "gzip-compressed"),
         ("a.jsonl", "{}".encode("utf-16"), "UTF-16"),
         ("a.jsonl", b"[\n{}\n]", r"Rename it to \.json"),
@@ -358,6 +463,11 @@ def test_missing_files_and_other_strings(tmp_path: Path) -> None:
         (pd.Series(["q"]), "Supported are"),
         (ROW, "list of rows"),
         (PAIR, "list of rows"),
+        (
+            {"prompt": ["q", "r"], "chosen": ["a", "b"], "rejected": ["c", "d"]},
+            r"pandas\.DataFrame",
+        ),
+        (persona_table(), "retry_errors"),
         (("q", "yes", "no"), "list of rows"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from personainfer.data.readers import read_preferences
 from personainfer.data.source_rows import SourceRow
 from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.preferences.column_names import check_roles
 from personainfer.records import Message, Preference
 
 
@@ -254,11 +255,40 @@ def test_columns_say_which_is_which() -> None:
         ({"prompt": "question"}, "It is one of 'prompt', 'chosen'"),  # nothing is near
         ({"question": "prompt"}, "no 'question': ours come first. It is one of"),
         ({"prompt": 3}, "name of a column"),
+        ("prompt", "not a mapping"),
+        (["prompt"], "not a mapping"),
+        ([], "not a mapping"),
     ],
 )
 def test_wrong_columns_name_the_nearest(columns: Any, words: str) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
         read_preferences([{"prompt": "q", "chosen": "a", "rejected": "b"}], columns=columns)
+
+
+def test_an_unknown_role_of_a_turn_is_an_error_of_its_row() -> None:
+    assert "the role 'usr'" in refused(prompt=[say("usr", "q")], chosen="yes", rejected="no")
+    for role, known in (("Human", "user"), ("developer", "system"), ("gpt", "assistant")):
+        turns = [say(role, "x"), USER]
+        prompt = usable(prompt=turns, chosen="yes", rejected="no").prompt
+        assert [turn.role for turn in prompt if isinstance(turn, Message)] == [known, "user"]
+
+
+def test_hints_name_only_roles_and_never_a_name_by_itself() -> None:
+    """Each line to copy has to be filled in: what was found is in the message."""
+    scores = {
+        "prompt": "q",
+        "response_a": "yes",
+        "response_b": "no",
+        "score_a": "good",
+        "score_b": "bad",
+    }
+    for row in (scores, {"prompt": "q", "chosen": 3, "rejected": 4}, {"foo": 1}, {"question": 1}):
+        with pytest.raises(DataError) as caught:
+            read_preferences([row])
+        example = caught.value.example
+        assert example is not None
+        assert set(example.values()) == {"…"}
+        check_roles(example)  # each is one of ours
 
 
 def test_one_column_cannot_play_two_roles() -> None:

@@ -124,6 +124,30 @@ def test_data_without_users_is_refused_before_a_call(
     assert not llm.calls
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"response_a": "a", "response_b": "b", "label": 1},
+            r"labels=\{1: '…'\}.*read_preferences",
+        ),
+        ({"response": "a", "score": 1}, 'pairs="all".*read_preferences'),
+    ],
+)
+def test_options_that_are_not_there_are_named_with_their_function(
+    row: dict[str, Any], words: str, llm: FakeLLM
+) -> None:
+    """Neither function has labels= or pairs=: the error says which one does."""
+    data = [{"prompt": "q", "user": "ann", **row}]
+    for function in (
+        lambda: pi.infer_user_personas(data, "fake", api_base=llm.api_base),
+        lambda: pi.audit_personas({"ann": "x"}, data, "fake", api_base=llm.api_base),
+        lambda: pi.PersonaTable.from_data(data),
+    ):
+        with pytest.raises(DataError, match=words):
+            function()
+
+
 def test_what_is_not_used_is_told(llm: FakeLLM) -> None:
     data = [*choices("ann", 9), *choices(None, 7), *choices("bob", 1)]
     found = pi.infer_user_personas(data, "fake", api_base=llm.api_base, user="whose")
