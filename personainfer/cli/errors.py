@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -60,11 +60,18 @@ def _warnings_as_notes() -> Iterator[None]:
     with warnings.catch_warnings():
         in_python = warnings.showwarning
 
-        def noted(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        def noted(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if category is UserWarning:
                 note(f"Warning: {message}")
             else:
-                in_python(message, category, *place)
+                in_python(message, category, filename, lineno, file, line)
 
         warnings.showwarning = noted
         yield

@@ -285,8 +285,8 @@ def test_a_late_row_that_can_be_read_is_enough() -> None:
     ],
 )
 def test_options_about_columns_are_refused_where_there_are_none(options: dict[str, Any]) -> None:
-    rows: list[object]
-    for rows in ([("q", "yes", "no")], [["q", "yes", "no"]], [PAIR], [None, PAIR]):
+    tuples: list[object] = [("q", "yes", "no")]
+    for rows in (tuples, [list(ROW.values())], [PAIR], [None, PAIR]):
         with pytest.raises(
             InvalidArgumentError, match=f"{next(iter(options))}= needs rows with named"
         ):
