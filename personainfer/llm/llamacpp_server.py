@@ -221,7 +221,7 @@ def _start_process() -> Any:
     if not executable or getattr(sys, "frozen", False):
         raise ModelNotFoundError(
             "a local model runs in a process of its own, and there is no Python to start it with.",
-            hint="Name a Python that has personainfer[local] by multiprocessing.set_executable(…), or serve"
+            hint="Name a Python that has xllamacpp by multiprocessing.set_executable(…), or serve"
             " the model and give its address in api_base=.",
         )
     try:
@@ -269,7 +269,7 @@ def _not_loaded(
     if server.problem:
         return MissingExtraError(
             f"xllamacpp cannot be imported: {server.problem}.",
-            hint='Run: pip install --force-reinstall "personainfer[local]".',
+            hint="Run: pip install --force-reinstall xllamacpp",
         )
     ended_by = None if server.was_killed else server.ended_by
     other = ServerProcess(replace(settings, chat_template=_OTHER_TEMPLATE))

@@ -212,14 +212,20 @@ def _refuse_leaks(held_out: Sequence[UserAtWork], sources: Mapping[str, ChoicesU
         for choice in one.new
         if sources[one.name].holds(choice, choice.id in one.given_ids)
     ]
-    if leaks:
-        total = sum(len(one.new) for one in held_out)
-        raise DataError(
-            f"{len(leaks):,} of {total:,} held-out choices are among those that the user's persona was made"
-            f" from, such as choice {leaks[0].id!r} of user {leaks[0].user!r}.",
-            hint="Split each user's choices first; infer personas from one part, audit on the other.",
-            argument="choices",
-        )
+    if not leaks:
+        return
+    total = sum(len(one.new) for one in held_out)
+    by_id = not any(sources[one.user or ""].holds_texts(one) for one in leaks)
+    how = "have ids of choices" if by_id else "are among those"
+    hint = "Split each user's choices first; infer personas from one part, audit on the other."
+    if by_id:
+        hint += " If the ids start anew in each file, leave the column of ids out."
+    raise DataError(
+        f"{len(leaks):,} of {total:,} held-out choices {how} that the user's persona was made from, such as"
+        f" choice {leaks[0].id!r} of user {leaks[0].user!r}.",
+        hint=hint,
+        argument="choices",
+    )
 
 
 # What is asked of the scorer

@@ -254,9 +254,13 @@ class ChoicesUsed:
         self._by_id = {choice.id: choice for choice in choices}
         self.ids -= {id for id in self._by_id if id is not None}
 
+    def holds_texts(self, choice: Preference) -> bool:
+        """Whether a choice with this prompt and these responses was used."""
+        return _content(choice) in self._texts
+
     def holds(self, choice: Preference, given_id: bool) -> bool:
         """Whether the choice was used. An id counts if the data gave it, and nothing speaks against it."""
-        if _content(choice) in self._texts:
+        if self.holds_texts(choice):
             return True
         if not given_id:
             return False

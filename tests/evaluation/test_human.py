@@ -298,3 +298,15 @@ def test_a_sheet_is_made_of_what_has_personas(tmp_path: Path) -> None:
     assert sorted(each["persona"] for each in read(sheet.csv)) == sorted(
         map(str, [BRIEF, CURIOUS, CURIOUS])
     )
+
+
+def test_a_sheet_that_nobody_filled_in_is_told(tmp_path: Path) -> None:
+    sheet = write_rating_sheet(table(10), tmp_path / "sheet", question="rating")
+    whole = {"plausible": "4", "applicable": "4", "harmful": "1", "overfit": "3"}
+    ratings = [filled(sheet, "ann", lambda each: whole), filled(sheet, "bob", lambda each: {})]
+    found = read_rating_sheet(sheet.key, ratings)
+    assert found.problems == ("bob.csv: it holds no rating.",)
+    assert "left out: bob.csv: it holds no rating." in str(found)
+    wrong = filled(sheet, "cy", lambda each: dict.fromkeys(whole, "A"))
+    with pytest.raises(DataError, match=r"no rating can be read: cy.csv, item .*'a'.*from 1 to 5"):
+        read_rating_sheet(sheet.key, [wrong])

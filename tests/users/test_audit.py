@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -424,3 +425,46 @@ def test_a_judge_can_be_asked(llm: FakeLLM) -> None:
     assert found.own.n == 4
     # Both orders of 12 choices, with the own persona, another one, and none.
     assert len(llm.requests) == 2 * 12 * 3
+
+
+def test_ids_that_start_anew_are_named_as_the_reason() -> None:
+    row = UserRow(
+        user="ann",
+        persona=UserPersona(user="ann", background="x", preferences="x", pairs=1),
+        choices=(pi.Preference(prompt="old?", chosen="yes", rejected="no", id="0"),),
+    )
+    again = [
+        {"id": "0", "prompt": "new?", "chosen": "yes", "rejected": "never", "user_id": "ann"},
+    ]
+    with pytest.raises(DataError, match=r"1 of 1 held-out choices have ids of .*start anew"):
+        pi.audit_personas(UserPersonas((row,)), again, read)
+
+
+def test_a_baseline_that_is_named_is_not_left_out() -> None:
+    world = World(0, users=4, choices=3)
+    with pytest.raises(InvalidArgumentError, match=r"'low-rank', which learns.*Give history="):
+        pi.audit_personas(world.personas("knows"), world.choices, read, baselines=["low-rank"])
+    found = pi.audit_personas(world.personas("knows"), world.choices, read)
+    assert "low-rank" in found.left_out
+
+
+def test_groups_and_fitted_users_of_nobody_are_not_passed_over() -> None:
+    world = World(0, users=4, choices=3)
+
+    def audit(**options: Any) -> PersonaAudit:
+        return pi.audit_personas(
+            world.personas("knows"), world.choices, read, baselines=FREE, **options
+        )
+
+    with pytest.raises(InvalidArgumentError, match=r"groups\['diet'\] has none of the 4 users"):
+        audit(groups={"diet": {"zoe": "vegan"}})
+    with pytest.raises(InvalidArgumentError, match="fitted_users='u0' is not a list"):
+        audit(fitted_users="u0")
+    assert "None of the 1 users of fitted_users= is among" in str(audit(fitted_users=["zoe"]))
+
+
+def test_a_user_with_two_personas_is_named() -> None:
+    world = World(0, users=4, choices=3)
+    personas: dict[Any, str] = {"1": "x", 1: "y"}
+    with pytest.raises(InvalidArgumentError, match="the user '1' twice"):
+        pi.audit_personas(personas, world.choices, read, baselines=FREE)

@@ -1,0 +1,129 @@
+"""An argument of another kind than the function takes has an error of the tree that names it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import personainfer as pi
+from personainfer.data import read_preferences
+from personainfer.exceptions import InvalidArgumentError, MissingExtraError, MissingFileError
+from personainfer.personas import find_flags
+from personainfer.scoring.choice_models import MajorityVote
+from personainfer.tailoring import LowRankRewards
+from personainfer.users import UserPersonas, user_vectors
+
+from .builders import table
+
+ROOT = Path(__file__).parents[1]
+PAIR = pi.Preference(prompt="q", chosen="a", rejected="b", user="ann")
+PERSONA = pi.Persona(trait="calm", preference="order")
+USERS = UserPersonas(())
+
+
+def no_vectors(texts: list[str]) -> Any:
+    raise AssertionError(texts)
+
+
+CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "render": (lambda t: PERSONA.render("frist"), "person='frist'"),  # type: ignore[arg-type]
+    "find_flags, text": (lambda t: find_flags("calm", PAIR), "persona='calm' is no Persona"),  # type: ignore[arg-type]
+    "find_flags, pair": (lambda t: find_flags(PERSONA, "q"), "preference='q' is no Preference"),  # type: ignore[arg-type]
+    "a table's row": (lambda t: t["u1"], "the place of a row, or a slice"),
+    "a user's row": (lambda t: USERS["ann"], r"users\.personas"),  # type: ignore[call-overload]
+    "sort": (lambda t: t.sort(3), "key=3 is neither"),
+    "columns": (lambda t: t.with_columns(3), "columns=3 is not a mapping"),
+    "a column": (lambda t: t.with_columns({"a": 3}), r"columns\['a'\]=3 is not one value a row"),
+    "save": (lambda t: t.save(3), "path=3 is not a path"),
+    "load": (lambda t: pi.PersonaTable.load(3), "path=3 is not a path"),  # type: ignore[arg-type]
+    "users' save": (lambda t: USERS.save(None), "path=None is not a path"),  # type: ignore[arg-type]
+    "users' load": (lambda t: UserPersonas.load(3), "path=3 is not a path"),  # type: ignore[arg-type]
+    "report": (lambda t: pi.write_report(t, 3), "path=3 is not a path"),  # type: ignore[arg-type]
+    "vectors": (
+        lambda t: user_vectors([("q", "a", "b")], no_vectors),  # type: ignore[list-item,arg-type]
+        r"histories\[0\].*no Preference.*read_preferences",
+    ),
+    "a history": (
+        lambda t: pi.persona_prefix("few-shot", history=3),  # type: ignore[arg-type]
+        "history=3 holds no Preference",
+    ),
+    "a model": (
+        lambda t: LowRankRewards().fit(["q"]),  # type: ignore[list-item]
+        r"choices\[0\] is 'q', no Preference",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_argument_of_another_kind_is_named(name: str) -> None:
+    call, words = CALLS[name]
+    with pytest.raises(InvalidArgumentError, match=words):
+        call(table())
+
+
+def test_what_the_error_says_makes_records_of_any_data() -> None:
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b", "user_id": "ann"}]
+    records = [row.preference for row in read_preferences(rows) if row.preference]
+    assert user_vectors(records, lambda texts: [[len(text)] for text in texts]).keys() == {"ann"}
+    assert MajorityVote().fit(records).predict(records).shape == (1,)
+
+
+@pytest.mark.parametrize("open_it", [pi.PersonaTable.load, pi.retry_errors, UserPersonas.load])
+def test_a_file_that_is_not_there_has_one_error(
+    open_it: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    table().save(tmp_path / "personas.parquet")
+    with pytest.raises(MissingFileError, match=r"file not found: '.*person\.parquet'") as error:
+        open_it(tmp_path / "person.parquet")
+    assert isinstance(error.value, FileNotFoundError)
+    if open_it != UserPersonas.load:
+        assert "'personas.parquet'" in error.value.hint
+
+
+def test_a_persona_says_something() -> None:
+    for said in ({}, {"sentence": None}, {"sentence": " "}):
+        with pytest.raises(ValidationError, match="needs a trait, a preference or a sentence"):
+            pi.Persona(trait="", preference="", **said)
+    assert str(pi.Persona(trait="", preference="", sentence="Hm.")) == "Hm."
+    assert str(pi.Persona.parse("The user is is, and prefers prefers.")).startswith(
+        "The user is is"
+    )
+
+
+# Packages that are not installed
+
+
+def test_a_missing_package_is_named_as_an_index_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, package in (
+        ("scipy.sparse_none", "scipy"),
+        ("sklearn.none", "scikit-learn"),
+        ("sentence_transformers.none", "sentence-transformers"),
+    ):
+        with pytest.raises(MissingExtraError) as error:
+            MissingExtraError.require(module)
+        assert error.value.hint == f"Run: pip install {package}"
+
+
+def test_no_error_names_a_package_that_the_project_does_not_have() -> None:
+    """Nor the project itself: it is on no index, and somebody else's package may have its name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [one for extra in project["optional-dependencies"].values() for one in extra]
+    known = {re.split(r"[\[<>=!]", one)[0] for one in (*extras, *project["dependencies"])}
+    named = set()
+    for path in (ROOT / "personainfer").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "personainfer[" not in text, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "MissingExtraError.require":
+                named |= {one.value for one in node.args if isinstance(one, ast.Constant)}
+    assert len(named) > 5
+    for module in named:
+        error = MissingExtraError.of([str(module).partition(".")[0]], "needed")
+        assert error.hint.removeprefix("Run: pip install ") in known
