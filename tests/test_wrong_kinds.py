@@ -47,7 +47,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "users' load": (lambda t: UserPersonas.load(3), "path=3 is not a path"),  # type: ignore[arg-type]
     "report": (lambda t: pi.write_report(t, 3), "path=3 is not a path"),  # type: ignore[arg-type]
     "vectors": (
-        lambda t: user_vectors([("q", "a", "b")], no_vectors),  # type: ignore[list-item,arg-type]
+        lambda t: user_vectors([("q", "a", "b")], no_vectors),  # type: ignore[list-item]
         r"histories\[0\].*no Preference.*read_preferences",
     ),
     "a history": (
