@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import tomllib
 from collections.abc import Callable
@@ -85,6 +86,14 @@ def test_a_file_that_is_not_there_has_one_error(
     assert isinstance(error.value, FileNotFoundError)
     if open_it != UserPersonas.load:
         assert "'personas.parquet'" in error.value.hint
+
+
+@pytest.mark.parametrize("open_it", [pi.PersonaTable.load, UserPersonas.load])
+def test_a_folder_and_a_pipe_are_not_opened(open_it: Callable[[Path], Any], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path, "a folder"), (tmp_path / "pipe", "a pipe")):
+        with pytest.raises(InvalidArgumentError, match=f"is {kind}"):
+            open_it(path)
 
 
 def test_a_persona_says_something() -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import DataError
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
 from .arrow_columns import ColumnType, OwnColumns, stored_type, with_index_column
+from .atomic_files import check_file
 from .files import missing_file
 from .table_display import unexplained_texts
 
@@ -60,7 +61,7 @@ class StoredTable:
 
     Raises:
         DataError: another kind of file.
-        MissingFileError: there is none.
+        InvalidArgumentError: there is none (`MissingFileError`), or a folder or a pipe.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -70,6 +71,7 @@ class StoredTable:
         self.path = path
         if not Path(path).exists():
             raise missing_file(path, (".parquet",))
+        check_file(Path(path))
         try:
             self._file = ParquetFile(path)
             about = json.loads((self._file.metadata.metadata or {})[RECORD.encode()])

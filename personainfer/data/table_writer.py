@@ -100,7 +100,7 @@ def is_table(path: Path) -> bool:
     """Whether a file is a table of personas."""
     try:
         StoredTable(path)
-    except (DataError, OSError):
+    except (DataError, InvalidArgumentError, OSError):
         return False
     return True
 

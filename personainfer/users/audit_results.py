@@ -32,6 +32,7 @@ Users = npt.NDArray[Any]
 
 FEW_SHOT: Final = "few-shot"  # the baseline that the scorer reads
 _GUESS = 0.5  # the accuracy of a guess
+_MEASURES = {"own - shuffled": "own - another user's"}  # as the table names them
 _POWER = 0.8  # the chance to find the smallest effect that matters
 _LENGTH_RESAMPLES = 500  # of the accuracies at equal length, each of which is a regression
 _CLEARLY = 0.1  # the share of its length by which a response is clearly longer than the other
@@ -285,7 +286,8 @@ class PersonaAudit:
                 f"The persona is not shown to predict better than {best!r}, which needs no persona."
             )
         said += [
-            f"{one.measure} by {one.attribute}: gap {one.gap:.3f}, corrected p = {one.adjusted_p:.4f}."
+            f"{_MEASURES.get(one.measure, one.measure)} by {one.attribute}: gap {one.gap:.3f},"
+            f" corrected p = {one.adjusted_p:.4f}."
             for one in self.by_group
         ]
         read = ", ".join(f"{name} {one.value:.0f}" for name, one in self.tokens.items())

@@ -125,7 +125,8 @@ class UserPersonas(Sequence[UserRow]):
         lines = [repr(self)]
         lines += [f"{n:,} rows left out: {why.rstrip('.')}." for why, n in self.skipped.items()]
         for user, reason in list(self.errors.items())[:1]:
-            lines.append(f"{len(self.errors):,} users have an error. {user}: {reason}")
+            count = f"{len(self.errors):,} of {len(self):,} users"
+            lines.append(f"{count} have an error, such as {user!r}: {reason}")
         return "\n".join(map(visible, lines))
 
     @property
@@ -183,6 +184,7 @@ class UserPersonas(Sequence[UserRow]):
         path = as_path(path)
         if not path.exists():
             raise missing_file(path, _JSON_LINES)
+        check_file(path)
         rows: dict[str, UserRow] = {}
         settings: dict[str, Any] | None = None
         with open(path, "rb") as file:

@@ -156,4 +156,4 @@ def test_what_is_not_used_is_told(llm: FakeLLM) -> None:
     assert "1 personas of 2 users; 12 rows left out" in told
     assert "7 rows left out: it has no user." in told
     assert "5 rows left out: beyond the 4 of each user that pairs_per_user= takes." in told
-    assert "1 users have an error. bob: the user has 1 usable pairs" in told
+    assert "1 of 2 users have an error, such as 'bob': the user has 1 usable pairs" in told
