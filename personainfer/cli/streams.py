@@ -12,14 +12,14 @@ import shlex
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
-from ..data.atomic_files import atomic_text_writer
+from ..data.atomic_files import atomic_text_writer, check_replaced
 from ..exceptions import InvalidArgumentError, visible, visible_in_json
 
 if TYPE_CHECKING:
@@ -118,7 +118,10 @@ def _line(row: PersonaRow, details: bool) -> str:
 
 @contextmanager
 def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
-    """Standard output, or a file that has its name when it is whole; it must not be the input."""
+    """Standard output, or a file that has its name when it is whole.
+
+    It must not be the input, and may replace only an empty file or lines of infer.
+    """
     if output == "-":
         yield data_out()
         return
@@ -132,8 +135,29 @@ def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
         raise typer.BadParameter(
             f"{output!r} is the input: name another file.", param_hint="--output"
         )
+    check_replaced(
+        path,
+        _holds_personas,
+        "a file of lines that infer wrote",
+        named=f"output={output!r}",
+        argument="output",
+        otherwise="or remove it",
+    )
     with atomic_text_writer(path) as file:
         yield file
+
+
+def _holds_personas(path: Path) -> bool:
+    """Whether the first line of a file is a row with personas."""
+    from ..data.files import bounded_lines
+    from ..data.table_reader import COLUMNS
+
+    if not path.is_file():
+        return True  # a pipe or a device, which the writer refuses in its own words
+    with path.open("rb") as file, suppress(ValueError):
+        row = json.loads(next(bounded_lines(file)) or b"")
+        return isinstance(row, dict) and row.keys() >= set(COLUMNS)
+    return False
 
 
 def data_out() -> IO[str]:

@@ -369,6 +369,7 @@ def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> No
         ("infer pairs.jsonl -o out.csv", "'out.csv' is neither"),
         ("infer pairs.jsonl -o no/out.jsonl", "in a folder that exists"),
         ("infer pairs.jsonl -o ./pairs.jsonl", "is the input"),
+        ("infer pairs.jsonl -o mine.jsonl", "exists and is not a file of lines that infer wrote"),
         ("infer pairs.jsonl -o no/out.parquet", "there is no folder"),
         ("infer pairs.jsonl --modle fake", "No such option: --modle"),
         ("infer pairs.jsonl --sides left", "'left' is not one of"),
@@ -411,6 +412,7 @@ def test_a_mistake_is_named_and_nothing_is_sent(
     table().save("table.parquet")
     written(pairs(1))
     Path("taken.jsonl").mkdir()
+    Path("mine.jsonl").write_text("notes")
     before = sorted(os.listdir())
     where = reach if line.startswith("infer pairs.jsonl") else []
     result = run(*shlex.split(line), *where)
