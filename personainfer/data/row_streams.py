@@ -133,7 +133,10 @@ def _check_unnamed(head: list[object], iterator: Iterator[object], told: Mapped)
         DataError: none of the first rows can be read.
     """
     problem: str | None = None
-    given = [name for name, value in told._asdict().items() if value]
+    # A role under its own name, such as user="user", is what a record has.
+    renamed = {ours: yours for ours, yours in told.columns.items() if ours != yours}
+    options = told._replace(columns=renamed)._asdict()
+    given = [name for name, value in options.items() if value]
     if given and any(isinstance(item, _UNNAMED) for item in head):
         raise InvalidArgumentError(
             f"{given[0]}= needs rows with named columns; these are (prompt, chosen, rejected) or Preference.",

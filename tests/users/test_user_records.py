@@ -157,3 +157,12 @@ def test_what_is_not_used_is_told(llm: FakeLLM) -> None:
     assert "7 rows left out: it has no user." in told
     assert "5 rows left out: beyond the 4 of each user that pairs_per_user= takes." in told
     assert "1 of 2 users have an error, such as 'bob': the user has 1 usable pairs" in told
+
+
+def test_records_have_the_column_user(llm: FakeLLM) -> None:
+    data = [pi.Preference(prompt=f"{n}?", chosen="a", rejected="b", user="ann") for n in range(3)]
+    for named in ("user_id", "user"):
+        found = pi.infer_user_personas(data, "fake", api_base=llm.api_base, user=named)
+        assert found.personas["ann"].pairs == 3
+    with pytest.raises(InvalidArgumentError, match="columns= needs rows with named columns"):
+        pi.infer_user_personas(data, "fake", api_base=llm.api_base, user="annotator")
