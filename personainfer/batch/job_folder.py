@@ -217,6 +217,7 @@ class PersonaBatch(Record):
             shape="batch",
             total=len(saved.rows),
             original=saved.columns.piece(range(len(saved.rows)), ()),
+            summary=lambda: dict(saved.settings.get("read") or {}),
         )
 
     def requests_file(self, number: int) -> Path:

@@ -223,7 +223,8 @@ def _fill(
         digest=files.digest,
         parts=tuple(BatchPart(requests=count) for count in files.counts),
     )
-    PersonaTable(rows, original=source.original).save(batch.rows_file)
+    read = {"read": source.summary} if source.summary else {}
+    PersonaTable(rows, original=source.original, settings=read).save(batch.rows_file)
     batch.save()
 
 

@@ -136,7 +136,7 @@ def print_stream(stream: PersonaStream) -> Done:
             yield row
 
     with stream:
-        return Done.counted(printed(stream), lambda: stream.usage)
+        return Done.counted(printed(stream), stream)
 
 
 def _columns() -> int:

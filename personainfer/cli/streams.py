@@ -11,7 +11,7 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ import typer
 
 from ..data.atomic_files import atomic_text_writer, check_replaced
 from ..exceptions import InvalidArgumentError, visible, visible_in_json
+from ..preferences.remarks import how_read, remarks
 
 if TYPE_CHECKING:
     from ..data.table import PersonaTable
@@ -56,17 +57,18 @@ def rows_of(data: str, limit: int | None) -> Any:
 
 
 class Done(NamedTuple):
-    """The outcome of a run of infer; `errors` are the first errors of rows."""
+    """The outcome of infer; `errors` are the first errors of rows, `read` says how they were read."""
 
     rows: int
     failed: int
     unexplained: int
     errors: list[str]
     usage: Usage
+    read: Mapping[str, Any]
 
     @classmethod
-    def counted(cls, rows: Iterable[PersonaRow], usage: Callable[[], Usage]) -> Done:
-        """Count the rows as they pass; `usage` is asked after the last one."""
+    def counted(cls, rows: Iterable[PersonaRow], stream: PersonaStream) -> Done:
+        """Count the rows of a stream as they pass."""
         count, failed, unexplained, errors = 0, 0, 0, list[str]()
         for row in rows:
             count += 1
@@ -74,13 +76,15 @@ class Done(NamedTuple):
             if row.error is not None:
                 failed += 1
                 errors += [f"row {row.index}: {row.error}"][: _SHOWN - len(errors)]
-        return cls(count, failed, unexplained, errors, usage())
+        read = stream.source.summary
+        return cls(count, failed, unexplained, errors, stream.usage, read)
 
     @classmethod
     def of(cls, table: PersonaTable) -> Done:
         places = table.failed_places()
         errors = [f"row {table[n].index}: {table[n].error}" for n in places[:_SHOWN]]
-        return cls(len(table), len(places), table.count_unexplained(), errors, table.usage)
+        read, unexplained = table.settings.get("read") or {}, table.count_unexplained()
+        return cls(len(table), len(places), unexplained, errors, table.usage, read)
 
 
 def write_rows(
@@ -97,7 +101,7 @@ def write_rows(
 
     with stream:
         bar = with_progress_bar(stream, progress, total=stream.source.total)
-        return Done.counted(written(bar), lambda: stream.usage)
+        return Done.counted(written(bar), stream)
 
 
 def _line(row: PersonaRow, details: bool) -> str:
@@ -188,7 +192,7 @@ def finish(done: Done, path: Path | None, as_json: bool, following: Sequence[str
     if as_json:
         told: dict[str, Any] = {"rows": done.rows, "failed": done.failed}
         told |= {"unexplained": done.unexplained, "errors": done.errors}
-        told |= {"output": str(path or "-"), "usage": done.usage.model_dump()}
+        told |= {"read": done.read, "output": str(path or "-"), "usage": done.usage.model_dump()}
         print_json(told, err=path is None)
     else:
         usage = done.usage
@@ -198,6 +202,8 @@ def finish(done: Done, path: Path | None, as_json: bool, following: Sequence[str
             note(f"{counted(done.unexplained, 'row')} with a choice that no candidate explains")
         calls = counted(usage.calls, "call")
         note(f"{calls}, {usage.cached:,} from the cache, cost {usd(usage.cost)}")
+        for line in filter(None, (how_read(done.read), *remarks(done.read))):
+            note(line)
         for error in done.errors:
             note(f"  {error}")
         if more := done.failed - len(done.errors):

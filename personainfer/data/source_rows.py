@@ -64,9 +64,9 @@ class PreferenceSource:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """How the rows were read: the coding of labels, the rule of pairs, what was counted so far.
+        """How the rows were read: the columns by role, the coding of labels, what was counted so far.
 
-        It is empty if the data has chosen and rejected responses and nothing was changed.
+        It is empty for tuples and records, which have no columns.
         """
         return self._summary()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..api_keys import StoredText
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, RowsFailedError
+from ..preferences.remarks import remarks
 from ..records import PersonaRow, Usage
 from .arrow_columns import (
     LISTS_OF_TEXT,
@@ -504,13 +505,15 @@ class PersonaTable(Sequence[PersonaRow]):
         lines = [line for row, label in named for line in (*text_lines(row, width, label), "")]
         if len(first) < len(self):
             lines.append(f"… and {len(self) - len(first)} rows more")
-        return "\n".join([*lines, *wrapped(repr(self), width)])
+        said = [repr(self), *remarks(self.settings.get("read") or {})]
+        return "\n".join([*lines, *(line for text in said for line in wrapped(text, width))])
 
     def _repr_html_(self) -> str:
         first = self._rows[:10]
         labels = index_labels(self._original, first)
         hidden = len(self) - len(first)
-        told = figures(self.added, self.settings.get("verified_neither", 0.0))
+        judged = figures(self.added, self.settings.get("verified_neither", 0.0))
+        told = [*remarks(self.settings.get("read") or {}), *judged]
         return html_page(first, repr(self), told, hidden, labels)
 
     def _new_columns(self, details: bool) -> list[tuple[str, Sequence[Any], ColumnType]]:

@@ -211,12 +211,16 @@ def _pair_schemas(names: _Names) -> Iterator[Schema]:
         **rest.pick_set(("response_1", "response_2"), _TWO),
         **rest.pick_set(("model_1", "model_2"), _MODELS),
     }
+    compared: dict[str, str] = {}
+    if "response_1" in beside and (label := rest.pick("compared_label", _LABELS)):
+        both = {"compared_1": beside["response_1"], "compared_2": beside["response_2"]}
+        compared = {**both, **label}
     if prompt:
         made = _schema("explicit", "pair", rest, {**prompt, **pair, **scores})
-        yield replace(made, beside=beside)
+        yield replace(made, beside=beside, columns={**made.columns, **compared})
     if not prompt or ("prompt" not in names.roles and prompt["prompt"] != "prompt"):
         made = _schema("implicit", "conversations", rest, {**pair, **scores})
-        yield replace(made, beside=beside)
+        yield replace(made, beside=beside, columns={**made.columns, **compared})
 
 
 def _label_pair(names: _Names) -> dict[str, str]:
@@ -237,16 +241,24 @@ def _two_schemas(names: _Names) -> Iterator[Schema]:
     columns = {**prompt, **two}
     rest = rest.without(prompt)
     models = rest.pick_set(("model_1", "model_2"), _MODELS)
+    ends = (two["response_1"][-1:], two["response_2"][-1:])
+    known = [tuple(f"{s}_{e}" for e in ends) for s in ("score", "rating", "reward")]
+    votes_are_scores = two["response_1"] == "human_ref_A"  # SHP, whose labels come from them
+    compared = (
+        {} if votes_are_scores else rest.pick_set(("compared_score_1", "compared_score_2"), known)
+    )
     if by_pair and "label" not in names.roles:
-        yield _schema("labelled", "label", rest, {**columns, **by_pair, **models})
+        second = rest.without(by_pair).pick("compared_label", _LABELS)
+        made = _schema("labelled", "label", rest, {**columns, **by_pair, **models})
+        yield replace(made, columns={**made.columns, **second, **compared})
     if label := rest.without(by_pair).pick("label", _LABELS):
-        yield _schema("labelled", "label", rest, {**columns, **label, **models})
+        second = rest.without({**by_pair, **label}).pick("compared_label", _LABELS)
+        made = _schema("labelled", "label", rest, {**columns, **label, **models})
+        yield replace(made, columns={**made.columns, **second, **compared})
     if hot := rest.pick_set(("label_1", "label_2", "label_3"), _ONE_HOT):
         yield _schema("one-hot winners", "one-hot", rest, {**columns, **hot})
     if votes := rest.pick_set(("label", "label_2"), [_VOTES]):
         yield _schema("annotations", "votes", rest, {**columns, **votes})
-    ends = (two["response_1"][-1:], two["response_2"][-1:])
-    known = [tuple(f"{s}_{e}" for e in ends) for s in ("score", "rating", "reward")]
     if scores := rest.pick_set(("score_1", "score_2"), known):
         yield _schema("scored pair", "scores", rest, {**columns, **scores})
 
@@ -292,7 +304,7 @@ def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> 
     optional |= rest.pick_set(("safe_1", "safe_2"), safe)
     taken = set(columns.values())
     columns = {**columns, **{r: n for r, n in optional.items() if n not in taken}}
-    return Schema(_data_set(columns) or name, columns, kind)
+    return Schema(_data_set(columns) or name, columns, kind, present=frozenset(names.found))
 
 
 _DATA_SETS: Final = {

@@ -73,6 +73,8 @@ class Schema:
         is_rounds: whether prompt and responses are lists of texts, one for each round.
         has_transcripts: whether prompts are "\\n\\nHuman: … \\n\\nAssistant:" texts.
         told: what the caller says of the data.
+        present: the columns that the data has; others of `columns` may come in later rows.
+        compared: the coding of a second label, which is compared with the choice that was read.
         beside: role -> column of other responses and models in the data, which the pair's columns may name.
         counts: what was done to rows, by name; it grows as rows are read.
     """
@@ -86,6 +88,8 @@ class Schema:
     has_transcripts: bool = False
     told: Mapped = field(default_factory=Mapped)
     beside: Mapping[str, str] = field(default_factory=dict)
+    present: frozenset[str] = frozenset()
+    compared: LabelCoding | None = None
     counts: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
@@ -129,6 +133,7 @@ class Schema:
         return replace(
             self,
             coding=self._find_coding(rows, is_batch=is_batch and self.name not in _KNOWN_CODINGS),
+            compared=self._find_compared(rows),
             json_roles=frozenset(in_json),
             is_rounds=self.kind == "one-hot" and bool(texts) and all(map(_is_json_list, texts)),
             has_transcripts=bool(prompts) and all(map(is_transcript, prompts)),
@@ -155,6 +160,22 @@ class Schema:
             is_batch=is_batch,
             is_place=is_place,
         )
+
+    def _find_compared(self, rows: Sequence[Sequence[object]]) -> LabelCoding | None:
+        """The coding of a second label. One that is not certain is compared with nothing."""
+        name = self.columns.get("compared_label")
+        if name is None:
+            return None
+        roles = [f"{'response' if self.kind == 'label' else 'compared'}_{n}" for n in (1, 2)]
+        cells = [dict(zip(self.columns, row, strict=True)) for row in rows]
+        try:
+            return find_coding(
+                name,
+                [self._label(row, "compared_label") for row in cells],
+                (self.columns[roles[0]], self.columns[roles[1]]),
+            )
+        except DataError:
+            return None
 
     def read(self, values: Sequence[object]) -> Preference:
         """The preference in a row's values, given in the order of `columns`.
@@ -225,15 +246,15 @@ class Schema:
         return asked, _key(row.get("user"))
 
     def describe(self) -> dict[str, Any]:
-        """How the rows were read, for a table's settings; empty if nothing was chosen or changed."""
-        said: dict[str, Any] = {}
+        """How the rows were read, for a table's settings: the columns by role, and what was counted."""
+        found = {role: name for role, name in self.columns.items() if name in self.present}
+        said: dict[str, Any] = {"schema": self.name, "columns": found}
         if self.coding is not None:
             said["labels"] = self.coding.describe()
         for name in ("pairs", "min_gap", "min_votes", "safe_rejected"):
             if value := getattr(self.told, name):
                 said[name] = value
-        said |= self.counts
-        return {"schema": self.name, **said} if said else {}
+        return said | self.counts
 
     # A row's values
 
@@ -311,10 +332,16 @@ class Schema:
     def _sides(self, row: Mapping[str, Any]) -> tuple[str, str]:
         if self.kind in ("pair", "conversations"):
             self._compare_scores(row)
+            if self.compared is not None:
+                self._compare_label(row, _which(row))
             return "chosen", "rejected"
         verdict = self._verdict(row)
         if verdict == "tie":
             raise tie_error(self._label_name)
+        if self.compared is not None:
+            self._compare_label(row, verdict)
+        if "compared_score_1" in row:
+            self._compare_two_scores(row, verdict)
         both = ("response_1", "response_2")
         return both if verdict == "first" else (both[1], both[0])
 
@@ -352,7 +379,7 @@ class Schema:
     def _label(self, row: Mapping[str, Any], role: str) -> object:
         """The label; where it is one of the responses or the name of its model, "first" or "second"."""
         label = plain(row[role])
-        texts = (row.get("response_1"), row.get("response_2"))
+        texts = tuple(row.get(f"response_{n}", row.get(f"compared_{n}")) for n in (1, 2))
         if isinstance(label, str) and label in texts and texts[0] != texts[1]:
             return "first" if label == texts[0] else "second"
         if "model_1" in row and isinstance(label, str):
@@ -372,8 +399,31 @@ class Schema:
         if good is None or bad is None:
             return
         self._check_gap(good - bad)
-        if good <= bad:
-            self.counts["equal_scores" if good == bad else "chosen_scored_lower"] += 1
+        self._count_scores(good - bad)
+
+    def _count_scores(self, gap: float) -> None:
+        self.counts["pairs_scored"] += 1
+        if gap <= 0:
+            self.counts["equal_scores" if gap == 0 else "chosen_scored_lower"] += 1
+
+    def _compare_two_scores(self, row: Mapping[str, Any], verdict: Verdict) -> None:
+        """Count pairs whose label prefers the response with the lower score."""
+        try:
+            one, two = (as_score(r, row[r]) for r in ("compared_score_1", "compared_score_2"))
+        except DataError:
+            return
+        if one is not None and two is not None:
+            self._count_scores(one - two if verdict == "first" else two - one)
+
+    def _compare_label(self, row: Mapping[str, Any], verdict: Verdict | None) -> None:
+        """Count rows whose second label prefers the other response."""
+        assert self.compared is not None
+        try:
+            other = self.compared.verdict(self._label(row, "compared_label"))
+        except DataError:
+            return
+        if {verdict, other} == {"first", "second"}:
+            self.counts["contradicted_rows"] += 1
 
     def _check_gap(self, gap: float) -> None:
         if self.told.min_gap is not None and gap < self.told.min_gap:
@@ -426,6 +476,15 @@ class Schema:
 
 
 # Values
+
+
+def _which(row: Mapping[str, Any]) -> Verdict | None:
+    """Which of the two other responses of the row the chosen one is; None if it is neither."""
+    chosen, rejected = plain(row["chosen"]), plain(row["rejected"])
+    both = plain(row["compared_1"]), plain(row["compared_2"])
+    if both == (chosen, rejected):
+        return "first"
+    return "second" if both == (rejected, chosen) else None
 
 
 def _key(value: object) -> object:

@@ -236,6 +236,7 @@ def test_equal_scores_are_counted_and_can_be_left_out() -> None:
     assert [row.preference for row in source] == [PAIR] * 3
     assert source.summary["equal_scores"] == 1
     assert source.summary["chosen_scored_lower"] == 1
+    assert source.summary["pairs_scored"] == 3
     assert [isinstance(each, str) for each in read(*rows, min_gap=0.5)] == [True, False, True]
 
 

@@ -1,0 +1,56 @@
+"""Say in words how data was read, and what in it speaks against that reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_NOT_TOLD = ("compared_", "input", "history")  # roles that a line about the reading leaves out
+
+
+def how_read(read: Mapping[str, Any]) -> str:
+    """One line: which column was read as what, and what labels mean; "" if nothing is known.
+
+    Args:
+        read: `settings["read"]` of a table.
+    """
+    columns = _columns(read)
+    told = [
+        role if role == column else f"{role} from {column!r}"
+        for role, column in columns.items()
+        if not role.startswith(_NOT_TOLD)
+    ]
+    labels = read.get("labels")
+    if isinstance(labels, Mapping):
+        labels = ", ".join(f"{label} = {verdict}" for label, verdict in labels.items())
+    meaning = f"; labels: {labels}" if labels else ""
+    return f"read {', '.join(told)}{meaning}" if told else ""
+
+
+def remarks(read: Mapping[str, Any]) -> list[str]:
+    """A line for each sign that choices may have been read the wrong way round, or that pairs are missing.
+
+    Args:
+        read: `settings["read"]` of a table.
+    """
+    columns, said = _columns(read), []
+    lower, scored = read.get("chosen_scored_lower", 0), read.get("pairs_scored", 0)
+    if 2 * lower > scored:
+        said.append(
+            f"the chosen response has the lower score in {lower:,} of {scored:,} pairs with scores:"
+            " are the columns swapped?"
+        )
+    if contradicted := read.get("contradicted_rows", 0):
+        label, other = (columns.get(role, role) for role in ("label", "compared_label"))
+        followed = f"{label!r}" if "label" in columns else "chosen and rejected"
+        said.append(f"{other!r} contradicts {followed} in {contradicted:,} rows.")
+    if apart := read.get("prompts_apart", 0):
+        said.append(
+            f"{apart:,} prompts come again later, and only neighbouring rows were paired: sort by prompt."
+        )
+    return said
+
+
+def _columns(read: Mapping[str, Any]) -> Mapping[str, str]:
+    columns = read.get("columns")
+    return columns if isinstance(columns, Mapping) else {}

@@ -1,0 +1,100 @@
+"""What speaks against the choices that were read is counted, and told where people look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import personainfer as pi
+from personainfer.cli.commands import app
+from personainfer.data import read_preferences
+from personainfer.preferences.remarks import how_read, remarks
+from personainfer.testing import FakeLLM
+
+EXPLICIT = {"prompt": "Tea?", "chosen": "Tea.", "rejected": "Coffee."}
+TWO = {"prompt": "Tea?", "response_a": "Tea.", "response_b": "Coffee."}
+SWAPPED = {**EXPLICIT, "chosen_score": 1, "rejected_score": 9}
+
+
+def summary(*rows: dict[str, Any], **options: Any) -> dict[str, Any]:
+    source = read_preferences(list(rows), **options)
+    list(source)
+    return source.summary
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (SWAPPED, "lower score in 1 of 1 pairs with scores: are the columns swapped"),
+        ({**TWO, "winner": "a", "score_a": 1, "score_b": 9}, "lower score in 1 of 1"),
+        ({**TWO, "winner": "a", "label": "b"}, "'label' contradicts 'winner' in 1 rows"),
+        ({**TWO, **EXPLICIT, "winner": "b"}, "'winner' contradicts chosen and rejected in 1 rows"),
+        ({**TWO, "chosen": "a", "rejected": "b", "winner": "b"}, "'winner' contradicts 'chosen'"),
+    ],
+)
+def test_what_contradicts_the_choice_is_told(row: dict[str, Any], words: str) -> None:
+    (said,) = remarks(summary(row))
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        EXPLICIT,
+        {**SWAPPED, "chosen_score": 10},
+        {**SWAPPED, "chosen_score": 9},  # equal: counted, but no sign of swapped columns
+        {**SWAPPED, "chosen_score": None},
+        {**SWAPPED, "chosen_score": "good"},
+        {**TWO, "winner": "a", "score_a": 9, "score_b": 1},
+        {**TWO, "winner": "a", "label": "a"},
+        {**TWO, "winner": "a", "label": "tie"},
+        {**TWO, "winner": "a", "label": 1},  # of no certain coding
+        {**TWO, "winner": "a", "label": "tea"},  # a label of another kind
+        {**TWO, **EXPLICIT, "winner": "a"},
+        {**TWO, **EXPLICIT, "chosen": "Water.", "winner": "b"},  # of other responses
+    ],
+)
+def test_what_does_not_contradict_says_nothing(row: dict[str, Any]) -> None:
+    assert remarks(summary(row)) == []
+
+
+def test_a_few_pairs_the_wrong_way_round_are_counted_only() -> None:
+    found = summary(SWAPPED, *[{**SWAPPED, "chosen_score": 10}] * 2)
+    assert (found["chosen_scored_lower"], found["pairs_scored"]) == (1, 3)
+    assert remarks(found) == []
+
+
+def test_every_table_says_which_column_was_read_as_what() -> None:
+    rows = [{**EXPLICIT, "question": "Else?", "user": "ann", "user_id": "bob", "note": 1}]
+    with FakeLLM() as llm:
+        for data in (rows, pd.DataFrame(rows)):
+            table = pi.infer_personas(data, "fake", api_base=llm.api_base, cache=False)
+            read = table.settings["read"]
+            roles = ("prompt", "chosen", "rejected")
+            assert read["columns"] == {**{role: role for role in roles}, "user": "user_id"}
+            assert how_read(read) == "read prompt, chosen, rejected, user from 'user_id'"
+
+
+def test_labels_are_told_too() -> None:
+    found = summary({**TWO, "label": 0}, {**TWO, "label": 1}, labels={0: "first", 1: "second"})
+    assert how_read(found).endswith("label; labels: 0 = first, 1 = second")
+
+
+def test_the_line_is_where_people_look(tmp_path: Path) -> None:
+    rows = [{**SWAPPED, "prompt": f"q{n}"} for n in range(3)]
+    pd.DataFrame(rows).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    with FakeLLM() as llm:
+        table = pi.infer_personas(rows, "fake", api_base=llm.api_base, cache=False)
+        reach = ["--model", "fake", "--api-base", llm.api_base, "--no-cache"]
+        done = CliRunner().invoke(app, ["infer", str(tmp_path / "rows.jsonl"), *reach])
+    words = "lower score in 3 of 3 pairs"
+    assert words in str(table)
+    assert words in table._repr_html_()
+    saved = pi.PersonaTable.load(table.save(tmp_path / "t.parquet"))
+    assert words in str(saved[:1])
+    assert words in done.stderr
+    assert "read prompt, chosen, rejected" in done.stderr
