@@ -24,13 +24,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from ..exceptions import MissingExtraError, ModelNotFoundError
 
 RENDER_TIMEOUT = 60.0  # seconds for a chat template, which takes milliseconds on an idle machine
 _ENDING = 5.0  # seconds between the end of a process' connections and its own
 _LONGEST_ANSWER = 2**16  # bytes
+_ANSWER = b"personainfer: "  # begins it: a sitecustomize.py may print lines of its own
 _MEMORY_FOR_REQUESTS = 2**31  # bytes beside those that loading took: requests take a few MB each
 _SPIN_SETTING = (
     "GOMP_SPINCOUNT"  # how often a thread looks whether its wait is over before it sleeps
@@ -45,7 +46,8 @@ _CHATS = [
     for count in (2, 4)
 ]
 
-# `-P` keeps the folder that the user is in off the path, and the path is the user's own.
+# `-I` keeps the folder that the user is in, and those that the environment names, off the path: what is
+# imported from is what the user's process tells.
 _PROGRAM = (
     "import json, sys; settings = json.loads(sys.stdin.readline());"
     " sys.path[:] = settings.pop('sys_path');"
@@ -187,7 +189,13 @@ class ServerProcess:
         """
         assert self._process.stdout is not None
         read, lines = self._process.stdout.readline, SimpleQueue[bytes]()
-        threading.Thread(target=lambda: lines.put(read(_LONGEST_ANSWER)), daemon=True).start()
+
+        def read_lines() -> None:
+            line = b"first"
+            while line and _ANSWER not in line:
+                lines.put(line := read(_LONGEST_ANSWER))
+
+        threading.Thread(target=read_lines, daemon=True).start()
         ends = time.monotonic() + seconds
         while True:
             had_ended = self.has_ended()
@@ -200,16 +208,18 @@ class ServerProcess:
             if not line:
                 self.ends_now()
                 return {}
-            answer: dict[str, Any] = json.loads(line)
-            return answer
+            _, is_answer, found = line.partition(_ANSWER)
+            if is_answer:
+                answer: dict[str, Any] = json.loads(found)
+                return answer
 
 
 def _told(settings: ServerSettings) -> bytes:
     """The line for the process; no variable holds it, since it has the key."""
-    path = [
-        *(entry for entry in sys.path if isinstance(entry, str)),
-        str(Path(__file__).parents[2]),
-    ]
+    # A relative entry, as "" in a notebook, would name the folder that the user is in now: it may be a
+    # stranger's, with a json.py that this process has never seen.
+    absolute = (entry for entry in sys.path if isinstance(entry, str) and os.path.isabs(entry))
+    path = [*absolute, str(Path(__file__).parents[2])]
     return json.dumps({**asdict(settings), "sys_path": path}).encode() + b"\n"
 
 
@@ -226,7 +236,7 @@ def _start_process() -> Any:
         )
     try:
         return subprocess.Popen(
-            [executable, "-P", "-c", _PROGRAM],
+            [executable, "-I", "-c", _PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,  # no buffer, and so no lock that a fork could find taken
@@ -333,7 +343,7 @@ def serve(told: dict[str, Any]) -> NoReturn:
 
 def _serve(settings: ServerSettings, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with os.fdopen(os.dup(1), "w") as answer:
+    with os.fdopen(os.dup(1), "wb") as answer:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what llama.cpp prints is no answer
         _end_with_stdin(True)
         # A watch that needs no Python either, for systems where the line above does nothing.
@@ -346,19 +356,24 @@ def _serve(settings: ServerSettings, parent: int) -> None:
             copies = SlotCopies(settings.copies)
             server = xllamacpp.Server(_parameters(xllamacpp, settings, copies))
         except ImportError as error:
-            print(json.dumps({"problem": str(error) or "ImportError"}), file=answer)
+            _say(answer, problem=str(error) or "ImportError")
             return
         except Exception:  # it says no more than that
-            print(json.dumps({"problem": _CANNOT_LOAD}), file=answer)
+            _say(answer, problem=_CANNOT_LOAD)
             return
         if _computes_on_cpus(xllamacpp):
             _limit_memory()
         faulthandler.cancel_dump_traceback_later()
         _end_with_stdin(False)
-        found = {"address": server.listening_address, "copies": copies.names}
-        print(json.dumps(found), file=answer)
+        _say(answer, address=server.listening_address, copies=copies.names)
     _wait_for_end_of(parent)
     copies.remove()
+
+
+def _say(answer: BinaryIO, **found: Any) -> None:
+    """Write the line that the user's process waits for."""
+    answer.write(_ANSWER + json.dumps(found).encode() + b"\n")
+    answer.flush()
 
 
 def _parameters(xllamacpp: Any, settings: ServerSettings, copies: SlotCopies) -> Any:

@@ -345,6 +345,34 @@ def test_it_runs_in_a_script_without_a_guard_and_takes_no_module_of_the_folder(
     assert (done.stdout, done.stderr) == ("asked True\n", "")
 
 
+@pytest.mark.heavy
+def test_a_folder_that_the_user_goes_to_has_no_say(tmp_path: Path) -> None:
+    for name in ("json", "tempfile", "select", "xllamacpp"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger')")
+    lines = f"import os; os.chdir({str(tmp_path)!r}); print('asked', ask() > 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", SERVES + lines, "local:smollm2"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("asked True\n", "")
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a script of a shell")
+def test_what_python_prints_when_it_starts_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy = tmp_path / "python"
+    noisy.write_text(f'#!/bin/sh\necho hello; printf more; exec "{sys.executable}" "$@"\n')
+    noisy.chmod(0o700)
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", str(noisy))
+    weights = small_model(tmp_path / "own.gguf", TURNS)
+    assert asked(weights, "Hello") == [None]
+
+
 # The user's process
 
 
