@@ -179,7 +179,9 @@ def estimate(
     say(f"{counted(found.calls, 'call')} to make, {found.cached:,} replies in the cache")
     say(f"about {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens")
     say(f"cost {usd(found.cost)}")
-    return suggest(f"infer {shlex.quote(data)} -o personas.parquet …")
+    if found.rows:
+        suggest(f"infer {shlex.quote(data)} -o personas.parquet …")
+    return None
 
 
 @app.command()

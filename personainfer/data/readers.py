@@ -16,7 +16,7 @@ from ..preferences.cells import ABSENT, plain
 from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
 from ..preferences.pairing import check_pairing
-from ..preferences.recognition import LOOK_AHEAD, check_options, recognise, settle
+from ..preferences.recognition import LOOK_AHEAD, check_options, check_several, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..preferences.side_names import without_names
 from ..records import Preference
@@ -106,7 +106,7 @@ def _no_row_came(data: object) -> str:
     if isinstance(data, str | Path):
         return f"no row came: {data} holds none."
     if isinstance(data, Iterator):
-        return "no row came from the iterator. If it was read before, it is used up: pass a list."
+        return "no row came from the iterator: it is empty, or was read before. A list can be read again."
     return "no row came: the data holds none."
 
 
@@ -259,6 +259,7 @@ def read_cells(
         return list(zip(*values, strict=False))
 
     schema = without_names(recognise(_texts(names), told), head, names)[0]
+    check_several(schema)
     rows = head(schema)
     schema = schema.settled(rows, is_batch=True)
     check_options(schema, rows)

@@ -255,6 +255,9 @@ def find_coding(
         return LabelCoding(column, names, later, is_tentative=is_tentative, is_sure=bool(words))
     if column in SIGNED and not numbers & {"true", "false"}:
         return LabelCoding(column, names, signed=True, is_sure=True)
+    by_number = sum(seen[key] for key in seen if key not in words and label_number(key))
+    if words and by_number <= _MOST_STRAYS * seen.total():  # each costs its row
+        return LabelCoding(column, names, is_sure=True)
     coding = _PLACES if is_place else _expected(column, names, numbers)
     if is_place and "0" not in numbers:
         raise _uncertain(column, seen)

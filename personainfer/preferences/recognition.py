@@ -97,7 +97,7 @@ def settle(
     for schema in schemas:
         rows = head(schema)
         try:
-            _check_several(schema)
+            check_several(schema)
             check_options(schema, rows)
             settled = schema.settled(rows)
             error = _first_problem(settled, rows)
@@ -116,7 +116,8 @@ def settle(
     raise problem or DataError("no preference data recognised.")
 
 
-def _check_several(schema: Schema) -> None:
+def check_several(schema: Schema) -> None:
+    """Raise DataError for several responses to a prompt, unless the caller says which make a pair."""
     if schema.kind in _SEVERAL and schema.told.pairs is None:
         column = schema.columns["responses" if schema.kind == "list" else "response"]
         raise DataError(

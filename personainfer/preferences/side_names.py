@@ -82,7 +82,7 @@ def _rows(schema: Schema, columns: Mapping[str, str], head: Head) -> list[dict[s
 def _may_name(*values: object) -> bool:
     return all(
         (isinstance(value, str) and len(value) <= _LONGEST)
-        or (isinstance(value, int) and not isinstance(value, bool))
+        or (isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 64)
         for value in values
     )
 
@@ -118,7 +118,7 @@ def _names_places(chosen: object, rejected: object, responses: object) -> bool:
         if chosen in called and rejected in called:
             return True
     places = [label_key(value) for value in (chosen, rejected)]
-    return all(each.isdigit() and int(each) <= len(responses) for each in places)
+    return all(each.isdecimal() and int(each) <= len(responses) for each in places)
 
 
 def _names_columns(

@@ -333,8 +333,10 @@ def test_data_without_rows_says_so_and_suggests_nothing(
     Path(name).write_text(content)
     told = run("infer", name, *output, *reach)
     assert told.exit_code == 0
-    assert f"Warning: no row came: {name} holds none." in told.stderr
-    assert "Next:" not in told.stderr
+    estimated = run("estimate", name, *reach)
+    for done in (told, estimated):
+        assert f"Warning: no row came: {name} holds none." in done.stderr
+        assert "Next:" not in done.stderr
 
 
 def test_text_that_is_no_utf8_costs_its_row(run: Run, reach: list[str]) -> None:

@@ -188,7 +188,7 @@ def test_no_rows_need_no_shape_and_are_told(empty: object) -> None:
     with pytest.warns(UserWarning, match="no row came") as told:
         source = read_preferences(empty)
     assert len(told) == 1
-    assert ("used up" in str(told[0].message)) is isinstance(empty, Iterator)
+    assert ("was read before" in str(told[0].message)) is isinstance(empty, Iterator)
     assert (list(source), source.is_empty) == ([], True)
 
 

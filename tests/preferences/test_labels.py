@@ -116,6 +116,15 @@ def test_a_number_among_words_costs_its_row() -> None:
     assert not isinstance(caught.value, ContradictionError)
 
 
+def test_a_stray_number_among_the_first_words_costs_its_row() -> None:
+    coding = find_coding("winner", [*"ab" * 50, 3], ("response_a", "response_b"))
+    assert (coding.verdict("a"), coding.verdict("b")) == ("first", "second")
+    with pytest.raises(DataError, match="none of"):
+        coding.verdict(3)
+    with pytest.raises(DataError, match="for certain"):  # not a stray any more
+        find_coding("winner", [*"ab" * 50, *[3] * 5], ("response_a", "response_b"))
+
+
 @pytest.mark.parametrize("seen", [(0, 0), (0, 1), (-1, 1), (1, 2, 5, 7), ("x", "y"), (True,)])
 def test_the_line_to_copy_has_to_be_filled_in(seen: tuple[object, ...]) -> None:
     """A guess that runs as it is would be copied: it was the wrong way round for half of the people."""

@@ -126,6 +126,18 @@ def test_texts_that_repeat_the_responses_are_texts() -> None:
     assert read(row) == [Preference(prompt="Tea?", chosen="2", rejected="1")]
 
 
+HUGE, LONG = pytest.param(10**5000, id="huge"), pytest.param("b" * 10**6, id="long")
+
+
+@pytest.mark.parametrize("odd", [HUGE, LONG, "²", "", " ", 1.5, b"b", ["b"], {"b": 1}])
+def test_odd_values_among_names_cost_their_row(odd: object) -> None:
+    for row, key in ((TWO, "b"), (LIST, "1")):
+        rows = [{**row, "chosen": key, "rejected": {"b": "a", "1": "0"}[key]}] * 40
+        found = read(*rows, {**row, "chosen": odd, "rejected": "a"})
+        assert found[:40] == [COFFEE] * 40
+        assert isinstance(found[40], str)
+
+
 def test_a_row_that_names_no_response_or_the_same_twice_has_an_error() -> None:
     rows = [{**TWO, "chosen": "b", "rejected": "a"}] * 40
     odd = [{**TWO, "chosen": "c", "rejected": "a"}, {**TWO, "chosen": "b", "rejected": "b"}]
@@ -133,3 +145,16 @@ def test_a_row_that_names_no_response_or_the_same_twice_has_an_error() -> None:
     assert found[:40] == [COFFEE] * 40
     assert "'chosen' is 'c'" in str(found[40])
     assert "name the same response" in str(found[41])
+
+
+def test_batches_of_several_responses_to_a_prompt_are_refused() -> None:
+    """A batch keeps its rows, so that no pair of them is picked silently."""
+    ratings = {"prompt": "q", "response": "a", "score": 5, "user": "ann"}
+    listed = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}
+    with FakeLLM() as llm:
+        add = pi.AddPersonas("fake", api_base=llm.api_base, cache=False)
+        for row in (ratings, listed):
+            with pytest.raises(DataError, match="several responses to a prompt"):
+                add(pd.DataFrame([row] * 2))
+            assert "several responses" in add([row])[0]["persona_error"]
+    assert not llm.calls
