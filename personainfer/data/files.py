@@ -30,6 +30,10 @@ SUPPORTED: Final = (
     "(.jsonl .json .csv .parquet, the text ones also with .gz), hf:owner/name[:split], and "
     "iterables of dicts, (prompt, chosen, rejected) tuples or Preference."
 )
+# What programs write into a CSV file for a missing value; pandas reads the same words as one.
+CSV_NULLS: Final = frozenset(
+    "nan NaN NAN -nan -NaN null NULL Null None NA N/A n/a <NA> #N/A #NA NaT".split()
+)
 _LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 GB
 _LARGEST_JSON = 512 * 2**20  # bytes of a file that is read as a whole
 _HUB = "hf:"  # before the name of a data set on the Hugging Face hub

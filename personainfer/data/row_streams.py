@@ -14,7 +14,7 @@ from ..preferences.conversations import read_pair
 from ..preferences.recognition import FEW, LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
-from .files import SUPPORTED, BrokenRow, CsvRow
+from .files import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow
 from .source_rows import (
     NO_ROWS,
     PreferenceSource,
@@ -29,9 +29,6 @@ _IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have non
 _END: Final = object()
 _UNNAMED = (Preference, tuple, list)
 _LABEL_ROLES = ("label", "other_label")  # whose words may mean something: labels= says what
-# What programs write into a CSV file for a missing value; pandas reads the same words as one.
-_NULLS: Final = frozenset(
-    "nan NaN NAN -nan -NaN null NULL Null None NA N/A n/a <NA> #N/A #NA NaT".split()
 )
 
 
@@ -197,7 +194,7 @@ def _names(dicts: Iterable[Mapping[str, Any]]) -> list[str]:
 def _values(schema: Schema, item: Mapping[str, object]) -> list[object]:
     if type(item) is CsvRow:
         cells = ((role, item.get(name, ABSENT)) for role, name in schema.columns.items())
-        return [None if v in _NULLS and role not in _LABEL_ROLES else v for role, v in cells]
+        return [None if v in CSV_NULLS and role not in _LABEL_ROLES else v for role, v in cells]
     return [item.get(name, ABSENT) for name in schema.columns.values()]
 
 

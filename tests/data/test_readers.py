@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from personainfer.data.files import open_rows
+from personainfer.data.files import CSV_NULLS, open_rows
 from personainfer.data.readers import read_preferences
 from personainfer.data.source_rows import PreferenceSource
 from personainfer.exceptions import DataError, InvalidArgumentError
@@ -104,7 +104,8 @@ def test_round_trip_through_every_container(container: str, rows: Rows, tmp_path
     want: list[Preference | None] = []
     for row in rows:
         pair = Preference(**row)
-        want.append(None if pair_problem(pair) else pair)
+        is_null = container.startswith("csv") and CSV_NULLS & set(row.values())
+        want.append(None if is_null or pair_problem(pair) else pair)
     assert preferences(read_preferences(CONTAINERS[container](rows, tmp_path))) == want
 
 
