@@ -29,7 +29,6 @@ _IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have non
 _END: Final = object()
 _UNNAMED = (Preference, tuple, list)
 _LABEL_ROLES = ("label", "other_label")  # whose words may mean something: labels= says what
-)
 
 
 class RowStream:
