@@ -8,18 +8,24 @@ would otherwise discard everything that was mapped before.
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
 _ADDRESS = re.compile(
     r"(?P<scheme>[^:/?#]*://|)(?P<user>[^/?#]*@)?(?P<place>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#(?P<fragment>.*))?",
     re.DOTALL,
 )
+_SHORTEST_SECRET = 4  # characters; without shorter ones a text would be hard to read
+_LONGEST_USER = 8  # characters of a user's name that may be shown; a longer one may be a token
 
 
 class HiddenKey:
@@ -131,6 +137,90 @@ class StoredText(str):
     """
 
     __slots__ = ()
+
+
+class Secrets:
+    """What no text may show of a connection: its keys, the values of its headers, what its address hides.
+
+    Texts of fewer than 4 characters are not masked.
+
+    Args:
+        texts: keys and values of headers. Of `Basic dXNlcjpwdw==`, the last word and the password are
+            secrets, too.
+        addresses: addresses that may hold a password, a token in the query, or a fragment.
+    """
+
+    def __init__(self, texts: Iterable[str] = (), *, addresses: Iterable[str] = ()) -> None:
+        self._texts = tuple(texts)
+        self._addresses = tuple(addresses)
+
+    def __repr__(self) -> str:
+        return "Secrets(…)"
+
+    def with_texts(self, texts: Iterable[str]) -> Secrets:
+        """These secrets and some more."""
+        return Secrets((*self._texts, *texts), addresses=self._addresses)
+
+    def mask(self, text: str) -> str:
+        """The text with "[key]" in the place of each secret, however the secret is escaped."""
+        return self._pattern.sub("[key]", text) if self._pattern else text
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str] | None:
+        found = {
+            form for text in self._texts for secret in _in_header(text) for form in _forms(secret)
+        }
+        for address in self._addresses:
+            found |= {form for secret in _in_address(address) for form in _forms(secret)}
+        longest_first = sorted(found, key=len, reverse=True)  # one secret may begin another
+        return re.compile("|".join(map(re.escape, longest_first))) if found else None
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """A secret as servers repeat it: as it is, or escaped for an address, JSON or HTML."""
+    plain = (secret, unquote(secret), unquote_plus(secret), " ".join(secret.split()))
+    for text in plain:
+        escaped = (quote(text, errors="replace"), quote(text, "", errors="replace"))
+        quoted = (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+        forms = (text, *escaped, quote_plus(text, errors="replace"), *quoted, html.escape(text))
+        yield from (form for form in forms if len(form) >= _SHORTEST_SECRET)
+
+
+def _in_header(text: str) -> Iterator[str]:
+    """The value of a header, its last word ("Bearer KEY"), and what Basic authentication encodes in it."""
+    yield text
+    kind, _, word = text.strip().rpartition(" ")
+    yield word
+    if kind.lower() == "basic":
+        with suppress(ValueError):
+            yield from _in_user(base64.b64decode(word).decode())
+
+
+def _in_address(address: str) -> Iterator[str]:
+    """What `shown_address` hides of an address, and the header that its user and password become."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        return
+    if user := (found["user"] or "")[:-1]:
+        yield from _in_user(user)
+        yield from _in_user(unquote(user))
+    for field in (found["query"] or "").split("&"):
+        name, equals, value = field.partition("=")
+        if name != "api-version":
+            yield value if equals else name
+    yield found["fragment"] or ""
+
+
+def _in_user(user: str) -> Iterator[str]:
+    """The secrets of "user:password". A short name of a user is none beside a password."""
+    name, _, password = user.partition(":")
+    whole = f"{name}:{password}"
+    yield whole
+    yield password
+    if len(name) > _LONGEST_USER or len(password) < _SHORTEST_SECRET:
+        yield name
+    for encoding in ("utf-8", "latin-1"):
+        yield base64.b64encode(whole.encode(encoding, "replace")).decode()
 
 
 def shown_address(address: str) -> str:

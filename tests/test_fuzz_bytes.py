@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 
 import personainfer as pi
+from personainfer.api_keys import Secrets
 from personainfer.batch.job_folder import PersonaBatch
 from personainfer.batch.lines import read_line
 from personainfer.data.readers import read_preferences
@@ -353,7 +354,7 @@ def as_answers(folder: Path) -> list[bytes]:
     good = {"custom_id": "ab" * 32, "response": {"status_code": 200, "body": body}}
     bad = {"custom_id": "ab" * 32, "response": {"status_code": 400, "body": {"error": {"code": 1}}}}
     expired = {"custom_id": "ab" * 32, "response": None, "error": {"code": "x", "message": "m"}}
-    assert read_line(dumped(good)) is not None
+    assert read_line(dumped(good), Secrets()) is not None
     return [dumped(good), dumped(bad), dumped(expired)]
 
 

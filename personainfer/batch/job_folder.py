@@ -27,7 +27,7 @@ from typing import IO, Any, Literal, Self
 import tenacity
 from pydantic import Field, ValidationError
 
-from ..api_keys import shown_address
+from ..api_keys import Secrets, shown_address
 from ..data.atomic_files import atomic_folder, write_file
 from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
@@ -244,14 +244,14 @@ class PersonaBatch(Record):
                         if isinstance(text, str):
                             yield bytes.fromhex(key), text
 
-    def answers(self) -> Iterator[Answer]:
+    def answers(self, secrets: Secrets) -> Iterator[Answer]:
         """The answers that were downloaded: replies first, then errors."""
         for kind in ("output", "errors"):
             for number in range(len(self.parts)):
                 path = _file(self.path, kind, number)
                 if path.exists():
                     with path.open("rb") as file:
-                        yield from read_answers(file)
+                        yield from read_answers(file, secrets)
 
     @contextmanager
     def alone(self) -> Iterator[PersonaBatch]:
@@ -368,10 +368,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
         ) from None
 
 
-def read_answers(file: IO[bytes]) -> Iterator[Answer]:
-    """The answers in a file of replies; lines that name no request are left out."""
+def read_answers(file: IO[bytes], secrets: Secrets) -> Iterator[Answer]:
+    """The answers in a file of replies; lines that name no request are left out.
+
+    `secrets` are masked in what errors quote.
+    """
     for line in bounded_lines(file):
-        if line is not None and (answer := read_line(line)):
+        if line is not None and (answer := read_line(line, secrets)):
             yield answer
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from ..api_keys import Secrets
+from ..data.files import LONGEST_LINE
 from ..exceptions import ModelError, ReplyError, RequestRejectedError
 from ..llm.client import LLM
 from ..llm.endpoint_faults import error_text, redact, status_error
@@ -48,8 +50,11 @@ def request_line(name: str, url: str, body: bytes) -> bytes:
     return head.encode() + b', "body": ' + body + b"}\n"
 
 
-def read_line(line: bytes) -> Answer | None:
-    """The answer in a line of a file of replies; None if it names no request."""
+def read_line(line: bytes, secrets: Secrets) -> Answer | None:
+    """The answer in a line of a file of replies; None if it names no request.
+
+    `secrets` are masked in what an error quotes.
+    """
     try:
         said = json.loads(line)
         key = bytes.fromhex(said["custom_id"])
@@ -57,26 +62,120 @@ def read_line(line: bytes) -> Answer | None:
         return None
     reply = said.get("response")
     if not isinstance(reply, dict) or not isinstance(reply.get("status_code"), int):
-        return Answer(key, error=_line_error(said.get("error")), called=False)
+        return Answer(key, error=_line_error(said.get("error"), secrets), called=False)
     status, body = reply["status_code"], reply.get("body")
     if status != 200:
-        return Answer(
-            key, error=status_error(status, {}, error_text(json.dumps(body).encode()), "")
-        )
+        words = error_text(json.dumps(body).encode())
+        return Answer(key, error=status_error(status, {}, words, secrets))
     try:
-        return Answer(key, read_completion(body if isinstance(body, dict) else {}))
+        return Answer(key, read_completion(body if isinstance(body, dict) else {}, secrets))
     except ReplyError as error:
         return Answer(key, error.completion, error)
 
 
-def _line_error(error: Any) -> ModelError:
+def _line_error(error: Any, secrets: Secrets) -> ModelError:
     fields = error if isinstance(error, dict) else {"message": error}
     code, words = fields.get("code") or "no code", fields.get("message") or "no reason given"
     return RequestRejectedError(
-        f"the batch did not answer it ({provider_words(code)}): {provider_words(words)}"
+        f"the batch did not answer it ({provider_words(code, secrets)}): {provider_words(words, secrets)}"
     )
 
 
-def provider_words(words: object) -> str:
-    """The provider's words without keys, and no longer than an error should be."""
-    return redact(str(words).encode(errors="replace").decode(), "")[:300]
+def provider_words(words: object, secrets: Secrets) -> str:
+    """The provider's words without secrets, and no longer than an error should be."""
+    return redact(str(words).encode(errors="replace").decode(), secrets)[:300]
+
+
+class MaskedLines:
+    """Writes a provider's file of replies without the secrets that the provider repeats in it.
+
+    The texts of replies are written as they are, as those of single calls are stored. Use it as a context
+    manager: the last line is written at the end.
+    """
+
+    def __init__(self, file: IO[bytes], secrets: Secrets) -> None:
+        self._file = file
+        self._secrets = secrets
+        self._line = bytearray()  # that has begun, and whose end has not come
+        self._too_long = False
+
+    def __enter__(self) -> MaskedLines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._end_line()
+
+    def write(self, piece: bytes, /) -> int:
+        """Write the lines that end in this piece, and keep the rest for the next one."""
+        *ended, rest = piece.split(b"\n")
+        for part in ended:
+            self._add(part)
+            self._end_line()
+            self._file.write(b"\n")
+        self._add(rest)
+        return len(piece)
+
+    def _add(self, part: bytes) -> None:
+        """Go on with a line. One that is too long to be read is left out."""
+        self._too_long |= len(self._line) + len(part) > LONGEST_LINE
+        if self._too_long:
+            self._line.clear()
+        else:
+            self._line += part
+
+    def _end_line(self) -> None:
+        self._file.write(_masked_line(bytes(self._line), self._secrets))
+        self._line.clear()
+        self._too_long = False
+
+
+def _masked_line(line: bytes, secrets: Secrets) -> bytes:
+    try:
+        said = json.loads(line)
+        masked = _masked(said, secrets)
+        return line if masked == said else json.dumps(masked, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):  # no line of a batch: an error may quote its beginning
+        text = line.decode(errors="surrogateescape")
+        return secrets.mask(text).encode(errors="surrogateescape")
+
+
+def _masked(value: Any, secrets: Secrets, kept: frozenset[str] = frozenset({"custom_id"})) -> Any:
+    """A value of JSON in which no text shows a secret, except in the fields `kept`.
+
+    In the choices of a completion these are the fields that the model wrote.
+    """
+    if isinstance(value, str):
+        return secrets.mask(value)
+    if isinstance(value, list):
+        return [_masked(one, secrets, kept) for one in value]
+    if not isinstance(value, dict):
+        return value
+    masked = {}
+    for name, one in value.items():
+        inner = _WRITTEN_BY_THE_MODEL if name == "choices" else kept
+        masked_name = name if name in _NAMES_READ else secrets.mask(name)
+        masked[masked_name] = one if name in kept else _masked(one, secrets, inner)
+    return masked
+
+
+_WRITTEN_BY_THE_MODEL = frozenset(
+    (
+        *("content", "text", "tool_calls", "function_call", "logprobs"),
+        *("reasoning", "reasoning_content", "reasoning_text", "reasoning_details", "thinking"),
+    )
+)
+_NAMES_READ = (
+    _WRITTEN_BY_THE_MODEL
+    | {  # names of fields, which are no secrets whatever a header says
+        *("custom_id", "response", "status_code", "body", "error", "message", "code", "choices"),
+        *(
+            "refusal",
+            "finish_reason",
+            "usage",
+            "prompt_tokens",
+            "completion_tokens",
+            "total_tokens",
+        ),
+    }
+)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ..api_keys import Secrets
 from ..exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -32,6 +33,7 @@ from .lines import provider_words, request_line
 
 if TYPE_CHECKING:
     import openai
+    from _typeshed import SupportsWrite
 
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})  # statuses that do not change
 
@@ -55,7 +57,7 @@ def batch_api(transport: Transport) -> BatchAPI:
             "the embedded model has no batch API.", hint="Call infer_personas: it costs nothing."
         )
     if isinstance(transport, EndpointTransport):
-        return EndpointBatches(transport.endpoint, transport.key, transport.dialect.written)
+        return EndpointBatches(transport)
     assert isinstance(transport, LiteLLMTransport)
     if transport.provider not in LiteLLMBatches.PROVIDERS:
         raise InvalidArgumentError(
@@ -64,9 +66,7 @@ def batch_api(transport: Transport) -> BatchAPI:
             " api_base=. Use infer_personas instead.",
         )
     transport.open()
-    return LiteLLMBatches(
-        transport.name, transport.provider, transport.options, transport.dialect.written
-    )
+    return LiteLLMBatches(transport)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class BatchAPI(Protocol):
     def look(self, batch_id: str) -> BatchState:
         """The state of a batch."""
 
-    def download(self, file_id: str, file: IO[bytes]) -> None:
+    def download(self, file_id: str, file: SupportsWrite[bytes]) -> None:
         """Write the provider's file of replies to an open one."""
 
     def close(self) -> None:
@@ -109,10 +109,15 @@ class BatchAPI(Protocol):
 class EndpointBatches:
     """/files and /batches of a server that speaks the OpenAI protocol."""
 
-    def __init__(self, endpoint: str, key: str, written: Callable[[bytes], bytes]) -> None:
-        self._endpoint = endpoint
-        self._written = written  # a request as single calls send it
-        self._key = key
+    def __init__(self, transport: EndpointTransport) -> None:
+        self._endpoint = transport.endpoint
+        self._written = transport.dialect.written  # a request as single calls send it
+        self._key = transport.key
+        self._headers = {  # the SDK's own header for the key is one of the user's, if they name it
+            "Authorization" if name.lower() == "authorization" else name: text
+            for name, text in transport.headers.items()
+        }
+        self._secrets = transport.secrets
         self._made: openai.OpenAI | None = None
 
     def line(self, name: str, body: bytes) -> bytes:
@@ -138,20 +143,21 @@ class EndpointBatches:
             return _state(
                 client.batches.create(
                     input_file_id=file_id, endpoint=_URL, completion_window=_COMPLETION_WINDOW
-                )
+                ),
+                self._secrets,
             )
 
     def find(self, file_id: str) -> BatchState | None:
         """GET /batches."""
         with self._client(_TIMEOUT) as client:
-            return _made_of(file_id, partial(client.batches.list, limit=100))
+            return _made_of(file_id, partial(client.batches.list, limit=100), self._secrets)
 
     def look(self, batch_id: str) -> BatchState:
         """GET /batches/{id}."""
         with self._client(_TIMEOUT) as client:
-            return _state(client.batches.retrieve(batch_id))
+            return _state(client.batches.retrieve(batch_id), self._secrets)
 
-    def download(self, file_id: str, file: IO[bytes]) -> None:
+    def download(self, file_id: str, file: SupportsWrite[bytes]) -> None:
         """GET /files/{id}/content, piece by piece."""
         with (
             self._client(_FILE_TIMEOUT) as client,
@@ -176,8 +182,9 @@ class EndpointBatches:
                 base_url=self._endpoint,
                 api_key=self._key or "none",
                 max_retries=0,
+                default_headers=self._headers,
             )
-        with _errors(self._endpoint, timeout, self._key):
+        with _errors(self._endpoint, timeout, self._secrets):
             yield self._made.with_options(timeout=timeout)
 
 
@@ -186,17 +193,12 @@ class LiteLLMBatches:
 
     PROVIDERS = ("openai", "azure")
 
-    def __init__(
-        self,
-        name: str,
-        provider: str,
-        options: Mapping[str, Any],
-        written: Callable[[bytes], bytes],
-    ) -> None:
-        self._written = written  # a request as single calls send it
-        self._name = name
-        self._provider = provider
-        self._options = dict(options)
+    def __init__(self, transport: LiteLLMTransport) -> None:
+        self._written = transport.dialect.written  # a request as single calls send it
+        self._name = transport.name
+        self._provider = provider = transport.provider
+        self._options = dict(transport.options)
+        self._secrets = transport.secrets
         self._url = _URL if provider == "openai" else _URL.removeprefix("/v1")
         self._settings: dict[str, dict[str, Any]] = {}  # translated ones, by what they were
 
@@ -240,7 +242,8 @@ class LiteLLMBatches:
                     endpoint=self._url,
                     completion_window=_COMPLETION_WINDOW,
                     **self._call(_TIMEOUT),
-                )
+                ),
+                self._secrets,
             )
 
     def find(self, file_id: str) -> BatchState | None:
@@ -249,16 +252,18 @@ class LiteLLMBatches:
 
         with self._errors():
             list_all = partial(litellm.list_batches, limit=100, **self._call(_TIMEOUT))
-            return _made_of(file_id, list_all)
+            return _made_of(file_id, list_all, self._secrets)
 
     def look(self, batch_id: str) -> BatchState:
         """litellm.retrieve_batch."""
         import litellm
 
         with self._errors():
-            return _state(litellm.retrieve_batch(batch_id=batch_id, **self._call(_TIMEOUT)))
+            return _state(
+                litellm.retrieve_batch(batch_id=batch_id, **self._call(_TIMEOUT)), self._secrets
+            )
 
-    def download(self, file_id: str, file: IO[bytes]) -> None:
+    def download(self, file_id: str, file: SupportsWrite[bytes]) -> None:
         """litellm.file_content."""
         import litellm
 
@@ -298,16 +303,15 @@ class LiteLLMBatches:
         import openai
         import pydantic
 
-        key = self._options.get("api_key") or ""
         try:
-            with _errors(self._provider, _FILE_TIMEOUT, key):
+            with _errors(self._provider, _FILE_TIMEOUT, self._secrets):
                 yield
         except pydantic.ValidationError as error:
             raise ReplyError(
                 f"litellm cannot read what {self._provider} answered: {error.errors()[0]['msg']}."
             ) from None
         except openai.OpenAIError as error:  # raised before anything is sent: an address or a key
-            raise AuthenticationError(redact(f"{self._provider}: {error}", key)) from None
+            raise AuthenticationError(redact(f"{self._provider}: {error}", self._secrets)) from None
 
 
 def _broken_off() -> tuple[type[Exception], ...]:
@@ -317,13 +321,13 @@ def _broken_off() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _errors(name: str, timeout: float, key: str) -> Iterator[None]:
+def _errors(name: str, timeout: float, secrets: Secrets) -> Iterator[None]:
     """`provider_errors`, and errors that the SDK lets through: broken JSON, an interrupted download."""
     try:
-        with provider_errors(name, timeout, [key]):
+        with provider_errors(name, timeout, secrets):
             yield
     except _broken_off() as error:
-        raise TransportError(redact(f"the connection to {name} failed: {error}", key)) from None
+        raise TransportError(redact(f"the connection to {name} failed: {error}", secrets)) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise TransportError(f"{name} answered with something that is not JSON.") from None
 
@@ -337,7 +341,7 @@ def _read(made: Any, look: Callable[[str], Any]) -> str:
     return name
 
 
-def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
+def _made_of(file_id: str, list_all: Callable[[], Any], secrets: Secrets) -> BatchState | None:
     """The batch made of a file; None only if a list of the provider's batches shows that there is none."""
     try:
         batches = list_all()
@@ -349,7 +353,7 @@ def _made_of(file_id: str, list_all: Callable[[], Any]) -> BatchState | None:
     files = [getattr(batch, "input_file_id", None) for batch in newest]
     if newest and not any(files):  # some may lack a file: Azure also makes batches of other things
         raise ReplyError("the provider does not say which files its batches were made of.")
-    return _state(newest[files.index(file_id)]) if file_id in files else None
+    return _state(newest[files.index(file_id)], secrets) if file_id in files else None
 
 
 def _id(answer: Any, kind: str) -> str:
@@ -367,14 +371,17 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _state(batch: Any) -> BatchState:
+def _state(batch: Any, secrets: Secrets) -> BatchState:
     counts = getattr(batch, "request_counts", None)
+    status = str(getattr(batch, "status", None) or "unknown")
     problems = getattr(getattr(batch, "errors", None), "data", None)
     found = problems if isinstance(problems, list) else []
-    words = dict.fromkeys(provider_words(getattr(problem, "message", problem)) for problem in found)
+    words = dict.fromkeys(
+        provider_words(getattr(problem, "message", problem), secrets) for problem in found
+    )
     return BatchState(
         batch_id=_id(batch, "batch"),
-        status=str(getattr(batch, "status", None) or "unknown"),
+        status=status if status in FINAL else secrets.mask(status),
         answered=sum(_count(getattr(counts, kind, 0)) for kind in ("completed", "failed")),
         output_file_id=_name(getattr(batch, "output_file_id", None)),
         error_file_id=_name(getattr(batch, "error_file_id", None)),

@@ -31,7 +31,7 @@ def bring_in(batch: PersonaBatch, llm: LLM, keys: set[bytes]) -> BatchOutcome:
     outcome = BatchOutcome(batch.plan().prompt.schema)
     brought = (
         (answer.key, text_to_cache(reply))
-        for answer in batch.answers()
+        for answer in batch.answers(llm.transport.secrets)
         if answer.key in keys and (reply := outcome.take(answer)) is not None
     )
     before = (known for known in batch.cached_replies() if known[0] in keys)

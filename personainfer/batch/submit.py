@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..api_keys import holds_secret
+from ..api_keys import Secrets, holds_secret
 from ..arguments import PositiveNumber, check_argument, takes_options
 from ..data.atomic_files import atomic_writer, remove_abandoned
 from ..data.source_rows import PreferenceSource, SourceRow
@@ -48,7 +48,7 @@ from .job_folder import (
     new_folder,
     read_answers,
 )
-from .lines import WireRequest, wire_requests
+from .lines import MaskedLines, WireRequest, provider_words, wire_requests
 from .provider import BatchAPI, BatchState, batch_api
 from .results import bring_in, run_without_calls
 
@@ -335,7 +335,7 @@ def _awaited(
     with bar, closing(batch_api(llm.transport)) as api:
         while True:
             with batch.alone() as batch:
-                batch = _looked(batch, api, min(patience, left))
+                batch = _looked(batch, api, min(patience, left), llm.transport.secrets)
             bar.update(batch.answered - bar.n)
             if batch.done:
                 return batch
@@ -345,7 +345,7 @@ def _awaited(
             time.sleep(min(poll, left))
 
 
-def _looked(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch:
+def _looked(batch: PersonaBatch, api: BatchAPI, patience: float, secrets: Secrets) -> PersonaBatch:
     """Check each part that is not done once, and download the files of those that are."""
     if any(part.batch_id is None for part in batch.parts):
         raise BatchPendingError(
@@ -358,19 +358,21 @@ def _looked(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch
             batch = batch.updated(number, part.at(state))
         if batch.parts[number].done:
             for file_id, place in batch.unfetched(number):
-                until_deadline(patience)(_fetch, api, file_id, place)
+                until_deadline(patience)(_fetch, api, file_id, place, secrets)
     return batch
 
 
-def _fetch(api: BatchAPI, file_id: str, place: Path) -> None:
+def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets) -> None:
     with atomic_writer(place, private=True) as file:
-        api.download(file_id, file)
+        with MaskedLines(file, secrets) as lines:
+            api.download(file_id, lines)
         size = file.tell()
         file.seek(0)
-        if size and next(read_answers(file), None) is None:
+        if size and next(read_answers(file, secrets), None) is None:
             file.seek(0)
+            begins = provider_words(file.read(200), secrets)
             raise ReplyError(
-                f"what the provider sent as {file_id} holds no line of a batch: {file.read(200)!r}.",
+                f"what the provider sent as {file_id} holds no line of a batch: {begins}.",
                 hint="Repeat the call to download it again.",
             )
 

@@ -34,7 +34,7 @@ SUPPORTED: Final = (
 CSV_NULLS: Final = frozenset(
     "nan NaN NAN -nan -NaN null NULL Null None NA N/A n/a <NA> #N/A #NA NaT".split()
 )
-_LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 GB
+LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 GB
 _LARGEST_JSON = 512 * 2**20  # bytes of a file that is read as a whole
 _HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -233,8 +233,8 @@ def _jsonl(path: Path) -> Iterator[object]:
 
 def bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
     """The lines of a file; None for one that is too long, which is skipped in bounded memory."""
-    while line := file.readline(_LONGEST_LINE):
-        if len(line) < _LONGEST_LINE or line.endswith(b"\n"):
+    while line := file.readline(LONGEST_LINE):
+        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
             yield line
             continue
         while (rest := file.readline(2**20)) and not rest.endswith(b"\n"):
@@ -250,7 +250,7 @@ def jsonl_rows(lines: Iterable[bytes | None], name: str | Path) -> Iterator[obje
     for number, line in enumerate(lines, 1):
         if line is None:
             yield BrokenRow(
-                f"line {number} is longer than {_LONGEST_LINE:,} bytes. Cut its texts or remove it."
+                f"line {number} is longer than {LONGEST_LINE:,} bytes. Cut its texts or remove it."
             )
             continue
         text = line.removeprefix(_UTF8_BOM).strip() if number == 1 else line.strip()
@@ -307,7 +307,7 @@ def _no_object(value: object) -> BrokenRow:
 
 def _csv(path: Path) -> Iterator[object]:
     # The module's limit of 128 KiB a field is for the whole process, and long responses pass it.
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_LINE))
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
     with _opened(path) as file:
         # Undecodable bytes become lone surrogates, which cost their row and no other.
         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
@@ -333,10 +333,10 @@ def _csv(path: Path) -> Iterator[object]:
 def _csv_lines(text: IO[str], path: Path) -> Iterator[str]:
     """The lines of a CSV file; one that is too long ends it, since nobody knows where its row ends."""
     for number in count(1):
-        line = text.readline(_LONGEST_LINE)
-        if len(line) == _LONGEST_LINE and not line.endswith(("\n", "\r")):
+        line = text.readline(LONGEST_LINE)
+        if len(line) == LONGEST_LINE and not line.endswith(("\n", "\r")):
             raise DataError(
-                f"line {number} of {path} is longer than {_LONGEST_LINE:,} characters.",
+                f"line {number} of {path} is longer than {LONGEST_LINE:,} characters.",
                 hint="Cut its texts or remove it.",
             )
         if not line:
@@ -397,7 +397,7 @@ def _parquet(path: Path) -> Iterator[object]:
         with pq.ParquetFile(path) as file:
             read = 0
             for batch in file.iter_batches(batch_size=1024):
-                if batch.nbytes < _LONGEST_LINE:
+                if batch.nbytes < LONGEST_LINE:
                     yield from _arrow_rows(batch)
                 else:  # a packed file of a few KB can hold a cell of GB
                     for place in range(len(batch)):
@@ -414,11 +414,11 @@ def _arrow_rows(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:
 
 
 def _bounded_row(row: pa.RecordBatch, number: int) -> Iterator[object]:
-    if row.nbytes < _LONGEST_LINE:
+    if row.nbytes < LONGEST_LINE:
         yield from _arrow_rows(row)
     else:
         yield BrokenRow(
-            f"row {number} is longer than {_LONGEST_LINE:,} bytes. Cut its texts or remove it."
+            f"row {number} is longer than {LONGEST_LINE:,} bytes. Cut its texts or remove it."
         )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from ..api_keys import Secrets
 from ..exceptions import (
     AuthenticationError,
     ModelError,
@@ -218,17 +219,23 @@ RULES = (
 _RULES = tuple((rule, re.compile(rule.words, re.DOTALL)) for rule in RULES)
 _LONGEST_WORDS = 300  # characters that an error quotes
 _LONGEST_READ = 2000  # characters that are searched: the time of some rules grows with their square
+_LONGEST_MASKED = (
+    100_000  # characters in which secrets are masked; a cut before could leave half of one
+)
 
 
-def status_error(status: int, headers: Mapping[str, str], text: str, key: str) -> ModelError:
+def status_error(
+    status: int, headers: Mapping[str, str], text: str, secrets: Secrets
+) -> ModelError:
     """The error for a refusal: the HTTP status, the headers, what `error_text` found in the body.
 
-    `key` is taken out of the words.
+    `secrets` are masked in what it quotes.
     """
     if 300 <= status < 400:
-        return redirect_error(status, headers)
+        place = headers.get("Location") or headers.get("location") or ""
+        return redirect_error(status, {"Location": redact(place, secrets)})
     text = " ".join(text.encode(errors="replace").decode().split())
-    text = redact(text, key)[:_LONGEST_READ]
+    text = redact(text, secrets)[:_LONGEST_READ]
     said = text[:_LONGEST_WORDS].strip(" .") or "the endpoint says no more"
     lowered = text.lower()
     wait = retry_after(headers)
@@ -291,7 +298,7 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
 
 def error_text(content: bytes) -> str:
     """What the body of an error says: its message, code and details, or its beginning."""
-    text = content[:2000].decode("utf-8", "replace")
+    text = content[:_LONGEST_MASKED].decode("utf-8", "replace")
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
@@ -308,7 +315,7 @@ def _words(error: Any) -> str:
     if isinstance(error, str):
         return error
     if not isinstance(error, dict):
-        return json.dumps(error, ensure_ascii=False)[:2000]
+        return json.dumps(error, ensure_ascii=False)[:_LONGEST_MASKED]
     metadata = error.get("metadata")
     details: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
     parts = [
@@ -318,7 +325,7 @@ def _words(error: Any) -> str:
     parts += [error.get("status"), error.get("estimated_time") and "estimated_time"]
     parts += [_retry_delay(error.get("details"))]
     said = [part if isinstance(part, str) else json.dumps(part) for part in parts if part]
-    return " ".join(dict.fromkeys(said)) or json.dumps(error, ensure_ascii=False)[:2000]
+    return " ".join(dict.fromkeys(said)) or json.dumps(error, ensure_ascii=False)[:_LONGEST_MASKED]
 
 
 def _retry_delay(details: Any) -> str | None:
@@ -331,12 +338,12 @@ def _retry_delay(details: Any) -> str | None:
 
 @contextmanager
 def provider_errors(
-    name: str, timeout: float, hidden: Collection[str], *, largest: int | None = None
+    name: str, timeout: float, secrets: Secrets, *, largest: int | None = None
 ) -> Iterator[Exchange]:
     """Call the openai SDK, or litellm: its HTTP keeps the rules of `guarded_http`, its errors become ours.
 
-    `name` and `timeout` (seconds) are for the messages. `hidden`, and the secrets that the request carries,
-    are taken out of what the provider says. `largest` bounds a reply, in bytes.
+    `name` and `timeout` (seconds) are for the messages. `secrets`, and those that the request
+    carries, are masked in what the provider says. `largest` bounds a reply, in bytes.
     """
     import openai
 
@@ -349,7 +356,7 @@ def provider_errors(
             if isinstance(error, openai.APITimeoutError):
                 raise no_answer(name, timeout) from None
             if isinstance(error, openai.APIError):
-                raise _provider_error(name, error, exchange, hidden) from None
+                raise _provider_error(name, error, exchange, secrets) from None
             raise
 
 
@@ -361,22 +368,21 @@ def no_answer(name: str, timeout: float) -> TransportError:
 
 
 def _provider_error(
-    name: str, error: openai.APIError, exchange: Exchange, hidden: Collection[str]
+    name: str, error: openai.APIError, exchange: Exchange, secrets: Secrets
 ) -> ModelError:
     import openai
 
     words = str(error).partition("\nTraceback (most recent call last)")[0]  # litellm adds its own
-    for secret in {*hidden, *exchange.secrets}:
-        words = redact(words, secret)
+    secrets = secrets.with_texts(exchange.secrets)
     if isinstance(error, openai.APIConnectionError):
-        words = redact(words, "")[:_LONGEST_WORDS]
+        words = redact(words, secrets)[:_LONGEST_WORDS]
         failed = TransportError(f"the connection to {name} failed: {words}")
         failed.unanswered = not _never_arrived(error)
         return failed
     response = getattr(error, "response", None)
     headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", {})
     status = getattr(error, "status_code", None) or 500
-    return status_error(int(status), headers or exchange.headers, words, "")
+    return status_error(int(status), headers or exchange.headers, words, secrets)
 
 
 _NOT_CONNECTED = {  # of httpx, aiohttp and Python, each raised before anything is sent
@@ -451,6 +457,6 @@ def _number(value: str, scale: float = 1.0) -> float | None:
 _KEY = re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|AIza)[-_][\w*.-]{6,}|(?<=Bearer )\S+")
 
 
-def redact(text: str, key: str) -> str:
-    """Mask `key`, and what looks like a key: endpoints echo them in their errors."""
-    return _KEY.sub("[key]", text.replace(key, "[key]") if len(key) > 3 else text)
+def redact(text: str, secrets: Secrets) -> str:
+    """Mask `secrets`, and what looks like a key: endpoints echo them in their errors."""
+    return _KEY.sub("[key]", secrets.mask(text))

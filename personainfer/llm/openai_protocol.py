@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..api_keys import Secrets
 from ..exceptions import ReplyError, RequestRejectedError, TransportError
 from ..records import Completion, Logprobs
 
@@ -83,10 +84,11 @@ _FILTERED = re.compile(
 _BROKEN_OFF = {"insufficient_system_resource", "error", "abort", "aborted", "timeout", "cancelled"}
 
 
-def read_completion(reply: Mapping[str, Any]) -> Completion:
+def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
     """The text and the counts of a chat completion.
 
-    If a model gave only reasoning, the text is that reasoning, between <think> tags.
+    If a model gave only reasoning, the text is that reasoning, between <think> tags. `secrets` are masked in
+    what an error quotes.
 
     Raises:
         ReplyError: refused, filtered, cut off or empty; `cut_off` and `reasoned` say more.
@@ -117,7 +119,7 @@ def read_completion(reply: Mapping[str, Any]) -> Completion:
         raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         raise ReplyError("the reply is JSON, but not a chat completion.") from None
-    problem = _completion_problem(completion, message)
+    problem = _completion_problem(completion, message, secrets)
     if isinstance(problem, TransportError):
         raise problem
     if problem is not None:
@@ -228,11 +230,11 @@ def _logprobs(found: Any) -> Logprobs | None:
 
 
 def _completion_problem(
-    completion: Completion, message: Mapping[str, Any]
+    completion: Completion, message: Mapping[str, Any], secrets: Secrets
 ) -> ReplyError | TransportError | None:
     finish = completion.finish_reason.lower()
     if message.get("refusal"):
-        return ReplyError(f"the model refused: {str(message['refusal'])[:200]!r}.")
+        return ReplyError(f"the model refused: {secrets.mask(str(message['refusal']))[:200]!r}.")
     if finish == "stop" and completion.text.strip():
         return None
     if finish in _BROKEN_OFF:
@@ -240,9 +242,8 @@ def _completion_problem(
         broken.unanswered = True
         return broken
     if _FILTERED.search(finish):
-        error = ReplyError(
-            f"the reply was stopped by the provider's content filter ({completion.finish_reason})."
-        )
+        reason = secrets.mask(completion.finish_reason)[:80]
+        error = ReplyError(f"the reply was stopped by the provider's content filter ({reason}).")
         error.retryable = False
         return error
     if finish in _CUT_OFF:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..api_keys import (
     Address,
+    Secrets,
     SecretText,
     environment_key,
     key_headers,
@@ -46,7 +47,6 @@ from .endpoint_faults import (
     error_text,
     no_answer,
     provider_errors,
-    redact,
     status_error,
 )
 from .openai_protocol import (
@@ -77,6 +77,10 @@ class Transport(Protocol):
     endpoint: (
         str  # where it goes, as part of the cache's key: never a key, and no port that changes
     )
+
+    @property
+    def secrets(self) -> Secrets:
+        """What no quotation of the endpoint's words may show."""
 
     @property
     def notes(self) -> Json:
@@ -115,6 +119,11 @@ class _Speaker:
         self.model = model
         self.dialect = Dialect(model)
         self._answered_as: dict[str, None] = {}
+
+    @property
+    def secrets(self) -> Secrets:
+        """What no quotation of the endpoint's words may show."""
+        raise NotImplementedError
 
     @property
     def notes(self) -> Json:
@@ -159,7 +168,7 @@ class _Speaker:
     def _note_name(self, name: object) -> None:
         """Remember the model's name in a reply: a gateway may name the model behind it."""
         if name and name != self.model and len(self._answered_as) < _NAMES_NOTED:
-            self._answered_as[str(name)[:80]] = None
+            self._answered_as[self.secrets.mask(str(name))[:80]] = None
 
 
 class EndpointTransport(_Speaker):
@@ -181,11 +190,18 @@ class EndpointTransport(_Speaker):
         self._base: str = Address(api_base.rstrip("/"))
         self.endpoint = shown_address(self._base)
         self.key = SecretText(api_key or environment_key(self._base))
-        self._headers = {name: SecretText(text) for name, text in (headers or {}).items()}
+        self.headers = {name: SecretText(text) for name, text in (headers or {}).items()}
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
         self._deadlines = Deadlines()
         self._runs = 0
+
+    @property
+    def secrets(self) -> Secrets:
+        """The key, the added headers, and what the addresses of the endpoint and of the proxy hide."""
+        return Secrets(
+            (self.key, *self.headers.values()), addresses=(self._base, self._proxy or "")
+        )
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """A JSON schema in the strict form that OpenAI documents."""
@@ -195,7 +211,7 @@ class EndpointTransport(_Speaker):
         written = self.dialect.written(body)
         status, headers, content = await self._post("/chat/completions", written, timeout)
         if status != 200:
-            raise self._refusal(status, headers, error_text(content))
+            raise status_error(status, headers, error_text(content), self.secrets)
         if content[:50].lstrip().startswith(b"<"):
             raise ReplyError(
                 "the reply is not JSON, but a web page.",
@@ -203,15 +219,10 @@ class EndpointTransport(_Speaker):
             )
         reply = decode(content)
         if (found := embedded_status(reply)) is not None:
-            raise self._refusal(found[0], headers, found[1])
+            raise status_error(found[0], headers, found[1], self.secrets)
         if reply.get("model") != self.model:
             self._note_name(reply.get("model"))
-        return read_completion(reply)
-
-    def _refusal(self, status: int, headers: Mapping[str, str], words: str) -> ModelError:
-        for secret in self._headers.values():
-            words = redact(words, secret)
-        return status_error(status, headers, words, self.key)
+        return read_completion(reply, self.secrets)
 
     def open(self) -> None:
         """Count one more run that uses the connections."""
@@ -233,7 +244,7 @@ class EndpointTransport(_Speaker):
         if self._session is None:
             self._proxy = _environment_proxy(self._base)
             self._session = _session(
-                self._base, {**key_headers(self._base, self.key), **self._headers}
+                self._base, {**key_headers(self._base, self.key), **self.headers}
             )
         method = "GET" if body is None else "POST"
         task = self._deadlines.start(timeout)
@@ -338,7 +349,7 @@ class LiteLLMTransport(_Speaker):
         if headers:
             self.options |= mask_secrets({"extra_headers": headers})
         self.key = SecretText(api_key or "")
-        self._hidden = (self.key, *self.options.get("extra_headers", {}).values())
+        self._carried: set[str] = set()  # secrets of the last request, some found by litellm itself
         try:
             self.name, self.provider, *_ = self._litellm.get_llm_provider(model)
         except self._litellm.BadRequestError:
@@ -349,6 +360,7 @@ class LiteLLMTransport(_Speaker):
                 argument="model",
             ) from None
         address = api_base or _environment_address(self.provider)
+        self._addresses = tuple(map(Address, address.split()))
         self.endpoint = f"litellm:{self.provider}:{shown_address(address.rstrip('/'))}"
         if self.provider in _FOLLOWING:
             raise InvalidArgumentError(
@@ -364,6 +376,13 @@ class LiteLLMTransport(_Speaker):
                 self._litellm.supports_function_calling(model)
             ):
                 self.dialect.form = FORMS.index("tools")
+
+    @property
+    def secrets(self) -> Secrets:
+        """The keys, the added headers, what the address hides, and what the last request carried."""
+        headers = self.options.get("extra_headers", {}).values()
+        keys = (self.key, *_environment_texts(self.provider, "KEY|TOKEN|SECRET|PASSWORD"))
+        return Secrets((*keys, *headers, *self._carried), addresses=self._addresses)
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """A JSON schema, or a tool call where litellm knows the model to take that alone."""
@@ -386,8 +405,8 @@ class LiteLLMTransport(_Speaker):
             reply = await self._structured(models, fields)
         found = reply.model_dump()
         if (problem := embedded_status(found)) is not None:
-            raise status_error(problem[0], {}, problem[1], self.key)
-        return read_completion(found)
+            raise status_error(problem[0], {}, problem[1], self.secrets)
+        return read_completion(found, self.secrets)
 
     def _asked_models(self, fields: Json) -> _InstructorModels | None:
         """The schema that a request asks for, taken out of it: instructor puts it in again."""
@@ -469,7 +488,7 @@ class LiteLLMTransport(_Speaker):
         task = self._deadlines.start(timeout := fields["timeout"])
         try:
             with provider_errors(
-                self.model, timeout, self._hidden, largest=_LARGEST_REPLY
+                self.model, timeout, self.secrets, largest=_LARGEST_REPLY
             ) as exchange:
                 reply = await self._litellm.acompletion(
                     **fields, num_retries=0, max_retries=0, caching=False
@@ -480,6 +499,7 @@ class LiteLLMTransport(_Speaker):
             raise no_answer(self.model, timeout) from None
         finally:
             self._deadlines.stop(task)
+        self._carried = exchange.secrets
         if not exchange.answers:
             self._check_is_in_this_process()
         return reply
@@ -512,10 +532,16 @@ class LiteLLMTransport(_Speaker):
 
 def _environment_address(provider: str) -> str:
     """Where the environment says that a provider is: OPENAI_BASE_URL, AZURE_API_BASE, OLLAMA_API_BASE, …"""
+    return " ".join(sorted(_environment_texts(provider, "BASE|URL|ENDPOINT")))
+
+
+def _environment_texts(provider: str, kinds: str) -> set[str]:
+    """What the environment holds for a provider, in variables whose names end in one of `kinds` ("KEY|TOKEN")."""
     name = re.escape(provider.rpartition("-")[2].replace("_", ""))
-    named = re.compile(f"(AWS)?{name}.*(BASE|URL|ENDPOINT)", re.IGNORECASE)
-    found = {text for key, text in os.environ.items() if named.fullmatch(key.replace("_", ""))}
-    return " ".join(sorted(filter(None, found)))
+    named = re.compile(f"(AWS)?{name}.*({kinds})", re.IGNORECASE)
+    return {
+        text for key, text in os.environ.items() if text and named.fullmatch(key.replace("_", ""))
+    }
 
 
 class _InstructorModels:

@@ -92,7 +92,7 @@ class ScoringEndpoint(EndpointTransport):
     async def _ask(self, path: str, body: bytes) -> Json:
         status, headers, content = await self._post(path, body, self._timeout)
         if status != 200:
-            raise status_error(status, headers, error_text(content), self.key)
+            raise status_error(status, headers, error_text(content), self.secrets)
         return decode(content)
 
     async def read(self, path: str) -> Json:

@@ -129,7 +129,7 @@ class _EmbeddingTransport(EndpointTransport):
         sent = json.dumps(body).encode()
         status, headers, content = await self._post("/embeddings", sent, timeout)
         if status != 200:
-            raise status_error(status, headers, error_text(content), self.key)
+            raise status_error(status, headers, error_text(content), self.secrets)
         return _vectors(decode(content), len(part))
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import personainfer as pi
+from personainfer.api_keys import Secrets
 from personainfer.batch import lines as batch_lines
 from personainfer.batch import provider as batch_api
 from personainfer.exceptions import AuthenticationError, InvalidArgumentError, ModelError
@@ -57,10 +58,10 @@ answers = about(
 @settings(max_examples=200)
 @given(st.binary(max_size=40), answers)
 def test_no_line_raises(raw: bytes, said: Any) -> None:
-    batch_lines.read_line(raw)
-    batch_lines.read_line(json.dumps(said).encode())
+    batch_lines.read_line(raw, Secrets())
+    batch_lines.read_line(json.dumps(said).encode(), Secrets())
     named = {"custom_id": "ab", **(said if isinstance(said, dict) else {})}
-    answer = batch_lines.read_line(json.dumps(named).encode())
+    answer = batch_lines.read_line(json.dumps(named).encode(), Secrets())
     assert answer is None or answer.error is not None or answer.completion is not None
 
 

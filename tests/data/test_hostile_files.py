@@ -32,7 +32,7 @@ def nested(depth: int, kind: type) -> Any:
 def test_a_line_of_a_packed_file_that_is_too_long_is_an_error(
     llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_LONGEST_LINE", LIMIT)
+    monkeypatch.setattr(files, "LONGEST_LINE", LIMIT)
     path = tmp_path / "bomb.jsonl.gz"
     with gzip.open(path, "wb") as file:
         file.write(json.dumps(GOOD).encode() + b'\n{"prompt": "')
@@ -53,7 +53,7 @@ def test_a_line_of_a_packed_file_that_is_too_long_is_an_error(
 def test_a_cell_of_a_parquet_file_that_is_too_long_costs_its_row(
     llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_LONGEST_LINE", LIMIT)
+    monkeypatch.setattr(files, "LONGEST_LINE", LIMIT)
     path = tmp_path / "bomb.parquet"
     rows = [GOOD, {**GOOD, "prompt": "a" * (LIMIT + 1)}, {**GOOD, "prompt": "q"}]
     pq.write_table(pa.Table.from_pylist(rows), path)
@@ -74,7 +74,7 @@ def test_a_pipe_as_input_is_an_error_that_says_so(tmp_path: Path) -> None:
 def test_other_packed_files_are_bounded_too(
     llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(files, "_LONGEST_LINE", LIMIT)
+    monkeypatch.setattr(files, "LONGEST_LINE", LIMIT)
     monkeypatch.setattr(files, "_LARGEST_JSON", LIMIT)
     with gzip.open(tmp_path / name, "wb") as file:
         file.write(b"prompt,chosen,rejected\n" if "csv" in name else b"[")

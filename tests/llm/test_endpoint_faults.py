@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 import personainfer as pi
+from personainfer.api_keys import Secrets
 from personainfer.exceptions import (
     AuthenticationError,
     ModelError,
@@ -288,7 +289,7 @@ CASES: dict[str, tuple[int, Any, type[ModelError], str]] = {
 
 def refusal_of(status: int, body: Any, key: str = "") -> ModelError:
     content = body if isinstance(body, str) else json.dumps(body)
-    return status_error(status, {}, error_text(content.encode()), key)
+    return status_error(status, {}, error_text(content.encode()), Secrets([key]))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -335,14 +336,14 @@ def test_the_words_of_the_provider_behind_a_gateway_are_there_without_keys() -> 
     ],
 )
 def test_a_wait_that_only_the_words_say_is_kept(words: str, seconds: float | None) -> None:
-    error = status_error(429, {}, f"Rate limit reached. {words}", "")
+    error = status_error(429, {}, f"Rate limit reached. {words}", Secrets())
     assert isinstance(error, RateLimitError)
     assert error.retry_after == (None if seconds is None else pytest.approx(seconds))
 
 
 @given(st.integers(200, 599), st.text(), st.text())
 def test_every_refusal_has_one_error(status: int, words: str, key: str) -> None:
-    assert isinstance(status_error(status, {}, words, key), ModelError)
+    assert isinstance(status_error(status, {}, words, Secrets([key])), ModelError)
 
 
 @given(st.binary())

@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 import personainfer as pi
+from personainfer.api_keys import Secrets
 from personainfer.exceptions import (
     AuthenticationError,
     ModelError,
@@ -52,12 +53,12 @@ def message(**fields: Any) -> dict[str, Any]:
 def read(reply: dict[str, Any] | bytes) -> Any:
     """The record in the body of a reply."""
     body = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-    return read_reply(read_completion(decode(body)).text, City)
+    return read_reply(read_completion(decode(body), Secrets()).text, City)
 
 
 def refusal(status: int, body: Any) -> ModelError:
     content = body if isinstance(body, str) else json.dumps(body)
-    return status_error(status, {}, error_text(content.encode()), "")
+    return status_error(status, {}, error_text(content.encode()), Secrets())
 
 
 def model(server: FakeLLM, **options: Any) -> pi.LLM:
@@ -81,7 +82,7 @@ def test_white_space_without_end() -> None:
         ]
     }
     with pytest.raises(ReplyError, match="cut off") as caught:
-        read_completion(cut)
+        read_completion(cut, Secrets())
     assert caught.value.cut_off
 
 
@@ -209,7 +210,7 @@ def test_a_refusal_field() -> None:
 )
 def test_counts_that_are_null(usage: Any) -> None:
     """567-labs/instructor#358, mozilla-ai/any-llm#824, microsoft/autogen#6352, jieshi10/gensql#2."""
-    completion = read_completion({**message(content=GOOD), "usage": usage})
+    completion = read_completion({**message(content=GOOD), "usage": usage}, Secrets())
     assert completion.prompt_tokens in (0, 9)
     assert completion.completion_tokens in (0, 3)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, RootModel
 
 import personainfer as pi
+from personainfer.api_keys import Secrets
 from personainfer.exceptions import ReplyError, TransportError
 from personainfer.llm.openai_protocol import read_completion
 from personainfer.llm.replies import decode, plain_text, read_reply
@@ -242,7 +243,7 @@ def test_what_is_read_was_said(text: str) -> None:
 @given(st.binary())
 def test_no_body_breaks_the_reader(body: bytes) -> None:
     with contextlib.suppress(ReplyError, TransportError):
-        read_completion(decode(body))
+        read_completion(decode(body), Secrets())
 
 
 @pytest.mark.parametrize("text", ["{" * 100_000, '{"a":' * 50_000, '{"a": [' * 50_000, '"' * 9999])
@@ -346,12 +347,12 @@ MESSAGES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_the_answer_is_found_in_every_form_of_message(name: str) -> None:
-    text = read_completion(completion(MESSAGES[name])).text
+    text = read_completion(completion(MESSAGES[name]), Secrets()).text
     assert read_reply(text, OnePersona) == OnePersona(**FIELDS)
 
 
 def test_a_completion_of_the_older_kind_has_its_text_in_the_choice() -> None:
-    assert read_completion({"choices": [{"text": GOOD}]}).text == GOOD
+    assert read_completion({"choices": [{"text": GOOD}]}, Secrets()).text == GOOD
 
 
 @pytest.mark.parametrize(
@@ -383,7 +384,7 @@ def test_a_completion_of_the_older_kind_has_its_text_in_the_choice() -> None:
     ],
 )
 def test_reasoning_tokens_are_paid_for(usage: Any, tokens: int) -> None:
-    found = read_completion({**completion({"content": "x"}), "usage": usage})
+    found = read_completion({**completion({"content": "x"}), "usage": usage}, Secrets())
     assert found.completion_tokens == tokens
     assert found.reasoning_tokens <= tokens
 
@@ -413,7 +414,7 @@ def test_an_event_stream_that_nobody_asked_for_is_read() -> None:
         *({"content": GOOD[i : i + 7]} for i in range(0, len(GOOD), 7)),
         usage=usage,
     )
-    found = read_completion(decode(body))
+    found = read_completion(decode(body), Secrets())
     assert (found.text, found.prompt_tokens, found.completion_tokens) == (GOOD, 3, 4)
 
 
@@ -422,8 +423,10 @@ def test_a_tool_call_and_reasoning_alone_are_put_together_from_a_stream() -> Non
         {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": part}}]}
         for part in (GOOD[:9], GOOD[9:])
     ]
-    assert read_completion(decode(stream(*calls))).text == GOOD
-    thought = read_completion(decode(stream({"reasoning": GOOD[:9]}, {"reasoning": GOOD[9:]})))
+    assert read_completion(decode(stream(*calls)), Secrets()).text == GOOD
+    thought = read_completion(
+        decode(stream({"reasoning": GOOD[:9]}, {"reasoning": GOOD[9:]})), Secrets()
+    )
     assert read_reply(thought.text, OnePersona) == OnePersona(**FIELDS)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 import personainfer as pi
+from personainfer.api_keys import Secrets
 from personainfer.exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -117,13 +118,13 @@ def test_no_header_breaks_it(headers: dict[str, str]) -> None:
     ],
 )
 def test_each_status_has_its_error(status: int, text: str, kind: type[Exception]) -> None:
-    error = status_error(status, {}, text, "")
+    error = status_error(status, {}, text, Secrets())
     assert type(error) is kind
     assert text in str(error)
 
 
 def test_keys_are_redacted_wherever_they_stand() -> None:
-    text = redact("key my-key, sk-abcdef1234567 and Bearer tok.en", "my-key")
+    text = redact("key my-key, sk-abcdef1234567 and Bearer tok.en", Secrets(["my-key"]))
     assert text == "key [key], [key] and Bearer [key]"
 
 

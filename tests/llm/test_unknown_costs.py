@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import personainfer as pi
+from personainfer.api_keys import Secrets
 from personainfer.exceptions import TransportError
 from personainfer.llm.endpoint_faults import provider_errors
 from personainfer.testing import FakeLLM, Fault, Reply
@@ -107,7 +108,7 @@ def test_a_call_of_an_sdk_that_broke_off_may_have_been_paid_and_one_without_conn
 
     def unanswered(cause: Exception) -> bool:
         request: Any = httpx.Request("POST", "http://127.0.0.1:9/v1")
-        with pytest.raises(TransportError) as caught, provider_errors("it", 1.0, "key"):
+        with pytest.raises(TransportError) as caught, provider_errors("it", 1.0, Secrets(["key"])):
             raise openai.APIConnectionError(request=request) from cause  # "Connection error."
         return caught.value.unanswered
 

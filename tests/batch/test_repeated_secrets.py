@@ -1,0 +1,106 @@
+"""A batch keeps what a provider says: no file of its folder, error or table may hold a secret that it repeats."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import personainfer as pi
+from personainfer.api_keys import Secrets
+from personainfer.batch.lines import MaskedLines
+from personainfer.exceptions import ModelError
+from personainfer.testing import FakeLLM
+
+from ..batch_server import BatchServer, Lines
+from ..builders import AnyServer, everything, pairs
+
+KEY = "a1b2c3d4e5f60718293a4b5c6d7e8f90"  # nothing in its form says that it is a key
+HEADER = "q7-value-of-a-header"
+SAID = f"refused: Bearer {KEY}, {HEADER}"
+
+each_way = pytest.mark.parametrize("model", ["gpt-4o-mini", "litellm/openai/gpt-4o-mini"])
+
+
+def refused(lines: Lines) -> Lines:
+    """Lines of replies, as of a provider that repeats what it was sent, in each place for words."""
+    body: dict[str, Any] = {"error": {"message": SAID, KEY: HEADER}}
+    choice = {"finish_reason": "stop", "message": {"content": None, "refusal": SAID}}
+    answers = [
+        {"response": {"status_code": 401, "body": body}},
+        {"response": {"status_code": 200, "body": {"model": KEY, "choices": [choice]}}},
+        {"response": None, "error": {"code": KEY, "message": SAID}},
+    ]
+    names = [json.loads(line)["custom_id"] for line in lines]
+    return [
+        json.dumps({"custom_id": name, **answers[n % 3]}).encode().replace(b"a1b2", b"\\u00611b2")
+        for n, name in enumerate(names)
+    ]
+
+
+@each_way
+@pytest.mark.parametrize("problem", ["", SAID], ids=["lines", "failed"])
+def test_no_file_or_table_of_a_batch_holds_what_the_provider_repeats(
+    model: str, problem: str, tmp_path: Path
+) -> None:
+    statuses = ["failed"] if problem else ["completed"]
+    with (
+        FakeLLM() as llm,
+        BatchServer(llm, edit=refused, problem=problem, statuses=statuses) as server,
+    ):
+        options: dict[str, Any] = {"api_base": server.api_base, "api_key": KEY}
+        pi.submit_batch(pairs(4), model, tmp_path / "b", cache=False, **options)
+        table = pi.collect_batch(tmp_path / "b", poll=0.01, **options)
+    told = " ".join(str(row.error) for row in table)
+    assert told.count("[key]") >= 4
+    assert KEY.encode() not in everything(tmp_path / "b") + told.encode()
+
+
+def test_nor_a_key_that_litellm_found_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with FakeLLM() as llm, BatchServer(llm, edit=refused, statuses=["completed"]) as server:
+        options: dict[str, Any] = {"api_base": server.api_base}
+        pi.submit_batch(pairs(4), "litellm/openai/gpt-4o-mini", tmp_path / "b", **options)
+        table = pi.collect_batch(tmp_path / "b", poll=0.01, **options)
+    assert KEY in server.tokens
+    told = " ".join(str(row.error) for row in table)
+    assert KEY.encode() not in everything(tmp_path / "b") + told.encode()
+
+
+@each_way
+def test_added_headers_are_sent_with_a_batch_and_are_in_no_error(
+    model: str, tmp_path: Path
+) -> None:
+    body = json.dumps({"error": {"message": SAID}}).encode()
+    with AnyServer(422, body=body) as server, pytest.raises(ModelError, match="refused") as caught:
+        pi.submit_batch(
+            pairs(1),
+            model,
+            tmp_path / "b",
+            api_base=server.address,
+            api_key=KEY,
+            extra_headers={"X-Mine": HEADER},
+        )
+    assert server.asked[0].headers["x-mine"] == HEADER
+    assert KEY not in str(caught.value)
+    assert HEADER not in str(caught.value)
+
+
+@given(st.integers(1, 40))
+def test_a_secret_is_masked_that_comes_in_two_pieces(size: int) -> None:
+    reply = {"choices": [{"message": {"content": f"the model wrote {HEADER}"}}]}
+    good = json.dumps({"custom_id": HEADER, "response": {"status_code": 200, "body": reply}})
+    said = f'{{"custom_id": "ab", "error": "{HEADER}"}}\n{good}\nno JSON {HEADER}'.encode()
+    file = io.BytesIO()
+    with MaskedLines(file, Secrets([HEADER])) as lines:
+        for start in range(0, len(said), size):
+            lines.write(said[start : start + size])
+    bad = '{"custom_id": "ab", "error": "[key]"}'
+    assert file.getvalue().decode().split("\n") == [bad, good, "no JSON [key]"]

@@ -1,0 +1,116 @@
+"""Endpoints repeat what they were sent: no error, setting or saved table may hold a secret of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import personainfer as pi
+from personainfer.api_keys import Secrets
+from personainfer.exceptions import ModelError
+from personainfer.testing import FakeLLM, Fault
+
+from ..builders import AnyServer, examples, pairs
+
+KEY = "a1b2c3d4e5f60718293a4b5c6d7e8f90"  # nothing in its form says that it is a key
+PASSWORD = "p4ss/wörd"
+BASIC = [
+    base64.b64encode(f"user:{PASSWORD}".encode(code)).decode() for code in ("utf-8", "latin-1")
+]
+
+echoes = pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://{place}/v1?token=q7Token%2FOfQuery", ["q7Token%2FOfQuery", "q7Token/OfQuery"]),
+        ("http://{place}/v1?q7TokenAlone", ["q7TokenAlone"]),
+        ("http://{place}/v1#q7Fragment", ["q7Fragment"]),
+        ("http://user:%s@{place}/v1" % quote(PASSWORD, ""), [PASSWORD, quote(PASSWORD, ""), *BASIC]),
+        ("http://q7user@{place}/v1", ["q7user", base64.b64encode(b"q7user:").decode()]),
+    ],
+)  # fmt: skip
+
+
+@echoes
+def test_no_table_holds_a_secret_of_the_address_that_the_endpoint_repeats(
+    address: str, said: list[str], tmp_path: Path
+) -> None:
+    """A normal 404 repeats the path."""
+    words = f"content filter: Cannot POST /v1/chat/completions, {' and '.join(said)}"
+    with AnyServer(422, body=words.encode()) as server:
+        base = address.format(place=server.address.removeprefix("http://"))
+        llm = pi.LLM("m", api_base=base, cache=False, max_attempts=1)
+        table = pi.infer_personas(pairs(1), llm)
+        with pytest.raises(ModelError) as caught:
+            pi.Likelihood("m", api_base=base).log_likelihood(["a"], [None], ["b"])
+    table.save(tmp_path / "t.parquet")
+    told = f"{table[0].error} {caught.value}"
+    assert "Cannot POST /v1/chat/completions" in told
+    stored = (tmp_path / "t.parquet").read_bytes()
+    for secret in said:
+        assert secret not in told
+        assert secret.encode() not in stored
+
+
+def completion(**message: Any) -> dict[str, Any]:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **message}}
+    return {"id": "1", "object": "chat.completion", "model": KEY, "choices": [choice]}
+
+
+def test_the_endpoints_name_of_the_model_shows_no_key(tmp_path: Path) -> None:
+    body = completion(content='{"person_1": 1}')
+    with AnyServer(body=json.dumps(body).encode()) as server:
+        llm = pi.LLM("m", api_base=server.address, api_key=KEY, cache=False, max_attempts=1)
+        table = pi.infer_personas(pairs(1), llm)
+    table.save(tmp_path / "t.parquet")
+    assert table.settings["answered_as"] == ["[key]"]
+    assert KEY.encode() not in (tmp_path / "t.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("edit", edit={"content": None, "refusal": f"{'no ' * 60}{KEY}"}),  # is cut within the key
+        Fault("edit", edit={"content": None, "finish_reason": f"content_filter {KEY}"}),
+    ],
+    ids=["refusal", "finish_reason"],
+)  # fmt: skip
+def test_what_an_error_quotes_of_a_reply_shows_no_key(fault: Fault) -> None:
+    with FakeLLM(reply=fault) as server:
+        llm = pi.LLM("m", api_base=server.api_base, api_key=KEY, cache=False, max_attempts=1)
+        with pytest.raises(ModelError, match="refused|content filter") as caught:
+            llm.ask([{"role": "user", "content": "Hello"}])
+    assert KEY[:8] not in str(caught.value)
+
+
+def test_where_a_redirect_leads_is_shown_without_the_key() -> None:
+    with (
+        AnyServer(302, {"Location": f"/login/{KEY}"}) as server,
+        pytest.raises(ModelError) as caught,
+    ):
+        pi.LLM("m", api_base=server.address, api_key=KEY, cache=False).ask(
+            [{"role": "user", "content": "Hello"}]
+        )
+    assert "redirects to /login/[key]" in str(caught.value)
+
+
+@examples(50)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=4), st.data())
+def test_a_secret_is_masked_however_it_is_escaped(secret: str, data: st.DataObject) -> None:
+    escape = data.draw(st.sampled_from([str, quote, json.dumps, lambda text: quote(text, "")]))
+    said = Secrets([secret]).mask(f"<<{escape(secret)}>>")
+    assert said in ("<<[key]>>", '<<"[key]">>')
+
+
+def test_the_longer_of_two_secrets_is_masked_first_and_plain_words_stay() -> None:
+    secrets = Secrets(
+        ["abcd", "abcdefgh", "abc", ""], addresses=["http://user:pass1@h/?api-version=2024"]
+    )
+    assert secrets.mask("abcdefgh, abc, user, 2024, pass1") == "[key], abc, user, 2024, [key]"
+    assert "abcd" not in repr(secrets)
