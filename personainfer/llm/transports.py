@@ -349,7 +349,9 @@ class LiteLLMTransport(_Speaker):
         if headers:
             self.options |= mask_secrets({"extra_headers": headers})
         self.key = SecretText(api_key or "")
-        self._carried: set[str] = set()  # secrets of the last request, some found by litellm itself
+        self._carried: tuple[
+            str, ...
+        ] = ()  # secrets of the last request, some found by litellm itself
         try:
             self.name, self.provider, *_ = self._litellm.get_llm_provider(model)
         except self._litellm.BadRequestError:
@@ -499,7 +501,7 @@ class LiteLLMTransport(_Speaker):
             raise no_answer(self.model, timeout) from None
         finally:
             self._deadlines.stop(task)
-        self._carried = exchange.secrets
+        self._carried = tuple(map(SecretText, exchange.secrets))
         if not exchange.answers:
             self._check_is_in_this_process()
         return reply
@@ -536,7 +538,7 @@ def _environment_address(provider: str) -> str:
 
 
 def _environment_texts(provider: str, kinds: str) -> set[str]:
-    """What the environment holds for a provider, in variables whose names end in one of `kinds` ("KEY|TOKEN")."""
+    """The values of a provider's environment variables whose names end in one of `kinds` ("KEY|TOKEN")."""
     name = re.escape(provider.rpartition("-")[2].replace("_", ""))
     named = re.compile(f"(AWS)?{name}.*({kinds})", re.IGNORECASE)
     return {

@@ -1,4 +1,4 @@
-"""A batch keeps what a provider says: no file of its folder, error or table may hold a secret that it repeats."""
+"""A batch keeps what a provider says: no file of its folder, and no table, may hold a secret in it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refused(lines: Lines) -> Lines:
     """Lines of replies, as of a provider that repeats what it was sent, in each place for words."""
     body: dict[str, Any] = {"error": {"message": SAID, KEY: HEADER}}
     choice = {"finish_reason": "stop", "message": {"content": None, "refusal": SAID}}
-    answers = [
+    answers: list[dict[str, Any]] = [
         {"response": {"status_code": 401, "body": body}},
         {"response": {"status_code": 200, "body": {"model": KEY, "choices": [choice]}}},
         {"response": None, "error": {"code": KEY, "message": SAID}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,7 +32,7 @@ echoes = pytest.mark.parametrize(
         ("http://{place}/v1?token=q7Token%2FOfQuery", ["q7Token%2FOfQuery", "q7Token/OfQuery"]),
         ("http://{place}/v1?q7TokenAlone", ["q7TokenAlone"]),
         ("http://{place}/v1#q7Fragment", ["q7Fragment"]),
-        ("http://user:%s@{place}/v1" % quote(PASSWORD, ""), [PASSWORD, quote(PASSWORD, ""), *BASIC]),
+        (f"http://user:{quote(PASSWORD, '')}@{{place}}/v1", [PASSWORD, quote(PASSWORD, ""), *BASIC]),
         ("http://q7user@{place}/v1", ["q7user", base64.b64encode(b"q7user:").decode()]),
     ],
 )  # fmt: skip
@@ -84,7 +85,7 @@ def test_the_endpoints_name_of_the_model_shows_no_key(tmp_path: Path) -> None:
 def test_what_an_error_quotes_of_a_reply_shows_no_key(fault: Fault) -> None:
     with FakeLLM(reply=fault) as server:
         llm = pi.LLM("m", api_base=server.api_base, api_key=KEY, cache=False, max_attempts=1)
-        with pytest.raises(ModelError, match="refused|content filter") as caught:
+        with pytest.raises(ModelError, match=r"refused|content filter") as caught:
             llm.ask([{"role": "user", "content": "Hello"}])
     assert KEY[:8] not in str(caught.value)
 
@@ -103,7 +104,8 @@ def test_where_a_redirect_leads_is_shown_without_the_key() -> None:
 @examples(50)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=4), st.data())
 def test_a_secret_is_masked_however_it_is_escaped(secret: str, data: st.DataObject) -> None:
-    escape = data.draw(st.sampled_from([str, quote, json.dumps, lambda text: quote(text, "")]))
+    escapes: list[Callable[[str], str]] = [str, quote, json.dumps, lambda text: quote(text, "")]
+    escape = data.draw(st.sampled_from(escapes))
     said = Secrets([secret]).mask(f"<<{escape(secret)}>>")
     assert said in ("<<[key]>>", '<<"[key]">>')
 
