@@ -5,94 +5,192 @@ redirects: an endpoint could send the user's texts and keys on to any host. Some
 whatever they are told. All are clients of httpx, or of its successor httpx2, and each request passes their
 method `send`. Within `guarded_http`, and in the tasks and threads that start there, `send` keeps the rules
 below. Elsewhere it does what it did before: other uses of these libraries in the same process do not change.
+Each call looks first whether `send` still keeps them: other code may wrap it, and take that off again.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from ipaddress import ip_address
 from threading import Lock
-from typing import Any, NoReturn
+from time import monotonic
+from typing import Any, NoReturn, TypedDict, Unpack
+from urllib.parse import urlsplit
 
 from .api_keys import shown_address
-from .exceptions import ModelError, ModelNotFoundError, ReplyError
+from .exceptions import ModelError, ModelNotFoundError, ReplyError, TransportError
 
 _LIBRARIES = ("httpx", "httpx2")
 _PACKING = "gzip, deflate"  # at most 1,032 times smaller than what comes out; br and zstd have no such bound
 _UNPACKED = {"", "identity", "gzip", "deflate"}
 _LONGEST_ADDRESS = 200  # characters of it in an error
+_LONGEST_PIECE = 60  # characters of a text by which a request is known
+_PIECES = (
+    re.compile("[A-Za-z0-9 ]{8,}"),
+    re.compile(r"[\w ]+"),
+)  # the same in any JSON, if it can be
 _SECRET_NAME = re.compile("auth|key|token|secret|cookie|signature", re.IGNORECASE)
 
 _lock = Lock()
-_guarded: set[str] = set()
+
+
+class Rules(TypedDict, total=False):
+    """What holds within a `guarded_http`, besides that no redirect is followed."""
+
+    largest: int  # bytes of a reply after decompression
+    seconds: float  # from a reply's headers to its last byte
+    texts: Iterable[str]
+    """What the call carries. By it the call is told from other requests within the block: only responses to
+    it count as `answers`. If there is none, each request is the call."""
+    base: str | None  # the address that the user gave: a call with texts is sent to no other host
 
 
 class Exchange:
-    """What came back over HTTP within one `guarded_http`.
+    """What came back over HTTP within one `guarded_http`."""
 
-    Args:
-        largest: bytes of a reply after decompression; None: any number.
-    """
-
-    def __init__(self, largest: int | None) -> None:
-        self.largest = largest
-        self.answers = 0  # responses, whatever their status
+    def __init__(self, **rules: Unpack[Rules]) -> None:
+        self.largest = rules.get("largest")
+        self.seconds = rules.get("seconds")
+        self.answers = 0  # responses to the call, whatever their status
         self.headers: Mapping[str, str] = {}  # of the last response
         self.error: ModelError | None = None  # why the last response was refused
-        self._request: Any = None
-        self._failed: tuple[Any, Exception] | None = None  # a request, and what became of it
+        self.closed = False  # the block was left: what a task goes on to send is not of the call
+        self.failed: tuple[Any, Exception] | None = None  # a request, and what became of it
+        self._piece = _piece(rules.get("texts", ()))
+        self._base = _host(rules.get("base"))
+        self._called: str | None = None  # the host to which the call goes
+        self._placed = False  # it was sent
+        self._sent: list[tuple[Any, Any]] = []  # headers and addresses
 
     @property
     def secrets(self) -> set[str]:
-        """What the last request carried in headers and query fields that are named like secrets."""
-        if self._request is None:
-            return set()
-        fields = [*self._request.headers.items(), *self._request.url.params.items()]
+        """What the requests carried in headers and query fields that are named like secrets."""
+        fields = [
+            field
+            for headers, url in self._sent
+            for field in (*headers.items(), *url.params.items())
+        ]
         return {value.split()[-1] for name, value in fields if value and _SECRET_NAME.search(name)}
 
-    def expect(self, request: Any) -> None:
+    def expect(self, request: Any) -> _Sending:
         """Prepare a request that is about to be sent. One that failed is not sent again: its error is raised.
 
         Our own policy decides what is sent again; it counts what was paid for, and honours Retry-After.
+        A call that would go elsewhere than where the user wants it is not sent.
         """
-        if self._failed is not None and _is_same(request, self._failed[0]):
-            raise self._failed[1]
-        self._request, self.error = request, None
-        if self.largest is not None and "accept-encoding" in request.headers:
-            request.headers["accept-encoding"] = _PACKING
+        host = request.url.host
+        carries = self._carries(request)
+        sending = _Sending(self, request, carries, carries or self._called in (None, host))
+        if self.failed is not None and _is_same(request, self.failed[0]):
+            raise self.failed[1]
+        if sending.counts:
+            self.error = None
+        if carries and not self._placed:
+            self._called = host
+            if self._piece and self._base not in (None, host) and not _is_loopback(host):
+                sending.refuse(_elsewhere(host))
+            self._placed = True
+        self._sent.append((request.headers, request.url))
+        request.headers["accept-encoding"] = _PACKING
+        return sending
+
+    def _carries(self, request: Any) -> bool:
+        """Whether a request is the call itself. Others ask for a tokenizer, sign in, or are a callback's."""
+        if not self._piece:
+            return True
+        try:
+            body = request.content
+        except RuntimeError:  # streamed
+            return False
+        forms = (self._piece.encode(), json.dumps(self._piece)[1:-1].encode())
+        return body[:1] in (b"{", b"[") and any(form in body for form in forms)
+
+
+class _Sending:
+    """One request on its way. Errors of those that do not `count` are not those of the call."""
+
+    def __init__(self, exchange: Exchange, request: Any, carries: bool, counts: bool) -> None:
+        self.counts = counts
+        self._exchange = exchange
+        self._request = request
+        self._carries = carries
+        self._end: float | None = None
 
     def failed(self, error: BaseException) -> None:
-        """Remember that no usable response came to the last request."""
-        if isinstance(error, Exception):
-            self._failed = (self._request, error)
+        """Remember that no usable response came."""
+        if self.counts and isinstance(error, Exception):
+            self._exchange.failed = (self._request, error)
 
     def check(self, response: Any) -> None:
         """Refuse redirects, and packed bodies whose size has no bound, before the body is read."""
-        self.answers += 1
-        self.headers = response.headers
-        response.headers["x-should-retry"] = "false"  # the openai SDK asks for it
+        exchange = self._exchange
+        exchange.answers += self._carries
+        if exchange.seconds is not None:
+            self._end = monotonic() + exchange.seconds
+        if self.counts:
+            exchange.headers = response.headers
+            response.headers["x-should-retry"] = "false"  # the openai SDK asks for it
         if 300 <= response.status_code < 400:
             self.refuse(redirect_error(response.status_code, response.headers))
         packing = response.headers.get("content-encoding", "").lower()
-        if self.largest is not None and packing not in _UNPACKED:
+        if exchange.largest is not None and packing not in _UNPACKED:
             self.refuse(
                 ReplyError(f"the reply is packed as {packing[:40]!r}, which was not asked for.")
             )
 
     def check_size(self, size: int) -> None:
-        """Refuse a body of which so many bytes have come."""
-        if self.largest is not None and size > self.largest:
-            self.refuse(too_large(self.largest))
+        """Refuse a body of which so many bytes have come, or that takes too long."""
+        exchange = self._exchange
+        if exchange.largest is not None and size > exchange.largest:
+            self.refuse(too_large(exchange.largest))
+        if self._end is not None and monotonic() > self._end:
+            late = TransportError(f"the reply was not whole within {exchange.seconds:g} s.")
+            late.unanswered = True
+            self.refuse(late)
 
     def refuse(self, error: ModelError) -> NoReturn:
         """Raise the error, and keep it: libraries wrap what is raised in errors of their own."""
-        self.error = error
+        if self.counts:
+            self._exchange.error = error
         raise error
+
+
+def _piece(texts: Iterable[str]) -> str:
+    """The longest stretch of words in the texts, by which a request that carries them is known."""
+    for pattern in _PIECES:
+        found = [piece for text in texts for piece in pattern.findall(text) if piece.strip()]
+        if found:
+            return str(max(found, key=len)).strip()[:_LONGEST_PIECE].strip()
+    return ""
+
+
+def _host(address: str | None) -> str | None:
+    if not address:
+        return None
+    return urlsplit(address if "//" in address else f"//{address}").hostname
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _elsewhere(host: str) -> ModelError:
+    error = ModelError(
+        f"litellm does not use api_base= for this provider, but calls {host}: nothing was sent.",
+        hint=f"Leave api_base= out if {host} may have your texts.",
+    )
+    error.fatal = True
+    return error
 
 
 def _is_same(request: Any, earlier: Any) -> bool:
@@ -108,17 +206,18 @@ _exchange: ContextVar[Exchange | None] = ContextVar("personainfer.http_guard", d
 
 
 @contextmanager
-def guarded_http(largest: int | None = None) -> Iterator[Exchange]:
-    """Follow no redirect within the block, and read no reply of more than `largest` bytes.
+def guarded_http(**rules: Unpack[Rules]) -> Iterator[Exchange]:
+    """Follow no redirect within the block, and keep the other rules that are given.
 
     What breaks a rule is raised where the request is sent, and stays in the `error` of what is yielded.
     """
     _guard_libraries()
-    exchange = Exchange(largest)
+    exchange = Exchange(**rules)
     token = _exchange.set(exchange)
     try:
         yield exchange
     finally:
+        exchange.closed = True
         _exchange.reset(token)
 
 
@@ -141,43 +240,52 @@ def too_large(largest: int) -> ReplyError:
 
 def _guard_libraries() -> None:
     for name in _LIBRARIES:
-        if name in sys.modules and name not in _guarded:
-            with _lock:
-                if name not in _guarded:
-                    for client in (sys.modules[name].Client, sys.modules[name].AsyncClient):
-                        _guard(client, f"{name}.{client.__name__}")
-                    _guarded.add(name)
+        if library := sys.modules.get(name):
+            for client in (library.Client, library.AsyncClient):
+                if not _is_guarded(client.send):
+                    with _lock:
+                        if not _is_guarded(client.send):
+                            _guard(client, f"{name}.{client.__name__}")
+
+
+def _is_guarded(send: Any) -> bool:
+    return getattr(send, "guard", None) is send  # a wrapper of it may have a copy of the mark
 
 
 def _guard(client: Any, name: str) -> None:
     send = client.send
-    if not {"stream", "follow_redirects"} <= inspect.signature(send).parameters.keys():
+    taken = inspect.signature(send).parameters
+    if not {"stream", "follow_redirects"} <= taken.keys() and not any(
+        one.kind is one.VAR_KEYWORD for one in taken.values()
+    ):
         raise ModelError(
             f"{name} of this version cannot be kept from following redirects, so nothing is sent.",
             hint='Try another version of it, or give the address as api_base= without "litellm/".',
         )
-    client.send = _async_send(send) if inspect.iscoroutinefunction(send) else _sync_send(send)
+    guarded: Any = (_async_send if client.__name__ == "AsyncClient" else _sync_send)(send)
+    guarded.guard = guarded
+    client.send = guarded
 
 
 def _async_send(send: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(send)
     async def guarded(self: Any, request: Any, *, stream: bool = False, **options: Any) -> Any:
         exchange = _exchange.get()
-        if exchange is None:
+        if exchange is None or exchange.closed:
             return await send(self, request, stream=stream, **options)
-        exchange.expect(request)
+        sending = exchange.expect(request)
         options |= {"stream": True, "follow_redirects": False}
         response = None
         try:
             response = await send(self, request, **options)
-            exchange.check(response)
+            sending.check(response)
             read = response.aiter_bytes
-            response.aiter_bytes = lambda *size: _bounded(read(*size), exchange)
+            response.aiter_bytes = lambda *size: _bounded(read(*size), sending)
             if not stream:
                 await response.aread()
                 del response.aiter_bytes
         except BaseException as error:
-            exchange.failed(error)
+            sending.failed(error)
             if response is not None:
                 await response.aclose()
             raise
@@ -190,21 +298,21 @@ def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(send)
     def guarded(self: Any, request: Any, *, stream: bool = False, **options: Any) -> Any:
         exchange = _exchange.get()
-        if exchange is None:
+        if exchange is None or exchange.closed:
             return send(self, request, stream=stream, **options)
-        exchange.expect(request)
+        sending = exchange.expect(request)
         options |= {"stream": True, "follow_redirects": False}
         response = None
         try:
             response = send(self, request, **options)
-            exchange.check(response)
+            sending.check(response)
             read = response.iter_bytes
-            response.iter_bytes = lambda *size: _bounded_sync(read(*size), exchange)
+            response.iter_bytes = lambda *size: _bounded_sync(read(*size), sending)
             if not stream:
                 response.read()
                 del response.iter_bytes
         except BaseException as error:
-            exchange.failed(error)
+            sending.failed(error)
             if response is not None:
                 response.close()
             raise
@@ -213,17 +321,17 @@ def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-async def _bounded(parts: AsyncIterator[bytes], exchange: Exchange) -> AsyncGenerator[bytes]:
+async def _bounded(parts: AsyncIterator[bytes], sending: _Sending) -> AsyncGenerator[bytes]:
     size = 0
     async for part in parts:
         size += len(part)
-        exchange.check_size(size)
+        sending.check_size(size)
         yield part
 
 
-def _bounded_sync(parts: Iterator[bytes], exchange: Exchange) -> Iterator[bytes]:
+def _bounded_sync(parts: Iterator[bytes], sending: _Sending) -> Iterator[bytes]:
     size = 0
     for part in parts:
         size += len(part)
-        exchange.check_size(size)
+        sending.check_size(size)
         yield part

@@ -192,9 +192,15 @@ class AnyServer:
     """A server on loopback that answers every request alike, and keeps what was asked."""
 
     def __init__(
-        self, status: int = 200, headers: Mapping[str, str] | None = None, body: bytes = b"{}"
+        self,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"{}",
+        *,
+        seconds: float = 0.0,  # between two bytes of the body
     ) -> None:
         self.asked: list[Asked] = []
+        self.seconds = seconds
         self.answer = (status, {"Content-Type": "application/json", **(headers or {})}, body)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.address = f"http://127.0.0.1:{self._server.server_port}"
@@ -222,8 +228,11 @@ class AnyServer:
                 for name, value in {**sent, "Content-Length": str(len(content))}.items():
                     self.send_header(name, value)
                 self.end_headers()
+                step = 1 if kept.seconds else max(len(content), 1)
                 with suppress(ConnectionError):  # of a client that reads no further
-                    self.wfile.write(content)
+                    for start in range(0, len(content), step):
+                        self.wfile.write(content[start : start + step])
+                        time.sleep(kept.seconds)
 
             def do_GET(self) -> None:
                 self.do_POST()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import importlib
+import inspect
+import json
 import sys
 import types
 import zlib
 from collections.abc import Callable
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 
 from personainfer import http_guard
-from personainfer.exceptions import ModelError, ModelNotFoundError, ReplyError
+from personainfer.exceptions import ModelError, ModelNotFoundError, ReplyError, TransportError
 from personainfer.http_guard import Exchange, guarded_http
 
 from .builders import AnyServer
@@ -91,7 +95,7 @@ def test_no_redirect_is_followed(library: Any, post: Post, status: int) -> None:
 @each_way
 def test_what_is_no_redirect_passes_as_it_is(library: Any, post: Post) -> None:
     with AnyServer(200, {"Content-Encoding": "gzip"}, gzip.compress(b'{"a": 1}')) as server:
-        with guarded_http(1000) as exchange:
+        with guarded_http(largest=1000) as exchange:
             found = post(library, server.address)
         assert getattr(found, "content", found) == b'{"a": 1}'
         assert (exchange.answers, exchange.error) == (1, None)
@@ -101,7 +105,7 @@ def test_what_is_no_redirect_passes_as_it_is(library: Any, post: Post) -> None:
 def test_elsewhere_redirects_are_followed_as_before(library: Any, post: Post) -> None:
     """A program may use litellm or httpx beside us."""
     with AnyServer() as other, AnyServer(307, {"Location": other.address}) as first:
-        with guarded_http(10), pytest.raises(ModelError):
+        with guarded_http(largest=10), pytest.raises(ModelError):
             post(library, first.address)
         assert other.asked == []
         post(library, first.address)
@@ -133,7 +137,7 @@ def test_a_reply_is_bounded_after_it_is_unpacked(library: Any, post: Post, packe
     headers = {"Content-Encoding": "deflate"} if packed else {}
     with (
         AnyServer(200, headers, zlib.compress(body) if packed else body) as server,
-        guarded_http(2**20) as exchange,
+        guarded_http(largest=2**20) as exchange,
         pytest.raises(ReplyError, match="larger than 1 MB") as caught,
     ):
         post(library, server.address)
@@ -144,7 +148,7 @@ def test_a_reply_is_bounded_after_it_is_unpacked(library: Any, post: Post, packe
 def test_a_reply_that_is_packed_without_a_bound_is_refused(library: Any, packing: str) -> None:
     with (
         AnyServer(200, {"Content-Encoding": packing}, b"x") as server,
-        guarded_http(2**20),
+        guarded_http(largest=2**20),
         pytest.raises(ReplyError, match=packing),
     ):
         _async(library, server.address)
@@ -170,4 +174,111 @@ def test_the_secrets_of_a_request_are_known_for_what_is_said_about_it(library: A
         with library.Client() as client:
             client.get(f"{server.address}?key=ijkl9012&alt=json", headers=headers)
     assert exchange.secrets == {"abcd1234", "efgh5678", "ijkl9012"}
-    assert Exchange(None).secrets == set()
+    assert Exchange().secrets == set()
+
+
+@each_way
+def test_the_guard_comes_back_after_somebody_wrapped_send_for_a_while(
+    library: Any, post: Post
+) -> None:
+    """As a mock or an instrumentation does that is taken off again: even before our first call."""
+    with AnyServer() as other, AnyServer(307, {"Location": other.address}) as first:
+        for client in (library.Client, library.AsyncClient):
+            for send in (client.send, inspect.unwrap(client.send)):
+                with mock.patch.object(client, "send", _wrapped(send)):
+                    refused(lambda: post(library, first.address))
+        refused(lambda: post(library, first.address))
+        assert other.asked == []
+
+
+def refused(post: Callable[[], object]) -> None:
+    with guarded_http(), pytest.raises(ModelNotFoundError, match="redirects"):
+        post()
+
+
+def _wrapped(send: Any) -> Any:
+    @functools.wraps(send)
+    def seen(self: Any, *args: Any, **options: Any) -> Any:
+        return send(self, *args, **options)
+
+    return seen
+
+
+@pytest.mark.parametrize("post", [_sync, _async, _streamed, _streamed_sync])
+def test_a_reply_has_to_be_whole_in_time(library: Any, post: Post) -> None:
+    with AnyServer(body=b" " * 20, seconds=0.05) as server, guarded_http(seconds=0.2) as exchange:
+        with pytest.raises(TransportError, match=r"not whole within 0\.2 s") as caught:
+            post(library, server.address)
+        assert exchange.error is caught.value
+        assert caught.value.unanswered
+
+
+def test_only_packings_that_can_be_bounded_are_asked_for(library: Any) -> None:
+    with AnyServer() as server, library.Client() as client, guarded_http():
+        request = client.build_request("GET", server.address)
+        del request.headers["accept-encoding"]
+        client.send(request)
+    assert server.asked[0].headers["accept-encoding"] == "gzip, deflate"
+
+
+def test_a_task_that_goes_on_after_the_call_is_free(library: Any) -> None:
+    """Such as one that sends logs, made once in a callback."""
+
+    async def log(url: str, ready: asyncio.Event) -> int:
+        await ready.wait()
+        async with library.AsyncClient(follow_redirects=True) as client:
+            return int((await client.get(url)).status_code)
+
+    async def call(url: str) -> int:
+        ready = asyncio.Event()
+        with guarded_http():
+            task = asyncio.create_task(log(url, ready))
+            await asyncio.sleep(0)
+        ready.set()
+        return await task
+
+    with AnyServer() as other, AnyServer(302, {"Location": other.address}) as first:
+        assert asyncio.run(call(first.address)) == 200
+
+
+TEXTS = ["Hello?", 'Which one of "these" would they like?\nThe first.']
+
+
+@pytest.mark.parametrize("texts", [TEXTS, ["你好世界"], ["hi"], ["…?!"]])
+def test_the_call_is_told_from_other_requests_by_what_it_carries(
+    library: Any, texts: list[str]
+) -> None:
+    with (
+        AnyServer(302, {"Location": "http://log"}) as log,
+        AnyServer() as server,
+        guarded_http(texts=texts) as exchange,
+        library.Client() as client,
+    ):
+        known = texts != ["…?!"]  # without a word all requests are the call
+        client.get(server.address)
+        assert exchange.answers == (0 if known else 1)
+        exchange.answers = 0
+        client.post(server.address, json={"messages": [{"content": text} for text in texts]})
+        assert exchange.answers == 1
+        for text in (json.dumps(texts), json.dumps(texts, ensure_ascii=False)):
+            client.post(server.address, content=text.encode())
+        assert exchange.answers == 3
+        with pytest.raises(ModelNotFoundError):  # of a callback
+            client.get(log.address.replace("127.0.0.1", "localhost"))
+        assert (exchange.error is None) is known
+
+
+@pytest.mark.parametrize("base", ["https://here.invalid/v1", "here.invalid:8000"])
+def test_a_call_goes_to_no_other_host_than_the_one_that_was_given(library: Any, base: str) -> None:
+    with guarded_http(texts=TEXTS, base=base) as exchange, library.Client() as client:
+        with pytest.raises(library.ConnectError):  # this one may sign in elsewhere
+            client.post("https://elsewhere.invalid/token", json={"key": "k"})
+        with pytest.raises(
+            ModelError, match=r"calls elsewhere\.invalid: nothing was sent"
+        ) as caught:
+            client.post("https://elsewhere.invalid", json={"prompt": " ".join(TEXTS)})
+        with pytest.raises(library.ConnectError):  # a callback tells of the failure
+            client.get("https://log.invalid")
+        assert (caught.value.fatal, exchange.error) == (True, caught.value)
+        with pytest.raises(library.ConnectError):
+            client.post("https://here.invalid", json={"prompt": " ".join(TEXTS)})

@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from ..api_keys import Secrets
 from ..exceptions import (
     AuthenticationError,
     InvalidArgumentError,
+    ModelError,
     ModelNotFoundError,
     ReplyError,
     TransportError,
 )
+from ..http_guard import Rules
 from ..llm.endpoint_faults import provider_errors, redact
 from ..llm.llamacpp import EmbeddedTransport
 from ..llm.transports import EndpointTransport, LiteLLMTransport, Transport
@@ -41,6 +43,9 @@ _URL: Any = "/v1/chat/completions"
 _COMPLETION_WINDOW: Any = "24h"  # the only one there is
 _TIMEOUT = 60.0  # seconds for a question
 _FILE_TIMEOUT = 600.0  # seconds between two bytes of a file
+_DOWNLOAD_SECONDS = 6 * 3600.0  # for a whole file of replies
+_LARGEST_ANSWER = 2**24  # bytes of an answer that is no file, such as a list of batches
+_LARGEST_LINE = 2**20  # bytes of a request's reply in a file, on average
 _FILE_POLL_SECONDS = 2.0  # seconds between two checks whether the provider has processed a file
 _MOST_LISTED = 1000  # how many of the newest batches to search for one that was just made
 
@@ -99,8 +104,8 @@ class BatchAPI(Protocol):
     def look(self, batch_id: str) -> BatchState:
         """The state of a batch."""
 
-    def download(self, file_id: str, file: SupportsWrite[bytes]) -> None:
-        """Write the provider's file of replies to an open one."""
+    def download(self, file_id: str, file: SupportsWrite[bytes], requests: int) -> None:
+        """Write the provider's file of replies to so many requests to an open one."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -157,10 +162,10 @@ class EndpointBatches:
         with self._client(_TIMEOUT) as client:
             return _state(client.batches.retrieve(batch_id), self._secrets)
 
-    def download(self, file_id: str, file: SupportsWrite[bytes]) -> None:
+    def download(self, file_id: str, file: SupportsWrite[bytes], requests: int) -> None:
         """GET /files/{id}/content, piece by piece."""
         with (
-            self._client(_FILE_TIMEOUT) as client,
+            self._client(_FILE_TIMEOUT, **_download(requests)) as client,
             client.files.with_streaming_response.content(file_id) as reply,
         ):
             for piece in reply.iter_bytes():
@@ -173,7 +178,7 @@ class EndpointBatches:
             self._made = None
 
     @contextmanager
-    def _client(self, timeout: float) -> Iterator[openai.OpenAI]:
+    def _client(self, timeout: float, **rules: Unpack[Rules]) -> Iterator[openai.OpenAI]:
         import openai
 
         if self._made is None:
@@ -184,7 +189,7 @@ class EndpointBatches:
                 max_retries=0,
                 default_headers=self._headers,
             )
-        with _errors(self._endpoint, timeout, self._secrets):
+        with _errors(self._endpoint, timeout, self._secrets, **rules):
             yield self._made.with_options(timeout=timeout)
 
 
@@ -263,11 +268,11 @@ class LiteLLMBatches:
                 litellm.retrieve_batch(batch_id=batch_id, **self._call(_TIMEOUT)), self._secrets
             )
 
-    def download(self, file_id: str, file: SupportsWrite[bytes]) -> None:
+    def download(self, file_id: str, file: SupportsWrite[bytes], requests: int) -> None:
         """litellm.file_content."""
         import litellm
 
-        with self._errors():
+        with self._errors(**_download(requests)):
             reply = litellm.file_content(file_id=file_id, **self._call(_FILE_TIMEOUT))
             file.write(reply.content)
 
@@ -299,12 +304,12 @@ class LiteLLMBatches:
         return dict(self._settings[name])
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self, **rules: Unpack[Rules]) -> Iterator[None]:
         import openai
         import pydantic
 
         try:
-            with _errors(self._provider, _FILE_TIMEOUT, self._secrets):
+            with _errors(self._provider, _FILE_TIMEOUT, self._secrets, **rules):
                 yield
         except pydantic.ValidationError as error:
             raise ReplyError(
@@ -321,15 +326,30 @@ def _broken_off() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _errors(name: str, timeout: float, secrets: Secrets) -> Iterator[None]:
+def _errors(name: str, timeout: float, secrets: Secrets, **rules: Unpack[Rules]) -> Iterator[None]:
     """`provider_errors`, and errors that the SDK lets through: broken JSON, an interrupted download."""
+    bounds: Rules = {"largest": _LARGEST_ANSWER, "seconds": _TIMEOUT, **rules}
     try:
-        with provider_errors(name, timeout, secrets):
+        with provider_errors(name, timeout, secrets, **bounds) as exchange:
             yield
     except _broken_off() as error:
         raise TransportError(redact(f"the connection to {name} failed: {error}", secrets)) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise TransportError(f"{name} answered with something that is not JSON.") from None
+    if not exchange.answers:
+        unguarded = ModelError(
+            f"{name} was called by an HTTP client that may follow redirects.",
+            hint="Something in this process changed httpx during the call.",
+        )
+        unguarded.fatal = True
+        raise unguarded
+
+
+def _download(requests: int) -> Rules:
+    return {
+        "largest": _LARGEST_ANSWER + requests * _LARGEST_LINE,
+        "seconds": _DOWNLOAD_SECONDS,
+    }
 
 
 def _read(made: Any, look: Callable[[str], Any]) -> str:

@@ -358,14 +358,14 @@ def _looked(batch: PersonaBatch, api: BatchAPI, patience: float, secrets: Secret
             batch = batch.updated(number, part.at(state))
         if batch.parts[number].done:
             for file_id, place in batch.unfetched(number):
-                until_deadline(patience)(_fetch, api, file_id, place, secrets)
+                until_deadline(patience)(_fetch, api, file_id, place, secrets, part.requests)
     return batch
 
 
-def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets) -> None:
+def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets, requests: int) -> None:
     with atomic_writer(place, private=True) as file:
         with MaskedLines(file, secrets) as lines:
-            api.download(file_id, lines)
+            api.download(file_id, lines, requests)
         size = file.tell()
         file.seek(0)
         if size and next(read_answers(file, secrets), None) is None:

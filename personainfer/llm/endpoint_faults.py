@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
 from ..api_keys import Secrets
 from ..exceptions import (
@@ -25,7 +25,7 @@ from ..exceptions import (
     RequestRejectedError,
     TransportError,
 )
-from ..http_guard import Exchange, guarded_http, redirect_error
+from ..http_guard import Exchange, Rules, guarded_http, redirect_error
 
 if TYPE_CHECKING:
     import openai
@@ -338,16 +338,17 @@ def _retry_delay(details: Any) -> str | None:
 
 @contextmanager
 def provider_errors(
-    name: str, timeout: float, secrets: Secrets, *, largest: int | None = None
+    name: str, timeout: float, secrets: Secrets, **rules: Unpack[Rules]
 ) -> Iterator[Exchange]:
     """Call the openai SDK, or litellm: its HTTP keeps the rules of `guarded_http`, its errors become ours.
 
     `name` and `timeout` (seconds) are for the messages. `secrets`, and those that the request
-    carries, are masked in what the provider says. `largest` bounds a reply, in bytes.
+    carries, are masked in what the provider says. `rules` are those of
+    `guarded_http`.
     """
     import openai
 
-    with guarded_http(largest) as exchange:
+    with guarded_http(**rules) as exchange:
         try:
             yield exchange
         except Exception as error:

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
 from ipaddress import ip_address
@@ -373,7 +373,7 @@ class LiteLLMTransport(_Speaker):
         self._models: dict[str, _InstructorModels] = {}
         self._clients: dict[str, Any] = {}
         self._deadlines = Deadlines()
-        with guarded_http(_LARGEST_REPLY):  # litellm may ask a server what its model can do
+        with guarded_http(largest=_LARGEST_REPLY):  # litellm may ask a server what its model can do
             if not self._litellm.supports_response_schema(model) and (
                 self._litellm.supports_function_calling(model)
             ):
@@ -490,7 +490,12 @@ class LiteLLMTransport(_Speaker):
         task = self._deadlines.start(timeout := fields["timeout"])
         try:
             with provider_errors(
-                self.model, timeout, self.secrets, largest=_LARGEST_REPLY
+                self.model,
+                timeout,
+                self.secrets,
+                largest=_LARGEST_REPLY,
+                texts=_texts(fields["messages"]),
+                base=None if self.provider in self._own() else self.options.get("api_base"),
             ) as exchange:
                 reply = await self._litellm.acompletion(
                     **fields, num_retries=0, max_retries=0, caching=False
@@ -508,14 +513,16 @@ class LiteLLMTransport(_Speaker):
 
     def _check_is_in_this_process(self) -> None:
         """Raise, since a reply came without guarded HTTP, unless the model is here or the user's own."""
-        own = {handler["provider"] for handler in self._litellm.custom_provider_map}
-        if self.provider not in _IN_PROCESS | own:
+        if self.provider not in _IN_PROCESS | self._own():
             error = ModelError(
                 f"litellm calls {self.provider} by a client that may follow redirects.",
                 hint=_DIRECTLY,
             )
             error.fatal = True
             raise error
+
+    def _own(self) -> set[str]:
+        return {handler["provider"] for handler in self._litellm.custom_provider_map}
 
     def open(self) -> None:
         """Fail before the first call where one environment variable is all that is missing."""
@@ -530,6 +537,14 @@ class LiteLLMTransport(_Speaker):
 
     async def close(self) -> None:
         """litellm keeps its own clients."""
+
+
+def _texts(messages: Iterable[Json]) -> list[str]:
+    """The words of messages, those in a list of parts, too."""
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    found = [*contents, *(part.get("text") for part in parts if isinstance(part, dict))]
+    return [text for text in found if isinstance(text, str)]
 
 
 def _environment_address(provider: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import personainfer as pi
+from personainfer import http_guard
 from personainfer.api_keys import Secrets
 from personainfer.batch import lines as batch_lines
 from personainfer.batch import provider as batch_api
-from personainfer.exceptions import AuthenticationError, InvalidArgumentError, ModelError
+from personainfer.exceptions import (
+    AuthenticationError,
+    InvalidArgumentError,
+    ModelError,
+    ReplyError,
+    TransportError,
+)
 from personainfer.testing import FakeLLM
 
 from ..batch_server import CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer
-from ..builders import collect, everything, pairs, submit
+from ..builders import AnyServer, collect, everything, pairs, submit
 
 pytestmark = pytest.mark.heavy  # many processes, servers or waits
 
@@ -177,3 +187,64 @@ def test_a_redirect_of_a_batch_is_not_followed(provider: BatchServer, place: Pat
         with pytest.raises(ModelError, match="307"):
             submit(provider, pairs(2), place / "b", max_attempts=1)
         assert other.calls == 0
+
+
+@pytest.mark.parametrize("prefix", ["", "litellm/openai/"])
+def test_answers_of_batches_are_bounded(prefix: str, monkeypatch: Patch) -> None:
+    with AnyServer(body=b" " * 20_000_000) as server:
+        api = api_of(prefix, server.address)
+        with pytest.raises(ReplyError, match="larger than 16 MB"):
+            api.look("b1")
+        with tempfile.TemporaryFile() as file, pytest.raises(ReplyError, match="larger than 18 MB"):
+            api.download("f1", file, 2)
+        with tempfile.TemporaryFile() as file:
+            api.download("f1", file, 4)
+            assert file.tell() == 20_000_000
+    monkeypatch.setattr(batch_api, "_TIMEOUT", 0.3)
+    with (
+        AnyServer(body=b" " * 20, seconds=0.1) as slow,
+        pytest.raises(TransportError, match=r"not whole within 0\.3 s"),
+    ):
+        api_of(prefix, slow.address).look("b1")
+
+
+def api_of(prefix: str, address: str) -> Any:
+    return batch_api.batch_api(pi.LLM(f"{prefix}m", api_base=address, api_key="k").transport)
+
+
+def test_a_wrapper_of_httpx_that_is_taken_off_leaves_batches_guarded(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    client = client_of_the_sdk()
+    real = inspect.unwrap(client.send)
+
+    @functools.wraps(real)
+    def seen(self: Any, *args: Any, **options: Any) -> Any:
+        return real(self, *args, **options)
+
+    with AnyServer() as other:
+        provider.headers = {"Location": other.address}
+        provider.faults = [(UPLOAD, 307)] * 20
+        for send in (seen, real):
+            monkeypatch.setattr(client, "send", send)
+            with pytest.raises(ModelError, match="307"):
+                submit(provider, pairs(2), place / send.__qualname__, max_attempts=1)
+        assert other.asked == []
+
+
+def test_an_answer_that_came_past_the_guard_is_an_error(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(http_guard, "_guard_libraries", lambda: None)
+    client = client_of_the_sdk()
+    monkeypatch.setattr(client, "send", inspect.unwrap(client.send))
+    with (
+        AnyServer(body=b'{"id": "b1", "status": "completed"}') as server,
+        pytest.raises(ModelError, match="may follow redirects") as caught,
+    ):
+        api_of("", server.address).look("b1")
+    assert caught.value.fatal
+
+
+def client_of_the_sdk() -> Any:
+    import openai
+
+    return next(one for one in openai.DefaultHttpxClient.__mro__ if one.__name__ == "Client")

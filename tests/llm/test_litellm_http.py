@@ -177,6 +177,65 @@ def test_a_reply_that_came_by_an_unknown_client_ends_the_run(
     assert len(calls) == 1
 
 
+def test_nor_does_another_request_in_its_place_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of a callback, or for a token."""
+    import httpx
+    import litellm
+
+    with AnyServer() as server:
+
+        async def acompletion(**_: Any) -> Any:
+            async with httpx.AsyncClient() as client:
+                await client.get(server.address)
+            message = {"role": "assistant", "content": "hello"}
+            return litellm.ModelResponse(choices=[{"message": message, "finish_reason": "stop"}])
+
+        monkeypatch.setattr(litellm, "acompletion", acompletion)
+        with pytest.raises(ModelError, match="may follow redirects"):
+            llm_of("openai/x", server).ask(MESSAGES)
+
+
+def test_what_a_callback_sends_is_no_part_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log server may redirect: the error is still what the endpoint said."""
+    import httpx
+    import litellm
+    from litellm.integrations.custom_logger import CustomLogger
+
+    logged = []
+
+    class Log(CustomLogger):  # type: ignore[misc]
+        async def async_log_failure_event(self, *_: Any, **__: Any) -> None:
+            logged.append(1)
+            async with httpx.AsyncClient(follow_redirects=True) as client:
+                await client.get(log.address.replace("127.0.0.1", "localhost"))
+
+    for moment in (
+        "input",
+        "success",
+        "failure",
+        "_async_input",
+        "_async_success",
+        "_async_failure",
+    ):
+        monkeypatch.setattr(litellm, f"{moment}_callback", [])  # litellm adds it to each of them
+    monkeypatch.setattr(litellm, "callbacks", [Log()])
+    with (
+        AnyServer(302, {"Location": "http://log.invalid"}) as log,
+        AnyServer(422) as server,
+        pytest.raises(ModelError, match="422"),
+    ):
+        llm_of("openrouter/x", server).ask(MESSAGES)
+    assert logged
+
+
+@pytest.mark.parametrize("provider", ["replicate/a/b", "bytez/a/b", "sagemaker_chat/x"])
+def test_a_provider_that_does_not_use_the_address_is_not_called(provider: str) -> None:
+    with AnyServer() as server:
+        with pytest.raises(ModelError, match=r"does not use api_base=.*nothing was sent") as caught:
+            llm_of(provider, server).ask(MESSAGES)
+        assert (caught.value.fatal, server.asked) == (True, [])
+
+
 def test_a_model_of_the_users_own_needs_no_http(monkeypatch: pytest.MonkeyPatch) -> None:
     import litellm
 
