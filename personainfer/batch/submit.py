@@ -83,8 +83,6 @@ def submit_batch(
     remove_abandoned(folder)
     plan, source, llm = prepare(data, model, options, select_later=True)
     _check(llm, options)
-    if source.is_empty:
-        raise DataError("no row came, so there is nothing to submit.", hint="Check the data.")
     with closing(batch_api(llm.transport)) as api:
         if not PersonaBatch.handle(folder).exists():
             with new_folder(folder) as unfinished:
