@@ -326,7 +326,7 @@ def batch_rows(path: Path) -> object:
 
 def batch_answers(path: Path) -> object:
     (path.parent / "batch.json").write_bytes((path.parent / "handle.seed").read_bytes())
-    return list(PersonaBatch.load(path.parent).answers())
+    return list(PersonaBatch.load(path.parent).answers(Secrets()))
 
 
 def batch_cached(path: Path) -> object:
