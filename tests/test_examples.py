@@ -74,7 +74,7 @@ def test_famous_persona_shows_every_prefix(llm: FakeLLM, tmp_path: Path) -> None
     example = EXAMPLES / "famous_persona.py"
     said = printed("-c", _ON_LOOPBACK, example, llm.api_base, cwd=tmp_path)
     assert "3 people, 15 choices for training, 15 for testing" in said
-    assert "UserPersonas(3 personas of 3 users)" in said
+    assert "UserPersonas(3 personas of 3 users;" in said  # and how many choices were not needed
     assert "PrefixEvaluation: 15 choices of 3 users" in said
     for kind in ("none", "tag", "name", "few-shot", "persona"):
         assert f"\n[{kind}]\n" in said

@@ -31,6 +31,13 @@ ROOT = Path(__file__).parents[2]
 ROWS = 1_000
 
 
+models_before: set[int] = set()  # ids of those that other libraries keep since tests before
+
+
+def living_models() -> list[pi.LLM]:
+    return [o for o in gc.get_objects() if type(o) is pi.LLM and o._pid == os.getpid()]
+
+
 class Watched:
     """Adds the process, and how many models and event loops it has, to what `AddPersonas` adds.
 
@@ -43,7 +50,7 @@ class Watched:
     def __call__(self, batch: Any) -> Any:
         made = self.add(batch)
         loops = [thread for thread in threading.enumerate() if thread.name == "personainfer"]
-        models = [o for o in gc.get_objects() if type(o) is pi.LLM and o._pid == os.getpid()]
+        models = [one for one in living_models() if id(one) not in models_before]
         about = {"pid": os.getpid(), "models": len(models), "loops": len(loops)}
         if isinstance(made, list):
             return [{**row, **about} for row in made]
@@ -76,6 +83,8 @@ def no_other_models() -> None:
     """Those of tests before must not be counted."""
     loaders._llms.clear()
     gc.collect()
+    models_before.clear()
+    models_before.update(map(id, living_models()))
 
 
 @pytest.fixture

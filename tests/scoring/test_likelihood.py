@@ -599,9 +599,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         return None if name in ("torch", "transformers") else find_spec(name)
 
     monkeypatch.setattr("importlib.util.find_spec", without_torch)
-    with pytest.raises(
-        MissingExtraError, match=r"torch and transformers.*personainfer\[likelihood\]"
-    ):
+    with pytest.raises(MissingExtraError, match="pip install torch transformers"):
         pi.Likelihood("some/model")
 
 
