@@ -221,8 +221,9 @@ def test_what_was_in_the_cache_is_in_the_folder_too(provider: BatchServer, place
 def test_no_rows_are_no_batch(provider: BatchServer, place: Path) -> None:
     with pytest.warns(UserWarning, match="no row came"):
         assert len(collect(submit(provider, [], place / "none"))) == 0
-    table = collect(submit(provider, [7, "x"], place / "bad"))
-    assert [bool(row.error) for row in table] == [True, True]
+    with pytest.raises(DataError, match="none of the first 2 rows"):
+        submit(provider, [7, "x"], place / "bad")
+    assert not (place / "bad").exists()
     assert provider.calls == []
 
 
