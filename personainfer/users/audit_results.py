@@ -377,6 +377,13 @@ def verdict_of(
     above_guess = own.low > _GUESS
     not_above = "no better than none" if own.high < _GUESS + smallest else cannot_tell
     by_length = not beyond_length and over_length.value < smallest
+    if (
+        own.high < _GUESS + smallest
+        and over_shuffled.value < smallest
+        and over_none.value < smallest
+        and not only_length
+    ):  # hardly more than a guess: one of two differences is soon above 0 by chance
+        return "no better than none"
     if over_shuffled.low > 0:
         if over_none.high < 0:
             return "no better than none"

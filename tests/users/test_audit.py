@@ -393,6 +393,30 @@ def test_a_persona_that_predicts_no_better_than_a_guess_knows_nothing(
     assert found.startswith(f"knows {whose}" if verdict == "knows" else verdict)
 
 
+@pytest.mark.parametrize(
+    ("own", "over_other", "over_none"),
+    [
+        (Estimate(0.518, 0.501, 0.534, 60), (0.024, 0.004, 0.044), (0.014, -0.009, 0.036)),
+        (Estimate(0.511, 0.492, 0.529, 60), (0.017, -0.007, 0.04), (0.031, 0.006, 0.056)),
+        (Estimate(0.512, 0.497, 0.527, 60), (0.039, 0.018, 0.06), (0.022, -0.001, 0.045)),
+        (Estimate(0.507, 0.49, 0.525, 60), (0.023, -0.005, 0.051), (-0.007, -0.029, 0.013)),
+    ],
+    ids=["another user's by chance", "none by chance", "clearly", "not excluded"],
+)
+def test_a_small_difference_beside_a_guess_is_nothing(
+    own: Estimate, over_other: tuple[float, ...], over_none: tuple[float, ...]
+) -> None:
+    """Personas that say nothing: one of two intervals is above 0 in one of 20 audits."""
+    other, none = (Estimate(*values, 60) for values in (over_other, over_none))
+    over_length = Estimate(0.01, -0.02, 0.03, 60)
+
+    def verdict(own: Estimate, over_length: Estimate) -> str:
+        return verdict_of(other, none, over_length, own=own, smallest=0.05, more=9)
+
+    assert verdict(own, over_length) == "no better than none"
+    assert verdict(Estimate(0.6, 0.58, 0.62, 60), over_length) != "no better than none"
+
+
 def test_a_judge_that_often_says_neither_is_told(llm: FakeLLM) -> None:
     llm.reply = lambda request: '{"answer": "neither"}'
     world = World(0, users=4, choices=3)
