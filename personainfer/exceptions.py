@@ -21,7 +21,7 @@ PersonaInferError
     └── BudgetExceededError              the next call would pass `budget`
 
 `retryable` says whether the same call may succeed later; `hint` says what to do. Provider and
-library errors are translated in `transports`, so that a bug stays a bug.
+library errors are translated in `transports` and `litellm_transport`, so that a bug stays a bug.
 """
 
 from __future__ import annotations

@@ -169,6 +169,7 @@ def test_packages_are_of_a_size_that_a_reader_can_hold() -> None:
     sizes = Counter(map(package_of, MODULES))
     assert sizes.pop("") <= 8
     assert len(sizes) <= 12
+    assert sizes.pop("llm") <= 13  # each way to reach a model is a module of its own
     assert max(sizes.values()) <= 12
     assert not any("/" in name for name in sizes)  # one level deep
 

@@ -29,8 +29,9 @@ from ..exceptions import (
 )
 from ..http_guard import Rules
 from ..llm.endpoint_faults import provider_errors, redact
+from ..llm.litellm_transport import LiteLLMTransport
 from ..llm.llamacpp import EmbeddedTransport
-from ..llm.transports import EndpointTransport, LiteLLMTransport, Transport
+from ..llm.transports import EndpointTransport, Transport
 from .lines import provider_words, request_line
 
 if TYPE_CHECKING:

@@ -26,10 +26,11 @@ from ..arguments import (
 from ..exceptions import InvalidArgumentError
 from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
+from .litellm_transport import LiteLLMTransport
 from .llamacpp import EmbeddedTransport
 from .rate_limits import Budget, Limits, Price, Tally, find_price
 from .requests import Form, InFlight, Job, Reply, Request, Run
-from .transports import EndpointTransport, LiteLLMTransport, Transport
+from .transports import EndpointTransport, Transport
 from .weights import find_weights
 from .workers import CallSettings, Workers
 
