@@ -78,7 +78,7 @@ def report(
 def formats(as_json: AsJson = False) -> None:
     """List the formats that are read, with an example row of each, and those that export writes."""
     from ..data.files import FILES
-    from ..preferences.schemas import example_rows
+    from ..preferences.recognition import example_rows
     from ..tailoring.export import EXPORT_FORMATS
 
     rows = example_rows()

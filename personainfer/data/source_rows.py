@@ -10,6 +10,7 @@ from ..exceptions import ContradictionError
 from ..preferences.cells import LEAVE_OUT
 from ..preferences.pair_problems import pair_problem
 from ..preferences.pairing import by_rater
+from ..preferences.rows import read_all, read_group, read_one
 from ..preferences.schemas import Schema
 from ..records import Preference
 
@@ -133,7 +134,7 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
             if (deep := too_deep(columns)) is not None:
                 yield deep
                 continue
-            yield from _read_several(partial(schema.read_all, values), columns, schema)
+            yield from _read_several(partial(read_all, schema, values), columns, schema)
         return
     before: set[int] = set()  # hashes of the keys: prompts can be long
     for key, group in by_rater(rows, lambda row: schema.rater_key(row[0])):
@@ -147,7 +148,7 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
             and all(_is_same(other.get(name), value) for _, other in group)
         }
         cells = [values for values, _ in group]
-        yield from _read_several(partial(schema.read_group, cells), shared, schema)
+        yield from _read_several(partial(read_group, schema, cells), shared, schema)
 
 
 def _is_same(one: object, other: object) -> bool:
@@ -175,7 +176,7 @@ def _read_several(
 
 def read_row(schema: Schema, values: Sequence[object], columns: Mapping[str, Any]) -> SourceRow:
     try:
-        preference = schema.read(values)
+        preference = read_one(schema, values)
     except ContradictionError:
         raise
     except ValueError as error:  # a DataError, or Python's refusal to print a gigantic integer

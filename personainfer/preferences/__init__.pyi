@@ -1,2 +1,2 @@
 from .labels import LabelCoding as LabelCoding
-from .schemas import example_rows as example_rows
+from .recognition import example_rows as example_rows

@@ -5,14 +5,18 @@ If no schema fits, the error lists the columns that were found and says what to 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .column_names import ROLES, matches, nearest
 from .pair_problems import encoding_problem, pair_problem
 from .pairing import by_rater
-from .schemas import Mapped, Schema, example_rows
+from .rows import read_all, read_group
+from .schemas import Mapped, Schema
 from .side_names import without_names
 
 LOOK_AHEAD: Final = 200  # rows from which schemas and codings are told
@@ -44,6 +48,14 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
         argument="columns",
         example=example,
     )
+
+
+@cache
+def example_rows() -> dict[str, dict[str, Any]]:
+    """An example row of each schema and of each named data set, by name."""
+    text = files(__package__).joinpath("texts/example_rows.json").read_text("utf-8")
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found
 
 
 def _suggest(found: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -165,7 +177,7 @@ def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exceptio
     for group in groups:
         try:
             is_group = schema.kind == "group"
-            found = schema.read_group(group) if is_group else schema.read_all(group[0])
+            found = read_group(schema, group) if is_group else read_all(schema, group[0])
         except ValueError as error:
             problems.append(error)
             continue

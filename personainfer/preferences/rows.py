@@ -1,0 +1,358 @@
+"""Turn a row into a `Preference`, given the schema of the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..exceptions import DataError, NoPreferenceError
+from ..records import Preference
+from .cells import ABSENT, LEAVE_OUT, identifier, is_null, parse_cell, plain, wrong_type
+from .conversations import (
+    cut_at_turn,
+    preference_of,
+    read_conversations,
+    read_pair,
+    transcript_prompt,
+    without_prompt,
+)
+from .labels import Verdict, majority_verdict, one_hot_verdict, tie_error
+from .pairing import as_score, candidates_of, is_ranked, pair_places, zip_lists
+from .schemas import Schema, are_lists
+from .turns import TOOL_DEFINITIONS, Turn, Turns, read_history, with_tools
+
+
+def read_one(schema: Schema, values: Sequence[object]) -> Preference:
+    """The preference in a row's values, given in the order of the schema's columns.
+
+    Raises:
+        NoPreferenceError: the row states none, as with a tie or a null.
+        DataError: the row cannot be read.
+    """
+    if schema.is_plain:  # nearly all data is, and reading it has to take no time
+        prompt, chosen, rejected, id, user, system = values
+        if (
+            type(prompt) is type(chosen) is type(rejected) is str
+            and (system is ABSENT or system is None)
+            and not chosen.startswith(prompt)
+        ):
+            name = None if id is ABSENT else _id(schema, id)
+            who = None if user is ABSENT else identifier(user, schema.columns["user"])
+            return preference_of(prompt, chosen, rejected, name, who)
+    row = _cells(schema, values)
+    if schema.kind == "list":
+        return _of_list(schema, row)[0]
+    good, bad = _sides(schema, row)
+    if schema.kind == "pair":
+        _refuse_lists(schema.columns, row)
+    _filter(schema, row, bad)
+    names = (schema.columns.get(good, "responses"), schema.columns.get(bad, "responses"))
+    return _preference(schema, row, names, row[good], row[bad])
+
+
+def read_all(schema: Schema, values: Sequence[object]) -> list[Preference]:
+    """Every preference that the rule `pairs=` makes of a row; raises as `read_one` does."""
+    row = _cells(schema, values)
+    if schema.kind == "list":
+        return _of_list(schema, row)
+    if schema.kind == "pair" and schema.told.pairs and are_lists(row["chosen"], row["rejected"]):
+        names = (schema.columns["chosen"], schema.columns["rejected"])
+        lists: list[Any] = [plain(row["chosen"]), plain(row["rejected"])]
+        both = list(zip_lists(names, lists[0], lists[1], schema.told.pairs))
+        return _numbered(schema, row, [(names, one, other) for one, other in both])
+    return [read_one(schema, values)]
+
+
+def read_group(schema: Schema, group: Sequence[Sequence[object]]) -> list[Preference]:
+    """The preferences among the rows of one prompt; raises as `read_one` does."""
+    rows = [_cells(schema, values) for values in group]
+    identifier(rows[0].get("user"), schema.columns.get("user", "user"))  # before the scores
+    name = schema.columns["score"]
+    sign = -1 if is_ranked(name) else 1
+    found = (as_score(name, row["score"]) for row in rows)
+    scores = [None if score is None else sign * score for score in found]
+    try:
+        places = pair_places(scores, schema.told.pairs or "best-worst", schema.told.min_gap or 0.0)
+    except NoPreferenceError as error:
+        if len(rows) > 1:
+            raise
+        column = schema.columns.get("group", schema.columns["prompt"])
+        raise NoPreferenceError(
+            error.message,
+            hint="Only neighbouring rows of a prompt are paired. If its other responses are elsewhere,"
+            f" sort the data by {column!r} first.",
+        ) from None
+    names = (schema.columns["response"],) * 2
+    pairs = [(names, rows[i]["response"], rows[j]["response"]) for i, j in places]
+    return _numbered(schema, rows[0], pairs)
+
+
+# A row's values
+
+
+def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
+    row = dict(zip(schema.columns, values, strict=True))
+    for role in schema.json_roles:
+        row[role] = parse_cell(schema.columns[role], row[role])
+    if schema.kind == "label" and "responses" in row:
+        row |= _two_of(schema.columns["responses"], row["responses"])
+    if schema.is_rounds:
+        row |= _rounds({role: row[role] for role in ("prompt", "response_1", "response_2")})
+    return row
+
+
+def _two_of(name: str, responses: object) -> dict[str, object]:
+    """The two responses of a list, of which a label in another column prefers one."""
+    found = candidates_of(name, responses)
+    if len(found) != 2:
+        raise DataError(f"{name!r} has {len(found)} responses, and a label is read for two.")
+    return {"response_1": found[0].response, "response_2": found[1].response}
+
+
+def _rounds(row: Mapping[str, Any]) -> dict[str, object]:
+    """The rounds of a conversation, each a prompt and two responses, as texts or as turns."""
+    lists = {role: json.loads(value) for role, value in row.items()}
+    sizes = {len(each) for each in lists.values()}
+    if len(sizes) > 1 or not all(isinstance(t, str) for each in lists.values() for t in each):
+        raise NoPreferenceError("a round has no prompt or no response.", hint=LEAVE_OUT)
+    if sizes == {1}:
+        return {role: each[0] for role, each in lists.items()}
+    asked = lists.pop("prompt")
+    said: dict[str, object] = {
+        role: [
+            {"role": speaker, "content": text}
+            for pair in zip(asked, each, strict=True)
+            for speaker, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        for role, each in lists.items()
+    }
+    return {"prompt": asked[-1], **said}
+
+
+def _preference(
+    schema: Schema, row: Mapping[str, Any], names: tuple[str, str], good: object, bad: object
+) -> Preference:
+    id = _id(schema, row.get("id"))
+    user = identifier(row.get("user"), schema.columns.get("user", "user"))
+    before = _before(schema, row)
+    if "turn" in row and not is_null(row["turn"]):
+        good = cut_at_turn(names[0], good, plain(row["turn"]))
+        bad = cut_at_turn(names[1], bad, plain(row["turn"]))
+    if "prompt" not in row:
+        pair = read_conversations(
+            names, good, bad, before=before, id=id, user=user, counts=schema.counts
+        )
+        return with_tools(pair, row["tools"]) if "tools" in row else pair
+    prompt = row["prompt"]
+    if type(prompt) is str:
+        if type(good) is str and type(bad) is str and prompt and good.startswith(prompt):
+            good, bad = without_prompt(prompt, good, bad, schema.counts)
+        if schema.has_transcripts:
+            prompt = transcript_prompt(prompt)
+        prompt = _with_input(schema, row, prompt)
+    named = (schema.columns["prompt"], *names)
+    pair = read_pair(
+        named, prompt, good, bad, before=before, id=id, user=user, counts=schema.counts
+    )
+    tools = row.get("tools")
+    if is_null(tools) and isinstance(asked := plain(row["prompt"]), Mapping):
+        tools = asked.get(TOOL_DEFINITIONS)
+    return pair if is_null(tools) else with_tools(pair, tools)
+
+
+def _id(schema: Schema, value: object) -> str | None:
+    """The row's id; a list or the like is left out, since nothing that is inferred depends on it."""
+    try:
+        return identifier(value, "id")
+    except DataError:
+        schema.counts["ids_left_out"] += 1
+        return None
+
+
+def _with_input(schema: Schema, row: Mapping[str, Any], prompt: Any) -> Any:
+    """The instruction with its input below it, as Alpaca's format has it."""
+    more = row.get("input")
+    if "input" not in row or is_null(more) or more == "":
+        return prompt
+    if not isinstance(more, str) or not isinstance(prompt, str):
+        raise wrong_type(schema.columns["input"], more, "text")
+    return f"{prompt}\n{more}"
+
+
+def _before(schema: Schema, row: Mapping[str, Any]) -> Turns:
+    """The turns that other columns hold: a system message, a history."""
+    before: Turns = ()
+    system = row.get("system")
+    if not is_null(system) and system != "":
+        if not isinstance(system, str):
+            raise wrong_type(schema.columns["system"], system, "text")
+        before = (Turn("system", system),) if system.strip() else ()
+    if "history" in row:
+        before += read_history(schema.columns["history"], row["history"])
+    return before
+
+
+# Which response is preferred
+
+
+def _sides(schema: Schema, row: Mapping[str, Any]) -> tuple[str, str]:
+    if schema.kind in ("pair", "conversations"):
+        _compare_scores(schema, row)
+        if schema.compared is not None:
+            _compare_label(schema, row, _which(row))
+        return "chosen", "rejected"
+    verdict = _verdict(schema, row)
+    if verdict == "tie":
+        raise tie_error(_label_name(schema))
+    if schema.compared is not None:
+        _compare_label(schema, row, verdict)
+    if "compared_score_1" in row:
+        _compare_two_scores(schema, row, verdict)
+    both = ("response_1", "response_2")
+    return both if verdict == "first" else (both[1], both[0])
+
+
+def _label_name(schema: Schema) -> str:
+    return next(
+        schema.columns[role] for role in ("label", "label_1", "score_1") if role in schema.columns
+    )
+
+
+def _verdict(schema: Schema, row: Mapping[str, Any]) -> Verdict:
+    if schema.kind == "label":
+        assert schema.coding is not None
+        verdict = schema.coding.verdict(schema.label(row, "label"))
+        if "other_label" in row:
+            _check_other(schema, verdict, row)
+        return verdict
+    if schema.kind == "one-hot":
+        return one_hot_verdict(schema.columns, row)
+    if schema.kind == "votes":
+        return majority_verdict(row["label"], row.get("label_2"))
+    scores = [as_score(schema.columns[role], row[role]) for role in ("score_1", "score_2")]
+    if scores[0] is None or scores[1] is None:
+        raise NoPreferenceError(f"{_label_name(schema)!r} or its counterpart is missing (null).")
+    gap = scores[0] - scores[1]
+    _check_gap(schema, abs(gap))
+    return "tie" if gap == 0 else "first" if gap > 0 else "second"
+
+
+def _check_other(schema: Schema, verdict: Verdict, row: Mapping[str, Any]) -> None:
+    """Raise if the column of the worse response does not name the other one."""
+    assert schema.coding is not None
+    if schema.coding.verdict(schema.label(row, "other_label")) == verdict:
+        better, worse = schema.columns["label"], schema.columns["other_label"]
+        raise DataError(f"{better!r} and {worse!r} name the same response.", hint=LEAVE_OUT)
+
+
+def _compare_scores(schema: Schema, row: Mapping[str, Any]) -> None:
+    """Count pairs whose own scores do not prefer the chosen response; `min_gap` refuses them."""
+    if "score_chosen" not in row:
+        return
+    try:
+        good, bad = (as_score(r, row[r]) for r in ("score_chosen", "score_rejected"))
+    except DataError:
+        return
+    if good is None or bad is None:
+        return
+    _check_gap(schema, good - bad)
+    _count_scores(schema, good - bad)
+
+
+def _count_scores(schema: Schema, gap: float) -> None:
+    schema.counts["pairs_scored"] += 1
+    if gap <= 0:
+        schema.counts["equal_scores" if gap == 0 else "chosen_scored_lower"] += 1
+
+
+def _compare_two_scores(schema: Schema, row: Mapping[str, Any], verdict: Verdict) -> None:
+    """Count pairs whose label prefers the response with the lower score."""
+    try:
+        one, two = (as_score(r, row[r]) for r in ("compared_score_1", "compared_score_2"))
+    except DataError:
+        return
+    if one is not None and two is not None:
+        _count_scores(schema, one - two if verdict == "first" else two - one)
+
+
+def _compare_label(schema: Schema, row: Mapping[str, Any], verdict: Verdict | None) -> None:
+    """Count rows whose second label prefers the other response."""
+    assert schema.compared is not None
+    try:
+        other = schema.compared.verdict(schema.label(row, "compared_label"))
+    except DataError:
+        return
+    if {verdict, other} == {"first", "second"}:
+        schema.counts["contradicted_rows"] += 1
+
+
+def _which(row: Mapping[str, Any]) -> Verdict | None:
+    """Which of the two other responses of the row the chosen one is; None if it is neither."""
+    chosen, rejected = plain(row["chosen"]), plain(row["rejected"])
+    both = plain(row["compared_1"]), plain(row["compared_2"])
+    if both == (chosen, rejected):
+        return "first"
+    return "second" if both == (rejected, chosen) else None
+
+
+def _check_gap(schema: Schema, gap: float) -> None:
+    if schema.told.min_gap is not None and gap < schema.told.min_gap:
+        raise NoPreferenceError(
+            f"the scores differ by {gap:g}, less than min_gap={schema.told.min_gap:g}."
+        )
+
+
+def _filter(schema: Schema, row: Mapping[str, Any], bad: str) -> None:
+    least = schema.told.min_votes
+    if least is not None:
+        for role in ("votes_1", "votes_2"):
+            votes = as_score(schema.columns[role], row[role])
+            if votes is None or votes < least:
+                raise NoPreferenceError(
+                    f"{schema.columns[role]!r} is {row[role]!r:.40}, under min_votes={least}."
+                )
+    if schema.told.safe_rejected:
+        role = "safe_1" if bad == "response_1" else "safe_2"
+        if not row[role]:
+            raise NoPreferenceError("the rejected response is not safe (safe_rejected=True).")
+
+
+# Several responses
+
+
+def _refuse_lists(columns: Mapping[str, str], row: Mapping[str, Any]) -> None:
+    if type(row["chosen"]) is not str and are_lists(row["chosen"], row["rejected"]):
+        raise DataError(
+            f"{columns['chosen']!r} and {columns['rejected']!r} are lists of responses.",
+            hint='Say which make a pair: pairs="all" (each with each) or pairs="adjacent".',
+        )
+
+
+def _of_list(schema: Schema, row: Mapping[str, Any]) -> list[Preference]:
+    name, score_name = schema.columns["responses"], schema.columns.get("scores", "scores")
+    found = candidates_of(name, row["responses"], row.get("scores"), score_name)
+    scores = [each.score for each in found]
+    if found and not any(score is not None for score in scores):
+        raise DataError(
+            f"{name!r} holds responses without scores or ranks.",
+            hint="Say which column has them: columns={'scores': 'the column'}. Their order alone does"
+            " not say which one is better.",
+        )
+    places = pair_places(scores, schema.told.pairs or "best-worst", schema.told.min_gap or 0.0)
+    return _numbered(
+        schema, row, [((name, name), found[i].response, found[j].response) for i, j in places]
+    )
+
+
+def _numbered(
+    schema: Schema, row: Mapping[str, Any], found: Sequence[tuple[tuple[str, str], object, object]]
+) -> list[Preference]:
+    """The preferences of one prompt; where there are several, each gets an id of its own."""
+    made = [_preference(schema, row, names, good, bad) for names, good, bad in found]
+    if len(made) < 2:
+        return made
+    return [
+        pair.model_copy(update={"id": pair.id and f"{pair.id}-{number}"})
+        for number, pair in enumerate(made, 1)
+    ]
