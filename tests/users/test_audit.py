@@ -404,7 +404,7 @@ def test_a_persona_that_predicts_no_better_than_a_guess_knows_nothing(
     ids=["another user's by chance", "none by chance", "clearly", "not excluded"],
 )
 def test_a_small_difference_beside_a_guess_is_nothing(
-    own: Estimate, over_other: tuple[float, ...], over_none: tuple[float, ...]
+    own: Estimate, over_other: tuple[float, float, float], over_none: tuple[float, float, float]
 ) -> None:
     """Personas that say nothing: one of two intervals is above 0 in one of 20 audits."""
     other, none = (Estimate(*values, 60) for values in (over_other, over_none))
