@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,6 +95,7 @@ SPAN = re.compile(r"`([A-Za-z_]\w*)(\(|`|\.)")
 IMPORT = re.compile(r"from (personainfer[\w.]*) import (\w+(?:, \w+)*|\([\w\s,]+\))")
 
 
+@cache
 def defined_names() -> set[str]:
     """The functions and classes of the library, without those of commands and of the HTTP protocol."""
     found = set()
@@ -104,6 +106,7 @@ def defined_names() -> set[str]:
     return {name for name in found if not name.startswith("_")}
 
 
+@cache
 def exported_names() -> set[str]:
     """What can be imported from the package, from a subpackage, or from `exceptions`."""
     packages = [path.parent.name for path in (ROOT / "personainfer").glob("*/__init__.py")]

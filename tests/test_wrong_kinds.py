@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,7 @@ def test_a_missing_package_is_named_as_an_index_has_it(monkeypatch: pytest.Monke
         ("sklearn.none", "scikit-learn"),
         ("sentence_transformers.none", "sentence-transformers"),
     ):
+        monkeypatch.setitem(sys.modules, module.partition(".")[0], None)  # as if not installed
         with pytest.raises(MissingExtraError) as error:
             MissingExtraError.require(module)
         assert error.value.hint == f"Run: pip install {package}"
