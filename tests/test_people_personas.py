@@ -63,6 +63,7 @@ def run(study: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     study.main()
 
 
+@pytest.mark.heavy
 def test_personas_are_written_in_pieces_and_audited(
     benchmarks: Any,
     data: Path,

@@ -24,7 +24,9 @@ KEY = "a1b2c3d4e5f60718293a4b5c6d7e8f90"  # nothing in its form says that it is 
 HEADER = "q7-value-of-a-header"
 SAID = f"refused: Bearer {KEY}, {HEADER}"
 
-each_way = pytest.mark.parametrize("model", ["gpt-4o-mini", "litellm/openai/gpt-4o-mini"])
+# The light suite does not wait for litellm, which takes seconds to import.
+by_litellm = pytest.param("litellm/openai/gpt-4o-mini", marks=pytest.mark.heavy)
+each_way = pytest.mark.parametrize("model", ["gpt-4o-mini", by_litellm])
 
 
 def refused(lines: Lines) -> Lines:
@@ -61,6 +63,7 @@ def test_no_file_or_table_of_a_batch_holds_what_the_provider_repeats(
     assert KEY.encode() not in everything(tmp_path / "b") + told.encode()
 
 
+@pytest.mark.heavy
 def test_nor_a_key_that_litellm_found_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

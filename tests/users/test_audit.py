@@ -32,7 +32,7 @@ VERDICTS: list[object] = [
     pytest.param(
         "own length", {"own_length": 0.3}, "no better than length", marks=pytest.mark.heavy
     ),
-    ("nothing", {}, "no better than none"),
+    pytest.param("nothing", {}, "no better than none", marks=pytest.mark.heavy),
 ]
 
 
