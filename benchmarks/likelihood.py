@@ -30,7 +30,7 @@ import numpy as np
 
 import personainfer as pi
 from personainfer.llm.llamacpp import SLOTS
-from personainfer.llm.weights import find_weights
+from personainfer.local.weights import find_weights
 from personainfer.personas import place_persona, prompt_messages
 from personainfer.scoring import transformers_scorer as torch_scoring
 from personainfer.scoring.interfaces import TokenText

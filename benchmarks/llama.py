@@ -21,7 +21,7 @@ def serve(model: str = "local") -> None:
     """Serve until stdin closes."""
     import xllamacpp
 
-    from personainfer.llm.weights import find_weights
+    from personainfer.local.weights import find_weights
 
     params = xllamacpp.CommonParams()
     params.model.path = str(find_weights(model).path())

@@ -23,7 +23,7 @@ import personainfer as pi
 from personainfer.data import read_preferences
 from personainfer.evaluation import benchmark_pairs
 from personainfer.evaluation.benchmark import persona_faults, sides_explained
-from personainfer.llm.weights import find_weights, has_chat_template
+from personainfer.local.weights import find_weights, has_chat_template
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples/data/preferences.jsonl"

@@ -18,7 +18,7 @@ import personainfer as pi
 from personainfer.batch.job_folder import PersonaBatch
 from personainfer.data import read_preferences
 from personainfer.exceptions import PersonaInferError
-from personainfer.llm.weights import find_weights
+from personainfer.local.weights import find_weights
 from personainfer.records import Message, Preference
 
 from .batch_server import BatchServer

@@ -34,7 +34,7 @@ from personainfer.llm.client import LLM
 from personainfer.llm.replies import read_reply
 from personainfer.llm.requests import Request, cached_reply
 from personainfer.llm.transports import EndpointTransport
-from personainfer.llm.weights import find_weights, has_chat_template
+from personainfer.local.weights import find_weights, has_chat_template
 from personainfer.records import Completion, Message
 from personainfer.testing import Reply
 from personainfer.users.records import UserPersonas, UserRow

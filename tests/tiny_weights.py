@@ -6,7 +6,7 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from personainfer.llm.weights import NamedWeights
+from personainfer.local.weight_files import NamedWeights
 
 CONTENT = b"GGUF" + bytes(range(256)) * 10
 PART = 1500

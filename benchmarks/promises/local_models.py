@@ -18,19 +18,20 @@ import personainfer as pi
 from .attack import PAIRS, attack, broken_if, error_of, internal, is_ours, named
 
 ENGINE = ("llm.llamacpp", "embedded")  # where the module is, and where it was
+WEIGHTS = ("local.weights", "llm.weights", "weights")
 SMALL = "smollm2"
 
 
 def _small_model() -> str:
     """How the tree names the small model: it had no other one."""
-    weights = internal(["llm.weights", "weights"])
+    weights = internal(WEIGHTS)
     return f"local:{SMALL}" if hasattr(weights, "NAMED_WEIGHTS") else "local"
 
 
 @attack(
     4,
     "Two files of weights of the same name and size never share replies.",
-    "tests/llm/test_weights.py::test_files_of_the_same_name_and_size_have_identities_of_their_own",
+    "tests/local/test_weights.py::test_files_of_the_same_name_and_size_have_identities_of_their_own",
 )
 def swap_weights_of_the_same_name_and_size(folder: Path) -> str:
     identities = set()
@@ -52,7 +53,7 @@ def swap_weights_of_the_same_name_and_size(folder: Path) -> str:
     "tests/llm/test_llamacpp.py::test_nobody_else_can_use_the_server",
 )
 def use_the_server_of_another_user(folder: Path) -> str:
-    weights = internal(["llm.weights", "weights"]).find_weights(_small_model())
+    weights = internal(WEIGHTS).find_weights(_small_model())
     engine = internal(ENGINE)
     if hasattr(engine, "local_model"):
         server = internal(["event_loop"]).spawn(engine.local_model(weights).server()).result()
@@ -83,7 +84,7 @@ def use_the_server_of_another_user(folder: Path) -> str:
 @attack(
     19,
     "A file that holds no model is an error that says so.",
-    "tests/llm/test_weights.py::test_what_is_no_model_is_an_error",
+    "tests/local/test_weights.py::test_what_is_no_model_is_an_error",
 )
 def load_what_is_no_model(folder: Path) -> str:
     file = folder / "model.gguf"

@@ -40,7 +40,7 @@ from ..exceptions import (
 )
 from ..llm.client import LLM, OPTIONS
 from ..llm.rate_limits import most_tokens
-from ..llm.weights import check_stored_model
+from ..local.weights import check_stored_model
 from ..personas.prompts import PersonaPrompt, Protocol
 from ..personas.requests import Plan
 from ..records import Exemplar, Record, Side

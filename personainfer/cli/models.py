@@ -20,7 +20,7 @@ def models(ctx: typer.Context, as_json: AsJson = False) -> None:
     """List the local models that have names, or fetch or remove their weights."""
     if ctx.invoked_subcommand is not None:
         return
-    from ..llm.weights import NAMED_WEIGHTS
+    from ..local.weights import NAMED_WEIGHTS
 
     listed = [_described(weights) for weights in NAMED_WEIGHTS.values()]
     if as_json:
@@ -43,14 +43,14 @@ def fetch(name: Name, as_json: AsJson = False) -> None:
 @models_app.command()
 def remove(name: Name, as_json: AsJson = False) -> None:
     """Delete the fetched weights of a model, unfinished parts too."""
-    from ..llm.weights import remove_weights
+    from ..local.weight_files import remove_weights
 
     freed = remove_weights(_named(name))
     print_json({"freed": freed}) if as_json else note(f"{freed:,} bytes freed")
 
 
 def _named(name: str) -> Any:
-    from ..llm.weights import NAMED_WEIGHTS
+    from ..local.weights import NAMED_WEIGHTS
 
     known = name.removeprefix("local:")
     InvalidArgumentError.check("NAME", known, NAMED_WEIGHTS)

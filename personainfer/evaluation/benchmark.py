@@ -20,7 +20,7 @@ from ..arguments import takes_options
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM
-from ..llm.weights import find_weights, has_chat_template
+from ..local.weights import find_weights, has_chat_template
 from ..personas.flags import flags_in_text, pair_text, want_the_same
 from ..personas.infer import infer_personas
 from ..personas.options import PersonaOptions, planned

@@ -24,6 +24,7 @@ from ..arguments import (
     takes_options,
 )
 from ..exceptions import InvalidArgumentError
+from ..local.weights import find_weights
 from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
 from .litellm_transport import LiteLLMTransport
@@ -31,7 +32,6 @@ from .llamacpp import EmbeddedTransport
 from .rate_limits import Budget, Limits, Price, Tally, find_price
 from .requests import Form, InFlight, Job, Reply, Request, Run
 from .transports import EndpointTransport, Transport
-from .weights import find_weights
 from .workers import CallSettings, Workers
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from ..data.source_rows import PreferenceSource
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError, RowsFailedError
 from ..llm.client import LLM
-from ..llm.weights import check_stored_model
+from ..local.weights import check_stored_model
 from ..observability import with_progress_bar
 from ..records import Candidate, PersonaRow, Preference
 from .infer import PersonaStream, iter_personas

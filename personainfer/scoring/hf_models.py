@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
-from ..llm.weights import find_weights
+from ..local.weights import find_weights
 
 if TYPE_CHECKING:
     import torch

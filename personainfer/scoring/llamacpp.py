@@ -17,7 +17,7 @@ import numpy as np
 from ..exceptions import ModelError, ReplyError, RequestRejectedError, TransportError
 from ..llm.llamacpp import SLOTS, Server, check_chat_template, local_model
 from ..llm.openai_protocol import Json
-from ..llm.weights import Weights
+from ..local.weights import Weights
 from ..records import FloatArray
 from .interfaces import Chat, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
 

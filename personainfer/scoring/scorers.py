@@ -8,7 +8,7 @@ from typing import Any
 
 from ..arguments import Count, PositiveNumber, check_argument
 from ..exceptions import InvalidArgumentError, ModelNotFoundError
-from ..llm.weights import find_weights
+from ..local.weights import find_weights
 from ..personas.placement import check_place
 from ..records import Persona
 from .hf_models import check_installed

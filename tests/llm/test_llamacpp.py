@@ -27,7 +27,7 @@ from personainfer.evaluation.verification import Rating
 from personainfer.exceptions import ModelNotFoundError
 from personainfer.llm import llamacpp as embedded
 from personainfer.llm.llamacpp import EmbeddedTransport, Server, local_model
-from personainfer.llm.weights import find_weights
+from personainfer.local.weights import find_weights
 from personainfer.personas.prompts import BothPersonas, OnePersona, default_exemplars
 from personainfer.users.infer import ChoiceNote, WrittenPersona
 
@@ -307,12 +307,12 @@ def test_nobody_else_can_use_the_server() -> None:
 _KILLED = """
 import json, os, signal, sys, personainfer as pi
 rows = [json.loads(line) for line in open(sys.argv[1])][:3]
-from personainfer.llm import llamacpp
-keep = llamacpp.Slots.keep_copy
+from personainfer.local.slots import Slots
+keep = Slots.keep_copy
 def keep_and_die(self, start, name):
     print(name, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
-llamacpp.Slots.keep_copy = keep_and_die
+Slots.keep_copy = keep_and_die
 pi.infer_personas(rows, "local:smollm2", cache=False)
 """
 

@@ -22,7 +22,7 @@ from personainfer.exceptions import (
     ReplyError,
     RequestRejectedError,
 )
-from personainfer.llm.weights import find_weights
+from personainfer.local.weights import find_weights
 from personainfer.personas.placement import place_persona, prompt_messages
 from personainfer.scoring import PEOPLE_IN_GENERAL
 from personainfer.testing import FakeLLM

@@ -15,7 +15,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.llm.weights import find_weights
+from personainfer.local.weights import find_weights
 from personainfer.tailoring.export import EXPORT_FORMATS
 from personainfer.testing import FakeLLM, Reply
 

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
-from personainfer.llm import weights as module
 from personainfer.llm.llamacpp import EmbeddedTransport
-from personainfer.llm.weights import NAMED_WEIGHTS, find_weights, remove_weights
+from personainfer.local import weight_files as module
+from personainfer.local.weight_files import remove_weights
+from personainfer.local.weights import NAMED_WEIGHTS, find_weights
 
 from ..tiny_weights import CONTENT, PARTS, TINY, write_wheel
 

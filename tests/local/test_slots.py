@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personainfer.llm.llamacpp import Slot, Slots
+from personainfer.local.slots import Slot, Slots
 
 LONG = b"x" * 2000  # a start that is worth a copy
 

