@@ -94,7 +94,7 @@ class Exchange:
             self.error = None
         if carries and not self._placed:
             self._called = host
-            if self._piece and self._base not in (None, host) and not _is_loopback(host):
+            if self._piece and self._base not in (None, host) and not is_loopback(host):
                 sending.refuse(_elsewhere(host))
             self._placed = True
         self._sent.append((request.headers, request.url))
@@ -177,7 +177,8 @@ def _host(address: str | None) -> str | None:
     return urlsplit(address if "//" in address else f"//{address}").hostname
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

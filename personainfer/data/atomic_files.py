@@ -139,13 +139,13 @@ def put_in_place(unfinished: Path, path: Path, *, private: bool = False) -> None
     _flush_folder(path.parent)
 
 
-def as_path(value: object, argument: str = "path") -> Path:
-    """The path that an argument names, or InvalidArgumentError if it is something else."""
+def as_path(value: object) -> Path:
+    """The path that `path=` names, or InvalidArgumentError if it is something else."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise InvalidArgumentError(
-            f"{argument}={value!r:.80} is not a path.",
+            f"path={value!r:.80} is not a path.",
             hint="Give the name of a file, as text or a Path.",
-            argument=argument,
+            argument="path",
         )
     return Path(value)
 

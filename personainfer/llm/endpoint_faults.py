@@ -343,8 +343,7 @@ def provider_errors(
     """Call the openai SDK, or litellm: its HTTP keeps the rules of `guarded_http`, its errors become ours.
 
     `name` and `timeout` (seconds) are for the messages. `secrets`, and those that the request
-    carries, are masked in what the provider says. `rules` are those of
-    `guarded_http`.
+    carries, are masked in what the provider says. `rules` are those of `guarded_http`.
     """
     import openai
 

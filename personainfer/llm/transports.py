@@ -12,7 +12,6 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -22,7 +21,7 @@ from pydantic import BaseModel
 from ..api_keys import Address, Secrets, SecretText, environment_key, key_headers, shown_address
 from ..event_loop import Deadlines
 from ..exceptions import ReplyError, RequestRejectedError, TransportError
-from ..http_guard import too_large
+from ..http_guard import is_loopback, too_large
 from ..records import Completion
 from .endpoint_faults import embedded_status, error_text, no_answer, status_error
 from .openai_protocol import Dialect, Json, read_completion, response_format
@@ -256,8 +255,8 @@ def _environment_proxy(base: str) -> str | None:
     aiohttp would look it up itself with `trust_env=True`, but would then send the passwords in ~/.netrc too.
     """
     parts = urlsplit(base)
-    proxy = getproxies().get(parts.scheme)
-    if not proxy or _is_loopback(base) or proxy_bypass(parts.hostname or ""):
+    proxy, host = getproxies().get(parts.scheme), parts.hostname or "localhost"
+    if not proxy or is_loopback(host) or proxy_bypass(host):
         return None
     return Address(proxy if "://" in proxy else f"http://{proxy}")
 
@@ -280,14 +279,6 @@ def _certificates() -> ssl.SSLContext:
             hint="Name a file of certificates in PEM form, or unset the variable.",
         ) from None
     return context
-
-
-def _is_loopback(address: str) -> bool:
-    host = urlsplit(address).hostname or "localhost"
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @cache
