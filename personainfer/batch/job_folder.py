@@ -32,12 +32,7 @@ from ..data.atomic_files import atomic_folder, write_file
 from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
-from ..exceptions import (
-    BatchPendingError,
-    DataError,
-    InvalidArgumentError,
-    UnknownOptionError,
-)
+from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS
 from ..llm.rate_limits import most_tokens
 from ..local.weights import check_stored_model

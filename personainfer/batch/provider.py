@@ -347,10 +347,7 @@ def _errors(name: str, timeout: float, secrets: Secrets, **rules: Unpack[Rules])
 
 
 def _download(requests: int) -> Rules:
-    return {
-        "largest": _LARGEST_ANSWER + requests * _LARGEST_LINE,
-        "seconds": _DOWNLOAD_SECONDS,
-    }
+    return {"largest": _LARGEST_ANSWER + requests * _LARGEST_LINE, "seconds": _DOWNLOAD_SECONDS}
 
 
 def _read(made: Any, look: Callable[[str], Any]) -> str:

@@ -83,10 +83,7 @@ _IN_A_SHELL: dict[str, tuple[Any, dict[str, Any]]] = {
             "help": "What a label means: 0=first. Repeatable. Ours are first, second, tie.",
         },
     ),
-    "select": (
-        str,
-        {"help": "The model that chooses among candidates, reached like --model."},
-    ),
+    "select": (str, {"help": "The model that chooses among candidates, reached like --model."}),
     "exemplars": (Literal["default", "none"], {}),
     "temperature": (str, {"metavar": "NUMBER|none"}),
     "extra_headers": (list[str], {"metavar": "NAME=VALUE"}),

@@ -29,13 +29,7 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_text
 from ..records import FloatArray, Side
 from .agreement import Level, cohen_kappa, krippendorff_alpha
-from .statistics import (
-    CONFIDENCE,
-    Estimate,
-    bootstrap_mean,
-    bootstrap_rate,
-    check_confidence,
-)
+from .statistics import CONFIDENCE, Estimate, bootstrap_mean, bootstrap_rate, check_confidence
 
 Question = Literal["choice", "rating"]
 

@@ -282,10 +282,7 @@ class ResponseComparison(Findings):
         lines: list[tuple[str, ...]] = [
             ("", "test wins", "ties", "base wins", "win rate", "at equal length", "consistency")
         ]
-        for name, found in (
-            ("quality", self.quality),
-            ("personalization", self.personalization),
-        ):
+        for name, found in (("quality", self.quality), ("personalization", self.personalization)):
             if found is not None:
                 won = found.win_rate
                 counts = (f"{count:,}" for count in (won.wins, won.ties, won.losses))

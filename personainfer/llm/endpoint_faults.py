@@ -219,9 +219,7 @@ RULES = (
 _RULES = tuple((rule, re.compile(rule.words, re.DOTALL)) for rule in RULES)
 _LONGEST_WORDS = 300  # characters that an error quotes
 _LONGEST_READ = 2000  # characters that are searched: the time of some rules grows with their square
-_LONGEST_MASKED = (
-    100_000  # characters in which secrets are masked; a cut before could leave half of one
-)
+_LONGEST_MASKED = 100_000  # characters that are masked: a cut before could leave half of a secret
 
 
 def status_error(

@@ -45,9 +45,8 @@ class LiteLLMTransport(DialectTransport):
         if headers:
             self.options |= mask_secrets({"extra_headers": headers})
         self.key = SecretText(api_key or "")
-        self._carried: tuple[
-            str, ...
-        ] = ()  # secrets of the last request, some found by litellm itself
+        # Secrets of the last request, some found by litellm itself.
+        self._carried: tuple[str, ...] = ()
         try:
             self.name, self.provider, *_ = self._litellm.get_llm_provider(model)
         except self._litellm.BadRequestError:
@@ -120,10 +119,7 @@ class LiteLLMTransport(DialectTransport):
         Each further call of the retry policy comes here with the bad reply as the last turn. instructor
         is given that reply as its first attempt, refuses it, and asks again in its own words.
         """
-        from instructor.core.exceptions import (
-            IncompleteOutputException,
-            InstructorRetryException,
-        )
+        from instructor.core.exceptions import IncompleteOutputException, InstructorRetryException
 
         bad = last_bad_reply(fields["messages"])
         try:

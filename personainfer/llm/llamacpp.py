@@ -40,9 +40,7 @@ _COPIES = 2  # starts that are kept: as large as what the slot holds
 _SLOT_ACTION_TIMEOUT = 60.0  # seconds
 _LOAD_TIMEOUT = 60.0  # seconds for a server to start, and one more for each of these many bytes:
 _LOADED_A_SECOND = 10_000_000  # a network disk is slow
-_MOST_ENDS = (
-    5  # servers of one file that may end in a run, and one more for each of these many replies
-)
+_MOST_ENDS = 5  # servers of one file that may end in a run, and one more for this many replies:
 _REPLIES_AN_END = 20
 
 

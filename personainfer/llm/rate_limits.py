@@ -19,12 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..exceptions import (
-    BudgetExceededError,
-    ModelError,
-    RateLimitError,
-    RequestRejectedError,
-)
+from ..exceptions import BudgetExceededError, ModelError, RateLimitError, RequestRejectedError
 from ..records import Completion, Usage
 
 Clock = Callable[[], float]

@@ -38,9 +38,7 @@ class Transport(Protocol):
     """What `llm` needs of a way to reach a model."""
 
     model: str  # the name that the request carries
-    endpoint: (
-        str  # where it goes, as part of the cache's key: never a key, and no port that changes
-    )
+    endpoint: str  # where it goes, in the cache's key: holds no API key, and no port that changes
 
     @property
     def secrets(self) -> Secrets:
@@ -75,9 +73,7 @@ class Transport(Protocol):
 class DialectTransport:
     """What transports over HTTP share: it learns the dialect of the endpoint, one request at a time."""
 
-    enforces_forms = (
-        False  # whether no reply can be in another form than the one that was asked for
-    )
+    enforces_forms = False  # whether every reply is in the form that was asked for
 
     def __init__(self, model: str) -> None:
         self.model = model

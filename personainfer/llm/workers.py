@@ -38,9 +38,7 @@ from .replies import reask
 from .requests import InFlight, Job, Reply, cached_reply, encoded, text_to_cache
 from .transports import Transport
 
-_LOCKED_PATIENCE = (
-    60.0  # seconds: a cache that another program keeps locked for longer ends the run
-)
+_LOCKED_PATIENCE = 60.0  # seconds: a cache that another program locks for longer ends the run
 _LOCKED_PAUSE = 0.2  # seconds between two attempts to write to it
 _GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts as gone
 _MORE_ROOM = 2  # times max_tokens for a reply that was cut off

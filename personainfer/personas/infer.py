@@ -13,12 +13,7 @@ from ..data.readers import read_preferences
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
 from ..data.table_writer import check_free_names, check_output
-from ..exceptions import (
-    DataError,
-    ModelError,
-    PersonaInferError,
-    RowsFailedError,
-)
+from ..exceptions import DataError, ModelError, PersonaInferError, RowsFailedError
 from ..llm.client import LLM
 from ..llm.requests import Reply, Run
 from ..observability import with_progress_bar

@@ -38,10 +38,7 @@ _MADE_BY = "Made by personainfer"  # in the footer of each report
 _MOST_BYTES = 52_000_000  # of rows in a page: a browser opens it in seconds
 _TEXT_LIMITS = (8000, 4000, 2000, 1000, 500)  # characters of a text, where the rows would be larger
 _TEXTS = ("prompt", "chosen", "rejected")
-_PERSONAS = {
-    "cp": "Who prefers the chosen response",
-    "rp": "Who prefers the rejected response",
-}
+_PERSONAS = {"cp": "Who prefers the chosen response", "rp": "Who prefers the rejected response"}
 
 
 @runtime_checkable

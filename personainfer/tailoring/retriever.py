@@ -24,14 +24,7 @@ from ..personas.placement import place_persona
 from ..personas.prompts import bare_text, prompt_text
 from ..preferences.cells import is_null, surrogate_problem
 from ..preferences.conversations import read_prompt
-from ..records import (
-    Message,
-    Persona,
-    PersonaRow,
-    Preference,
-    Prompt,
-    Side,
-)
+from ..records import Message, Persona, PersonaRow, Preference, Prompt, Side
 from .bm25 import BM25
 from .embeddings import Embedder, embed, endpoint_embedder, sentence_embedder
 

@@ -189,10 +189,7 @@ class PersonaAudit:
             own_minus_length=over_length,
             unseen=accuracies(own, shuffled, unseen),
             by_group=equities(
-                [
-                    ("persona", "accuracy", own),
-                    ("persona", "own - shuffled", own - shuffled),
-                ],
+                [("persona", "accuracy", own), ("persona", "own - shuffled", own - shuffled)],
                 [str(user) for user in users],
                 groups,
                 confidence=confidence,

@@ -36,13 +36,7 @@ from .hypotheses import (
     score_hypotheses,
     users_in,
 )
-from .records import (
-    Method,
-    PairEvidence,
-    UserPersona,
-    UserPersonas,
-    UserRow,
-)
+from .records import Method, PairEvidence, UserPersona, UserPersonas, UserRow
 
 _METHODS = ("summary", "tastes", "verified", "posterior")
 _WITHOUT_SCORES = ("summary", "tastes")
@@ -199,10 +193,7 @@ class WrittenPersona(BaseModel):
     """The form of a reply about a user; the evidence is asked for first."""
 
     evidence: Annotated[list[ChoiceNote], Field(json_schema_extra=dict(_NOTES))]
-    background: Annotated[
-        Filled,
-        Field(json_schema_extra=at_most(300)),
-    ]
+    background: Annotated[Filled, Field(json_schema_extra=at_most(300))]
     preferences: Annotated[Filled, Field(json_schema_extra=at_most(300))]
 
 
