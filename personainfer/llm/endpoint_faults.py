@@ -42,7 +42,7 @@ class Rule(NamedTuple):
 
     `scope` says to whom the fault belongs: "row" (the next row may pass), "run" (every row would fail
     alike: the run ends), "moment" (the same request may pass later), "form" (the request can be
-    written otherwise, see `dialects`), "unclear" (the row, unless the first requests all meet it).
+    written otherwise, see `dialect`), "unclear" (the row, unless the first requests all meet it).
     """
 
     name: str

@@ -18,8 +18,9 @@ from ..event_loop import Deadlines
 from ..exceptions import AuthenticationError, InvalidArgumentError, ModelError
 from ..http_guard import guarded_http
 from ..records import Completion
+from .dialect import FORMS
 from .endpoint_faults import embedded_status, no_answer, provider_errors, status_error
-from .openai_protocol import FORMS, Json, read_completion, response_format, tool_call, wire_schema
+from .openai_protocol import Json, read_completion, response_format, tool_call, wire_schema
 from .replies import last_bad_reply
 from .transports import LARGEST_REPLY, DialectTransport
 

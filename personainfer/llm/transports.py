@@ -23,8 +23,9 @@ from ..event_loop import Deadlines
 from ..exceptions import ReplyError, RequestRejectedError, TransportError
 from ..http_guard import is_loopback, too_large
 from ..records import Completion
+from .dialect import Dialect
 from .endpoint_faults import embedded_status, error_text, no_answer, status_error
-from .openai_protocol import Dialect, Json, read_completion, response_format
+from .openai_protocol import Json, read_completion, response_format
 from .replies import decode
 
 if TYPE_CHECKING:

@@ -1,0 +1,208 @@
+"""`Dialect`: how requests to one endpoint have to be written.
+
+Servers differ in what they accept: some know no JSON schema, some want `max_completion_tokens`, some refuse
+a system message. A `Dialect` learns this from the first refusal and writes all later requests accordingly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+from ..exceptions import RequestRejectedError
+from .openai_protocol import Json, tool_call
+
+FORMS = ("json_schema", "json_object", "tools", "text")  # tried in this order
+
+_REASONS = re.compile(  # names of models that think before they answer
+    r"(^|/)o[134](-|$)|(^|/)gpt-5(?!.*chat)|gpt-oss|deepseek-r|deepseek-reasoner|qwq|magistral"
+    r"|thinking|reasoning",
+    re.IGNORECASE,
+)
+_OPENAI_REASONS = re.compile(r"(^|/)(o[134](-|$)|gpt-5)", re.IGNORECASE)
+_MISFITS = 3  # replies in another form than asked for, and none in that one
+_FOR_REASONING = 8  # times max_tokens: reasoning counts as output, and takes most of it
+_NUMBER = re.compile(
+    r"(?:at most|maximum (?:of|is)|less than or equal to|<=|limit (?:of|is)|> |exceed|\[\d+,|between \d+ and)"
+    r" ?[`'\"]?(\d+)"
+)
+
+
+class Dialect:
+    """How requests to one endpoint and model have to be written, as learned from its refusals.
+
+    The bytes of a request, and so its key in the cache, stay the same: `written` translates it when it is
+    sent. Most endpoints refuse nothing and get requests unchanged.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.form = 0  # in FORMS
+        self.reasons = bool(_REASONS.search(model))
+        self.version = 0  # counts what was learned
+        self.proven = True  # requests may go side by side; else one goes first
+        self.answered = False  # whether the endpoint has ever taken a request
+        self.fits = False  # whether a reply has ever been in the form that was asked for
+        self._misfits = 0  # replies in another form, since the last change
+        self._limit_name = "max_tokens"
+        self._largest_limit: int | None = None
+        self._renamed = False
+        self._left_out: set[str] = set()
+        self._folds_system = False
+        if _OPENAI_REASONS.search(model):
+            self._limit_name = "max_completion_tokens"
+            if self.reasons:
+                self._left_out.add("temperature")
+        self._refused: RequestRejectedError | None = None
+        self._first = asyncio.Lock()
+
+    @property
+    def notes(self) -> Json:
+        """What was learned, for the settings of a table."""
+        notes: Json = {"reply_form": FORMS[self.form]}
+        if self._left_out:
+            notes["left_out"] = sorted(self._left_out)
+        if self.reasons:
+            notes["reasons"] = True
+        return notes
+
+    def most_tokens(self, asked: int) -> int:
+        """The most tokens that a reply can have if `asked` are allowed for the answer."""
+        most = asked * _FOR_REASONING if self.reasons else asked
+        return most if self._largest_limit is None else min(most, self._largest_limit)
+
+    async def wait_for_turn(self) -> bool:
+        """After a change of the dialect, one request goes first and the others wait for its outcome.
+
+        Returns:
+            Whether this request goes first; then `end_turn` has to be called after it.
+
+        Raises:
+            RequestRejectedError: every form of the request has been refused.
+        """
+        await self._first.acquire()
+        if self._refused is None and not self.proven:
+            return True
+        self._first.release()
+        if self._refused is not None:
+            raise self._refused
+        return False
+
+    def end_turn(self) -> None:
+        """The first request is done."""
+        self._first.release()
+
+    def accepted(self) -> None:
+        """The endpoint took a request."""
+        self.proven = self.answered = True
+
+    def refused(self, version: int, error: RequestRejectedError, body: bytes) -> None:
+        """Learn from a refusal; sets `error.rewritten` where the request should be sent again."""
+        name = error.unsupported
+        field = _FIELD_OF.get(name, name)
+        if not name or (f'"{field}":'.encode() not in body):
+            return
+        if version != self.version:  # another request has learned since this one was written
+            error.rewritten = self._refused is None
+        elif self._learned(name, error.message.lower()):
+            self.version += 1
+            self.proven = False
+            error.rewritten = True
+        elif self.version and not self.answered:  # every form was tried: nobody needs to try again
+            error.fatal = True
+            self._refused = error
+
+    def _learned(self, name: str, words: str) -> bool:
+        """Change what a refusal names. False if it was changed before."""
+        if name == "max_tokens":
+            return self._learned_limit(words)
+        if name == "system role":
+            changed, self._folds_system = not self._folds_system, True
+        elif name == "response_format":
+            changed = self.form < len(FORMS) - 1
+            self.form += changed
+        else:
+            changed = name not in self._left_out
+            self._left_out.add(name)
+        return changed
+
+    def _learned_limit(self, words: str) -> bool:
+        """Take another name for the limit of a reply, or a smaller limit, as the refusal says."""
+        most = _NUMBER.search(words)
+        if most and 0 < int(most[1]) != self._largest_limit:
+            self._largest_limit = int(most[1])
+            return True
+        if self._renamed:
+            return False
+        self._renamed = True
+        new = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+        self._limit_name = new[self._limit_name]
+        return True
+
+    def was_read(self, version: int, *, fits: bool) -> None:
+        """Learn from a reply that there is: some endpoints take every form, and ignore it.
+
+        Where the first replies are all in another form, the next requests ask in the next way.
+        """
+        self.fits = fits
+        self._misfits += not fits and version == self.version
+        if self._misfits >= _MISFITS and self.form < len(FORMS) - 1:
+            self.form += 1
+            self.version += 1
+            self._misfits = 0
+
+    def thinks(self, version: int) -> bool:
+        """Note that a reply was cut off while the model reasoned. True if replies now get more tokens."""
+        if self.reasons:
+            return version < self.version
+        self.reasons = True
+        self.version += 1
+        return True
+
+    def written(self, body: bytes) -> bytes:
+        """A request in this dialect."""
+        if not (self.version or self.reasons or self._limit_name != "max_tokens"):
+            return body
+        fields: Json = json.loads(body)
+        self.write_limits(fields)
+        for name in self._left_out:
+            fields.pop(name, None)
+        if self.form and "response_format" in fields:
+            self._ask_otherwise(fields)
+        if self._folds_system:
+            _fold_system(fields["messages"])
+        return json.dumps(fields, ensure_ascii=False).encode()
+
+    def write_limits(self, fields: Json) -> None:
+        """Give a reply the tokens that it needs, under the name that the endpoint knows."""
+        if "max_tokens" in fields:
+            fields[self._limit_name] = self.most_tokens(fields.pop("max_tokens"))
+
+    def _ask_otherwise(self, fields: Json) -> None:
+        """Ask for the schema of `response_format` in the form that the endpoint takes."""
+        asked = fields.pop("response_format")["json_schema"]
+        form = FORMS[self.form]
+        if form == "tools":
+            fields |= tool_call(asked)
+            return
+        if form == "json_object":
+            fields["response_format"] = {"type": "json_object"}
+        schema = json.dumps(asked["schema"], ensure_ascii=False)
+        words = (
+            f"Reply with one JSON object and nothing else. It must fit this JSON schema:\n{schema}"
+        )
+        messages = fields["messages"]
+        if messages[0]["role"] == "system":
+            messages[0]["content"] += f"\n\n{words}"
+        else:
+            messages.insert(0, {"role": "system", "content": words})
+
+
+_FIELD_OF = {"system role": "role"}  # what a request has that may be refused so
+
+
+def _fold_system(messages: list[Json]) -> None:
+    """Put the system message at the start of the first user message."""
+    if len(messages) > 1 and messages[0]["role"] == "system" and messages[1]["role"] == "user":
+        system = messages.pop(0)["content"]
+        messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
