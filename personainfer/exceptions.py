@@ -29,9 +29,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import wraps
 from importlib import import_module
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Controls but tab and line feed, marks of direction, invisible characters, halves of surrogate pairs.
 _CONTROL = re.compile(
@@ -256,6 +260,37 @@ class ReplyError(ModelError):
     completion: Any = None  # a `Completion`, or None; records import this module
     cut_off = False
     reasoned = False
+
+
+def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a reader of what an endpoint sent, so that it raises errors of this library alone.
+
+    An endpoint may send anything, and a reader cannot foresee all of it. An error of another kind would
+    look like a bug, and end the run. Here it becomes a `ReplyError`, which costs one row: "the reply
+    cannot be read (KeyError)". The other error is its cause.
+
+    Args:
+        what: what is read, for the message: "the reply".
+    """
+
+    def decorated(reader: Callable[P, T]) -> Callable[P, T]:
+        @wraps(reader)
+        def read(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return reader(*args, **kwargs)
+            except PersonaInferError:
+                raise
+            except Exception as error:
+                raise unreadable(what, error) from error
+
+        return read
+
+    return decorated
+
+
+def unreadable(what: str, error: Exception) -> ReplyError:
+    """The error for something sent that no reader could read; it names the kind of `error` alone."""
+    return ReplyError(f"{what} cannot be read ({type(error).__name__}).")
 
 
 class BudgetExceededError(ModelError):

@@ -81,3 +81,55 @@ def generated(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
     while len(found) < count:  # a small space of examples is exhausted early
         collect()
     return found[:count]
+
+
+# What stands in JSON that somebody else sent. `json.dumps` takes it all.
+json_scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([10**400, -(10**400), "²", "4" * 5_000, "\ud83d", "", "\0", 1e999])
+    | text
+)
+json_values = st.recursive(
+    json_scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=5,
+) | st.sampled_from([0, 900]).map(lambda depth: _nested(depth))
+
+
+def _nested(depth: int) -> Any:
+    value: Any = "deep"
+    for level in range(depth):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+def _places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to each part of a JSON value."""
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [place, *(found for key, one in inner for found in _places(one, (*place, key)))]
+
+
+def _with_value(whole: Any, place: tuple[Any, ...], value: Any) -> Any:
+    if not place:
+        return value
+    copy = whole.copy()
+    copy[place[0]] = _with_value(whole[place[0]], place[1:], value)
+    return copy
+
+
+def odd_in(whole: Any) -> st.SearchStrategy[Any]:
+    """A JSON value of which one part, or all of it, is replaced by any other."""
+    return st.builds(
+        lambda place, value: _with_value(whole, place, value),
+        st.sampled_from(_places(whole)),
+        json_values,
+    )

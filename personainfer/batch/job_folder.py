@@ -73,8 +73,10 @@ class BatchPart(Record):
         return self.status == "failed" and not self.output_file_id
 
     def at(self, state: BatchState) -> BatchPart:
-        """This part, updated with the state that the provider reports."""
-        return BatchPart(requests=self.requests, file_id=self.file_id, **asdict(state))
+        """This part, updated with the state that the provider reports. Once it has an id, it keeps it."""
+        found = asdict(state)
+        found["batch_id"] = self.batch_id or state.batch_id
+        return BatchPart(requests=self.requests, file_id=self.file_id, **found)
 
 
 class PersonaBatch(Record):

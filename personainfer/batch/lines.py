@@ -6,12 +6,12 @@ Providers answer in any order, so each line carries the key of its request.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from ..api_keys import Secrets
 from ..data.files import LONGEST_LINE
-from ..exceptions import ModelError, ReplyError, RequestRejectedError
+from ..exceptions import ModelError, RequestRejectedError, reads
 from ..llm.client import LLM
 from ..llm.endpoint_faults import error_text, redact, status_error
 from ..llm.openai_protocol import read_completion
@@ -60,17 +60,27 @@ def read_line(line: bytes, secrets: Secrets) -> Answer | None:
         key = bytes.fromhex(said["custom_id"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    try:
+        return _read_answer(key, said, secrets)
+    except ModelError as error:
+        return Answer(key, getattr(error, "completion", None), error)
+
+
+@reads("the line of the batch")
+def _read_answer(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Answer:
+    """The answer that a line holds.
+
+    Raises:
+        ModelError: it is no usable reply.
+    """
     reply = said.get("response")
     if not isinstance(reply, dict) or not isinstance(reply.get("status_code"), int):
         return Answer(key, error=_line_error(said.get("error"), secrets), called=False)
     status, body = reply["status_code"], reply.get("body")
     if status != 200:
         words = error_text(json.dumps(body).encode())
-        return Answer(key, error=status_error(status, {}, words, secrets))
-    try:
-        return Answer(key, read_completion(body if isinstance(body, dict) else {}, secrets))
-    except ReplyError as error:
-        return Answer(key, error.completion, error)
+        raise status_error(status, {}, words, secrets)
+    return Answer(key, read_completion(body if isinstance(body, dict) else {}, secrets))
 
 
 def _line_error(error: Any, secrets: Secrets) -> ModelError:

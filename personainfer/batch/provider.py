@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +24,10 @@ from ..exceptions import (
     InvalidArgumentError,
     ModelError,
     ModelNotFoundError,
+    PersonaInferError,
     ReplyError,
     TransportError,
+    unreadable,
 )
 from ..http_guard import Rules
 from ..llm.endpoint_faults import provider_errors, redact
@@ -48,6 +50,8 @@ _DOWNLOAD_SECONDS = 6 * 3600.0  # for a whole file of replies
 _LARGEST_ANSWER = 2**24  # bytes of an answer that is no file, such as a list of batches
 _LARGEST_LINE = 2**20  # bytes of a request's reply in a file, on average
 _FILE_POLL_SECONDS = 2.0  # seconds between two checks whether the provider has processed a file
+_MOST_COUNTED = 2**31  # requests of a batch
+_LONGEST_NAME = 500  # characters of the id of a file or a batch
 _MOST_LISTED = 1000  # how many of the newest batches to search for one that was just made
 
 
@@ -329,6 +333,9 @@ def _broken_off() -> tuple[type[Exception], ...]:
 @contextmanager
 def _errors(name: str, timeout: float, secrets: Secrets, **rules: Unpack[Rules]) -> Iterator[None]:
     """`provider_errors`, and errors that the SDK lets through: broken JSON, an interrupted download."""
+    import openai
+    import pydantic
+
     bounds: Rules = {"largest": _LARGEST_ANSWER, "seconds": _TIMEOUT, **rules}
     try:
         with provider_errors(name, timeout, secrets, **bounds) as exchange:
@@ -337,6 +344,10 @@ def _errors(name: str, timeout: float, secrets: Secrets, **rules: Unpack[Rules])
         raise TransportError(redact(f"the connection to {name} failed: {error}", secrets)) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise TransportError(f"{name} answered with something that is not JSON.") from None
+    except (PersonaInferError, OSError, openai.OpenAIError, pydantic.ValidationError):
+        raise  # OSError: of a file of the user's
+    except Exception as error:
+        raise unreadable(f"what {name} answered", error) from error
     if not exchange.answers:
         unguarded = ModelError(
             f"{name} was called by an HTTP client that may follow redirects.",
@@ -367,11 +378,22 @@ def _made_of(file_id: str, list_all: Callable[[], Any], secrets: Secrets) -> Bat
         batches = None
     if not isinstance(getattr(batches, "data", None), list):
         raise ReplyError("the provider answered with something that is not a list of batches.")
-    newest = list(islice(batches, _MOST_LISTED))
+    newest = list(_distinct(islice(batches, _MOST_LISTED)))
     files = [getattr(batch, "input_file_id", None) for batch in newest]
     if newest and not any(files):  # some may lack a file: Azure also makes batches of other things
         raise ReplyError("the provider does not say which files its batches were made of.")
     return _state(newest[files.index(file_id)], secrets) if file_id in files else None
+
+
+def _distinct(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a list up to one that was there before: its pages may go round in a circle."""
+    seen = set[str]()
+    for batch in batches:
+        name = _name(getattr(batch, "id", None)) or ""
+        if name in seen:
+            return
+        seen.add(name)
+        yield batch
 
 
 def _id(answer: Any, kind: str) -> str:
@@ -382,11 +404,15 @@ def _id(answer: Any, kind: str) -> str:
 
 
 def _name(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """An id; None where it is none, or could not be part of a file and of an address."""
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
+        return None
+    steps = {".", ".."} & set(value.split("/"))
+    return value if value.isascii() and value.isprintable() and not steps else None
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return min(max(value, 0), _MOST_COUNTED) if isinstance(value, int) else 0
 
 
 def _state(batch: Any, secrets: Secrets) -> BatchState:
@@ -399,7 +425,7 @@ def _state(batch: Any, secrets: Secrets) -> BatchState:
     )
     return BatchState(
         batch_id=_id(batch, "batch"),
-        status=status if status in FINAL else secrets.mask(status),
+        status=status if status in FINAL else provider_words(status, secrets),
         answered=sum(_count(getattr(counts, kind, 0)) for kind in ("completed", "failed")),
         output_file_id=_name(getattr(batch, "output_file_id", None)),
         error_file_id=_name(getattr(batch, "error_file_id", None)),

@@ -287,7 +287,7 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
     if not error and "choices" not in reply and isinstance(reply.get("message"), dict):
         return None  # a reply in Ollama's own protocol
     status = error.get("code") if isinstance(error, dict) else None
-    if isinstance(status, str) and status.isdigit():
+    if isinstance(status, str) and re.fullmatch("[45][0-9]{2}", status):
         status = int(status)
     known = isinstance(status, int) and 400 <= status < 600
     words = _words(error or reply)
@@ -444,7 +444,13 @@ def _wait(value: str) -> float | None:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (
+        ValueError,
+        OverflowError,
+        OSError,
+        TypeError,
+        LookupError,
+    ):  # a year or zone of any size
         return None
 
 

@@ -15,7 +15,14 @@ from pydantic import BaseModel, ConfigDict
 
 from ..api_keys import Address, Secrets, SecretText, mask_secrets, shown_address
 from ..event_loop import Deadlines
-from ..exceptions import AuthenticationError, InvalidArgumentError, ModelError
+from ..exceptions import (
+    AuthenticationError,
+    InvalidArgumentError,
+    ModelError,
+    PersonaInferError,
+    reads,
+    unreadable,
+)
 from ..http_guard import guarded_http
 from ..records import Completion
 from .dialect import FORMS
@@ -97,10 +104,19 @@ class LiteLLMTransport(DialectTransport):
         self.dialect.write_limits(fields)
         fields["drop_params"] = True  # such as `seed`, or `temperature` of models that reason
         models = self._asked_models(fields)
-        if models is None:
-            reply = await self._call(**fields)
-        else:
-            reply = await self._structured(models, fields)
+        try:
+            if models is None:
+                reply = await self._call(**fields)
+            else:
+                reply = await self._structured(models, fields)
+        except PersonaInferError:
+            raise
+        except Exception as error:  # of litellm's or instructor's reader of what the provider sent
+            raise unreadable("the reply", error) from error
+        return self._read_completion(reply)
+
+    @reads("the reply")
+    def _read_completion(self, reply: Any) -> Completion:
         found = reply.model_dump()
         if (problem := embedded_status(found)) is not None:
             raise status_error(problem[0], {}, problem[1], self.secrets)

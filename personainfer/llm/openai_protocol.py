@@ -212,16 +212,22 @@ def _logprobs(found: Any) -> Logprobs | None:
     try:
         return [
             (
-                str(token["token"]),
+                _token(token),
                 {
-                    str(one["token"]): float(one["logprob"])
+                    _token(one): float(one["logprob"])
                     for one in (token, *(token.get("top_logprobs") or ()))
                 },
             )
             for token in found["content"] or ()
         ] or None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _token(entry: Mapping[str, Any]) -> str:
+    """The text of a token. Half of a surrogate pair, which stands for a part of an emoji, becomes "?"."""
+    text = str(entry["token"])
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _completion_problem(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import from_json
 
-from ..exceptions import ReplyError, TransportError
+from ..exceptions import ReplyError, TransportError, reads
 from .openai_protocol import Json, arguments_of, reasoning_of, split_content
 
 # More than this in one reply is noise, and would take long.
@@ -70,9 +70,14 @@ def _joined_stream(content: bytes) -> Json:
             ended = True
             continue
         whole |= {key: chunk[key] for key in ("model", "usage", "error") if chunk.get(key)}
-        for choice in (chunk.get("choices") or ())[:1]:
-            finish = choice.get("finish_reason") or finish
-            _add_delta(texts, choice.get("delta") or choice.get("message") or {})
+        try:
+            for choice in (chunk.get("choices") or ())[:1]:
+                finish = choice.get("finish_reason") or finish
+                _add_delta(texts, choice.get("delta") or choice.get("message") or {})
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+            raise ReplyError(
+                "the reply is an event stream, but not of a chat completion."
+            ) from None
     if "error" in whole:
         return whole
     if not (ended or finish):
@@ -151,6 +156,7 @@ _MAY_BE_PLACEHOLDER = re.compile(rf'"(?:{_PLACEHOLDER.pattern})"')
 _DECODER = json.JSONDecoder(strict=False)  # a raw line break in a string is taken for one
 
 
+@reads("the text of the reply")
 def read_reply(text: str, schema: type[BaseModel] | None) -> Any:
     """Find the object in a reply that fits `schema`; None: the text without reasoning and marks.
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from ..api_keys import Address, Secrets, SecretText, environment_key, key_headers, shown_address
 from ..event_loop import Deadlines
-from ..exceptions import ReplyError, RequestRejectedError, TransportError
+from ..exceptions import ReplyError, RequestRejectedError, TransportError, reads, visible
 from ..http_guard import is_loopback, too_large
 from ..records import Completion
 from .dialect import Dialect
@@ -128,8 +128,8 @@ class DialectTransport:
 
     def _note_name(self, name: object) -> None:
         """Remember the model's name in a reply: a gateway may name the model behind it."""
-        if name and name != self.model and len(self._answered_as) < _NAMES_NOTED:
-            self._answered_as[self.secrets.mask(str(name))[:80]] = None
+        if isinstance(name, str) and name and len(self._answered_as) < _NAMES_NOTED:
+            self._answered_as[self.secrets.mask(visible(name))[:80]] = None
 
 
 class EndpointTransport(DialectTransport):
@@ -170,20 +170,31 @@ class EndpointTransport(DialectTransport):
 
     async def _send(self, body: bytes, timeout: float) -> Completion:
         written = self.dialect.written(body)
-        status, headers, content = await self._post("/chat/completions", written, timeout)
-        if status != 200:
-            raise status_error(status, headers, error_text(content), self.secrets)
-        if content[:50].lstrip().startswith(b"<"):
+        return self._read_completion(*await self._post("/chat/completions", written, timeout))
+
+    @reads("the reply")
+    def _read_completion(
+        self, status: int, headers: Mapping[str, str], content: bytes
+    ) -> Completion:
+        """The completion in an answer of the endpoint."""
+        if content[:50].lstrip().startswith(b"<") and status == 200:
             raise ReplyError(
                 "the reply is not JSON, but a web page.",
                 hint="Check api_base= (often ending in /v1).",
             )
-        reply = decode(content)
+        reply = self._read_json(status, headers, content)
         if (found := embedded_status(reply)) is not None:
             raise status_error(found[0], headers, found[1], self.secrets)
         if reply.get("model") != self.model:
             self._note_name(reply.get("model"))
         return read_completion(reply, self.secrets)
+
+    @reads("the reply")
+    def _read_json(self, status: int, headers: Mapping[str, str], content: bytes) -> Json:
+        """The JSON object in an answer of the endpoint; the error for a refusal."""
+        if status != 200:
+            raise status_error(status, headers, error_text(content), self.secrets)
+        return decode(content)
 
     def open(self) -> None:
         """Count one more run that uses the connections."""
@@ -287,9 +298,9 @@ def _address(base: str, path: str) -> str:
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
     """The body, up to a bound far above any real reply; compressed bodies count decompressed."""
-    packed = response.headers.get("Content-Encoding")
+    is_plain = "Content-Encoding" not in response.headers  # it may come twice, and empty at first
     length = response.content_length
-    if length is not None and length <= LARGEST_REPLY and not packed:
+    if length is not None and length <= LARGEST_REPLY and is_plain:
         return await response.read()
     parts: list[bytes] = []
     size = 0

@@ -11,14 +11,16 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from .. import event_loop as loop
-from ..exceptions import InvalidArgumentError, ReplyError
-from ..llm.endpoint_faults import error_text, status_error
+from ..exceptions import InvalidArgumentError, PersonaInferError, ReplyError, unreadable
 from ..llm.openai_protocol import Json
-from ..llm.replies import decode
 from ..llm.transports import EndpointTransport
 from ..records import FloatArray, Message, Persona, Prompt
 from ..retrying import attempts
+
+_ROUNDING = 1e-3  # by how much log p may exceed 0 where it was computed in half precision
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -90,10 +92,7 @@ class ScoringEndpoint(EndpointTransport):
         return await self._retrying(self._ask, path, json.dumps(body).encode())
 
     async def _ask(self, path: str, body: bytes) -> Json:
-        status, headers, content = await self._post(path, body, self._timeout)
-        if status != 200:
-            raise status_error(status, headers, error_text(content), self.secrets)
-        return decode(content)
+        return self._read_json(*await self._post(path, body, self._timeout))
 
     async def read(self, path: str) -> Json:
         """GET a JSON document; {} where the server has none.
@@ -101,11 +100,14 @@ class ScoringEndpoint(EndpointTransport):
         Raises:
             TransportError: the server cannot be reached.
         """
-        status, _, content = await self._post(path, None, self._timeout)
-        return decode(content) if status == 200 else {}
+        status, headers, content = await self._post(path, None, self._timeout)
+        return self._read_json(status, headers, content) if status == 200 else {}
 
     def each(self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Iterable[T]) -> list[U]:
-        """Call `ask` for every item, several at once; results in order. The first error cancels the rest."""
+        """Call `ask` for every item, several at once; results in order. The first error cancels the rest.
+
+        `ask` reads what the server sent. Whatever that is, the error is one of this library.
+        """
         future = loop.spawn(self._each(ask, list(items)))
         try:
             return future.result()
@@ -123,7 +125,12 @@ class ScoringEndpoint(EndpointTransport):
 
         async def work() -> None:
             for place, item in queue:
-                replies[place] = await ask(item)
+                try:
+                    replies[place] = await ask(item)
+                except PersonaInferError:
+                    raise
+                except Exception as error:
+                    raise unreadable("what the server answered", error) from error
 
         self.open()
         workers = [asyncio.ensure_future(work()) for _ in range(min(self.concurrency, len(items)))]
@@ -145,11 +152,35 @@ def read_tokens(reply: Json) -> Tokens:
     return tuple(tokens)
 
 
+def tokens_of_text(text: str, tokens: Tokens) -> Tokens:
+    """The tokens of a text, which has some.
+
+    Raises:
+        ReplyError: there is none. A score of no token would be that of an empty text.
+    """
+    if text.strip() and not tokens:
+        raise ReplyError("the endpoint's /tokenize gave no token for a text that has words.")
+    return tokens
+
+
 def read_text(reply: Json, field: str) -> str:
     """The text that a server sends in this field."""
     if not isinstance(reply.get(field), str):
         raise ReplyError(f"the endpoint's reply has no text {field!r}.")
     return str(reply[field])
+
+
+def log_probabilities(values: Sequence[float]) -> FloatArray:
+    """log p of each token as a server sent them, shape (tokens,).
+
+    Raises:
+        ReplyError: a value is no logarithm of a probability: NaN, infinite, or more than 0.
+    """
+    found = np.array(values, dtype=float)
+    if not (np.isfinite(found) & (found <= _ROUNDING)).all():
+        raise ReplyError("the server gave log-probabilities that are none: NaN, or more than 0.")
+    found[found > 0] = 0.0
+    return found
 
 
 # Rows to be scored: as many prompts and personas as responses

@@ -19,7 +19,16 @@ from ..llm.llamacpp import SLOTS, Server, check_chat_template, local_model
 from ..llm.openai_protocol import Json
 from ..local.weights import Weights
 from ..records import FloatArray
-from .interfaces import Chat, ScoringEndpoint, Tokens, TokenText, read_text, read_tokens
+from .interfaces import (
+    Chat,
+    ScoringEndpoint,
+    Tokens,
+    TokenText,
+    log_probabilities,
+    read_text,
+    read_tokens,
+    tokens_of_text,
+)
 
 # llama.cpp hands out float32 probabilities: below the smallest one it says log p = -3.4e38.
 _LEAST = float(np.log(np.finfo(np.float32).smallest_subnormal))
@@ -117,10 +126,10 @@ class ForcedDecoding:
         try:
             pieces = {int(token["id"]): token["piece"] for token in reply["tokens"]}
             tokens = tuple(int(token["id"]) for token in reply["tokens"])
-        except (KeyError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
             raise ReplyError("the server's /tokenize gave no tokens with pieces.") from None
         self._clean.update((token, _is_clean(piece)) for token, piece in pieces.items())
-        return tokens
+        return tokens_of_text(text, tokens)
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
         """The tokens of plain text, or of a chat by the template in the weights."""
@@ -176,7 +185,7 @@ class ForcedDecoding:
             else:
                 scores.append(await self._looked_up(self._grammar, prefix, tokens[0]))
             prefix += tokens
-        return np.maximum(scores, _LEAST)
+        return np.maximum(log_probabilities(scores), _LEAST)
 
     def _pieces(self, response: Tokens) -> Iterator[tuple[bool, Tokens]]:
         """Runs of tokens that are whole characters, and single ones that are not."""
@@ -230,7 +239,7 @@ class ForcedDecoding:
         try:
             records: list[dict[str, Any]] = reply["completion_probabilities"]
             said = tuple(record["id"] for record in records)
-        except (KeyError, TypeError):
+        except (LookupError, TypeError, AttributeError):
             raise ReplyError(_NO_LOG_PROBABILITIES) from None
         if said != tokens:
             raise ReplyError(
@@ -252,7 +261,7 @@ def _read(entries: Any) -> list[tuple[int, float]]:
     """Tokens and their log-probabilities."""
     try:
         found = [(int(entry["id"]), float(entry["logprob"])) for entry in entries]
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         raise ReplyError(_NO_LOG_PROBABILITIES) from None
     if not found:
         raise ReplyError(_NO_LOG_PROBABILITIES)

@@ -8,12 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..exceptions import ReplyError
 from ..personas.placement import disarm
 from ..records import FloatArray
-from .interfaces import Chat, ScoringEndpoint, Tokens, TokenText, read_tokens
+from .interfaces import (
+    Chat,
+    ScoringEndpoint,
+    Tokens,
+    TokenText,
+    log_probabilities,
+    read_tokens,
+    tokens_of_text,
+)
 
 
 class PromptLogprobs:
@@ -24,7 +30,8 @@ class PromptLogprobs:
     def __init__(self, endpoint: ScoringEndpoint, max_model_len: object = None) -> None:
         self._endpoint = endpoint
         # One token is generated in addition to those that are scored.
-        self._context = max_model_len - 1 if isinstance(max_model_len, int) else None
+        size = max_model_len if isinstance(max_model_len, int) else 0
+        self._context = size - 1 if size > 1 else None
 
     def context(self) -> int | None:
         """The model's context as the endpoint gives it, less the one token that is generated."""
@@ -36,7 +43,7 @@ class PromptLogprobs:
 
     async def _encode(self, text: str, *, special: bool = False) -> Tokens:
         body = {"model": self._endpoint.model, "prompt": text, "add_special_tokens": special}
-        return read_tokens(await self._endpoint.ask("/tokenize", body))
+        return tokens_of_text(text, read_tokens(await self._endpoint.ask("/tokenize", body)))
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
         """The tokens of plain text, or of a chat by the endpoint's template."""
@@ -68,8 +75,8 @@ class PromptLogprobs:
             if len(records) != len(prompt):
                 raise ValueError("the records cannot be matched to the tokens")
             found = zip(records[-len(text.response) :], text.response, strict=True)
-            return np.array([float(record[str(token)]["logprob"]) for record, token in found])
-        except (LookupError, TypeError, ValueError):
+            return log_probabilities([float(r[str(token)]["logprob"]) for r, token in found])
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
             raise ReplyError(
                 "the endpoint gave no log-probabilities of the prompt.",
                 hint="It must know vLLM's prompt_logprobs; a llama.cpp server or transformers will do.",

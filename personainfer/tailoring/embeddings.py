@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import event_loop as loop
-from ..exceptions import InvalidArgumentError, MissingExtraError, ModelError, ReplyError
-from ..llm.endpoint_faults import error_text, status_error
-from ..llm.replies import decode
+from ..exceptions import InvalidArgumentError, MissingExtraError, ModelError, ReplyError, reads
 from ..llm.transports import EndpointTransport
 from ..records import FloatArray
 from ..retrying import attempts
@@ -127,16 +125,15 @@ class _EmbeddingTransport(EndpointTransport):
     async def _embed_part(self, part: Sequence[str], timeout: float) -> list[list[float]]:
         body = {"model": self.model, "input": list(part), "encoding_format": "float"}
         sent = json.dumps(body).encode()
-        status, headers, content = await self._post("/embeddings", sent, timeout)
-        if status != 200:
-            raise status_error(status, headers, error_text(content), self.secrets)
-        return _vectors(decode(content), len(part))
+        answer = await self._post("/embeddings", sent, timeout)
+        return _vectors(self._read_json(*answer), len(part))
 
 
+@reads("the reply")
 def _vectors(reply: dict[str, Any], count: int) -> list[list[float]]:
     """The embeddings of a reply in the order of the request's texts."""
     try:
         found = {int(one["index"]): [float(x) for x in one["embedding"]] for one in reply["data"]}
         return [found[place] for place in range(count)]
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         raise ReplyError(f"the reply does not hold embeddings of {count} texts.") from None

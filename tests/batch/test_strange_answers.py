@@ -1,0 +1,135 @@
+"""Odd lines and answers of a provider: a line costs its row alone, an answer is an error of this library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+
+import personainfer as pi
+from personainfer.batch.provider import EndpointBatches
+from personainfer.exceptions import ModelError, PersonaInferError
+from personainfer.llm.transports import EndpointTransport
+from personainfer.testing import FakeLLM
+
+from ..batch_server import LOOK, BatchServer, Lines
+from ..builders import AnyServer, collect, examples, pairs, submit
+from ..fuzz_values import generated, json_values, odd_in
+
+BATCH = {
+    "id": "batch-1",
+    "object": "batch",
+    "status": "completed",
+    "input_file_id": "file-1",
+    "output_file_id": "file-2",
+    "request_counts": {"total": 1, "completed": 1, "failed": 0},
+    "errors": {"data": [{"message": "no"}]},
+}
+LIST = {"object": "list", "data": [BATCH], "has_more": False}
+FILE = {"id": "file-1", "object": "file", "status": "processed"}
+
+
+def collected(folder: Path, edit: Any, rows: int) -> pi.PersonaTable:
+    """The table of a batch whose replies were edited."""
+    with FakeLLM() as llm, BatchServer(llm, edit=edit, statuses=["completed"]) as provider:
+        batch = submit(provider, pairs(rows), folder, patience=0.001)
+        table = collect(batch, cache_dir=folder.parent / "cache")
+    table.save(folder.parent / "table.parquet")
+    return table
+
+
+def spoilt(line: bytes, number: int) -> bytes:
+    """The line with an odd value in it, and the name of its request in most cases."""
+    made = json.loads(line)
+    body = made["response"]["body"]
+    body["choices"][0]["logprobs"] = {"content": [{"token": "a", "logprob": -1.0}]}
+    made["error"] = {"code": "x", "message": "y"} if number % 3 == 0 else None
+    odd = generated(odd_in(made["response"]) | json_values, number + 1)[number]
+    return json.dumps(made | {"response": odd}).encode()
+
+
+def test_odd_lines_cost_their_rows_alone(tmp_path: Path) -> None:
+    def edit(lines: Lines) -> Lines:
+        return [spoilt(line, number) for number, line in enumerate(lines[:-1])] + lines[-1:]
+
+    rows = examples(100).max_examples
+    table = collected(tmp_path / "batch", edit, rows)
+    assert len(table) == rows
+    assert sum(row.error is None for row in table) >= 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("finish_reason", "error", "broke its reply off"),
+        ("finish_reason", "timeout", "broke its reply off"),
+        ("logprobs", {"content": [{"token": "\ud83d", "logprob": -1}]}, None),
+    ],
+)
+def test_what_once_made_a_batch_uncollectable_costs_its_row(
+    tmp_path: Path, field: str, value: Any, words: str | None
+) -> None:
+    def edit(lines: Lines) -> Lines:
+        first = json.loads(lines[0])
+        first["response"]["body"]["choices"][0][field] = value
+        return [json.dumps(first).encode(), *lines[1:]]
+
+    table = collected(tmp_path / "batch", edit, 2)
+    errors = [str(row.error) for row in table if row.error]
+    assert len(errors) == (words is not None)
+    assert words is None or words in errors[0]
+
+
+def test_whatever_the_reader_of_a_line_raises_costs_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("whatever")
+
+    monkeypatch.setattr("personainfer.batch.lines.status_error", fail)
+
+    def edit(lines: Lines) -> Lines:
+        first = json.loads(lines[0])
+        first["response"]["status_code"] = 400
+        return [json.dumps(first).encode(), *lines[1:]]
+
+    table = collected(tmp_path / "batch", edit, 2)
+    [error] = [str(row.error) for row in table if row.error]
+    assert "the line of the batch cannot be read (ZeroDivisionError)" in error
+
+
+answers = st.one_of(
+    *(odd_in(one).map(json.dumps) for one in (BATCH, LIST, FILE))
+) | st.sampled_from(
+    ["[" * 100_000, '{"id": "b", "x": ' + "1" * 5_000 + "}", '"x"', "null", "[1]", ""]
+)
+
+
+@examples(60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=answers, call=st.sampled_from(["look", "find", "create"]))
+def test_an_odd_answer_of_a_provider_is_an_error_of_this_library(body: str, call: str) -> None:
+    with AnyServer(body=body.encode()) as server:
+        api = EndpointBatches(EndpointTransport("m", server.address + "/v1", "a-key"))
+        try:
+            state = getattr(api, call)("file-1")
+        except ModelError:
+            return
+        finally:
+            api.close()
+    if state is not None:
+        json.dumps(state.batch_id + state.status + state.problem, ensure_ascii=False).encode()
+        assert 0 <= state.answered < 2**40
+
+
+def test_an_odd_state_leaves_a_batch_that_can_be_collected(tmp_path: Path) -> None:
+    odd = json.dumps({"id": "batch-1", "status": "\ud83d", "output_file_id": "\ud83d"}).encode()
+    with FakeLLM() as llm, BatchServer(llm, statuses=["completed"]) as provider:
+        batch = submit(provider, pairs(2), tmp_path / "batch", patience=0.001)
+        provider.faults.append((LOOK, odd))
+        with pytest.raises(PersonaInferError, match="done"):
+            collect(batch, wait=False)
+        assert len(collect(batch)) == 2

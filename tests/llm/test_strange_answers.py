@@ -1,0 +1,233 @@
+"""Answers of endpoints that no reader expects: each costs its row alone, with an error of this library."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+from pydantic import BaseModel, field_validator
+
+from personainfer.exceptions import ModelError, ReplyError
+from personainfer.llm.client import LLM
+from personainfer.llm.requests import Reply, Request
+from personainfer.llm.transports import LARGEST_REPLY
+from personainfer.records import Message
+from personainfer.testing import FakeLLM, Fault
+
+from ..builders import examples
+from ..fuzz_values import json_values, odd_in
+
+COMPLETION = {
+    "id": "x",
+    "model": "other",
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {
+                "role": "assistant",
+                "content": "yes",
+                "refusal": None,
+                "reasoning_content": "hm",
+                "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+            },
+            "logprobs": {
+                "content": [
+                    {
+                        "token": "yes",
+                        "logprob": -0.5,
+                        "top_logprobs": [{"token": "no", "logprob": -1.0}],
+                    }
+                ]
+            },
+        }
+    ],
+    "usage": {
+        "prompt_tokens": 5,
+        "completion_tokens": 3,
+        "total_tokens": 9,
+        "completion_tokens_details": {"reasoning_tokens": 1},
+    },
+}
+NATIVE = {"message": {"content": "yes"}, "done_reason": "stop"}
+PARTS = {"choices": [{"message": {"content": [{"type": "text", "text": "yes"}]}}]}
+CHUNK = {
+    "model": "other",
+    "choices": [
+        {
+            "finish_reason": "stop",
+            "delta": {"content": "yes", "tool_calls": [{"function": {"arguments": "{}"}}]},
+        }
+    ],
+}
+ERROR = {
+    "error": {
+        "message": "no",
+        "code": "bad",
+        "type": "x",
+        "metadata": {"raw": "x", "reasons": ["y"]},
+        "details": [{"retryDelay": "1s"}],
+    }
+}
+
+
+def as_body(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def as_stream(chunk: Any) -> bytes:
+    return b"data: " + as_body(chunk) + b"\n\ndata: [DONE]\n\n"
+
+
+replies = st.one_of(*(odd_in(one).map(as_body) for one in (COMPLETION, NATIVE, PARTS, ERROR)))
+streams = odd_in(CHUNK).map(as_stream)
+errors = odd_in(ERROR).map(as_body) | json_values.map(as_body)
+header_values = st.text(
+    st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=30
+) | st.sampled_from(
+    [
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2026 00:00:00 +99999999999999999999",
+        "Mon, 01 Jan 0001 00:00:00 -0000",
+        "9" * 400,
+        "1e999",
+        "-1",
+    ]
+)
+headers = st.dictionaries(
+    st.sampled_from(["Retry-After", "retry-after-ms", "x-ratelimit-reset-tokens", "Location"]),
+    header_values,
+    max_size=2,
+)
+
+
+class World:
+    """An endpoint that answers the row "odd" with `fault`, and others with "fine"."""
+
+    def __init__(self) -> None:
+        self.fault: Fault | bytes = b""
+        self.llm = FakeLLM(self._reply)
+
+    def _reply(self, body: dict[str, Any]) -> Fault | bytes | str:
+        return self.fault if body["messages"][-1]["content"].startswith("odd") else "fine"
+
+    def ask(self, fault: Fault | bytes, *, logprobs: int = 0, cache: bool = False) -> list[Reply]:
+        self.fault = fault
+        client = LLM(
+            "fake",
+            api_base=self.llm.api_base,
+            cache=cache,
+            max_attempts=1,
+            max_concurrency=1,
+            timeout=30,
+            patience=0.01,
+        )
+        rows = [f"{name} {fault!r:.80}" for name in ("first", "odd", "last")]
+        turns = ((Message(role="user", content=row),) for row in rows)
+        return client.ask_many([Request(one, logprobs=logprobs) for one in turns])
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    made = World()
+    with made.llm:
+        yield made
+
+
+def check(found: list[Reply]) -> None:
+    first, odd, last = found
+    assert (first.text, last.text) == ("fine", "fine")
+    assert odd.error is None or isinstance(odd.error, ModelError)
+
+
+@examples(200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=replies | streams)
+def test_an_odd_reply_costs_its_row_alone(world: World, body: bytes) -> None:
+    check(world.ask(body))
+
+
+@examples(100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=errors, status=st.sampled_from([400, 500]), headers=headers)
+def test_an_odd_refusal_costs_its_row_alone(
+    world: World, body: bytes, status: int, headers: dict[str, str]
+) -> None:
+    check(world.ask(Fault("status", code=status, headers=headers, body=body)))
+
+
+STRANGE: dict[str, Fault | bytes] = {
+    "a digit that int() refuses": as_body({"error": {"code": "²", "message": "x"}}),
+    "a code of 5,000 digits": as_body({"error": {"code": "4" * 5000, "message": "x"}}),
+    "a stream of a word": as_stream({"choices": ["x"]}),
+    "a stream of a dict": as_stream({"choices": {"a": 1}}),
+    "a stream of a number": as_stream({"choices": [{"delta": {"content": 5}}]}),
+    "a stream with a list": as_stream({"choices": [{"delta": [1]}]}),
+    "a stream of a call": as_stream({"choices": [{"delta": {"tool_calls": 5}}]}),
+    "a date that no calendar has": Fault(
+        "status",
+        code=500,
+        headers={"Retry-After": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"},
+        body=b"{}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_what_once_ended_a_run_costs_its_row(world: World, name: str) -> None:
+    found = world.ask(STRANGE[name])
+    check(found)
+    assert found[1].error is not None
+
+
+def test_half_a_surrogate_in_the_tokens_costs_nothing(world: World) -> None:
+    """Servers write it where an emoji spans two tokens, also where nobody asked for tokens."""
+    token = {"token": "\ud83d", "logprob": -1.0}
+    choice = {"message": {"content": "hi"}, "finish_reason": "stop"}
+    body = as_body({"choices": [{**choice, "logprobs": {"content": [token]}}]})
+    [_, odd, last] = world.ask(body, cache=True)
+    assert (odd.text, odd.logprobs, last.text) == ("hi", [("?", {"?": -1.0})], "fine")
+
+
+def test_whatever_a_reader_raises_costs_its_row(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next fault of a reader is one that nobody has thought of."""
+
+    def fail(reply: dict[str, Any]) -> None:
+        if "odd" in reply:
+            raise ZeroDivisionError("whatever")
+
+    monkeypatch.setattr("personainfer.llm.transports.embedded_status", fail)
+    found = world.ask(as_body({"odd": 1}))
+    check(found)
+    error = found[1].error
+    assert isinstance(error, ReplyError)
+    assert "the reply cannot be read (ZeroDivisionError)" in str(error)
+    assert isinstance(error.__cause__, ZeroDivisionError)
+
+
+def test_a_schema_whose_validator_fails_costs_its_row(world: World) -> None:
+    class Odd(BaseModel):
+        answer: str
+
+        @field_validator("answer")
+        @classmethod
+        def check(cls, value: str) -> str:
+            raise KeyError(value)
+
+    world.fault = as_body({"choices": [{"message": {"content": '{"answer": "x"}'}}]})
+    client = LLM("fake", api_base=world.llm.api_base, cache=False, max_attempts=1)
+    reply = client.ask_many([([{"role": "user", "content": "odd"}], Odd)])[0]
+    assert "cannot be read (KeyError)" in str(reply.error)
+
+
+def test_a_packed_reply_is_bounded_whose_header_comes_twice(world: World) -> None:
+    """The first of the two headers is empty, as if nothing were packed."""
+    bomb = gzip.compress(b'{"choices": "' + b" " * LARGEST_REPLY)
+    headers = {"Content-Encoding": "", "content-encoding": "gzip"}
+    error = world.ask(Fault("status", headers=headers, body=bomb))[1].error
+    assert "larger than" in str(error)
