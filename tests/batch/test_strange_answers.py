@@ -56,7 +56,7 @@ def test_odd_lines_cost_their_rows_alone(tmp_path: Path) -> None:
     def edit(lines: Lines) -> Lines:
         return [spoilt(line, number) for number, line in enumerate(lines[:-1])] + lines[-1:]
 
-    rows = examples(100).max_examples
+    rows = examples(60).max_examples
     table = collected(tmp_path / "batch", edit, rows)
     assert len(table) == rows
     assert sum(row.error is None for row in table) >= 1
@@ -109,7 +109,7 @@ answers = st.one_of(
 )
 
 
-@examples(60, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=answers, call=st.sampled_from(["look", "find", "create"]))
 def test_an_odd_answer_of_a_provider_is_an_error_of_this_library(body: str, call: str) -> None:
     with AnyServer(body=body.encode()) as server:

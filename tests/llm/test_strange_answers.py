@@ -145,7 +145,7 @@ def check(found: list[Reply]) -> None:
     assert odd.error is None or isinstance(odd.error, ModelError)
 
 
-@examples(200, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=replies | streams)
 def test_an_odd_reply_costs_its_row_alone(world: World, body: bytes) -> None:
     check(world.ask(body))

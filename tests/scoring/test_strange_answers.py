@@ -41,7 +41,7 @@ def score(kind: Kind, path: str, change: Callable[[Any], Any]) -> float:
 
 
 @pytest.mark.parametrize("kind", PATHS)
-@examples(30, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_an_odd_answer_of_a_scoring_server_is_an_error_or_a_score(
     kind: Kind, data: st.DataObject
