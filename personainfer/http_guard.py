@@ -178,11 +178,13 @@ def _host(address: str | None) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine."""
+    """Whether a host is this machine, as far as its name alone tells."""
+    host = host.removesuffix(".")
     try:
-        return ip_address(host).is_loopback
+        number = ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return host == "localhost" or host.endswith(".localhost")
+    return (getattr(number, "ipv4_mapped", None) or number).is_loopback
 
 
 def _elsewhere(host: str) -> ModelError:

@@ -237,6 +237,9 @@ class AnyServer:
             def do_GET(self) -> None:
                 self.do_POST()
 
+            def do_CONNECT(self) -> None:  # of a client that takes it for a proxy
+                self.do_POST()
+
             def handle(self) -> None:
                 with suppress(ConnectionError):
                     super().handle()

@@ -153,6 +153,7 @@ class EndpointTransport(DialectTransport):
         self.key = SecretText(api_key or environment_key(self._base))
         self.headers = {name: SecretText(text) for name, text in (headers or {}).items()}
         self._session: aiohttp.ClientSession | None = None
+        self._sent_headers: Mapping[str, str] = {}
         self._proxy: str | None = None
         self._deadlines = Deadlines()
         self._runs = 0
@@ -215,9 +216,8 @@ class EndpointTransport(DialectTransport):
 
         if self._session is None:
             self._proxy = _environment_proxy(self._base)
-            self._session = _session(
-                self._base, {**key_headers(self._base, self.key), **self.headers}
-            )
+            self._sent_headers = _request_headers(key_headers(self._base, self.key), self.headers)
+            self._session = _session(self._base)
         method = "GET" if body is None else "POST"
         task = self._deadlines.start(timeout)
         try:
@@ -225,6 +225,7 @@ class EndpointTransport(DialectTransport):
                 method,
                 _address(self._base, path),
                 data=body,
+                headers=self._sent_headers,
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as response:
@@ -245,16 +246,29 @@ class EndpointTransport(DialectTransport):
             self._deadlines.stop(task)
 
 
-def _session(base: str, headers: Mapping[str, str]) -> aiohttp.ClientSession:
-    """Connections of one run."""
+def _session(base: str) -> aiohttp.ClientSession:
+    """Connections of one run.
+
+    It has no headers of its own: aiohttp would send them to the proxy, too, which reads them in clear text
+    before the tunnel to an https:// address begins.
+    """
     import aiohttp
 
     certificates = _certificates() if base.startswith("https://") else True
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ssl=certificates),
-        headers={"Content-Type": "application/json", **headers},
         timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request
     )
+
+
+def _request_headers(*parts: Mapping[str, str]) -> Mapping[str, str]:
+    """The headers of each request; of two with one name, in whatever case, the later one counts."""
+    from multidict import CIMultiDict
+
+    headers = CIMultiDict({"Content-Type": "application/json"})
+    for part in parts:
+        headers.update(part)
+    return headers
 
 
 def _environment_proxy(base: str) -> str | None:
@@ -264,7 +278,11 @@ def _environment_proxy(base: str) -> str | None:
     """
     parts = urlsplit(base)
     proxy, host = getproxies().get(parts.scheme), parts.hostname or "localhost"
-    if not proxy or is_loopback(host) or proxy_bypass(host):
+    if not proxy or is_loopback(host):
+        return None
+    named = parts.netloc.rpartition("@")[2]  # with the port, and brackets around an IPv6 address
+    port = parts.port or {"https": 443}.get(parts.scheme, 80)
+    if any(map(proxy_bypass, (host, named, f"{named.removesuffix(f':{port}')}:{port}"))):
         return None
     return Address(proxy if "://" in proxy else f"http://{proxy}")
 

@@ -112,56 +112,6 @@ def test_a_redirect_is_not_followed(llm: FakeLLM) -> None:
     assert llm.calls == 0
 
 
-@contextmanager
-def proxy(answer: bytes) -> Iterator[tuple[str, list[str]]]:
-    """A proxy that answers every request itself, and the addresses that it was asked for."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.append(self.path)
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def test_the_proxy_of_the_environment_is_used_but_not_for_a_loopback(
-    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer = json.dumps({"choices": [{"message": {"content": "hello"}}]}).encode()
-    for name in ("http_proxy", "https_proxy", "no_proxy", "NO_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    with proxy(answer) as (address, asked):
-        monkeypatch.setenv("HTTP_PROXY", address)
-        monkeypatch.setenv("http_proxy", address)
-        base = "http://model.invalid/v1"
-        assert pi.LLM("fake", api_base=base, cache=False).ask(MESSAGES).text == "hello"
-        assert asked == [f"{base}/chat/completions"]
-        pi.LLM("fake", api_base=llm.api_base, cache=False).ask(MESSAGES)
-        assert (llm.calls, len(asked)) == (1, 1)
-        monkeypatch.setenv("NO_PROXY", "model.invalid")
-        monkeypatch.setenv("no_proxy", "model.invalid")
-        with pytest.raises(TransportError):
-            pi.LLM("fake", api_base=base, cache=False, max_attempts=1).ask(MESSAGES)
-        assert len(asked) == 1
-
-
 def test_a_certificate_file_that_is_not_there_is_an_error_of_the_row(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

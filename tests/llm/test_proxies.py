@@ -1,0 +1,122 @@
+"""Proxies of the environment: which addresses they are for, and what they are told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+import personainfer as pi
+from personainfer.batch.provider import batch_api
+from personainfer.exceptions import PersonaInferError, TransportError
+from personainfer.testing import FakeLLM
+
+from ..builders import AnyServer
+
+MESSAGES = [{"role": "user", "content": "Say hello."}]
+ANSWER = json.dumps({"choices": [{"message": {"content": "hello"}}]}).encode()
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnyServer]:
+    """The proxy of the environment. It answers every request itself."""
+    with AnyServer(body=ANSWER) as server:
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, server.address)
+            monkeypatch.setenv(name.upper(), server.address)
+        for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
+
+
+def ask(base: str, model: str = "m", **options: Any) -> pi.LLM:
+    """A model that was asked once; whether it answered does not matter."""
+    llm = pi.LLM(model, api_base=base, cache=False, max_attempts=1, timeout=10, **options)
+    with suppress(PersonaInferError):
+        llm.ask(MESSAGES)
+    return llm
+
+
+def test_the_proxy_of_the_environment_is_used_but_not_for_a_loopback(
+    llm: FakeLLM, proxy: AnyServer
+) -> None:
+    base = "http://model.invalid/v1"
+    assert pi.LLM("fake", api_base=base, cache=False).ask(MESSAGES).text == "hello"
+    assert [one.path for one in proxy.asked] == [f"{base}/chat/completions"]
+    pi.LLM("fake", api_base=llm.api_base, cache=False).ask(MESSAGES)
+    assert (llm.calls, len(proxy.asked)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("exempt", "base"),
+    [
+        ("model.invalid", "http://model.invalid/v1"),
+        ("other, .invalid", "http://model.invalid/v1"),
+        ("model.invalid:8443", "https://me:pass@model.invalid:8443/v1"),
+        ("model.invalid:443", "https://model.invalid/v1"),
+        ("[100::2]", "http://[100::2]:9/v1"),
+        ("100::2", "http://[100::2]:9/v1"),
+        ("", "https://localhost.:9/v1"),
+        ("", "http://[::ffff:127.0.0.1]:9/v1"),
+    ],
+)
+def test_an_address_that_no_proxy_names_is_asked_without_a_proxy(
+    exempt: str, base: str, proxy: AnyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", exempt)
+    monkeypatch.setenv("NO_PROXY", exempt)
+    with pytest.raises(TransportError):
+        pi.LLM("m", api_base=base, cache=False, max_attempts=1, timeout=0.5).ask(MESSAGES)
+    assert not proxy.asked
+
+
+SECRET = {"api_key": "secret-key"}
+HEADERS = {"extra_headers": {"X-Tenant": "secret-header"}}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda base: ask(base, **SECRET, **HEADERS),
+        lambda base: ask(f"{base}/openai/deployments/d?api-version=1", **SECRET),
+        lambda base: ask(base.replace("model.", "me:secret-password@model.")),
+        lambda base: pi.PersonaRetriever(
+            ["a"], ["b"], model="m", api_base=base, max_attempts=1, **SECRET
+        ),
+        lambda base: pi.Likelihood("m", api_base=base, **SECRET).score(["a"], [None], ["b"]),
+        lambda base: batch_api(ask(base, **SECRET, **HEADERS).transport).look("batch_1"),
+        pytest.param(
+            lambda base: ask(base, "litellm/openai/m", **SECRET, **HEADERS),
+            marks=pytest.mark.heavy,
+        ),
+    ],
+    ids=["chat", "azure", "password", "embeddings", "scoring", "batches", "litellm"],
+)
+def test_a_proxy_is_told_no_key_and_no_header_of_an_https_address(
+    call: Callable[[str], object], proxy: AnyServer
+) -> None:
+    """It reads what asks for the tunnel in clear text; what goes through the tunnel it cannot read."""
+    proxy.answer = (502, {}, b"")
+    with suppress(PersonaInferError):
+        call("https://model.invalid/v1")
+    assert {one.method for one in proxy.asked} == {"CONNECT"}
+    for one in proxy.asked:
+        assert one.headers.keys() <= {"host", "user-agent", "accept", "accept-encoding", "connection"}  # fmt: skip
+        assert "secret" not in str(one.headers)
+
+
+def test_a_proxy_gets_the_password_of_its_own_address(
+    proxy: AnyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.answer = (407, {}, b"")
+    monkeypatch.setenv("https_proxy", proxy.address.replace("//", "//me:own-password@"))
+    ask("https://model.invalid/v1", **SECRET)
+    assert proxy.asked[0].headers["proxy-authorization"].startswith("Basic ")
+
+
+def test_a_header_of_the_user_takes_the_place_of_the_one_of_the_key(llm: FakeLLM) -> None:
+    ask(llm.api_base, **SECRET, extra_headers={"authorization": "Token mine"})
+    assert llm.headers[0].getall("Authorization") == ["Token mine"]  # type: ignore[attr-defined]
