@@ -73,6 +73,7 @@ def test_an_address_that_no_proxy_names_is_asked_without_a_proxy(
     assert not proxy.asked
 
 
+TOLD = {"host", "user-agent", "accept", "accept-encoding", "connection"}
 SECRET = {"api_key": "secret-key"}
 HEADERS = {"extra_headers": {"X-Tenant": "secret-header"}}
 
@@ -104,7 +105,7 @@ def test_a_proxy_is_told_no_key_and_no_header_of_an_https_address(
         call("https://model.invalid/v1")
     assert {one.method for one in proxy.asked} == {"CONNECT"}
     for one in proxy.asked:
-        assert one.headers.keys() <= {"host", "user-agent", "accept", "accept-encoding", "connection"}  # fmt: skip
+        assert one.headers.keys() <= TOLD
         assert "secret" not in str(one.headers)
 
 
