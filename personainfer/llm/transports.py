@@ -261,14 +261,11 @@ def _session(base: str) -> aiohttp.ClientSession:
     )
 
 
-def _request_headers(*parts: Mapping[str, str]) -> Mapping[str, str]:
-    """The headers of each request; of two with one name, in whatever case, the later one counts."""
-    from multidict import CIMultiDict
-
-    headers = CIMultiDict({"Content-Type": "application/json"})
-    for part in parts:
-        headers.update(part)
-    return headers
+def _request_headers(key: Mapping[str, str], added: Mapping[str, str]) -> Mapping[str, str]:
+    """The headers of each request. One that the user adds takes the place of ours, in whatever case."""
+    named = {name.lower() for name in added}
+    ours = {"Content-Type": "application/json", **key}
+    return {**{name: text for name, text in ours.items() if name.lower() not in named}, **added}
 
 
 def _environment_proxy(base: str) -> str | None:

@@ -74,8 +74,8 @@ def test_an_address_that_no_proxy_names_is_asked_without_a_proxy(
 
 
 TOLD = {"host", "user-agent", "accept", "accept-encoding", "connection"}
-SECRET = {"api_key": "secret-key"}
-HEADERS = {"extra_headers": {"X-Tenant": "secret-header"}}
+SECRET: dict[str, Any] = {"api_key": "secret-key"}
+HEADERS: dict[str, Any] = {"extra_headers": {"X-Tenant": "secret-header"}}
 
 
 @pytest.mark.parametrize(
