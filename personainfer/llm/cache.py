@@ -3,7 +3,8 @@
 The database is diskcache's (SQLite in write-ahead mode, safe for several processes at once). Many replies are
 written in one transaction, and many keys are looked up in one query. Only text is stored and read: diskcache
 itself would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be
-shared. Files and folders that are made here are open to their owner only, since replies hold people's texts.
+shared: `cache_database` checks the file. Files and folders that are made here are open to their owner only,
+since replies hold people's texts.
 
 A forked child opens its own connections. SQLite does not support a fork while another thread is in a
 query: fork before a run or after it, or start processes with spawn or forkserver.
@@ -17,20 +18,34 @@ import stat
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby, islice
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import diskcache
 import platformdirs
-import tenacity
+from pydantic import AfterValidator
 
-from ..data.atomic_files import private_folder
+from ..arguments import LARGEST, Wanted, check_argument
+from ..data.atomic_files import as_path, private_folder
 from ..exceptions import CacheError, InvalidArgumentError
+from .cache_database import (
+    BUSY_TIMEOUT,
+    LONGEST_REPLY,
+    Store,
+    check_database,
+    check_plain,
+    connected,
+    decoded,
+    is_locked,
+    is_too_long,
+    readable_rows,
+)
 
 _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold files or pickles
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
@@ -42,10 +57,8 @@ _WRITE = (
     " mode = excluded.mode, filename = NULL, value = excluded.value"
 )
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_LARGEST_SIZE = 2**62  # bytes: SQLite's integers end at 2**63
 _SET_ASIDE = "cache.db.broken-"  # and a number: what a damaged database is renamed to
-_MARK = 0x50494E46  # SQLite's application_id: a database without it is not ours to write
-_BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction …
-_BUSY_STEP = 0.5  # … in steps: an event loop waits for one of them, and lets others run between
 
 
 def default_cache_dir() -> Path:
@@ -64,43 +77,8 @@ class CacheInfo:
     models: Mapping[str, int]
 
 
-class _Disk(diskcache.Disk):  # type: ignore[misc]
-    """Deletes no file: replies have none of their own, and a tampered row could name any file."""
-
-    def remove(self, file_path: str) -> None:
-        """Do nothing."""
-
-
-class _Store(diskcache.Cache):  # type: ignore[misc]
-    """diskcache's Cache, but for how long it waits at opening while another program locks the database.
-
-    Its `get`, `set` and `iter` are not used: they may pickle or unpickle.
-    """
-
-    @property
-    def _sql_retry(self) -> Callable[..., Any]:
-        return partial(_patiently, self._sql)
-
-
-def _patiently(execute: Callable[..., Any], statement: str, *parameters: Any) -> Any:
-    """Run a statement, again and again for `_BUSY_TIMEOUT` seconds while another program has the lock."""
-    try:
-        return execute(statement, *parameters)
-    except sqlite3.Error as error:
-        if not _is_locked(error):
-            raise
-    trying = tenacity.Retrying(
-        stop=tenacity.stop_after_delay(_BUSY_TIMEOUT),
-        wait=tenacity.wait_fixed(0.01),
-        retry=tenacity.retry_if_exception(_is_locked),
-        reraise=True,
-    )
-    return trying(execute, statement, *parameters)
-
-
-def _is_locked(error: BaseException) -> bool:
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
-    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+class _UnreadableReplyError(CacheError):
+    """A reply is too long or no UTF-8. The others can be read one by one."""
 
 
 class ReplyCache:
@@ -110,7 +88,14 @@ class ReplyCache:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory.expanduser().resolve()
+        try:
+            self.directory = directory.expanduser().resolve()
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # a loop of links, a null, no such user
+            raise _unusable(directory, error) from error
         self._path = self.directory / "cache.db"
         self._here = threading.local()  # this thread's connection for reading, and its uses now
         self._pid = os.getpid()
@@ -119,51 +104,55 @@ class ReplyCache:
             # Made before SQLite would, which would let everybody read it; journals get its permissions.
             with suppress(FileExistsError):
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            if not stat.S_ISREG(self._path.lstat().st_mode):  # SQLite would follow or wait
-                raise OSError("its cache.db is a link, a pipe or a folder")
+            self._check_files()
             self._read_only = self._others_may_write()
             self._inode = self._path.stat().st_ino
             with self._database_errors():
-                self._mark_or_refuse()
-                self._store: Any = None if self._read_only else self._open_store()
-        except OSError as error:
-            raise CacheError(
-                f"the cache directory {self.directory} cannot be used: {error}.",
-                hint="Name another one with cache_dir=, or turn the cache off with cache=False.",
-            ) from error
+                self._check_database()
+                self._store: Any = None if self._read_only else Store(self.directory)
+        except (OSError, ValueError) as error:
+            raise _unusable(self.directory, error) from error
 
-    def _open_store(self) -> Any:
-        """The database, for writing."""
-        store = _Store(
-            str(self.directory),
-            timeout=_BUSY_STEP,
-            disk=_Disk,
-            eviction_policy="none",  # the default evicts silently at 1 GiB
-            cull_limit=0,
-            sqlite_mmap_size=0,
-        )
-        store.close()  # it opens again at the first write, in the thread that writes
-        return store
+    def _files(self) -> list[Path]:
+        """The database and the files that SQLite has beside it."""
+        return [self._path.with_name(self._path.name + end) for end in ("", "-wal", "-shm")]
+
+    def _check_files(self) -> None:
+        for path in self._files():
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(path.lstat().st_mode):  # SQLite would follow or wait
+                    raise OSError(f"its {path.name} is a link, a pipe or a folder")
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The cached replies, by key; keys without a reply, or with one that is not text, are left out."""
         found: dict[bytes, str] = {}
         for start in range(0, len(keys), _LOOKUP_SIZE):
             part = keys[start : start + _LOOKUP_SIZE]
-            rows = self._select(
-                "SELECT key, value FROM Cache WHERE raw = 1 AND mode = 1 AND typeof(value) = 'text'"
-                f" AND key IN ({','.join('?' * len(part))})",
-                part,
-            )
-            found.update(rows)
+            try:
+                found |= self._look_up(part)
+            except _UnreadableReplyError:
+                for key in part:
+                    with suppress(_UnreadableReplyError):
+                        found |= self._look_up([key])
         return found
+
+    def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, str]:
+        rows = self._select(
+            "SELECT key, value FROM Cache WHERE raw = 1 AND mode = 1 AND typeof(value) = 'text'"
+            f" AND key IN ({','.join('?' * len(keys))})",
+            keys,
+        )
+        try:
+            return {key: text.decode() for key, text in rows}
+        except UnicodeDecodeError:
+            raise _UnreadableReplyError(f"a reply in {self._path} is no UTF-8.") from None
 
     def set_many(
         self,
         replies: Iterable[tuple[bytes, str]],
         *,
         model: str,
-        patience: float = _BUSY_TIMEOUT,
+        patience: float = BUSY_TIMEOUT,
     ) -> None:
         """Write a group of replies in one transaction: on return they survive the process.
 
@@ -192,10 +181,11 @@ class ReplyCache:
     def info(self) -> CacheInfo:
         """Counts by model, and the size of the database with its journal."""
         rows = self._select("SELECT tag, COUNT(*) FROM Cache GROUP BY tag ORDER BY tag", ())
-        models = {str(tag): int(count) for tag, count in rows}
-        files = [self._path.with_name(self._path.name + end) for end in ("", "-wal", "-shm")]
-        size = sum(path.stat().st_size for path in files if path.is_file())
-        return CacheInfo(self.directory, sum(models.values()), size, models)
+        models: Counter[str] = Counter()
+        for tag, count in rows:
+            models[decoded(tag)] += count
+        size = sum(path.stat().st_size for path in self._files() if path.is_file())
+        return CacheInfo(self.directory, models.total(), size, dict(models))
 
     def clear(self, model: str | None = None) -> int:
         """Delete all replies, or those of one model; returns how many.
@@ -207,11 +197,11 @@ class ReplyCache:
         """
         self._check_writable()
         with self._database_errors():
-            deleted = self._store.clear() if model is None else self._store.evict(model)
+            deleted = self._delete("1") if model is None else self._delete("tag = ?", model)
             self._free()
         if model is None:
             self._delete_set_aside(time.time())
-        return int(deleted)
+        return deleted
 
     def _delete_set_aside(self, before: float) -> None:
         """Delete the files of damaged caches that were last written before this time."""
@@ -228,10 +218,10 @@ class ReplyCache:
             max_size: bytes: the oldest replies go until the texts of the others fit.
         """
         self._check_writable()
-        before = self.info().replies
+        deleted = 0
         with self._database_errors(), self._store.transact():
             if older_than is not None:
-                self._delete("store_time < ?", time.time() - older_than)
+                deleted += self._delete("store_time < ?", time.time() - older_than)
                 self._delete_set_aside(time.time() - older_than)
             if max_size is not None:
                 # The newest replies whose texts, added up, are within the bound, are kept.
@@ -239,10 +229,12 @@ class ReplyCache:
                     "SELECT rowid AS place, SUM(LENGTH(CAST(value AS BLOB)) + LENGTH(key))"
                     " OVER (ORDER BY store_time DESC, rowid DESC) AS total FROM Cache"
                 )
-                self._delete(f"rowid IN (SELECT place FROM ({newest}) WHERE total > ?)", max_size)
+                deleted += self._delete(
+                    f"rowid IN (SELECT place FROM ({newest}) WHERE total > ?)", max_size
+                )
         with self._database_errors():
             self._free()
-        return before - self.info().replies
+        return deleted
 
     def close(self) -> None:
         """Close this thread's connections. A forked child leaves those of its parent alone.
@@ -292,31 +284,21 @@ class ReplyCache:
             self._here.pid = self._pid = os.getpid()
             self._here.connection = None
         if self._here.connection is None:
-            self._here.connection = sqlite3.connect(
-                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None
-            )
-        connection: sqlite3.Connection = self._here.connection
-        return connection
+            connection = connected(self._path)
+            check_plain(connection)
+            self._here.connection = connection
+        own: sqlite3.Connection = self._here.connection
+        return own
 
-    def _mark_or_refuse(self) -> None:
+    def _check_database(self) -> None:
         """Mark a new database as ours; raise CacheError, and touch nothing, if it is another program's."""
-        connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
-        try:
-            # Check in this order: another process that starts now marks the database, then makes its tables.
-            run = partial(_patiently, connection.execute)
-            ((tables,),) = run("SELECT COUNT(*) FROM sqlite_master").fetchall()
-            ((mark,),) = run("PRAGMA application_id").fetchall()
-            if not tables and not self._read_only:
-                # Before any table is made, so that no other process sees one unmarked.
-                run(f"PRAGMA application_id = {_MARK}")
-        finally:
-            connection.close()
-        if self._read_only and not tables:
+        kind = check_database(self._path, read_only=self._read_only)
+        if self._read_only and kind == "new":
             raise CacheError(
                 f"others may write to {self._path}, and it is empty.",
                 hint="Name another directory with cache_dir=.",
             )
-        if tables and mark != _MARK:
+        if kind == "another program's":
             raise CacheError(
                 f"{self._path} is the database of another program. It was left as it is.",
                 hint="Name another directory with cache_dir=.",
@@ -360,18 +342,26 @@ class ReplyCache:
                 hint="Run the call again, and do not touch the cache while it runs.",
             )
 
-    def _delete(self, condition: str, *values: float) -> None:
-        # By its own connection, within its transaction, where its triggers keep the counts.
-        self._store._sql(f"DELETE FROM Cache WHERE {condition}", values)
+    def _delete(self, condition: str, *values: float | str) -> int:
+        """Delete the replies of this condition in one transaction; returns how many."""
+        # By diskcache's own connection, where its triggers keep the counts.
+        with self._store.transact():
+            return int(self._store._sql(f"DELETE FROM Cache WHERE {condition}", values).rowcount)
 
     def _free(self) -> None:
         """Give the space of deleted rows back to the disk, unless another process is at work."""
         with suppress(sqlite3.OperationalError):
-            self._reader().execute("VACUUM")
-            self._reader().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._store._sql("VACUUM")
+            self._store._sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _set_aside(self, reason: str) -> CacheError:
         """Move a database that cannot be used out of the way; nothing is deleted."""
+        if self._read_only:
+            return CacheError(
+                f"the cache {self._path} cannot be read: {reason}. Others may write to it, so it was left"
+                " as it is.",
+                hint="Name another directory with cache_dir=.",
+            )
         number = 1
         while (aside := self.directory / f"{_SET_ASIDE}{number}").exists():
             number += 1
@@ -395,7 +385,7 @@ class ReplyCache:
     def _salvage(self, aside: Path) -> int:
         """Write what can be read of a damaged database to a new one; returns how many replies."""
         new, saved = ReplyCache(self.directory), 0
-        for model, replies in groupby(_readable_rows(aside), key=lambda row: row[0]):
+        for model, replies in groupby(readable_rows(aside), key=lambda row: row[0]):
             while group := [(key, text) for _, key, text in islice(replies, _LOOKUP_SIZE)]:
                 new.set_many(group, model=model)
                 saved += len(group)
@@ -403,8 +393,13 @@ class ReplyCache:
         return saved
 
     def _failure(self, error: sqlite3.DatabaseError) -> CacheError:
-        if _is_locked(error):
+        if is_locked(error):
             return self._locked()
+        if is_too_long(error):
+            return _UnreadableReplyError(
+                f"the cache {self._path} holds a text of more than {LONGEST_REPLY:,} bytes.",
+                hint="It was not written by this library: name another directory with cache_dir=.",
+            )
         # Disk full, read-only; or a wrong call, which says nothing about the file.
         if isinstance(error, (sqlite3.OperationalError, sqlite3.ProgrammingError)):
             return CacheError(
@@ -414,51 +409,35 @@ class ReplyCache:
         return self._set_aside(str(error))
 
 
-# Python cannot decode a message of SQLite that quotes damaged text.
-_DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
+def _encodable(name: str) -> str:
+    name.encode()
+    return name
 
 
-def _readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
-    """The (model, key, text) of each reply that can still be read from a damaged database."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.text_factory = lambda raw: raw.decode(errors="replace")
-    try:
-        spans = [(1, _last_row(connection, path))]
-        while spans:
-            first, last = spans.pop()
-            try:
-                rows = connection.execute(
-                    "SELECT tag, key, value FROM Cache NOT INDEXED WHERE rowid BETWEEN ? AND ?"
-                    " AND raw = 1 AND mode = 1 AND typeof(value) = 'text'",
-                    (first, last),
-                ).fetchall()
-            except _DAMAGED as error:
-                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
-                    return
-                if first < last:  # the damage is in one half or in both
-                    middle = (first + last) // 2
-                    spans += [(middle + 1, last), (first, middle)]
-                continue
-            yield from ((str(tag), bytes(key), text) for tag, key, text in rows)
-    finally:
-        connection.close()
+_ModelName = Annotated[str, AfterValidator(_encodable), Wanted("is not the name of a model.")]
 
 
-def _last_row(connection: sqlite3.Connection, path: Path) -> int:
-    """The highest row number; if it cannot be read, an upper bound by the size of the file."""
-    with suppress(*_DAMAGED):
-        return int(connection.execute("SELECT MAX(rowid) FROM Cache").fetchone()[0] or 0)
-    return path.stat().st_size // 64  # a row with its key of 32 bytes takes more than 64
+def _unusable(directory: Path, error: Exception) -> CacheError:
+    return CacheError(
+        f"the cache directory {directory} cannot be used: {error}.",
+        hint="Name another one with cache_dir=, or turn the cache off with cache=False.",
+    )
+
+
+def _opened(cache_dir: str | Path | None) -> ReplyCache:
+    named = cache_dir is not None and cache_dir != ""
+    return ReplyCache(as_path(cache_dir, "cache_dir") if named else default_cache_dir())
 
 
 def cache_info(cache_dir: str | Path | None = None) -> CacheInfo:
     """What the cache directory holds, by model."""
-    return ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir()).info()
+    return _opened(cache_dir).info()
 
 
 def clear_cache(*, model: str | None = None, cache_dir: str | Path | None = None) -> int:
     """Delete the cached replies of one model, or all of them; returns how many were deleted."""
-    return ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir()).clear(model)
+    check_argument("model", model, _ModelName | None)
+    return _opened(cache_dir).clear(model)
 
 
 def prune_cache(
@@ -475,16 +454,23 @@ def prune_cache(
         cache_dir: None: the default one.
 
     Raises:
-        InvalidArgumentError: neither is given, or one is negative.
+        InvalidArgumentError: neither is given, or one is negative or no number.
     """
-    given = {"older_than": older_than, "max_size": max_size}
-    if all(value is None for value in given.values()):
+    if older_than is None and max_size is None:
         raise InvalidArgumentError(
             "nothing says what to delete.", hint="Give older_than= or max_size=."
         )
-    for name, value in given.items():
-        if value is not None and not value >= 0:
-            raise InvalidArgumentError(f"{name}={value!r} must be at least 0.", argument=name)
-    cache = ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
-    seconds = None if older_than is None else older_than * 86_400
-    return cache.prune(older_than=seconds, max_size=max_size)
+    days = None if older_than is None else _from_zero("older_than", older_than)
+    most = None if max_size is None else _from_zero("max_size", max_size)
+    return _opened(cache_dir).prune(
+        older_than=None if days is None else days * 86_400,
+        max_size=None if most is None else int(min(most, _LARGEST_SIZE)),
+    )
+
+
+def _from_zero(name: str, value: object) -> float:
+    if not isinstance(value, Real) or not 0 <= value <= LARGEST:
+        raise InvalidArgumentError(
+            f"{name}={value!r:.80} must be a number from 0 to {LARGEST:g}.", argument=name
+        )
+    return float(value)

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -464,7 +464,7 @@ def test_only_the_owner_can_read_the_replies(tmp_path: Path) -> None:
 def test_a_cache_that_stays_locked_is_an_error(
     act: Callable[[ReplyCache], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personainfer.llm.cache._BUSY_STEP", 0.05)
+    monkeypatch.setattr("personainfer.llm.cache_database.BUSY_STEP", 0.05)
     cache = ReplyCache(tmp_path)
     cache.set_many(numbered(1).items(), model="m")
     with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
@@ -484,7 +484,7 @@ def test_a_cache_that_stays_locked_is_an_error(
 def test_a_cache_that_is_locked_when_it_is_opened_is_an_error(
     lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personainfer.llm.cache._BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("personainfer.llm.cache_database.BUSY_TIMEOUT", 0.1)
     with closing(ReplyCache(tmp_path)) as cache:
         cache.set_many(numbered(1).items(), model="m")
     with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
@@ -498,7 +498,7 @@ def test_a_cache_that_is_locked_when_it_is_opened_is_an_error(
 def test_a_run_on_a_locked_cache_ends_with_an_error_and_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personainfer.llm.cache._BUSY_STEP", 0.05)
+    monkeypatch.setattr("personainfer.llm.cache_database.BUSY_STEP", 0.05)
     monkeypatch.setattr("personainfer.llm.workers._LOCKED_PATIENCE", 0.5)
     with FakeLLM() as llm:
         model = pi.LLM("fake", api_base=llm.api_base, cache_dir=tmp_path)
@@ -633,3 +633,177 @@ def test_what_was_set_aside_goes_when_all_is_cleared_or_when_it_is_old(tmp_path:
     os.utime(aside[1], (1e9, 1e9))
     cache.clear()
     assert not aside[1].exists()
+
+
+# A file that is spoilt in places, or that a stranger made
+
+
+def changed(folder: Path, *statements: str) -> None:
+    """Change the database past the library, as a stranger or a bad disk could."""
+    with closing(sqlite3.connect(folder / "cache.db", isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def filled(folder: Path, count: int = 40) -> dict[bytes, str]:
+    replies = {key: text * 20 for key, text in numbered(count).items()}
+    with closing(ReplyCache(folder)) as cache:
+        cache.set_many(replies.items(), model="m")
+    return replies
+
+
+SPOILT = {
+    "text": "value = CAST(x'7bff7d' AS TEXT)",
+    "text and model": "value = CAST(x'ff' AS TEXT), tag = CAST(x'ff41' AS TEXT)",
+    "too long": "value = CAST(zeroblob(2000) AS TEXT)",
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
+def test_a_spoilt_reply_costs_itself_alone(
+    spoilt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = numbered(40)
+    with closing(ReplyCache(tmp_path)) as cache:
+        cache.set_many(replies.items(), model="m")
+    changed(tmp_path, f"UPDATE Cache SET {spoilt}, filename = CAST(x'ff' AS TEXT) WHERE rowid = 7")
+    monkeypatch.setattr("personainfer.llm.cache_database.LONGEST_REPLY", 1999)
+    cache = ReplyCache(tmp_path)
+    assert cache.get_many(list(replies)) == {
+        key: text for key, text in replies.items() if key != b"key-6"
+    }
+    assert cache.info().replies == 40
+    assert cache.clear() == 40
+    assert os.listdir(tmp_path) == ["cache.db"] or not list(tmp_path.glob("*broken*"))
+
+
+@pytest.mark.parametrize("key", ["'abc'", "5", "NULL", "100000000000000", "1.5"])
+def test_a_spoilt_key_costs_a_damaged_cache_no_other_reply(key: str, tmp_path: Path) -> None:
+    replies = filled(tmp_path, 400)
+    changed(tmp_path, f"UPDATE Cache SET key = {key} WHERE rowid = 3")
+    path = tmp_path / "cache.db"
+    whole = bytearray(path.read_bytes())
+    place = whole.index(b"reply 250reply 250") // 4096 * 4096
+    whole[place : place + 4096] = b"\xff" * 4096
+    path.write_bytes(whole)
+    with pytest.raises(CacheError, match="new cache"):
+        ReplyCache(tmp_path).get_many(list(replies))
+    found = ReplyCache(tmp_path).get_many(list(replies))
+    assert len(found) > 370
+    assert found.items() <= replies.items()
+
+
+def test_damage_among_numbers_that_are_far_apart_is_passed_over(tmp_path: Path) -> None:
+    """Else each of 2**60 numbers would be tried."""
+    replies = filled(tmp_path, 400)
+    changed(tmp_path, "UPDATE Cache SET rowid = rowid + (1 << 60) WHERE rowid > 260")
+    path = tmp_path / "cache.db"
+    whole = bytearray(path.read_bytes())
+    place = whole.index(b"reply 255reply 255") // 4096 * 4096
+    whole[place : place + 4096] = b"\xff" * 4096
+    path.write_bytes(whole)
+    with pytest.raises(CacheError, match="new cache"):
+        ReplyCache(tmp_path).get_many(list(replies))
+    assert len(ReplyCache(tmp_path).get_many(list(replies))) > 340
+
+
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c)"
+SCHEMAS = {
+    "view": (
+        "DROP TABLE Cache",
+        f"CREATE VIEW Cache AS {ENDLESS} SELECT x AS rowid, randomblob(9) AS key, 1 AS raw, 1 AS mode,"
+        " 'm' AS tag, 't' AS value, 0 AS store_time FROM c",
+    ),
+    "computed column": (
+        "DROP TABLE Cache",
+        "CREATE TABLE Cache (rowid INTEGER PRIMARY KEY, key BLOB, raw INTEGER, mode INTEGER, tag,"
+        " store_time, value TEXT AS (hex(zeroblob(4000))))",
+        "INSERT INTO Cache (key, raw, mode) VALUES (CAST('key-1' AS BLOB), 1, 1)",
+    ),
+    "trigger": (
+        f"CREATE TRIGGER more AFTER INSERT ON Cache BEGIN DELETE FROM Settings WHERE key IN ({ENDLESS}"
+        " SELECT x FROM c); END",
+    ),
+}
+
+
+@pytest.mark.parametrize("open_to_others", [True, False])
+@pytest.mark.parametrize("statements", SCHEMAS.values(), ids=SCHEMAS)
+def test_what_a_stranger_added_to_a_cache_does_not_run(
+    statements: Sequence[str], open_to_others: bool, tmp_path: Path
+) -> None:
+    replies = filled(tmp_path)
+    changed(tmp_path, *statements)
+    if open_to_others:
+        (tmp_path / "cache.db").chmod(0o666)
+        before = (tmp_path / "cache.db").read_bytes()
+        with pytest.raises(CacheError, match="left as"), pytest.warns(UserWarning, match="others"):
+            ReplyCache(tmp_path)
+        assert (tmp_path / "cache.db").read_bytes() == before
+        return
+    with pytest.raises(CacheError, match=r"its schema is not that of a cache.*broken-1"):
+        ReplyCache(tmp_path)
+    again = ReplyCache(tmp_path)
+    assert again.get_many(list(replies)) == (replies if len(statements) == 1 else {})
+    again.set_many([(b"new", "reply")], model="m")
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "INSERT INTO Settings VALUES ('close', 5), ('disk_more', 1), ('sqlite_cache_size', ')')"
+        " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        "UPDATE Settings SET key = CAST(x'ff' AS TEXT) WHERE key = 'size_limit'",
+        "UPDATE Settings SET value = CAST(x'ff' AS TEXT)",
+        "DELETE FROM Settings",
+    ],
+)
+def test_spoilt_settings_of_the_database_are_not_believed(settings: str, tmp_path: Path) -> None:
+    replies = filled(tmp_path)
+    changed(tmp_path, settings)
+    cache = ReplyCache(tmp_path)
+    cache.set_many([(b"new", "reply")], model="m")
+    assert cache.get_many(list(replies)) == replies
+    cache.close()
+
+
+def test_a_planted_journal_is_not_followed(tmp_path: Path) -> None:
+    replies = filled(tmp_path / "cache")
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "cache" / "cache.db-wal").symlink_to(tmp_path / "victim")
+    with pytest.raises(CacheError, match=r"cache\.db-wal is a link"):
+        ReplyCache(tmp_path / "cache").get_many(list(replies))
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (partial(prune_cache, older_than=10**400), InvalidArgumentError),
+        (partial(prune_cache, older_than="3"), InvalidArgumentError),
+        (partial(prune_cache, max_size=float("inf")), InvalidArgumentError),
+        (partial(clear_cache, model="\ud800"), InvalidArgumentError),
+        (partial(clear_cache, model=5), InvalidArgumentError),
+        (partial(cache_info, 5), InvalidArgumentError),
+        (partial(cache_info, "a\0b"), CacheError),
+        (partial(cache_info, "~no-such-user/x"), CacheError),
+        (partial(cache_info, "x" * 300), CacheError),
+    ],
+)
+def test_arguments_that_cannot_be_are_errors_of_ours(
+    call: Callable[[], object],
+    error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("PERSONAINFER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error):
+        call()
+
+
+def test_a_bound_that_no_cache_reaches_deletes_nothing(tmp_path: Path) -> None:
+    filled(tmp_path)
+    assert prune_cache(max_size=10**30, older_than=10**90, cache_dir=tmp_path) == 0

@@ -1,0 +1,235 @@
+"""The SQLite database of a cache: what it may hold, how it is opened, and what a damaged one still gives.
+
+A cache directory may be shared, copied from somebody or damaged, so nothing in the file is believed. A
+database is used only if its schema is the one that diskcache makes: a view, a trigger or a computed column of
+a stranger would run with the user's queries. Texts are read as bytes, so a spoilt one costs its own row.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diskcache
+import tenacity
+
+LONGEST_REPLY = 2**26  # bytes: no endpoint's reply is as long
+BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction …
+BUSY_STEP = 0.5  # … in steps: an event loop waits for one of them, and lets others run between
+
+_MARK = 0x50494E46  # SQLite's application_id: a database without it is not ours to write
+_TRIGGER = (
+    "CREATE TRIGGER Settings_{} AFTER {} ON Cache FOR EACH ROW BEGIN"
+    " UPDATE Settings SET value = value {}; END"
+)
+# The schema that diskcache makes: type, name and SQL.
+_SCHEMA = {
+    ("table", "Settings", "CREATE TABLE Settings ( key TEXT NOT NULL UNIQUE, value)"),
+    (
+        "table",
+        "Cache",
+        "CREATE TABLE Cache ( rowid INTEGER PRIMARY KEY, key BLOB, raw INTEGER, store_time REAL,"
+        " expire_time REAL, access_time REAL, access_count INTEGER DEFAULT 0, tag BLOB,"
+        " size INTEGER DEFAULT 0, mode INTEGER DEFAULT 0, filename TEXT, value BLOB)",
+    ),
+    ("index", "Cache_key_raw", "CREATE UNIQUE INDEX Cache_key_raw ON Cache(key, raw)"),
+    ("index", "Cache_expire_time", "CREATE INDEX Cache_expire_time ON Cache (expire_time)"),
+    *(
+        ("trigger", f"Settings_{name}", _TRIGGER.format(name, event, change))
+        for name, event, change in (
+            ("count_insert", "INSERT", '+ 1 WHERE key = "count"'),
+            ("count_delete", "DELETE", '- 1 WHERE key = "count"'),
+            ("size_insert", "INSERT", '+ NEW.size WHERE key = "size"'),
+            ("size_update", "UPDATE", '+ NEW.size - OLD.size WHERE key = "size"'),
+            ("size_delete", "DELETE", '- OLD.size WHERE key = "size"'),
+        )
+    ),
+}
+# All of diskcache's settings, so that it takes none from the file.
+_SETTINGS: dict[str, Any] = {
+    **diskcache.DEFAULT_SETTINGS,
+    "eviction_policy": "none",  # the default evicts silently at 1 GiB
+    "cull_limit": 0,
+    "sqlite_mmap_size": 0,
+}
+_COUNTS = ("count", "size", "hits", "misses")  # what its triggers keep beside them
+
+# Python cannot decode a message of SQLite that quotes damaged text.
+DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
+
+
+class Store(diskcache.Cache):  # type: ignore[misc]
+    """diskcache's Cache, for writing.
+
+    It waits longer at opening while another program locks the database. Its `get`, `set` and `iter` may
+    pickle or unpickle, and its `clear` and `evict` delete files that a row names: none of them is used.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(str(directory), timeout=BUSY_STEP, **_SETTINGS)
+        self.close()  # it opens again at the first write, in the thread that writes
+
+    @property
+    def _sql_retry(self) -> Callable[..., Any]:
+        return partial(_patiently, self._sql)
+
+
+def connected(path: Path) -> sqlite3.Connection:
+    """A connection for reading. Texts are bytes, no value is longer than `LONGEST_REPLY`."""
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+    connection.text_factory = bytes
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_REPLY)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether SQLite says that another program has the database."""
+    return _code(error) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def is_too_long(error: BaseException) -> bool:
+    """Whether SQLite says that a value is longer than `LONGEST_REPLY`."""
+    return _code(error) & 0xFF == sqlite3.SQLITE_TOOBIG
+
+
+def _code(error: BaseException) -> int:
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK))
+
+
+def _patiently(execute: Callable[..., Any], statement: str, *parameters: Any) -> Any:
+    """Run a statement, again and again for `BUSY_TIMEOUT` seconds while another program has the lock."""
+    try:
+        return execute(statement, *parameters)
+    except sqlite3.Error as error:
+        if not is_locked(error):
+            raise
+    trying = tenacity.Retrying(
+        stop=tenacity.stop_after_delay(BUSY_TIMEOUT),
+        wait=tenacity.wait_fixed(0.01),
+        retry=tenacity.retry_if_exception(is_locked),
+        reraise=True,
+    )
+    return trying(execute, statement, *parameters)
+
+
+def check_database(path: Path, *, read_only: bool) -> str:
+    """Check a database before it is used; a new one is marked as ours.
+
+    Args:
+        path: the database; an empty file is a new one.
+        read_only: whether nothing in it may be changed.
+
+    Returns:
+        "ours", "new", or "another program's".
+
+    Raises:
+        sqlite3.DatabaseError: it is damaged, or its schema is not that of a cache.
+    """
+    with closing(connected(path)) as connection:
+        connection.execute("PRAGMA busy_timeout = 0")  # `_patiently` waits
+        run = partial(_patiently, connection.execute)
+        # Check in this order: another process that starts now marks the database, then makes its tables.
+        objects = run("SELECT type, name, sql FROM sqlite_master").fetchall()
+        ((mark,),) = run("PRAGMA application_id").fetchall()
+        if not objects:
+            if not read_only:
+                # Before any table is made, so that no other process sees one unmarked.
+                run(f"PRAGMA application_id = {_MARK}")
+            return "new"
+        if mark != _MARK:
+            return "another program's"
+        known = {tuple(map(_decoded, one)) for one in objects}
+        if any(one not in _SCHEMA and not one[1].startswith("sqlite_") for one in known):
+            raise sqlite3.DatabaseError("its schema is not that of a cache of replies")
+        if not read_only and ("table", "Settings") in {one[:2] for one in known}:
+            _remove_wrong_settings(run)
+    return "ours"
+
+
+def check_plain(connection: sqlite3.Connection) -> None:
+    """Raise sqlite3.DatabaseError unless `Cache` is a table of stored rows, of which nothing is computed."""
+    found = connection.execute(
+        "SELECT 1 FROM sqlite_master WHERE name = 'Cache' AND type = 'table' AND sql LIKE 'CREATE TABLE %'"
+        " AND NOT EXISTS (SELECT 1 FROM pragma_table_xinfo('Cache') WHERE hidden <> 0)"
+    )
+    if found.fetchone() is None:
+        raise sqlite3.DatabaseError("it has no table of replies")
+
+
+def _remove_wrong_settings(run: Callable[..., sqlite3.Cursor]) -> None:
+    """Delete settings that are not diskcache's or not ours: it would take them as pragmas and attributes."""
+    for row, key, value in run("SELECT rowid, key, value FROM Settings").fetchall():
+        name = _decoded(key)
+        is_count = name in _COUNTS and isinstance(value, int)
+        if not is_count and (name not in _SETTINGS or _decoded(value) != _SETTINGS[name]):
+            run("DELETE FROM Settings WHERE rowid = ?", (row,))
+
+
+def _decoded(value: object) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def decoded(value: object) -> str:
+    """A value that should be a text, as one; what is no UTF-8 in it is replaced."""
+    return str(_decoded(value))
+
+
+# What a damaged database still gives
+
+_MOST_SPANS = 100_000  # each takes some 20 µs
+
+
+def readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
+    """The (model, key, text) of each reply that can still be read from a damaged database.
+
+    A span of rows is read from its start to the first damage, and from its end back to the last one. What is
+    between them is split into halves.
+    """
+    with closing(connected(path)) as connection:
+        try:
+            check_plain(connection)
+        except DAMAGED:
+            return
+        spans = [(1, _last_row(connection, path))]
+        for _ in range(_MOST_SPANS):
+            if not spans:
+                return
+            first, last = spans.pop()
+            try:
+                for row, *reply in connection.execute(_REPLIES.format("ASC"), (first, last)):
+                    first = max(first, row + 1)
+                    yield from _as_text(*reply)
+                continue
+            except DAMAGED:
+                pass
+            with suppress(*DAMAGED):
+                for row, *reply in connection.execute(_REPLIES.format("DESC"), (first, last)):
+                    last = min(last, row - 1)
+                    yield from _as_text(*reply)
+            if first < last:
+                middle = (first + last) // 2
+                spans += [(middle + 1, last), (first, middle)]
+
+
+_REPLIES = (
+    "SELECT rowid, tag, key, value FROM Cache NOT INDEXED WHERE rowid BETWEEN ? AND ?"
+    " AND raw = 1 AND mode = 1 AND typeof(key) = 'blob' AND typeof(value) = 'text'"
+    " ORDER BY rowid {}"
+)
+
+
+def _as_text(tag: object, key: bytes, text: bytes) -> Iterator[tuple[str, bytes, str]]:
+    with suppress(UnicodeDecodeError):
+        yield decoded(tag), key, text.decode()
+
+
+def _last_row(connection: sqlite3.Connection, path: Path) -> int:
+    """The highest row number; if it cannot be read, an upper bound by the size of the file."""
+    with suppress(*DAMAGED):
+        return int(connection.execute("SELECT MAX(rowid) FROM Cache").fetchone()[0] or 0)
+    return path.stat().st_size // 64  # a row with its key of 32 bytes takes more than 64
