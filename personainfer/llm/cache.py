@@ -3,8 +3,8 @@
 The database is diskcache's (SQLite in write-ahead mode, safe for several processes at once). Many replies are
 written in one transaction, and many keys are looked up in one query. Only text is stored and read: diskcache
 itself would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be
-shared: `cache_database` checks the file. Files and folders that are made here are open to their owner only,
-since replies hold people's texts.
+shared: `local.reply_database` checks the file. Files and folders that are made here are open to their owner
+only, since replies hold people's texts.
 
 A forked child opens its own connections. SQLite does not support a fork while another thread is in a
 query: fork before a run or after it, or start processes with spawn or forkserver.
@@ -32,9 +32,9 @@ import platformdirs
 from pydantic import AfterValidator
 
 from ..arguments import LARGEST, Wanted, check_argument
-from ..data.atomic_files import as_path, private_folder
+from ..data.atomic_files import private_folder
 from ..exceptions import CacheError, InvalidArgumentError
-from .cache_database import (
+from ..local.reply_database import (
     BUSY_TIMEOUT,
     LONGEST_REPLY,
     Store,
@@ -417,6 +417,9 @@ def _encodable(name: str) -> str:
 _ModelName = Annotated[str, AfterValidator(_encodable), Wanted("is not the name of a model.")]
 
 
+_Folder = Annotated[str | Path | None, Wanted("is not the path of a folder.")]
+
+
 def _unusable(directory: Path, error: Exception) -> CacheError:
     return CacheError(
         f"the cache directory {directory} cannot be used: {error}.",
@@ -425,8 +428,8 @@ def _unusable(directory: Path, error: Exception) -> CacheError:
 
 
 def _opened(cache_dir: str | Path | None) -> ReplyCache:
-    named = cache_dir is not None and cache_dir != ""
-    return ReplyCache(as_path(cache_dir, "cache_dir") if named else default_cache_dir())
+    check_argument("cache_dir", cache_dir, _Folder)
+    return ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
 
 
 def cache_info(cache_dir: str | Path | None = None) -> CacheInfo:
@@ -469,8 +472,9 @@ def prune_cache(
 
 
 def _from_zero(name: str, value: object) -> float:
-    if not isinstance(value, Real) or not 0 <= value <= LARGEST:
-        raise InvalidArgumentError(
-            f"{name}={value!r:.80} must be a number from 0 to {LARGEST:g}.", argument=name
-        )
-    return float(value)
+    with suppress(OverflowError):
+        if isinstance(value, Real) and 0 <= (number := float(value)) <= LARGEST:
+            return number
+    raise InvalidArgumentError(
+        f"{name}={value!r:.80} must be a number from 0 to {LARGEST:g}.", argument=name
+    )

@@ -464,7 +464,7 @@ def test_only_the_owner_can_read_the_replies(tmp_path: Path) -> None:
 def test_a_cache_that_stays_locked_is_an_error(
     act: Callable[[ReplyCache], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personainfer.llm.cache_database.BUSY_STEP", 0.05)
+    monkeypatch.setattr("personainfer.local.reply_database.BUSY_STEP", 0.05)
     cache = ReplyCache(tmp_path)
     cache.set_many(numbered(1).items(), model="m")
     with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
@@ -484,7 +484,7 @@ def test_a_cache_that_stays_locked_is_an_error(
 def test_a_cache_that_is_locked_when_it_is_opened_is_an_error(
     lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personainfer.llm.cache_database.BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("personainfer.local.reply_database.BUSY_TIMEOUT", 0.1)
     with closing(ReplyCache(tmp_path)) as cache:
         cache.set_many(numbered(1).items(), model="m")
     with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
@@ -498,7 +498,7 @@ def test_a_cache_that_is_locked_when_it_is_opened_is_an_error(
 def test_a_run_on_a_locked_cache_ends_with_an_error_and_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personainfer.llm.cache_database.BUSY_STEP", 0.05)
+    monkeypatch.setattr("personainfer.local.reply_database.BUSY_STEP", 0.05)
     monkeypatch.setattr("personainfer.llm.workers._LOCKED_PATIENCE", 0.5)
     with FakeLLM() as llm:
         model = pi.LLM("fake", api_base=llm.api_base, cache_dir=tmp_path)
@@ -668,7 +668,7 @@ def test_a_spoilt_reply_costs_itself_alone(
     with closing(ReplyCache(tmp_path)) as cache:
         cache.set_many(replies.items(), model="m")
     changed(tmp_path, f"UPDATE Cache SET {spoilt}, filename = CAST(x'ff' AS TEXT) WHERE rowid = 7")
-    monkeypatch.setattr("personainfer.llm.cache_database.LONGEST_REPLY", 1999)
+    monkeypatch.setattr("personainfer.local.reply_database.LONGEST_REPLY", 1999)
     cache = ReplyCache(tmp_path)
     assert cache.get_many(list(replies)) == {
         key: text for key, text in replies.items() if key != b"key-6"
@@ -780,13 +780,13 @@ def test_a_planted_journal_is_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("call", "error"),
-    [
+    [  # of the wrong types on purpose
         (partial(prune_cache, older_than=10**400), InvalidArgumentError),
-        (partial(prune_cache, older_than="3"), InvalidArgumentError),
-        (partial(prune_cache, max_size=float("inf")), InvalidArgumentError),
+        (partial(prune_cache, older_than="3"), InvalidArgumentError),  # type: ignore[arg-type]
+        (partial(prune_cache, max_size=float("inf")), InvalidArgumentError),  # type: ignore[arg-type]
         (partial(clear_cache, model="\ud800"), InvalidArgumentError),
-        (partial(clear_cache, model=5), InvalidArgumentError),
-        (partial(cache_info, 5), InvalidArgumentError),
+        (partial(clear_cache, model=5), InvalidArgumentError),  # type: ignore[arg-type]
+        (partial(cache_info, 5), InvalidArgumentError),  # type: ignore[arg-type]
         (partial(cache_info, "a\0b"), CacheError),
         (partial(cache_info, "~no-such-user/x"), CacheError),
         (partial(cache_info, "x" * 300), CacheError),
