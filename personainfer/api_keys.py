@@ -68,12 +68,23 @@ def _save_without_key(pickler: Any, key: HiddenKey) -> None:
     pickler.save_reduce(HiddenKey, (), obj=key)
 
 
+# Hosts of Azure's model services. Other names below azure.com can be anybody's, such as a virtual machine's.
+_OPENAI_ON_AZURE = (".openai.azure.com", ".cognitiveservices.azure.com")
+_AZURE_HOSTS = (*_OPENAI_ON_AZURE, ".services.ai.azure.com", ".models.ai.azure.com")
+
+
 def environment_key(endpoint: str) -> str:
-    """The environment's key for an endpoint of OpenAI or Azure; "" for others, which must not see it."""
-    host = urlsplit(endpoint).hostname or ""
+    """The environment's key for an endpoint of OpenAI or Azure; "" for others, which must not see it.
+
+    Nor is it sent in clear: the address begins with https.
+    """
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    if parts.scheme != "https":
+        return ""
     if host == "api.openai.com":
         return os.environ.get("OPENAI_API_KEY", "")
-    if host.endswith(".azure.com"):
+    if host.endswith(_AZURE_HOSTS):
         return os.environ.get("AZURE_OPENAI_API_KEY") or os.environ.get("AZURE_API_KEY", "")
     return ""
 
@@ -93,7 +104,7 @@ def _is_azure(endpoint: str) -> bool:
     return (
         "/openai/deployments/" in f"{parts.path}/"
         or "api-version=" in parts.query
-        or host.endswith((".openai.azure.com", ".cognitiveservices.azure.com"))
+        or host.endswith(_OPENAI_ON_AZURE)
     )
 
 

@@ -19,6 +19,7 @@ import pytest
 from pydantic import BaseModel
 
 import personainfer as pi
+from personainfer.api_keys import environment_key
 from personainfer.exceptions import (
     InvalidArgumentError,
     ModelError,
@@ -441,6 +442,27 @@ def test_the_key_of_openai_is_sent_to_openai_only(monkeypatch: pytest.MonkeyPatc
         pytest.raises(PersonaInferError, match="401"),
     ):
         fake(server).ask(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("base", "key"),
+    [
+        ("https://api.openai.com/v1", "sk-openai"),
+        ("http://api.openai.com/v1", ""),
+        ("https://x.openai.azure.com/openai/v1", "az-key"),
+        ("https://x.services.ai.azure.com/v1", "az-key"),
+        ("http://x.openai.azure.com/openai/v1", ""),
+        ("https://anybodys-machine.westeurope.cloudapp.azure.com/v1", ""),
+        ("https://anybodys.eastus.inference.ml.azure.com/v1", ""),
+        ("https://openai.azure.com.example/v1", ""),
+    ],
+)
+def test_keys_of_the_environment_go_to_the_providers_own_hosts_and_not_in_clear(
+    base: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "az-key")
+    assert environment_key(base) == key
 
 
 def test_a_role_is_escaped(llm: FakeLLM) -> None:
