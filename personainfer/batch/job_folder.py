@@ -28,11 +28,12 @@ import tenacity
 from pydantic import Field, ValidationError
 
 from ..api_keys import Secrets, shown_address
-from ..data.atomic_files import atomic_folder, write_file
+from ..data.atomic_files import atomic_folder, read_small_file, write_file
 from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
+from ..json_text import read_json
 from ..llm.client import LLM, OPTIONS
 from ..llm.rate_limits import most_tokens
 from ..local.weights import check_stored_model
@@ -116,7 +117,7 @@ class PersonaBatch(Record):
         folder = as_folder(path)
         try:
             _check_own_files(folder)
-            fields = json.loads(cls.handle(folder).read_bytes())
+            fields = read_json(read_small_file(cls.handle(folder)))
             batch = cls.model_validate({**fields, "path": folder, "submitted_here": False})
             UnknownOptionError.check(batch.llm_options, OPTIONS - {"api_key"})
             return batch
@@ -124,7 +125,7 @@ class PersonaBatch(Record):
             raise InvalidArgumentError(
                 f"{folder} holds no batch.", hint="Name the folder that was given to submit_batch."
             ) from None
-        except (ValidationError, ValueError, TypeError, RecursionError) as error:
+        except (ValidationError, ValueError, TypeError) as error:
             raise DataError(
                 f"{cls.handle(folder)} is not the handle of a batch: {error}",
                 hint="Was it written by another version, or by hand?",
@@ -234,10 +235,8 @@ class PersonaBatch(Record):
         if path.exists():
             with path.open("rb") as file:
                 for line in bounded_lines(file):
-                    with suppress(
-                        ValueError, TypeError, RecursionError
-                    ):  # spoilt: it is asked again
-                        key, text = json.loads(line or b"")
+                    with suppress(ValueError, TypeError):  # spoilt: it is asked again
+                        key, text = read_json(line or b"")
                         if isinstance(text, str):
                             yield bytes.fromhex(key), text
 

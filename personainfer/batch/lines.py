@@ -12,6 +12,7 @@ from typing import IO, Any, NamedTuple
 from ..api_keys import Secrets
 from ..data.files import LONGEST_LINE
 from ..exceptions import ModelError, RequestRejectedError, reads
+from ..json_text import read_json
 from ..llm.client import LLM
 from ..llm.endpoint_faults import error_text, redact, status_error
 from ..llm.openai_protocol import read_completion
@@ -56,9 +57,9 @@ def read_line(line: bytes, secrets: Secrets) -> Answer | None:
     `secrets` are masked in what an error quotes.
     """
     try:
-        said = json.loads(line)
+        said = read_json(line)
         key = bytes.fromhex(said["custom_id"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
     try:
         return _read_answer(key, said, secrets)
@@ -142,10 +143,10 @@ class MaskedLines:
 
 def _masked_line(line: bytes, secrets: Secrets) -> bytes:
     try:
-        said = json.loads(line)
+        said = read_json(line)
         masked = _masked(said, secrets)
         return line if masked == said else json.dumps(masked, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):  # no line of a batch: an error may quote its beginning
+    except ValueError:  # no line of a batch: an error may quote its beginning
         text = line.decode(errors="surrogateescape")
         return secrets.mask(text).encode(errors="surrogateescape")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..exceptions import DataError
+from ..json_text import read_json
 from .options import AsJson, given, pairs, with_llm_options
 from .streams import print_json
 
@@ -93,12 +93,15 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
     Raises:
         DataError: a line is neither, or a user has two.
     """
+    from ..data.atomic_files import opened_file
+    from ..data.files import bounded_lines
     from ..users.records import UserPersonas
 
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError as error:
+        with opened_file(path) as file:
+            lines = (line or b"" for line in bounded_lines(file) if line is None or line.strip())
+            rows = [read_json(line) for line in lines]
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not JSON lines: {error}.", argument="personas") from None
     if not rows or not all(isinstance(row, dict) and _is_text(row) for row in rows):
         return UserPersonas.load(path)

@@ -21,6 +21,7 @@ import typer
 
 from ..data.atomic_files import atomic_text_writer, check_replaced
 from ..exceptions import InvalidArgumentError, visible, visible_in_json
+from ..json_text import read_json
 from ..preferences.remarks import how_read, remarks
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _holds_personas(path: Path) -> bool:
     if not path.is_file():
         return True  # a pipe or a device, which the writer refuses in its own words
     with path.open("rb") as file, suppress(ValueError):
-        row = json.loads(next(bounded_lines(file)) or b"")
+        row = read_json(next(bounded_lines(file)) or b"")
         return isinstance(row, dict) and row.keys() >= set(COLUMNS)
     return False
 

@@ -6,6 +6,8 @@ old file or the new one, never a part.
 
 A process locks what it has not finished. What a killed process left is not locked, and the next write of the
 same file removes it. (Windows has no such locks; there it stays.)
+
+`opened_file` and `read_small_file` read a file, and no pipe or device, which would wait or have no end.
 """
 
 from __future__ import annotations
@@ -133,8 +135,8 @@ def put_in_place(unfinished: Path, path: Path, *, private: bool = False) -> None
     """
     if not path.is_dir():
         check_file(path)
+    _flush(unfinished)  # before its permissions, which may let nobody write
     os.chmod(unfinished, 0o666 & ~_OTHERS if private else _permissions(path))
-    _flush(unfinished)
     os.replace(unfinished, path)
     _flush_folder(path.parent)
 
@@ -155,6 +157,34 @@ def check_file(path: Path) -> None:
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise InvalidArgumentError(f"{path} is {kind}, not a file.", hint="Name another file.")
+
+
+@contextmanager
+def opened_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file for reading, or a link to one.
+
+    Raises:
+        OSError: it cannot be read, or is a folder, a pipe or a device.
+    """
+    # Without O_NONBLOCK, to open a pipe waits for somebody who writes to it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path} is a pipe or a device, not a file")
+        yield file
+
+
+def read_small_file(path: Path, most: int = 2**26) -> bytes:
+    """The content of a file of at most so many bytes.
+
+    Raises:
+        OSError: as `opened_file`, or the file is larger.
+    """
+    with opened_file(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(f"{path} has more than {most:,} bytes")
+    return content
 
 
 def check_replaced(

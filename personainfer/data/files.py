@@ -10,17 +10,19 @@ import codecs
 import csv
 import gzip
 import io
-import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from .. import json_text
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, MissingFileError
+from ..json_text import TooManyValuesError, read_json
+from ..parquet_batches import parquet_batches, small_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +37,8 @@ CSV_NULLS: Final = frozenset(
     "nan NaN NAN -nan -NaN null NULL Null None NA N/A n/a <NA> #N/A #NA NaT".split()
 )
 LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 GB
-_LARGEST_JSON = 512 * 2**20  # bytes of a file that is read as a whole
+_LARGEST_JSON = 512 * 2**20  # bytes of a file that is read as a whole …
+_MOST_JSON_VALUES = 20_000_000  # … and its values: 200 in each of 100,000 rows
 _HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SIGNATURES = {
@@ -262,10 +265,12 @@ def jsonl_rows(lines: Iterable[bytes | None], name: str | Path) -> Iterator[obje
 
 def _json_line(number: int, text: bytes) -> object:
     try:
-        row = json.loads(text.decode())
+        row = read_json(text)
     except UnicodeDecodeError as error:
         return BrokenRow(f"line {number} is not UTF-8: {error.reason}. Save the file as UTF-8.")
-    except (ValueError, RecursionError) as error:
+    except TooManyValuesError as error:
+        return BrokenRow(f"line {number} cannot be read: {error}")
+    except ValueError as error:
         why = getattr(error, "msg", str(error))  # without its own count of lines, which is 1
         return BrokenRow(f"line {number} is not JSON: {why}. Correct the line or remove it.")
     if isinstance(row, dict):
@@ -275,23 +280,7 @@ def _json_line(number: int, text: bytes) -> object:
 
 
 def _json_rows(path: Path) -> list[object]:
-    with _opened(path) as file:
-        content = file.read(_LARGEST_JSON + 1)
-    if len(content) > _LARGEST_JSON:
-        raise DataError(
-            f"{path} holds more than {_LARGEST_JSON:,} bytes, which are read as a whole.",
-            hint="Write one object a line, to a .jsonl file: it is read row by row.",
-        )
-    content = content.removeprefix(_UTF8_BOM).strip()
-    if not content:
-        return []
-    try:
-        value = json.loads(content.decode())
-    except UnicodeDecodeError:
-        raise _mismatch(path, "JSON", "text that is not UTF-8", "Save it as UTF-8.") from None
-    except (ValueError, RecursionError) as error:
-        advice = "Correct it; if it holds one object a line, rename it to .jsonl."
-        raise _mismatch(path, "JSON", f"something else ({error})", advice) from error
+    value = _json_value(path)
     if isinstance(value, dict):
         lists = [each for each in value.values() if isinstance(each, list)]
         value = lists[0] if len(lists) == 1 else value
@@ -299,6 +288,35 @@ def _json_rows(path: Path) -> list[object]:
         return [each if isinstance(each, dict) else _no_object(each) for each in value]
     advice = 'Write [{"prompt": …, "chosen": …, "rejected": …}, …].'
     raise _mismatch(path, "a list of objects", f"a single {type(value).__name__}", advice)
+
+
+def _json_value(path: Path) -> object:
+    """What a .json file holds; a file of no text is an empty list."""
+    with _opened(path) as file:
+        content = file.read(_LARGEST_JSON + 1)
+    if len(content) > _LARGEST_JSON:
+        raise _too_large(path, f"{_LARGEST_JSON:,} bytes")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _mismatch(path, "JSON", "text that is not UTF-8", "Save it as UTF-8.") from None
+    del content  # half a gigabyte
+    if text.isspace() or not text:
+        return []
+    try:
+        return read_json(text, _MOST_JSON_VALUES)
+    except TooManyValuesError:
+        raise _too_large(path, f"{_MOST_JSON_VALUES:,} values") from None
+    except ValueError as error:
+        advice = "Correct it; if it holds one object a line, rename it to .jsonl."
+        raise _mismatch(path, "JSON", f"something else ({error})", advice) from error
+
+
+def _too_large(path: Path, bound: str) -> DataError:
+    return DataError(
+        f"{path} holds more than {bound}, which are read as a whole.",
+        hint="Write one object a line, to a .jsonl file: it is read row by row.",
+    )
 
 
 def _no_object(value: object) -> BrokenRow:
@@ -311,10 +329,11 @@ def _csv(path: Path) -> Iterator[object]:
     with _opened(path) as file:
         # Undecodable bytes become lone surrogates, which cost their row and no other.
         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(_csv_lines(text, path), strict=True)
+        lines = _CsvLines(text, path)
+        reader = csv.reader(lines, strict=True)
         header: list[str] | None = None
         while True:
-            start = reader.line_num + 1
+            lines.begin_row(start := reader.line_num + 1)
             try:
                 fields = next(reader)
             except StopIteration:
@@ -330,18 +349,42 @@ def _csv(path: Path) -> Iterator[object]:
                 yield _csv_row(start, header, fields)
 
 
-def _csv_lines(text: IO[str], path: Path) -> Iterator[str]:
-    """The lines of a CSV file; one that is too long ends it, since nobody knows where its row ends."""
-    for number in count(1):
-        line = text.readline(LONGEST_LINE)
-        if len(line) == LONGEST_LINE and not line.endswith(("\n", "\r")):
-            raise DataError(
-                f"line {number} of {path} is longer than {LONGEST_LINE:,} characters.",
-                hint="Cut its texts or remove it.",
-            )
+class _CsvLines:
+    """The lines of a CSV file. A row that is too long ends it, since nobody knows where the row ends.
+
+    A row has several lines where a quote is open at the end of one. The reader of the rows says where
+    each begins.
+    """
+
+    def __init__(self, text: IO[str], path: Path) -> None:
+        self._text, self._path = text, path
+        self._begin = self._length = self._commas = 0
+
+    def begin_row(self, line: int) -> None:
+        """The next line, of this number, begins a row."""
+        self._begin, self._length, self._commas = line, 0, 0
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(LONGEST_LINE - self._length)
+        self._length += len(line)
         if not line:
-            return
-        yield line
+            raise StopIteration
+        if self._length >= LONGEST_LINE:
+            raise self._too_large(f"longer than {LONGEST_LINE:,} characters")
+        if self._length > json_text.MOST_VALUES:
+            self._commas += line.count(",")
+            if self._commas > (most := 4 * json_text.MOST_VALUES):  # a cell of JSON has some, too
+                raise self._too_large(f"of more than {most:,} fields")
+        return line
+
+    def _too_large(self, bound: str) -> DataError:
+        return DataError(
+            f"the row of {self._path} that begins at line {self._begin} is {bound}.",
+            hint="Correct its quotes, cut its texts, or remove it.",
+        )
 
 
 class CsvRow(dict[str, str]):
@@ -355,7 +398,7 @@ def _csv_header(path: Path, fields: list[str]) -> list[str]:
             f"{path} is separated by {separator!r}, not by commas: {fields[0]!r:.80}.",
             hint=f"Pass the frame: pandas.read_csv(path, sep={separator!r}). Or save the file with commas.",
         )
-    if twice := sorted({name for name in fields if fields.count(name) > 1}):
+    if twice := sorted(name for name, times in Counter(fields).items() if times > 1):
         raise DataError(f"{path} has the column {twice[0]!r} twice.", hint="Rename one of them.")
     return fields
 
@@ -391,18 +434,17 @@ def _arrow_cell(scalar: Any) -> object:
 
 def _parquet(path: Path) -> Iterator[object]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    first = 1  # the number of the batch's first row
     try:
-        with pq.ParquetFile(path) as file:
-            read = 0
-            for batch in file.iter_batches(batch_size=1024):
-                if batch.nbytes < LONGEST_LINE:
-                    yield from _arrow_rows(batch)
-                else:  # a packed file of a few KB can hold a cell of GB
-                    for place in range(len(batch)):
-                        yield from _bounded_row(batch.slice(place, 1), read + place + 1)
-                read += len(batch)
+        for batch in parquet_batches(path):
+            bounds = LONGEST_LINE, json_text.MOST_VALUES
+            for place, part, problem in small_batches(batch, *bounds):
+                if problem:
+                    yield BrokenRow(f"row {first + place} {problem}. Cut it or remove it.")
+                else:
+                    yield from _arrow_rows(part)
+            first += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns, too
         raise DataError(f"{path} cannot be read: {error}", hint="Write the file again.") from error
 
@@ -411,15 +453,6 @@ def _arrow_rows(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:
     columns = map(arrow_cells, batch.columns)
     for values in zip(*columns, strict=True):
         yield dict(zip(batch.schema.names, values, strict=True))
-
-
-def _bounded_row(row: pa.RecordBatch, number: int) -> Iterator[object]:
-    if row.nbytes < LONGEST_LINE:
-        yield from _arrow_rows(row)
-    else:
-        yield BrokenRow(
-            f"row {number} is longer than {LONGEST_LINE:,} bytes. Cut its texts or remove it."
-        )
 
 
 def _parquet_total(path: Path) -> int:

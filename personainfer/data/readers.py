@@ -6,6 +6,7 @@ pandas, polars, datasets and pyarrow are imported only for data of their own.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -191,7 +192,7 @@ def _arrow_batch(table: Any, names: Sequence[str], wanted: Sequence[str]) -> Bat
 
 
 def _refuse_twins(names: Sequence[object]) -> None:
-    if twins := [name for name in names if names.count(name) > 1]:
+    if twins := [name for name, times in Counter(names).items() if times > 1]:
         raise DataError(f"two columns have the name {twins[0]!r}.", hint="Rename or drop one.")
 
 

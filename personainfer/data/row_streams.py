@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
@@ -26,6 +26,8 @@ from .source_rows import (
 )
 
 _IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have none
+_LOOK_AHEAD_BYTES = 256 * 2**20  # of the first rows, which are held all together
+_VALUE_BYTES = 64  # about what Python takes for a value, besides the letters of a text
 _END: Final = object()
 _UNNAMED = (Preference, tuple, list)
 _LABEL_ROLES = ("label", "other_label")  # whose words may mean something: labels= says what
@@ -101,9 +103,10 @@ def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schem
     """The schema of the dicts at the start of a stream; the rows that were read are appended to `head`.
 
     It reads only as many rows as it needs to be sure: one if that row has chosen and rejected, up to
-    `LOOK_AHEAD` if labels are numbers.
+    `LOOK_AHEAD` if labels are numbers, or `_LOOK_AHEAD_BYTES` of them.
     """
     enough = 1
+    room = _LOOK_AHEAD_BYTES - sum(_size(item, _LOOK_AHEAD_BYTES) for item in head)
     while True:
         dicts = [item for item in head if isinstance(item, Mapping)]
         if not dicts and any(isinstance(x, _UNNAMED) for x in head):
@@ -112,9 +115,11 @@ def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schem
             if schema := _sure_schema(dicts, told):
                 return schema
             enough = 2 * len(head)
-        if len(head) >= LOOK_AHEAD or (item := next(iterator, _END)) is _END:
+        is_full = len(head) >= LOOK_AHEAD or room <= 0
+        if is_full or (item := next(iterator, _END)) is _END:
             break
         head.append(item)
+        room -= _size(item, room)
     if not dicts:
         return None
     names = _names(dicts)
@@ -159,11 +164,28 @@ def _is_triple(item: object) -> bool:
 
 
 def _growing(head: list[object], iterator: Iterator[object]) -> Iterator[object]:
-    """The rows of `head`, then further ones, which join it, up to `LOOK_AHEAD`."""
+    """The rows of `head`, then further ones, which join it, up to `LOOK_AHEAD` or `_LOOK_AHEAD_BYTES`."""
     yield from list(head)
-    for item in islice(iterator, max(LOOK_AHEAD - len(head), 0)):
+    room = _LOOK_AHEAD_BYTES - sum(_size(item, _LOOK_AHEAD_BYTES) for item in head)
+    while len(head) < LOOK_AHEAD and room > 0 and (item := next(iterator, _END)) is not _END:
         head.append(item)
+        room -= _size(item, room)
         yield item
+
+
+def _size(item: object, most: int) -> int:
+    """About how many bytes a row takes. Counting ends at `most`: a row may hold itself."""
+    size, inner = 0, [item]
+    while inner and size < most:
+        value = inner.pop()
+        size += _VALUE_BYTES
+        if isinstance(value, str | bytes):
+            size += len(value)
+        elif isinstance(value, Mapping):
+            inner.extend(value.values())
+        elif isinstance(value, list | tuple):
+            inner.extend(value)
+    return size
 
 
 def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | None:

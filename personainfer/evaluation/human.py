@@ -21,11 +21,12 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from ..data.atomic_files import atomic_folder, remove_abandoned, write_file
+from ..data.atomic_files import atomic_folder, read_small_file, remove_abandoned, write_file
 from ..data.files import open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json
 from ..exceptions import DataError, InvalidArgumentError
+from ..json_text import read_json
 from ..personas.prompts import prompt_text
 from ..records import FloatArray, Side
 from .agreement import Level, cohen_kappa, krippendorff_alpha
@@ -270,7 +271,7 @@ def read_rating_sheet(
 
 def _read_key(path: str | Path) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        about: dict[str, Any] = read_json(read_small_file(Path(path)))
         items, rows = about["items"], about["rows"]
         if (
             about["question"] in _FIELDS
@@ -278,7 +279,7 @@ def _read_key(path: str | Path) -> dict[str, Any]:
             and all(_is_item(one, rows) for one in items.values())
         ):
             return about
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         pass
     raise DataError(f"{path} is not the key.json of a sheet.", hint="write_rating_sheet wrote it.")
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
 from ..exceptions import ModelError, ReplyError
+from ..json_text import bounded_json
 from ..observability import RunWatch
 from ..records import Completion, Logprobs, Message, Usage
 from .cache import ReplyCache
@@ -204,7 +205,7 @@ def cached_reply(job: Job, stored: str | None) -> Reply | None:
     if stored is None:
         return None
     try:
-        fields = from_json(stored)
+        fields = from_json(bounded_json(stored))
         text, logprobs = fields["text"], None
         if "logprobs" in fields:
             logprobs = [(token, near) for token, near in fields["logprobs"]]

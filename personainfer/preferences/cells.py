@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Final
 
 from ..exceptions import DataError, NoPreferenceError
+from ..json_text import TooManyValuesError, bounded_json, read_json
 
 
 class _Absent:
@@ -18,6 +18,9 @@ class _Absent:
 
 ABSENT: Final = _Absent()
 LEAVE_OUT: Final = "Correct the row or leave it out."
+_MOST_PRINTED = (
+    200_000  # values of a list that Python printed: it takes ten times as much to read it
+)
 
 _NO_IDS = (list, tuple, Mapping, set, frozenset, bytes, bytearray)
 _IN_JSON = re.compile(r"""\s*(?:\[\s*)?\{.*?["'](?:role|from|content|value)["']\s*:""", re.DOTALL)
@@ -85,16 +88,18 @@ def parse_cell(name: str, value: object) -> object:
     """A cell of a column that holds JSON text, parsed; also what Python prints of lists.
 
     Raises:
-        DataError: the text is neither.
+        DataError: the text is neither, or holds too many values.
     """
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return read_json(value)
+    except TooManyValuesError as error:
+        raise DataError(f"{name!r}: {error}", hint=LEAVE_OUT) from None
+    except ValueError:
         pass
     try:
-        return ast.literal_eval(value.strip())
+        return ast.literal_eval(bounded_json(value, _MOST_PRINTED).strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise DataError(
             f"{name!r} is not JSON, as the column has in other rows: {value!r:.60}.",

@@ -6,14 +6,16 @@ The caller picks the rule. Equal scores never make a pair.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import combinations, groupby, pairwise, product
+from itertools import groupby, islice, pairwise, product
 from typing import Any, Final, NamedTuple, TypeVar
 
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .cells import is_null, plain, wrong_type
 
 PAIR_RULES: Final = ("best-worst", "all", "adjacent")
+MOST_PAIRS: Final = 100_000  # of one prompt, in memory at once: every two of 447 responses
 _TEXT_KEYS = ("response", "answer", "text", "completion", "output", "generation", "content")
 _SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating", "pm_score")
 _RANK_KEYS = ("rank", "ranking")
@@ -131,6 +133,7 @@ def pair_places(
 
     Raises:
         NoPreferenceError: there is no such pair.
+        DataError: there are more than `MOST_PAIRS`.
     """
     known = [(-score, place) for place, score in enumerate(scores) if score is not None]
     order = sorted(known)
@@ -140,14 +143,37 @@ def pair_places(
     elif rule == "adjacent":
         found = list(pairwise(order))
     else:
-        found = list(combinations(order, 2))
+        found = list(islice(_far_apart(order, min_gap), MOST_PAIRS + 1))
     kept = [(a[1], b[1]) for a, b in found if b[0] - a[0] > 0 and b[0] - a[0] >= min_gap]
+    if len(kept) > MOST_PAIRS:
+        raise _too_many(f"{len(scores)} responses to one prompt make")
     if not kept:
         wanted = f"by {min_gap:g} or more" if min_gap else "at all"
         raise NoPreferenceError(
             f"of {len(scores)} responses, {len(known)} with a score, no two differ {wanted}."
         )
     return kept
+
+
+def _far_apart(
+    order: Sequence[tuple[float, int]], min_gap: float
+) -> Iterator[tuple[tuple[float, int], tuple[float, int]]]:
+    """Every two of the sorted responses that differ by `min_gap` and at all. No other two are looked at."""
+    least = max(min_gap, math.ulp(0.0))
+    for place, best in enumerate(order):
+
+        def distance(other: tuple[float, int], best: float = best[0]) -> float:
+            return 0.0 if other[0] == best else other[0] - best  # two infinite ones differ by NaN
+
+        first = bisect_left(order, least, lo=place + 1, key=distance)
+        yield from ((best, order[other]) for other in range(first, len(order)))
+
+
+def _too_many(what: str) -> DataError:
+    return DataError(
+        f"{what} more than {MOST_PAIRS:,} pairs.",
+        hint='Use pairs="adjacent" or "best-worst", or a larger min_gap=; or divide the row.',
+    )
 
 
 def by_rater(
@@ -177,9 +203,12 @@ def zip_lists(
     "all" takes every chosen with every rejected one, "adjacent" those at the same place.
 
     Raises:
-        DataError: "adjacent", and the lists have different lengths; "best-worst", which needs scores.
+        DataError: "adjacent", and the lists have different lengths; "best-worst", which needs scores;
+            "all", and there are more than `MOST_PAIRS`.
     """
     if rule == "all":
+        if len(chosen) * len(rejected) > MOST_PAIRS:
+            raise _too_many(f"{names[0]!r} and {names[1]!r} make")
         return product(chosen, rejected)
     if rule == "best-worst":
         raise DataError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..exceptions import DataError, NoPreferenceError
+from ..json_text import read_json
 from ..records import Preference
 from .cells import ABSENT, LEAVE_OUT, identifier, is_null, parse_cell, plain, wrong_type
 from .conversations import (
@@ -112,7 +112,7 @@ def _two_of(name: str, responses: object) -> dict[str, object]:
 
 def _rounds(row: Mapping[str, Any]) -> dict[str, object]:
     """The rounds of a conversation, each a prompt and two responses, as texts or as turns."""
-    lists = {role: json.loads(value) for role, value in row.items()}
+    lists = {role: read_json(value) for role, value in row.items()}
     sizes = {len(each) for each in lists.values()}
     if len(sizes) > 1 or not all(isinstance(t, str) for each in lists.values() for t in each):
         raise NoPreferenceError("a round has no prompt or no response.", hint=LEAVE_OUT)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.atomic_files import read_small_file
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
+<<<<<<< HEAD
 from ..local.weights import find_weights
+=======
+from ..json_text import read_json
+from ..llm.weights import find_weights
+>>>>>>> d71ab95 (wip)
 
 if TYPE_CHECKING:
     import torch
@@ -71,8 +76,8 @@ def _adapter_base(name: str) -> str | None:
     if not path.is_file():
         return None
     try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, TypeError, KeyError):
+        base = read_json(read_small_file(path))["base_model_name_or_path"]
+    except (OSError, ValueError, TypeError, KeyError):
         base = None
     if not isinstance(base, str) or not base:
         raise InvalidArgumentError(

@@ -27,6 +27,7 @@ from ..data.files import bounded_lines
 from ..data.table import PersonaTable
 from ..data.table_writer import is_table
 from ..exceptions import DataError, InvalidArgumentError
+from ..json_text import read_json
 from ..personas.placement import TEMPLATES, PersonaPlace
 from ..preferences.turns import TOOL_DEFINITIONS
 from .dataset_card import LONG, MARK, dataset_card
@@ -261,7 +262,7 @@ def _is_export(path: Path) -> bool:
 
             return _EXPORT in (read_schema(path).metadata or {})
         with path.open("rb") as file:
-            row = json.loads(next(bounded_lines(file)) or b"")
+            row = read_json(next(bounded_lines(file)) or b"")
     except (ValueError, OSError):  # Arrow's errors are such, too
         return False
     if not isinstance(row, dict) or set(row) - {TOOL_DEFINITIONS} not in _COLUMNS:

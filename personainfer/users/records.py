@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ..api_keys import StoredText
 from ..data.atomic_files import as_path, check_file, check_replaced, write_file
 from ..data.files import bounded_lines, missing_file
 from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, visible
+from ..json_text import bounded_json
 from ..records import Persona, Preference, Record, Usage
 
 Method = Literal["summary", "tastes", "verified", "posterior"]
@@ -218,8 +219,8 @@ class SavedRow(UserRow):
 def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
     """The row and the settings of a line."""
     try:
-        saved = SavedRow.model_validate_json(line or b"")
-    except ValidationError:
+        saved = SavedRow.model_validate_json(bounded_json(line or b""))
+    except ValueError:
         raise DataError(
             f"{place}: this is not a row of UserPersonas.save.",
             hint="A persona as text is a line with user and persona alone.",
@@ -237,8 +238,10 @@ def _holds_users(path: Path) -> bool:
     with path.open("rb") as file:
         first = next(bounded_lines(file), None)
     try:
-        return "persona" in SavedRow.model_validate_json(first or b"").model_fields_set
-    except ValidationError:
+        return (
+            "persona" in SavedRow.model_validate_json(bounded_json(first or b"")).model_fields_set
+        )
+    except ValueError:
         return False
 
 

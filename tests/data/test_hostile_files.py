@@ -5,18 +5,27 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import time
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import personainfer as pi
-from personainfer.data import files
+from personainfer import json_text, parquet_batches
+from personainfer.data import files, read_preferences, row_streams
 from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.preferences import pairing
 from personainfer.testing import FakeLLM
+
+from ..builders import read
 
 LIMIT = 2**18
 GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
@@ -105,3 +114,151 @@ def test_what_is_nested_less_deep_is_kept(llm: FakeLLM, tmp_path: Path) -> None:
     table = pi.infer_personas(rows, "fake", api_base=llm.api_base)
     table.save(path)
     assert not pi.PersonaTable.load(path).errors
+
+
+MANY = 1000
+
+
+@pytest.fixture
+def few_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row may have `MANY` values, and no more."""
+    monkeypatch.setattr(json_text, "MOST_VALUES", MANY)
+
+
+def errors(path: Path, **options: Any) -> list[str | None]:
+    """What is wrong with each row of a file."""
+    return [row.error for row in read_preferences(path, **options)]
+
+
+@pytest.mark.usefixtures("few_values")
+def test_a_line_of_very_many_values_costs_its_row(tmp_path: Path) -> None:
+    rows = [GOOD, {**GOOD, "about": [[]] * MANY}, {**GOOD, "prompt": "a, [b], {c}" * MANY}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = errors(path)
+    assert found[0] is found[2] is None
+    assert "line 2 cannot be read: it has more than 1,000 values" in str(found[1])
+
+
+def test_a_json_file_of_very_many_values_is_an_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_MOST_JSON_VALUES", MANY)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([GOOD] * 200))
+    assert errors(path) == [None] * 200
+    path.write_text(json.dumps([{}] * MANY))
+    with pytest.raises(DataError, match="more than 1,000 values.* to a .jsonl file"):
+        errors(path)
+
+
+@pytest.mark.usefixtures("few_values")
+def test_a_cell_of_json_with_very_many_values_costs_its_row(tmp_path: Path) -> None:
+    cells = [json.dumps(["a", "b"]), json.dumps(["a"] * 2 * MANY), str([["a"]] * 2 * MANY)]
+    rows = [{"prompt": "p", "responses": cell, "scores": "[1, 2]"} for cell in cells]
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    found = errors(tmp_path / "rows.csv", pairs="all")
+    assert found[0] is None
+    assert all("more than" in str(error) or "not JSON" in str(error) for error in found[1:])
+
+
+@pytest.mark.usefixtures("few_values")
+def test_values_of_a_parquet_file_that_are_very_many_cost_their_row(tmp_path: Path) -> None:
+    rows = [{**GOOD, "about": [1]}, {**GOOD, "about": [None] * MANY}, {**GOOD, "about": []}]
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    first, many, last = errors(path)
+    assert first is last is None
+    assert "row 2 has more than 1,000 values" in str(many)
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_a_text_that_all_rows_of_a_parquet_file_share_is_in_memory_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_schema: bool
+) -> None:
+    """A file of a few KB holds it once; Arrow makes one text for each row."""
+    monkeypatch.setattr(parquet_batches, "_BATCH_BYTES", 2**24)
+    monkeypatch.setattr(files, "LONGEST_LINE", 2**24)
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 1024, pa.int32()), ["a" * 2**19])
+    path = tmp_path / "rows.parquet"
+    others = {"chosen": ["a"] * 1024, "rejected": ["b"] * 1024}
+    pq.write_table(pa.table({"prompt": shared, **others}), path, store_schema=store_schema)
+    before = pa.total_allocated_bytes()
+    largest = 0
+    for row in islice(read_preferences(path), 100):
+        largest = max(largest, pa.total_allocated_bytes() - before)
+        assert row.error is None
+    assert largest < 2**26  # and not 2**29
+
+
+def test_a_list_of_the_same_values_without_end_is_an_error(tmp_path: Path) -> None:
+    count = 2_000_000
+    lists = pa.ListArray.from_arrays([0, count], pa.nulls(count, pa.int8()))
+    path = tmp_path / "rows.parquet"
+    columns = {name: [value] for name, value in GOOD.items()}
+    pq.write_table(pa.table({**columns, "about": lists}), path)
+    with pytest.raises(DataError, match=r"'about.list.element' holds 2,000,000 values in"):
+        errors(path)
+
+
+def test_a_csv_row_whose_quotes_stay_open_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LONGEST_LINE", LIMIT)
+    path = tmp_path / "rows.csv"
+    good = 'p,a,"b\nc"\n' * (LIMIT // 9)  # more than the bound of a row, all together
+    long = '"a' + ('","' + "x" * 1000 + "\n") * 300
+    path.write_text("prompt,chosen,rejected\n" + good + long)
+    with pytest.raises(DataError, match=r"begins at line 58256 is longer than 262,144 characters"):
+        errors(path)
+
+
+@pytest.mark.usefixtures("few_values")
+def test_a_csv_row_of_very_many_fields_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,chosen,rejected\np,a,b\n" + "," * 5 * MANY)
+    with pytest.raises(DataError, match="line 3 is of more than 4,000 fields"):
+        errors(path)
+
+
+def test_many_names_of_columns_are_read_at_once(tmp_path: Path) -> None:
+    """Each was compared with all others: 60,000 took a minute."""
+    names = [*GOOD, *(f"column {number}" for number in range(20_000))]
+    (tmp_path / "rows.csv").write_text(",".join(names) + "\n" + ",".join(names))
+    started = time.process_time()
+    assert errors(tmp_path / "rows.csv") == [None]
+    assert time.process_time() - started < 3
+
+
+def test_the_first_rows_are_held_together_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels of 0 and 1 are looked for in 200 rows; each may have 64 MB."""
+    monkeypatch.setattr(row_streams, "_LOOK_AHEAD_BYTES", 10 * LIMIT)
+    held: list[int] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in range(100):
+            held.append(number)
+            long = {"about": ["x" * LIMIT]}
+            yield {"prompt": "p", "response_1": "a", "response_2": "b", "label": number % 2} | long
+
+    with suppress(DataError):
+        read_preferences(rows())
+    assert len(held) <= 11
+
+
+def test_a_row_of_very_many_pairs_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scored(count: int) -> dict[str, Any]:
+        return {
+            "prompt": f"p{count}",
+            "responses": [f"r{number}" for number in range(count)],
+            "scores": [*range(count)],
+        }
+
+    assert len(read(scored(100), pairs="all")) == 100 * 99 // 2
+    monkeypatch.setattr(pairing, "MOST_PAIRS", 50)
+    found = read(scored(10), scored(20_000), pairs="all")
+    assert len(found) == 46
+    assert "20000 responses to one prompt make more than 50 pairs" in str(found[-1])
+    assert len(read(scored(20_000), pairs="all", min_gap=19_991)) == 45

@@ -1,0 +1,90 @@
+"""JSON from outside is counted before it is parsed."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import personainfer as pi
+from personainfer.json_text import TooManyValuesError, bounded_json, read_json
+
+from .builders import examples
+
+PACKAGE = Path(pi.__file__).parent
+
+
+def test_values_are_counted_and_signs_within_texts_are_not() -> None:
+    prose = json.dumps({"prompt": 'a, b, "c, [d], {e}" \\' * 100})
+    assert read_json(prose, 4) == json.loads(prose)
+    assert read_json(prose.encode(), 4) == json.loads(prose)
+    with pytest.raises(TooManyValuesError, match="more than 4 values"):
+        read_json("[[],[],[],[]]", 4)
+    with pytest.raises(TooManyValuesError):
+        bounded_json(b'{"a": {}, "b": {}, "c": {}}', 4)
+
+
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+def size(value: object) -> int:
+    """How many values a value holds, with itself."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(size, inner))
+
+
+@examples(40)
+@given(VALUES)
+def test_what_has_fewer_values_is_read_and_what_has_many_is_not(value: object) -> None:
+    text = json.dumps(value)
+    assert read_json(text, 2 * size(value)) == value
+    with pytest.raises(TooManyValuesError) if size(value) > 3 else nullcontext():
+        read_json(text, max(size(value) // 2 - 1, 0))
+
+
+def test_what_is_nested_without_end_is_an_error_of_values() -> None:
+    with pytest.raises(ValueError, match="nested too deep"):
+        read_json("[" * 100_000)
+
+
+# Modules that parse JSON which this process or this package wrote.
+OWN_JSON = {
+    "batch/provider.py",
+    "cli/options.py",
+    "data/arrow_columns.py",
+    "data/table_reader.py",
+    "evaluation/benchmark.py",
+    "json_text.py",
+    "llm/endpoint_faults.py",
+    "llm/litellm_transport.py",
+    "llm/llamacpp.py",
+    "llm/llamacpp_server.py",
+    "llm/openai_protocol.py",
+    "llm/rate_limits.py",
+    "llm/replies.py",
+    "llm/requests.py",
+    "personas/costs.py",
+    "personas/prompts.py",
+    "personas/protected_attributes.py",
+    "preferences/recognition.py",
+    "preferences/turns.py",
+    "testing/fake_llm.py",
+}
+
+
+def test_json_of_others_is_read_by_one_module() -> None:
+    """Replies are bounded by the transport: 4 MB."""
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"\bjson\.load", path.read_text(encoding="utf-8"))
+    }
+    assert found <= OWN_JSON
