@@ -33,12 +33,12 @@ from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
-from ..json_text import read_json
 from ..llm.client import LLM, OPTIONS
 from ..llm.rate_limits import most_tokens
 from ..local.weights import check_stored_model
 from ..personas.prompts import PersonaPrompt, Protocol
 from ..personas.requests import Plan
+from ..preferences.cells import read_json
 from ..records import Exemplar, Record, Side
 from .lines import Answer, WireRequest, read_line
 from .provider import FINAL, BatchAPI, BatchState

@@ -12,11 +12,11 @@ from typing import IO, Any, NamedTuple
 from ..api_keys import Secrets
 from ..data.files import LONGEST_LINE
 from ..exceptions import ModelError, RequestRejectedError, reads
-from ..json_text import read_json
 from ..llm.client import LLM
 from ..llm.endpoint_faults import error_text, redact, status_error
 from ..llm.openai_protocol import read_completion
 from ..llm.requests import Request, cached_reply
+from ..preferences.cells import read_json
 from ..records import Completion
 
 
@@ -146,7 +146,7 @@ def _masked_line(line: bytes, secrets: Secrets) -> bytes:
         said = read_json(line)
         masked = _masked(said, secrets)
         return line if masked == said else json.dumps(masked, ensure_ascii=False).encode()
-    except ValueError:  # no line of a batch: an error may quote its beginning
+    except (ValueError, RecursionError):  # no line of a batch: an error may quote its beginning
         text = line.decode(errors="surrogateescape")
         return secrets.mask(text).encode(errors="surrogateescape")
 

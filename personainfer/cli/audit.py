@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..exceptions import DataError
-from ..json_text import read_json
+from ..preferences.cells import read_json
 from .options import AsJson, given, pairs, with_llm_options
 from .streams import print_json
 

@@ -21,7 +21,7 @@ import typer
 
 from ..data.atomic_files import atomic_text_writer, check_replaced
 from ..exceptions import InvalidArgumentError, visible, visible_in_json
-from ..json_text import read_json
+from ..preferences.cells import read_json
 from ..preferences.remarks import how_read, remarks
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from .. import json_text
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, MissingFileError
-from ..json_text import TooManyValuesError, read_json
-from ..parquet_batches import parquet_batches, small_batches
+from ..preferences import cells
+from ..preferences.cells import TooManyValuesError, read_json
+from .arrow_columns import parquet_batches, small_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -374,9 +374,9 @@ class _CsvLines:
             raise StopIteration
         if self._length >= LONGEST_LINE:
             raise self._too_large(f"longer than {LONGEST_LINE:,} characters")
-        if self._length > json_text.MOST_VALUES:
+        if self._length > cells.MOST_VALUES:
             self._commas += line.count(",")
-            if self._commas > (most := 4 * json_text.MOST_VALUES):  # a cell of JSON has some, too
+            if self._commas > (most := 4 * cells.MOST_VALUES):  # a cell of JSON has some, too
                 raise self._too_large(f"of more than {most:,} fields")
         return line
 
@@ -438,7 +438,7 @@ def _parquet(path: Path) -> Iterator[object]:
     first = 1  # the number of the batch's first row
     try:
         for batch in parquet_batches(path):
-            bounds = LONGEST_LINE, json_text.MOST_VALUES
+            bounds = LONGEST_LINE, cells.MOST_VALUES
             for place, part, problem in small_batches(batch, *bounds):
                 if problem:
                     yield BrokenRow(f"row {first + place} {problem}. Cut it or remove it.")

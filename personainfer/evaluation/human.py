@@ -26,8 +26,8 @@ from ..data.files import open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json
 from ..exceptions import DataError, InvalidArgumentError
-from ..json_text import read_json
 from ..personas.prompts import prompt_text
+from ..preferences.cells import read_json
 from ..records import FloatArray, Side
 from .agreement import Level, cohen_kappa, krippendorff_alpha
 from .statistics import CONFIDENCE, Estimate, bootstrap_mean, bootstrap_rate, check_confidence

@@ -24,8 +24,8 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
 from ..exceptions import ModelError, ReplyError
-from ..json_text import bounded_json
 from ..observability import RunWatch
+from ..preferences.cells import bounded_json
 from ..records import Completion, Logprobs, Message, Usage
 from .cache import ReplyCache
 from .rate_limits import Tally

@@ -6,9 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..exceptions import DataError, NoPreferenceError
-from ..json_text import read_json
 from ..records import Preference
-from .cells import ABSENT, LEAVE_OUT, identifier, is_null, parse_cell, plain, wrong_type
+from .cells import (
+    ABSENT,
+    LEAVE_OUT,
+    identifier,
+    is_null,
+    parse_cell,
+    plain,
+    read_json,
+    wrong_type,
+)
 from .conversations import (
     cut_at_turn,
     preference_of,

@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.atomic_files import read_small_file
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
-<<<<<<< HEAD
 from ..local.weights import find_weights
-=======
-from ..json_text import read_json
-from ..llm.weights import find_weights
->>>>>>> d71ab95 (wip)
+from ..preferences.cells import read_json
 
 if TYPE_CHECKING:
     import torch

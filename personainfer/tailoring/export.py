@@ -27,8 +27,8 @@ from ..data.files import bounded_lines
 from ..data.table import PersonaTable
 from ..data.table_writer import is_table
 from ..exceptions import DataError, InvalidArgumentError
-from ..json_text import read_json
 from ..personas.placement import TEMPLATES, PersonaPlace
+from ..preferences.cells import read_json
 from ..preferences.turns import TOOL_DEFINITIONS
 from .dataset_card import LONG, MARK, dataset_card
 from .rows import PersonaSide, TailoringRows, check_shares, tailoring_rows

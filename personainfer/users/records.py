@@ -14,7 +14,7 @@ from ..api_keys import StoredText
 from ..data.atomic_files import as_path, check_file, check_replaced, write_file
 from ..data.files import bounded_lines, missing_file
 from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, visible
-from ..json_text import bounded_json
+from ..preferences.cells import bounded_json
 from ..records import Persona, Preference, Record, Usage
 
 Method = Literal["summary", "tastes", "verified", "posterior"]

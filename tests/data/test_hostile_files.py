@@ -19,10 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import personainfer as pi
-from personainfer import json_text, parquet_batches
-from personainfer.data import files, read_preferences, row_streams
+from personainfer.data import arrow_columns, files, read_preferences, row_streams
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.preferences import pairing
+from personainfer.preferences import cells, pairing
 from personainfer.testing import FakeLLM
 
 from ..builders import read
@@ -122,7 +121,7 @@ MANY = 1000
 @pytest.fixture
 def few_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row may have `MANY` values, and no more."""
-    monkeypatch.setattr(json_text, "MOST_VALUES", MANY)
+    monkeypatch.setattr(cells, "MOST_VALUES", MANY)
 
 
 def errors(path: Path, **options: Any) -> list[str | None]:
@@ -148,7 +147,7 @@ def test_a_json_file_of_very_many_values_is_an_error_that_says_what_to_do(
     path.write_text(json.dumps([GOOD] * 200))
     assert errors(path) == [None] * 200
     path.write_text(json.dumps([{}] * MANY))
-    with pytest.raises(DataError, match="more than 1,000 values.* to a .jsonl file"):
+    with pytest.raises(DataError, match=r"more than 1,000 values.* to a .jsonl file"):
         errors(path)
 
 
@@ -164,7 +163,8 @@ def test_a_cell_of_json_with_very_many_values_costs_its_row(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("few_values")
 def test_values_of_a_parquet_file_that_are_very_many_cost_their_row(tmp_path: Path) -> None:
-    rows = [{**GOOD, "about": [1]}, {**GOOD, "about": [None] * MANY}, {**GOOD, "about": []}]
+    lists: list[list[Any]] = [[1], [None] * MANY, []]
+    rows: list[dict[str, Any]] = [{**GOOD, "about": about} for about in lists]
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
     first, many, last = errors(path)
@@ -177,9 +177,11 @@ def test_a_text_that_all_rows_of_a_parquet_file_share_is_in_memory_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_schema: bool
 ) -> None:
     """A file of a few KB holds it once; Arrow makes one text for each row."""
-    monkeypatch.setattr(parquet_batches, "_BATCH_BYTES", 2**24)
+    monkeypatch.setattr(arrow_columns, "_BATCH_BYTES", 2**24)
     monkeypatch.setattr(files, "LONGEST_LINE", 2**24)
-    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 1024, pa.int32()), ["a" * 2**19])
+    shared = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 1024, pa.int32()), pa.array(["a" * 2**19])
+    )
     path = tmp_path / "rows.parquet"
     others = {"chosen": ["a"] * 1024, "rejected": ["b"] * 1024}
     pq.write_table(pa.table({"prompt": shared, **others}), path, store_schema=store_schema)
