@@ -388,6 +388,7 @@ class Completion:
     completion_tokens: int
     logprobs: Logprobs | None = None
     reasoning_tokens: int = 0
+    counted: bool = True  # whether the endpoint told the tokens of prompt and completion
     dialect: int = 0  # the version of the endpoint's dialect that the request was written in
 
 

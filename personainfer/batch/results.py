@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from queue import SimpleQueue
@@ -12,23 +12,26 @@ from pydantic import BaseModel
 from ..data.source_rows import SourceRow
 from ..exceptions import ModelError, ReplyError
 from ..llm.client import LLM
-from ..llm.rate_limits import Price, Tally
+from ..llm.rate_limits import Tally, cost_is_unknown, find_batch_price
 from ..llm.replies import read_reply
 from ..llm.requests import Job, Reply, Run, text_to_cache
 from ..personas.infer import checked
-from ..records import Completion, Usage
+from ..records import Completion
 from .job_folder import PersonaBatch
 from .lines import Answer
 
 _GROUP = 500  # replies that are written to the cache in one transaction
 
 
-def bring_in(batch: PersonaBatch, llm: LLM, keys: set[bytes]) -> BatchOutcome:
+def bring_in(batch: PersonaBatch, llm: LLM, keys: Mapping[bytes, int]) -> BatchOutcome:
     """Write the replies of the batch to the cache, and those that were cached when it was submitted.
 
-    `keys` are the keys of all requests of the batch; answers with other keys are ignored.
+    `keys` are the keys of all requests of the batch, each with the most tokens that its prompt can have;
+    answers with other keys are ignored.
     """
-    outcome = BatchOutcome(batch.plan().prompt.schema)
+    tally = Tally(find_batch_price(llm.model, llm.options["prices"]), cached=batch.cached)
+    most = llm.transport.most_tokens(llm.options["max_tokens"])
+    outcome = BatchOutcome(batch.plan().prompt.schema, tally, keys, most)
     brought = (
         (answer.key, text_to_cache(reply))
         for answer in batch.answers(llm.transport.secrets)
@@ -97,11 +100,10 @@ class BatchOutcome:
     """Counts the answers of a batch: why requests have no usable reply, and how many tokens were used."""
 
     schema: type[BaseModel] | None
+    tally: Tally
+    most_prompt_tokens: Mapping[bytes, int]  # by the key of a request
+    max_tokens: int
     failed: dict[bytes, ModelError] = field(default_factory=dict)
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
     _seen: set[bytes] = field(default_factory=set)
 
     def take(self, answer: Answer) -> Completion | None:
@@ -111,28 +113,16 @@ class BatchOutcome:
             return None
         if key not in self._seen:
             self._seen.add(key)
-            self.calls += answer.called
-            self.prompt_tokens += reply.prompt_tokens if reply else 0
-            self.completion_tokens += reply.completion_tokens if reply else 0
-            self.reasoning_tokens += reply.reasoning_tokens if reply else 0
+            self.tally.calls += answer.called
+            spent = self.tally.add(reply) if reply else 0.0
+            if answer.called and cost_is_unknown(reply, answer.error):
+                self.tally.assume(self.most_prompt_tokens[key], self.max_tokens, spent)
         error = answer.error or self._unreadable(reply)
         if error is not None:
             self.failed[key] = error
             return None
         self.failed.pop(key, None)
         return reply
-
-    def usage(self, price: Price | None, cached: int) -> Usage:
-        """The usage of the whole batch; `cached` counts the replies that were in the cache before."""
-        cost = price.cost(self.prompt_tokens, self.completion_tokens) if price else None
-        return Usage(
-            calls=self.calls,
-            cached=cached,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            reasoning_tokens=self.reasoning_tokens,
-            cost=cost if self.calls else 0.0,
-        )
 
     def _unreadable(self, reply: Completion | None) -> ReplyError | None:
         try:

@@ -31,7 +31,7 @@ from ..exceptions import (
     RequestRejectedError,
 )
 from ..llm.client import LLM
-from ..llm.rate_limits import find_batch_price
+from ..llm.rate_limits import find_batch_price, most_tokens
 from ..observability import progress_bar
 from ..personas.infer import PersonaStream, checked, prepare
 from ..personas.options import PersonaOptions
@@ -159,7 +159,7 @@ def collect_batch(
         select=select,
         run=None if ask_missing else run_without_calls(batch, llm, outcome),
     )
-    usage = outcome.usage(find_batch_price(llm.model, llm.options["prices"]), batch.cached)
+    usage = outcome.tally.usage
     if llm.limits.budget is not None:
         llm.limits.budget.spent += usage.cost or 0.0
     table = stream.table(progress)
@@ -243,8 +243,9 @@ def _charge_budget(llm: LLM, most_prompt_tokens: int, count: int) -> None:
     budget, price = llm.limits.budget, find_batch_price(llm.model, llm.options["prices"])
     if budget is None or price is None:
         return
-    most = price.cost(
-        most_prompt_tokens, count * llm.transport.most_tokens(llm.options["max_tokens"])
+    most = count * price.most(
+        most_prompt_tokens // max(count, 1) + 1,
+        llm.transport.most_tokens(llm.options["max_tokens"]),
     )
     left = budget.usd - budget.spent
     if most > left:
@@ -305,8 +306,12 @@ def _found(api: BatchAPI, file_id: str) -> BatchState | None:
 # Collecting
 
 
-def _keys(batch: PersonaBatch, llm: LLM) -> set[bytes]:
-    """The keys of all requests, which must be those that were submitted."""
+def _keys(batch: PersonaBatch, llm: LLM) -> dict[bytes, int]:
+    """The keys of all requests, each with the most tokens of its prompt.
+
+    Raises:
+        DataError: they are not those that were submitted.
+    """
     digest, keys = _fingerprint(batch.source(), batch.plan(), llm)
     if digest != batch.digest:
         raise DataError(
@@ -384,11 +389,14 @@ def _wired(
     return ((row, wire_requests(llm, found)) for row, found in plan.asked(checked(source)))
 
 
-def _fingerprint(source: PreferenceSource, plan: Plan, llm: LLM) -> tuple[str, set[bytes]]:
-    """The digest and the keys of these rows' requests, to compare with those of a submitted batch."""
+def _fingerprint(source: PreferenceSource, plan: Plan, llm: LLM) -> tuple[str, dict[bytes, int]]:
+    """The digest of these rows' requests, to compare with that of a submitted batch, and their keys.
+
+    Each key has the most tokens that the prompt of its request can have.
+    """
     digest = hashlib.sha256()
-    keys: set[bytes] = set()
+    keys: dict[bytes, int] = {}
     for _, wired in _wired(source, plan, llm):
         add_to_digest(digest, wired)
-        keys.update(wire.key for wire in wired)
+        keys.update((wire.key, most_tokens(wire.body)) for wire in wired)
     return digest.hexdigest(), keys

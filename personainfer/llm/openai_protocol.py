@@ -70,7 +70,7 @@ def wire_schema(schema: type[BaseModel], *, tight: bool) -> Json:
 
 
 _MOST_TOKENS = 2**31
-_CUT_OFF = {"length", "max_tokens", "model_length"}
+CUT_OFF = {"length", "max_tokens", "model_length"}
 _FILTERED = re.compile(
     r"filter|safety|prohibited|blocklist|blocked|spii|recitation|sensitive|^language$|guardrail|refusal"
     r"|moderat"
@@ -101,7 +101,8 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
             text = _other_text(message)
         if not text.isascii():
             text.encode()
-        asked, said, reasoning = _counted(reply.get("usage") or {})
+        usage = reply.get("usage")
+        asked, said, reasoning, counted = _counted(usage if isinstance(usage, dict) else {})
         completion = Completion(
             text,
             str(choice.get("finish_reason") or "stop"),
@@ -109,6 +110,7 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
             said,
             _logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
             reasoning,
+            counted,
         )
     except UnicodeEncodeError:
         raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
@@ -186,25 +188,33 @@ def arguments_of(call: Mapping[str, Any]) -> str:
     return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
 
-def _tokens(usage: Mapping[str, Any], name: str) -> int:
-    """A count of tokens by its name in the usage of a reply, limited to what 64 bits can hold."""
-    count = int(usage.get(name) or 0)
-    return count if 0 <= count <= _MOST_TOKENS else min(max(count, 0), _MOST_TOKENS)
+def _tokens(usage: Mapping[str, Any], name: str) -> int | None:
+    """A count of tokens by its name in the usage of a reply, limited to what 64 bits can hold.
+
+    None if it is missing, negative or no number: a boolean and a text are none.
+    """
+    count = usage.get(name)
+    if isinstance(count, bool) or not isinstance(count, int | float) or not count >= 0:
+        return None
+    return int(min(count, _MOST_TOKENS))
 
 
-def _counted(usage: Mapping[str, Any]) -> tuple[int, int, int]:
+def _counted(usage: Mapping[str, Any]) -> tuple[int, int, int, bool]:
     """The tokens of the prompt, of the output that is paid for, and how many of these are reasoning.
+
+    Last comes whether the endpoint told them. A count that it did not tell is 0.
 
     OpenAI counts reasoning within `completion_tokens`. Gemini and xAI leave it out there, and count it
     within `total_tokens` alone.
     """
-    asked, said = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+    told = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+    asked, said = told[0] or 0, told[1] or 0
     details = usage.get("completion_tokens_details")
-    reasoning = _tokens(details if isinstance(details, dict) else usage, "reasoning_tokens")
-    unnamed = _tokens(usage, "total_tokens") - asked - said
+    reasoning = _tokens(details if isinstance(details, dict) else usage, "reasoning_tokens") or 0
+    unnamed = (_tokens(usage, "total_tokens") or 0) - asked - said
     if unnamed > 0 and reasoning in (0, unnamed):
-        return asked, said + unnamed, unnamed
-    return asked, max(said, reasoning), reasoning
+        return asked, said + unnamed, unnamed, None not in told
+    return asked, max(said, reasoning), reasoning, None not in told
 
 
 def _logprobs(found: Any) -> Logprobs | None:
@@ -247,7 +257,7 @@ def _completion_problem(
         error = ReplyError(f"the reply was stopped by the provider's content filter ({reason}).")
         error.retryable = False
         return error
-    if finish in _CUT_OFF:
+    if finish in CUT_OFF:
         error = ReplyError("the reply was cut off at max_tokens.", hint="Raise max_tokens=.")
         error.cut_off = True
         return error

@@ -12,15 +12,23 @@ import json
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..exceptions import BudgetExceededError, ModelError, RateLimitError, RequestRejectedError
+from ..exceptions import (
+    BudgetExceededError,
+    ModelError,
+    RateLimitError,
+    ReplyError,
+    RequestRejectedError,
+    TransportError,
+)
 from ..records import Completion, Usage
+from .openai_protocol import CUT_OFF
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[object]]
@@ -30,18 +38,47 @@ _FIRST_PAUSE = 0.5  # seconds, doubled at each refusal in a row, when the endpoi
 _LONGEST_PAUSE = 60.0
 _LOADING_PAUSE = 5.0  # seconds between two looks at an endpoint that loads its model
 _TOO_FAST = "the endpoint keeps asking for fewer requests"
-_ASCII = bytes(range(128))
 
 
 class Price(NamedTuple):
-    """USD a token, of the prompt and of the completion."""
+    """USD a token, of the prompt and of the completion.
+
+    Attributes:
+        reasoning: what a token of reasoning costs more than another one of the completion.
+        call: USD a call, beside its tokens.
+        longer: (a number of tokens, prompt, completion): prices of calls whose prompt has more than these.
+    """
 
     prompt: float
     completion: float
+    reasoning: float = 0.0
+    call: float = 0.0
+    longer: tuple[tuple[float, float, float], ...] = ()
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """USD for these tokens."""
+    def cost(
+        self, prompt_tokens: float, completion_tokens: float, reasoning_tokens: float = 0
+    ) -> float:
+        """USD for a call with these tokens; those of reasoning are part of the completion's."""
+        prompt, completion = self.prompt, self.completion
+        for tokens, *dearer in self.longer:
+            if prompt_tokens > tokens:
+                prompt, completion = dearer
+        tokens_cost = prompt * prompt_tokens + completion * completion_tokens
+        return tokens_cost + self.reasoning * reasoning_tokens + self.call
+
+    def plain(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """USD for these tokens of any number of calls, none of which is dearer than others."""
         return self.prompt * prompt_tokens + self.completion * completion_tokens
+
+    def most(self, prompt_tokens: int, max_tokens: int) -> float:
+        """USD for the dearest call with a reply of `max_tokens`: all of them may be reasoning."""
+        return self.cost(prompt_tokens, max_tokens, max_tokens)
+
+    def times(self, factor: float) -> Price:
+        """All prices, multiplied."""
+        longer = tuple((tokens, p * factor, c * factor) for tokens, p, c in self.longer)
+        prompt, completion = self.prompt * factor, self.completion * factor
+        return Price(prompt, completion, self.reasoning * factor, self.call * factor, longer)
 
 
 @dataclass(slots=True)
@@ -57,21 +94,24 @@ class Tally:
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     errors: int = 0  # requests that got no usable reply after all attempts
-    assumed: float = 0.0  # USD of calls whose tokens the endpoint does not tell
+    beyond: float = 0.0  # USD beyond the plain price of these tokens: dearer calls, untold tokens
 
     def add(self, completion: Completion) -> float:
         """Count the tokens of one reply; returns its cost in USD, 0 where the price is unknown."""
-        self.prompt_tokens += completion.prompt_tokens
-        self.completion_tokens += completion.completion_tokens
+        asked, said = completion.prompt_tokens, completion.completion_tokens
+        self.prompt_tokens += asked
+        self.completion_tokens += said
         self.reasoning_tokens += completion.reasoning_tokens
         if self.price is None:
             return 0.0
-        return self.price.cost(completion.prompt_tokens, completion.completion_tokens)
+        cost = self.price.cost(asked, said, completion.reasoning_tokens)
+        self.beyond += cost - self.price.plain(asked, said)
+        return cost
 
-    def assume(self, prompt_tokens: int, completion_tokens: int, counted: float) -> float:
+    def assume(self, prompt_tokens: int, max_tokens: int, counted: float) -> float:
         """Count the most that a call can cost, beyond the `counted` part of it; returns it in USD."""
-        most = self.price.cost(prompt_tokens, completion_tokens) if self.price else 0.0
-        self.assumed += max(0.0, most - counted)
+        most = self.price.most(prompt_tokens, max_tokens) if self.price else 0.0
+        self.beyond += max(0.0, most - counted)
         return max(most, counted)
 
     @property
@@ -80,7 +120,8 @@ class Tally:
         free = self.calls == 0
         cost = None
         if self.price is not None:
-            cost = self.price.cost(self.prompt_tokens, self.completion_tokens) + self.assumed
+            # Not a sum over the calls, whose rounding would depend on their order.
+            cost = self.price.plain(self.prompt_tokens, self.completion_tokens) + self.beyond
         return Usage(
             calls=self.calls,
             cached=self.cached,
@@ -371,7 +412,7 @@ class Budget:
         Raises:
             BudgetExceededError: the call could exceed the budget even when no other is in flight.
         """
-        cost = self.price.cost(prompt_tokens, max_tokens)
+        cost = self.price.most(prompt_tokens, max_tokens)
         while self.spent + self._reserved + cost > self.usd:
             if not self._reserved:
                 raise BudgetExceededError(
@@ -394,9 +435,22 @@ class Budget:
 
 
 def most_tokens(body: bytes) -> int:
-    """The most tokens that a prompt can have: one for two bytes of ASCII, one a byte of other scripts."""
-    other = 0 if body.isascii() else len(body.translate(None, _ASCII))
-    return (len(body) + other) // 2
+    """The most tokens that a prompt can have: one a byte, as tokenizers split digits and rare scripts."""
+    return len(body)
+
+
+def cost_is_unknown(used: Completion | None, failure: BaseException | None) -> bool:
+    """Whether a call may have cost an unknown amount; it is then counted with the most it can cost.
+
+    A refusal costs nothing. A reply without token counts, or with zeros that cannot be, need not be free.
+    """
+    if used is not None:
+        said_something = bool(used.text) or used.finish_reason.lower() in CUT_OFF
+        nothing_counted = used.completion_tokens == 0 and said_something
+        return not used.counted or used.prompt_tokens == 0 or nothing_counted
+    if isinstance(failure, TransportError):
+        return failure.unanswered
+    return not isinstance(failure, ModelError) or isinstance(failure, ReplyError)
 
 
 class Limits:
@@ -432,20 +486,42 @@ def find_price(model: str, prices: tuple[float, float] | None) -> Price | None:
 
 def find_batch_price(model: str, prices: tuple[float, float] | None) -> Price | None:
     """USD a token in a batch: the list's own where it has one, else half of `find_price`."""
-    listed = _from_list(model, "_batches") if prices is None else None
     single = find_price(model, prices)
-    return listed or (single and Price(single.prompt / 2, single.completion / 2))
+    listed = _from_list(model, "_batches") if prices is None else None
+    return listed or (single and single.times(0.5))
 
 
 def _from_list(model: str, ending: str) -> Price | None:
+    """The price in the list; `ending` is that of the names of the prices that are wanted."""
     listed = _listed()
     model = model.removeprefix("litellm/")
     entry = listed.get(model) or listed.get(model.split("/", 1)[-1]) or {}
-    prompt = entry.get(f"input_cost_per_token{ending}")
-    completion = entry.get(f"output_cost_per_token{ending}")
+
+    def usd(name: str) -> float | None:
+        found = entry.get(name + ending)
+        return None if found is None else float(found)
+
+    prompt, completion = usd("input_cost_per_token"), usd("output_cost_per_token")
     if prompt is None or completion is None:
         return None
-    return Price(float(prompt), float(completion))
+    reasoning = max(0.0, (usd("output_cost_per_reasoning_token") or 0.0) - completion)
+    longer = []
+    for thousands in sorted(int(found[1]) for name in entry if (found := _LONGER.fullmatch(name))):
+        above = f"_above_{thousands}k_tokens"
+        asked, said = usd(f"input_cost_per_token{above}"), usd(f"output_cost_per_token{above}")
+        longer.append((1000 * thousands, asked or prompt, said or completion))
+    return Price(prompt, completion, reasoning, _price_of_a_call(entry), tuple(longer))
+
+
+_LONGER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
+
+
+def _price_of_a_call(entry: Mapping[str, Any]) -> float:
+    """USD a call beside its tokens; Perplexity's models search the web for each."""
+    call = float(entry.get("input_cost_per_request") or 0.0)
+    if entry.get("litellm_provider") == "perplexity":
+        call += max((entry.get("search_context_cost_per_query") or {"none": 0.0}).values())
+    return call
 
 
 @cache

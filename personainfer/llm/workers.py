@@ -33,7 +33,7 @@ from ..observability import log
 from ..records import Completion, Message
 from ..retrying import attempts
 from .cache import ReplyCache
-from .rate_limits import Limits, RefusalWatch, Tally, most_tokens
+from .rate_limits import Limits, RefusalWatch, Tally, cost_is_unknown, most_tokens
 from .replies import reask
 from .requests import InFlight, Job, Reply, cached_reply, encoded, text_to_cache
 from .transports import Transport
@@ -310,7 +310,7 @@ class Workers:
             if is_watched:
                 self._refusals.leave()
             spent = self._tally.add(used) if used is not None else 0.0
-            if sent and _cost_is_unknown(used, failure):
+            if sent and cost_is_unknown(used, failure):
                 spent = self._tally.assume(most_tokens(body), max_tokens, spent)
             if limits.budget is not None:
                 limits.budget.settle(reserved, spent)
@@ -374,19 +374,6 @@ class Workers:
     def _wake(self) -> None:
         self._told = False
         self.done.put(None)
-
-
-def _cost_is_unknown(used: Completion | None, failure: BaseException | None) -> bool:
-    """Whether a call may have cost an unknown amount; it is then counted with the most it can cost.
-
-    A refusal costs nothing. A reply without token counts, or with zeros, need not be free.
-    """
-    if used is not None:
-        return used.prompt_tokens <= 0 or (used.completion_tokens <= 0 and bool(used.text))
-    if isinstance(failure, TransportError):
-        return failure.unanswered
-    answered = isinstance(failure, ModelError) and not isinstance(failure, ReplyError)
-    return not answered
 
 
 # Runs that were left in the middle: they must end while the loop's thread still can.

@@ -49,7 +49,9 @@ def estimate(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> CostEstimate:
         prompt_bytes += sum(map(_size, missing))
     prompt_tokens = prompt_bytes // BYTES_A_TOKEN
     completion_tokens = calls * plan.personas_a_call * _TOKENS_A_PERSONA
-    cost = llm.price.cost(prompt_tokens, completion_tokens) if llm.price else None
+    cost = None
+    if llm.price is not None and calls:
+        cost = calls * llm.price.cost(prompt_tokens / calls, completion_tokens / calls)
     return CostEstimate(
         rows=count,
         unusable_rows=unusable,

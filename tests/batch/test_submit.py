@@ -853,7 +853,7 @@ def test_the_budget_holds_for_the_whole_batch(provider: BatchServer, place: Path
 def test_a_batch_is_charged_for_its_script_as_single_calls_are(
     provider: BatchServer, place: Path
 ) -> None:
-    """A byte of Chinese can be a token, of English every other byte at most."""
+    """Each byte can be a token."""
     said = {"prompt": "问" * 2000, "chosen": "答" * 2000, "rejected": "案" * 2000}
     rows = [{**said, "prompt": said["prompt"] + str(n)} for n in range(3)]
     most = 3 * 3 * 6000 * 1e-3 / 2  # 54,000 bytes of Chinese, at half of $1,000 a million tokens
@@ -862,6 +862,23 @@ def test_a_batch_is_charged_for_its_script_as_single_calls_are(
         submit(provider, rows, place / "b", budget=most, **options)
     assert (provider.calls, list(place.iterdir())) == ([], [])
     submit(provider, rows, place / "b", budget=1.2 * most, **options)
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": -5, "completion_tokens": -5}])
+def test_replies_of_a_batch_whose_tokens_are_not_told_cost_the_most_they_can(
+    usage: object, provider: BatchServer, place: Path
+) -> None:
+    def edited(lines: list[bytes]) -> list[bytes]:
+        answers = [json.loads(line) for line in lines]
+        for answer in answers:
+            answer["response"]["body"]["usage"] = usage
+        return [json.dumps(answer).encode() for answer in answers]
+
+    provider.edit = edited
+    options: dict[str, Any] = {"prices": (1.0, 1000.0), "max_tokens": 100}
+    used = collect(submit(provider, pairs(4), place / "b", **options)).usage
+    assert used.cost is not None
+    assert 4 * 100 * 0.5e-3 < used.cost < 1.2 * 4 * 100 * 0.5e-3
 
 
 def test_the_budget_counts_the_batch_before_what_is_asked_singly(

@@ -26,7 +26,7 @@ from personainfer.exceptions import (
 )
 from personainfer.llm.endpoint_faults import redact, retry_after, status_error
 from personainfer.llm.openai_protocol import wire_schema
-from personainfer.llm.rate_limits import find_price
+from personainfer.llm.rate_limits import Price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import pairs
@@ -218,7 +218,7 @@ def test_prices_come_from_the_list_or_the_user() -> None:
     listed = find_price("gpt-4o-mini", None)
     assert listed is not None
     assert listed == find_price("openai/gpt-4o-mini", None)
-    assert find_price("gpt-4o-mini", (1, 2)) == (1e-6, 2e-6)
+    assert find_price("gpt-4o-mini", (1, 2)) == Price(1e-6, 2e-6)
     assert find_price("no-such-model", None) is None
     for bad in (-2.0, float("nan"), float("inf")):
         with pytest.raises(InvalidArgumentError, match="prices="):

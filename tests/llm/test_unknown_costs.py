@@ -10,6 +10,7 @@ import personainfer as pi
 from personainfer.api_keys import Secrets
 from personainfer.exceptions import TransportError
 from personainfer.llm.endpoint_faults import provider_errors
+from personainfer.llm.rate_limits import Price, find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import pairs
@@ -32,13 +33,17 @@ LIES: list[Any] = [
     {},
     *({"prompt_tokens": count, "completion_tokens": count} for count in (0, -7, None, False)),
     {"prompt_tokens": 0, "completion_tokens": -(10**30), "total_tokens": -1},
+    {"prompt_tokens": True, "completion_tokens": True},
+    {"prompt_tokens": "1", "completion_tokens": "1"},
+    {"prompt_tokens": 3, "completion_tokens": float("nan")},
+    [1],
 ]
+SAID = {"message": {"content": "hello"}, "finish_reason": "stop"}
 
 
 @pytest.mark.parametrize("usage", LIES)
 def test_calls_whose_tokens_are_not_told_count_as_what_was_reserved(usage: object) -> None:
-    reply = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
-    told = reply if usage is None else {**reply, "usage": usage}
+    told = {"choices": [SAID]} if usage is None else {"choices": [SAID], "usage": usage}
     with FakeLLM(faults=[Fault.response(told)] * 300) as server:
         llm = fake(server, budget=20.0)
         replies = ask(llm, 100)
@@ -48,6 +53,78 @@ def test_calls_whose_tokens_are_not_told_count_as_what_was_reserved(usage: objec
     assert replies[0].error is None
     assert llm.usage.cost is not None
     assert 5 < llm.usage.cost <= 20
+
+
+@pytest.mark.parametrize("message", [{"content": ""}, {"content": None, "refusal": "I cannot"}])
+@pytest.mark.parametrize("finish", ["stop", "length", "content_filter", "error"])
+@pytest.mark.parametrize("said", [{}, {"completion_tokens": -5}, {"completion_tokens": "5"}])
+def test_so_do_replies_without_a_text(
+    message: dict[str, Any], finish: str, said: dict[str, Any]
+) -> None:
+    """A model may have thought its tokens away."""
+    choice = {"message": message, "finish_reason": finish}
+    reply = {"choices": [choice], "usage": {"prompt_tokens": 3, **said}}
+    with FakeLLM(faults=[Fault.response(reply)] * 300) as server:
+        llm = fake(server, budget=20.0, max_attempts=1)
+        replies = ask(llm, 20)
+        assert 1 <= server.calls <= 4
+    assert "budget" in str(replies[-1].error)
+
+
+def test_a_prompt_of_which_each_byte_is_a_token_does_not_pass_the_budget() -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        return Reply("ok", prompt_tokens=len(body["messages"][0]["content"]), completion_tokens=1)
+
+    with FakeLLM(reply=reply) as server:
+        llm = fake(server, budget=25.0)
+        [answer] = llm.ask_many([([{"role": "user", "content": "7" * 4000}],)])
+    assert "budget" in str(answer.error)
+    assert server.calls == 0
+
+
+def test_a_dearer_call_is_charged_as_such() -> None:
+    usage = {
+        "prompt_tokens": 3_000,
+        "completion_tokens": 100,
+        "completion_tokens_details": {"reasoning_tokens": 90},
+    }
+    with FakeLLM(faults=[Fault.response({"choices": [SAID], "usage": usage})] * 2) as server:
+        llm = fake(server, budget=20.0)
+        llm.price = Price(0.001, 0.01, reasoning=0.02, call=0.5, longer=((2_000, 0.002, 0.03),))
+        ask(llm, 2)
+    assert llm.usage.cost == pytest.approx(2 * (3_000 * 0.002 + 100 * 0.03 + 90 * 0.02 + 0.5))
+
+
+def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed = {
+        "thinks": {
+            "input_cost_per_token": 1.0,
+            "output_cost_per_token": 2.0,
+            "output_cost_per_reasoning_token": 5.0,
+            "input_cost_per_token_above_200k_tokens": 3.0,
+            "output_cost_per_token_above_200k_tokens": 4.0,
+        },
+        "searches": {
+            "litellm_provider": "perplexity",
+            "input_cost_per_token": 1.0,
+            "output_cost_per_token": 1.0,
+            "search_context_cost_per_query": {"low": 5.0, "high": 12.0},
+        },
+    }
+    monkeypatch.setattr("personainfer.llm.rate_limits._listed", lambda: listed)
+    thinks = find_price("thinks", None)
+    assert thinks is not None
+    assert thinks.cost(10, 10, 10) == 10 + 20 + 30
+    assert thinks.cost(200_001, 10) == 3 * 200_001 + 40
+    assert thinks.most(10, 10) == thinks.cost(10, 10, 10)
+    halves = find_batch_price("thinks", None)
+    assert halves is not None
+    assert halves.cost(200_001, 10, 10) == thinks.cost(200_001, 10, 10) / 2
+    searches = find_price("searches", None)
+    assert searches is not None
+    assert searches.cost(0, 0) == 12
 
 
 def test_calls_that_time_out_count_as_what_was_reserved() -> None:
