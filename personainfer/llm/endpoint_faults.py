@@ -249,9 +249,15 @@ def status_error(
         error.loading = rule.name == "loading"
     if isinstance(error, RequestRejectedError) and rule.scope == "form":
         error.unsupported = _unsupported(lowered)
+    if isinstance(error, TransportError):
+        error.unanswered = status in _GATEWAY_LOST_IT
     if rule.scope == "run":
         error.fatal = True
     return error
+
+
+# A gateway had no answer, or none in time: the model behind it may have run.
+_GATEWAY_LOST_IT = {408, 499, 502, 504, 520, 524}
 
 
 # What a refusal names, in the order in which it is looked for.

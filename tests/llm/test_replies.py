@@ -379,7 +379,7 @@ def test_a_completion_of_the_older_kind_has_its_text_in_the_choice() -> None:
         ),
         # Gemini: in the total alone
         ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 300}, 290),
-        ({"prompt_tokens": None, "completion_tokens": "7"}, 7),
+        ({"prompt_tokens": None, "completion_tokens": "7"}, 0),
         (None, 0),
     ],
 )

@@ -137,6 +137,15 @@ def test_calls_that_time_out_count_as_what_was_reserved() -> None:
     assert 5 < llm.usage.cost <= 20
 
 
+@pytest.mark.parametrize("status", [408, 502, 504, 520, 524])
+def test_so_do_calls_that_a_gateway_lost(status: int) -> None:
+    with FakeLLM(faults=[Fault.status(status)] * 50) as server:
+        llm = fake(server, budget=20.0, max_attempts=1)
+        replies = ask(llm, 5)
+        assert 1 <= server.calls <= 4
+    assert "budget" in str(replies[-1].error)
+
+
 def test_what_was_refused_or_never_sent_costs_nothing() -> None:
     with FakeLLM(faults=[Fault.status(400)]) as server:
         llm = fake(server, budget=20.0, max_attempts=1)
