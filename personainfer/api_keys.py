@@ -16,15 +16,16 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
-from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 _ADDRESS = re.compile(
     r"(?P<scheme>[^:/?#]*://|)(?P<user>[^/?#]*@)?(?P<place>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#(?P<fragment>.*))?",
     re.DOTALL,
 )
 _SHORTEST_SECRET = 4  # characters; without shorter ones a text would be hard to read
+_SHORTEST_ENCODED = 8  # shorter ones are masked in their own case alone, and not encoded as a whole
 _LONGEST_USER = 8  # characters of a user's name that may be shown; a longer one may be a token
 
 
@@ -184,24 +185,53 @@ class Secrets:
         for address in self._addresses:
             found |= {form for secret in _in_address(address) for form in _forms(secret)}
         longest_first = sorted(found, key=len, reverse=True)  # one secret may begin another
-        return re.compile("|".join(map(re.escape, longest_first))) if found else None
+        return re.compile("|".join(map(_in_any_escape, longest_first))) if found else None
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """A secret as servers repeat it: as it is, or escaped for an address, JSON or HTML."""
-    plain = (secret, unquote(secret), unquote_plus(secret), " ".join(secret.split()))
-    for text in plain:
-        escaped = (quote(text, errors="replace"), quote(text, "", errors="replace"))
-        quoted = (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
-        forms = (text, *escaped, quote_plus(text, errors="replace"), *quoted, html.escape(text))
-        yield from (form for form in forms if len(form) >= _SHORTEST_SECRET)
+    """A secret as it is, decoded, and encoded as a whole; of each form, `_in_any_escape` finds more."""
+    forms = [secret, unquote(secret), unquote_plus(secret), " ".join(secret.split())]
+    if len(secret) >= _SHORTEST_ENCODED:
+        content = secret.encode(errors="replace")
+        forms += [base64.b64encode(content).decode().rstrip("="), content.hex()]
+    yield from (form for form in forms if len(form) >= _SHORTEST_SECRET)
+
+
+def _in_any_escape(text: str) -> str:
+    """A pattern of the text as servers repeat it: in any case, and escaped for JSON, an address or HTML."""
+    pattern = "".join(
+        char if char.isalnum() and char.isascii() else _escaped(char) for char in text
+    )
+    return f"(?i:{pattern})" if len(text) >= _SHORTEST_ENCODED else pattern
+
+
+@cache
+def _escaped(char: str) -> str:
+    """A pattern of a character that is no letter or digit, in each of its escapes."""
+    numbers = (rf"&#0{{0,6}}{ord(char)};", rf"&#x0{{0,6}}{ord(char):x};")
+    forms = [re.escape(char), re.escape(html.escape(char)), *numbers]
+    forms += [re.escape(json.dumps(char)[1:-1]), "".join(rf"\\u{unit}" for unit in _utf16(char))]
+    percents = "".join(f"%(?:25){{0,4}}{byte:02x}" for byte in char.encode(errors="replace"))
+    forms += [percents, r"\+" if char == " " else percents]
+    # A text within a text has more backslashes each time.
+    return rf"\\{{0,8}}(?i:{'|'.join(dict.fromkeys(forms))})"
+
+
+def _utf16(char: str) -> list[str]:
+    """The units of a character in UTF-16, as JSON escapes it: "003d"."""
+    content = char.encode("utf-16-be", "surrogatepass")
+    return [content[start : start + 2].hex() for start in range(0, len(content), 2)]
 
 
 def _in_header(text: str) -> Iterator[str]:
-    """The value of a header, its last word ("Bearer KEY"), and what Basic authentication encodes in it."""
+    """The value of a header, its last word, and what Basic authentication encodes in it.
+
+    Also its parts, as those of a cookie ("token=SECRET; theme=dark"), if they are long enough to be secret.
+    """
     yield text
     kind, _, word = text.strip().rpartition(" ")
     yield word
+    yield from (part for part in re.split(r'[\s;,="]+', text) if len(part) >= _SHORTEST_ENCODED)
     if kind.lower() == "basic":
         with suppress(ValueError):
             yield from _in_user(base64.b64decode(word).decode())

@@ -24,7 +24,7 @@ from time import monotonic
 from typing import Any, NoReturn, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from .api_keys import shown_address
+from .api_keys import Secrets, shown_address
 from .exceptions import ModelError, ModelNotFoundError, ReplyError, TransportError
 
 _LIBRARIES = ("httpx", "httpx2")
@@ -49,6 +49,7 @@ class Rules(TypedDict, total=False):
     texts: Iterable[str]
     """What the call carries. By it the call is told from other requests within the block: only responses to
     it count as `answers`. If there is none, each request is the call."""
+    hidden: Secrets  # what no error may quote
     base: str | None  # the address that the user gave: a call with texts is sent to no other host
 
 
@@ -65,6 +66,7 @@ class Exchange:
         self.failed: tuple[Any, Exception] | None = None  # a request, and what became of it
         self._piece = _piece(rules.get("texts", ()))
         self._base = _host(rules.get("base"))
+        self._hidden = rules.get("hidden") or Secrets()
         self._called: str | None = None  # the host to which the call goes
         self._placed = False  # it was sent
         self._sent: list[tuple[Any, Any]] = []  # headers and addresses
@@ -78,6 +80,10 @@ class Exchange:
             for field in (*headers.items(), *url.params.items())
         ]
         return {value.split()[-1] for name, value in fields if value and _SECRET_NAME.search(name)}
+
+    def masked(self, text: str) -> str:
+        """What an endpoint sent, without the secrets of the call and of its requests."""
+        return self._hidden.with_texts(self.secrets).mask(text)
 
     def expect(self, request: Any) -> _Sending:
         """Prepare a request that is about to be sent. One that failed is not sent again: its error is raised.
@@ -137,13 +143,15 @@ class _Sending:
         if self.counts:
             exchange.headers = response.headers
             response.headers["x-should-retry"] = "false"  # the openai SDK asks for it
+        # Whatever codec the headers name: some take a time that grows with the square of the length.
+        response.encoding = "utf-8"
         if 300 <= response.status_code < 400:
-            self.refuse(redirect_error(response.status_code, response.headers))
-        packing = response.headers.get("content-encoding", "").lower()
-        if exchange.largest is not None and packing not in _UNPACKED:
-            self.refuse(
-                ReplyError(f"the reply is packed as {packing[:40]!r}, which was not asked for.")
-            )
+            place = exchange.masked(response.headers.get("location", ""))
+            self.refuse(redirect_error(response.status_code, {"location": place}))
+        packing = response.headers.get("content-encoding", "")
+        if exchange.largest is not None and packing.lower() not in _UNPACKED:
+            packing = exchange.masked(packing)[:40]
+            self.refuse(ReplyError(f"the reply is packed as {packing!r}, which was not asked for."))
 
     def check_size(self, size: int) -> None:
         """Refuse a body of which so many bytes have come, or that takes too long."""

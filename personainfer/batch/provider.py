@@ -8,9 +8,10 @@ No method retries.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
-from ..api_keys import Secrets
+from ..api_keys import Secrets, SecretText
 from ..exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -192,10 +193,21 @@ class EndpointBatches:
                 base_url=self._endpoint,
                 api_key=self._key or "none",
                 max_retries=0,
-                default_headers=self._headers,
+                default_headers=_headers_alone(self._headers, self._key),
             )
         with _errors(self._endpoint, timeout, self._secrets, **rules):
             yield self._made.with_options(timeout=timeout)
+
+
+def _headers_alone(headers: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The headers of the SDK's client, and none of those that the user's environment has for OpenAI."""
+    import openai
+
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    unwanted = [line.partition(":")[0].strip() for line in lines if ":" in line]
+    unwanted += ["OpenAI-Organization", "OpenAI-Project"]
+    own = {"Authorization": SecretText(f"Bearer {key or 'none'}"), **headers}
+    return {**dict.fromkeys(unwanted, openai.Omit()), **own}
 
 
 class LiteLLMBatches:
@@ -407,8 +419,9 @@ def _name(value: object) -> str | None:
     """An id; None where it is none, or could not be part of a file and of an address."""
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
         return None
-    steps = {".", ".."} & set(value.split("/"))
-    return value if value.isascii() and value.isprintable() and not steps else None
+    if {".", ".."} & set(value.split("/")) or set("?#%") & set(value):
+        return None
+    return value if value.isascii() and value.isprintable() else None
 
 
 def _count(value: object) -> int:

@@ -27,6 +27,9 @@ _NUMBER = re.compile(
     r"(?:at most|maximum (?:of|is)|less than or equal to|<=|limit (?:of|is)|> |exceed|\[\d+,|between \d+ and)"
     r" ?[`'\"]?(\d+)"
 )
+_MOST_LEARNED = (
+    20  # changes: more than any endpoint needs, and an end for one that refuses everything
+)
 
 
 class Dialect:
@@ -104,7 +107,7 @@ class Dialect:
             return
         if version != self.version:  # another request has learned since this one was written
             error.rewritten = self._refused is None
-        elif self._learned(name, error.message.lower()):
+        elif self.version < _MOST_LEARNED and self._learned(name, error.message.lower()):
             self.version += 1
             self.proven = False
             error.rewritten = True
@@ -129,8 +132,11 @@ class Dialect:
     def _learned_limit(self, words: str) -> bool:
         """Take another name for the limit of a reply, or a smaller limit, as the refusal says."""
         most = _NUMBER.search(words)
-        if most and 0 < int(most[1]) != self._largest_limit:
-            self._largest_limit = int(most[1])
+        limit = int(most[1]) if most else 0
+        if (
+            0 < limit < (self._largest_limit or limit + 1)
+        ):  # one that rises again could go on for ever
+            self._largest_limit = limit
             return True
         if self._renamed:
             return False

@@ -351,6 +351,7 @@ def provider_errors(
     """
     import openai
 
+    rules["hidden"] = secrets
     with guarded_http(**rules) as exchange:
         try:
             yield exchange

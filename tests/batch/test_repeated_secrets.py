@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 import personainfer as pi
 from personainfer.api_keys import Secrets
 from personainfer.batch.lines import MaskedLines
+from personainfer.batch.provider import EndpointBatches
 from personainfer.exceptions import ModelError
+from personainfer.llm.transports import EndpointTransport
 from personainfer.testing import FakeLLM
 
 from ..batch_server import BatchServer, Lines
@@ -107,3 +109,33 @@ def test_a_secret_is_masked_that_comes_in_two_pieces(size: int) -> None:
             lines.write(said[start : start + size])
     bad = '{"custom_id": "ab", "error": "[key]"}'
     assert file.getvalue().decode().split("\n") == [bad, good, "no JSON [key]"]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (302, {"Location": f"http://elsewhere.invalid/{KEY}"}),
+        (200, {"Content-Encoding": KEY}),
+    ],
+)
+def test_no_error_holds_a_key_that_headers_repeat(status: int, headers: dict[str, str]) -> None:
+    with AnyServer(status, headers) as server:
+        api = EndpointBatches(EndpointTransport("m", f"{server.address}/v1", KEY))
+        with pytest.raises(ModelError, match="key") as caught:
+            api.look("b1")
+    assert KEY.lower() not in str(caught.value).lower()
+
+
+def test_a_batch_sends_none_of_the_headers_that_the_environment_has_for_openai(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    custom = "Authorization: Bearer q7-of-openai\nX-Gateway: q7-header"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", custom)
+    monkeypatch.setenv("OPENAI_ORG_ID", "q7-organization")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "q7-project")
+    with AnyServer(body=b'{"id": "b1", "status": "in_progress"}') as server:
+        transport = EndpointTransport("m", f"{server.address}/v1", KEY, headers={"X-Own": "mine"})
+        EndpointBatches(transport).look("b1")
+    headers = server.asked[0].headers
+    assert (headers["authorization"], headers["x-own"]) == (f"Bearer {KEY}", "mine")
+    assert "q7-" not in str(headers)

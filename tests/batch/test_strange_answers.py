@@ -133,3 +133,31 @@ def test_an_odd_state_leaves_a_batch_that_can_be_collected(tmp_path: Path) -> No
         with pytest.raises(PersonaInferError, match="done"):
             collect(batch, wait=False)
         assert len(collect(batch)) == 2
+
+
+@pytest.mark.parametrize("charset", ["punycode", "bz2", "undefined", "hex", "idna", "nonsense"])
+def test_no_codec_that_a_header_names_reads_an_answer(charset: str) -> None:
+    """Punycode takes a time that grows with the square of the length: 12 s for these bytes."""
+    headers = {"Content-Type": f"text/plain; charset={charset}"}
+    body = b"a" * 200_000 + b"-" + b"b" * 200_000
+    with AnyServer(400, headers, body) as server:
+        api = EndpointBatches(EndpointTransport("m", f"{server.address}/v1", "a-key"))
+        with pytest.raises(ModelError, match="aaaa"):
+            api.look("b1")
+
+
+@pytest.mark.parametrize("name", ["\ud800", "x" * 1000, "..", "a/../b", "b1?x", "b\n1", "\0"])
+def test_an_id_that_fits_into_no_file_and_no_address_is_an_error(name: str) -> None:
+    body = json.dumps({"id": name, "status": "completed"}).encode()
+    with AnyServer(body=body) as server:
+        api = EndpointBatches(EndpointTransport("m", f"{server.address}/v1", "a-key"))
+        with pytest.raises(ModelError, match="not a batch"):
+            api.look("b1")
+
+
+def test_a_list_of_batches_that_goes_round_in_a_circle_ends() -> None:
+    body = json.dumps({**LIST, "has_more": True}).encode()
+    with AnyServer(body=body) as server:
+        api = EndpointBatches(EndpointTransport("m", f"{server.address}/v1", "a-key"))
+        assert api.find("another") is None
+    assert len(server.asked) == 2

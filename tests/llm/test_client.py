@@ -558,3 +558,26 @@ def test_extra_fields_that_cannot_be_sent_are_refused(extra: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="extra_body=") as caught:
         pi.LLM("fake", api_base="http://127.0.0.1:9/v1", extra_body=extra)
     assert caught.value.argument == "extra_body"
+
+
+def test_limits_that_are_named_by_turns_are_not_asked_for_without_end() -> None:
+    """Two servers behind one address, with limits of their own."""
+    numbers = itertools.count()
+
+    def refuse(_: object) -> Fault:
+        return Fault.status(400, message=f"max_tokens must be at most {1000 - next(numbers) % 2}")
+
+    with FakeLLM(refuse) as server:
+        with pytest.raises(RequestRejectedError, match="max_tokens"):
+            fake(server, max_attempts=1).ask(MESSAGES)
+        assert server.calls < 10
+
+
+def test_limits_that_fall_without_end_are_given_up() -> None:
+    numbers = itertools.count()
+    with FakeLLM(
+        lambda _: Fault.status(400, message=f"max_tokens must be at most {400 - next(numbers)}")
+    ) as server:
+        with pytest.raises(RequestRejectedError, match="max_tokens"):
+            fake(server, max_attempts=1).ask(MESSAGES)
+        assert server.calls < 40

@@ -116,3 +116,60 @@ def test_the_longer_of_two_secrets_is_masked_first_and_plain_words_stay() -> Non
     )
     assert secrets.mask("abcdefgh, abc, user, 2024, pass1") == "[key], abc, user, 2024, [key]"
     assert "abcd" not in repr(secrets)
+
+
+ODD_KEY = "ab/cd+ef&gh=ij<kl9876543210"
+
+
+def escaped(form: str) -> str:
+    """The key with each sign in it written by this form, of its number."""
+    return "".join(one if one.isalnum() else form.format(ord(one)) for one in ODD_KEY)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ODD_KEY.replace("/", "\\/"),  # PHP
+        escaped("\\u{:04X}"),  # .NET
+        escaped("\\u{:04x}"),
+        escaped("\\\\u{:04x}"),  # JSON within JSON
+        escaped("%{:02x}"),
+        escaped("%25{:02X}"),  # an address within an address
+        escaped("&#{};"),
+        escaped("&#x{:X};"),
+        ODD_KEY.upper(),
+        base64.b64encode(ODD_KEY.encode()).decode(),
+        ODD_KEY.encode().hex(),
+    ],
+)
+def test_a_key_is_masked_in_whatever_escape_it_is_repeated(said: str) -> None:
+    assert Secrets([ODD_KEY]).mask(f"upstream said {said}!") in (
+        "upstream said [key]!",
+        "upstream said [key]=!",  # base64 ends so
+    )
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "token=q7SecretToken; theme=dark",
+        "key=q7SecretToken",
+        'Digest username="bob", response="q7SecretToken"',
+        "AWS4-HMAC-SHA256 Credential=AKIA/2026, Signature=q7SecretToken",
+        "q7SecretToken,q7OtherToken",
+    ],
+)
+def test_a_part_of_a_header_is_masked(header: str) -> None:
+    assert Secrets([header]).mask("the token q7SecretToken is old") == "the token [key] is old"
+
+
+def test_a_short_key_is_masked_in_its_own_case_alone() -> None:
+    """vLLM's users write "EMPTY" for no key."""
+    assert Secrets(["EMPTY"]).mask("EMPTY is empty") == "[key] is empty"
+
+
+@pytest.mark.parametrize("noise", ["\\", "%25", "&#0", "a", "/ab", " "])
+def test_secrets_are_masked_in_a_time_that_grows_with_the_length(noise: str) -> None:
+    """Where it grew with the square of the length, this would take minutes."""
+    text = noise * (200_000 // len(noise))
+    assert Secrets([ODD_KEY, f"/{ODD_KEY}"]).mask(text + ODD_KEY) == f"{text}[key]"
