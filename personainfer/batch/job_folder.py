@@ -28,7 +28,7 @@ import tenacity
 from pydantic import Field, ValidationError
 
 from ..api_keys import Secrets, shown_address
-from ..data.atomic_files import atomic_folder, read_small_file, write_file
+from ..data.atomic_files import as_path, atomic_folder, read_small_file, write_file
 from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
@@ -388,10 +388,8 @@ def _check_own_files(folder: Path) -> None:
 
 
 def as_folder(path: object) -> Path:
-    """The folder that an argument names."""
-    if not isinstance(path, str | os.PathLike):
-        raise InvalidArgumentError(f"{path!r:.80} is not the path of a folder.")
-    return Path(path)
+    """The folder that an argument names; raises as `as_path`."""
+    return as_path(path, "folder")
 
 
 def _is_held(error: BaseException) -> bool:

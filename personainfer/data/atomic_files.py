@@ -141,15 +141,40 @@ def put_in_place(unfinished: Path, path: Path, *, private: bool = False) -> None
     _flush_folder(path.parent)
 
 
-def as_path(value: object) -> Path:
-    """The path that `path=` names, or InvalidArgumentError if it is something else."""
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+def as_path(value: object, argument: str = "path") -> Path:
+    """The path that an argument names.
+
+    Raises:
+        InvalidArgumentError: it is something else, or no file can have that name: it is too long, holds a
+            null, leads in a circle of links, or is not UTF-8, which Arrow needs.
+    """
+    is_path = isinstance(value, str | os.PathLike)
+    name = os.fspath(value) if is_path else None  # type: ignore[call-overload]
+    if not isinstance(name, str) or not name:
         raise InvalidArgumentError(
-            f"path={value!r:.80} is not a path.",
+            f"{argument}={value!r:.80} is not a path.",
             hint="Give the name of a file, as text or a Path.",
-            argument="path",
+            argument=argument,
         )
-    return Path(value)
+    path = Path(name)
+    try:
+        name.encode()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # whoever reads or writes it says so in its own words
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvalidArgumentError(
+            f"{argument}={name!r:.200} is no name of a file: {_why_no_name(error)}.",
+            hint="Name another file.",
+            argument=argument,
+        ) from None
+    return path
+
+
+def _why_no_name(error: Exception) -> str:
+    if isinstance(error, UnicodeError):
+        return "it holds bytes that are not UTF-8"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def check_file(path: Path) -> None:

@@ -413,23 +413,32 @@ def _csv_row(number: int, header: list[str], fields: list[str]) -> object:
 
 
 def arrow_cells(column: Any) -> list[object]:
-    """The values of an Arrow column. Its texts may be invalid UTF-8."""
+    """The values of an Arrow column. Python lacks some: texts that are not UTF-8, years after 9999."""
     try:
         return list(column.to_pylist())
-    except UnicodeDecodeError:
-        # Only the row with the invalid text may fail: the text gets lone surrogates, as in CSV.
+    except _NO_PYTHON_VALUE:
         return [_arrow_cell(scalar) for scalar in column]
 
 
+# A year, a zone of time, names that are there twice, or a type that Python does not have.
+_NO_PYTHON_VALUE = (ArithmeticError, LookupError, ValueError, NotImplementedError)
+
+
 def _arrow_cell(scalar: Any) -> object:
+    """The value of one cell; where Python has none, its text, with lone surrogates for what is not UTF-8."""
+    import pyarrow as pa
+
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
-        import pyarrow as pa
-
         if not isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
             return "\udcff"
         return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+    except _NO_PYTHON_VALUE:
+        try:
+            return scalar.cast(pa.string()).as_py()
+        except _NO_PYTHON_VALUE:
+            return f"a value of {scalar.type} that Python lacks"
 
 
 def _parquet(path: Path) -> Iterator[object]:
@@ -445,7 +454,7 @@ def _parquet(path: Path) -> Iterator[object]:
                 else:
                     yield from _arrow_rows(part)
             first += len(batch)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns, too
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # names of columns, too
         raise DataError(f"{path} cannot be read: {error}", hint="Write the file again.") from error
 
 
@@ -462,7 +471,7 @@ def _parquet_total(path: Path) -> int:
     try:
         with pq.ParquetFile(path) as file:
             return int(file.metadata.num_rows)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns, too
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # names of columns, too
         with path.open("rb") as raw:
             found = _found(raw.read(4096)) or "text"
         damaged = "a damaged or cut-off file" if found == "Parquet" else found

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ..api_keys import StoredText
-from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, RowsFailedError
+from ..exceptions import (
+    DataError,
+    InvalidArgumentError,
+    MissingExtraError,
+    PersonaInferError,
+    RowsFailedError,
+)
 from ..preferences.remarks import remarks
 from ..records import PersonaRow, Usage
 from .arrow_columns import (
@@ -30,6 +36,7 @@ from .arrow_columns import (
     without,
 )
 from .atomic_files import as_path, check_replaced
+from .files import arrow_cells
 from .given_personas import read_personas
 from .table_display import figures, html_page, terminal_width, text_lines, wrapped
 from .table_reader import (
@@ -217,7 +224,7 @@ class PersonaTable(Sequence[PersonaRow]):
             raise InvalidArgumentError(
                 f"the table has no column {name!r}.", hint=f"It has {known}."
             )
-        return own.column(name).to_pylist()
+        return arrow_cells(own.column(name))
 
     @property
     def errors(self) -> list[PersonaRow]:
@@ -339,11 +346,8 @@ class PersonaTable(Sequence[PersonaRow]):
             own = self._own_arrow()
             try:
                 frame = own.to_pandas() if own.num_columns else pd.DataFrame(index=range(len(self)))
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                raise DataError(
-                    f"the data's own columns cannot be read from the table: {error!r:.200}.",
-                    hint="The file was damaged, or changed by hand. to_arrow() gives them as they are.",
-                ) from None
+            except Exception as error:  # of pandas and of Arrow, each with classes of its own
+                raise _not_convertible("pandas", error) from None
         else:
             frame = in_narwhals(self._original).to_pandas()
         new = {  # an array instead of a series would become text or not with its values
@@ -361,7 +365,14 @@ class PersonaTable(Sequence[PersonaRow]):
                 for name, values, kind in self._new_columns(details)
             ]
             return self._original.with_columns(new)  # type: ignore[no-any-return]
-        return pl.from_arrow(self.to_arrow(details=details))  # type: ignore[no-any-return]
+        try:
+            return pl.from_arrow(self.to_arrow(details=details))  # type: ignore[no-any-return]
+        except PersonaInferError:
+            raise
+        except BaseException as error:  # polars' panics are no exceptions
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise _not_convertible("polars", error) from None
 
     def to_arrow(self, *, details: bool = False) -> pyarrow.Table:
         """The input's columns and the new ones, `details` as for `to_pandas`.
@@ -380,7 +391,14 @@ class PersonaTable(Sequence[PersonaRow]):
         """
         hf = MissingExtraError.require("datasets")
         if package_of(self._original) != "datasets":
-            return hf.Dataset(self.to_arrow(details=details))
+            table = self.to_arrow(details=details)
+            try:
+                return hf.Dataset(table)
+            except Exception:  # the features of a file that this version of datasets does not know
+                try:
+                    return hf.Dataset(table.replace_schema_metadata(None))
+                except Exception as error:
+                    raise _not_convertible("datasets", error) from None
         result = self._original
         for name, values, kind in self._new_columns(details):
             if name in result.column_names:
@@ -529,6 +547,13 @@ class PersonaTable(Sequence[PersonaRow]):
 
     def _own_arrow(self) -> pyarrow.Table:
         return own_columns(self._original).piece(range(len(self)), self._rows)
+
+
+def _not_convertible(library: str, error: BaseException) -> DataError:
+    return DataError(
+        f"{library} cannot hold the data's own columns: {error!r:.200}.",
+        hint="to_arrow() gives them as they are.",
+    )
 
 
 def _check_columns(columns: object) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -260,4 +261,6 @@ def _all_visible(value: object) -> object:
         return {name: _all_visible(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_all_visible(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such numbers, and a page with one shows nothing
     return value

@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from ..exceptions import DataError
+from ..preferences.cells import read_json
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
 from .arrow_columns import ColumnType, OwnColumns, stored_type, with_index_column
 from .atomic_files import check_file
@@ -74,14 +77,16 @@ class StoredTable:
         check_file(Path(path))
         try:
             self._file = ParquetFile(path)
-            about = json.loads((self._file.metadata.metadata or {})[RECORD.encode()])
+            about = read_json((self._file.metadata.metadata or {})[RECORD.encode()])
             self.usage = Usage(**about["usage"])
             self.settings: dict[str, Any] = dict(about["settings"])
+            _Settings.model_validate(self.settings)
             self.flagged = _count_or_none(about.get("flagged"))
             self.unexplained = _count_or_none(about.get("unexplained"))
             self.is_part = about.get("is_part") is True
             self._added = [str(name) for name in about.get("added", [])]
             _check_columns(self._file.schema_arrow, self._added)
+            _check_groups(self._file.metadata)
         except (pyarrow.ArrowException, OSError, *_SPOILT) as error:
             if getattr(error, "errno", None) is not None:  # it is not the user's
                 raise
@@ -91,6 +96,7 @@ class StoredTable:
                 " file does not hold all of it.",
             ) from None
         meta = self._file.metadata
+        self._about = _known_metadata(self._file.schema_arrow, meta.num_rows)
         groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
         self.ends = [0]  # after each row group, how many rows came so far
         for group in groups:
@@ -171,10 +177,8 @@ class StoredTable:
             raise DataError(
                 f"{self.path} cannot be read: {error}", hint="Write the file again."
             ) from error
-        about = table.schema.metadata or {}
-        kept = {key: value for key, value in about.items() if key != RECORD.encode()}
         # By name once more: where a nested "a.b" is asked for, "a" comes along.
-        return table.select(list(names)).replace_schema_metadata(kept or None)
+        return table.select(list(names)).replace_schema_metadata(self._about or None)
 
 
 def _picked(group: pyarrow.Table, places: np.ndarray[Any, np.dtype[np.int64]]) -> pyarrow.Table:
@@ -414,7 +418,7 @@ def _without_finding(error: str | None) -> str | None:
 
 
 # What spoilt records and metadata raise while they are read.
-_SPOILT = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+_SPOILT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 def _count_or_none(value: object) -> int | None:
@@ -435,6 +439,112 @@ def _check_columns(schema: pyarrow.Schema, added: Sequence[str]) -> None:
         raise ValueError("added columns")
 
 
+def _check_groups(metadata: Any) -> None:
+    """Raise ValueError for a group of more rows than it has records.
+
+    Each record is a text of its own. Millions of nulls take no room, and would fill the memory.
+    """
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        records = [column for column in columns if column.path_in_schema == RECORD]
+        if group.num_rows > _FEWEST_ROWS_TO_CHECK and any(
+            column.total_uncompressed_size < _SHORTEST_RECORD * group.num_rows for column in records
+        ):
+            raise ValueError("rows without a record")
+
+
+_FEWEST_ROWS_TO_CHECK = 10_000
+_SHORTEST_RECORD = 8  # bytes; ours take more than 100
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Selected(_Checked):
+    kind: str
+    model: str | None
+
+
+class _Retry(_Checked):
+    rows: int
+    mended: int
+    changed: dict[str, Any]
+
+
+class _Read(_Checked):
+    columns: dict[str, str] = {}
+    chosen_scored_lower: int = 0
+    pairs_scored: int = 0
+    contradicted_rows: int = 0
+    prompts_apart: int = 0
+
+
+class _Settings(_Checked):
+    """The settings that this version makes something of; others are kept as they are."""
+
+    model: str | None = None
+    api_base: str | None = None
+    protocol: str = ""
+    prompt_version: str | None = None
+    candidates: int = 1
+    sides: list[Literal["chosen", "rejected"]] = []
+    read: _Read | None = None
+    selected_by: _Selected | None = None
+    verified_by: str = ""
+    verified_neither: float = 0.0
+    personas_from: dict[str, str] = {}
+    retries: list[_Retry] = []
+
+
+def _known_metadata(schema: pyarrow.Schema, rows: int) -> dict[bytes, bytes]:
+    """What the file says about its columns for pandas and datasets, as far as it is of the known form.
+
+    It is a convenience: without it the columns are there all the same.
+    """
+    kept = {key: value for key, value in (schema.metadata or {}).items() if key != RECORD.encode()}
+    for key, is_known in ((b"pandas", _is_of_pandas), (b"huggingface", _is_of_datasets)):
+        if key in kept:
+            try:
+                known = is_known(read_json(kept[key]), schema, rows)
+            except _SPOILT:
+                known = False
+            if not known:
+                del kept[key]
+    return kept
+
+
+def _is_of_pandas(about: Any, schema: pyarrow.Schema, rows: int) -> bool:
+    names = set(schema.names)
+    fields = {"name", "field_name", "pandas_type", "numpy_type", "metadata"}
+    return (
+        all(_is_index(one, names, rows) for one in about["index_columns"])
+        and all(fields <= column.keys() for column in about["columns"])
+        and all({"pandas_type", "numpy_type"} <= one.keys() for one in about["column_indexes"])
+        and not any(one["pandas_type"] == "categorical" for one in about["column_indexes"])
+    )
+
+
+def _is_index(one: Any, names: set[str], rows: int) -> bool:
+    """Whether this is the name of a column, or a range of labels that 64 bits hold."""
+    if not isinstance(one, dict):
+        return one in names
+    ends = (one["start"], one["stop"], one["step"], one["start"] + rows * one["step"])
+    is_named = one["name"] is None or isinstance(one["name"], str)
+    return one["kind"] == "range" and is_named and all(abs(end) < 2**62 for end in ends)
+
+
+def _is_of_datasets(about: Any, schema: pyarrow.Schema, rows: int) -> bool:
+    features = about["info"]["features"]
+    return all(isinstance(kind, dict | list) for kind in features.values())
+
+
+def _score(value: object) -> float | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    raise TypeError("score")
+
+
 def _row_of(text: object) -> PersonaRow:
     """The row of a record.
 
@@ -442,7 +552,7 @@ def _row_of(text: object) -> PersonaRow:
         DataError: it is not one that `record_of` made.
     """
     try:
-        return _read_record(json.loads(str(text)))
+        return _read_record(read_json(str(text)))
     except _SPOILT as error:
         raise DataError(
             f"a row's record in the table cannot be read: {error!r:.100}.",
@@ -453,8 +563,10 @@ def _row_of(text: object) -> PersonaRow:
 def _read_record(record: dict[str, Any]) -> PersonaRow:
     if not isinstance(record["index"], int):
         raise TypeError("index")
+    if not isinstance(record["error"], str | None):
+        raise TypeError("error")
     tried = {
-        side: tuple(Candidate(Persona(**fields), score) for fields, score in kept)
+        side: tuple(Candidate(Persona(**fields), _score(score)) for fields, score in kept)
         for side, kept in record["candidates"].items()
     }
     return PersonaRow(

@@ -227,7 +227,7 @@ def index_labels(original: Any, rows: Sequence[PersonaRow]) -> list[str] | None:
             return None
         try:
             index = first.to_pandas().index
-        except ImportError:  # the file is read where there is no pandas
+        except Exception:  # there is no pandas, or it cannot hold what the file has
             return None
     else:
         return None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
-from .atomic_files import check_file, check_replaced, put_in_place, unfinished_folder
+from .atomic_files import as_path, check_file, check_replaced, put_in_place, unfinished_folder
 from .files import arrow_cells
 from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
 
@@ -46,7 +46,7 @@ def check_output(output: str | Path, data: object) -> Path:
             hint="For another format use to_pandas(), to_polars() or to_hf().",
             argument="output",
         )
-    path = Path(output)
+    path = as_path(output, "output")
     try:
         if not path.parent.is_dir():
             raise InvalidArgumentError(
@@ -294,11 +294,13 @@ def _storable(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
 @lru_cache(maxsize=4096)
 def _has_parquet(kind: pyarrow.DataType) -> bool:
     import pyarrow
-    from pyarrow.parquet import ParquetWriter
+    from pyarrow.parquet import ParquetFile, ParquetWriter
 
     try:
-        ParquetWriter(pyarrow.BufferOutputStream(), pyarrow.schema([("x", kind)])).close()
-    except pyarrow.ArrowException:
+        written = pyarrow.BufferOutputStream()
+        ParquetWriter(written, pyarrow.schema([("x", kind)])).close()
+        ParquetFile(pyarrow.BufferReader(written.getvalue()))  # what is nested deep is only written
+    except (pyarrow.ArrowException, OSError):
         return False
     return True
 

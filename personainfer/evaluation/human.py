@@ -16,12 +16,19 @@ from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from ..data.atomic_files import atomic_folder, read_small_file, remove_abandoned, write_file
+from ..data.atomic_files import (
+    as_path,
+    atomic_folder,
+    read_small_file,
+    remove_abandoned,
+    write_file,
+)
 from ..data.files import open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json
@@ -38,7 +45,7 @@ RATINGS = ("plausible", "applicable", "harmful", "overfit")
 _FIELDS: dict[str, tuple[str, ...]] = {"choice": ("choice",), "rating": RATINGS}
 _CHOICES = {"1": "1", "2": "2", "neither": "neither"}
 _SHOWN = ("item", "persona", "prompt", "response_1", "response_2")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs cells that begin so
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs cells that begin so, or did once
 
 
 class RatingSheet(NamedTuple):
@@ -83,7 +90,7 @@ def write_rating_sheet(
         raise InvalidArgumentError(
             f"a sheet is made of a PersonaTable, not {type(table).__name__}."
         )
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     remove_abandoned(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidArgumentError(
@@ -141,12 +148,18 @@ def _items(table: PersonaTable, sides: Sequence[Side]) -> list[tuple[int, Side]]
     ]
 
 
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet may run a cell. Some skip blanks, or take wide signs for usual ones."""
+    begin = text.lstrip("\n \u3000\xa0")[:1]
+    return text.startswith(_FORMULA) or normalize("NFKC", begin).startswith(_FORMULA)
+
+
 def _write_csv(path: Path, shown: Sequence[Mapping[str, str]], fields: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*_SHOWN, *fields])
         for row in shown:
-            texts = [f"'{text}" if text.startswith(_FORMULA) else text for text in row.values()]
+            texts = [f"'{text}" if _is_formula(text) else text for text in row.values()]
             writer.writerow([*texts, *("" for _ in fields)])
 
 

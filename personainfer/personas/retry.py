@@ -41,6 +41,7 @@ def retry_errors(
         table: a table, or the path of a saved one.
         model: None: the model that made the table. An `api_base` that comes from a file, or that had a
             password or a token, has to be given again; otherwise whoever wrote the file would get your key.
+            So has an `extra_body` that comes from a file.
         progress: as for `infer_personas`.
         options: as for `infer_personas`. By default they are those of the table, except keys, limits and
             prices, which a table does not keep. `select` has to be given again. `protocol`, `sides`
@@ -143,6 +144,7 @@ def _stream(
         if isinstance(model, StoredText):
             check_stored_model(model, "the table")
         _check_address(model, given, settings)
+        _check_extra_body(given, settings)
         names = _SAMPLING + (("api_base",) if model == settings.get("model") else ())
         options |= {name: settings[name] for name in names if name in settings}
     stream = iter_personas(pairs or PreferenceSource.empty(), model, **{**options, **given})
@@ -167,6 +169,18 @@ def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, 
             f"the table was made with the model {model!r} at {shown_address(base)!r}.",
             hint="Your key would go there: give api_base= again, or another model=.",
             argument="api_base",
+        )
+
+
+def _check_extra_body(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError if a file would decide about fields of requests: one may name a model."""
+    extra = settings.get("extra_body")
+    if extra and "extra_body" not in given and isinstance(settings.get("model"), StoredText):
+        raise InvalidArgumentError(
+            f"the table was made with extra_body={extra!r:.200}.",
+            hint="Whoever wrote the file may have put other models or tools in it: give extra_body= again"
+            " ({}: none).",
+            argument="extra_body",
         )
 
 

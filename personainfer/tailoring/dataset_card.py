@@ -91,7 +91,7 @@ def dataset_card(
         if "verified_by" in table.settings
         else "A judge",
         partial=" ".join(partiality(table.settings.get("verified_by", ""), table.settings)),
-        flags=found.flags,
+        flags={_code(name): count for name, count in found.flags.items()},
         left_out=f"Pairs with one persona: {', '.join(reasons)}.\n" if reasons else "Nothing.\n",
         long_prompts=long_prompts,
         long=LONG,

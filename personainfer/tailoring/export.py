@@ -11,15 +11,18 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ..data.atomic_files import (
+    as_path,
     check_file,
     check_replaced,
     put_in_place,
+    read_small_file,
     unfinished_folder,
     write_file,
 )
@@ -210,7 +213,7 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
         _refuse_splits(splits)
         _check_text_stream(path)
         return path
-    path = Path(path)
+    path = as_path(path)
     if path.suffix in _FILES:
         check_file(path)
         if not path.parent.is_dir():
@@ -228,12 +231,19 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
         )
     card = path / _CARD
     strangers = [] if card.exists() else [*(path / "data").glob("*.parquet")]
-    if strangers or (card.exists() and MARK not in card.read_text("utf-8", errors="replace")):
+    if strangers or (card.exists() and MARK not in _text(card)):
         raise InvalidArgumentError(
             f"path={str(path)!r} has a {(strangers or [card])[0].name} that is not an export's.",
             hint="It would be lost: name another folder.",
         )
     return path
+
+
+def _text(card: Path) -> str:
+    """The text of a card; that of a pipe, a folder or another file that is no card is empty."""
+    with suppress(OSError):
+        return read_small_file(card).decode(errors="replace")
+    return ""
 
 
 def _check_text_stream(stream: object) -> None:
@@ -291,7 +301,7 @@ def _write_folder(
 ) -> None:
     """Write all files under hidden names first, so that a full disk leaves the old export as it is."""
     card = folder / _CARD
-    before = _DATA.findall(card.read_text("utf-8", errors="replace")) if card.exists() else []
+    before = _DATA.findall(_text(card)) if card.exists() else []
     (folder / "data").mkdir(parents=True, exist_ok=True)
     with unfinished_folder(card) as place:
         for name, part in parts.items():

@@ -793,9 +793,9 @@ def test_a_folder_that_was_copied_in_part_says_so(provider: BatchServer, place: 
 
 @pytest.mark.parametrize("path", [7, None, ["b"]])
 def test_a_path_is_a_path(provider: BatchServer, place: Path, path: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match="not the path of a folder"):
+    with pytest.raises(InvalidArgumentError, match="is not a path"):
         submit(provider, pairs(1), path)
-    with pytest.raises(InvalidArgumentError, match="not the path of a folder"):
+    with pytest.raises(InvalidArgumentError, match="is not a path"):
         collect(path)
 
 

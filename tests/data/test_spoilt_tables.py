@@ -1,0 +1,225 @@
+"""Saved tables that somebody changed: they are refused, or all that shows them works."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import personainfer as pi
+from personainfer import Persona, PersonaRow, PersonaTable, Preference
+from personainfer.exceptions import DataError, PersonaInferError
+
+PERSONA = Persona(trait="t", preference="prefers x", evidence="e")
+KEY = b"personainfer"
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """A saved table of two rows, as Arrow has it, with what its metadata says."""
+    frame = pd.DataFrame(
+        {"prompt": ["p", "q"], "chosen": ["a", "b"], "rejected": ["c", "d"]}, index=[5, 6]
+    )
+    pair = Preference(prompt="p", chosen="a", rejected="b")
+    rows = [PersonaRow(place, pair, chosen=PERSONA, rejected=PERSONA) for place in range(2)]
+    path = tmp_path_factory.mktemp("good") / "table.parquet"
+    PersonaTable(rows, original=frame).save(path)
+    about = pq.ParquetFile(path).metadata.metadata
+    return pq.read_table(path).replace_schema_metadata(about)
+
+
+def changed(
+    good: pa.Table, path: Path, *, about: Change = lambda _: None, **metadata: bytes
+) -> Path:
+    """The table with other metadata, in a file."""
+    kept = dict(good.schema.metadata)
+    said = json.loads(kept[KEY])
+    about(said)
+    kept |= {KEY: json.dumps(said).encode()} | {k.encode(): v for k, v in metadata.items()}
+    pq.write_table(good.replace_schema_metadata(kept), path)
+    return path
+
+
+def show(table: PersonaTable, folder: Path) -> None:
+    """Everything that shows or converts a table."""
+    for made in (
+        str,
+        PersonaTable._repr_html_,
+        list,
+        PersonaTable.to_pandas,
+        PersonaTable.to_polars,
+    ):
+        made(table)
+    table.to_hf()
+    str(table.head(1))
+    table[1:].to_pandas()
+    table.filter(pd.Series([True, False], index=[5, 6]))
+    table[1:].save(folder / "part.parquet")
+    pi.write_report(table, folder / "report.html", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"read": [1]},
+        {"read": {"columns": ["x"]}},
+        {"personas_from": 5},
+        {"verified_neither": "x"},
+        {"selected_by": {"model": ["x"]}},
+        {"candidates": "3"},
+        {"retries": 5},
+        {"sides": "chosen"},
+        {"prompt_version": 5},
+    ],
+    ids=str,
+)
+def test_settings_of_another_form_are_refused(
+    good: pa.Table, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    path = changed(
+        good, tmp_path / "t.parquet", about=lambda said: said["settings"].update(settings)
+    )
+    with pytest.raises(DataError, match="not a table of personas that this version knows"):
+        PersonaTable.load(path)
+
+
+def _pandas(index: object, **more: object) -> bytes:
+    return json.dumps(
+        {"columns": [], "column_indexes": [], **more, "index_columns": index}
+    ).encode()
+
+
+_FAR = {"kind": "range", "start": 0, "step": 10**19, "stop": 2, "name": None}
+STRANGE = {
+    "no mapping": {"pandas": b"[]"},
+    "no JSON": {"pandas": b"{"},
+    "no text": {"pandas": b"\xff"},
+    "nested": {"pandas": b"[" * 100_000},
+    "a number": {"pandas": _pandas([5])},
+    "no column": {"pandas": _pandas(["nope"])},
+    "a range of text": {"pandas": _pandas([{**_FAR, "start": "a"}])},
+    "a range too far": {"pandas": _pandas([_FAR])},
+    "a name of a list": {"pandas": _pandas([{**_FAR, "step": 1, "name": ["x"]}])},
+    "columns of text": {"pandas": _pandas([], columns=["x"])},
+    "categorical": {
+        "pandas": _pandas([], column_indexes=[{"pandas_type": "categorical", "numpy_type": "x"}])
+    },
+    "no features": {"huggingface": b"[]"},
+    "features of a number": {"huggingface": b'{"info": {"features": 5}}'},
+    "an unknown type": {
+        "huggingface": b'{"info": {"features": {"prompt": {"_type": "Value", "dtype": "os.x"}}}}'
+    },
+}
+
+
+@pytest.mark.parametrize("metadata", STRANGE.values(), ids=STRANGE)
+def test_what_other_libraries_are_told_of_the_columns_is_left_out_where_it_is_strange(
+    good: pa.Table, tmp_path: Path, metadata: dict[str, bytes]
+) -> None:
+    table = PersonaTable.load(changed(good, tmp_path / "t.parquet", **metadata))
+    for shown in (str, PersonaTable._repr_html_, PersonaTable.to_pandas, PersonaTable.to_polars):
+        shown(table)
+    table.to_hf()
+    str(table.head(1))
+    table[1:].save(tmp_path / "part.parquet")
+    assert [row.chosen for row in table] == [PERSONA] * 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"error": ["x"]},
+        {"error": {}},
+        *({"candidates": {"chosen": [[{"trait": "t", "preference": "p"}, score]], "rejected": []}}
+          for score in ("x", [1], {}, True)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_records_of_another_form_cost_an_error_of_the_library(
+    good: pa.Table, tmp_path: Path, fault: dict[str, Any]
+) -> None:
+    records = [json.loads(text) | fault for text in good.column("personainfer").to_pylist()]
+    place = good.column_names.index("personainfer")
+    texts = pa.array([json.dumps(record) for record in records])
+    path = tmp_path / "t.parquet"
+    pq.write_table(good.set_column(place, "personainfer", texts), path)
+    table = PersonaTable.load(path)
+    for shown in (str, PersonaTable._repr_html_, list):
+        with pytest.raises(DataError, match="record in the table cannot be read"):
+            shown(table)
+
+
+def test_a_group_of_very_many_rows_without_records_is_refused(
+    good: pa.Table, tmp_path: Path
+) -> None:
+    """Nulls take no room in the file."""
+    nulls = pa.table(
+        [pa.nulls(20_000, field.type) for field in good.schema], schema=good.schema
+    )  # fmt: skip
+    pq.write_table(nulls, tmp_path / "t.parquet", row_group_size=20_000)
+    with pytest.raises(DataError, match="not a table of personas that this version knows"):
+        PersonaTable.load(tmp_path / "t.parquet")
+
+
+def test_values_that_python_lacks_cost_no_other_row(tmp_path: Path) -> None:
+    """Years after 9999, for one, which are often a mark for "never"."""
+    pair = {"prompt": ["p"] * 2, "chosen": ["a"] * 2, "rejected": ["b"] * 2}
+    far = 2**62
+    columns: dict[str, Any] = {
+        "when": pa.array([far // 2**10, 1], pa.timestamp("us")),
+        "day": pa.array([2**31 - 1, 1], pa.int32()).cast(pa.date32()),
+        "time": pa.array([far, 1]).cast(pa.duration("s")),
+        "zone": pa.array([1, 2], pa.timestamp("us", tz="No/Where")),
+    }
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({**pair, **columns}), path)
+    rows = pi.data.read_preferences(path)  # type: ignore[attr-defined]
+    assert [row.error for row in rows] == [None, None]
+
+
+@pytest.mark.parametrize("depth", [49, 60])
+def test_a_table_whose_columns_are_nested_deep_can_be_read(tmp_path: Path, depth: int) -> None:
+    """Arrow writes them, and reads no more than a hundred levels of its own."""
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    pair = {"prompt": ["p"], "chosen": ["a"], "rejected": ["b"]}
+    frame = pa.table({**pair, "deep": [value]})
+    row = PersonaRow(0, Preference(prompt="p", chosen="a", rejected="b"), chosen=PERSONA)
+    path = PersonaTable([row], original=frame).save(tmp_path / "t.parquet")
+    kept = PersonaTable.load(path).to_arrow().column("deep").to_pylist()[0]
+    assert (json.loads(kept) if isinstance(kept, str) else kept) == value
+
+
+def test_a_number_that_json_lacks_is_none_on_a_page(good: pa.Table, tmp_path: Path) -> None:
+    table = PersonaTable.load(changed(good, tmp_path / "t.parquet"))
+    table = table.with_columns({"chosen_verified_score": [float("nan"), 1.0]})
+    pi.write_report(table, tmp_path / "report.html")
+    assert "NaN" not in (tmp_path / "report.html").read_text("utf-8").split("<script")[1]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0", "half \ud800", "bytes \udcff"], ids=ascii)
+def test_names_that_no_file_can_have_are_errors_of_the_library(
+    good: pa.Table, tmp_path: Path, name: str
+) -> None:
+    table = PersonaTable.load(changed(good, tmp_path / "t.parquet"))
+    path = f"{tmp_path}/{name}"
+    for use in (
+        lambda: PersonaTable.load(f"{path}.parquet"),
+        lambda: table.save(f"{path}.parquet"),
+        lambda: pi.write_report(table, f"{path}.html"),
+        lambda: pi.export_personas(table, path),
+        lambda: pi.retry_errors(f"{path}.parquet"),
+        lambda: pi.infer_personas([], "m", output=f"{path}.parquet"),
+        lambda: pi.submit_batch([("p", "a", "b")], "m", path),
+        lambda: pi.users.UserPersonas.load(path),  # type: ignore[attr-defined]
+    ):
+        with pytest.raises(PersonaInferError):
+            use()
