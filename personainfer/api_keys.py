@@ -1,9 +1,8 @@
 """Keep API keys, and the secrets in addresses, out of messages, files and fingerprints.
 
-Keys are `SecretText` and addresses `Address` from the moment they come in. `shown_address` removes passwords
-and tokens from an address. An ordinary pickle keeps the key, for a worker
-process. The pickles that Hugging Face's datasets makes to fingerprint a function leave it out: a renewed key
-would otherwise discard everything that was mapped before.
+Keys are `SecretText` and addresses `Address` from the moment they come in, by `hide_secrets`. An ordinary
+pickle keeps the key, for a worker process. The pickles that Hugging Face's datasets makes to fingerprint a
+function leave it out: a renewed key would otherwise discard everything that was mapped before.
 """
 
 from __future__ import annotations
@@ -20,21 +19,20 @@ from functools import cache, cached_property
 from typing import Any
 from urllib.parse import unquote, unquote_plus, urlsplit
 
-_ADDRESS = re.compile(
-    r"(?P<scheme>[^:/?#]*://|)(?P<user>[^/?#]*@)?(?P<place>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#(?P<fragment>.*))?",
-    re.DOTALL,
-)
+from .addresses import ADDRESS, Address
+from .exceptions import AuthenticationError
+
 _SHORTEST_SECRET = 4  # characters; without shorter ones a text would be hard to read
 _SHORTEST_ENCODED = 8  # shorter ones are masked in their own case alone, and not encoded as a whole
 _LONGEST_USER = 8  # characters of a user's name that may be shown; a longer one may be a token
 
 
 class HiddenKey:
-    """A key within the options of a model that are about to be pickled."""
+    """A key within the options of a model that are about to be pickled, or what was given in its place."""
 
     __slots__ = ("key",)
 
-    def __init__(self, key: str | None = None) -> None:
+    def __init__(self, key: object = None) -> None:
         self.key = key
 
     def __repr__(self) -> str:
@@ -78,16 +76,27 @@ def environment_key(endpoint: str) -> str:
     """The environment's key for an endpoint of OpenAI or Azure; "" for others, which must not see it.
 
     Nor is it sent in clear: the address begins with https.
+
+    Raises:
+        AuthenticationError: HTTP cannot send what the environment holds.
     """
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
     if parts.scheme != "https":
         return ""
+    names: tuple[str, ...] = ()
     if host == "api.openai.com":
-        return os.environ.get("OPENAI_API_KEY", "")
-    if host.endswith(_AZURE_HOSTS):
-        return os.environ.get("AZURE_OPENAI_API_KEY") or os.environ.get("AZURE_API_KEY", "")
-    return ""
+        names = ("OPENAI_API_KEY",)
+    elif host.endswith(_AZURE_HOSTS):
+        names = ("AZURE_OPENAI_API_KEY", "AZURE_API_KEY")
+    name = next((name for name in names if os.environ.get(name)), "")
+    key = SecretText(os.environ.get(name, ""))
+    if not can_be_sent(key):
+        raise AuthenticationError(
+            f"the key in {name} cannot be sent.",
+            hint="A key is ASCII text without white space around it.",
+        )
+    return key
 
 
 def key_headers(endpoint: str, key: str) -> dict[str, str]:
@@ -121,25 +130,26 @@ class SecretText(str):
         return "'…'"
 
 
-class Address(str):
-    """The address of an endpoint. Its `repr` hides what may be secret, as `shown_address` does."""
+def hide_secrets(options: dict[str, Any]) -> None:
+    """Replace address, key and headers, in place, by values whose `repr` shows no secret.
 
-    __slots__ = ()
+    What is no text is hidden as well, and refused where the options are checked.
+    """
+    for name, hidden in (("api_base", Address), ("api_key", SecretText)):
+        if (value := options.get(name)) is not None:
+            options[name] = hidden(value) if isinstance(value, str) else HiddenKey(value)
+    if (headers := options.get("extra_headers")) is not None:
+        options["extra_headers"] = HiddenKey(headers)
+        if isinstance(headers, Mapping):
+            options["extra_headers"] = {
+                name: SecretText(text) if isinstance(text, str) else HiddenKey(text)
+                for name, text in headers.items()
+            }
 
-    def __repr__(self) -> str:
-        return repr(shown_address(self))
 
-
-def mask_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a model, with types for key, headers and address whose `repr` shows no secret."""
-    masked = dict(options)
-    if (base := masked.get("api_base")) is not None:
-        masked["api_base"] = Address(base)
-    if (key := masked.get("api_key")) is not None:
-        masked["api_key"] = SecretText(key)
-    if headers := masked.get("extra_headers"):
-        masked["extra_headers"] = {name: SecretText(text) for name, text in headers.items()}
-    return masked
+def can_be_sent(text: str) -> bool:
+    """Whether each HTTP client of ours can send this as the value of a header."""
+    return text.isascii() and text.isprintable() and text.strip() == text
 
 
 class StoredText(str):
@@ -239,7 +249,7 @@ def _in_header(text: str) -> Iterator[str]:
 
 def _in_address(address: str) -> Iterator[str]:
     """What `shown_address` hides of an address, and the header that its user and password become."""
-    found = _ADDRESS.fullmatch(address)
+    found = ADDRESS.fullmatch(address)
     if found is None:
         return
     if user := (found["user"] or "")[:-1]:
@@ -262,29 +272,3 @@ def _in_user(user: str) -> Iterator[str]:
         yield name
     for encoding in ("utf-8", "latin-1"):
         yield base64.b64encode(whole.encode(encoding, "replace")).decode()
-
-
-def shown_address(address: str) -> str:
-    """An address without what may be secret: "…" stands for user, password and the values of its query.
-
-    `api-version`, which Azure's addresses have, is shown.
-    """
-    found = _ADDRESS.fullmatch(address)
-    if found is None:
-        return "…"
-    user = "…@" if found["user"] else ""
-    query = "&".join(map(_shown_field, found["query"].split("&"))) if found["query"] else ""
-    fragment = "#…" if found["fragment"] else ""
-    return f"{found['scheme']}{user}{found['place']}{query and '?'}{query}{fragment}"
-
-
-def holds_secret(address: str) -> bool:
-    """Whether `shown_address` hides a part of the address, or has hidden one before."""
-    return shown_address(address) != address or "…" in address
-
-
-def _shown_field(field: str) -> str:
-    name, equals, _ = field.partition("=")
-    if not equals:
-        return "…"
-    return field if name == "api-version" else f"{name}=…"

@@ -7,6 +7,7 @@ Each option is declared once, in a TypedDict, and read by type checkers, Python,
 
 `Options(LLMOptions)` makes a pydantic model of it that checks values, with errors in our own words.
 `takes_options` gives a function with `**options: Unpack[LLMOptions]` a signature that shows each option.
+What it decorates, or `hides_secrets`, is never given a key that a traceback would show.
 
 Every function that computes a number reads its arrays by `read_numbers` and `read_labels`, so that a text, an
 infinite value or a missing group is refused in the same words everywhere, and never becomes another number.
@@ -15,10 +16,11 @@ infinite value or a missing group is refused in the same words everywhere, and n
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from decimal import Decimal
-from functools import cache
+from functools import cache, wraps
 from numbers import Integral, Real
 from typing import (
     TYPE_CHECKING,
@@ -33,6 +35,7 @@ from typing import (
 )
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -43,6 +46,8 @@ from pydantic import (
     create_model,
 )
 
+from .addresses import address_problem, shown_address
+from .api_keys import can_be_sent, hide_secrets
 from .exceptions import InvalidArgumentError, UnknownOptionError
 
 if TYPE_CHECKING:
@@ -84,6 +89,56 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+# How an endpoint is reached. No error shows what is given here.
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OF_THE_CONNECTION = ("content-length", "transfer-encoding")  # headers that the HTTP client writes
+
+
+def _check_address(address: str) -> str:
+    if problem := address_problem(address):
+        raise InvalidArgumentError(
+            f"api_base={shown_address(address)!r} is not an address.", hint=problem
+        )
+    return address
+
+
+def _check_key(key: str) -> str:
+    if not can_be_sent(key):
+        raise ValueError
+    return key
+
+
+def _check_headers(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not (_HEADER_NAME.fullmatch(name) and can_be_sent(value)):
+            raise ValueError
+        if name.lower() in _OF_THE_CONNECTION:
+            raise ValueError
+    return headers
+
+
+ApiBase = Annotated[
+    str,
+    AfterValidator(_check_address),
+    Wanted("must be the address of an endpoint, as text.", secret=True),
+]
+ApiKey = Annotated[
+    str,
+    AfterValidator(_check_key),
+    Wanted("must be ASCII text without white space around it.", secret=True),
+]
+Headers = Annotated[
+    dict[str, str],
+    AfterValidator(_check_headers),
+    Wanted(
+        "must be a dict of header names and texts, as HTTP can send them: in ASCII, and none of"
+        " Content-Length and Transfer-Encoding.",
+        secret=True,
+    ),
+]
+
+
 class Option(NamedTuple):
     """One option: its name, its type without the checks, its default, and one line of help."""
 
@@ -120,21 +175,32 @@ class Options:
             InvalidArgumentError: a value that cannot work.
         """
         UnknownOptionError.check(given, self.each)
+        if (problem := self._problem(given)) is not None:
+            raise problem  # here, so that pydantic's error, which quotes the value, is not its context
+        return {**self.defaults, **given}
+
+    def _problem(self, given: Mapping[str, Any]) -> InvalidArgumentError | None:
         try:
             self._model.model_validate(dict(given))
         except ValidationError as error:
             name = str(error.errors()[0]["loc"][0])
             field = self._model.model_fields[name]
-            raise _translated(error, name, given[name], field.annotation, field.metadata) from None
-        return {**self.defaults, **given}
+            return _translated(error, name, given[name], field.annotation, field.metadata)
+        return None
 
 
 def check_argument(name: str, value: object, kind: Any) -> None:
     """Raise InvalidArgumentError unless the value is of this kind, such as `Count` or a Literal."""
+    if (problem := _argument_problem(name, value, kind)) is not None:
+        raise problem
+
+
+def _argument_problem(name: str, value: object, kind: Any) -> InvalidArgumentError | None:
     try:
         _adapter(kind).validate_python(value)
     except ValidationError as error:
-        raise _translated(error, name, value, kind, ()) from None
+        return _translated(error, name, value, kind, ())
+    return None
 
 
 @cache
@@ -143,18 +209,47 @@ def options_of(declared: type) -> Options:
     return Options(declared)
 
 
+def hides_secrets(function: Documented) -> Documented:
+    """Give a function its api_base=, api_key= and extra_headers= as values that no traceback shows.
+
+    Programs that report errors show the variables of each call. Of a class, the constructor is decorated.
+    """
+    if isinstance(function, type):
+        made: Any = function
+        made.__init__ = hides_secrets(made.__init__)
+        return made  # type: ignore[no-any-return]
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def called_later(*arguments: Any, **options: Any) -> Any:
+            hide_secrets(options)
+            return await function(*arguments, **options)
+
+        return called_later  # type: ignore[return-value]
+
+    @wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        hide_secrets(options)
+        return function(*arguments, **options)
+
+    return called  # type: ignore[return-value]
+
+
 def takes_options(declared: type) -> Callable[[Documented], Documented]:
-    """Show the options that `**options: Unpack[declared]` takes in the signature and the docstring."""
+    """Show the options that `**options: Unpack[declared]` takes in the signature and the docstring.
+
+    Those that are secret are hidden, see `hides_secrets`.
+    """
 
     def documented(function: Documented) -> Documented:
         signature = inspect.signature(function)
         own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
         options = options_of(declared)
-        shown: Any = function
+        shown: Any = hides_secrets(function)
         shown.__signature__ = signature.replace(parameters=[*own, *options.parameters])
         lines = "\n".join(f"    {one.name}: {one.help}" for one in options.each.values())
         shown.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n{lines}\n"
-        return function
+        return shown  # type: ignore[no-any-return]
 
     return documented
 
@@ -171,7 +266,7 @@ def _translated(
     cause = error.errors()[0].get("ctx", {}).get("error")
     if isinstance(cause, InvalidArgumentError):  # of a validator of ours
         cause.argument = name
-        return cause
+        return cause.with_traceback(None)  # whose frames have the value as pydantic passes it on
     wanted = next((one for one in (*metadata, *_within(kind)) if isinstance(one, Wanted)), None)
     if wanted is not None:
         said = f"{name}=" if wanted.secret else f"{name}={value!r:.200}"

@@ -24,7 +24,8 @@ from time import monotonic
 from typing import Any, NoReturn, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from .api_keys import Secrets, shown_address
+from .addresses import shown_address
+from .api_keys import Secrets
 from .exceptions import ModelError, ModelNotFoundError, ReplyError, TransportError
 
 _LIBRARIES = ("httpx", "httpx2")

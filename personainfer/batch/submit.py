@@ -15,8 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..api_keys import Secrets, holds_secret
-from ..arguments import PositiveNumber, check_argument, takes_options
+from ..addresses import holds_secret
+from ..api_keys import Secrets
+from ..arguments import PositiveNumber, check_argument, hides_secrets, takes_options
 from ..data.atomic_files import atomic_writer, remove_abandoned
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
@@ -100,6 +101,7 @@ def submit_batch(
             return batch.model_copy(update={"submitted_here": True})
 
 
+@hides_secrets
 def collect_batch(
     batch: PersonaBatch | str | Path,
     *,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator
 
-from ..arguments import takes_options
+from ..arguments import hides_secrets, takes_options
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, joined
 from ..llm.client import LLM, OPTIONS, LLMOptions
@@ -215,6 +215,7 @@ def rate_personas(
     )
 
 
+@hides_secrets
 class Verifier:
     """Chooses among candidate personas by a judge: `infer_personas(…, select=Verifier(judge=…))`.
 

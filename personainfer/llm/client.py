@@ -8,14 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, Unpack
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, Strict
 
-from ..api_keys import hide_key, mask_secrets, show_key, shown_address
+from ..addresses import shown_address
+from ..api_keys import hide_key, show_key
 from ..arguments import (
+    ApiBase,
+    ApiKey,
     Count,
     Flag,
+    Headers,
     PositiveNumber,
     Wanted,
     WholeNumber,
@@ -42,21 +45,6 @@ _OWN_FIELDS = frozenset(
     " response_format reasoning_effort".split()
 )
 _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks the OpenAI protocol"
-
-
-def _check_address(base: str | None) -> str | None:
-    if base is not None and not base.startswith(("http://", "https://")):
-        raise InvalidArgumentError(
-            f"api_base={shown_address(base)!r} is not an address.",
-            hint='It starts with "http://" or "https://".',
-        )
-    return base
-
-
-def _check_key(key: str | None) -> str | None:
-    if key is not None and not (key.isprintable() and key.strip() == key):
-        raise ValueError
-    return key
 
 
 def _check_prices(prices: Any) -> Any:
@@ -93,31 +81,18 @@ ModelName = Annotated[
 JsonObject = dict[str, JsonValue]
 
 
-def _check_extra_headers(headers: dict[str, str] | None) -> dict[str, str] | None:
-    for name, value in (headers or {}).items():
-        if not (name.isascii() and name.isprintable() and name.strip() == name and name):
-            raise ValueError
-        if not (value.isprintable() and value.strip() == value):
-            raise ValueError
-    return headers
-
-
 class LLMOptions(TypedDict, total=False):
     """How a model is called: the options of `LLM`, and of every function that takes a model's name."""
 
     api_base: Annotated[
-        str | None,
-        AfterValidator(_check_address),
-        Wanted("must be the address of an endpoint, as text.", secret=True),
+        ApiBase | None,
         Field(
             default=None,
             description="The address of an OpenAI-compatible endpoint, usually ending in /v1.",
         ),
     ]
     api_key: Annotated[
-        str | None,
-        AfterValidator(_check_key),
-        Wanted("must be a text without white space around it.", secret=True),
+        ApiKey | None,
         Field(default=None, description="The key. Default: the provider's environment variable."),
     ]
     temperature: Annotated[
@@ -143,9 +118,7 @@ class LLMOptions(TypedDict, total=False):
         ),
     ]
     extra_headers: Annotated[
-        dict[str, str] | None,
-        AfterValidator(_check_extra_headers),
-        Wanted("must be a dict of header names and texts.", secret=True),
+        Headers | None,
         Field(default=None, description="More headers of each request; kept as secret as the key."),
     ]
     extra_body: Annotated[
@@ -230,7 +203,7 @@ class LLM:
 
     def __init__(self, model: str | None = None, **options: Unpack[LLMOptions]) -> None:
         check_argument("model", model, ModelName)
-        chosen = mask_secrets(_OPTIONS.check(options))
+        chosen = _OPTIONS.check(options)
         self._options = {"model": model, **chosen}
         self._pid = os.getpid()
         self.model = model or os.environ.get("PERSONAINFER_MODEL") or "local"
@@ -397,12 +370,6 @@ def _transport(
         return EmbeddedTransport(find_weights(model))
     if model.startswith("litellm/"):
         return LiteLLMTransport(model.removeprefix("litellm/"), api_base, api_key, headers=headers)
-    if api_key and api_base is not None and "@" in urlsplit(api_base).netloc:
-        raise InvalidArgumentError(
-            f"api_base={shown_address(api_base)!r} has a password, and api_key= is given too.",
-            hint="An endpoint is told one of them: leave the other out.",
-            argument="api_key",
-        )
     if api_base is None:
         return LiteLLMTransport(model, None, api_key, headers=headers)
     for prefix in _OPENAI_PREFIXES:

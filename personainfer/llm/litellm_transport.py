@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ..api_keys import Address, Secrets, SecretText, mask_secrets, shown_address
+from ..addresses import Address, shown_address
+from ..api_keys import Secrets, SecretText, hide_secrets
 from ..event_loop import Deadlines
 from ..exceptions import (
     AuthenticationError,
@@ -49,9 +50,10 @@ class LiteLLMTransport(DialectTransport):
     ) -> None:
         super().__init__(model)
         self._litellm = _import_litellm()
-        self.options: Json = mask_secrets({"api_base": api_base, "api_key": api_key})
+        self.options: Json = {"api_base": api_base, "api_key": api_key}
         if headers:
-            self.options |= mask_secrets({"extra_headers": headers})
+            self.options["extra_headers"] = headers
+        hide_secrets(self.options)
         self.key = SecretText(api_key or "")
         # Secrets of the last request, some found by litellm itself.
         self._carried: tuple[str, ...] = ()

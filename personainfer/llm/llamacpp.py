@@ -21,7 +21,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from ..api_keys import Address, SecretText
+from ..addresses import Address
+from ..api_keys import SecretText
 from ..exceptions import ModelNotFoundError, ReplyError, TransportError
 from ..local.llamacpp_program import ServerSettings
 from ..local.llamacpp_server import ServerProcess, start_server

@@ -18,9 +18,17 @@ from urllib.request import getproxies, proxy_bypass
 
 from pydantic import BaseModel
 
-from ..api_keys import Address, Secrets, SecretText, environment_key, key_headers, shown_address
+from ..addresses import Address, shown_address
+from ..api_keys import Secrets, SecretText, environment_key, key_headers
 from ..event_loop import Deadlines
-from ..exceptions import ReplyError, RequestRejectedError, TransportError, reads, visible
+from ..exceptions import (
+    InvalidArgumentError,
+    ReplyError,
+    RequestRejectedError,
+    TransportError,
+    reads,
+    visible,
+)
 from ..http_guard import is_loopback, too_large
 from ..records import Completion
 from .dialect import Dialect
@@ -150,8 +158,12 @@ class EndpointTransport(DialectTransport):
         super().__init__(model)
         self._base: str = Address(api_base.rstrip("/"))
         self.endpoint = shown_address(self._base)
-        self.key = SecretText(api_key or environment_key(self._base))
         self.headers = {name: SecretText(text) for name, text in (headers or {}).items()}
+        self.key = SecretText(api_key or "")
+        if "@" in urlsplit(self._base).netloc:
+            _check_credentials(self.endpoint, self.key, self.headers)
+        else:
+            self.key = SecretText(api_key or environment_key(self._base))
         self._session: aiohttp.ClientSession | None = None
         self._sent_headers: Mapping[str, str] = {}
         self._proxy: str | None = None
@@ -244,6 +256,18 @@ class EndpointTransport(DialectTransport):
             raise failed from None
         finally:
             self._deadlines.stop(task)
+
+
+def _check_credentials(endpoint: str, key: str, headers: Mapping[str, str]) -> None:
+    """Raise InvalidArgumentError if an endpoint whose address has a password is told another one, too."""
+    named = {name.lower() for name in headers}
+    given = "api_key" if key else "extra_headers" if "authorization" in named else ""
+    if given:
+        raise InvalidArgumentError(
+            f"api_base={endpoint!r} has a password, and {given}= is given too.",
+            hint="An endpoint is told one of them: leave the other out.",
+            argument=given,
+        )
 
 
 def _session(base: str) -> aiohttp.ClientSession:

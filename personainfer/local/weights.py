@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..api_keys import shown_address
+from ..addresses import shown_address
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from .weight_files import NamedWeights, content_hash, hub_file
 

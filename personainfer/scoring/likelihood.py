@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..api_keys import hide_key, mask_secrets, show_key
+from ..api_keys import hide_key, show_key
+from ..arguments import hides_secrets
 from ..exceptions import InvalidArgumentError
 from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference
@@ -41,6 +42,7 @@ _NOTHING: FloatArray = np.zeros(0)  # the scores of a response without tokens
 _logger = logging.getLogger(__name__)
 
 
+@hides_secrets
 class Likelihood:
     """Scores responses by a language model's log-probability; a `select=` for `infer_personas`.
 
@@ -97,8 +99,7 @@ class Likelihood:
         api_key: str | None = None,
         timeout: float = 600.0,
     ) -> None:
-        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        self._options = mask_secrets(given)
+        self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self._make = scorer_of(self._options)
         self.model = model
         self.cuts = Cuts()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..arguments import Count, PositiveNumber, check_argument
+from ..arguments import ApiBase, ApiKey, Count, PositiveNumber, check_argument
 from ..exceptions import InvalidArgumentError, ModelNotFoundError
 from ..local.weights import find_weights
 from ..personas.placement import check_place
@@ -65,6 +65,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
     check_argument("batch_size", options["batch_size"], Count)
     for name in ("max_response_tokens", "max_prompt_tokens"):
         check_argument(name, options[name], Count | None)
+    check_argument("api_base", options["api_base"], ApiBase | None)
+    check_argument("api_key", options["api_key"], ApiKey | None)
     check_argument("timeout", options["timeout"], PositiveNumber)
     check_place(options["persona_in"])
     baseline = options["baseline"]
@@ -83,8 +85,3 @@ def _check_options(options: Mapping[str, Any]) -> None:
                 f"{name}={options[name]!r} is for transformers, api_base={base!r} for a server.",
                 hint="Leave one out.",
             )
-
-    if base is not None and not str(base).startswith(("http://", "https://")):
-        raise InvalidArgumentError(
-            f"api_base={base!r} is not an address.", hint='It starts with "http://" or "https://".'
-        )

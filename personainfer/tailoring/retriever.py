@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api_keys import Address
-from ..arguments import Count, PositiveNumber, check_argument
+from ..arguments import ApiBase, ApiKey, Count, PositiveNumber, check_argument, hides_secrets
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, ModelError
 from ..personas.flags import flag_filter
@@ -45,6 +44,7 @@ class RetrievedPersona:
     index: int
 
 
+@hides_secrets
 class PersonaRetriever:
     """The persona of the nearest training prompt.
 
@@ -109,6 +109,7 @@ class PersonaRetriever:
         self._model = model if isinstance(model, str | Path) else "a function"
 
     @classmethod
+    @hides_secrets
     def from_table(
         cls,
         table: PersonaTable,
@@ -272,16 +273,12 @@ def _embedder(
 ) -> Embedder | None:
     """The embedder of the texts; None for BM25."""
     if api_base is not None:
-        api_base = Address(api_base)
         if not isinstance(model, str) or model == "bm25":
             raise InvalidArgumentError(
                 f"api_base={api_base!r}, but no model= that it serves.", hint="Name the model."
             )
-        if not api_base.startswith(("http://", "https://")):
-            raise InvalidArgumentError(
-                f"api_base={api_base!r} is not an address.",
-                hint='It starts with "http://" or "https://".',
-            )
+        check_argument("api_base", api_base, ApiBase)
+        check_argument("api_key", api_key, ApiKey | None)
         check_argument("timeout", timeout, PositiveNumber)
         check_argument("max_attempts", max_attempts, Count)
         return endpoint_embedder(
