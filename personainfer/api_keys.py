@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import base64
 import html
+import inspect
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache, cached_property
-from typing import Any
+from functools import cache, cached_property, wraps
+from typing import Any, TypeVar
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 from .addresses import ADDRESS, Address
 from .exceptions import AuthenticationError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SHORTEST_SECRET = 4  # characters; without shorter ones a text would be hard to read
 _SHORTEST_ENCODED = 8  # shorter ones are masked in their own case alone, and not encoded as a whole
@@ -145,6 +148,32 @@ def hide_secrets(options: dict[str, Any]) -> None:
                 name: SecretText(text) if isinstance(text, str) else HiddenKey(text)
                 for name, text in headers.items()
             }
+
+
+def hides_secrets(function: Function) -> Function:
+    """Give a function its api_base=, api_key= and extra_headers= as values that no traceback shows.
+
+    Programs that report errors show the variables of each call. Of a class, the constructor is decorated.
+    """
+    if isinstance(function, type):
+        made: Any = function
+        made.__init__ = hides_secrets(made.__init__)
+        return made  # type: ignore[no-any-return]
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def called_later(*arguments: Any, **options: Any) -> Any:
+            hide_secrets(options)
+            return await function(*arguments, **options)
+
+        return called_later  # type: ignore[return-value]
+
+    @wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        hide_secrets(options)
+        return function(*arguments, **options)
+
+    return called  # type: ignore[return-value]
 
 
 def can_be_sent(text: str) -> bool:

@@ -7,7 +7,7 @@ Each option is declared once, in a TypedDict, and read by type checkers, Python,
 
 `Options(LLMOptions)` makes a pydantic model of it that checks values, with errors in our own words.
 `takes_options` gives a function with `**options: Unpack[LLMOptions]` a signature that shows each option.
-What it decorates, or `hides_secrets`, is never given a key that a traceback would show.
+What it decorates is never given a key that a traceback would show.
 
 Every function that computes a number reads its arrays by `read_numbers` and `read_labels`, so that a text, an
 infinite value or a missing group is refused in the same words everywhere, and never becomes another number.
@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from decimal import Decimal
-from functools import cache, wraps
+from functools import cache
 from numbers import Integral, Real
 from typing import (
     TYPE_CHECKING,
@@ -47,7 +47,7 @@ from pydantic import (
 )
 
 from .addresses import address_problem, shown_address
-from .api_keys import can_be_sent, hide_secrets
+from .api_keys import can_be_sent, hides_secrets
 from .exceptions import InvalidArgumentError, UnknownOptionError
 
 if TYPE_CHECKING:
@@ -207,32 +207,6 @@ def _argument_problem(name: str, value: object, kind: Any) -> InvalidArgumentErr
 def options_of(declared: type) -> Options:
     """The options of a TypedDict that several functions share, made once."""
     return Options(declared)
-
-
-def hides_secrets(function: Documented) -> Documented:
-    """Give a function its api_base=, api_key= and extra_headers= as values that no traceback shows.
-
-    Programs that report errors show the variables of each call. Of a class, the constructor is decorated.
-    """
-    if isinstance(function, type):
-        made: Any = function
-        made.__init__ = hides_secrets(made.__init__)
-        return made  # type: ignore[no-any-return]
-    if inspect.iscoroutinefunction(function):
-
-        @wraps(function)
-        async def called_later(*arguments: Any, **options: Any) -> Any:
-            hide_secrets(options)
-            return await function(*arguments, **options)
-
-        return called_later  # type: ignore[return-value]
-
-    @wraps(function)
-    def called(*arguments: Any, **options: Any) -> Any:
-        hide_secrets(options)
-        return function(*arguments, **options)
-
-    return called  # type: ignore[return-value]
 
 
 def takes_options(declared: type) -> Callable[[Documented], Documented]:

@@ -267,7 +267,8 @@ def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
     An endpoint may send anything, and a reader cannot foresee all of it. An error of another kind would
     look like a bug, and end the run. Here it becomes a `ReplyError`, which costs one row: "the reply
-    cannot be read (KeyError)". The other error is its cause.
+    cannot be read (KeyError)". What was sent may repeat a key: the error keeps no call of the reader, whose
+    variables hold it, and no other error, which may quote it.
 
     Args:
         what: what is read, for the message: "the reply".
@@ -276,12 +277,16 @@ def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def decorated(reader: Callable[P, T]) -> Callable[P, T]:
         @wraps(reader)
         def read(*args: P.args, **kwargs: P.kwargs) -> T:
+            problem: PersonaInferError
             try:
                 return reader(*args, **kwargs)
-            except PersonaInferError:
-                raise
+            except PersonaInferError as error:
+                problem = error
             except Exception as error:
-                raise unreadable(what, error) from error
+                problem = unreadable(what, error)
+            del args, kwargs
+            problem.__cause__ = problem.__context__ = problem.__traceback__ = None
+            raise problem
 
         return read
 

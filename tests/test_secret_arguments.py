@@ -204,8 +204,6 @@ CALLS: dict[str, Callable[..., object]] = {
     "table": lambda **given: pi.infer_personas(pairs(1), "m", cache=False, max_attempts=1, **given),
     "embeddings": lambda **given: pi.PersonaRetriever(["a"], ["b"], model="m", **given),
     "scoring": lambda **given: pi.Likelihood("m", **given).score(["a"], [None], ["b"]),
-    "batch": lambda **given: pi.submit_batch(pairs(1), "m", "folder", **given),
-    "collect": lambda **given: pi.collect_batch("folder", **given),
 }
 
 

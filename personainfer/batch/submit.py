@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ..addresses import holds_secret
-from ..api_keys import Secrets
-from ..arguments import PositiveNumber, check_argument, hides_secrets, takes_options
+from ..api_keys import Secrets, hides_secrets
+from ..arguments import PositiveNumber, check_argument, takes_options
 from ..data.atomic_files import atomic_writer, remove_abandoned
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator
 
-from ..arguments import hides_secrets, takes_options
+from ..api_keys import hides_secrets
+from ..arguments import takes_options
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, joined
 from ..llm.client import LLM, OPTIONS, LLMOptions

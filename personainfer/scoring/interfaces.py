@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from .. import event_loop as loop
-from ..exceptions import InvalidArgumentError, PersonaInferError, ReplyError, unreadable
+from ..exceptions import InvalidArgumentError, PersonaInferError, ReplyError, reads, unreadable
 from ..llm.openai_protocol import Json
 from ..llm.transports import EndpointTransport
 from ..records import FloatArray, Message, Persona, Prompt
@@ -100,8 +100,11 @@ class ScoringEndpoint(EndpointTransport):
         Raises:
             TransportError: the server cannot be reached.
         """
-        status, headers, content = await self._post(path, None, self._timeout)
-        return self._read_json(status, headers, content) if status == 200 else {}
+        return self._read_if_there(*await self._post(path, None, self._timeout))
+
+    @reads("the reply")
+    def _read_if_there(self, status: int, *answer: Any) -> Json:
+        return self._read_json(status, *answer) if status == 200 else {}
 
     def each(self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Iterable[T]) -> list[U]:
         """Call `ask` for every item, several at once; results in order. The first error cancels the rest.

@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..api_keys import hide_key, show_key
-from ..arguments import hides_secrets
+from ..api_keys import hide_key, hides_secrets, show_key
 from ..exceptions import InvalidArgumentError
 from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference

@@ -125,8 +125,7 @@ class _EmbeddingTransport(EndpointTransport):
     async def _embed_part(self, part: Sequence[str], timeout: float) -> list[list[float]]:
         body = {"model": self.model, "input": list(part), "encoding_format": "float"}
         sent = json.dumps(body).encode()
-        answer = await self._post("/embeddings", sent, timeout)
-        return _vectors(self._read_json(*answer), len(part))
+        return _vectors(self._read_json(*await self._post("/embeddings", sent, timeout)), len(part))
 
 
 @reads("the reply")

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import ApiBase, ApiKey, Count, PositiveNumber, check_argument, hides_secrets
+from ..api_keys import hides_secrets
+from ..arguments import ApiBase, ApiKey, Count, PositiveNumber, check_argument
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, ModelError
 from ..personas.flags import flag_filter
