@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
@@ -223,11 +223,16 @@ _LONGEST_MASKED = 100_000  # characters that are masked: a cut before could leav
 
 
 def status_error(
-    status: int, headers: Mapping[str, str], text: str, secrets: Secrets
+    status: int,
+    headers: Mapping[str, str],
+    text: str,
+    secrets: Secrets,
+    asked: Iterable[str] = (),
 ) -> ModelError:
     """The error for a refusal: the HTTP status, the headers, what `error_text` found in the body.
 
-    `secrets` are masked in what it quotes.
+    `secrets` are masked in what it quotes. `asked` are the texts of the request: what the refusal repeats of
+    them says nothing about its reason.
     """
     if 300 <= status < 400:
         place = headers.get("Location") or headers.get("location") or ""
@@ -235,7 +240,7 @@ def status_error(
     text = " ".join(text.encode(errors="replace").decode().split())
     text = redact(text, secrets)[:_LONGEST_READ]
     said = text[:_LONGEST_WORDS].strip(" .") or "the endpoint says no more"
-    lowered = text.lower()
+    lowered = _without_quotations(text.lower(), asked)
     wait = retry_after(headers)
     wait = _wait_in_words(lowered) if wait is None else wait
     if status == 503 and wait is not None:
@@ -254,6 +259,46 @@ def status_error(
     if rule.scope == "run":
         error.fatal = True
     return error
+
+
+_WORD = re.compile(r"[a-z0-9_]+")
+_ESCAPE = re.compile(r"\\{1,8}(?:u[0-9a-f]{4}|[nrtbf])")  # of a line break or a letter, in JSON
+_QUOTED = 3  # words of a request in a row are a quotation
+
+
+def _without_quotations(refusal: str, asked: Iterable[str]) -> str:
+    """A refusal, in lower case, without what it repeats of the request's texts.
+
+    Servers that check requests repeat them. A row whose text says "insufficient_quota" would otherwise look
+    like an account without quota, and end the run.
+    """
+    own = {piece for text in asked for piece in _pieces([word for word, _, _ in _words_in(text)])}
+    if not own:
+        return refusal
+    words = _words_in(refusal)
+    quoted: set[int] = set()
+    for length in range(1, _QUOTED + 1):
+        for start in range(len(words) - length + 1):
+            if tuple(word for word, _, _ in words[start : start + length]) in own:
+                quoted.update(range(start, start + length))
+    kept, end = [], 0
+    for place, (_, word_start, word_end) in enumerate(words):
+        if place in quoted:
+            kept.append(refusal[end:word_start] if place - 1 not in quoted else " ")
+            end = word_end
+    return "".join([*kept, refusal[end:]])
+
+
+def _words_in(text: str) -> list[tuple[str, int, int]]:
+    """The words of a text in lower case, each with its start and its end. Escapes of JSON are white space."""
+    bare = _ESCAPE.sub(lambda found: " " * len(found[0]), text.lower())
+    return [(found[0], *found.span()) for found in _WORD.finditer(bare)]
+
+
+def _pieces(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Each three words in a row; of fewer words, all."""
+    for start in range(max(len(words) - _QUOTED + 1, min(len(words), 1))):
+        yield tuple(words[start : start + _QUOTED])
 
 
 # A gateway had no answer, or none in time: the model behind it may have run.
@@ -322,14 +367,23 @@ def _words(error: Any) -> str:
         return json.dumps(error, ensure_ascii=False)[:_LONGEST_MASKED]
     metadata = error.get("metadata")
     details: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
+    named = {**error, "detail": _validation(error.get("detail"))}
     parts = [
-        error.get(name) for name in ("message", "detail", "msg", "error", "code", "type", "param")
+        named.get(name) for name in ("message", "detail", "msg", "error", "code", "type", "param")
     ]
     parts += [details.get("raw"), details.get("reasons"), details.get("provider_name")]
     parts += [error.get("status"), error.get("estimated_time") and "estimated_time"]
     parts += [_retry_delay(error.get("details"))]
     said = [part if isinstance(part, str) else json.dumps(part) for part in parts if part]
     return " ".join(dict.fromkeys(said)) or json.dumps(error, ensure_ascii=False)[:_LONGEST_MASKED]
+
+
+def _validation(detail: Any) -> Any:
+    """FastAPI's problems of a request without its values, which it repeats; other details as they are."""
+    if not isinstance(detail, list) or not all(isinstance(one, dict) for one in detail):
+        return detail
+    names = ("type", "loc", "msg")
+    return [{name: one[name] for name in names if name in one} or one for one in detail]
 
 
 def _retry_delay(details: Any) -> str | None:
@@ -361,7 +415,8 @@ def provider_errors(
             if isinstance(error, openai.APITimeoutError):
                 raise no_answer(name, timeout) from None
             if isinstance(error, openai.APIError):
-                raise _provider_error(name, error, exchange, secrets) from None
+                asked = rules.get("texts", ())
+                raise _provider_error(name, error, exchange, secrets, asked) from None
             raise
 
 
@@ -373,7 +428,11 @@ def no_answer(name: str, timeout: float) -> TransportError:
 
 
 def _provider_error(
-    name: str, error: openai.APIError, exchange: Exchange, secrets: Secrets
+    name: str,
+    error: openai.APIError,
+    exchange: Exchange,
+    secrets: Secrets,
+    asked: Iterable[str],
 ) -> ModelError:
     import openai
 
@@ -387,7 +446,7 @@ def _provider_error(
     response = getattr(error, "response", None)
     headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", {})
     status = getattr(error, "status_code", None) or 500
-    return status_error(int(status), headers or exchange.headers, words, secrets)
+    return status_error(int(status), headers or exchange.headers, words, secrets, asked)
 
 
 _NOT_CONNECTED = {  # of httpx, aiohttp and Python, each raised before anything is sent

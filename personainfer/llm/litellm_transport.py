@@ -28,7 +28,14 @@ from ..http_guard import guarded_http
 from ..records import Completion
 from .dialect import FORMS
 from .endpoint_faults import embedded_status, no_answer, provider_errors, status_error
-from .openai_protocol import Json, read_completion, response_format, tool_call, wire_schema
+from .openai_protocol import (
+    Json,
+    message_texts,
+    read_completion,
+    response_format,
+    tool_call,
+    wire_schema,
+)
 from .replies import last_bad_reply
 from .transports import LARGEST_REPLY, DialectTransport
 
@@ -115,13 +122,14 @@ class LiteLLMTransport(DialectTransport):
             raise
         except Exception as error:  # of litellm's or instructor's reader of what the provider sent
             raise unreadable("the reply", error) from error
-        return self._read_completion(reply)
+        return self._read_completion(reply, message_texts(fields["messages"]))
 
     @reads("the reply")
-    def _read_completion(self, reply: Any) -> Completion:
-        found = reply.model_dump()
+    def _read_completion(self, reply: Any, asked: Iterable[str]) -> Completion:
+        """The completion in what litellm made of the provider's answer to these texts."""
+        found = reply.model_dump(warnings=False)  # a warning would show the reply
         if (problem := embedded_status(found)) is not None:
-            raise status_error(problem[0], {}, problem[1], self.secrets)
+            raise status_error(problem[0], {}, problem[1], self.secrets, asked)
         return read_completion(found, self.secrets)
 
     def _asked_models(self, fields: Json) -> _InstructorModels | None:
@@ -205,7 +213,7 @@ class LiteLLMTransport(DialectTransport):
                 timeout,
                 self.secrets,
                 largest=LARGEST_REPLY,
-                texts=_texts(fields["messages"]),
+                texts=message_texts(fields["messages"]),
                 base=None if self.provider in self._own() else self.options.get("api_base"),
             ) as exchange:
                 reply = await self._litellm.acompletion(
@@ -248,14 +256,6 @@ class LiteLLMTransport(DialectTransport):
 
     async def close(self) -> None:
         """litellm keeps its own clients."""
-
-
-def _texts(messages: Iterable[Json]) -> list[str]:
-    """The words of messages, those in a list of parts, too."""
-    contents = [message.get("content") for message in messages]
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    found = [*contents, *(part.get("text") for part in parts if isinstance(part, dict))]
-    return [text for text in found if isinstance(text, str)]
 
 
 def _environment_address(provider: str) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -23,7 +23,14 @@ from pydantic import BaseModel
 
 from ..addresses import Address
 from ..api_keys import SecretText
-from ..exceptions import ModelNotFoundError, ReplyError, TransportError
+from ..exceptions import (
+    ModelError,
+    ModelNotFoundError,
+    RateLimitError,
+    ReplyError,
+    RequestRejectedError,
+    TransportError,
+)
 from ..local.llamacpp_program import ServerSettings
 from ..local.llamacpp_server import ServerProcess, start_server
 from ..local.slots import Slots
@@ -83,6 +90,19 @@ class EmbeddedTransport(EndpointTransport):
             return await self._complete_on(server, body, timeout, alone=alone)
 
         return await local_model(self._weights).ask(send, chat=body)
+
+    def _refusal(
+        self, body: bytes, status: int, headers: Mapping[str, str], words: str
+    ) -> ModelError:
+        """A refusal of llama.cpp on this machine is the row's: no account, no model and no rate is refused.
+
+        A chat template may refuse a text in any words.
+        """
+        error = super()._refusal(body, status, headers, words)
+        if error.fatal or isinstance(error, RateLimitError):
+            said = self.secrets.mask(words)[:300]
+            return RequestRejectedError(f"llama.cpp refuses this request ({status}): {said}")
+        return error
 
     async def _complete_on(
         self, server: Server, body: bytes, timeout: float, *, alone: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -31,6 +31,14 @@ def tool_call(asked: Json) -> Json:
     function = {"name": asked["name"], "parameters": asked["schema"]}
     choice = {"type": "function", "function": {"name": asked["name"]}}
     return {"tools": [{"type": "function", "function": function}], "tool_choice": choice}
+
+
+def message_texts(messages: Iterable[Json]) -> list[str]:
+    """The words of messages, those in a list of parts, too."""
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    found = [*contents, *(part.get("text") for part in parts if isinstance(part, dict))]
+    return [text for text in found if isinstance(text, str)]
 
 
 _LOOSE = {"title", "description", "default"}

@@ -7,6 +7,7 @@ errors, and a `Dialect` rewrites requests for endpoints that need another form.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import ssl
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from ..api_keys import Secrets, SecretText, environment_key, key_headers
 from ..event_loop import Deadlines
 from ..exceptions import (
     InvalidArgumentError,
+    ModelError,
     ReplyError,
     RequestRejectedError,
     TransportError,
@@ -33,7 +35,7 @@ from ..http_guard import is_loopback, too_large
 from ..records import Completion
 from .dialect import Dialect
 from .endpoint_faults import embedded_status, error_text, no_answer, status_error
-from .openai_protocol import Json, read_completion, response_format
+from .openai_protocol import Json, message_texts, read_completion, response_format
 from .replies import decode
 
 if TYPE_CHECKING:
@@ -183,24 +185,33 @@ class EndpointTransport(DialectTransport):
 
     async def _send(self, body: bytes, timeout: float) -> Completion:
         written = self.dialect.written(body)
-        return self._read_completion(*await self._post("/chat/completions", written, timeout))
+        return self._read_completion(body, *await self._post("/chat/completions", written, timeout))
 
     @reads("the reply")
     def _read_completion(
-        self, status: int, headers: Mapping[str, str], content: bytes
+        self, body: bytes, status: int, headers: Mapping[str, str], content: bytes
     ) -> Completion:
-        """The completion in an answer of the endpoint."""
-        if content[:50].lstrip().startswith(b"<") and status == 200:
+        """The completion in the endpoint's answer to a request."""
+        if status != 200:
+            raise self._refusal(body, status, headers, error_text(content))
+        if content[:50].lstrip().startswith(b"<"):
             raise ReplyError(
                 "the reply is not JSON, but a web page.",
                 hint="Check api_base= (often ending in /v1).",
             )
-        reply = self._read_json(status, headers, content)
+        reply = decode(content)
         if (found := embedded_status(reply)) is not None:
-            raise status_error(found[0], headers, found[1], self.secrets)
+            raise self._refusal(body, found[0], headers, found[1])
         if reply.get("model") != self.model:
             self._note_name(reply.get("model"))
         return read_completion(reply, self.secrets)
+
+    def _refusal(
+        self, body: bytes, status: int, headers: Mapping[str, str], words: str
+    ) -> ModelError:
+        """The error for a refusal of a request."""
+        asked = message_texts(json.loads(body)["messages"])
+        return status_error(status, headers, words, self.secrets, asked)
 
     @reads("the reply")
     def _read_json(self, status: int, headers: Mapping[str, str], content: bytes) -> Json:

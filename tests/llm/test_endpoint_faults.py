@@ -25,6 +25,9 @@ from personainfer.exceptions import (
     TransportError,
 )
 from personainfer.llm.endpoint_faults import RULES, error_text, status_error
+from personainfer.llm.llamacpp import EmbeddedTransport
+from personainfer.local.weights import find_weights
+from personainfer.personas.prompts import PersonaPrompt
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import pairs
@@ -826,3 +829,73 @@ def test_a_reply_that_needs_a_little_more_gets_it() -> None:
         llm = ask(server)
         assert [body["max_tokens"] for body in server.requests] == [500, 1000]
     assert "reasons" not in llm.settings
+
+
+QUOTED = [
+    "insufficient_quota",
+    'what does "invalid api key" mean?',
+    "the model does not exist",
+    "we sell out: rate limit exceeded, too many requests\nper minute",
+    "unknown url",
+    "please reduce the temperature, the seed and the json schema",
+    "café: the account has no more credits",
+]
+
+
+def fastapi(text: str) -> Any:
+    return {"detail": [{"type": "value_error", "loc": ["body"], "msg": "no", "input": text}]}
+
+
+def as_words(text: str) -> Any:
+    return openai_error(f"1 validation error: {{'input': {text!r}}}")
+
+
+def cut(text: str) -> Any:
+    return openai_error(json.dumps({"input": text})[:200])
+
+
+@pytest.mark.parametrize("form", [fastapi, as_words, cut])
+@pytest.mark.parametrize("text", QUOTED)
+def test_words_of_a_row_that_a_refusal_repeats_end_no_run(
+    text: str, form: Callable[[str], Any]
+) -> None:
+    """Servers that check requests with FastAPI repeat them: vLLM, TGI, gateways."""
+
+    def reply(body: dict[str, Any]) -> Fault | str:
+        said = body["messages"][-1]["content"]
+        return Fault.response(form(said), 422) if text in said else "fine"
+
+    with FakeLLM(reply) as server:
+        llm = pi.LLM("m", api_base=server.api_base, cache=False, max_attempts=1, max_concurrency=1)
+        texts = ["row 1", f"row 2: {text}", "row 3"]
+        replies = llm.ask_many([([{"role": "user", "content": one}],) for one in texts])
+        assert [one.text for one in replies] == ["fine", "", "fine"]
+        assert isinstance(replies[1].error, RequestRejectedError)
+        assert server.calls == 3
+        assert server.requests[-1].get("seed") == server.requests[0].get("seed")
+        assert "temperature" in server.requests[-1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_refusal_means_the_same_beside_a_prompt(name: str) -> None:
+    """What is taken for a quotation is not what endpoints say by themselves."""
+    status, content, _, _ = CASES[name]
+    said = json.dumps(content) if not isinstance(content, str) else content
+    words = error_text(said.encode())
+    prompt = PersonaPrompt("joint", "default")
+    asked = [message.content for message in prompt.prefix]
+    plain, beside = (status_error(status, {}, words, Secrets(), one) for one in ([], asked))
+    assert (type(plain), plain.fatal) == (type(beside), beside.fatal)
+    assert getattr(plain, "unsupported", "") == getattr(beside, "unsupported", "")
+
+
+@pytest.mark.parametrize(
+    "words", ["rate limit, too many requests", "insufficient_quota", "unauthorized"]
+)
+def test_a_template_of_a_local_model_refuses_a_row_in_whatever_words(words: str) -> None:
+    transport = EmbeddedTransport(find_weights("local"))
+    body = json.dumps({"messages": [{"role": "user", "content": "x"}]}).encode()
+    error = transport._refusal(body, 500, {}, words)
+    assert isinstance(error, RequestRejectedError)
+    assert not error.fatal
+    assert words in str(error)
