@@ -13,12 +13,15 @@ ADDRESS = re.compile(
 
 
 class Address(str):
-    """The address of an endpoint. Its `repr` hides what may be secret, as `shown_address` does."""
+    """The address of an endpoint. Its `repr` hides what may be secret, as `shown_address` does.
+
+    Of a text that is no address, such as a key in the wrong place, it shows nothing.
+    """
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return repr(shown_address(self))
+        return "'…'" if address_problem(self) else repr(shown_address(self))
 
 
 def shown_address(address: str) -> str:

@@ -46,7 +46,7 @@ from pydantic import (
     create_model,
 )
 
-from .addresses import address_problem, shown_address
+from .addresses import address_problem
 from .api_keys import can_be_sent, hides_secrets
 from .exceptions import InvalidArgumentError, UnknownOptionError
 
@@ -97,9 +97,7 @@ _OF_THE_CONNECTION = ("content-length", "transfer-encoding")  # headers that the
 
 def _check_address(address: str) -> str:
     if problem := address_problem(address):
-        raise InvalidArgumentError(
-            f"api_base={shown_address(address)!r} is not an address.", hint=problem
-        )
+        raise InvalidArgumentError("api_base= is not an address.", hint=problem)
     return address
 
 

@@ -27,8 +27,10 @@ library errors are translated in `transports` and `litellm_transport`, so that a
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import re
+import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from importlib import import_module
@@ -262,31 +264,63 @@ class ReplyError(ModelError):
     reasoned = False
 
 
+def keeps_no_cause(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function, or a coroutine, that handles what an endpoint was sent and what it sent.
+
+    Its errors of this library leave it without their traceback, whose variables may hold a key or a token,
+    and without the error from which they came, which may quote what the endpoint repeated.
+    """
+
+    def bare(error: PersonaInferError) -> PersonaInferError:
+        error.__cause__ = error.__context__ = error.__traceback__ = None
+        return error
+
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def called_later(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await function(*args, **kwargs)
+            except PersonaInferError as error:
+                problem = bare(error)
+            del args, kwargs
+            raise problem  # here, where no other error is being handled, so that none is its context
+
+        return called_later  # type: ignore[return-value]
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except PersonaInferError as error:
+            problem = bare(error)
+        del args, kwargs
+        raise problem
+
+    return called
+
+
 def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorate a reader of what an endpoint sent, so that it raises errors of this library alone.
 
     An endpoint may send anything, and a reader cannot foresee all of it. An error of another kind would
     look like a bug, and end the run. Here it becomes a `ReplyError`, which costs one row: "the reply
-    cannot be read (KeyError)". What was sent may repeat a key: the error keeps no call of the reader, whose
-    variables hold it, and no other error, which may quote it.
+    cannot be read (KeyError)". Its errors keep no cause, see `keeps_no_cause`.
 
     Args:
         what: what is read, for the message: "the reply".
     """
 
     def decorated(reader: Callable[P, T]) -> Callable[P, T]:
+        @keeps_no_cause
         @wraps(reader)
         def read(*args: P.args, **kwargs: P.kwargs) -> T:
-            problem: PersonaInferError
             try:
                 return reader(*args, **kwargs)
-            except PersonaInferError as error:
-                problem = error
+            except PersonaInferError:
+                raise
             except Exception as error:
-                problem = unreadable(what, error)
-            del args, kwargs
-            problem.__cause__ = problem.__context__ = problem.__traceback__ = None
-            raise problem
+                raise unreadable(what, error) from None
 
         return read
 
@@ -294,8 +328,11 @@ def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def unreadable(what: str, error: Exception) -> ReplyError:
-    """The error for something sent that no reader could read; it names the kind of `error` alone."""
-    return ReplyError(f"{what} cannot be read ({type(error).__name__}).")
+    """The error for something sent that no reader could read: it names the kind of `error`, and its place."""
+    failed = ReplyError(f"{what} cannot be read ({type(error).__name__}).")
+    if places := traceback.extract_tb(error.__traceback__):
+        failed.add_note(f"{places[-1].filename}, line {places[-1].lineno}")
+    return failed
 
 
 class BudgetExceededError(ModelError):

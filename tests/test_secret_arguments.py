@@ -11,9 +11,11 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import personainfer as pi
 from personainfer.addresses import shown_address
+from personainfer.cli.commands import app
 from personainfer.exceptions import AuthenticationError, InvalidArgumentError, PersonaInferError
 
 from .builders import AnyServer, pairs
@@ -38,6 +40,7 @@ every_taker = pytest.mark.parametrize("take", TAKERS.values(), ids=TAKERS)
 @pytest.mark.parametrize(
     "address",
     [
+        SECRET,  # in the wrong place
         f"ftp://me:{SECRET}@h/v1",
         f"http://me:{SECRET}@ex℀mple.com/v1",
         f"http://me:[{SECRET}]@h/v1",
@@ -201,21 +204,59 @@ def test_no_public_function_has_a_key_among_its_variables(function: Callable[...
 
 CALLS: dict[str, Callable[..., object]] = {
     "chat": lambda **given: pi.LLM("m", cache=False, max_attempts=1, **given).ask(MESSAGES),
-    "table": lambda **given: pi.infer_personas(pairs(1), "m", cache=False, max_attempts=1, **given),
+    "table": lambda **given: pi.infer_personas(
+        pairs(1), "m", cache=False, max_attempts=1, on_error="raise", **given
+    ),
     "embeddings": lambda **given: pi.PersonaRetriever(["a"], ["b"], model="m", **given),
     "scoring": lambda **given: pi.Likelihood("m", **given).score(["a"], [None], ["b"]),
+    "batch": lambda **given: pi.submit_batch(pairs(1), "m", "folder", patience=0.1, **given),
 }
 
 
-@pytest.mark.parametrize("status", [401, 302])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, f"No key {SECRET}"),
+        (400, f"No key {SECRET}"),
+        (302, ""),
+        (200, f'{{"error": {{"code": "{SECRET}²"}}}}'),
+        (200, f'{{"choices": {{"{SECRET}": 1}}, "data": "{SECRET}"}}'),
+        (200, f"<html>{SECRET}"),
+        (200, SECRET * 400_000),
+    ],
+    ids=["key", "request", "redirect", "error", "reply", "page", "large"],
+)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_what_an_endpoint_repeats_is_not_among_the_variables_either(
-    call: Callable[..., object], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Callable[..., object],
+    status: int,
+    body: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with (
-        AnyServer(status, {"Location": f"/{SECRET}"}, f"No key {SECRET}".encode()) as server,
+        AnyServer(status, {"Location": f"/{SECRET}", "X-Key": SECRET}, body.encode()) as server,
         pytest.raises(PersonaInferError) as caught,
     ):
-        call(api_base=server.address, api_key=SECRET)
+        call(api_base=f"{server.address}/v1", api_key=SECRET)
     assert not list(leaks(caught.value, SECRET))
+
+
+@pytest.mark.parametrize("name", ["chat", "embeddings", "scoring"])
+def test_nor_is_a_token_of_the_address(name: str) -> None:
+    with (
+        AnyServer(body=b" " * 5_000_000) as server,
+        pytest.raises(PersonaInferError) as caught,
+    ):
+        CALLS[name](api_base=f"{server.address}/v1?token={SECRET}")
+    assert not list(leaks(caught.value, SECRET))
+
+
+@pytest.mark.parametrize(
+    "header", [f"X-Token: {SECRET}", f"X-Token {SECRET}", f"={SECRET}", SECRET]
+)
+def test_the_command_shows_no_header_that_it_cannot_read(header: str) -> None:
+    run = CliRunner().invoke(app, ["infer", "x.jsonl", "y.parquet", "--extra-header", header])
+    assert run.exit_code == 2
+    assert SECRET not in run.output

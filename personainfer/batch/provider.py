@@ -28,6 +28,7 @@ from ..exceptions import (
     PersonaInferError,
     ReplyError,
     TransportError,
+    keeps_no_cause,
     unreadable,
 )
 from ..http_guard import Rules
@@ -135,6 +136,7 @@ class EndpointBatches:
         """The very bytes that go to /chat/completions."""
         return request_line(name, _URL, self._written(body))
 
+    @keeps_no_cause
     def upload(self, path: Path) -> str:
         """POST /files."""
         try:
@@ -148,6 +150,7 @@ class EndpointBatches:
                 " use infer_personas.",
             ) from None
 
+    @keeps_no_cause
     def create(self, file_id: str) -> BatchState:
         """POST /batches."""
         with self._client(_TIMEOUT) as client:
@@ -158,16 +161,19 @@ class EndpointBatches:
                 self._secrets,
             )
 
+    @keeps_no_cause
     def find(self, file_id: str) -> BatchState | None:
         """GET /batches."""
         with self._client(_TIMEOUT) as client:
             return _made_of(file_id, partial(client.batches.list, limit=100), self._secrets)
 
+    @keeps_no_cause
     def look(self, batch_id: str) -> BatchState:
         """GET /batches/{id}."""
         with self._client(_TIMEOUT) as client:
             return _state(client.batches.retrieve(batch_id), self._secrets)
 
+    @keeps_no_cause
     def download(self, file_id: str, file: SupportsWrite[bytes], requests: int) -> None:
         """GET /files/{id}/content, piece by piece."""
         with (
@@ -243,6 +249,7 @@ class LiteLLMBatches:
         )
         return request_line(name, self._url, json.dumps(sent, ensure_ascii=False).encode())
 
+    @keeps_no_cause
     def upload(self, path: Path) -> str:
         """litellm.create_file."""
         import litellm
@@ -253,6 +260,7 @@ class LiteLLMBatches:
             )
             return _read(made, partial(litellm.file_retrieve, **self._call(_TIMEOUT)))
 
+    @keeps_no_cause
     def create(self, file_id: str) -> BatchState:
         """litellm.create_batch."""
         import litellm
@@ -268,6 +276,7 @@ class LiteLLMBatches:
                 self._secrets,
             )
 
+    @keeps_no_cause
     def find(self, file_id: str) -> BatchState | None:
         """litellm.list_batches."""
         import litellm
@@ -276,6 +285,7 @@ class LiteLLMBatches:
             list_all = partial(litellm.list_batches, limit=100, **self._call(_TIMEOUT))
             return _made_of(file_id, list_all, self._secrets)
 
+    @keeps_no_cause
     def look(self, batch_id: str) -> BatchState:
         """litellm.retrieve_batch."""
         import litellm
@@ -285,6 +295,7 @@ class LiteLLMBatches:
                 litellm.retrieve_batch(batch_id=batch_id, **self._call(_TIMEOUT)), self._secrets
             )
 
+    @keeps_no_cause
     def download(self, file_id: str, file: SupportsWrite[bytes], requests: int) -> None:
         """litellm.file_content."""
         import litellm
@@ -359,7 +370,7 @@ def _errors(name: str, timeout: float, secrets: Secrets, **rules: Unpack[Rules])
     except (PersonaInferError, OSError, openai.OpenAIError, pydantic.ValidationError):
         raise  # OSError: of a file of the user's
     except Exception as error:
-        raise unreadable(f"what {name} answered", error) from error
+        raise unreadable(f"what {name} answered", error) from None
     if not exchange.answers:
         unguarded = ModelError(
             f"{name} was called by an HTTP client that may follow redirects.",

@@ -226,8 +226,9 @@ def persona_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE, each of them."""
+    """NAME=VALUE, each of them. No error shows a header, which may be secret."""
     found = dict(text.partition("=")[::2] for text in texts)
     if wrong := [text for text in texts if not all(text.partition("="))]:
-        raise typer.BadParameter(f"{wrong[0]!r} is not NAME=VALUE.", param_hint=option)
+        shown = "a header" if option == "--extra-header" else repr(wrong[0])
+        raise typer.BadParameter(f"{shown} is not NAME=VALUE.", param_hint=option)
     return found

@@ -21,6 +21,7 @@ from ..exceptions import (
     InvalidArgumentError,
     ModelError,
     PersonaInferError,
+    keeps_no_cause,
     reads,
     unreadable,
 )
@@ -107,6 +108,7 @@ class LiteLLMTransport(DialectTransport):
         self._models[asked["name"]] = _InstructorModels(schema)
         return tool_call(asked) if FORMS[self.dialect.form] == "tools" else fields
 
+    @keeps_no_cause
     async def _send(self, body: bytes, timeout: float) -> Completion:
         """Call litellm once: its own retries are off, since they ignore Retry-After."""
         fields: Json = {**json.loads(body), **self.options, "timeout": timeout}
@@ -121,7 +123,7 @@ class LiteLLMTransport(DialectTransport):
         except PersonaInferError:
             raise
         except Exception as error:  # of litellm's or instructor's reader of what the provider sent
-            raise unreadable("the reply", error) from error
+            raise unreadable("the reply", error) from None
         return self._read_completion(reply, message_texts(fields["messages"]))
 
     @reads("the reply")

@@ -28,6 +28,7 @@ from ..exceptions import (
     ReplyError,
     RequestRejectedError,
     TransportError,
+    keeps_no_cause,
     reads,
     visible,
 )
@@ -231,6 +232,7 @@ class EndpointTransport(DialectTransport):
             session, self._session = self._session, None
             await session.close()
 
+    @keeps_no_cause
     async def _post(
         self, path: str, body: bytes | None, timeout: float
     ) -> tuple[int, Mapping[str, str], bytes]:

@@ -14,7 +14,14 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from .. import event_loop as loop
-from ..exceptions import InvalidArgumentError, PersonaInferError, ReplyError, reads, unreadable
+from ..exceptions import (
+    InvalidArgumentError,
+    PersonaInferError,
+    ReplyError,
+    keeps_no_cause,
+    reads,
+    unreadable,
+)
 from ..llm.openai_protocol import Json
 from ..llm.transports import EndpointTransport
 from ..records import FloatArray, Message, Persona, Prompt
@@ -106,6 +113,7 @@ class ScoringEndpoint(EndpointTransport):
     def _read_if_there(self, status: int, *answer: Any) -> Json:
         return self._read_json(status, *answer) if status == 200 else {}
 
+    @keeps_no_cause
     def each(self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Iterable[T]) -> list[U]:
         """Call `ask` for every item, several at once; results in order. The first error cancels the rest.
 
@@ -133,7 +141,7 @@ class ScoringEndpoint(EndpointTransport):
                 except PersonaInferError:
                     raise
                 except Exception as error:
-                    raise unreadable("what the server answered", error) from error
+                    raise unreadable("what the server answered", error) from None
 
         self.open()
         workers = [asyncio.ensure_future(work()) for _ in range(min(self.concurrency, len(items)))]

@@ -207,7 +207,7 @@ def test_whatever_a_reader_raises_costs_its_row(
     error = found[1].error
     assert isinstance(error, ReplyError)
     assert "the reply cannot be read (ZeroDivisionError)" in str(error)
-    assert isinstance(error.__cause__, ZeroDivisionError)
+    assert "test_strange_answers.py, line " in error.__notes__[0]
 
 
 def test_a_schema_whose_validator_fails_costs_its_row(world: World) -> None:

@@ -129,7 +129,7 @@ def test_conversations_are_prompts_too() -> None:
         ({"personas": [1, 2, 3]}, "a persona is of type int"),
         ({"model": 5}, "model=5 is not known"),
         ({"api_base": "http://127.0.0.1:9/v1"}, "no model= that it serves"),
-        ({"api_base": "localhost", "model": "m"}, "'localhost' is not an address"),
+        ({"api_base": "localhost", "model": "m"}, "api_base= is not an address"),
         (
             {"prompts": pd.DataFrame({"a": [1], "b": [2], "c": [3]})},
             "prompts= is a single DataFrame",
