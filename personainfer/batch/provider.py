@@ -51,6 +51,7 @@ _FILE_TIMEOUT = 600.0  # seconds between two bytes of a file
 _DOWNLOAD_SECONDS = 6 * 3600.0  # for a whole file of replies
 _LARGEST_ANSWER = 2**24  # bytes of an answer that is no file, such as a list of batches
 _LARGEST_LINE = 2**20  # bytes of a request's reply in a file, on average
+_FILE_PATIENCE = 3600.0  # seconds for the provider to read a file
 _FILE_POLL_SECONDS = 2.0  # seconds between two checks whether the provider has processed a file
 _MOST_COUNTED = 2**31  # requests of a batch
 _LONGEST_NAME = 500  # characters of the id of a file or a batch
@@ -387,7 +388,12 @@ def _download(requests: int) -> Rules:
 def _read(made: Any, look: Callable[[str], Any]) -> str:
     """Wait until the provider has processed a file, as Azure requires; returns its id."""
     name = _id(made, "file")
+    ends = time.monotonic() + _FILE_PATIENCE
     while getattr(made, "status", None) == "pending":
+        if time.monotonic() > ends:
+            raise ReplyError(
+                f"the provider has not read the file {name} within {_FILE_PATIENCE:g} s."
+            )
         time.sleep(_FILE_POLL_SECONDS)
         made = look(name)
     return name

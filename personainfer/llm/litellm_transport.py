@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from .. import event_loop
 from ..addresses import Address, shown_address
 from ..api_keys import Secrets, SecretText, hide_secrets
 from ..event_loop import Deadlines
@@ -202,8 +203,7 @@ class LiteLLMTransport(DialectTransport):
         }[form]
         client = instructor.from_litellm(call, mode=mode, async_client=True)
         if call == self._call:
-            # It logs every reply that it asks about again as an error; our own log has them.
-            logging.getLogger("instructor").addHandler(logging.NullHandler())
+            _keep_replies_out_of_logs()
             self._clients[form] = client
         return client
 
@@ -258,6 +258,25 @@ class LiteLLMTransport(DialectTransport):
 
     async def close(self) -> None:
         """litellm keeps its own clients."""
+
+
+class _NotOnTheLoop(logging.Filter):
+    """Keeps a logger silent about our own calls: instructor logs replies and refusals, which hold texts."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        thread = event_loop.thread()
+        return thread is None or record.thread != thread.ident
+
+
+_not_on_the_loop = _NotOnTheLoop()
+
+
+def _keep_replies_out_of_logs() -> None:
+    for name in ("instructor", *logging.root.manager.loggerDict):
+        if (
+            name.split(".")[0] == "instructor"
+        ):  # each by itself: a logger does not filter for those below
+            logging.getLogger(name).addFilter(_not_on_the_loop)
 
 
 def _environment_address(provider: str) -> str:

@@ -282,6 +282,8 @@ class Workers:
                 entry = await limits.tokens.take(prompt_tokens + max_tokens // 2)
             entered = await limits.gate.enter()
             try:
+                if limits.budget is not None:
+                    self._check_reserved(job, max_tokens)
                 self._tally.calls += 1
                 sent = True
                 used = await self._transport.complete(body, self._settings.timeout)
@@ -314,6 +316,16 @@ class Workers:
                 spent = self._tally.assume(most_tokens(body), max_tokens, spent)
             if limits.budget is not None:
                 limits.budget.settle(reserved, spent)
+
+    def _check_reserved(self, job: Job, reserved: int) -> None:
+        """Have the request reserved anew if its reply may now take more tokens than were reserved.
+
+        While it waited, another reply may have shown that the model reasons.
+        """
+        if self._transport.most_tokens(self._settings.max_tokens * job.room) > reserved:
+            error = RequestRejectedError("the reply may take more tokens than were reserved.")
+            error.rewritten = True
+            raise error
 
     def _count(self, state: tenacity.RetryCallState) -> None:
         """Count a further attempt, and tell the model what was wrong with its reply."""

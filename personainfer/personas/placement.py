@@ -24,12 +24,14 @@ TEMPLATES: dict[PersonaPlace, str] = {
 _MARK = re.compile(
     r"<(?=[|\uff5c]|/?\w+[|\uff5c]>"  # ChatML, Llama 3, Phi, Granite, Cohere; DeepSeek; Gemma 4
     r"|</?SYS>>"  # Llama 2
-    r"|/?(?:s|unk|pad|mask|[be]o[spha]|sop)>"  # sentencepiece, GLM, InternLM
+    r"|/?(?i:s|unk|pad|mask|[be]o[sphatmd]|sop)>"  # sentencepiece, GLM, InternLM, Baichuan
+    r"|/?role>"  # Ling
     r"|/?(?:think|unused\d+|reponame|filename)>"  # Qwen, Gemma, StarCoder, SmolLM
     r"|/?(?=\w{1,80}>)\w*_|seed:\w+>)"  # <start_of_turn>, <tool_call>, <fim_prefix>, <BOS_TOKEN>; Seed
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+|MODEL_SETTINGS|ARGS|CALL_ID|THINK|IMG\w*"
     r"|AUDIO|BEGIN_AUDIO|PREFIX|MIDDLE|SUFFIX|control_\d+|gMASK|sMASK|BOS|EOS|UNK|PAD|CLS|SEP|MASK)\]"
-    r"|\|)"  # Mistral, GLM, BERT; EXAONE
+    r"|\||e~\[)"  # Mistral, GLM, BERT; EXAONE; MiniMax, as is the next
+    r"|\](?=~!?b[\[\]])"
 )
 _THIRD_PERSON = re.compile(r"The user (?=is |prefers )")
 _FIELD = re.compile(r"\{(prompt|persona)\}")
@@ -122,7 +124,7 @@ def disarm(text: str) -> str:
 
     All texts that a model reads are treated so: to infer, to judge and to score. Exports keep texts.
     """
-    if "<" not in text and "[" not in text:
+    if "<" not in text and "[" not in text and "]" not in text:
         return text
     return _MARK.sub(r"\g<0> ", text)
 

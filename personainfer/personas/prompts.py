@@ -87,7 +87,7 @@ class PersonaPrompt:
         reply = json.dumps(
             both if self.protocol == "joint" else both["person_1"], ensure_ascii=False
         )
-        return [pair_message(exemplar.preference), Message(role="assistant", content=reply)]
+        return [pair_message(exemplar.preference), Message(role="assistant", content=disarm(reply))]
 
 
 def pair_message(preference: Preference, *, chosen_first: bool = True) -> Message:

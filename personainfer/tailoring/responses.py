@@ -24,7 +24,14 @@ from ..exceptions import (
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..observability import with_progress_bar
-from ..personas.placement import PersonaPlace, check_place, check_template, place_persona
+from ..personas.placement import (
+    PersonaPlace,
+    check_place,
+    check_template,
+    disarm,
+    place_persona,
+    prompt_messages,
+)
 from ..personas.prompts import bare_text, prompt_text
 from ..preferences.cells import is_null, surrogate_problem
 from ..preferences.conversations import read_prompt
@@ -283,13 +290,14 @@ def _messages(
 
     `sides` are the side whose response an example shows, and the one whose persona.
     """
-    asked = place_persona(prompt, persona, place, template)
+    asked = place_persona(prompt_messages(prompt), persona, place, template)
     examples = []
     for row in reversed(shown):
         pair = row.preference
         assert pair is not None  # left out otherwise
-        one = place_persona(pair.prompt, sides[1] and getattr(row, sides[1]), place, template)
-        examples.append((one, pair.chosen if sides[0] == "chosen" else pair.rejected))
+        someone = sides[1] and getattr(row, sides[1])
+        one = place_persona(prompt_messages(pair.prompt), someone, place, template)
+        examples.append((one, disarm(pair.chosen if sides[0] == "chosen" else pair.rejected)))
     if isinstance(asked, str):
         texts = [f"{one}{response}" for one, response in examples]
         return (Message(role="user", content="\n\n".join([*texts, asked])),)

@@ -135,6 +135,17 @@ def test_a_file_that_is_not_read_yet_is_waited_for(
     assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE]
 
 
+def test_a_file_that_is_never_read_is_given_up(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_api, "_FILE_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(batch_api, "_FILE_PATIENCE", 0.02)
+    provider.file_statuses = ["pending"] * 100_000
+    with pytest.raises(ReplyError, match="has not read the file"):
+        submit(provider, pairs(2), place / "b")
+    assert provider.count(UPLOAD) == 1
+
+
 @pytest.mark.heavy
 def test_azure_is_waited_for_and_addressed_in_its_own_way(
     provider: BatchServer, place: Path, monkeypatch: Patch

@@ -323,6 +323,19 @@ def test_logs_hold_no_text_and_no_secret(name: str, caplog: pytest.LogCaptureFix
     assert not [line for line in said if "secret" in line or "private" in line]
 
 
+@by_litellm_too
+def test_logs_hold_no_reply_that_is_asked_again_and_no_refusal(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = [Fault.status(500, message="a private refusal")]
+    with FakeLLM("a private reply", faults=faults) as server, caplog.at_level(logging.INFO):
+        model = pi.LLM(name, api_base=server.api_base, api_key="k", max_attempts=3, cache=False)
+        with pytest.raises(ReplyError):
+            model.ask([{"role": "user", "content": "A question?"}], City)
+        assert server.calls == 3
+    assert not [one for one in caplog.records if "private" in one.getMessage()]
+
+
 def test_an_llm_pickles_without_its_connections(llm: FakeLLM) -> None:
     model = fake(llm, seed=4)
     model.ask(MESSAGES, City)

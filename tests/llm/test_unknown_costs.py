@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -202,3 +203,32 @@ def test_a_call_of_an_sdk_that_broke_off_may_have_been_paid_and_one_without_conn
     assert unanswered(httpx.RemoteProtocolError("Server disconnected"))
     assert not unanswered(httpx.ConnectError("refused"))
     assert not unanswered(httpx.ConnectTimeout("late"))
+
+
+def test_a_request_that_waited_is_reserved_anew_when_the_model_turns_out_to_reason() -> None:
+    """It is then sent with 8 times the tokens, which its reservation has to hold."""
+    asked: Counter[str] = Counter()
+
+    def reply(body: dict[str, Any]) -> Reply | Fault:
+        text, limit = body["messages"][-1]["content"], body["max_tokens"]
+        asked[text] += 1
+        if text == "waits" and asked[text] == 1:
+            return Fault.rate_limit(0.4)
+        if text == "reasons" and asked[text] == 1:
+            cut_off = Reply("<think>hm", "length", completion_tokens=limit)
+            return Fault("hang", seconds=0.15, body=cut_off.render(body))
+        return Reply("fine", completion_tokens=limit)
+
+    with FakeLLM(reply) as server:
+        llm = pi.LLM(
+            "fake",
+            api_base=server.api_base,
+            cache=False,
+            max_tokens=1000,
+            prices=(0, 1),
+            budget=0.0125,
+            max_concurrency=3,
+        )
+        llm.ask_many([([{"role": "user", "content": one}],) for one in ("reasons", "waits", "x")])
+    assert llm.usage.cost is not None
+    assert llm.usage.cost <= 0.0125

@@ -9,6 +9,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError, ModelError, UnknownOptionError
+from personainfer.personas.placement import PersonaPlace
 from personainfer.tailoring import TailoredResponses
 from personainfer.testing import FakeLLM, Fault, Reply
 
@@ -252,3 +253,24 @@ def test_the_result_is_what_compare_responses_takes() -> None:
     assert found.personalization is not None
     assert found.personalization.win_rate.wins == 4
     assert found.quality.win_rate.losses == 4
+
+
+@pytest.mark.parametrize("place", ["user", "plain"])
+def test_marks_of_chat_templates_in_prompts_end_no_turn(place: PersonaPlace) -> None:
+    mark = "<|im_end|>"
+    odd = pi.Preference(prompt=f"Why {mark}?", chosen=f"So {mark}.", rejected=f"No {mark}.")
+    shots = pi.PersonaTable([row(7, preference=odd)])
+    with FakeLLM() as llm:
+        pi.tailor_responses(
+            pi.PersonaTable([row(1, preference=odd.model_copy(update={"prompt": f"How {mark}?"}))]),
+            "fake",
+            personas="gold",
+            persona_in=place,
+            shots=1,
+            train=shots,
+            api_base=llm.api_base,
+            cache=False,
+        )
+    [request] = llm.requests
+    assert "Why" in str(request["messages"])
+    assert mark not in str(request["messages"])
