@@ -32,7 +32,7 @@ import platformdirs
 from pydantic import AfterValidator
 
 from ..arguments import LARGEST, Wanted, check_argument
-from ..data.atomic_files import private_folder
+from ..data.atomic_files import private_folder, put_in_place, remove_abandoned, unfinished_folder
 from ..exceptions import CacheError, InvalidArgumentError
 from ..local.reply_database import (
     BUSY_TIMEOUT,
@@ -42,10 +42,17 @@ from ..local.reply_database import (
     check_plain,
     connected,
     decoded,
+    empty_journal,
     is_locked,
     is_too_long,
     readable_rows,
 )
+
+try:
+    import grp
+    import pwd
+except ImportError:  # Windows, where no user's number is asked for
+    pass
 
 _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold files or pickles
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
@@ -58,6 +65,12 @@ _WRITE = (
 )
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _LARGEST_SIZE = 2**62  # bytes: SQLite's integers end at 2**63
+_ENDINGS = (
+    "",
+    "-wal",
+    "-shm",
+    "-journal",
+)  # of the names of the database and SQLite's files beside it
 _SET_ASIDE = "cache.db.broken-"  # and a number: what a damaged database is renamed to
 
 
@@ -98,6 +111,7 @@ class ReplyCache:
             raise _unusable(directory, error) from error
         self._path = self.directory / "cache.db"
         self._here = threading.local()  # this thread's connection for reading, and its uses now
+        self._read_only = True  # until it is known that nobody else may write
         self._pid = os.getpid()
         try:
             private_folder(self.directory)
@@ -106,7 +120,10 @@ class ReplyCache:
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             self._check_files()
             self._read_only = self._others_may_write()
+            self._check_files()  # once more, now that it is known whose they must be
             self._inode = self._path.stat().st_ino
+            if not self._read_only:
+                remove_abandoned(self._path)
             with self._database_errors():
                 self._check_database()
                 self._store: Any = None if self._read_only else Store(self.directory)
@@ -115,13 +132,17 @@ class ReplyCache:
 
     def _files(self) -> list[Path]:
         """The database and the files that SQLite has beside it."""
-        return [self._path.with_name(self._path.name + end) for end in ("", "-wal", "-shm")]
+        return [self._path.with_name(self._path.name + end) for end in _ENDINGS]
 
     def _check_files(self) -> None:
+        """Raise OSError if SQLite would follow a link, wait for a pipe, or read the journal of others."""
         for path in self._files():
             with suppress(FileNotFoundError):
-                if not stat.S_ISREG(path.lstat().st_mode):  # SQLite would follow or wait
+                found = path.lstat()
+                if not stat.S_ISREG(found.st_mode):
                     raise OSError(f"its {path.name} is a link, a pipe or a folder")
+                if path != self._path and not self._read_only and not _is_mine_alone(found):
+                    raise OSError(f"others may write to its {path.name}: delete it")
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The cached replies, by key; keys without a reply, or with one that is not text, are left out."""
@@ -171,6 +192,7 @@ class ReplyCache:
         while True:
             try:
                 with self._database_errors(), self._store.transact():
+                    self._check_still_there()
                     self._store._con.executemany(_WRITE, rows)
                 break
             except CacheError as error:
@@ -200,7 +222,7 @@ class ReplyCache:
             deleted = self._delete("1") if model is None else self._delete("tag = ?", model)
             self._free()
         if model is None:
-            self._delete_set_aside(time.time())
+            self._delete_set_aside(float("inf"))
         return deleted
 
     def _delete_set_aside(self, before: float) -> None:
@@ -284,8 +306,14 @@ class ReplyCache:
             self._here.pid = self._pid = os.getpid()
             self._here.connection = None
         if self._here.connection is None:
-            connection = connected(self._path)
-            check_plain(connection)
+            self._check_still_there()  # else SQLite would make a new one
+            try:
+                self._check_files()
+                connection = connected(self._path)
+                check_plain(connection)
+                self._check_files()  # the journal that it has opened
+            except OSError as error:
+                raise _unusable(self.directory, error) from error
             self._here.connection = connection
         own: sqlite3.Connection = self._here.connection
         return own
@@ -315,6 +343,7 @@ class ReplyCache:
         )
         if hasattr(os, "getuid") and (user := os.getuid()):
             open_to_others |= not {folder.st_uid, file.st_uid} <= {user, 0}
+            open_to_others |= bool(folder.st_mode & stat.S_IWGRP) and not _is_own_group(folder)
         if open_to_others:
             warnings.warn(
                 f"others may write to the cache {self._path}, so replies are read from it, and none is"
@@ -330,71 +359,122 @@ class ReplyCache:
                 hint="Make it yours alone: chmod -R go-w.",
             )
 
+    def _is_still_there(self) -> bool:
+        """Whether the database is the one that was opened first."""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            return False
+
     def _check_still_there(self) -> None:
         """Raise CacheError if the database was deleted or replaced: what is written would be lost."""
-        try:
-            there = self._path.stat().st_ino == self._inode
-        except FileNotFoundError:
-            there = False
-        if not there:
-            raise CacheError(
-                f"the cache {self._path} was deleted or replaced during the run; replies are lost.",
-                hint="Run the call again, and do not touch the cache while it runs.",
-            )
+        if not self._is_still_there():
+            raise self._replaced()
+
+    def _replaced(self) -> CacheError:
+        return CacheError(
+            f"the cache {self._path} was deleted or replaced during the run; replies are lost.",
+            hint="Run the call again, and do not touch the cache while it runs.",
+        )
 
     def _delete(self, condition: str, *values: float | str) -> int:
         """Delete the replies of this condition in one transaction; returns how many."""
         # By diskcache's own connection, where its triggers keep the counts.
+        self._store._sql("PRAGMA secure_delete = ON")  # the texts are overwritten
         with self._store.transact():
             return int(self._store._sql(f"DELETE FROM Cache WHERE {condition}", values).rowcount)
 
     def _free(self) -> None:
-        """Give the space of deleted rows back to the disk, unless another process is at work."""
-        with suppress(sqlite3.OperationalError):
-            self._store._sql("VACUUM")
-            self._store._sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Give the space of deleted rows back to the disk, and empty the journal, which has their texts.
+
+        It waits for other programs that read. If they go on, a warning says what is left.
+        """
+        ends, statements = (
+            time.monotonic() + BUSY_TIMEOUT,
+            ["VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"],
+        )
+        try:
+            while time.monotonic() < ends:
+                try:
+                    answer = self._store._sql(statements[0]).fetchall()
+                except sqlite3.OperationalError as error:
+                    if not is_locked(error):
+                        raise
+                    continue
+                if len(statements) == 1 and not answer[0][0]:  # nobody was in the way
+                    return
+                statements = statements[-1:]
+        except sqlite3.OperationalError:  # the disk is full
+            pass
+        warnings.warn(
+            f"another program reads the cache {self._path}, or the disk is full: the file still holds what"
+            " was deleted. Delete again when no program uses it.",
+            stacklevel=4,
+        )
 
     def _set_aside(self, reason: str) -> CacheError:
-        """Move a database that cannot be used out of the way; nothing is deleted."""
+        """Put a new cache with all that can be read in the place of a damaged one, which is kept beside it.
+
+        Until the new one is complete, the damaged one stays in its place: after a kill the next call begins
+        again. If another process was first, nothing is done.
+        """
         if self._read_only:
             return CacheError(
                 f"the cache {self._path} cannot be read: {reason}. Others may write to it, so it was left"
                 " as it is.",
                 hint="Name another directory with cache_dir=.",
             )
-        number = 1
-        while (aside := self.directory / f"{_SET_ASIDE}{number}").exists():
-            number += 1
+        from filelock import (
+            FileLock,
+            Timeout,
+        )  # takes longer to load than a cache is used without it
+
         try:
-            self._path.rename(aside)
-        except FileNotFoundError:  # another process was first
+            with FileLock(self.directory / "cache.db.lock", timeout=BUSY_TIMEOUT):
+                if not self._is_still_there():
+                    return self._replaced()
+                aside, saved = self._rebuild()
+        except Timeout:
+            return self._locked()
+        except OSError as error:
             return CacheError(
-                f"the cache {self._path} could not be read: {reason}.", hint="Run the call again."
+                f"the cache {self._path} cannot be read: {reason}; nor can a new one be made: {error}.",
+                hint="Free the disk or name another directory with cache_dir=.",
             )
-        for suffix in ("-wal", "-shm"):
-            journal = self._path.with_name(self._path.name + suffix)
-            if journal.exists():
-                journal.rename(aside.with_name(aside.name + suffix))
-        saved = self._salvage(aside)
         return CacheError(
             f"the cache {self._path} cannot be read: {reason}. It was moved to {aside.name}, and"
             f" {saved:,} replies of it are in a new cache.",
             hint="Run the same call again: only the lost replies are asked for.",
         )
 
-    def _salvage(self, aside: Path) -> int:
-        """Write what can be read of a damaged database to a new one; returns how many replies."""
-        new, saved = ReplyCache(self.directory), 0
-        for model, replies in groupby(readable_rows(aside), key=lambda row: row[0]):
-            while group := [(key, text) for _, key, text in islice(replies, _LOOKUP_SIZE)]:
-                new.set_many(group, model=model)
-                saved += len(group)
-        new.close()
-        return saved
+    def _rebuild(self) -> tuple[Path, int]:
+        """Replace the damaged database; returns where it is now, and how many replies are in the new one."""
+        number, saved = 1, 0
+        while (aside := self.directory / f"{_SET_ASIDE}{number}").exists():
+            if aside.samefile(self._path):  # of a call that was killed
+                break
+            number += 1
+        empty_journal(self._path)
+        with unfinished_folder(self._path) as place:
+            new = ReplyCache(place)
+            for model, replies in groupby(readable_rows(self._path), key=lambda row: row[0]):
+                while group := [(key, text) for _, key, text in islice(replies, _LOOKUP_SIZE)]:
+                    new.set_many(group, model=model)
+                    saved += len(group)
+            new.close()
+            with suppress(FileExistsError):
+                os.link(self._path, aside)
+            for ending in _ENDINGS[1:]:  # a new database must not meet the journal of another one
+                with suppress(FileNotFoundError):
+                    os.rename(f"{self._path}{ending}", f"{aside}{ending}")
+            put_in_place(new._path, self._path, private=True)
+        return aside, saved
 
     def _failure(self, error: sqlite3.DatabaseError) -> CacheError:
         if is_locked(error):
             return self._locked()
+        if not self._is_still_there():
+            return self._replaced()
         if is_too_long(error):
             return _UnreadableReplyError(
                 f"the cache {self._path} holds a text of more than {LONGEST_REPLY:,} bytes.",
@@ -407,6 +487,20 @@ class ReplyCache:
                 hint="Free the disk or name another directory with cache_dir=.",
             )
         return self._set_aside(str(error))
+
+
+def _is_mine_alone(found: os.stat_result) -> bool:
+    """Whether a file is this user's or the administrator's, and no one else may write to it."""
+    own = not hasattr(os, "getuid") or found.st_uid in (os.getuid(), 0)
+    return own and not found.st_mode & _OTHERS_WRITE
+
+
+def _is_own_group(found: os.stat_result) -> bool:
+    """Whether the group of a folder is the private one of this user, as many systems make for each."""
+    with suppress(KeyError):
+        group, name = grp.getgrgid(found.st_gid), pwd.getpwuid(os.getuid()).pw_name
+        return group.gr_name == name and set(group.gr_mem) <= {name}
+    return False
 
 
 def _encodable(name: str) -> str:

@@ -181,6 +181,13 @@ def decoded(value: object) -> str:
 
 # What a damaged database still gives
 
+
+def empty_journal(path: Path) -> None:
+    """Write what the journal holds to the database, as far as it can be read."""
+    with suppress(*DAMAGED), closing(connected(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
 _MOST_SPANS = 100_000  # each takes some 20 µs
 
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -807,3 +808,112 @@ def test_arguments_that_cannot_be_are_errors_of_ours(
 def test_a_bound_that_no_cache_reaches_deletes_nothing(tmp_path: Path) -> None:
     filled(tmp_path)
     assert prune_cache(max_size=10**30, older_than=10**90, cache_dir=tmp_path) == 0
+
+
+# Damage and deletion while others use the cache
+
+
+def damaged(folder: Path) -> dict[bytes, str]:
+    """A cache of 600 replies, one of whose pages is spoilt."""
+    replies = filled(folder, 600)
+    path = folder / "cache.db"
+    whole = bytearray(path.read_bytes())
+    place = whole.index(b"reply 250reply 250") // 4096 * 4096
+    whole[place : place + 4096] = b"\xff" * 4096
+    path.write_bytes(whole)
+    return replies
+
+
+def test_an_interrupted_salvage_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = damaged(tmp_path)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("personainfer.llm.cache.put_in_place", killed)
+        with pytest.raises(Killed):
+            ReplyCache(tmp_path).get_many(list(replies))
+    with pytest.raises(CacheError, match="in a new cache"):
+        ReplyCache(tmp_path).get_many(list(replies))
+    assert len(ReplyCache(tmp_path).get_many(list(replies))) > 570
+
+
+def test_of_two_who_meet_the_damage_one_makes_the_new_cache(tmp_path: Path) -> None:
+    replies = damaged(tmp_path)
+    first, second = ReplyCache(tmp_path), ReplyCache(tmp_path)
+    for one in (first, second):
+        assert one.get_many([b"no such key"]) == {}
+    with pytest.raises(CacheError, match="in a new cache"):
+        first.get_many(list(replies))
+    third = ReplyCache(tmp_path)
+    third.set_many([(b"paid", "reply")], model="m")
+    with pytest.raises(CacheError, match="Run the call again"):
+        second.get_many(list(replies))
+    third.set_many([(b"paid too", "reply")], model="m")
+    assert len(ReplyCache(tmp_path).get_many([*replies, b"paid", b"paid too"])) > 572
+    assert len(list(tmp_path.glob("cache.db.broken-?"))) == 1
+
+
+def test_a_journal_that_others_may_write_to_is_not_read(tmp_path: Path) -> None:
+    """Else its pages would be taken for those of the database."""
+    replies = filled(tmp_path)
+    cache = ReplyCache(tmp_path)
+    for ending in ("-wal", "-journal"):
+        journal = tmp_path / f"cache.db{ending}"
+        journal.touch()
+        journal.chmod(0o666)
+        with pytest.raises(CacheError, match="others may write to its cache"):
+            cache.get_many(list(replies))
+        with pytest.raises(CacheError, match="others may write to its cache"):
+            ReplyCache(tmp_path)
+        journal.unlink()
+    assert cache.get_many(list(replies)) == replies
+
+
+@pytest.mark.parametrize("is_own_group", [True, False])
+def test_a_folder_that_a_group_may_write_to_is_open_to_others(
+    is_own_group: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = filled(tmp_path)
+    tmp_path.chmod(0o775)
+    if os.getuid() == 0:  # who may write everywhere anyway
+        for path in (tmp_path, *tmp_path.iterdir()):
+            os.chown(path, 23456, -1)
+        monkeypatch.setattr("os.getuid", lambda: 23456)
+    monkeypatch.setattr("personainfer.llm.cache._is_own_group", lambda folder: is_own_group)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        cache = ReplyCache(tmp_path)
+    assert cache.get_many(list(replies)) == replies
+    assert ["others may write" in str(one.message) for one in told] == [True] * (not is_own_group)
+
+
+@pytest.mark.parametrize("delete", [clear_cache, partial(clear_cache, model="m")])
+def test_deleted_texts_leave_the_file_or_a_warning_says_that_they_stay(
+    delete: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path)
+    monkeypatch.setattr("personainfer.llm.cache.BUSY_TIMEOUT", 0.02)
+    monkeypatch.setattr("personainfer.local.reply_database.BUSY_STEP", 0.01)
+    with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT COUNT(*) FROM Cache").fetchall()
+        with pytest.warns(UserWarning, match="still holds what was deleted"):
+            assert delete(cache_dir=tmp_path) == 40
+    assert delete(cache_dir=tmp_path) == 0
+    assert not [path.name for path in tmp_path.iterdir() if b"reply 7" in path.read_bytes()]
+
+
+def test_clearing_deletes_what_was_set_aside_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    filled(tmp_path)
+    aside = tmp_path / "cache.db.broken-1"
+    aside.write_bytes(b"what people wrote")
+    os.utime(aside, (4e9, 4e9))
+    clear_cache(cache_dir=tmp_path)
+    assert not aside.exists()
