@@ -212,6 +212,28 @@ def read_small_file(path: Path, most: int = 2**26) -> bytes:
     return content
 
 
+@contextmanager
+def own_file(path: Path, *, append: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file with a name that others can foresee, in a folder that others may write to.
+
+    Args:
+        path: the file.
+        append: to read it and write to its end; it is made if there is none. Otherwise it is only read.
+
+    Raises:
+        OSError: it cannot be opened, or is a link, a pipe, a file with a second name, or somebody else's.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT if append else os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # not every system has each
+        flags |= getattr(os, name, 0)
+    with os.fdopen(os.open(path, flags, 0o666), "a+b" if append else "rb") as file:
+        found = os.fstat(file.fileno())
+        mine = fcntl is None or found.st_uid == os.getuid()
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or not mine:
+            raise OSError(f"{path} is a link, a pipe, or a file of somebody else: delete it")
+        yield file
+
+
 def check_replaced(
     path: Path,
     is_ours: Callable[[Path], bool],

