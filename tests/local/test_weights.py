@@ -13,7 +13,7 @@ import zipfile
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from typer.testing import CliRunner
@@ -329,12 +329,12 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The contents that were hashed. Files count as settled at once."""
     contents: list[bytes] = []
 
-    def counted(file: Any, name: str) -> Any:
+    def counted(file: IO[bytes]) -> str:
         contents.append(file.read())
-        return hashlib.new(name, contents[-1])
+        return hashlib.sha256(contents[-1]).hexdigest()
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr("hashlib.file_digest", counted)
+    monkeypatch.setattr(module, "_sha256", counted)
     monkeypatch.setattr(module, "_SETTLED", -1)
     return contents
 
