@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from .exceptions import PersonaInferError
 
 T = TypeVar("T")
 
@@ -26,9 +29,28 @@ def the_loop() -> asyncio.AbstractEventLoop:
         if _current is None or _current[0] != os.getpid():
             loop = asyncio.new_event_loop()
             thread = threading.Thread(target=loop.run_forever, name="personainfer", daemon=True)
-            thread.start()
+            try:
+                with thread_errors():
+                    thread.start()
+            except PersonaInferError:
+                loop.close()
+                raise
             _current = (os.getpid(), loop, thread)
         return _current[1]
+
+
+@contextmanager
+def thread_errors() -> Iterator[None]:
+    """Raise an error of this library where the system starts no more threads."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        raise PersonaInferError(
+            "the system starts no more threads.",
+            hint="End other programs, or raise the limit of processes (ulimit -u, or the container's).",
+        ) from None
 
 
 def thread() -> threading.Thread | None:

@@ -63,6 +63,13 @@ def visible_in_json(text: str) -> str:
     return _CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
+_LONGEST_MESSAGE = 20_000  # characters: a name of a column may have megabytes
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
+
+
 class PersonaInferError(Exception):
     """Base of every error of this library: what failed, and in `hint` what to do about it.
 
@@ -80,7 +87,7 @@ class PersonaInferError(Exception):
         argument: str | None = None,
         example: Mapping[Any, str] | None = None,
     ) -> None:
-        message, advice = visible(message), visible(hint)
+        message, advice = visible(_shortened(message)), visible(_shortened(hint))
         hint = advice if example is None else visible(f"{hint} {argument}={dict(example)!r}.")
         super().__init__(f"{message} {hint}".strip())
         self.message = message

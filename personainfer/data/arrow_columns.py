@@ -36,6 +36,24 @@ class OwnColumns(ABC):
         """About how many bytes the columns of a row take."""
 
 
+_VALUE_BYTES = 64  # about what Python takes for a value, besides the letters of a text
+
+
+def size_of(row: object, most: int = 2**26) -> int:
+    """About how many bytes a row takes. Counting ends at `most`: a row may hold itself."""
+    size, inner = 0, [row]
+    while inner and size < most:
+        value = inner.pop()
+        size += _VALUE_BYTES
+        if isinstance(value, str | bytes):
+            size += len(value)
+        elif isinstance(value, Mapping):
+            inner.extend(value.values())
+        elif isinstance(value, list | tuple):
+            inner.extend(value)
+    return size
+
+
 def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
     """The columns of the user's frame or dataset; if it is None, the columns in the rows.
 
@@ -94,7 +112,7 @@ class _RowColumns(OwnColumns):
         return _arrow_of_dicts([own_values(row) for row in rows])
 
     def size(self, row: PersonaRow) -> int:
-        return sum(len(value) for value in row.columns.values() if isinstance(value, str | bytes))
+        return size_of(row.columns)
 
 
 class _TableColumns(OwnColumns):
@@ -408,9 +426,10 @@ class WithAdded(OwnColumns):
 
 # Parquet files of others
 
-_ROWS: Final = 1024  # of a batch
-_FEWEST_ROWS: Final = 64
-_BATCH_BYTES: Final = 2**30  # of one batch, if each of its texts is the longest there is
+_ROWS: Final = 1024  # of a batch …
+_ROWS_OF_LARGE_GROUPS: Final = 64  # … and where a group of rows is larger than a batch may be
+_FEWEST_ROWS: Final = 8
+_BATCH_BYTES: Final = 2**27  # of one batch, if each of its texts is the longest there is
 _MOST_REPEATED: Final = 10_000  # values in one byte of a column of lists; masks of 0 and 1 have 400
 _DICTIONARY_PAGE: Final = 2
 
@@ -425,11 +444,14 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file, path.open("rb") as raw:
-        row_bytes = _largest_row(file.metadata, raw)
-        rows = min(_ROWS, _BATCH_BYTES // max(row_bytes, 1))
+        rows = min(_ROWS, _BATCH_BYTES // max(_largest_row(file.metadata, raw), 1))
+        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        largest = max((group.total_byte_size for group in groups), default=0)
         shared: list[str] = []
         if rows < _FEWEST_ROWS:  # slower, and each text is in memory once
             rows, shared = _ROWS, list(_texts(file.metadata.schema))
+        if largest > _BATCH_BYTES:  # its largest rows may all be in one batch
+            rows = max(1, min(rows, _ROWS_OF_LARGE_GROUPS * _BATCH_BYTES // largest))
     with pq.ParquetFile(path, read_dictionary=shared) as file:
         yield from file.iter_batches(batch_size=rows)
 

@@ -81,12 +81,18 @@ def atomic_folder(folder: Path, *, private: bool = False) -> Iterator[Path]:
     """Make a folder whose files are written in the block, and that has its name when the block ends.
 
     Args:
-        folder: one that does not exist, or is empty. Its parents are made.
+        folder: one that does not exist, or is empty; its permissions are kept then. Its parents are made.
         private: only the owner may enter it.
 
     Raises:
+        InvalidArgumentError: it is the folder that the process is in.
         OSError: there is a folder with files, the disk is full, or the place is not the user's.
     """
+    folder = folder.resolve()  # a link stays one
+    if folder == Path.cwd():
+        raise InvalidArgumentError(
+            f"{folder} is the folder that you are in.", hint="Name a new folder in it."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with unfinished_folder(folder) as place:
         made = place / folder.name
@@ -96,6 +102,8 @@ def atomic_folder(folder: Path, *, private: bool = False) -> Iterator[Path]:
             if path.is_file():
                 _flush(path)
         if folder.exists():
+            before = folder.stat()
+            os.chmod(made, before.st_mode & (0o777 if _has_group(made, before.st_gid) else 0o707))
             folder.rmdir()
         made.rename(folder)
         _flush_folder(folder.parent)
@@ -136,7 +144,7 @@ def put_in_place(unfinished: Path, path: Path, *, private: bool = False) -> None
     if not path.is_dir():
         check_file(path)
     _flush(unfinished)  # before its permissions, which may let nobody write
-    os.chmod(unfinished, 0o666 & ~_OTHERS if private else _permissions(path))
+    os.chmod(unfinished, 0o666 & ~_OTHERS if private else _permissions(path, unfinished))
     os.replace(unfinished, path)
     _flush_folder(path.parent)
 
@@ -346,16 +354,25 @@ def _flush_folder(folder: Path) -> None:
             os.close(number)
 
 
-def _permissions(path: Path) -> int:
-    """The permissions of this user's file, or of a new file.
+def _permissions(path: Path, unfinished: Path) -> int:
+    """The permissions of this user's file, or of a new file. The unfinished file gets its group.
 
-    A link or file that somebody else has put there does not open the new file to others.
+    A link or file that somebody else has put there does not open the new file to others. Nor does a file
+    of a group that the user cannot give it to open it to another one.
     """
     with suppress(FileNotFoundError):
         found = path.lstat()
         if stat.S_ISREG(found.st_mode) and (fcntl is None or found.st_uid == os.getuid()):
-            return found.st_mode & 0o777
+            return found.st_mode & (0o777 if _has_group(unfinished, found.st_gid) else 0o707)
     return 0o666 & ~_umask()
+
+
+def _has_group(path: Path, group: int) -> bool:
+    """Whether a file has this group, now."""
+    if path.stat().st_gid != group and hasattr(os, "chown"):
+        with suppress(OSError):
+            os.chown(path, -1, group)
+    return path.stat().st_gid == group
 
 
 def _umask() -> int:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -39,6 +40,7 @@ CSV_NULLS: Final = frozenset(
 LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 GB
 _LARGEST_JSON = 512 * 2**20  # bytes of a file that is read as a whole …
 _MOST_JSON_VALUES = 20_000_000  # … and its values: 200 in each of 100,000 rows
+_MOST_NEIGHBOURS = 1_000  # files among which the one that was meant is looked for
 _HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SIGNATURES = {
@@ -178,7 +180,8 @@ def missing_file(path: str | Path, suffixes: Collection[str]) -> MissingFileErro
     path = Path(path)
     nearby: list[str] = []
     with suppress(OSError, ValueError):
-        nearby = [other.name for other in path.parent.iterdir() if _suffix(other) in suffixes]
+        others = islice(path.parent.iterdir(), _MOST_NEIGHBOURS)
+        nearby = [other.name for other in others if _suffix(other) in suffixes]
     close = get_close_matches(path.name, nearby, n=1, cutoff=0.0)
     hint = f"Nearest in {str(path.parent)!r} is {close[0]!r}." if close else "Check the folder."
     return MissingFileError(f"file not found: {str(path)!r:.200}.", hint=hint)
@@ -399,7 +402,9 @@ def _csv_header(path: Path, fields: list[str]) -> list[str]:
             hint=f"Pass the frame: pandas.read_csv(path, sep={separator!r}). Or save the file with commas.",
         )
     if twice := sorted(name for name, times in Counter(fields).items() if times > 1):
-        raise DataError(f"{path} has the column {twice[0]!r} twice.", hint="Rename one of them.")
+        raise DataError(
+            f"{path} has the column {twice[0]!r:.80} twice.", hint="Rename one of them."
+        )
     return fields
 
 

@@ -14,6 +14,7 @@ from ..preferences.conversations import read_pair
 from ..preferences.recognition import FEW, LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
+from .arrow_columns import size_of
 from .files import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow
 from .source_rows import (
     NO_ROWS,
@@ -27,7 +28,6 @@ from .source_rows import (
 
 _IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have none
 _LOOK_AHEAD_BYTES = 256 * 2**20  # of the first rows, which are held all together
-_VALUE_BYTES = 64  # about what Python takes for a value, besides the letters of a text
 _END: Final = object()
 _UNNAMED = (Preference, tuple, list)
 _LABEL_ROLES = ("label", "other_label")  # whose words may mean something: labels= says what
@@ -106,7 +106,7 @@ def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schem
     `LOOK_AHEAD` if labels are numbers, or `_LOOK_AHEAD_BYTES` of them.
     """
     enough = 1
-    room = _LOOK_AHEAD_BYTES - sum(_size(item, _LOOK_AHEAD_BYTES) for item in head)
+    room = _LOOK_AHEAD_BYTES - sum(size_of(item, _LOOK_AHEAD_BYTES) for item in head)
     while True:
         dicts = [item for item in head if isinstance(item, Mapping)]
         if not dicts and any(isinstance(x, _UNNAMED) for x in head):
@@ -119,7 +119,7 @@ def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schem
         if is_full or (item := next(iterator, _END)) is _END:
             break
         head.append(item)
-        room -= _size(item, room)
+        room -= size_of(item, room)
     if not dicts:
         return None
     names = _names(dicts)
@@ -166,26 +166,11 @@ def _is_triple(item: object) -> bool:
 def _growing(head: list[object], iterator: Iterator[object]) -> Iterator[object]:
     """The rows of `head`, then further ones, which join it, up to `LOOK_AHEAD` or `_LOOK_AHEAD_BYTES`."""
     yield from list(head)
-    room = _LOOK_AHEAD_BYTES - sum(_size(item, _LOOK_AHEAD_BYTES) for item in head)
+    room = _LOOK_AHEAD_BYTES - sum(size_of(item, _LOOK_AHEAD_BYTES) for item in head)
     while len(head) < LOOK_AHEAD and room > 0 and (item := next(iterator, _END)) is not _END:
         head.append(item)
-        room -= _size(item, room)
+        room -= size_of(item, room)
         yield item
-
-
-def _size(item: object, most: int) -> int:
-    """About how many bytes a row takes. Counting ends at `most`: a row may hold itself."""
-    size, inner = 0, [item]
-    while inner and size < most:
-        value = inner.pop()
-        size += _VALUE_BYTES
-        if isinstance(value, str | bytes):
-            size += len(value)
-        elif isinstance(value, Mapping):
-            inner.extend(value.values())
-        elif isinstance(value, list | tuple):
-            inner.extend(value)
-    return size
 
 
 def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | None:

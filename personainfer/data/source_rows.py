@@ -80,9 +80,7 @@ class PreferenceSource:
 
 _NESTED = f"a value is nested too deep to be read. {LEAVE_OUT}"
 _DEEPEST = 50  # levels of a column's value: Arrow and JSON end the process or the run at some more
-_TOO_DEEP = (
-    f"{{0!r}} is nested deeper than {_DEEPEST} levels. Leave the column out, or store it as text."
-)
+_TOO_DEEP = f"{{0!r:.80}} is nested deeper than {_DEEPEST} levels. Leave the column out, or store it as text."
 
 
 _CONTAINERS = (dict, list, tuple)
@@ -90,18 +88,24 @@ _CONTAINERS = (dict, list, tuple)
 
 def _is_too_deep(container: Any) -> bool:
     """Whether a list or dict is nested deeper than can be stored; no recursion, each is seen once."""
-    level = [container]
-    for _ in range(_DEEPEST):
+    level = [container]  # those of one level that hold others
+    for _ in range(_DEEPEST - 1):
+        inner = (each for one in level for each in _containers(one) if _holds_containers(each))
+        level = list({id(each): each for each in inner}.values())
         if not level:
             return False
-        inner = (
-            each
-            for one in level
-            for each in (one.values() if isinstance(one, dict) else one)
-            if isinstance(each, _CONTAINERS)
-        )
-        level = list({id(each): each for each in inner}.values())
-    return bool(level)
+    return True
+
+
+def _holds_containers(one: Any) -> bool:
+    return next(_containers(one), None) is not None
+
+
+def _containers(one: Any) -> Iterator[Any]:
+    """The lists and dicts in a list or dict."""
+    for each in one.values() if isinstance(one, dict) else one:
+        if isinstance(each, _CONTAINERS):
+            yield each
 
 
 def too_deep(columns: Mapping[str, Any]) -> SourceRow | None:

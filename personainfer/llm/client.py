@@ -28,6 +28,7 @@ from ..arguments import (
 )
 from ..exceptions import InvalidArgumentError
 from ..local.weights import find_weights
+from ..preferences.cells import surrogate_problem
 from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
 from .litellm_transport import LiteLLMTransport
@@ -294,9 +295,11 @@ class LLM:
         A request is a `Request` or a tuple (messages, schema).
 
         Raises:
+            InvalidArgumentError: something else, or a text that UTF-8 cannot hold; nothing was sent.
             ModelError: only for what would fail every request (key, model, cache).
         """
-        return [replies[0] for _, replies in self.run((None, [_request(r)]) for r in requests)]
+        checked = [(None, [_request(number, one)]) for number, one in enumerate(requests)]
+        return [replies[0] for _, replies in self.run(checked)]
 
     def run(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Run[T]:
         """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory."""
@@ -341,14 +344,21 @@ class LLM:
         return form
 
 
-def _request(request: Request | tuple[Any, ...]) -> Request:
-    if isinstance(request, Request):
-        return request
-    if isinstance(request, tuple) and 1 <= len(request) <= 2:
-        return Request(_messages(request[0]), *request[1:])
-    raise InvalidArgumentError(
-        f"a request is a Request or (messages, schema), not {request!r:.80}."
-    )
+def _request(number: int, request: Request | tuple[Any, ...]) -> Request:
+    if isinstance(request, tuple) and not isinstance(request, Request) and 1 <= len(request) <= 2:
+        request = Request(_messages(request[0]), *request[1:])
+    if not isinstance(request, Request):
+        raise InvalidArgumentError(
+            f"a request is a Request or (messages, schema), not {request!r:.80}."
+        )
+    for message in request.messages:
+        try:
+            message.content.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgumentError(
+                f"requests[{number}]: {surrogate_problem('a message')}"
+            ) from None
+    return request
 
 
 def _messages(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:

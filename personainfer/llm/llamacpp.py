@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from ..addresses import Address
 from ..api_keys import SecretText
+from ..event_loop import thread_errors
 from ..exceptions import (
     ModelError,
     ModelNotFoundError,
@@ -380,5 +381,6 @@ def _in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    with thread_errors():
+        threading.Thread(target=work, daemon=True).start()
     return asyncio.wrap_future(outcome)

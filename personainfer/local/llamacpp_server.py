@@ -22,6 +22,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from ..event_loop import thread_errors
 from ..exceptions import MissingExtraError, ModelNotFoundError
 from .llamacpp_program import ANSWER, CANNOT_LOAD, ServerSettings
 
@@ -159,7 +160,8 @@ class ServerProcess:
             while line and ANSWER not in line:
                 lines.put(line := read(_LONGEST_ANSWER))
 
-        threading.Thread(target=read_lines, daemon=True).start()
+        with thread_errors():
+            threading.Thread(target=read_lines, daemon=True).start()
         ends = time.monotonic() + seconds
         while True:
             had_ended = self.has_ended()

@@ -13,6 +13,7 @@ from ..data.readers import read_preferences
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
 from ..data.table_writer import check_free_names, check_output
+from ..event_loop import thread_errors
 from ..exceptions import DataError, ModelError, PersonaInferError, RowsFailedError
 from ..llm.client import LLM
 from ..llm.requests import Reply, Run
@@ -70,7 +71,8 @@ async def ainfer_personas(
     **options: Unpack[PersonaOptions],
 ) -> PersonaTable:
     """`infer_personas` as a coroutine. Cancelling it stops the run; replies that were paid for are cached."""
-    stream = await asyncio.to_thread(_start, data, model, options, output)
+    with thread_errors():
+        stream = await asyncio.to_thread(_start, data, model, options, output)
     try:
         return await asyncio.to_thread(stream.table, progress)
     except asyncio.CancelledError:

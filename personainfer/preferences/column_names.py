@@ -114,9 +114,11 @@ def check_roles(roles: Mapping[str, str]) -> None:
 
 def nearest(name: object, known: Sequence[str]) -> str:
     """A hint that lists the known names, the nearest first."""
-    close = get_close_matches(str(name), known, n=1)
-    listed = ", ".join(map(repr, known[:20])) + (", …" if len(known) > 20 else "")
-    return (f"Nearest is {close[0]!r}, of " if close else "It is one of ") + f"{listed or 'none'}."
+    close = get_close_matches(str(name)[:80], known[:1000], n=1)
+    listed = ", ".join(f"{each!r:.80}" for each in known[:20]) + (", …" if len(known) > 20 else "")
+    return (
+        f"Nearest is {close[0]!r:.80}, of " if close else "It is one of "
+    ) + f"{listed or 'none'}."
 
 
 @lru_cache(maxsize=4096)  # each file's columns are compared with the same few hundred names

@@ -40,7 +40,7 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
             )
     if schemas := matches(found, told):
         return schemas
-    listed = ", ".join(map(repr, found[:20])) + (", …" if len(found) > 20 else "")
+    listed = ", ".join(f"{name!r:.80}" for name in found[:20]) + (", …" if len(found) > 20 else "")
     hint, example = _suggest(found)
     raise DataError(
         f"no preference data recognised in the columns {listed or '(none)'}.",
@@ -191,7 +191,7 @@ def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exceptio
 
 
 def _unreadable(schema: Schema, count: int, error: Exception, names: Sequence[object]) -> DataError:
-    listed = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
+    listed = ", ".join(f"{name!r:.80}" for name in names[:20]) + (", …" if len(names) > 20 else "")
     roles = [role for role in ROLES if role in schema.columns.keys() - {"id", "user", "system"}]
     taken = ", ".join(f"{role} from {schema.columns[role]!r}" for role in roles)
     return DataError(

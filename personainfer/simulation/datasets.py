@@ -7,6 +7,7 @@ becomes a `RewardMatrix`. The package `datasets` loads them.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.atomic_files import as_path, opened_file
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 from ..preferences.conversations import read_pair
 from ..preferences.pair_problems import pair_problem
@@ -186,12 +188,18 @@ def _rows(source: Source, config: str | None = None, *, split: str = "train") ->
         return source
     datasets = MissingExtraError.require("datasets")
     file = Path(source) / f"{config}.jsonl"
-    if (
-        config is not None and file.exists()
-    ):  # a folder without the card that names its configurations
-        found: Rows = datasets.load_dataset("json", data_files={split: str(file)}, split=split)
-    else:
-        found = datasets.load_dataset(str(source), config, split=split)
+    try:
+        if (
+            config is not None and file.exists()
+        ):  # a folder without the card that names its configurations
+            found: Rows = datasets.load_dataset("json", data_files={split: str(file)}, split=split)
+        else:
+            found = datasets.load_dataset(str(source), config, split=split)
+    except Exception as error:  # of the hub, the network or the files: each has its own classes
+        raise DataError(
+            f"{str(source)!r:.200} cannot be loaded: {error}".rstrip("."),
+            hint="Check the name, the files and the connection.",
+        ) from error
     return found
 
 
@@ -233,11 +241,22 @@ def _pair(row: Mapping[str, Any], names: Sequence[str], id: str) -> Preference |
 
 def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:
     if isinstance(source, str | Path):
-        with open(source, encoding="utf-8", newline="") as file:
-            source = list(csv.DictReader(file, skipinitialspace=True))
+        try:
+            with opened_file(as_path(source, "demographics")) as file:
+                lines = io.TextIOWrapper(file, "utf-8-sig", newline="")
+                source = list(csv.DictReader(lines, skipinitialspace=True))
+        except (OSError, ValueError, csv.Error) as error:
+            raise DataError(
+                f"demographics={str(source)!r:.200} cannot be read: {error}.",
+                hint="It is a .csv file with the column name and one for each attribute.",
+                argument="demographics",
+            ) from None
+    rows = list(source)
+    if not all(isinstance(row.get("name"), str) for row in rows):
+        raise DataError("demographics= has a row without a name.", argument="demographics")
     return {
         row["name"]: {k: v for k, v in row.items() if k != "name" and v not in ("NA", "", None)}
-        for row in source
+        for row in rows
     }
 
 

@@ -11,6 +11,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from ..data.atomic_files import as_path, check_file, check_replaced, write_file
+from ..data.atomic_files import as_path, check_file, check_replaced, opened_file, write_file
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json, visible_value
 from ..evaluation.results import ResponseComparison, TableFindings
@@ -35,6 +36,7 @@ from .persona_groups import PersonaGroup, persona_groups
 from .report_rows import KINDS, PageRow, page_rows
 
 _MADE_BY = "Made by personainfer"  # in the footer of each report
+_GENERATOR = '<meta name="generator" content="personainfer">'  # and in its head
 _MOST_BYTES = 52_000_000  # of rows in a page: a browser opens it in seconds
 _TEXT_LIMITS = (8000, 4000, 2000, 1000, 500)  # characters of a text, where the rows would be larger
 _TEXTS = ("prompt", "chosen", "rejected")
@@ -128,7 +130,14 @@ def _checked(result: object, path: str | Path) -> Path:
 
 
 def _is_report(path: Path) -> bool:
-    return _MADE_BY.encode() in path.read_bytes()
+    """Whether a page says at its beginning that this library made it."""
+    with suppress(OSError), opened_file(path) as file:
+        begin = file.read(4096)
+        if _GENERATOR.encode() in begin:
+            return True
+        # Reports of 0.1 say so in their footer alone; a page of the user's may quote it.
+        return b"script-src 'nonce-" in begin and _MADE_BY.encode() in file.read(2 * _MOST_BYTES)
+    return False
 
 
 @cache

@@ -231,7 +231,7 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
         )
     card = path / _CARD
     strangers = [] if card.exists() else [*(path / "data").glob("*.parquet")]
-    if strangers or (card.exists() and MARK not in _text(card)):
+    if strangers or (card.exists() and MARK not in _text(card).splitlines()):
         raise InvalidArgumentError(
             f"path={str(path)!r} has a {(strangers or [card])[0].name} that is not an export's.",
             hint="It would be lost: name another folder.",

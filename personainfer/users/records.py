@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ..api_keys import StoredText
 from ..data.atomic_files import as_path, check_file, check_replaced, write_file
@@ -171,7 +171,16 @@ class UserPersonas(Sequence[UserRow]):
             check_replaced(path, _holds_users, "a file of UserPersonas.save")
         settings = {name: v for name, v in self.settings.items() if name != "cuts"}
         saved = (SavedRow(**vars(row), settings=settings) for row in self.rows)
-        write_file(path, "".join(row.model_dump_json() + "\n" for row in saved))
+        try:
+            lines = [row.model_dump_json() + "\n" for row in saved]
+        except (
+            ValueError
+        ) as error:  # of pydantic: half of a surrogate pair, or an object of your own
+            raise DataError(
+                f"these personas cannot be written as JSON: {error}.",
+                hint="Their settings, users and errors have to be text or numbers.",
+            ) from None
+        write_file(path, "".join(lines))
 
     @classmethod
     def load(cls, path: str | Path) -> UserPersonas:
@@ -212,6 +221,8 @@ _JSON_LINES = ("", ".jsonl", ".json", ".ndjson")  # the endings of a file of JSO
 
 class SavedRow(UserRow):
     """A line of a saved file: the row, and how the run was set. Files of older versions lack it."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a score may be -inf
 
     settings: dict[str, Any] = Field(default_factory=dict)
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import personainfer as pi
+from personainfer.data import atomic_files
 from personainfer.data.atomic_files import (
     atomic_folder,
     atomic_writer,
@@ -22,7 +23,9 @@ from personainfer.data.atomic_files import (
     unfinished_folder,
     write_file,
 )
+from personainfer.evaluation.human import write_rating_sheet
 from personainfer.exceptions import InvalidArgumentError
+from personainfer.tailoring.dataset_card import MARK
 from personainfer.users.records import UserPersonas, UserRow
 
 ROWS = [{"prompt": "p", "chosen": "c", "rejected": "r"}]
@@ -261,3 +264,53 @@ def test_what_somebody_else_put_there_does_not_open_the_new_file(
         os.umask(before)
     assert mode(path) == 0o600
     assert wide.read_text() == "theirs"
+
+
+def test_an_empty_folder_that_its_owner_closed_stays_closed(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "closed")
+    write_rating_sheet(TABLE, tmp_path / "link")
+    assert mode(tmp_path / "closed") == 0o700
+    assert (tmp_path / "closed" / "key.json").exists()
+
+
+def test_the_folder_that_the_process_is_in_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidArgumentError, match="the folder that you are in"):
+        write_rating_sheet(TABLE, ".")
+
+
+def test_a_file_of_a_group_that_cannot_be_kept_is_not_opened_to_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    os.chmod(path, 0o640)
+    monkeypatch.setattr(atomic_files, "_has_group", lambda *_: False)
+    write_file(path, "new")
+    assert mode(path) == 0o600
+
+
+def test_a_file_that_nobody_may_write_to_can_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    os.chmod(path, 0o400)
+    flushed: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic_files, "_flush", lambda place: flushed.append(mode(place)))
+        write_file(path, "new")
+    assert flushed == [0o600]  # it could not be opened to be flushed with the old permissions
+    assert (path.read_text(), mode(path)) == ("new", 0o400)
+
+
+def test_a_page_that_quotes_a_report_is_not_replaced(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<p>Made by personainfer, said the page.</p>")
+    with pytest.raises(InvalidArgumentError, match="overwrite=True"):
+        pi.write_report(TABLE, page)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "README.md").write_text(f"An export has the line `{MARK}`.")
+    with pytest.raises(InvalidArgumentError, match="not an export's"):
+        pi.export_personas(TABLE, tmp_path / "folder")

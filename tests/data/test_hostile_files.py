@@ -19,12 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import personainfer as pi
+from personainfer.cli.audit import read_personas
 from personainfer.data import arrow_columns, files, read_preferences, row_streams
+from personainfer.data.atomic_files import read_small_file
+from personainfer.evaluation.human import read_rating_sheet
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.preferences import cells, pairing
 from personainfer.testing import FakeLLM
 
-from ..builders import read
+from ..builders import read, table
 
 LIMIT = 2**18
 GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
@@ -144,8 +147,8 @@ def test_a_json_file_of_very_many_values_is_an_error_that_says_what_to_do(
 ) -> None:
     monkeypatch.setattr(files, "_MOST_JSON_VALUES", MANY)
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([GOOD] * 200))
-    assert errors(path) == [None] * 200
+    path.write_text(json.dumps([GOOD] * 100))
+    assert errors(path) == [None] * 100
     path.write_text(json.dumps([{}] * MANY))
     with pytest.raises(DataError, match=r"more than 1,000 values.* to a .jsonl file"):
         errors(path)
@@ -191,6 +194,20 @@ def test_a_text_that_all_rows_of_a_parquet_file_share_is_in_memory_once(
         largest = max(largest, pa.total_allocated_bytes() - before)
         assert row.error is None
     assert largest < 2**26  # and not 2**29
+
+
+def test_few_rows_of_large_groups_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts that are no dictionary can be packed as well, and may all be in one batch."""
+    monkeypatch.setattr(arrow_columns, "_BATCH_BYTES", 2**22)
+    path = tmp_path / "rows.parquet"
+    rows = [{**GOOD, "prompt": f"{number}" + "a" * 2**16} for number in range(200)]
+    pq.write_table(pa.Table.from_pylist(rows), path, use_dictionary=False, compression="zstd")
+    batches = [len(batch) for batch in arrow_columns.parquet_batches(path)]
+    assert sum(batches) == 200
+    assert max(batches) <= 64
+    assert errors(path) == [None] * 200
 
 
 def test_a_list_of_the_same_values_without_end_is_an_error(tmp_path: Path) -> None:
@@ -264,3 +281,38 @@ def test_a_row_of_very_many_pairs_costs_itself(monkeypatch: pytest.MonkeyPatch) 
     assert len(found) == 46
     assert "20000 responses to one prompt make more than 50 pairs" in str(found[-1])
     assert len(read(scored(20_000), pairs="all", min_gap=19_991)) == 45
+
+
+def test_errors_are_of_bounded_length(tmp_path: Path) -> None:
+    name = "x" * 2**20
+    with pytest.raises(DataError) as found:
+        read_preferences([{name: "a"}])
+    assert len(str(found.value)) < 2_000
+    (row,) = read_preferences([{**GOOD, name: nested(60, list)}])
+    assert len(str(row.error)) < 2_000
+    assert len(str(DataError("x" * 2**20))) <= 20_001
+
+
+@pytest.mark.parametrize("name", ["key.json", "README.md"])
+def test_a_pipe_in_the_place_of_a_small_file_does_not_wait(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match="is a pipe or a device"):
+        read_small_file(tmp_path / name)
+    (tmp_path / "large").write_bytes(b"abc")
+    with pytest.raises(OSError, match="more than 2 bytes"):
+        read_small_file(tmp_path / "large", 2)
+    if name == "key.json":
+        with pytest.raises(DataError, match=r"is not the key\.json"):
+            read_rating_sheet(tmp_path / name, [tmp_path / "ratings.csv"])
+    else:
+        with pytest.raises(InvalidArgumentError, match="not an export's"):
+            pi.export_personas(table(), tmp_path)
+
+
+def test_personas_in_a_pipe_or_of_no_text_are_an_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "bytes").write_bytes(b'{"user": "a", "persona": "\xff"}')
+    (tmp_path / "deep").write_bytes(b"[" * 100_000)
+    for name in ("pipe", "bytes", "deep"):
+        with pytest.raises(DataError, match="is not JSON lines"):
+            read_personas(tmp_path / name)

@@ -19,6 +19,7 @@ import pytest
 from pydantic import BaseModel
 
 import personainfer as pi
+from personainfer import event_loop
 from personainfer.api_keys import environment_key
 from personainfer.exceptions import (
     InvalidArgumentError,
@@ -594,3 +595,26 @@ def test_limits_that_fall_without_end_are_given_up() -> None:
         with pytest.raises(RequestRejectedError, match="max_tokens"):
             fake(server, max_attempts=1).ask(MESSAGES)
         assert server.calls < 40
+
+
+def test_a_text_that_utf_8_cannot_hold_is_an_error_before_any_request(llm: FakeLLM) -> None:
+    requests = [
+        pi.Request([pi.Message(role="user", content=text)]) for text in ("a", "half \ud800")
+    ]
+    with pytest.raises(InvalidArgumentError, match=r"requests\[1\]: a message holds bytes"):
+        pi.LLM("fake", api_base=llm.api_base).ask_many(requests)
+    assert llm.calls == 0
+
+
+def test_a_system_that_starts_no_more_threads_is_an_error(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(event_loop, "_current", None)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        with pytest.raises(PersonaInferError, match="starts no more threads"):
+            pi.infer_personas(pairs(1), "fake", api_base=llm.api_base)
+    assert not pi.infer_personas(pairs(1), "fake", api_base=llm.api_base).errors
