@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 from .records import Usage
 
@@ -20,6 +23,10 @@ T = TypeVar("T")
 
 log = logging.getLogger("personainfer")
 log.addHandler(logging.NullHandler())  # quiet until the user asks for more
+
+_silent: ContextVar[bool] = ContextVar("personainfer.observability", default=False)
+# Of litellm and instructor. Those that do not exist yet are made here, and found by their names there.
+_TALKATIVE = ("LiteLLM", "instructor", "instructor.v2", "instructor.v2.retry")
 
 _MODEL = "gen_ai.request.model"  # OpenTelemetry's own name for it
 _STEP = 64  # rows
@@ -35,6 +42,41 @@ _COUNTERS = {  # name -> unit
     "reasoning_tokens": "{token}",
     "cost": "USD",
 }
+
+
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Keep litellm and instructor from logging, and pydantic from warning, of replies that they cannot read.
+
+    They quote the reply, the prompt and whatever of them holds a key; our own errors say what is wrong. This
+    holds for what the block calls: other uses of these libraries do not change. At DEBUG they log as before.
+    """
+    for name in _TALKATIVE:
+        logging.getLogger(name).addFilter(_no_quotations)
+    filters: list[Any] = cast("list[Any]", warnings.filters)
+    if _no_serializer_warnings not in filters:  # code that catches warnings takes it off again
+        filters.insert(0, _no_serializer_warnings)
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+class _NoQuotations(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _silent.get() or record.levelno <= logging.DEBUG
+
+
+class _SerializerWarnings:
+    """Stands where a filter of warnings has a regular expression, and matches within the block alone."""
+
+    def match(self, text: str) -> bool:
+        return _silent.get() and text.startswith("Pydantic serializer warnings")
+
+
+_no_quotations = _NoQuotations()
+_no_serializer_warnings = ("ignore", _SerializerWarnings(), UserWarning, None, 0)
 
 
 class Counts(Protocol):

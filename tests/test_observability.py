@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 import textwrap
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import personainfer as pi
 from personainfer.exceptions import AuthenticationError, RowsFailedError
+from personainfer.observability import silent_libraries
 from personainfer.testing import FakeLLM, Fault
 
-from .builders import pairs
+from .builders import AnyServer, pairs
 
 ROOT = Path(__file__).parents[1]
 SECRET = "secret-key"
@@ -205,3 +209,54 @@ def test_it_is_not_needed(llm: FakeLLM) -> None:
     without = "\n    import sys; sys.modules['opentelemetry'] = None" + RUN
     assert run_python(without, llm.api_base) == ("", "")
     assert llm.calls == 1
+
+
+def quote_a_reply() -> None:
+    logging.getLogger("instructor.v2.retry").error("input_value='A private reply'")
+    logging.getLogger("LiteLLM").warning("Unmapped finish_reason 'a key'")
+    warnings.warn("Pydantic serializer warnings:\n input_value='A private reply'", stacklevel=1)
+
+
+def test_libraries_that_quote_replies_are_silent_in_our_calls_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with warnings.catch_warnings(record=True) as warned, silent_libraries():
+        quote_a_reply()
+        warnings.warn("another", stacklevel=1)
+        other = threading.Thread(target=quote_a_reply)
+        other.start()
+        other.join()
+    assert len(caplog.records) == 2
+    assert [str(one.message)[:8] for one in warned] == ["another", "Pydantic"]
+    caplog.clear()
+    with pytest.warns(UserWarning, match="Pydantic serializer"):
+        quote_a_reply()
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"choices": [{"message": {"content": "A private reply"}, "finish_reason": "stop"}]},
+        {"choices": [{"message": {"content": ["A private reply"]}, "finish_reason": "stop"}]},
+        {"choices": [{"message": {"content": "{}"}, "finish_reason": "A private reply"}]},
+        {"choices": [{"message": {"content": "{}"}}], "usage": {"prompt_tokens": "A private reply"}},
+        {"choices": {"A private reply": 1}},
+        {"error": {"message": "A private reply"}},
+    ],
+)  # fmt: skip
+def test_no_reply_that_litellm_cannot_read_is_logged_or_warned_of(
+    reply: dict[str, Any], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    body = json.dumps({"id": "1", "object": "chat.completion", "model": "m", **reply}).encode()
+    with AnyServer(body=body) as server, caplog.at_level(logging.INFO):
+        options: dict[str, Any] = {
+            "api_base": f"{server.address}/v1",
+            "api_key": "k",
+            "max_attempts": 2,
+        }
+        table = pi.infer_personas([("A private reply?", "a", "b")], "litellm/openai/m", **options)
+    assert table.errors
+    assert "A private reply" not in caplog.text
+    assert not [one for one in recwarn if "A private reply" in str(one.message)]

@@ -36,6 +36,7 @@ from ..llm.endpoint_faults import provider_errors, redact
 from ..llm.litellm_transport import LiteLLMTransport
 from ..llm.llamacpp import EmbeddedTransport
 from ..llm.transports import EndpointTransport, Transport
+from ..observability import silent_libraries
 from .lines import provider_words, request_line
 
 if TYPE_CHECKING:
@@ -338,7 +339,7 @@ class LiteLLMBatches:
         import pydantic
 
         try:
-            with _errors(self._provider, _FILE_TIMEOUT, self._secrets, **rules):
+            with silent_libraries(), _errors(self._provider, _FILE_TIMEOUT, self._secrets, **rules):
                 yield
         except pydantic.ValidationError as error:
             raise ReplyError(

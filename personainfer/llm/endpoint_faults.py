@@ -436,7 +436,7 @@ def _provider_error(
 ) -> ModelError:
     import openai
 
-    words = str(error).partition("\nTraceback (most recent call last)")[0]  # litellm adds its own
+    words = str(error).partition("Traceback (most recent call last)")[0]  # litellm adds its own
     secrets = secrets.with_texts(exchange.secrets)
     if isinstance(error, openai.APIConnectionError):
         words = redact(words, secrets)[:_LONGEST_WORDS]

@@ -27,6 +27,7 @@ from ..exceptions import (
     unreadable,
 )
 from ..http_guard import guarded_http
+from ..observability import silent_libraries
 from ..records import Completion
 from .dialect import FORMS
 from .endpoint_faults import embedded_status, no_answer, provider_errors, status_error
@@ -117,10 +118,11 @@ class LiteLLMTransport(DialectTransport):
         fields["drop_params"] = True  # such as `seed`, or `temperature` of models that reason
         models = self._asked_models(fields)
         try:
-            if models is None:
-                reply = await self._call(**fields)
-            else:
-                reply = await self._structured(models, fields)
+            with silent_libraries():
+                if models is None:
+                    reply = await self._call(**fields)
+                else:
+                    reply = await self._structured(models, fields)
         except PersonaInferError:
             raise
         except Exception as error:  # of litellm's or instructor's reader of what the provider sent
