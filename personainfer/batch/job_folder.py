@@ -34,6 +34,7 @@ from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
+from ..llm.cache import ReplyCache, default_cache_dir
 from ..llm.client import LLM, OPTIONS
 from ..llm.rate_limits import most_tokens
 from ..local.weights import check_stored_model
@@ -177,7 +178,11 @@ class PersonaBatch(Record):
         cache_dir: str | Path | None = None,
         submitted_here: bool = False,
     ) -> LLM:
-        """The model of the batch. If the user's cache is off, replies are kept in the folder.
+        """The model of the batch.
+
+        Replies are kept in the folder if the user's cache is off, or if another process submitted the batch:
+        somebody else may have written the replies that are in the folder, and the user's cache is believed.
+        `own_cache` is where the others belong.
 
         The address and the cache directory are taken from the folder only if this process submitted the
         batch. Otherwise whoever wrote the folder could choose where the key goes.
@@ -197,9 +202,15 @@ class PersonaBatch(Record):
                     argument="api_base",
                 )
             options |= {"api_base": api_base, "cache_dir": cache_dir}
-        if not options.get("cache", True):
+        if not submitted_here or not options.get("cache", True):
             options |= {"cache": True, "cache_dir": self.replies_folder}
         return LLM(self.model, **options, api_key=api_key)
+
+    def own_cache(self, cache_dir: str | Path | None) -> ReplyCache | None:
+        """The user's cache, for replies that this call downloads; None if it is off."""
+        if not self.llm_options.get("cache", True):
+            return None
+        return ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
 
     def plan(self) -> Plan:
         """The plan of the run: protocol, sides and candidates."""
@@ -241,14 +252,11 @@ class PersonaBatch(Record):
                         if isinstance(text, str):
                             yield bytes.fromhex(key), text
 
-    def answers(self, secrets: Secrets) -> Iterator[Answer]:
-        """The answers that were downloaded: replies first, then errors."""
-        for kind in ("output", "errors"):
-            for number in range(len(self.parts)):
-                path = _file(self.path, kind, number)
-                if path.exists():
-                    with path.open("rb") as file:
-                        yield from read_answers(file, secrets)
+    def answer_files(self) -> list[Path]:
+        """The files of answers that were downloaded: replies first, then errors."""
+        numbers = range(len(self.parts))
+        files = [_file(self.path, kind, n) for kind in ("output", "errors") for n in numbers]
+        return [path for path in files if path.exists()]
 
     @contextmanager
     def alone(self) -> Iterator[PersonaBatch]:

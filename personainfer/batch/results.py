@@ -2,47 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
+from pathlib import Path
 from queue import SimpleQueue
 
 from pydantic import BaseModel
 
 from ..data.source_rows import SourceRow
 from ..exceptions import ModelError, ReplyError
+from ..llm.cache import ReplyCache
 from ..llm.client import LLM
 from ..llm.rate_limits import Tally, cost_is_unknown, find_batch_price
 from ..llm.replies import read_reply
 from ..llm.requests import Job, Reply, Run, text_to_cache
 from ..personas.infer import checked
 from ..records import Completion
-from .job_folder import PersonaBatch
+from .job_folder import PersonaBatch, read_answers
 from .lines import Answer
 
 _GROUP = 500  # replies that are written to the cache in one transaction
 
 
-def bring_in(batch: PersonaBatch, llm: LLM, keys: Mapping[bytes, int]) -> BatchOutcome:
+def bring_in(
+    batch: PersonaBatch,
+    llm: LLM,
+    keys: Mapping[bytes, int],
+    downloaded: Collection[Path] = (),
+    own_cache: ReplyCache | None = None,
+) -> BatchOutcome:
     """Write the replies of the batch to the cache, and those that were cached when it was submitted.
 
-    `keys` are the keys of all requests of the batch, each with the most tokens that its prompt can have;
-    answers with other keys are ignored.
+    Args:
+        batch: whose answers are downloaded.
+        llm: its model, with the cache.
+        keys: the keys of all requests, each with the most tokens that its prompt can have. Answers with other
+            keys are ignored.
+        downloaded: the files whose replies are written to `own_cache`, too.
+        own_cache: another cache.
     """
     tally = Tally(find_batch_price(llm.model, llm.options["prices"]), cached=batch.cached)
     most = llm.transport.most_tokens(llm.options["max_tokens"])
     outcome = BatchOutcome(batch.plan().prompt.schema, tally, keys, most)
-    brought = (
-        (answer.key, text_to_cache(reply))
-        for answer in batch.answers(llm.transport.secrets)
-        if answer.key in keys and (reply := outcome.take(answer)) is not None
-    )
     before = (known for known in batch.cached_replies() if known[0] in keys)
-    good = chain(before, brought)
-    while group := list(islice(good, _GROUP)):
-        if llm.cache is not None:
-            llm.cache.set_many(group, model=llm.model)
+    _write(before, llm.model, llm.cache)
+    for path in batch.answer_files():
+        with path.open("rb") as file:
+            replies = (
+                (answer.key, text_to_cache(reply))
+                for answer in read_answers(file, llm.transport.secrets)
+                if answer.key in keys and (reply := outcome.take(answer)) is not None
+            )
+            _write(replies, llm.model, llm.cache, own_cache if path in downloaded else None)
     return outcome
+
+
+def _write(replies: Iterator[tuple[bytes, str]], model: str, *caches: ReplyCache | None) -> None:
+    while group := list(islice(replies, _GROUP)):
+        for cache in caches:
+            if cache is not None:
+                cache.set_many(group, model=model)
 
 
 def run_without_calls(batch: PersonaBatch, llm: LLM, outcome: BatchOutcome) -> Run[SourceRow]:

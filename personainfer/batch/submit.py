@@ -151,8 +151,10 @@ def collect_batch(
     check_candidates(batch.candidates, select)
     llm = batch.llm(api_key, api_base=api_base, cache_dir=cache_dir, submitted_here=here)
     keys = _keys(batch, llm)
+    before = batch.answer_files()
     batch = _awaited(batch, llm, wait, poll, timeout, progress)
-    outcome = bring_in(batch, llm, keys)
+    downloaded = set(batch.answer_files()).difference(before)
+    outcome = bring_in(batch, llm, keys, downloaded, None if here else batch.own_cache(cache_dir))
     stream = PersonaStream(
         batch.source(),
         llm,

@@ -905,3 +905,18 @@ def test_batches_of_one_model_share_its_budget(provider: BatchServer, place: Pat
     with pytest.raises(BudgetExceededError, match=r"\$0.05 of the budget is left"):
         pi.submit_batch(pairs(6), model, place / "second")
     assert len(provider.batches) == 1
+
+
+def test_a_strangers_replies_do_not_get_into_your_cache(provider: BatchServer, place: Path) -> None:
+    """They would be taken for those of your endpoint."""
+    folder, mine = place / "theirs", place / "mine"
+    submit(provider, pairs(3), folder, cache_dir=place / "their cache")
+    here: dict[str, Any] = {"poll": 0.001, "api_base": provider.api_base, "cache_dir": mine}
+    pi.collect_batch(folder, **here)
+    assert pi.cache_info(mine).replies == 3  # downloaded by this call
+    pi.clear_cache(cache_dir=mine)
+    shutil.rmtree(folder / "replies")
+    calls = list(provider.calls)
+    assert not pi.collect_batch(folder, **here).errors
+    assert provider.calls == calls
+    assert pi.cache_info(mine).replies == 0
