@@ -24,7 +24,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.api_keys import Secrets
-from personainfer.batch.job_folder import PersonaBatch
+from personainfer.batch.job_folder import PersonaBatch, read_answers
 from personainfer.batch.lines import read_line
 from personainfer.data.readers import read_preferences
 from personainfer.evaluation.human import read_rating_sheet, write_rating_sheet
@@ -326,7 +326,8 @@ def batch_rows(path: Path) -> object:
 
 def batch_answers(path: Path) -> object:
     (path.parent / "batch.json").write_bytes((path.parent / "handle.seed").read_bytes())
-    return list(PersonaBatch.load(path.parent).answers(Secrets()))
+    with path.open("rb") as file:
+        return list(read_answers(file, Secrets()))
 
 
 def batch_cached(path: Path) -> object:
