@@ -389,9 +389,10 @@ def _check_own_files(folder: Path) -> None:
     A folder from a stranger could otherwise upload your other files to the provider, or wait for ever.
     """
     for entry in os.scandir(folder):
-        if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+        is_folder = entry.name == "replies" and entry.is_dir(follow_symlinks=False)
+        if not (is_folder or entry.is_file(follow_symlinks=False)):
             raise DataError(
-                f"{entry.path} is a link, a pipe or a device.",
+                f"{entry.path} is a link, a pipe, a folder or a device.",
                 hint="A batch has files of its own only: replace it by the file that it should be.",
             )
 

@@ -12,6 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -173,10 +174,23 @@ def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
 def _arrow_of_dicts(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
     import pyarrow
 
-    names = {_name(name): name for row in rows for name in row}
+    names = _names_of(rows)
     columns = [_column(text, [row.get(name) for row in rows]) for text, name in names.items()]
     schema = pyarrow.schema([field for field, _ in columns])
     return pyarrow.Table.from_arrays([array for _, array in columns], schema=schema)
+
+
+def _names_of(rows: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
+    """The names of the columns as texts, each with the rows' own: 1 and "1" become two columns."""
+    own = dict.fromkeys(name for row in rows for name in row)
+    texts = {name: _name(name) for name in own}
+    if len(set(texts.values())) < len(own):
+        taken = {name for name in own if isinstance(name, str) and texts[name] == name}
+        for name in own:
+            while name not in taken and texts[name] in taken:
+                texts[name] += f" ({type(name).__name__})"
+            taken.add(texts[name])
+    return {text: name for name, text in texts.items()}
 
 
 def _name(name: object) -> str:
@@ -187,6 +201,8 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarr
     import pyarrow
 
     array: Any
+    if _loses_by_a_common_type(values):
+        return _json_column(name, values)
     try:
         array = pyarrow.array(values)
     except UnicodeError:
@@ -196,6 +212,15 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarr
     except Exception:  # whatever the user's objects raise: their rows are paid for
         return _json_column(name, values)
     return pyarrow.field(name, array.type), array
+
+
+def _loses_by_a_common_type(values: Sequence[Any]) -> bool:
+    """Whether Arrow would cut values to the type of the first: times of day, zones, or texts among bytes."""
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds.isdisjoint((date, datetime, bytes)):
+        return False
+    zones = {value.tzinfo for value in values if isinstance(value, datetime)}
+    return len(kinds) > 1 or len(zones) > 1
 
 
 def _json_column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarrow.Array[Any]]:

@@ -276,7 +276,12 @@ def _common(one: pyarrow.Field[Any], other: pyarrow.Field[Any]) -> pyarrow.Field
 
     if one.equals(other, check_metadata=True):
         return one
-    if is_json(one) or is_json(other):
+    if (
+        is_json(one)
+        or is_json(other)
+        or _loses(one.type, other.type)
+        or _loses(other.type, one.type)
+    ):
         return as_json(one)
     schemas = [pyarrow.schema([field.remove_metadata()]) for field in (one, other)]
     try:
@@ -284,6 +289,15 @@ def _common(one: pyarrow.Field[Any], other: pyarrow.Field[Any]) -> pyarrow.Field
     except pyarrow.ArrowException:
         return as_json(one)
     return _storable(merged.field(0))
+
+
+def _loses(one: pyarrow.DataType, other: pyarrow.DataType) -> bool:
+    """Whether a common type would cut values: times of day, zones, or texts among bytes."""
+    from pyarrow import types
+
+    if one.equals(other) or types.is_null(one) or types.is_null(other):
+        return False
+    return types.is_temporal(one) or types.is_binary(one) or types.is_large_binary(one)
 
 
 def _storable(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:

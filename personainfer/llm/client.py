@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, Unpack
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, Strict
+from pydantic_core import to_json
 
 from ..addresses import shown_address
 from ..api_keys import hide_key, show_key
@@ -67,11 +68,12 @@ def _check_extra_body(body: dict[str, JsonValue] | None) -> dict[str, JsonValue]
             hint="temperature=, max_tokens=, seed= and reasoning_effort= are options of their own; the"
             " library sets the others.",
         )
+    to_json(body)  # ValueError: half of a surrogate pair
     return body
 
 
 def _check_model(model: str | None) -> str | None:
-    if model is not None and not model.strip():
+    if model is not None and not model.encode().strip():  # UnicodeEncodeError is a ValueError
         raise ValueError
     return model
 

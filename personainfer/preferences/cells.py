@@ -148,8 +148,12 @@ def read_json(text: str | bytes, most: int | None = None) -> Any:
         ValueError: it is not JSON, is nested too deep, or has more than so many values
             (`TooManyValuesError`; None: `MOST_VALUES`).
     """
+    if not isinstance(text, str):
+        text = text.decode()
+    if len(text) > (MOST_VALUES if most is None else most):  # few lines are so long
+        text = bounded_json(text, most)
     try:
-        return json.loads(bounded_json(text if isinstance(text, str) else text.decode(), most))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 

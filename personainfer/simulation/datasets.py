@@ -167,16 +167,20 @@ def read_prism(
     preferences: list[Preference] = []
     questions: dict[str, str] = {}
     dropped: Counter[str] = Counter()
-    for turns in _conversations(utterances):
+    for turns in _conversations(utterances, dropped):
         asked: tuple[Message, ...] | None = ()
         for answers in turns:
-            found, asked = _turn(answers, asked, against, dropped)
+            try:
+                found, asked = _turn(answers, asked, against, dropped)
+            except (ValueError, TypeError, ArithmeticError, LookupError):
+                dropped["a score or a text of the turn cannot be read"] += 1
+                found, asked = [], None
             preferences += found
             kind = answers[0].get("conversation_type")
             questions.update({choice.id: kind for choice in found if choice.id and kind})
     _require(preferences, dropped)
     answered = {choice.user for choice in preferences}
-    users = {row["user_id"]: _flat(row) for row in survey if row.get("user_id") in answered}
+    users = {row["user_id"]: _flat(row) for row in survey if str(row.get("user_id")) in answered}
     return UserData(tuple(preferences), users, questions, dict(dropped))
 
 
@@ -263,13 +267,19 @@ def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:
 # PRISM
 
 
-def _conversations(utterances: Rows) -> Iterator[list[list[Mapping[str, Any]]]]:
+def _conversations(
+    utterances: Rows, dropped: Counter[str]
+) -> Iterator[list[list[Mapping[str, Any]]]]:
     """The turns of each conversation in order, each with its rated answers."""
     rated: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
     for number, row in enumerate(utterances):
         if number == 0:
             _found(row, *((name,) for name in _PRISM))
-        rated.setdefault(row["conversation_id"], {}).setdefault(row["turn"], []).append(row)
+        conversation, turn = row.get("conversation_id"), row.get("turn")
+        if not isinstance(conversation, str | int) or not isinstance(turn, int):
+            dropped["it names no conversation or no turn"] += 1
+            continue
+        rated.setdefault(str(conversation), {}).setdefault(turn, []).append(row)
     for turns in rated.values():
         yield [turns[turn] for turn in sorted(turns)]
 

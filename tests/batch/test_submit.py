@@ -509,7 +509,7 @@ def test_a_batch_has_no_links(provider: BatchServer, place: Path, name: str) -> 
     (place / "b" / name).unlink(missing_ok=True)
     (place / "b" / name).symlink_to(secret)
     calls = list(provider.calls)
-    with pytest.raises(DataError, match=f"{name} is a link, a pipe or a device"):
+    with pytest.raises(DataError, match=f"{name} is a link, a pipe, a folder or a device"):
         pi.collect_batch(place / "b", poll=0.001, api_base=provider.api_base)
     assert provider.calls == calls
     assert secret.read_text() == "mine alone"
@@ -521,7 +521,7 @@ def test_a_batch_does_not_wait_for_a_pipe(provider: BatchServer, place: Path, na
     submit(provider, pairs(3), place / "b")
     (place / "b" / name).unlink(missing_ok=True)
     os.mkfifo(place / "b" / name)
-    with pytest.raises(DataError, match=f"{name} is a link, a pipe or a device"):
+    with pytest.raises(DataError, match=f"{name} is a link, a pipe, a folder or a device"):
         pi.collect_batch(place / "b", poll=0.001, api_base=provider.api_base)
 
 

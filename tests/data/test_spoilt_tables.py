@@ -218,8 +218,10 @@ def test_names_that_no_file_can_have_are_errors_of_the_library(
         lambda: pi.write_report(table, f"{path}.html"),
         lambda: pi.export_personas(table, path),
         lambda: pi.retry_errors(f"{path}.parquet"),
-        lambda: pi.infer_personas([], "m", output=f"{path}.parquet"),
-        lambda: pi.submit_batch([("p", "a", "b")], "m", path),
+        lambda: pi.infer_personas(
+            [], "m", api_base="http://127.0.0.1:9/v1", output=f"{path}.parquet"
+        ),
+        lambda: pi.submit_batch([("p", "a", "b")], "m", path, api_base="http://127.0.0.1:9/v1"),
         lambda: pi.users.UserPersonas.load(path),  # type: ignore[attr-defined]
     ):
         with pytest.raises(PersonaInferError):

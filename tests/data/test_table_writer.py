@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -564,3 +565,44 @@ def measured(llm: FakeLLM, folder: Path, count: int) -> dict[str, float]:
     print(run.stdout)
     marks: dict[str, float] = json.loads(run.stdout)
     return marks
+
+
+DAY, NOON = date(2020, 1, 1), datetime(2020, 1, 1, 12, 30)
+
+
+@pytest.mark.parametrize("rows", [2, 3 * writing.GROUP_ROWS // 2], ids=["one group", "two groups"])
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [(DAY, NOON), (NOON, NOON.replace(tzinfo=UTC)), (b"\xff", "a")],
+    ids=["day and time", "zone and none", "bytes and text"],
+)
+def test_values_that_a_common_type_would_cut_are_kept(
+    tmp_path: Path, rows: int, first: object, last: object
+) -> None:
+    pair = pi.Preference(prompt="p", chosen="a", rejected="b")
+    values = [first] * (rows - 1) + [last]
+    made = [pi.PersonaRow(n, pair, columns={"z": value}) for n, value in enumerate(values)]
+    path = pi.PersonaTable(made).save(tmp_path / "t.parquet")
+    kept = pi.PersonaTable.load(path).to_arrow().column("z").to_pylist()
+    assert len(set(map(str, kept))) == 2
+    assert str(last).split()[-1].removesuffix("+00:00") in str(kept[-1]).replace("T", " ")
+
+
+def test_names_that_are_the_same_as_text_keep_their_columns(tmp_path: Path) -> None:
+    pair = pi.Preference(prompt="p", chosen="a", rejected="b")
+    row = pi.PersonaRow(0, pair, columns={1: "number", "1": "text"})  # type: ignore[dict-item]
+    path = pi.PersonaTable([row]).save(tmp_path / "t.parquet")
+    kept = pi.PersonaTable.load(path).to_arrow()
+    assert kept.column("1").to_pylist() == ["text"]
+    assert kept.column("1 (int)").to_pylist() == ["number"]
+
+
+def test_groups_are_bounded_by_all_that_their_rows_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts in lists were not counted."""
+    monkeypatch.setattr(writing, "GROUP_BYTES", 10_000)
+    pair = pi.Preference(prompt="p", chosen="a", rejected="b")
+    rows = [pi.PersonaRow(n, pair, columns={"z": [{"a": "x" * 3_000}]}) for n in range(8)]
+    path = pi.PersonaTable(rows).save(tmp_path / "t.parquet")
+    assert pq.ParquetFile(path).num_row_groups >= 2

@@ -310,3 +310,11 @@ def test_a_sheet_that_nobody_filled_in_is_told(tmp_path: Path) -> None:
     wrong = filled(sheet, "cy", lambda each: dict.fromkeys(whole, "A"))
     with pytest.raises(DataError, match=r"no rating can be read: cy.csv, item .*'a'.*from 1 to 5"):
         read_rating_sheet(sheet.key, [wrong])
+
+
+@pytest.mark.parametrize("text", ["=1+1", "\n=1+1", " =1+1", "\uff1d1+1", "\t1", "\uff20x"])
+def test_cells_that_a_spreadsheet_may_run_are_texts(tmp_path: Path, text: str) -> None:
+    pair = pi.Preference(prompt=text, chosen="a", rejected="b")
+    sheet = write_rating_sheet(pi.PersonaTable([row(0, preference=pair)]), tmp_path / "sheet")
+    with sheet.csv.open(encoding="utf-8-sig", newline="") as file:
+        assert all(one["prompt"] == f"'{text}" for one in csv.DictReader(file))

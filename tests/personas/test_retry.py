@@ -457,3 +457,22 @@ def test_a_file_never_decides_what_is_loaded_or_called(model: str, tmp_path: Pat
         with pytest.raises(InvalidArgumentError, match="name the model yourself"):
             pi.retry_errors(path)
         assert not pi.retry_errors(path, "fake", api_base=server.api_base).errors
+
+
+def test_a_file_never_decides_about_fields_of_requests(tmp_path: Path, llm: FakeLLM) -> None:
+    """One of them may name other models, or tools."""
+    path = tmp_path / "theirs.parquet"
+    options: dict[str, Any] = {"api_base": llm.api_base, "max_attempts": 1}
+    with FakeLLM(faults=[Fault.status(500)]) as stranger:
+        made = pi.infer_personas(
+            pairs(1),
+            "fake",
+            api_base=stranger.api_base,
+            max_attempts=1,
+            extra_body={"models": ["x"]},
+        )
+    made.save(path)
+    with pytest.raises(InvalidArgumentError, match="give extra_body= again"):
+        pi.retry_errors(path, **options)
+    assert llm.calls == 0
+    assert not pi.retry_errors(path, extra_body={}, **options).errors

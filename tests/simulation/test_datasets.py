@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,38 @@ def test_the_axis_of_each_person_is_an_attribute() -> None:
     assert seen == [
         {"bob", "dee", "eve"}, {"ann", "bob", "cy", "eve"}, {"ann", "cy", "dee", "eve"},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"score": "x"},
+        {"score": [1]},
+        {"score": 10**400},
+        {"turn": "z"},
+        {"turn": None},
+        {"conversation_id": [1]},
+        {"model_response": 5},
+        {"user_id": [1]},
+    ],
+    ids=str,
+)
+def test_an_odd_prism_row_costs_its_own_conversation(odd: dict[str, Any]) -> None:
+    strange = said(0, "b", 9, chosen=True, conversation_id="c2") | odd
+    rows = [*UTTERANCES, said(0, "a", 5, conversation_id="c2"), strange]
+    found = read_prism((rows, [*SURVEY, {"user_id": [1]}]))
+    assert [choice.id for choice in found.preferences] == ["ut0b>ut0c", "ut1b>ut1a"]
+    assert found.dropped
+
+
+def test_demographics_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
+    rows = [famous("Ada", 1)]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "bytes").write_bytes(b"name,diet\n\xff,x\n")
+    (tmp_path / "long").write_text("name,diet\nAda," + "x" * 200_000 + "\n")
+    (tmp_path / "nobody").write_text("who,diet\nAda,x\n")
+    for name in ("pipe", "bytes", "long", "nobody", "missing", "."):
+        with pytest.raises(DataError, match="demographics="):
+            read_famous_persona(rows, demographics=tmp_path / name)
+    with pytest.raises(DataError, match="cannot be loaded"):
+        read_famous_persona(str(tmp_path / "nowhere"))

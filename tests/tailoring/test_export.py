@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,10 @@ def test_what_a_strangers_table_says_acts_on_no_card(llm: FakeLLM, tmp_path: Pat
     """Names in the settings of a table are another's words: as code, without control characters."""
     bad = "x`<img src=y>\x1b]0;title\x07\n---\nconfigs: []"
     made = pi.infer_personas(pairs(2), "fake", api_base=llm.api_base)
+    persona = pi.Persona(trait="t", preference="p", flags=(bad,))
+    made = made.with_rows(
+        {0: replace(made[0], chosen=persona)}, usage=made.usage, settings=made.settings
+    )
     settings = {**made.settings, "model": bad, "selected_by": {"kind": bad, "model": bad}}
     made.with_rows({}, usage=made.usage, settings=settings).save(tmp_path / "theirs.parquet")
     theirs = pi.PersonaTable.load(tmp_path / "theirs.parquet")

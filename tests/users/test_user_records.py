@@ -166,3 +166,13 @@ def test_records_have_the_column_user(llm: FakeLLM) -> None:
         assert found.personas["ann"].pairs == 3
     with pytest.raises(InvalidArgumentError, match="columns= needs rows with named columns"):
         pi.infer_user_personas(data, "fake", api_base=llm.api_base, user="annotator")
+
+
+def test_scores_that_are_no_numbers_and_odd_texts_can_be_saved(tmp_path: Path) -> None:
+    path = tmp_path / "users.jsonl"
+    settings = {"lowest": float("-inf")}
+    UserPersonas((UserRow(user="a", error="none"),), settings=settings).save(path)
+    assert UserPersonas.load(path).settings == settings
+    with pytest.raises(DataError, match="cannot be written as JSON"):
+        UserPersonas((UserRow(user="half \ud800", error="none"),)).save(path)
+    assert UserPersonas.load(path).settings == settings
