@@ -237,23 +237,35 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def _in_any_escape(text: str) -> str:
-    """A pattern of the text as servers repeat it: in any case, and escaped for JSON, an address or HTML."""
+    """A pattern of the text as servers repeat it: in any case, and escaped for JSON, an address or HTML.
+
+    Each text matches in one way, so that the time grows with its length.
+    """
+    parts = re.findall(r"\\+|.", text, re.DOTALL)
     pattern = "".join(
-        char if char.isalnum() and char.isascii() else _escaped(char) for char in text
+        part if part.isalnum() and part.isascii() else _escaped(part[0], len(part))
+        for part in parts
     )
     return f"(?i:{pattern})" if len(text) >= _SHORTEST_ENCODED else pattern
 
 
 @cache
-def _escaped(char: str) -> str:
-    """A pattern of a character that is no letter or digit, in each of its escapes."""
-    numbers = (rf"&#0{{0,6}}{ord(char)};", rf"&#x0{{0,6}}{ord(char):x};")
-    forms = [re.escape(char), re.escape(html.escape(char)), *numbers]
-    forms += [re.escape(json.dumps(char)[1:-1]), "".join(rf"\\u{unit}" for unit in _utf16(char))]
+def _escaped(char: str, count: int) -> str:
+    """A pattern of a character that is no letter or digit, or of backslashes, in each of their escapes.
+
+    A text within a text has more backslashes each time: those before an escape count as part of it.
+    """
     percents = "".join(f"%(?:25){{0,4}}{byte:02x}" for byte in char.encode(errors="replace"))
-    forms += [percents, r"\+" if char == " " else percents]
-    # A text within a text has more backslashes each time.
-    return rf"\\{{0,8}}(?i:{'|'.join(dict.fromkeys(forms))})"
+    numbers = (rf"&#0{{0,6}}{ord(char)};", rf"&#x0{{0,6}}{ord(char):x};")
+    if char == "\\":
+        return rf"(?i:\\(?:u005c)?|{'|'.join((percents, *numbers))}){{{count},{8 * count}}}+"
+    in_json = (
+        re.escape(json.dumps(char)[1:-1].lstrip("\\")),
+        r"\\{0,8}".join(f"u{unit}" for unit in _utf16(char)),
+    )
+    forms = [re.escape(char), re.escape(html.escape(char)), *numbers, percents, *in_json]
+    forms += [r"\+"] if char == " " else []
+    return rf"\\{{0,8}}+(?i:{'|'.join(dict.fromkeys(forms))})"
 
 
 def _utf16(char: str) -> list[str]:
@@ -270,7 +282,9 @@ def _in_header(text: str) -> Iterator[str]:
     yield text
     kind, _, word = text.strip().rpartition(" ")
     yield word
-    yield from (part for part in re.split(r'[\s;,="]+', text) if len(part) >= _SHORTEST_ENCODED)
+    for equals, part in re.findall(r'(=?)"?([^\s;,="]+)', text):
+        if len(part) >= _SHORTEST_ENCODED and (equals or re.search("[0-9]", part)):
+            yield part  # other words may be those of a title
     if kind.lower() == "basic":
         with suppress(ValueError):
             yield from _in_user(base64.b64decode(word).decode())

@@ -163,6 +163,11 @@ def test_a_part_of_a_header_is_masked(header: str) -> None:
     assert Secrets([header]).mask("the token q7SecretToken is old") == "the token [key] is old"
 
 
+def test_the_words_of_a_title_are_no_secrets() -> None:
+    said = "the preferences of personal models"
+    assert Secrets(["Personal preferences study"]).mask(said) == said
+
+
 def test_a_short_key_is_masked_in_its_own_case_alone() -> None:
     """vLLM's users write "EMPTY" for no key."""
     assert Secrets(["EMPTY"]).mask("EMPTY is empty") == "[key] is empty"
@@ -173,3 +178,15 @@ def test_secrets_are_masked_in_a_time_that_grows_with_the_length(noise: str) -> 
     """Where it grew with the square of the length, this would take minutes."""
     text = noise * (200_000 // len(noise))
     assert Secrets([ODD_KEY, f"/{ODD_KEY}"]).mask(text + ODD_KEY) == f"{text}[key]"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["\\" * 4 + "srv", "\\" * 64, 'pw\\"\\\n1', "%25%25%2525", "&&amp;&x", "a\\\U0001f600z"],
+)
+def test_secrets_of_escapes_are_masked_in_a_time_that_grows_with_the_length(secret: str) -> None:
+    """Where a text matches in several ways, this would take hours."""
+    for said in (secret, json.dumps(secret)[1:-1], json.dumps(json.dumps(secret))[3:-3]):
+        assert Secrets([secret]).mask(f"<{said}>") == "<[key]>"
+    for noise in ("\\", "%25", "&amp;", "\\\\srv", '\\"'):
+        Secrets([secret]).mask(noise * 4000)
