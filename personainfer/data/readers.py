@@ -12,7 +12,7 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError, visible
 from ..preferences.cells import ABSENT, plain
 from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
@@ -105,7 +105,7 @@ def read_with_columns(data: object, columns: Mapping[str, str] | None) -> Prefer
 
 def _no_row_came(data: object) -> str:
     if isinstance(data, str | Path):
-        return f"no row came: {data} holds none."
+        return f"no row came: {visible(str(data))} holds none."
     if isinstance(data, Iterator):
         return "no row came from the iterator: it is empty, or was read before. A list can be read again."
     return "no row came: the data holds none."

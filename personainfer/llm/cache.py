@@ -33,7 +33,7 @@ from pydantic import AfterValidator
 
 from ..arguments import LARGEST, Wanted, check_argument
 from ..data.atomic_files import private_folder, put_in_place, remove_abandoned, unfinished_folder
-from ..exceptions import CacheError, InvalidArgumentError
+from ..exceptions import CacheError, InvalidArgumentError, visible
 from ..local.reply_database import (
     BUSY_TIMEOUT,
     LONGEST_REPLY,
@@ -346,8 +346,9 @@ class ReplyCache:
             open_to_others |= bool(folder.st_mode & stat.S_IWGRP) and not _is_own_group(folder)
         if open_to_others:
             warnings.warn(
-                f"others may write to the cache {self._path}, so replies are read from it, and none is"
-                " kept. Make it yours alone: chmod -R go-w, or name another directory with cache_dir=.",
+                f"others may write to the cache {visible(str(self._path))}, so replies are read from it,"
+                " and none is kept. Make it yours alone: chmod -R go-w, or name another directory with"
+                " cache_dir=.",
                 stacklevel=4,
             )
         return bool(open_to_others)
@@ -407,8 +408,8 @@ class ReplyCache:
         except sqlite3.OperationalError:  # the disk is full
             pass
         warnings.warn(
-            f"another program reads the cache {self._path}, or the disk is full: the file still holds what"
-            " was deleted. Delete again when no program uses it.",
+            f"another program reads the cache {visible(str(self._path))}, or the disk is full: the file still"
+            " holds what was deleted. Delete again when no program uses it.",
             stacklevel=4,
         )
 

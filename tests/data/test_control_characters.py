@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import personainfer as pi
 from personainfer.cli.commands import app
+from personainfer.data.readers import read_preferences
 from personainfer.evaluation.human import write_rating_sheet
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.testing import FakeLLM, Fault
@@ -72,3 +73,17 @@ def test_control_characters_are_escaped_by_the_command(llm: FakeLLM, tmp_path: P
         if not more:
             found = json.loads(shown.stdout)
             assert [found[f"own{bad}"] for bad in BAD] == [f"v{bad}" for bad in BAD]
+
+
+@pytest.mark.parametrize("bad", ["\x1b[2J", "\u202e"])
+def test_control_characters_of_a_path_are_escaped_in_warnings(bad: str, tmp_path: Path) -> None:
+    empty = tmp_path / f"a{bad}b.jsonl"
+    empty.touch()
+    with pytest.warns(UserWarning, match="no row came") as told:
+        read_preferences(empty)
+    folder = tmp_path / f"c{bad}d"
+    pi.cache_info(folder)
+    (folder / "cache.db").chmod(0o666)
+    with pytest.warns(UserWarning, match="others may write") as more:
+        pi.cache_info(folder)
+    assert not [one for one in (*told, *more) if bad in str(one.message)]

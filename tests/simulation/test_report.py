@@ -481,7 +481,9 @@ def test_the_listed_rows_can_be_downloaded(browser: Any, tmp_path: Path) -> None
 
     from selenium.webdriver.support.ui import WebDriverWait
 
-    pair = pi.Preference(prompt="=cmd()", chosen='He said "yes",\nand left', rejected="No", id="é")
+    pair = pi.Preference(
+        prompt=" \uff1dcmd()", chosen='He said "yes",\nand left', rejected="No", id="é"
+    )
     rows = [pi.PersonaRow(0, pair, chosen=persona(TRAITS[0])), *list(table(3))[1:]]
     made = pi.PersonaTable(rows)
     folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
@@ -492,13 +494,13 @@ def test_the_listed_rows_can_be_downloaded(browser: Any, tmp_path: Path) -> None
         WebDriverWait(browser, 10).until(lambda _, n=name: (tmp_path / f"rows.{n}").exists())
     [line] = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["chosen"] == pair.chosen
-    assert json.loads(line)["prompt"] == "=cmd()"
+    assert json.loads(line)["prompt"] == " \uff1dcmd()"
     assert json.loads(line)["chosen_persona"] == str(rows[0].chosen)
     assert json.loads(line)["rejected_persona"] is None
     with open(tmp_path / "rows.csv", encoding="utf-8-sig", newline="") as file:
         [record] = csv.DictReader(file)
     assert (record["id"], record["chosen"]) == ("é", pair.chosen)
-    assert record["prompt"] == "'=cmd()"  # text to a spreadsheet, no formula
+    assert record["prompt"] == "' \uff1dcmd()"  # text to a spreadsheet, no formula
 
 
 @pytest.mark.heavy
