@@ -33,7 +33,7 @@ from ..exceptions import (
     TransportError,
 )
 from ..local.llamacpp_program import ServerSettings
-from ..local.llamacpp_server import ServerProcess, start_server
+from ..local.llamacpp_server import PrivateSocket, ServerProcess, start_server
 from ..local.slots import Slots
 from ..local.weights import Weights, has_chat_template
 from ..observability import log
@@ -88,6 +88,7 @@ class EmbeddedTransport(EndpointTransport):
         async def send(server: Server, alone: bool) -> Completion:
             check_chat_template(server)
             self._base, self.key = Address(server.api_base), server.api_key
+            self._socket = server.process.socket
             return await self._complete_on(server, body, timeout, alone=alone)
 
         return await local_model(self._weights).ask(send, chat=body)
@@ -212,6 +213,7 @@ class LocalModel:
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
         self._key = SecretText(secrets.token_hex(32))
+        self._socket = PrivateSocket()
         self._server: Server | None = None
         self._starting: asyncio.Future[Server] | None = None
         self._given_up: ModelNotFoundError | None = None
@@ -301,6 +303,7 @@ class LocalModel:
             threads=_cores(),
             copies=_COPIES,
             load_timeout=_LOAD_TIMEOUT + self._weights.size / _LOADED_A_SECOND,
+            socket=self._socket.path,
         )
         return Server(start_server(settings), path, self._key)
 

@@ -170,6 +170,7 @@ class EndpointTransport(DialectTransport):
         self._session: aiohttp.ClientSession | None = None
         self._sent_headers: Mapping[str, str] = {}
         self._proxy: str | None = None
+        self._socket: str | None = None  # a Unix socket through which the address is reached
         self._deadlines = Deadlines()
         self._runs = 0
 
@@ -242,7 +243,7 @@ class EndpointTransport(DialectTransport):
         if self._session is None:
             self._proxy = _environment_proxy(self._base)
             self._sent_headers = _request_headers(key_headers(self._base, self.key), self.headers)
-            self._session = _session(self._base)
+            self._session = _session(self._base, self._socket)
         method = "GET" if body is None else "POST"
         task = self._deadlines.start(timeout)
         try:
@@ -283,7 +284,7 @@ def _check_credentials(endpoint: str, key: str, headers: Mapping[str, str]) -> N
         )
 
 
-def _session(base: str) -> aiohttp.ClientSession:
+def _session(base: str, socket: str | None) -> aiohttp.ClientSession:
     """Connections of one run.
 
     It has no headers of its own: aiohttp would send them to the proxy, too, which reads them in clear text
@@ -291,9 +292,14 @@ def _session(base: str) -> aiohttp.ClientSession:
     """
     import aiohttp
 
-    certificates = _certificates() if base.startswith("https://") else True
+    connector: aiohttp.BaseConnector
+    if socket is not None:
+        connector = aiohttp.UnixConnector(socket, limit=0)
+    else:
+        certificates = _certificates() if base.startswith("https://") else True
+        connector = aiohttp.TCPConnector(limit=0, ssl=certificates)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=certificates),
+        connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request
     )
 

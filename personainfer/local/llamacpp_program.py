@@ -36,6 +36,7 @@ class ServerSettings:
         copies: how many files there are for saved KV caches.
         load_timeout: seconds.
         chat_template: instead of the one in the file; None: that one.
+        socket: the Unix socket where it listens; None: a port of loopback.
     """
 
     path: str
@@ -46,6 +47,7 @@ class ServerSettings:
     copies: int
     load_timeout: float
     chat_template: str | None = None
+    socket: str | None = None
 
 
 def serve(told: dict[str, Any]) -> NoReturn:
@@ -84,6 +86,10 @@ def _serve(settings: ServerSettings, parent: int) -> None:
         _say(answer, address=server.listening_address, copies=copies.names)
     _wait_for_end_of(parent)
     copies.remove()
+    if settings.socket is not None:  # who made its folder was killed, or removes it as well
+        with suppress(OSError):
+            os.unlink(settings.socket)
+            os.rmdir(os.path.dirname(settings.socket))
 
 
 def _say(answer: BinaryIO, **found: Any) -> None:
@@ -95,7 +101,10 @@ def _say(answer: BinaryIO, **found: Any) -> None:
 def _parameters(xllamacpp: Any, settings: ServerSettings, copies: SlotCopies) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = settings.path
-    params.hostnames = ["127.0.0.1"]
+    params.hostnames = [settings.socket or "127.0.0.1"]
+    if settings.socket is not None:
+        with suppress(FileNotFoundError):  # that of a server that has ended
+            os.unlink(settings.socket)
     params.port = 0
     params.n_parallel = settings.slots
     params.n_ctx = settings.context * settings.slots
@@ -114,7 +123,7 @@ def _parameters(xllamacpp: Any, settings: ServerSettings, copies: SlotCopies) ->
     params.cache_idle_slots = False
     params.n_ctx_checkpoints = 0
     params.slot_save_path = copies.folder
-    params.api_keys = [settings.key]  # other users of this machine reach the port, too
+    params.api_keys = [settings.key]  # other users of this machine reach a port, too
     params.cors_origins, params.cors_credentials = "", False  # and so do web pages
     params.warmup = False
     params.ui = False

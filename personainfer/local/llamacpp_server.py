@@ -11,8 +11,11 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -27,6 +30,7 @@ from ..exceptions import MissingExtraError, ModelNotFoundError
 from .llamacpp_program import ANSWER, CANNOT_LOAD, ServerSettings
 
 RENDER_TIMEOUT = 60.0  # seconds for a chat template, which takes milliseconds on an idle machine
+_LONGEST_SOCKET = 100  # bytes of the path of a Unix socket: systems take 104 or 108
 _ENDING = 5.0  # seconds between the end of a process' connections and its own
 _LONGEST_ANSWER = 2**16  # bytes
 _SPIN_SETTING = "GOMP_SPINCOUNT"  # how often a waiting thread looks before it sleeps
@@ -70,11 +74,42 @@ def start_server(settings: ServerSettings) -> ServerProcess:
     return server
 
 
+class PrivateSocket:
+    """A Unix socket in a folder that nobody else may enter, so that no other user reaches a server there.
+
+    Nobody else can take its place either, once the server has ended. The folder goes when this process ends.
+
+    Attributes:
+        path: of the socket; None where there can be none, as on Windows: a server then listens on a port.
+    """
+
+    def __init__(self) -> None:
+        self.path: str | None = None
+        if sys.platform == "win32" or not hasattr(socket, "AF_UNIX"):
+            return
+        with suppress(OSError):  # no folder can be made
+            folder = tempfile.mkdtemp(prefix="personainfer-")
+            weakref.finalize(self, _remove_folder, folder, os.getpid())
+            path = os.path.join(
+                folder, "server.sock"
+            )  # llama.cpp knows a socket by its last letters
+            if len(os.fsencode(path)) <= _LONGEST_SOCKET:
+                self.path = path
+
+
+def _remove_folder(folder: str, pid: int) -> None:
+    """Remove a folder of this process; a fork leaves it to its parent."""
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class ServerProcess:
     """A server in its process.
 
     Attributes:
-        address: where it listens, "http://127.0.0.1:PORT"; None: it has not loaded its file.
+        address: "http://localhost" if it listens on `socket`, else "http://127.0.0.1:PORT"; None: it has not
+            loaded its file.
+        socket: the Unix socket where it listens; None: on the port of its address.
         copies: the names of its files for saved KV caches.
         pid: of the process.
         problem: why it has not loaded the file, where it could say so.
@@ -92,6 +127,9 @@ class ServerProcess:
             self._process.stdin.write(_told(settings))
         answer = self._answer(settings.load_timeout)
         self.address: str | None = answer.get("address")
+        self.socket: str | None = None
+        if self.address is not None and self.address.startswith("unix:"):
+            self.address, self.socket = "http://localhost", settings.socket
         self.copies: list[str] = answer.get("copies", [])
         self.problem: str | None = answer.get("problem")
 
@@ -138,6 +176,10 @@ class ServerProcess:
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
         connection = HTTPConnection(host, timeout=RENDER_TIMEOUT)
         try:
+            if self.socket is not None:
+                connection.sock = socket.socket(socket.AF_UNIX)
+                connection.sock.settimeout(RENDER_TIMEOUT)
+                connection.sock.connect(self.socket)
             connection.request("GET" if body is None else "POST", path, body, headers)
             connection.getresponse()
         except (OSError, HTTPException):

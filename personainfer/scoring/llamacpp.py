@@ -91,6 +91,7 @@ class EmbeddedEndpoint(ScoringEndpoint):
 
     def _connect_to(self, server: Server) -> None:
         self._base, self.key = server.api_base.removesuffix("/v1"), server.api_key
+        self._socket = server.process.socket
 
 
 class ForcedDecoding:

