@@ -263,6 +263,7 @@ def status_error(
 
 _WORD = re.compile(r"[a-z0-9_]+")
 _ESCAPE = re.compile(r"\\{1,8}(?:u[0-9a-f]{4}|[nrtbf])")  # of a line break or a letter, in JSON
+_LONGEST_ASKED = 20_000  # characters of a text: what is read of a refusal repeats no more
 _QUOTED = 3  # words of a request in a row are a quotation
 
 
@@ -272,7 +273,8 @@ def _without_quotations(refusal: str, asked: Iterable[str]) -> str:
     Servers that check requests repeat them. A row whose text says "insufficient_quota" would otherwise look
     like an account without quota, and end the run.
     """
-    own = {piece for text in asked for piece in _pieces([word for word, _, _ in _words_in(text)])}
+    texts = (_words_in(text[:_LONGEST_ASKED]) for text in asked)
+    own = {piece for words in texts for piece in _pieces([word for word, _, _ in words])}
     if not own:
         return refusal
     words = _words_in(refusal)
