@@ -129,6 +129,25 @@ class _Sending:
         self._request = request
         self._carries = carries
         self._end: float | None = None
+        self._bound: Any = None  # the response to it, once its body is bounded
+
+    def trace(self, name: str, info: Mapping[str, Any]) -> None:
+        """Have the headers come in time: by this extension, httpcore tells how far a request is.
+
+        A server may send any number of `103 Early Hints` before them.
+        """
+        if name.endswith(("connect_tcp.complete", "start_tls.complete")):
+            _watch_reads(info["return_value"])
+        elif name.endswith("receive_response_headers.started"):
+            self._end = monotonic() + (self._exchange.seconds or 0.0)
+
+    def bound(self, response: Any) -> bool:
+        """Check a response to the request. Whether its body is to be bounded now: once."""
+        if response is self._bound or response.request is not self._request:
+            return False
+        self._bound = response
+        self.check(response)
+        return True
 
     def failed(self, error: BaseException) -> None:
         """Remember that no usable response came."""
@@ -159,8 +178,12 @@ class _Sending:
         exchange = self._exchange
         if exchange.largest is not None and size > exchange.largest:
             self.refuse(too_large(exchange.largest))
+        self.check_time()
+
+    def check_time(self) -> None:
+        """Refuse a response whose headers or body take too long."""
         if self._end is not None and monotonic() > self._end:
-            late = TransportError(f"the reply was not whole within {exchange.seconds:g} s.")
+            late = TransportError(f"the reply was not whole within {self._exchange.seconds:g} s.")
             late.unanswered = True
             self.refuse(late)
 
@@ -215,6 +238,7 @@ def _is_same(request: Any, earlier: Any) -> bool:
 
 
 _exchange: ContextVar[Exchange | None] = ContextVar("personainfer.http_guard", default=None)
+_sending: ContextVar[_Sending | None] = ContextVar("personainfer.http_guard.sending", default=None)
 
 
 @contextmanager
@@ -287,12 +311,11 @@ def _async_send(send: Callable[..., Any]) -> Callable[..., Any]:
             return await send(self, request, stream=stream, **options)
         sending = exchange.expect(request)
         options |= {"stream": True, "follow_redirects": False}
-        response = None
+        response, token = None, _sending.set(sending)
         try:
+            _come_first(self.event_hooks["response"], _bound_async)
             response = await send(self, request, **options)
-            sending.check(response)
-            read = response.aiter_bytes
-            response.aiter_bytes = lambda *size: _bounded(read(*size), sending)
+            await _bound_async(response)
             if not stream:
                 await response.aread()
                 del response.aiter_bytes
@@ -301,6 +324,8 @@ def _async_send(send: Callable[..., Any]) -> Callable[..., Any]:
             if response is not None:
                 await response.aclose()
             raise
+        finally:
+            _sending.reset(token)
         return response
 
     return guarded
@@ -314,12 +339,13 @@ def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:
             return send(self, request, stream=stream, **options)
         sending = exchange.expect(request)
         options |= {"stream": True, "follow_redirects": False}
-        response = None
+        response, token = None, _sending.set(sending)
         try:
+            _come_first(self.event_hooks["response"], _bound_now)
+            if exchange.seconds is not None:
+                request.extensions = {**request.extensions, "trace": sending.trace}
             response = send(self, request, **options)
-            sending.check(response)
-            read = response.iter_bytes
-            response.iter_bytes = lambda *size: _bounded_sync(read(*size), sending)
+            _bound_now(response)
             if not stream:
                 response.read()
                 del response.iter_bytes
@@ -328,9 +354,43 @@ def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:
             if response is not None:
                 response.close()
             raise
+        finally:
+            _sending.reset(token)
         return response
 
     return guarded
+
+
+def _come_first(hooks: list[Any], bound: Callable[[Any], object]) -> None:
+    """Have a response bounded before the client's own hooks see it: they may read its body."""
+    if hooks and hooks[0] is not bound:
+        hooks.insert(0, bound)
+
+
+async def _bound_async(response: Any) -> None:
+    sending = _sending.get()
+    if sending is not None and sending.bound(response):
+        read = response.aiter_bytes
+        response.aiter_bytes = lambda *size: _bounded(read(*size), sending)
+
+
+def _bound_now(response: Any) -> None:
+    sending = _sending.get()
+    if sending is not None and sending.bound(response):
+        read = response.iter_bytes
+        response.iter_bytes = lambda *size: _bounded_sync(read(*size), sending)
+
+
+def _watch_reads(stream: Any) -> None:
+    """Have each read of a connection look at the time that the request of the moment has left."""
+    read = stream.read
+
+    def watched(*size: Any, **options: Any) -> Any:
+        if (sending := _sending.get()) is not None:
+            sending.check_time()
+        return read(*size, **options)
+
+    stream.read = watched
 
 
 async def _bounded(parts: AsyncIterator[bytes], sending: _Sending) -> AsyncGenerator[bytes]:

@@ -282,3 +282,23 @@ def test_a_call_goes_to_no_other_host_than_the_one_that_was_given(library: Any, 
         assert (caught.value.fatal, exchange.error) == (True, caught.value)
         with pytest.raises(library.ConnectError):
             client.post("https://here.invalid", json={"prompt": " ".join(TEXTS)})
+
+
+def test_hooks_of_a_client_read_no_more_than_we_do(library: types.ModuleType) -> None:
+    """A hook runs before the client returns the response; elsewhere it reads what it likes."""
+    found: list[int] = []
+
+    def hook(response: Any) -> None:
+        found.append(len(response.read()))
+
+    with (
+        AnyServer(body=b" " * 3_000_000) as server,
+        library.Client(event_hooks={"response": [hook]}) as client,
+    ):
+        with guarded_http(largest=1_000_000), pytest.raises(ReplyError, match="larger"):
+            client.get(server.address)
+        assert found == []
+        with guarded_http(largest=4_000_000):
+            assert len(client.get(server.address).content) == 3_000_000
+        client.get(server.address)
+    assert found == [3_000_000] * 2

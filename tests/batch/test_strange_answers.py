@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import personainfer as pi
+from personainfer.batch import provider as provider_module
 from personainfer.batch.provider import EndpointBatches
-from personainfer.exceptions import ModelError, PersonaInferError
+from personainfer.exceptions import ModelError, PersonaInferError, TransportError
 from personainfer.llm.transports import EndpointTransport
 from personainfer.testing import FakeLLM
 
@@ -161,3 +165,22 @@ def test_a_list_of_batches_that_goes_round_in_a_circle_ends() -> None:
         api = EndpointBatches(EndpointTransport("m", f"{server.address}/v1", "a-key"))
         assert api.find("another") is None
     assert len(server.asked) == 2
+
+
+def test_headers_that_never_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`103 Early Hints` may come any number of times before the headers of an answer."""
+    monkeypatch.setattr(provider_module, "_TIMEOUT", 0.3)
+
+    def flood(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            while True:
+                connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 10)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=flood, args=(server,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        api = EndpointBatches(EndpointTransport("m", address, "a-key"))
+        with pytest.raises(TransportError, match=r"not whole within 0\.3 s"):
+            api.look("b1")
+        api.close()

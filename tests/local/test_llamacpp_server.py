@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from personainfer.llm import llamacpp
 from personainfer.llm.llamacpp import EmbeddedTransport, Server, local_model
 from personainfer.local import llamacpp_server
 from personainfer.local.llamacpp_program import ServerSettings, SlotCopies
-from personainfer.local.llamacpp_server import ServerProcess
+from personainfer.local.llamacpp_server import PrivateSocket, ServerProcess
 from personainfer.local.weights import find_weights
 
 from ..builders import pairs, small_model, until
@@ -463,3 +466,29 @@ def test_folders_of_killed_processes_are_removed_where_copies_are_on_the_disk(
     assert Path(running.folder).is_dir()
     running.remove()
     assert not Path(running.folder).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a server listens on a port there")
+def test_a_private_socket_is_in_a_folder_of_its_own_that_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        one, other = PrivateSocket(), PrivateSocket()
+        assert one.path is not None
+        assert one.path != other.path
+        folder = Path(one.path).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        Path(one.path).touch()
+        del one
+        gc.collect()
+        assert not folder.exists()
+
+
+def test_a_path_that_is_too_long_for_a_socket_leaves_a_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert PrivateSocket().path is None
