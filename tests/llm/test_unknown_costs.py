@@ -77,7 +77,7 @@ def test_a_prompt_of_which_each_byte_is_a_token_does_not_pass_the_budget() -> No
         return Reply("ok", prompt_tokens=len(body["messages"][0]["content"]), completion_tokens=1)
 
     with FakeLLM(reply=reply) as server:
-        llm = fake(server, budget=25.0)
+        llm = fake(server, budget=30.0)
         [answer] = llm.ask_many([([{"role": "user", "content": "7" * 4000}],)])
     assert "budget" in str(answer.error)
     assert server.calls == 0
