@@ -48,7 +48,7 @@ from pydantic import (
 
 from .addresses import address_problem
 from .api_keys import can_be_sent, hides_secrets
-from .exceptions import InvalidArgumentError, UnknownOptionError
+from .exceptions import InvalidArgumentError, UnknownOptionError, quoted
 
 if TYPE_CHECKING:
     import numpy
@@ -70,11 +70,14 @@ class Wanted(NamedTuple):
 Count = Annotated[
     int, Strict(), Field(ge=1, le=sys.maxsize), Wanted("must be a whole number from 1 up.")
 ]
-WholeNumber = Annotated[int, Strict(), Wanted("must be a whole number.")]
+_MOST = 2**128  # of a seed: no JSON and no text holds any number of digits
+WholeNumber = Annotated[
+    int, Strict(), Field(gt=-_MOST, lt=_MOST), Wanted("must be a whole number of at most 128 bits.")
+]
 CountFromZero = Annotated[
     int,
     Strict(),
-    Field(ge=0),
+    Field(ge=0, lt=_MOST),
     BeforeValidator(lambda seed: int(seed) if _is_whole(seed) else seed),  # NumPy's, too
     Wanted("must be a whole number from 0 up."),
 ]
@@ -241,15 +244,15 @@ def _translated(
         return cause.with_traceback(None)  # whose frames have the value as pydantic passes it on
     wanted = next((one for one in (*metadata, *_within(kind)) if isinstance(one, Wanted)), None)
     if wanted is not None:
-        said = f"{name}=" if wanted.secret else f"{name}={value!r:.200}"
+        said = f"{name}=" if wanted.secret else f"{name}={quoted(value)}"
         return InvalidArgumentError(f"{said} {wanted.text}", hint=wanted.hint, argument=name)
     choices = [one for one in _within(kind) if isinstance(one, str)]
     if not choices:
         problem = error.errors()[0]["msg"].removeprefix("Input ")
-        return InvalidArgumentError(f"{name}={value!r:.200} {problem}.", argument=name)
+        return InvalidArgumentError(f"{name}={quoted(value)} {problem}.", argument=name)
     listed = ", ".join(f'"{choice}"' for choice in choices)
     return InvalidArgumentError(
-        f"{name}={value!r:.200} is not known.", hint=f"It is one of {listed}.", argument=name
+        f"{name}={quoted(value)} is not known.", hint=f"It is one of {listed}.", argument=name
     )
 
 
@@ -310,10 +313,12 @@ def read_numbers(
         numbers = [_number(one) for one in found.ravel().tolist()]
         if None in numbers:
             first = found.ravel()[numbers.index(None)]
-            raise error(f"is not an array of numbers: it holds {first!r:.40}.")
+            raise error(f"is not an array of numbers: it holds {quoted(first, 40)}.")
         found = np.array(numbers, dtype=np.float64).reshape(found.shape)
     if found.dtype.kind not in "biuf":
-        raise error(f"is not an array of numbers: it holds {found.ravel()[:1].tolist()!r:.40}.")
+        raise error(
+            f"is not an array of numbers: it holds {quoted(found.ravel()[:1].tolist(), 40)}."
+        )
     array: FloatArray = found.astype(np.float64)
     beyond = array[np.abs(array) > LARGEST]
     if len(beyond) and not infinite:

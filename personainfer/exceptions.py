@@ -70,6 +70,17 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
 
 
+def quoted(value: object, most: int = 200) -> str:
+    """A value as Python writes it, `most` characters of it; its type if it cannot be written.
+
+    Python writes no integer of more than 4,300 digits, and an object of the user's may fail.
+    """
+    try:
+        return repr(value)[:most]
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
 class PersonaInferError(Exception):
     """Base of every error of this library: what failed, and in `hint` what to do about it.
 
@@ -117,7 +128,9 @@ class InvalidArgumentError(PersonaInferError, ValueError):
         if not isinstance(value, str) or value not in known:
             wanted = ", ".join(f'"{choice}"' for choice in known)
             raise cls(
-                f"{name}={value!r} is not known.", hint=f"It is one of {wanted}.", argument=name
+                f"{name}={quoted(value)} is not known.",
+                hint=f"It is one of {wanted}.",
+                argument=name,
             )
 
 

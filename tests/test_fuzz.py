@@ -129,6 +129,9 @@ def test_bad_arguments_are_errors_of_ours(data: Any, options: st.DataObject) -> 
         {"rpm": 10**400},
         {"prices": (10**400, 1)},
         {"budget": 10**400, "prices": (1, 1)},
+        {"seed": 10**400},
+        {"max_tokens": 10**5000},  # Python writes no such number
+        {"seed": 10**5000},
     ],
     ids=list,
 )

@@ -22,7 +22,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO
 
-from ..exceptions import InvalidArgumentError
+from ..exceptions import InvalidArgumentError, quoted
 
 try:
     import fcntl
@@ -160,7 +160,7 @@ def as_path(value: object, argument: str = "path") -> Path:
     name = os.fspath(value) if is_path else None  # type: ignore[call-overload]
     if not isinstance(name, str) or not name:
         raise InvalidArgumentError(
-            f"{argument}={value!r:.80} is not a path.",
+            f"{argument}={quoted(value, 80)} is not a path.",
             hint="Give the name of a file, as text or a Path.",
             argument=argument,
         )

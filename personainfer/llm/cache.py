@@ -33,7 +33,7 @@ from pydantic import AfterValidator
 
 from ..arguments import LARGEST, Wanted, check_argument
 from ..data.atomic_files import private_folder, put_in_place, remove_abandoned, unfinished_folder
-from ..exceptions import CacheError, InvalidArgumentError, visible
+from ..exceptions import CacheError, InvalidArgumentError, quoted, visible
 from ..local.reply_database import (
     BUSY_TIMEOUT,
     LONGEST_REPLY,
@@ -571,5 +571,5 @@ def _from_zero(name: str, value: object) -> float:
         if isinstance(value, Real) and 0 <= (number := float(value)) <= LARGEST:
             return number
     raise InvalidArgumentError(
-        f"{name}={value!r:.80} must be a number from 0 to {LARGEST:g}.", argument=name
+        f"{name}={quoted(value, 80)} must be a number from 0 to {LARGEST:g}.", argument=name
     )

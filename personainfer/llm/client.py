@@ -27,7 +27,7 @@ from ..arguments import (
     options_of,
     takes_options,
 )
-from ..exceptions import InvalidArgumentError
+from ..exceptions import InvalidArgumentError, quoted
 from ..local.weights import find_weights
 from ..preferences.cells import surrogate_problem
 from ..records import Message, Usage
@@ -351,7 +351,7 @@ def _request(number: int, request: Request | tuple[Any, ...]) -> Request:
         request = Request(_messages(request[0]), *request[1:])
     if not isinstance(request, Request):
         raise InvalidArgumentError(
-            f"a request is a Request or (messages, schema), not {request!r:.80}."
+            f"a request is a Request or (messages, schema), not {quoted(request, 80)}."
         )
     for message in request.messages:
         try:

@@ -783,6 +783,10 @@ def test_a_planted_journal_is_not_followed(tmp_path: Path) -> None:
     ("call", "error"),
     [  # of the wrong types on purpose
         (partial(prune_cache, older_than=10**400), InvalidArgumentError),
+        (
+            partial(prune_cache, max_size=10**5000),
+            InvalidArgumentError,
+        ),  # which Python cannot write
         (partial(prune_cache, older_than="3"), InvalidArgumentError),  # type: ignore[arg-type]
         (partial(prune_cache, max_size=float("inf")), InvalidArgumentError),  # type: ignore[arg-type]
         (partial(clear_cache, model="\ud800"), InvalidArgumentError),
