@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import threading
 import warnings
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from personainfer.testing import FakeLLM
 from .attack import PAIRS, attack, broken_if, error_of, internal, is_ours, named
 
 CACHE = ("llm.cache", "cache")  # where the module is, and where it was
+DATABASE = ("local.reply_database", *CACHE)
 _PAGE = 4096  # bytes of a page of SQLite's, whose first one says what it holds
 _LEAF_OF_A_TABLE = 0x0D
 
@@ -30,12 +31,13 @@ def _fill(folder: Path, llm: FakeLLM, pairs: list[dict[str, str]] | None = None)
 
 
 def _wait_briefly() -> None:
-    """Make both trees wait half a second for a locked database, not a minute."""
-    cache = internal(CACHE)
-    if hasattr(cache, "_BUSY_STEP"):
-        cache._BUSY_STEP = 0.1
+    """Make all trees wait half a second for a locked database, not a minute."""
+    for module in (internal(DATABASE), internal(CACHE)):
+        for name, seconds in {"BUSY_STEP": 0.1, "BUSY_TIMEOUT": 0.5}.items():
+            for known in {name, f"_{name}"} & set(vars(module)):
+                setattr(module, known, seconds)
+    with suppress(ModuleNotFoundError):
         internal(["llm.workers"])._LOCKED_PATIENCE = 0.5
-    cache._BUSY_TIMEOUT = 0.5
 
 
 @attack(

@@ -496,7 +496,7 @@ def test_the_one_persona_of_a_side_is_kept_only_if_it_explains(
         ({"max_concurrency": 1.5}, "max_concurrency=1.5"),
         ({"temperature": 3}, "temperature=3"),
         ({"rpm": -1}, "rpm=-1"),
-        ({"api_base": "localhost:8000"}, "api_base='localhost:8000'"),
+        ({"api_base": "localhost:8000"}, "api_base= is not an address"),
         ({"budget": 1.0}, "price of 'fake' is not known"),
         ({"columns": {"prompt": "question"}}, "question"),
     ],
