@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from urllib.parse import unquote, urlsplit
 
@@ -9,6 +10,16 @@ from urllib.parse import unquote, urlsplit
 ADDRESS = re.compile(
     r"(?P<scheme>[^:/?#]*://|)(?P<user>.*@)?(?P<place>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#(?P<fragment>.*))?",
     re.DOTALL,
+)
+
+
+# A part of a path that is a key: by how keys begin, or by letters of both cases and digits in a long row.
+_KEY_IN_PATH = re.compile(
+    r"(?:sk|pk|rk|hf|gsk|xai|AIza)[-_][\w*.-]{6,}"
+    r"|.*?(?=[A-Za-z]*[0-9])(?=[0-9A-Z]*[a-z])(?=[0-9a-z]*[A-Z])[0-9A-Za-z]{20,}.*"
+)
+_LONGEST_PART = (
+    300  # characters: no name is longer, and the search takes a time that grows with the square
 )
 
 
@@ -27,7 +38,8 @@ class Address(str):
 def shown_address(address: str) -> str:
     """An address without what may be secret: "…" stands for user, password and the values of its query.
 
-    `api-version`, which Azure's addresses have, is shown.
+    `api-version`, which Azure's addresses have, is shown. Of a part of the path that looks like a key, a
+    digest is shown, so that the addresses of two keys differ.
     """
     found = ADDRESS.fullmatch(address)
     if found is None:
@@ -35,7 +47,18 @@ def shown_address(address: str) -> str:
     user = "…@" if found["user"] else ""
     query = "&".join(map(_shown_field, found["query"].split("&"))) if found["query"] else ""
     fragment = "#…" if found["fragment"] else ""
-    return f"{found['scheme']}{user}{found['place']}{query and '?'}{query}{fragment}"
+    host, *parts = found["place"].split("/")
+    place = "/".join([host, *(_digest(one) if is_key(one) else one for one in parts)])
+    return f"{found['scheme']}{user}{place}{query and '?'}{query}{fragment}"
+
+
+def is_key(part: str) -> bool:
+    """Whether a part of a path looks like a key. Some gateways have it there."""
+    return len(part) > _LONGEST_PART or _KEY_IN_PATH.fullmatch(part) is not None
+
+
+def _digest(part: str) -> str:
+    return f"…{hashlib.sha256(part.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def holds_secret(address: str) -> bool:

@@ -20,7 +20,7 @@ from functools import cache, cached_property, wraps
 from typing import Any, TypeVar
 from urllib.parse import unquote, unquote_plus, urlsplit
 
-from .addresses import ADDRESS, Address
+from .addresses import ADDRESS, Address, is_key
 from .exceptions import AuthenticationError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -298,6 +298,7 @@ def _in_address(address: str) -> Iterator[str]:
     if user := (found["user"] or "")[:-1]:
         yield from _in_user(user)
         yield from _in_user(unquote(user))
+    yield from filter(is_key, found["place"].split("/")[1:])
     for field in (found["query"] or "").split("&"):
         name, equals, value = field.partition("=")
         if name != "api-version":

@@ -98,8 +98,18 @@ class Workers:
         return len(self._jobs)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """From the caller's thread: queue jobs and start workers for them."""
+        """From the caller's thread: queue jobs and start workers for them.
+
+        Raises:
+            ModelError: the caller is on the loop that would answer it, such as a provider of litellm's that
+                calls this library.
+        """
         if jobs:
+            if threading.current_thread() is loop.thread():
+                raise ModelError(
+                    "this call would wait for itself: it is made within another one.",
+                    hint="Make it in a thread: await asyncio.to_thread(…).",
+                )
             if not self._open:
                 self._transport.open()
                 self._open = True

@@ -618,3 +618,15 @@ def test_a_system_that_starts_no_more_threads_is_an_error(
         with pytest.raises(PersonaInferError, match="starts no more threads"):
             pi.infer_personas(pairs(1), "fake", api_base=llm.api_base)
     assert not pi.infer_personas(pairs(1), "fake", api_base=llm.api_base).errors
+
+
+def test_a_call_within_a_call_is_an_error_and_waits_for_nothing(llm: FakeLLM) -> None:
+    """As of a provider that somebody wrote for litellm, with this library."""
+    model = fake(llm)
+
+    async def within() -> None:
+        model.ask(MESSAGES)
+
+    with pytest.raises(ModelError, match="wait for itself"):
+        event_loop.spawn(within()).result(timeout=10)
+    assert model.ask(MESSAGES).text

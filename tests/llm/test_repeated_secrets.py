@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import personainfer as pi
+from personainfer.addresses import shown_address
 from personainfer.api_keys import Secrets
 from personainfer.exceptions import ModelError
 from personainfer.testing import FakeLLM, Fault
@@ -190,3 +191,33 @@ def test_secrets_of_escapes_are_masked_in_a_time_that_grows_with_the_length(secr
         assert Secrets([secret]).mask(f"<{said}>") == "<[key]>"
     for noise in ("\\", "%25", "&amp;", "\\\\srv", '\\"'):
         Secrets([secret]).mask(noise * 4000)
+
+
+@pytest.mark.parametrize(
+    "key", ["Ab3dE6gH9jK2mN5pQ8rS1tU4", "sk-1234567890", "tok_Ab3dE6gH9jK2mN5pQ8rS1tU4"]
+)
+def test_a_key_in_the_path_of_an_address_is_in_no_error(key: str) -> None:
+    base = f"http://127.0.0.1:9/gateway/{key}/v1"
+    llm = pi.LLM("m", api_base=base, cache=False, max_attempts=1)
+    with pytest.raises(ModelError) as caught:
+        llm.ask([{"role": "user", "content": "x"}])
+    assert "/gateway/…" in str(caught.value)
+    assert key not in f"{caught.value}{llm!r}{llm.transport.endpoint}"
+    assert llm.transport.secrets.mask(f"no route /gateway/{key}/v1") == "no route /gateway/[key]/v1"
+    other = pi.LLM("m", api_base=base.replace(key, f"{key}X"), cache=False)
+    assert other.transport.endpoint != llm.transport.endpoint  # they share no stored replies
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "openai/deployments/gpt-4o-mini-2024-07-18",
+        "v1/0123456789abcdef0123456789abcdef/my-gateway/openai",  # an account, for all that is known
+        "v1/projects/my-project-123456/locations/us-central1/endpoints/openapi",
+        "models/Meta-Llama-3-1-8B-Instruct-abc12/v1",
+        "serving-endpoints/databricks-meta-llama-3-3-70b-instruct",
+        "endpoints/1234567890123456789012/v1",
+    ],
+)
+def test_other_paths_are_shown(path: str) -> None:
+    assert shown_address(f"https://host.example/{path}") == f"https://host.example/{path}"
