@@ -306,7 +306,10 @@ class LLM:
     def run(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Run[T]:
         """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory."""
         if self._pid != os.getpid():  # a fork has none of its parent's connections and locks
+            spent = self.limits.budget.spent if self.limits.budget is not None else 0.0
             self.__setstate__(self.__getstate__())
+            if self.limits.budget is not None:
+                self.limits.budget.spent = spent
         self.limits.gate.reset()
         tally = Tally(self.price)
         return Run(

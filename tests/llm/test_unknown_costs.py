@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.api_keys import Secrets
-from personainfer.exceptions import TransportError
+from personainfer.exceptions import BudgetExceededError, TransportError
 from personainfer.llm.endpoint_faults import provider_errors
 from personainfer.llm.rate_limits import Price, find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
@@ -232,3 +233,17 @@ def test_a_request_that_waited_is_reserved_anew_when_the_model_turns_out_to_reas
         llm.ask_many([([{"role": "user", "content": one}],) for one in ("reasons", "waits", "x")])
     assert llm.usage.cost is not None
     assert llm.usage.cost <= 0.0125
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_has_what_is_left_of_the_budget() -> None:
+    with FakeLLM(Reply("fine", prompt_tokens=5, completion_tokens=500)) as server:
+        llm = fake(server, budget=11.0)
+        ask(llm, 1)  # 505 tokens for 5.05 USD
+        if (child := os.fork()) == 0:
+            error = ask(llm, 1)[0].error
+            os._exit(0 if isinstance(error, BudgetExceededError) else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert server.calls == 1
