@@ -501,6 +501,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(exhausted or [wait for wait in resets.values() if wait is not None], default=None)
 
 
+# What Python raises of a year or a zone of any size.
+_NO_DATE = (ValueError, OverflowError, OSError, TypeError, LookupError)
+
+
 def _wait(value: str) -> float | None:
     seconds = _number(value)
     if seconds is not None:
@@ -512,13 +516,7 @@ def _wait(value: str) -> float | None:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (
-        ValueError,
-        OverflowError,
-        OSError,
-        TypeError,
-        LookupError,
-    ):  # a year or zone of any size
+    except _NO_DATE:
         return None
 
 
