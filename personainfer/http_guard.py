@@ -80,7 +80,8 @@ class Exchange:
             for headers, url in self._sent
             for field in (*headers.items(), *url.params.items())
         ]
-        return {value.split()[-1] for name, value in fields if value and _SECRET_NAME.search(name)}
+        found = (value.split()[-1:] for name, value in fields if _SECRET_NAME.search(name))
+        return {word for words in found for word in words}
 
     def masked(self, text: str) -> str:
         """What an endpoint sent, without the secrets of the call and of its requests."""

@@ -19,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from pydantic import BaseModel
 
-from ..addresses import Address, shown_address
+from ..addresses import Address, address_problem, shown_address
 from ..api_keys import Secrets, SecretText, environment_key, key_headers
 from ..event_loop import Deadlines
 from ..exceptions import (
@@ -324,7 +324,15 @@ def _environment_proxy(base: str) -> str | None:
     port = parts.port or {"https": 443}.get(parts.scheme, 80)
     if any(map(proxy_bypass, (host, named, f"{named.removesuffix(f':{port}')}:{port}"))):
         return None
-    return Address(proxy if "://" in proxy else f"http://{proxy}")
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if problem := address_problem(proxy):
+        error = TransportError(
+            f"the environment's {parts.scheme}_proxy is no proxy that can be used.",
+            hint=f"{problem} Or name {host} in NO_PROXY.",
+        )
+        error.fatal = True
+        raise error
+    return Address(proxy)
 
 
 def _certificates() -> ssl.SSLContext:

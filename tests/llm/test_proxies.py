@@ -118,6 +118,20 @@ def test_a_proxy_gets_the_password_of_its_own_address(
     assert proxy.asked[0].headers["proxy-authorization"].startswith("Basic ")
 
 
+@pytest.mark.parametrize(
+    "address", ["socks5://me:secret@h:1080", "http://me:secret@[h:1", "h:port"]
+)
+def test_a_proxy_that_cannot_be_used_is_one_error_that_says_so(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", address)
+    monkeypatch.delenv("no_proxy", raising=False)
+    llm = pi.LLM("m", api_base="https://model.invalid/v1", cache=False)
+    with pytest.raises(TransportError, match="https_proxy is no proxy") as caught:
+        llm.ask_many([(MESSAGES,)] * 3)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_header_of_the_user_takes_the_place_of_the_one_of_the_key(llm: FakeLLM) -> None:
     ask(llm.api_base, **SECRET, extra_headers={"authorization": "Token mine"})
     assert llm.headers[0].getall("Authorization") == ["Token mine"]  # type: ignore[attr-defined]
