@@ -208,6 +208,7 @@ def submit(folder: Path, base: str) -> object:
 def submitted(folder: Path, base: str) -> None:
     empty_cache(folder, base)
     submit(folder, base)
+    pi.cache_info(folder / "batch" / "replies")  # a second empty cache, of this folder
 
 
 def collect(folder: Path, base: str) -> object:
