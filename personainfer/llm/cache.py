@@ -103,11 +103,7 @@ class ReplyCache:
     def __init__(self, directory: Path) -> None:
         try:
             self.directory = directory.expanduser().resolve()
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # a loop of links, a null, no such user
+        except (OSError, ValueError, RuntimeError) as error:  # such as a null, or no such user
             raise _unusable(directory, error) from error
         self._path = self.directory / "cache.db"
         self._here = threading.local()  # this thread's connection for reading, and its uses now
@@ -126,7 +122,9 @@ class ReplyCache:
                 remove_abandoned(self._path)
             with self._database_errors():
                 self._check_database()
-                self._store: Any = None if self._read_only else Store(self.directory)
+                self._store: Any = None
+                if not self._read_only:
+                    self._store = Store(self.directory, self._check_files)
         except (OSError, ValueError) as error:
             raise _unusable(self.directory, error) from error
 
@@ -135,14 +133,19 @@ class ReplyCache:
         return [self._path.with_name(self._path.name + end) for end in _ENDINGS]
 
     def _check_files(self) -> None:
-        """Raise OSError if SQLite would follow a link, wait for a pipe, or read the journal of others."""
+        """Raise CacheError if SQLite would follow a link, wait for a pipe, or read the journal of others."""
         for path in self._files():
-            with suppress(FileNotFoundError):
+            try:
                 found = path.lstat()
-                if not stat.S_ISREG(found.st_mode):
-                    raise OSError(f"its {path.name} is a link, a pipe or a folder")
-                if path != self._path and not self._read_only and not _is_mine_alone(found):
-                    raise OSError(f"others may write to its {path.name}: delete it")
+            except FileNotFoundError:
+                continue
+            problem = ""
+            if not stat.S_ISREG(found.st_mode):
+                problem = f"its {path.name} is a link, a pipe or a folder"
+            elif path != self._path and not self._read_only and not _is_mine_alone(found):
+                problem = f"others may write to its {path.name}: delete it"
+            if problem:
+                raise _unusable(self.directory, problem)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The cached replies, by key; keys without a reply, or with one that is not text, are left out."""
@@ -307,13 +310,10 @@ class ReplyCache:
             self._here.connection = None
         if self._here.connection is None:
             self._check_still_there()  # else SQLite would make a new one
-            try:
-                self._check_files()
-                connection = connected(self._path)
-                check_plain(connection)
-                self._check_files()  # the journal that it has opened
-            except OSError as error:
-                raise _unusable(self.directory, error) from error
+            self._check_files()
+            connection = connected(self._path)
+            check_plain(connection)
+            self._check_files()  # the journal that it has opened
             self._here.connection = connection
         own: sqlite3.Connection = self._here.connection
         return own
@@ -515,9 +515,9 @@ _ModelName = Annotated[str, AfterValidator(_encodable), Wanted("is not the name 
 _Folder = Annotated[str | Path | None, Wanted("is not the path of a folder.")]
 
 
-def _unusable(directory: Path, error: Exception) -> CacheError:
+def _unusable(directory: Path, problem: object) -> CacheError:
     return CacheError(
-        f"the cache directory {directory} cannot be used: {error}.",
+        f"the cache directory {directory} cannot be used: {str(problem).rstrip('.')}.",
         hint="Name another one with cache_dir=, or turn the cache off with cache=False.",
     )
 

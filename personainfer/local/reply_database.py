@@ -69,9 +69,21 @@ class Store(diskcache.Cache):  # type: ignore[misc]
     pickle or unpickle, and its `clear` and `evict` delete files that a row names: none of them is used.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, check_files: Callable[[], None]) -> None:
+        self._check_files = check_files  # raises an error if SQLite must not open them
         super().__init__(str(directory), timeout=BUSY_STEP, **_SETTINGS)
         self.close()  # it opens again at the first write, in the thread that writes
+
+    @property
+    def _con(self) -> sqlite3.Connection:
+        """This thread's connection, of this process."""
+        is_open = getattr(self._local, "con", None) is not None
+        if not is_open:
+            self._check_files()
+        connection: sqlite3.Connection = super()._con
+        if not is_open:
+            self._check_files()  # the journal that it has opened
+        return connection
 
     @property
     def _sql_retry(self) -> Callable[..., Any]:

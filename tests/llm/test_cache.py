@@ -875,6 +875,8 @@ def test_a_journal_that_others_may_write_to_is_not_read(tmp_path: Path) -> None:
         with pytest.raises(CacheError, match="others may write to its cache"):
             cache.get_many(list(replies))
         with pytest.raises(CacheError, match="others may write to its cache"):
+            cache.set_many([(b"new", "reply")], model="m")
+        with pytest.raises(CacheError, match="others may write to its cache"):
             ReplyCache(tmp_path)
         journal.unlink()
     assert cache.get_many(list(replies)) == replies
