@@ -38,7 +38,8 @@ _field_names: dict[type[Record], set[str]] = {}
 class Record(BaseModel):
     """A frozen record; unknown fields are an error rather than lost."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A score may be minus infinity, which has to come back from a file of JSON.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     @classmethod
     def unchecked(cls, values: dict[str, Any]) -> Self:

@@ -175,7 +175,7 @@ def figures(added: Mapping[str, Sequence[Any]], neither: float = 0.0) -> Iterato
     """
     for side in ("chosen", "rejected"):
         scores = added.get(f"{side}_verified_score")
-        known = [float(score) for score in scores if score is not None] if scores else []
+        known = [float(score) for score in scores or () if isinstance(score, int | float)]
         if known:
             mean = sum(known) / len(known)
             guess = f"a guess: {(1 - neither) / 2:.2f}"

@@ -80,7 +80,7 @@ class StoredTable:
             about = read_json((self._file.metadata.metadata or {})[RECORD.encode()])
             self.usage = Usage(**about["usage"])
             self.settings: dict[str, Any] = dict(about["settings"])
-            _Settings.model_validate(self.settings)
+            check_settings(self.settings)
             self.flagged = _count_or_none(about.get("flagged"))
             self.unexplained = _count_or_none(about.get("unexplained"))
             self.is_part = about.get("is_part") is True
@@ -495,6 +495,11 @@ class _Settings(_Checked):
     verified_neither: float = 0.0
     personas_from: dict[str, str] = {}
     retries: list[_Retry] = []
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if settings of a saved file are not of the form that they are written in."""
+    _Settings.model_validate(dict(settings))
 
 
 def _known_metadata(schema: pyarrow.Schema, rows: int) -> dict[bytes, bytes]:

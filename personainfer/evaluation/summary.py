@@ -103,7 +103,10 @@ def score_range(scores: Mapping[Side, np.ndarray]) -> tuple[float, float]:
 def verified_score(table: PersonaTable, index: int, side: Side) -> float | None:
     """The share of orders in which the judge was right of one persona; None without a verdict."""
     scores = table.added.get(f"{side}_verified_score")
-    return None if scores is None or scores[index] is None else float(scores[index])
+    score = None if scores is None else scores[index]
+    return (
+        float(score) if isinstance(score, int | float) else None
+    )  # a column may be the user's own
 
 
 def verified(table: PersonaTable, index: int, side: Side) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,9 +119,8 @@ def find_weights(model: str, *, engine: bool = True) -> Weights:
         return _DEFAULT
     if name in NAMED_WEIGHTS:
         return NAMED_WEIGHTS[name]
-    path = Path(name).expanduser()
-    if path.is_file():
-        return _own_weights(path.resolve(), hashed=engine)
+    if (path := _existing_file(name)) is not None:
+        return _own_weights(path, hashed=engine)
     repository, _, file = name.rpartition("/")
     if repository.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _own_weights(hub_file(repository, file), hashed=engine)
@@ -129,6 +129,13 @@ def find_weights(model: str, *, engine: bool = True) -> Weights:
         hint=f"Give the path of a .gguf file, local:owner/repository/file.gguf, or one of"
         f" {', '.join(f'local:{known}' for known in NAMED_WEIGHTS)}.",
     )
+
+
+def _existing_file(name: str) -> Path | None:
+    with suppress(OSError, ValueError, RuntimeError):  # no name that a file could have
+        path = Path(name).expanduser()
+        return path.resolve() if path.is_file() else None
+    return None
 
 
 def check_stored_model(model: str, place: object) -> None:

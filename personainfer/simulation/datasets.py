@@ -89,11 +89,15 @@ def read_famous_persona(
         DataError: the columns are others, or no row can be used.
     """
     preferences: list[Preference] = []
+    names: list[str] = []
     questions: dict[str, str] = {}
     dropped: Counter[str] = Counter()
     axes: dict[str, set[str]] = {}
     for number, row in enumerate(_rows(source, split=split)):
-        if number == 0:
+        if not isinstance(row, Mapping):
+            dropped[f"a row is of type {type(row).__name__}"] += 1
+            continue
+        if not names:
             names = _found(row, ("name",), ("prompt",), ("chosen", "yw"), ("rejected", "yl"))
         found = _pair(row, names, f"{split}:{number}")
         if isinstance(found, str):

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from ..api_keys import StoredText
 from ..data.atomic_files import as_path, check_file, check_replaced, write_file
 from ..data.files import bounded_lines, missing_file
+from ..data.table_reader import check_settings
 from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, visible
 from ..preferences.cells import bounded_json
 from ..records import Persona, Preference, Record, Usage
@@ -222,8 +223,6 @@ _JSON_LINES = ("", ".jsonl", ".json", ".ndjson")  # the endings of a file of JSO
 class SavedRow(UserRow):
     """A line of a saved file: the row, and how the run was set. Files of older versions lack it."""
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")  # a score may be -inf
-
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -231,6 +230,7 @@ def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
     """The row and the settings of a line."""
     try:
         saved = SavedRow.model_validate_json(bounded_json(line or b""))
+        check_settings(saved.settings)
     except ValueError:
         raise DataError(
             f"{place}: this is not a row of UserPersonas.save.",

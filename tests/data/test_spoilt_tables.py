@@ -199,6 +199,13 @@ def test_a_table_whose_columns_are_nested_deep_can_be_read(tmp_path: Path, depth
     assert (json.loads(kept) if isinstance(kept, str) else kept) == value
 
 
+def test_an_own_column_with_the_name_of_a_verdict_may_hold_texts(
+    good: pa.Table, tmp_path: Path
+) -> None:
+    table = PersonaTable.load(changed(good, tmp_path / "t.parquet"))
+    show(table.with_columns({"chosen_verified_score": ["x", None]}), tmp_path)
+
+
 def test_a_number_that_json_lacks_is_none_on_a_page(good: pa.Table, tmp_path: Path) -> None:
     table = PersonaTable.load(changed(good, tmp_path / "t.parquet"))
     table = table.with_columns({"chosen_verified_score": [float("nan"), 1.0]})

@@ -171,8 +171,16 @@ def test_records_have_the_column_user(llm: FakeLLM) -> None:
 def test_scores_that_are_no_numbers_and_odd_texts_can_be_saved(tmp_path: Path) -> None:
     path = tmp_path / "users.jsonl"
     settings = {"lowest": float("-inf")}
-    UserPersonas((UserRow(user="a", error="none"),), settings=settings).save(path)
-    assert UserPersonas.load(path).settings == settings
+    persona = UserPersona(
+        user="a", background="b", preferences="p", evidence=(), pairs=1, score=float("-inf")
+    )
+    made = UserPersonas((UserRow(user="a", persona=persona),), settings=settings)
+    made.save(path)
+    loaded = UserPersonas.load(path)
+    assert (loaded.settings, loaded.rows) == (settings, made.rows)
     with pytest.raises(DataError, match="cannot be written as JSON"):
         UserPersonas((UserRow(user="half \ud800", error="none"),)).save(path)
     assert UserPersonas.load(path).settings == settings
+    UserPersonas(made.rows, settings={"selected_by": 5}).save(path)
+    with pytest.raises(DataError, match="not a row of UserPersonas"):
+        UserPersonas.load(path)
