@@ -122,8 +122,8 @@ def _accuracy(table: PersonaTable) -> dict[str, Estimate]:
     """By side and for both; the items are rows, so that the two sides of a row stay together."""
     columns: dict[str, np.ndarray] = {}
     for side in SIDES:
-        scores = table.added.get(f"{side}_verified_score")
-        if scores is not None:
+        if f"{side}_verified_score" in table.added:
+            scores = (verified_score(table, index, side) for index in range(len(table)))
             columns[side] = np.array([np.nan if s is None else s for s in scores], dtype=float)
     found = {side: bootstrap_rate(scores) for side, scores in columns.items()}
     if len(columns) == len(SIDES):
