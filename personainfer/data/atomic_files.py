@@ -168,7 +168,7 @@ def as_path(value: object, argument: str = "path") -> Path:
     try:
         name.encode()
         path.stat()
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass  # whoever reads or writes it says so in its own words
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidArgumentError(
