@@ -27,6 +27,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SHORTEST_SECRET = 4  # characters; without shorter ones a text would be hard to read
 _SHORTEST_ENCODED = 8  # shorter ones are masked in their own case alone, and not encoded as a whole
+_SCHEMES = {"bearer", "basic", "token", "key", "apikey", "api-key", "negotiate", "ntlm"}
 _LONGEST_USER = 8  # characters of a user's name that may be shown; a longer one may be a token
 
 
@@ -275,16 +276,18 @@ def _utf16(char: str) -> list[str]:
 
 
 def _in_header(text: str) -> Iterator[str]:
-    """The value of a header, its last word, and what Basic authentication encodes in it.
+    """The value of a header, what follows the name of a scheme in it, and what Basic authentication encodes.
 
     Also its parts, as those of a cookie ("token=SECRET; theme=dark"), if they are long enough to be secret.
+    Other words may be those of a title.
     """
     yield text
     kind, _, word = text.strip().rpartition(" ")
-    yield word
+    if kind.lower() in _SCHEMES:
+        yield word
     for equals, part in re.findall(r'(=?)"?([^\s;,="]+)', text):
         if len(part) >= _SHORTEST_ENCODED and (equals or re.search("[0-9]", part)):
-            yield part  # other words may be those of a title
+            yield part
     if kind.lower() == "basic":
         with suppress(ValueError):
             yield from _in_user(base64.b64decode(word).decode())

@@ -238,9 +238,9 @@ def status_error(
         place = headers.get("Location") or headers.get("location") or ""
         return redirect_error(status, {"Location": redact(place, secrets)})
     text = " ".join(text.encode(errors="replace").decode().split())
-    text = redact(text, secrets)[:_LONGEST_READ]
-    said = text[:_LONGEST_WORDS].strip(" .") or "the endpoint says no more"
-    lowered = _without_quotations(text.lower(), asked)
+    said = redact(text, secrets)[:_LONGEST_WORDS].strip(" .") or "the endpoint says no more"
+    # Not what is masked: the words of a header, such as a title, may be those that give the reason.
+    lowered = _without_quotations(text[:_LONGEST_READ].lower(), asked)
     wait = retry_after(headers)
     wait = _wait_in_words(lowered) if wait is None else wait
     if status == 503 and wait is not None:
@@ -453,7 +453,7 @@ def _provider_error(
 
 _NOT_CONNECTED = {  # of httpx, aiohttp and Python, each raised before anything is sent
     *("ConnectError", "ConnectTimeout", "ClientConnectorError", "ClientConnectorDNSError"),
-    *("ConnectionRefusedError", "gaierror"),
+    *("ConnectionRefusedError", "gaierror", "ProxyError"),
 }
 
 

@@ -261,6 +261,8 @@ class EndpointTransport(DialectTransport):
                 raise
             raise no_answer(self.endpoint, timeout) from None
         # `from None`: aiohttp's errors can hold the request's headers, and with them the key.
+        except aiohttp.ClientHttpProxyError as error:
+            raise self._refused_by_proxy(error.status) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             failed = TransportError(
                 f"the connection to {self.endpoint} failed ({type(error).__name__}).",
@@ -270,6 +272,15 @@ class EndpointTransport(DialectTransport):
             raise failed from None
         finally:
             self._deadlines.stop(task)
+
+    def _refused_by_proxy(self, status: int) -> TransportError:
+        """The error for a proxy that makes no tunnel to the endpoint: nothing was sent there."""
+        refused = TransportError(
+            f"the proxy {shown_address(self._proxy or '')} does not connect to {self.endpoint} ({status}).",
+            hint="Check https_proxy, with its user and password, or name the host in NO_PROXY.",
+        )
+        refused.fatal = refused.given_up = status in (403, 407)
+        return refused
 
 
 def _check_credentials(endpoint: str, key: str, headers: Mapping[str, str]) -> None:
@@ -330,7 +341,7 @@ def _environment_proxy(base: str) -> str | None:
             f"the environment's {parts.scheme}_proxy is no proxy that can be used.",
             hint=f"{problem} Or name {host} in NO_PROXY.",
         )
-        error.fatal = True
+        error.fatal = error.given_up = True
         raise error
     return Address(proxy)
 

@@ -899,3 +899,21 @@ def test_a_template_of_a_local_model_refuses_a_row_in_whatever_words(words: str)
     assert isinstance(error, RequestRejectedError)
     assert not error.fatal
     assert words in str(error)
+
+
+@pytest.mark.parametrize("secret", ["Reward model", "model", "Studies of context", "rate"])
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (503, "Loading model"),
+        (400, "The model `m` does not exist."),
+        (400, "This model's maximum context length is 4096 tokens."),
+        (400, "rate limit reached"),
+    ],
+)
+def test_what_is_masked_does_not_decide_what_a_refusal_means(
+    secret: str, status: int, text: str
+) -> None:
+    plain = status_error(status, {}, text, Secrets())
+    masked = status_error(status, {}, text, Secrets([secret]))
+    assert (type(masked), masked.fatal) == (type(plain), plain.fatal)

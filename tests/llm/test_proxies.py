@@ -132,6 +132,19 @@ def test_a_proxy_that_cannot_be_used_is_one_error_that_says_so(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [407, 503])
+def test_a_proxy_that_refuses_costs_nothing_and_is_named(status: int, proxy: AnyServer) -> None:
+    proxy.answer = (status, {}, b"")
+    options: dict[str, Any] = {"prices": (1.0, 1.0), "cache": False, "max_attempts": 2}
+    llm = pi.LLM("m", api_base="https://model.invalid/v1", **options)
+    with pytest.raises(
+        TransportError, match=rf"the proxy {proxy.address} does not .* \({status}\)"
+    ):
+        llm.ask(MESSAGES)
+    assert llm.usage.cost == 0
+    assert len(proxy.asked) == (1 if status == 407 else 2)  # a wrong password stays wrong
+
+
 def test_a_header_of_the_user_takes_the_place_of_the_one_of_the_key(llm: FakeLLM) -> None:
     ask(llm.api_base, **SECRET, extra_headers={"authorization": "Token mine"})
     assert llm.headers[0].getall("Authorization") == ["Token mine"]  # type: ignore[attr-defined]
