@@ -17,7 +17,7 @@ from typing import Any
 import diskcache
 import tenacity
 
-LONGEST_REPLY = 2**26  # bytes: no endpoint's reply is as long
+LONGEST_REPLY = 2**24  # bytes: four times what is read of an endpoint
 BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction …
 BUSY_STEP = 0.5  # … in steps: an event loop waits for one of them, and lets others run between
 
