@@ -7,10 +7,11 @@ quotation are masked. `retry_after` reads how long to wait.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
@@ -240,12 +241,18 @@ def status_error(
     text = " ".join(text.encode(errors="replace").decode().split())
     said = redact(text, secrets)[:_LONGEST_WORDS].strip(" .") or "the endpoint says no more"
     # Not what is masked: the words of a header, such as a title, may be those that give the reason.
-    lowered = _without_quotations(text[:_LONGEST_READ].lower(), asked)
+    own = _pieces_of(asked)
+    lowered = _without_quotations(html.unescape(text[:_LONGEST_READ].lower()), own)
     wait = retry_after(headers)
     wait = _wait_in_words(lowered) if wait is None else wait
     if status == 503 and wait is not None:
         status = 429
-    fitting = (r for r, words in _RULES if status in r.statuses and words.search(lowered))
+    fitting = (
+        rule
+        for rule, words in _RULES
+        if status in rule.statuses
+        and any(not _is_quoted(rule, found, own) for found in words.finditer(lowered))
+    )
     rule = next(fitting, RULES[-1])  # of a status that no HTTP knows, too
     number = f" ({status})" if status != 200 else ""
     error = rule.error(f"{rule.says}{number}: {said}.", hint=rule.hint)
@@ -267,22 +274,28 @@ _LONGEST_ASKED = 20_000  # characters of a text: what is read of a refusal repea
 _QUOTED = 3  # words of a request in a row are a quotation
 
 
-def _without_quotations(refusal: str, asked: Iterable[str]) -> str:
-    """A refusal, in lower case, without what it repeats of the request's texts.
+def _pieces_of(asked: Iterable[str]) -> set[tuple[str, ...]]:
+    """The words of a request's texts: each one, and those in a row, two and three of them."""
+    pieces: set[tuple[str, ...]] = set()
+    for text in asked:
+        words = [word for word, _, _ in _words_in(text[:_LONGEST_ASKED])]
+        for length in range(1, _QUOTED + 1):
+            starts = range(len(words) - length + 1)
+            pieces.update(tuple(words[start : start + length]) for start in starts)
+    return pieces
+
+
+def _without_quotations(refusal: str, own: Collection[tuple[str, ...]]) -> str:
+    """A refusal, in lower case, without what it repeats of a request: three of its words in a row, or more.
 
     Servers that check requests repeat them. A row whose text says "insufficient_quota" would otherwise look
     like an account without quota, and end the run.
     """
-    texts = (_words_in(text[:_LONGEST_ASKED]) for text in asked)
-    own = {piece for words in texts for piece in _pieces([word for word, _, _ in words])}
-    if not own:
-        return refusal
-    words = _words_in(refusal)
+    words = _words_in(refusal) if own else []
     quoted: set[int] = set()
-    for length in range(1, _QUOTED + 1):
-        for start in range(len(words) - length + 1):
-            if tuple(word for word, _, _ in words[start : start + length]) in own:
-                quoted.update(range(start, start + length))
+    for start in range(len(words) - _QUOTED + 1):
+        if tuple(word for word, _, _ in words[start : start + _QUOTED]) in own:
+            quoted.update(range(start, start + _QUOTED))
     kept, end = [], 0
     for place, (_, word_start, word_end) in enumerate(words):
         if place in quoted:
@@ -291,16 +304,28 @@ def _without_quotations(refusal: str, asked: Iterable[str]) -> str:
     return "".join([*kept, refusal[end:]])
 
 
+def _is_quoted(rule: Rule, found: re.Match[str], own: Collection[tuple[str, ...]]) -> bool:
+    """Whether the words that a rule found may be the row's own: the request has them, too.
+
+    Then they do not end the run, nor pause it, and other rules decide. This concerns the rows that have these
+    words. What a refusal says of a field, such as "temperature", is believed.
+    """
+    if rule.scope not in ("run", "moment") or not found[0]:
+        return False
+    text = found.string
+    start, end = found.span()
+    while start and _WORD.match(text[start - 1]):
+        start -= 1
+    while end < len(text) and _WORD.match(text[end]):
+        end += 1
+    words = tuple(word for word, _, _ in _words_in(text[start:end]))
+    return words in own
+
+
 def _words_in(text: str) -> list[tuple[str, int, int]]:
     """The words of a text in lower case, each with its start and its end. Escapes of JSON are white space."""
     bare = _ESCAPE.sub(lambda found: " " * len(found[0]), text.lower())
     return [(found[0], *found.span()) for found in _WORD.finditer(bare)]
-
-
-def _pieces(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Each three words in a row; of fewer words, all."""
-    for start in range(max(len(words) - _QUOTED + 1, min(len(words), 1))):
-        yield tuple(words[start : start + _QUOTED])
 
 
 # A gateway had no answer, or none in time: the model behind it may have run.

@@ -213,7 +213,7 @@ class LocalModel:
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
         self._key = SecretText(secrets.token_hex(32))
-        self._socket = PrivateSocket()
+        self._socket: PrivateSocket | None = None  # of the last server
         self._server: Server | None = None
         self._starting: asyncio.Future[Server] | None = None
         self._given_up: ModelNotFoundError | None = None
@@ -295,6 +295,7 @@ class LocalModel:
 
     def _start(self) -> Server:
         path = self._weights.path()
+        self._socket = PrivateSocket()  # anew: somebody may have removed the folder of the last one
         settings = ServerSettings(
             path=str(path),
             key=self._key,

@@ -156,7 +156,6 @@ _MAY_BE_PLACEHOLDER = re.compile(rf'"(?:{_PLACEHOLDER.pattern})"')
 _DECODER = json.JSONDecoder(strict=False)  # a raw line break in a string is taken for one
 
 
-@reads("the text of the reply")
 def read_reply(text: str, schema: type[BaseModel] | None) -> Any:
     """Find the object in a reply that fits `schema`; None: the text without reasoning and marks.
 
@@ -178,14 +177,13 @@ def read_reply(text: str, schema: type[BaseModel] | None) -> Any:
                 return value
     problems: list[str] = []
     for variant in dict.fromkeys((text, _tidied(text))):
-        for candidate in _candidates(variant, list_root=issubclass(schema, RootModel)):
-            for fields in (candidate, *_wrapped(candidate, schema)):
-                try:
-                    return _fitting(fields, schema)
-                except ValidationError as error:
-                    problems.append(_first_problem(error))
-                except ValueError as error:
-                    problems.append(str(error))
+        for fields, content in _found_in(variant, schema):
+            try:
+                return _fitting(fields, content, schema)
+            except ValidationError as error:
+                problems.append(_first_problem(error))
+            except ValueError as error:
+                problems.append(str(error))
     from_text = getattr(schema, "from_text", None)  # a form that is known to come as text, too
     if from_text is not None and (read := from_text(text)) is not None:
         return read
@@ -193,6 +191,7 @@ def read_reply(text: str, schema: type[BaseModel] | None) -> Any:
     raise ReplyError(f"it is not in the asked form: {problem}.")
 
 
+@reads("the text of the reply")
 def plain_text(text: str) -> str:
     """A reply without the reasoning before it, and without the marks of a chat template around it.
 
@@ -227,6 +226,19 @@ def _without_trailing_marks(text: str) -> str:
         while end and bare[end - 1].isspace():
             end -= 1
     return text if end == len(bare) else bare[:end]
+
+
+_reads_text = reads("the text of the reply")
+
+
+@_reads_text
+def _found_in(text: str, schema: type[BaseModel]) -> list[tuple[Any, str]]:
+    """The values in a text that may be its answer, in order, each also as JSON."""
+    return [
+        (fields, json.dumps(fields))
+        for candidate in _candidates(text, list_root=issubclass(schema, RootModel))
+        for fields in (candidate, *_wrapped(candidate, schema))
+    ]
 
 
 class _Found(NamedTuple):
@@ -324,16 +336,18 @@ def _has_words(text: str) -> bool:
     return bool(_MARK.sub("", text).strip())
 
 
-def _fitting(fields: Any, schema: type[BaseModel]) -> BaseModel:
-    """The record of these fields.
+def _fitting(fields: Any, content: str, schema: type[BaseModel]) -> BaseModel:
+    """The record of these fields, which `content` has as JSON.
+
+    What a validator of the user's raises is the user's to see.
 
     Raises:
         ValueError: they do not fit, or the model only repeated the form.
     """
-    value = schema.model_validate_json(json.dumps(fields))
+    value = schema.model_validate_json(content)
     if not _is_said(value):
         raise ValueError("none of its fields is there")
-    strings = list(_strings(fields))
+    strings = _strings(fields)
     if strings and all(_PLACEHOLDER.fullmatch(one.strip()) for one in strings):
         raise ValueError("it repeats the form, without values")
     return value
@@ -344,12 +358,13 @@ def _is_said(value: BaseModel) -> bool:
     return bool(value.model_fields_set) or not type(value).model_fields
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
+@_reads_text
+def _strings(value: Any) -> list[str]:
+    """The texts in a JSON value."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [text for item in inner for text in _strings(item)]
+    return [value] if isinstance(value, str) else []
 
 
 _WRAPPERS = {"answer", "data", "json", "object", "output", "persona", "reply", "response", "result"}
@@ -402,6 +417,7 @@ def _as_json(found: re.Match[str]) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else found[0]
 
 
+@_reads_text
 def _tidied(text: str) -> str:
     """The text with straight quotes around keys and values, no comma too many, and unpacked if quoted.
 

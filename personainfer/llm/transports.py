@@ -171,6 +171,7 @@ class EndpointTransport(DialectTransport):
         self._sent_headers: Mapping[str, str] = {}
         self._proxy: str | None = None
         self._socket: str | None = None  # a Unix socket through which the address is reached
+        self._connected_by: str | None = None  # that of the session
         self._deadlines = Deadlines()
         self._runs = 0
 
@@ -240,7 +241,11 @@ class EndpointTransport(DialectTransport):
         """POST the body, or GET where there is none."""
         import aiohttp
 
+        if self._session is not None and self._connected_by != self._socket:
+            session, self._session = self._session, None
+            await session.close()
         if self._session is None:
+            self._connected_by = self._socket
             self._proxy = _environment_proxy(self._base)
             self._sent_headers = _request_headers(key_headers(self._base, self.key), self.headers)
             self._session = _session(self._base, self._socket)

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import weakref
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -87,13 +87,15 @@ class PrivateSocket:
         self.path: str | None = None
         if sys.platform == "win32" or not hasattr(socket, "AF_UNIX"):
             return
-        with suppress(OSError):  # no folder can be made
+        # No folder can be made, or no socket in it: some file systems know none.
+        with suppress(OSError, ValueError):
             folder = tempfile.mkdtemp(prefix="personainfer-")
             weakref.finalize(self, _remove_folder, folder, os.getpid())
-            path = os.path.join(
-                folder, "server.sock"
-            )  # llama.cpp knows a socket by its last letters
-            if len(os.fsencode(path)) <= _LONGEST_SOCKET:
+            path = os.path.join(folder, "server.sock")  # the end tells llama.cpp what it is
+            if len(path.encode()) <= _LONGEST_SOCKET:
+                with closing(socket.socket(socket.AF_UNIX)) as tried:
+                    tried.bind(path)
+                os.unlink(path)
                 self.path = path
 
 

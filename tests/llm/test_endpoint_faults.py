@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -837,6 +839,7 @@ QUOTED = [
     "the model does not exist",
     "we sell out: rate limit exceeded, too many requests\nper minute",
     "unknown url",
+    "he is unauthorized",
     "please reduce the temperature, the seed and the json schema",
     "café: the account has no more credits",
 ]
@@ -854,7 +857,17 @@ def cut(text: str) -> Any:
     return openai_error(json.dumps({"input": text})[:200])
 
 
-@pytest.mark.parametrize("form", [fastapi, as_words, cut])
+def word_alone(text: str) -> Any:
+    """Of the text, the one or two words that are not allowed."""
+    told = re.search(r"insufficient_quota|api key|rate limit|unknown url|unauthorized", text)
+    return openai_error(f'the words "{told[0] if told else text}" are not allowed here')
+
+
+def as_html(text: str) -> Any:
+    return openai_error(f"<p>{html.escape(text).replace(' ', '&nbsp;')}</p>")
+
+
+@pytest.mark.parametrize("form", [fastapi, as_words, cut, word_alone, as_html])
 @pytest.mark.parametrize("text", QUOTED)
 def test_words_of_a_row_that_a_refusal_repeats_end_no_run(
     text: str, form: Callable[[str], Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import subprocess
@@ -347,3 +348,18 @@ def test_a_kill_leaves_nothing_of_what_was_read(tmp_path: Path) -> None:
     )
     assert killed.stdout.strip() not in ("", "None"), killed.stderr  # a copy was made
     until(lambda: not list(tmp_path.iterdir()))  # the server removes the folder of its socket
+
+
+@pytest.mark.heavy
+def test_a_socket_whose_folder_was_removed_costs_one_restart() -> None:
+    """Cleaners of temporary files remove what is older than some days."""
+    server = running_server("local:smollm2")
+    if server.process.socket is None:
+        pytest.skip("the server listens on a port here")
+    shutil.rmtree(Path(server.process.socket).parent)
+    llm = pi.LLM("local:smollm2", cache=False, max_tokens=100, max_attempts=2)
+    [reply] = llm.ask_many([([{"role": "user", "content": "Hello"}],)])
+    assert reply.error is None or "cut off" in str(reply.error)
+    again = running_server("local:smollm2")
+    assert again.process.pid != server.process.pid
+    assert again.process.socket not in (None, server.process.socket)

@@ -210,19 +210,24 @@ def test_whatever_a_reader_raises_costs_its_row(
     assert "test_strange_answers.py, line " in error.__notes__[0]
 
 
-def test_a_schema_whose_validator_fails_costs_its_row(world: World) -> None:
+def test_what_a_validator_of_the_user_raises_ends_the_run(world: World) -> None:
+    """It is a bug of theirs: each row would be paid for, and fail."""
+
     class Odd(BaseModel):
         answer: str
 
         @field_validator("answer")
         @classmethod
         def check(cls, value: str) -> str:
-            raise KeyError(value)
+            raise KeyError("theirs")
 
     world.fault = as_body({"choices": [{"message": {"content": '{"answer": "x"}'}}]})
-    client = LLM("fake", api_base=world.llm.api_base, cache=False, max_attempts=1)
-    reply = client.ask_many([([{"role": "user", "content": "odd"}], Odd)])[0]
-    assert "cannot be read (KeyError)" in str(reply.error)
+    calls = world.llm.calls
+    client = LLM("fake", api_base=world.llm.api_base, cache=False, max_concurrency=1)
+    with pytest.raises(KeyError, match="theirs") as caught:
+        client.ask_many([([{"role": "user", "content": f"odd {n}"}], Odd) for n in range(9)])
+    assert "check" in [frame.name for frame in caught.traceback]
+    assert world.llm.calls - calls < 3
 
 
 def test_a_packed_reply_is_bounded_whose_header_comes_twice(world: World) -> None:
