@@ -363,16 +363,16 @@ def test_a_request_that_comes_while_the_last_worker_ends_is_answered() -> None:
             return value
 
     def requests() -> Iterator[Any]:
-        yield [{"role": "user", "content": "First"}], Held
+        yield None, [pi.Request((pi.Message(role="user", content="First"),), Held)]
         assert answered.wait(30)
-        yield [{"role": "user", "content": "Second"}], Held
+        yield None, [pi.Request((pi.Message(role="user", content="Second"),), Held)]
         handed_over.set()
 
     with FakeLLM(reply={"number": 1}) as server:
         model = pi.LLM("fake", api_base=server.api_base, cache=False, max_concurrency=1)
         replies: list[Any] = []
         thread = threading.Thread(
-            target=lambda: replies.extend(model.ask_many(requests())), daemon=True
+            target=lambda: replies.extend(one for _, [one] in model.run(requests())), daemon=True
         )
         thread.start()
         thread.join(10)
