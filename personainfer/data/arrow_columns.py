@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import InvalidArgumentError
 from ..records import PersonaRow
 
 if TYPE_CHECKING:
@@ -453,30 +453,28 @@ class WithAdded(OwnColumns):
 
 _ROWS: Final = 1024  # of a batch …
 _ROWS_OF_LARGE_GROUPS: Final = 64  # … and where a group of rows is larger than a batch may be
-_FEWEST_ROWS: Final = 8
 _BATCH_BYTES: Final = 2**27  # of one batch, if each of its texts is the longest there is
-_MOST_REPEATED: Final = 10_000  # values in one byte of a column of lists; masks of 0 and 1 have 400
-_DICTIONARY_PAGE: Final = 2
 
 
 def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
     """The batches of a file, of no more rows than the memory holds; texts may be dictionaries.
 
+    Of the file's own account only the sizes of its groups are asked: Arrow ends the process where that of
+    a column is damaged.
+
     Raises:
-        DataError: a list holds the same values again and again, millions of times.
         pyarrow.ArrowException, OSError: the file cannot be read.
     """
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file, path.open("rb") as raw:
-        rows = min(_ROWS, _BATCH_BYTES // max(_largest_row(file.metadata, raw), 1))
+    with pq.ParquetFile(path) as file:
         groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
         largest = max((group.total_byte_size for group in groups), default=0)
-        shared: list[str] = []
-        if rows < _FEWEST_ROWS:  # slower, and each text is in memory once
-            rows, shared = _ROWS, list(_texts(file.metadata.schema))
-        if largest > _BATCH_BYTES:  # its largest rows may all be in one batch
-            rows = max(1, min(rows, _ROWS_OF_LARGE_GROUPS * _BATCH_BYTES // largest))
+        # A text that comes again and again is in memory once, which takes longer.
+        shared = list(_texts(file.metadata.schema)) if _ROWS * largest > _BATCH_BYTES else []
+    rows = _ROWS
+    if largest > _BATCH_BYTES:  # its largest rows may all be in one batch
+        rows = max(1, min(rows, _ROWS_OF_LARGE_GROUPS * _BATCH_BYTES // largest))
     with pq.ParquetFile(path, read_dictionary=shared) as file:
         yield from file.iter_batches(batch_size=rows)
 
@@ -502,52 +500,6 @@ def small_batches(
             todo += [(start + half, part.slice(half)), (start, part.slice(0, half))]
         elif len(part):
             yield start, part, problem
-
-
-def _largest_row(metadata: Any, raw: IO[bytes]) -> int:
-    """How many bytes the texts of a row can take: the dictionaries' of its columns, by the row group."""
-    schema = metadata.schema
-    kinds = [schema.column(place) for place in range(len(schema))]
-    largest = 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        size = 0
-        for place, kind in enumerate(kinds):
-            column = group.column(place)
-            in_lists = kind.max_repetition_level > 0
-            if in_lists and column.num_values > _MOST_REPEATED * column.total_uncompressed_size:
-                raise DataError(
-                    f"the column {kind.path!r} holds {column.num_values:,} values in"
-                    f" {column.total_uncompressed_size:,} bytes, all the same.",
-                    hint="Leave the column out.",
-                )
-            if kind.physical_type == "BYTE_ARRAY":
-                values = -(-column.num_values // max(group.num_rows, 1)) if in_lists else 1
-                size += values * _dictionary_bytes(column, raw)
-        largest = max(largest, size)
-    return largest
-
-
-def _dictionary_bytes(column: Any, raw: IO[bytes]) -> int:
-    """The size of a column's dictionary of texts, from the header of its page; 0: it has none."""
-    raw.seek(column.dictionary_page_offset or column.data_page_offset)
-    header = raw.read(32)
-    # Thrift's compact form: the page's kind, then its size, each a 32-bit integer after its field's mark.
-    kind, rest = _thrift_integer(header)
-    size, _ = _thrift_integer(rest)
-    return max(size, 0) if kind == _DICTIONARY_PAGE else 0
-
-
-def _thrift_integer(header: bytes) -> tuple[int, bytes]:
-    """The integer of the next field, and what follows it; -1 where there is another field."""
-    if header[:1] != b"\x15":
-        return -1, b""
-    value = 0
-    for place, byte in enumerate(header[1:6]):
-        value |= (byte & 0x7F) << 7 * place
-        if byte < 0x80:
-            return (value >> 1) ^ -(value & 1), header[place + 2 :]
-    return -1, b""
 
 
 def _texts(schema: Any) -> Iterator[str]:

@@ -445,11 +445,8 @@ def _check_groups(metadata: Any) -> None:
     Each record is a text of its own. Millions of nulls take no room, and would fill the memory.
     """
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        columns = map(group.column, range(group.num_columns))
-        records = [column for column in columns if column.path_in_schema == RECORD]
-        if group.num_rows > _FEWEST_ROWS_TO_CHECK and any(
-            column.total_uncompressed_size < _SHORTEST_RECORD * group.num_rows for column in records
-        ):
+        is_large = group.num_rows > _FEWEST_ROWS_TO_CHECK
+        if is_large and group.total_byte_size < _SHORTEST_RECORD * group.num_rows:
             raise ValueError("rows without a record")
 
 

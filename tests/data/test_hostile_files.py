@@ -210,16 +210,6 @@ def test_few_rows_of_large_groups_are_read_at_once(
     assert errors(path) == [None] * 200
 
 
-def test_a_list_of_the_same_values_without_end_is_an_error(tmp_path: Path) -> None:
-    count = 2_000_000
-    lists = pa.ListArray.from_arrays([0, count], pa.nulls(count, pa.int8()))
-    path = tmp_path / "rows.parquet"
-    columns = {name: [value] for name, value in GOOD.items()}
-    pq.write_table(pa.table({**columns, "about": lists}), path)
-    with pytest.raises(DataError, match=r"'about.list.element' holds 2,000,000 values in"):
-        errors(path)
-
-
 def test_a_csv_row_whose_quotes_stay_open_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
