@@ -142,9 +142,12 @@ class _Sending:
         elif name.endswith("receive_response_headers.started"):
             self._end = monotonic() + (self._exchange.seconds or 0.0)
 
-    def bound(self, response: Any) -> bool:
-        """Check a response to the request. Whether its body is to be bounded now: once."""
-        if response is self._bound or response.request is not self._request:
+    def bound(self, response: Any, *, is_last: bool) -> bool:
+        """Check a response to the request. Whether its body is to be bounded now: once.
+
+        The last one is what is returned, whatever its request: other code may wrap `send`, and copy it.
+        """
+        if response is self._bound or not (is_last or response.request is self._request):
             return False
         self._bound = response
         self.check(response)
@@ -316,10 +319,10 @@ def _async_send(send: Callable[..., Any]) -> Callable[..., Any]:
         try:
             _come_first(self.event_hooks["response"], _bound_async)
             response = await send(self, request, **options)
-            await _bound_async(response)
+            await _bound_async(response, is_last=True)
             if not stream:
                 await response.aread()
-                del response.aiter_bytes
+                vars(response).pop("aiter_bytes", None)
         except BaseException as error:
             sending.failed(error)
             if response is not None:
@@ -346,10 +349,10 @@ def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:
             if exchange.seconds is not None:
                 request.extensions = {**request.extensions, "trace": sending.trace}
             response = send(self, request, **options)
-            _bound_now(response)
+            _bound_now(response, is_last=True)
             if not stream:
                 response.read()
-                del response.iter_bytes
+                vars(response).pop("iter_bytes", None)
         except BaseException as error:
             sending.failed(error)
             if response is not None:
@@ -368,16 +371,16 @@ def _come_first(hooks: list[Any], bound: Callable[[Any], object]) -> None:
         hooks.insert(0, bound)
 
 
-async def _bound_async(response: Any) -> None:
+async def _bound_async(response: Any, *, is_last: bool = False) -> None:
     sending = _sending.get()
-    if sending is not None and sending.bound(response):
+    if sending is not None and sending.bound(response, is_last=is_last):
         read = response.aiter_bytes
         response.aiter_bytes = lambda *size: _bounded(read(*size), sending)
 
 
-def _bound_now(response: Any) -> None:
+def _bound_now(response: Any, *, is_last: bool = False) -> None:
     sending = _sending.get()
-    if sending is not None and sending.bound(response):
+    if sending is not None and sending.bound(response, is_last=is_last):
         read = response.iter_bytes
         response.iter_bytes = lambda *size: _bounded_sync(read(*size), sending)
 

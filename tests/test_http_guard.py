@@ -302,3 +302,26 @@ def test_hooks_of_a_client_read_no_more_than_we_do(library: types.ModuleType) ->
             assert len(client.get(server.address).content) == 3_000_000
         client.get(server.address)
     assert found == [3_000_000] * 2
+
+
+@pytest.mark.parametrize("post", [_sync, _async])
+def test_code_that_copies_a_request_loses_no_answer_and_no_bound(
+    library: types.ModuleType, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code that signs or traces requests wraps `send`, and passes on one of its own."""
+    kind = library.Client if post is _sync else library.AsyncClient
+    send = kind.send
+
+    def copied(self: Any, request: Any, **options: Any) -> Any:
+        own = library.Request(
+            request.method, request.url, headers=request.headers, content=request.content
+        )
+        return send(self, own, **options)
+
+    monkeypatch.setattr(kind, "send", copied)
+    with AnyServer(body=b" " * 3_000) as server:
+        with guarded_http(largest=4_000) as exchange:
+            assert post(library, server.address).content == b" " * 3_000
+        assert exchange.answers
+        with guarded_http(largest=1_000), pytest.raises(ReplyError, match="larger"):
+            post(library, server.address)

@@ -92,7 +92,8 @@ def _joined_stream(content: bytes) -> Json:
 
 def _events(content: bytes) -> Iterator[Json | None]:
     """The chunks of an event stream; None for the mark of its end."""
-    for line in content.decode("utf-8", "replace").splitlines():
+    # Not `splitlines`, which also splits at U+2028 and others that a text may have.
+    for line in re.split(r"\r\n|\n|\r", content.decode("utf-8", "replace")):
         field, _, data = line.partition(":")
         data = data.strip()
         if (

@@ -236,3 +236,10 @@ def test_a_packed_reply_is_bounded_whose_header_comes_twice(world: World) -> Non
     headers = {"Content-Encoding": "", "content-encoding": "gzip"}
     error = world.ask(Fault("status", headers=headers, body=bomb))[1].error
     assert "larger than" in str(error)
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])
+def test_an_event_stream_ends_its_lines_by_line_feeds_alone(world: World, sign: str) -> None:
+    chunk = {"choices": [{"delta": {"content": f"a{sign}b"}, "finish_reason": "stop"}]}
+    body = f"data: {json.dumps(chunk, ensure_ascii=False)}\r\n\r\ndata: [DONE]\r\n\r\n"
+    assert world.ask(body.encode())[1].text == f"a{sign}b"
