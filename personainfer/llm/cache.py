@@ -115,7 +115,15 @@ class ReplyCache:
             with suppress(FileExistsError):
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             self._check_files()
-            self._read_only = self._others_may_write()
+            why = self._why_read_only()
+            self._read_only = bool(why)
+            if why:
+                place = visible(str(self._path))
+                warnings.warn(
+                    f"{why} the cache {place}, so replies are read from it, and none is kept. Make it yours"
+                    " alone: chmod -R go-w, or name another directory with cache_dir=.",
+                    stacklevel=2,
+                )
             self._check_files()  # once more, now that it is known whose they must be
             self._inode = self._path.stat().st_ino
             if not self._read_only:
@@ -311,7 +319,7 @@ class ReplyCache:
         if self._here.connection is None:
             self._check_still_there()  # else SQLite would make a new one
             self._check_files()
-            connection = connected(self._path)
+            connection = connected(self._path, frozen=self._is_frozen())
             check_plain(connection)
             self._check_files()  # the journal that it has opened
             self._here.connection = connection
@@ -320,10 +328,10 @@ class ReplyCache:
 
     def _check_database(self) -> None:
         """Mark a new database as ours; raise CacheError, and touch nothing, if it is another program's."""
-        kind = check_database(self._path, read_only=self._read_only)
+        kind = check_database(self._path, read_only=self._read_only, frozen=self._is_frozen())
         if self._read_only and kind == "new":
             raise CacheError(
-                f"others may write to {self._path}, and it is empty.",
+                f"{self._path} is empty, and is only read, since others may write to it or you may not.",
                 hint="Name another directory with cache_dir=.",
             )
         if kind == "another program's":
@@ -332,31 +340,33 @@ class ReplyCache:
                 hint="Name another directory with cache_dir=.",
             )
 
-    def _others_may_write(self) -> bool:
-        """Whether other users may write there. Then nothing is cached, after a warning.
+    def _why_read_only(self) -> str:
+        """Why nothing may be cached there, as the start of a sentence; "" if it may.
 
         The system's administrator may write everywhere, and works in folders of others (in a container).
         """
         folder, file = self.directory.stat(), self._path.stat()
-        open_to_others = file.st_mode & _OTHERS_WRITE or (
-            folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX
-        )
+        may_replace = folder.st_mode & stat.S_IWOTH
+        open_to_others = file.st_mode & _OTHERS_WRITE
         if hasattr(os, "getuid") and (user := os.getuid()):
             open_to_others |= not {folder.st_uid, file.st_uid} <= {user, 0}
-            open_to_others |= bool(folder.st_mode & stat.S_IWGRP) and not _is_own_group(folder)
-        if open_to_others:
-            warnings.warn(
-                f"others may write to the cache {visible(str(self._path))}, so replies are read from it,"
-                " and none is kept. Make it yours alone: chmod -R go-w, or name another directory with"
-                " cache_dir=.",
-                stacklevel=4,
-            )
-        return bool(open_to_others)
+            may_replace |= folder.st_mode & stat.S_IWGRP and not _is_own_group(folder)
+        if open_to_others or (may_replace and not folder.st_mode & stat.S_ISVTX):
+            return "others may write to"
+        may_write = all(os.access(path, os.W_OK) for path in (self.directory, self._path))
+        return "" if may_write else "you may not write to"
+
+    def _is_frozen(self) -> bool:
+        """Whether SQLite can make no files beside the database, and needs none, as nobody is writing."""
+        journal = self._path.with_name(self._path.name + "-wal")
+        if not self._read_only or os.access(self.directory, os.W_OK):
+            return False
+        return not journal.exists() or not journal.stat().st_size
 
     def _check_writable(self) -> None:
         if self._read_only:
             raise CacheError(
-                f"others may write to the cache {self._path}, so nothing in it is changed.",
+                f"others may write to the cache {self._path}, or you may not: nothing in it is changed.",
                 hint="Make it yours alone: chmod -R go-w.",
             )
 
@@ -421,8 +431,8 @@ class ReplyCache:
         """
         if self._read_only:
             return CacheError(
-                f"the cache {self._path} cannot be read: {reason}. Others may write to it, so it was left"
-                " as it is.",
+                f"the cache {self._path} cannot be read: {reason}. It is not yours alone, so it was left as"
+                " it is.",
                 hint="Name another directory with cache_dir=.",
             )
         from filelock import (

@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import diskcache
 import tenacity
@@ -90,9 +91,15 @@ class Store(diskcache.Cache):  # type: ignore[misc]
         return partial(_patiently, self._sql)
 
 
-def connected(path: Path) -> sqlite3.Connection:
-    """A connection for reading. Texts are bytes, no value is longer than `LONGEST_REPLY`."""
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+def connected(path: Path, *, frozen: bool = False) -> sqlite3.Connection:
+    """A connection for reading. Texts are bytes, no value is longer than `LONGEST_REPLY`.
+
+    Args:
+        path: the database.
+        frozen: whether nothing can be written beside it, which SQLite else does to read.
+    """
+    address = f"file:{quote(str(path))}?mode=ro&immutable=1" if frozen else str(path)
+    connection = sqlite3.connect(address, timeout=BUSY_TIMEOUT, isolation_level=None, uri=frozen)
     connection.text_factory = bytes
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_REPLY)
     connection.execute("PRAGMA trusted_schema = OFF")
@@ -129,12 +136,13 @@ def _patiently(execute: Callable[..., Any], statement: str, *parameters: Any) ->
     return trying(execute, statement, *parameters)
 
 
-def check_database(path: Path, *, read_only: bool) -> str:
+def check_database(path: Path, *, read_only: bool, frozen: bool = False) -> str:
     """Check a database before it is used; a new one is marked as ours.
 
     Args:
         path: the database; an empty file is a new one.
         read_only: whether nothing in it may be changed.
+        frozen: as for `connected`.
 
     Returns:
         "ours", "new", or "another program's".
@@ -142,7 +150,7 @@ def check_database(path: Path, *, read_only: bool) -> str:
     Raises:
         sqlite3.DatabaseError: it is damaged, or its schema is not that of a cache.
     """
-    with closing(connected(path)) as connection:
+    with closing(connected(path, frozen=frozen)) as connection:
         connection.execute("PRAGMA busy_timeout = 0")  # `_patiently` waits
         run = partial(_patiently, connection.execute)
         # Check in this order: another process that starts now marks the database, then makes its tables.

@@ -609,11 +609,31 @@ def test_a_cache_of_somebody_else_is_read_and_never_written(
     assert theirs.info().replies == 2
 
 
+def test_a_cache_in_a_folder_that_one_may_not_write_to_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A colleague's, or one on a disk that is only read: SQLite can make no files beside it."""
+    folder = tmp_path / "a 100% ?# folder"
+    replies = filled(folder)
+    for path in (folder / "cache.db", folder):
+        path.chmod(0o500)
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)  # also for root
+    with pytest.warns(UserWarning, match="you may not write to the cache"):
+        cache = ReplyCache(folder)
+    assert cache.get_many([*replies, b"new"]) == replies
+    cache.set_many([(b"new", "reply")], model="m")
+    assert cache.info().models == {"m": len(replies)}
+    with pytest.raises(CacheError, match="nothing in it is changed"):
+        cache.clear()
+    assert os.listdir(folder) == ["cache.db"]
+    folder.chmod(0o700)
+
+
 def test_an_empty_file_that_others_may_write_to_is_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "cache.db"
     path.touch()
     path.chmod(0o666)
-    with pytest.raises(CacheError, match="it is empty"), pytest.warns(UserWarning, match="others"):
+    with pytest.raises(CacheError, match="is empty"), pytest.warns(UserWarning, match="others"):
         ReplyCache(tmp_path)
     assert path.read_bytes() == b""
 
