@@ -310,7 +310,7 @@ def test_code_that_copies_a_request_loses_no_answer_and_no_bound(
 ) -> None:
     """Code that signs or traces requests wraps `send`, and passes on one of its own."""
     kind = library.Client if post is _sync else library.AsyncClient
-    send = kind.send
+    send = inspect.unwrap(kind.send)
 
     def copied(self: Any, request: Any, **options: Any) -> Any:
         own = library.Request(

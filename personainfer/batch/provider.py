@@ -55,7 +55,7 @@ _LARGEST_LINE = 2**20  # bytes of a request's reply in a file, on average
 _FILE_PATIENCE = 3600.0  # seconds for the provider to read a file
 _FILE_POLL_SECONDS = 2.0  # seconds between two checks whether the provider has processed a file
 _MOST_COUNTED = 2**31  # requests of a batch
-_LONGEST_NAME = 500  # characters of the id of a file or a batch
+_LONGEST_NAME = 2000  # characters of the id of a file or a batch
 _MOST_LISTED = 1000  # how many of the newest batches to search for one that was just made
 
 
@@ -437,9 +437,27 @@ def _name(value: object) -> str | None:
     """An id; None where it is none, or could not be part of a file and of an address."""
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
         return None
-    if {".", ".."} & set(value.split("/")) or set("?#%") & set(value):
+    if {".", ".."} & set(value.split("/")) or set("?#") & set(value):
         return None
     return value if value.isascii() and value.isprintable() else None
+
+
+def _file_of(batch: Any, field: str, secrets: Secrets) -> str | None:
+    """The id of one of a batch's files; None where there is none yet.
+
+    Raises:
+        ReplyError: there is one that cannot be asked for. To wait for another would have no end.
+    """
+    value = getattr(batch, field, None)
+    if value is None or value == "":
+        return None
+    name = _name(value)
+    if name is None:
+        said = provider_words(value, secrets)[:80]
+        raise ReplyError(
+            f"the provider says {said!r} for the batch's {field}, which is no id of a file."
+        )
+    return name
 
 
 def _count(value: object) -> int:
@@ -458,7 +476,7 @@ def _state(batch: Any, secrets: Secrets) -> BatchState:
         batch_id=_id(batch, "batch"),
         status=status if status in FINAL else provider_words(status, secrets),
         answered=sum(_count(getattr(counts, kind, 0)) for kind in ("completed", "failed")),
-        output_file_id=_name(getattr(batch, "output_file_id", None)),
-        error_file_id=_name(getattr(batch, "error_file_id", None)),
+        output_file_id=_file_of(batch, "output_file_id", secrets),
+        error_file_id=_file_of(batch, "error_file_id", secrets),
         problem="; ".join(islice(words, 3)),
     )

@@ -129,14 +129,27 @@ def test_an_odd_answer_of_a_provider_is_an_error_of_this_library(body: str, call
         assert 0 <= state.answered < 2**40
 
 
-def test_an_odd_state_leaves_a_batch_that_can_be_collected(tmp_path: Path) -> None:
-    odd = json.dumps({"id": "batch-1", "status": "\ud83d", "output_file_id": "\ud83d"}).encode()
+@pytest.mark.parametrize(
+    ("fields", "words"), [({}, "done"), ({"output_file_id": "\ud83d"}, "no id of a file")]
+)
+def test_an_odd_state_leaves_a_batch_that_can_be_collected(
+    tmp_path: Path, fields: dict[str, str], words: str
+) -> None:
+    odd = json.dumps({"id": "batch-1", "status": "\ud83d", **fields}).encode()
     with FakeLLM() as llm, BatchServer(llm, statuses=["completed"]) as provider:
         batch = submit(provider, pairs(2), tmp_path / "batch", patience=0.001)
         provider.faults.append((LOOK, odd))
-        with pytest.raises(PersonaInferError, match="done"):
+        with pytest.raises(PersonaInferError, match=words):
             collect(batch, wait=False)
         assert len(collect(batch)) == 2
+
+
+@pytest.mark.parametrize("name", ["gs%3A%2F%2Fbucket%2Ffile", "file/part", "x" * 1500])
+def test_the_id_of_a_file_may_be_a_quoted_address(name: str) -> None:
+    body = json.dumps({**BATCH, "output_file_id": name}).encode()
+    with AnyServer(body=body) as server:
+        api = EndpointBatches(EndpointTransport("m", f"{server.address}/v1", "a-key"))
+        assert api.look("b1").output_file_id == name
 
 
 @pytest.mark.parametrize("charset", ["punycode", "bz2", "undefined", "hex", "idna", "nonsense"])
@@ -150,7 +163,7 @@ def test_no_codec_that_a_header_names_reads_an_answer(charset: str) -> None:
             api.look("b1")
 
 
-@pytest.mark.parametrize("name", ["\ud800", "x" * 1000, "..", "a/../b", "b1?x", "b\n1", "\0"])
+@pytest.mark.parametrize("name", ["\ud800", "x" * 3000, "..", "a/../b", "b1?x", "b\n1", "\0"])
 def test_an_id_that_fits_into_no_file_and_no_address_is_an_error(name: str) -> None:
     body = json.dumps({"id": name, "status": "completed"}).encode()
     with AnyServer(body=body) as server:
