@@ -28,6 +28,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _SHORTEST_SECRET = 4  # characters; without shorter ones a text would be hard to read
 _SHORTEST_ENCODED = 8  # shorter ones are masked in their own case alone, and not encoded as a whole
 _SCHEMES = {"bearer", "basic", "token", "key", "apikey", "api-key", "negotiate", "ntlm"}
+# Headers and fields of queries that are secret.
+SECRET_NAME = re.compile(
+    "auth|key|token|secret|cookie|signature|password|credential|session|jwt", re.IGNORECASE
+)
 _LONGEST_USER = 8  # characters of a user's name that may be shown; a longer one may be a token
 
 
@@ -197,13 +201,21 @@ class Secrets:
     Texts of fewer than 4 characters are not masked.
 
     Args:
-        texts: keys and values of headers. Of `Basic dXNlcjpwdw==`, the last word and the password are
-            secrets, too.
+        texts: keys, and values of headers whose names are not known. Of `Basic dXNlcjpwdw==`, the last word
+            and the password are secrets, too.
+        headers: added headers. Of one that is named like a secret, each part is one.
         addresses: addresses that may hold a password, a token in the query, or a fragment.
     """
 
-    def __init__(self, texts: Iterable[str] = (), *, addresses: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        texts: Iterable[str] = (),
+        *,
+        headers: Mapping[str, str] | None = None,
+        addresses: Iterable[str] = (),
+    ) -> None:
         self._texts = tuple(texts)
+        self._headers = headers or {}
         self._addresses = tuple(addresses)
 
     def __repr__(self) -> str:
@@ -211,7 +223,7 @@ class Secrets:
 
     def with_texts(self, texts: Iterable[str]) -> Secrets:
         """These secrets and some more."""
-        return Secrets((*self._texts, *texts), addresses=self._addresses)
+        return Secrets((*self._texts, *texts), headers=self._headers, addresses=self._addresses)
 
     def mask(self, text: str) -> str:
         """The text with "[key]" in the place of each secret, however the secret is escaped."""
@@ -219,11 +231,13 @@ class Secrets:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
-        found = {
-            form for text in self._texts for secret in _in_header(text) for form in _forms(secret)
-        }
-        for address in self._addresses:
-            found |= {form for secret in _in_address(address) for form in _forms(secret)}
+        secrets = {secret for text in self._texts for secret in _in_header(text)}
+        for name, text in self._headers.items():
+            secrets.update(
+                _in_header(text), _in_secret_header(text) if SECRET_NAME.search(name) else ()
+            )
+        secrets.update(secret for address in self._addresses for secret in _in_address(address))
+        found = {form for secret in secrets for form in _forms(secret)}
         longest_first = sorted(found, key=len, reverse=True)  # one secret may begin another
         return re.compile("|".join(map(_in_any_escape, longest_first))) if found else None
 
@@ -291,6 +305,15 @@ def _in_header(text: str) -> Iterator[str]:
     if kind.lower() == "basic":
         with suppress(ValueError):
             yield from _in_user(base64.b64decode(word).decode())
+
+
+def _in_secret_header(text: str) -> Iterator[str]:
+    """The words of a header that is named like a secret, but for names of fields and of a scheme."""
+    words = re.sub(r'[\w-]+=(?=["\w])', " ", text)
+    scheme, *rest = re.split(r'[\s;,"]+', words.strip(' "'))
+    for word in rest or [scheme]:
+        yield word
+        yield from re.split("[:=]", word)
 
 
 def _in_address(address: str) -> Iterator[str]:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from .addresses import shown_address
-from .api_keys import Secrets
+from .api_keys import SECRET_NAME, Secrets
 from .exceptions import ModelError, ModelNotFoundError, ReplyError, TransportError
 
 _LIBRARIES = ("httpx", "httpx2")
@@ -37,7 +37,6 @@ _PIECES = (
     re.compile("[A-Za-z0-9 ]{8,}"),
     re.compile(r"[\w ]+"),
 )  # the same in any JSON, if it can be
-_SECRET_NAME = re.compile("auth|key|token|secret|cookie|signature", re.IGNORECASE)
 
 _lock = Lock()
 
@@ -80,7 +79,7 @@ class Exchange:
             for headers, url in self._sent
             for field in (*headers.items(), *url.params.items())
         ]
-        found = (value.split()[-1:] for name, value in fields if _SECRET_NAME.search(name))
+        found = (value.split()[-1:] for name, value in fields if SECRET_NAME.search(name))
         return {word for words in found for word in words}
 
     def masked(self, text: str) -> str:

@@ -97,9 +97,9 @@ class LiteLLMTransport(DialectTransport):
     @property
     def secrets(self) -> Secrets:
         """The keys, the added headers, what the address hides, and what the last request carried."""
-        headers = self.options.get("extra_headers", {}).values()
+        headers = self.options.get("extra_headers")
         keys = (self.key, *_environment_texts(self.provider, "KEY|TOKEN|SECRET|PASSWORD"))
-        return Secrets((*keys, *headers, *self._carried), addresses=self._addresses)
+        return Secrets((*keys, *self._carried), headers=headers, addresses=self._addresses)
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """A JSON schema, or a tool call where litellm knows the model to take that alone."""

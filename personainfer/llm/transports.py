@@ -19,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from pydantic import BaseModel
 
-from ..addresses import Address, address_problem, shown_address
+from ..addresses import Address, shown_address
 from ..api_keys import Secrets, SecretText, environment_key, key_headers
 from ..event_loop import Deadlines
 from ..exceptions import (
@@ -178,9 +178,8 @@ class EndpointTransport(DialectTransport):
     @property
     def secrets(self) -> Secrets:
         """The key, the added headers, and what the addresses of the endpoint and of the proxy hide."""
-        return Secrets(
-            (self.key, *self.headers.values()), addresses=(self._base, self._proxy or "")
-        )
+        addresses = (self._base, self._proxy or "")
+        return Secrets((self.key,), headers=self.headers, addresses=addresses)
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """A JSON schema in the strict form that OpenAI documents."""
@@ -340,11 +339,16 @@ def _environment_proxy(base: str) -> str | None:
     port = parts.port or {"https": 443}.get(parts.scheme, 80)
     if any(map(proxy_bypass, (host, named, f"{named.removesuffix(f':{port}')}:{port}"))):
         return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    if problem := address_problem(proxy):
+    scheme, _, place = proxy.strip().rpartition("://")
+    proxy = f"{scheme.lower() or 'http'}://{place}"
+    try:
+        is_usable = scheme.lower() in ("", "http", "https") and urlsplit(proxy).port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable:
         error = TransportError(
             f"the environment's {parts.scheme}_proxy is no proxy that can be used.",
-            hint=f"{problem} Or name {host} in NO_PROXY.",
+            hint=f"It is http://HOST:PORT. Or name {host} in NO_PROXY.",
         )
         error.fatal = error.given_up = True
         raise error

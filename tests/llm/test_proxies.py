@@ -109,6 +109,18 @@ def test_a_proxy_is_told_no_key_and_no_header_of_an_https_address(
         assert "secret" not in str(one.headers)
 
 
+@pytest.mark.parametrize(
+    "form", ["HTTP://{}", " http://{} ", "{}", "http://me:a b@{}", "http://{}/a@b"]
+)
+def test_a_proxy_is_named_in_any_form(
+    form: str, proxy: AnyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", form.format(proxy.address.removeprefix("http://")))
+    assert (
+        pi.LLM("m", api_base="http://model.invalid/v1", cache=False).ask(MESSAGES).text == "hello"
+    )
+
+
 def test_a_proxy_gets_the_password_of_its_own_address(
     proxy: AnyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

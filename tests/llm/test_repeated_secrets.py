@@ -164,6 +164,26 @@ def test_a_part_of_a_header_is_masked(header: str) -> None:
     assert Secrets([header]).mask("the token q7SecretToken is old") == "the token [key] is old"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("Authorization", f"{scheme} qSecretToken")
+            for scheme in ("OAuth", "JWT", "SSWS", "Bearer ", "Bearer:")
+        ),
+        ("X-Auth", "user qSecretToken"),
+        ("Authorization", "Token abc:qSecretToken"),
+        ("Authorization", 'Token token="qSecretToken"'),
+        ("Cookie", "qSecretToken"),
+        ("Cookie", "theme=dark; id=qSecretToken"),
+        ("X-Session", "id=qSecretToken=="),
+    ],
+)
+def test_each_word_of_a_header_that_is_named_like_a_secret_is_masked(name: str, value: str) -> None:
+    secrets = Secrets(headers={name: value}).with_texts([])
+    assert secrets.mask("the token qSecretToken is old") == "the token [key] is old"
+
+
 def test_the_words_of_a_title_are_no_secrets() -> None:
     said = "the preferences of personal models"
     assert Secrets(["Personal preferences study"]).mask(said) == said
