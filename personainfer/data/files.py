@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, MissingFileError
 from ..preferences import cells
 from ..preferences.cells import TooManyValuesError, read_json
-from .arrow_columns import parquet_batches, small_batches
+from .arrow_columns import parquet_batches, small_batches, written_out
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -457,7 +457,7 @@ def _parquet(path: Path) -> Iterator[object]:
                 if problem:
                     yield BrokenRow(f"row {first + place} {problem}. Cut it or remove it.")
                 else:
-                    yield from _arrow_rows(part)
+                    yield from _arrow_rows(written_out(part))
             first += len(batch)
     except (pa.ArrowException, OSError, UnicodeError) as error:  # names of columns, too
         raise DataError(f"{path} cannot be read: {error}", hint="Write the file again.") from error

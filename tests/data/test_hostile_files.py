@@ -210,6 +210,26 @@ def test_few_rows_of_large_groups_are_read_at_once(
     assert errors(path) == [None] * 200
 
 
+def test_a_batch_does_not_add_up_the_largest_of_many_groups(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    with pq.ParquetWriter(path, pa.Table.from_pylist([GOOD]).schema) as writer:
+        for _ in range(5):
+            writer.write_table(pa.Table.from_pylist([GOOD] * 3))
+    assert [len(batch) for batch in arrow_columns.parquet_batches(path)] == [3] * 5
+    assert errors(path) == [None] * 15
+
+
+def test_a_file_that_unpacks_to_thousands_of_times_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrow_columns, "_LARGE_GROUP", 2**20)
+    path = tmp_path / "rows.parquet"
+    rows = [{**GOOD, "x": "a" * 2**20}] * 16
+    pq.write_table(pa.Table.from_pylist(rows), path, use_dictionary=False, compression="zstd")
+    with pytest.raises(DataError, match="bytes are packed into a file of"):
+        errors(path)
+
+
 def test_a_csv_row_whose_quotes_stay_open_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
