@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -288,7 +289,9 @@ def _json_rows(path: Path) -> list[object]:
         lists = [each for each in value.values() if isinstance(each, list)]
         value = lists[0] if len(lists) == 1 else value
     if isinstance(value, list):
-        return [each if isinstance(each, dict) else _no_object(each) for each in value]
+        return [
+            each if isinstance(each, dict) else _no_object(type(each).__name__) for each in value
+        ]
     advice = 'Write [{"prompt": …, "chosen": …, "rejected": …}, …].'
     raise _mismatch(path, "a list of objects", f"a single {type(value).__name__}", advice)
 
@@ -322,8 +325,9 @@ def _too_large(path: Path, bound: str) -> DataError:
     )
 
 
-def _no_object(value: object) -> BrokenRow:
-    return BrokenRow(f"the row is a {type(value).__name__}, not an object. Correct or remove it.")
+@cache
+def _no_object(kind: str) -> BrokenRow:
+    return BrokenRow(f"the row is a {kind}, not an object. Correct or remove it.")
 
 
 def _csv(path: Path) -> Iterator[object]:
