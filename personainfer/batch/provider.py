@@ -443,13 +443,13 @@ def _name(value: object) -> str | None:
 
 
 def _file_of(batch: Any, field: str, secrets: Secrets) -> str | None:
-    """The id of one of a batch's files; None where there is none yet.
+    """The id of one of a batch's files; None where no text names one yet.
 
     Raises:
         ReplyError: there is one that cannot be asked for. To wait for another would have no end.
     """
     value = getattr(batch, field, None)
-    if value is None or value == "":
+    if not isinstance(value, str) or not value:
         return None
     name = _name(value)
     if name is None:

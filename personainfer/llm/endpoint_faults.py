@@ -241,19 +241,16 @@ def status_error(
     text = " ".join(text.encode(errors="replace").decode().split())
     said = redact(text, secrets)[:_LONGEST_WORDS].strip(" .") or "the endpoint says no more"
     # Not what is masked: the words of a header, such as a title, may be those that give the reason.
-    own = _pieces_of(asked)
-    lowered = _without_quotations(html.unescape(text[:_LONGEST_READ].lower()), own)
+    lowered = html.unescape(text[:_LONGEST_READ].lower())
+    own: Collection[tuple[str, ...]] = ()
+    if asked and _is_told_by_words(status, _fitting(status, lowered)):
+        own = _pieces_of(asked)
+        lowered = _without_quotations(lowered, own)
     wait = retry_after(headers)
     wait = _wait_in_words(lowered) if wait is None else wait
     if status == 503 and wait is not None:
         status = 429
-    fitting = (
-        rule
-        for rule, words in _RULES
-        if status in rule.statuses
-        and any(not _is_quoted(rule, found, own) for found in words.finditer(lowered))
-    )
-    rule = next(fitting, RULES[-1])  # of a status that no HTTP knows, too
+    rule = _fitting(status, lowered, own)
     number = f" ({status})" if status != 200 else ""
     error = rule.error(f"{rule.says}{number}: {said}.", hint=rule.hint)
     if isinstance(error, RateLimitError):
@@ -266,6 +263,28 @@ def status_error(
     if rule.scope == "run":
         error.fatal = True
     return error
+
+
+def _fitting(status: int, lowered: str, own: Collection[tuple[str, ...]] = ()) -> Rule:
+    """The first rule that fits; the last one if no HTTP knows the status. `own` are the request's words."""
+    fitting = (
+        rule
+        for rule, words in _RULES
+        if status in rule.statuses
+        and any(not _is_quoted(rule, found, own) for found in words.finditer(lowered))
+    )
+    return next(fitting, RULES[-1])
+
+
+def _is_told_by_words(status: int, rule: Rule) -> bool:
+    """Whether words alone say that a refusal concerns more than its row, and its status says otherwise.
+
+    Only then it matters whose words they are, and to find that out takes time.
+    """
+    if rule.scope not in ("run", "moment", "form"):
+        return False
+    by_status = next(one for one in RULES if status in one.statuses and not one.words)
+    return (rule.scope, rule.error) != (by_status.scope, by_status.error)
 
 
 _WORD = re.compile(r"[a-z0-9_]+")
