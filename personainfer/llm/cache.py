@@ -63,7 +63,6 @@ _WRITE = (
     " store_time = excluded.store_time, access_time = excluded.access_time, tag = excluded.tag,"
     " mode = excluded.mode, filename = NULL, value = excluded.value"
 )
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _LARGEST_SIZE = 2**62  # bytes: SQLite's integers end at 2**63
 _ENDINGS = (
     "",
@@ -346,13 +345,15 @@ class ReplyCache:
         The system's administrator may write everywhere, and works in folders of others (in a container).
         """
         folder, file = self.directory.stat(), self._path.stat()
-        may_replace = folder.st_mode & stat.S_IWOTH
-        open_to_others = file.st_mode & _OTHERS_WRITE
-        if hasattr(os, "getuid") and (user := os.getuid()):
-            open_to_others |= not {folder.st_uid, file.st_uid} <= {user, 0}
-            may_replace |= folder.st_mode & stat.S_IWGRP and not _is_own_group(folder)
-        if open_to_others or (may_replace and not folder.st_mode & stat.S_ISVTX):
-            return "others may write to"
+        if hasattr(os, "getuid"):
+            user = os.getuid()
+            open_to_others = _others_may_write(file) or (
+                # Whoever may write to the folder may replace the file, unless it is sticky.
+                (_others_may_write(folder) if user else bool(folder.st_mode & stat.S_IWOTH))
+                and not folder.st_mode & stat.S_ISVTX
+            )
+            if open_to_others or (user and not {folder.st_uid, file.st_uid} <= {user, 0}):
+                return "others may write to"
         may_write = all(os.access(path, os.W_OK) for path in (self.directory, self._path))
         return "" if may_write else "you may not write to"
 
@@ -502,12 +503,19 @@ class ReplyCache:
 
 def _is_mine_alone(found: os.stat_result) -> bool:
     """Whether a file is this user's or the administrator's, and no one else may write to it."""
-    own = not hasattr(os, "getuid") or found.st_uid in (os.getuid(), 0)
-    return own and not found.st_mode & _OTHERS_WRITE
+    if not hasattr(os, "getuid"):
+        return True
+    return found.st_uid in (os.getuid(), 0) and not _others_may_write(found)
+
+
+def _others_may_write(found: os.stat_result) -> bool:
+    """Whether the permissions of a file or a folder let others write. (Those of Windows say nothing.)"""
+    to_a_group = bool(found.st_mode & stat.S_IWGRP) and not _is_own_group(found)
+    return to_a_group or bool(found.st_mode & stat.S_IWOTH)
 
 
 def _is_own_group(found: os.stat_result) -> bool:
-    """Whether the group of a folder is the private one of this user, as many systems make for each."""
+    """Whether the group of a file or a folder is this user's private one, as many systems make for each."""
     with suppress(KeyError):
         group, name = grp.getgrgid(found.st_gid), pwd.getpwuid(os.getuid()).pw_name
         return group.gr_name == name and set(group.gr_mem) <= {name}

@@ -492,13 +492,18 @@ def find_batch_price(model: str, prices: tuple[float, float] | None) -> Price | 
 
 
 def _from_list(model: str, ending: str) -> Price | None:
-    """The price in the list; `ending` is that of the names of the prices that are wanted."""
+    """The price in the list; `ending` is that of the names of the prices that are wanted.
+
+    A price that the list has without the ending alone is halved: of batches it has not every one.
+    """
     listed = _listed()
     model = model.removeprefix("litellm/")
     entry = listed.get(model) or listed.get(model.split("/", 1)[-1]) or {}
 
     def usd(name: str) -> float | None:
-        found = entry.get(name + ending)
+        found, single = entry.get(name + ending), entry.get(name)
+        if found is None and single is not None:
+            return float(single) / 2
         return None if found is None else float(found)
 
     prompt, completion = usd("input_cost_per_token"), usd("output_cost_per_token")

@@ -903,16 +903,17 @@ def test_a_journal_that_others_may_write_to_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_own_group", [True, False])
-def test_a_folder_that_a_group_may_write_to_is_open_to_others(
-    is_own_group: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["", "cache.db"])
+def test_what_a_group_may_write_to_is_open_to_others(
+    place: str, is_own_group: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replies = filled(tmp_path)
-    tmp_path.chmod(0o775)
+    (tmp_path / place).chmod(0o775)
     if os.getuid() == 0:  # who may write everywhere anyway
         for path in (tmp_path, *tmp_path.iterdir()):
             os.chown(path, 23456, -1)
         monkeypatch.setattr("os.getuid", lambda: 23456)
-    monkeypatch.setattr("personainfer.llm.cache._is_own_group", lambda folder: is_own_group)
+    monkeypatch.setattr("personainfer.llm.cache._is_own_group", lambda found: is_own_group)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         cache = ReplyCache(tmp_path)

@@ -100,7 +100,7 @@ def test_a_dearer_call_is_charged_as_such() -> None:
 def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    listed = {
+    listed: dict[str, dict[str, Any]] = {
         "thinks": {
             "input_cost_per_token": 1.0,
             "output_cost_per_token": 2.0,
@@ -115,15 +115,21 @@ def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
             "search_context_cost_per_query": {"low": 5.0, "high": 12.0},
         },
     }
+    listed["has a price of batches"] = {
+        **listed["thinks"],
+        "input_cost_per_token_batches": 0.5,
+        "output_cost_per_token_batches": 1.0,
+    }
     monkeypatch.setattr("personainfer.llm.rate_limits._listed", lambda: listed)
     thinks = find_price("thinks", None)
     assert thinks is not None
     assert thinks.cost(10, 10, 10) == 10 + 20 + 30
     assert thinks.cost(200_001, 10) == 3 * 200_001 + 40
     assert thinks.most(10, 10) == thinks.cost(10, 10, 10)
-    halves = find_batch_price("thinks", None)
-    assert halves is not None
-    assert halves.cost(200_001, 10, 10) == thinks.cost(200_001, 10, 10) / 2
+    for name in ("thinks", "has a price of batches"):
+        halves = find_batch_price(name, None)
+        assert halves is not None
+        assert halves.cost(200_001, 10, 10) == thinks.cost(200_001, 10, 10) / 2
     searches = find_price("searches", None)
     assert searches is not None
     assert searches.cost(0, 0) == 12
