@@ -26,11 +26,15 @@ from .exceptions import AuthenticationError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SHORTEST_SECRET = 4  # characters; without shorter ones a text would be hard to read
-_SHORTEST_ENCODED = 8  # shorter ones are masked in their own case alone, and not encoded as a whole
-_SCHEMES = {"bearer", "basic", "token", "key", "apikey", "api-key", "negotiate", "ntlm"}
+_SHORTEST_ENCODED = 8  # shorter ones are masked as whole words of their own case, and not encoded
+_SCHEMES = frozenset(  # of authentication, which a header names before the secret
+    "bearer basic token key apikey api-key digest oauth jwt ssws negotiate ntlm hawk hmac splunk"
+    " genie geniekey aws4-hmac-sha256".split()
+)
 # Headers and fields of queries that are secret.
 SECRET_NAME = re.compile(
-    "auth|key|token|secret|cookie|signature|password|credential|session|jwt", re.IGNORECASE
+    r"auth|key|token|secret|cookie|signature|pass|pwd|\bpin\b|access|credential|session|jwt",
+    re.IGNORECASE,
 )
 _LONGEST_USER = 8  # characters of a user's name that may be shown; a longer one may be a token
 
@@ -233,9 +237,7 @@ class Secrets:
     def _pattern(self) -> re.Pattern[str] | None:
         secrets = {secret for text in self._texts for secret in _in_header(text)}
         for name, text in self._headers.items():
-            secrets.update(
-                _in_header(text), _in_secret_header(text) if SECRET_NAME.search(name) else ()
-            )
+            secrets.update(_in_header(text), _in_secret_header(name, text))
         secrets.update(secret for address in self._addresses for secret in _in_address(address))
         found = {form for secret in secrets for form in _forms(secret)}
         longest_first = sorted(found, key=len, reverse=True)  # one secret may begin another
@@ -261,7 +263,11 @@ def _in_any_escape(text: str) -> str:
         part if part.isalnum() and part.isascii() else _escaped(part[0], len(part))
         for part in parts
     )
-    return f"(?i:{pattern})" if len(text) >= _SHORTEST_ENCODED else pattern
+    if len(text) >= _SHORTEST_ENCODED:
+        return f"(?i:{pattern})"
+    begins = "(?<![0-9A-Za-z])" if text[0].isalnum() else ""
+    ends = "(?![0-9A-Za-z])" if text[-1].isalnum() else ""
+    return f"{begins}{pattern}{ends}"
 
 
 @cache
@@ -307,13 +313,14 @@ def _in_header(text: str) -> Iterator[str]:
             yield from _in_user(base64.b64decode(word).decode())
 
 
-def _in_secret_header(text: str) -> Iterator[str]:
+def _in_secret_header(name: str, text: str) -> Iterator[str]:
     """The words of a header that is named like a secret, but for names of fields and of a scheme."""
-    words = re.sub(r'[\w-]+=(?=["\w])', " ", text)
-    scheme, *rest = re.split(r'[\s;,"]+', words.strip(' "'))
-    for word in rest or [scheme]:
-        yield word
-        yield from re.split("[:=]", word)
+    if not SECRET_NAME.search(name):
+        return
+    for word in re.split(r'[\s;,"]+', re.sub(r'[\w-]+=(?=["\w])', " ", text)):
+        if word.rstrip(":").lower() not in _SCHEMES:
+            yield word
+            yield from re.split("[:=]", word)
 
 
 def _in_address(address: str) -> Iterator[str]:

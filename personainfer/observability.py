@@ -7,10 +7,12 @@ never hold a prompt, a reply, an address, a key, or the text of an error.
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
@@ -53,14 +55,28 @@ def silent_libraries() -> Iterator[None]:
     """
     for name in _TALKATIVE:
         logging.getLogger(name).addFilter(_no_quotations)
-    filters: list[Any] = cast("list[Any]", warnings.filters)
-    if _no_serializer_warnings not in filters:  # code that catches warnings takes it off again
-        filters.insert(0, _no_serializer_warnings)
+    _filter_warnings(1)
     token = _silent.set(True)
     try:
         yield
     finally:
         _silent.reset(token)
+        _filter_warnings(-1)
+
+
+def _filter_warnings(change: int) -> None:
+    """Count the blocks under way. The filter is there as long as there is one: other code reads the list."""
+    global _silent_blocks
+    with _filtering:
+        _silent_blocks += change
+        filters = cast("list[Any]", warnings.filters)
+        if not _silent_blocks:
+            with suppress(ValueError):
+                filters.remove(_no_serializer_warnings)
+        elif (
+            _no_serializer_warnings not in filters
+        ):  # code that catches warnings takes it off again
+            filters.insert(0, _no_serializer_warnings)
 
 
 class _NoQuotations(logging.Filter):
@@ -69,12 +85,22 @@ class _NoQuotations(logging.Filter):
 
 
 class _SerializerWarnings:
-    """Stands where a filter of warnings has a regular expression, and matches within the block alone."""
+    """Stands where a filter of warnings has a regular expression, and matches within the block alone.
+
+    Whoever copies the filter, or sends it to another process, gets an expression that matches nothing.
+    """
+
+    pattern, flags = "(?!)", 0
 
     def match(self, text: str) -> bool:
         return _silent.get() and text.startswith("Pydantic serializer warnings")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return re.compile, (self.pattern,)
 
+
+_filtering = threading.Lock()
+_silent_blocks = 0
 _no_quotations = _NoQuotations()
 _no_serializer_warnings = ("ignore", _SerializerWarnings(), UserWarning, None, 0)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -232,6 +234,17 @@ def test_libraries_that_quote_replies_are_silent_in_our_calls_alone(
     with pytest.warns(UserWarning, match="Pydantic serializer"):
         quote_a_reply()
     assert len(caplog.records) == 2
+
+
+def test_other_code_can_read_the_filters_of_warnings() -> None:
+    """scikit-learn hands them to its workers, by their patterns."""
+    with warnings.catch_warnings():
+        before = list(warnings.filters)
+        with silent_libraries(), silent_libraries():
+            copied = pickle.loads(pickle.dumps(warnings.filters))
+            assert all(one[1] is None or isinstance(one[1], str | re.Pattern) for one in copied)
+            assert all(hasattr(one[1], "pattern") for one in warnings.filters if one[1] is not None)
+        assert list(warnings.filters) == before
 
 
 @pytest.mark.heavy

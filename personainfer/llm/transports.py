@@ -342,7 +342,8 @@ def _environment_proxy(base: str) -> str | None:
     scheme, _, place = proxy.strip().rpartition("://")
     proxy = f"{scheme.lower() or 'http'}://{place}"
     try:
-        is_usable = scheme.lower() in ("", "http", "https") and urlsplit(proxy).port != 0
+        known = scheme.lower() in ("", "http", "https") and "\\" not in place
+        is_usable = known and urlsplit(proxy).port != 0
     except ValueError:
         is_usable = False
     if not is_usable:

@@ -131,7 +131,8 @@ def test_a_proxy_gets_the_password_of_its_own_address(
 
 
 @pytest.mark.parametrize(
-    "address", ["socks5://me:secret@h:1080", "http://me:secret@[h:1", "h:port"]
+    "address",
+    ["socks5://me:secret@h:1080", "http://me:secret@[h:1", "h:port", "http://A\\me:secret@h"],
 )
 def test_a_proxy_that_cannot_be_used_is_one_error_that_says_so(
     address: str, monkeypatch: pytest.MonkeyPatch

@@ -177,6 +177,11 @@ def test_a_part_of_a_header_is_masked(header: str) -> None:
         ("Cookie", "qSecretToken"),
         ("Cookie", "theme=dark; id=qSecretToken"),
         ("X-Session", "id=qSecretToken=="),
+        ("Cookie", "id=qSecretToken; theme=dark"),
+        ("X-Api-Key", "qSecretToken,qOtherToken"),
+        ("X-Pass", "qSecretToken of mine"),
+        ("Authorization", "qSecretToken v=2"),
+        ("CF-Access-Client", "qSecretToken, v"),
     ],
 )
 def test_each_word_of_a_header_that_is_named_like_a_secret_is_masked(name: str, value: str) -> None:
@@ -192,6 +197,7 @@ def test_the_words_of_a_title_are_no_secrets() -> None:
 def test_a_short_key_is_masked_in_its_own_case_alone() -> None:
     """vLLM's users write "EMPTY" for no key."""
     assert Secrets(["EMPTY"]).mask("EMPTY is empty") == "[key] is empty"
+    assert Secrets(["prod"]).mask("production: prod_1") == "production: [key]_1"
 
 
 @pytest.mark.parametrize("noise", ["\\", "%25", "&#0", "a", "/ab", " "])
