@@ -12,7 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import date, datetime
+from datetime import date, datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -38,20 +38,34 @@ class OwnColumns(ABC):
 
 
 _VALUE_BYTES = 64  # about what Python takes for a value, besides the letters of a text
+_LISTED_BYTES = 32  # what Python takes for a number in a list …
+_STORED_BYTES = 8  # … and what a column takes for it
+_NUMBERS = {int, float, bool, type(None)}
 
 
-def size_of(row: object, most: int = 2**26) -> int:
-    """About how many bytes a row takes. Counting ends at `most`: a row may hold itself."""
+def size_of(row: object, most: int = 2**26, *, number: int = _LISTED_BYTES) -> int:
+    """About how many bytes a row takes. Counting ends at `most`: a row may hold itself.
+
+    `number`: bytes of a number in a list. Lists of numbers, such as embeddings, are counted as a whole.
+    """
     size, inner = 0, [row]
     while inner and size < most:
         value = inner.pop()
         size += _VALUE_BYTES
+        if type(value) in _NUMBERS:  # first, since isinstance(…, Mapping) is slow
+            continue
         if isinstance(value, str | bytes):
             size += len(value)
+        elif isinstance(value, list | tuple):
+            kinds = set(map(type, value))
+            if kinds <= _NUMBERS:
+                size += number * len(value)
+                if int in kinds:  # of any length
+                    size += sum(each.bit_length() for each in value if type(each) is int) // 8
+            else:
+                inner.extend(value)
         elif isinstance(value, Mapping):
             inner.extend(value.values())
-        elif isinstance(value, list | tuple):
-            inner.extend(value)
     return size
 
 
@@ -113,7 +127,7 @@ class _RowColumns(OwnColumns):
         return _arrow_of_dicts([own_values(row) for row in rows])
 
     def size(self, row: PersonaRow) -> int:
-        return size_of(row.columns)
+        return size_of(row.columns, number=_STORED_BYTES)
 
 
 class _TableColumns(OwnColumns):
@@ -215,12 +229,31 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarr
 
 
 def _loses_by_a_common_type(values: Sequence[Any]) -> bool:
-    """Whether Arrow would cut values to the type of the first: times of day, zones, or texts among bytes."""
-    kinds = set(map(type, values)) - {type(None)}
+    """Whether Arrow would cut values to the type of the first: times of day, zones, or texts among bytes.
+
+    It also cuts the nanoseconds of pandas' timestamps, which it reads as Python's datetimes.
+    """
+    kinds = {_kind(each) for each in set(map(type, values)) - {type(None)}}
     if kinds.isdisjoint((date, datetime, bytes)):
         return False
-    zones = {value.tzinfo for value in values if isinstance(value, datetime)}
-    return len(kinds) > 1 or len(zones) > 1
+    times = [value for value in values if isinstance(value, datetime)]
+    zones = {_zone(zone) for zone in {time.tzinfo for time in times}}
+    return len(kinds) > 1 or len(zones) > 1 or any(getattr(t, "nanosecond", 0) for t in times)
+
+
+def _kind(kind: type) -> type:
+    """datetime, date or bytes for a subclass, such as pandas' timestamps; else the class itself."""
+    return next((known for known in (datetime, date, bytes) if issubclass(kind, known)), kind)
+
+
+def _zone(zone: tzinfo | None) -> object:
+    """The zone as Arrow names it: UTC has a class in each library."""
+    import pyarrow
+
+    if zone is not None:
+        with suppress(ValueError, pyarrow.ArrowException):  # Arrow has no name for the zone
+            return pyarrow.lib.tzinfo_to_string(zone)
+    return zone
 
 
 def _json_column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarrow.Array[Any]]:

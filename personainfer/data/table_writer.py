@@ -297,6 +297,10 @@ def _loses(one: pyarrow.DataType, other: pyarrow.DataType) -> bool:
 
     if one.equals(other) or types.is_null(one) or types.is_null(other):
         return False
+    if types.is_timestamp(one) and types.is_timestamp(other):
+        return bool(one.tz != other.tz)  # of two units the finer one holds both
+    if types.is_duration(one) and types.is_duration(other):
+        return False
     return types.is_temporal(one) or types.is_binary(one) or types.is_large_binary(one)
 
 

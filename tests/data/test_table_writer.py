@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import datasets
 import pandas as pd
@@ -588,6 +589,31 @@ def test_values_that_a_common_type_would_cut_are_kept(
     assert str(last).split()[-1].removesuffix("+00:00") in str(kept[-1]).replace("T", " ")
 
 
+STAMP = pd.Timestamp("2020-01-02 12:00")
+
+
+@pytest.mark.parametrize(
+    "times",
+    [[NOON, STAMP], [NOON.replace(tzinfo=UTC), STAMP.tz_localize(ZoneInfo("UTC"))]],
+    ids=["no zone", "UTC"],
+)
+def test_times_of_several_classes_stay_times(tmp_path: Path, times: list[datetime]) -> None:
+    kept = written([{"x": time} for time in times], tmp_path / "t.parquet")
+    assert kept["x"].to_pylist() == times
+
+
+def test_nanoseconds_are_not_cut(tmp_path: Path) -> None:
+    kept = written([{"x": STAMP}, {"x": pd.Timestamp(5)}], tmp_path / "t.parquet")
+    assert values(kept, "x") == [str(STAMP), str(pd.Timestamp(5))]
+
+
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_times_in_several_units_stay_times(zone: str | None) -> None:
+    fine, coarse = (pa.schema([("x", pa.timestamp(unit, zone))]) for unit in ("ns", "us"))
+    for one, other in ((fine, coarse), (coarse, fine)):
+        assert writing._common(one.field("x"), other.field("x")).type == fine.field("x").type
+
+
 def test_names_that_are_the_same_as_text_keep_their_columns(tmp_path: Path) -> None:
     pair = pi.Preference(prompt="p", chosen="a", rejected="b")
     row = pi.PersonaRow(0, pair, columns={1: "number", "1": "text"})  # type: ignore[dict-item]
@@ -606,3 +632,13 @@ def test_groups_are_bounded_by_all_that_their_rows_hold(
     rows = [pi.PersonaRow(n, pair, columns={"z": [{"a": "x" * 3_000}]}) for n in range(8)]
     path = pi.PersonaTable(rows).save(tmp_path / "t.parquet")
     assert pq.ParquetFile(path).num_row_groups >= 2
+
+
+def test_rows_of_numbers_are_counted_by_what_a_column_takes_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "GROUP_ROWS", 1_000)
+    monkeypatch.setattr(writing, "GROUP_BYTES", 200_000)
+    numbers = [0, None, *(n / 8 for n in range(998))]
+    written([{"x": numbers}] * 40, tmp_path / "t.parquet")
+    assert pq.ParquetFile(tmp_path / "t.parquet").num_row_groups == 2
