@@ -46,8 +46,7 @@ from pydantic import (
     create_model,
 )
 
-from .addresses import address_problem
-from .api_keys import can_be_sent, hides_secrets
+from .api_keys import address_problem, can_be_sent, hides_secrets
 from .exceptions import InvalidArgumentError, UnknownOptionError, quoted
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from time import monotonic
 from typing import Any, NoReturn, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from .addresses import shown_address
-from .api_keys import SECRET_NAME, Secrets
+from .api_keys import SECRET_NAME, Secrets, shown_address
 from .exceptions import ModelError, ModelNotFoundError, ReplyError, TransportError
 
 _LIBRARIES = ("httpx", "httpx2")

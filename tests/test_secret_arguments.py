@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import personainfer as pi
-from personainfer.addresses import shown_address
+from personainfer.api_keys import shown_address
 from personainfer.cli.commands import app
 from personainfer.exceptions import AuthenticationError, InvalidArgumentError, PersonaInferError
 

@@ -27,8 +27,7 @@ from typing import IO, Any, Literal, Self
 import tenacity
 from pydantic import Field, ValidationError
 
-from ..addresses import shown_address
-from ..api_keys import Secrets
+from ..api_keys import Secrets, shown_address
 from ..data.atomic_files import as_path, atomic_folder, read_small_file, write_file
 from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow

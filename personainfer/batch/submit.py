@@ -15,8 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..addresses import holds_secret
-from ..api_keys import Secrets, hides_secrets
+from ..api_keys import Secrets, hides_secrets, holds_secret
 from ..arguments import PositiveNumber, check_argument, takes_options
 from ..data.atomic_files import atomic_writer, remove_abandoned
 from ..data.source_rows import PreferenceSource, SourceRow

@@ -12,8 +12,7 @@ from typing import Annotated, Any, TypedDict, TypeVar, Unpack
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, Strict
 from pydantic_core import to_json
 
-from ..addresses import shown_address
-from ..api_keys import hide_key, show_key
+from ..api_keys import hide_key, show_key, shown_address
 from ..arguments import (
     ApiBase,
     ApiKey,

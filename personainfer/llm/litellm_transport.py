@@ -14,8 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from .. import event_loop
-from ..addresses import Address, shown_address
-from ..api_keys import Secrets, SecretText, hide_secrets
+from ..api_keys import Address, Secrets, SecretText, hide_secrets, shown_address
 from ..event_loop import Deadlines
 from ..exceptions import (
     AuthenticationError,

@@ -21,8 +21,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from ..addresses import Address
-from ..api_keys import SecretText
+from ..api_keys import Address, SecretText
 from ..event_loop import thread_errors
 from ..exceptions import (
     ModelError,

@@ -19,8 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from pydantic import BaseModel
 
-from ..addresses import Address, shown_address
-from ..api_keys import Secrets, SecretText, environment_key, key_headers
+from ..api_keys import Address, Secrets, SecretText, environment_key, key_headers, shown_address
 from ..event_loop import Deadlines
 from ..exceptions import (
     InvalidArgumentError,

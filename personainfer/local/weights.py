@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..addresses import shown_address
+from ..api_keys import shown_address
 from ..data.atomic_files import opened_file
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from .weight_files import NamedWeights, content_hash, hub_file

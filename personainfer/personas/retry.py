@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, cast
 
-from ..addresses import holds_secret, shown_address
-from ..api_keys import StoredText
+from ..api_keys import StoredText, holds_secret, shown_address
 from ..arguments import takes_options
 from ..data.source_rows import PreferenceSource
 from ..data.table import PersonaTable

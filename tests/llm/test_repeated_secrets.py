@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer.addresses import shown_address
-from personainfer.api_keys import Secrets
+from personainfer.api_keys import Secrets, shown_address
 from personainfer.exceptions import ModelError
 from personainfer.testing import FakeLLM, Fault
 
