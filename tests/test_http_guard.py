@@ -23,7 +23,10 @@ from personainfer.http_guard import Exchange, guarded_http
 
 from .builders import AnyServer
 
-REDIRECTS = [300, 301, 302, 303, 307, 308]
+REDIRECTS = [
+    307,
+    *(pytest.param(one, marks=pytest.mark.heavy) for one in (300, 301, 302, 303, 308)),
+]
 SECRET = {"x-api-key": "secret-key-1"}
 
 
@@ -72,7 +75,7 @@ each_way = pytest.mark.parametrize(
 Post = Callable[[Any, str], Any]
 
 
-@pytest.fixture(params=["httpx", "httpx2"])
+@pytest.fixture(params=["httpx", pytest.param("httpx2", marks=pytest.mark.heavy)])
 def library(request: pytest.FixtureRequest) -> Any:
     if request.param == "httpx2":
         pytest.importorskip("httpx2", reason="the openai SDK uses it from version 3 on")
@@ -112,6 +115,7 @@ def test_elsewhere_redirects_are_followed_as_before(library: Any, post: Post) ->
         assert len(other.asked) == 1
 
 
+@pytest.mark.heavy
 def test_at_the_same_time_other_tasks_follow_them(library: Any) -> None:
     async def guarded(url: str) -> None:
         with guarded_http(), pytest.raises(ModelError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 LENGTH = 300_000  # characters: a pattern that tries each start with each end would take hours
 READ_PAIR = "list(read_preferences([{'prompt': text, 'chosen': 'a', 'rejected': text}]))"
 ASK = "pair_message(pi.Preference(prompt=text, chosen='a', rejected=text))"
@@ -52,6 +54,7 @@ for name, (text, read) in {readers}.items():
 """
 
 
+@pytest.mark.heavy
 def test_a_long_text_is_read_in_a_time_that_grows_with_its_length() -> None:
     script = SCRIPT.format(length=LENGTH, readers=READERS)
     done = subprocess.run(

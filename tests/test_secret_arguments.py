@@ -227,6 +227,7 @@ CALLS: dict[str, Callable[..., object]] = {
     ids=["key", "request", "redirect", "error", "reply", "page", "large"],
 )
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.heavy
 def test_what_an_endpoint_repeats_is_not_among_the_variables_either(
     call: Callable[..., object],
     status: int,

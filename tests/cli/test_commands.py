@@ -551,6 +551,7 @@ def test_rows_come_through_a_pipe_before_it_ends(script: Script) -> None:
         assert process.wait() == 0
 
 
+@pytest.mark.heavy
 def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path, script: Script) -> None:
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs(2000)))
     with FakeLLM(latency=0.01) as llm:

@@ -571,7 +571,13 @@ def measured(llm: FakeLLM, folder: Path, count: int) -> dict[str, float]:
 DAY, NOON = date(2020, 1, 1), datetime(2020, 1, 1, 12, 30)
 
 
-@pytest.mark.parametrize("rows", [2, 3 * writing.GROUP_ROWS // 2], ids=["one group", "two groups"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(2, id="one group"),
+        pytest.param(3 * writing.GROUP_ROWS // 2, id="two groups", marks=pytest.mark.heavy),
+    ],
+)
 @pytest.mark.parametrize(
     ("first", "last"),
     [(DAY, NOON), (NOON, NOON.replace(tzinfo=UTC)), (b"\xff", "a")],

@@ -233,6 +233,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     return lambda *arguments: CliRunner().invoke(app, ["benchmark", *arguments])
 
 
+@pytest.mark.heavy
 def test_the_command_prints_shares_time_and_cost(command: Callable[..., Any]) -> None:
     with FakeLLM(reply) as llm, ScoringServer("vllm") as server:
         reach = ["fake", "--api-base", llm.api_base, "--limit", "2", "--scorer", "tiny"]

@@ -166,6 +166,7 @@ def guarded(certificate: Path) -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("trusted", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
 def test_the_certificates_of_the_environment_are_used(
     certificate: Path, trusted: str, monkeypatch: pytest.MonkeyPatch

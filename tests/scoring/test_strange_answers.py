@@ -40,6 +40,7 @@ def score(kind: Kind, path: str, change: Callable[[Any], Any]) -> float:
         return float(scorer.log_likelihood(["How?"], [None], ["ab"])[0])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", PATHS)
 @examples(12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())

@@ -62,6 +62,7 @@ def correlation(one: FloatArray, other: FloatArray) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
+@pytest.mark.heavy
 def test_planted_low_rank_rewards_are_recovered() -> None:
     planted = Planted()
     model = LowRankRewards(3, features=planted.read, ridge=0.1).fit(planted.train)
