@@ -291,6 +291,10 @@ class StoredText(str):
     __slots__ = ()
 
 
+class StoredFields(dict[str, Any]):
+    """Fields of requests that a file names: they are not sent unless the caller gives them."""
+
+
 class Secrets:
     """What no text may show of a connection: its keys, the values of its headers, what its address hides.
 

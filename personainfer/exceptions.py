@@ -217,10 +217,11 @@ class ModelError(PersonaInferError):
 
     `fatal`: every other call would fail in the same way. `given_up`: the run has stopped sending, so no
     retry in this run can help. `rewritten`: the request will be written in another form when it is sent
-    again.
+    again. `is_refusal`: an endpoint said so of one request.
     """
 
     fatal = False
+    is_refusal = False
     given_up = False
     rewritten = False
 

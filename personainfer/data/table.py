@@ -10,7 +10,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ..api_keys import StoredText
+from ..api_keys import StoredFields, StoredText
 from ..exceptions import (
     DataError,
     InvalidArgumentError,
@@ -480,6 +480,8 @@ class PersonaTable(Sequence[PersonaRow]):
         for name in ("api_base", "model"):
             if isinstance(stored := settings.get(name), str):
                 settings[name] = StoredText(stored)
+        if isinstance(extra := settings.get("extra_body"), dict):
+            settings["extra_body"] = StoredFields(extra)
         table = cls(
             file.rows,
             original=file.columns,

@@ -36,9 +36,10 @@ def _bare(answer: object) -> object:
     if isinstance(answer, bool) or not isinstance(answer, Integral | str):
         return answer  # numpy's whole numbers are Integral, too
     text = re.sub(r"^(?:response|persona)\s*", "", str(answer).strip().lower())
-    while text != (text := text.rstrip().rstrip(".")):
-        pass
-    return text
+    end = len(text)
+    while end and (text[end - 1] == "." or text[end - 1].isspace()):
+        end -= 1
+    return text[:end]
 
 
 # How judges that were trained to grade in text end: "[RESULT] A" (Prometheus-2), "[[A]]" (MT-Bench).

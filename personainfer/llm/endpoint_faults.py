@@ -261,7 +261,7 @@ def status_error(
     if isinstance(error, TransportError):
         error.unanswered = status in _GATEWAY_LOST_IT
     if rule.scope == "run":
-        error.fatal = True
+        error.fatal = error.is_refusal = True
     return error
 
 

@@ -89,6 +89,7 @@ class Workers:
         self._failures = 0  # requests in a row that could not be sent at all
         self._dead: TransportError | None = None
         self._refusals = RefusalWatch(settings.max_concurrency)
+        self._one_asks = asyncio.Lock()  # whether a refusal concerns all rows
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
         in_flight.open(self)
 
@@ -234,6 +235,7 @@ class Workers:
                 completion = await self._send(job)
             except ModelError as error:
                 if not self._is_sent_again(error):
+                    await self._check_whose(job, error)
                     await self._check_hopeless(job, error)
                     raise
         try:
@@ -256,14 +258,35 @@ class Workers:
             return True
         return False
 
+    async def _check_whose(self, job: Job, error: ModelError) -> None:
+        """Raise an error of the row alone if a refusal would end the run, but the endpoint still answers.
+
+        A firewall refuses the words of one row with the status of a wrong key (403) or address (404).
+        """
+        if not (error.fatal and error.is_refusal and self._refusals.is_over):
+            return
+        async with self._one_asks:
+            if self.fatal is not None:
+                return
+            try:
+                await self._send(self._short_job(job), is_watched=False)
+            except ModelError:
+                return
+        raise RequestRejectedError(
+            f"refused, although the endpoint takes other requests: {error.message}",
+            hint="The endpoint, or a firewall before it, refuses the words of this row.",
+        ) from None
+
+    def _short_job(self, job: Job) -> Job:
+        return Job(b"", job.form, encoded([_SHORT]))
+
     async def _check_hopeless(self, job: Job, error: ModelError) -> None:
         """Raise the error that ends the run if every request would be refused as this one was."""
         refused = isinstance(error, RequestRejectedError | ReplyError) and not error.fatal
         if not refused or getattr(error, "completion", None) or not self._refusals.refused(error):
             return
-        short = Job(b"", job.form, encoded([_SHORT]))
         try:
-            await self._send(short, is_watched=False)
+            await self._send(self._short_job(job), is_watched=False)
         except (RequestRejectedError, ReplyError) as found:
             if found.rewritten:
                 self._refusals.start_again(error)

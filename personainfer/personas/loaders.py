@@ -6,6 +6,8 @@ chunks of pandas. A batch comes back in its own type.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from typing import Any, Unpack
@@ -137,7 +139,9 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
     if isinstance(model, LLM):
         return make_llm(model, options)
     name = model or os.environ.get("PERSONAINFER_MODEL")
-    key = (os.getpid(), repr((name, sorted(options.items()))))
+    # Not their repr, which is the same for all keys.
+    exactly = json.dumps([name, sorted(options.items())], default=repr).encode()
+    key = (os.getpid(), hashlib.sha256(exactly).hexdigest())
     # Without a lock, which a fork could leave locked. If two are made at once, one is never used.
     return _llms.get(key) or _llms.setdefault(key, make_llm(name, options))
 

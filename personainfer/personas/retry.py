@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, cast
 
-from ..api_keys import StoredText, holds_secret, shown_address
+from ..api_keys import StoredFields, StoredText, holds_secret, shown_address
 from ..arguments import takes_options
 from ..data.source_rows import PreferenceSource
 from ..data.table import PersonaTable
@@ -175,7 +175,7 @@ def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, 
 def _check_extra_body(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raise InvalidArgumentError if a file would decide about fields of requests: one may name a model."""
     extra = settings.get("extra_body")
-    if extra and "extra_body" not in given and isinstance(settings.get("model"), StoredText):
+    if isinstance(extra, StoredFields) and extra and "extra_body" not in given:
         raise InvalidArgumentError(
             f"the table was made with extra_body={extra!r:.200}.",
             hint="Whoever wrote the file may have put other models or tools in it: give extra_body= again"

@@ -254,11 +254,11 @@ def _persona(
     keep: bool,
 ) -> UserPersona:
     """The record of a reply, without evidence that names no choice."""
-    notes = [(note.choice, note.shows) for note in written.evidence]
+    by_number = {str(number): choice for number, choice in enumerate(shown, 1)}
     evidence = tuple(
-        PairEvidence(pair=shown[int(number) - 1].id or "", shows=shows)
-        for number, shows in notes
-        if number.isdecimal() and 1 <= int(number) <= len(shown)
+        PairEvidence(pair=by_number[note.choice].id or "", shows=note.shows)
+        for note in written.evidence
+        if note.choice in by_number
     )
     if keep and one.earlier is not None:
         evidence = one.earlier.evidence + evidence

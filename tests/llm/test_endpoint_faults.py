@@ -889,6 +889,33 @@ def test_words_of_a_row_that_a_refusal_repeats_end_no_run(
         assert "temperature" in server.requests[-1]
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+@pytest.mark.parametrize("ends", [False, True], ids=["one row", "every row"])
+def test_a_firewall_that_refuses_the_words_of_one_row_ends_no_run(status: int, ends: bool) -> None:
+    """After a reply, a short request tells whether the endpoint refuses all rows: a key may have ended."""
+    words = "' OR 1=1 --"
+    seen: list[str] = []
+
+    def reply(body: dict[str, Any]) -> Fault | str:
+        seen.append(str(body["messages"]))
+        refuses_all = ends and any(words in one for one in seen)
+        refused = refuses_all or words in seen[-1]
+        return Fault.response("Request blocked by rule 942100", status) if refused else "fine"
+
+    with FakeLLM(reply) as server:
+        llm = pi.LLM("m", api_base=server.api_base, cache=False, max_attempts=1, max_concurrency=1)
+        texts = [([{"role": "user", "content": one}],) for one in ("row 1", words, "row 3")]
+        if ends:
+            with pytest.raises(ModelError, match="942100") as caught:
+                llm.ask_many(texts)
+            assert caught.value.fatal
+        else:
+            replies = llm.ask_many(texts)
+            assert [one.text for one in replies] == ["fine", "", "fine"]
+            assert "although the endpoint takes other requests" in str(replies[1].error)
+        assert server.calls == (3 if ends else 4)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_refusal_means_the_same_beside_a_prompt(name: str) -> None:
     """What is taken for a quotation is not what endpoints say by themselves."""

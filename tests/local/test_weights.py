@@ -205,7 +205,7 @@ def test_a_file_that_was_damaged_later_is_an_error_until_it_is_removed(
 @pytest.mark.heavy
 def test_two_processes_at_once_fetch_one_file(index: Path, folder: Path) -> None:
     script = (
-        "import sys; from tests.llm.test_weights import TINY;"
+        "import sys; from tests.local.test_weights import TINY;"
         "sys.stdout.buffer.write(TINY.path().read_bytes())"
     )
     root = Path(__file__).parents[2]

@@ -321,6 +321,24 @@ def test_equal_options_share_one_model(endpoint: dict[str, Any]) -> None:
     assert add.llm.usage.calls == 4
 
 
+def test_other_keys_headers_and_addresses_are_other_models(llm: FakeLLM) -> None:
+    """Their reprs are the same: they show no secret."""
+    for name in ("a", "b"):
+        add = AddPersonas(
+            "fake",
+            api_base=f"{llm.api_base}?tenant={name}",
+            api_key=f"key-of-{name}",
+            extra_headers={"X-Project": f"project-{name}"},
+            cache=False,
+        )
+        add({"prompt": ["q"], "chosen": ["a"], "rejected": ["b"]})
+    told = [(one["Authorization"], one["X-Project"]) for one in llm.headers]
+    assert dict.fromkeys(told) == dict.fromkeys(
+        (f"Bearer key-of-{name}", f"project-{name}") for name in "ab"
+    )
+    assert {path.partition("tenant=")[2] for path in llm.paths} == {"a", "b"}
+
+
 def test_a_model_that_is_given_is_used(endpoint: dict[str, Any]) -> None:
     model = pi.LLM(**endpoint, temperature=0.5)
     add = AddPersonas(model)

@@ -474,5 +474,9 @@ def test_a_file_never_decides_about_fields_of_requests(tmp_path: Path, llm: Fake
     made.save(path)
     with pytest.raises(InvalidArgumentError, match="give extra_body= again"):
         pi.retry_errors(path, **options)
+    made.settings.pop("model")
+    made.save(nameless := tmp_path / "nameless.parquet")
+    with pytest.raises(InvalidArgumentError, match="give extra_body= again"):
+        pi.retry_errors(nameless, "fake", **options)
     assert llm.calls == 0
     assert not pi.retry_errors(path, extra_body={}, **options).errors

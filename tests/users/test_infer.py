@@ -262,6 +262,16 @@ def test_protected_attributes_are_flagged(llm: FakeLLM, endpoint: dict[str, Any]
     assert found.personas["ann"].flags == ("protected_attribute",)
 
 
+def test_a_number_that_goes_on_names_no_choice(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    llm.reply = {
+        "evidence": [{"choice": n, "shows": "-"} for n in ("1" * 5000, "²", "1")],
+        "background": "The user is in a hurry.",
+        "preferences": "The user likes short answers.",
+    }
+    found = pi.infer_user_personas(choices("ann", 2), **endpoint)
+    assert len(found.personas["ann"].evidence) == 1
+
+
 # Explanations that are verified
 
 
