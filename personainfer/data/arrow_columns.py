@@ -484,13 +484,14 @@ class WithAdded(OwnColumns):
 
 # Parquet files of others
 
-_ROWS: Final = 1024  # of a batch …
-_ROWS_OF_LARGE_GROUPS: Final = 64  # … and where a group of rows is larger than a batch may be
-_BATCH_BYTES: Final = 2**27  # of one batch, if each of its texts is the longest there is
-_LARGE_GROUP: Final = (
-    2**29
-)  # bytes of a group of rows, unpacked, that are read whatever the file's size
-_MOST_PACKED: Final = 1000  # times the size of the file: far more than texts that people wrote
+_ROWS: Final = 2**14  # of a batch at most
+_USUAL_BYTES: Final = 2**26  # of a batch, if its rows are as long as others
+# Of a group of rows that is packed like no text, the largest rows may all be in one batch.
+_BATCH_BYTES: Final = 2**27
+_FEW_ROWS: Final = 64
+_LARGE_GROUP: Final = 2**29  # bytes of a group, unpacked, that are read whatever the file's size
+_USUALLY_PACKED: Final = 30  # times the size of the file: texts that people wrote are packed less
+_MOST_PACKED: Final = 1000
 
 
 def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
@@ -505,24 +506,23 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
     """
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
-        shared = list(
-            _texts(file.metadata.schema)
-        )  # a text that comes again and again is held once
+    on_disk = path.stat().st_size
+    with pq.ParquetFile(path) as file:  # a text that comes again and again is held once
+        shared = list(_texts(file.metadata.schema))
     with pq.ParquetFile(path, read_dictionary=shared) as file:
-        for group in range(
-            file.metadata.num_row_groups
-        ):  # a batch of several adds up their largest
-            size = file.metadata.row_group(group).total_byte_size
-            if size > max(_LARGE_GROUP, _MOST_PACKED * path.stat().st_size):
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            size = max(group.total_byte_size, 1)
+            if size > max(_LARGE_GROUP, _MOST_PACKED * on_disk):
                 raise DataError(
-                    f"{path}: {size:,} bytes are packed into a file of {path.stat().st_size:,}.",
+                    f"{path}: {size:,} bytes are packed into a file of {on_disk:,}.",
                     hint="No real data packs that well: check where the file comes from.",
                 )
-            rows = _ROWS
-            if size > _BATCH_BYTES:  # its largest rows may all be in one batch
-                rows = max(1, min(rows, _ROWS_OF_LARGE_GROUPS * _BATCH_BYTES // size))
-            yield from file.iter_batches(batch_size=rows, row_groups=[group])
+            # Not fewer than need be: Arrow makes the dictionaries anew for each batch.
+            rows = min(_ROWS, _USUAL_BYTES * group.num_rows // size)
+            if size > max(_BATCH_BYTES, _USUALLY_PACKED * on_disk):
+                rows = min(rows, _FEW_ROWS * _BATCH_BYTES // size)
+            yield from file.iter_batches(batch_size=max(rows, 1), row_groups=[number])
 
 
 def written_out(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
