@@ -380,7 +380,8 @@ def _escaped(char: str, count: int) -> str:
         re.escape(json.dumps(char)[1:-1].lstrip("\\")),
         r"\\{0,8}".join(f"u{unit}" for unit in _utf16(char)),
     )
-    forms = [re.escape(char), re.escape(html.escape(char)), *numbers, percents, *in_json]
+    # What begins with the character itself comes before it: of "%25" nothing stays.
+    forms = [percents, *numbers, re.escape(html.escape(char)), *in_json, re.escape(char)]
     forms += [r"\+"] if char == " " else []
     return rf"\\{{0,8}}+(?i:{'|'.join(dict.fromkeys(forms))})"
 

@@ -128,7 +128,7 @@ def repeated(rows: int = 400) -> pi.PersonaTable:
     return pi.PersonaTable(made)
 
 
-def until(happened: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(happened: Callable[[], bool], seconds: float = 90.0) -> None:
     """Poll; fail at the deadline."""
     deadline = time.monotonic() + seconds
     while not happened():

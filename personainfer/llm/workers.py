@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import math
 import os
 import sys
 import threading
@@ -90,6 +91,7 @@ class Workers:
         self._dead: TransportError | None = None
         self._refusals = RefusalWatch(settings.max_concurrency)
         self._one_asks = asyncio.Lock()  # whether a refusal concerns all rows
+        self._answered_at = -math.inf  # when the endpoint last answered that
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
         in_flight.open(self)
 
@@ -265,13 +267,17 @@ class Workers:
         """
         if not (error.fatal and error.is_refusal and self._refusals.is_over):
             return
+        refused_at = time.monotonic()
         async with self._one_asks:
             if self.fatal is not None:
                 return
-            try:
-                await self._send(self._short_job(job), is_watched=False)
-            except ModelError:
-                return
+            if self._answered_at < refused_at:  # by nobody else in the meantime
+                try:
+                    await self._send(self._short_job(job), is_watched=False)
+                except ModelError as found:
+                    if found.fatal:
+                        return  # else it is not known: a key that has ended refuses the next row, too
+                self._answered_at = time.monotonic()
         raise RequestRejectedError(
             f"refused, although the endpoint takes other requests: {error.message}",
             hint="The endpoint, or a firewall before it, refuses the words of this row.",

@@ -139,11 +139,14 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
     if isinstance(model, LLM):
         return make_llm(model, options)
     name = model or os.environ.get("PERSONAINFER_MODEL")
-    # Not their repr, which is the same for all keys.
-    exactly = json.dumps([name, sorted(options.items())], default=repr).encode()
-    key = (os.getpid(), hashlib.sha256(exactly).hexdigest())
+    key = (os.getpid(), _digest([name, sorted(options.items())]))
     # Without a lock, which a fork could leave locked. If two are made at once, one is never used.
     return _llms.get(key) or _llms.setdefault(key, make_llm(name, options))
+
+
+def _digest(options: list[object]) -> str:
+    """A digest of the values themselves: the repr of all keys is the same."""
+    return hashlib.sha256(json.dumps(options, default=repr).encode()).hexdigest()
 
 
 def _llm_options(model: str | LLM | None, options: Mapping[str, Any]) -> dict[str, Any]:

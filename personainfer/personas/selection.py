@@ -8,7 +8,13 @@ from itertools import islice
 from math import inf, isnan
 from typing import Any
 
-from ..exceptions import InvalidArgumentError, RequestRejectedError, joined
+from ..exceptions import (
+    BudgetExceededError,
+    InvalidArgumentError,
+    ModelError,
+    RequestRejectedError,
+    joined,
+)
 from ..records import Candidate, Persona, PersonaRow, Preference, Selector
 
 # Rows whose candidates are scored together: scoring is faster in batches, and replies for the next rows come
@@ -18,6 +24,7 @@ _ROWS_A_CHOICE = 16
 NOT_SCORED = "none of {count} personas could be scored."
 _REFUSED = "its personas could not be scored"
 _OF_ONE_ROW = (InvalidArgumentError, RequestRejectedError)  # the next row may pass
+_AWAY = 3  # rows in a row that fail for another reason: the scorer is away
 
 
 def selector_settings(selector: Selector | None) -> dict[str, dict[str, str | None]]:
@@ -58,14 +65,15 @@ def choose(
     score at all, or that the selector refuses (its prompt may be too long), gets an error.
 
     Raises:
-        InvalidArgumentError, RequestRejectedError: the selector refused every one of the first rows.
+        InvalidArgumentError, ModelError: the selector refused every one of the first rows, or does not
+            answer any more.
     """
     rows, worked = map(_with_candidates, rows), False
     while group := list(islice(rows, _ROWS_A_CHOICE)):
         try:
             chosen = list(_choose_group(group, selector, floor))
-        except _OF_ONE_ROW as error:
-            chosen = [one for row in group for one in _choose_alone(row, selector, floor)]
+        except (InvalidArgumentError, ModelError) as error:
+            chosen = _one_by_one(group, selector, floor)
             refused = [_REFUSED in (row.error or "") for row in chosen if _has_candidates(row)]
             if not worked and all(refused):
                 raise error
@@ -87,11 +95,24 @@ def _has_candidates(row: PersonaRow) -> bool:
     return bool(row.chosen_candidates or row.rejected_candidates)
 
 
-def _choose_alone(row: PersonaRow, selector: Selector, floor: float) -> list[PersonaRow]:
-    try:
-        return list(_choose_group([row], selector, floor))
-    except _OF_ONE_ROW as error:
-        return [replace(row, error=joined([row.error, f"{_REFUSED}: {error}"]))]
+def _one_by_one(rows: Sequence[PersonaRow], selector: Selector, floor: float) -> list[PersonaRow]:
+    """The rows after a failure, of which one may have been the cause.
+
+    Raises:
+        ModelError: several rows in a row failed, and not for what they hold.
+    """
+    chosen: list[PersonaRow] = []
+    away = 0
+    for row in rows:
+        try:
+            chosen += _choose_group([row], selector, floor)
+            away = 0 if _has_candidates(row) else away
+        except (InvalidArgumentError, ModelError) as error:
+            away = 0 if isinstance(error, _OF_ONE_ROW) else away + 1
+            if away == _AWAY or isinstance(error, BudgetExceededError):
+                raise
+            chosen.append(replace(row, error=joined([row.error, f"{_REFUSED}: {error}"])))
+    return chosen
 
 
 def _choose_group(

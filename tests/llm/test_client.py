@@ -618,6 +618,11 @@ def test_a_system_that_starts_no_more_threads_is_an_error(
         with pytest.raises(PersonaInferError, match="starts no more threads"):
             pi.infer_personas(pairs(1), "fake", api_base=llm.api_base)
     assert not pi.infer_personas(pairs(1), "fake", api_base=llm.api_base).errors
+    assert event_loop._current is not None
+    _, second, thread = event_loop._current
+    second.call_soon_threadsafe(second.stop)
+    thread.join(timeout=30)
+    second.close()
 
 
 def test_a_call_within_a_call_is_an_error_and_waits_for_nothing(llm: FakeLLM) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -246,3 +247,9 @@ def test_a_key_in_the_path_of_an_address_is_in_no_error(key: str) -> None:
 )
 def test_other_paths_are_shown(path: str) -> None:
     assert shown_address(f"https://host.example/{path}") == f"https://host.example/{path}"
+
+
+@pytest.mark.parametrize("secret", ["000%", "000&", "00%&"])
+def test_nothing_of_an_escape_stays(secret: str) -> None:
+    for said in (quote(secret), quote(quote(secret)), html.escape(secret)):
+        assert Secrets([secret]).mask(f"<<{said}>>") == "<<[key]>>"

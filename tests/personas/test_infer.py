@@ -26,6 +26,7 @@ from personainfer.exceptions import (
     ModelNotFoundError,
     ReplyError,
     RequestRejectedError,
+    TransportError,
     UnknownOptionError,
 )
 from personainfer.testing import FakeLLM, Fault
@@ -350,7 +351,30 @@ class Picky(ByLength):
         return super().explains(preferences, personas)
 
 
-@pytest.mark.parametrize("error", [InvalidArgumentError, RequestRejectedError])
+class Away(ByLength):
+    """Ends after some calls."""
+
+    calls = 0
+
+    def explains(
+        self, preferences: Sequence[pi.Preference], personas: Sequence[pi.Persona]
+    ) -> np.ndarray[Any, Any]:
+        self.calls += 1
+        if self.calls > 1:
+            raise TransportError("the connection failed.")
+        return super().explains(preferences, personas)
+
+
+def test_a_selector_that_is_away_ends_the_run_soon() -> None:
+    away = Away()
+    with FakeLLM(reply=sampled) as llm, pytest.raises(TransportError, match="connection failed"):
+        pi.infer_personas(
+            pairs(64), "fake", api_base=llm.api_base, candidates=2, select=away, seed=0
+        )
+    assert away.calls == 5  # a group, one that fails, and three rows of it
+
+
+@pytest.mark.parametrize("error", [InvalidArgumentError, RequestRejectedError, TransportError])
 def test_a_row_that_the_selector_refuses_costs_no_other(error: type[Exception]) -> None:
     """Here by transformers, or by a server, which answers 400 for a text that is too long for it."""
     with FakeLLM(reply=sampled) as llm:
