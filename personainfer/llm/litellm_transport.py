@@ -106,7 +106,7 @@ class LiteLLMTransport(DialectTransport):
             return {}
         fields = response_format(schema, strict=True)
         asked = fields["response_format"]["json_schema"]
-        self._models[asked["name"]] = _InstructorModels(schema)
+        self._models[json.dumps(asked["schema"])] = _InstructorModels(schema)
         return tool_call(asked) if FORMS[self.dialect.form] == "tools" else fields
 
     @keeps_no_cause
@@ -141,8 +141,11 @@ class LiteLLMTransport(DialectTransport):
         asked = fields.pop("response_format", None)
         tools = fields.pop("tools", None)
         fields.pop("tool_choice", None)
-        name = asked["json_schema"]["name"] if asked else tools and tools[0]["function"]["name"]
-        return self._models[name] if name else None
+        if not (asked or tools):
+            return None
+        # Not by its name: two schemas may have the same.
+        schema = asked["json_schema"]["schema"] if asked else tools[0]["function"]["parameters"]
+        return self._models[json.dumps(schema)]
 
     async def _structured(self, models: _InstructorModels, fields: Json) -> Any:
         """One call through instructor: the first of a request, or one more with what was wrong.

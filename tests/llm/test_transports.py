@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 import personainfer as pi
 from personainfer.api_keys import Secrets
@@ -223,6 +223,19 @@ def test_prices_come_from_the_list_or_the_user() -> None:
     for bad in (-2.0, float("nan"), float("inf")):
         with pytest.raises(InvalidArgumentError, match="prices="):
             pi.LLM("x", prices=(1, bad))
+
+
+@pytest.mark.heavy
+def test_two_schemas_of_one_name_are_two_over_litellm(llm: FakeLLM) -> None:
+    one, other = (create_model("Reply", **{name: (str, ...)}) for name in ("colour", "animal"))  # type: ignore[call-overload]
+    model = pi.LLM("litellm/openai/m", api_base=llm.api_base, api_key="k", cache=False)
+    for schema in (one, other, one, other):
+        model.ask([{"role": "user", "content": "say"}], schema)
+    sent = [
+        next(iter(body["response_format"]["json_schema"]["schema"]["properties"]))
+        for body in llm.requests
+    ]
+    assert sent == ["colour", "animal", "colour", "animal"]
 
 
 @pytest.mark.heavy
