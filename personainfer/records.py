@@ -126,6 +126,7 @@ class Preference(Record):
 
 # Every match of the patterns below begins with one of these words; the patterns are only tried on such texts.
 _LEADERS = frozenset("the this they i you someone who is are am prefer prefers would".split())
+_MOST_LEADERS = 8  # "the user is someone who is" has two
 _SUBJECT = (
     r"^(?:(?:the|this) (?:user|person)\s+|(?:they|i|you)\s+"
     r"|(?:someone )?who\s+(?=is|are|would|prefer))?"
@@ -146,11 +147,10 @@ def _phrase(text: object, before: re.Pattern[str]) -> object:
     first = phrase.partition(" ")[0]
     if first not in _LEADERS and first.islower():  # nearly all phrases fit already
         return phrase
-    while first.lower() in _LEADERS:
-        shorter = before.sub("", phrase, count=1)
-        if shorter == phrase:
+    for _ in range(_MOST_LEADERS):  # again and again: "the user is someone who is"
+        if first.lower() not in _LEADERS:
             break
-        phrase = shorter  # and again: "the user is someone who is"
+        phrase = before.sub("", phrase, count=1)
         first = phrase.partition(" ")[0]
     if first == "A" or first[1:].islower():  # "Short" -> "short", while "TV" and "IT-savvy" stay
         phrase = phrase[0].lower() + phrase[1:]

@@ -19,6 +19,10 @@ READERS = {
     "a name": ("chr(201) + chr(233) * LENGTH", FLAG),
     "initials": ("'A. ' * (LENGTH // 3)", FLAG),
     "the answer of a judge": ("'1' + '.' * LENGTH + 'x'", "judge._bare(text)"),
+    "a trait that repeats itself": (
+        "'who is ' * (LENGTH // 7)",
+        "pi.Persona(trait=text, preference='b')",
+    ),
     "dots and blanks in it": ("'1' + ' .' * (LENGTH // 2)", "judge._bare(text)"),
     "sentences of a prefix": (
         "'x' + '.' * LENGTH + 'x'",

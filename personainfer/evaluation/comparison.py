@@ -242,9 +242,12 @@ class _FunctionAsker:
                 self._answers[question] = await answer
             done()
 
-        async with asyncio.TaskGroup() as group:
-            for question, answer in waiting.items():
-                group.create_task(one(question, answer))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for question, answer in waiting.items():
+                    group.create_task(one(question, answer))
+        except BaseExceptionGroup as errors:  # as of a plain function
+            raise errors.exceptions[0] from None
 
     def _opinion(self, question: Asked) -> Opinion:
         answer = self._answers[question]

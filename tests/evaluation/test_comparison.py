@@ -483,6 +483,14 @@ def two_prompts(judge: Any, **options: Any) -> ResponseComparison:
     )
 
 
+def test_what_an_async_function_raises_reaches_the_caller() -> None:
+    async def judge(*question: Any) -> int:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        two_prompts(judge, personas=PERSONA)
+
+
 def test_a_function_may_be_async_and_is_asked_several_questions_at_once() -> None:
     running: list[int] = []
     most: list[int] = []
