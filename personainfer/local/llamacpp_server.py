@@ -90,13 +90,17 @@ class PrivateSocket:
         # No folder can be made, or no socket in it: some file systems know none.
         with suppress(OSError, ValueError):
             folder = tempfile.mkdtemp(prefix="personainfer-")
-            weakref.finalize(self, _remove_folder, folder, os.getpid())
             path = os.path.join(folder, "server.sock")  # the end tells llama.cpp what it is
-            if len(path.encode()) <= _LONGEST_SOCKET:
-                with closing(socket.socket(socket.AF_UNIX)) as tried:
-                    tried.bind(path)
-                os.unlink(path)
-                self.path = path
+            try:
+                if len(path.encode()) <= _LONGEST_SOCKET:
+                    with closing(socket.socket(socket.AF_UNIX)) as tried:
+                        tried.bind(path)
+                    os.unlink(path)
+                    self.path = path
+                    weakref.finalize(self, _remove_folder, folder, os.getpid())
+            finally:
+                if self.path is None:  # a kill would leave it there
+                    _remove_folder(folder, os.getpid())
 
 
 def _remove_folder(folder: str, pid: int) -> None:

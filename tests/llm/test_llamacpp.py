@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from http.client import HTTPConnection
@@ -336,8 +337,11 @@ pi.infer_personas(rows, "local:smollm2", cache=False)
 
 
 @pytest.mark.heavy
-def test_a_kill_leaves_nothing_of_what_was_read(tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+@pytest.mark.parametrize("name", ["t", "t" * 90], ids=["socket", "too long for a socket"])
+def test_a_kill_leaves_nothing_of_what_was_read(tmp_path: Path, name: str) -> None:
+    place = Path(tempfile.mkdtemp(prefix="k")) if name == "t" else tmp_path / name
+    place.mkdir(exist_ok=True)
+    environment = {**os.environ, "TMPDIR": str(place)}
     killed = subprocess.run(
         [sys.executable, "-c", _KILLED, str(EXAMPLES)],
         env=environment,
@@ -347,7 +351,8 @@ def test_a_kill_leaves_nothing_of_what_was_read(tmp_path: Path) -> None:
         check=False,
     )
     assert killed.stdout.strip() not in ("", "None"), killed.stderr  # a copy was made
-    until(lambda: not list(tmp_path.iterdir()))  # the server removes the folder of its socket
+    until(lambda: not list(place.iterdir()))  # the server removes the folder of its socket
+    place.rmdir()
 
 
 @pytest.mark.heavy
