@@ -363,11 +363,7 @@ def test_of_a_cache_with_a_bad_page_the_other_replies_are_kept(tmp_path: Path) -
     cache.set_many(list(replies.items())[:250], model="one")
     cache.set_many(list(replies.items())[250:], model="two")
     cache.close()
-    path = tmp_path / "cache.db"
-    whole = bytearray(path.read_bytes())
-    place = whole.index(b"reply 250reply 250") // 4096 * 4096
-    whole[place : place + 4096] = b"\xff" * 4096
-    path.write_bytes(whole)
+    spoil_page(tmp_path, b"reply 250reply 250")
     with pytest.raises(CacheError, match=r"malformed.*broken-1.* replies of it are in a new cache"):
         ReplyCache(tmp_path).get_many(list(replies))
     again = ReplyCache(tmp_path)
@@ -699,15 +695,20 @@ def test_a_spoilt_reply_costs_itself_alone(
     assert os.listdir(tmp_path) == ["cache.db"] or not list(tmp_path.glob("*broken*"))
 
 
+def spoil_page(folder: Path, words: bytes) -> None:
+    """Overwrite the page of the cache where these words are."""
+    path = folder / "cache.db"
+    whole = bytearray(path.read_bytes())
+    place = whole.index(words) // 4096 * 4096
+    whole[place : place + 4096] = b"\xff" * 4096
+    path.write_bytes(whole)
+
+
 @pytest.mark.parametrize("key", ["'abc'", "5", "NULL", "100000000000000", "1.5"])
 def test_a_spoilt_key_costs_a_damaged_cache_no_other_reply(key: str, tmp_path: Path) -> None:
     replies = filled(tmp_path, 400)
     changed(tmp_path, f"UPDATE Cache SET key = {key} WHERE rowid = 3")
-    path = tmp_path / "cache.db"
-    whole = bytearray(path.read_bytes())
-    place = whole.index(b"reply 250reply 250") // 4096 * 4096
-    whole[place : place + 4096] = b"\xff" * 4096
-    path.write_bytes(whole)
+    spoil_page(tmp_path, b"reply 250reply 250")
     with pytest.raises(CacheError, match="new cache"):
         ReplyCache(tmp_path).get_many(list(replies))
     found = ReplyCache(tmp_path).get_many(list(replies))
@@ -719,11 +720,7 @@ def test_damage_among_numbers_that_are_far_apart_is_passed_over(tmp_path: Path) 
     """Else each of 2**60 numbers would be tried."""
     replies = filled(tmp_path, 400)
     changed(tmp_path, "UPDATE Cache SET rowid = rowid + (1 << 60) WHERE rowid > 260")
-    path = tmp_path / "cache.db"
-    whole = bytearray(path.read_bytes())
-    place = whole.index(b"reply 255reply 255") // 4096 * 4096
-    whole[place : place + 4096] = b"\xff" * 4096
-    path.write_bytes(whole)
+    spoil_page(tmp_path, b"reply 255reply 255")
     with pytest.raises(CacheError, match="new cache"):
         ReplyCache(tmp_path).get_many(list(replies))
     assert len(ReplyCache(tmp_path).get_many(list(replies))) > 340
