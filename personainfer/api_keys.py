@@ -51,6 +51,13 @@ SECRET_NAME = re.compile(
     r"auth|key|token|secret|cookie|signature|pass|pwd|\bpin\b|access|credential|session|jwt",
     re.IGNORECASE,
 )
+_KEY_FIELDS = frozenset(("code", "sig"))  # of Azure's addresses, which are secret, too
+# Words in the names of headers by which gateways choose a model.
+_ROUTE_NAME = re.compile(
+    r"(?<![a-z])(?:rout(?:e|er|ing)|providers?|models?|deployment|tenant|backend|upstream|target|host"
+    r"|destination|endpoint|engine|adapter|lora|variant|fallbacks?|config|virtual)(?![a-z])",
+    re.IGNORECASE,
+)
 _LONGEST_USER = 8  # characters of a user's name that may be shown; a longer one may be a token
 
 
@@ -102,9 +109,45 @@ def holds_secret(address: str) -> bool:
 
 def _shown_field(field: str) -> str:
     name, equals, _ = field.partition("=")
-    if not equals:
-        return "…"
-    return field if name == "api-version" else f"{name}=…"
+    return field if _is_shown(field) else f"{name}=…" if equals else "…"
+
+
+def route_of(addresses: Iterable[str], headers: Mapping[str, str]) -> str:
+    """A digest of what chooses a model and `shown_address` hides; "" if there is nothing.
+
+    It counts the fields of queries, and headers with names such as `x-portkey-provider`. Keys, passwords and
+    other headers, such as the number of a trace, do not count: replies are found again with another one.
+    """
+    fields = [
+        field
+        for address in addresses
+        if (found := ADDRESS.fullmatch(address)) is not None and found["query"]
+        for field in found["query"].split("&")
+        if not _is_shown(field) and not _is_key_field(field)
+    ]
+    named = sorted(
+        (name.lower(), str(value)) for name, value in headers.items() if _chooses_a_model(name)
+    )
+    chosen = json.dumps([fields, named]).encode() if fields or named else b""
+    return hashlib.sha256(chosen).hexdigest() if chosen else ""
+
+
+def _chooses_a_model(header: str) -> bool:
+    """Whether a header's name says so. `x-portkey-virtual-key` does, and `x-provider-api-key` is a key."""
+    is_key_name = (
+        SECRET_NAME.search(re.split("[-_]", header)[-1]) and "virtual" not in header.lower()
+    )
+    return bool(_ROUTE_NAME.search(header)) and not is_key_name
+
+
+def _is_shown(field: str) -> bool:
+    """Whether a field of a query may be shown whole: `api-version`, which Azure's addresses have."""
+    return field.startswith("api-version=")
+
+
+def _is_key_field(field: str) -> bool:
+    name, _, value = field.partition("=")
+    return bool(SECRET_NAME.search(name)) or name in _KEY_FIELDS or is_key(value or name)
 
 
 def address_problem(address: str) -> str:
@@ -282,17 +325,40 @@ def can_be_sent(text: str) -> bool:
     return text.isascii() and text.isprintable() and text.strip() == text
 
 
-class StoredText(str):
-    """An address or a model that a file names: it is shown, but nothing is sent to it.
+class Stored:
+    """What a file says, and not the caller.
 
-    Whoever wrote the file would otherwise choose where the user's key and data go.
+    Whoever wrote the file would otherwise choose where the user's key and data go, and what calls cost.
     """
 
     __slots__ = ()
 
 
-class StoredFields(dict[str, Any]):
-    """Fields of requests that a file names: they are not sent unless the caller gives them."""
+class StoredText(Stored, str):
+    """A text of a file, such as an address."""
+
+    __slots__ = ()
+
+
+class StoredNumber(Stored, int):
+    """A whole number of a file."""
+
+    __slots__ = ()
+
+
+class StoredFields(Stored, dict[str, Any]):
+    """An object of a file, such as fields of requests."""
+
+
+_STORED: dict[type, type] = {str: StoredText, int: StoredNumber, dict: StoredFields}
+
+
+def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings or options that a file holds, each marked as such."""
+    return {
+        name: _STORED.get(type(value), lambda value: value)(value)
+        for name, value in settings.items()
+    }
 
 
 class Secrets:

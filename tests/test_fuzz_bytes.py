@@ -316,7 +316,14 @@ def batch_handle(path: Path) -> object:
     batch = PersonaBatch.load(path.parent)
     str(batch)
     batch.plan()
-    return batch.llm("key", api_base="http://127.0.0.1:9/v1", cache_dir=path.parent / "cache")
+    return batch.llm(
+        {
+            "api_key": "key",
+            "api_base": "http://127.0.0.1:9/v1",
+            "cache_dir": path.parent / "cache",
+        },
+        calls=True,
+    )
 
 
 def batch_rows(path: Path) -> object:

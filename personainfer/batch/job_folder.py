@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -27,14 +27,14 @@ from typing import IO, Any, Literal, Self
 import tenacity
 from pydantic import Field, ValidationError
 
-from ..api_keys import Secrets, shown_address
+from ..api_keys import Secrets, as_stored, shown_address
 from ..data.atomic_files import as_path, atomic_folder, read_small_file, write_file
 from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.cache import ReplyCache, default_cache_dir
-from ..llm.client import LLM, OPTIONS
+from ..llm.client import LLM, OPTIONS, check_stored_costs
 from ..llm.rate_limits import most_tokens
 from ..local.weights import check_stored_model
 from ..personas.prompts import PersonaPrompt, Protocol
@@ -48,6 +48,8 @@ MAX_REQUESTS = 50_000  # in a file, by OpenAI's rules
 MAX_BYTES = 190_000_000  # of its 200 MB
 
 _CACHED = "cached.jsonl"
+# Options that are not taken from the folder of another process.
+_NOT_OF_A_FOLDER = {"api_base", "cache_dir", "max_attempts"}
 _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
 
 
@@ -120,7 +122,7 @@ class PersonaBatch(Record):
             _check_own_files(folder)
             fields = read_json(read_small_file(cls.handle(folder)))
             batch = cls.model_validate({**fields, "path": folder, "submitted_here": False})
-            UnknownOptionError.check(batch.llm_options, OPTIONS - {"api_key"})
+            UnknownOptionError.check(batch.llm_options, OPTIONS - {"api_key", "extra_headers"})
             return batch
         except OSError:
             raise InvalidArgumentError(
@@ -170,12 +172,7 @@ class PersonaBatch(Record):
         )
 
     def llm(
-        self,
-        api_key: str | None,
-        *,
-        api_base: str | None = None,
-        cache_dir: str | Path | None = None,
-        submitted_here: bool = False,
+        self, given: Mapping[str, Any], *, submitted_here: bool = False, calls: bool = False
     ) -> LLM:
         """The model of the batch.
 
@@ -183,27 +180,36 @@ class PersonaBatch(Record):
         somebody else may have written the replies that are in the folder, and the user's cache is believed.
         `own_cache` is where the others belong.
 
-        The address and the cache directory are taken from the folder only if this process submitted the
-        batch. Otherwise whoever wrote the folder could choose where the key goes.
+        If another process submitted the batch, whoever wrote the folder could choose where the key goes and
+        what calls cost. The address and the cache directory are then those of the caller, and so is what
+        makes single calls cost more than usual, if there are any.
+
+        Args:
+            given: the options that the caller names, which replace those of the folder.
+            submitted_here: whether this process submitted the batch.
+            calls: whether the model is called for what the batch does not answer.
 
         Raises:
-            InvalidArgumentError: the folder names an address, and `api_base` does not; or the model's name
-                says where it is loaded from or called.
+            InvalidArgumentError: the folder names an address, or something that costs more, and `given`
+                does not; or the model's name says where it is loaded from or called.
         """
         options = dict(self.llm_options)
         stored = options.get("api_base")
         if not submitted_here:
             check_stored_model(self.model, self.path)
-            if stored is not None and api_base is None:
+            if stored is not None and given.get("api_base") is None:
                 raise InvalidArgumentError(
                     f"{self.path} was submitted to {shown_address(str(stored))!r}.",
                     hint="Your key would go there: give api_base= again.",
                     argument="api_base",
                 )
-            options |= {"api_base": api_base, "cache_dir": cache_dir}
+            if calls:
+                check_stored_costs(options, given, self.path)
+            options = as_stored({name: options[name] for name in options.keys() - _NOT_OF_A_FOLDER})
+        options |= given
         if not submitted_here or not options.get("cache", True):
             options |= {"cache": True, "cache_dir": self.replies_folder}
-        return LLM(self.model, **options, api_key=api_key)
+        return LLM(self.model, **options)
 
     def own_cache(self, cache_dir: str | Path | None) -> ReplyCache | None:
         """The user's cache, for replies that this call downloads; None if it is off."""

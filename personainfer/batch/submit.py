@@ -111,6 +111,10 @@ def collect_batch(
     timeout: float | None = None,
     api_key: str | None = None,
     api_base: str | None = None,
+    extra_headers: Mapping[str, str] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
+    max_tokens: int | None = None,
+    reasoning_effort: str | None = None,
     cache_dir: str | Path | None = None,
     progress: bool | None = None,
 ) -> PersonaTable:
@@ -129,6 +133,9 @@ def collect_batch(
         api_key: the key; None: the provider's environment variable.
         api_base: the endpoint that the batch was submitted to. It has to be given again if `batch` is
             a folder; otherwise whoever made the folder would choose where your key goes.
+        extra_headers: those of `submit_batch`, which the folder does not keep.
+        extra_body, max_tokens, reasoning_effort: those of `submit_batch`. They have to be given again if
+            `batch` is a folder, `ask_missing` is set and they make calls cost more than usual.
         cache_dir: the cache of replies, if `batch` is a folder; None: the default one.
         progress: bars on standard error; None: in a terminal or a notebook.
 
@@ -148,7 +155,17 @@ def collect_batch(
     here = isinstance(batch, PersonaBatch) and batch.submitted_here
     batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
     check_candidates(batch.candidates, select)
-    llm = batch.llm(api_key, api_base=api_base, cache_dir=cache_dir, submitted_here=here)
+    given = {
+        "api_key": api_key,
+        "api_base": api_base,
+        "extra_headers": extra_headers,
+        "extra_body": extra_body,
+        "max_tokens": max_tokens,
+        "reasoning_effort": reasoning_effort,
+        "cache_dir": cache_dir,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    llm = batch.llm(given, submitted_here=here, calls=ask_missing)
     keys = _keys(batch, llm)
     before = batch.answer_files()
     batch = _awaited(batch, llm, wait, poll, timeout, progress)
@@ -318,8 +335,9 @@ def _keys(batch: PersonaBatch, llm: LLM) -> dict[bytes, int]:
     digest, keys = _fingerprint(batch.source(), batch.plan(), llm)
     if digest != batch.digest:
         raise DataError(
-            f"{batch.path} was made by {batch.made_by}, which writes other requests than this version.",
-            hint="Collect it with the versions of personainfer and litellm that submitted it.",
+            f"{batch.path} was made by {batch.made_by}, or with other options: the requests differ.",
+            hint="Collect it with the versions of personainfer and litellm that submitted it, and give"
+            " extra_headers= that choose a model, and other options, as submit_batch got them.",
         )
     return keys
 

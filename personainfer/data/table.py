@@ -10,7 +10,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ..api_keys import StoredFields, StoredText
+from ..api_keys import as_stored
 from ..exceptions import (
     DataError,
     InvalidArgumentError,
@@ -476,17 +476,11 @@ class PersonaTable(Sequence[PersonaRow]):
             MissingFileError: there is none.
         """
         file = StoredTable(as_path(path))
-        settings = dict(file.settings)
-        for name in ("api_base", "model"):
-            if isinstance(stored := settings.get(name), str):
-                settings[name] = StoredText(stored)
-        if isinstance(extra := settings.get("extra_body"), dict):
-            settings["extra_body"] = StoredFields(extra)
         table = cls(
             file.rows,
             original=file.columns,
             usage=file.usage,
-            settings=settings,
+            settings=as_stored(file.settings),
             added=file.added,
             kinds=file.added_kinds,
         )

@@ -405,6 +405,35 @@ def _budget(usd: float | None, price: Price | None, model: str) -> Budget | None
     return Budget(usd, price)
 
 
+# The most that a file may ask for without the caller's word.
+_MOST_OF_A_FILE = {
+    "max_tokens": _OPTIONS.defaults["max_tokens"],
+    "reasoning_effort": None,
+    "extra_body": {},
+    "candidates": 8,
+}
+
+
+def check_stored_costs(stored: Mapping[str, Any], given: Mapping[str, Any], place: object) -> None:
+    """Raise InvalidArgumentError if a file would make calls cost more than the caller said.
+
+    Args:
+        stored: the options that the file names.
+        given: those that the caller names.
+        place: the file, as the error names it.
+    """
+    for name, most in _MOST_OF_A_FILE.items():
+        value = stored.get(name)
+        is_less = isinstance(value, int) and isinstance(most, int) and value <= most
+        if not (name in given or value in (None, most) or is_less):
+            raise InvalidArgumentError(
+                f"{place} was made with {name}={value!r:.200}.",
+                hint="Whoever wrote the file would decide what you pay for, and may have put other models or"
+                f" tools in it: give {name}= again{' ({}: none)' if most == {} else ''}.",
+                argument=name,
+            )
+
+
 def make_llm(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
     """The LLM that was given, or the one that a model string and options configure."""
     if not isinstance(model, LLM):

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from .. import event_loop
-from ..api_keys import Address, Secrets, SecretText, hide_secrets, shown_address
+from ..api_keys import Address, Secrets, SecretText, hide_secrets, route_of, shown_address
 from ..event_loop import Deadlines
 from ..exceptions import (
     AuthenticationError,
@@ -78,6 +78,7 @@ class LiteLLMTransport(DialectTransport):
         address = api_base or _environment_address(self.provider)
         self._addresses = tuple(map(Address, address.split()))
         self.endpoint = f"litellm:{self.provider}:{shown_address(address.rstrip('/'))}"
+        self.route = route_of(self._addresses, headers or {})
         if self.provider in _FOLLOWING:
             raise InvalidArgumentError(
                 f"model={model!r}: litellm calls {self.provider} by a client that follows redirects.",

@@ -85,7 +85,7 @@ class Form:
         head = json.dumps(fields, ensure_ascii=False)[:-1] + ', "messages": ['
         shared = [_encode(message.role, message.content) + b"," for message in request.prefix]
         self._head = head.encode() + b"".join(shared)
-        named = f"{transport.endpoint}\n{request.sample}\n".encode()
+        named = f"{transport.endpoint}{transport.route}\n{request.sample}\n".encode()
         self._digest = hashlib.sha256(_KEY_VERSION + named + self._head)
 
     def job(self, messages: Sequence[Message]) -> Job:

@@ -19,7 +19,15 @@ from urllib.request import getproxies, proxy_bypass
 
 from pydantic import BaseModel
 
-from ..api_keys import Address, Secrets, SecretText, environment_key, key_headers, shown_address
+from ..api_keys import (
+    Address,
+    Secrets,
+    SecretText,
+    environment_key,
+    key_headers,
+    route_of,
+    shown_address,
+)
 from ..event_loop import Deadlines
 from ..exceptions import (
     InvalidArgumentError,
@@ -50,6 +58,7 @@ class Transport(Protocol):
 
     model: str  # the name that the request carries
     endpoint: str  # where it goes, in the cache's key: holds no API key, and no port that changes
+    route: str  # what else chooses the model, as `route_of` tells; also in the cache's key
 
     @property
     def secrets(self) -> Secrets:
@@ -161,6 +170,7 @@ class EndpointTransport(DialectTransport):
         self._base: str = Address(api_base.rstrip("/"))
         self.endpoint = shown_address(self._base)
         self.headers = {name: SecretText(text) for name, text in (headers or {}).items()}
+        self.route = route_of([self._base], self.headers)
         self.key = SecretText(api_key or "")
         if "@" in urlsplit(self._base).netloc:
             _check_credentials(self.endpoint, self.key, self.headers)

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, cast
 
-from ..api_keys import StoredFields, StoredText, holds_secret, shown_address
+from ..api_keys import Stored, StoredText, holds_secret, shown_address
 from ..arguments import takes_options
 from ..data.source_rows import PreferenceSource
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError, RowsFailedError
-from ..llm.client import LLM
+from ..llm.client import LLM, check_stored_costs
 from ..local.weights import check_stored_model
 from ..observability import with_progress_bar
 from ..records import Candidate, PersonaRow, Preference
@@ -41,7 +41,8 @@ def retry_errors(
         table: a table, or the path of a saved one.
         model: None: the model that made the table. An `api_base` that comes from a file, or that had a
             password or a token, has to be given again; otherwise whoever wrote the file would get your key.
-            So has an `extra_body` that comes from a file.
+            So has what makes calls cost more than usual, if it comes from a file: `extra_body`,
+            `reasoning_effort`, a `max_tokens` above 500, more than 8 `candidates`.
         progress: as for `infer_personas`.
         options: as for `infer_personas`. By default they are those of the table, except keys, limits and
             prices, which a table does not keep. `select` has to be given again. `protocol`, `sides`
@@ -140,11 +141,13 @@ def _stream(
         )
     options = _fixed(settings)
     options["exemplars"] = "none" if settings.get("exemplars") == 0 else "default"
+    used = ("candidates",) if isinstance(model, LLM) else ("candidates", *_SAMPLING)
+    stored = {name: settings[name] for name in used if isinstance(settings.get(name), Stored)}
+    check_stored_costs(stored, given, "the table")
     if not isinstance(model, LLM):
         if isinstance(model, StoredText):
             check_stored_model(model, "the table")
         _check_address(model, given, settings)
-        _check_extra_body(given, settings)
         names = _SAMPLING + (("api_base",) if model == settings.get("model") else ())
         options |= {name: settings[name] for name in names if name in settings}
     stream = iter_personas(pairs or PreferenceSource.empty(), model, **{**options, **given})
@@ -169,18 +172,6 @@ def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, 
             f"the table was made with the model {model!r} at {shown_address(base)!r}.",
             hint="Your key would go there: give api_base= again, or another model=.",
             argument="api_base",
-        )
-
-
-def _check_extra_body(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError if a file would decide about fields of requests: one may name a model."""
-    extra = settings.get("extra_body")
-    if isinstance(extra, StoredFields) and extra and "extra_body" not in given:
-        raise InvalidArgumentError(
-            f"the table was made with extra_body={extra!r:.200}.",
-            hint="Whoever wrote the file may have put other models or tools in it: give extra_body= again"
-            " ({}: none).",
-            argument="extra_body",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 
 from pydantic import Field
 
-from ..api_keys import StoredText
+from ..api_keys import as_stored
 from ..data.atomic_files import as_path, check_file, check_replaced, write_file
 from ..data.files import bounded_lines, missing_file
 from ..data.table_reader import check_settings
@@ -237,10 +237,7 @@ def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
             hint="A persona as text is a line with user and persona alone.",
         ) from None
     fields = dict(saved)
-    settings = fields.pop("settings")
-    for name in ("api_base", "model"):
-        if isinstance(settings.get(name), str):
-            settings[name] = StoredText(settings[name])
+    settings = as_stored(fields.pop("settings"))
     return UserRow.unchecked(fields), settings
 
 

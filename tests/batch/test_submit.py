@@ -920,3 +920,39 @@ def test_a_strangers_replies_do_not_get_into_your_cache(provider: BatchServer, p
     assert not pi.collect_batch(folder, **here).errors
     assert provider.calls == calls
     assert pi.cache_info(mine).replies == 0
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"extra_body": {"models": ["x"]}}, {"max_tokens": 100_000}, {"reasoning_effort": "high"}],
+)
+def test_a_folder_never_decides_that_single_calls_cost_more(
+    option: dict[str, Any], provider: BatchServer, place: Path
+) -> None:
+    [name] = option
+    provider.edit = lambda lines: lines[:2]
+    submit(provider, pairs(3), place / "b", **option)
+    with pytest.raises(InvalidArgumentError, match=f"give {name}= again") as caught:
+        collect(place / "b", ask_missing=True)
+    assert caught.value.argument == name
+    table = collect(place / "b")
+    assert len(table.errors) == 1
+    with pytest.raises(InvalidArgumentError, match=f"give {name}= again"):
+        pi.retry_errors(table)
+    assert provider.count(ASK) == 0
+    assert not collect(place / "b", ask_missing=True, **option).errors
+
+
+def test_headers_that_choose_a_model_are_given_again(provider: BatchServer, place: Path) -> None:
+    """The folder does not keep them, since they may be secret, and takes none from a stranger."""
+    headers = {"x-portkey-provider": "openai"}
+    submit(provider, pairs(3), place / "b", extra_headers=headers)
+    with pytest.raises(DataError, match="extra_headers="):
+        collect(place / "b")
+    assert not collect(place / "b", extra_headers=headers).errors
+    handle = place / "b" / "batch.json"
+    stored = json.loads(handle.read_text())
+    stored["llm_options"]["extra_headers"] = headers
+    handle.write_text(json.dumps(stored))
+    with pytest.raises(DataError, match="extra_headers"):
+        collect(place / "b")

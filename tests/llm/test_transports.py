@@ -286,3 +286,43 @@ def test_over_litellm_the_form_that_a_provider_takes_is_found_once(
             assert value == Inner(kind="b", title="x")
         assert server.calls == 3 + len(refused)
     assert model.settings["reply_form"] == form
+
+
+# What a reply is stored under
+
+GATEWAYS: dict[str, tuple[str, dict[str, str]]] = {
+    "plain": ("", {}),
+    "a route": ("?route=a", {}),
+    "another one": ("?route=b", {}),
+    "a provider": ("", {"x-portkey-provider": "openai"}),
+    "another provider": ("", {"X-Portkey-Provider": "anthropic"}),
+    "a host": ("", {"Host": "llama.example.com"}),
+    "a key that names a provider": ("", {"x-portkey-virtual-key": "openai-1"}),
+}
+KEYS: dict[str, tuple[str, dict[str, str]]] = {
+    "a key": ("?key=one&code=one", {"X-Provider-Api-Key": "one"}),
+    "another key": ("?key=two&code=two", {"X-Provider-Api-Key": "two"}),
+    "a trace": ("", {"traceparent": "00-1-2-01", "X-Request-Id": "1", "X-Title": "Tea"}),
+}
+
+
+def key_of(query: str = "", headers: dict[str, str] | None = None, model: str = "fake") -> bytes:
+    """The key of a reply at an endpoint with this query and these headers."""
+    base = f"http://127.0.0.1:9/v1{query}"
+    llm = pi.LLM(model, api_base=base, api_key="k", extra_headers=headers, cache=False)
+    return llm.job(pi.Request((pi.Message(role="user", content="Hi"),))).key
+
+
+@pytest.mark.parametrize("model", ["fake", "litellm/openai/fake"])
+def test_what_chooses_the_model_behind_an_address_is_part_of_what_a_reply_is_stored_under(
+    model: str,
+) -> None:
+    keys = {key_of(*one, model=model) for one in GATEWAYS.values()}
+    assert len(keys) == len(GATEWAYS)
+
+
+def test_keys_and_numbers_of_a_run_are_no_part_of_it() -> None:
+    assert key_of(*KEYS["a key"]) == key_of(*KEYS["another key"])
+    assert key_of(*KEYS["a trace"]) == key_of()
+    earlier = "c38cedd9db70b6d0758918f79b84388477dca4511ac8bd62ac0755fb78e44b67"
+    assert key_of().hex() == earlier  # whose replies are still found

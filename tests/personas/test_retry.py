@@ -480,3 +480,24 @@ def test_a_file_never_decides_about_fields_of_requests(tmp_path: Path, llm: Fake
         pi.retry_errors(nameless, "fake", **options)
     assert llm.calls == 0
     assert not pi.retry_errors(path, extra_body={}, **options).errors
+
+
+@pytest.mark.parametrize("option", [{"max_tokens": 100_000}, {"reasoning_effort": "high"}])
+def test_a_file_never_decides_that_calls_cost_more(
+    option: dict[str, Any], tmp_path: Path, llm: FakeLLM
+) -> None:
+    path, [name] = tmp_path / "theirs.parquet", option
+    with FakeLLM(faults=[Fault.status(500)]) as stranger:
+        made = pi.infer_personas(
+            pairs(1), "fake", api_base=stranger.api_base, max_attempts=1, **option
+        )
+    made.save(path)
+    with pytest.raises(InvalidArgumentError, match=f"give {name}= again") as caught:
+        pi.retry_errors(path, api_base=llm.api_base)
+    assert caught.value.argument == name
+    assert llm.calls == 0
+    assert not pi.retry_errors(path, api_base=llm.api_base, **option).errors
+    assert not pi.retry_errors(made, api_base=llm.api_base).errors  # no file
+    made.settings[name] = 100 if name == "max_tokens" else None
+    made.save(path)
+    assert pi.retry_errors(path, api_base=llm.api_base).settings.get(name) == made.settings[name]
