@@ -19,13 +19,14 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import diskcache
 import platformdirs
@@ -54,6 +55,9 @@ try:
 except ImportError:  # Windows, where no user's number is asked for
     pass
 
+T = TypeVar("T")
+
+_READS = 5  # of a frozen database whose owner writes meanwhile
 _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold files or pickles
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
 # What diskcache's `set` does, for many rows at once and in half the time; its triggers keep the counts.
@@ -107,6 +111,7 @@ class ReplyCache:
         self._path = self.directory / "cache.db"
         self._here = threading.local()  # this thread's connection for reading, and its uses now
         self._read_only = True  # until it is known that nobody else may write
+        self._is_given_up = False  # a database that is only read, and fails
         self._pid = os.getpid()
         try:
             private_folder(self.directory)
@@ -127,10 +132,10 @@ class ReplyCache:
             self._inode = self._path.stat().st_ino
             if not self._read_only:
                 remove_abandoned(self._path)
-            with self._database_errors():
-                self._check_database()
-                self._store: Any = None
-                if not self._read_only:
+            self._check_database()
+            self._store: Any = None
+            if not self._read_only:
+                with self._database_errors():
                     self._store = Store(self.directory, self._check_files)
         except (OSError, ValueError) as error:
             raise _unusable(self.directory, error) from error
@@ -155,9 +160,13 @@ class ReplyCache:
                 raise _unusable(self.directory, problem)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, str]:
-        """The cached replies, by key; keys without a reply, or with one that is not text, are left out."""
+        """The cached replies, by key; keys without a reply, or with one that is not text, are left out.
+
+        Raises:
+            CacheError: the database fails. One that is only read is left alone then, with a warning.
+        """
         found: dict[bytes, str] = {}
-        for start in range(0, len(keys), _LOOKUP_SIZE):
+        for start in range(0, 0 if self._is_given_up else len(keys), _LOOKUP_SIZE):
             part = keys[start : start + _LOOKUP_SIZE]
             try:
                 found |= self._look_up(part)
@@ -165,6 +174,12 @@ class ReplyCache:
                 for key in part:
                     with suppress(_UnreadableReplyError):
                         found |= self._look_up([key])
+            except CacheError as error:
+                if not self._read_only:
+                    raise
+                self._is_given_up = True
+                warnings.warn(f"{error} No more replies are read from it.", stacklevel=2)
+                break
         return found
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, str]:
@@ -284,8 +299,28 @@ class ReplyCache:
                 self._here.connection = None
 
     def _select(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, Any]]:
-        with self._database_errors():
-            return self._reader().execute(query, parameters).fetchall()
+        def found(is_frozen: bool) -> list[tuple[Any, Any]]:
+            if not is_frozen:
+                return self._reader().execute(query, parameters).fetchall()
+            with closing(self._connection(frozen=True)) as connection:
+                return connection.execute(query, parameters).fetchall()
+
+        return self._settled(found)
+
+    def _settled(self, read: Callable[[bool], T]) -> T:
+        """What is read, given whether the database is frozen; again if somebody wrote to a frozen one."""
+        for _ in range(_READS):
+            before = self._frozen_state()
+            try:
+                with self._database_errors():
+                    found = read(before is not None)
+            except CacheError:
+                if before == self._frozen_state():
+                    raise
+            else:
+                if before == self._frozen_state():
+                    return found
+        raise self._locked()
 
     def _locked(self) -> CacheError:
         error = CacheError(
@@ -316,18 +351,22 @@ class ReplyCache:
             self._here.pid = self._pid = os.getpid()
             self._here.connection = None
         if self._here.connection is None:
-            self._check_still_there()  # else SQLite would make a new one
-            self._check_files()
-            connection = connected(self._path, frozen=self._is_frozen())
-            check_plain(connection)
-            self._check_files()  # the journal that it has opened
-            self._here.connection = connection
+            self._here.connection = self._connection(frozen=False)
         own: sqlite3.Connection = self._here.connection
         return own
 
+    def _connection(self, *, frozen: bool) -> sqlite3.Connection:
+        self._check_still_there()  # else SQLite would make a new one
+        self._check_files()
+        connection = connected(self._path, frozen=frozen)
+        check_plain(connection)
+        self._check_files()  # the journal that it has opened
+        return connection
+
     def _check_database(self) -> None:
         """Mark a new database as ours; raise CacheError, and touch nothing, if it is another program's."""
-        kind = check_database(self._path, read_only=self._read_only, frozen=self._is_frozen())
+        check = partial(check_database, self._path, read_only=self._read_only)
+        kind = self._settled(lambda is_frozen: check(frozen=is_frozen))
         if self._read_only and kind == "new":
             raise CacheError(
                 f"{self._path} is empty, and is only read, since others may write to it or you may not.",
@@ -357,12 +396,21 @@ class ReplyCache:
         may_write = all(os.access(path, os.W_OK) for path in (self.directory, self._path))
         return "" if may_write else "you may not write to"
 
-    def _is_frozen(self) -> bool:
-        """Whether SQLite can make no files beside the database, and needs none, as nobody is writing."""
-        journal = self._path.with_name(self._path.name + "-wal")
+    def _frozen_state(self) -> tuple[int, ...] | None:
+        """The state of a database that is frozen: SQLite can make no files beside it, and needs none.
+
+        It is read as one that does not change. If its owner writes to it, its state differs. None for others.
+        """
         if not self._read_only or os.access(self.directory, os.W_OK):
-            return False
-        return not journal.exists() or not journal.stat().st_size
+            return None
+        journal = self._path.with_name(self._path.name + "-wal")
+        try:
+            if journal.exists() and journal.stat().st_size:
+                return None
+            found = self._path.stat()
+        except FileNotFoundError:
+            return ()
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def _check_writable(self) -> None:
         if self._read_only:

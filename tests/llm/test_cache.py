@@ -625,6 +625,28 @@ def test_a_cache_in_a_folder_that_one_may_not_write_to_is_read(
     folder.chmod(0o700)
 
 
+def test_a_cache_that_is_only_read_ends_no_run_whatever_its_owner_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, later = numbered(2000), {b"%d" % n: "x" * 4000 for n in range(5000, 6000)}
+    owner = ReplyCache(tmp_path)
+    owner.set_many(before.items(), model="m")
+    owner.close()
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)  # also for root
+    with pytest.warns(UserWarning, match="you may not write to the cache"):
+        reader = ReplyCache(tmp_path)
+    assert reader.get_many(list(before)) == before
+    owner.clear()
+    owner.set_many(later.items(), model="m")
+    owner.close()
+    assert reader.get_many([*before, *later]) == later
+    path = tmp_path / "cache.db"
+    path.write_bytes(path.read_bytes()[:8192] + b"spoilt" * 10_000)
+    with pytest.warns(UserWarning, match="No more replies are read from it"):
+        assert reader.get_many(list(later)) == {}
+    assert reader.get_many(list(later)) == {}  # without another warning
+
+
 def test_an_empty_file_that_others_may_write_to_is_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "cache.db"
     path.touch()
