@@ -26,6 +26,8 @@ from ..exceptions import InvalidArgumentError, quoted
 
 try:
     import fcntl
+    import grp
+    import pwd
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
@@ -40,7 +42,7 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     What was written can be read back before.
 
     Args:
-        path: the file to write; its folder must exist.
+        path: the file to write; its folder must exist. A link of the user's own stays, see `followed`.
         private: only the owner may read it. Otherwise it has the permissions of the user's file that it
             replaces, or those of a new file.
 
@@ -49,6 +51,8 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
         OSError: the disk is full, or the user may not write to the folder.
     """
     check_file(path)
+    if not private:
+        path = followed(path)
     remove_abandoned(path)
     number, unfinished = _new_file(path)
     try:
@@ -58,6 +62,22 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
             put_in_place(unfinished, path, private=private)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def followed(path: Path) -> Path:
+    """The file to which a link leads, if both are this user's and nobody else can have put the link there.
+
+    Other paths stay as they are: a link that somebody planted is replaced.
+    """
+    if not path.is_symlink() or not path.is_file():
+        return path
+    target = path.resolve()
+    if fcntl is not None:
+        folder = path.absolute().parent.stat()
+        is_open = others_may_write(folder) and not folder.st_mode & stat.S_ISVTX
+        if is_open or {path.lstat().st_uid, target.stat().st_uid} != {os.getuid()}:
+            return path
+    return target
 
 
 @contextmanager
@@ -135,7 +155,7 @@ def remove_abandoned(path: Path) -> None:
 def put_in_place(unfinished: Path, path: Path, *, private: bool = False) -> None:
     """Flush a finished file to the disk, then rename it, replacing a file of that name.
 
-    Arguments and permissions are those of `atomic_writer`.
+    Arguments and permissions are those of `atomic_writer`, but a link is replaced.
 
     Raises:
         InvalidArgumentError: the path is a pipe or a device, which would be lost.
@@ -361,10 +381,24 @@ def _permissions(path: Path, unfinished: Path) -> int:
     of a group that the user cannot give it to open it to another one.
     """
     with suppress(FileNotFoundError):
-        found = path.lstat()
+        found = followed(path).lstat()
         if stat.S_ISREG(found.st_mode) and (fcntl is None or found.st_uid == os.getuid()):
             return found.st_mode & (0o777 if _has_group(unfinished, found.st_gid) else 0o707)
     return 0o666 & ~_umask()
+
+
+def others_may_write(found: os.stat_result) -> bool:
+    """Whether the permissions of a file or a folder let others write. (Those of Windows say nothing.)"""
+    to_a_group = bool(found.st_mode & stat.S_IWGRP) and not _is_own_group(found)
+    return to_a_group or bool(found.st_mode & stat.S_IWOTH)
+
+
+def _is_own_group(found: os.stat_result) -> bool:
+    """Whether the group of a file or a folder is this user's private one, as many systems make for each."""
+    with suppress(KeyError):
+        group, name = grp.getgrgid(found.st_gid), pwd.getpwuid(os.getuid()).pw_name
+        return group.gr_name == name and set(group.gr_mem) <= {name}
+    return False
 
 
 def _has_group(path: Path, group: int) -> bool:

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
-from .atomic_files import as_path, check_file, check_replaced, put_in_place, unfinished_folder
+from .atomic_files import (
+    as_path,
+    check_file,
+    check_replaced,
+    followed,
+    put_in_place,
+    unfinished_folder,
+)
 from .files import arrow_cells
 from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
 
@@ -56,7 +63,7 @@ def check_output(output: str | Path, data: object) -> Path:
             )
         if not path.is_dir():
             check_file(path)
-        with unfinished_folder(path):
+        with unfinished_folder(followed(path)):
             pass  # it can be made
         if isinstance(data, str | Path) and _is_same_file(path, data):
             raise InvalidArgumentError(
@@ -184,9 +191,9 @@ class _Unfinished:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = followed(path)
         self._place = ExitStack()
-        self._folder = self._place.enter_context(unfinished_folder(path))
+        self._folder = self._place.enter_context(unfinished_folder(self._path))
         self._parts: list[Path] = []
         self._schema: pyarrow.Schema | None = None
         self._writer: Any = None

@@ -33,7 +33,13 @@ import platformdirs
 from pydantic import AfterValidator
 
 from ..arguments import LARGEST, Wanted, check_argument
-from ..data.atomic_files import private_folder, put_in_place, remove_abandoned, unfinished_folder
+from ..data.atomic_files import (
+    others_may_write,
+    private_folder,
+    put_in_place,
+    remove_abandoned,
+    unfinished_folder,
+)
 from ..exceptions import CacheError, InvalidArgumentError, quoted, visible
 from ..local.reply_database import (
     BUSY_TIMEOUT,
@@ -48,12 +54,6 @@ from ..local.reply_database import (
     is_too_long,
     readable_rows,
 )
-
-try:
-    import grp
-    import pwd
-except ImportError:  # Windows, where no user's number is asked for
-    pass
 
 T = TypeVar("T")
 
@@ -386,9 +386,9 @@ class ReplyCache:
         folder, file = self.directory.stat(), self._path.stat()
         if hasattr(os, "getuid"):
             user = os.getuid()
-            open_to_others = _others_may_write(file) or (
+            open_to_others = others_may_write(file) or (
                 # Whoever may write to the folder may replace the file, unless it is sticky.
-                (_others_may_write(folder) if user else bool(folder.st_mode & stat.S_IWOTH))
+                (others_may_write(folder) if user else bool(folder.st_mode & stat.S_IWOTH))
                 and not folder.st_mode & stat.S_ISVTX
             )
             if open_to_others or (user and not {folder.st_uid, file.st_uid} <= {user, 0}):
@@ -553,21 +553,7 @@ def _is_mine_alone(found: os.stat_result) -> bool:
     """Whether a file is this user's or the administrator's, and no one else may write to it."""
     if not hasattr(os, "getuid"):
         return True
-    return found.st_uid in (os.getuid(), 0) and not _others_may_write(found)
-
-
-def _others_may_write(found: os.stat_result) -> bool:
-    """Whether the permissions of a file or a folder let others write. (Those of Windows say nothing.)"""
-    to_a_group = bool(found.st_mode & stat.S_IWGRP) and not _is_own_group(found)
-    return to_a_group or bool(found.st_mode & stat.S_IWOTH)
-
-
-def _is_own_group(found: os.stat_result) -> bool:
-    """Whether the group of a file or a folder is this user's private one, as many systems make for each."""
-    with suppress(KeyError):
-        group, name = grp.getgrgid(found.st_gid), pwd.getpwuid(os.getuid()).pw_name
-        return group.gr_name == name and set(group.gr_mem) <= {name}
-    return False
+    return found.st_uid in (os.getuid(), 0) and not others_may_write(found)
 
 
 def _encodable(name: str) -> str:

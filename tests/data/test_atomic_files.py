@@ -254,9 +254,8 @@ def test_what_somebody_else_put_there_does_not_open_the_new_file(
     if planted == "link":
         path.unlink()
         path.symlink_to(wide)
-    else:
-        owner = path.stat().st_uid
-        monkeypatch.setattr("os.getuid", lambda: owner + 1)
+    owner = path.lstat().st_uid
+    monkeypatch.setattr("os.getuid", lambda: owner + 1)
     before = os.umask(0o077)
     try:
         write_file(path, "mine")
@@ -264,6 +263,32 @@ def test_what_somebody_else_put_there_does_not_open_the_new_file(
         os.umask(before)
     assert mode(path) == 0o600
     assert wide.read_text() == "theirs"
+
+
+@writers
+def test_a_link_of_ones_own_stays_and_its_file_stays_closed(
+    tmp_path: Path, usual_umask: None, name: str, write: Callable[[Path], None]
+) -> None:
+    (tmp_path / "large disk").mkdir()
+    real, link = tmp_path / "large disk" / name, tmp_path / name
+    write(real)
+    real.chmod(0o600)
+    before = real.stat().st_ino
+    link.symlink_to(real)
+    write(link)
+    assert link.is_symlink()
+    assert real.stat().st_ino != before
+    assert mode(real) == 0o600
+
+
+def test_a_link_in_a_folder_that_others_may_write_to_is_replaced(tmp_path: Path) -> None:
+    """They could have moved one of the user's own there."""
+    tmp_path.chmod(0o777)
+    (tmp_path / "real.txt").write_text("mine")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    write_file(tmp_path / "link.txt", "new")
+    assert (tmp_path / "real.txt").read_text() == "mine"
+    assert not (tmp_path / "link.txt").is_symlink()
 
 
 def test_an_empty_folder_that_its_owner_closed_stays_closed(tmp_path: Path) -> None:
