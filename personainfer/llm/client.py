@@ -71,15 +71,13 @@ def _check_extra_body(body: dict[str, JsonValue] | None) -> dict[str, JsonValue]
     return body
 
 
-def _check_model(model: str | None) -> str | None:
-    if model is not None and not model.encode().strip():  # UnicodeEncodeError is a ValueError
+def _check_model(model: str) -> str:
+    if not model.encode().strip():  # UnicodeEncodeError is a ValueError
         raise ValueError
     return model
 
 
-ModelName = Annotated[
-    str | None, AfterValidator(_check_model), Wanted("must be the name of a model.")
-]
+ModelName = Annotated[str, AfterValidator(_check_model), Wanted("must be the name of a model.")]
 JsonObject = dict[str, JsonValue]
 
 
@@ -204,17 +202,18 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **options: Unpack[LLMOptions]) -> None:
-        check_argument("model", model, ModelName)
+        self.model = named_model(model)
         chosen = _OPTIONS.check(options)
-        self._options = {"model": model, **chosen}
+        self._options = {"model": self.model, **chosen}
         self._pid = os.getpid()
-        self.model = model or os.environ.get("PERSONAINFER_MODEL") or "local"
         self.usage = Usage()
         self.transport = _transport(
             self.model.strip(), chosen["api_base"], chosen["api_key"], chosen["extra_headers"]
         )
         local = isinstance(self.transport, EmbeddedTransport)
         self._sampling = {name: chosen[name] for name in ("temperature", "max_tokens", "seed")}
+        if chosen["temperature"] is not None:  # 0, 0.0 and -0.0 are one request
+            self._sampling["temperature"] = chosen["temperature"] + 0.0
         if chosen["reasoning_effort"] is not None:
             self._sampling["reasoning_effort"] = chosen["reasoning_effort"]
         self.max_concurrency: int = chosen["max_concurrency"] or 64
@@ -346,6 +345,17 @@ class LLM:
                 self._forms.clear()
             form = self._forms[name] = Form(self.transport, request, fields)
         return form
+
+
+def named_model(model: str | None) -> str:
+    """The name of the model that a caller, or else the environment, names.
+
+    Raises:
+        InvalidArgumentError: it is no name.
+    """
+    name = os.environ.get("PERSONAINFER_MODEL") or "local" if model is None else model
+    check_argument("model", name, ModelName)
+    return name
 
 
 def _request(number: int, request: Request | tuple[Any, ...]) -> Request:

@@ -18,7 +18,7 @@ from ..data.source_rows import PreferenceSource
 from ..data.table_reader import COLUMNS
 from ..data.table_writer import check_free_names
 from ..exceptions import InvalidArgumentError
-from ..llm.client import LLM, OPTIONS, make_llm
+from ..llm.client import LLM, OPTIONS, make_llm, named_model
 from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
 from ..preferences.schemas import Mapped
@@ -138,7 +138,7 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
     """
     if isinstance(model, LLM):
         return make_llm(model, options)
-    name = model or os.environ.get("PERSONAINFER_MODEL")
+    name = named_model(model)
     key = (os.getpid(), _digest([name, sorted(options.items())]))
     # Without a lock, which a fork could leave locked. If two are made at once, one is never used.
     return _llms.get(key) or _llms.setdefault(key, make_llm(name, options))

@@ -377,9 +377,23 @@ def test_the_first_request_can_be_looked_at(llm: FakeLLM) -> None:
     assert llm.calls == 0
 
 
-def test_model_comes_from_the_environment(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("there", ["", "another"])
+def test_the_environment_names_the_model_where_an_llm_is_made(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
     monkeypatch.setenv("PERSONAINFER_MODEL", "fake")
-    assert pi.LLM(api_base=llm.api_base).model == "fake"
+    made = pi.LLM(api_base=llm.api_base)
+    monkeypatch.setenv("PERSONAINFER_MODEL", there)
+    assert made.model == pickle.loads(pickle.dumps(made)).model == "fake"
+
+
+@pytest.mark.parametrize(("written", "same"), [(0, 0.0), (-0.0, 0.0), (1, 1.0)])
+def test_a_temperature_is_one_however_it_is_written(
+    llm: FakeLLM, written: float, same: float
+) -> None:
+    for temperature in (same, written):
+        fake(llm, temperature=temperature).ask(MESSAGES)
+    assert llm.calls == 1
 
 
 @pytest.mark.parametrize("requests", [["just text"], [([],)], [(MESSAGES, City, 3)]])
