@@ -14,7 +14,7 @@ from ..data.files import LONGEST_LINE
 from ..exceptions import ModelError, RequestRejectedError, reads
 from ..llm.client import LLM
 from ..llm.endpoint_faults import error_text, redact, status_error
-from ..llm.openai_protocol import read_completion
+from ..llm.openai_protocol import read_answer
 from ..llm.requests import Request, cached_reply
 from ..preferences.cells import read_json
 from ..records import Completion
@@ -64,7 +64,7 @@ def read_line(line: bytes, secrets: Secrets) -> Answer | None:
     try:
         return _read_answer(key, said, secrets)
     except ModelError as error:
-        return Answer(key, getattr(error, "completion", None), error)
+        return Answer(key, getattr(error, "completion", None) or error.took, error)
 
 
 @reads("the line of the batch")
@@ -78,10 +78,17 @@ def _read_answer(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Answe
     if not isinstance(reply, dict) or not isinstance(reply.get("status_code"), int):
         return Answer(key, error=_line_error(said.get("error"), secrets), called=False)
     status, body = reply["status_code"], reply.get("body")
-    if status != 200:
+    if status // 100 != 2:
         words = error_text(json.dumps(body).encode())
         raise status_error(status, {}, words, secrets)
-    return Answer(key, read_completion(body if isinstance(body, dict) else {}, secrets))
+    return Answer(
+        key,
+        read_answer(
+            body if isinstance(body, dict) else {},
+            secrets,
+            lambda status, words: status_error(status, {}, words, secrets),
+        ),
+    )
 
 
 def _line_error(error: Any, secrets: Secrets) -> ModelError:

@@ -29,11 +29,11 @@ from ..http_guard import guarded_http
 from ..observability import silent_libraries
 from ..records import Completion
 from .dialect import FORMS
-from .endpoint_faults import embedded_status, no_answer, provider_errors, status_error
+from .endpoint_faults import no_answer, provider_errors, status_error
 from .openai_protocol import (
     Json,
     message_texts,
-    read_completion,
+    read_answer,
     response_format,
     tool_call,
     wire_schema,
@@ -133,9 +133,10 @@ class LiteLLMTransport(DialectTransport):
     def _read_completion(self, reply: Any, asked: Iterable[str]) -> Completion:
         """The completion in what litellm made of the provider's answer to these texts."""
         found = reply.model_dump(warnings=False)  # a warning would show the reply
-        if (problem := embedded_status(found)) is not None:
-            raise status_error(problem[0], {}, problem[1], self.secrets, asked)
-        return read_completion(found, self.secrets)
+        secrets = self.secrets
+        return read_answer(
+            found, secrets, lambda status, words: status_error(status, {}, words, secrets, asked)
+        )
 
     def _asked_models(self, fields: Json) -> _InstructorModels | None:
         """The schema that a request asks for, taken out of it: instructor puts it in again."""

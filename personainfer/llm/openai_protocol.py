@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from ..api_keys import Secrets
-from ..exceptions import ReplyError, TransportError
+from ..exceptions import ModelError, ReplyError, TransportError
 from ..records import Completion, Logprobs
+from .endpoint_faults import embedded_status
 
 Json = dict[str, Any]
 
@@ -98,31 +99,10 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
         TransportError: the server broke the reply off.
     """
     try:
-        choice = reply["choices"][0] if "choices" in reply else _native_choice(reply)
-        message = choice.get("message")
-        if message is None:
-            message = {
-                "content": choice.get("text") if choice.get("finish_reason") else choice["text"]
-            }
-        text = message.get("content")
-        if not isinstance(text, str) or not text.strip():
-            text = _other_text(message)
-        if not text.isascii():
-            text.encode()
-        usage = reply.get("usage")
-        asked, said, reasoning, counted = _counted(usage if isinstance(usage, dict) else {})
-        completion = Completion(
-            text,
-            str(choice.get("finish_reason") or "stop"),
-            asked,
-            said,
-            _logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
-            reasoning,
-            counted,
-        )
+        completion, message = _completion(reply)
     except UnicodeEncodeError:
         raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+    except _NO_COMPLETION:
         raise ReplyError("the reply is JSON, but not a chat completion.") from None
     problem = _completion_problem(completion, message, secrets)
     if isinstance(problem, TransportError):
@@ -130,10 +110,71 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
     if problem is not None:
         problem.completion = completion
         problem.reasoned = bool(
-            reasoning or reasoning_of(message) or not text.strip() or text.startswith("<think>")
+            completion.reasoning_tokens
+            or reasoning_of(message)
+            or not completion.text.strip()
+            or completion.text.startswith("<think>")
         )
         raise problem
     return completion
+
+
+def read_answer(
+    reply: Mapping[str, Any], secrets: Secrets, refusal: Callable[[int, str], ModelError]
+) -> Completion:
+    """`read_completion` of an answer with status 200, in which there may be an error all the same.
+
+    `refusal` makes the error of its status and its words.
+    """
+    if (found := embedded_status(reply)) is not None:
+        error = refusal(*found)
+        error.took = _taken(reply)
+        raise error
+    return read_completion(reply, secrets)
+
+
+def _taken(reply: Mapping[str, Any]) -> Completion | None:
+    """What a call took whose reply holds an error; None if nothing in the reply says that a model ran.
+
+    Usage in another protocol's names says so. So does an object that is no completion and no error.
+    """
+    try:
+        completion, _ = _completion(reply)
+    except _NO_COMPLETION:
+        completion, _ = _completion({"choices": [{"text": ""}], "usage": reply.get("usage")})
+    usage = reply.get("usage")
+    is_counted = isinstance(usage, dict) and any(_tokens(usage, name) for name in usage)
+    is_refusal = "choices" in reply or not _OF_A_REFUSAL.isdisjoint(reply)
+    return completion if is_counted or completion.text or not is_refusal else None
+
+
+_OF_A_REFUSAL = frozenset("error message detail msg code prompt_feedback promptFeedback".split())
+_NO_COMPLETION = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
+    """The completion in a reply, and its message. Raises one of `_NO_COMPLETION` if there is none."""
+    choice = reply["choices"][0] if "choices" in reply else _native_choice(reply)
+    message = choice.get("message")
+    if message is None:
+        message = {"content": choice.get("text") if choice.get("finish_reason") else choice["text"]}
+    text = message.get("content")
+    if not isinstance(text, str) or not text.strip():
+        text = _other_text(message)
+    if not text.isascii():
+        text.encode()
+    usage = reply.get("usage")
+    asked, said, reasoning, counted = _counted(usage if isinstance(usage, dict) else {})
+    completion = Completion(
+        text,
+        str(choice.get("finish_reason") or "stop"),
+        asked,
+        said,
+        _logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
+        reasoning,
+        counted,
+    )
+    return completion, message
 
 
 def _native_choice(reply: Mapping[str, Any]) -> Json:

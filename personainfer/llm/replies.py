@@ -78,9 +78,7 @@ def _joined_stream(content: bytes) -> Json:
             raise ReplyError(
                 "the reply is an event stream, but not of a chat completion."
             ) from None
-    if "error" in whole:
-        return whole
-    if not (ended or finish):
+    if not (ended or finish or "error" in whole):
         broken = TransportError("the endpoint sent an event stream that broke off.")
         broken.unanswered = True
         raise broken

@@ -42,8 +42,8 @@ from ..exceptions import (
 from ..http_guard import is_loopback, too_large
 from ..records import Completion
 from .dialect import Dialect
-from .endpoint_faults import embedded_status, error_text, no_answer, status_error
-from .openai_protocol import Json, message_texts, read_completion, response_format
+from .endpoint_faults import error_text, no_answer, status_error
+from .openai_protocol import Json, message_texts, read_answer, response_format
 from .replies import decode
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class EndpointTransport(DialectTransport):
         self, body: bytes, status: int, headers: Mapping[str, str], content: bytes
     ) -> Completion:
         """The completion in the endpoint's answer to a request."""
-        if status != 200:
+        if status // 100 != 2:  # some gateways answer a POST with 201
             raise self._refusal(body, status, headers, error_text(content))
         if content[:50].lstrip().startswith(b"<"):
             raise ReplyError(
@@ -211,11 +211,13 @@ class EndpointTransport(DialectTransport):
                 hint="Check api_base= (often ending in /v1).",
             )
         reply = decode(content)
-        if (found := embedded_status(reply)) is not None:
-            raise self._refusal(body, found[0], headers, found[1])
         if reply.get("model") != self.model:
             self._note_name(reply.get("model"))
-        return read_completion(reply, self.secrets)
+        return read_answer(
+            reply,
+            self.secrets,
+            lambda status, words: self._refusal(body, status, headers, words),
+        )
 
     def _refusal(
         self, body: bytes, status: int, headers: Mapping[str, str], words: str
@@ -227,7 +229,7 @@ class EndpointTransport(DialectTransport):
     @reads("the reply")
     def _read_json(self, status: int, headers: Mapping[str, str], content: bytes) -> Json:
         """The JSON object in an answer of the endpoint; the error for a refusal."""
-        if status != 200:
+        if status // 100 != 2:
             raise status_error(status, headers, error_text(content), self.secrets)
         return decode(content)
 

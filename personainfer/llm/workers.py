@@ -345,7 +345,7 @@ class Workers:
                 if entry is not None and limits.tokens is not None and used is not None:
                     limits.tokens.correct(entry, used.prompt_tokens + used.completion_tokens)
         except BaseException as error:
-            failure = error
+            failure, used = error, used or getattr(error, "took", None)
             raise
         finally:
             if is_watched:

@@ -111,7 +111,7 @@ class ScoringEndpoint(EndpointTransport):
 
     @reads("the reply")
     def _read_if_there(self, status: int, *answer: Any) -> Json:
-        return self._read_json(status, *answer) if status == 200 else {}
+        return self._read_json(status, *answer) if status // 100 == 2 else {}
 
     @keeps_no_cause
     def each(self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Iterable[T]) -> list[U]:

@@ -71,6 +71,7 @@ def test_odd_lines_cost_their_rows_alone(tmp_path: Path) -> None:
     [
         ("finish_reason", "error", "broke its reply off"),
         ("finish_reason", "timeout", "broke its reply off"),
+        ("error", {"message": "flagged mid-stream"}, "flagged mid-stream"),
         ("logprobs", {"content": [{"token": "\ud83d", "logprob": -1}]}, None),
     ],
 )
@@ -86,6 +87,13 @@ def test_what_once_made_a_batch_uncollectable_costs_its_row(
     errors = [str(row.error) for row in table if row.error]
     assert len(errors) == (words is not None)
     assert words is None or words in errors[0]
+
+
+def test_a_line_with_any_status_of_success_is_read(tmp_path: Path) -> None:
+    def edit(lines: Lines) -> Lines:
+        return [line.replace(b'"status_code": 200', b'"status_code": 201') for line in lines]
+
+    assert not collected(tmp_path / "batch", edit, 2).errors
 
 
 def test_whatever_the_reader_of_a_line_raises_costs_its_row(

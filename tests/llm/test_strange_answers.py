@@ -201,7 +201,7 @@ def test_whatever_a_reader_raises_costs_its_row(
         if "odd" in reply:
             raise ZeroDivisionError("whatever")
 
-    monkeypatch.setattr("personainfer.llm.transports.embedded_status", fail)
+    monkeypatch.setattr("personainfer.llm.openai_protocol.embedded_status", fail)
     found = world.ask(as_body({"odd": 1}))
     check(found)
     error = found[1].error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from typing import Any
@@ -69,6 +70,56 @@ def test_so_do_replies_without_a_text(
     with FakeLLM(faults=[Fault.response(reply)] * 300) as server:
         llm = fake(server, budget=20.0, max_attempts=1)
         replies = ask(llm, 20)
+        assert 1 <= server.calls <= 4
+    assert "budget" in str(replies[-1].error)
+
+
+@pytest.mark.parametrize("status", [201, 203, 206])
+def test_a_reply_counts_with_any_status_of_success(status: int) -> None:
+    told = {"choices": [SAID], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
+    with FakeLLM(faults=[Fault.response(told, status)]) as server:
+        llm = fake(server)
+        assert ask(llm, 1)[0].text == "hello"
+    assert llm.usage.cost == pytest.approx(0.04)
+
+
+BROKEN = {"message": "flagged mid-stream"}
+TOOK = {"prompt_tokens": 30, "completion_tokens": 10}
+HALF = {"message": {"content": "The user"}, "finish_reason": "error"}
+STREAM = "".join(
+    f"data: {json.dumps(chunk)}\n\n"
+    for chunk in ({"choices": [{"delta": {"content": "T"}}]}, {"error": BROKEN})
+)
+
+
+@pytest.mark.parametrize("code", [400, 403, 429, 500, None])
+@pytest.mark.parametrize("place", ["top", "choice"])
+def test_an_error_that_tells_what_it_took_is_charged_as_such(code: int | None, place: str) -> None:
+    error = {"error": {**BROKEN, "code": code}}
+    told = error if place == "top" else {"choices": [{**HALF, **error}]}
+    with FakeLLM(faults=[Fault.response({**told, "usage": TOOK})] * 9) as server:
+        llm = fake(server, budget=6.5, max_attempts=1)
+        assert ask(llm, 1)[0].error is not None
+    assert server.calls >= 1
+    assert llm.usage.cost == pytest.approx(0.4 * server.calls)
+    assert llm.limits.budget is not None
+    assert llm.limits.budget.spent == llm.usage.cost
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        json.dumps({"choices": [{**HALF, "error": BROKEN}]}),
+        json.dumps({"error": BROKEN, "usage": {"input_tokens": 3, "output_tokens": 1}}),
+        json.dumps({"type": "message", "content": [], "usage": {"input_tokens": 3}}),
+        json.dumps({"output": "hello"}),
+        STREAM,
+    ],
+)
+def test_an_error_counts_as_what_was_reserved_if_a_model_ran(reply: str) -> None:
+    with FakeLLM(lambda _: reply.encode()) as server:
+        llm = fake(server, budget=20.0, max_attempts=1)
+        replies = ask(llm, 50)
         assert 1 <= server.calls <= 4
     assert "budget" in str(replies[-1].error)
 
