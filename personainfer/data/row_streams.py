@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
 from ..preferences.cells import ABSENT
-from ..preferences.column_names import matches
+from ..preferences.column_names import matches, widened, with_later_columns
 from ..preferences.conversations import read_pair
 from ..preferences.recognition import FEW, LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
+from ..preferences.turns import check_text
 from ..records import Preference
 from .arrow_columns import size_of
 from .files import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow
@@ -20,6 +21,7 @@ from .source_rows import (
     NO_ROWS,
     PreferenceSource,
     SourceRow,
+    Valued,
     checked_row,
     read_row,
     several_rows,
@@ -41,10 +43,11 @@ class RowStream:
     """
 
     def __init__(self, items: Iterable[object], told: Mapped) -> None:
-        self._items, self._told = items, told
-        self._iterator: Iterator[object] | None = iter(items)
+        iterator = iter(items)
+        self._items, self._told, self._is_iterator = items, told, iterator is items
+        self._iterator: Iterator[object] | None = map(_by_name, iterator)
         self.head: list[object] = []
-        self.schema = _peek(self.head, self._iterator, told)
+        self.schema = self._peek(self.head, self._iterator)
         if self.schema is None:
             _check_unnamed(self.head, self._iterator, told)
 
@@ -52,78 +55,99 @@ class RowStream:
         schema = self.schema
         name = schema.name if schema else "records" if self.head else NO_ROWS
         if schema and not schema.is_single:
-            return PreferenceSource(self._several, shape=name, summary=schema.describe)
-        summary = schema.describe if schema else dict
-        return PreferenceSource(self.rows, shape=name, total=total, summary=summary)
+            return PreferenceSource(self._several, shape=name, summary=self._describe)
+        return PreferenceSource(self.rows, shape=name, total=total, summary=self._describe)
+
+    def _describe(self) -> dict[str, Any]:
+        return self.schema.describe() if self.schema else {}
 
     def rows(self) -> Iterator[SourceRow]:
         head, iterator = self._start()
         return self._read(deque(head), iterator)
 
     def _start(self) -> tuple[list[object], Iterator[object]]:
-        head, iterator = self.head, self._iterator or iter(self._items)
-        if self._iterator is None and iterator is self._items:
+        if self._iterator is None and self._is_iterator:
             raise InvalidArgumentError(
                 "this iterator was read already.", hint="Pass a list to read it again."
             )
+        head, iterator = self.head, self._iterator or map(_by_name, self._items)
         self.head, self._iterator = [], None
         return head, iterator
 
     def _several(self) -> Iterator[SourceRow]:
         head, iterator = self._start()
-        schema = self.schema
-        assert schema is not None
-        dicts = (
-            (_values(schema, item), item)
-            for item in chain(head, iterator)
-            if isinstance(item, Mapping)
-        )
-        return several_rows(schema, dicts)
+        assert self.schema is not None
+        return several_rows(self.schema, self._valued(chain(head, iterator)))
+
+    def _valued(self, items: Iterable[object]) -> Iterator[Valued]:
+        for item in items:
+            if isinstance(item, Mapping):
+                schema = self._schema_of(item)
+                yield _values(schema, item), item
+            elif self.schema is not None:
+                self.schema.counts["rows_not_read"] += 1
+
+    def _schema_of(self, item: Mapping[str, object]) -> Schema:
+        """The schema, to which the row may add columns that no row before it had."""
+        assert self.schema is not None
+        if not item.keys() <= self.schema.present:
+            self.schema = with_later_columns(self.schema, item)
+        return self.schema
 
     def _read(self, queue: deque[object], iterator: Iterator[object]) -> Iterator[SourceRow]:
-        schema = self.schema
-        if schema is not None:
-            schema.counts.clear()
+        if self.schema is not None:
+            self.schema.counts.clear()
         while True:
             item = queue.popleft() if queue else next(iterator, _END)
             if item is _END:
                 return
+            if not isinstance(item, Mapping):
+                yield _unnamed_row(item)
+                continue
             problem = ""
-            if schema is None and isinstance(item, Mapping):  # the first dict after other rows
+            if self.schema is None:  # the first dict after other rows
                 head = [item, *queue]
                 try:
-                    schema = _peek(head, iterator, self._told)
+                    self.schema = self._peek(head, iterator)
                 except PersonaInferError as error:
                     problem = str(error)
                 queue = deque(head[1:])
-            yield _stream_row(schema, item, problem)
+            yield _named_row(None if problem else self._schema_of(item), item, problem)
 
+    def _peek(self, head: list[object], iterator: Iterator[object]) -> Schema | None:
+        """The schema of the dicts at the start of a stream; the rows that were read are appended to `head`.
 
-def _peek(head: list[object], iterator: Iterator[object], told: Mapped) -> Schema | None:
-    """The schema of the dicts at the start of a stream; the rows that were read are appended to `head`.
-
-    It reads only as many rows as it needs to be sure: one if that row has chosen and rejected, up to
-    `LOOK_AHEAD` if labels are numbers, or `_LOOK_AHEAD_BYTES` of them.
-    """
-    enough = 1
-    room = _LOOK_AHEAD_BYTES - sum(size_of(item, _LOOK_AHEAD_BYTES) for item in head)
-    while True:
-        dicts = [item for item in head if isinstance(item, Mapping)]
-        if not dicts and any(isinstance(x, _UNNAMED) for x in head):
-            return None
-        if dicts and len(head) >= enough:
-            if schema := _sure_schema(dicts, told):
-                return schema
+        These are `LOOK_AHEAD` rows, or `_LOOK_AHEAD_BYTES` of them. The rows of an iterator may be slow to
+        come: of these it reads only as many as it needs to be sure, one if that has chosen and rejected.
+        """
+        enough, schema = 1, None
+        for _ in _growing(head, iterator):
+            if len(head) < enough:
+                continue
+            if not (dicts := _dicts(head)):
+                if any(isinstance(item, _UNNAMED) for item in head):
+                    return None
+                continue
+            if schema := _sure_schema(dicts, self._told):
+                break
             enough = 2 * len(head)
-        is_full = len(head) >= LOOK_AHEAD or room <= 0
-        if is_full or (item := next(iterator, _END)) is _END:
-            break
-        head.append(item)
-        room -= size_of(item, room)
-    if not dicts:
-        return None
-    names = _names(dicts)
-    return settle(recognise(names, told), lambda s: [_values(s, d) for d in dicts], names).schema
+        if schema and self._is_iterator:
+            return schema
+        deque(_growing(head, iterator), maxlen=0)
+        if not (dicts := _dicts(head)):
+            return None
+        names = _names(dicts)
+        schemas = [widened(schema, names)] if schema else recognise(names, self._told)
+        return settle(schemas, lambda s: [_values(s, d) for d in dicts], names).schema
+
+
+def _dicts(items: Iterable[object]) -> list[Mapping[str, Any]]:
+    return [item for item in items if isinstance(item, Mapping)]
+
+
+def _by_name(item: object) -> object:
+    """A named tuple as a dict: the order of its fields says nothing. Other items as they are."""
+    return item._asdict() if isinstance(item, tuple) and hasattr(item, "_asdict") else item
 
 
 def _check_unnamed(head: list[object], iterator: Iterator[object], told: Mapped) -> None:
@@ -145,8 +169,7 @@ def _check_unnamed(head: list[object], iterator: Iterator[object], told: Mapped)
             argument=given[0],
         )
     for count, item in enumerate(_growing(head, iterator), 1):
-        row = _stream_row(None, item, "")
-        if isinstance(item, Mapping) or row.error is None:
+        if isinstance(item, Mapping) or (row := _unnamed_row(item)).error is None:
             return
         if count == 1:
             problem = row.error
@@ -204,23 +227,23 @@ def _values(schema: Schema, item: Mapping[str, object]) -> list[object]:
     return [item.get(name, ABSENT) for name in schema.columns.values()]
 
 
-def _stream_row(schema: Schema | None, item: object, problem: str) -> SourceRow:
-    if isinstance(item, Mapping):
-        columns = dict(item)
-        if (deep := too_deep(columns)) is not None:
-            return deep
-        return (
-            read_row(schema, _values(schema, item), columns)
-            if schema
-            else SourceRow(None, problem, columns)
-        )
+def _named_row(schema: Schema | None, item: Mapping[str, Any], problem: str = "") -> SourceRow:
+    columns = dict(item)
+    if (deep := too_deep(columns)) is not None:
+        return deep
+    if schema is None:
+        return SourceRow(None, problem, columns)
+    return read_row(schema, _values(schema, item), columns)
+
+
+def _unnamed_row(item: object) -> SourceRow:
     if isinstance(item, Preference):
         return checked_row(item, {})
     if isinstance(item, BrokenRow):
         return SourceRow(None, item.error, {})
-    if isinstance(item, tuple | list):
+    if type(item) is tuple or isinstance(item, list):
         return _tuple_row(item)
-    kind = type(item).__name__
+    kind = type(item).__name__  # of a tuple, too, whose fields may have names of their own
     return SourceRow(None, f"the row is of type {kind}, not a dict, tuple or Preference.", {})
 
 
@@ -229,8 +252,10 @@ def _tuple_row(item: Sequence[object]) -> SourceRow:
         return SourceRow(
             None, f"the row has {len(item)} fields, not (prompt, chosen, rejected).", {}
         )
+    names = ("prompt", "chosen", "rejected")
     try:
-        names = ("prompt", "chosen", "rejected")
+        for name, value in zip(names, item, strict=True):
+            check_text(name, value, is_response=name != "prompt")
         return checked_row(read_pair(names, item[0], item[1], item[2]), {})
     except DataError as error:
         return SourceRow(None, str(error), {})

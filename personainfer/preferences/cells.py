@@ -89,12 +89,12 @@ def looks_like_turns(value: object) -> bool:
 
 
 def parse_cell(name: str, value: object) -> object:
-    """A cell of a column that holds JSON text, parsed; also what Python prints of lists.
+    """A cell of a column that holds JSON text, parsed; also what Python prints of lists. "" stays as it is.
 
     Raises:
         DataError: the text is neither, or holds too many values.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         return value
     try:
         return read_json(value)

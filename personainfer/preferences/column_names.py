@@ -48,8 +48,8 @@ _TWO: Final = (
     ),
 )
 _LABELS: Final = tuple(
-    "better_response_id overall_preference preference_strength winner label labels preference"
-    " overall_pref preferred better best choice verdict chosen".split()
+    "better_response_id winner label labels preference overall_pref preferred better best choice verdict"
+    " chosen overall_preference preference_strength".split()  # a strength may have a side beside it
 )
 _ONE_HOT: Final = (
     ("winner_model_a", "winner_model_b", "winner_tie"),
@@ -286,17 +286,17 @@ def _many_schemas(names: _Names) -> Iterator[Schema]:
 
 
 def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> Schema:
-    """The schema with the optional columns: id, user, system message and what comes with its kind."""
+    """The schema with the optional columns: id, user, system message and what comes with its kind.
+
+    Some of them may come in later rows only (`later_columns`), and have a name of ours until then.
+    """
     rest = names.without(columns)
-    optional = {
-        **rest.pick("tools", ("tools",)),
-        **(rest.pick("id", ("id",)) or {"id": "id"}),
-        **(rest.pick("user", _USERS) or {"user": "user"}),
-        **(rest.pick("system", _SYSTEMS) or {"system": "system"}),
-    }
-    if columns.get("prompt") in ("instruction", "query", "question"):
-        optional |= rest.pick("history", ("history",))
-        optional |= rest.pick("input", ("input",) if columns["prompt"] == "instruction" else ())
+    later = ["id", "user", "system", "tools"]
+    later += ["history"] if columns.get("prompt") in ("instruction", "query", "question") else []
+    later += ["input"] if columns.get("prompt") == "instruction" else []
+    optional: dict[str, str] = {}
+    for role in later:
+        optional |= rest.pick(role, _LATER[role]) or {role: role}
     pair = (columns.get("response_1", ""), columns.get("response_2", ""))
     if "conversation" in pair[0]:
         optional |= rest.pick("turn", ("turn",))
@@ -306,7 +306,41 @@ def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> 
     optional |= rest.pick_set(("safe_1", "safe_2"), safe)
     taken = set(columns.values())
     columns = {**columns, **{r: n for r, n in optional.items() if n not in taken}}
-    return Schema(_data_set(columns) or name, columns, kind, present=frozenset(names.found))
+    here = {role: column for role, column in columns.items() if column in names.found}
+    return Schema(_data_set(here) or name, columns, kind, present=frozenset(names.found))
+
+
+# What only a few rows of a data set may have: by role, the names of its column.
+_LATER: Final = {
+    "id": ("id",),
+    "user": _USERS,
+    "system": _SYSTEMS,
+    "tools": ("tools",),
+    "history": ("history",),
+    "input": ("input",),
+}
+_LATER_NAMES: Final = frozenset(name for names in _LATER.values() for name in names)
+
+
+def with_later_columns(schema: Schema, found: Iterable[object]) -> Schema:
+    """The schema once a row has columns that no row before it had: they may play roles that are free."""
+    new = {name for name in found if isinstance(name, str) and _plain_name(name) in _LATER_NAMES}
+    if new <= schema.present:
+        return schema
+    names = _Names(new - schema.present, {})
+    columns = dict(schema.columns)
+    for role in _LATER.keys() & columns.keys():
+        if columns[role] not in schema.present:
+            columns |= names.pick(role, _LATER[role])
+    return replace(schema, columns=columns, present=schema.present | new)
+
+
+def widened(schema: Schema, found: Iterable[str]) -> Schema:
+    """The schema with all columns of the first rows. Those that it has already keep their roles."""
+    held = {role: name for role, name in schema.columns.items() if name in schema.present}
+    schemas = matches(found, schema.told._replace(columns=held))
+    alike = (each for each in schemas if each.kind == schema.kind)
+    return replace(next(alike, schema), told=schema.told)
 
 
 _DATA_SETS: Final = {

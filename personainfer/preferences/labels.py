@@ -19,8 +19,10 @@ from .pairing import as_score
 
 Verdict = Literal["first", "second", "tie"]
 _VERDICTS: Final[tuple[Verdict, ...]] = ("first", "second", "tie")
-# Columns whose number is a strength from "the first is better" (negative) to "the second is".
-SIGNED: Final = ("preference_strength", "overall_preference")
+# Columns whose number may be a strength from "the first is better" (negative) to "the second is". Without
+# a negative one it may as well be a scale from 1 to 7, or the strength of a choice in another column.
+_SIGNED: Final = ("preference_strength", "overall_preference")
+_HELPSTEER3: Final = ("overall_preference", "response1", "response2")  # from -3 to 3
 _A_IS_ONE: Final = ("human_ref_A", "human_ref_B")  # SHP: 1 means the first, A
 _SHOWN = 8  # values that an error lists
 _WHAT_LABELS_MEAN = "Only you know what they mean. Say it of each, with first, second or tie:"
@@ -253,7 +255,12 @@ def find_coding(
         later = {} if is_place else _expected(column, names, set())
         is_tentative = bool(later) or not words
         return LabelCoding(column, names, later, is_tentative=is_tentative, is_sure=bool(words))
-    if column in SIGNED and not numbers & {"true", "false"}:
+    plain_name = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s_-]+", "_", column.strip()).lower()
+    if plain_name in _SIGNED or "strength" in plain_name.split("_"):
+        has_sign = any(number.startswith("-") for number in numbers) and plain_name in _SIGNED
+        is_known = (column, *names) == _HELPSTEER3 and numbers <= {"0", "1", "2", "3"}
+        if not (has_sign or is_known) or numbers & {"true", "false"}:
+            raise _uncertain(column, seen)
         return LabelCoding(column, names, signed=True, is_sure=True)
     by_number = sum(seen[key] for key in seen if key not in words and label_number(key))
     if words and by_number <= _MOST_STRAYS * seen.total():  # each costs its row

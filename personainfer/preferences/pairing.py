@@ -6,8 +6,10 @@ The caller picks the rule. Equal scores never make a pair.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import groupby, islice, pairwise, product
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -19,6 +21,8 @@ MOST_PAIRS: Final = 100_000  # of one prompt, in memory at once: every two of 44
 _TEXT_KEYS = ("response", "answer", "text", "completion", "output", "generation", "content")
 _SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating", "pm_score")
 _RANK_KEYS = ("rank", "ranking")
+_RANKS: Final = frozenset("rank ranks ranked ranking rankings".split())  # words of a column's name
+_SCORES: Final = frozenset("score scores reward rewards rating ratings".split())
 
 
 Row = TypeVar("Row")
@@ -58,9 +62,26 @@ def as_score(name: str, value: object) -> float | None:
     return None if math.isnan(score) else score  # the text "nan", too
 
 
+@cache
 def is_ranked(name: str) -> bool:
-    """Whether a column of that name holds ranks, where the lowest is the best."""
-    return "rank" in name.lower()
+    """Whether a column of that name holds ranks, where the lowest is the best. A reranker's scores are none.
+
+    Raises:
+        InvalidArgumentError: the name speaks of both, as "rank_score" does.
+    """
+    words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
+    if words & _RANKS and words & _SCORES:
+        raise InvalidArgumentError(
+            f"{name!r} may hold ranks, of which the lowest is the best, or scores.",
+            hint="Rename the column: to rank or to score.",
+            argument="columns",
+        )
+    return bool(words & _RANKS)
+
+
+def difference(one: float, other: float) -> float:
+    """The first score less the other; 0 for equal ones, be they infinite."""
+    return 0.0 if one == other else one - other
 
 
 def candidates_of(
@@ -72,7 +93,7 @@ def candidates_of(
         name: the column of the responses.
         value: a list of texts, or of records that hold a text and a score or rank.
         scores: a list of scores or ranks, where another column has them.
-        score_name: the column of the scores; with "rank" in its name, lower is better.
+        score_name: the column of the scores; if `is_ranked` says so, lower is better.
 
     Raises:
         DataError: it is no such list, or the scores do not fit it.
@@ -163,7 +184,7 @@ def _far_apart(
     for place, best in enumerate(order):
 
         def distance(other: tuple[float, int], best: float = best[0]) -> float:
-            return 0.0 if other[0] == best else other[0] - best  # two infinite ones differ by NaN
+            return difference(other[0], best)
 
         first = bisect_left(order, least, lo=place + 1, key=distance)
         yield from ((best, order[other]) for other in range(first, len(order)))

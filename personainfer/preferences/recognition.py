@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .column_names import ROLES, matches, nearest
 from .pair_problems import encoding_problem, pair_problem
-from .pairing import by_rater
+from .pairing import by_rater, is_ranked
 from .rows import read_all, read_group
 from .schemas import Mapped, Schema
 from .side_names import without_names
@@ -141,6 +141,8 @@ def check_several(schema: Schema) -> None:
 def check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
     """Raise for options that do not apply to the data, rather than ignore them."""
     told, columns = schema.told, schema.columns
+    for role in ("score", "scores"):
+        is_ranked(columns.get(role, ""))
     scored = {"score_1", "score_chosen", "score"} | (
         {"responses"} if schema.kind == "list" else set()
     )
@@ -192,7 +194,8 @@ def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exceptio
 
 def _unreadable(schema: Schema, count: int, error: Exception, names: Sequence[object]) -> DataError:
     listed = ", ".join(f"{name!r:.80}" for name in names[:20]) + (", …" if len(names) > 20 else "")
-    roles = [role for role in ROLES if role in schema.columns.keys() - {"id", "user", "system"}]
+    optional = {"id", "user", "system", "tools"}
+    roles = [role for role in ROLES if role in schema.columns.keys() - optional]
     taken = ", ".join(f"{role} from {schema.columns[role]!r}" for role in roles)
     return DataError(
         f"none of the first {count} rows can be read, with {taken}. The first: {error}",

@@ -14,7 +14,6 @@ from .cells import (
     is_null,
     parse_cell,
     plain,
-    read_json,
     wrong_type,
 )
 from .conversations import (
@@ -26,9 +25,11 @@ from .conversations import (
     without_prompt,
 )
 from .labels import Verdict, majority_verdict, one_hot_verdict, tie_error
-from .pairing import as_score, candidates_of, is_ranked, pair_places, zip_lists
+from .pairing import as_score, candidates_of, difference, is_ranked, pair_places, zip_lists
 from .schemas import Schema, are_lists
-from .turns import TOOL_DEFINITIONS, Turn, Turns, read_history, with_tools
+from .turns import TOOL_DEFINITIONS, Turn, Turns, check_text, read_history, with_tools
+
+_MAY_BE_JSON = frozenset("[{ \t\r\n")  # how a text begins that may be turns as JSON
 
 
 def read_one(schema: Schema, values: Sequence[object]) -> Preference:
@@ -39,11 +40,16 @@ def read_one(schema: Schema, values: Sequence[object]) -> Preference:
         DataError: the row cannot be read.
     """
     if schema.is_plain:  # nearly all data is, and reading it has to take no time
-        prompt, chosen, rejected, id, user, system = values
+        prompt, chosen, rejected, id, user, system, tools, *others = values
         if (
             type(prompt) is type(chosen) is type(rejected) is str
             and (system is ABSENT or system is None)
+            and (tools is ABSENT or tools is None)
+            and all(map(is_null, others))
             and not chosen.startswith(prompt)
+            and prompt[:1] not in _MAY_BE_JSON
+            and chosen[:1] not in _MAY_BE_JSON
+            and rejected[:1] not in _MAY_BE_JSON
         ):
             name = None if id is ABSENT else _id(schema, id)
             who = None if user is ABSENT else identifier(user, schema.columns["user"])
@@ -98,10 +104,12 @@ def read_group(schema: Schema, group: Sequence[Sequence[object]]) -> list[Prefer
 
 # A row's values
 
+_LISTS = frozenset(("responses", "scores", "history"))  # a text there can be nothing but JSON
+
 
 def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
     row = dict(zip(schema.columns, values, strict=True))
-    for role in schema.json_roles:
+    for role in schema.json_roles.union(_LISTS & row.keys()):
         row[role] = parse_cell(schema.columns[role], row[role])
     if schema.kind == "label" and "responses" in row:
         row |= _two_of(schema.columns["responses"], row["responses"])
@@ -120,7 +128,9 @@ def _two_of(name: str, responses: object) -> dict[str, object]:
 
 def _rounds(row: Mapping[str, Any]) -> dict[str, object]:
     """The rounds of a conversation, each a prompt and two responses, as texts or as turns."""
-    lists = {role: read_json(value) for role, value in row.items()}
+    lists: dict[str, Any] = {role: parse_cell(role, value) for role, value in row.items()}
+    if not all(isinstance(each, list | tuple) for each in lists.values()):
+        raise NoPreferenceError("a round is missing.", hint=LEAVE_OUT)
     sizes = {len(each) for each in lists.values()}
     if len(sizes) > 1 or not all(isinstance(t, str) for each in lists.values() for t in each):
         raise NoPreferenceError("a round has no prompt or no response.", hint=LEAVE_OUT)
@@ -147,6 +157,8 @@ def _preference(
     if "turn" in row and not is_null(row["turn"]):
         good = cut_at_turn(names[0], good, plain(row["turn"]))
         bad = cut_at_turn(names[1], bad, plain(row["turn"]))
+    for name, text in zip(names, (good, bad), strict=True):
+        check_text(name, text, is_response=True)
     if "prompt" not in row:
         pair = read_conversations(
             names, good, bad, before=before, id=id, user=user, counts=schema.counts
@@ -154,6 +166,7 @@ def _preference(
         return with_tools(pair, row["tools"]) if "tools" in row else pair
     prompt = row["prompt"]
     if type(prompt) is str:
+        check_text(schema.columns["prompt"], prompt, is_response=False)
         if type(good) is str and type(bad) is str and prompt and good.startswith(prompt):
             good, bad = without_prompt(prompt, good, bad, schema.counts)
         if schema.has_transcripts:
@@ -241,7 +254,7 @@ def _verdict(schema: Schema, row: Mapping[str, Any]) -> Verdict:
     scores = [as_score(schema.columns[role], row[role]) for role in ("score_1", "score_2")]
     if scores[0] is None or scores[1] is None:
         raise NoPreferenceError(f"{_label_name(schema)!r} or its counterpart is missing (null).")
-    gap = scores[0] - scores[1]
+    gap = difference(scores[0], scores[1])
     _check_gap(schema, abs(gap))
     return "tie" if gap == 0 else "first" if gap > 0 else "second"
 
@@ -264,8 +277,9 @@ def _compare_scores(schema: Schema, row: Mapping[str, Any]) -> None:
         return
     if good is None or bad is None:
         return
-    _check_gap(schema, good - bad)
-    _count_scores(schema, good - bad)
+    gap = difference(good, bad)
+    _check_gap(schema, gap)
+    _count_scores(schema, gap)
 
 
 def _count_scores(schema: Schema, gap: float) -> None:
@@ -281,7 +295,8 @@ def _compare_two_scores(schema: Schema, row: Mapping[str, Any], verdict: Verdict
     except DataError:
         return
     if one is not None and two is not None:
-        _count_scores(schema, one - two if verdict == "first" else two - one)
+        gap = difference(one, two)
+        _count_scores(schema, gap if verdict == "first" else -gap)
 
 
 def _compare_label(schema: Schema, row: Mapping[str, Any], verdict: Verdict | None) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ..exceptions import DataError
 from .cells import is_null, looks_like_turns, plain
 from .conversations import is_transcript
 from .labels import LabelCoding, Verdict, find_coding
+from .turns import may_be_turns
 
 
 class Mapped(NamedTuple):
@@ -26,14 +28,24 @@ class Mapped(NamedTuple):
 
 
 _TEXT_ROLES = frozenset("prompt chosen rejected response_1 response_2".split())
-_LIST_ROLES = frozenset(("responses", "scores", "history"))
+_MOST = 0.95  # the share of a column's texts that decides how it is read: a few may be wrong
 
 # Data sets whose numbers are explained by their cards, and whose columns no other data has.
 _KNOWN_CODINGS = frozenset(("SHP", "PKU-SafeRLHF", "AlpacaFarm", "TL;DR comparisons"))
 
 _PLACES = frozenset(("choice", "best", "chosen"))  # columns that hold a place in a list
 
-_PLAIN = ("prompt", "chosen", "rejected", "id", "user", "system")
+# What makes a prompt: ratings of one prompt are alike in all of it.
+_ASKED = ("prompt", "input", "history", "system", "tools", "group")
+_PLAIN = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "id",
+    "user",
+    "system",
+    "tools",
+)  # then what is mostly absent
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Schema:
         coding: of the labels, once the first rows were seen.
         json_roles: roles whose column holds JSON text.
         is_rounds: whether prompt and responses are lists of texts, one for each round.
-        has_transcripts: whether prompts are "\\n\\nHuman: … \\n\\nAssistant:" texts.
+        has_transcripts: whether there are prompts that are "\\n\\nHuman: … \\n\\nAssistant:" texts.
         told: what the caller says of the data.
         present: the columns that the data has; others of `columns` may come in later rows.
         compared: the coding of a second label, which is compared with the choice that was read.
@@ -81,9 +93,10 @@ class Schema:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether a row is only a prompt and two responses, with no option that needs more."""
+        """Whether most rows are only a prompt and two responses, with no option that needs more."""
         is_asked_more = self.told.min_votes is not None or self.told.safe_rejected
-        return tuple(self.columns) == _PLAIN and not self.depends_on_values and not is_asked_more
+        is_pair = self.kind == "pair" and tuple(self.columns)[: len(_PLAIN)] == _PLAIN
+        return is_pair and not self.depends_on_values and not is_asked_more
 
     @property
     def depends_on_values(self) -> bool:
@@ -99,21 +112,19 @@ class Schema:
             DataError: the coding of the labels is not certain.
         """
         cells = dict(zip(self.columns, zip(*rows, strict=True), strict=True)) if rows else {}
-        known = {role: [v for v in values if not is_null(v)] for role, values in cells.items()}
-        in_json = {
-            role
-            for role, values in known.items()
-            if values and role in _TEXT_ROLES | _LIST_ROLES and _are_json(role, values)
+        texts = {
+            role: [v for v in values if isinstance(v, str) and v.strip()]
+            for role, values in cells.items()
+            if role in _TEXT_ROLES
         }
-        prompts = [v for v in known.get("prompt", ()) if isinstance(v, str)]
-        texts = [v for role in _TEXT_ROLES & known.keys() for v in known[role]]
         return replace(
             self,
             coding=self._find_coding(rows, is_batch=is_batch and self.name not in _KNOWN_CODINGS),
             compared=self._find_compared(rows),
-            json_roles=frozenset(in_json),
-            is_rounds=self.kind == "one-hot" and bool(texts) and all(map(_is_json_list, texts)),
-            has_transcripts=bool(prompts) and all(map(is_transcript, prompts)),
+            json_roles=frozenset(r for r, t in texts.items() if _share(may_be_turns, t) >= _MOST),
+            is_rounds=self.kind == "one-hot"
+            and _share(_is_json_list, chain.from_iterable(texts.values())) >= _MOST,
+            has_transcripts=_share(is_transcript, texts.get("prompt", ())) > 1 - _MOST,
         )
 
     def _find_coding(
@@ -157,8 +168,7 @@ class Schema:
     def rater_key(self, values: Sequence[object]) -> tuple[object, object]:
         """What rows have in common that one person rated for one prompt: (prompt and group, user)."""
         row = dict(zip(self.columns, values, strict=True))
-        asked = _key(row["prompt"]), _key(row.get("group"))
-        return asked, _key(row.get("user"))
+        return tuple(_key(row.get(role)) for role in _ASKED), _key(row.get("user"))
 
     def label(self, row: Mapping[str, Any], role: str) -> object:
         """A row's label; where it is one of the responses or the name of its model, "first" or "second"."""
@@ -192,14 +202,14 @@ def _key(value: object) -> object:
     return value if isinstance(value, str | int | float) else repr(value)
 
 
-def _are_json(role: str, values: Sequence[object]) -> bool:
-    if role in _LIST_ROLES:
-        return all(isinstance(v, str) and v.lstrip()[:1] in ("[", "") for v in values)
-    return all(map(looks_like_turns, values))
+def _share(is_so: Callable[[str], bool], texts: Iterable[str]) -> float:
+    """The share of the texts of which something is so; 0 if there are none."""
+    found = [is_so(text) for text in texts]
+    return sum(found) / len(found) if found else 0.0
 
 
-def _is_json_list(value: object) -> bool:
-    return isinstance(value, str) and value.lstrip().startswith(("[", "[null"))
+def _is_json_list(text: str) -> bool:
+    return text.lstrip().startswith("[")
 
 
 def are_lists(*values: object) -> bool:

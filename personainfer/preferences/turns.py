@@ -61,6 +61,38 @@ def text_or_turns(name: str, value: object) -> str | Turns:
     return tuple(_turn(name, item) for item in value)
 
 
+def may_be_turns(text: str) -> bool:
+    """Whether a text is JSON (or what Python prints) of turns, of whatever roles, or a cut-off part of it."""
+    if not looks_like_turns(text):
+        return False
+    try:
+        value = parse_cell("", text)
+    except DataError:
+        return True
+    items = value if isinstance(value, list | tuple) else [value]
+    keys = (*_ROLE_KEYS, *_LIST_KEYS)
+    return any(isinstance(item, Mapping) and _first(item, keys) is not None for item in items)
+
+
+def check_text(name: str, value: object, *, is_response: bool) -> None:
+    """Raise DataError if a text of a column of texts is in fact JSON of turns: nobody knows which is meant.
+
+    JSON that could not be a response, since it does not end with the assistant, is a response's text.
+    """
+    if not looks_like_turns(value):
+        return
+    try:
+        found = text_or_turns(name, parse_cell(name, value))
+    except DataError:
+        return
+    if isinstance(found, str) or (is_response and found[-1].role != "assistant"):
+        return
+    raise DataError(
+        f"{name!r} is a list of messages as JSON text here, and plain text in other rows.",
+        hint="Parse it with json.loads. If that very text is meant, write it as the content of a message.",
+    )
+
+
 def as_turns(value: str | Turns) -> Turns:
     """A text as one user turn; turns as they are."""
     return (Turn("user", value),) if isinstance(value, str) else value

@@ -221,6 +221,49 @@ def test_a_stream_is_read_lazily() -> None:
     assert taken == 5
 
 
+LATER: dict[str, Any] = {
+    "instruction": "q",
+    "input": "text",
+    "history": [["x", "y"]],
+    "system_prompt": "Be kind.",
+    "annotator_id": "ann",
+    "tools": [{"name": "clock"}],
+    "chosen": "yes",
+    "rejected": "no",
+}
+FIRST: dict[str, Any] = {"instruction": "q", "chosen": "yes", "rejected": "no"}
+
+
+@pytest.mark.parametrize("before", [1, 300])
+@pytest.mark.parametrize("container", ["list", "generator", "jsonl"])
+def test_a_column_that_the_first_rows_lack_is_read(
+    container: str, before: int, tmp_path: Path
+) -> None:
+    """Writers of JSON lines leave out what is empty."""
+    (whole,) = preferences(read_preferences([LATER]))
+    assert whole
+    assert ([turn.role for turn in whole.prompt if isinstance(turn, Message)], whole.user) == (
+        ["system", "user", "assistant", "user"],
+        "ann",
+    )
+    rows = [FIRST] * before + [LATER, FIRST]
+    source = read_preferences(CONTAINERS[container](rows, tmp_path))
+    assert preferences(source) == [PAIR] * before + [whole, PAIR]
+    found = source.summary["columns"]
+    assert (found["user"], found["system"]) == ("annotator_id", "system_prompt")
+    assert {"input", "history", "tools"} <= found.keys()
+
+
+def test_a_likelier_name_in_a_later_row_takes_no_role_away() -> None:
+    rows = [{**ROW, "annotator": "ann"}] * 2 + [{**ROW, "annotator": "ann", "user_id": "bob"}]
+    rows = [
+        {"question" if key == "prompt" else key: value for key, value in row.items()}
+        for row in rows
+    ]
+    source = read_preferences([*rows, {**rows[0], "prompt": "other", "messages": []}])
+    assert [p and (p.prompt, p.user) for p in preferences(source)] == [("q", "ann")] * 4
+
+
 def test_a_malformed_start_does_not_decide_the_shape() -> None:
     start: list[object] = [None, {"chosen": "x", "rejected": "y"}, {}, "text", {1: 2}]
     source = read_preferences(iter([*start, *[ROW] * 40]))
@@ -234,6 +277,20 @@ def test_kinds_of_rows_may_be_mixed() -> None:
     assert preferences(read_preferences(iter(data))) == [PAIR, PAIR, None, PAIR, PAIR, None, PAIR]
     unknown = read_preferences([PAIR, {"foo": 1}, PAIR])
     assert [row.error is None for row in unknown] == [True, False, True]
+
+
+def test_the_fields_of_named_tuples_are_read_by_their_names() -> None:
+    """Their order says nothing: chosen and rejected were swapped."""
+    frame = pd.DataFrame([{"prompt": "q", "rejected": "no", "chosen": "yes", "user": "ann"}])
+    for index in (True, False):
+        (row,) = read_preferences(frame.itertuples(index=index))
+        assert row.preference == PAIR.model_copy(update={"user": "ann"})
+
+    class Fields(tuple[str, ...]):  # as Spark's rows are
+        __fields__ = ("prompt", "rejected", "chosen")
+
+    _, other = read_preferences([PAIR, Fields(("q", "no", "yes"))])
+    assert "of type Fields" in str(other.error)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,26 @@ def test_signed_preferences() -> None:
     assert read(rows[0]) == [PAIR.swapped]
 
 
+SCALE = {"prompt": "q", "response_1": "a", "response_2": "b"}
+
+
+@pytest.mark.parametrize("name", ["preference_strength", "overall_preference", "overallPreference"])
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (1, 2), (1, 7, 4), (3,), (0,)])
+def test_a_strength_without_a_sign_is_not_guessed(name: str, numbers: tuple[int, ...]) -> None:
+    """Labelling tools have scales from 1 (A is much better) to 5 or 7."""
+    rows = [{**SCALE, name: number} for number in numbers]
+    with pytest.raises(DataError, match=r"for certain.*labels="):
+        read(*rows)
+    told = read(*rows, {**SCALE, name: 5}, labels={**dict.fromkeys(numbers, "first"), 5: "second"})
+    assert told == [PAIR] * len(rows) + [PAIR.swapped]
+
+
+@pytest.mark.parametrize("name", ["preference_strength", "overall_preference"])
+def test_a_strength_beside_a_side_says_only_how_strong_it_is(name: str) -> None:
+    rows = [{**SCALE, name: 3, "winner": side} for side in ("response_1", "response_2")]
+    assert read(*rows) == [PAIR, PAIR.swapped]
+
+
 def test_labels_of_three_values_are_not_guessed() -> None:
     """auto-j has 0 first, 1 second, 2 tie; PandaLM has 0 tie, 1 first, 2 second."""
     with pytest.raises(DataError, match=r"first, second or tie: labels=\{0: '…', 1: '…', 2: '…'\}"):
@@ -93,6 +113,54 @@ def test_text_that_only_begins_like_json_stays_text() -> None:
         "a",
         "[1, 2",
     ]
+
+
+WHOLE = {"chosen": json.dumps([USER, say("a")]), "rejected": json.dumps([USER, say("b")])}
+ROUNDS = {"prompt": '["q"]', "response_a": '["a"]', "response_b": '["b"]', "winner_model_a": 1}
+ROUNDS |= {"winner_model_b": 0, "winner_tie": 0}
+
+
+@pytest.mark.parametrize("odd", ["", " ", "(none)", "[1, 2", None])
+@pytest.mark.parametrize(
+    ("row", "cell"),
+    [(WHOLE, "rejected"), ({"prompt": "q", **WHOLE}, "chosen"), (ROUNDS, "response_b")],
+    ids=["implicit", "explicit", "rounds"],
+)
+def test_one_odd_cell_does_not_make_the_json_of_all_rows_text(
+    row: dict[str, Any], cell: str, odd: str | None
+) -> None:
+    """Nearly all cells tell what a column holds, and the odd one costs its row."""
+    found = read(*[row] * 20, {**row, cell: odd}, *[row] * 9)
+    assert [each for each in found if isinstance(each, Preference)] == [PAIR] * 29
+    assert isinstance(found[20], str)
+
+
+def test_lists_and_their_json_in_one_column_are_both_turns() -> None:
+    assert (
+        read(*[{name: json.loads(text) for name, text in WHOLE.items()}] * 3, WHOLE) == [PAIR] * 4
+    )
+
+
+def test_json_of_turns_in_a_column_of_texts_costs_its_row() -> None:
+    """Half of the rows are texts: nobody knows which is meant, and neither is taken silently."""
+    text = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    for rows in ([text, {**text, **WHOLE}] * 20, [tuple({**text, **WHOLE}.values()), text]):
+        found = read_preferences(rows)
+        for row in found:
+            assert row.preference == PAIR or "as JSON text here" in str(row.error)
+    asked = read(*[text] * 3, {**text, "prompt": json.dumps([USER])})
+    assert "'prompt' is a list of messages as JSON text" in str(asked[-1])
+
+
+def test_json_that_is_no_turns_is_the_response() -> None:
+    """Models are asked for JSON: a column of it holds texts, whatever its keys are."""
+    row = {"prompt": "q", "chosen": '{"name": "tea", "value": 3}', "rejected": '{"value": "x"}'}
+    assert read(*[row] * 3) == [Preference(**row)] * 3
+
+
+def test_a_plain_prompt_among_transcripts_is_a_text_and_they_are_turns() -> None:
+    row = {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"}
+    assert read(*[row] * 3, EXPLICIT, {**row, "prompt": ""}, *[row] * 3)[:4] == [PAIR] * 4
 
 
 def test_a_cell_that_is_cut_off_costs_its_row() -> None:
@@ -350,6 +418,41 @@ def test_scores_make_pairs_by_rule() -> None:
     assert "no two differ" in str(read(equal, pairs="best-worst")[0])
 
 
+@pytest.mark.parametrize(
+    ("name", "is_rank"),
+    [
+        *[(name, True) for name in ("rank", "Ranks", "human_ranking", "overallRank", "rank_2")],
+        *[(name, False) for name in ("reranker_scores", "rerank_score", "RankerScore", "frank")],
+    ],
+)
+def test_a_rank_is_a_word_of_its_own_in_the_name(name: str, is_rank: bool) -> None:
+    """Of a reranker's scores, the highest is the best."""
+    numbers = [1, 2] if is_rank else [2, 1]
+    listed = {"prompt": "q", "responses": ["a", "b"], name: numbers}
+    each = [
+        {"prompt": "q", "response": text, name: n} for text, n in zip("ab", numbers, strict=True)
+    ]
+    assert read(listed, columns={"scores": name}, pairs="all") == [PAIR]
+    assert read(*each, columns={"score": name}, pairs="all") == [PAIR]
+
+
+def test_a_name_of_ranks_and_of_scores_is_refused() -> None:
+    row = {"prompt": "q", "responses": ["a", "b"], "rank_score": [1, 2]}
+    with pytest.raises(InvalidArgumentError, match="'rank_score' may hold ranks"):
+        read(row, columns={"scores": "rank_score"}, pairs="all")
+
+
+@pytest.mark.parametrize("score", [float("inf"), float("-inf")])
+def test_two_infinite_scores_are_equal(score: float) -> None:
+    """-Infinity is what a failed reward is in JSON."""
+    row = {"prompt": "q", "response_a": "a", "response_b": "b", "score_a": score}
+    assert "is a tie" in str(read({**row, "score_b": score})[0])
+    assert read({**row, "score_b": 0}) == [PAIR if score > 0 else PAIR.swapped]
+    source = read_preferences([{**EXPLICIT, "score_chosen": score, "score_rejected": score}])
+    assert [row.preference for row in source] == [PAIR]
+    assert source.summary["equal_scores"] == 1
+
+
 def test_pairs_of_a_frame_keep_the_other_columns() -> None:
     """A table of pairs has a row for each pair, with its prompt's own columns."""
     import pandas as pd
@@ -403,6 +506,18 @@ def test_ratings_of_several_users_are_not_mixed(
     told = {p.user: (p.chosen, p.rejected) for p in found if isinstance(p, Preference)}
     assert told == {"ann": ("a", "b"), "bob": ("b", "a")}
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("role", ["input", "system", "history", "tools", "interaction_id"])
+def test_responses_to_prompts_that_differ_in_any_part_are_no_pair(role: str) -> None:
+    """Alpaca's instruction may be one for all rows, such as "Summarize."; the input tells them apart."""
+    parts: list[Any] = [[["x", "y"]], None] if role == "history" else ["one", "two"]
+    rows = [
+        {"instruction": "q", "output": text, "score": score, role: part}
+        for part, text, score in zip(parts, "ab", (2, 1), strict=True)
+    ]
+    assert all("no two differ" in str(each) for each in read(*rows, pairs="all"))
+    assert len(read(*({**row, role: parts[0]} for row in rows), pairs="all")) == 1
 
 
 def test_ratings_without_a_user_and_with_a_bad_one_stay_apart() -> None:
