@@ -279,7 +279,7 @@ def read_numbers(
     infinite: bool = False,
     length: int | None = None,
 ) -> FloatArray:
-    """An argument as an array of floats; NaN for what is missing (None, NaN, a null of pandas).
+    """An argument as an array of floats; NaN for what is missing (None, NaN, masked, a null of pandas).
 
     Args:
         name: of the argument, or words for where the numbers come from.
@@ -299,13 +299,7 @@ def read_numbers(
     def error(what: str, hint: str = "") -> InvalidArgumentError:
         return InvalidArgumentError(f"{said} {what}", hint=hint, argument=name)
 
-    try:
-        found = np.asarray(list(given) if isinstance(given, Iterator) else given)
-    except (ValueError, TypeError, RuntimeError) as problem:
-        raise error(f"is not an array of numbers: {problem}") from None
-    if found.ndim not in dimensions:
-        wanted = " or ".join(("()", "(n,)", "(n, k)", "(n, k, m)")[d] for d in dimensions)
-        raise error(f"has the shape {found.shape}: {wanted} is needed.")
+    found = _array(name, given, dimensions)
     if length is not None and len(found) != length:
         raise error(f"holds {len(found)} numbers where {length} are needed.")
     if found.dtype.kind == "O":
@@ -324,6 +318,65 @@ def read_numbers(
         hint = "Give NaN for a value that is missing."
         raise error(f"holds {beyond[0]:g}: only finite numbers up to {LARGEST:g} can be.", hint)
     return array
+
+
+def read_places(
+    name: str, given: ArrayLike, *, dimensions: tuple[int, ...] = (1,), below: int | None = None
+) -> NDArray[numpy.int64]:
+    """An argument as an array of places: whole numbers from 0.
+
+    Args:
+        name: of the argument.
+        given: the numbers.
+        dimensions: how many dimensions it may have.
+        below: each is smaller than this; None: than how many they are.
+
+    Raises:
+        InvalidArgumentError: no whole numbers, one that is missing or out of bounds, other dimensions.
+    """
+    import numpy as np
+
+    found = _array(name, given, dimensions)
+    if not found.size or found.dtype.kind not in "iu":
+        raise InvalidArgumentError(
+            f"{name}= holds {quoted(found.ravel()[:1].tolist(), 40)}: whole numbers are needed.",
+            hint="Numbers that are missing cannot be left out here.",
+            argument=name,
+        )
+    end = found.size if below is None else below
+    if found.min() < 0 or found.max() >= end:
+        raise InvalidArgumentError(f"{name}= must be places from 0 to {end - 1}.", argument=name)
+    return found.astype(np.int64)
+
+
+def _array(name: str, given: Any, dimensions: tuple[int, ...]) -> NDArray[Any]:
+    """What is given as an array of these dimensions."""
+    import numpy as np
+
+    said = f"{name}=" if name.isidentifier() else name
+    try:
+        found = np.asarray(_without_masks(list(given) if isinstance(given, Iterator) else given))
+    except (ValueError, TypeError, RuntimeError) as problem:
+        raise InvalidArgumentError(
+            f"{said} is not an array of numbers: {problem}", argument=name
+        ) from None
+    if found.ndim not in dimensions:
+        wanted = " or ".join(("()", "(n,)", "(n, k)", "(n, k, m)")[d] for d in dimensions)
+        raise InvalidArgumentError(
+            f"{said} has the shape {found.shape}: {wanted} is needed.", argument=name
+        )
+    return found
+
+
+def _without_masks(given: Any) -> Any:
+    """NaN for what is masked: `np.asarray` would give the number below the mask."""
+    import numpy as np
+
+    if isinstance(given, np.ma.MaskedArray):
+        return given.astype(np.float64).filled(np.nan) if np.ma.is_masked(given) else given.data
+    if isinstance(given, list | tuple) and any(isinstance(one, np.ma.MaskedArray) for one in given):
+        return [_without_masks(one) for one in given]
+    return given
 
 
 def _number(value: object) -> float | None:

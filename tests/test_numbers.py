@@ -43,6 +43,7 @@ from personainfer.simulation import votes
 from personainfer.simulation.heterogeneity import entropy_by_word
 from personainfer.tailoring.embeddings import unit_vectors
 from personainfer.tailoring.implicit_reward import implicit_rewards, reward_accuracy
+from personainfer.tailoring.user_rewards import BradleyTerry, LowRankRewards, fit_user_weights
 from personainfer.users.groups import anova, correlation, equity_by_group
 from personainfer.users.similar_users import cosines, nearest_users
 
@@ -139,15 +140,18 @@ def test_an_infinite_value_is_refused_and_never_left_out(name: str, value: float
 
 @pytest.mark.parametrize("name", COMPLETE)
 def test_a_missing_number_is_refused_where_all_are_needed(name: str) -> None:
-    for missing in (NAN, None):
+    masked = np.ma.array([1.0, 0.0, 0.0, 1.0], mask=[0, 1, 0, 0])
+    for values in ([1.0, NAN, 0.0, 1.0], [1.0, None, 0.0, 1.0], masked):
         with pytest.raises(InvalidArgumentError):
-            COMPLETE[name]([1.0, missing, 0.0, 1.0])
+            COMPLETE[name](values)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS | ORDERED)
 def test_none_is_a_missing_value_like_nan(name: str) -> None:
-    one, other = (flat(EVERY[name]([1.0, missing, 0.0, 1.0])) for missing in (NAN, None))
-    assert_allclose(one, other)
+    one, *others = (flat(EVERY[name]([1.0, missing, 0.0, 1.0])) for missing in (NAN, None))
+    others.append(flat(EVERY[name](np.ma.masked_equal([1.0, -999.0, 0.0, 1.0], -999.0))))
+    for other in others:
+        assert_allclose(other, one)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -188,6 +192,103 @@ def test_no_p_value_or_rate_comes_from_nothing(name: str) -> None:
         found = FUNCTIONS[name]([NAN] * 4)
     numbers = flat(found)
     assert all(math.isnan(one) or one in (0, 4) for one in numbers), found
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float64])
+def test_a_mask_that_hides_nothing_and_rows_with_masks_are_read(kind: type) -> None:
+    row = np.ma.array([1, 2], mask=[0, 0], dtype=kind)
+    hidden = np.ma.array([3, -999], mask=[0, 1], dtype=kind)
+    assert_allclose(read_numbers("values", row), [1, 2])
+    assert_allclose(read_numbers("values", [row, hidden], dimensions=(2,)), [[1, 2], [3, NAN]])
+
+
+PLACES: dict[str, Callable[[Any], Any]] = {
+    "votes": lambda p: votes([p], 3),
+    "pairs": lambda p: pi.SimulatedUsers([[1.0]], models=["a"]).choose(
+        pi.RewardMatrix(np.arange(6.0).reshape(2, 3, 1), models=["a"]), pairs=[p, p]
+    ),
+    "fit_user_weights": lambda p: fit_user_weights([[1.0, 2.0], [2.0, 1.0]], p),
+}
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [0, -1],
+        [0, 10**15],
+        [0, 1.0],
+        ["a", "b"],
+        [0, None],
+        [],
+        [[0, 1], [2]],
+        np.ma.array([0, 1], mask=[0, 1]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", PLACES)
+def test_places_are_whole_numbers_in_bounds(name: str, places: Any) -> None:
+    with pytest.raises(InvalidArgumentError):
+        PLACES[name](places)
+
+
+MARGINS = {"a NaN": NAN, "infinite": INF, "a text": "x", "missing": None}
+
+
+@pytest.mark.parametrize("what", MARGINS)
+def test_margins_that_nothing_fits_are_refused(what: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="margins"):
+        fit_user_weights([[1.0, 2.0], [MARGINS[what], 0.0]], [0, 1])
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, np.ma.masked, 1e200], ids=str)
+@pytest.mark.parametrize(
+    "make", [BradleyTerry, lambda features: LowRankRewards(2, features=features)]
+)
+def test_a_feature_that_is_not_finite_is_refused(make: Any, value: Any) -> None:
+    pytest.importorskip("scipy")
+
+    def features(prompts: Any, responses: Any) -> Any:
+        rows = [[len(text), value if text == "odd" else 1.0] for text in responses]
+        return np.ma.array([np.ma.array(row) for row in rows]) if value is np.ma.masked else rows
+
+    choices = [
+        pi.Preference(prompt=f"q{n}", chosen="good", rejected="odd" if n else "bad", user="u")
+        for n in range(3)
+    ]
+    with pytest.raises(InvalidArgumentError, match=r"features=.*'odd'|too large"):
+        make(features).fit(choices)
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
+def test_agreement_on_a_slider_is_that_of_all_pairs_of_ratings(level: Any) -> None:
+    """By the definition: distances within items against distances between all ratings."""
+    ratings = np.random.default_rng(0).integers(0, 101, size=(3, 40)).astype(float) + 1e6
+    ratings[0, :5] = NAN
+    ranked = np.sort(ratings[~np.isnan(ratings)])
+
+    def apart(one: float, other: float) -> float:
+        if level == "ordinal":  # ranks: the middle of the ratings that are equal
+            one, other = (np.mean(np.flatnonzero(ranked == value)) for value in (one, other))
+        return float(one != other) if level == "nominal" else (one - other) ** 2
+
+    def within(values: Any) -> float:
+        return sum(apart(a, b) for a in values for b in values) / (len(values) - 1)
+
+    items = [column[~np.isnan(column)] for column in ratings.T]
+    known = 1.0 - sum(map(within, items)) / within(np.concatenate(items))
+    assert krippendorff_alpha(ratings, level=level).value == pytest.approx(known)
+
+
+def test_ratings_that_all_differ_are_no_categories() -> None:
+    ratings = np.random.default_rng(0).random((2, 200))
+    for found in (
+        lambda: krippendorff_alpha(ratings),
+        lambda: krippendorff_alpha(ratings, level="ordinal"),
+        lambda: cohen_kappa(*ratings),
+    ):
+        with pytest.raises(InvalidArgumentError, match="400 different values"):
+            found()
+    assert -1 < krippendorff_alpha(ratings, level="interval").value < 1
 
 
 BY_GROUP: dict[str, Callable[[Any], Any]] = {

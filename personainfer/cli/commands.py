@@ -5,6 +5,7 @@ A command imports what it needs when it runs, so that `--help` is fast.
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -81,6 +82,8 @@ def main() -> None:
     """The console script."""
     if sys.stderr is None:  # closed: who wants to hear nothing gets the data all the same
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows has no letter for 报 or …
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="personainfer")
 
 

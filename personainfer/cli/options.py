@@ -227,8 +227,16 @@ def persona_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     """NAME=VALUE, each of them. No error shows a header, which may be secret."""
-    found = dict(text.partition("=")[::2] for text in texts)
-    if wrong := [text for text in texts if not all(text.partition("="))]:
-        shown = "a header" if option == "--extra-header" else repr(wrong[0])
-        raise typer.BadParameter(f"{shown} is not NAME=VALUE.", param_hint=option)
+    cut = str.rpartition if option == "--label" else str.partition  # a label may be ">="
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, value = cut(text, "=")
+        shown = "a header" if option == "--extra-header" else repr(text)
+        if not (name and value):
+            raise typer.BadParameter(f"{shown} is not NAME=VALUE.", param_hint=option)
+        if name in found:
+            raise typer.BadParameter(
+                f"{shown} gives a value to a name a second time.", param_hint=option
+            )
+        found[name] = value
     return found

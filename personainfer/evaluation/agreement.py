@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..arguments import read_numbers
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 from .statistics import CONFIDENCE, Estimate, bootstrap, wilson
 
+_MOST_CATEGORIES = 128  # a slider from 0 to 100 has 101; beyond it, resampling takes minutes
 Level = Literal["nominal", "ordinal", "interval"]
 
 
@@ -37,27 +39,22 @@ def cohen_kappa(one: ArrayLike, other: ArrayLike, *, confidence: float = CONFIDE
     known = ~np.isnan(first) & ~np.isnan(second)
     if not known.any():
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    categories, numbers = np.unique(
-        np.concatenate([first[known], second[known]]), return_inverse=True
-    )
+    k, numbers = _categories(np.concatenate([first[known], second[known]]))
+    one_hot = np.eye(k)
     rows, columns = np.split(numbers, 2)
-    k = len(categories)
-    items = np.zeros((len(rows), k, k))
-    items[np.arange(len(rows)), rows, columns] = 1.0
+    items = np.column_stack([rows == columns, one_hot[rows], one_hot[columns]])
 
     def kappa(sums: FloatArray) -> FloatArray:
-        shares = sums.reshape(-1, k, k) / sums.sum(axis=1)[:, None, None]
-        observed = shares.trace(axis1=1, axis2=2)
-        expected = (shares.sum(axis=1) * shares.sum(axis=2)).sum(axis=1)
+        n = sums[:, 1 : k + 1].sum(axis=1)
+        observed = sums[:, 0] / n
+        expected = (sums[:, 1 : k + 1] * sums[:, k + 1 :]).sum(axis=1) / n**2
         return np.where(expected < 1.0, (observed - expected) / (1.0 - expected), np.nan)
 
-    found = bootstrap(items.reshape(len(rows), -1), kappa, confidence=confidence)
+    found = bootstrap(items, kappa, confidence=confidence)
     if min(len(np.unique(rows)), len(np.unique(columns))) < 2:
         return replace(found, low=float("nan"), high=float("nan"))
     shares = items.mean(axis=0)
-    return _agreeing(
-        found, 1.0 / (1.0 - float(shares.sum(axis=0) @ shares.sum(axis=1))), confidence
-    )
+    return _agreeing(found, 1.0 / (1.0 - float(shares[1 : k + 1] @ shares[k + 1 :])), confidence)
 
 
 def krippendorff_alpha(
@@ -71,7 +68,7 @@ def krippendorff_alpha(
     Args:
         ratings: shape (raters, items), numbers; NaN: no rating. An item with one rating says nothing.
         level: how far two values are apart: "nominal": they differ; "ordinal": by the ratings between
-            them; "interval": by the square of their difference.
+            them; "interval": by the square of their difference. The first two take up to 128 values.
         confidence: of the bootstrap interval over items.
 
     Returns:
@@ -84,28 +81,110 @@ def krippendorff_alpha(
     paired = given[:, (~np.isnan(given)).sum(axis=0) >= 2]
     if not paired.size:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    categories = np.unique(paired[~np.isnan(paired)])
-    counts = (paired[:, :, None] == categories).sum(axis=0).astype(np.float64)  # items, categories
-    pairs = counts[:, :, None] * counts[:, None, :]
-    pairs -= counts[:, :, None] * np.eye(len(categories))  # no rating is paired with itself
-    coincidences = pairs / (counts.sum(axis=1) - 1.0)[:, None, None]
+    found = {"nominal": _nominal, "ordinal": _ordinal, "interval": _interval}[level](paired)
 
     def alpha(sums: FloatArray) -> FloatArray:
-        table = sums.reshape(-1, len(categories), len(categories))
-        totals = table.sum(axis=2)
-        n = totals.sum(axis=1)
-        apart = _distances(categories, totals, level)
-        observed = (table * apart).sum(axis=(1, 2)) / n
-        expected = (totals[:, :, None] * totals[:, None, :] * apart).sum(axis=(1, 2)) / (
-            n * (n - 1.0)
-        )
-        return np.where(expected > 0.0, 1.0 - observed / expected, np.nan)
+        by_chance = found.by_chance(sums)
+        return np.where(by_chance > 0.0, 1.0 - found.observed(sums) / by_chance, np.nan)
 
-    found = bootstrap(coincidences.reshape(len(counts), -1), alpha, confidence=confidence)
-    totals = counts.sum(axis=0, keepdims=True)
-    apart = _distances(categories, totals, level)[0]
-    expected = float((totals.T * totals * apart).sum() / (totals.sum() * (totals.sum() - 1.0)))
-    return _agreeing(found, float(apart.max()) / expected if expected else 0.0, confidence)
+    n = np.count_nonzero(~np.isnan(paired))
+    by_chance = float(found.by_chance(found.items.sum(axis=0, keepdims=True))[0])
+    cost = found.widest * n / by_chance if by_chance else 0.0
+    return _agreeing(bootstrap(found.items, alpha, confidence=confidence), cost, confidence)
+
+
+class _Disagreement(NamedTuple):
+    """How far ratings are apart, as sums over items. No table is of all values by all: sliders have many.
+
+    Attributes:
+        items: shape (items, m): what each item adds to each of m sums.
+        observed: sums of shape (k, m) -> the distances within items, each divided by the ratings of its item
+            less one, shape (k,).
+        by_chance: the same for the distances between all ratings.
+        widest: the largest distance.
+    """
+
+    items: FloatArray
+    observed: Callable[[FloatArray], FloatArray]
+    by_chance: Callable[[FloatArray], FloatArray]
+    widest: float
+
+
+def _nominal(ratings: FloatArray) -> _Disagreement:
+    _, counts = _counted(ratings)
+    n = counts.sum(axis=1)
+    apart = (n**2 - (counts**2).sum(axis=1)) / (n - 1.0)
+
+    def by_chance(sums: FloatArray) -> FloatArray:
+        n = sums[:, 1:].sum(axis=1)
+        return np.asarray((n**2 - (sums[:, 1:] ** 2).sum(axis=1)) / (n - 1.0))
+
+    return _Disagreement(np.column_stack([apart, counts]), lambda sums: sums[:, 0], by_chance, 1.0)
+
+
+def _interval(ratings: FloatArray) -> _Disagreement:
+    known = ~np.isnan(ratings)
+    n = known.sum(axis=0)
+    centred = ratings - ratings[known].mean()  # squares of large numbers would lose digits
+    apart = sum(np.nansum((ratings - one) ** 2, axis=0) for one in ratings) / (n - 1.0)
+    items = np.column_stack([apart, n, np.nansum(centred, axis=0), np.nansum(centred**2, axis=0)])
+
+    def by_chance(sums: FloatArray) -> FloatArray:
+        _, n, total, squares = sums.T
+        spread = n * squares - total**2  # of equal ratings, rounding leaves a little
+        return np.asarray(2.0 * np.where(spread > 1e-12 * n * squares, spread, 0.0) / (n - 1.0))
+
+    return _Disagreement(
+        items, lambda sums: sums[:, 0], by_chance, float(np.ptp(ratings[known])) ** 2
+    )
+
+
+def _ordinal(ratings: FloatArray) -> _Disagreement:
+    k, counts = _counted(ratings)
+    weights = 2.0 / (counts.sum(axis=1) - 1.0)
+    lower, upper = np.nonzero(
+        np.triu(counts.T @ counts, 1)
+    )  # the values that some item has both of
+    pairs = counts[:, lower] * counts[:, upper] * weights[:, None]
+
+    def ranks(sums: FloatArray) -> FloatArray:
+        """The middle of each value's ratings, if all stood in order."""
+        return np.asarray(np.cumsum(sums[:, :k], axis=1) - sums[:, :k] / 2.0)
+
+    def observed(sums: FloatArray) -> FloatArray:
+        place = ranks(sums)
+        return np.asarray((sums[:, k:] * (place[:, lower] - place[:, upper]) ** 2).sum(axis=1))
+
+    def by_chance(sums: FloatArray) -> FloatArray:
+        place, times = ranks(sums), sums[:, :k]
+        n = times.sum(axis=1)
+        spread = n * (times * place**2).sum(axis=1) - (times * place).sum(axis=1) ** 2
+        return np.asarray(2.0 * spread / (n - 1.0))
+
+    place = ranks(counts.sum(axis=0, keepdims=True))
+    return _Disagreement(
+        np.column_stack([counts, pairs]), observed, by_chance, float(np.ptp(place)) ** 2
+    )
+
+
+def _counted(ratings: FloatArray) -> tuple[int, FloatArray]:
+    """How many values there are, and how often each item has each, shape (items, values)."""
+    known = ~np.isnan(ratings)
+    k, numbers = _categories(ratings[known])
+    counts = np.zeros((ratings.shape[1], k))
+    np.add.at(counts, (np.nonzero(known)[1], numbers), 1.0)
+    return k, counts
+
+
+def _categories(values: FloatArray) -> tuple[int, NDArray[np.intp]]:
+    """How many different values there are, and which of them each one is."""
+    distinct, numbers = np.unique(values, return_inverse=True)
+    if len(distinct) > _MOST_CATEGORIES:
+        raise InvalidArgumentError(
+            f"the ratings have {len(distinct):,} different values, more than {_MOST_CATEGORIES} categories.",
+            hint='Round them, or use krippendorff_alpha(…, level="interval").',
+        )
+    return len(distinct), numbers
 
 
 def _agreeing(found: Estimate, cost: float, confidence: float) -> Estimate:
@@ -118,13 +197,3 @@ def _agreeing(found: Estimate, cost: float, confidence: float) -> Estimate:
         return found
     low = 1.0 - wilson(0, found.n, confidence=confidence).high * cost
     return replace(found, low=max(low, -1.0))
-
-
-def _distances(categories: FloatArray, totals: FloatArray, level: Level) -> FloatArray:
-    """How far each two values are apart, squared, shape (k or 1, values, values)."""
-    if level == "nominal":
-        return (1.0 - np.eye(len(categories)))[None]
-    if level == "interval":
-        return ((categories[:, None] - categories) ** 2)[None]
-    ranks = np.cumsum(totals, axis=1) - totals / 2.0  # the middle of each value's ratings
-    return np.asarray((ranks[:, :, None] - ranks[:, None, :]) ** 2)

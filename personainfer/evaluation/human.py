@@ -7,6 +7,7 @@ prefers, and four ratings from 1 to 5.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import random
 import secrets
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, Literal, NamedTuple
 from unicodedata import normalize
 
@@ -32,10 +34,10 @@ from ..data.atomic_files import (
 from ..data.files import open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError, visible
 from ..personas.prompts import prompt_text
 from ..preferences.cells import read_json
-from ..records import FloatArray, Side
+from ..records import FloatArray, PersonaRow, Side
 from .agreement import Level, cohen_kappa, krippendorff_alpha
 from .statistics import CONFIDENCE, Estimate, bootstrap_mean, bootstrap_rate, check_confidence
 
@@ -122,10 +124,13 @@ def _blinded(
     question: Question,
     drawn: random.Random,
 ) -> tuple[list[dict[str, str]], dict[str, dict[str, Any]]]:
-    """Random items as the raters see them, and the key: what each item is, by its number."""
-    shown: list[dict[str, str]] = []
-    key: dict[str, dict[str, Any]] = {}
-    for number, (place, side) in enumerate(drawn.sample(found, count), 1):
+    """Random items as the raters see them, and the key: what each item is, by its name.
+
+    The names of two sheets differ, so that ratings of one are not read with the key of the other.
+    """
+    texts_of: list[tuple[str, ...]] = []
+    answers: list[dict[str, Any]] = []
+    for place, side in drawn.sample(found, count):
         row = table[place]
         pair = row.preference
         assert pair is not None  # left out otherwise
@@ -133,10 +138,29 @@ def _blinded(
         own, other = (pair.chosen, pair.rejected)[:: 1 if side == "chosen" else -1]
         own_first = question == "rating" or drawn.random() < 0.5
         responses = (own, other) if own_first else (other, own)
-        texts = (str(number), str(persona), prompt_text(pair.prompt), *responses)
-        shown.append(dict(zip(_SHOWN, texts, strict=True)))
-        key[str(number)] = {"place": place, "side": side, "own": 1 if own_first else 2}
-    return shown, key
+        texts_of.append((str(persona), prompt_text(pair.prompt), *responses))
+        own_place = 1 if own_first else 2
+        answers.append({"place": place, "side": side, "own": own_place, "row": _digest(row, side)})
+    sheet = _letters(repr(texts_of))
+    names = [f"{sheet}-{number:0{len(str(count))}}" for number in range(1, count + 1)]
+    shown = [
+        dict(zip(_SHOWN, (name, *texts), strict=True))
+        for name, texts in zip(names, texts_of, strict=True)
+    ]
+    return shown, dict(zip(names, answers, strict=True))
+
+
+def _digest(row: PersonaRow, side: Side) -> str:
+    """What tells the row of an item from the rows of other tables."""
+    pair = row.preference
+    texts = () if pair is None else (prompt_text(pair.prompt), pair.chosen, pair.rejected)
+    return _letters(repr((*texts, str(row.chosen if side == "chosen" else row.rejected))))
+
+
+def _letters(text: str) -> str:
+    """Six letters for a text: a spreadsheet takes them for no number, and no date."""
+    number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])
+    return "".join(ascii_lowercase[number // 26**place % 26] for place in range(6))
 
 
 def _items(table: PersonaTable, sides: Sequence[Side]) -> list[tuple[int, Side]]:
@@ -210,7 +234,7 @@ class HumanRatings:
         if self.judge is not None:
             lines += [f"agree with the judge: {self.judge}", f"  Cohen's kappa: {self.judge_kappa}"]
         lines += [f"left out: {problem}" for problem in self.problems[:5]]
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def read_rating_sheet(
@@ -230,7 +254,7 @@ def read_rating_sheet(
         confidence: of the intervals (bootstrap over items).
 
     Raises:
-        InvalidArgumentError: no ratings, two files of one name, or a table of another length.
+        InvalidArgumentError: no ratings, two files of one name, or a table of other rows.
         DataError: a file is not the key or ratings of this sheet, or there is no rating in any of them.
     """
     check_confidence(confidence)
@@ -378,7 +402,15 @@ def _judged(
         raise InvalidArgumentError(
             f"table= has {len(table)} rows, and the sheet was made of one with {rows}.",
             hint="Pass the .table of what verify_personas found, neither cut nor sorted.",
+            argument="table",
         )
+    for name, one in keys.items():
+        if one.get("row") not in (None, _digest(table[one["place"]], one["side"])):
+            raise InvalidArgumentError(
+                f"row {one['place']} of table= is not that of the sheet's item {name}.",
+                hint="Pass the .table of what verify_personas found, neither cut nor sorted.",
+                argument="table",
+            )
     verdicts = [
         (table.added.get(f"{one['side']}_verified") or [None] * rows)[one["place"]]
         for one in keys.values()

@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
+from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, quoted
 from ..records import FloatArray, Preference, Prompt
 
 # Prompts and responses, n of each -> (n, d), as an array or a sparse matrix.
@@ -268,20 +268,34 @@ def word_features(prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:
 
 
 def featured(features: Features | None, responses: Sequence[Response]) -> Any:
-    """The features of each response, (n, d); without a function, each response is a feature of its own."""
+    """The features of each response, (n, d); without a function, each response is a feature of its own.
+
+    Raises:
+        InvalidArgumentError: another shape, or a number that is not finite.
+    """
     if features is None:
         sparse = MissingExtraError.require("scipy.sparse")
         return sparse.identity(len(responses), format="csr")
     prompts, texts = zip(*responses, strict=True)
     found = features(list(prompts), list(texts))
     if not hasattr(found, "tocsr"):
-        found = np.asarray(found)
+        masked = isinstance(found, np.ma.MaskedArray)
+        found = found.astype(np.float64).filled(np.nan) if masked else np.asarray(found)
         if found.dtype not in (np.float32, np.float64):
             found = found.astype(np.float64)
     if found.ndim != 2 or found.shape[0] != len(responses):
         raise InvalidArgumentError(
             f"features= gives the shape {found.shape} for {len(responses)} responses.",
             hint="It takes n prompts and n responses, and returns (n, d).",
+        )
+    sums = np.asarray(
+        found.sum(axis=1)
+    ).ravel()  # one NaN in a million numbers, and nothing is fitted
+    if not np.isfinite(sums).all():
+        place = int(np.flatnonzero(~np.isfinite(sums))[0])
+        raise InvalidArgumentError(
+            f"features= gives numbers that are not finite for the response {quoted(texts[place])}.",
+            argument="features",
         )
     return found
 
@@ -320,9 +334,16 @@ def minimise(loss: Any, start: FloatArray, steps: int) -> FloatArray:
         loss: parameters -> (loss, gradient).
         start: shape (parameters,).
         steps: the most iterations.
+
+    Raises:
+        InvalidArgumentError: the loss is not finite there, as with features beyond 1e150.
     """
     optimize = MissingExtraError.require("scipy.optimize")
     found = optimize.minimize(
         loss, start, jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxcor": 20}
     )
+    if not np.isfinite(found.fun):
+        raise InvalidArgumentError(
+            "no parameters fit these numbers: they are too large.", hint="Scale the features."
+        )
     return np.asarray(found.x, dtype=np.float64)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import Count, check_argument
+from ..arguments import Count, check_argument, read_places
 from ..evaluation.statistics import (
     CONFIDENCE,
     Estimate,
@@ -92,14 +92,7 @@ def votes(choices: npt.ArrayLike, responses: int) -> Votes:
         responses: how many there are a prompt.
     """
     check_argument("responses", responses, Count)
-    chosen = np.asarray(choices)
-    if chosen.ndim != 2 or not chosen.size or not np.issubdtype(chosen.dtype, np.integer):
-        raise InvalidArgumentError(
-            f"choices has the shape {chosen.shape} and the type {chosen.dtype}, not whole numbers of"
-            " shape (users, prompts)."
-        )
-    if chosen.min() < 0 or chosen.max() >= responses:
-        raise InvalidArgumentError(f"choices= must be places from 0 to {responses - 1}.")
+    chosen = read_places("choices", choices, dimensions=(2,), below=responses)
     counts = np.stack([(chosen == place).sum(axis=0) for place in range(responses)], axis=1)
     return Votes(counts / len(chosen), len(chosen))
 

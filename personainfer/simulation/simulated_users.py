@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import Count, CountFromZero, check_argument, read_numbers
+from ..arguments import Count, CountFromZero, check_argument, read_numbers, read_places
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Preference
 from .reward_matrix import RewardMatrix, check_models
@@ -337,20 +337,17 @@ def _names(given: Sequence[str] | None, users: int) -> tuple[str, ...]:
 
 
 def _pairs(given: npt.ArrayLike, users: int, shape: tuple[int, ...]) -> Integers:
-    pairs = np.asarray(given)
-    if not np.issubdtype(pairs.dtype, np.integer) or pairs.shape[-3:] not in (
-        (shape[0], 2),
-        (users, shape[0], 2),
-    ):
+    pairs = read_places("pairs", given, dimensions=(2, 3), below=shape[1])
+    if pairs.shape not in ((shape[0], 2), (users, shape[0], 2)):
         raise InvalidArgumentError(
-            f"pairs has the shape {pairs.shape} and the type {pairs.dtype}, not whole numbers of shape"
-            f" ({shape[0]}, 2) or ({users}, {shape[0]}, 2)."
+            f"pairs= has the shape {pairs.shape}: ({shape[0]}, 2) or ({users}, {shape[0]}, 2) is needed.",
+            argument="pairs",
         )
-    if pairs.min() < 0 or pairs.max() >= shape[1] or (pairs[..., 0] == pairs[..., 1]).any():
+    if (pairs[..., 0] == pairs[..., 1]).any():
         raise InvalidArgumentError(
-            f"pairs= must name two different responses each, by places from 0 to {shape[1] - 1}."
+            "pairs= must name two different responses each.", argument="pairs"
         )
-    return np.broadcast_to(pairs.astype(np.int64), (users, shape[0], 2))
+    return np.broadcast_to(pairs, (users, shape[0], 2))
 
 
 def _check_temperature(value: object) -> None:

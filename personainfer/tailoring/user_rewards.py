@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import read_numbers, read_places
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
 from ..scoring.choice_models import (
@@ -188,13 +189,21 @@ def fit_user_weights(
         steps: the most iterations.
 
     Raises:
-        InvalidArgumentError: shapes that do not fit.
+        InvalidArgumentError: shapes that do not fit, a margin that is missing or infinite, users who are no
+            whole numbers from 0.
     """
-    given, place = np.asarray(margins, dtype=np.float64), np.asarray(users)
-    if given.ndim != 2 or place.shape != given.shape[:1] or not len(given):
+    given, place = read_numbers("margins", margins, dimensions=(2,)), read_places("users", users)
+    if place.shape != given.shape[:1]:
         raise InvalidArgumentError(
             f"margins of the shape {given.shape} and users of the shape {place.shape}:"
             " (n, rank) and (n,) are needed."
+        )
+    if np.isnan(given).any():
+        [row, *_] = np.flatnonzero(np.isnan(given).any(axis=1))
+        raise InvalidArgumentError(
+            f"margins[{row}] holds a missing number.",
+            hint="Leave the choice out.",
+            argument="margins",
         )
     count, rank = int(place.max()) + 1, given.shape[1]
     of_user = one_hot(place, count)

@@ -15,7 +15,7 @@ from typing import Literal, Unpack
 
 import numpy as np
 
-from ..arguments import Count, check_argument, takes_options
+from ..arguments import Count, check_argument, read_numbers, takes_options
 from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
@@ -361,7 +361,9 @@ def _fitted(
         # The majority leaves out the votes of the user whose choice it predicts.
         seen = [*history, *choices] if isinstance(model, MajorityVote) else history
         try:
-            found = np.asarray(model.fit(seen).predict(choices), dtype=np.float64)
+            found = read_numbers(
+                f"baselines[{name!r}].predict()", model.fit(seen).predict(choices), infinite=True
+            )
         except MissingExtraError as error:
             if must_fit:
                 raise

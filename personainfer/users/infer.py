@@ -16,7 +16,14 @@ from typing import Annotated, Any, Unpack
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field
 
-from ..arguments import Count, CountFromZero, PositiveNumber, check_argument, takes_options
+from ..arguments import (
+    Count,
+    CountFromZero,
+    PositiveNumber,
+    check_argument,
+    read_numbers,
+    takes_options,
+)
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
@@ -340,7 +347,8 @@ def _sided(
     Small models put tastes on the wrong side. One that predicts nothing (a mean score of 0) is dropped.
     """
     said = [Persona.parse(f"The user likes: {taste}") for taste in tastes for _ in choices]
-    scores = np.asarray(select.explains([*choices] * len(tastes), said), dtype=np.float64)
+    found = select.explains([*choices] * len(tastes), said)
+    scores = read_numbers("the result of select.explains", found, length=len(said), infinite=True)
     means = dict(zip(tastes, np.nanmean(scores.reshape(len(tastes), -1), axis=1), strict=True))
     surest = sorted(tastes, key=lambda taste: -abs(means[taste]))
     likes = [taste for taste in surest if means[taste] > NEUTRAL]

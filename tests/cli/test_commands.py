@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from typer.testing import CliRunner, Result
 
 import personainfer as pi
 from personainfer.cli.commands import app, main
-from personainfer.cli.options import PANELS
+from personainfer.cli.options import PANELS, persona_options
 from personainfer.cli.streams import bar_beside_lines
 from personainfer.personas.options import RUN_OPTIONS
 from personainfer.testing import FakeLLM, Fault, Reply
@@ -377,6 +378,11 @@ def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> No
         ("infer pairs.jsonl --sides left", "'left' is not one of"),
         ("infer pairs.jsonl --limit 0", "Invalid value for '--limit'"),
         ("infer pairs.jsonl --column question", "'question' is not NAME=VALUE"),
+        (
+            "infer pairs.jsonl --label 1=first --label 1=tie",
+            "'1=tie' gives a value to a name a sec",
+        ),
+        ("infer pairs.jsonl --extra-header a=b=c --extra-header a=d", "a header gives a value"),
         ("infer pairs.jsonl --column question=prompt", "--column has no 'question': ours"),
         (
             "infer pairs.jsonl --column prompt=question",
@@ -902,3 +908,29 @@ def test_columns_of_other_names_hold_personas_too(run: Run) -> None:
     assert "nobody" in missing.stderr
     plain = run("show", written(pairs(1)))
     assert "--column chosen_persona=…" in plain.stderr
+
+
+def test_a_label_may_hold_an_equals_sign() -> None:
+    found = persona_options({"label": ["A>=B=first", "A<B=second"], "column": ["label=a=b"]})
+    assert found == {
+        "labels": {"A>=B": "first", "A<B": "second"},
+        "columns": {"label": "a=b"},
+    }
+
+
+def test_a_stream_without_the_letter_shows_its_escape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows gives a file or a pipe its own code page."""
+    monkeypatch.chdir(tmp_path)
+    table(2).save("\u62a5.parquet")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(
+        sys, "argv", ["personainfer", "report", "\u62a5.parquet", "-o", "\u544a.html"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    out.seek(0)
+    assert "\\u544a.html" in out.read()

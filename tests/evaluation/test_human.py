@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -211,7 +212,7 @@ def test_neither_is_wrong_and_an_empty_cell_is_no_answer(tmp_path: Path) -> None
     sheet = write_rating_sheet(table(10), tmp_path / "sheet", sides="chosen")
 
     def some(each: dict[str, str]) -> dict[str, str]:
-        n = int(each["item"])
+        n = int(each["item"].partition("-")[2])
         return (
             {"choice": "neither"}
             if n <= 2
@@ -222,7 +223,8 @@ def test_neither_is_wrong_and_an_empty_cell_is_no_answer(tmp_path: Path) -> None
 
     found = read_rating_sheet(sheet.key, [filled(sheet, "ann", some)])
     assert found.means["accuracy"]["chosen"].value == pytest.approx(5 / 7)
-    assert found.problems == ("ann.csv, item 5: choice is 'x'.",)
+    [problem] = found.problems
+    assert re.fullmatch(r"ann\.csv, item [a-z]{6}-05: choice is 'x'\.", problem)
 
 
 def test_people_and_a_judge_are_compared(tmp_path: Path) -> None:
@@ -237,6 +239,8 @@ def test_people_and_a_judge_are_compared(tmp_path: Path) -> None:
     assert found.judge.value == pytest.approx(0.8)  # most people always say yes
     with pytest.raises(InvalidArgumentError, match="neither cut nor sorted"):
         read_rating_sheet(sheet.key, ratings, table=judged[:5])
+    with pytest.raises(InvalidArgumentError, match=r"row \d of table= is not that of .*item"):
+        read_rating_sheet(sheet.key, ratings, table=pi.PersonaTable(list(judged)[::-1]))
 
 
 def test_ratings_are_averaged_by_side(tmp_path: Path) -> None:
@@ -273,9 +277,10 @@ def test_what_the_page_saves_is_read_in_any_order(tmp_path: Path) -> None:
 def test_ratings_of_another_sheet_are_refused(tmp_path: Path) -> None:
     sheet = write_rating_sheet(table(4), tmp_path / "sheet")
     ann = filled(sheet, "ann", right)
+    first = read(sheet.csv)[0]["item"]
     for text, words in (
         ("item,choice\n99,1\n", "not an item"),
-        ("item,choice\n1,1\n1,2\n", "twice"),
+        (f"item,choice\n{first},1\n{first},2\n", "twice"),
     ):
         path = tmp_path / "other.csv"
         path.write_text(text)
@@ -286,6 +291,42 @@ def test_ratings_of_another_sheet_are_refused(tmp_path: Path) -> None:
     for wrong in ([], [ann, ann], str(ann)):
         with pytest.raises(InvalidArgumentError, match="different names"):
             read_rating_sheet(sheet.key, wrong)
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"sides": "rejected"}, {"items": 7}])
+def test_ratings_of_another_sheet_of_the_same_table_are_refused(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    sheet = write_rating_sheet(table(4), tmp_path / "sheet")
+    another = write_rating_sheet(table(4), tmp_path / "another", **other)
+    with pytest.raises(DataError, match="not an item of this sheet"):
+        read_rating_sheet(sheet.key, [filled(another, "ann", right)])
+
+
+def test_a_key_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
+    sheet = write_rating_sheet(table(4), tmp_path / "sheet")
+    about = json.loads(sheet.key.read_text())
+    numbered = {name: str(n) for n, name in enumerate(about["items"], 1)}
+    items = {
+        numbered[name]: {field: one[field] for field in ("place", "side", "own")}
+        for name, one in about["items"].items()
+    }
+    sheet.key.write_text(json.dumps(about | {"items": items}))
+    ann = tmp_path / "ann.csv"
+    lines = [f"{numbered[each['item']]},{right(each)['choice']}" for each in read(sheet.csv)]
+    ann.write_text("\n".join(["item,choice", *lines]))
+    verdicts = {"chosen_verified": [True] * 4, "rejected_verified": [True] * 4}
+    found = read_rating_sheet(sheet.key, [ann], table=table(4).with_columns(verdicts))
+    assert found.means["accuracy"]["both"].value == 1.0
+    assert found.judge is not None
+    assert found.judge.value == 1.0
+
+
+def test_names_of_raters_act_on_no_terminal(tmp_path: Path) -> None:
+    sheet = write_rating_sheet(table(4), tmp_path / "sheet")
+    found = read_rating_sheet(sheet.key, [filled(sheet, "ann\x1b[2J", right)])
+    assert "ann\\x1b[2J" in str(found)
+    assert "\x1b" not in str(found)
 
 
 def test_a_sheet_is_made_of_what_has_personas(tmp_path: Path) -> None:
