@@ -373,7 +373,8 @@ def _without_masks(given: Any) -> Any:
     import numpy as np
 
     if isinstance(given, np.ma.MaskedArray):
-        return given.astype(np.float64).filled(np.nan) if np.ma.is_masked(given) else given.data
+        hides = bool(np.ma.is_masked(given))
+        return np.ma.filled(given.astype(np.float64), np.nan) if hides else given.data
     if isinstance(given, list | tuple) and any(isinstance(one, np.ma.MaskedArray) for one in given):
         return [_without_masks(one) for one in given]
     return given

@@ -111,6 +111,11 @@ NO_NUMBERS = {
 }
 
 
+def masked_array(values: list[Any], kind: Any = None) -> Any:
+    """-999 is masked."""
+    return np.ma.masked_equal(np.array(values, dtype=kind), -999)
+
+
 def flat(found: Any) -> list[float]:
     """All numbers of a result."""
     if isinstance(found, Estimate):
@@ -140,7 +145,7 @@ def test_an_infinite_value_is_refused_and_never_left_out(name: str, value: float
 
 @pytest.mark.parametrize("name", COMPLETE)
 def test_a_missing_number_is_refused_where_all_are_needed(name: str) -> None:
-    masked = np.ma.array([1.0, 0.0, 0.0, 1.0], mask=[0, 1, 0, 0])
+    masked = masked_array([1.0, -999.0, 0.0, 1.0])
     for values in ([1.0, NAN, 0.0, 1.0], [1.0, None, 0.0, 1.0], masked):
         with pytest.raises(InvalidArgumentError):
             COMPLETE[name](values)
@@ -149,7 +154,7 @@ def test_a_missing_number_is_refused_where_all_are_needed(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS | ORDERED)
 def test_none_is_a_missing_value_like_nan(name: str) -> None:
     one, *others = (flat(EVERY[name]([1.0, missing, 0.0, 1.0])) for missing in (NAN, None))
-    others.append(flat(EVERY[name](np.ma.masked_equal([1.0, -999.0, 0.0, 1.0], -999.0))))
+    others.append(flat(EVERY[name](masked_array([1.0, -999.0, 0.0, 1.0]))))
     for other in others:
         assert_allclose(other, one)
 
@@ -196,10 +201,11 @@ def test_no_p_value_or_rate_comes_from_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("kind", [np.int64, np.float64])
 def test_a_mask_that_hides_nothing_and_rows_with_masks_are_read(kind: type) -> None:
-    row = np.ma.array([1, 2], mask=[0, 0], dtype=kind)
-    hidden = np.ma.array([3, -999], mask=[0, 1], dtype=kind)
-    assert_allclose(read_numbers("values", row), [1, 2])
-    assert_allclose(read_numbers("values", [row, hidden], dimensions=(2,)), [[1, 2], [3, NAN]])
+    row, hidden = masked_array([1, 2], kind), masked_array([3, -999], kind)
+    assert read_numbers("values", row).tolist() == [1.0, 2.0]
+    found = read_numbers("values", [row, hidden], dimensions=(2,))
+    assert found[0].tolist() == [1.0, 2.0]
+    assert np.isnan(found).tolist() == [[False, False], [False, True]]
 
 
 PLACES: dict[str, Callable[[Any], Any]] = {
@@ -221,7 +227,7 @@ PLACES: dict[str, Callable[[Any], Any]] = {
         [0, None],
         [],
         [[0, 1], [2]],
-        np.ma.array([0, 1], mask=[0, 1]),
+        masked_array([0, -999]),
     ],
     ids=str,
 )
@@ -231,7 +237,7 @@ def test_places_are_whole_numbers_in_bounds(name: str, places: Any) -> None:
         PLACES[name](places)
 
 
-MARGINS = {"a NaN": NAN, "infinite": INF, "a text": "x", "missing": None}
+MARGINS: dict[str, Any] = {"a NaN": NAN, "infinite": INF, "a text": "x", "missing": None}
 
 
 @pytest.mark.parametrize("what", MARGINS)
@@ -268,7 +274,7 @@ def test_agreement_on_a_slider_is_that_of_all_pairs_of_ratings(level: Any) -> No
 
     def apart(one: float, other: float) -> float:
         if level == "ordinal":  # ranks: the middle of the ratings that are equal
-            one, other = (np.mean(np.flatnonzero(ranked == value)) for value in (one, other))
+            one, other = (float(np.mean(np.flatnonzero(ranked == v))) for v in (one, other))
         return float(one != other) if level == "nominal" else (one - other) ** 2
 
     def within(values: Any) -> float:
@@ -281,11 +287,12 @@ def test_agreement_on_a_slider_is_that_of_all_pairs_of_ratings(level: Any) -> No
 
 def test_ratings_that_all_differ_are_no_categories() -> None:
     ratings = np.random.default_rng(0).random((2, 200))
-    for found in (
+    calls: list[Callable[[], Estimate]] = [
         lambda: krippendorff_alpha(ratings),
         lambda: krippendorff_alpha(ratings, level="ordinal"),
         lambda: cohen_kappa(*ratings),
-    ):
+    ]
+    for found in calls:
         with pytest.raises(InvalidArgumentError, match="400 different values"):
             found()
     assert -1 < krippendorff_alpha(ratings, level="interval").value < 1
