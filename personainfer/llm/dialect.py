@@ -88,7 +88,7 @@ class Dialect:
             return True
         self._first.release()
         if self._refused is not None:
-            raise self._refused
+            raise self._refused.with_traceback(None)
         return False
 
     def end_turn(self) -> None:

@@ -262,6 +262,7 @@ def status_error(
         error.unanswered = status in _GATEWAY_LOST_IT
     if rule.scope == "run":
         error.fatal = error.is_refusal = True
+        error.is_doubtful = status not in _OF_ALL
     return error
 
 
@@ -346,6 +347,9 @@ def _words_in(text: str) -> list[tuple[str, int, int]]:
     bare = _ESCAPE.sub(lambda found: " " * len(found[0]), text.lower())
     return [(found[0], *found.span()) for found in _WORD.finditer(bare)]
 
+
+# A key or an account is refused with these. With others, a firewall may refuse the words of one row.
+_OF_ALL = {401, 402, 407}
 
 # A gateway had no answer, or none in time: the model behind it may have run.
 _GATEWAY_LOST_IT = {408, 499, 502, 504, 520, 524}

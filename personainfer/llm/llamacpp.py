@@ -235,7 +235,7 @@ class LocalModel:
             ended, self._server = self._server, None
             self._count_end(ended)
         if self._given_up is not None:
-            raise self._given_up
+            raise self._given_up.with_traceback(None)
         if self._server is not None:
             return self._server
         if self._starting is None:

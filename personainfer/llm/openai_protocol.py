@@ -78,6 +78,7 @@ def wire_schema(schema: type[BaseModel], *, tight: bool) -> Json:
     return resolved
 
 
+_ROUNDING = 1e-3  # by how much log p may exceed 0 where it was computed in half precision
 _MOST_TOKENS = 2**31
 CUT_OFF = {"length", "max_tokens", "model_length"}
 _FILTERED = re.compile(
@@ -267,9 +268,9 @@ def _counted(usage: Mapping[str, Any]) -> tuple[int, int, int, bool]:
 
 
 def _logprobs(found: Any) -> Logprobs | None:
-    """The log-probabilities of a choice; None where they are not in OpenAI's form."""
+    """The log-probabilities of a choice; None where they are not in OpenAI's form, or none."""
     try:
-        return [
+        logprobs = [
             (
                 _token(token),
                 {
@@ -278,9 +279,15 @@ def _logprobs(found: Any) -> Logprobs | None:
                 },
             )
             for token in found["content"] or ()
-        ] or None
+        ]
+        return logprobs if logprobs and are_logprobs(logprobs) else None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def are_logprobs(found: Logprobs) -> bool:
+    """Whether each number is the logarithm of a probability: some servers give logits, or NaN."""
+    return all(number <= _ROUNDING for _, near in found for number in near.values())
 
 
 def _token(entry: Mapping[str, Any]) -> str:

@@ -221,7 +221,7 @@ class Gate:
         """
         while True:
             if self._given_up is not None:
-                raise self._given_up
+                raise self._given_up.with_traceback(None)  # it grows with each raise
             pause = self._opens_at - self._clock()
             if pause <= 0 and self._active < max(1, int(self._allowed)):
                 self._active += 1
@@ -244,6 +244,8 @@ class Gate:
 
     def reset(self) -> None:
         """Try again an endpoint that was given up: a new run may find it recovered."""
+        if self._given_up is not None:
+            self._opens_at = 0.0
         self._given_up = None
         self._loading_since = None
         self._refusals = 0
@@ -271,7 +273,8 @@ class Gate:
         pause = error.retry_after
         if pause is not None and pause > self._patience:
             self._give_up(
-                f"{_TOO_FAST}: it asks to wait {pause:.0f} s, longer than patience={self._patience:g}"
+                f"{_TOO_FAST}: it asks to wait {pause:.0f} s, longer than patience={self._patience:g}",
+                retry_after=pause,
             )
         if entered >= self._counted_at:
             self._counted_at = now
@@ -301,11 +304,17 @@ class Gate:
         self,
         reason: str,
         hint: str = "Lower max_concurrency, rpm or tpm, or try later: replies so far are cached.",
+        retry_after: float | None = None,
     ) -> None:
-        self._given_up = RateLimitError(f"{reason}.", hint=hint)
-        self._given_up.given_up = True
+        error = RateLimitError(f"{reason}.", hint=hint, retry_after=retry_after)
+        error.given_up = True
+        self.give_up(error)
+        raise error
+
+    def give_up(self, error: RateLimitError) -> None:
+        """Let no more requests through: whoever waits, or comes, has this error."""
+        self._given_up = error
         self._wake_all()
-        raise self._given_up
 
     def _wake_one(self) -> None:
         while self._waiting:

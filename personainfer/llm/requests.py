@@ -28,6 +28,7 @@ from ..observability import RunWatch
 from ..preferences.cells import bounded_json
 from ..records import Completion, Logprobs, Message, Usage
 from .cache import ReplyCache
+from .openai_protocol import are_logprobs
 from .rate_limits import Tally
 from .replies import read_reply
 from .transports import Transport
@@ -115,6 +116,7 @@ class Job:
     reply: Reply | None = None
     stored: str | None = None  # the cached reply as text, until it is read
     turns: Sequence[tuple[str, str]] = ()  # (role, content) to append: the last reply and its fault
+    refusals: int = 0  # for going too fast
     room: int = 1  # times max_tokens: more after a reply that was cut off
 
     @property
@@ -209,10 +211,17 @@ def cached_reply(job: Job, stored: str | None) -> Reply | None:
         text, logprobs = fields["text"], None
         if "logprobs" in fields:
             logprobs = [(token, near) for token, near in fields["logprobs"]]
+            logprobs = logprobs if are_logprobs(logprobs) else None
         if not isinstance(text, str):
             return None
         return Reply(job.form.read(text), text, cached=True, logprobs=logprobs)
-    except (ReplyError, ValueError, KeyError, TypeError):  # another reader, or another writer
+    except (
+        ReplyError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # another reader, or another writer
         return None
 
 

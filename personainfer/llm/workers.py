@@ -44,7 +44,12 @@ _LOCKED_PAUSE = 0.2  # seconds between two attempts to write to it
 _GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts as gone
 _MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
+_REFUSALS = 3  # for going too fast, in a row, after which a request waits until others are sent
 _SHORT = Message(role="user", content="?")  # neither too long nor offensive
+
+
+class _LaterError(Exception):
+    """A request is to be sent after the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class Workers:
         self._tally = tally
         self._in_flight = in_flight
         self._jobs: deque[Job] = deque()
+        self._later: deque[Job] = deque()  # those that were refused often for going too fast
         self._tasks: set[asyncio.Task[None]] = set()
         self._unwritten: list[tuple[bytes, str]] = []
         self._written: asyncio.Event | None = None
@@ -88,10 +94,11 @@ class Workers:
         self._open = False
         self._pid = os.getpid()
         self._failures = 0  # requests in a row that could not be sent at all
-        self._dead: TransportError | None = None
+        self._dead: ModelError | None = None  # why no more is sent
         self._refusals = RefusalWatch(settings.max_concurrency)
         self._one_asks = asyncio.Lock()  # whether a refusal concerns all rows
-        self._answered_at = -math.inf  # when the endpoint last answered that
+        self._asked_at = -math.inf  # when that was last found out …
+        self._found: ModelError | None = None  # … and the error of the short request
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
         in_flight.open(self)
 
@@ -142,6 +149,7 @@ class Workers:
 
     async def _stop(self) -> None:
         self._jobs.clear()
+        self._later.clear()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -155,14 +163,26 @@ class Workers:
         try:
             if delay:
                 await asyncio.sleep(delay)
-            while self._jobs and self.fatal is None:
-                await self._serve(self._jobs.popleft())
+            while (self._jobs or self._later) and self.fatal is None:
+                await self._serve((self._jobs or self._later).popleft())
         finally:
             # Now, not in a callback of the task: requests that come in between would find every
             # place taken by a worker that has ended, and nobody would send them.
             self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _serve(self, job: Job) -> None:
+        try:
+            await self._reply_to(job)
+        except _LaterError:
+            self._later.append(job)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # the cache failed, or a bug: the caller must not wait
+            self.fatal = error
+        self._tell()
+
+    async def _reply_to(self, job: Job) -> None:
+        """Set the job's reply, or its error."""
         try:
             if self.met_another or self._in_flight.is_asked(job.key):
                 job.reply = await self._known(job)
@@ -178,15 +198,10 @@ class Workers:
             if error.fatal:
                 self.fatal = error
             if isinstance(error, TransportError):
-                self._count_failure(error)
+                await self._count_failure(job, error)
             elif isinstance(error, ReplyError):  # useless, but somebody answered
                 self._failures = 0
             job.reply = Reply(error=error)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # the cache failed, or a bug: the caller must not wait
-            self.fatal = error
-        self._tell()
 
     async def _known(self, job: Job) -> Reply | None:
         """Another run's reply to the same request: in flight now, or cached since this run read the cache."""
@@ -199,7 +214,7 @@ class Workers:
     async def _answer(self, job: Job) -> Reply:
         """Send the request and cache the reply; other runs with the same request wait for it."""
         if self._dead is not None:
-            raise self._dead
+            raise self._dead.with_traceback(None)  # which grows with each raise, and holds requests
         reply = None
         self._in_flight.begin(job.key)
         try:
@@ -215,12 +230,17 @@ class Workers:
         finally:
             self._in_flight.end(job.key, reply)
 
-    def _count_failure(self, error: TransportError) -> None:
-        """Give the endpoint up after as many failures in a row as calls may be in flight."""
+    async def _count_failure(self, job: Job, error: TransportError) -> None:
+        """Give the endpoint up after as many failures in a row as calls may be in flight.
+
+        The texts of these rows may be the reason, so a short request has to fail, too.
+        """
         self._failures += 1
-        if self._dead is None and self._failures >= max(
-            _GONE_AFTER, self._settings.max_concurrency
-        ):
+        if self._failures < max(_GONE_AFTER, self._settings.max_concurrency) or self._dead:
+            return
+        if not isinstance(await self._short_error(job), TransportError):
+            self._failures = 0
+        elif self._dead is None:
             self._dead = TransportError(
                 f"not sent, since {self._failures} requests in a row failed: {error.message}",
                 hint=error.hint or "Is the server up? Call again when it is.",
@@ -233,13 +253,16 @@ class Workers:
             raise failure
         completion: Completion | None = None
         while completion is None:  # neither going too fast (429) nor a wrong form is an attempt
+            before = job.refusals
             try:
                 completion = await self._send(job)
             except ModelError as error:
-                if not self._is_sent_again(error):
+                if not (self._is_sent_again(error) or await self._is_full(job, error, before)):
                     await self._check_whose(job, error)
                     await self._check_hopeless(job, error)
                     raise
+                if self._jobs and job.refusals >= _REFUSALS and not failed:
+                    raise _LaterError from None
         try:
             value = job.form.read(completion.text)
         except ReplyError as error:
@@ -260,28 +283,66 @@ class Workers:
             return True
         return False
 
+    async def _is_full(self, job: Job, error: ModelError, before: int) -> bool:
+        """Whether a request is sent again after the endpoint seemed to refuse all, for going too fast.
+
+        It is unless the endpoint refuses a short request, too: then no more is sent. `before` is the number
+        of times for which it was refused before.
+
+        Raises:
+            RequestRejectedError: only this request is refused. It may be larger than the limit of a minute.
+        """
+        if not (isinstance(error, RateLimitError) and error.given_up and self._refusals.is_over):
+            return False
+        if self._dead is None and not _is_answer(await self._short_error(job, reopen=True)):
+            self._dead = error
+            self._limits.gate.give_up(error)
+        if self._dead is not None:
+            return False
+        told_to_wait = job.refusals > before and error.retry_after is not None
+        if told_to_wait or job.refusals >= _REFUSALS:
+            raise RequestRejectedError(
+                f"refused {job.refusals} times, although the endpoint takes other requests: {error.message}",
+                hint="It may be larger than what the endpoint takes in a minute.",
+            ) from None
+        return True
+
     async def _check_whose(self, job: Job, error: ModelError) -> None:
         """Raise an error of the row alone if a refusal would end the run, but the endpoint still answers.
 
         A firewall refuses the words of one row with the status of a wrong key (403) or address (404).
         """
-        if not (error.fatal and error.is_refusal and self._refusals.is_over):
+        is_doubtful = error.is_doubtful or self._refusals.is_over
+        if not (error.fatal and error.is_refusal and is_doubtful):
             return
-        refused_at = time.monotonic()
-        async with self._one_asks:
-            if self.fatal is not None:
-                return
-            if self._answered_at < refused_at:  # by nobody else in the meantime
-                try:
-                    await self._send(self._short_job(job), is_watched=False)
-                except ModelError as found:
-                    if found.fatal:
-                        return  # else it is not known: a key that has ended refuses the next row, too
-                self._answered_at = time.monotonic()
+        found = await self._short_error(job)
+        if self.fatal is not None or (found is not None and found.fatal):
+            return
+        taken = "although the endpoint takes other requests"
+        unknown = "and the endpoint did not answer whether it takes others"
         raise RequestRejectedError(
-            f"refused, although the endpoint takes other requests: {error.message}",
+            f"refused, {taken if _is_answer(found) else unknown}: {error.message}",
             hint="The endpoint, or a firewall before it, refuses the words of this row.",
         ) from None
+
+    async def _short_error(self, job: Job, *, reopen: bool = False) -> ModelError | None:
+        """Send a short request in the form of this one; returns its error.
+
+        It tells whether a fault concerns all requests or this one. Faults that came before the answer need
+        no other. `reopen` lets it through the gate.
+        """
+        since = time.monotonic()
+        async with self._one_asks:
+            if self._asked_at < since and self.fatal is None:
+                if reopen:
+                    self._limits.gate.reset()
+                try:
+                    await self._send(self._short_job(job), is_watched=False)
+                    self._found = None
+                except ModelError as found:
+                    self._found = found
+                self._asked_at = time.monotonic()
+            return self._found
 
     def _short_job(self, job: Job) -> Job:
         return Job(b"", job.form, encoded([_SHORT]))
@@ -330,6 +391,7 @@ class Workers:
                 self._refusals.accepted()
                 return used
             except RateLimitError as error:
+                job.refusals += not error.loading
                 limits.gate.refused(entered, error)
                 raise
             except ReplyError as error:
@@ -425,6 +487,11 @@ class Workers:
     def _wake(self) -> None:
         self._told = False
         self.done.put(None)
+
+
+def _is_answer(error: ModelError | None) -> bool:
+    """Whether a request met somebody who takes requests, by its error."""
+    return error is None or isinstance(error, ReplyError | RequestRejectedError)
 
 
 # Runs that were left in the middle: they must end while the loop's thread still can.

@@ -451,6 +451,22 @@ def test_an_endpoint_that_refuses_log_probabilities_is_asked_without() -> None:
     assert len(SENT) == 41
 
 
+def test_numbers_that_are_no_log_probabilities_are_none() -> None:
+    """Some servers give logits."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        answer = perfect(body)["answer"]
+        said = tokens(answer, {answer: 1.0})
+        for token in said["content"]:
+            for one in token["top_logprobs"]:
+                one["logprob"] = 1000.0
+        return Reply({"answer": answer}, logprobs=said)
+
+    found = run(reply, pi.verify_personas, table(10))
+    assert found.overall.accuracy.value == 1.0
+    assert found.overall.probability is None
+
+
 def test_what_was_asked_to_find_out_about_log_probabilities_is_not_asked_twice() -> None:
     found = run(perfect, pi.verify_personas, table(2), sides="chosen", cache=False)
     assert found.overall.accuracy.value == 1.0

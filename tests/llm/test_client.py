@@ -560,15 +560,35 @@ def test_log_probabilities_are_another_request_and_never_asked_for_unasked(llm: 
     assert with_them.logprobs is None  # an endpoint may leave them out
 
 
+NO_LOGARITHMS = [
+    {"content": [{"token": "x", "logprob": -1, "top_logprobs": [{"token": "y", "logprob": one}]}]}
+    for one in (1000.0, float("nan"), float("inf"))
+]
+
+
 @pytest.mark.parametrize(
     "odd",
-    [{"content": 5}, {"content": [5]}, {"content": [{"token": "x"}]}, [1], {"content": None}, "x"],
+    [
+        *({"content": 5}, {"content": [5]}, {"content": [{"token": "x"}]}, [1], {"content": None}),
+        *("x", *NO_LOGARITHMS),
+    ],
     ids=str,
 )
 def test_log_probabilities_in_another_form_cost_no_reply(odd: Any) -> None:
     with FakeLLM(Reply("Rome", logprobs=odd)) as server:
         reply = fake(server).ask_many([pi.Request((pi.Message(role="user", content="?"),))])[0]
     assert (reply.value, reply.logprobs, reply.error) == ("Rome", None, None)
+
+
+def test_cached_log_probabilities_that_are_none_cost_no_reply() -> None:
+    """Earlier versions kept what endpoints sent."""
+    model = pi.LLM("fake", api_base="http://127.0.0.1:9/v1")
+    request = pi.Request((pi.Message(role="user", content="A city?"),), logprobs=5)
+    stored = {"text": "Rome", "logprobs": [["Rome", {"Rome": 1000.0}]]}
+    assert model.cache is not None
+    model.cache.set_many([(model.job(request).key, json.dumps(stored))], model="fake")
+    reply = model.ask_many([request])[0]
+    assert (reply.text, reply.logprobs) == ("Rome", None)
 
 
 def test_extra_fields_are_sent_and_miss_the_cache_of_requests_without_them(llm: FakeLLM) -> None:

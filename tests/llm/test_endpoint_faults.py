@@ -6,6 +6,7 @@ import html
 import json
 import re
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -914,6 +915,90 @@ def test_a_firewall_that_refuses_the_words_of_one_row_ends_no_run(status: int, e
             assert [one.text for one in replies] == ["fine", "", "fine"]
             assert "although the endpoint takes other requests" in str(replies[1].error)
         assert server.calls == (3 if ends else 4)
+
+
+APART = {
+    'prompt rejected, blocked words: "api key", "invalid"': (
+        400,
+        "is my api key stored? is it invalid",
+    ),
+    'Invalid words: "api key"': (400, "is my api key safe"),
+    'insufficient: "fund" is a blocked word': (422, "how large is my fund"),
+    "Request blocked by rule 942100": (403, "' OR 1=1 --"),
+}
+
+
+@pytest.mark.parametrize("words", APART)
+def test_the_first_refusal_of_a_run_may_be_its_rows_alone(words: str) -> None:
+    status, text = APART[words]
+
+    def reply(body: dict[str, Any]) -> Any:
+        refused = text in body["messages"][-1]["content"]
+        return Fault.response(openai_error(words), status) if refused else "fine"
+
+    with FakeLLM(reply) as server:
+        llm = pi.LLM("m", api_base=server.api_base, cache=False, max_attempts=1, max_concurrency=1)
+        replies = llm.ask_many([([{"role": "user", "content": one}],) for one in (text, "row 2")])
+    assert [one.text for one in replies] == ["", "fine"]
+
+
+@pytest.mark.parametrize("fault", [Fault.status(500), Fault.reset(), Fault.status(429)])
+def test_an_error_says_no_more_than_the_short_request_found_out(fault: Fault) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        said = body["messages"][-1]["content"]
+        return fault if said == "?" else Fault.status(403) if "row 2" in said else "fine"
+
+    with FakeLLM(reply) as server:
+        llm = pi.LLM("m", api_base=server.api_base, cache=False, max_attempts=1, max_concurrency=1)
+        texts = [([{"role": "user", "content": f"row {n}"}],) for n in range(1, 4)]
+        replies = llm.ask_many(texts)
+    assert [one.text for one in replies] == ["fine", "", "fine"]
+    assert "did not answer whether it takes others" in str(replies[1].error)
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.rate_limit(), Fault.rate_limit(retry_after=3600)], ids=["full", "for an hour"]
+)
+def test_a_row_that_is_always_refused_for_going_too_fast_costs_itself(fault: Fault) -> None:
+    """Azure says so of a request that is larger than the tokens of a minute."""
+    refused = []
+
+    def reply(body: dict[str, Any]) -> Any:
+        if "Question 3?" not in body["messages"][-1]["content"]:
+            return GOOD
+        refused.append(1)
+        return fault
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 200, max_concurrency=2, max_attempts=1)  # more than are read ahead
+    assert table.failed_places() == [3]
+    assert "although the endpoint takes other requests" in str(table[3].error)
+    assert len(refused) < 10
+
+
+def test_rows_at_which_the_server_fails_end_no_run_however_many_there_are() -> None:
+    """The data may be sorted by length."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        number = int(
+            body["messages"][-1]["content"].partition("Question ")[2].partition("?")[0] or 0
+        )
+        return Fault.status(500) if 10 <= number < 60 else GOOD
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 100, max_concurrency=4, max_attempts=1)
+    assert table.failed_places() == list(range(10, 60))
+
+
+def test_rows_that_are_not_sent_hold_no_memory() -> None:
+    """Each would add its request to the traceback of the one error that all of them have."""
+    llm = pi.LLM("m", api_base="http://127.0.0.1:9/v1", cache=False, max_attempts=1)
+    replies = llm.ask_many([([{"role": "user", "content": f"row {n}"}],) for n in range(400)])
+    error = replies[-1].error
+    assert error is not None
+    assert "not sent" in str(error)
+    frames = traceback.walk_tb(error.__traceback__)
+    assert len(list(frames)) < 50
 
 
 @pytest.mark.parametrize("name", CASES)
