@@ -67,7 +67,7 @@ class LiteLLMTransport(DialectTransport):
         # Secrets of the last request, some found by litellm itself.
         self._carried: tuple[str, ...] = ()
         try:
-            self.name, self.provider, *_ = self._litellm.get_llm_provider(model)
+            self.name, self.provider, _, found = self._litellm.get_llm_provider(model)
         except self._litellm.BadRequestError:
             raise InvalidArgumentError(
                 f"model={model!r} names no provider that litellm knows.",
@@ -75,7 +75,7 @@ class LiteLLMTransport(DialectTransport):
                 ' an OpenAI-compatible endpoint (api_base), or use "local".',
                 argument="model",
             ) from None
-        address = api_base or _environment_address(self.provider)
+        address = api_base or _environment_address(self.provider, found, self._litellm.api_base)
         self._addresses = tuple(map(Address, address.split()))
         self.endpoint = f"litellm:{self.provider}:{shown_address(address.rstrip('/'))}"
         self.route = route_of(self._addresses, headers or {})
@@ -89,10 +89,12 @@ class LiteLLMTransport(DialectTransport):
         self._clients: dict[str, Any] = {}
         self._deadlines = Deadlines()
         with guarded_http(largest=LARGEST_REPLY):  # litellm may ask a server what its model can do
-            if not self._litellm.supports_response_schema(model) and (
+            # Now, and not by what is learned later: it is part of the key of a reply.
+            self._asks_by_tool_call = not self._litellm.supports_response_schema(model) and (
                 self._litellm.supports_function_calling(model)
-            ):
-                self.dialect.form = FORMS.index("tools")
+            )
+        if self._asks_by_tool_call:
+            self.dialect.form = FORMS.index("tools")
 
     @property
     def secrets(self) -> Secrets:
@@ -108,7 +110,7 @@ class LiteLLMTransport(DialectTransport):
         fields = response_format(schema, strict=True)
         asked = fields["response_format"]["json_schema"]
         self._models[json.dumps(asked["schema"])] = _InstructorModels(schema)
-        return tool_call(asked) if FORMS[self.dialect.form] == "tools" else fields
+        return tool_call(asked) if self._asks_by_tool_call else fields
 
     @keeps_no_cause
     async def _send(self, body: bytes, timeout: float) -> Completion:
@@ -253,7 +255,7 @@ class LiteLLMTransport(DialectTransport):
 
     def open(self) -> None:
         """Fail before the first call where one environment variable is all that is missing."""
-        if self.key:
+        if self.key or _environment_texts(self.provider, "KEY|TOKEN"):
             return
         missing = self._litellm.validate_environment(self.model)["missing_keys"]
         if len(missing) == 1 and missing[0].endswith("_API_KEY"):
@@ -285,15 +287,39 @@ def _keep_replies_out_of_logs() -> None:
             logging.getLogger(name).addFilter(_not_on_the_loop)
 
 
-def _environment_address(provider: str) -> str:
-    """Where the environment says that a provider is: OPENAI_BASE_URL, AZURE_API_BASE, OLLAMA_API_BASE, …"""
-    return " ".join(sorted(_environment_texts(provider, "BASE|URL|ENDPOINT")))
+def _environment_address(provider: str, found: str | None, set_for_all: str | None) -> str:
+    """Where the environment says that a provider is: OPENAI_BASE_URL, AZURE_API_BASE, OLLAMA_API_BASE, …
+
+    Args:
+        provider: as litellm names it.
+        found: the address that litellm has for the provider, of the environment or its own. It has some, and
+            finds others when it calls them.
+        set_for_all: the address that the program gave to litellm, for all providers.
+    """
+    told = _environment_texts(provider, "BASE|URL|ENDPOINT")
+    told.update(text for text in os.environ.values() if found and text == found)
+    return " ".join(sorted({*told, *filter(None, [set_for_all])}))
+
+
+# What providers' variables are called besides: litellm takes HF_TOKEN for huggingface.
+_OTHER_NAMES = {
+    "huggingface": "hf",
+    "watsonx": "wx|wml",
+    "volcengine": "ark",
+    "custom": "openai",
+    "lm": "openai",
+}
 
 
 def _environment_texts(provider: str, kinds: str) -> set[str]:
-    """The values of a provider's environment variables whose names end in one of `kinds` ("KEY|TOKEN")."""
+    """The values of a provider's environment variables whose names end in one of `kinds` ("KEY|TOKEN").
+
+    The variables of ollama_chat are those of ollama.
+    """
     name = re.escape(provider.rpartition("-")[2].replace("_", ""))
-    named = re.compile(f"(AWS)?{name}.*({kinds})", re.IGNORECASE)
+    family = re.split("[_-]", provider.removeprefix("text-completion-"))[0]
+    names = f"{re.escape(family)}|{_OTHER_NAMES.get(family, family)}"
+    named = re.compile(f"(AWS)?{name}.*({kinds})|({names})(API|BASE)?({kinds})", re.IGNORECASE)
     return {
         text for key, text in os.environ.items() if text and named.fullmatch(key.replace("_", ""))
     }

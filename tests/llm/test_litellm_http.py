@@ -273,6 +273,37 @@ def test_an_address_of_the_environment_is_part_of_what_a_reply_is_stored_under(
             assert pi.LLM("litellm/openai/x", api_key="k").ask(MESSAGES).text == text
 
 
+@pytest.mark.parametrize(
+    ("model", "variable"),
+    [
+        ("ollama_chat/llama3", "OLLAMA_API_BASE"),
+        ("fireworks_ai/x", "FIREWORKS_API_BASE"),
+        ("friendliai/x", "FRIENDLI_API_BASE"),
+        ("meta_llama/x", "LLAMA_API_BASE"),
+        ("huggingface/x/y", "HF_API_BASE"),
+        ("watsonx/x", "WX_URL"),
+        ("watsonx_text/x", "WATSONX_URL"),
+        ("vertex_ai/gemini-pro", "VERTEX_API_BASE"),
+        ("custom_openai/x", "OPENAI_BASE_URL"),
+        ("openai/x", ""),
+    ],
+)
+def test_so_it_is_whatever_litellm_calls_its_variable(
+    model: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+
+    endpoints = set()
+    for address in ("http://a.example/v1", "http://b.example/v1"):
+        if variable:
+            monkeypatch.setenv(variable, address)
+        else:  # set for all providers
+            monkeypatch.setattr(litellm, "api_base", address)
+        transport = pi.LLM(model, api_key="k", cache=False).transport
+        endpoints.add((transport.endpoint, transport.route))
+    assert len(endpoints) == 2
+
+
 @pytest.mark.parametrize("provider", ["openai/x", "anthropic/claude-3-haiku-20240307"])
 def test_the_passwords_of_netrc_are_sent_to_no_provider(
     provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

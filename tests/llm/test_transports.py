@@ -281,11 +281,18 @@ def test_over_litellm_the_form_that_a_provider_takes_is_found_once(
 
     with FakeLLM(reply) as server:
         model = pi.LLM("litellm/openai/fake", api_base=server.api_base, api_key="k", cache=False)
+        key = key_with_schema(model)
         for number in range(3):
             value = model.ask([{"role": "user", "content": f"hello {number}"}], Inner).value
             assert value == Inner(kind="b", title="x")
         assert server.calls == 3 + len(refused)
     assert model.settings["reply_form"] == form
+    assert key_with_schema(model) == key  # what was paid for is found
+
+
+def key_with_schema(model: pi.LLM) -> bytes:
+    prefix, question = (pi.Message(role=role, content="Hi") for role in ("system", "user"))
+    return model.job(pi.Request((question,), Inner, (prefix,))).key
 
 
 # What a reply is stored under
