@@ -407,9 +407,10 @@ class Usage(Record):
 
     `calls` counts the requests that were sent, with retries and re-asks; `cached` counts replies read
     from disk, `retries` calls repeated after a failure of the connection or the endpoint, `reasks`
-    calls repeated because the reply was not in the asked form. Tokens are the endpoint's own counts
-    over all calls; `reasoning_tokens` are those of the completion tokens that a model used to think,
-    where its endpoint tells. If a run is stopped, calls that waited for the embedded model count as sent.
+    calls repeated because the reply was not in the asked form, or was doubtful. Tokens are the
+    endpoint's own counts over all calls; `reasoning_tokens` are those of the completion tokens that a
+    model used to think, where its endpoint tells. If a run is stopped, calls that waited for the embedded
+    model count as sent.
     """
 
     calls: int = 0

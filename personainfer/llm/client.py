@@ -337,7 +337,8 @@ class LLM:
 
     def _form(self, request: Request) -> Form:
         # By identity: hashing the messages of the prefix for every row would cost more than the rest.
-        name = (id(request.prefix), request.schema, request.sample, request.logprobs)
+        told = (request.schema, request.sample, request.logprobs, request.doubt)
+        name = (id(request.prefix), *told)
         form = self._forms.get(name)
         if form is None or form.prefix is not request.prefix:
             fields = {**self._sampling, **(self._options["extra_body"] or {})}

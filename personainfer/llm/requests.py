@@ -50,6 +50,9 @@ class Request:
         sample: a number that tells repeated draws of one request apart.
         logprobs: how many alternatives to return with the log-probability of each token of the reply.
             An endpoint without log-probabilities refuses the request or ignores this.
+        doubt: says what is doubtful about a reply in the asked form, or None. The model is told so and
+            asked once more, unless attempts were already needed. The first reply stands if the second is
+            no better. Replies from the cache and of batches are taken as they are.
     """
 
     messages: Sequence[Message]
@@ -57,6 +60,7 @@ class Request:
     prefix: tuple[Message, ...] = ()
     sample: int = 0
     logprobs: int = 0
+    doubt: Callable[[Any], str | None] | None = None
 
 
 @dataclass(slots=True)
@@ -75,6 +79,7 @@ class Form:
 
     def __init__(self, transport: Transport, request: Request, sampling: Mapping[str, Any]) -> None:
         self.prefix = request.prefix
+        self.doubt = request.doubt
         self._schema = request.schema
         self.has_schema = request.schema is not None
         fields = {"model": transport.model, **sampling, **transport.settings(request.schema)}

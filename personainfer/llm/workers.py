@@ -35,7 +35,7 @@ from ..records import Completion, Message
 from ..retrying import attempts
 from .cache import ReplyCache
 from .rate_limits import Limits, RefusalWatch, Tally, cost_is_unknown, most_tokens
-from .replies import reask
+from .replies import ask_better, reask
 from .requests import InFlight, Job, Reply, cached_reply, encoded, text_to_cache
 from .transports import Transport
 
@@ -222,6 +222,8 @@ class Workers:
                 answer: tuple[Completion, Any] = await self._attempt(job)
             except ModelError as error:
                 answer = await self._retrying(self._attempt, job, iter([error]))
+            else:
+                answer = await self._without_doubt(job, *answer)
             completion, value = answer
             if self._cache is not None:
                 await self._keep(job.key, completion)
@@ -229,6 +231,23 @@ class Workers:
             return reply
         finally:
             self._in_flight.end(job.key, reply)
+
+    async def _without_doubt(
+        self, job: Job, completion: Completion, value: Any
+    ) -> tuple[Completion, Any]:
+        """Ask once more after a doubtful reply; the first one stands if the second is no better."""
+        doubt = job.form.doubt if self._settings.max_attempts > 1 else None
+        problem = doubt(value) if doubt else None
+        if doubt is None or problem is None:
+            return completion, value
+        self._tally.reasks += 1
+        job.turns = [("assistant", completion.text), ("user", ask_better(problem))]
+        try:
+            second = await self._attempt(job)
+        except ModelError as error:
+            log.debug("a doubtful reply stands: %s", type(error).__name__)
+            return completion, value
+        return (completion, value) if doubt(second[1]) else second
 
     async def _count_failure(self, job: Job, error: TransportError) -> None:
         """Give the endpoint up after as many failures in a row as calls may be in flight.

@@ -53,13 +53,16 @@ class ServerSettings:
 def serve(told: dict[str, Any]) -> NoReturn:
     """The program of the process: load the weights, say where they are served, and stay until stdin ends."""
     try:
-        _serve(ServerSettings(**told), os.getppid())
+        _server = _serve(ServerSettings(**told), os.getppid())
     except BaseException:
         os._exit(1)
-    os._exit(0)  # at once: llama.cpp would first wait for its threads, which may never end
+    # At once, and with the server still there: its destructor would wait for its threads to answer all
+    # requests that are in progress.
+    os._exit(0)
 
 
-def _serve(settings: ServerSettings, parent: int) -> None:
+def _serve(settings: ServerSettings, parent: int) -> object:
+    """Serve until the parent ends; returns the server, which is still running, or None."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with os.fdopen(os.dup(1), "wb") as answer:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what llama.cpp prints is no answer
@@ -75,10 +78,10 @@ def _serve(settings: ServerSettings, parent: int) -> None:
             server = xllamacpp.Server(_parameters(xllamacpp, settings, copies))
         except ImportError as error:
             _say(answer, problem=str(error) or "ImportError")
-            return
+            return None
         except Exception:  # it says no more than that
             _say(answer, problem=CANNOT_LOAD)
-            return
+            return None
         if _computes_on_cpus(xllamacpp):
             _limit_memory()
         faulthandler.cancel_dump_traceback_later()
@@ -90,6 +93,7 @@ def _serve(settings: ServerSettings, parent: int) -> None:
         with suppress(OSError):
             os.unlink(settings.socket)
             os.rmdir(os.path.dirname(settings.socket))
+    return server
 
 
 def _say(answer: BinaryIO, **found: Any) -> None:

@@ -29,6 +29,12 @@ Protocol = Literal["joint", "separate"]
 # How much of a response is repeated to say which one is meant.
 _FIRST_WORDS, _FIRST_CHARACTERS = 4, 40
 
+# What is doubtful about a reply, with the preference that it gives.
+_EQUAL = "Both persons got the same preference, {!r}. Say of each what only the response that it prefers has."
+_COPIED = (
+    "The preference {!r} belongs to an earlier pair. Describe what the responses of this pair have."
+)
+
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -81,6 +87,19 @@ class PersonaPrompt:
         self.version = _digest(self.prefix)
         personas = [p for exemplar in self.exemplars for p in (exemplar.chosen, exemplar.rejected)]
         self.phrases = frozenset(text.lower() for p in personas for text in (p.trait, p.preference))
+
+    def doubt(self, reply: OnePersona | BothPersonas) -> str | None:
+        """What is doubtful about a reply, for the model to read; None: nothing.
+
+        Two equal preferences explain no choice, and that of an exemplar says nothing of the pair. A model
+        that has the same evidence for both sides sees no difference: to ask it again would be of no use.
+        """
+        both = [reply.person_1, reply.person_2] if isinstance(reply, BothPersonas) else [reply]
+        wanted = [one.preference.strip().lower() for one in both]
+        if len(both) == 2 and wanted[0] == wanted[1] and both[0].evidence != both[1].evidence:
+            return _EQUAL.format(both[0].preference)
+        copied = (one.preference for one in both if one.preference.strip().lower() in self.phrases)
+        return next(map(_COPIED.format, copied), None)
 
     def _worked(self, exemplar: Exemplar) -> list[Message]:
         both = _replies(exemplar)

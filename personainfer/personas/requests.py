@@ -58,7 +58,12 @@ class Plan:
         else:
             orders = [side == "chosen" for side in self.sides]
         requests = [
-            Request((pair_message(preference, chosen_first=order),), prompt.schema, prompt.prefix)
+            Request(
+                (pair_message(preference, chosen_first=order),),
+                prompt.schema,
+                prompt.prefix,
+                doubt=prompt.doubt,
+            )
             for order in orders
         ]
         if self.candidates == 1:

@@ -104,6 +104,47 @@ def test_a_reply_that_breaks_the_schema_is_asked_again_with_the_reason() -> None
     assert model.usage.reasks == 1
 
 
+def _too_small(city: City) -> str | None:
+    return f"{city.name} is too small." if city.people < 100 else None
+
+
+@pytest.mark.parametrize(
+    ("second", "people"),
+    [
+        ('{"name": "Oslo", "people": 700000}', 700000),
+        ('{"name": "Bo", "people": 2}', 1),  # no better: the first one stands
+        ("no idea", 1),
+    ],
+)
+def test_a_doubtful_reply_is_asked_again_once(second: str, people: int) -> None:
+    replies = iter(['{"name": "Å", "people": 1}', second])
+    request = pi.Request((pi.Message.model_validate(MESSAGES[0]),), City, doubt=_too_small)
+    with FakeLLM(reply=lambda body: next(replies)) as server:
+        model = fake(server)
+        (reply,) = model.ask_many([request])
+        (again,) = fake(server).ask_many([request])  # the one that stands is cached
+        told = server.requests[1]["messages"][1:]
+    assert (reply.error, reply.value.people, again.value.people) == (None, people, people)
+    assert [message["role"] for message in told] == ["assistant", "user"]
+    assert told[1]["content"].startswith("Å is too small.")
+    assert (model.usage.calls, model.usage.reasks) == (2, 1)
+
+
+def test_a_doubtful_reply_stands_if_no_attempt_is_left() -> None:
+    request = pi.Request((pi.Message.model_validate(MESSAGES[0]),), City, doubt=_too_small)
+    with FakeLLM({"name": "Å", "people": 1}) as server:
+        (reply,) = fake(server, max_attempts=1).ask_many([request])
+        assert (server.calls, reply.value.people) == (1, 1)
+
+
+def test_a_doubtful_reply_stands_if_the_endpoint_fails_afterwards() -> None:
+    request = pi.Request((pi.Message.model_validate(MESSAGES[0]),), City, doubt=_too_small)
+    replies = iter(['{"name": "Å", "people": 1}', Fault.status(400)])
+    with FakeLLM(reply=lambda body: next(replies)) as server:
+        (reply,) = fake(server).ask_many([request])
+    assert (reply.error, reply.value.people) == (None, 1)
+
+
 def test_the_final_reply_is_cached_under_the_first_request() -> None:
     replies = iter(["nothing", '{"name": "Oslo", "people": 1}'])
     with FakeLLM(reply=lambda body: next(replies)) as server:

@@ -229,6 +229,22 @@ def ask(model=sys.argv[1]):
 """
 
 
+# Eight long replies; returns when the server has computed for a second.
+DECODES = """
+import psutil, threading, time
+
+def decode():
+    pid = ask()
+    before = psutil.Process(pid).cpu_times().user
+    llm = pi.LLM(sys.argv[1], cache=False, max_tokens=1500, extra_body={"ignore_eos": True})
+    asked = [([{"role": "user", "content": f"Count to {n}."}],) for n in range(8)]
+    threading.Thread(target=lambda: llm.ask_many(asked), daemon=True).start()
+    while psutil.Process(pid).cpu_times().user < before + 1:
+        time.sleep(0.01)
+    return pid
+"""
+
+
 def script(*lines: str) -> list[str]:
     return [sys.executable, "-c", SERVES + "\n".join(lines)]
 
@@ -241,8 +257,9 @@ def script(*lines: str) -> list[str]:
         ["print(ask(), flush=True)", "sys.stdin.read()"],
         # A fork holds its copy of the pipe to the server.
         ["print(ask(), flush=True)", "os.fork()", "sys.stdin.read()"],
+        [DECODES, "print(decode(), flush=True)", "sys.stdin.read()"],
     ],
-    ids=["alone", "with a fork"],
+    ids=["alone", "with a fork", "while it decodes"],
 )
 def test_a_server_ends_soon_after_its_parent_is_killed(lines: list[str]) -> None:
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -251,7 +268,7 @@ def test_a_server_ends_soon_after_its_parent_is_killed(lines: list[str]) -> None
         pid = int(parent.stdout.readline())
         assert is_running(pid)
         parent.kill()
-        until(lambda: not is_running(pid))
+        until(lambda: not is_running(pid), 20)
 
 
 @pytest.mark.heavy

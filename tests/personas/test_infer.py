@@ -29,9 +29,12 @@ from personainfer.exceptions import (
     TransportError,
     UnknownOptionError,
 )
+from personainfer.personas.prompts import default_exemplars
 from personainfer.testing import FakeLLM, Fault
 
 from ..builders import examples, pairs, shared, until
+
+EXEMPLAR_PREFERENCE = default_exemplars()[0].chosen.preference
 
 
 def test_each_row_gets_two_personas_in_the_order_of_the_input(
@@ -47,6 +50,38 @@ def test_each_row_gets_two_personas_in_the_order_of_the_input(
     assert len({str(row.chosen) for row in table}) > 190
     assert llm.calls == table.usage.calls == 200
     assert llm.repeats == 0
+
+
+def _both(one: str, other: str, seen: str = "a joke") -> dict[str, dict[str, str]]:
+    return {
+        "person_1": {"evidence": "a list", "trait": "calm", "preference": one},
+        "person_2": {"evidence": seen, "trait": "calm", "preference": other},
+    }
+
+
+@pytest.mark.parametrize("first", [("lists", "Lists"), (EXEMPLAR_PREFERENCE, "lists")])
+def test_equal_sides_and_a_copied_exemplar_are_asked_again_once(first: tuple[str, str]) -> None:
+    replies = iter([_both(*first), _both("lists", "stories")])
+    with FakeLLM(reply=lambda body: next(replies)) as server:
+        table = pi.infer_personas(pairs(1), "fake", api_base=server.api_base)
+        (row,) = pi.infer_personas(pairs(1), "fake", api_base=server.api_base)
+        told = server.requests[1]["messages"][-1]["content"]
+    assert (table.usage.calls, table.usage.reasks) == (2, 1)
+    assert repr(first[0]) in told
+    assert row.chosen is not None
+    assert row.rejected is not None
+    assert {row.chosen.preference, row.rejected.preference} == {"lists", "stories"}
+    assert row.chosen.flags == row.rejected.flags == ()
+
+
+@pytest.mark.parametrize(("seen", "calls"), [("a joke", 2), ("a list", 1)])
+def test_sides_that_stay_equal_are_flagged_and_no_error(seen: str, calls: int) -> None:
+    """A model that sees the same in both responses is not asked again."""
+    with FakeLLM(_both("lists", "lists", seen)) as server:
+        table = pi.infer_personas(pairs(1), "fake", api_base=server.api_base)
+    assert (table.usage.calls, table.errors) == (calls, [])
+    assert table[0].chosen is not None
+    assert "same_as_other_side" in table[0].chosen.flags
 
 
 def test_the_second_run_makes_no_call(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
