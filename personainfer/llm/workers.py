@@ -240,6 +240,8 @@ class Workers:
         problem = doubt(value) if doubt else None
         if doubt is None or problem is None:
             return completion, value
+        if self._cache is not None:  # it is paid for, should the run end meanwhile
+            await self._keep(job.key, completion)
         self._tally.reasks += 1
         job.turns = [("assistant", completion.text), ("user", ask_better(problem))]
         try:

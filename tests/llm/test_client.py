@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def test_a_doubtful_reply_stands_if_no_attempt_is_left() -> None:
 
 def test_a_doubtful_reply_stands_if_the_endpoint_fails_afterwards() -> None:
     request = pi.Request((pi.Message.model_validate(MESSAGES[0]),), City, doubt=_too_small)
-    replies = iter(['{"name": "Å", "people": 1}', Fault.status(400)])
+    replies: Iterator[Any] = iter(['{"name": "Å", "people": 1}', Fault.status(400)])
     with FakeLLM(reply=lambda body: next(replies)) as server:
         (reply,) = fake(server).ask_many([request])
     assert (reply.error, reply.value.people) == (None, 1)
