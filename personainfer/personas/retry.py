@@ -41,7 +41,7 @@ def retry_errors(
         table: a table, or the path of a saved one.
         model: None: the model that made the table. An `api_base` that comes from a file, or that had a
             password or a token, has to be given again; otherwise whoever wrote the file would get your key.
-            So has what makes calls cost more than usual, if it comes from a file: `extra_body`,
+            So has a provider's model that comes from a file, unless `api_base` is given, and what makes calls cost more than usual, if it comes from a file: `extra_body`,
             `reasoning_effort`, a `max_tokens` above 500, more than 8 `candidates`.
         progress: as for `infer_personas`.
         options: as for `infer_personas`. By default they are those of the table, except keys, limits and
@@ -163,9 +163,20 @@ def _stream(
 
 
 def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError if the key would go to an address that the caller did not give."""
+    """Raise InvalidArgumentError if the key would go where the caller did not say.
+
+    A provider in a model's name says where, too: it may be one whose models are anybody's.
+    """
     base = settings.get("api_base")
-    if given.get("api_base") is not None or base is None or model != settings.get("model"):
+    if given.get("api_base") is not None or model != settings.get("model"):
+        return
+    if base is None:
+        if isinstance(model, StoredText) and model.strip().partition(":")[0] != "local":
+            raise InvalidArgumentError(
+                f"the table was made with the model {shown_address(model)!r}.",
+                hint="Your key and your data would go to the provider in its name: name the model yourself.",
+                argument="model",
+            )
         return
     if isinstance(base, StoredText) or holds_secret(base):
         raise InvalidArgumentError(

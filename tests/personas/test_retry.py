@@ -445,6 +445,9 @@ def test_added_columns_are_kept_but_for_the_rows_that_were_asked(tmp_path: Path)
         "litellm/huggingface/http://127.0.0.1:9/x",
         "local:owner/repository/theirs.gguf",
         "local:theirs.gguf",
+        "baseten/abcd1234",
+        "openai/o1-pro",
+        " localhost/x",
     ],
 )
 def test_a_file_never_decides_what_is_loaded_or_called(model: str, tmp_path: Path) -> None:
