@@ -168,7 +168,7 @@ def export_personas(
         target.writelines(_json_lines(rows))
         return _export(rows, {"train": rows})
     if target.suffix in _FILES:
-        _written(target, lambda: _write(target, rows))
+        _written(target, lambda: _write(target, rows, rows))
         return replace(_export(rows, {"train": rows}), files={"train": target})
     parts = {"train": rows} if splits is None else rows.split(splits, seed=seed)
     made = _export(rows, parts, target)
@@ -182,7 +182,7 @@ def export_personas(
         columns=_columns(rows),
         long_prompts=made.long_prompts,
     )
-    _written(target, lambda: _write_folder(target, made, parts, page))
+    _written(target, lambda: _write_folder(target, made, rows, parts, page))
     return made
 
 
@@ -297,7 +297,7 @@ def _written(path: Path, write: Callable[[], None]) -> None:
 
 
 def _write_folder(
-    folder: Path, made: Export, parts: Mapping[str, TailoringRows], page: str
+    folder: Path, made: Export, rows: TailoringRows, parts: Mapping[str, TailoringRows], page: str
 ) -> None:
     """Write all files under hidden names first, so that a full disk leaves the old export as it is."""
     card = folder / _CARD
@@ -305,7 +305,7 @@ def _write_folder(
     (folder / "data").mkdir(parents=True, exist_ok=True)
     with unfinished_folder(card) as place:
         for name, part in parts.items():
-            _write(place / f"{name}.parquet", part)
+            _write(place / f"{name}.parquet", part, rows)
         write_file(place / _CARD, page)
         for stale in {folder / name for name in before} - set(made.files.values()):
             stale.unlink(missing_ok=True)  # a split of the export that this one replaces
@@ -314,15 +314,18 @@ def _write_folder(
             put_in_place(place / f"{name}.parquet", made.files[name])
 
 
-def _write(path: Path, rows: TailoringRows) -> None:
+def _write(path: Path, part: TailoringRows, rows: TailoringRows) -> None:
+    """Write a part of the rows. All parts have the types in Parquet that all rows need."""
     if path.suffix == ".jsonl":
-        write_file(path, "".join(_json_lines(rows)))
+        write_file(path, "".join(_json_lines(part)))
         return
     import pyarrow
     from pyarrow.parquet import write_table
 
+    fields = {name: _field(values) for name, values in _further_fields(rows).items()}
+    made = [{name: _stored(value, fields) for name, value in row.items()} for row in part]
     sink = pyarrow.BufferOutputStream()
-    write_table(pyarrow.Table.from_pylist(list(rows), schema=_schema(rows)), sink)
+    write_table(pyarrow.Table.from_pylist(made, schema=_schema(rows, fields)), sink)
     write_file(path, sink.getvalue().to_pybytes())
 
 
@@ -330,21 +333,105 @@ def _json_lines(rows: TailoringRows) -> list[str]:
     return [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
 
 
-def _schema(rows: TailoringRows) -> pyarrow.Schema:
-    """The types of the columns, which do not depend on the rows."""
+def _schema(rows: TailoringRows, fields: Mapping[str, _Field]) -> pyarrow.Schema:
+    """The types of the columns; `fields` are those that turns have besides their role and content."""
     import pyarrow
 
-    place = rows.settings["persona_in"]
-    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
-    kind = pyarrow.string() if place == "plain" else pyarrow.list_(turn)
-    return pyarrow.schema(
-        [(name, pyarrow.bool_() if name == "label" else kind) for name in _columns(rows)],
-        metadata={_EXPORT: rows.settings["format"]},
-    )
+    text = pyarrow.string()
+    kinds = {"label": pyarrow.bool_(), TOOL_DEFINITIONS: text}
+    for name in _columns(rows):
+        there = {key for row in rows for turn in _turns_of(row.get(name)) for key in turn}
+        turn = {"role": text, "content": text}
+        turn |= {key: field.kind for key, field in fields.items() if key in there}
+        is_plain = rows.settings["persona_in"] == "plain"
+        kind = text if is_plain else pyarrow.list_(pyarrow.struct(list(turn.items())))
+        kinds.setdefault(name, kind)
+    found = [(name, kinds[name]) for name in _columns(rows)]
+    return pyarrow.schema(found, metadata={_EXPORT: rows.settings["format"]})
+
+
+# Fields of turns such as tool calls, which may have any shape
+
+
+class _Field(NamedTuple):
+    """How a field of turns is stored: as what `form` makes of a value, in Arrow's type `kind`."""
+
+    form: Callable[[Any], Any]
+    kind: pyarrow.DataType
+
+
+def _further_fields(rows: TailoringRows) -> dict[str, list[Any]]:
+    """The values of the fields that turns have besides their role and content, by name."""
+    found: dict[str, list[Any]] = {}
+    for turn in (turn for row in rows for value in row.values() for turn in _turns_of(value)):
+        for name in turn.keys() - {"role", "content"} if len(turn) > 2 else ():
+            found.setdefault(name, []).append(turn[name])
+    return found
+
+
+def _turns_of(cell: object) -> list[dict[str, Any]]:
+    return cell if isinstance(cell, list) else []
+
+
+def _field(values: Sequence[Any]) -> _Field:
+    """As the data has them, if Arrow has one type for all values; else with the arguments of calls as JSON
+    text, as OpenAI writes them; else all of it as JSON text."""
+    import pyarrow
+
+    for form in (_as_it_is, _with_text_arguments):
+        made = [form(value) for value in values]
+        with suppress(pyarrow.ArrowException):
+            kind = pyarrow.infer_type(made)
+            is_same = _canonical(pyarrow.array(made, kind).to_pylist()) == _canonical(made)
+            if is_same and "struct<>" not in str(kind):  # Parquet has no structs without fields
+                return _Field(form, kind)
+    return _Field(json.dumps, pyarrow.string())
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _with_text_arguments(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_text_arguments(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: json.dumps(each)
+        if name == "arguments" and not isinstance(each, str)
+        else _with_text_arguments(each)
+        for name, each in value.items()
+    }
+
+
+def _canonical(value: Any) -> str:
+    """JSON that is equal for equal values, whatever fields are null: Arrow gives each struct all fields."""
+
+    def bare(each: Any) -> Any:
+        if isinstance(each, dict):
+            return {name: bare(inner) for name, inner in each.items() if inner is not None}
+        return list(map(bare, each)) if isinstance(each, list) else each
+
+    return json.dumps(bare(value), sort_keys=True)
+
+
+def _stored(value: Any, fields: Mapping[str, _Field]) -> Any:
+    """A cell with the fields of its turns as they are stored."""
+    if not fields or not isinstance(value, list):
+        return value
+    return [
+        {name: fields[name].form(each) if name in fields else each for name, each in turn.items()}
+        for turn in value
+    ]
 
 
 def _columns(rows: TailoringRows) -> list[str]:
-    format, place = rows.settings["format"], rows.settings["persona_in"]
+    found = _columns_of(rows.settings["format"], rows.settings["persona_in"])
+    return found + [TOOL_DEFINITIONS] * any(TOOL_DEFINITIONS in row for row in rows)
+
+
+def _columns_of(format: str, place: str) -> list[str]:
     if format == "few-shot":
         return ["text" if place == "plain" else "messages"]
     (found,) = (each.columns for each in EXPORT_FORMATS.values() if each.rows == format)

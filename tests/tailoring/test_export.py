@@ -53,6 +53,52 @@ def test_a_file_holds_the_rows(format: str, place: Any, tmp_path: Path) -> None:
     assert stream.getvalue().splitlines() == lines
 
 
+def bare(value: Any) -> Any:
+    """Without the nulls that Arrow adds, where a turn lacks the field of another."""
+    if isinstance(value, dict):
+        return {name: bare(each) for name, each in value.items() if each is not None}
+    return list(map(bare, value)) if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("format", EXPORT_FORMATS)
+@pytest.mark.parametrize(
+    ("arguments", "stored"),
+    [
+        (['{"n": 1}', "{}"], ['{"n": 1}', "{}"]),
+        ([{"n": 1}, {"of": "tea"}], [{"n": 1}, {"of": "tea"}]),
+        ([{"n": 1}, {"n": "x"}], ['{"n": 1}', '{"n": "x"}']),  # no one type for both
+        ([{"n": 1}, {"n": 0.5}], ['{"n": 1}', '{"n": 0.5}']),  # 1 would become 1.0
+        ([{}, {}], ["{}", "{}"]),  # Parquet has no structs without fields
+    ],
+)
+def test_a_folder_holds_the_tools_and_their_calls(
+    format: str, arguments: list[Any], stored: list[Any], tmp_path: Path
+) -> None:
+    """In Parquet as in JSON lines: an answer to no call would be trained on else."""
+    tools = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+
+    def asked(called: Any) -> dict[str, Any]:
+        call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": called}}
+        turns = [
+            {"role": "user", "content": "What time is it?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "12:00", "tool_call_id": "1", "name": "clock"},
+        ]
+        said = {"prompt": turns, "tools": tools, "chosen": "Noon.", "rejected": "Late."}
+        return {**said, "chosen_persona": "The user prefers short answers."}
+
+    plain = {**pairs(1)[0], "chosen_persona": "The user prefers tea."}
+    given, kept = (
+        pi.PersonaTable.from_data([*map(asked, each), plain], rejected_persona=None)
+        for each in (arguments, stored)
+    )
+    pi.export_personas(given, tmp_path / "set", format=format)
+    wanted = list(pi.tailoring_rows(kept, format=EXPORT_FORMATS[format].rows))
+    assert "tool_calls" in str(wanted)
+    assert bare(read(tmp_path / "set" / "data" / "train.parquet")) == wanted
+    assert "tools" in (tmp_path / "set" / "README.md").read_text("utf-8")
+
+
 def test_nothing_to_export_is_an_error_that_says_why(tmp_path: Path) -> None:
     none = pi.PersonaTable([row(0, chosen=None, error="the reply was empty")])
     with pytest.raises(DataError, match=r"no row is left to export \(no_persona: 1\)"):
