@@ -11,7 +11,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +39,8 @@ CSV_NULLS: Final = frozenset(
     "nan NaN NAN -nan -NaN null NULL Null None NA N/A n/a <NA> #N/A #NA NaT".split()
 )
 LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 GB
+_MOST_READ_AGAIN = 4 * LONGEST_LINE  # characters of a CSV file, where quotes stay open
+_ROWS_IN_A_CELL = 4  # lines of one cell that are rows by themselves
 _LARGEST_JSON = 512 * 2**20  # bytes of a file that is read as a whole …
 _MOST_JSON_VALUES = 20_000_000  # … and its values: 200 in each of 100,000 rows
 _MOST_NEIGHBOURS = 1_000  # files among which the one that was meant is looked for
@@ -340,12 +342,15 @@ def _csv(path: Path) -> Iterator[object]:
         reader = csv.reader(lines, strict=True)
         header: list[str] | None = None
         while True:
-            lines.begin_row(start := reader.line_num + 1)
+            start = lines.begin_row()
             try:
                 fields = next(reader)
+                if header and lines.hold_rows_of(len(header)):
+                    raise csv.Error("a quote stays open over the rows below it")
             except StopIteration:
                 return
             except csv.Error as error:
+                lines.go_back()
                 yield BrokenRow(f"line {start} is not CSV: {error}. Correct its quotes.")
                 continue
             if not fields:
@@ -360,22 +365,48 @@ class _CsvLines:
     """The lines of a CSV file. A row that is too long ends it, since nobody knows where the row ends.
 
     A row has several lines where a quote is open at the end of one. The reader of the rows says where
-    each begins.
+    each begins, and goes back to its second line where such a quote was a mistake.
     """
 
     def __init__(self, text: IO[str], path: Path) -> None:
         self._text, self._path = text, path
-        self._begin = self._length = self._commas = 0
+        self._begin, self._length, self._commas, self._read_again = 1, 0, 0, 0
+        self._row: list[str] = []
+        self._next: deque[str] = deque()  # lines that are read again
 
-    def begin_row(self, line: int) -> None:
-        """The next line, of this number, begins a row."""
-        self._begin, self._length, self._commas = line, 0, 0
+    def begin_row(self) -> int:
+        """The next line begins a row: its number."""
+        self._begin += len(self._row)
+        self._row, self._length, self._commas = [], 0, 0
+        return self._begin
+
+    def go_back(self) -> None:
+        """The next line is the second one of this row."""
+        self._read_again += self._length - len(self._row[0])
+        if self._read_again > _MOST_READ_AGAIN:
+            raise DataError(
+                f"{self._path} has too many quotes that stay open, the last one in line {self._begin}.",
+                hint="Correct them, or write the file with another program.",
+            )
+        self._next.extendleft(reversed(self._row[1:]))
+        self._row = self._row[:1]
+
+    def hold_rows_of(self, fields: int) -> bool:
+        """Whether this row holds others: each of its lines but the first and the last is a row by itself.
+
+        Few texts have so many lines with exactly the right number of commas.
+        """
+        inner = self._row[1:-1]
+        return len(inner) >= _ROWS_IN_A_CELL and all(len(f) == fields for f in csv.reader(inner))
 
     def __iter__(self) -> _CsvLines:
         return self
 
     def __next__(self) -> str:
-        line = self._text.readline(LONGEST_LINE - self._length)
+        line = (
+            self._next.popleft() if self._next else self._text.readline(LONGEST_LINE - self._length)
+        )
+        self._row.append(line)
         self._length += len(line)
         if not line:
             raise StopIteration

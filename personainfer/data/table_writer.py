@@ -32,7 +32,7 @@ from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_
 if TYPE_CHECKING:
     import pyarrow
 
-_TAKEN = frozenset((*COLUMNS, RECORD))
+TAKEN_NAMES = frozenset((*COLUMNS, RECORD))
 
 GROUP_ROWS = 1024  # rows of a row group: what is held in memory, written and read at once …
 GROUP_BYTES = 32_000_000  # … or fewer, where rows are so large
@@ -90,9 +90,9 @@ def check_output(output: str | Path, data: object) -> Path:
 
 def check_free_names(names: Iterable[object]) -> None:
     """Raise InvalidArgumentError if a column of the data has a name that the table needs."""
-    if not _TAKEN.isdisjoint(names):
+    if not TAKEN_NAMES.isdisjoint(names):
         raise InvalidArgumentError(
-            f"the data has a column {sorted(_TAKEN.intersection(names))[0]} already.",
+            f"the data has a column {sorted(TAKEN_NAMES.intersection(names))[0]} already.",
             hint="Rename or drop it: it would be lost. Failed rows of a table of personas are asked"
             " again by retry_errors, or infer --retry.",
             argument="data",

@@ -12,7 +12,7 @@ from ..data.arrow_columns import own_names
 from ..data.readers import read_preferences
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
-from ..data.table_writer import check_free_names, check_output
+from ..data.table_writer import TAKEN_NAMES, check_free_names, check_output
 from ..event_loop import thread_errors
 from ..exceptions import DataError, ModelError, PersonaInferError, RowsFailedError
 from ..llm.client import LLM
@@ -182,10 +182,22 @@ class PersonaStream(Iterator[PersonaRow]):
 
 
 def checked(source: PreferenceSource) -> Iterator[SourceRow]:
-    """The rows; raises InvalidArgumentError if one has a column with a name that the table needs."""
+    """The rows, of which one with a column whose name the table needs gets an error and loses that column.
+
+    Raises:
+        InvalidArgumentError: the first row that has columns has such a one, as most likely all have.
+    """
+    is_first = True
     for row in source:
-        check_free_names(row.columns)
-        yield row
+        if TAKEN_NAMES.isdisjoint(row.columns):
+            is_first = is_first and not row.columns
+            yield row
+            continue
+        if is_first:
+            check_free_names(row.columns)
+        names = ", ".join(map(repr, sorted(TAKEN_NAMES.intersection(row.columns))))
+        left = {name: value for name, value in row.columns.items() if name not in TAKEN_NAMES}
+        yield SourceRow(None, f"the row has {names}, which the table needs. Rename it.", left)
 
 
 def _results(

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from personainfer.data import files
 from personainfer.data.files import CSV_NULLS, open_rows
 from personainfer.data.readers import read_preferences
 from personainfer.data.source_rows import PreferenceSource
@@ -461,6 +462,44 @@ def test_bad_csv_rows_cost_only_themselves(tmp_path: Path) -> None:
     assert "line 5 is not CSV" in told[2]
     assert "not UTF-8" in told[4]
     assert "unexpected end" in told[6]
+
+
+@pytest.mark.parametrize("last", [None, 3, 20])
+def test_a_stray_quote_in_a_csv_file_costs_its_row_alone(last: int | None, tmp_path: Path) -> None:
+    """It opened a cell that ended at the next quote, or never, and the rows in between were gone."""
+    lines = [f"q{n},yes {n},no" for n in range(50)]
+    lines[2] = lines[2].replace("yes", '"yes')
+    if last:
+        lines[last] = lines[last].replace(",no", '",no')
+    path = tmp_path / "q.csv"
+    path.write_text(
+        "\n".join(["prompt,chosen,rejected", *lines, 'q50,"yes, 50","no\n",'])[:-1] + "\n"
+    )
+    rows = list(read_preferences(path))
+    if last == 3:  # two lines may be a text
+        assert rows[2].preference
+        assert len(rows) == 50
+        return
+    assert len(rows) == 51
+    assert "line 4 is not CSV" in str(rows[2].error)
+    assert [place for place, row in enumerate(rows) if row.error] == [2]
+    assert rows[50].preference == Preference(prompt="q50", chosen="yes, 50", rejected="no\n")
+
+
+def test_quotes_that_stay_open_are_read_again_in_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_MOST_READ_AGAIN", 10_000)
+    path = tmp_path / "q.csv"
+    path.write_text("prompt,chosen,rejected\nq,yes,no\n" + 'q,"yes,no\n' * 3000)
+    with pytest.raises(DataError, match="too many quotes that stay open, the last one in line"):
+        list(read_preferences(path))
+
+
+def test_lines_of_a_text_in_a_csv_cell_are_no_rows(tmp_path: Path) -> None:
+    text = "One, two, three\nfour, five, six\n\nseven, eight, nine\nten, 11, 12\nand, so, on"
+    path = write_csv([{**ROW, "chosen": text}, ROW], tmp_path)
+    assert preferences(read_preferences(path)) == [PAIR.model_copy(update={"chosen": text}), PAIR]
 
 
 @pytest.mark.parametrize(

@@ -804,3 +804,22 @@ def test_a_dict_with_our_column_is_refused_before_any_call(
     with pytest.raises(InvalidArgumentError, match="chosen_persona"):
         pi.infer_personas([{**row, "chosen_persona": "mine"} for row in pairs(2)], **endpoint)
     assert llm.calls == 0
+
+
+@pytest.mark.parametrize("name", ["persona_error", "chosen_persona", "personainfer"])
+def test_a_later_row_with_a_column_that_the_table_needs_costs_itself(
+    name: str, tmp_path: Path
+) -> None:
+    """Lines of infer's own among others: the run ended at such a row, and so did each repetition."""
+    rows: list[dict[str, Any]] = pairs(3)
+    rows[1] = {**rows[1], name: "x", "own": 7}
+    with FakeLLM() as llm:
+        options: dict[str, Any] = {"api_base": llm.api_base, "cache": False}
+        path = tmp_path / "made.parquet"
+        table = pi.infer_personas(rows, "fake", output=path, **options)
+        assert [row.error is None for row in table] == [True, False, True]
+        assert f"the row has '{name}'" in str(table[1].error)
+        assert (table.to_pandas()["own"][1], llm.calls) == (7, 2)
+        with pytest.raises(InvalidArgumentError, match=f"{name} already"):
+            pi.infer_personas(rows[1:], "fake", **options)
+        assert llm.calls == 2
