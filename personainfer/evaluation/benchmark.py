@@ -25,6 +25,7 @@ from ..personas.flags import flags_in_text, pair_text, want_the_same
 from ..personas.infer import infer_personas
 from ..personas.options import PersonaOptions, planned
 from ..personas.prompts import PersonaPrompt
+from ..personas.selection import explains_each
 from ..records import FloatArray, Persona, PersonaRow, Preference, Selector, Usage
 from ..scoring.likelihood import Likelihood
 from .results import text_table
@@ -217,7 +218,7 @@ def sides_explained(
     ]
     if asked:
         rows, columns, sided, said = zip(*asked, strict=True)
-        found[list(rows), list(columns)] = list(scorer.explains(sided, said))
+        found[list(rows), list(columns)] = explains_each(scorer, sided, said, "scorer")
     return found
 
 

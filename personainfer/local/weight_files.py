@@ -357,7 +357,8 @@ def _downloaded(requirement: str, scratch: Path) -> Path:
     folder = scratch / requirement.partition("==")[0]
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check"]
     patience = ["--retries", "1", "--timeout", str(_PIP_TIMEOUT), "--no-input"]
-    command = [sys.executable, "-m", "pip", "download", *options, *patience]
+    # -P: the folder that one is in may hold a stranger's pip.py.
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, *patience]
     said = subprocess.run(
         [*command, "--dest", str(folder), requirement],
         capture_output=True,

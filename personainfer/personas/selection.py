@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import inf, isnan
-from typing import Any
+from typing import Any, TypeVar
 
+from ..arguments import read_numbers
 from ..exceptions import (
     BudgetExceededError,
     InvalidArgumentError,
@@ -15,7 +17,9 @@ from ..exceptions import (
     RequestRejectedError,
     joined,
 )
-from ..records import Candidate, Persona, PersonaRow, Preference, Selector
+from ..records import Candidate, FloatArray, Persona, PersonaRow, Preference, Selector
+
+T = TypeVar("T")
 
 # Rows whose candidates are scored together: scoring is faster in batches, and replies for the next rows come
 # meanwhile.
@@ -181,3 +185,80 @@ def _ranked(
 
 def _worth(candidate: Candidate) -> float:
     return -inf if candidate.score is None else candidate.score
+
+
+# Scores of many pairs, of which one may fail
+
+
+def explains_each(
+    selector: Any, pairs: Sequence[Preference], personas: Sequence[Any], name: str = "select"
+) -> FloatArray:
+    """How well each persona explains its pair, shape (n,); NaN where that cannot be scored.
+
+    Args:
+        selector: an object with `explains(preferences, personas)`.
+        pairs, personas: n each.
+        name: of the argument that the selector is.
+
+    Raises:
+        InvalidArgumentError, ModelError: it scores none, or does not answer any more; no n numbers.
+    """
+
+    import numpy as np
+
+    def ask(places: Sequence[int]) -> Any:
+        return selector.explains([pairs[p] for p in places], [personas[p] for p in places])
+
+    def read(found: Any, length: int) -> list[float]:
+        said = f"the result of {name}.explains"
+        return read_numbers(said, found, length=length, infinite=True).tolist()
+
+    scores = score_each(ask, len(pairs), read)
+    return np.array([np.nan if score is None else score for score in scores], dtype=np.float64)
+
+
+def score_each(
+    ask: Callable[[Sequence[int]], Any], count: int, read: Callable[[Any, int], Sequence[T]]
+) -> list[T | None]:
+    """What `ask` gives for each of `count` places; None, with a warning, for one that fails by itself.
+
+    After a failure both halves are asked for, so that one place costs about as much again as all.
+
+    Args:
+        ask: places -> what is scored for them.
+        count: how many places there are.
+        read: what was scored and its number of places -> a result for each.
+
+    Raises:
+        InvalidArgumentError, ModelError: the first failure, if all places fail, or several in a row do so
+            for another reason than what they hold; what `read` raises.
+    """
+    found: list[T | None] = [None] * count
+    first: InvalidArgumentError | ModelError | None = None
+    worked, failed, away = False, 0, 0
+    parts: list[Sequence[int]] = [range(count)] if count else []
+    while parts:
+        part = parts.pop()
+        try:
+            scored = ask(part)
+        except BudgetExceededError:
+            raise
+        except (InvalidArgumentError, ModelError) as error:
+            first = first or error
+            if len(part) > 1:
+                half = len(part) // 2
+                parts += [part[half:], part[:half]]
+                continue
+            failed += 1
+            away = 0 if isinstance(error, _OF_ONE_ROW) else away + 1
+            if away == _AWAY or (not worked and failed == min(count, _ROWS_A_CHOICE)):
+                raise first from None
+        else:
+            worked, away = True, 0
+            for place, result in zip(part, read(scored, len(part)), strict=True):
+                found[place] = result
+    if failed:
+        warnings.warn(
+            f"{failed:,} of {count:,} could not be scored, and are left out: {first}", stacklevel=3
+        )
+    return found

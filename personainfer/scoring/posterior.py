@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..arguments import read_numbers
 from ..exceptions import InvalidArgumentError
+from ..personas.selection import explains_each
 from ..records import FloatArray, Persona, Preference, Selector
 
 _GRID = 121  # temperatures tried before the best is refined: the objective may have several peaks
@@ -74,10 +75,7 @@ class PersonaPosterior:
         posterior = cls(personas, prior, temperature)
         pairs = [pair for pair in preferences for _ in personas]
         asked = list(personas) * len(preferences)
-        found = selector.explains(pairs, asked) if asked else ()
-        scores = read_numbers(
-            "the result of selector.explains", found, length=len(asked), infinite=True
-        )
+        scores = explains_each(selector, pairs, asked, "selector")
         rows = scores.reshape(len(preferences), len(personas))
         known = ~np.isnan(rows).any(axis=1)
         if not known.all():

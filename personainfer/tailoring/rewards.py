@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..arguments import Number, PositiveNumber, check_argument, read_numbers
+from ..arguments import Number, PositiveNumber, check_argument
 from ..exceptions import DataError, InvalidArgumentError, ReplyError
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona
+from ..personas.selection import explains_each
 from ..preferences.conversations import read_pair
 from ..preferences.pair_problems import pair_problem
 from ..records import Persona, Preference, Selector
@@ -147,12 +148,7 @@ class PersonaReward:
         if not asked:
             return []
         pairs, personas = zip(*asked, strict=True)
-        scores = read_numbers(
-            "the result of scorer.explains",
-            self._scorer.explains(pairs, personas),
-            length=len(asked),
-            infinite=True,
-        )
+        scores = explains_each(self._scorer, pairs, personas, "scorer")
         scores = np.where(
             np.isfinite(scores), scores, np.nan
         )  # an infinite reward would undo a policy

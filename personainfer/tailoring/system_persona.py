@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import read_numbers
 from ..evaluation.grouped import mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_numbers
+from ..personas.selection import explains_each
 from ..records import Candidate, Persona, Preference, Selector
 
 
@@ -59,16 +59,9 @@ def choose_system_persona(
         raise InvalidArgumentError(f"scorer={scorer!r:.80} has no method explains.")
     candidates = list({str(one): one for one in _all_of("personas", personas, Persona)}.values())
     pairs = _all_of("preferences", preferences, Preference)
-    scored = [
-        read_numbers(
-            "the result of scorer.explains",
-            scorer.explains(pairs, [one] * len(pairs)),
-            length=len(pairs),
-            infinite=True,
-        )
-        for one in candidates
-    ]
-    scores = np.stack(scored)
+    scores = np.stack(
+        [explains_each(scorer, pairs, [one] * len(pairs), "scorer") for one in candidates]
+    )
     known = np.isfinite(scores).all(axis=0)
     if not known.any():
         raise DataError("no preference has a score for every candidate.")

@@ -13,12 +13,12 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import read_numbers
 from ..data.arrow_columns import own_names
 from ..data.readers import read_with_columns
 from ..exceptions import DataError, InvalidArgumentError
 from ..llm.client import LLM
 from ..personas.infer import infer_personas
+from ..personas.selection import explains_each
 from ..records import Preference, Selector
 from .records import Hypothesis, UserPersona, UserPersonas, UserRow
 
@@ -191,8 +191,7 @@ def score_hypotheses(
     elsewhere = [(of, choice) for of in tried for choice in _of_others(users, of, contrast)]
     rows = [*((one.name, place) for one, place, _ in asked), *(of for of, _ in elsewhere)]
     pairs = [*(choice for *_, choice in asked), *(choice for _, choice in elsewhere)]
-    found = selector.explains(pairs, [personas[of] for of in rows])
-    scores = read_numbers("the result of select.explains", found, length=len(rows), infinite=True)
+    scores = explains_each(selector, pairs, [personas[of] for of in rows])
     scores, general = scores[: len(asked)], scores[len(asked) :]
     of_others: dict[tuple[str, int], list[float]] = {of: [] for of in tried}
     for (of, _), score in zip(elsewhere, general, strict=True):

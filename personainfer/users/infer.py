@@ -16,20 +16,14 @@ from typing import Annotated, Any, Unpack
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field
 
-from ..arguments import (
-    Count,
-    CountFromZero,
-    PositiveNumber,
-    check_argument,
-    read_numbers,
-    takes_options,
-)
+from ..arguments import Count, CountFromZero, PositiveNumber, check_argument, takes_options
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..personas.flags import flags_in_text, pair_text
 from ..personas.prompts import Filled, at_most, filled, instructions
+from ..personas.selection import explains_each
 from ..records import Message, Persona, Preference, Prompt, Selector, Usage
 from ..scoring.context import Cuts
 from ..scoring.likelihood import Likelihood
@@ -347,9 +341,10 @@ def _sided(
     Small models put tastes on the wrong side. One that predicts nothing (a mean score of 0) is dropped.
     """
     said = [Persona.parse(f"The user likes: {taste}") for taste in tastes for _ in choices]
-    found = select.explains([*choices] * len(tastes), said)
-    scores = read_numbers("the result of select.explains", found, length=len(said), infinite=True)
-    means = dict(zip(tastes, np.nanmean(scores.reshape(len(tastes), -1), axis=1), strict=True))
+    scores = explains_each(select, [*choices] * len(tastes), said).reshape(len(tastes), -1)
+    known = np.isfinite(scores)
+    sums = np.where(known, scores, 0.0).sum(axis=1)
+    means = dict(zip(tastes, sums / np.maximum(known.sum(axis=1), 1), strict=True))
     surest = sorted(tastes, key=lambda taste: -abs(means[taste]))
     likes = [taste for taste in surest if means[taste] > NEUTRAL]
     return likes, [taste for taste in surest if means[taste] < NEUTRAL]

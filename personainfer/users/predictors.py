@@ -16,7 +16,9 @@ from ..arguments import PositiveNumber, check_argument, read_numbers
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, LLMOptions
+from ..personas.selection import explains_each, score_each
 from ..records import FloatArray, Message, Persona, Preference, Prompt
+from ..scoring.context import ScoredText
 from ..scoring.likelihood import Likelihood
 from ..tailoring.embeddings import Embedder, embed
 
@@ -131,19 +133,21 @@ def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Pre
 
 
 def _by_likelihood(model: Likelihood, cases: Sequence[Case]) -> Predictions:
-    conversations, responses = _rows(cases)
-    nobody = [None] * len(responses)  # the prefix is part of the conversation
-    groups = [row // 2 for row in range(len(responses))]
-    scored = model.score(conversations, nobody, responses, groups=groups)
-    means = np.array([one.mean for one in scored], dtype=np.float64)
-    turns = np.array([one.turns_left_out > 0 for one in scored], dtype=bool)
-    tokens = np.array([one.tokens_left_out > 0 for one in scored], dtype=bool)
-    margins = means[::2] - means[1::2]
+    def ask(places: Sequence[int]) -> list[ScoredText]:
+        conversations, responses = _rows([cases[place] for place in places])
+        nobody = [None] * len(responses)  # the prefix is part of the conversation
+        groups = [row // 2 for row in range(len(responses))]
+        return model.score(conversations, nobody, responses, groups=groups)
+
+    scored = score_each(ask, len(cases), lambda s, n: list(zip(s[::2], s[1::2], strict=True)))
+    margins = [float("nan") if both is None else both[0].mean - both[1].mean for both in scored]
     known = ~np.isnan(margins)
+    turns = [any(one.turns_left_out for one in both or ()) for both in scored]
+    tokens = [any(one.tokens_left_out for one in both or ()) for both in scored]
     return Predictions.of(
-        margins,
-        turns_cut=(turns[::2] | turns[1::2]) & known,
-        responses_cut=(tokens[::2] | tokens[1::2]) & known,
+        np.array(margins, dtype=np.float64),
+        turns_cut=np.array(turns, dtype=bool) & known,
+        responses_cut=np.array(tokens, dtype=bool) & known,
     )
 
 
@@ -161,8 +165,7 @@ def _by_judge(judge: Explaining | Verifier, cases: Sequence[Case]) -> Prediction
     shown = [case.prefix or NOBODY for case in cases]
     choices = [case.choice for case in cases]
     if not isinstance(judge, Verifier):
-        found = judge.explains(choices, shown) if cases else ()
-        return Predictions.of(_some(_numbers(list(found), len(cases))))
+        return Predictions.of(_some(explains_each(judge, choices, shown, "scorer")))
     verdicts = judge.verdicts(choices, shown) if cases else []
     unusable = np.array([one.problem is not None for one in verdicts], dtype=bool)
     margins = np.array([one.soft_score - 0.5 for one in verdicts], dtype=np.float64)

@@ -82,8 +82,15 @@ def test_a_name_that_is_not_known_names_those_that_are() -> None:
 
 
 def test_parts_are_put_together_verified_and_fetched_once(
-    index: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    index: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for stranger in ("pip.py", "optparse.py"):  # no code of the folder that one is in runs
+        (tmp_path / stranger).write_text("raise SystemExit('a stranger')")
+    monkeypatch.chdir(tmp_path)
     assert TINY.found() is None
     path = TINY.path()
     assert path == folder / "tiny.gguf"
