@@ -9,6 +9,7 @@ column stores each different text once, and how often it comes again; Arrow and 
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _JSON = {b"personainfer": b"json"}  # metadata of a field whose text is JSON
+_NO_ARROW = re.compile(r"\b(Object|U?Int128)\b")  # types of polars that Arrow has none for
 
 
 class OwnColumns(ABC):
@@ -82,7 +84,7 @@ def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
         return _DatasetColumns(original)
     if package_of(original) == "pandas":  # keeps the index, which narwhals drops
         return _TableColumns(_arrow_of_pandas(original, True if gaps else None))
-    return _TableColumns(in_narwhals(original).to_arrow())
+    return _TableColumns(_arrow_of_narwhals(in_narwhals(original)))
 
 
 def own_names(original: Any) -> list[Any]:
@@ -171,18 +173,38 @@ def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
     """The frame with its index. A column that Arrow has no type for becomes JSON text."""
     import pyarrow
 
+    names = list(_names_of([dict.fromkeys(frame.columns)]))
+    if len({*map(_name, frame.columns)}) < len(names):
+        frame = frame.set_axis(names, axis=1)
     unfit = (pyarrow.ArrowException, UnicodeError, TypeError, OverflowError)
     try:
         return pyarrow.Table.from_pandas(frame, preserve_index=index)
     except unfit:
-        converted = frame.copy()
+        converted, texts = frame.copy(), []
         for place in range(frame.shape[1]):
             series = frame.iloc[:, place]
             try:
                 pyarrow.array(series, from_pandas=True)
             except unfit:
-                converted.isetitem(place, _column("", series.tolist())[1].to_pylist())
-        return pyarrow.Table.from_pandas(converted, preserve_index=index)
+                field, values = _column("", series.tolist())
+                converted.isetitem(place, values.to_pylist())
+                if is_json(field):
+                    texts.append(place)
+        table = pyarrow.Table.from_pandas(converted, preserve_index=index)
+        for place in texts:
+            field = as_json(table.schema.field(place))
+            table = table.set_column(place, field, table.column(place).cast(field.type))
+        return table
+
+
+def _arrow_of_narwhals(frame: Any) -> pyarrow.Table:
+    """The frame; of polars' objects, Arrow would hold the addresses, and it has no integers of 128 bits."""
+    unfit = [name for name, kind in frame.schema.items() if _NO_ARROW.search(str(kind))]
+    table: pyarrow.Table = frame.drop(unfit).to_arrow()
+    for name in unfit:
+        field, values = _column(name, frame[name].to_list())
+        table = table.add_column(frame.columns.index(name), field, values)
+    return table
 
 
 def _arrow_of_dicts(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
@@ -284,10 +306,15 @@ def json_array(values: Sequence[Any]) -> pyarrow.Array[Any]:
 def _json_text(value: object) -> str:
     # A value may be a circle, have keys that are not text, or be a number too long to print.
     with suppress(Exception):
-        return json.dumps(value, default=str)
+        return json.dumps(value, default=_listed)
     with suppress(Exception):
         return json.dumps(str(value))
     return json.dumps(f"<{type(value).__name__}>")
+
+
+def _listed(value: Any) -> Any:
+    """An array or a tensor as lists of numbers, which its text would cut with "…"; of all else the text."""
+    return value.tolist() if callable(getattr(value, "tolist", None)) else str(value)
 
 
 def with_texts(

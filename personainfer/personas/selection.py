@@ -211,7 +211,8 @@ def explains_each(
 
     def read(found: Any, length: int) -> list[float]:
         said = f"the result of {name}.explains"
-        return read_numbers(said, found, length=length, infinite=True).tolist()
+        numbers: list[float] = read_numbers(said, found, length=length, infinite=True).tolist()
+        return numbers
 
     scores = score_each(ask, len(pairs), read)
     return np.array([np.nan if score is None else score for score in scores], dtype=np.float64)

@@ -104,8 +104,15 @@ class RewardMatrix:
         return self.prompts, self.responses
 
     def take(self, prompts: Sequence[int] | npt.NDArray[np.int_] | slice) -> RewardMatrix:
-        """The matrix of some prompts, by their places, on the same scale."""
-        places = np.arange(len(self))[prompts]
+        """The matrix of some prompts, by their places, on the same scale.
+
+        Raises:
+            InvalidArgumentError: a place that there is not.
+        """
+        try:
+            places = np.arange(len(self))[prompts]
+        except IndexError as error:
+            raise InvalidArgumentError(f"prompts= names no places: {error}") from None
         texts = None if self.prompts is None else [self.prompts[n] for n in places]
         responses = None if self.responses is None else [self.responses[n] for n in places]
         return self.like(self.rewards[places], prompts=texts, responses=responses)

@@ -43,6 +43,7 @@ Groups = Mapping[str, Mapping[str, object]]
 
 _NEED_NO_HISTORY = ("longer", "majority")
 _LATENT = "latent"  # needs torch, which takes seconds to import
+_LEAST_EFFECT = 1e-4  # of an accuracy; no audit has the choices to show a smaller one
 _MOST_EXAMPLES = 16  # of few-shot: more would fill the context of a small model
 
 
@@ -445,9 +446,10 @@ def _check(smallest: float, confidence: float, role: str, fitted_users: object) 
         )
     check_confidence(confidence)
     InvalidArgumentError.check("role", role, ("system", "user"))
-    if isinstance(smallest, bool) or not isinstance(smallest, int | float) or not 0 < smallest < 1:
+    real = isinstance(smallest, int | float) and not isinstance(smallest, bool)
+    if not real or not _LEAST_EFFECT <= smallest < 1:
         raise InvalidArgumentError(
-            f"smallest_effect={smallest!r} must lie between 0 and 1.",
+            f"smallest_effect={smallest!r} must lie between {_LEAST_EFFECT:g} and 1.",
             hint="Give 0.05 for five points.",
             argument="smallest_effect",
         )

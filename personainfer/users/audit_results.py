@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import PositiveNumber, check_argument, read_numbers
 from ..evaluation.grouped import (
     group_sums,
     length_controlled_difference,
@@ -400,16 +401,22 @@ def verdict_of(
     return cannot_tell
 
 
-def choices_needed(differences: FloatArray, users: Users, smallest: float) -> int:
+def choices_needed(differences: npt.ArrayLike, users: npt.ArrayLike, smallest: float) -> int:
     """How many more choices show a mean difference of this size in 8 of 10 audits, at 95 % confidence.
 
     n' = v (2.8 / smallest)^2, where v / n is the squared standard error of the mean over users with all
     their choices, and 2.8 the sum of the normal quantiles of 0.975 and 0.8; less the n that there are. At
     least a quarter of them: they were not enough. Two digits.
+
+    Args:
+        differences, users: shape (choices,); NaN is a missing one.
+        smallest: the size, above 0.
     """
-    known = ~np.isnan(differences)
+    given, of_user = read_numbers("differences", differences), np.asarray(users)
+    check_argument("smallest", smallest, PositiveNumber)
+    known = ~np.isnan(given)
     n = int(known.sum())
-    sums = group_sums(np.stack([differences[known], np.ones(n)], axis=1), users[known])
+    sums = group_sums(np.stack([given[known], np.ones(n)], axis=1), of_user[known])
     people = len(sums)
     variance = 0.0  # of one choice
     if people > 2:

@@ -198,21 +198,22 @@ def find_questions(
     embed = word_counts if embed is None else embed
     prompts = [" ".join(_whole(choice.prompt).casefold().split()) for choice in choices]
     distinct, place = np.unique(prompts, return_inverse=True)
-    of_prompt = np.split(np.argsort(place, kind="stable"), np.cumsum(np.bincount(place))[:-1])
     where = unit_vectors(embedded(distinct.tolist(), embed)).astype(np.float32)
     what = embedded([choice.chosen for choice in choices], embed)
     what = what - embedded([choice.rejected for choice in choices], embed)
     taste = unit_vectors(what).astype(np.float32)
-    users = np.array([choice.user or "" for choice in choices])
+    _, users = np.unique([choice.user or "" for choice in choices], return_inverse=True)
     clashing = np.zeros(len(choices), dtype=bool)
-    for number, mine in enumerate(of_prompt):
-        same = where @ where[number] >= near - _SAME
-        same[number] = True  # also where the prompt has no words, and so no direction
-        others = np.concatenate([of_prompt[one] for one in np.flatnonzero(same)])
-        for start in range(0, len(mine), _CHOICES):
-            part = mine[start : start + _CHOICES]
-            opposed = taste[part] @ taste[others].T < _OPPOSED
-            clashing[part] = (opposed & (users[part, None] != users[others])).any(axis=1)
+    order = np.argsort(place, kind="stable")  # choices of one prompt are compared at once
+    for start in range(0, len(choices), _CHOICES):
+        part = order[start : start + _CHOICES]
+        same = np.greater_equal(where[place[part]] @ where.T, near - _SAME)
+        same[np.arange(len(part)), place[part]] = True  # also where a prompt has no words
+        of_choices = same[:, place]
+        others = np.flatnonzero(of_choices.any(axis=0))
+        opposed = np.less(taste[part] @ taste[others].T, _OPPOSED)
+        found = opposed & of_choices[:, others] & (users[part, None] != users[others])
+        clashing[part] = found.any(axis=1)
     return ["clashing" if found else "personal" for found in clashing]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import datasets
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -648,3 +649,50 @@ def test_rows_of_numbers_are_counted_by_what_a_column_takes_for_them(
     numbers = [0, None, *(n / 8 for n in range(998))]
     written([{"x": numbers}] * 40, tmp_path / "t.parquet")
     assert pq.ParquetFile(tmp_path / "t.parquet").num_row_groups == 2
+
+
+PAIRS: dict[str, list[Any]] = {"prompt": ["q1", "q2"], "chosen": ["a", "c"], "rejected": ["b", "d"]}
+GRID = np.arange(2000).reshape(40, 50)  # NumPy would print it with "..."
+MIXED_NAMES: dict[Any, Any] = {**PAIRS} | {0: [1, 2], "0": [3, 4]}
+ROWS_WITH_GRIDS = [{name: of[n] for name, of in PAIRS.items()} | {"x": GRID} for n in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("frame", "kept"),
+    [
+        (
+            lambda: pl.DataFrame({**PAIRS, "x": pl.Series([{1}, None], dtype=pl.Object)}),
+            {"x": [[1], None]},
+        ),
+        (
+            lambda: pl.DataFrame({**PAIRS, "x": pl.Series([1, 2**100], dtype=pl.Int128)}),
+            {"x": [1, 2**100]},
+        ),
+        (
+            lambda: pd.DataFrame(MIXED_NAMES),
+            {"0 (int)": [1, 2], "0": [3, 4]},
+        ),
+        (
+            lambda: pd.DataFrame({**PAIRS, "x": [GRID, GRID + 1]}),
+            {"x": [GRID.tolist(), (GRID + 1).tolist()]},
+        ),
+        (
+            lambda: ROWS_WITH_GRIDS,
+            {"x": [GRID.tolist()] * 2},
+        ),
+    ],
+    ids=["polars' objects", "128 bits", "0 and '0'", "arrays in a frame", "arrays in rows"],
+)
+def test_own_columns_that_no_file_has_a_type_for_keep_their_values(
+    endpoint: dict[str, Any],
+    tmp_path: Path,
+    frame: Callable[[], Any],
+    kept: dict[str, list[Any]],
+) -> None:
+    paid = pi.infer_personas(frame(), **endpoint, output=tmp_path / "t.parquet")
+    paid.save(tmp_path / "saved.parquet")
+    for path in (tmp_path / "t.parquet", tmp_path / "saved.parquet"):
+        found = pi.PersonaTable.load(path)
+        assert str(found)
+        assert {name: found.to_pandas()[name].tolist() for name in kept}.keys() == kept.keys()
+        assert {name: values(found.to_arrow(), name) for name in kept} == kept

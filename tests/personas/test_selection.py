@@ -18,6 +18,7 @@ from personainfer.exceptions import (
     TransportError,
 )
 from personainfer.personas.selection import explains_each, score_each
+from personainfer.testing import FakeLLM
 
 NOT_SCORED = "ignore:.*could not be scored:UserWarning"
 
@@ -105,7 +106,7 @@ def test_what_is_no_list_of_numbers_is_asked_for_once(found: Any) -> None:
 @pytest.mark.filterwarnings(NOT_SCORED, "ignore:.*left out:UserWarning")
 @pytest.mark.parametrize("method", ["verified", "posterior", "tastes"])
 def test_one_text_at_which_the_scorer_fails_costs_no_user(
-    llm: pi.testing.FakeLLM, endpoint: dict[str, Any], method: Any
+    llm: FakeLLM, endpoint: dict[str, Any], method: Any
 ) -> None:
     scorer = Scorer(TransportError("500 for one text"))
     found = pi.infer_user_personas(

@@ -61,6 +61,9 @@ def test_a_part_stays_on_the_scale_of_the_whole() -> None:
     assert part.responses == (tuple(RESPONSES[3]), tuple(RESPONSES[1]))
     assert_array_equal(part.zscores, whole.zscores[[3, 1]])
     assert len(whole.take(slice(2))) == 2
+    for wrong in ([99], ["a"], [0.5]):
+        with pytest.raises(InvalidArgumentError, match="prompts="):
+            whole.take(wrong)  # type: ignore[arg-type]
 
 
 def test_responses_that_come_later_are_scored_on_the_same_scale() -> None:

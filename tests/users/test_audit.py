@@ -272,6 +272,7 @@ def test_one_user_has_no_stranger() -> None:
         ({"baselines": {"mine": 3}}, "has no fit"),
         ({"k": 3}, "k=3 is for a function"),
         ({"smallest_effect": 5}, "smallest_effect=5 must lie between"),
+        ({"smallest_effect": 1e-300}, "must lie between 0.0001 and 1"),
         ({"confidence": 95}, "confidence=95"),
         ({"role": "assistant"}, "role='assistant' is not known"),
         ({"groups": ["a"]}, "is not a mapping of attributes"),
@@ -362,6 +363,10 @@ def test_the_power_calculation_is_that_of_independent_choices() -> None:
     random = np.random.default_rng(0)
     differences = random.choice([-1.0, 0.0, 1.0], p=[0.25, 0.5, 0.25], size=4000)
     more = choices_needed(differences, np.arange(4000), 0.02)
+    assert more == choices_needed(differences.tolist(), [*range(4000)], 0.02)
+    for smallest in (0, -0.1, "a"):
+        with pytest.raises(InvalidArgumentError, match="smallest="):
+            choices_needed(differences, np.arange(4000), smallest)  # type: ignore[arg-type]
     assert more == pytest.approx(0.5 * (2.8016 / 0.02) ** 2 - 4000, rel=0.1)
 
 

@@ -70,6 +70,17 @@ def test_vectors_may_come_from_elsewhere() -> None:
     assert find_questions(asked, embed=embed) == ["clashing", "clashing"]
 
 
+def test_choices_are_compared_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [
+        choice(f"u{n % 3}", f"Meat {n % 4}?", *((YES, NO) if n % 5 else (NO, YES)))
+        for n in range(23)
+    ]
+    whole = find_questions(asked, near=1.0)
+    assert set(whole) == {"clashing", "personal"}
+    monkeypatch.setattr("personainfer.users.similar_users._CHOICES", 3)
+    assert find_questions(asked, near=1.0) == whole
+
+
 def test_a_system_message_makes_no_other_question() -> None:
     turns = (Message(role="system", content="Be kind."), Message(role="user", content="Meat?"))
     asked = [
