@@ -68,16 +68,23 @@ def call(function: Callable[..., object], *arguments: object) -> None:
     the_loop().call_soon_threadsafe(function, *arguments)
 
 
+_STOPPED = 1.0  # seconds by which a timer is late if the process was stopped
+_CATCH_UP = 0.5  # seconds, then, to read what has come
+
+
 class Deadlines:
     """Cancels tasks that take too long, with one timer for all of them.
 
     `asyncio.timeout` makes a timer, a handle and a context for each task, of thousands a second.
+
+    After the process was stopped for a while (Ctrl-Z, a scheduler), the tasks first read what has come.
     """
 
     def __init__(self) -> None:
         self._ends: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._catches_up = False
 
     def start(self, seconds: float) -> asyncio.Task[Any]:
         """Give the running task so many seconds from now. `stop` has to be called at the end of them."""
@@ -104,11 +111,15 @@ class Deadlines:
     def _set_timer(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_at(when, self._cancel_late, loop)
+        self._timer = loop.call_at(when, self._cancel_late, loop, when)
 
-    def _cancel_late(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _cancel_late(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         self._timer = None
         now = loop.time()
+        self._catches_up = now - when > _STOPPED and not self._catches_up
+        if self._catches_up:
+            self._set_timer(loop, now + _CATCH_UP)
+            return
         in_time = []
         for task, ends in self._ends.items():
             if ends > now:

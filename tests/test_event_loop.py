@@ -1,6 +1,8 @@
 """The deadlines of tasks."""
 
 import asyncio
+import socket
+import time
 
 import pytest
 
@@ -48,3 +50,25 @@ async def test_a_cancelled_task_is_not_taken_for_a_late_one() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_what_came_while_the_process_was_stopped_is_read() -> None:
+    """Ctrl-Z, or a scheduler that suspends: the replies were paid, and lie in the sockets."""
+    deadlines = Deadlines()
+    here, there = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=here)
+
+    async def answered() -> bytes:
+        task = deadlines.start(0.5)
+        try:
+            return await reader.readline()
+        finally:
+            deadlines.stop(task)
+
+    waiting = asyncio.create_task(answered())
+    await asyncio.sleep(0)
+    there.send(b"reply\n")
+    time.sleep(1.7)  # noqa: ASYNC251
+    assert await waiting == b"reply\n"
+    writer.close()
+    there.close()

@@ -71,6 +71,13 @@ def batch_api(transport: Transport) -> BatchAPI:
             "the embedded model has no batch API.", hint="Call infer_personas: it costs nothing."
         )
     if isinstance(transport, EndpointTransport):
+        if "?" in transport.endpoint or "/openai/deployments/" in transport.endpoint:
+            raise InvalidArgumentError(
+                f"api_base={transport.endpoint!r} is no address that has batches: it has a query or a"
+                " deployment.",
+                hint="For Azure write model='azure/NAME' and api_base='https://….openai.azure.com'.",
+                argument="api_base",
+            )
         return EndpointBatches(transport)
     assert isinstance(transport, LiteLLMTransport)
     if transport.provider not in LiteLLMBatches.PROVIDERS:

@@ -348,8 +348,8 @@ def _words_in(text: str) -> list[tuple[str, int, int]]:
     return [(found[0], *found.span()) for found in _WORD.finditer(bare)]
 
 
-# A key or an account is refused with these. With others, a firewall may refuse the words of one row.
-_OF_ALL = {401, 402, 407}
+# A key, an account or an address is refused with these. With others a firewall may refuse one row.
+_OF_ALL = {401, 402, 404, 405, 407, 410}
 
 # A gateway had no answer, or none in time: the model behind it may have run.
 _GATEWAY_LOST_IT = {408, 499, 502, 504, 520, 524}
@@ -526,18 +526,21 @@ _WAIT_IN_WORDS = re.compile(
 def _wait_in_words(words: str) -> float | None:
     """Seconds to wait as some say them only in the body: "Please try again in 7.66s"."""
     found = _WAIT_IN_WORDS.search(words)
-    return _wait(found[1].replace(" ", "")) if found else None
+    return _wait(found[1].replace(" ", ""), time.time()) if found else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait by Retry-After (seconds or a date), retry-after-ms or x-ratelimit-reset-*."""
     lower = {key.lower(): str(value).strip() for key, value in headers.items()}
+    now = (
+        _date(lower.get("date", "")) or time.time()
+    )  # by the endpoint's clock, which sets its dates
     if "retry-after-ms" in lower:
         return _number(lower["retry-after-ms"], scale=0.001)
     if "retry-after" in lower:
-        return _wait(lower["retry-after"])
+        return _wait(lower["retry-after"], now)
     resets = {
-        key.removeprefix("x-ratelimit-reset").strip("-"): _wait(value)
+        key.removeprefix("x-ratelimit-reset").strip("-"): _wait(value, now)
         for key, value in lower.items()
         if key.startswith("x-ratelimit-reset")
     }
@@ -553,17 +556,24 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 _NO_DATE = (ValueError, OverflowError, OSError, TypeError, LookupError)
 
 
-def _wait(value: str) -> float | None:
+def _wait(value: str, now: float) -> float | None:
+    """Seconds to wait: a number of them, a duration such as "6m0s", or a date. `now` is since 1970."""
     seconds = _number(value)
     if seconds is not None:
         if seconds > 1e11:  # some send the epoch in milliseconds, such as OpenRouter
             seconds /= 1000
-        return max(0.0, seconds - time.time()) if seconds > 1e8 else seconds  # and some in seconds
+        return max(0.0, seconds - now) if seconds > 1e8 else seconds  # and some in seconds
     parts = _DURATION.findall(value)
     if parts and "".join(number + unit for number, unit in parts) == value:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    date = _date(value)
+    return None if date is None else max(0.0, date - now)
+
+
+def _date(value: str) -> float | None:
+    """The seconds since 1970 of an HTTP date."""
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return parsedate_to_datetime(value).timestamp()
     except _NO_DATE:
         return None
 

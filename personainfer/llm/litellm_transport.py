@@ -363,9 +363,19 @@ class _AnyObject(BaseModel):
 
 
 def _import_litellm() -> Any:
-    """litellm takes seconds to import and would fetch its price map from the network."""
+    """litellm takes seconds to import, and would fetch its price map from the network.
+
+    It would also read a `.env` file of this folder or one above it, which may be somebody else's, into the
+    environment: then that file would choose where keys and texts go.
+    """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    import litellm
+    mode = os.environ.get("LITELLM_MODE")
+    os.environ["LITELLM_MODE"] = mode or "PRODUCTION"
+    try:
+        import litellm
+    finally:
+        if mode is None:
+            del os.environ["LITELLM_MODE"]
 
     litellm.suppress_debug_info = True
     return litellm

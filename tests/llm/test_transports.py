@@ -95,6 +95,17 @@ def test_retry_after_as_a_date_or_an_epoch() -> None:
         assert retry_after({"x-ratelimit-reset": said}) == pytest.approx(20, abs=2)
 
 
+@pytest.mark.parametrize("own", [-3600, 3600])
+def test_a_date_is_read_by_the_clock_of_the_endpoint(own: int) -> None:
+    """This machine's clock may be an hour behind it, or ahead."""
+    there = int(time()) + own
+    for name, said in (
+        ("Retry-After", formatdate(there + 7, usegmt=True)),
+        ("x-ratelimit-reset", str(1000 * (there + 7))),
+    ):
+        assert retry_after({"Date": formatdate(there, usegmt=True), name: said}) == 7
+
+
 @given(st.dictionaries(st.sampled_from(["Retry-After", "x-ratelimit-reset-tokens"]), st.text()))
 def test_no_header_breaks_it(headers: dict[str, str]) -> None:
     seconds = retry_after(headers)

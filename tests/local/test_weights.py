@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections import namedtuple
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -207,6 +208,17 @@ def test_a_file_that_was_damaged_later_is_an_error_until_it_is_removed(
             TINY.path()
     assert remove_weights(TINY) == len(CONTENT)
     assert TINY.path().read_bytes() == CONTENT
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{TINY.file}.lock").symlink_to(precious)
+    for use in (TINY.path, partial(remove_weights, TINY)):
+        with pytest.raises(ModelNotFoundError, match="cannot be stored"):
+            use()
+    assert precious.read_text() == "mine"
 
 
 @pytest.mark.heavy
