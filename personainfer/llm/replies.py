@@ -453,11 +453,6 @@ def reask(error: ReplyError) -> str:
     return f"{_REASK}{error.message} Reply again, in the form asked for."
 
 
-def ask_better(doubt: str) -> str:
-    """The message that tells the model what is doubtful about a reply that can be used."""
-    return f"{doubt} Reply again, in the form asked for."
-
-
 def last_bad_reply(messages: Sequence[Mapping[str, Any]]) -> str | None:
     """The reply that the last two turns show the model as a bad one; None: they do not."""
     if len(messages) < 2 or not messages[-1]["content"].startswith(_REASK):

@@ -50,9 +50,10 @@ class Request:
         sample: a number that tells repeated draws of one request apart.
         logprobs: how many alternatives to return with the log-probability of each token of the reply.
             An endpoint without log-probabilities refuses the request or ignores this.
-        doubt: says what is doubtful about a reply in the asked form, or None. The model is told so and
-            asked once more, unless attempts were already needed. The first reply stands if the second is
-            no better. Replies from the cache and of batches are taken as they are.
+        doubt: says of a reply in the asked form what the model should heed, or None. It is then asked
+            once more, with that after the last message, unless attempts were already needed. The first
+            reply stands if the second is no better. Replies from the cache and of batches are taken as
+            they are.
     """
 
     messages: Sequence[Message]
@@ -228,6 +229,14 @@ def cached_reply(job: Job, stored: str | None) -> Reply | None:
         AttributeError,
     ):  # another reader, or another writer
         return None
+
+
+def with_advice(tail: bytes, advice: str) -> bytes:
+    """Encoded messages with advice after the last one."""
+    messages = [Message(**fields) for fields in json.loads(b"[%b]" % tail)]
+    last = messages.pop()
+    content = f"{last.content}\n{advice}"
+    return encoded([*messages, Message(role=last.role, content=content)])
 
 
 def encoded(messages: Sequence[Message]) -> bytes:

@@ -16,7 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -35,8 +35,8 @@ from ..records import Completion, Message
 from ..retrying import attempts
 from .cache import ReplyCache
 from .rate_limits import Limits, RefusalWatch, Tally, cost_is_unknown, most_tokens
-from .replies import ask_better, reask
-from .requests import InFlight, Job, Reply, cached_reply, encoded, text_to_cache
+from .replies import reask
+from .requests import InFlight, Job, Reply, cached_reply, encoded, text_to_cache, with_advice
 from .transports import Transport
 
 _LOCKED_PATIENCE = 60.0  # seconds: a cache that another program locks for longer ends the run
@@ -237,15 +237,15 @@ class Workers:
     ) -> tuple[Completion, Any]:
         """Ask once more after a doubtful reply; the first one stands if the second is no better."""
         doubt = job.form.doubt if self._settings.max_attempts > 1 else None
-        problem = doubt(value) if doubt else None
-        if doubt is None or problem is None:
+        advice = doubt(value) if doubt else None
+        if doubt is None or advice is None:
             return completion, value
         if self._cache is not None:  # it is paid for, should the run end meanwhile
             await self._keep(job.key, completion)
         self._tally.reasks += 1
-        job.turns = [("assistant", completion.text), ("user", ask_better(problem))]
         try:
-            second = await self._attempt(job)
+            # Small models repeat a reply that they are shown.
+            second = await self._attempt(replace(job, tail=with_advice(job.tail, advice)))
         except ModelError as error:
             log.debug("a doubtful reply stands: %s", type(error).__name__)
             return completion, value

@@ -29,11 +29,12 @@ Protocol = Literal["joint", "separate"]
 # How much of a response is repeated to say which one is meant.
 _FIRST_WORDS, _FIRST_CHARACTERS = 4, 40
 
-# What is doubtful about a reply, with the preference that it gives.
-_EQUAL = "Both persons got the same preference, {!r}. Say of each what only the response that it prefers has."
-_COPIED = (
-    "The preference {!r} belongs to an earlier pair. Describe what the responses of this pair have."
+# What a model should heed that gave equal preferences, or one of an exemplar.
+_DIFFER = (
+    "The two persons like different things: no words of one preference may stand in the other, and none in an"
+    " earlier reply."
 )
+_OWN_WORDS = "No words of an earlier reply may stand in the preference."
 
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -89,17 +90,17 @@ class PersonaPrompt:
         self.phrases = frozenset(text.lower() for p in personas for text in (p.trait, p.preference))
 
     def doubt(self, reply: OnePersona | BothPersonas) -> str | None:
-        """What is doubtful about a reply, for the model to read; None: nothing.
+        """What the model should heed when it is asked once more; None: the reply is as it should be.
 
         Two equal preferences explain no choice, and that of an exemplar says nothing of the pair. A model
         that has the same evidence for both sides sees no difference: to ask it again would be of no use.
         """
         both = [reply.person_1, reply.person_2] if isinstance(reply, BothPersonas) else [reply]
         wanted = [one.preference.strip().lower() for one in both]
-        if len(both) == 2 and wanted[0] == wanted[1] and both[0].evidence != both[1].evidence:
-            return _EQUAL.format(both[0].preference)
-        copied = (one.preference for one in both if one.preference.strip().lower() in self.phrases)
-        return next(map(_COPIED.format, copied), None)
+        equal = len(set(wanted)) < len(both) and both[0].evidence != both[-1].evidence
+        if not equal and self.phrases.isdisjoint(wanted):
+            return None
+        return _DIFFER if len(both) == 2 else _OWN_WORDS
 
     def _worked(self, exemplar: Exemplar) -> list[Message]:
         both = _replies(exemplar)
