@@ -31,6 +31,7 @@ from personainfer.evaluation.human import read_rating_sheet, write_rating_sheet
 from personainfer.exceptions import PersonaInferError
 from personainfer.llm.cache import ReplyCache
 from personainfer.llm.client import LLM
+from personainfer.llm.dialect import Dialect
 from personainfer.llm.replies import read_reply
 from personainfer.llm.requests import Request, cached_reply
 from personainfer.llm.transports import EndpointTransport
@@ -251,7 +252,7 @@ class _Given(EndpointTransport):
 
 def answered(status: int) -> Callable[[Path], object]:
     def read(path: Path) -> object:
-        made = _Given(status, path.read_bytes())._send(b"{}", 1.0)
+        made = _Given(status, path.read_bytes())._send(b"{}", 1.0, Dialect("fake"))
         try:
             made.send(None)
         except StopIteration as found:

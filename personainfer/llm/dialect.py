@@ -2,11 +2,14 @@
 
 Servers differ in what they accept: some know no JSON schema, some want `max_completion_tokens`, some refuse
 a system message. A `Dialect` learns this from the first refusal and writes all later requests accordingly.
+Once the endpoint has taken requests, one that is refused is changed alone, until the change has helped: a
+firewall that refuses the words of one row may name anything.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import re
 
@@ -57,6 +60,11 @@ class Dialect:
             if self.reasons:
                 self._left_out.add("temperature")
         self._refused: RequestRejectedError | None = None
+        self._refused_of: bytes | None = None  # the first request that was refused in every form
+        # Before the endpoint takes a request, what is learned holds for all, unless it helps nobody.
+        self._before: Dialect | None = None  # as it was before the first refusal
+        self._learned_of: bytes | None = None  # the request whose refusal made the last change
+        self._trials: dict[bytes, Dialect] = {}  # later: how those are written that were refused
         self._first = asyncio.Lock()
 
     @property
@@ -95,25 +103,62 @@ class Dialect:
         """The first request is done."""
         self._first.release()
 
-    def accepted(self) -> None:
-        """The endpoint took a request."""
+    def of(self, body: bytes) -> Dialect:
+        """How this request is written: as all are, or with the change that its own refusal asks for."""
+        return self._trials.get(body, self) if self._trials else self
+
+    def accepted(self, version: int, body: bytes) -> None:
+        """The endpoint took a request that was written in this version."""
+        trial = self._trials.pop(body, None) if self._trials else None
+        if trial is not None and trial._is_for_all(body):
+            self._become(trial)
+        elif self._before is not None:
+            if self._learned_of == body:  # what it was refused for is settled
+                self._before = None
+            elif self._refused_of or self._before.version == version:  # others need no change
+                self._become(self._before)
         self.proven = self.answered = True
+
+    def _is_for_all(self, body: bytes) -> bool:
+        """Whether other requests need this dialect: the endpoint took those with this limit before."""
+        most = self._largest_limit
+        return most is None or most >= json.loads(body).get("max_tokens", 0)
+
+    def _become(self, other: Dialect, before: Dialect | None = None) -> None:
+        vars(self).update(vars(other), _trials=self._trials, _before=before)
+
+    def _copy(self) -> Dialect:
+        other = copy.copy(self)
+        other._left_out = set(self._left_out)
+        return other
 
     def refused(self, version: int, error: RequestRejectedError, body: bytes) -> None:
         """Learn from a refusal; sets `error.rewritten` where the request should be sent again."""
         name = error.unsupported
         field = _FIELD_OF.get(name, name)
+        trial = self._trials.pop(body, None)
         if not name or (f'"{field}":'.encode() not in body):
             return
-        if version != self.version:  # another request has learned since this one was written
+        if trial is None and version != self.version:  # another request has learned since
             error.rewritten = self._refused is None
-        elif self.version < _MOST_LEARNED and self._learned(name, error.message.lower()):
-            self.version += 1
-            self.proven = False
+            return
+        changed, words = (trial or self)._copy(), error.message.lower()
+        if changed.version < _MOST_LEARNED and changed._learned(name, words):
+            changed.version += 1
             error.rewritten = True
-        elif self.version and not self.answered:  # every form was tried: nobody needs to try again
-            error.fatal = True
-            self._refused = error
+            if self.answered:
+                self._trials[body] = changed
+            else:
+                self._become(changed, before=self._before or self._copy())
+                self._learned_of, self.proven = body, False
+        elif self.answered:
+            if self._before is not None and self._learned_of == body:  # no change helped it
+                self._become(self._before)
+        elif self.version:  # every form was tried
+            if self._refused_of not in (None, body):  # of two requests: nobody needs to try again
+                error.fatal = True
+                self._refused = error
+            self._refused_of = self._refused_of or body
 
     def _learned(self, name: str, words: str) -> bool:
         """Change what a refusal names. False if it was changed before."""

@@ -28,7 +28,7 @@ from ..exceptions import (
 from ..http_guard import guarded_http
 from ..observability import silent_libraries
 from ..records import Completion
-from .dialect import FORMS
+from .dialect import FORMS, Dialect
 from .endpoint_faults import no_answer, provider_errors, status_error
 from .openai_protocol import (
     Json,
@@ -113,10 +113,10 @@ class LiteLLMTransport(DialectTransport):
         return tool_call(asked) if self._asks_by_tool_call else fields
 
     @keeps_no_cause
-    async def _send(self, body: bytes, timeout: float) -> Completion:
+    async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
         """Call litellm once: its own retries are off, since they ignore Retry-After."""
         fields: Json = {**json.loads(body), **self.options, "timeout": timeout}
-        self.dialect.write_limits(fields)
+        dialect.write_limits(fields)
         fields["drop_params"] = True  # such as `seed`, or `temperature` of models that reason
         models = self._asked_models(fields)
         try:
@@ -124,7 +124,7 @@ class LiteLLMTransport(DialectTransport):
                 if models is None:
                     reply = await self._call(**fields)
                 else:
-                    reply = await self._structured(models, fields)
+                    reply = await self._structured(models, fields, FORMS[dialect.form])
         except PersonaInferError:
             raise
         except Exception as error:  # of litellm's or instructor's reader of what the provider sent
@@ -151,7 +151,7 @@ class LiteLLMTransport(DialectTransport):
         schema = asked["json_schema"]["schema"] if asked else tools[0]["function"]["parameters"]
         return self._models[json.dumps(schema)]
 
-    async def _structured(self, models: _InstructorModels, fields: Json) -> Any:
+    async def _structured(self, models: _InstructorModels, fields: Json, form: str) -> Any:
         """One call through instructor: the first of a request, or one more with what was wrong.
 
         Each further call of the retry policy comes here with the bad reply as the last turn. instructor
@@ -162,10 +162,14 @@ class LiteLLMTransport(DialectTransport):
         bad = last_bad_reply(fields["messages"])
         try:
             if bad is None:
-                schema, client, attempts = models.first, self._client(self._call), 0
+                schema, client, attempts = models.first, self._client(self._call, form), 0
             else:
                 del fields["messages"][-2:]
-                schema, client, attempts = models.again, self._client(self._after(bad)), 1
+                schema, client, attempts = (
+                    models.again,
+                    self._client(self._after(bad, form), form),
+                    1,
+                )
             _, reply = await client.create_with_completion(
                 response_model=schema, max_retries=attempts, **fields
             )
@@ -179,28 +183,27 @@ class LiteLLMTransport(DialectTransport):
             return error.last_completion  # read again by our own reader, which takes more
         return reply
 
-    def _after(self, bad: str) -> Callable[..., Awaitable[Any]]:
+    def _after(self, bad: str, form: str) -> Callable[..., Awaitable[Any]]:
         """A completion function whose first reply is the bad one that the model gave before."""
-        earlier = [self._reply_of(bad)]
+        earlier = [self._reply_of(bad, form)]
 
         async def call(**fields: Any) -> Any:
             return earlier.pop() if earlier else await self._call(**fields)
 
         return call
 
-    def _reply_of(self, text: str) -> Any:
+    def _reply_of(self, text: str, form: str) -> Any:
         message: Json = {"role": "assistant", "content": text}
-        if FORMS[self.dialect.form] == "tools":
+        if form == "tools":
             function = {"name": "reply", "arguments": text}
             message = {"role": "assistant", "content": None}
             message["tool_calls"] = [{"id": "call_1", "type": "function", "function": function}]
         return self._litellm.ModelResponse(choices=[{"message": message, "finish_reason": "stop"}])
 
-    def _client(self, call: Callable[..., Awaitable[Any]]) -> Any:
+    def _client(self, call: Callable[..., Awaitable[Any]], form: str) -> Any:
         """instructor's client around litellm, in the mode that the provider takes."""
         import instructor
 
-        form = FORMS[self.dialect.form]
         if call == self._call and form in self._clients:
             return self._clients[form]
         mode = {

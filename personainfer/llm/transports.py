@@ -119,22 +119,23 @@ class DialectTransport:
         """Send the request once, in the dialect of the endpoint, which is learned from its refusals."""
         dialect = self.dialect
         is_first = not dialect.proven and await dialect.wait_for_turn()
-        version = dialect.version
+        own = dialect.of(body)
+        version = own.version
         try:
-            completion = await self._send(body, timeout)
+            completion = await self._send(body, timeout, own)
         except RequestRejectedError as error:
             dialect.refused(version, error, body)
             raise
         except ReplyError as error:
             if error.completion is not None:
-                dialect.accepted()
+                dialect.accepted(version, body)
             if error.cut_off and error.reasoned:
                 error.rewritten = dialect.thinks(version)
             raise
         finally:
             if is_first:
                 dialect.end_turn()
-        dialect.accepted()
+        dialect.accepted(version, body)
         return completion if dialect.fits else replace(completion, dialect=version)
 
     def was_read(self, completion: Completion, *, fits: bool) -> None:
@@ -142,7 +143,8 @@ class DialectTransport:
         if not (self.dialect.fits or self.enforces_forms):
             self.dialect.was_read(completion.dialect, fits=fits)
 
-    async def _send(self, body: bytes, timeout: float) -> Completion:
+    async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
+        """Send a request, written in this dialect."""
         raise NotImplementedError
 
     def _note_name(self, name: object) -> None:
@@ -194,8 +196,8 @@ class EndpointTransport(DialectTransport):
         """A JSON schema in the strict form that OpenAI documents."""
         return response_format(schema, strict=True) if schema else {}
 
-    async def _send(self, body: bytes, timeout: float) -> Completion:
-        written = self.dialect.written(body)
+    async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
+        written = dialect.written(body)
         return self._read_completion(body, *await self._post("/chat/completions", written, timeout))
 
     @reads("the reply")

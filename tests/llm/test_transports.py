@@ -306,6 +306,54 @@ def key_with_schema(model: pi.LLM) -> bytes:
     return model.job(pi.Request((question,), Inner, (prefix,))).key
 
 
+# The refusal of one row
+
+
+@pytest.mark.parametrize("behind", [0, 5])  # when the row is refused, nobody else is answered yet
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Blocked by policy rule 17: temperature",
+        "Input rejected (seed)",
+        "Request rejected: tool",
+        "Detected system prompt",
+        "max_tokens is too large: limit is 30",
+    ],
+)
+def test_a_refusal_of_one_row_changes_how_no_other_is_asked(words: str, behind: int) -> None:
+    asked = []
+
+    def reply(body: dict[str, Any]) -> Any:
+        question = body["messages"][-1]["content"]
+        if question.endswith("odd"):
+            return Fault.status(400, message=words)
+        asked.append({name: body.get(name) for name in ("temperature", "seed", "max_tokens")})
+        asked[-1] |= {"json": "response_format" in body, "first": body["messages"][0]["role"]}
+        answer = Reply('{"kind": "b", "title": "x"}')
+        return Fault("hang", seconds=0.1, body=answer.render(body)) if question == "0" else answer
+
+    system = (pi.Message(role="system", content="Be kind."),)
+    questions = [str(number) for number in range(20)]
+    questions.insert(behind, "odd")
+    with FakeLLM(reply) as server:
+        model = pi.LLM("fake", api_base=server.api_base, cache=False, seed=1, max_concurrency=2)
+        replies = model.ask_many(
+            [
+                pi.Request((pi.Message(role="user", content=one),), Inner, system)
+                for one in questions
+            ]
+        )
+    assert [one.error is None for one in replies] == [one != "odd" for one in questions]
+    assert all(one == asked[-1] for one in asked[-10:])
+    assert asked[-1] == {
+        "temperature": 0.0,
+        "seed": 1,
+        "max_tokens": 500,
+        "json": True,
+        "first": "system",
+    }
+
+
 # What a reply is stored under
 
 GATEWAYS: dict[str, tuple[str, dict[str, str]]] = {
