@@ -60,10 +60,11 @@ class Dialect:
             if self.reasons:
                 self._left_out.add("temperature")
         self._refused: RequestRejectedError | None = None
-        self._refused_of: bytes | None = None  # the first request that was refused in every form
         # Before the endpoint takes a request, what is learned holds for all, unless it helps nobody.
         self._before: Dialect | None = None  # as it was before the first refusal
         self._learned_of: bytes | None = None  # the request whose refusal made the last change
+        self._refused_of: set[bytes] = set()  # the requests that were refused
+        self._helped_nobody = False  # whether one of them was refused in every form
         self._trials: dict[bytes, Dialect] = {}  # later: how those are written that were refused
         self._first = asyncio.Lock()
 
@@ -115,9 +116,10 @@ class Dialect:
         elif self._before is not None:
             if self._learned_of == body:  # what it was refused for is settled
                 self._before = None
-            elif self._refused_of or self._before.version == version:  # others need no change
+            elif self._helped_nobody or self._before.version == version:  # others need no change
                 self._become(self._before)
         self.proven = self.answered = True
+        self._refused_of.clear()
 
     def _is_for_all(self, body: bytes) -> bool:
         """Whether other requests need this dialect: the endpoint took those with this limit before."""
@@ -139,6 +141,8 @@ class Dialect:
         trial = self._trials.pop(body, None)
         if not name or (f'"{field}":'.encode() not in body):
             return
+        if not self.answered:
+            self._refused_of.add(body)
         if trial is None and version != self.version:  # another request has learned since
             error.rewritten = self._refused is None
             return
@@ -155,10 +159,10 @@ class Dialect:
             if self._before is not None and self._learned_of == body:  # no change helped it
                 self._become(self._before)
         elif self.version:  # every form was tried
-            if self._refused_of not in (None, body):  # of two requests: nobody needs to try again
+            self._helped_nobody = True
+            if len(self._refused_of) > 1:  # not for the words of one row: nobody needs to try again
                 error.fatal = True
                 self._refused = error
-            self._refused_of = self._refused_of or body
 
     def _learned(self, name: str, words: str) -> bool:
         """Change what a refusal names. False if it was changed before."""
