@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from threading import Lock
 from time import monotonic
 from typing import Any, NoReturn, TypedDict, Unpack
@@ -214,11 +214,19 @@ def _host(address: str | None) -> str | None:
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine, as far as its name alone tells."""
     host = host.removesuffix(".")
+    number = ip_number(host)
+    if number is None:
+        return host == "localhost" or host.endswith(".localhost")
+    return number.is_loopback
+
+
+def ip_number(host: str) -> IPv4Address | IPv6Address | None:
+    """The number that a host is named by; None: it is named by words."""
     try:
         number = ip_address(host)
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return (getattr(number, "ipv4_mapped", None) or number).is_loopback
+        return None
+    return getattr(number, "ipv4_mapped", None) or number
 
 
 def _elsewhere(host: str) -> ModelError:

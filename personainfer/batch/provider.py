@@ -35,7 +35,7 @@ from ..http_guard import Rules
 from ..llm.endpoint_faults import provider_errors, redact
 from ..llm.litellm_transport import LiteLLMTransport
 from ..llm.llamacpp import EmbeddedTransport
-from ..llm.transports import EndpointTransport, Transport
+from ..llm.transports import EndpointTransport, Transport, certificates, environment_proxy
 from ..observability import silent_libraries
 from .lines import provider_words, request_line
 
@@ -209,6 +209,9 @@ class EndpointBatches:
                 api_key=self._key or "none",
                 max_retries=0,
                 default_headers=_headers_alone(self._headers, self._key),
+                http_client=openai.DefaultHttpxClient(
+                    proxy=environment_proxy(self._endpoint), verify=certificates(), trust_env=False
+                ),
             )
         with _errors(self._endpoint, timeout, self._secrets, **rules):
             yield self._made.with_options(timeout=timeout)

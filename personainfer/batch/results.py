@@ -14,7 +14,7 @@ from ..data.source_rows import SourceRow
 from ..exceptions import ModelError, ReplyError
 from ..llm.cache import ReplyCache
 from ..llm.client import LLM
-from ..llm.rate_limits import Tally, cost_is_unknown, find_batch_price
+from ..llm.rate_limits import Tally, cost_is_unknown
 from ..llm.replies import read_reply
 from ..llm.requests import Job, Reply, Run, text_to_cache
 from ..personas.infer import checked
@@ -42,7 +42,7 @@ def bring_in(
         downloaded: the files whose replies are written to `own_cache`, too.
         own_cache: another cache.
     """
-    tally = Tally(find_batch_price(llm.model, llm.options["prices"]), cached=batch.cached)
+    tally = Tally(llm.batch_price, cached=batch.cached)
     most = llm.transport.most_tokens(llm.options["max_tokens"])
     outcome = BatchOutcome(batch.plan().prompt.schema, tally, keys, most)
     before = (known for known in batch.cached_replies() if known[0] in keys)

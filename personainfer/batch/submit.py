@@ -31,7 +31,7 @@ from ..exceptions import (
     RequestRejectedError,
 )
 from ..llm.client import LLM
-from ..llm.rate_limits import find_batch_price, most_tokens
+from ..llm.rate_limits import most_tokens
 from ..observability import progress_bar
 from ..personas.infer import PersonaStream, checked, prepare
 from ..personas.options import PersonaOptions
@@ -260,7 +260,7 @@ def _charge_budget(llm: LLM, most_prompt_tokens: int, count: int) -> None:
     Raises:
         BudgetExceededError: it is more than what is left.
     """
-    budget, price = llm.limits.budget, find_batch_price(llm.model, llm.options["prices"])
+    budget, price = llm.limits.budget, llm.batch_price
     if budget is None or price is None:
         return
     most = count * price.most(

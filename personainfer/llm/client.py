@@ -33,7 +33,7 @@ from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
 from .litellm_transport import LiteLLMTransport
 from .llamacpp import EmbeddedTransport
-from .rate_limits import Budget, Limits, Price, Tally, find_price
+from .rate_limits import Budget, Limits, Price, Tally, find_batch_price, find_price
 from .requests import Form, InFlight, Job, Reply, Request, Run
 from .transports import EndpointTransport, Transport
 from .workers import CallSettings, Workers
@@ -224,14 +224,18 @@ class LLM:
             max_concurrency=self.max_concurrency,
             model=self.model,
         )
-        self.price = Price(0.0, 0.0) if local else find_price(self.model, chosen["prices"])
+        self.price = (
+            Price(0.0, 0.0)
+            if local
+            else find_price(self.model, chosen["prices"], chosen["extra_body"])
+        )
         self.limits = Limits(
             max_concurrency=self.max_concurrency,
             rpm=chosen["rpm"],
             tpm=chosen["tpm"],
             rounds=2 * chosen["max_attempts"],
             patience=chosen["patience"],
-            budget=_budget(chosen["budget"], self.price, self.model),
+            budget=_budget(chosen["budget"], self.price, self.model, chosen["extra_body"]),
         )
         self.cache: ReplyCache | None = None
         if chosen["cache"]:
@@ -245,6 +249,11 @@ class LLM:
     def samples(self) -> bool:
         """Whether one request can have several different replies."""
         return bool(self._sampling["temperature"] != 0)
+
+    @property
+    def batch_price(self) -> Price | None:
+        """The price of a token in a batch; None: it is not known."""
+        return find_batch_price(self.model, self._options["prices"], self._options["extra_body"])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -271,10 +280,17 @@ class LLM:
         return f"LLM({self.model!r}{f', api_base={shown_address(base)!r}' if base else ''})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return hide_key(self._options)
+        # For fingerprints: a path may lead to another model by now, and a name to another address.
+        return {**hide_key(self._options), "reached": self.reached}
 
-    def __setstate__(self, options: dict[str, Any]) -> None:
-        self.__init__(**show_key(options))  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options = {name: value for name, value in show_key(state).items() if name != "reached"}
+        self.__init__(**options)  # type: ignore[misc]
+
+    @property
+    def reached(self) -> tuple[str, str]:
+        """What chooses the model besides its name, as in the key of a reply: address or weights, route."""
+        return self.transport.endpoint, self.transport.route
 
     def ask(
         self, messages: Sequence[Message | Mapping[str, str]], schema: type[BaseModel] | None = None
@@ -404,12 +420,15 @@ def _transport(
     return EndpointTransport(model, api_base, api_key, headers=headers)
 
 
-def _budget(usd: float | None, price: Price | None, model: str) -> Budget | None:
+def _budget(
+    usd: float | None, price: Price | None, model: str, fields: Mapping[str, Any] | None
+) -> Budget | None:
     if usd is None:
         return None
     if price is None:
+        more = f" with extra_body={quoted(fields)}" if fields else ""
         raise InvalidArgumentError(
-            f"budget={usd:g}, but the price of {model!r} is not known.",
+            f"budget={usd:g}, but the price of {model!r}{more} is not known.",
             hint="Give prices=(USD a million prompt tokens, USD a million completion tokens).",
             argument="budget",
         )

@@ -42,8 +42,9 @@ class Dialect:
     sent. Most endpoints refuse nothing and get requests unchanged.
     """
 
-    def __init__(self, model: str) -> None:
-        self.form = 0  # in FORMS
+    def __init__(self, model: str, form: int = 0) -> None:
+        self._made_of = (model, form)
+        self.form = form  # in FORMS
         self.reasons = bool(_REASONS.search(model))
         self.version = 0  # counts what was learned
         self.proven = True  # requests may go side by side; else one goes first
@@ -67,6 +68,10 @@ class Dialect:
         self._helped_nobody = False  # whether one of them was refused in every form
         self._trials: dict[bytes, Dialect] = {}  # later: how those are written that were refused
         self._first = asyncio.Lock()
+
+    def for_a_new_run(self) -> Dialect:
+        """This one; or a new one if every form was refused: the endpoint may have been mended meanwhile."""
+        return self if self._refused is None else Dialect(*self._made_of)
 
     @property
     def notes(self) -> Json:

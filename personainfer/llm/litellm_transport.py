@@ -94,7 +94,7 @@ class LiteLLMTransport(DialectTransport):
                 self._litellm.supports_function_calling(model)
             )
         if self._asks_by_tool_call:
-            self.dialect.form = FORMS.index("tools")
+            self.dialect = Dialect(model, FORMS.index("tools"))
 
     @property
     def secrets(self) -> Secrets:
@@ -258,6 +258,7 @@ class LiteLLMTransport(DialectTransport):
 
     def open(self) -> None:
         """Fail before the first call where one environment variable is all that is missing."""
+        super().open()
         if self.key or _environment_texts(self.provider, "KEY|TOKEN"):
             return
         missing = self._litellm.validate_environment(self.model)["missing_keys"]

@@ -153,12 +153,15 @@ class Window:
         self._corrected = asyncio.Event()
 
     async def take(self, units: float) -> list[float]:
-        """Wait until `units` fit; returns the entry, for `correct`. More units than the limit go alone."""
+        """Wait until `units` fit; returns the entry, for `correct`.
+
+        More units than the limit go alone, and take as many windows as they would fill.
+        """
         async with self._turn:
             self._forget()
             while self._entries and self._total + units > self.limit:
                 self._corrected.clear()
-                pause = self._entries[0][0] + self._seconds - self._clock()
+                pause = self._leaves(self._entries[0]) - self._clock()
                 with suppress(TimeoutError):  # there may be room before the oldest entry leaves
                     await asyncio.wait_for(self._corrected.wait(), pause)
                 self._forget()
@@ -175,10 +178,14 @@ class Window:
         entry[1] = units
 
     def _forget(self) -> None:
-        """Drop what is older than the window."""
-        horizon = self._clock() - self._seconds
-        while self._entries and self._entries[0][0] <= horizon:
+        """Drop what has left the window."""
+        while self._entries and self._leaves(self._entries[0]) <= self._clock():
             self._total -= self._entries.popleft()[1]
+
+    def _leaves(self, entry: list[float]) -> float:
+        """When an entry leaves the window. A limit may be below 1: a worker's share of a few requests."""
+        at, units = entry
+        return at + self._seconds * max(1.0, units / self.limit)
 
 
 class Gate:
@@ -485,34 +492,66 @@ _LIST = "model_prices_and_context_window_backup.json"
 _MILLION = 1_000_000
 
 
-def find_price(model: str, prices: tuple[float, float] | None) -> Price | None:
-    """USD a token: the user's (prompt, completion) a million tokens, else the list's, else None."""
+# Fields of requests by which a call costs something else than the list says of its tokens.
+_PRICED_APART = frozenset(
+    "fallbacks inference_geo modalities models plugins prediction provider speed tools"
+    " web_search_options".split()
+)
+_PLAIN_TIERS = (None, "auto", "default", "on_demand", "standard", "standard_only")
+
+
+def find_price(
+    model: str, prices: tuple[float, float] | None, fields: Mapping[str, Any] | None = None
+) -> Price | None:
+    """USD a token: the user's (prompt, completion) a million tokens, else the list's, else None.
+
+    `fields` are those that the user adds to each request: a `service_tier` has prices of its own.
+    """
     if prices is not None:
         prompt, completion = prices
         return Price(float(prompt) / _MILLION, float(completion) / _MILLION)
-    return _from_list(model, "")
+    fields = fields or {}
+    if not _PRICED_APART.isdisjoint(fields):
+        return None
+    tier = fields.get("service_tier")
+    return _from_list(model, "" if tier in _PLAIN_TIERS else f"_{tier}")
 
 
-def find_batch_price(model: str, prices: tuple[float, float] | None) -> Price | None:
-    """USD a token in a batch: the list's own where it has one, else half of `find_price`."""
-    single = find_price(model, prices)
-    listed = _from_list(model, "_batches") if prices is None else None
-    return listed or (single and single.times(0.5))
+def find_batch_price(
+    model: str, prices: tuple[float, float] | None, fields: Mapping[str, Any] | None = None
+) -> Price | None:
+    """USD a token in a batch: the list's own where it has one, else half of `find_price`.
+
+    With a `service_tier` that has prices of its own it is that of single calls.
+    """
+    single = find_price(model, prices, fields)
+    if single is None or prices is not None:
+        return single and single.times(0.5)
+    is_plain = (fields or {}).get("service_tier") in _PLAIN_TIERS
+    return _from_list(model, "_batches") if is_plain else single
 
 
 def _from_list(model: str, ending: str) -> Price | None:
     """The price in the list; `ending` is that of the names of the prices that are wanted.
 
-    A price that the list has without the ending alone is halved: of batches it has not every one.
+    The list has not every price with an ending. Where it lacks one, that of batches is half of the price
+    without it, and another is as many times that price as for a token of the prompt.
     """
     listed = _listed()
     model = model.removeprefix("litellm/")
     entry = listed.get(model) or listed.get(model.split("/", 1)[-1]) or {}
 
+    times = 0.5
+    if ending not in ("", "_batches"):
+        plain, dearer = (entry.get(f"input_cost_per_token{end}") for end in ("", ending))
+        if not (plain and dearer):
+            return None
+        times = float(dearer) / float(plain)
+
     def usd(name: str) -> float | None:
-        found, single = entry.get(name + ending), entry.get(name)
-        if found is None and single is not None:
-            return float(single) / 2
+        found, plain = entry.get(name + ending), entry.get(name)
+        if found is None and plain is not None:
+            return float(plain) * times
         return None if found is None else float(found)
 
     prompt, completion = usd("input_cost_per_token"), usd("output_cost_per_token")

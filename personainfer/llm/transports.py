@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cache
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 from pydantic import BaseModel
 
@@ -39,7 +43,7 @@ from ..exceptions import (
     reads,
     visible,
 )
-from ..http_guard import is_loopback, too_large
+from ..http_guard import ip_number, is_loopback, too_large
 from ..records import Completion
 from .dialect import Dialect
 from .endpoint_faults import error_text, no_answer, status_error
@@ -110,6 +114,10 @@ class DialectTransport:
         """The form that the endpoint takes, what is left out, and what it calls the model."""
         names = {"answered_as": sorted(self._answered_as)} if self._answered_as else {}
         return {**self.dialect.notes, **names}
+
+    def open(self) -> None:
+        """A run begins to use it."""
+        self.dialect = self.dialect.for_a_new_run()
 
     def most_tokens(self, asked: int) -> int:
         """`asked`, or more for a model that reasons first: its reasoning counts as output."""
@@ -237,6 +245,7 @@ class EndpointTransport(DialectTransport):
 
     def open(self) -> None:
         """Count one more run that uses the connections."""
+        super().open()
         self._runs += 1
 
     async def close(self) -> None:
@@ -258,7 +267,7 @@ class EndpointTransport(DialectTransport):
             await session.close()
         if self._session is None:
             self._connected_by = self._socket
-            self._proxy = _environment_proxy(self._base)
+            self._proxy = environment_proxy(self._base)
             self._sent_headers = _request_headers(key_headers(self._base, self.key), self.headers)
             self._session = _session(self._base, self._socket)
         method = "GET" if body is None else "POST"
@@ -324,8 +333,8 @@ def _session(base: str, socket: str | None) -> aiohttp.ClientSession:
     if socket is not None:
         connector = aiohttp.UnixConnector(socket, limit=0)
     else:
-        certificates = _certificates() if base.startswith("https://") else True
-        connector = aiohttp.TCPConnector(limit=0, ssl=certificates)
+        trusted = certificates() if base.startswith("https://") else True
+        connector = aiohttp.TCPConnector(limit=0, ssl=trusted)
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request
@@ -339,7 +348,7 @@ def _request_headers(key: Mapping[str, str], added: Mapping[str, str]) -> Mappin
     return {**{name: text for name, text in ours.items() if name.lower() not in named}, **added}
 
 
-def _environment_proxy(base: str) -> str | None:
+def environment_proxy(base: str) -> str | None:
     """The proxy that the environment names for an address; a loopback needs none.
 
     aiohttp would look it up itself with `trust_env=True`, but would then send the passwords in ~/.netrc too.
@@ -348,9 +357,8 @@ def _environment_proxy(base: str) -> str | None:
     proxy, host = getproxies().get(parts.scheme), parts.hostname or "localhost"
     if not proxy or is_loopback(host):
         return None
-    named = parts.netloc.rpartition("@")[2]  # with the port, and brackets around an IPv6 address
     port = parts.port or {"https": 443}.get(parts.scheme, 80)
-    if any(map(proxy_bypass, (host, named, f"{named.removesuffix(f':{port}')}:{port}"))):
+    if _is_exempt(host.removesuffix("."), port) or proxy_bypass(host):
         return None
     scheme, _, place = proxy.strip().rpartition("://")
     proxy = f"{scheme.lower() or 'http'}://{place}"
@@ -369,7 +377,25 @@ def _environment_proxy(base: str) -> str | None:
     return Address(proxy)
 
 
-def _certificates() -> ssl.SSLContext:
+def _is_exempt(host: str, port: int) -> bool:
+    """Whether NO_PROXY names a host: as itself, or a domain or network that it is in, also with the port.
+
+    urllib compares names alone. curl, Go and Kubernetes also take networks ("10.0.0.0/8"), and patterns
+    ("*.cluster.local") are common.
+    """
+    number = ip_number(host)
+    for entry in re.split(r"[\s,]+", getproxies_environment().get("no", "").lower()):
+        for part in (entry, entry.removesuffix(f":{port}")):
+            name = re.sub(r"[][]", "", part).removesuffix(".")
+            with suppress(ValueError):  # it is no network
+                if number is not None and number in ip_network(name, strict=False):
+                    return True
+            if fnmatchcase(host, name) or f".{host}".endswith("." + name.lstrip(".")):
+                return True
+    return False
+
+
+def certificates() -> ssl.SSLContext:
     """The certificates of the environment: those to trust, and the client's own, if it has one.
 
     SSL_CERTIFICATE is litellm's name for the client's: a PEM file with the certificate and its key.

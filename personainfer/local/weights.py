@@ -131,6 +131,16 @@ def find_weights(model: str, *, engine: bool = True) -> Weights:
     )
 
 
+def files_of(model: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file at the path that a model is named by; none for other names."""
+    with suppress(OSError, ValueError, RuntimeError):  # no name that a file could have
+        path = Path(model.removeprefix("local:")).expanduser()
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        told = [(file.name, file.stat()) for file in files if file.is_file()]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in told]
+    return []
+
+
 def _existing_file(name: str) -> Path | None:
     with suppress(OSError, ValueError, RuntimeError):  # no name that a file could have
         path = Path(name).expanduser()

@@ -18,7 +18,7 @@ from ..data.source_rows import PreferenceSource
 from ..data.table_reader import COLUMNS
 from ..data.table_writer import check_free_names
 from ..exceptions import InvalidArgumentError
-from ..llm.client import LLM, OPTIONS, make_llm, named_model
+from ..llm.client import LLM, OPTIONS, make_llm
 from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
 from ..preferences.schemas import Mapped
@@ -40,7 +40,8 @@ class AddPersonas:
     A batch is a mapping of columns (lists, arrays, tensors), a pandas or polars frame, an Arrow table,
     or a list of dicts, one for each row, and comes back in the same type. An `AddPersonas` can be pickled.
     Each process opens the model at its first batch; all objects with the same options share it there.
-    Hugging Face's fingerprint of it depends on the options and on the version of the prompts, not on the key.
+    Hugging Face's fingerprint of it depends on the options, on what the model's name leads to (weights, an
+    address of the environment) and on the version of the prompts, not on the key.
 
     Args:
         model: see `LLM`. Each process makes a model from the same model string, or from the options of
@@ -68,7 +69,7 @@ class AddPersonas:
         self._plan, self._llm = planned(model, options, _shared if workers == 1 else make_llm)
         self._pid = os.getpid()
         self._prompt_version = self._plan.settings["prompt_version"]
-        self._model = self._llm.model
+        self._model, self._reached = self._llm.model, self._llm.reached
         self._options: dict[str, Any] = {k: v for k, v in options.items() if k not in OPTIONS}
         self._llm_options = _llm_options(model, options)
         if workers > 1:
@@ -106,13 +107,15 @@ class AddPersonas:
             "model": self._model,
             "llm_options": hide_key(self._llm_options),
             "options": self._options,
-            "prompt_version": self._prompt_version,  # for fingerprints
+            # For fingerprints:
+            "prompt_version": self._prompt_version,
+            "reached": self._reached,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._model, self._options = state["model"], state["options"]
         self._llm_options = show_key(state["llm_options"])
-        self._prompt_version = state["prompt_version"]
+        self._prompt_version, self._reached = state["prompt_version"], state["reached"]
         self._pid = 0  # of no process: made ready by the first batch
 
     def __repr__(self) -> str:
@@ -138,10 +141,10 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
     """
     if isinstance(model, LLM):
         return make_llm(model, options)
-    name = named_model(model)
-    key = (os.getpid(), _digest([name, sorted(options.items())]))
-    # Without a lock, which a fork could leave locked. If two are made at once, one is never used.
-    return _llms.get(key) or _llms.setdefault(key, make_llm(name, options))
+    llm = make_llm(model, options)  # a path may lead to another file than before
+    key = (os.getpid(), _digest([llm.model, llm.reached, sorted(options.items())]))
+    # Without a lock, which a fork could leave locked.
+    return _llms.setdefault(key, llm)
 
 
 def _digest(options: list[object]) -> str:
@@ -152,7 +155,7 @@ def _digest(options: list[object]) -> str:
 def _llm_options(model: str | LLM | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that make the same model in another process."""
     if isinstance(model, LLM):
-        return {k: v for k, v in show_key(model.__getstate__()).items() if k != "model"}
+        return {k: v for k, v in show_key(model.__getstate__()).items() if k in OPTIONS}
     return {name: value for name, value in options.items() if name in OPTIONS}
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..api_keys import hide_key, hides_secrets, show_key
 from ..exceptions import InvalidArgumentError
+from ..local.weights import files_of
 from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference
 from .context import Cuts, FittedText, ScoredText, TextToFit, fit_prefixes
@@ -115,10 +116,11 @@ class Likelihood:
         return f"Likelihood({self.model!r}{f', api_base={base!r}' if base else ''})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return hide_key(self._options)
+        return {**hide_key(self._options), "files": files_of(self.model)}  # for fingerprints
 
-    def __setstate__(self, options: dict[str, Any]) -> None:
-        self.__init__(**show_key(options))  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options = {name: value for name, value in show_key(state).items() if name != "files"}
+        self.__init__(**options)  # type: ignore[misc]
 
     def log_likelihood(
         self,

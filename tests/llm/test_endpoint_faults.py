@@ -570,7 +570,7 @@ def test_the_first_rows_may_be_bad_rows() -> None:
 # --- the form by provider -------------------------------------------------------------------------
 
 
-def refuses(*what: str) -> Callable[[dict[str, Any]], Any]:
+def refuses(*what: str | bool) -> Callable[[dict[str, Any]], Any]:
     """An endpoint that takes none of these forms."""
 
     def reply(body: dict[str, Any]) -> Any:
@@ -610,6 +610,20 @@ def test_the_form_that_an_endpoint_takes_is_found_once(refused: tuple[str, ...],
     assert table.settings["reply_form"] == model.settings["reply_form"]
     if form in ("json_object", "text"):
         assert '"person_1"' in last["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    "name", ["fake", pytest.param("litellm/openai/fake", marks=pytest.mark.heavy)]
+)
+def test_an_endpoint_that_refused_every_form_is_asked_again_by_the_next_run(name: str) -> None:
+    answers = [refuses("json_schema", "json_object", "tools", False)]
+    with FakeLLM(lambda body: answers[-1](body)) as server:
+        model = pi.LLM(name, api_base=server.api_base, api_key="k", cache=False)
+        with pytest.raises(RequestRejectedError):
+            pi.infer_personas(pairs(3), model)
+        answers.append(refuses())
+        assert not pi.infer_personas(pairs(3), model).errors
+    assert model.settings["reply_form"] == "json_schema"
 
 
 def test_a_form_that_an_endpoint_ignores_is_asked_for_in_another_way() -> None:

@@ -34,7 +34,8 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnyServer]:
 
 def ask(base: str, model: str = "m", **options: Any) -> pi.LLM:
     """A model that was asked once; whether it answered does not matter."""
-    llm = pi.LLM(model, api_base=base, cache=False, max_attempts=1, timeout=10, **options)
+    settings: dict[str, Any] = {"cache": False, "max_attempts": 1, "timeout": 10, **options}
+    llm = pi.LLM(model, api_base=base, **settings)
     with suppress(PersonaInferError):
         llm.ask(MESSAGES)
     return llm
@@ -59,6 +60,13 @@ def test_the_proxy_of_the_environment_is_used_but_not_for_a_loopback(
         ("model.invalid:443", "https://model.invalid/v1"),
         ("[100::2]", "http://[100::2]:9/v1"),
         ("100::2", "http://[100::2]:9/v1"),
+        ("other 192.0.0.0/8", "http://192.0.2.3:9/v1"),
+        ("192.0.2.9/24", "http://[::ffff:192.0.2.3]:9/v1"),
+        ("100::/64", "http://[100::2]:9/v1"),
+        ("192.0.*", "http://192.0.2.3:9/v1"),
+        ("*.Invalid", "http://MODEL.invalid/v1"),
+        (".invalid", "http://model.invalid./v1"),
+        ("*", "http://model.invalid/v1"),
         ("", "https://localhost.:9/v1"),
         ("", "http://[::ffff:127.0.0.1]:9/v1"),
     ],
@@ -68,9 +76,17 @@ def test_an_address_that_no_proxy_names_is_asked_without_a_proxy(
 ) -> None:
     monkeypatch.setenv("no_proxy", exempt)
     monkeypatch.setenv("NO_PROXY", exempt)
-    with pytest.raises(TransportError):
-        pi.LLM("m", api_base=base, cache=False, max_attempts=1, timeout=0.5).ask(MESSAGES)
+    ask(base, timeout=0.5)
     assert not proxy.asked
+
+
+def test_a_batch_takes_the_proxy_of_single_calls(proxy: AnyServer) -> None:
+    with suppress(PersonaInferError):
+        batch_api(ask("http://127.0.0.1:9/v1").transport).look("batch_1")
+    assert not proxy.asked
+    with suppress(PersonaInferError):
+        batch_api(ask("http://model.invalid/v1").transport).look("batch_1")
+    assert proxy.asked[-1].path == "http://model.invalid/v1/batches/batch_1"
 
 
 TOLD = {"host", "user-agent", "accept", "accept-encoding", "connection"}

@@ -11,7 +11,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.api_keys import Secrets
-from personainfer.exceptions import BudgetExceededError, TransportError
+from personainfer.exceptions import BudgetExceededError, InvalidArgumentError, TransportError
 from personainfer.llm.endpoint_faults import provider_errors
 from personainfer.llm.rate_limits import Price, find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
@@ -181,9 +181,45 @@ def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
         halves = find_batch_price(name, None)
         assert halves is not None
         assert halves.cost(200_001, 10, 10) == thinks.cost(200_001, 10, 10) / 2
+    for end in ("", "_above_200k_tokens"):
+        listed["thinks"][f"input_cost_per_token{end}_priority"] = 7.0
+    quick = find_price("thinks", None, {"service_tier": "priority"})
+    assert quick is not None
+    assert quick.cost(10, 10, 10) == 7 * thinks.cost(10, 10, 10)
+    assert quick.cost(200_001, 10) == 7 * 200_001 + 280
+    assert find_price("thinks", None, {"service_tier": "default", "top_k": 1}) == thinks
     searches = find_price("searches", None)
     assert searches is not None
     assert searches.cost(0, 0) == 12
+
+
+@pytest.mark.parametrize(
+    "fields", [{"service_tier": "fast"}, {"models": ["x"]}, {"tools": [{"type": "web_search"}]}]
+)
+def test_a_budget_asks_for_the_price_of_what_the_list_does_not_price(
+    fields: dict[str, Any],
+) -> None:
+    where: dict[str, Any] = {"api_base": "http://127.0.0.1:9/v1", "extra_body": fields}
+    assert pi.LLM("gpt-4o", **where).price is None
+    with pytest.raises(InvalidArgumentError, match=r"with extra_body=.* not known. Give prices="):
+        pi.LLM("gpt-4o", budget=1.0, **where)
+    assert pi.LLM("gpt-4o", budget=1.0, prices=(9.0, 9.0), **where).price is not None
+
+
+def test_a_dearer_tier_counts_at_its_price(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("input_cost_per_token", "output_cost_per_token")
+    listed = {name + end: usd for name in names for end, usd in (("", 1.0), ("_priority", 1.7))}
+    monkeypatch.setattr("personainfer.llm.rate_limits._listed", lambda: {"m": listed})
+    plain, dearer = (
+        pi.LLM("m", api_base=llm.api_base, cache=False, extra_body={"service_tier": tier})
+        for tier in ("default", "priority")
+    )
+    assert dearer.price is not None
+    assert dearer.price == dearer.batch_price
+    for one, price in ((plain, 1.0), (dearer, 1.7)):
+        pi.infer_personas(pairs(2), one)
+        tokens = one.usage.prompt_tokens + one.usage.completion_tokens
+        assert one.usage.cost == pytest.approx(price * tokens)
 
 
 def test_calls_that_time_out_count_as_what_was_reserved() -> None:

@@ -9,6 +9,7 @@ import pickle
 import threading
 from collections import UserDict
 from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -421,6 +422,42 @@ def test_a_fingerprint_knows_neither_the_key_of_what_selects_nor_that_it_was_use
                 found = each(rows_with_numbers(2))
                 assert all(row["chosen_persona"] is row["persona_error"] is None for row in found)
             assert Hasher.hash(add) == Hasher.hash(back) == before
+
+
+@pytest.mark.parametrize("select", [None, "Verifier", "Likelihood"])
+def test_a_file_that_is_replaced_is_another_model(select: str | None, tmp_path: Path) -> None:
+    """A fine-tune may be exported to the same path again."""
+    pytest.importorskip("xllamacpp", reason="find_weights needs the engine")
+    from datasets.fingerprint import Hasher
+
+    weights = tmp_path / "own.gguf"
+    hashes, models = set(), set()
+    for content in (b"GGUF one", b"GGUF another"):
+        weights.write_bytes(content)
+        name = f"local:{weights}"
+        if select:
+            add = AddPersonas(
+                "fake", api_base="http://127.0.0.1:9/v1", select=getattr(pi, select)(name)
+            )
+        else:
+            add = AddPersonas(name)
+            assert add.llm is AddPersonas(name).llm
+            models.add(add.llm.reached)
+        hashes |= {Hasher.hash(add), Hasher.hash(pickle.loads(pickle.dumps(add)))}
+    assert len(hashes) == 2
+    assert len(models) == (0 if select else 2)
+
+
+def test_another_address_of_the_environment_is_another_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    made = []
+    for port in (1, 2):
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
+        made.append(AddPersonas("openai/gpt-4o-mini"))
+    assert made[0].llm is not made[1].llm
+    assert made[0].__getstate__() != made[1].__getstate__()
 
 
 def judged(*labels: object, names: tuple[str, str] = ("response_1", "response_2")) -> Any:
