@@ -181,23 +181,39 @@ class PersonaStream(Iterator[PersonaRow]):
         self._run.cancel()
 
 
+_MOST_COLUMNS = 5000  # of rows that bring more and more of them
+
+
 def checked(source: PreferenceSource) -> Iterator[SourceRow]:
-    """The rows, of which one with a column whose name the table needs gets an error and loses that column.
+    """The rows. One with columns that no table can hold gets an error, and loses these columns.
+
+    They are those with a name that the table needs, and those that rows bring beyond `_MOST_COLUMNS` names:
+    a table has a cell for each row and name.
 
     Raises:
-        InvalidArgumentError: the first row that has columns has such a one, as most likely all have.
+        InvalidArgumentError: the first row that has columns has a name that the table needs, as most likely
+            all have.
     """
-    is_first = True
+    known: set[str] = set()
+    most = _MOST_COLUMNS
     for row in source:
-        if TAKEN_NAMES.isdisjoint(row.columns):
-            is_first = is_first and not row.columns
+        if row.columns.keys() <= known:
             yield row
             continue
-        if is_first:
+        if not known:
             check_free_names(row.columns)
-        names = ", ".join(map(repr, sorted(TAKEN_NAMES.intersection(row.columns))))
-        left = {name: value for name, value in row.columns.items() if name not in TAKEN_NAMES}
-        yield SourceRow(None, f"the row has {names}, which the table needs. Rename it.", left)
+            most = max(most, len(row.columns))
+        unfit, problem = TAKEN_NAMES.intersection(row.columns), "which the table needs. Rename it."
+        if not unfit and len(known) + len(row.columns.keys() - known) > most:
+            unfit = row.columns.keys() - known
+            problem = f"and all rows together more than {most:,} columns. Put them into one, as an object."
+        if not unfit:
+            known.update(row.columns)
+            yield row
+            continue
+        names = ", ".join(sorted(map(repr, unfit))[:3]) + (", …" if len(unfit) > 3 else "")
+        left = {name: value for name, value in row.columns.items() if name not in unfit}
+        yield SourceRow(None, f"the row has {names}, {problem}", left)
 
 
 def _results(

@@ -29,6 +29,7 @@ from personainfer.exceptions import (
     TransportError,
     UnknownOptionError,
 )
+from personainfer.personas import infer as infer_module
 from personainfer.personas.prompts import default_exemplars
 from personainfer.testing import FakeLLM, Fault
 
@@ -824,3 +825,23 @@ def test_a_later_row_with_a_column_that_the_table_needs_costs_itself(
         with pytest.raises(InvalidArgumentError, match=f"{name} already"):
             pi.infer_personas(rows[1:], "fake", **options)
         assert llm.calls == 2
+
+
+def test_rows_that_bring_ever_more_columns_cost_themselves(
+    monkeypatch: pytest.MonkeyPatch, llm: FakeLLM
+) -> None:
+    """A table has a cell for each row and name: a megabyte of such rows took a gigabyte."""
+    monkeypatch.setattr(infer_module, "_MOST_COLUMNS", 50)
+    data = [
+        {**pair, "id": n} | {f"k{n}_{m}": m for m in range(10)} for n, pair in enumerate(pairs(9))
+    ]
+    data += [{**pairs(10)[9], "id": 9}]
+    table = pi.infer_personas(data, "fake", api_base=llm.api_base)
+    assert table.failed_places() == [4, 5, 6, 7, 8]
+    assert "more than 50 columns" in str(table[4].error)
+    assert (table[4].columns["id"], table[4].columns.get("k4_0")) == (4, None)
+    assert len(table.to_pandas().columns) < 60
+    wide = [{**pair} | {f"k{m}": m for m in range(100)} for pair in pairs(3)]
+    assert not pi.infer_personas(
+        wide, "fake", api_base=llm.api_base
+    ).errors  # as the first row has them
