@@ -268,11 +268,13 @@ class RateLimitError(ModelError):
 class TransportError(ModelError):
     """The connection failed, the reply did not come in time, or the server broke.
 
-    `unanswered`: the request may have arrived but got no answer, so it may have been charged.
+    `unanswered`: the request may have arrived but got no answer, so it may have been charged. `retry_after`:
+    when the endpoint wants it again, in seconds, or None.
     """
 
     retryable = True
     unanswered = False
+    retry_after: float | None = None
 
 
 class ReplyError(ModelError):

@@ -5,8 +5,10 @@ Providers answer in any order, so each line carries the key of its request.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 from ..api_keys import Secrets
@@ -57,7 +59,7 @@ def read_line(line: bytes, secrets: Secrets) -> Answer | None:
     `secrets` are masked in what an error quotes.
     """
     try:
-        said = read_json(line)
+        said = read_json(line.removeprefix(codecs.BOM_UTF8))
         key = bytes.fromhex(said["custom_id"])
     except (ValueError, KeyError, TypeError):
         return None
@@ -75,9 +77,14 @@ def _read_answer(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Answe
         ModelError: it is no usable reply.
     """
     reply = said.get("response")
-    if not isinstance(reply, dict) or not isinstance(reply.get("status_code"), int):
+    reply = reply if isinstance(reply, dict) else {}
+    status, body = reply.get("status_code"), reply.get("body", reply)
+    if isinstance(body, str):
+        with suppress(ValueError):
+            body = read_json(body)
+    if status is None and not (isinstance(body, dict) and "choices" in body):
         return Answer(key, error=_line_error(said.get("error"), secrets), called=False)
-    status, body = reply["status_code"], reply.get("body")
+    status = 200 if status is None else int(float(status))  # some write "200" or 200.0
     if status // 100 != 2:
         words = error_text(json.dumps(body).encode())
         raise status_error(status, {}, words, secrets)

@@ -248,10 +248,13 @@ def status_error(
         lowered = _without_quotations(lowered, own)
     wait = retry_after(headers)
     wait = _wait_in_words(lowered) if wait is None else wait
-    if status == 503 and wait is not None:
+    number = f" ({status})" if status != 200 else ""
+    may_have_run = status in _GATEWAY_LOST_IT
+    # Not x-ratelimit-reset, which comes with any answer.
+    says_when = any(name.lower().startswith("retry-after") for name in headers)
+    if wait is not None and (status == 503 or (says_when and status >= 500 and not may_have_run)):
         status = 429
     rule = _fitting(status, lowered, own)
-    number = f" ({status})" if status != 200 else ""
     error = rule.error(f"{rule.says}{number}: {said}.", hint=rule.hint)
     if isinstance(error, RateLimitError):
         error.retry_after = wait
@@ -259,7 +262,7 @@ def status_error(
     if isinstance(error, RequestRejectedError) and rule.scope == "form":
         error.unsupported = _unsupported(lowered)
     if isinstance(error, TransportError):
-        error.unanswered = status in _GATEWAY_LOST_IT
+        error.retry_after, error.unanswered = wait if says_when else None, may_have_run
     if rule.scope == "run":
         error.fatal = error.is_refusal = True
         error.is_doubtful = status not in _OF_ALL

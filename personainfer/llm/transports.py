@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
 _NAMES_NOTED = 8
+_LONGEST_HEADER = 2**16  # bytes; gateways report their rules in some
 
 
 class Transport(Protocol):
@@ -338,6 +339,8 @@ def _session(base: str, socket: str | None) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request
+        max_line_size=_LONGEST_HEADER,
+        max_field_size=_LONGEST_HEADER,
     )
 
 

@@ -89,11 +89,26 @@ def test_what_once_made_a_batch_uncollectable_costs_its_row(
     assert words is None or words in errors[0]
 
 
-def test_a_line_with_any_status_of_success_is_read(tmp_path: Path) -> None:
-    def edit(lines: Lines) -> Lines:
-        return [line.replace(b'"status_code": 200', b'"status_code": 201') for line in lines]
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *(
+            lambda said, status=status: said | {"status_code": status}
+            for status in (201, "200", 200.0)
+        ),
+        lambda said: said | {"body": json.dumps(said["body"])},
+        lambda said: said["body"],
+    ],
+)
+def test_a_line_that_is_written_a_little_otherwise_is_read(tmp_path: Path, edit: Any) -> None:
+    def edited(lines: Lines) -> Lines:
+        made = [json.loads(line) for line in lines]
+        made = [one | {"response": edit(one["response"])} for one in made]
+        first, *others = [json.dumps(one).encode() for one in made]
+        return [b"\xef\xbb\xbf" + first, *others]
 
-    assert not collected(tmp_path / "batch", edit, 2).errors
+    table = collected(tmp_path / "batch", edited, 2)
+    assert (len(table.errors), table.usage.calls) == (0, 2)
 
 
 def test_whatever_the_reader_of_a_line_raises_costs_its_row(

@@ -230,6 +230,13 @@ def test_what_a_validator_of_the_user_raises_ends_the_run(world: World) -> None:
     assert world.llm.calls - calls < 3
 
 
+def test_a_reply_with_a_long_header_is_read(world: World) -> None:
+    """Gateways report in some which rules they applied."""
+    headers = {"Content-Security-Policy": "x" * 20_000}
+    [_, odd, _] = world.ask(Fault("status", code=200, headers=headers, body=as_body(COMPLETION)))
+    assert odd.text == "yes"
+
+
 def test_a_packed_reply_is_bounded_whose_header_comes_twice(world: World) -> None:
     """The first of the two headers is empty, as if nothing were packed."""
     bomb = gzip.compress(b'{"choices": "' + b" " * LARGEST_REPLY)

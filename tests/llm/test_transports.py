@@ -106,6 +106,17 @@ def test_a_date_is_read_by_the_clock_of_the_endpoint(own: int) -> None:
         assert retry_after({"Date": formatdate(there, usegmt=True), name: said}) == 7
 
 
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 504, 529])
+def test_a_server_that_failed_is_left_alone_as_long_as_it_asks(status: int) -> None:
+    error: Any = status_error(status, {"retry-after": "8"}, "Overloaded", Secrets())
+    may_have_run = status in (408, 502, 504)
+    assert error.retry_after == 8
+    assert isinstance(error, TransportError if may_have_run else RateLimitError)
+    assert getattr(error, "unanswered", False) == may_have_run
+    plain = status_error(status, {"x-ratelimit-reset-tokens": "8s"}, "Overloaded", Secrets())
+    assert isinstance(plain, RateLimitError) == (status == 503)
+
+
 @given(st.dictionaries(st.sampled_from(["Retry-After", "x-ratelimit-reset-tokens"]), st.text()))
 def test_no_header_breaks_it(headers: dict[str, str]) -> None:
     seconds = retry_after(headers)
