@@ -375,7 +375,9 @@ def _without_masks(given: Any) -> Any:
     if isinstance(given, np.ma.MaskedArray):
         hides = bool(np.ma.is_masked(given))
         return np.ma.filled(given.astype(np.float64), np.nan) if hides else given.data
-    if isinstance(given, list | tuple) and any(isinstance(one, np.ma.MaskedArray) for one in given):
+    if isinstance(given, list | tuple) and any(
+        isinstance(one, np.ma.MaskedArray | list | tuple) for one in given
+    ):
         return [_without_masks(one) for one in given]
     return given
 

@@ -206,6 +206,8 @@ def test_a_mask_that_hides_nothing_and_rows_with_masks_are_read(kind: type) -> N
     found = read_numbers("values", [row, hidden], dimensions=(2,))
     assert found[0].tolist() == [1.0, 2.0]
     assert np.isnan(found).tolist() == [[False, False], [False, True]]
+    deep = read_numbers("values", [[row, hidden], (hidden, row)], dimensions=(3,))
+    assert np.isnan(deep).sum() == 2
 
 
 PLACES: dict[str, Callable[[Any], Any]] = {

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError
+from ..preferences.cells import without_na
 from ..records import PersonaRow
 
 if TYPE_CHECKING:
@@ -115,6 +116,11 @@ def in_narwhals(frame: Any) -> Any:
     import narwhals
 
     return narwhals.from_native(frame, eager_only=True)
+
+
+def cells_of(frame: Any, name: str) -> list[Any]:
+    """The values of a column of a frame that narwhals sees; None for pandas' NA."""
+    return without_na(frame.get_column(name).to_list())
 
 
 def package_of(value: object) -> str:

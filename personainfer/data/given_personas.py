@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null
 from ..records import Persona, PersonaRow
-from .arrow_columns import in_narwhals, own_names, package_of
+from .arrow_columns import cells_of, in_narwhals, own_names, package_of
 from .files import arrow_cells
 from .readers import read_with_columns
 from .source_rows import PreferenceSource, SourceRow
@@ -81,7 +81,7 @@ def _columns_of(original: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:
         cells = [arrow_cells(original.column(name)) for name in names]
     else:
         frame = in_narwhals(original)
-        cells = [frame.get_column(name).to_list() for name in names]
+        cells = [cells_of(frame, name) for name in names]
     for values in zip(*cells, strict=True):
         yield dict(zip(names, values, strict=True))
 

@@ -21,6 +21,7 @@ from ..preferences.recognition import LOOK_AHEAD, check_options, check_several, 
 from ..preferences.schemas import Mapped, Schema
 from ..preferences.side_names import without_names
 from ..records import Preference
+from .arrow_columns import cells_of
 from .files import SUPPORTED, arrow_cells, check_readable, open_rows
 from .row_streams import RowStream
 from .source_rows import PreferenceSource, SourceRow, Valued, read_row, several_rows, single_rows
@@ -151,7 +152,7 @@ def _from_frame(data: Any, told: Mapped) -> PreferenceSource:
         for start in range(0, len(frame), _BATCH):
             part = frame[start : start + _BATCH]
             yield zip(
-                *(part.get_column(n).to_list() if n in names else repeat(ABSENT) for n in wanted),
+                *(cells_of(part, n) if n in names else repeat(ABSENT) for n in wanted),
                 strict=False,
             )
 

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
-from ..preferences.cells import ABSENT
+from ..preferences.cells import ABSENT, without_na
 from ..preferences.column_names import matches, widened, with_later_columns
 from ..preferences.conversations import read_pair
 from ..preferences.recognition import FEW, LOOK_AHEAD, recognise, settle
@@ -224,7 +224,7 @@ def _values(schema: Schema, item: Mapping[str, object]) -> list[object]:
     if type(item) is CsvRow:
         cells = ((role, item.get(name, ABSENT)) for role, name in schema.columns.items())
         return [None if v in CSV_NULLS and role not in _LABEL_ROLES else v for role, v in cells]
-    return [item.get(name, ABSENT) for name in schema.columns.values()]
+    return without_na([item.get(name, ABSENT) for name in schema.columns.values()])
 
 
 def _named_row(schema: Schema | None, item: Mapping[str, Any], problem: str = "") -> SourceRow:

@@ -163,7 +163,7 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
 def _is_same(one: object, other: object) -> bool:
     try:
         return bool(one == other)
-    except ValueError:  # arrays
+    except (ValueError, TypeError):  # arrays; pandas' NA
         return repr(one) == repr(other)
 
 

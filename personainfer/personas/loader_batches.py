@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
-from ..data.arrow_columns import in_narwhals, own_names, package_of
+from ..data.arrow_columns import cells_of, in_narwhals, own_names, package_of
 from ..data.files import arrow_cells
 from ..data.readers import read_cells
 from ..data.source_rows import SourceRow
@@ -82,7 +82,7 @@ def _rows_of_frame(batch: Any, told: Mapped) -> list[SourceRow]:
     def cells(name: str) -> Iterable[object]:
         if package_of(batch) == "pyarrow":
             return arrow_cells(batch.column(name))
-        return in_narwhals(batch).get_column(name).to_list()  # type: ignore[no-any-return]
+        return cells_of(in_narwhals(batch), name)
 
     return read_cells(own_names(batch), cells, told)
 

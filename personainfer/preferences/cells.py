@@ -10,6 +10,7 @@ import ast
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -35,6 +36,14 @@ def plain(value: object) -> object:
     if type(value).__module__ == "numpy":
         return value.tolist()  # type: ignore[attr-defined]
     return value
+
+
+def without_na(values: list[Any]) -> list[Any]:
+    """The values with None for pandas' NA, which is neither true nor false, and equals nothing."""
+    pandas: Any = sys.modules.get("pandas")
+    if pandas is None:
+        return values
+    return [None if value is pandas.NA else value for value in values]
 
 
 def is_null(value: object) -> bool:

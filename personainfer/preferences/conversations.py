@@ -43,10 +43,10 @@ def transcript_prompt(text: str) -> Turns:
     return turns[:-1] if is_open else turns
 
 
-def cut_at_turn(name: str, value: object, count: object) -> object:
+def cut_at_turn(name: str, value: object, count: float | None) -> object:
     """A conversation up to its assistant turn of that number, counted from 1."""
     turns = text_or_turns(name, value)
-    if isinstance(turns, str) or not isinstance(count, int | float) or count < 1:
+    if isinstance(turns, str) or count is None or count < 1:
         return value
     ends = [place for place, turn in enumerate(turns, 1) if turn.role == "assistant"]
     kept = turns[: ends[int(count) - 1]] if len(ends) >= count else turns

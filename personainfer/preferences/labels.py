@@ -323,22 +323,31 @@ def one_hot_verdict(columns: Mapping[str, str], row: Mapping[str, Any]) -> Verdi
     """The verdict of a row with one column for each outcome: first, second, tie."""
     verdicts: tuple[Verdict, ...] = ("first", "second", "tie")
     roles = [f"label_{n}" for n in (1, 2, 3) if f"label_{n}" in row]
-    found = [
-        v
-        for role, v in zip(roles, verdicts, strict=False)
-        if as_score(columns[role], _flag(row[role]))
-    ]
+    marks = [read_flag(columns[role], row[role]) for role in roles]
+    found = [verdict for verdict, mark in zip(verdicts, marks, strict=False) if mark]
     if len(found) != 1:
         named = ", ".join(repr(columns[role]) for role in roles)
         raise DataError(f"of {named} {len(found)} are set, where one should be.", hint=LEAVE_OUT)
     return found[0]
 
 
-def _flag(value: object) -> object:
+def read_flag(name: str, value: object) -> bool | None:
+    """A mark of the column `name` as yes or no; None for a null.
+
+    Raises:
+        DataError: neither true or false, 1 or 0, nor a text of that.
+    """
     value = plain(value)
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return int(value.strip().lower() == "true")
-    return int(value) if isinstance(value, bool) else value
+    if isinstance(value, str) and (word := value.strip().lower()) in _FLAGS:
+        return _FLAGS[word]
+    if isinstance(value, bool) or (score := as_score(name, value)) is None:
+        return bool(value) if isinstance(value, bool) else None
+    if score not in (0, 1):
+        raise DataError(f"{name!r} is {value!r:.40}, neither true nor false.", hint=LEAVE_OUT)
+    return bool(score)
+
+
+_FLAGS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def majority_verdict(*annotations: object) -> Verdict:

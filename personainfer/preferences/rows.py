@@ -24,7 +24,7 @@ from .conversations import (
     transcript_prompt,
     without_prompt,
 )
-from .labels import Verdict, majority_verdict, one_hot_verdict, tie_error
+from .labels import Verdict, majority_verdict, one_hot_verdict, read_flag, tie_error
 from .pairing import as_score, candidates_of, difference, is_ranked, pair_places, zip_lists
 from .schemas import Schema, are_lists
 from .turns import TOOL_DEFINITIONS, Turn, Turns, check_text, read_history, with_tools
@@ -154,9 +154,10 @@ def _preference(
     id = _id(schema, row.get("id"))
     user = identifier(row.get("user"), schema.columns.get("user", "user"))
     before = _before(schema, row)
-    if "turn" in row and not is_null(row["turn"]):
-        good = cut_at_turn(names[0], good, plain(row["turn"]))
-        bad = cut_at_turn(names[1], bad, plain(row["turn"]))
+    if "turn" in row:
+        turn = as_score(schema.columns["turn"], row["turn"])
+        good = cut_at_turn(names[0], good, turn)
+        bad = cut_at_turn(names[1], bad, turn)
     for name, text in zip(names, (good, bad), strict=True):
         check_text(name, text, is_response=True)
     if "prompt" not in row:
@@ -337,7 +338,10 @@ def _filter(schema: Schema, row: Mapping[str, Any], bad: str) -> None:
                 )
     if schema.told.safe_rejected:
         role = "safe_1" if bad == "response_1" else "safe_2"
-        if not row[role]:
+        is_safe = read_flag(schema.columns[role], row[role])
+        if is_safe is None:
+            raise NoPreferenceError(f"{schema.columns[role]!r} does not say whether it is safe.")
+        if not is_safe:
             raise NoPreferenceError("the rejected response is not safe (safe_rejected=True).")
 
 

@@ -229,8 +229,13 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
             f"path={str(path)!r} is neither a folder nor a .jsonl or .parquet file.",
             hint="A folder with a dot in its name has to be there already.",
         )
-    card = path / _CARD
-    strangers = [] if card.exists() else [*(path / "data").glob("*.parquet")]
+    card, data = path / _CARD, path / "data"
+    if data.is_symlink():
+        raise InvalidArgumentError(
+            f"{str(data)!r} is a link: the export would be written elsewhere.",
+            hint="Name another folder.",
+        )
+    strangers = [] if card.exists() else [*data.glob("*.parquet")]
     if strangers or (card.exists() and MARK not in _text(card).splitlines()):
         raise InvalidArgumentError(
             f"path={str(path)!r} has a {(strangers or [card])[0].name} that is not an export's.",
@@ -301,13 +306,15 @@ def _write_folder(
 ) -> None:
     """Write all files under hidden names first, so that a full disk leaves the old export as it is."""
     card = folder / _CARD
-    before = _DATA.findall(_text(card)) if card.exists() else []
+    before = {folder / name for name in _DATA.findall(_text(card))} if card.exists() else set()
+    for file in before.union(made.files.values()):
+        check_replaced(file, _is_export, "an export", otherwise="or move it away")
     (folder / "data").mkdir(parents=True, exist_ok=True)
     with unfinished_folder(card) as place:
         for name, part in parts.items():
             _write(place / f"{name}.parquet", part, rows)
         write_file(place / _CARD, page)
-        for stale in {folder / name for name in before} - set(made.files.values()):
+        for stale in before.difference(made.files.values()):
             stale.unlink(missing_ok=True)  # a split of the export that this one replaces
         put_in_place(place / _CARD, card)  # first: it says which files are this export's
         for name in parts:

@@ -58,6 +58,8 @@ class UserAtWork:
     def add(self, choice: Preference, number: int) -> None:
         """Add a new choice; it gets an id that no other choice of the user has."""
         name = choice.id or str(number)
+        if name in self._ids:  # as where the id names the data set
+            name = f"{name}#{number}"
         while name in self._ids:
             name += "'"
         self._known.add(_texts(choice))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import personainfer as pi
@@ -249,8 +250,8 @@ def test_mt_bench_has_the_exchange_of_its_turn() -> None:
         "conversation_a": [USER, say("a"), later, say("x")],
         "conversation_b": [USER, say("b"), later, say("y")],
     }
-    first, second = read({**row, "turn": 1}, {**row, "turn": 2})
-    assert first == PAIR.swapped
+    first, second, text = read({**row, "turn": 1}, {**row, "turn": 2}, {**row, "turn": "1"})
+    assert first == text == PAIR.swapped
     assert "do not share a prompt" in str(second)
 
 
@@ -559,6 +560,12 @@ def test_votes_and_safety_can_be_asked_for() -> None:
     safe, harmful = read(*({**pku, **mark} for mark in marks), safe_rejected=True)
     assert safe == PAIR
     assert "not safe" in str(harmful)
+    said = ("False", "no", 0, "0", None, float("nan"), pd.NA, "maybe", 2)
+    rows = [{**pku, **marks[0], "is_response_1_safe": mark} for mark in said]
+    told = [str(problem) for problem in read({**pku, **marks[0]}, *rows, safe_rejected=True)[1:]]
+    assert all("not safe" in problem for problem in told[:4])
+    assert all("does not say whether it is safe" in problem for problem in told[4:7])
+    assert "neither true nor false" in told[8]
     for option in ({"min_votes": 3}, {"safe_rejected": True}, {"min_gap": 1}, {"pairs": "all"}):
         with pytest.raises(InvalidArgumentError, match="needs"):
             read(shp | {"score_A": None} if "min_gap" in option else EXPLICIT, **option)
@@ -611,3 +618,18 @@ def test_pairs_are_an_option_of_infer_personas() -> None:
         assert len(table.errors) == 1
     with pytest.raises(InvalidArgumentError, match="keep their rows"):
         pi.AddPersonas("fake", pairs="all")
+
+
+@pytest.mark.parametrize("form", ["frame", "converted", "rows"])
+def test_pandas_na_is_a_null_wherever_it_stands(form: str) -> None:
+    """`convert_dtypes()` makes it, and `to_dict("records")` keeps it; it is neither true nor false."""
+    columns = {"prompt": "q", "response_1": "a", "response_2": "b", "label": "a", "user_id": "u"}
+    frame = pd.DataFrame([columns] * (1 + len(columns)), dtype=object)
+    for place, name in enumerate(columns, 1):
+        frame.loc[place, name] = pd.NA
+    given = {"frame": frame, "converted": frame.convert_dtypes(), "rows": frame.to_dict("records")}
+    first, *missing, anonymous = read_preferences(given[form])
+    assert first.preference == PAIR.model_copy(update={"user": "u"})
+    assert anonymous.preference == PAIR
+    assert len(missing) == 4
+    assert all("missing (null)" in str(row.error) for row in missing)

@@ -137,6 +137,24 @@ def test_what_is_no_exports_is_not_replaced(name: str, tmp_path: Path) -> None:
     assert mine.read_text() == "mine"
 
 
+def test_a_strangers_folder_leads_to_no_other(tmp_path: Path) -> None:
+    """Its card is an export's, and names a file of the user's; or its data is a link."""
+    folder, own = tmp_path / "set", tmp_path / "own"
+    pi.export_personas(repeated(), folder)
+    mine = folder / "data" / "train.parquet"
+    mine.write_bytes(b"mine")
+    with pytest.raises(
+        InvalidArgumentError, match=r"train\.parquet.*is not an export.*move it away"
+    ):
+        pi.export_personas(repeated(), folder)
+    assert mine.read_bytes() == b"mine"
+    (folder / "data").rename(own)
+    (folder / "data").symlink_to(own)
+    with pytest.raises(InvalidArgumentError, match="is a link"):
+        pi.export_personas(repeated(), folder)
+    assert (own / "train.parquet").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
 def test_a_file_of_the_users_own_is_not_replaced(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
