@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -203,7 +203,8 @@ def checked(source: PreferenceSource) -> Iterator[SourceRow]:
         if not known:
             check_free_names(row.columns)
             most = max(most, len(row.columns))
-        unfit, problem = TAKEN_NAMES.intersection(row.columns), "which the table needs. Rename it."
+        unfit: Set[str] = TAKEN_NAMES.intersection(row.columns)
+        problem = "which the table needs. Rename it."
         if not unfit and len(known) + len(row.columns.keys() - known) > most:
             unfit = row.columns.keys() - known
             problem = f"and all rows together more than {most:,} columns. Put them into one, as an object."
