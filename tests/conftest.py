@@ -19,7 +19,7 @@ import typer.testing
 from hypothesis import settings
 
 from personainfer import retrying
-from personainfer.llm import rate_limits
+from personainfer.llm import litellm_transport, rate_limits
 from personainfer.testing import FakeLLM
 
 from .batch_server import BatchServer
@@ -35,12 +35,20 @@ _number = count()
 def pytest_configure(config: pytest.Config) -> None:
     is_light = config.option.markexpr == "not heavy"
     settings.load_profile("light" if is_light else "whole")
-    if is_light and "TMPDIR" not in os.environ:
-        _keep_files_in_memory()
+    if is_light:
+        # Both take seconds to import. Where torch is installed, datasets would load it with a stream.
+        os.environ.setdefault("USE_TORCH", "0")
+        litellm_transport._import_litellm = _refuse_litellm
+        if "TMPDIR" not in os.environ:
+            _keep_files_in_memory()
     # Its runner would build the whole command anew for each call, which takes longer than most commands do.
     runner = vars(typer.testing)
     if "_get_command" in runner:
         runner["_get_command"] = cache(runner["_get_command"])
+
+
+def _refuse_litellm() -> None:
+    raise RuntimeError("the light suite does not wait for litellm: mark this test as heavy")
 
 
 def _keep_files_in_memory() -> None:
@@ -59,6 +67,7 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(20_000)  # tests make little garbage that is in cycles
         gc.enable()
 
 

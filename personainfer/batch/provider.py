@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -203,6 +204,9 @@ class EndpointBatches:
         import openai
 
         if self._made is None:
+            # Reading the trusted certificates takes 30 ms, and http:// needs none.
+            is_secure = self._endpoint.startswith("https://")
+            context = certificates() if is_secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             # Without a key the SDK would send the user's key for OpenAI.
             self._made = openai.OpenAI(
                 base_url=self._endpoint,
@@ -210,7 +214,7 @@ class EndpointBatches:
                 max_retries=0,
                 default_headers=_headers_alone(self._headers, self._key),
                 http_client=openai.DefaultHttpxClient(
-                    proxy=environment_proxy(self._endpoint), verify=certificates(), trust_env=False
+                    proxy=environment_proxy(self._endpoint), verify=context, trust_env=False
                 ),
             )
         with _errors(self._endpoint, timeout, self._secrets, **rules):

@@ -390,7 +390,9 @@ def key_of(query: str = "", headers: dict[str, str] | None = None, model: str = 
     return llm.job(pi.Request((pi.Message(role="user", content="Hi"),))).key
 
 
-@pytest.mark.parametrize("model", ["fake", "litellm/openai/fake"])
+@pytest.mark.parametrize(
+    "model", ["fake", pytest.param("litellm/openai/fake", marks=pytest.mark.heavy)]
+)
 def test_what_chooses_the_model_behind_an_address_is_part_of_what_a_reply_is_stored_under(
     model: str,
 ) -> None:
