@@ -322,8 +322,8 @@ def margins_of(rewards: FloatArray, known: Encoded) -> FloatArray:
 
 def log_loss(margins: FloatArray) -> tuple[float, FloatArray]:
     """The sum of -log sigma(margin), and its slope in each margin."""
-    total = float(np.logaddexp(0.0, -margins).sum())
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # `minimise` looks at the result
+        total = float(np.logaddexp(0.0, -margins).sum())
         return total, -1.0 / (1.0 + np.exp(margins))
 
 
