@@ -217,17 +217,13 @@ def cached_reply(job: Job, stored: str | None) -> Reply | None:
         text, logprobs = fields["text"], None
         if "logprobs" in fields:
             logprobs = [(token, near) for token, near in fields["logprobs"]]
+            if not all(isinstance(one, str) and isinstance(near, dict) for one, near in logprobs):
+                return None
             logprobs = logprobs if are_logprobs(logprobs) else None
         if not isinstance(text, str):
             return None
         return Reply(job.form.read(text), text, cached=True, logprobs=logprobs)
-    except (
-        ReplyError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # another reader, or another writer
+    except (ReplyError, ValueError, KeyError, TypeError):  # another reader, or another writer
         return None
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, field_validator
 
 from personainfer.exceptions import ModelError, ReplyError
 from personainfer.llm.client import LLM
-from personainfer.llm.requests import Reply, Request
+from personainfer.llm.requests import Reply, Request, cached_reply
 from personainfer.llm.transports import LARGEST_REPLY
 from personainfer.records import Message
 from personainfer.testing import FakeLLM, Fault
@@ -228,6 +228,17 @@ def test_what_a_validator_of_the_user_raises_ends_the_run(world: World) -> None:
         client.ask_many([([{"role": "user", "content": f"odd {n}"}], Odd) for n in range(9)])
     assert "check" in [frame.name for frame in caught.traceback]
     assert world.llm.calls - calls < 3
+
+
+@pytest.mark.parametrize("odd", [["1", None], [1, {}], ["1", {"1": "x"}], ["1"], "1", ["1", 5]])
+def test_a_stored_reply_whose_logprobs_are_spoilt_is_asked_again(odd: object) -> None:
+    llm = LLM("fake", api_base="http://127.0.0.1:9/v1", cache=False)
+    job = llm.job(Request((Message(role="user", content="Hi"),)))
+    good = ["1", {"1": -0.5, "2": -1}]
+    stored = cached_reply(job, json.dumps({"text": "1", "logprobs": [good]}))
+    assert stored is not None
+    assert stored.logprobs == [("1", {"1": -0.5, "2": -1.0})]
+    assert cached_reply(job, json.dumps({"text": "1", "logprobs": [good, odd]})) is None
 
 
 def test_a_reply_with_a_long_header_is_read(world: World) -> None:
