@@ -106,6 +106,7 @@ _VERBS = frozenset(
     """.split()
 )
 _NOT_WORD = re.compile(r"[^\w']+")
+_ASCII_SPACES = {code: " " for code in range(128) if _NOT_WORD.match(chr(code))}
 
 
 def flag_filter(
@@ -241,7 +242,11 @@ def _plain(phrase: str) -> str:
 def _words(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation."""
     words = text.split()
-    return words if "".join(words).isalnum() else _NOT_WORD.sub(" ", text).split()
+    if "".join(words).isalnum():
+        return words
+    if text.isascii():  # a table is four times as quick as the pattern
+        return text.translate(_ASCII_SPACES).split()
+    return _NOT_WORD.sub(" ", text).split()
 
 
 def _may_copy(words: Sequence[str], text: str) -> bool:
