@@ -1,6 +1,6 @@
 """How good the personas of models are, measured alike: explained, flagged, copied, time.
 
-    python benchmarks/models.py local --set examples --scorer local:smollm2 --scorer local:gemma-3-270m-q4_k_m.gguf
+    python benchmarks/models.py local --set examples --scorer local:smollm2 --scorer local:gemma.gguf
     python benchmarks/models.py local --candidates 4 --set real --real ../shared/data --seconds 600
     python benchmarks/models.py --personas tests/personas/handwritten_personas.jsonl
     python benchmarks/models.py --tailored tailored_beavertails.jsonl      # personas by Llama 3.1 405B
