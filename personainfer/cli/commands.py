@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,7 +137,8 @@ def infer(
     **options: Any,
 ) -> None:
     """Infer the personas of every pair. Running the same command again never pays twice."""
-    asked = persona_options(options)
+    asked = persona_options(options, model)
+    end = partial(finish, judge=asked.get("select"))
     for_people = output is None and in_a_terminal() and not (details or as_json)
     output = output or "-"
     if details and (dry_run or retry or output.endswith(".parquet")):
@@ -151,22 +153,24 @@ def infer(
         print_request(first_request(rows_of(data, limit), model, **asked), as_json)
     elif retry:
         _refuse_beside("--retry", {"--limit": limit, "--column": options["column"] or None})
-        target = data if output == "-" else _table_path(output)
+        target = Path(data if output == "-" else output)
+        if output != "-" or (target.is_file() and target.suffix == ".parquet"):
+            target = _table_path(str(target))
         table = pi.retry_errors(data, model, progress=progress, **asked)
-        finish(Done.of(table), table.save(target), as_json, table_commands(target))
+        end(Done.of(table), table.save(target), as_json, table_commands(target))
     elif output.endswith(".parquet"):
         rows = rows_of(data, limit)
         table = pi.infer_personas(rows, model, output=output, progress=progress, **asked)
-        finish(Done.of(table), Path(output), as_json, table_commands(output))
+        end(Done.of(table), Path(output), as_json, table_commands(output))
     elif for_people:
         done = print_stream(pi.iter_personas(rows_of(data, limit), model, **asked))
-        finish(done, None, as_json, (f"infer {shlex.quote(data)} -o personas.parquet …",))
+        end(done, None, as_json, (f"infer {shlex.quote(data)} -o personas.parquet …",))
     else:
         with opened_lines(output, data) as out:
             stream = pi.iter_personas(rows_of(data, limit), model, **asked)
             bar = bar_beside_lines(progress) if output == "-" else progress
             done = write_rows(stream, out, bar, details)
-        finish(done, None if output == "-" else Path(output), as_json)
+        end(done, None if output == "-" else Path(output), as_json)
 
 
 @app.command()
@@ -175,7 +179,7 @@ def estimate(
     data: Data, model: Model = None, limit: Limit = None, as_json: AsJson = False, **options: Any
 ) -> None:
     """Estimate the calls, tokens and cost of infer. Sends nothing."""
-    found = pi.estimate_cost(rows_of(data, limit), model, **persona_options(options))
+    found = pi.estimate_cost(rows_of(data, limit), model, **persona_options(options, model))
     if as_json:
         return print_json(found.model_dump())
     say(f"{counted(found.rows, 'row')}, {found.unusable_rows:,} of which cannot be used")

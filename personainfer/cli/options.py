@@ -138,6 +138,8 @@ _ENDPOINT = (
     "rpm",
     "tpm",
     "timeout",
+    "max_attempts",
+    "patience",
     "cache",
     "cache_dir",
 )
@@ -210,8 +212,8 @@ def _temperature(said: str) -> float | None:
         ) from None
 
 
-def persona_options(options: dict[str, Any]) -> dict[str, Any]:
-    """What was given, as keyword arguments of `infer_personas`."""
+def persona_options(options: dict[str, Any], model: str | None) -> dict[str, Any]:
+    """What was given, as keyword arguments of `infer_personas`. The model's prices are no other judge's."""
     found = given(options)
     for ours, shell in (("columns", "column"), ("labels", "label")):
         if texts := found.pop(shell, None):
@@ -221,7 +223,8 @@ def persona_options(options: dict[str, Any]) -> dict[str, Any]:
     if judge := found.pop("judge", None):
         from ..evaluation.verification import Verifier
 
-        found["select"] = Verifier(judge, **{n: v for n, v in found.items() if n in _ENDPOINT})
+        names = (*_ENDPOINT, "prices") if judge == model else _ENDPOINT
+        found["select"] = Verifier(judge, **{n: v for n, v in found.items() if n in names})
     return found
 
 

@@ -26,6 +26,7 @@ from ..preferences.remarks import how_read, remarks
 
 if TYPE_CHECKING:
     from ..data.table import PersonaTable
+    from ..evaluation.verification import Verifier
     from ..personas.infer import PersonaStream
     from ..records import PersonaRow, Usage
 
@@ -188,12 +189,20 @@ def bar_beside_lines(progress: bool | None) -> bool | None:
         return False
 
 
-def finish(done: Done, path: Path | None, as_json: bool, following: Sequence[str] = ()) -> None:
+def finish(
+    done: Done,
+    path: Path | None,
+    as_json: bool,
+    following: Sequence[str] = (),
+    judge: Verifier | None = None,
+) -> None:
     """Print the outcome and the commands to follow; the exit code says whether rows failed."""
     if as_json:
         told: dict[str, Any] = {"rows": done.rows, "failed": done.failed}
         told |= {"unexplained": done.unexplained, "errors": done.errors}
         told |= {"read": done.read, "output": str(path or "-"), "usage": done.usage.model_dump()}
+        if judge is not None:
+            told["judge_usage"] = judge.usage.model_dump()
         print_json(told, err=path is None)
     else:
         usage = done.usage
@@ -201,8 +210,9 @@ def finish(done: Done, path: Path | None, as_json: bool, following: Sequence[str
         note(f"{counted(done.rows, 'row')}{where}, {done.failed:,} failed")
         if done.unexplained:
             note(f"{counted(done.unexplained, 'row')} with a choice that no candidate explains")
-        calls = counted(usage.calls, "call")
-        note(f"{calls}, {usage.cached:,} from the cache, cost {usd(usage.cost)}")
+        note(_calls(usage))
+        if judge is not None:
+            note(f"the judge: {_calls(judge.usage)}")
         for line in filter(None, (how_read(done.read), *remarks(done.read))):
             note(line)
         for error in done.errors:
@@ -215,6 +225,11 @@ def finish(done: Done, path: Path | None, as_json: bool, following: Sequence[str
             suggest(*following)
     if done.failed:
         raise typer.Exit(FAILED)
+
+
+def _calls(usage: Usage) -> str:
+    calls = counted(usage.calls, "call")
+    return f"{calls}, {usage.cached:,} from the cache, cost {usd(usage.cost)}"
 
 
 def print_request(body: dict[str, Any], as_json: bool) -> None:

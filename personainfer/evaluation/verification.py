@@ -22,7 +22,7 @@ from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, jo
 from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..llm.requests import Request
 from ..personas.prompts import choice_messages, instructions, persona_messages, rating_message
-from ..records import Persona, Preference, Side
+from ..records import Persona, Preference, Side, Usage
 from .grouped import win_rate
 from .judge import VERDICT_COLUMNS, Judge, Verdict, most_common, verdict_columns
 from .results import PersonaComparison, PersonaRatings, SideVerification, Verification, partiality
@@ -220,6 +220,9 @@ def rate_personas(
 class Verifier:
     """Chooses among candidate personas by a judge: `infer_personas(…, select=Verifier(judge=…))`.
 
+    The calls of a judge that is made here count in the `budget=` of the run that it chooses for, unless it
+    has a `budget=` of its own. `usage` has all that it was asked.
+
     Args:
         judge: a model or an LLM, as for `verify_personas`.
         soft: score by the log-probabilities of the judge's answer, where the endpoint gives them.
@@ -232,9 +235,32 @@ class Verifier:
         _check_options(Verifier, options)
         self._judge = Judge(judge, options, soft=soft)
         self.model = self._judge.llm.model
+        self._shares_budgets = not isinstance(judge, LLM) and options.get("budget") is None
 
     def __repr__(self) -> str:
         return f"Verifier({self._judge.llm!r})"
+
+    @property
+    def usage(self) -> Usage:
+        """What the judge was asked so far, and what it cost."""
+        return self._judge.usage
+
+    def share_budget(self, llm: LLM) -> None:
+        """Count the judge's calls from now on in the budget of the model for which it chooses.
+
+        Raises:
+            InvalidArgumentError: there is a budget, and the price of the judge is not known.
+        """
+        judge, budget = self._judge.llm, llm.limits.budget
+        if not self._shares_budgets:
+            return
+        if budget is not None and judge.price is None:
+            raise InvalidArgumentError(
+                f"budget={budget.usd:g}, but the price of the judge {self.model!r} is not known.",
+                hint="Give its price: select=Verifier(…, prices=(prompt, completion)).",
+                argument="budget",
+            )
+        judge.limits.budget = budget
 
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str]

@@ -192,7 +192,8 @@ class LLM:
     Args:
         model: a litellm model string ("openai/gpt-4o-mini", "anthropic/…"); "local", "local:NAME" or
             "local:/path/model.gguf" for a model on this machine; with `api_base`, the name that the
-            endpoint knows. None: $PERSONAINFER_MODEL, else "local".
+            endpoint knows ("openai/" before it is sent only where the endpoint refuses the rest).
+            None: $PERSONAINFER_MODEL, else "local".
         options: see below.
 
     Raises:
@@ -413,11 +414,12 @@ def _transport(
         return LiteLLMTransport(model.removeprefix("litellm/"), api_base, api_key, headers=headers)
     if api_base is None:
         return LiteLLMTransport(model, None, api_key, headers=headers)
+    full_name = model
     for prefix in _OPENAI_PREFIXES:
         model = model.removeprefix(prefix)
     if not model:
         raise InvalidArgumentError("model= names a provider, but no model.", argument="model")
-    return EndpointTransport(model, api_base, api_key, headers=headers)
+    return EndpointTransport(model, api_base, api_key, headers=headers, full_name=full_name)
 
 
 def _budget(
@@ -432,7 +434,7 @@ def _budget(
             hint="Give prices=(USD a million prompt tokens, USD a million completion tokens).",
             argument="budget",
         )
-    return Budget(usd, price)
+    return Budget(usd)
 
 
 # The most that a file may ask for without the caller's word.

@@ -108,9 +108,13 @@ class Tally:
         self.beyond += cost - self.price.plain(asked, said)
         return cost
 
+    def most(self, prompt_tokens: int, max_tokens: int) -> float:
+        """The most that a call can cost, in USD; 0 where the price is unknown."""
+        return self.price.most(prompt_tokens, max_tokens) if self.price else 0.0
+
     def assume(self, prompt_tokens: int, max_tokens: int, counted: float) -> float:
         """Count the most that a call can cost, beyond the `counted` part of it; returns it in USD."""
-        most = self.price.most(prompt_tokens, max_tokens) if self.price else 0.0
+        most = self.most(prompt_tokens, max_tokens)
         self.beyond += max(0.0, most - counted)
         return max(most, counted)
 
@@ -413,22 +417,23 @@ _EXAMPLES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\d+")  # what differs in ref
 
 
 class Budget:
-    """Stops before the call that would exceed `usd`; calls in flight count with the most they can cost."""
+    """Stops before the call that would exceed `usd`; calls in flight count with the most they can cost.
 
-    def __init__(self, usd: float, price: Price) -> None:
+    Several models may share one.
+    """
+
+    def __init__(self, usd: float) -> None:
         self.usd = usd
-        self.price = price
         self.spent = 0.0
         self._reserved = 0.0
         self._settled = asyncio.Event()
 
-    async def reserve(self, prompt_tokens: int, max_tokens: int) -> float:
+    async def reserve(self, cost: float) -> float:
         """Reserve the most that a call can cost; wait for calls in flight if the budget is too low now.
 
         Raises:
             BudgetExceededError: the call could exceed the budget even when no other is in flight.
         """
-        cost = self.price.most(prompt_tokens, max_tokens)
         while self.spent + self._reserved + cost > self.usd:
             if not self._reserved:
                 raise BudgetExceededError(

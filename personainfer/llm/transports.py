@@ -36,6 +36,7 @@ from ..event_loop import Deadlines
 from ..exceptions import (
     InvalidArgumentError,
     ModelError,
+    ModelNotFoundError,
     ReplyError,
     RequestRejectedError,
     TransportError,
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
 _NAMES_NOTED = 8
 _LONGEST_HEADER = 2**16  # bytes; gateways report their rules in some
+_FEWEST_CONNECTIONS = 8
+_FILES_LEFT = 64  # for the cache, outputs, and what else the process opens
 
 
 class Transport(Protocol):
@@ -176,8 +179,12 @@ class EndpointTransport(DialectTransport):
         api_key: str | None = None,
         *,
         headers: Mapping[str, str] | None = None,
+        full_name: str = "",
     ) -> None:
         super().__init__(model)
+        # With "openai/" before it: for litellm that is the protocol, for OpenRouter part of the name.
+        self._full_name = full_name
+        self._wants_full_name = False
         self._base: str = Address(api_base.rstrip("/"))
         self.endpoint = shown_address(self._base)
         self.headers = {name: SecretText(text) for name, text in (headers or {}).items()}
@@ -206,8 +213,16 @@ class EndpointTransport(DialectTransport):
         return response_format(schema, strict=True) if schema else {}
 
     async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
-        written = dialect.written(body)
-        return self._read_completion(body, *await self._post("/chat/completions", written, timeout))
+        written, in_full = dialect.written(body), self._wants_full_name
+        if in_full:
+            written = json.dumps({**json.loads(written), "model": self._full_name}).encode()
+        answer = await self._post("/chat/completions", written, timeout)
+        try:
+            return self._read_completion(body, *answer)
+        except ModelNotFoundError as error:
+            if self._full_name not in ("", self.model) and not (in_full or self.dialect.answered):
+                self._wants_full_name = error.rewritten = True
+            raise
 
     @reads("the reply")
     def _read_completion(
@@ -335,13 +350,25 @@ def _session(base: str, socket: str | None) -> aiohttp.ClientSession:
         connector = aiohttp.UnixConnector(socket, limit=0)
     else:
         trusted = certificates() if base.startswith("https://") else True
-        connector = aiohttp.TCPConnector(limit=0, ssl=trusted)
+        connector = aiohttp.TCPConnector(limit=_most_connections(), ssl=trusted)
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request
         max_line_size=_LONGEST_HEADER,
         max_field_size=_LONGEST_HEADER,
     )
+
+
+def _most_connections() -> int:
+    """How many files the process may still open, but for some that the rest of it needs; 0: any number."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 0
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return 0
+    return max(_FEWEST_CONNECTIONS, most - len(os.listdir("/dev/fd")) - _FILES_LEFT)
 
 
 def _request_headers(key: Mapping[str, str], added: Mapping[str, str]) -> Mapping[str, str]:

@@ -395,7 +395,8 @@ class Workers:
             await self._refusals.enter()
         try:
             if limits.budget is not None:
-                reserved = await limits.budget.reserve(most_tokens(body), max_tokens)
+                most = self._tally.most(most_tokens(body), max_tokens)
+                reserved = await limits.budget.reserve(most)
             if limits.requests is not None:
                 await limits.requests.take(1)
             entry = None

@@ -130,6 +130,8 @@ class PersonaStream(Iterator[PersonaRow]):
         self._select = select
         self._drops = on_error == "drop"
         self._dropped: set[int] = set()  # the places of rows that were left out
+        if share := getattr(select, "share_budget", None):
+            share(llm)
         self._run = run or llm.run(plan.asked(checked(source)))
         self._rows = _results(self._run, plan, on_error, select, self._dropped)
 

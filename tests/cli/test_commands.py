@@ -282,6 +282,22 @@ def test_failed_rows_are_asked_again_by_the_same_call_or_by_retry(run: Run) -> N
         assert pi.PersonaTable.load(f"{name}.parquet").errors == []
 
 
+def test_a_table_that_cannot_be_replaced_is_no_table_to_retry(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeLLM(faults=[Fault.status(400)]) as llm:
+        reach = ["--model", "fake", "--api-base", llm.api_base]
+        assert run("infer", written(pairs(1)), "-o", "table.parquet", *reach).exit_code == 3
+
+        def closed(*_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr("personainfer.data.table_writer.unfinished_folder", closed)
+        result = run("infer", "--retry", "table.parquet", *reach)
+        assert (result.exit_code, llm.calls) == (2, 1)
+    assert "cannot be written" in result.stderr
+
+
 def test_a_look_at_the_first_request_sends_nothing(
     run: Run, reach: list[str], llm: FakeLLM
 ) -> None:
@@ -309,6 +325,24 @@ def test_candidates_are_chosen_by_a_judge(run: Run) -> None:
     assert result.exit_code == 0  # a judge that always says 1 explains nothing: no failure
     assert "1 row with a choice that no candidate explains" in result.stderr
     assert len(pi.PersonaTable.load("t.parquet")[0].chosen_candidates) == 2
+
+
+@pytest.mark.parametrize("judge", ["fake", "critic"])
+def test_the_budget_holds_for_the_judge_too(run: Run, judge: str) -> None:
+    with FakeLLM() as llm:
+        reach = ["--model", "fake", "--api-base", llm.api_base, "--judge", judge, "--no-cache"]
+        priced = [*reach, "--prices", "1000", "1000", "--candidates", "2"]
+        result = run("infer", written(pairs(8)), "-o", "t.parquet", *priced, "--budget", "9")
+        assert len(llm.paths) == llm.calls
+    if judge == "critic":  # whose price nobody tells
+        assert result.exit_code == 2
+        assert "the price of the judge 'critic' is not known" in result.stderr
+        assert llm.calls == 0
+        return
+    told = re.findall(r"(\d+) calls?, 0 from the cache, cost \$([\d.]+)", result.stderr)
+    assert sum(int(calls) for calls, _ in told) == llm.calls
+    assert len(told) == 2
+    assert sum(float(cost) for _, cost in told) <= 9
 
 
 def test_columns_of_other_names(run: Run, reach: list[str]) -> None:
@@ -911,7 +945,8 @@ def test_columns_of_other_names_hold_personas_too(run: Run) -> None:
 
 
 def test_a_label_may_hold_an_equals_sign() -> None:
-    found = persona_options({"label": ["A>=B=first", "A<B=second"], "column": ["label=a=b"]})
+    options = {"label": ["A>=B=first", "A<B=second"], "column": ["label=a=b"]}
+    found = persona_options(options, None)
     assert found == {
         "labels": {"A>=B": "first", "A<B": "second"},
         "columns": {"label": "a=b"},

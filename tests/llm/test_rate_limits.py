@@ -406,13 +406,13 @@ calls = st.lists(
 async def test_the_budget_is_never_passed(
     calls: list[tuple[int, int, float, int, int]], usd: int
 ) -> None:
-    budget = Budget(usd, PRICE)
+    budget = Budget(usd)
     refused = []
 
     async def call(prompt: int, most: int, used: float, start: int, takes: int) -> None:
         await at(start / 8)
         try:
-            reserved = await budget.reserve(prompt, most)
+            reserved = await budget.reserve(PRICE.most(prompt, most))
         except BudgetExceededError:
             refused.append(PRICE.cost(prompt, most))
             # Refused only when even with nothing in flight it could have passed the budget.
@@ -428,9 +428,9 @@ async def test_the_budget_is_never_passed(
 
 
 async def test_the_budget_waits_for_calls_in_flight_to_settle() -> None:
-    budget = Budget(10, PRICE)
-    first = await budget.reserve(0, 16)
-    waiting = asyncio.create_task(budget.reserve(0, 16))
+    budget = Budget(10)
+    first = await budget.reserve(PRICE.most(0, 16))
+    waiting = asyncio.create_task(budget.reserve(PRICE.most(0, 16)))
     await at(5)
     assert not waiting.done()
     budget.settle(first, 1.0)
@@ -440,29 +440,29 @@ async def test_the_budget_waits_for_calls_in_flight_to_settle() -> None:
 
 
 async def test_a_call_that_failed_gives_all_of_its_reservation_back() -> None:
-    budget = Budget(8, PRICE)
+    budget = Budget(8)
     for _ in range(5):
-        budget.settle(await budget.reserve(0, 16), 0.0)
+        budget.settle(await budget.reserve(PRICE.most(0, 16)), 0.0)
     assert budget.spent == 0
 
 
 async def test_the_error_says_what_is_spent_and_what_the_budget_is() -> None:
-    budget = Budget(2.5, PRICE)
-    budget.settle(await budget.reserve(4, 2), 1.75)
+    budget = Budget(2.5)
+    budget.settle(await budget.reserve(PRICE.most(4, 2)), 1.75)
     with pytest.raises(
         BudgetExceededError, match=r"\$1\.750000 of the budget of \$2\.5 .* cost \$1\.5.*larger"
     ) as caught:
-        await budget.reserve(4, 1)
+        await budget.reserve(PRICE.most(4, 1))
     assert not caught.value.retryable
 
 
 async def test_a_budget_that_is_met_exactly_is_not_passed() -> None:
-    budget = Budget(3, PRICE)
-    budget.settle(await budget.reserve(4, 4), 3.0)
+    budget = Budget(3)
+    budget.settle(await budget.reserve(PRICE.most(4, 4)), 3.0)
     assert budget.spent == 3
     with pytest.raises(BudgetExceededError):
-        await budget.reserve(0, 1)
-    assert await budget.reserve(0, 0) == 0  # what costs nothing always passes
+        await budget.reserve(PRICE.most(0, 1))
+    assert await budget.reserve(PRICE.most(0, 0)) == 0  # what costs nothing always passes
 
 
 def test_limits_that_are_not_given_are_not_there() -> None:

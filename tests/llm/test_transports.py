@@ -167,6 +167,26 @@ def test_prefixes_of_litellm_name_the_same_endpoint(llm: FakeLLM, prefix: str) -
     assert llm.requests[0]["model"] == "fake"
 
 
+@pytest.mark.parametrize("knows", ["openai/gpt-oss-20b", "hosted_vllm/x"])
+def test_a_prefix_that_belongs_to_the_name_is_found_out(knows: str) -> None:
+    with FakeLLM(known_models=[knows], model=knows) as server:
+        table = pi.infer_personas(pairs(8), knows, api_base=server.api_base, max_concurrency=2)
+        assert not table.errors
+        assert server.calls <= 8 + 2
+        with pytest.raises(ModelNotFoundError):
+            pi.infer_personas(pairs(1), "openai/other", api_base=server.api_base)
+
+
+def test_no_more_connections_are_opened_than_the_process_may_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    with FakeLLM(latency=0.05) as server:
+        assert not pi.infer_personas(pairs(60), "m", api_base=server.api_base).errors
+        assert 2 <= server.in_flight_peak <= 8
+
+
 # litellm takes seconds to import: what is tried with it shares one test each.
 
 

@@ -142,7 +142,7 @@ def test_a_dearer_call_is_charged_as_such() -> None:
         "completion_tokens_details": {"reasoning_tokens": 90},
     }
     with FakeLLM(faults=[Fault.response({"choices": [SAID], "usage": usage})] * 2) as server:
-        llm = fake(server, budget=20.0)
+        llm = fake(server, budget=100.0)
         llm.price = Price(0.001, 0.01, reasoning=0.02, call=0.5, longer=((2_000, 0.002, 0.03),))
         ask(llm, 2)
     assert llm.usage.cost == pytest.approx(2 * (3_000 * 0.002 + 100 * 0.03 + 90 * 0.02 + 0.5))
