@@ -345,10 +345,10 @@ def _schema(rows: TailoringRows, fields: Mapping[str, _Field]) -> pyarrow.Schema
     import pyarrow
 
     text = pyarrow.string()
-    kinds = {"label": pyarrow.bool_(), TOOL_DEFINITIONS: text}
+    kinds: dict[str, Any] = {"label": pyarrow.bool_(), TOOL_DEFINITIONS: text}
     for name in _columns(rows):
         there = {key for row in rows for turn in _turns_of(row.get(name)) for key in turn}
-        turn = {"role": text, "content": text}
+        turn: dict[str, Any] = {"role": text, "content": text}
         turn |= {key: field.kind for key, field in fields.items() if key in there}
         is_plain = rows.settings["persona_in"] == "plain"
         kind = text if is_plain else pyarrow.list_(pyarrow.struct(list(turn.items())))
@@ -388,10 +388,12 @@ def _field(values: Sequence[Any]) -> _Field:
     for form in (_as_it_is, _with_text_arguments):
         made = [form(value) for value in values]
         with suppress(pyarrow.ArrowException):
-            kind = pyarrow.infer_type(made)
-            is_same = _canonical(pyarrow.array(made, kind).to_pylist()) == _canonical(made)
-            if is_same and "struct<>" not in str(kind):  # Parquet has no structs without fields
-                return _Field(form, kind)
+            array: Any = pyarrow.array(made)
+            is_same = _canonical(array.to_pylist()) == _canonical(made)
+            if is_same and "struct<>" not in str(
+                array.type
+            ):  # Parquet has no structs without fields
+                return _Field(form, array.type)
     return _Field(json.dumps, pyarrow.string())
 
 
