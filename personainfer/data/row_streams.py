@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Final
 
@@ -81,11 +82,13 @@ class RowStream:
 
     def _valued(self, items: Iterable[object]) -> Iterator[Valued]:
         for item in items:
+            assert self.schema is not None
             if isinstance(item, Mapping):
-                schema = self._schema_of(item)
-                yield _values(schema, item), item
-            elif self.schema is not None:
-                self.schema.counts["rows_not_read"] += 1
+                with suppress(DataError):
+                    schema = self._schema_of(item)
+                    yield _values(schema, item), item
+                    continue
+            self.schema.counts["rows_not_read"] += 1
 
     def _schema_of(self, item: Mapping[str, object]) -> Schema:
         """The schema, to which the row may add columns that no row before it had."""
@@ -112,7 +115,13 @@ class RowStream:
                 except PersonaInferError as error:
                     problem = str(error)
                 queue = deque(head[1:])
-            yield _named_row(None if problem else self._schema_of(item), item, problem)
+            schema = None
+            if not problem:
+                try:
+                    schema = self._schema_of(item)
+                except DataError as error:
+                    problem = str(error)
+            yield _named_row(schema, item, problem)
 
     def _peek(self, head: list[object], iterator: Iterator[object]) -> Schema | None:
         """The schema of the dicts at the start of a stream; the rows that were read are appended to `head`.
@@ -120,25 +129,34 @@ class RowStream:
         These are `LOOK_AHEAD` rows, or `_LOOK_AHEAD_BYTES` of them. The rows of an iterator may be slow to
         come: of these it reads only as many as it needs to be sure, one if that has chosen and rejected.
         """
-        enough, schema = 1, None
+        enough = 1
         for _ in _growing(head, iterator):
             if len(head) < enough:
                 continue
-            if not (dicts := _dicts(head)):
-                if any(isinstance(item, _UNNAMED) for item in head):
-                    return None
-                continue
-            if schema := _sure_schema(dicts, self._told):
-                break
-            enough = 2 * len(head)
-        if schema and self._is_iterator:
-            return schema
-        deque(_growing(head, iterator), maxlen=0)
+            if dicts := _dicts(head):
+                if self._is_iterator and (schema := _sure_schema(dicts, self._told)):
+                    return schema
+                enough = 2 * len(head)
+            elif any(isinstance(item, _UNNAMED) for item in head):
+                return None
         if not (dicts := _dicts(head)):
             return None
-        names = _names(dicts)
-        schemas = [widened(schema, names)] if schema else recognise(names, self._told)
-        return settle(schemas, lambda s: [_values(s, d) for d in dicts], names).schema
+        return _settled(dicts, self._told)
+
+
+def _settled(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema:
+    """The schema of rows by the columns that half of them have, and then the others; else by all columns."""
+    names = _names(dicts)
+    usual = [name for name in names if 2 * sum(name in item for item in dicts) >= len(dicts)]
+
+    def values(schema: Schema) -> list[list[object]]:
+        return [_values(schema, item) for item in dicts]
+
+    try:
+        schemas = [widened(settle(matches(usual, told), values, usual).schema, names)]
+    except PersonaInferError:
+        schemas = recognise(names, told)
+    return settle(schemas, values, names).schema
 
 
 def _dicts(items: Iterable[object]) -> list[Mapping[str, Any]]:

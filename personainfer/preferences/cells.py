@@ -80,6 +80,11 @@ def identifier(value: object, name: str) -> str | None:
             hint="Write each id as text or a number, or rename the column if it holds no ids.",
         )
     if isinstance(value, float) and value.is_integer():  # integers of a column with nulls
+        if abs(value) >= 2**53:
+            raise DataError(
+                f"{name!r} is {value:.0f}, a number that has lost its last digits.",
+                hint=f"Read the column as text: pandas.read_csv(path, dtype={{{name!r}: str}}), for one.",
+            )
         value = int(value)
     return str(value) or None
 

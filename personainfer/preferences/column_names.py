@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Final
 
-from ..exceptions import InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError
 from .schemas import Mapped, Schema
 
 # The names that columns have, the likelier ones first.
@@ -25,9 +25,6 @@ _OPPOSITES = (
 _PAIRS: Final = (
     ("chosen", "rejected"),
     ("response_j", "response_k"),
-    ("response", "rejected_response"),  # ms-swift; of its messages the last turn is the chosen one
-    ("messages", "rejected_messages"),
-    ("messages", "rejected_response"),
     *(
         (form.format(good, thing), form.format(bad, thing))
         for good, bad in (each.split() for each in _OPPOSITES.split("|"))
@@ -36,7 +33,12 @@ _PAIRS: Final = (
     ),
     *((good, bad) for good, bad in (each.split() for each in _OPPOSITES.split("|"))),
     ("y_w", "y_l"),
+    ("response", "rejected_response"),  # ms-swift; of its messages the last turn is the chosen one
+    ("messages", "rejected_messages"),
+    ("messages", "rejected_response"),
 )
+# Beside two responses with a label these may be tags or counts, such as wins and losses.
+_TAGS: Final = frozenset(_OPPOSITES.split("|")) - {"chosen rejected"}
 _ENDS: Final = ("1 2", "a b", "A B", "0 1")
 _TWO: Final = (
     ("human_ref_A", "human_ref_B"),
@@ -192,7 +194,13 @@ def matches(found: Iterable[str], told: Mapped) -> list[Schema]:
         told.columns.get("user"),
     }:
         return []
-    made = [*_pair_schemas(names), *_two_schemas(names), *_many_schemas(names)]
+    pairs, two = list(_pair_schemas(names)), list(_two_schemas(names))
+    is_tag = (
+        pairs and " ".join(pairs[0].columns[r] for r in ("chosen", "rejected")).lower() in _TAGS
+    )
+    is_told = {"chosen", "rejected"} <= told.columns.keys()
+    made = [*two, *pairs] if is_tag and not is_told else [*pairs, *two]
+    made += _many_schemas(names)
     return [replace(schema, told=told) for schema in made if _plays_all(schema, told)]
 
 
@@ -323,7 +331,12 @@ _LATER_NAMES: Final = frozenset(name for names in _LATER.values() for name in na
 
 
 def with_later_columns(schema: Schema, found: Iterable[object]) -> Schema:
-    """The schema once a row has columns that no row before it had: they may play roles that are free."""
+    """The schema once a row has columns that no row before it had: they may play roles that are free.
+
+    Raises:
+        DataError: it has a likelier column of the prompt than the one that was read so far.
+    """
+    _check_prompt(schema, [name for name in found if name not in schema.present])
     new = {name for name in found if isinstance(name, str) and _plain_name(name) in _LATER_NAMES}
     if new <= schema.present:
         return schema
@@ -333,6 +346,23 @@ def with_later_columns(schema: Schema, found: Iterable[object]) -> Schema:
         if columns[role] not in schema.present:
             columns |= names.pick(role, _LATER[role])
     return replace(schema, columns=columns, present=schema.present | new)
+
+
+def _check_prompt(schema: Schema, new: Iterable[object]) -> None:
+    column = schema.columns.get("prompt")
+    if "prompt" in schema.told.columns or column == "prompt":
+        return
+    plain = "" if column is None else _plain_name(column)
+    likelier = _PROMPTS[: _PROMPTS.index(plain) if plain in _PROMPTS else 1]
+    for name in new:
+        if isinstance(name, str) and _plain_name(name) in likelier:
+            raise DataError(
+                f"the row has a column {name!r:.80}, and in the rows before it the prompt was"
+                f" {'in the responses' if column is None else f'{column!r:.80}'}.",
+                hint="Say which column it is:",
+                argument="columns",
+                example={"prompt": "…"},
+            )
 
 
 def widened(schema: Schema, found: Iterable[str]) -> Schema:

@@ -250,24 +250,26 @@ def find_coding(
     numbers = {n for key in seen if key not in words and (n := label_number(key)) is not None}
     if not numbers:
         if seen and not words:
-            raise _uncertain(column, seen)
+            raise uncertain(column, seen)
         # Numbers may come later. Labels by name are not misread if one does: then it costs its row.
         later = {} if is_place else _expected(column, names, set())
         is_tentative = bool(later) or not words
         return LabelCoding(column, names, later, is_tentative=is_tentative, is_sure=bool(words))
     plain_name = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s_-]+", "_", column.strip()).lower()
     if plain_name in _SIGNED or "strength" in plain_name.split("_"):
-        has_sign = any(number.startswith("-") for number in numbers) and plain_name in _SIGNED
-        is_known = (column, *names) == _HELPSTEER3 and numbers <= {"0", "1", "2", "3"}
+        amounts = [float(number) for number in numbers - {"true", "false"}]
+        low, high = min(amounts, default=0.0), max(amounts, default=0.0)
+        has_sign = low < 0 and low <= -high / 2 and plain_name in _SIGNED  # -1 may be "no answer"
+        is_known = (column, *names) == _HELPSTEER3 and high <= 3
         if not (has_sign or is_known) or numbers & {"true", "false"}:
-            raise _uncertain(column, seen)
-        return LabelCoding(column, names, signed=True, is_sure=True)
+            raise uncertain(column, seen)
+        return LabelCoding(column, names, signed=True, is_sure=has_sign and high > 0)
     by_number = sum(seen[key] for key in seen if key not in words and label_number(key))
     if words and by_number <= _MOST_STRAYS * seen.total():  # each costs its row
         return LabelCoding(column, names, is_sure=True)
     coding = _PLACES if is_place else _expected(column, names, numbers)
     if is_place and "0" not in numbers:
-        raise _uncertain(column, seen)
+        raise uncertain(column, seen)
     inside = numbers & coding.keys()
     sides = {coding[key] for key in inside}
     outside = numbers - coding.keys()
@@ -276,10 +278,10 @@ def find_coding(
     other_coding = any(n in ("0", "1", "2", "true", "false") or n.startswith("-") for n in outside)
     other_coding = other_coding or strays > _MOST_STRAYS * sum(seen.values())
     if not coding or other_coding or (outside and len(sides) < 2):
-        raise _uncertain(column, seen)
+        raise uncertain(column, seen)
     is_tentative = len(sides) < 2 or seen.total() < _ENOUGH
     if is_batch and is_tentative:
-        raise _uncertain(column, seen)
+        raise uncertain(column, seen)
     return LabelCoding(column, names, coding, is_tentative=is_tentative)
 
 
@@ -303,7 +305,8 @@ def _expected(column: str, names: tuple[str, str], numbers: set[str]) -> Mapping
     return {}
 
 
-def _uncertain(column: str, seen: Counter[str]) -> DataError:
+def uncertain(column: str, seen: Counter[str]) -> DataError:
+    """The error of a column of labels, with its first values and how often each is there."""
     shown = ", ".join(f"{key!r} ({count:,})" for key, count in seen.most_common(_SHOWN))
     return DataError(
         f"the labels in {column!r} do not say for certain which response is better. "

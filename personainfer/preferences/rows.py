@@ -108,7 +108,7 @@ _LISTS = frozenset(("responses", "scores", "history"))  # a text there can be no
 
 
 def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
-    row = dict(zip(schema.columns, values, strict=True))
+    row = schema.row(values)
     for role in schema.json_roles.union(_LISTS & row.keys()):
         row[role] = parse_cell(schema.columns[role], row[role])
     if schema.kind == "label" and "responses" in row:

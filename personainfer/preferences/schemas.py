@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 from ..exceptions import DataError
 from .cells import is_null, looks_like_turns, plain
 from .conversations import is_transcript
-from .labels import LabelCoding, Verdict, find_coding
+from .labels import (
+    LabelCoding,
+    Verdict,
+    find_coding,
+    label_key,
+    label_number,
+    uncertain,
+    word_verdict,
+)
 from .turns import may_be_turns
 
 
@@ -28,7 +36,7 @@ class Mapped(NamedTuple):
 
 
 _TEXT_ROLES = frozenset("prompt chosen rejected response_1 response_2".split())
-_MOST = 0.95  # the share of a column's texts that decides how it is read: a few may be wrong
+_FEW = 0.05  # the share of cells up to which they may look like something else by chance
 
 # Data sets whose numbers are explained by their cards, and whose columns no other data has.
 _KNOWN_CODINGS = frozenset(("SHP", "PKU-SafeRLHF", "AlpacaFarm", "TL;DR comparisons"))
@@ -64,6 +72,7 @@ class Schema:
         told: what the caller says of the data.
         present: the columns that the data has; others of `columns` may come in later rows.
         compared: the coding of a second label, which is compared with the choice that was read.
+        labels_are_texts: whether labels are the texts of the preferred responses.
         beside: role -> column of other responses and models in the data, which the pair's columns may name.
         counts: what was done to rows, by name; it grows as rows are read.
     """
@@ -79,6 +88,7 @@ class Schema:
     beside: Mapping[str, str] = field(default_factory=dict)
     present: frozenset[str] = frozenset()
     compared: LabelCoding | None = None
+    labels_are_texts: bool = False
     counts: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
@@ -117,14 +127,16 @@ class Schema:
             for role, values in cells.items()
             if role in _TEXT_ROLES
         }
+        found = replace(self, labels_are_texts=self._find_texts(rows))
+        is_open = is_batch and self.name not in _KNOWN_CODINGS
         return replace(
-            self,
-            coding=self._find_coding(rows, is_batch=is_batch and self.name not in _KNOWN_CODINGS),
-            compared=self._find_compared(rows),
-            json_roles=frozenset(r for r, t in texts.items() if _share(may_be_turns, t) >= _MOST),
+            found,
+            coding=found._find_coding(rows, is_batch=is_open),
+            compared=found._find_compared(rows),
+            json_roles=frozenset(r for r, t in texts.items() if _share(may_be_turns, t) > 1 / 2),
             is_rounds=self.kind == "one-hot"
-            and _share(_is_json_list, chain.from_iterable(texts.values())) >= _MOST,
-            has_transcripts=_share(is_transcript, texts.get("prompt", ())) > 1 - _MOST,
+            and _share(_is_json_list, chain.from_iterable(texts.values())) > 1 / 2,
+            has_transcripts=_share(is_transcript, texts.get("prompt", ())) > _FEW,
         )
 
     def _find_coding(
@@ -138,7 +150,7 @@ class Schema:
         )
         if is_place and self.name in _KNOWN_CODINGS:
             named, is_place = ("response_0", "response_1"), False
-        cells = [dict(zip(self.columns, row, strict=True)) for row in rows]
+        cells = [self.row(row) for row in rows]
         roles = [role for role in ("label", "other_label") if role in self.columns]
         return find_coding(
             self.columns["label"],
@@ -149,13 +161,43 @@ class Schema:
             is_place=is_place,
         )
 
+    def _find_texts(self, rows: Sequence[Sequence[object]]) -> bool:
+        """Whether most labels that are no ties are one of their row's two responses.
+
+        Raises:
+            DataError: they are, and name sides, too, and another one: of the responses "b" and "a", "a".
+        """
+        if self.kind != "label" or self.told.labels:
+            return False
+        seen: Counter[str] = Counter()
+        is_text: list[bool] = []
+        is_other: list[bool] = []
+        for row in map(self.row, rows):
+            label, texts = plain(row["label"]), self._texts(row)
+            if not isinstance(label, str):
+                is_text.append(False)
+            elif (said := word_verdict(key := label_key(label), ("", ""))) != "tie":
+                seen[key] += 1
+                is_text.append(label in texts and texts[0] != texts[1])
+                side = "first" if label == texts[0] else "second"
+                is_other.append(is_text[-1] and bool(label_number(key) or said not in (None, side)))
+        if sum(is_text) <= len(is_text) / 2:
+            return False
+        if sum(is_other) > _FEW * len(is_text):
+            raise uncertain(self.columns["label"], seen)
+        return True
+
+    def _texts(self, row: Mapping[str, Any]) -> tuple[object, object]:
+        one, two = (row.get(f"response_{n}", row.get(f"compared_{n}")) for n in (1, 2))
+        return plain(one), plain(two)
+
     def _find_compared(self, rows: Sequence[Sequence[object]]) -> LabelCoding | None:
         """The coding of a second label. One that is not certain is compared with nothing."""
         name = self.columns.get("compared_label")
         if name is None:
             return None
         roles = [f"{'response' if self.kind == 'label' else 'compared'}_{n}" for n in (1, 2)]
-        cells = [dict(zip(self.columns, row, strict=True)) for row in rows]
+        cells = [self.row(row) for row in rows]
         try:
             return find_coding(
                 name,
@@ -165,16 +207,25 @@ class Schema:
         except DataError:
             return None
 
+    def row(self, values: Sequence[object]) -> dict[str, Any]:
+        """The values by role."""
+        return dict(zip(self.columns, values, strict=True))
+
     def rater_key(self, values: Sequence[object]) -> tuple[object, object]:
         """What rows have in common that one person rated for one prompt: (prompt and group, user)."""
-        row = dict(zip(self.columns, values, strict=True))
+        row = self.row(values)
         return tuple(_key(row.get(role)) for role in _ASKED), _key(row.get("user"))
 
     def label(self, row: Mapping[str, Any], role: str) -> object:
         """A row's label; where it is one of the responses or the name of its model, "first" or "second"."""
         label = plain(row[role])
-        texts = tuple(row.get(f"response_{n}", row.get(f"compared_{n}")) for n in (1, 2))
-        if isinstance(label, str) and label in texts and texts[0] != texts[1]:
+        texts = self._texts(row)
+        if (
+            self.labels_are_texts
+            and isinstance(label, str)
+            and label in texts
+            and texts[0] != texts[1]
+        ):
             return "first" if label == texts[0] else "second"
         if "model_1" in row and isinstance(label, str):
             models = [row["model_1"], row["model_2"]]

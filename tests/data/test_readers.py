@@ -255,6 +255,51 @@ def test_a_column_that_the_first_rows_lack_is_read(
     assert {"input", "history", "tools"} <= found.keys()
 
 
+@pytest.mark.parametrize("container", ["list", "jsonl", "pandas", "generator"])
+def test_a_first_row_without_its_prompt_does_not_make_another_column_the_prompt(
+    container: str, tmp_path: Path
+) -> None:
+    rows = [{**ROW, "text": "other"} for _ in range(30)]
+    del rows[0]["prompt"]
+    found = list(read_preferences(CONTAINERS[container](rows, tmp_path)))
+    if container == "generator":  # nothing else was known when the first row came
+        assert all("a column 'prompt'" in str(row.error) for row in found[1:])
+    else:
+        assert preferences(found) == [None] + [PAIR] * 29
+
+
+@pytest.mark.parametrize("name", ["chosen", "response_1", "winner", "model_a", "user", "system"])
+def test_a_missing_value_of_pandas_costs_its_row_at_most(name: str) -> None:
+    pair = {"prompt": "q", "response_1": "yes", "response_2": "no", "winner": "a", "user": "ann"}
+    pair |= {"model_a": "m", "model_b": "n", "system": "s"}
+    if name == "chosen":
+        pair = ROW
+    frame = pd.DataFrame([pair] * 3, dtype=object)
+    frame.loc[1, name] = pd.NA
+    for data in (frame, frame.astype("string"), frame.to_dict("records")):
+        first, odd, last = read_preferences(data)
+        assert first.preference == last.preference
+        assert first.preference
+        assert "missing" in str(odd.error) or odd.preference
+
+
+def test_ratings_with_a_missing_value_of_pandas_cost_no_other() -> None:
+    rows: Rows = [{"prompt": "q", "response": "yes", "score": 2, "x": pd.NA}]
+    rows += [{"prompt": "q", "response": "no", "score": 1, "x": 3}]
+    rows += [{"prompt": "r", "response": text, "score": pd.NA, "x": 3} for text in "ab"]
+    good, bad = read_preferences(pd.DataFrame(rows, dtype=object), pairs="all")
+    assert good.preference == PAIR
+    assert "no two differ" in str(bad.error)
+
+
+def test_an_id_that_lost_its_digits_is_no_user() -> None:
+    """Whole numbers of 17 digits in a column with a gap: two people would be one."""
+    frame = pd.DataFrame([{**ROW, "user_id": n} for n in (76561198000000001, 7, None)])
+    lost, good, none = read_preferences(frame)
+    assert "lost its last digits" in str(lost.error)
+    assert [row.preference and row.preference.user for row in (good, none)] == ["7", None]
+
+
 def test_a_likelier_name_in_a_later_row_takes_no_role_away() -> None:
     rows = [{**ROW, "annotator": "ann"}] * 2 + [{**ROW, "annotator": "ann", "user_id": "bob"}]
     rows = [

@@ -45,7 +45,7 @@ SCALE = {"prompt": "q", "response_1": "a", "response_2": "b"}
 
 
 @pytest.mark.parametrize("name", ["preference_strength", "overall_preference", "overallPreference"])
-@pytest.mark.parametrize("numbers", [(1, 2, 3), (1, 2), (1, 7, 4), (3,), (0,)])
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (1, 2), (1, 7, 4), (3,), (0,), (-1, 1, 7)])
 def test_a_strength_without_a_sign_is_not_guessed(name: str, numbers: tuple[int, ...]) -> None:
     """Labelling tools have scales from 1 (A is much better) to 5 or 7."""
     rows = [{**SCALE, name: number} for number in numbers]
@@ -136,6 +136,12 @@ def test_one_odd_cell_does_not_make_the_json_of_all_rows_text(
     assert isinstance(found[20], str)
 
 
+@pytest.mark.parametrize("count", [2, 9, 60])
+def test_most_cells_decide_however_few_there_are(count: int) -> None:
+    found = read(*[WHOLE] * count, {**WHOLE, "rejected": "(none)"}, WHOLE)
+    assert [isinstance(each, Preference) for each in found] == [True] * count + [False, True]
+
+
 def test_lists_and_their_json_in_one_column_are_both_turns() -> None:
     assert (
         read(*[{name: json.loads(text) for name, text in WHOLE.items()}] * 3, WHOLE) == [PAIR] * 4
@@ -144,7 +150,7 @@ def test_lists_and_their_json_in_one_column_are_both_turns() -> None:
 
 def test_json_of_turns_in_a_column_of_texts_costs_its_row() -> None:
     """Half of the rows are texts: nobody knows which is meant, and neither is taken silently."""
-    text = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    text: dict[str, Any] = {"prompt": "q", "chosen": "a", "rejected": "b"}
     for rows in ([text, {**text, **WHOLE}] * 20, [tuple({**text, **WHOLE}.values()), text]):
         found = read_preferences(rows)
         for row in found:
@@ -352,6 +358,52 @@ def test_names_of_models_as_labels() -> None:
     row = {"prompt": "q", "response_a": "a", "response_b": "b", "model_a": "m1", "model_b": "m2"}
     assert read({**row, "winner": "m2"}, {**row, "winner": "m1"}) == [PAIR.swapped, PAIR]
     assert "none of" in str(read({**row, "winner": "m2"}, {**row, "winner": "m3"})[1])
+
+
+TAGS = [("pos", "neg"), ("win", "lose"), ("w", "l"), ("accepted", "rejected"), ("good", "bad")]
+
+
+@pytest.mark.parametrize("names", TAGS)
+def test_tags_beside_two_responses_and_a_label_are_no_responses(names: tuple[str, str]) -> None:
+    """Counts of wins and losses, tags, flags: each has a name that a pair of responses may have."""
+    tags = dict(zip(names, ("3", "5"), strict=True))
+    row = {"prompt": "q", "response_1": "a", "response_2": "b", **tags}
+    assert read({**row, "label": 2}, {**row, "label": 1}) == [PAIR.swapped, PAIR]
+    alone = {"prompt": "q", **dict(zip(names, ("a", "b"), strict=True))}
+    assert read(alone) == [PAIR]
+
+
+@pytest.mark.parametrize(
+    ("original", "better", "worse"),
+    [
+        ("response", "chosen_response", "rejected_response"),
+        ("response", "preferred_response", "dispreferred_response"),
+        ("messages", "chosen_messages", "rejected_messages"),
+    ],
+)
+def test_the_original_answer_is_not_the_chosen_one(original: str, better: str, worse: str) -> None:
+    """A data set may keep the answer that it began with; ms-swift calls the chosen one response."""
+    turns = original == "messages"
+
+    def said(text: str) -> Any:
+        return [USER, say(text)] if turns else text
+
+    row = {"prompt": "q", original: said("x"), better: said("a"), worse: said("b")}
+    assert read(row) == [PAIR]
+    if not turns:
+        assert read({**row, "rejected_response": "b"}) == [PAIR]
+
+
+@pytest.mark.parametrize("labels", ["12", "ab"])
+def test_a_label_is_a_text_only_if_most_labels_are(labels: str) -> None:
+    """1+1? "2" and "1": label 1 is the first of them, in a file whose labels are 1 and 2."""
+    texts = {"prompt": "q", "response_1": "x", "response_2": "y"}
+    rows = [{**texts, "label": labels[n % 2]} for n in range(60)]
+    odd = {**SCALE, "response_1": labels[1], "response_2": labels[0], "label": labels[0]}
+    found = read(*rows, odd)[-1]
+    assert found == Preference(prompt="q", chosen=labels[1], rejected=labels[0])
+    with pytest.raises(DataError, match=r"for certain.*labels="):
+        read(*[odd] * 3)
 
 
 def test_one_hot_winners() -> None:
