@@ -448,6 +448,7 @@ def test_a_file_that_is_replaced_is_another_model(select: str | None, tmp_path: 
     assert len(models) == (0 if select else 2)
 
 
+@pytest.mark.heavy
 def test_another_address_of_the_environment_is_another_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
