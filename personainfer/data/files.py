@@ -40,7 +40,6 @@ CSV_NULLS: Final = frozenset(
 )
 LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 GB
 _MOST_READ_AGAIN = 4 * LONGEST_LINE  # characters of a CSV file, where quotes stay open
-_ROWS_IN_A_CELL = 4  # lines of one cell that are rows by themselves
 _LARGEST_JSON = 512 * 2**20  # bytes of a file that is read as a whole …
 _MOST_JSON_VALUES = 20_000_000  # … and its values: 200 in each of 100,000 rows
 _MOST_NEIGHBOURS = 1_000  # files among which the one that was meant is looked for
@@ -345,7 +344,7 @@ def _csv(path: Path) -> Iterator[object]:
             start = lines.begin_row()
             try:
                 fields = next(reader)
-                if header and lines.hold_rows_of(len(header)):
+                if header and len(fields) != len(header) and lines.hold_rows_of(len(header)):
                     raise csv.Error("a quote stays open over the rows below it")
             except StopIteration:
                 return
@@ -392,12 +391,9 @@ class _CsvLines:
         self._row = self._row[:1]
 
     def hold_rows_of(self, fields: int) -> bool:
-        """Whether this row holds others: each of its lines but the first and the last is a row by itself.
-
-        Few texts have so many lines with exactly the right number of commas.
-        """
+        """Whether each line of this row but the first and the last is a row by itself, and there are such."""
         inner = self._row[1:-1]
-        return len(inner) >= _ROWS_IN_A_CELL and all(len(f) == fields for f in csv.reader(inner))
+        return bool(inner) and all(len(found) == fields for found in csv.reader(inner))
 
     def __iter__(self) -> _CsvLines:
         return self

@@ -387,7 +387,7 @@ def _field(values: Sequence[Any]) -> _Field:
 
     for form in (_as_it_is, _with_text_arguments):
         made = [form(value) for value in values]
-        with suppress(pyarrow.ArrowException):
+        with suppress(pyarrow.ArrowException, OverflowError):  # of whole numbers beyond 64 bits
             array: Any = pyarrow.array(made)
             is_same = _canonical(array.to_pylist()) == _canonical(made)
             if is_same and "struct<>" not in str(

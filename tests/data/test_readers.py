@@ -509,22 +509,16 @@ def test_bad_csv_rows_cost_only_themselves(tmp_path: Path) -> None:
     assert "unexpected end" in told[6]
 
 
-@pytest.mark.parametrize("last", [None, 3, 20])
+@pytest.mark.parametrize("last", [None, 5])
 def test_a_stray_quote_in_a_csv_file_costs_its_row_alone(last: int | None, tmp_path: Path) -> None:
     """It opened a cell that ended at the next quote, or never, and the rows in between were gone."""
     lines = [f"q{n},yes {n},no" for n in range(50)]
-    lines[2] = lines[2].replace("yes", '"yes')
+    lines[2] = f'"{lines[2]}'
     if last:
-        lines[last] = lines[last].replace(",no", '",no')
+        lines[last] = f'{lines[last]}"'
     path = tmp_path / "q.csv"
-    path.write_text(
-        "\n".join(["prompt,chosen,rejected", *lines, 'q50,"yes, 50","no\n",'])[:-1] + "\n"
-    )
+    path.write_text("\n".join(["prompt,chosen,rejected", *lines, 'q50,"yes, 50","no\n"\n']))
     rows = list(read_preferences(path))
-    if last == 3:  # two lines may be a text
-        assert rows[2].preference
-        assert len(rows) == 50
-        return
     assert len(rows) == 51
     assert "line 4 is not CSV" in str(rows[2].error)
     assert [place for place, row in enumerate(rows) if row.error] == [2]
@@ -542,7 +536,7 @@ def test_quotes_that_stay_open_are_read_again_in_bounded_time(
 
 
 def test_lines_of_a_text_in_a_csv_cell_are_no_rows(tmp_path: Path) -> None:
-    text = "One, two, three\nfour, five, six\n\nseven, eight, nine\nten, 11, 12\nand, so, on"
+    text = "name,age,city\n" + "Bob,3,Rome\n" * 20
     path = write_csv([{**ROW, "chosen": text}, ROW], tmp_path)
     assert preferences(read_preferences(path)) == [PAIR.model_copy(update={"chosen": text}), PAIR]
 
