@@ -12,7 +12,7 @@ from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
 from ..preferences.cells import ABSENT, without_na
 from ..preferences.column_names import matches, widened, with_later_columns
 from ..preferences.conversations import read_pair
-from ..preferences.recognition import FEW, LOOK_AHEAD, recognise, settle
+from ..preferences.recognition import FEW, LOOK_AHEAD, check_named, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..preferences.turns import check_text
 from ..records import Preference
@@ -147,6 +147,7 @@ class RowStream:
 def _settled(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema:
     """The schema of rows by the columns that half of them have, and then the others; else by all columns."""
     names = _names(dicts)
+    check_named(names, told)
     usual = [name for name in names if 2 * sum(name in item for item in dicts) >= len(dicts)]
 
     def values(schema: Schema) -> list[list[object]]:

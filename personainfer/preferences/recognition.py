@@ -31,13 +31,7 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
         InvalidArgumentError: `columns=` names a column that the data does not have.
         DataError: no schema has these columns.
     """
-    for role, column in told.columns.items():
-        if column not in found:
-            raise InvalidArgumentError(
-                f"columns[{role!r}] is {column!r}, which is not a column of the data.",
-                hint=nearest(column, found),
-                argument="columns",
-            )
+    check_named(found, told)
     if schemas := matches(found, told):
         return schemas
     listed = ", ".join(f"{name!r:.80}" for name in found[:20]) + (", …" if len(found) > 20 else "")
@@ -48,6 +42,17 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
         argument="columns",
         example=example,
     )
+
+
+def check_named(found: Sequence[str], told: Mapped) -> None:
+    """Raise InvalidArgumentError if `columns=` names a column that the data does not have."""
+    for role, column in told.columns.items():
+        if column not in found:
+            raise InvalidArgumentError(
+                f"columns[{role!r}] is {column!r}, which is not a column of the data.",
+                hint=nearest(column, found),
+                argument="columns",
+            )
 
 
 @cache

@@ -397,6 +397,14 @@ def test_options_about_columns_are_refused_where_there_are_none(options: dict[st
             read_preferences(rows, **options)
 
 
+@pytest.mark.parametrize("role", ["prompt", "user", "id", "system", "chosen"])
+@pytest.mark.parametrize("form", [list, iter, pd.DataFrame])
+def test_a_column_that_is_named_has_to_be_there(role: str, form: Callable[[Any], Any]) -> None:
+    rows = [{**ROW, "user_id": "ann"}] * 3
+    with pytest.raises(InvalidArgumentError, match=r"'nowhere', which is not a column of the data"):
+        read_preferences(form(rows), columns={role: "nowhere"})
+
+
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
     | st.text(st.characters(categories=["Cs", "Cc", "Ll"]), max_size=3),
