@@ -36,6 +36,12 @@ def is_transcript(text: object) -> bool:
     return isinstance(text, str) and _transcript(text) is not None
 
 
+def is_exchange(text: str) -> bool:
+    """Whether a text is such a conversation, from the user's turn to the assistant's."""
+    turns = _transcript(text) or ()
+    return len(turns) > 1 and (turns[0].role, turns[-1].role) == ("user", "assistant")
+
+
 def transcript_prompt(text: str) -> Turns:
     """The turns of a prompt that is a transcript, without the empty assistant turn at its end."""
     turns = _transcript(text) or (Turn("user", text),)

@@ -160,10 +160,11 @@ def _preference(
         bad = cut_at_turn(names[1], bad, turn)
     for name, text in zip(names, (good, bad), strict=True):
         check_text(name, text, is_response=True)
-    if "prompt" not in row:
+    if "prompt" not in row or (schema.has_exchanges and not _begin_with_prompt(row, good, bad)):
         pair = read_conversations(
             names, good, bad, before=before, id=id, user=user, counts=schema.counts
         )
+        _check_prompt(schema, row, pair)
         return with_tools(pair, row["tools"]) if "tools" in row else pair
     prompt = row["prompt"]
     if type(prompt) is str:
@@ -181,6 +182,27 @@ def _preference(
     if is_null(tools) and isinstance(asked := plain(row["prompt"]), Mapping):
         tools = asked.get(TOOL_DEFINITIONS)
     return pair if is_null(tools) else with_tools(pair, tools)
+
+
+def _begin_with_prompt(row: Mapping[str, Any], *responses: object) -> bool:
+    prompt = row["prompt"]
+    return isinstance(prompt, str) and all(
+        isinstance(text, str) and text.startswith(prompt) for text in responses
+    )
+
+
+def _check_prompt(schema: Schema, row: Mapping[str, Any], pair: Preference) -> None:
+    """Raise if a column that is surely the prompt is no turn of the conversations."""
+    column = schema.columns.get("prompt", "prompt")
+    is_sure = column == "prompt" or "prompt" in schema.told.columns
+    if "prompt" not in row or (not is_sure and isinstance(row["prompt"], str | None)):
+        return
+    prompt = pair.prompt
+    turns = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
+    if not isinstance(row["prompt"], str) or row["prompt"].strip() not in map(str.strip, turns):
+        raise DataError(
+            f"the responses are conversations, in which {column!r} is no turn.", hint=LEAVE_OUT
+        )
 
 
 def _id(schema: Schema, value: object) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..exceptions import DataError
 from .cells import is_null, looks_like_turns, plain
-from .conversations import is_transcript
+from .conversations import is_exchange, is_transcript
 from .labels import (
     LabelCoding,
     Verdict,
@@ -69,6 +69,7 @@ class Schema:
         json_roles: roles whose column holds JSON text.
         is_rounds: whether prompt and responses are lists of texts, one for each round.
         has_transcripts: whether there are prompts that are "\\n\\nHuman: … \\n\\nAssistant:" texts.
+        has_exchanges: whether chosen and rejected are such texts, with the prompt, beside a prompt's column.
         told: what the caller says of the data.
         present: the columns that the data has; others of `columns` may come in later rows.
         compared: the coding of a second label, which is compared with the choice that was read.
@@ -84,6 +85,7 @@ class Schema:
     json_roles: frozenset[str] = frozenset()
     is_rounds: bool = False
     has_transcripts: bool = False
+    has_exchanges: bool = False
     told: Mapped = field(default_factory=Mapped)
     beside: Mapping[str, str] = field(default_factory=dict)
     present: frozenset[str] = frozenset()
@@ -111,7 +113,8 @@ class Schema:
     @property
     def depends_on_values(self) -> bool:
         """Whether the values of cells, not only the columns' names, decided how they are read."""
-        return bool(self.json_roles) or self.is_rounds or self.has_transcripts
+        is_text = not (self.is_rounds or self.has_transcripts or self.has_exchanges)
+        return bool(self.json_roles) or not is_text
 
     def settled(self, rows: Sequence[Sequence[object]], *, is_batch: bool = False) -> Schema:
         """The schema completed from values: the coding of labels, and which cells hold JSON text.
@@ -137,6 +140,10 @@ class Schema:
             is_rounds=self.kind == "one-hot"
             and _share(_is_json_list, chain.from_iterable(texts.values())) > 1 / 2,
             has_transcripts=_share(is_transcript, texts.get("prompt", ())) > _FEW,
+            has_exchanges=self.kind == "pair"
+            and min(_share(is_exchange, texts[role]) for role in ("chosen", "rejected")) > 1 / 2
+            if texts
+            else False,
         )
 
     def _find_coding(

@@ -165,6 +165,19 @@ def test_json_that_is_no_turns_is_the_response() -> None:
     assert read(*[row] * 3) == [Preference(**row)] * 3
 
 
+@pytest.mark.parametrize("name", ["info", "text", "x", "context", "history", "prompt"])
+def test_transcripts_beside_another_column_hold_their_prompt(name: str) -> None:
+    """HH-RLHF with a column more: its text was the prompt, and the whole transcripts the responses."""
+    row = {
+        f: f"\n\nHuman: q\n\nAssistant: {text}" for f, text in (("chosen", "a"), ("rejected", "b"))
+    }
+    assert read(*[{**row, name: "q"}] * 3) == [PAIR] * 3
+    other = read({**row, name: "q"}, {**row, name: "batch 7"})[1]
+    assert ("is no turn" in str(other)) if name == "prompt" else other == PAIR
+    whole = {**row, name: "\n\nHuman: q\n\nAssistant:"}
+    assert read(*[whole] * 3) == [PAIR] * 3
+
+
 def test_a_plain_prompt_among_transcripts_is_a_text_and_they_are_turns() -> None:
     row = {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"}
     assert read(*[row] * 3, EXPLICIT, {**row, "prompt": ""}, *[row] * 3)[:4] == [PAIR] * 4
