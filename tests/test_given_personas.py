@@ -411,3 +411,20 @@ def test_real_published_personas_are_given_back_exactly() -> None:
         assert str(row.rejected) == given_row["rejected_persona"]
     parsed = [person for row, _ in known for person in (row.chosen, row.rejected) if person]
     assert sum(bool(person.trait) for person in parsed) > 700
+
+
+def test_words_for_nothing_in_a_csv_file_are_no_personas(tmp_path: Path) -> None:
+    words = ["null", "NaN", "None", "N/A", ""]
+    frame = pd.DataFrame(
+        {
+            "prompt": [f"q{n}" for n in range(len(words) + 1)],
+            "chosen": "a",
+            "rejected": "b",
+            "chosen_persona": [*words, "The user is calm."],
+            "persona_error": "",
+        }
+    )
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    table = pi.PersonaTable.from_data(tmp_path / "t.csv", rejected_persona=None)
+    assert [row.chosen is None for row in table] == [True] * len(words) + [False]
+    assert all("no persona in 'chosen_persona'" in str(row.error) for row in table.errors)

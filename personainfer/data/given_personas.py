@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null
 from ..records import Persona, PersonaRow
 from .arrow_columns import cells_of, in_narwhals, own_names, package_of
-from .files import arrow_cells
+from .files import CSV_NULLS, arrow_cells
 from .readers import read_with_columns
 from .source_rows import PreferenceSource, SourceRow
 from .table_reader import COLUMNS
@@ -41,6 +42,13 @@ def read_personas(
         found: Iterable[object] = (name for row in read[:32] for name in row.columns)
         _check_names(list(dict.fromkeys(found)), wanted, bool(read))
         values: Iterable[Mapping[str, Any]] = (row.columns for row in read)
+        if isinstance(data, str | Path) and str(data).removesuffix(".gz").endswith(
+            ".csv"
+        ):  # its words for nothing are no personas
+            values = (
+                {name: None if cell in CSV_NULLS else cell for name, cell in row.columns.items()}
+                for row in read
+            )
     else:
         _check_names(own_names(source.original), wanted, True)
         read = list(source)
@@ -101,7 +109,8 @@ def _row(
     if error is None and not any(personas.values()):
         listed = " and ".join(map(repr, wanted.values()))
         told = given.get(errors)
-        error = told if isinstance(told, str) else f"the row has no persona in {listed}."
+        said = isinstance(told, str) and told.strip()
+        error = str(told) if said else f"the row has no persona in {listed}."
     return PersonaRow(
         place,
         read.preference,

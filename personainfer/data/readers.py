@@ -176,6 +176,11 @@ def _from_table(data: Any, told: Mapped) -> PreferenceSource:
 
 
 def _from_dataset(data: Any, told: Mapped) -> PreferenceSource:
+    if data.format["type"] == "custom":
+        raise InvalidArgumentError(
+            "the dataset has a transform, which columns that are read as stored do not go through.",
+            hint="Pass list(data) for what it gives, or data.with_format(None) for what is stored.",
+        )
     names = list(data.column_names)
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:

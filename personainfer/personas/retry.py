@@ -169,9 +169,11 @@ def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, 
     A provider in a model's name says where, too: it may be one whose models are anybody's.
     """
     base = settings.get("api_base")
-    if given.get("api_base") is not None or model != settings.get("model"):
+    # By litellm, a provider may ask for the key at an address of its own, whatever `api_base` says.
+    signs_in = isinstance(model, StoredText) and model.strip().startswith("litellm/")
+    if model != settings.get("model") or (given.get("api_base") is not None and not signs_in):
         return
-    if base is None:
+    if base is None or signs_in:
         if isinstance(model, StoredText) and model.strip().partition(":")[0] != "local":
             raise InvalidArgumentError(
                 f"the table was made with the model {shown_address(model)!r}.",

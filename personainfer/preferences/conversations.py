@@ -64,12 +64,15 @@ def without_prompt(
 ) -> tuple[str, str]:
     """Two responses without the prompt, where both begin with the whole of it.
 
-    The prompt has to end where a word ends, so that "The" is not taken from "There is".
+    White space has to come after it, and a line's end after less than three words: whoever says "Hello" is
+    answered "Hello, …", and "Yes" begins many an answer to "Yes".
     """
     if not (chosen.startswith(prompt) and rejected.startswith(prompt)):
         return chosen, rejected
     rest = chosen[len(prompt) :], rejected[len(prompt) :]
-    if prompt[-1:].isalnum() and any(text[:1].isalnum() for text in rest):
+    space = prompt[len(prompt.rstrip()) :]
+    gaps = [space + text[: len(text) - len(text.lstrip())] for text in rest]
+    if not all(gaps) or (len(prompt.split()) < 3 and not all("\n" in gap for gap in gaps)):
         return chosen, rejected
     counts["prompt_repeated"] += 1
     return rest[0].lstrip(), rest[1].lstrip()

@@ -29,7 +29,7 @@ from ..data.atomic_files import (
 from ..data.files import bounded_lines
 from ..data.table import PersonaTable
 from ..data.table_writer import is_table
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError, visible_in_json
 from ..personas.placement import TEMPLATES, PersonaPlace
 from ..preferences.cells import read_json
 from ..preferences.turns import TOOL_DEFINITIONS
@@ -165,7 +165,7 @@ def export_personas(
         counts = ", ".join(f"{reason}: {count:,}" for reason, count in rows.left_out.items())
         raise DataError(f"no row is left to export ({counts or 'the table is empty'}).")
     if not isinstance(target, Path):
-        target.writelines(_json_lines(rows))
+        target.writelines(map(visible_in_json, _json_lines(rows)))  # it may be a terminal
         return _export(rows, {"train": rows})
     if target.suffix in _FILES:
         _written(target, lambda: _write(target, rows, rows))

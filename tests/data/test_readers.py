@@ -405,6 +405,18 @@ def test_a_column_that_is_named_has_to_be_there(role: str, form: Callable[[Any],
         read_preferences(form(rows), columns={role: "nowhere"})
 
 
+def test_a_dataset_with_a_transform_is_not_read_around_it() -> None:
+    """It may hide what is stored."""
+    hidden = datasets.Dataset.from_list([ROW]).with_transform(
+        lambda batch: {**batch, "prompt": ["[redacted]"] * len(batch["prompt"])}
+    )
+    with pytest.raises(InvalidArgumentError, match=r"has a transform.*list\(data\)"):
+        read_preferences(hidden)
+    [row] = preferences(read_preferences(list(hidden)))
+    assert row is not None
+    assert row.prompt == "[redacted]"
+
+
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
     | st.text(st.characters(categories=["Cs", "Cc", "Ll"]), max_size=3),

@@ -201,6 +201,21 @@ def test_responses_that_repeat_the_prompt() -> None:
     assert source.summary["prompt_repeated"] == 1
 
 
+@pytest.mark.parametrize(
+    ("prompt", "chosen"),
+    [
+        ("Hello", "Hello! How can I help?"),
+        ("Yes", "Yes you may."),
+        ("1", "1, 2 and 3"),
+        ("Tea or milk?", "Tea or milk?!"),
+    ],
+)
+def test_an_answer_in_the_words_of_the_prompt_keeps_them(prompt: str, chosen: str) -> None:
+    [found] = read({"prompt": prompt, "chosen": chosen, "rejected": f"{prompt}, and so on."})
+    assert isinstance(found, Preference)
+    assert (found.chosen, found.rejected) == (chosen, f"{prompt}, and so on.")
+
+
 def test_a_response_that_begins_with_the_same_letters_repeats_nothing() -> None:
     """A short prompt may begin a longer word, and one response alone may quote the question."""
     rows: list[dict[str, Any]] = [

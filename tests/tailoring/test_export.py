@@ -20,7 +20,7 @@ from personainfer.local.weights import find_weights
 from personainfer.tailoring.export import EXPORT_FORMATS
 from personainfer.testing import FakeLLM, Reply
 
-from ..builders import CHAT, pairs, repeated, row, table
+from ..builders import BRIEF, CHAT, pairs, repeated, row, table
 
 SHARES = {"train": 0.75, "test": 0.25}
 PLACES = ("system", "user", "plain")
@@ -51,6 +51,15 @@ def test_a_file_holds_the_rows(format: str, place: Any, tmp_path: Path) -> None:
     stream = io.StringIO()
     assert pi.export_personas(table(), stream, **options).files == {}
     assert stream.getvalue().splitlines() == lines
+
+
+def test_what_may_go_to_a_terminal_acts_on_none() -> None:
+    stream = io.StringIO()
+    pair = pi.Preference(prompt="q \x9b2J", chosen="a \u202e", rejected="b \u2028")
+    made = pi.PersonaTable([pi.PersonaRow(0, pair, chosen=BRIEF, rejected=BRIEF)])
+    pi.export_personas(made, stream)
+    assert not {"\x9b", "\u202e", "\u2028"} & set(stream.getvalue())
+    assert json.loads(stream.getvalue())["chosen"][0]["content"] == "a \u202e"
 
 
 def bare(value: Any) -> Any:
