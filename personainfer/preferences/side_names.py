@@ -6,6 +6,7 @@ name must not become the response.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,10 @@ Head = Callable[
 _LONGEST = 80  # characters of a name
 _LEAST_SHARE = 0.95  # of the first rows
 _PAIR_KINDS = ("pair", "conversations")
+_WORD_FOR_SIDE = re.compile(
+    r"(?:response|answer|output|completion|model|option|candidate|assistant)[ _-]?[0-9a-d]", re.I
+)
+_NAMING_KEY = re.compile(r"(?:^|_)(?:id|name|model|key|label|letter)$", re.I)
 _MODEL_KEYS = ("model", "model_name", "name", "id")
 
 
@@ -66,9 +71,11 @@ def _named(schema: Schema, head: Head, names: Sequence[object]) -> tuple[object,
     if not short or len(short) < least:
         return None
     called = tuple(schema.beside.get(role, "") for role in ("response_1", "response_2"))
-    naming = [row for row in short if _names_sides(row, called)]
+    naming = [row for row in short if _names_sides(row, called) or _are_words_for_sides(row)]
     if len(naming) < least and _names_columns(schema, short, head, names):
         naming = short
+    if len(naming) < least:
+        naming = _names_beside(schema, head, names)
     if len(naming) < least:
         return None
     return plain(naming[0]["chosen"]), plain(naming[0]["rejected"])
@@ -132,3 +139,53 @@ def _names_columns(
     cells = _rows(schema, {name: name for name in map(str, found)}, head)
     values = [value for row in cells for value in map(plain, row.values()) if not is_null(value)]
     return bool(values) and all(isinstance(value, str | list | tuple | Mapping) for value in values)
+
+
+def _are_words_for_sides(row: Mapping[str, Any]) -> bool:
+    """Whether the values are "response_1" and "response_2", or such words."""
+    both = [str(plain(row[role])).strip() for role in ("chosen", "rejected")]
+    return all(map(_WORD_FOR_SIDE.fullmatch, both)) and both[0] != both[1]
+
+
+def _names_beside(schema: Schema, head: Head, names: Sequence[object]) -> list[dict[str, Any]]:
+    """The rows whose values are what texts in other columns are called.
+
+    They are keys of a dict of texts, values in records, or the beginning or end of the names of columns.
+    """
+    both = {role: schema.columns[role] for role in ("chosen", "rejected")}
+    others = {f"={n}": n for n in names if isinstance(n, str) and n not in schema.columns.values()}
+    naming: list[dict[str, Any]] = []
+    for row in _rows(schema, both | others, head):
+        values = [plain(row[role]) for role in both]
+        if any(map(is_null, values)) or not _may_name(*values):
+            continue
+        cells = {name: plain(row[key]) for key, name in others.items()}
+        if any(set(values) <= _called(cell) for cell in cells.values()) or all(
+            _is_in_a_name(str(value), cells) for value in values
+        ):
+            naming.append(row)
+    return naming
+
+
+def _called(cell: object) -> set[object]:
+    """What the texts in a cell are called: keys of a dict of texts, ids and names of records."""
+    if isinstance(cell, Mapping):
+        texts = {name for name, value in cell.items() if isinstance(value, str | list | Mapping)}
+        return texts | _called(list(cell.values()))
+    records = [each for each in cell if isinstance(each, Mapping)] if isinstance(cell, list) else []
+    if len(records) < 2:
+        return set()
+    return {
+        value
+        for each in records
+        for key, value in each.items()
+        if _NAMING_KEY.search(str(key)) and _may_name(value)
+    }
+
+
+def _is_in_a_name(value: str, cells: Mapping[str, object]) -> bool:
+    """Whether a column of text begins or ends with the value, as "gpt4_output" with "gpt4"."""
+    return any(
+        isinstance(cell, str) and (name.startswith(f"{value}_") or name.endswith(f"_{value}"))
+        for name, cell in cells.items()
+    )

@@ -713,3 +713,45 @@ def test_pandas_na_is_a_null_wherever_it_stands(form: str) -> None:
     assert anonymous.preference == PAIR
     assert len(missing) == 4
     assert all("missing (null)" in str(row.error) for row in missing)
+
+
+NAMES_BESIDE: dict[str, dict[str, Any]] = {
+    "keys of a dict": {"chosen": "gpt-4", "outputs": {"gpt-4": "Tea.", "b": "Milk."}},
+    "letters": {"chosen": "A", "candidates": {"A": {"text": "Tea."}, "b": {"text": "Milk."}}},
+    "ids of records": {
+        "chosen": "x1",
+        "texts": [{"text_id": "x1", "text": "Tea."}, {"text_id": "b", "text": "Milk."}],
+    },
+    "beginnings of columns": {"chosen": "gpt4", "gpt4_output": "Tea.", "b_output": "Milk."},
+}
+
+
+@pytest.mark.parametrize("form", NAMES_BESIDE)
+def test_a_name_of_a_text_beside_is_not_the_text(form: str) -> None:
+    with pytest.raises(DataError, match=r"chosen|candidates"):
+        read(*[{"prompt": "q", "rejected": "b", **NAMES_BESIDE[form]}] * 5)
+
+
+def test_words_for_sides_are_no_responses() -> None:
+    rows = [
+        {"prompt": "q", "chosen": f"response_{1 + n % 2}", "rejected": f"response_{2 - n % 2}"}
+        for n in range(4)
+    ]
+    with pytest.raises(DataError, match="do not hold responses"):
+        read(*rows)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"votes": {"yes": 0.7, "no": 0.3}},
+        {"choices": [{"text": "yes", "letter": "A"}, {"text": "no", "letter": "B"}]},
+        {"choices": ["yes", "no"]},
+        {"why": "yes means agreement"},
+    ],
+)
+def test_short_answers_are_texts_whatever_counts_them(beside: dict[str, Any]) -> None:
+    rows = [
+        {"prompt": f"Is {n} even?", "chosen": "yes", "rejected": "no", **beside} for n in range(5)
+    ]
+    assert all(isinstance(found, Preference) for found in read(*rows))
