@@ -36,6 +36,7 @@ Sleep = Callable[[float], Awaitable[object]]
 _SLOWER = 0.7  # concurrency after a refusal; each accepted request gives one back
 _FIRST_PAUSE = 0.5  # seconds, doubled at each refusal in a row, when the endpoint names no time
 _LONGEST_PAUSE = 60.0
+_LOOK = 1.0  # seconds after which a request that waits looks again
 _LOADING_PAUSE = 5.0  # seconds between two looks at an endpoint that loads its model
 _TOO_FAST = "the endpoint keeps asking for fewer requests"
 
@@ -238,7 +239,8 @@ class Gate:
                 self._active += 1
                 return self._clock()
             try:
-                await (self._sleep(pause) if pause > 0 else self._place())
+                # In pieces: `reset` may end the pause.
+                await (self._sleep(min(pause, _LOOK)) if pause > 0 else self._place())
             except asyncio.CancelledError:
                 self._wake_one()  # a place may have been offered to the one who leaves
                 raise
@@ -253,9 +255,12 @@ class Gate:
         self._active -= 1
         self._wake_one()
 
-    def reset(self) -> None:
-        """Try again an endpoint that was given up: a new run may find it recovered."""
-        if self._given_up is not None:
+    def reset(self, *, at_once: bool = False) -> None:
+        """Try again an endpoint that was given up: a new run may find it recovered.
+
+        `at_once` ends the pause of one that was not.
+        """
+        if at_once or self._given_up is not None:
             self._opens_at = 0.0
         self._given_up = None
         self._loading_since = None

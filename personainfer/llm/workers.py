@@ -45,6 +45,7 @@ _GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts a
 _MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
 _REFUSALS = 3  # for going too fast, in a row, after which a request waits until others are sent
+_WINDOW = 60.0  # seconds: of limits a minute, nothing is used up when as long no row was answered
 _SHORT = Message(role="user", content="?")  # neither too long nor offensive
 
 
@@ -97,6 +98,10 @@ class Workers:
         self._dead: ModelError | None = None  # why no more is sent
         self._refusals = RefusalWatch(settings.max_concurrency)
         self._one_asks = asyncio.Lock()  # whether a refusal concerns all rows
+        self._taken_at = -math.inf  # when the endpoint last took a row
+        self._too_long = (
+            math.inf
+        )  # bytes of the shortest request that is larger than a limit a minute
         self._asked_at = -math.inf  # when that was last found out …
         self._found: ModelError | None = None  # … and the error of the short request
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
@@ -284,6 +289,7 @@ class Workers:
                     raise
                 if self._jobs and job.refusals >= _REFUSALS and not failed:
                     raise _LaterError from None
+                await self._check_size(job, error)
         try:
             value = job.form.read(completion.text)
         except ReplyError as error:
@@ -322,11 +328,31 @@ class Workers:
             return False
         told_to_wait = job.refusals > before and error.retry_after is not None
         if told_to_wait or job.refusals >= _REFUSALS:
-            raise RequestRejectedError(
-                f"refused {job.refusals} times, although the endpoint takes other requests: {error.message}",
-                hint="It may be larger than what the endpoint takes in a minute.",
-            ) from None
+            raise self._too_large(job, error) from None
         return True
+
+    @staticmethod
+    def _too_large(job: Job, error: ModelError) -> RequestRejectedError:
+        return RequestRejectedError(
+            f"refused {job.refusals} times, although the endpoint takes other requests: {error.message}",
+            hint="It may be larger than what the endpoint takes in a minute.",
+        )
+
+    async def _check_size(self, job: Job, error: ModelError) -> None:
+        """Raise an error of the row alone if it is refused for going too fast when nothing else is sent.
+
+        Such a row would hold up all others until the gate gives up, which takes minutes. Those that are as
+        long wait no minute.
+        """
+        is_last = isinstance(error, RateLimitError) and not (self._jobs or error.loading)
+        if not is_last or job.refusals <= _REFUSALS:
+            return
+        length = len(job.body)
+        if length < self._too_long and time.monotonic() - self._taken_at < _WINDOW:
+            return
+        if _is_answer(await self._short_error(job, reopen=True)):
+            self._too_long = min(length, self._too_long)
+            raise self._too_large(job, error) from None
 
     async def _check_whose(self, job: Job, error: ModelError) -> None:
         """Raise an error of the row alone if a refusal would end the run, but the endpoint still answers.
@@ -350,13 +376,13 @@ class Workers:
         """Send a short request in the form of this one; returns its error.
 
         It tells whether a fault concerns all requests or this one. Faults that came before the answer need
-        no other. `reopen` lets it through the gate.
+        no other. `reopen` lets it through the gate at once.
         """
         since = time.monotonic()
         async with self._one_asks:
             if self._asked_at < since and self.fatal is None:
                 if reopen:
-                    self._limits.gate.reset()
+                    self._limits.gate.reset(at_once=True)
                 try:
                     await self._send(self._short_job(job), is_watched=False)
                     self._found = None
@@ -409,6 +435,7 @@ class Workers:
                 self._tally.calls += 1
                 sent = True
                 used = await self._transport.complete(body, self._settings.timeout)
+                self._taken_at = time.monotonic() if job.key else self._taken_at
                 limits.gate.accepted()
                 self._refusals.accepted()
                 return used

@@ -25,6 +25,9 @@ _PAIR_KINDS = ("pair", "conversations")
 _WORD_FOR_SIDE = re.compile(
     r"(?:response|answer|output|completion|model|option|candidate|assistant)[ _-]?[0-9a-d]", re.I
 )
+_OF_TEXTS = re.compile(
+    "response|answer|output|completion|candidate|generation|text|option|choice|message", re.I
+)
 _NAMING_KEY = re.compile(r"(?:^|_)(?:id|name|model|key|label|letter)$", re.I)
 _MODEL_KEYS = ("model", "model_name", "name", "id")
 
@@ -153,7 +156,18 @@ def _names_beside(schema: Schema, head: Head, names: Sequence[object]) -> list[d
     They are keys of a dict of texts, values in records, or the beginning or end of the names of columns.
     """
     both = {role: schema.columns[role] for role in ("chosen", "rejected")}
-    others = {f"={n}": n for n in names if isinstance(n, str) and n not in schema.columns.values()}
+    told = [plain(row[role]) for row in _rows(schema, both, head) for role in both]
+    called = {str(value) for value in told if _may_name(value)}
+    # No other column is read: it may hold images.
+    others = {
+        f"={name}": name
+        for name in names
+        if isinstance(name, str)
+        and name not in schema.columns.values()
+        and (_OF_TEXTS.search(name) or called & _parts(name))
+    }
+    if not others:
+        return []
     naming: list[dict[str, Any]] = []
     for row in _rows(schema, both | others, head):
         values = [plain(row[role]) for role in both]
@@ -165,6 +179,12 @@ def _names_beside(schema: Schema, head: Head, names: Sequence[object]) -> list[d
         ):
             naming.append(row)
     return naming
+
+
+def _parts(name: str) -> set[str]:
+    """What the name of a column begins and ends with: "gpt4" and "output" of "gpt4_output"."""
+    cuts = [place for place, letter in enumerate(name) if letter == "_"]
+    return {name[:cut] for cut in cuts} | {name[cut + 1 :] for cut in cuts}
 
 
 def _called(cell: object) -> set[object]:
@@ -184,8 +204,5 @@ def _called(cell: object) -> set[object]:
 
 
 def _is_in_a_name(value: str, cells: Mapping[str, object]) -> bool:
-    """Whether a column of text begins or ends with the value, as "gpt4_output" with "gpt4"."""
-    return any(
-        isinstance(cell, str) and (name.startswith(f"{value}_") or name.endswith(f"_{value}"))
-        for name, cell in cells.items()
-    )
+    """Whether a column of text begins or ends with the value."""
+    return any(isinstance(cell, str) and value in _parts(name) for name, cell in cells.items())

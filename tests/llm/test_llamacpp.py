@@ -67,7 +67,9 @@ def test_a_pair_end_to_end_and_again_from_the_cache_without_starting_it() -> Non
     table = pi.infer_personas(examples()[:1], "local:smollm2")
     assert not table.errors
     assert all(row.chosen and row.rejected for row in table)
-    assert table.usage.calls == 1
+    assert (
+        table.usage.calls - table.usage.reasks == 1
+    )  # it may be asked again after a doubtful reply
     assert table.usage.cost == 0
     script = (
         "import json, sys, personainfer as pi;"
