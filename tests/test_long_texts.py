@@ -35,7 +35,7 @@ READERS = {
     ),
     "clauses of contrast": ("'over ' * (LENGTH // 20)", "without_contrast(text)"),
     "a list after a contrast": ("'not, ' * (LENGTH // 20)", "without_contrast(text)"),
-    "a header": ("'0' * LENGTH + 'x'", "endpoint_faults._wait(text)"),
+    "a header": ("'0' * LENGTH + 'x'", "endpoint_faults._wait(text, 0.0)"),
 }
 SCRIPT = """
 import personainfer as pi

@@ -216,9 +216,10 @@ class EndpointTransport(DialectTransport):
         written, in_full = dialect.written(body), self._wants_full_name
         if in_full:
             written = json.dumps({**json.loads(written), "model": self._full_name}).encode()
-        answer = await self._post("/chat/completions", written, timeout)
-        try:
-            return self._read_completion(body, *answer)
+        try:  # in one expression: a variable of a traceback would show what the answer repeats
+            return self._read_completion(
+                body, *await self._post("/chat/completions", written, timeout)
+            )
         except ModelNotFoundError as error:
             if self._full_name not in ("", self.model) and not (in_full or self.dialect.answered):
                 self._wants_full_name = error.rewritten = True
