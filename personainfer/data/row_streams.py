@@ -104,6 +104,10 @@ class RowStream:
             item = queue.popleft() if queue else next(iterator, _END)
             if item is _END:
                 return
+            known = self.schema
+            if type(item) is dict and known is not None and item.keys() <= known.present:
+                yield _named_row(known, item)  # as nearly all are
+                continue
             if not isinstance(item, Mapping):
                 yield _unnamed_row(item)
                 continue

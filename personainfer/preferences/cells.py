@@ -41,7 +41,7 @@ def plain(value: object) -> object:
 def without_na(values: list[Any]) -> list[Any]:
     """The values with None for pandas' NA, which is neither true nor false, and equals nothing."""
     pandas: Any = sys.modules.get("pandas")
-    if pandas is None:
+    if pandas is None or pandas.NA.__class__ not in map(type, values):
         return values
     return [None if value is pandas.NA else value for value in values]
 

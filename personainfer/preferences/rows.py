@@ -40,16 +40,17 @@ def read_one(schema: Schema, values: Sequence[object]) -> Preference:
         DataError: the row cannot be read.
     """
     if schema.is_plain:  # nearly all data is, and reading it has to take no time
-        prompt, chosen, rejected, id, user, system, tools, *others = values
+        prompt, chosen, rejected, id, user, system, tools = values[:7]
         if (
             type(prompt) is type(chosen) is type(rejected) is str
             and (system is ABSENT or system is None)
             and (tools is ABSENT or tools is None)
-            and all(map(is_null, others))
+            and (len(values) == 7 or all(map(is_null, values[7:])))
+            and (prompt and chosen and rejected)
             and not chosen.startswith(prompt)
-            and prompt[:1] not in _MAY_BE_JSON
-            and chosen[:1] not in _MAY_BE_JSON
-            and rejected[:1] not in _MAY_BE_JSON
+            and prompt[0] not in _MAY_BE_JSON
+            and chosen[0] not in _MAY_BE_JSON
+            and rejected[0] not in _MAY_BE_JSON
         ):
             name = None if id is ABSENT else _id(schema, id)
             who = None if user is ABSENT else identifier(user, schema.columns["user"])
