@@ -40,6 +40,7 @@ def read_one(schema: Schema, values: Sequence[object]) -> Preference:
         DataError: the row cannot be read.
     """
     if schema.is_plain:  # nearly all data is, and reading it has to take no time
+        # The roles of a plain schema; what comes after them is mostly absent.
         prompt, chosen, rejected, id, user, system, tools = values[:7]
         if (
             type(prompt) is type(chosen) is type(rejected) is str
