@@ -12,9 +12,9 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -179,6 +179,7 @@ class Server:
         self.api_key = key
         self.slots = Slots(SLOTS, _cores(), process.copies)
         self._inside = 0  # requests that are sent and not answered
+        self._has_failed = False  # whether a request has, since one was last sent alone
         self._door = asyncio.Lock()
         self._left = asyncio.Event()
 
@@ -193,17 +194,31 @@ class Server:
             while alone and self._inside:
                 self._left.clear()
                 await self._left.wait()
+            if alone and self._has_failed:
+                # The request that ends a server fails a moment before the server's process has ended.
+                await _in_thread(self.process.ends_now)
+                self._has_failed = False
             if self.process.has_ended():
                 raise _NotSentError
             if alone:
-                yield
+                with self._failure_noted():
+                    yield
                 return
             self._inside += 1
         try:
-            yield
+            with self._failure_noted():
+                yield
         finally:
             self._inside -= 1
             self._left.set()
+
+    @contextmanager
+    def _failure_noted(self) -> Iterator[None]:
+        try:
+            yield
+        except TransportError:
+            self._has_failed = True
+            raise
 
 
 class LocalModel:
