@@ -85,6 +85,8 @@ class ScoringServer:
         self.asked: list[tuple[str, Body]] = []
         self.keys: list[str | None] = []
         self.failures: list[tuple[int, Body]] = []  # sent first
+        self.refuses: Callable[[str, Body], bool] = lambda path, body: False
+        self.refusal: tuple[int, Body] = (400, {})
         self.without_probabilities = False
         self.llguidance_ends = False  # after one token
         self.context = 4096  # tokens
@@ -143,6 +145,8 @@ class ScoringServer:
         self.asked.append((path, body))
         if self.failures:
             return self.failures.pop(0)
+        if self.refuses(path, body):
+            return self.refusal
         if path not in self.routes:
             return 404, {"error": {"message": "Not Found"}}
         return 200, self.routes[path](body)

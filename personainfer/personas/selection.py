@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import inf, isnan
-from typing import Any, TypeVar
+from typing import Any
 
 from ..arguments import read_numbers
 from ..exceptions import (
@@ -18,8 +18,6 @@ from ..exceptions import (
     joined,
 )
 from ..records import Candidate, FloatArray, Persona, PersonaRow, Preference, Selector
-
-T = TypeVar("T")
 
 # Rows whose candidates are scored together: scoring is faster in batches, and replies for the next rows come
 # meanwhile.
@@ -193,7 +191,9 @@ def _worth(candidate: Candidate) -> float:
 def explains_each(
     selector: Any, pairs: Sequence[Preference], personas: Sequence[Any], name: str = "select"
 ) -> FloatArray:
-    """How well each persona explains its pair, shape (n,); NaN where that cannot be scored.
+    """How well each persona explains its pair, shape (n,); NaN, with a warning, where that fails by itself.
+
+    After a failure both halves are asked for, so that one pair costs about as much again as all.
 
     Args:
         selector: an object with `explains(preferences, personas)`.
@@ -201,47 +201,21 @@ def explains_each(
         name: of the argument that the selector is.
 
     Raises:
-        InvalidArgumentError, ModelError: it scores none, or does not answer any more; no n numbers.
+        InvalidArgumentError, ModelError: the first failure, if all pairs fail, or several in a row do so for
+            another reason than what they hold; or the result is no list of numbers.
     """
 
     import numpy as np
 
-    def ask(places: Sequence[int]) -> Any:
-        return selector.explains([pairs[p] for p in places], [personas[p] for p in places])
-
-    def read(found: Any, length: int) -> list[float]:
-        said = f"the result of {name}.explains"
-        numbers: list[float] = read_numbers(said, found, length=length, infinite=True).tolist()
-        return numbers
-
-    scores = score_each(ask, len(pairs), read)
-    return np.array([np.nan if score is None else score for score in scores], dtype=np.float64)
-
-
-def score_each(
-    ask: Callable[[Sequence[int]], Any], count: int, read: Callable[[Any, int], Sequence[T]]
-) -> list[T | None]:
-    """What `ask` gives for each of `count` places; None, with a warning, for one that fails by itself.
-
-    After a failure both halves are asked for, so that one place costs about as much again as all.
-
-    Args:
-        ask: places -> what is scored for them.
-        count: how many places there are.
-        read: what was scored and its number of places -> a result for each.
-
-    Raises:
-        InvalidArgumentError, ModelError: the first failure, if all places fail, or several in a row do so
-            for another reason than what they hold; what `read` raises.
-    """
-    found: list[T | None] = [None] * count
+    count = len(pairs)
+    found = np.full(count, np.nan)
     first: InvalidArgumentError | ModelError | None = None
     worked, failed, away = False, 0, 0
-    parts: list[Sequence[int]] = [range(count)] if count else []
+    parts = [range(count)] if count else []
     while parts:
         part = parts.pop()
         try:
-            scored = ask(part)
+            scores = selector.explains([pairs[p] for p in part], [personas[p] for p in part])
         except BudgetExceededError:
             raise
         except (InvalidArgumentError, ModelError) as error:
@@ -256,10 +230,10 @@ def score_each(
                 raise first from None
         else:
             worked, away = True, 0
-            for place, result in zip(part, read(scored, len(part)), strict=True):
-                found[place] = result
+            said = f"the result of {name}.explains"
+            found[part] = read_numbers(said, scores, length=len(part), infinite=True)
     if failed:
         warnings.warn(
-            f"{failed:,} of {count:,} could not be scored, and are left out: {first}", stacklevel=3
+            f"{failed:,} of {count:,} could not be scored, and are left out: {first}", stacklevel=2
         )
     return found

@@ -26,17 +26,19 @@ _TURN_MARKS = 32  # tokens: more than any chat template puts around a turn
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """How many distinct texts did not fit in the calls so far.
+    """How many distinct texts did not fit, or had no score, in the calls so far.
 
     Attributes:
         prompts: conversations whose oldest turns were left out.
         responses: responses of which only the first `max_response_tokens` were scored.
         too_long: rows that did not fit even so. They have no score (NaN).
+        failed: texts at which the scorer failed. Their rows have no score (NaN).
     """
 
     prompts: int = 0
     responses: int = 0
     too_long: int = 0
+    failed: int = 0
 
     def since(self, earlier: Cuts) -> dict[str, int]:
         """What was added to earlier counts, by name."""
@@ -49,7 +51,8 @@ class ScoredText(NamedTuple):
     """log p of each token of a response, and what was left out so that the row fits.
 
     Attributes:
-        log_probabilities: in nats, shape (tokens,); None: the row is longer than the model's context.
+        log_probabilities: in nats, shape (tokens,); None: the row is longer than the model's context, or
+            the scorer failed at it.
         turns_left_out: how many of the conversation's oldest turns were not shown to the model.
         tokens_left_out: how many tokens at the end of the response were not scored.
     """
@@ -60,12 +63,12 @@ class ScoredText(NamedTuple):
 
     @property
     def sum(self) -> float:
-        """log p of the response; NaN where the row is too long."""
+        """log p of the response; NaN where it has none."""
         return np.nan if self.log_probabilities is None else float(self.log_probabilities.sum())
 
     @property
     def mean(self) -> float:
-        """log p a token; 0 for an empty response, NaN where the row is too long."""
+        """log p a token; 0 for an empty response, NaN where it has none."""
         found = self.log_probabilities
         return self.sum if found is None or not len(found) else float(found.mean())
 
@@ -80,18 +83,23 @@ class TextToFit(NamedTuple):
 
 
 class FittedText(NamedTuple):
-    """The tokens of a row to score (None: it does not fit), and how many turns and tokens were left out."""
+    """The tokens of a row to score, and how many turns and tokens were left out.
+
+    `text` is None where there is no score: the row is too long, or the scorer failed at it.
+    """
 
     text: TokenText | None
     turns_left_out: int
     tokens_left_out: int
+    is_too_long: bool
 
 
 class FittedPrefix(NamedTuple):
-    """The tokens before a response (None: the row does not fit), and how many turns were left out."""
+    """The tokens before a response (None: it has no score), and how many turns were left out."""
 
     tokens: Tokens | None
     turns_left_out: int
+    is_too_long: bool = False
 
 
 def fit_prefixes(
@@ -118,7 +126,8 @@ def fit_prefixes(
         tokens = dict(zip(distinct, scorer.encode_prefixes(distinct), strict=True))
         shorter: dict[tuple[Hashable, Prompt], Chat] = {}
         for key, chat in waiting.items():
-            excess = max(len(tokens[placed[row]]) - limits[row] for row in groups[key])
+            lengths = {row: len(tokens[placed[row]] or ()) for row in groups[key]}
+            excess = max(length - limits[row] for row, length in lengths.items())
             rest = _without_oldest(scorer, chat, excess) if excess > 0 else None
             if rest is not None:
                 shorter[key] = rest
@@ -126,7 +135,7 @@ def fit_prefixes(
             left_out = len(whole[key]) - len(chat)
             for row in groups[key]:
                 fitted = tokens[placed[row]] if excess <= 0 else None
-                found[row] = FittedPrefix(fitted, left_out)
+                found[row] = FittedPrefix(fitted, left_out, excess > 0)
         waiting = shorter
     return [found[row] for row in range(len(texts))]
 
@@ -140,7 +149,7 @@ def _without_oldest(scorer: Scorer, chat: Chat, excess: float) -> Chat | None:
     sizes = scorer.encode([chat[n].content for n in old])
     gone = 0
     while gone < len(old) and (excess > 0 or chat[old[gone]].role != "user"):
-        excess -= len(sizes[gone]) + _TURN_MARKS
+        excess -= len(sizes[gone] or ()) + _TURN_MARKS
         gone += 1
     left_out = set(old[:gone])
     return tuple(turn for n, turn in enumerate(chat) if n not in left_out)

@@ -14,7 +14,7 @@ import numpy as np
 from ..records import FloatArray
 from .interfaces import TokenText
 
-Score = Callable[[list[TokenText]], Sequence[FloatArray]]
+Score = Callable[[list[TokenText]], Sequence["FloatArray | None"]]
 BothTexts = tuple[TokenText, TokenText]  # the chosen and the rejected response after one persona
 
 ROUNDS = (8, 32, 128)  # tokens of each response after which the worse half is dropped
@@ -30,7 +30,7 @@ def gaps_by_halving(
     was behind the leading one when it was dropped: an estimate below the best.
 
     Args:
-        score: gives log p of each token of each response, as `Scorer.score`.
+        score: gives log p of each token of each response, or None, as `Scorer.score`.
         pairs: by pair, what to score for each candidate; None: it does not fit into the model's context.
         rounds: tokens of each response after which the worse half of a pair's candidates is dropped.
 
@@ -46,6 +46,7 @@ def gaps_by_halving(
         for runner, goal in runners:
             runner.take([found.get(part, _NOTHING) for part in runner.parts(goal)])
         for race in races:
+            race.drop_failed()
             race.drop_the_worse_half()
     return [race.gaps() for race in races]
 
@@ -59,6 +60,7 @@ class _Runner:
     def __init__(self, texts: BothTexts) -> None:
         self.texts = texts
         self.scores: list[FloatArray] = [_NOTHING, _NOTHING]
+        self.failed = False
 
     def parts(self, end: int | None) -> list[TokenText]:
         """The tokens of both responses up to `end` that have no score yet, after those that have one."""
@@ -69,10 +71,11 @@ class _Runner:
             found.append(TokenText(after, text.response[done:end]))
         return found
 
-    def take(self, scores: Sequence[FloatArray]) -> None:
-        self.scores = [
-            np.concatenate([old, new]) for old, new in zip(self.scores, scores, strict=True)
-        ]
+    def take(self, scores: Sequence[FloatArray | None]) -> None:
+        new = [score for score in scores if score is not None]
+        self.failed = len(new) < len(scores)
+        if not self.failed:
+            self.scores = [np.concatenate(both) for both in zip(self.scores, new, strict=True)]
 
     @property
     def gap(self) -> float:
@@ -98,6 +101,13 @@ class _Race:
         """Who runs on, and to how many tokens: one that is alone to the end."""
         goal = end if len(self.left) > 1 else None
         return [(runner, goal) for runner in self.left.values()]
+
+    def drop_failed(self) -> None:
+        """Drop those of which a text could not be scored, as if they had not run."""
+        for n in [n for n, runner in self.left.items() if runner.failed]:
+            del self.left[n]
+            for gaps in self._rounds:
+                del gaps[n]
 
     def drop_the_worse_half(self) -> None:
         gaps = {n: runner.gap for n, runner in self.left.items()}

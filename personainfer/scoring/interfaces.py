@@ -16,8 +16,10 @@ import numpy as np
 from .. import event_loop as loop
 from ..exceptions import (
     InvalidArgumentError,
+    ModelError,
     PersonaInferError,
     ReplyError,
+    RequestRejectedError,
     keeps_no_cause,
     reads,
     unreadable,
@@ -28,6 +30,10 @@ from ..records import FloatArray, Message, Persona, Prompt
 from ..retrying import attempts
 
 _ROUNDING = 1e-3  # by how much log p may exceed 0 where it was computed in half precision
+_OF_ONE_TEXT = (RequestRejectedError, ReplyError)  # the next one may pass
+_FIRST_REFUSED = 16  # texts: if the server refuses the first ones, it refuses all
+_FIRST_FAILED = 3  # if it fails at the first ones, it is away
+_GONE_AFTER = 20  # failures in a row after which nothing more is sent
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -36,6 +42,8 @@ PromptLike = str | Sequence[Message]
 Row = tuple[Prompt, str | None, str]  # prompt, persona, response
 Chat = Sequence[Message]
 Tokens = tuple[int, ...]
+# Is told of texts at which a scorer failed, if it scored others: how many, and the first error.
+Failed = Callable[[int, PersonaInferError], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +66,24 @@ class Scorer(Protocol):
     def context(self) -> int | None:
         """The most tokens of prefix and response together; None: unknown or unlimited."""
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """The tokens of each text; a text that looks like a special token does not become one."""
+    def encode(self, texts: Sequence[str]) -> Sequence[Tokens | None]:
+        """The tokens of each text; a text that looks like a special token does not become one.
 
-    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
+        None for a text that is refused, here and below.
+        """
+
+    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> Sequence[Tokens | None]:
         """The tokens of what comes before a response: plain text, or a chat by the model's template.
 
         Marks of special tokens become these tokens; the token that begins a text is added.
         """
 
-    def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
+    def score(self, texts: Sequence[TokenText]) -> Sequence[FloatArray | None]:
         """log p of each token of each response, in nats; no response is empty."""
+
+
+def ignored(count: int, first: PersonaInferError) -> None:
+    """A `Failed` that does nothing."""
 
 
 class ScoringEndpoint(EndpointTransport):
@@ -83,12 +98,14 @@ class ScoringEndpoint(EndpointTransport):
         concurrency: int,
         timeout: float = 600.0,
         max_attempts: int = 5,
+        failed: Failed = ignored,
     ) -> None:
         # Scoring wants llama.cpp's and vLLM's own paths, which lie beside /v1.
         super().__init__(model, api_base.rstrip("/").removesuffix("/v1"), api_key)
         self.concurrency = concurrency
         self._timeout = timeout
         self._retrying = attempts(max_attempts)
+        self._failed = failed
 
     async def ask(self, path: str, body: Json) -> Json:
         """POST `body` and read the JSON reply.
@@ -113,35 +130,69 @@ class ScoringEndpoint(EndpointTransport):
     def _read_if_there(self, status: int, *answer: Any) -> Json:
         return self._read_json(status, *answer) if status // 100 == 2 else {}
 
+    def one(self, ask: Callable[[T], Coroutine[Any, Any, U]], item: T) -> U:
+        """`each` of a single item."""
+        [found] = self.each(ask, [item])
+        assert found is not None  # it would have been raised
+        return found
+
     @keeps_no_cause
-    def each(self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Iterable[T]) -> list[U]:
-        """Call `ask` for every item, several at once; results in order. The first error cancels the rest.
+    def each(
+        self,
+        ask: Callable[[T], Coroutine[Any, Any, U]],
+        items: Sequence[T],
+        runs: Iterable[slice] | None = None,
+    ) -> list[U | None]:
+        """Call `ask` for every item, several at once; results in order, None where the server fails.
 
         `ask` reads what the server sent. Whatever that is, the error is one of this library.
+
+        Args:
+            ask: what is called.
+            items: for which it is called.
+            runs: those that are asked for one after the other; None: each by itself.
+
+        Raises:
+            ModelError: the first failure, if the server fails at all items, or at the first ones.
         """
-        future = loop.spawn(self._each(ask, list(items)))
+        runs = runs or [slice(n, n + 1) for n in range(len(items))]
+        future = loop.spawn(self._each(ask, items, runs))
         try:
-            return future.result()
+            replies, first = future.result()
         except BaseException:  # an interrupt reaches this thread only
             future.cancel()
             raise
+        if first is not None:
+            self._failed(len(items) - len(replies), first)
+        return [replies.get(place) for place in range(len(items))]
 
     async def _each(
-        self, ask: Callable[[T], Coroutine[Any, Any, U]], items: Sequence[T]
-    ) -> list[U]:
+        self,
+        ask: Callable[[T], Coroutine[Any, Any, U]],
+        items: Sequence[T],
+        runs: Iterable[slice],
+    ) -> tuple[dict[int, U], ModelError | None]:
+        """The results by the places of their items, and the first failure."""
         import asyncio
 
         replies: dict[int, U] = {}
-        queue = iter(enumerate(items))
+        failures = _Failures(len(items))
+        queue = iter(runs)
 
         async def work() -> None:
-            for place, item in queue:
-                try:
-                    replies[place] = await ask(item)
-                except PersonaInferError:
-                    raise
-                except Exception as error:
-                    raise unreadable("what the server answered", error) from None
+            for run in queue:
+                for place in range(*run.indices(len(items))):
+                    if failures.in_a_row >= _GONE_AFTER:
+                        return
+                    try:
+                        replies[place] = await ask(items[place])
+                        failures.in_a_row, failures.only = 0, False
+                    except ModelError as error:
+                        failures.add(error)
+                    except PersonaInferError:
+                        raise
+                    except Exception as error:
+                        failures.add(unreadable("what the server answered", error))
 
         self.open()
         workers = [asyncio.ensure_future(work()) for _ in range(min(self.concurrency, len(items)))]
@@ -152,7 +203,26 @@ class ScoringEndpoint(EndpointTransport):
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
             await self.close()
-        return [replies[place] for place in range(len(items))]
+        return replies, failures.first
+
+
+class _Failures:
+    """The failures of a server at some of so many texts."""
+
+    def __init__(self, texts: int) -> None:
+        self.first: ModelError | None = None
+        self.in_a_row = 0  # for another reason than what a text holds
+        self.only = True  # whether nothing was answered
+        self._all_fail_after = min(texts, _FIRST_REFUSED)
+        self._count = 0
+
+    def add(self, error: ModelError) -> None:
+        """Count one more. Raises the first failure if all texts will fail."""
+        self.first = self.first or error
+        self._count += 1
+        self.in_a_row = 0 if isinstance(error, _OF_ONE_TEXT) else self.in_a_row + 1
+        if self.only and (self._count == self._all_fail_after or self.in_a_row == _FIRST_FAILED):
+            raise self.first
 
 
 def read_tokens(reply: Json) -> Tokens:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Container, Hashable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..api_keys import hide_key, hides_secrets, show_key
-from ..exceptions import InvalidArgumentError
+from ..exceptions import InvalidArgumentError, PersonaInferError
 from ..local.weights import files_of
 from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference
@@ -77,6 +79,10 @@ class Likelihood:
     Only the tokens of the response are scored, not those before it and not the end of the turn.
     Prefix and response are tokenized apart and then joined, in the same way for all engines.
 
+    A text at which the server fails, after its attempts, or that the chat template refuses, costs its own
+    row: it has no score (NaN). The first one is warned of, and `cuts` counts them. If this concerns all
+    texts, or the first ones, it is an error.
+
     Raises:
         InvalidArgumentError: a value that cannot work.
         MissingExtraError: a package or the weights are not installed.
@@ -100,7 +106,7 @@ class Likelihood:
         timeout: float = 600.0,
     ) -> None:
         self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        self._make = scorer_of(self._options)
+        self._make = scorer_of(self._options, self._count_failed)
         self.model = model
         self.cuts = Cuts()
         self._place = persona_in
@@ -267,20 +273,18 @@ class Likelihood:
         """The tokens to score of each row. What had to be left out is counted in `cuts`."""
         scorer = self._scorer()
         tokens = _once(scorer.encode, [response for _, _, response in rows])
-        responses = {said: ids[: self._max_response] for said, ids in tokens.items()}
+        responses = {said: ids and ids[: self._max_response] for said, ids in tokens.items()}
         asked = [
-            TextToFit(prompt, who, len(responses[said]), group)
+            TextToFit(prompt, who, len(responses[said] or ()), group)
             for (prompt, who, said), group in zip(rows, groups, strict=True)
         ]
         prefixes = fit_prefixes(scorer, asked, self._place, self._max_prompt)
-        fitted = [
-            FittedText(
-                None if prefix.tokens is None else TokenText(prefix.tokens, responses[said]),
-                prefix.turns_left_out,
-                len(tokens[said]) - len(responses[said]),
-            )
-            for prefix, (_, _, said) in zip(prefixes, rows, strict=True)
-        ]
+        fitted = list[FittedText]()
+        for prefix, (_, _, said) in zip(prefixes, rows, strict=True):
+            before, part = prefix.tokens, responses[said]
+            text = None if before is None or part is None else TokenText(before, part)
+            cut = len(tokens[said] or ()) - len(part or ())
+            fitted.append(FittedText(text, prefix.turns_left_out, cut, prefix.is_too_long))
         self._report(rows, fitted)
         return fitted
 
@@ -291,7 +295,8 @@ class Likelihood:
         known = self._known  # replaced, never changed: several threads may score
         new = [text for text in texts if text and text.response and text not in known]
         found = known | _once(self._scorer().score, new)
-        again = {t: found[t] for t, keep in zip(texts, kept, strict=True) if keep and t in found}
+        asked = zip(texts, kept, strict=True)
+        again = {t: s for t, keep in asked if t and keep and (s := found.get(t)) is not None}
         older = [(text, score) for text, score in known.items() if text not in again]
         self._known = dict([*older, *again.items()][-_KEPT:])
         return [None if text is None else found.get(text, _NOTHING) for text in texts]
@@ -301,15 +306,17 @@ class Likelihood:
         pairs = list(zip(rows, fitted, strict=True))
         prompts = {row[0] for row, one in pairs if one.turns_left_out}
         responses = {row[2] for row, one in pairs if one.tokens_left_out}
-        too_long = {row for row, one in pairs if one.text is None}
+        too_long = {row for row, one in pairs if one.is_too_long}
         if not (prompts or responses or too_long):
             return
         with self._lock:  # several threads may score
-            old, first = self.cuts, self.cuts == Cuts()
-            self.cuts = Cuts(
-                old.prompts + len(prompts),
-                old.responses + len(responses),
-                old.too_long + len(too_long),
+            old = self.cuts
+            first = replace(old, failed=0) == Cuts()
+            self.cuts = replace(
+                old,
+                prompts=old.prompts + len(prompts),
+                responses=old.responses + len(responses),
+                too_long=old.too_long + len(too_long),
             )
         if first:
             _logger.warning(
@@ -319,6 +326,18 @@ class Likelihood:
                 len(prompts),
                 len(responses),
                 len(too_long),
+            )
+
+    def _count_failed(self, count: int, first: PersonaInferError) -> None:
+        """Count texts at which the scorer failed, and warn of the first ones."""
+        with self._lock:
+            before = self.cuts.failed
+            self.cuts = replace(self.cuts, failed=before + count)
+        if not before:
+            warnings.warn(
+                f"{count:,} text{'s' * (count != 1)} could not be scored: no score for what holds them"
+                f" (later ones are counted in Likelihood.cuts). {first}",
+                stacklevel=2,
             )
 
     def _scorer(self) -> Scorer:

@@ -21,9 +21,11 @@ from ..local.weights import Weights
 from ..records import FloatArray
 from .interfaces import (
     Chat,
+    Failed,
     ScoringEndpoint,
     Tokens,
     TokenText,
+    ignored,
     log_probabilities,
     read_text,
     read_tokens,
@@ -43,8 +45,9 @@ _NO_LOG_PROBABILITIES = "the server gave no log-probabilities."
 class EmbeddedEndpoint(ScoringEndpoint):
     """The server of a local model; the weights are fetched and it is started at the first request."""
 
-    def __init__(self, weights: Weights, *, concurrency: int) -> None:
-        super().__init__(weights.file, "", "none", concurrency=min(concurrency, SLOTS))
+    def __init__(self, weights: Weights, *, concurrency: int, failed: Failed = ignored) -> None:
+        slots = min(concurrency, SLOTS)
+        super().__init__(weights.file, "", "none", concurrency=slots, failed=failed)
         self._weights = weights
         self.endpoint = f"llama.cpp:{weights.file}"
 
@@ -110,14 +113,14 @@ class ForcedDecoding:
     def context(self) -> int | None:
         """The tokens that one slot of the server holds; None where /props does not say."""
         if not self._asked_context:
-            [props] = self._endpoint.each(self._endpoint.read, ["/props"])
+            props = self._endpoint.one(self._endpoint.read, "/props")
             settings = props.get("default_generation_settings")
             size = settings.get("n_ctx") if isinstance(settings, dict) else None
             self._context = size if isinstance(size, int) and size > 0 else None
             self._asked_context = True
         return self._context
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+    def encode(self, texts: Sequence[str]) -> list[Tokens | None]:
         """The tokens of each text; marks of special tokens are text."""
         return self._endpoint.each(self._encode, texts)
 
@@ -132,7 +135,7 @@ class ForcedDecoding:
         self._clean.update((token, _is_clean(piece)) for token, piece in pieces.items())
         return tokens_of_text(text, tokens)
 
-    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
+    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens | None]:
         """The tokens of plain text, or of a chat by the template in the weights."""
         return self._endpoint.each(self._encode_prefix, prefixes)
 
@@ -144,18 +147,17 @@ class ForcedDecoding:
         body = {"content": prefix, "add_special": True, "parse_special": True}
         return read_tokens(await self._endpoint.ask("/tokenize", body))
 
-    def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
+    def score(self, texts: Sequence[TokenText]) -> list[FloatArray | None]:
         """log p of each token of each response.
 
         Texts with the same start follow each other to the same slot of the server, which has read the
         beginning then.
         """
         if self._grammar is None:
-            [self._grammar] = self._endpoint.each(self._find_grammar, [_GRAMMAR_PROBE])
+            self._grammar = self._endpoint.one(self._find_grammar, _GRAMMAR_PROBE)
         order = sorted(range(len(texts)), key=lambda place: texts[place].prefix)
-        runs = list(_runs([texts[place].prefix for place in order], self._endpoint.concurrency))
-        asked = [[texts[place] for place in order[run]] for run in runs]
-        scores = [score for run in self._endpoint.each(self._score_run, asked) for score in run]
+        runs = _runs([texts[place].prefix for place in order], self._endpoint.concurrency)
+        scores = self._endpoint.each(self._score, [texts[place] for place in order], runs)
         return [scores[place] for place in np.argsort(order, kind="stable")]
 
     async def _find_grammar(self, text: str) -> Callable[[Sequence[int]], str]:
@@ -172,9 +174,6 @@ class ForcedDecoding:
             "this llama.cpp server cannot be made to generate given tokens.",
             hint="Its grammars have no token literals: use a release of 2026, or transformers.",
         )
-
-    async def _score_run(self, texts: Sequence[TokenText]) -> list[FloatArray]:
-        return [await self._score(text) for text in texts]
 
     async def _score(self, text: TokenText) -> FloatArray:
         """Score one text. Parts of characters are looked up: the server gives no log-probability for them."""

@@ -12,17 +12,18 @@ from ..local.weights import find_weights
 from ..personas.placement import check_place
 from ..records import Persona
 from .hf_models import check_installed
-from .interfaces import Scorer, ScoringEndpoint
+from .interfaces import Failed, Scorer, ScoringEndpoint
 from .llamacpp import EmbeddedEndpoint, ForcedDecoding
 from .transformers_scorer import TorchScorer
 from .vllm import PromptLogprobs
 
 
-def scorer_of(options: Mapping[str, Any]) -> Callable[[], Scorer]:
+def scorer_of(options: Mapping[str, Any], failed: Failed) -> Callable[[], Scorer]:
     """A function that makes the scorer; the arguments are checked at once.
 
     Args:
         options: the arguments of `Likelihood`, by name.
+        failed: what the scorer tells of texts at which it fails.
     """
     _check_options(options)
     model, size = options["model"].strip(), options["batch_size"]
@@ -33,15 +34,21 @@ def scorer_of(options: Mapping[str, Any]) -> Callable[[], Scorer]:
             options["api_key"],
             concurrency=size,
             timeout=options["timeout"],
+            failed=failed,
         )
         return lambda: _endpoint_scorer(endpoint)
     named = model.removeprefix("transformers:")
     embedded = model == "local" or model.startswith("local:")
     if embedded and options["device"] is None:
         weights = find_weights(model)
-        return lambda: ForcedDecoding(EmbeddedEndpoint(weights, concurrency=size))
+        return lambda: ForcedDecoding(EmbeddedEndpoint(weights, concurrency=size, failed=failed))
     check_installed(named)
-    how = {"device": options["device"], "dtype": options["dtype"], "batch_size": size}
+    how = {
+        "device": options["device"],
+        "dtype": options["dtype"],
+        "batch_size": size,
+        "failed": failed,
+    }
     return lambda: TorchScorer(named, **how)
 
 
@@ -49,7 +56,7 @@ def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
     """llama.cpp reads `content` from a request to /tokenize, vLLM `prompt`, and says its context."""
     body = {"model": endpoint.model, "content": "a", "prompt": "a"}
     try:
-        [reply] = endpoint.each(partial(endpoint.ask, "/tokenize"), [body])
+        reply = endpoint.one(partial(endpoint.ask, "/tokenize"), body)
     except ModelNotFoundError:
         raise ModelNotFoundError(
             f"{endpoint.endpoint} does not tokenize: it is neither a llama.cpp server nor vLLM,"

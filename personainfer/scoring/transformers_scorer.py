@@ -20,7 +20,7 @@ import numpy as np
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 from .hf_models import load_model
-from .interfaces import Chat, Tokens, TokenText
+from .interfaces import Chat, Failed, Tokens, TokenText, ignored
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +43,16 @@ class TorchScorer:
     decodes = False
 
     def __init__(
-        self, name: str, *, device: str | None, dtype: str | None, batch_size: int
+        self,
+        name: str,
+        *,
+        device: str | None,
+        dtype: str | None,
+        batch_size: int,
+        failed: Failed = ignored,
     ) -> None:
         self._batch_size = batch_size
+        self._failed = failed
         self._model, self._tokenizer = load_model(name, device=device, dtype=dtype)
         self._kind = "cpu" if self._model.device.type == "cpu" else "other"
         self._body = self._find_body()
@@ -67,9 +74,24 @@ class TorchScorer:
         """The tokens of each text; marks of special tokens are text."""
         return self._tokens(texts, add_special_tokens=False, split_special_tokens=True)
 
-    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
-        """The tokens of plain text, or of a chat by the tokenizer's template."""
-        return [self._encode_prefix(prefix) for prefix in prefixes]
+    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens | None]:
+        """The tokens of plain text, or of a chat by the tokenizer's template; None: it is refused.
+
+        Raises:
+            InvalidArgumentError: there is no template, or it refuses all of them.
+        """
+        found, refusals = list[Tokens | None](), list[InvalidArgumentError]()
+        for prefix in prefixes:
+            try:
+                found.append(self._encode_prefix(prefix))
+            except InvalidArgumentError as refusal:
+                found.append(None)
+                refusals.append(refusal)
+        if refusals and len(refusals) == len(found):
+            raise refusals[0]
+        if refusals:
+            self._failed(len(refusals), refusals[0])
+        return found
 
     def _encode_prefix(self, prefix: str | Chat) -> Tokens:
         if isinstance(prefix, str):

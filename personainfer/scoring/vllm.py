@@ -37,7 +37,7 @@ class PromptLogprobs:
         """The model's context as the endpoint gives it, less the one token that is generated."""
         return self._context
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+    def encode(self, texts: Sequence[str]) -> list[Tokens | None]:
         """The tokens of each text; vLLM would take marks of special tokens for what they look like."""
         return self._endpoint.each(self._encode, [disarm(text) for text in texts])
 
@@ -45,7 +45,7 @@ class PromptLogprobs:
         body = {"model": self._endpoint.model, "prompt": text, "add_special_tokens": special}
         return tokens_of_text(text, read_tokens(await self._endpoint.ask("/tokenize", body)))
 
-    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens]:
+    def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens | None]:
         """The tokens of plain text, or of a chat by the endpoint's template."""
         return self._endpoint.each(self._encode_prefix, prefixes)
 
@@ -56,7 +56,7 @@ class PromptLogprobs:
         body = {"model": self._endpoint.model, "messages": messages, "add_generation_prompt": True}
         return read_tokens(await self._endpoint.ask("/tokenize", body))
 
-    def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
+    def score(self, texts: Sequence[TokenText]) -> list[FloatArray | None]:
         """log p of each token of each response."""
         return self._endpoint.each(self._score, texts)
 

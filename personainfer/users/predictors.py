@@ -16,9 +16,8 @@ from ..arguments import PositiveNumber, check_argument, read_numbers
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, LLMOptions
-from ..personas.selection import explains_each, score_each
+from ..personas.selection import explains_each
 from ..records import FloatArray, Message, Persona, Preference, Prompt
-from ..scoring.context import ScoredText
 from ..scoring.likelihood import Likelihood
 from ..tailoring.embeddings import Embedder, embed
 
@@ -133,21 +132,19 @@ def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Pre
 
 
 def _by_likelihood(model: Likelihood, cases: Sequence[Case]) -> Predictions:
-    def ask(places: Sequence[int]) -> list[ScoredText]:
-        conversations, responses = _rows([cases[place] for place in places])
-        nobody = [None] * len(responses)  # the prefix is part of the conversation
-        groups = [row // 2 for row in range(len(responses))]
-        return model.score(conversations, nobody, responses, groups=groups)
-
-    scored = score_each(ask, len(cases), lambda s, n: list(zip(s[::2], s[1::2], strict=True)))
-    margins = [float("nan") if both is None else both[0].mean - both[1].mean for both in scored]
+    conversations, responses = _rows(cases)
+    nobody = [None] * len(responses)  # the prefix is part of the conversation
+    groups = [row // 2 for row in range(len(responses))]
+    scored = model.score(conversations, nobody, responses, groups=groups) if cases else []
+    means = np.array([one.mean for one in scored], dtype=np.float64)
+    turns = np.array([one.turns_left_out > 0 for one in scored], dtype=bool)
+    tokens = np.array([one.tokens_left_out > 0 for one in scored], dtype=bool)
+    margins = means[::2] - means[1::2]
     known = ~np.isnan(margins)
-    turns = [any(one.turns_left_out for one in both or ()) for both in scored]
-    tokens = [any(one.tokens_left_out for one in both or ()) for both in scored]
     return Predictions.of(
-        np.array(margins, dtype=np.float64),
-        turns_cut=np.array(turns, dtype=bool) & known,
-        responses_cut=np.array(tokens, dtype=bool) & known,
+        margins,
+        turns_cut=(turns[::2] | turns[1::2]) & known,
+        responses_cut=(tokens[::2] | tokens[1::2]) & known,
     )
 
 

@@ -17,7 +17,7 @@ from personainfer.exceptions import (
     RequestRejectedError,
     TransportError,
 )
-from personainfer.personas.selection import explains_each, score_each
+from personainfer.personas.selection import explains_each
 from personainfer.testing import FakeLLM
 
 NOT_SCORED = "ignore:.*could not be scored:UserWarning"
@@ -77,16 +77,16 @@ def test_it_is_said_what_was_left_out_and_why() -> None:
     ],
 )
 def test_a_scorer_that_scores_nothing_ends_the_run(error: Exception, most: int) -> None:
-    calls = 0
+    class Failing:
+        calls = 0
 
-    def ask(places: Sequence[int]) -> Any:
-        nonlocal calls
-        calls += 1
-        raise error
+        def explains(self, preferences: Any, personas: Any) -> Any:
+            Failing.calls += 1
+            raise error
 
     with pytest.raises(type(error), match=str(error)):
-        score_each(ask, 1000, lambda found, length: list(found))
-    assert calls <= most
+        explains_each(Failing(), choices(1, []) * 1000, ["x"] * 1000)
+    assert Failing.calls <= most
 
 
 @pytest.mark.parametrize("found", [None, [0.5], ["a", "b", "c", "d"], "abcd"])

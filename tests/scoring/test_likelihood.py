@@ -791,6 +791,24 @@ def test_a_batch_scores_each_text_as_the_model_does_by_itself(
 
 @pytest.mark.heavy
 @torch
+@pytest.mark.filterwarnings("ignore:.*could not be scored:UserWarning")
+def test_a_conversation_that_a_chat_template_refuses_costs_its_own_row() -> None:
+    model = pi.Likelihood("local:smollm2", device="cpu")
+    scorer: Any = model._scorer()
+    scorer._tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}{{ m.content }}{% endfor %}"
+    )
+    talk = [pi.Message(role="system", content="Be kind."), user("How?")]
+    found = model.log_likelihood(["How?", talk], [None, None], ["x", "x"])
+    assert np.isnan(found).tolist() == [False, True]
+    assert model.cuts.failed == 1
+    with pytest.raises(InvalidArgumentError, match="no system"):
+        model.log_likelihood([talk], [None], ["x"])
+
+
+@pytest.mark.heavy
+@torch
 def test_threads_may_share_a_tokenizer() -> None:
     """Whether marks count is set in the tokenizer itself, which another thread may be using."""
     import sys
