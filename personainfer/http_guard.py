@@ -59,7 +59,7 @@ class Exchange:
         self.largest = rules.get("largest")
         self.seconds = rules.get("seconds")
         self.answers = 0  # responses to the call, whatever their status
-        self.headers: Mapping[str, str] = {}  # of the last response
+        self.last: Any = None  # the last response
         self.error: ModelError | None = None  # why the last response was refused
         self.closed = False  # the block was left: what a task goes on to send is not of the call
         self.failed: tuple[Any, Exception] | None = None  # a request, and what became of it
@@ -69,6 +69,16 @@ class Exchange:
         self._called: str | None = None  # the host to which the call goes
         self._placed = False  # it was sent
         self._sent: list[tuple[Any, Any]] = []  # headers and addresses
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Those of the last response."""
+        return {} if self.last is None else self.last.headers
+
+    @property
+    def content(self) -> bytes:
+        """The body of the last response, if it was read."""
+        return self.last.content if getattr(self.last, "is_stream_consumed", False) else b""
 
     @property
     def secrets(self) -> set[str]:
@@ -163,7 +173,7 @@ class _Sending:
         if exchange.seconds is not None:
             self._end = monotonic() + exchange.seconds
         if self.counts:
-            exchange.headers = response.headers
+            exchange.last = response
             response.headers["x-should-retry"] = "false"  # the openai SDK asks for it
         # Whatever codec the headers name: some take a time that grows with the square of the length.
         response.encoding = "utf-8"

@@ -145,6 +145,9 @@ class BatchServer:
         name = path.split("/")[3] if path.count("/") > 2 else ""
         if call == "POST /v1/chat/completions":
             return self._ask(body)
+        if call == "GET /v1/models":
+            names = self.llm.known_models or [self.llm.model]
+            return 200, _dumps({"object": "list", "data": [{"id": name} for name in names]})
         if call == "POST /v1/files":
             assert kind == "multipart/form-data"
             name = f"file-{len(self.files)}"

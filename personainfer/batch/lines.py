@@ -17,6 +17,7 @@ from ..exceptions import ModelError, RequestRejectedError, reads
 from ..llm.client import LLM
 from ..llm.endpoint_faults import error_text, redact, status_error
 from ..llm.openai_protocol import read_answer
+from ..llm.replies import taken_by
 from ..llm.requests import Request, cached_reply
 from ..preferences.cells import read_json
 from ..records import Completion
@@ -86,8 +87,10 @@ def _read_answer(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Answe
         return Answer(key, error=_line_error(said.get("error"), secrets), called=False)
     status = 200 if status is None else int(float(status))  # some write "200" or 200.0
     if status // 100 != 2:
-        words = error_text(json.dumps(body).encode())
-        raise status_error(status, {}, words, secrets)
+        content = json.dumps(body).encode()
+        error = status_error(status, {}, error_text(content), secrets)
+        error.took = taken_by(content)
+        raise error
     return Answer(
         key,
         read_answer(

@@ -13,7 +13,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -57,7 +57,7 @@ _FILE_PATIENCE = 3600.0  # seconds for the provider to read a file
 _FILE_POLL_SECONDS = 2.0  # seconds between two checks whether the provider has processed a file
 _MOST_COUNTED = 2**31  # requests of a batch
 _LONGEST_NAME = 2000  # characters of the id of a file or a batch
-_MOST_LISTED = 1000  # how many of the newest batches to search for one that was just made
+_MOST_LISTED = 1000  # how many models, or of the newest batches, to search for one
 
 
 def batch_api(transport: Transport) -> BatchAPI:
@@ -133,7 +133,7 @@ class EndpointBatches:
 
     def __init__(self, transport: EndpointTransport) -> None:
         self._endpoint = transport.endpoint
-        self._written = transport.dialect.written  # a request as single calls send it
+        self._transport = transport
         self._key = transport.key
         self._headers = {  # the SDK's own header for the key is one of the user's, if they name it
             "Authorization" if name.lower() == "authorization" else name: text
@@ -141,10 +141,20 @@ class EndpointBatches:
         }
         self._secrets = transport.secrets
         self._made: openai.OpenAI | None = None
+        self._knows_name = False
 
     def line(self, name: str, body: bytes) -> bytes:
         """The very bytes that go to /chat/completions."""
-        return request_line(name, _URL, self._written(body))
+        if not self._knows_name and self._transport.has_two_names:
+            self._look_up_name()
+        self._knows_name = True
+        return request_line(name, _URL, self._transport.written(body))
+
+    def _look_up_name(self) -> None:
+        """GET /models. In a batch, each row would fail if the endpoint knows the model by its other name."""
+        with suppress(ModelError), self._client(_TIMEOUT) as client:
+            listed = islice(client.models.list(), _MOST_LISTED)
+            self._transport.learn_name({model.id for model in listed})
 
     @keeps_no_cause
     def upload(self, path: Path) -> str:

@@ -25,7 +25,7 @@ from ..exceptions import (
     reads,
     unreadable,
 )
-from ..http_guard import guarded_http
+from ..http_guard import Exchange, guarded_http
 from ..observability import silent_libraries
 from ..records import Completion
 from .dialect import FORMS, Dialect
@@ -38,7 +38,7 @@ from .openai_protocol import (
     tool_call,
     wire_schema,
 )
-from .replies import last_bad_reply
+from .replies import last_bad_reply, taken_by
 from .transports import LARGEST_REPLY, DialectTransport
 
 _IN_PROCESS = {"petals", "vllm"}  # litellm's providers that may send nothing over HTTP
@@ -220,6 +220,7 @@ class LiteLLMTransport(DialectTransport):
 
     async def _call(self, **fields: Any) -> Any:
         task = self._deadlines.start(timeout := fields["timeout"])
+        exchange: Exchange | None = None
         try:
             with provider_errors(
                 self.model,
@@ -236,6 +237,10 @@ class LiteLLMTransport(DialectTransport):
             if not self._deadlines.has_passed(task):
                 raise
             raise no_answer(self.model, timeout) from None
+        except ModelError as error:
+            if exchange is not None and error.took is None:
+                error.took = taken_by(exchange.content)
+            raise
         finally:
             self._deadlines.stop(task)
         self._carried = tuple(map(SecretText, exchange.secrets))

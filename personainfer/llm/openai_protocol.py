@@ -129,23 +129,25 @@ def read_answer(
     """
     if (found := embedded_status(reply)) is not None:
         error = refusal(*found)
-        error.took = _taken(reply)
+        error.took = taken(reply)
         raise error
     return read_completion(reply, secrets)
 
 
-def _taken(reply: Mapping[str, Any]) -> Completion | None:
+def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | None:
     """What a call took whose reply holds an error; None if nothing in the reply says that a model ran.
 
-    Usage in another protocol's names says so. So does an object that is no completion and no error.
+    Usage in another protocol's names says so. So does an object that is no completion and no error, unless
+    its status says that the call was `refused`.
     """
+    error = reply.get("error")
+    usage = reply.get("usage") or (error.get("usage") if isinstance(error, dict) else None)
     try:
-        completion, _ = _completion(reply)
+        completion, _ = _completion({**reply, "usage": usage})
     except _NO_COMPLETION:
-        completion, _ = _completion({"choices": [{"text": ""}], "usage": reply.get("usage")})
-    usage = reply.get("usage")
+        completion, _ = _completion({"choices": [{"text": ""}], "usage": usage})
     is_counted = isinstance(usage, dict) and any(_tokens(usage, name) for name in usage)
-    is_refusal = "choices" in reply or not _OF_A_REFUSAL.isdisjoint(reply)
+    is_refusal = refused or "choices" in reply or not _OF_A_REFUSAL.isdisjoint(reply)
     return completion if is_counted or completion.text or not is_refusal else None
 
 

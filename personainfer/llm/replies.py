@@ -11,13 +11,15 @@ import ast
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import from_json
 
-from ..exceptions import ReplyError, TransportError, reads
-from .openai_protocol import Json, arguments_of, reasoning_of, split_content
+from ..exceptions import ModelError, ReplyError, TransportError, reads
+from ..records import Completion
+from .openai_protocol import Json, arguments_of, reasoning_of, split_content, taken
 
 # More than this in one reply is noise, and would take long.
 _MOST_OBJECTS = 2_000  # braces that are tried, and marks of reasoning and turns
@@ -54,6 +56,13 @@ def decode(content: bytes) -> Json:
     if not isinstance(reply, dict):
         raise ReplyError("the reply is JSON, but not a chat completion.")
     return reply
+
+
+def taken_by(content: bytes) -> Completion | None:
+    """What a call took that was answered with an error and this body; None if it does not tell."""
+    with suppress(ModelError):
+        return taken(decode(content), refused=True)
+    return None
 
 
 _COMMENTS = re.compile(rb"\A(?:\s*:[^\r\n]*(?:[\r\n]+|\Z))+")

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -49,7 +49,7 @@ from ..records import Completion
 from .dialect import Dialect
 from .endpoint_faults import error_text, no_answer, status_error
 from .openai_protocol import Json, message_texts, read_answer, response_format
-from .replies import decode
+from .replies import decode, taken_by
 
 if TYPE_CHECKING:
     import aiohttp
@@ -212,16 +212,30 @@ class EndpointTransport(DialectTransport):
         """A JSON schema in the strict form that OpenAI documents."""
         return response_format(schema, strict=True) if schema else {}
 
-    async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
-        written, in_full = dialect.written(body), self._wants_full_name
-        if in_full:
+    @property
+    def has_two_names(self) -> bool:
+        """Whether the endpoint may know the model by its full name: no call with the other one was taken."""
+        return self._full_name not in ("", self.model) and not self.dialect.answered
+
+    def learn_name(self, listed: Collection[str]) -> None:
+        """Learn which of its two names the model has, from those of the models that the endpoint lists."""
+        self._wants_full_name |= self._full_name in listed and self.model not in listed
+
+    def written(self, body: bytes, dialect: Dialect | None = None) -> bytes:
+        """A request as the endpoint takes it."""
+        written = (dialect or self.dialect).written(body)
+        if self._wants_full_name:
             written = json.dumps({**json.loads(written), "model": self._full_name}).encode()
+        return written
+
+    async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
+        written, in_full = self.written(body, dialect), self._wants_full_name
         try:  # in one expression: a variable of a traceback would show what the answer repeats
             return self._read_completion(
                 body, *await self._post("/chat/completions", written, timeout)
             )
         except ModelNotFoundError as error:
-            if self._full_name not in ("", self.model) and not (in_full or self.dialect.answered):
+            if self.has_two_names and not in_full:
                 self._wants_full_name = error.rewritten = True
             raise
 
@@ -231,7 +245,9 @@ class EndpointTransport(DialectTransport):
     ) -> Completion:
         """The completion in the endpoint's answer to a request."""
         if status // 100 != 2:  # some gateways answer a POST with 201
-            raise self._refusal(body, status, headers, error_text(content))
+            error = self._refusal(body, status, headers, error_text(content))
+            error.took = taken_by(content)
+            raise error
         if content[:50].lstrip().startswith(b"<"):
             raise ReplyError(
                 "the reply is not JSON, but a web page.",

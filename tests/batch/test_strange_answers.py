@@ -111,6 +111,17 @@ def test_a_line_that_is_written_a_little_otherwise_is_read(tmp_path: Path, edit:
     assert (len(table.errors), table.usage.calls) == (0, 2)
 
 
+def test_a_line_with_an_error_is_charged_what_it_tells(tmp_path: Path) -> None:
+    def edit(lines: Lines) -> Lines:
+        body = {"error": {"message": "flagged"}, "usage": {"prompt_tokens": 70_000_000}}
+        failed = json.loads(lines[0]) | {"response": {"status_code": 400, "body": body}}
+        return [json.dumps(failed).encode(), *lines[1:]]
+
+    table = collected(tmp_path / "batch", edit, 2)
+    assert (len(table.errors), table.usage.calls) == (1, 2)
+    assert table.usage.prompt_tokens > 70_000_000
+
+
 def test_whatever_the_reader_of_a_line_raises_costs_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

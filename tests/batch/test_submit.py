@@ -697,6 +697,33 @@ def test_requests_that_fail_say_why(provider: BatchServer, place: Path) -> None:
     assert table.usage.prompt_tokens == 4 * whole.usage.prompt_tokens
 
 
+@pytest.mark.parametrize(
+    ("listed", "sent"), [(["openai/x", "y"], "openai/x"), (["x", "openai/x"], "x"), (["x"], "x")]
+)
+def test_the_name_that_the_endpoint_lists_is_the_one_that_is_sent(
+    listed: list[str], sent: str, place: Path
+) -> None:
+    """Single calls find out by a refusal; in a batch each row would be refused."""
+    with (
+        FakeLLM(known_models=listed, model="x") as llm,
+        BatchServer(llm, statuses=["completed"]) as provider,
+    ):
+        batch = pi.submit_batch(pairs(3), "openai/x", place / "b", api_base=provider.api_base)
+        assert not collect(batch).errors
+        assert provider.count("GET /v1/models") == 1
+    assert {line["body"]["model"] for line in provider.lines} == {sent}
+
+
+@pytest.mark.parametrize("answer", [404, b"[]", b"{}", b'{"data": [3]}', b"no", 0])
+def test_an_endpoint_that_lists_no_models_is_sent_the_short_name(
+    provider: BatchServer, place: Path, answer: Any
+) -> None:
+    provider.faults = [("GET /v1/models", answer)]
+    batch = pi.submit_batch(pairs(1), "openai/fake", place / "b", api_base=provider.api_base)
+    assert not collect(batch).errors
+    assert provider.lines[0]["body"]["model"] == "fake"
+
+
 def test_no_words_of_a_provider_break_the_table(provider: BatchServer, place: Path) -> None:
     """JSON may spell half of a surrogate pair, which no file may hold; and say it at length."""
     error = {"code": "c" * 10**6, "message": "\ud800"}

@@ -104,6 +104,20 @@ def test_a_reply_is_bounded_with_any_provider(provider: str) -> None:
         assert len(server.asked) == 1
 
 
+@each_provider
+@pytest.mark.parametrize("status", [400, 500])
+def test_an_error_that_tells_what_it_took_is_charged_with_any_provider(
+    provider: str, status: int
+) -> None:
+    told = {"error": {"message": "no"}, "usage": {"prompt_tokens": 30, "completion_tokens": 10}}
+    with AnyServer(status, body=json.dumps(told).encode()) as server:
+        llm = llm_of(provider, server, prices=(10_000.0, 10_000.0))
+        with pytest.raises(ModelError):
+            llm.ask(MESSAGES)
+        assert len(server.asked) == 1
+    assert llm.usage.cost == pytest.approx(0.4)
+
+
 ECHO = b'{"error": {"message": "no: secret-key-1 secret-header-1"}}'
 
 

@@ -92,12 +92,17 @@ STREAM = "".join(
 )
 
 
-@pytest.mark.parametrize("code", [400, 403, 429, 500, None])
-@pytest.mark.parametrize("place", ["top", "choice"])
+@pytest.mark.parametrize("code", [400, 403, 429, 500, 502, None])
+@pytest.mark.parametrize("place", ["top", "choice", "status", "within"])
 def test_an_error_that_tells_what_it_took_is_charged_as_such(code: int | None, place: str) -> None:
     error = {"error": {**BROKEN, "code": code}}
-    told = error if place == "top" else {"choices": [{**HALF, **error}]}
-    with FakeLLM(faults=[Fault.response({**told, "usage": TOOK})] * 9) as server:
+    told: dict[str, Any] = {**error, "usage": TOOK}
+    if place == "choice":
+        told["choices"] = [{**HALF, "error": told.pop("error")}]
+    elif place == "within":
+        told["error"]["usage"] = told.pop("usage")
+    status = (code or 500) if place in ("status", "within") else 200
+    with FakeLLM(faults=[Fault.response(told, status)] * 9) as server:
         llm = fake(server, budget=6.5, max_attempts=1)
         assert ask(llm, 1)[0].error is not None
     assert server.calls >= 1
@@ -239,6 +244,26 @@ def test_so_do_calls_that_a_gateway_lost(status: int) -> None:
         replies = ask(llm, 5)
         assert 1 <= server.calls <= 4
     assert "budget" in str(replies[-1].error)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("usage", [{"input_tokens": 3}, {"total_tokens": 4}, {"prompt_tokens": 3}])
+def test_so_do_errors_that_tell_it_in_part(status: int, usage: dict[str, int]) -> None:
+    told = {"error": BROKEN, "usage": usage}
+    with FakeLLM(faults=[Fault.response(told, status)] * 50) as server:
+        llm = fake(server, budget=20.0, max_attempts=1)
+        replies = ask(llm, 5)
+        assert 1 <= server.calls <= 4
+    assert "budget" in str(replies[-1].error)
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 0, "completion_tokens": 0}, [3]])
+def test_a_refusal_that_tells_of_no_token_costs_nothing(usage: Any) -> None:
+    told = {"error": BROKEN, "usage": usage}
+    with FakeLLM(faults=[Fault.response(told, 400)]) as server:
+        llm = fake(server, budget=20.0, max_attempts=1)
+        assert ask(llm, 1)[0].error is not None
+    assert llm.usage.cost == 0
 
 
 def test_what_was_refused_or_never_sent_costs_nothing() -> None:
