@@ -60,7 +60,11 @@ def thread() -> threading.Thread | None:
 
 def spawn(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     """Start a coroutine on the background loop."""
-    return asyncio.run_coroutine_threadsafe(coroutine, the_loop())
+    try:
+        return asyncio.run_coroutine_threadsafe(coroutine, the_loop())
+    except PersonaInferError:
+        coroutine.close()  # or Python warns that nobody awaited it
+        raise
 
 
 def call(function: Callable[..., object], *arguments: object) -> None:

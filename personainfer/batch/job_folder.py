@@ -181,19 +181,21 @@ class PersonaBatch(Record):
         `own_cache` is where the others belong.
 
         If another process submitted the batch, whoever wrote the folder could choose where the key goes and
-        what calls cost. The address and the cache directory are then those of the caller, and so is what
-        makes single calls cost more than usual, if there are any.
+        what calls cost. The address and the cache directory are then those of the caller. So are the model
+        of single calls, if there are any, and what makes them cost more than usual.
 
         Args:
-            given: the options that the caller names, which replace those of the folder.
+            given: the options that the caller names, which replace those of the folder, and the model.
             submitted_here: whether this process submitted the batch.
             calls: whether the model is called for what the batch does not answer.
 
         Raises:
-            InvalidArgumentError: the folder names an address, or something that costs more, and `given`
-                does not; or the model's name says where it is loaded from or called.
+            InvalidArgumentError: the folder names an address, the model of calls, or something that costs
+                more, and `given` does not; `given` names another model; or the model's name says where it
+                is loaded from or called.
         """
-        options = dict(self.llm_options)
+        options, given = dict(self.llm_options), dict(given)
+        self._check_model(given.pop("model", None), needed=calls and not submitted_here)
         stored = options.get("api_base")
         if not submitted_here:
             check_stored_model(self.model, self.path)
@@ -210,6 +212,18 @@ class PersonaBatch(Record):
         if not submitted_here or not options.get("cache", True):
             options |= {"cache": True, "cache_dir": self.replies_folder}
         return LLM(self.model, **options)
+
+    def _check_model(self, given: str | None, *, needed: bool) -> None:
+        if given == self.model or (given is None and not needed):
+            return
+        problem = "" if given is None else f", not to {given!r:.200}"
+        raise InvalidArgumentError(
+            f"{self.path} was submitted to the model {shown_address(self.model)!r}{problem}.",
+            hint="Whoever made the folder would decide which model you pay for: give model= again."
+            if given is None
+            else "Submit the data to another folder for another model.",
+            argument="model",
+        )
 
     def own_cache(self, cache_dir: str | Path | None) -> ReplyCache | None:
         """The user's cache, for replies that this call downloads; None if it is off."""

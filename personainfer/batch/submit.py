@@ -106,6 +106,7 @@ def collect_batch(
     *,
     select: Selector | None = None,
     ask_missing: bool = False,
+    model: str | None = None,
     wait: bool = True,
     poll: float = 30.0,
     timeout: float | None = None,
@@ -127,6 +128,8 @@ def collect_batch(
         batch: what `submit_batch` returned, or its folder.
         select: as for `infer_personas`; needed if several candidates were asked for.
         ask_missing: call the model, at the full price, for requests that the batch did not answer.
+        model: that of `submit_batch`. It has to be given again if `batch` is a folder and `ask_missing` is
+            set; otherwise whoever made the folder would choose which model you pay for.
         wait: whether to wait until the batch is done.
         poll: seconds between two checks.
         timeout: seconds to wait at most; None: no limit.
@@ -156,6 +159,7 @@ def collect_batch(
     batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
     check_candidates(batch.candidates, select)
     given = {
+        "model": model,
         "api_key": api_key,
         "api_base": api_base,
         "extra_headers": extra_headers,

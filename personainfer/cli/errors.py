@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shlex
 import sys
 import warnings
@@ -13,6 +12,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from ..data.atomic_files import DISK_FULL
 from ..exceptions import CacheError, ModelError, PersonaInferError, RowsFailedError
 from .options import SHELL_NAMES
 from .streams import FAILED, abandon_stdout, fail, note
@@ -22,7 +22,8 @@ WRONG, ENDED, INTERRUPTED, CLOSED = 2, 4, 130, 141  # exit codes, as listed in t
 _UsageError: type[Any] = typer.BadParameter.__bases__[
     0
 ]  # click's: typer may bring a click of its own
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # not a wrong argument
+# They check their arguments and files before the first call: what the system refuses later ended the run.
+_CALLING = {"infer", "verify", "audit", "benchmark", "reproduce"}
 
 # The options of commands that have other names than the arguments of the library.
 _ARGUMENTS = {**SHELL_NAMES, "path": "output", "drop_flagged": "drop_flag", "splits": "split"}
@@ -45,12 +46,13 @@ class CommandGroup(TyperGroup):
         except BrokenPipeError:
             abandon_stdout()
             raise typer.Exit(CLOSED) from None
-        except OSError as error:
-            fail(ENDED if error.errno in _DISK_FULL else WRONG, str(error))
         except PersonaInferError as error:
             fail(
                 _exit_code(error), _in_a_shell(error, self.get_command(ctx, ctx.invoked_subcommand))
             )
+        except OSError as error:
+            has_ended = error.errno in DISK_FULL or ctx.invoked_subcommand in _CALLING
+            fail(ENDED if has_ended else WRONG, str(error))
         return result
 
 

@@ -12,7 +12,7 @@ import shlex
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -149,7 +149,13 @@ def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
         argument="output",
         otherwise="or remove it",
     )
-    with atomic_text_writer(path) as file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(atomic_text_writer(path))
+        except OSError as error:
+            raise typer.BadParameter(
+                f"{output!r} cannot be written: {error.strerror or error}.", param_hint="--output"
+            ) from None
         yield file
 
 

@@ -12,6 +12,7 @@ same file removes it. (Windows has no such locks; there it stays.)
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -31,6 +32,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors that no other path avoids
 _OTHERS = 0o077  # the permissions of everybody but the owner
 _UNFINISHED = ".unfinished"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ..data.atomic_files import (
+    DISK_FULL,
     as_path,
     check_file,
     check_replaced,
@@ -296,6 +297,8 @@ def _written(path: Path, write: Callable[[], None]) -> None:
     try:
         write()
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
         raise InvalidArgumentError(
             f"path={str(path)!r} cannot be written: {error}.", hint="Name a folder that is yours."
         ) from error

@@ -960,14 +960,27 @@ def test_a_folder_never_decides_that_single_calls_cost_more(
     provider.edit = lambda lines: lines[:2]
     submit(provider, pairs(3), place / "b", **option)
     with pytest.raises(InvalidArgumentError, match=f"give {name}= again") as caught:
-        collect(place / "b", ask_missing=True)
+        collect(place / "b", ask_missing=True, model="fake")
     assert caught.value.argument == name
     table = collect(place / "b")
     assert len(table.errors) == 1
     with pytest.raises(InvalidArgumentError, match=f"give {name}= again"):
         pi.retry_errors(table)
     assert provider.count(ASK) == 0
-    assert not collect(place / "b", ask_missing=True, **option).errors
+    assert not collect(place / "b", ask_missing=True, model="fake", **option).errors
+
+
+def test_a_folder_never_decides_which_model_is_paid(provider: BatchServer, place: Path) -> None:
+    provider.edit = lambda lines: lines[:2]
+    batch = submit(provider, pairs(3), place / "b")
+    for given, words in [({}, "give model= again"), ({"model": "dear"}, "another folder")]:
+        with pytest.raises(InvalidArgumentError, match=words) as caught:
+            collect(place / "b", ask_missing=True, **given)
+        assert caught.value.argument == "model"
+    assert provider.count(ASK) == 0
+    assert len(collect(place / "b").errors) == 1
+    assert not collect(batch, ask_missing=True).errors  # here this process named it
+    assert not collect(place / "b", ask_missing=True, model="fake").errors
 
 
 def test_headers_that_choose_a_model_are_given_again(provider: BatchServer, place: Path) -> None:

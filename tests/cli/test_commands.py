@@ -695,18 +695,44 @@ def test_a_closed_stream_is_no_bug(
     assert (tmp_path / "rows.jsonl").exists() is ("rows.jsonl" in line)
 
 
-def test_a_full_disk_is_no_wrong_argument(
-    run: Run, reach: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.ESTALE, None])
+@pytest.mark.parametrize("output", ["rows.jsonl", "table.parquet"])
+def test_an_output_that_fails_after_the_calls_is_no_wrong_argument(
+    run: Run, reach: list[str], llm: FakeLLM, output: str, number: int | None, monkeypatch: Any
 ) -> None:
-    def full(stream: Any, *_: Any) -> None:
-        next(stream)
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("gone") if number is None else OSError(number, os.strerror(number))
+
+    for module in ("atomic_files", "table_writer"):
+        monkeypatch.setattr(f"personainfer.data.{module}.put_in_place", fails)
+    result = run("infer", written(pairs(2)), "-o", output, *reach)
+    assert (result.exit_code, llm.calls) == (4, 2)
+    assert (os.strerror(number) if number else "gone") in result.stderr
+    assert not list(Path().glob(f"*{output}*"))
+
+
+def test_a_full_disk_is_no_wrong_argument_of_an_export(run: Run, monkeypatch: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("personainfer.cli.commands.write_rows", full)
-    result = run("infer", written(pairs(2)), "-o", "rows.jsonl", *reach)
-    assert result.exit_code == 4
-    assert "No space left" in result.stderr
-    assert not list(Path().glob("*rows.jsonl*"))
+    table = pi.PersonaTable.from_data(
+        [{**pairs(1)[0], "chosen_persona": "A.", "rejected_persona": "B."}]
+    )
+    table.save("table.parquet")
+    monkeypatch.setattr("personainfer.data.atomic_files.put_in_place", full)
+    assert run("export", "table.parquet", "-o", "rows.jsonl").exit_code == 4
+
+
+def test_an_output_that_cannot_be_begun_is_a_wrong_argument(
+    run: Run, reach: list[str], llm: FakeLLM, monkeypatch: Any
+) -> None:
+    def closed(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("personainfer.data.atomic_files._new_file", closed)
+    result = run("infer", written(pairs(1)), "-o", "rows.jsonl", *reach)
+    assert (result.exit_code, llm.calls) == (2, 0)
+    assert "cannot be written: Permission denied" in result.stderr
 
 
 def test_a_pipe_that_holds_something_else_is_refused(

@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -687,10 +688,12 @@ def test_a_system_that_starts_no_more_threads_is_an_error(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(event_loop, "_current", None)
-    with monkeypatch.context() as patched:
+    with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as warned:
         patched.setattr(threading.Thread, "start", refused)
         with pytest.raises(PersonaInferError, match="starts no more threads"):
             pi.infer_personas(pairs(1), "fake", api_base=llm.api_base)
+        gc.collect()
+    assert not warned
     assert not pi.infer_personas(pairs(1), "fake", api_base=llm.api_base).errors
     assert event_loop._current is not None
     _, second, thread = event_loop._current
