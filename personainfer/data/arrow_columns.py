@@ -14,11 +14,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, tzinfo
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..preferences.cells import without_na
+from ..preferences.cells import is_null, without_na
 from ..records import PersonaRow
 
 if TYPE_CHECKING:
@@ -126,6 +127,34 @@ def cells_of(frame: Any, name: str) -> list[Any]:
 def package_of(value: object) -> str:
     """The name of the package that an object's class comes from; nothing is imported."""
     return type(value).__module__.split(".", 1)[0]
+
+
+def pandas_of(source: Any) -> Any:
+    """An Arrow table or a polars frame as a pandas frame, with whole numbers as `with_whole_numbers` has them."""
+    return with_whole_numbers(source.to_pandas(integer_object_nulls=True))
+
+
+def with_whole_numbers(frame: Any, rows: Sequence[Mapping[Any, Any]] | None = None) -> Any:
+    """The pandas frame, whose columns of whole numbers are "Int64" where some are missing.
+
+    pandas makes them floats, in which ids of more than 15 digits lose their last ones.
+
+    Args:
+        frame: such columns are of the type "object" in it, or floats if there are `rows`.
+        rows: what it was made of.
+    """
+    import pandas
+
+    for place, name in enumerate(frame.columns):
+        if frame.dtypes.iloc[place] != (object if rows is None else float):
+            continue
+        values = frame.iloc[:, place] if rows is None else [row.get(name) for row in rows]
+        there = [value for value in values if not is_null(value)]
+        if there and all(isinstance(v, Integral) and not isinstance(v, bool) for v in there):
+            kind = "Int64" if -(2**63) <= min(there) <= max(there) < 2**63 else "object"
+            whole = [None if is_null(value) else int(value) for value in values]
+            frame.isetitem(place, pandas.Series(whole, frame.index, kind))
+    return frame
 
 
 class _RowColumns(OwnColumns):

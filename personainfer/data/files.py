@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, MissingFileError
 from ..preferences import cells
-from ..preferences.cells import TooManyValuesError, read_json
+from ..preferences.cells import TooManyValuesError, TwinKeysError, read_json
 from .arrow_columns import parquet_batches, small_batches, written_out
 
 if TYPE_CHECKING:
@@ -270,10 +270,10 @@ def jsonl_rows(lines: Iterable[bytes | None], name: str | Path) -> Iterator[obje
 
 def _json_line(number: int, text: bytes) -> object:
     try:
-        row = read_json(text)
+        row = read_json(text, is_data=True)
     except UnicodeDecodeError as error:
         return BrokenRow(f"line {number} is not UTF-8: {error.reason}. Save the file as UTF-8.")
-    except TooManyValuesError as error:
+    except (TooManyValuesError, TwinKeysError) as error:
         return BrokenRow(f"line {number} cannot be read: {error}")
     except ValueError as error:
         why = getattr(error, "msg", str(error))  # without its own count of lines, which is 1
@@ -311,9 +311,11 @@ def _json_value(path: Path) -> object:
     if text.isspace() or not text:
         return []
     try:
-        return read_json(text, _MOST_JSON_VALUES)
+        return read_json(text, _MOST_JSON_VALUES, is_data=True)
     except TooManyValuesError:
         raise _too_large(path, f"{_MOST_JSON_VALUES:,} values") from None
+    except TwinKeysError as error:
+        raise DataError(f"{path}: in one of its objects {error.message}", hint=error.hint) from None
     except ValueError as error:
         advice = "Correct it; if it holds one object a line, rename it to .jsonl."
         raise _mismatch(path, "JSON", f"something else ({error})", advice) from error
@@ -432,11 +434,16 @@ def _csv_header(path: Path, fields: list[str]) -> list[str]:
             f"{path} is separated by {separator!r}, not by commas: {fields[0]!r:.80}.",
             hint=f"Pass the frame: pandas.read_csv(path, sep={separator!r}). Or save the file with commas.",
         )
-    if twice := sorted(name for name, times in Counter(fields).items() if times > 1):
-        raise DataError(
-            f"{path} has the column {twice[0]!r:.80} twice.", hint="Rename one of them."
-        )
+    refuse_twins(fields, path)
     return fields
+
+
+def refuse_twins(names: Iterable[object], source: str | Path = "the data") -> None:
+    """Raise DataError if two columns have one name."""
+    if twins := [name for name, times in Counter(names).items() if times > 1]:
+        raise DataError(
+            f"{source} has the column {twins[0]!r:.80} twice.", hint="Rename or drop one of them."
+        )
 
 
 def _csv_row(number: int, header: list[str], fields: list[str]) -> object:
@@ -506,6 +513,7 @@ def _parquet_total(path: Path) -> int:
 
     try:
         with pq.ParquetFile(path) as file:
+            refuse_twins(file.schema_arrow.names, path)
             return int(file.metadata.num_rows)
     except (pa.ArrowException, OSError, UnicodeError) as error:  # names of columns, too
         with path.open("rb") as raw:

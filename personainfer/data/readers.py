@@ -6,7 +6,6 @@ pandas, polars, datasets and pyarrow are imported only for data of their own.
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..preferences.schemas import Mapped, Schema
 from ..preferences.side_names import without_names
 from ..records import Preference
 from .arrow_columns import cells_of
-from .files import SUPPORTED, arrow_cells, check_readable, open_rows
+from .files import SUPPORTED, arrow_cells, check_readable, open_rows, refuse_twins
 from .row_streams import RowStream
 from .source_rows import PreferenceSource, SourceRow, Valued, read_row, several_rows, single_rows
 
@@ -145,7 +144,7 @@ def _from_frame(data: Any, told: Mapped) -> PreferenceSource:
 
     native = data.collect() if "polars.LazyFrame" in _kinds(data) else _held(data)
     names = list(native.columns)
-    _refuse_twins(names)
+    refuse_twins(names)
     frame: Any = nw.from_native(native, eager_only=True)
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:
@@ -166,7 +165,7 @@ def _held(frame: Any) -> Any:
 
 def _from_table(data: Any, told: Mapped) -> PreferenceSource:
     names = list(data.column_names)
-    _refuse_twins(names)
+    refuse_twins(names)
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:
         for start in range(0, len(data), _BATCH):
@@ -195,11 +194,6 @@ def _from_dataset(data: Any, told: Mapped) -> PreferenceSource:
 def _arrow_batch(table: Any, names: Sequence[str], wanted: Sequence[str]) -> Batch:
     columns = (arrow_cells(table.column(n)) if n in names else repeat(ABSENT) for n in wanted)
     return zip(*columns, strict=False)
-
-
-def _refuse_twins(names: Sequence[object]) -> None:
-    if twins := [name for name, times in Counter(names).items() if times > 1]:
-        raise DataError(f"two columns have the name {twins[0]!r}.", hint="Rename or drop one.")
 
 
 def _from_columns(
@@ -259,7 +253,7 @@ def read_cells(
         DataError, InvalidArgumentError: the names are not those of preference data, or the labels
             are not certain.
     """
-    _refuse_twins(names)
+    refuse_twins(names)
 
     def head(schema: Schema) -> list[Sequence[object]]:
         values = (cells(n) if n in names else repeat(ABSENT) for n in schema.columns.values())

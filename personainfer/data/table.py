@@ -29,10 +29,12 @@ from .arrow_columns import (
     own_names,
     own_values,
     package_of,
+    pandas_of,
     plain_values,
     type_of,
     with_added,
     with_texts,
+    with_whole_numbers,
     without,
 )
 from .atomic_files import as_path, check_replaced
@@ -336,16 +338,21 @@ class PersonaTable(Sequence[PersonaRow]):
         Raises:
             InvalidArgumentError: the data has a column of such a name itself.
             DataError: a saved table is damaged.
+
+        Whole numbers of which some are missing are of the type "Int64".
         """
         pd = MissingExtraError.require("pandas")
         if self._original is None:
-            frame = pd.DataFrame([own_values(row) for row in self._rows])
+            own = [own_values(row) for row in self._rows]
+            frame = with_whole_numbers(pd.DataFrame(own), own)
+        elif package_of(self._original) in ("polars", "pyarrow"):
+            frame = pandas_of(self._original)
         elif package_of(self._original) == "datasets":
-            frame = self._original.with_format(None).to_pandas()
+            frame = pandas_of(self._own_arrow())
         elif isinstance(self._original, StoredColumns):
-            own = self._own_arrow()
+            stored = self._own_arrow()
             try:
-                frame = own.to_pandas() if own.num_columns else pd.DataFrame(index=range(len(self)))
+                frame = pandas_of(stored) if stored.num_columns else pd.DataFrame(index=range(len(self)))
             except Exception as error:  # of pandas and of Arrow, each with classes of its own
                 raise _not_convertible("pandas", error) from None
         else:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -111,8 +112,8 @@ def parse_cell(name: str, value: object) -> object:
     if not isinstance(value, str) or not value.strip():
         return value
     try:
-        return read_json(value)
-    except TooManyValuesError as error:
+        return read_json(value, is_data=True)
+    except (TooManyValuesError, TwinKeysError) as error:
         raise DataError(f"{name!r}: {error}", hint=LEAVE_OUT) from None
     except ValueError:
         pass
@@ -154,19 +155,38 @@ def bounded_json(text: Text, most: int | None = None) -> Text:
     return text
 
 
-def read_json(text: str | bytes, most: int | None = None) -> Any:
+class TwinKeysError(DataError):
+    """An object in a JSON text has two values of one name: Python would take the last one."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise TwinKeysError(f"{name!r:.80} is there twice.", hint="Rename or remove one of them.")
+    return found
+
+
+_JSON_OF_DATA = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def read_json(text: str | bytes, most: int | None = None, *, is_data: bool = False) -> Any:
     """The value of a JSON text; bytes are UTF-8.
 
+    Args:
+        text: the JSON.
+        most: how many values it may have; None: `MOST_VALUES`.
+        is_data: of two values with one name, refuse both (`TwinKeysError`), as two columns of one name are.
+
     Raises:
-        ValueError: it is not JSON, is nested too deep, or has more than so many values
-            (`TooManyValuesError`; None: `MOST_VALUES`).
+        ValueError: it is not JSON, is nested too deep, or has more values (`TooManyValuesError`).
     """
     if not isinstance(text, str):
         text = text.decode()
     if len(text) > (MOST_VALUES if most is None else most):  # few lines are so long
         text = bounded_json(text, most)
     try:
-        return json.loads(text)
+        return _JSON_OF_DATA.decode(text) if is_data else json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 

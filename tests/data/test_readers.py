@@ -512,6 +512,39 @@ def test_a_csv_file_in_another_encoding_says_how_to_read_it(tmp_path: Path) -> N
         read_preferences(path)
 
 
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_two_columns_of_one_name_are_refused(ending: str, tmp_path: Path) -> None:
+    """Which of them holds the response? The last one was taken in silence."""
+    path = tmp_path / f"rows{ending}"
+    names = [*ROW, "chosen"]
+    if ending == ".csv":
+        path.write_text(",".join(names) + "\nq,yes,no,maybe\n")
+    else:
+        columns = [pa.array([text]) for text in (*ROW.values(), "maybe")]
+        pq.write_table(pa.Table.from_arrays(columns, names=names), path)
+    with pytest.raises(DataError, match="rows.* has the column 'chosen' twice"):
+        read_preferences(path)
+
+
+def test_a_key_that_comes_twice_costs_its_json_line(tmp_path: Path) -> None:
+    twice = json.dumps(ROW)[:-1] + ', "chosen": "maybe"}'
+    turns = '[{"role": "assistant", "content": "yes", "content": "maybe"}]'
+    nested = json.dumps({**ROW, "chosen": 0}).replace("0", turns)
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(ROW), twice, nested]))
+    found = [str(row.error) for row in read_preferences(tmp_path / "rows.jsonl")]
+    assert found == [
+        "None",
+        "line 2 cannot be read: 'chosen' is there twice. Rename or remove one of them.",
+        "line 3 cannot be read: 'content' is there twice. Rename or remove one of them.",
+    ]
+    cell = {**ROW, "chosen": turns, "rejected": turns.replace(', "content": "maybe"', "")}
+    good = {**cell, "chosen": cell["rejected"], "rejected": cell["rejected"].replace("yes", "no")}
+    assert "'chosen': 'content' is there twice" in str([*read_preferences([good, cell])][1].error)
+    (tmp_path / "rows.json").write_text(f"[{twice}]")
+    with pytest.raises(DataError, match="in one of its objects 'chosen' is there twice"):
+        read_preferences(tmp_path / "rows.json")
+
+
 def test_bad_csv_rows_cost_only_themselves(tmp_path: Path) -> None:
     long = "x" * 200_000
     text = "\ufeffprompt,chosen,rejected,id\nq,yes,no,007\n\nq,yes\n"
@@ -636,7 +669,7 @@ def test_two_columns_of_one_name() -> None:
     frame = pd.DataFrame(
         [["q", "yes", "no", "x"]], columns=["prompt", "chosen", "rejected", "prompt"]
     )
-    with pytest.raises(DataError, match="two columns"):
+    with pytest.raises(DataError, match="twice"):
         read_preferences(frame)
 
 

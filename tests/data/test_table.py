@@ -186,6 +186,42 @@ def test_dict_rows_keep_their_own_columns() -> None:
     assert list(table.to_pandas().columns) == ["question", "score", "tags", *NEW]
 
 
+LONG_IDS = [2**60 + 1, None, 2**60 + 3]  # floats have no such numbers
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        None,
+        pl.DataFrame({"tweet": LONG_IDS, "users": [LONG_IDS, [], None]}),
+        pa.table({"tweet": LONG_IDS, "users": [LONG_IDS, [], None]}),
+        datasets.Dataset.from_dict({"tweet": LONG_IDS, "users": [LONG_IDS, [], None]}),
+    ],
+    ids=["dicts", "polars", "arrow", "hf"],
+)
+def test_long_whole_numbers_keep_their_digits_in_pandas(original: Any, tmp_path: Path) -> None:
+    columns = {} if original is not None else {"tweet": LONG_IDS, "users": [LONG_IDS, [], None]}
+    table = PersonaTable(rows(**columns), original=original)
+    for found in (table, PersonaTable.load(table.save(tmp_path / "t.parquet"))):
+        frame = found.to_pandas()
+        assert str(frame["tweet"].dtype) == "Int64"
+        assert frame["tweet"].dropna().tolist() == [2**60 + 1, 2**60 + 3]
+        assert list(frame["users"][0]) == LONG_IDS
+
+
+def test_other_numbers_of_rows_stay_as_pandas_has_them() -> None:
+    table = PersonaTable(
+        rows(whole=[1, 2, 3], share=[0.5, None, 1], seen=[True, None, False], huge=[2**64, None, 1])
+    )
+    kinds = table.to_pandas().dtypes.astype(str).to_dict()
+    assert {name: kinds[name] for name in ("whole", "share", "seen", "huge")} == {
+        "whole": "int64",
+        "share": "float64",
+        "seen": "object",
+        "huge": "object",
+    }
+
+
 def test_dict_rows_with_different_columns_or_types_are_all_kept() -> None:
     mixed: list[dict[str, Any]] = [{"a": 1}, {"b": "x"}, {"a": "two", "b": None}]
     made = [
