@@ -10,6 +10,7 @@ import codecs
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -45,6 +46,7 @@ _MOST_JSON_VALUES = 20_000_000  # … and its values: 200 in each of 100,000 row
 _MOST_NEIGHBOURS = 1_000  # files among which the one that was meant is looked for
 _HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
+_OPENS = re.compile(r', +"[^",\r\n]')  # in a line of a CSV file
 _SIGNATURES = {
     b"PAR1": "Parquet",
     b"\x1f\x8b": "gzip-compressed data",
@@ -340,7 +342,7 @@ def _csv(path: Path) -> Iterator[object]:
         # Undecodable bytes become lone surrogates, which cost their row and no other.
         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
         lines = _CsvLines(text, path)
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True, skipinitialspace=lines.have_blanks())
         header: list[str] | None = None
         while True:
             start = lines.begin_row()
@@ -374,6 +376,16 @@ class _CsvLines:
         self._begin, self._length, self._commas, self._read_again = 1, 0, 0, 0
         self._row: list[str] = []
         self._next: deque[str] = deque()  # lines that are read again
+
+    def have_blanks(self) -> bool:
+        """Whether blanks come after commas, as people write them: in the header, or before a quote of the first row.
+
+        Within quotes, a quote is written twice, so that one after a comma and blanks begins a cell.
+        """
+        first = [self._text.readline(LONGEST_LINE) for _ in range(2)]
+        self._next.extend(first)
+        names = next(csv.reader(first[:1]), [])
+        return any(name.startswith(" ") for name in names[1:]) or bool(_OPENS.search(first[1]))
 
     def begin_row(self) -> int:
         """The next line begins a row: its number."""

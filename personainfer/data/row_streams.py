@@ -191,6 +191,8 @@ def _check_unnamed(head: list[object], iterator: Iterator[object], told: Mapped)
             hint="Leave the option out, or pass dicts.",
             argument=given[0],
         )
+    if head and _is_triple(head[0]):
+        _refuse_header(head[0])
     for count, item in enumerate(_growing(head, iterator), 1):
         if isinstance(item, Mapping) or (row := _unnamed_row(item)).error is None:
             return
@@ -203,6 +205,16 @@ def _check_unnamed(head: list[object], iterator: Iterator[object], told: Mapped)
         f"none of the first {len(head)} rows can be read. The first: {problem}",
         hint="" if are_rows else SUPPORTED,
     )
+
+
+def _refuse_header(names: Any) -> None:
+    """Raise InvalidArgumentError if three texts are names of columns: `csv.reader` gives its header as a row."""
+    known = matches((name for name in names if isinstance(name, str)), Mapped())
+    if any(set(names) <= set(schema.columns.values()) for schema in known):
+        raise InvalidArgumentError(
+            f"the first row holds names of columns: {tuple(names)!r:.200}.",
+            hint="Pass csv.DictReader(file) in place of csv.reader(file), or the file's path.",
+        )
 
 
 def _is_triple(item: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import subprocess
@@ -588,6 +589,31 @@ def test_quotes_that_stay_open_are_read_again_in_bounded_time(
         list(read_preferences(path))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"prompt", "chosen", "rejected"\n"q, 1", "Tea, or ""tea""", "Coffee"\n',
+        'prompt, chosen, rejected\n"q, 1", "Tea, or ""tea""", Coffee\n',
+        'prompt,chosen,rejected\n"q, 1",  "Tea, or ""tea""",  "Coffee"\n',
+    ],
+)
+def test_blanks_after_the_commas_of_a_csv_file_belong_to_no_cell(text: str, tmp_path: Path) -> None:
+    """With them, quotes were a part of the response, and a comma in quotes broke the row."""
+    (tmp_path / "rows.csv").write_text(text)
+    (row,) = read_preferences(tmp_path / "rows.csv")
+    assert row.preference == Preference(
+        prompt="q, 1", chosen='Tea, or "tea"', rejected="Coffee", id=None, user=None
+    )
+
+
+def test_blanks_at_the_start_of_csv_cells_are_kept(tmp_path: Path) -> None:
+    texts = [' "Tea", she said', ", ", ' no, "']
+    frame = pd.DataFrame([{**ROW, "chosen": text} for text in texts])
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    found = [row.preference for row in read_preferences(tmp_path / "rows.csv")]
+    assert [pair and pair.chosen for pair in found] == texts
+
+
 def test_lines_of_a_text_in_a_csv_cell_are_no_rows(tmp_path: Path) -> None:
     text = "name,age,city\n" + "Bob,3,Rome\n" * 20
     path = write_csv([{**ROW, "chosen": text}, ROW], tmp_path)
@@ -663,6 +689,16 @@ def test_missing_files_and_other_strings(tmp_path: Path) -> None:
 def test_what_is_no_data(data: object, words: str) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
         read_preferences(data)
+
+
+@pytest.mark.parametrize("names", ["prompt,rejected,chosen", "Question,Best Answer,Worst Answer"])
+def test_the_header_that_csv_reader_gives_is_no_row(names: str) -> None:
+    """By place, the columns of the first would be the wrong way round."""
+    rows = csv.reader([names, "q,no,yes"])
+    with pytest.raises(InvalidArgumentError, match=r"names of columns: .*csv\.DictReader"):
+        read_preferences(rows)
+    like_names = ("Which word?", "chosen", "rejected")
+    assert [row.error for row in read_preferences([like_names])] == [None]
 
 
 def test_two_columns_of_one_name() -> None:
