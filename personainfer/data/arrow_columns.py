@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, tzinfo
@@ -130,7 +131,7 @@ def package_of(value: object) -> str:
 
 
 def pandas_of(source: Any) -> Any:
-    """An Arrow table or a polars frame as a pandas frame, with whole numbers as `with_whole_numbers` has them."""
+    """An Arrow table or a polars frame as a pandas frame, in which whole numbers stay whole."""
     return with_whole_numbers(source.to_pandas(integer_object_nulls=True))
 
 
@@ -148,7 +149,7 @@ def with_whole_numbers(frame: Any, rows: Sequence[Mapping[Any, Any]] | None = No
     for place, name in enumerate(frame.columns):
         if frame.dtypes.iloc[place] != (object if rows is None else float):
             continue
-        values = frame.iloc[:, place] if rows is None else [row.get(name) for row in rows]
+        values: Any = frame.iloc[:, place] if rows is None else [row.get(name) for row in rows]
         there = [value for value in values if not is_null(value)]
         if there and all(isinstance(v, Integral) and not isinstance(v, bool) for v in there):
             kind = "Int64" if -(2**63) <= min(there) <= max(there) < 2**63 else "object"
@@ -546,8 +547,9 @@ class WithAdded(OwnColumns):
 
 # Parquet files of others
 
+_READ_BYTES: Final = 2**20  # of the file at once
 _ROWS: Final = 2**14  # of a batch at most
-_USUAL_BYTES: Final = 2**26  # of a batch, if its rows are as long as others
+_USUAL_BYTES: Final = 2**25  # of a batch, if its rows are as long as others
 # Of a group of rows that is packed like no text, the largest rows may all be in one batch.
 _BATCH_BYTES: Final = 2**27
 _FEW_ROWS: Final = 64
@@ -569,9 +571,9 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow.parquet as pq
 
     on_disk = path.stat().st_size
-    with pq.ParquetFile(path) as file:  # a text that comes again and again is held once
-        shared = list(_texts(file.metadata.schema))
-    with pq.ParquetFile(path, read_dictionary=shared) as file:
+    with pq.ParquetFile(path) as file:
+        texts = frozenset(_texts(file.metadata.schema))
+    with _opened_parquet(path, texts) as file:
         for number in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(number)
             size = max(group.total_byte_size, 1)
@@ -584,7 +586,67 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
             rows = min(_ROWS, _USUAL_BYTES * group.num_rows // size)
             if size > max(_BATCH_BYTES, _USUALLY_PACKED * on_disk):
                 rows = min(rows, _FEW_ROWS * _BATCH_BYTES // size)
-            yield from file.iter_batches(batch_size=max(rows, 1), row_groups=[number])
+            yield from _group_batches(path, file, number, max(rows, 1), texts)
+
+
+def _opened_parquet(path: Path, texts: Collection[str], metadata: Any = None) -> Any:
+    """The file, whose columns of `texts` are read as dictionaries, and as much of it at once as is needed."""
+    import pyarrow.parquet as pq
+
+    few: dict[str, Any] = {"buffer_size": _READ_BYTES, "pre_buffer": False}
+    return pq.ParquetFile(path, metadata=metadata, read_dictionary=list(texts), **few)
+
+
+def _group_batches(
+    path: Path, file: Any, number: int, rows: int, texts: frozenset[str], done: int = 0
+) -> Iterator[pyarrow.RecordBatch]:
+    """The batches of a group of rows, of no more than `rows`; those that are `done` are left out.
+
+    A text that comes again and again is held once: `texts`, by their paths, are read as dictionaries. Arrow
+    adds to a dictionary until the group ends, also the texts that the file stores one by one. A column with
+    such texts, of which few come again, is read on as it is, in less time and memory.
+    """
+    seen, before, written = 0, dict[str, int](), Counter[str]()
+    for batch in file.iter_batches(batch_size=rows, row_groups=[number]):
+        seen += len(batch)
+        if seen > done:
+            yield batch.slice(max(0, len(batch) - (seen - done)))
+            done = seen
+        found = _dictionaries(batch, file.metadata.schema)
+        written.update({path: _shared_bytes(column) for path, column in found.items()})
+        held = {path: column.dictionary.nbytes for path, column in found.items()}
+        least = {
+            path: max(before.get(path, size), _USUAL_BYTES // 4) for path, size in held.items()
+        }
+        growing = {p for p, size in held.items() if least[p] < size > written[p] // 2}
+        if growing:
+            break
+        before = held
+    else:
+        return
+    del batch, found
+    texts -= growing
+    with _opened_parquet(path, texts, file.metadata) as other:
+        yield from _group_batches(path, other, number, rows, texts, done)
+
+
+def _dictionaries(batch: pyarrow.RecordBatch, schema: Any) -> dict[str, Any]:
+    """The columns of a batch that are dictionaries, also those in lists and structs, by their paths."""
+    import pyarrow
+
+    paths = (schema.column(place).path for place in range(len(schema)))
+    leaves = (leaf for column in batch.columns for leaf in _leaves(column))
+    return {
+        p: c for p, c in zip(paths, leaves, strict=False) if isinstance(c, pyarrow.DictionaryArray)
+    }
+
+
+def _leaves(column: Any) -> Iterator[Any]:
+    parts = _parts(column)
+    for part in parts:
+        yield from _leaves(part)
+    if not parts:
+        yield column
 
 
 def written_out(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
@@ -629,8 +691,6 @@ def _size_in_python(column: Any) -> tuple[int, int]:
     """How many bytes an Arrow column has if each value is written out, and how many values that are."""
     import pyarrow
 
-    if isinstance(column, pyarrow.ExtensionArray):
-        column = column.storage
     if isinstance(column, pyarrow.DictionaryArray):
         return _shared_bytes(column), len(column)
     parts = _parts(column)
@@ -641,9 +701,11 @@ def _size_in_python(column: Any) -> tuple[int, int]:
 
 
 def _parts(column: Any) -> list[Any]:
-    """The columns of the values within lists, structs and maps; none for other columns."""
+    """The columns of the values within lists, structs, maps and types of others; none for other columns."""
     import pyarrow
 
+    if isinstance(column, pyarrow.ExtensionArray):
+        return [column.storage]
     if isinstance(column, pyarrow.MapArray):
         begin, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
         return [part.slice(begin, end - begin) for part in (column.keys, column.items)]

@@ -378,9 +378,9 @@ class _CsvLines:
         self._next: deque[str] = deque()  # lines that are read again
 
     def have_blanks(self) -> bool:
-        """Whether blanks come after commas, as people write them: in the header, or before a quote of the first row.
+        """Whether blanks come after the commas of the header, or before a quote of the first row.
 
-        Within quotes, a quote is written twice, so that one after a comma and blanks begins a cell.
+        People write files so. In a cell a quote is written twice: a single one after a blank begins a cell.
         """
         first = [self._text.readline(LONGEST_LINE) for _ in range(2)]
         self._next.extend(first)

@@ -207,12 +207,12 @@ def _check_unnamed(head: list[object], iterator: Iterator[object], told: Mapped)
     )
 
 
-def _refuse_header(names: Any) -> None:
-    """Raise InvalidArgumentError if three texts are names of columns: `csv.reader` gives its header as a row."""
-    known = matches((name for name in names if isinstance(name, str)), Mapped())
-    if any(set(names) <= set(schema.columns.values()) for schema in known):
+def _refuse_header(first: Any) -> None:
+    """Raise InvalidArgumentError for three names of columns: `csv.reader` gives its header as a row."""
+    names = {text for text in first if isinstance(text, str)}
+    if len(names) == 3 and any(names <= {*s.columns.values()} for s in matches(names, Mapped())):
         raise InvalidArgumentError(
-            f"the first row holds names of columns: {tuple(names)!r:.200}.",
+            f"the first row holds names of columns: {tuple(first)!r:.200}.",
             hint="Pass csv.DictReader(file) in place of csv.reader(file), or the file's path.",
         )
 

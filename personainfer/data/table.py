@@ -352,7 +352,11 @@ class PersonaTable(Sequence[PersonaRow]):
         elif isinstance(self._original, StoredColumns):
             stored = self._own_arrow()
             try:
-                frame = pandas_of(stored) if stored.num_columns else pd.DataFrame(index=range(len(self)))
+                frame = (
+                    pandas_of(stored)
+                    if stored.num_columns
+                    else pd.DataFrame(index=range(len(self)))
+                )
             except Exception as error:  # of pandas and of Arrow, each with classes of its own
                 raise _not_convertible("pandas", error) from None
         else:

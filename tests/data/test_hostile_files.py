@@ -196,6 +196,33 @@ def test_a_text_that_all_rows_of_a_parquet_file_share_is_in_memory_once(
     assert largest < 2**26  # and not 2**29
 
 
+def test_a_large_group_of_different_texts_is_never_in_memory_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow's dictionary of the texts grew until the group ended, and took its time for each batch."""
+    monkeypatch.setattr(arrow_columns, "_USUAL_BYTES", 2**20)
+    path = tmp_path / "rows.parquet"
+    texts = [f"{number} " + "word " * 400 for number in range(16_000)]
+    turns = [[{"role": "assistant", "content": text}] for text in texts]
+    shared = ["a rule that comes with each question " * 400] * len(texts)
+    columns: dict[str, list[Any]] = {
+        "prompt": texts,
+        "chosen": turns,
+        "rejected": ["b"] * len(texts),
+        "system": shared,
+    }
+    pq.write_table(pa.table(columns), path)
+    before, largest = pa.total_allocated_bytes(), 0
+    answers, kinds = list[Any](), set[str]()
+    for batch in arrow_columns.parquet_batches(path):
+        largest = max(largest, pa.total_allocated_bytes() - before)
+        answers += batch["prompt"].to_pylist()
+        kinds = {name for name in columns if pa.types.is_dictionary(batch[name].type)}
+    assert answers == texts
+    assert kinds == {"rejected", "system"}  # in the last batch
+    assert largest < 2**25  # of 2**26 that the file holds
+
+
 def test_few_rows_of_large_groups_are_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -523,7 +523,7 @@ def test_two_columns_of_one_name_are_refused(ending: str, tmp_path: Path) -> Non
     else:
         columns = [pa.array([text]) for text in (*ROW.values(), "maybe")]
         pq.write_table(pa.Table.from_arrays(columns, names=names), path)
-    with pytest.raises(DataError, match="rows.* has the column 'chosen' twice"):
+    with pytest.raises(DataError, match=r"rows.* has the column 'chosen' twice"):
         read_preferences(path)
 
 

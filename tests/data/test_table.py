@@ -200,8 +200,8 @@ LONG_IDS = [2**60 + 1, None, 2**60 + 3]  # floats have no such numbers
     ids=["dicts", "polars", "arrow", "hf"],
 )
 def test_long_whole_numbers_keep_their_digits_in_pandas(original: Any, tmp_path: Path) -> None:
-    columns = {} if original is not None else {"tweet": LONG_IDS, "users": [LONG_IDS, [], None]}
-    table = PersonaTable(rows(**columns), original=original)
+    own: dict[str, Any] = {"tweet": LONG_IDS, "users": [LONG_IDS, [], None]}
+    table = PersonaTable(rows(**own) if original is None else rows(), original=original)
     for found in (table, PersonaTable.load(table.save(tmp_path / "t.parquet"))):
         frame = found.to_pandas()
         assert str(frame["tweet"].dtype) == "Int64"
