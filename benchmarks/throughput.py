@@ -3,6 +3,9 @@
 Each contender runs as a fresh process, and the rounds are interleaved, so that drift of the machine
 hits all alike. `python benchmarks/throughput.py [--rounds 5] [--only NAME …] [--scale 1.0]`
 
+Both checkouts ask with their own exemplars. `--exemplars none` leaves them out, which compares the work of
+the library alone where one checkout has longer ones.
+
 `--beside FOLDER` also runs the code of another checkout and prints a table on standard error: what this one
 takes of the time and of the memory of that one, for each contender of this library.
 """
@@ -20,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import server
 
@@ -72,9 +75,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of rows")
+    parser.add_argument(
+        "--exemplars", choices=["default", "none"], default="default", help="none: short requests"
+    )
     parser.add_argument("--beside", type=Path, help="another checkout, measured side by side")
     options = parser.parse_args()
-    results = measure(options.rounds, options.only, options.scale, options.beside)
+    results = measure(
+        options.rounds, options.only, options.scale, options.beside, options.exemplars
+    )
     json.dump(results, sys.stdout, indent=1)
     print()
     if options.beside:
@@ -82,9 +90,14 @@ def main() -> None:
 
 
 def measure(
-    rounds: int, names: list[str], scale: float = 1.0, beside: Path | None = None
+    rounds: int,
+    names: list[str],
+    scale: float = 1.0,
+    beside: Path | None = None,
+    exemplars: Literal["default", "none"] = "default",
 ) -> dict[str, Any]:
     """By contender, rows a second of each round, or why there are none."""
+    asked = _request(exemplars)
     contenders = {}
     for name in names:
         contenders[name] = CONTENDERS[name]
@@ -99,7 +112,7 @@ def measure(
                     if "problem" in result:
                         continue
                     api_base = late if contender.latency else at_once
-                    found = _run(contender, api_base, Path(folder), scale)
+                    found = _run(contender, api_base, Path(folder), scale, asked)
                     _note(result, found)
                     said = result.get("problem") or f"{result['rates'][-1]:,.0f} rows/s"
                     print(f"round {number + 1}: {name}: {said}", file=sys.stderr, flush=True)
@@ -140,7 +153,9 @@ def _note(result: dict[str, Any], found: dict[str, Any]) -> None:
     result["median"] = statistics.median(result["rates"])
 
 
-def _run(contender: Contender, api_base: str, folder: Path, scale: float) -> dict[str, Any]:
+def _run(
+    contender: Contender, api_base: str, folder: Path, scale: float, asked: dict[str, Any]
+) -> dict[str, Any]:
     """One run in a process of its own: its JSON line, or what went wrong."""
     python = sys.executable
     if contender.environment:
@@ -156,7 +171,7 @@ def _run(contender: Contender, api_base: str, folder: Path, scale: float) -> dic
         "concurrency": CONCURRENCY,
         "cache_dir": str(cache),
         "warm": contender.warm,
-        **_request(),
+        **asked,
     }
     path = folder / "task.json"
     path.write_text(json.dumps(task), encoding="utf-8")
@@ -179,15 +194,16 @@ def _run(contender: Contender, api_base: str, folder: Path, scale: float) -> dic
     return found
 
 
-def _request() -> dict[str, Any]:
+def _request(exemplars: Literal["default", "none"]) -> dict[str, Any]:
     """What this library sends, for the bare loops to send the same."""
-    prompt = PersonaPrompt()
+    prompt = PersonaPrompt(exemplars=exemplars)
     holes = pi.Preference(prompt="[prompt]", chosen="[chosen]", rejected="[rejected]")
     llm = pi.LLM("fake", api_base="http://127.0.0.1/v1", cache=False)
     request = pi.Request((pair_message(holes),), prompt.schema, prompt.prefix)
     body: dict[str, Any] = json.loads(llm.job(request).body)
     messages = body.pop("messages")
-    return {"request": body, "prefix": messages[:-1], "pair": messages[-1]["content"]}
+    shared, pair = messages[:-1], messages[-1]["content"]
+    return {"exemplars": exemplars, "request": body, "prefix": shared, "pair": pair}
 
 
 if __name__ == "__main__":

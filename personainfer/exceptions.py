@@ -297,10 +297,6 @@ def keeps_no_cause(function: Callable[P, T]) -> Callable[P, T]:
     and without the error from which they came, which may quote what the endpoint repeated.
     """
 
-    def bare(error: PersonaInferError) -> PersonaInferError:
-        error.__cause__ = error.__context__ = error.__traceback__ = None
-        return error
-
     if inspect.iscoroutinefunction(function):
 
         @wraps(function)
@@ -308,7 +304,7 @@ def keeps_no_cause(function: Callable[P, T]) -> Callable[P, T]:
             try:
                 return await function(*args, **kwargs)
             except PersonaInferError as error:
-                problem = bare(error)
+                problem = _bare(error)
             del args, kwargs
             raise problem  # here, where no other error is being handled, so that none is its context
 
@@ -319,11 +315,16 @@ def keeps_no_cause(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except PersonaInferError as error:
-            problem = bare(error)
+            problem = _bare(error)
         del args, kwargs
         raise problem
 
     return called
+
+
+def _bare(error: PersonaInferError) -> PersonaInferError:
+    error.__cause__ = error.__context__ = error.__traceback__ = None
+    return error
 
 
 def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -338,15 +339,16 @@ def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """
 
     def decorated(reader: Callable[P, T]) -> Callable[P, T]:
-        @keeps_no_cause
         @wraps(reader)
         def read(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
                 return reader(*args, **kwargs)
-            except PersonaInferError:
-                raise
+            except PersonaInferError as error:
+                problem = _bare(error)
             except Exception as error:
-                raise unreadable(what, error) from None
+                problem = unreadable(what, error)
+            del args, kwargs
+            raise problem
 
         return read
 

@@ -14,6 +14,7 @@ def run(task: Task, rows: Rows, cache_dir: str) -> int:
         api_key="none",
         max_concurrency=task["concurrency"],
         cache_dir=cache_dir,
+        exemplars=task["exemplars"],
         progress=False,
     )
     if task["warm"] and table.usage.calls and len(rows) == task["rows"]:

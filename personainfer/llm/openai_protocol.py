@@ -246,7 +246,9 @@ def _tokens(usage: Mapping[str, Any], name: str) -> int | None:
     None if it is missing, negative or no number: a boolean and a text are none.
     """
     count = usage.get(name)
-    if isinstance(count, bool) or not isinstance(count, int | float) or not count >= 0:
+    if type(count) is int and 0 <= count <= _MOST_TOKENS:  # as nearly all
+        return count
+    if isinstance(count, bool) or not isinstance(count, (int, float)) or not count >= 0:
         return None
     return int(min(count, _MOST_TOKENS))
 
@@ -259,14 +261,15 @@ def _counted(usage: Mapping[str, Any]) -> tuple[int, int, int, bool]:
     OpenAI counts reasoning within `completion_tokens`. Gemini and xAI leave it out there, and count it
     within `total_tokens` alone.
     """
-    told = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
-    asked, said = told[0] or 0, told[1] or 0
+    asked, said = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+    counted = asked is not None and said is not None
+    asked, said = asked or 0, said or 0
     details = usage.get("completion_tokens_details")
     reasoning = _tokens(details if isinstance(details, dict) else usage, "reasoning_tokens") or 0
     unnamed = (_tokens(usage, "total_tokens") or 0) - asked - said
     if unnamed > 0 and reasoning in (0, unnamed):
-        return asked, said + unnamed, unnamed, None not in told
-    return asked, max(said, reasoning), reasoning, None not in told
+        return asked, said + unnamed, unnamed, counted
+    return asked, max(said, reasoning), reasoning, counted
 
 
 def _logprobs(found: Any) -> Logprobs | None:

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, cast
@@ -228,7 +228,9 @@ class Workers:
             except ModelError as error:
                 answer = await self._retrying(self._attempt, job, iter([error]))
             else:
-                answer = await self._without_doubt(job, *answer)
+                doubt = job.form.doubt
+                if doubt is not None and (advice := doubt(answer[1])) is not None:
+                    answer = await self._better(job, answer, advice, doubt)
             completion, value = answer
             if self._cache is not None:
                 await self._keep(job.key, completion)
@@ -237,24 +239,26 @@ class Workers:
         finally:
             self._in_flight.end(job.key, reply)
 
-    async def _without_doubt(
-        self, job: Job, completion: Completion, value: Any
+    async def _better(
+        self,
+        job: Job,
+        first: tuple[Completion, Any],
+        advice: str,
+        doubt: Callable[[Any], str | None],
     ) -> tuple[Completion, Any]:
         """Ask once more after a doubtful reply; the first one stands if the second is no better."""
-        doubt = job.form.doubt if self._settings.max_attempts > 1 else None
-        advice = doubt(value) if doubt else None
-        if doubt is None or advice is None:
-            return completion, value
+        if self._settings.max_attempts == 1:
+            return first
         if self._cache is not None:  # it is paid for, should the run end meanwhile
-            await self._keep(job.key, completion)
+            await self._keep(job.key, first[0])
         self._tally.reasks += 1
         try:
             # Small models repeat a reply that they are shown.
             second = await self._attempt(replace(job, tail=with_advice(job.tail, advice)))
         except ModelError as error:
             log.debug("a doubtful reply stands: %s", type(error).__name__)
-            return completion, value
-        return (completion, value) if doubt(second[1]) else second
+            return first
+        return first if doubt(second[1]) else second
 
     async def _count_failure(self, job: Job, error: TransportError) -> None:
         """Give the endpoint up after as many failures in a row as calls may be in flight.

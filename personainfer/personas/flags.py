@@ -220,9 +220,9 @@ def _flags(persona: Persona, text: str, exemplar_phrases: Set[str]) -> tuple[str
 
 
 def want_the_same(personas: Sequence[Persona]) -> bool:
-    """Whether two of the personas have the same preference: then it explains no choice between them."""
-    wanted = {(one.preference or str(one)).strip().lower() for one in personas}
-    return len(wanted) < len(personas)
+    """Whether both personas have the same preference: then it explains no choice between them."""
+    wanted = [(one.preference or str(one)).strip().lower() for one in personas]
+    return len(wanted) == 2 and wanted[0] == wanted[1]
 
 
 def pair_text(preference: Preference) -> str:
@@ -304,5 +304,5 @@ def _has_name(phrase: str) -> bool:
 
 def _is_ungrammatical(phrase: str) -> bool:
     """A phrase that is empty, stops in the middle, or brings a verb where the sentence has its own."""
-    first, last = phrase.partition(" ")[0], phrase.rpartition(" ")[2]
-    return not phrase or last in _OPEN_ENDS or first in _VERBS
+    last = phrase[phrase.rfind(" ") + 1 :]
+    return not phrase or last in _OPEN_ENDS or phrase.partition(" ")[0] in _VERBS

@@ -95,12 +95,12 @@ class PersonaPrompt:
         Two equal preferences explain no choice, and that of an exemplar says nothing of the pair. A model
         that has the same evidence for both sides sees no difference: to ask it again would be of no use.
         """
-        both = [reply.person_1, reply.person_2] if isinstance(reply, BothPersonas) else [reply]
-        wanted = [one.preference.strip().lower() for one in both]
-        equal = len(set(wanted)) < len(both) and both[0].evidence != both[-1].evidence
-        if not equal and self.phrases.isdisjoint(wanted):
-            return None
-        return _DIFFER if len(both) == 2 else _OWN_WORDS
+        if isinstance(reply, OnePersona):
+            return _OWN_WORDS if reply.preference.lower() in self.phrases else None
+        one, other = reply.person_1, reply.person_2
+        wanted = one.preference.lower(), other.preference.lower()
+        equal = wanted[0] == wanted[1] and one.evidence != other.evidence
+        return None if not equal and self.phrases.isdisjoint(wanted) else _DIFFER
 
     def _worked(self, exemplar: Exemplar) -> list[Message]:
         both = _replies(exemplar)
@@ -133,8 +133,8 @@ def pair_message(preference: Preference, *, chosen_first: bool = True) -> Messag
 
 def _first_words(text: str) -> str:
     """The first words of a text, or its first characters where it has no spaces."""
-    start = text[: _FIRST_CHARACTERS + 1]
-    return f"{' '.join(start.split()[:_FIRST_WORDS])[:_FIRST_CHARACTERS]} …"
+    start = text[: _FIRST_CHARACTERS + 1].split(None, _FIRST_WORDS)
+    return f"{' '.join(start[:_FIRST_WORDS])[:_FIRST_CHARACTERS]} …"
 
 
 def chosen_is_first(preference: Preference) -> bool:
