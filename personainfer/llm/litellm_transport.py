@@ -32,6 +32,7 @@ from .dialect import FORMS, Dialect
 from .endpoint_faults import no_answer, provider_errors, status_error
 from .openai_protocol import (
     Json,
+    check_was_read,
     message_texts,
     read_answer,
     response_format,
@@ -129,7 +130,9 @@ class LiteLLMTransport(DialectTransport):
             raise
         except Exception as error:  # of litellm's or instructor's reader of what the provider sent
             raise unreadable("the reply", error) from None
-        return self._read_completion(reply, message_texts(fields["messages"]))
+        completion = self._read_completion(reply, message_texts(fields["messages"]))
+        check_was_read(completion, fields["messages"])
+        return completion
 
     @reads("the reply")
     def _read_completion(self, reply: Any, asked: Iterable[str]) -> Completion:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -132,6 +132,30 @@ def read_answer(
         error.took = taken(reply)
         raise error
     return read_completion(reply, secrets)
+
+
+def check_was_read(completion: Completion, messages: Sequence[Json]) -> None:
+    """Raise ReplyError if the endpoint counted too few tokens to have read all of these messages.
+
+    Some servers cut prompts at their context. A word has a token at least. Only those of the last message
+    count: a server may leave out of its count what it had read for an earlier prompt.
+    """
+    if completion.prompt_tokens < _SHORTEST_CUT:
+        return
+    words = sum(len(text.split()) for text in message_texts(messages[-1:]))
+    if words > _WORDS_A_TOKEN * completion.prompt_tokens:
+        error = ReplyError(
+            f"the endpoint counted {completion.prompt_tokens:,} tokens of a prompt with {words:,} words"
+            " and more: it cuts prompts.",
+            hint="Raise the context that it is started with (of Ollama: OLLAMA_CONTEXT_LENGTH).",
+        )
+        error.retryable = False
+        error.completion = completion
+        raise error
+
+
+_WORDS_A_TOKEN = 2  # a few vocabularies have tokens of several words
+_SHORTEST_CUT = 1000  # tokens: smaller counts may leave out what the endpoint had cached
 
 
 def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | None:

@@ -48,7 +48,7 @@ from ..http_guard import ip_number, is_loopback, too_large
 from ..records import Completion
 from .dialect import Dialect
 from .endpoint_faults import error_text, no_answer, status_error
-from .openai_protocol import Json, message_texts, read_answer, response_format
+from .openai_protocol import Json, check_was_read, message_texts, read_answer, response_format
 from .replies import decode, taken_by
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
 _NAMES_NOTED = 8
+_BYTES_IF_CUT = 8  # of a request, at least, for each token of a prompt that was cut
 _LONGEST_HEADER = 2**16  # bytes; gateways report their rules in some
 _FEWEST_CONNECTIONS = 8
 _FILES_LEFT = 64  # for the cache, outputs, and what else the process opens
@@ -256,11 +257,14 @@ class EndpointTransport(DialectTransport):
         reply = decode(content)
         if reply.get("model") != self.model:
             self._note_name(reply.get("model"))
-        return read_answer(
+        completion = read_answer(
             reply,
             self.secrets,
             lambda status, words: self._refusal(body, status, headers, words),
         )
+        if len(body) > _BYTES_IF_CUT * completion.prompt_tokens > _BYTES_IF_CUT:
+            check_was_read(completion, json.loads(body)["messages"])
+        return completion
 
     def _refusal(
         self, body: bytes, status: int, headers: Mapping[str, str], words: str

@@ -14,7 +14,7 @@ import pytest
 import personainfer as pi
 from personainfer.exceptions import ModelError, ReplyError
 from personainfer.llm.replies import plain_text
-from personainfer.testing import FakeLLM, Fault
+from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import pairs
 
@@ -115,3 +115,16 @@ def test_marks_at_the_end_are_no_words_of_a_text(text: str) -> None:
             plain_text(text)
     else:
         assert plain_text(text) == (text if text.endswith("b") else words)
+
+
+@pytest.mark.parametrize(("counted", "has_error"), [(4096, True), (10_000, False), (900, False)])
+def test_a_prompt_that_the_endpoint_has_cut_is_an_error(counted: int, has_error: bool) -> None:
+    """As Ollama does at its num_ctx: the persona would be that of half a pair."""
+    texts = ["one word after the other " * 2000, "short"]
+    with FakeLLM(lambda _: Reply("yes", prompt_tokens=counted)) as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=False)
+        cut, whole = llm.ask_many([([{"role": "user", "content": text}],) for text in texts])
+        assert server.calls == 2
+    assert ("it cuts prompts" in str(cut.error)) is has_error
+    assert whole.error is None
+    assert llm.usage.prompt_tokens == 2 * counted  # it is paid
