@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from ..arguments import Option, Options, options_of
-from ..llm.client import LLMOptions
+from ..llm.client import LLMOptions, named_model
 from ..personas.options import RUN_OPTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -223,9 +223,17 @@ def persona_options(options: dict[str, Any], model: str | None) -> dict[str, Any
     if judge := found.pop("judge", None):
         from ..evaluation.verification import Verifier
 
-        names = (*_ENDPOINT, "prices") if judge == model else _ENDPOINT
+        names = {*_ENDPOINT, "prices"} if judge == model else set(_ENDPOINT)
+        if "api_base" not in found and _provider(judge) != _provider(named_model(model)):
+            names -= {"api_key", "extra_headers"}  # they are for another company
         found["select"] = Verifier(judge, **{n: v for n, v in found.items() if n in names})
     return found
+
+
+def _provider(model: str) -> str:
+    """Who serves a model, as its name tells: "openai/…"; without a provider, the family of "gpt-…"."""
+    name = model.removeprefix("litellm/")
+    return name.partition("/" if "/" in name else "-")[0]
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:

@@ -42,8 +42,9 @@ T = TypeVar("T")
 
 _FORMS_KEPT = 64
 _OWN_FIELDS = frozenset(
-    "model messages temperature max_tokens max_completion_tokens seed n stream"
-    " response_format reasoning_effort".split()
+    "model messages temperature max_tokens max_completion_tokens seed n stream response_format"
+    " reasoning_effort extra_body extra_query extra_headers api_base base_url api_key timeout"
+    " allowed_openai_params".split()
 )
 _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks the OpenAI protocol"
 
@@ -64,8 +65,8 @@ def _check_extra_body(body: dict[str, JsonValue] | None) -> dict[str, JsonValue]
     for name in _OWN_FIELDS.intersection(body or ()):
         raise InvalidArgumentError(
             f"extra_body={{{name!r}: …}}: this field is not free.",
-            hint="temperature=, max_tokens=, seed= and reasoning_effort= are options of their own; the"
-            " library sets the others.",
+            hint="temperature=, max_tokens=, api_base= and some others are options of their own; the library"
+            " sets the rest.",
         )
     to_json(body)  # ValueError: half of a surrogate pair
     return body

@@ -246,8 +246,7 @@ def status_error(
     if asked and _is_told_by_words(status, _fitting(status, lowered)):
         own = _pieces_of(asked)
         lowered = _without_quotations(lowered, own)
-    wait = retry_after(headers)
-    wait = _wait_in_words(lowered) if wait is None else wait
+    wait = retry_after(headers, lowered)
     number = f" ({status})" if status != 200 else ""
     may_have_run = status in _GATEWAY_LOST_IT
     # Not x-ratelimit-reset, which comes with any answer.
@@ -382,6 +381,8 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else {}
     error = reply.get("error") or (choice.get("error") if isinstance(choice, dict) else None)
+    if choices and isinstance(error, dict) and all(map(_says_nothing, error.values())):
+        return None  # some gateways always write one
     if not error and choices:
         return None
     if not error and (feedback := reply.get("prompt_feedback") or reply.get("promptFeedback")):
@@ -396,6 +397,14 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
     known = isinstance(status, int) and 400 <= status < 600
     words = _words(error or reply)
     return (status if known and isinstance(status, int) else 200), words
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether a field of an error says that there is none."""
+    return (value.lower() if isinstance(value, str) else value) in _NO_ERROR
+
+
+_NO_ERROR = (None, False, 0, 200, "", "0", "200", "ok", "success", "none", [], {})
 
 
 def error_text(content: bytes) -> str:
@@ -532,27 +541,34 @@ def _wait_in_words(words: str) -> float | None:
     return _wait(found[1].replace(" ", ""), time.time()) if found else None
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by Retry-After (seconds or a date), retry-after-ms or x-ratelimit-reset-*."""
+def retry_after(headers: Mapping[str, str], words: str = "") -> float | None:
+    """Seconds to wait, by the first of these that says when.
+
+    They are retry-after-ms, Retry-After (seconds or a date), the `words` in lower case, x-ratelimit-reset-*.
+    """
     lower = {key.lower(): str(value).strip() for key, value in headers.items()}
-    now = (
-        _date(lower.get("date", "")) or time.time()
-    )  # by the endpoint's clock, which sets its dates
+    # By the endpoint's clock, which sets its dates.
+    now = _date(lower.get("date", "")) or time.time()
     if "retry-after-ms" in lower:
         return _number(lower["retry-after-ms"], scale=0.001)
     if "retry-after" in lower:
         return _wait(lower["retry-after"], now)
-    resets = {
-        key.removeprefix("x-ratelimit-reset").strip("-"): _wait(value, now)
-        for key, value in lower.items()
-        if key.startswith("x-ratelimit-reset")
-    }
-    exhausted = [
-        wait
-        for what, wait in resets.items()
-        if wait is not None and lower.get(f"x-ratelimit-remaining-{what}".strip("-")) == "0"
-    ]
-    return max(exhausted or [wait for wait in resets.values() if wait is not None], default=None)
+    said = _wait_in_words(words)
+    return _reset(lower, now) if said is None else said
+
+
+def _reset(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds until the limit that refused a request is free again: one of which nothing is left, if any is.
+
+    A limit of which something is left may be free again in hours, and need not be waited for.
+    """
+    resets: dict[str, list[float]] = {"0": [], "": [], "more": []}
+    for key, value in headers.items():
+        if key.startswith("x-ratelimit-reset") and (wait := _wait(value, now)) is not None:
+            left = headers.get(key.replace("reset", "remaining", 1), "")
+            resets[left if left in resets else "more"].append(wait)
+    most = resets["0"] or resets[""]
+    return max(most) if most else min(resets["more"], default=None)
 
 
 # What Python raises of a year or a zone of any size.

@@ -127,11 +127,21 @@ def read_answer(
 
     `refusal` makes the error of its status and its words.
     """
+    reply = reply if "choices" in reply else _unwrapped(reply)
     if (found := embedded_status(reply)) is not None:
         error = refusal(*found)
         error.took = taken(reply)
         raise error
     return read_completion(reply, secrets)
+
+
+_ENVELOPES = ("data", "result", "response")  # fields in which some gateways put a reply
+
+
+def _unwrapped(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The completion within a reply, or the reply itself."""
+    inner = (reply.get(name) for name in _ENVELOPES)
+    return next((one for one in inner if isinstance(one, dict) and "choices" in one), reply)
 
 
 def check_was_read(completion: Completion, messages: Sequence[Json]) -> None:
@@ -171,7 +181,9 @@ def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | No
     except _NO_COMPLETION:
         completion, _ = _completion({"choices": [{"text": ""}], "usage": usage})
     is_counted = isinstance(usage, dict) and any(_tokens(usage, name) for name in usage)
-    is_refusal = refused or "choices" in reply or not _OF_A_REFUSAL.isdisjoint(reply)
+    is_empty = not any(reply.get(name) for name in _ENVELOPES)
+    says_so = "choices" in reply or not _OF_A_REFUSAL.isdisjoint(reply)
+    is_refusal = refused or (says_so and is_empty)
     return completion if is_counted or completion.text or not is_refusal else None
 
 
@@ -188,6 +200,9 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
     text = message.get("content")
     if not isinstance(text, str) or not text.strip():
         text = _other_text(message)
+    elif message.get("tool_calls") or message.get("function_call"):  # the words announce the call
+        called = _all_arguments(message)
+        text = f"{text}\n{called}" if called.strip("{}") else text
     if not text.isascii():
         text.encode()
     usage = reply.get("usage")
@@ -214,9 +229,8 @@ def _other_text(message: Mapping[str, Any]) -> str:
     text, reasoning = split_content(message.get("content"))
     if text.strip():
         return text
-    calls = message.get("tool_calls") or [message.get("function_call")]
-    if arguments := "\n".join(filter(None, [arguments_of(call) for call in calls if call])):
-        return arguments  # of several calls the first one counts that fits
+    if arguments := _all_arguments(message):
+        return arguments
     reasoning = reasoning or reasoning_of(message)
     if not reasoning.strip() or "</think>" in reasoning:
         return reasoning.strip()
@@ -256,6 +270,12 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
     if isinstance(details, list):
         return "".join(str(one.get("text") or "") for one in details if isinstance(one, dict))
     return ""
+
+
+def _all_arguments(message: Mapping[str, Any]) -> str:
+    """The arguments of all tool calls of a message: of several the first one counts that fits."""
+    calls = message.get("tool_calls") or [message.get("function_call")]
+    return "\n".join(filter(None, [arguments_of(call) for call in calls if call]))
 
 
 def arguments_of(call: Mapping[str, Any]) -> str:

@@ -502,10 +502,20 @@ _LIST = "model_prices_and_context_window_backup.json"
 _MILLION = 1_000_000
 
 
-# Fields of requests by which a call costs something else than the list says of its tokens.
-_PRICED_APART = frozenset(
-    "fallbacks inference_geo modalities models plugins prediction provider speed tools"
-    " web_search_options".split()
+# Fields of requests that cost nothing but tokens. Others may name a search, a tool or another model.
+_FREE_FIELDS = frozenset(
+    "top_k top_p top_a min_p typical_p tfs_z mirostat mirostat_tau mirostat_eta frequency_penalty"
+    " presence_penalty repetition_penalty repeat_penalty repeat_last_n length_penalty no_repeat_ngram_size"
+    " dry_multiplier dry_base dry_allowed_length dry_penalty_last_n xtc_probability xtc_threshold"
+    " dynatemp_range dynatemp_exponent samplers do_sample min_tokens stop stop_token_ids ignore_eos bad_words"
+    " include_stop_str_in_output skip_special_tokens spaces_between_special_tokens logit_bias logprobs"
+    " top_logprobs n_probs user metadata store safety_identifier safety_settings safe_prompt random_seed"
+    " prompt_cache_key cache_prompt cache_salt id_slot keep_alive num_ctx options chat_template"
+    " chat_template_kwargs add_generation_prompt continue_final_message add_special_tokens guided_json"
+    " guided_regex guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern"
+    " structured_outputs grammar json_schema regex ebnf format think thinking thinking_budget enable_thinking"
+    " reasoning include_reasoning reasoning_format separate_reasoning verbosity parallel_tool_calls"
+    " service_tier".split()
 )
 _PLAIN_TIERS = (None, "auto", "default", "on_demand", "standard", "standard_only")
 
@@ -521,7 +531,7 @@ def find_price(
         prompt, completion = prices
         return Price(float(prompt) / _MILLION, float(completion) / _MILLION)
     fields = fields or {}
-    if not _PRICED_APART.isdisjoint(fields):
+    if not _FREE_FIELDS.issuperset(fields):
         return None
     tier = fields.get("service_tier")
     return _from_list(model, "" if tier in _PLAIN_TIERS else f"_{tier}")

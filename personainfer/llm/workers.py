@@ -255,7 +255,7 @@ class Workers:
         try:
             # Small models repeat a reply that they are shown.
             second = await self._attempt(replace(job, tail=with_advice(job.tail, advice)))
-        except ModelError as error:
+        except (ModelError, _LaterError) as error:
             log.debug("a doubtful reply stands: %s", type(error).__name__)
             return first
         return first if doubt(second[1]) else second

@@ -22,7 +22,7 @@ from ..records import PersonaRow, Selector, Usage
 from .costs import CostEstimate, estimate, first_body
 from .options import READING, OnError, PersonaOptions, planned
 from .requests import Plan
-from .selection import choose, selector_settings
+from .selection import choose, selector_settings, share_budget
 
 
 @takes_options(PersonaOptions)
@@ -130,8 +130,7 @@ class PersonaStream(Iterator[PersonaRow]):
         self._select = select
         self._drops = on_error == "drop"
         self._dropped: set[int] = set()  # the places of rows that were left out
-        if share := getattr(select, "share_budget", None):
-            share(llm)
+        share_budget(select, llm)
         self._run = run or llm.run(plan.asked(checked(source)))
         self._rows = _results(self._run, plan, on_error, select, self._dropped)
 

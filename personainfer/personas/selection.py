@@ -38,6 +38,16 @@ def selector_settings(selector: Selector | None) -> dict[str, dict[str, str | No
     return {"selected_by": {"kind": type(selector).__name__, "model": named}}
 
 
+def share_budget(selector: object, llm: object) -> None:
+    """Count the calls of a judge that selects in the budget of the model for which it does.
+
+    Raises:
+        InvalidArgumentError: there is a budget, and the price of the judge is not known.
+    """
+    if share := getattr(selector, "share_budget", None):
+        share(llm)
+
+
 def check_candidates(candidates: int, select: Any, *, later: bool = False) -> None:
     """Raise InvalidArgumentError unless `candidates` and `select` fit together.
 

@@ -23,7 +23,7 @@ from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..personas.flags import flags_in_text, pair_text
 from ..personas.prompts import Filled, at_most, filled, instructions
-from ..personas.selection import explains_each
+from ..personas.selection import explains_each, share_budget
 from ..records import Message, Persona, Preference, Prompt, Selector, Usage
 from ..scoring.context import Cuts
 from ..scoring.likelihood import Likelihood
@@ -113,6 +113,7 @@ def infer_user_personas(
     )
     _check(pairs_per_user, min_pairs, method, checks, contrast, choice_temperature, select, update)
     llm = make_llm(model, options)
+    share_budget(select, llm)
     before = llm.usage
     settings = {**llm.settings, "method": method, "pairs_per_user": pairs_per_user}
     users, skipped = users_in(data, user, columns, pairs_per_user, update)

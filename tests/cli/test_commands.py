@@ -327,6 +327,26 @@ def test_candidates_are_chosen_by_a_judge(run: Run) -> None:
     assert len(pi.PersonaTable.load("t.parquet")[0].chosen_candidates) == 2
 
 
+@pytest.mark.parametrize(
+    ("model", "judge", "more", "is_told"),
+    [
+        ("openai/a", "openai/b", {}, True),
+        ("gpt-4o", "gpt-4o-mini", {}, True),
+        ("openai/a", "anthropic/b", {}, False),
+        ("openai/a", "litellm/anthropic/b", {}, False),
+        ("gpt-4o", "claude-x", {}, False),
+        ("openai/a", "anthropic/b", {"api_base": "http://127.0.0.1:9/v1"}, True),
+    ],
+)
+def test_a_key_is_told_to_no_judge_of_another_company(
+    model: str, judge: str, more: dict[str, str], is_told: bool, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("personainfer.evaluation.verification.Verifier", lambda _, **told: told)
+    said = {"judge": judge, "api_key": "a key", "extra_header": ["X-Gateway=a secret"], **more}
+    told = persona_options(said, model)["select"]
+    assert ("api_key" in told, "extra_headers" in told) == (is_told, is_told)
+
+
 @pytest.mark.parametrize("judge", ["fake", "critic"])
 def test_the_budget_holds_for_the_judge_too(run: Run, judge: str) -> None:
     with FakeLLM() as llm:

@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,28 @@ def test_a_doubtful_reply_stands_if_the_endpoint_fails_afterwards() -> None:
     with FakeLLM(reply=lambda body: next(replies)) as server:
         (reply,) = fake(server).ask_many([request])
     assert (reply.error, reply.value.people) == (None, 1)
+
+
+def test_a_doubtful_reply_stands_if_the_endpoint_is_full_afterwards() -> None:
+    """It is paid: the first request is not sent again."""
+    calls: Counter[tuple[str, bool]] = Counter()
+
+    def reply(body: dict[str, Any]) -> Any:
+        said = body["messages"][-1]["content"]
+        row, _, again = said.partition("\n")
+        calls[row, bool(again)] += 1
+        if again and calls[row, True] <= 3:
+            return Fault.rate_limit(0)
+        return '{"name": "Å", "people": 1}'
+
+    requests = [
+        pi.Request((pi.Message(role="user", content=str(n)),), City, doubt=_too_small)
+        for n in range(5)
+    ]
+    with FakeLLM(reply=reply) as server:
+        replies = fake(server, cache=False, max_concurrency=2).ask_many(requests)
+    assert [reply.error for reply in replies] == [None] * 5
+    assert {calls[str(n), False] for n in range(5)} == {1}
 
 
 def test_the_final_reply_is_cached_under_the_first_request() -> None:

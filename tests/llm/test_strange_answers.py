@@ -241,6 +241,50 @@ def test_a_stored_reply_whose_logprobs_are_spoilt_is_asked_again(odd: object) ->
     assert cached_reply(job, json.dumps({"text": "1", "logprobs": [good, odd]})) is None
 
 
+CALL = {"function": {"name": "f", "arguments": '{"text": "yes"}'}}
+WHOLE = '{"text": "yes"}'
+
+
+class Answer(BaseModel):
+    text: str
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"choices": [{"message": {"content": words, **called}, "finish_reason": "tool_calls"}]}
+        for words in ("I record it now:", "<think>{ hm }</think>", '{"other": 1}', WHOLE, "", None)
+        for called in ({"tool_calls": [CALL]}, {"function_call": CALL["function"]})
+    ]
+    + [
+        {"choices": [{"message": {"content": WHOLE}, "finish_reason": "stop", **inner}], **outer}
+        for error in (
+            {"message": "", "type": "", "param": "", "code": None},
+            {"code": 0, "message": "Success"},
+            {"code": "200", "message": "ok", "details": []},
+        )
+        for inner, outer in ((dict[str, Any](), {"error": error}), ({"error": error}, {}))
+    ]
+    + [
+        {"code": 200, "msg": "ok", name: {"choices": [{"message": {"content": WHOLE}}]}}
+        for name in ("data", "result", "response")
+    ],
+)
+def test_a_whole_answer_is_read_whatever_is_beside_it(answer: dict[str, Any]) -> None:
+    with FakeLLM(lambda _: as_body(answer)) as server:
+        llm = LLM("fake", api_base=server.api_base, cache=False)
+        reply = llm.ask([Message(role="user", content="Hi")], Answer)
+        assert (reply.value, server.calls) == (Answer(text="yes"), 1)
+
+
+def test_an_envelope_without_a_completion_counts_as_what_was_reserved() -> None:
+    with FakeLLM(lambda _: as_body({"code": 200, "msg": "ok", "data": {"text": "yes"}})) as server:
+        llm = LLM("fake", api_base=server.api_base, cache=False, prices=(1e4, 1e4), max_attempts=1)
+        with pytest.raises(ModelError):
+            llm.ask([Message(role="user", content="Hi")])
+        assert (llm.usage.cost or 0) > 5
+
+
 def test_a_reply_with_a_long_header_is_read(world: World) -> None:
     """Gateways report in some which rules they applied."""
     headers = {"Content-Security-Policy": "x" * 20_000}

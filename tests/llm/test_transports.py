@@ -77,12 +77,27 @@ def test_bounds_of_strings_stay_where_a_grammar_is_made_of_them() -> None:
             },
             2.0,
         ),
+        (
+            {
+                "x-ratelimit-reset-requests": "20h3m0s",
+                "x-ratelimit-remaining-requests": "9120",
+                "x-ratelimit-reset-tokens": "1.2s",
+                "x-ratelimit-remaining-tokens": "12",
+            },
+            1.2,
+        ),
         ({"Retry-After": "3", "x-ratelimit-reset-tokens": "60s"}, 3.0),
         ({"Retry-After": "soon"}, None),
     ],
 )
 def test_retry_after_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers) == pytest.approx(seconds)
+
+
+def test_words_that_say_when_count_more_than_the_reset_of_some_limit() -> None:
+    headers = {"x-ratelimit-reset-requests": "20h3m0s"}
+    assert retry_after(headers, "rate limit: please try again in 1.2s") == 1.2
+    assert retry_after({**headers, "Retry-After": "3"}, "please try again in 1.2s") == 3
 
 
 def test_retry_after_as_a_date_or_an_epoch() -> None:
@@ -391,6 +406,8 @@ GATEWAYS: dict[str, tuple[str, dict[str, str]]] = {
     "plain": ("", {}),
     "a route": ("?route=a", {}),
     "another one": ("?route=b", {}),
+    "a model with a long name": ("?model=Llama31Instruct70BTurboFP8", {}),
+    "another long name": ("?model=Qwen25Coder32BInstructAWQ", {}),
     "a provider": ("", {"x-portkey-provider": "openai"}),
     "another provider": ("", {"X-Portkey-Provider": "anthropic"}),
     "a host": ("", {"Host": "llama.example.com"}),
@@ -422,6 +439,8 @@ def test_what_chooses_the_model_behind_an_address_is_part_of_what_a_reply_is_sto
 
 def test_keys_and_numbers_of_a_run_are_no_part_of_it() -> None:
     assert key_of(*KEYS["a key"]) == key_of(*KEYS["another key"])
+    assert key_of("?x=sk-abcdefgh1") == key_of("?x=sk-abcdefgh2")
+    assert key_of("?Ab3Jx0pQ7vW2mN5tR9yZ") == key_of("?Zb3Jx0pQ7vW2mN5tR9yA")
     assert key_of(*KEYS["a trace"]) == key_of()
     earlier = "c38cedd9db70b6d0758918f79b84388477dca4511ac8bd62ac0755fb78e44b67"
     assert key_of().hex() == earlier  # whose replies are still found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import personainfer as pi
 from personainfer.exceptions import (
     DataError,
     InvalidArgumentError,
+    PersonaInferError,
     RowsFailedError,
     UnknownOptionError,
 )
@@ -674,3 +676,18 @@ def test_the_embedded_model_describes_a_user() -> None:
     assert persona.background
     assert persona.preferences
     assert {note.pair for note in persona.evidence} <= {"ann0", "ann1"}
+
+
+@pytest.mark.parametrize("method", ["verified", "posterior", "tastes"])
+def test_the_budget_holds_for_the_judge_that_selects(
+    llm: FakeLLM, endpoint: dict[str, Any], method: Any
+) -> None:
+    options: dict[str, Any] = {"method": method, "budget": 0.01, "prices": (0.001, 0.001)}
+    judge = pi.Verifier("judge", api_base=llm.api_base, prices=(1000.0, 1000.0), cache=False)
+    rows = [*choices("ann", 6), *choices("bob", 6, terse=False)]
+    with suppress(PersonaInferError):  # a judge that was never asked
+        pi.infer_user_personas(rows, select=judge, **options, **endpoint)
+    assert (judge.usage.cost or 0) <= 0.01
+    unknown = pi.Verifier("judge", api_base=llm.api_base, cache=False)
+    with pytest.raises(InvalidArgumentError, match="price of the judge"):
+        pi.infer_user_personas(rows, select=unknown, **options, **endpoint)
