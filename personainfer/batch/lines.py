@@ -89,7 +89,7 @@ def _read_answer(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Answe
     if status // 100 != 2:
         content = json.dumps(body).encode()
         error = status_error(status, {}, error_text(content), secrets)
-        error.took = taken_by(content)
+        error.took = taken_by(content, status)
         raise error
     return Answer(
         key,

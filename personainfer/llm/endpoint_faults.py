@@ -404,7 +404,7 @@ def _says_nothing(value: Any) -> bool:
     return (value.lower() if isinstance(value, str) else value) in _NO_ERROR
 
 
-_NO_ERROR = (None, False, 0, 200, "", "0", "200", "ok", "success", "none", [], {})
+_NO_ERROR: tuple[Any, ...] = (None, False, 0, 200, "", "0", "200", "ok", "success", "none", [], {})
 
 
 def error_text(content: bytes) -> str:

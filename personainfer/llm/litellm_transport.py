@@ -241,8 +241,8 @@ class LiteLLMTransport(DialectTransport):
                 raise
             raise no_answer(self.model, timeout) from None
         except ModelError as error:
-            if exchange is not None and error.took is None:
-                error.took = taken_by(exchange.content)
+            if exchange is not None and exchange.last is not None and error.took is None:
+                error.took = taken_by(exchange.content, exchange.last.status_code)
             raise
         finally:
             self._deadlines.stop(task)

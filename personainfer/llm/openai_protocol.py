@@ -182,7 +182,7 @@ def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | No
         completion, _ = _completion({"choices": [{"text": ""}], "usage": usage})
     is_counted = isinstance(usage, dict) and any(_tokens(usage, name) for name in usage)
     is_empty = not any(reply.get(name) for name in _ENVELOPES)
-    says_so = "choices" in reply or not _OF_A_REFUSAL.isdisjoint(reply)
+    says_so = isinstance(reply.get("choices"), list) or not _OF_A_REFUSAL.isdisjoint(reply)
     is_refusal = refused or (says_so and is_empty)
     return completion if is_counted or completion.text or not is_refusal else None
 

@@ -58,11 +58,15 @@ def decode(content: bytes) -> Json:
     return reply
 
 
-def taken_by(content: bytes) -> Completion | None:
-    """What a call took that was answered with an error and this body; None if it does not tell."""
+def taken_by(content: bytes, status: int) -> Completion | None:
+    """What a call took of whose answer, with this status, no completion was read; None: nothing is known.
+
+    A model ran for what came with the status of a success, unless it says that it is an error.
+    """
+    reply: Json = {}
     with suppress(ModelError):
-        return taken(decode(content), refused=True)
-    return None
+        reply = decode(content)
+    return taken(reply, refused=status // 100 != 2)
 
 
 _COMMENTS = re.compile(rb"\A(?:\s*:[^\r\n]*(?:[\r\n]+|\Z))+")

@@ -236,7 +236,7 @@ class EndpointTransport(DialectTransport):
                 body, *await self._post("/chat/completions", written, timeout)
             )
         except ModelNotFoundError as error:
-            if self.has_two_names and not in_full:
+            if not in_full and (self._wants_full_name or self.has_two_names):
                 self._wants_full_name = error.rewritten = True
             raise
 
@@ -247,7 +247,7 @@ class EndpointTransport(DialectTransport):
         """The completion in the endpoint's answer to a request."""
         if status // 100 != 2:  # some gateways answer a POST with 201
             error = self._refusal(body, status, headers, error_text(content))
-            error.took = taken_by(content)
+            error.took = taken_by(content, status)
             raise error
         if content[:50].lstrip().startswith(b"<"):
             raise ReplyError(

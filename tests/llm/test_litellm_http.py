@@ -118,6 +118,27 @@ def test_an_error_that_tells_what_it_took_is_charged_with_any_provider(
     assert llm.usage.cost == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(
+    "provider", ["openai/x", "openrouter/x", "anthropic/claude-3-5-haiku-20241022"]
+)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"code": 200, "data": {"text": "yes"}}',
+        b'{"output": [{"type": "message", "content": "yes"}], "usage": {"input_tokens": 5}}',
+        b'{"choices": {"0": {"message": {"content": "yes"}}}}',
+        b'data: {"choices": [{"delta": {"content": "yes"}}]}\n\ndata: [DONE]\n\n',
+        b"yes",
+    ],
+)
+def test_what_litellm_cannot_read_counts_as_what_was_reserved(provider: str, answer: bytes) -> None:
+    with AnyServer(body=answer) as server:
+        llm = llm_of(provider, server, prices=(10_000.0, 10_000.0), budget=20.0)
+        for reply in llm.ask_many([(MESSAGES,)] * 9):
+            assert reply.error is not None
+        assert 1 <= len(server.asked) <= 4
+
+
 ECHO = b'{"error": {"message": "no: secret-key-1 secret-header-1"}}'
 
 

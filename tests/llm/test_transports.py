@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from email.utils import formatdate
-from time import time
+from time import sleep, time
 from typing import Any, Literal
 
 import pytest
@@ -190,6 +191,23 @@ def test_a_prefix_that_belongs_to_the_name_is_found_out(knows: str) -> None:
         assert server.calls <= 8 + 2
         with pytest.raises(ModelNotFoundError):
             pi.infer_personas(pairs(1), "openai/other", api_base=server.api_base)
+
+
+def test_so_it_is_for_requests_whose_refusal_comes_late() -> None:
+    """Others have been answered by their full name meanwhile."""
+    refused = itertools.count()
+
+    def reply(body: dict[str, Any]) -> Any:
+        if body["model"] == "openai/x":
+            return None
+        sleep(0.05 * next(refused))
+        return Fault.status(404, message="the model `x` does not exist")
+
+    with FakeLLM(reply) as server:
+        table = pi.infer_personas(
+            pairs(16), "openai/x", api_base=server.api_base, max_concurrency=8
+        )
+        assert not table.errors
 
 
 def test_no_more_connections_are_opened_than_the_process_may_have(
