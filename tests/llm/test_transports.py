@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from email.utils import formatdate
-from time import sleep, time
+from time import time
 from typing import Any, Literal
 
 import pytest
@@ -195,13 +195,13 @@ def test_a_prefix_that_belongs_to_the_name_is_found_out(knows: str) -> None:
 
 def test_so_it_is_for_requests_whose_refusal_comes_late() -> None:
     """Others have been answered by their full name meanwhile."""
-    refused = itertools.count()
+    late = itertools.count()
+    refused = b'{"error": "the model `x` does not exist"}'
 
     def reply(body: dict[str, Any]) -> Any:
         if body["model"] == "openai/x":
             return None
-        sleep(0.05 * next(refused))
-        return Fault.status(404, message="the model `x` does not exist")
+        return Fault("hang", code=404, body=refused, seconds=0.05 * next(late))
 
     with FakeLLM(reply) as server:
         table = pi.infer_personas(
