@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -364,33 +365,52 @@ def other_users(
         groups: attribute -> user -> value.
         seed: of the draw.
     """
-    users = list(texts)
-    if len(users) < 2:
+    users = _Users(texts, groups)
+    if len(users.names) < 2:
         return {}
-    place = {user: row for row, user in enumerate(users)}
-    lengths = np.array([len(texts[user]) for user in users], dtype=float)
-    words = np.unique([texts[user] for user in users], return_inverse=True)[1]
-    values = [np.array([of.get(user, "") for user in users]) for of in groups.values()]
-    of_prompt: dict[object, set[int]] = {}
-    prompts: dict[str, set[object]] = {}
+    of_prompt: dict[Prompt, set[int]] = {}
+    prompts: dict[str, set[Prompt]] = {}
     for choice in choices:
-        of_prompt.setdefault(choice.prompt, set()).add(place[choice.user or ""])
+        of_prompt.setdefault(choice.prompt, set()).add(users.row[choice.user or ""])
         prompts.setdefault(choice.user or "", set()).add(choice.prompt)
+    rows = {prompt: np.array(list(found)) for prompt, found in of_prompt.items()}
     random = np.random.default_rng(seed)
     found = {}
     for user, mine in prompts.items():
-        row = place[user]
-        differing = sum((value != value[row] for value in values), np.zeros(len(users)))
-        near = np.zeros(len(users), dtype=bool)
-        near[list(set[int]().union(*(of_prompt[prompt] for prompt in mine)))] = True
+        row = users.row[user]
+        near = np.zeros(len(users.names), dtype=bool)
+        for prompt in mine:
+            near[rows[prompt]] = True
         # Other words before all else, then the groups, then the prompts.
-        tier = 4 * (len(values) + 1) * (words == words[row]) + 2 * differing + ~near
+        same_words = users.words == users.words[row]
+        tier = 4 * (len(users.values) + 1) * same_words + 2.0 * users.differing(row) + ~near
         tier[row] = np.inf
         best = np.flatnonzero(tier == tier.min())
-        distance = np.abs(lengths[best] - lengths[row])
-        close = distance <= max(_CLOSE * lengths[row], np.sort(distance)[:_FEWEST][-1])
-        found[user] = users[int(random.choice(best[close]))]
+        distance = np.abs(users.lengths[best] - users.lengths[row])
+        nearest = np.partition(distance, min(_FEWEST, len(best)) - 1)[:_FEWEST]
+        close = distance <= max(_CLOSE * users.lengths[row], nearest.max())
+        found[user] = users.names[int(random.choice(best[close]))]
     return found
+
+
+class _Users:
+    """Users by their rows in arrays: what is compared of their personas and their groups."""
+
+    def __init__(self, texts: Mapping[str, str], groups: Mapping[str, Mapping[str, str]]) -> None:
+        self.names = list(texts)
+        self.row = {name: row for row, name in enumerate(self.names)}
+        self.lengths = np.array([len(text) for text in texts.values()], dtype=float)
+        self.words = _numbered(texts.values())
+        self.values = [_numbered(of.get(name, "") for name in self.names) for of in groups.values()]
+
+    def differing(self, row: int, among: npt.NDArray[np.intp] | slice = slice(None)) -> Any:
+        """In how many attributes users differ from that of a row."""
+        return sum((of[among] != of[row] for of in self.values), np.zeros_like(self.words[among]))
+
+
+def _numbered(texts: Iterable[str]) -> npt.NDArray[np.intp]:
+    """The same number for the same text."""
+    return np.unique(list(texts), return_inverse=True)[1]
 
 
 def strangers(
@@ -409,27 +429,27 @@ def strangers(
         texts, choices, groups, seed: as for `other_users`.
     """
     of_user = other_users(texts, choices, groups, seed)
-    holders: dict[tuple[Prompt, str], set[str]] = {}
+    users = _Users(dict(sorted(texts.items())), groups)
+    holders: dict[tuple[Prompt, str], set[int]] = {}
     for choice in choices:
         for said in (choice.chosen, choice.rejected):
-            holders.setdefault((choice.prompt, said), set()).add(choice.user or "")
+            holders.setdefault((choice.prompt, said), set()).add(users.row[choice.user or ""])
 
-    def differing(one: str, other: str) -> int:
-        return sum(of.get(one) != of.get(other) for of in groups.values())
-
-    def fits(other: str, user: str) -> bool:
-        most = _CLOSE * len(texts[user])
-        return (
-            texts[other] != texts[user]
-            and abs(len(texts[other]) - len(texts[user])) <= most
-            and differing(other, user) <= differing(of_user[user], user)
-        )
+    @cache
+    def with_both(prompt: Prompt, one: str, other: str) -> npt.NDArray[np.intp]:
+        return np.array(sorted(holders[prompt, one] & holders[prompt, other]))
 
     random = np.random.default_rng(seed)
     found = list[str | None]()
     for choice in choices:
-        user = choice.user or ""
-        both = holders[choice.prompt, choice.chosen] & holders[choice.prompt, choice.rejected]
-        free = sorted(other for other in both - {user} if user in of_user and fits(other, user))
-        found.append(str(random.choice(free)) if free else of_user.get(user))
+        taken = of_user.get(choice.user or "")
+        free: Any = ()
+        if taken is not None:
+            row = users.row[choice.user or ""]
+            both = with_both(choice.prompt, choice.chosen, choice.rejected)
+            distance = np.abs(users.lengths[both] - users.lengths[row])
+            most = users.differing(row, np.array([users.row[taken]]))
+            fits = (users.words[both] != users.words[row]) & (users.differing(row, both) <= most)
+            free = both[fits & (distance <= _CLOSE * users.lengths[row])]
+        found.append(users.names[int(random.choice(free))] if len(free) else taken)
     return found

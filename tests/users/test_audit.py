@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -349,6 +350,21 @@ def test_another_persona_is_about_as_long_even_if_others_are_scored() -> None:
     ]
     assert strangers(texts, choices, {}, 0)[0] != "eve"
     assert strangers({"ann": "x"}, choices[:1], {}, 0) == [None]
+
+
+def test_the_time_to_find_strangers_does_not_grow_with_the_square_of_the_users() -> None:
+    """All users answer the same questions; each was compared with each other one for each choice."""
+    choices = [
+        pi.Preference(prompt=f"q{question}", chosen=said, rejected=other, user=f"u{user}")
+        for user in range(600)
+        for question in range(10)
+        for said, other in [("ab", "ba")[(user + question) % 2]]
+    ]
+    texts = {f"u{user}": f"The user {user} is patient." for user in range(600)}
+    started = time.process_time()
+    found = strangers(texts, choices, {}, 0)
+    assert time.process_time() - started < 2  # of 0.2; it took 6
+    assert all(other != choice.user for other, choice in zip(found, choices, strict=True))
 
 
 def test_a_rule_of_length_follows_the_persona() -> None:
