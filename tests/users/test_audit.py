@@ -358,7 +358,7 @@ def test_the_time_to_find_strangers_does_not_grow_with_the_square_of_the_users()
         pi.Preference(prompt=f"q{question}", chosen=said, rejected=other, user=f"u{user}")
         for user in range(600)
         for question in range(10)
-        for said, other in [("ab", "ba")[(user + question) % 2]]
+        for said, other in [("a", "b") if (user + question) % 2 else ("b", "a")]
     ]
     texts = {f"u{user}": f"The user {user} is patient." for user in range(600)}
     started = time.process_time()
