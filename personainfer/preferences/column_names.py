@@ -17,7 +17,7 @@ _PROMPTS: Final = tuple(
     "prompt messages conversations conversation question instruction query user_prompt input context"
     " contents dialog dialogue post history text info x".split()
 )
-_THINGS = "response output answer completion conversation candidate summary"
+_THINGS = "response output answer completion conversation candidate summary text reply generation"
 _OPPOSITES = (
     "chosen rejected|preferred dispreferred|preferred non_preferred|accepted rejected|positive negative"
     "|pos neg|better worse|best worst|good bad|winner loser|win lose|w l"
@@ -29,7 +29,7 @@ _PAIRS: Final = (
         (form.format(good, thing), form.format(bad, thing))
         for good, bad in (each.split() for each in _OPPOSITES.split("|"))
         for form in ("{0}_{1}", "{1}_{0}")
-        for thing in (*_THINGS.split(), "messages", "text")
+        for thing in (*_THINGS.split(), "messages")
     ),
     *((good, bad) for good, bad in (each.split() for each in _OPPOSITES.split("|"))),
     ("y_w", "y_l"),
@@ -39,16 +39,20 @@ _PAIRS: Final = (
 )
 # Beside two responses with a label these may be tags or counts, such as wins and losses.
 _TAGS: Final = frozenset(_OPPOSITES.split("|")) - {"chosen rejected"}
-_ENDS: Final = ("1 2", "a b", "A B", "0 1")
-_TWO: Final = (
-    ("human_ref_A", "human_ref_B"),
-    *(
-        (f"{thing}{space}{one}", f"{thing}{space}{two}")
-        for thing in _THINGS.split()
-        for space in ("_", "", " ")
-        for one, two in (end.split() for end in _ENDS)
-    ),
-)
+_SIDES: Final = "1 2|a b|0 1|left right|first second"
+
+
+def _two(things: str) -> Iterator[tuple[str, str]]:
+    """What two columns of a thing are called: response_1 and response_2, left_text and right_text."""
+    for thing in things.split():
+        for one, two in (side.split() for side in _SIDES.split("|")):
+            yield f"{thing}_{one}", f"{thing}_{two}"
+            yield f"{thing}{one}", f"{thing}{two}"
+            if one not in "01":
+                yield f"{one}_{thing}", f"{two}_{thing}"
+
+
+_TWO: Final = (("human_ref_A", "human_ref_B"), *_two(_THINGS))
 _LABELS: Final = tuple(
     "better_response_id winner label labels preference overall_pref preferred better best choice verdict"
     " chosen overall_preference preference_strength".split()  # a strength may have a side beside it
@@ -86,7 +90,7 @@ _USERS: Final = tuple(
     " labeler_id labeler labeller_id labeller crowdworker_id respondent_id respondent subject_id person_id"
     " user_name username uid prolific_id prolific_pid annotator_name worker_name rater_name user_hash".split()
 )
-_MODELS: Final = (("model_a", "model_b"), ("model_1", "model_2"), ("model1", "model2"))
+_MODELS: Final = tuple(_two("model generator id response_id output_id"))  # what a label may name
 
 ROLES: Final = tuple(
     "prompt chosen rejected id user system response_1 response_2 label responses scores response score"
@@ -179,6 +183,16 @@ class _Names:
                 return columns
         return {}
 
+    def label_columns(self) -> list[str]:
+        """The caller's column of labels, else all that are free, that of a known data set first."""
+        if "label" in self.roles:
+            return [self.roles["label"]]
+        sets = [columns.split() for columns in _DATA_SETS.values()]
+        own = (name for columns in sets if self.found.issuperset(columns) for name in columns)
+        known = [*(name for name in own if name in _LABELS), *_LABELS]
+        found = dict.fromkeys(column for name in known if (column := self.column(name)))
+        return [column for column in found if column not in self.taken]
+
     def without(self, columns: Mapping[str, str]) -> _Names:
         """The same names, with those of `columns` taken too."""
         rest = _Names(self.found, self.roles)
@@ -257,19 +271,17 @@ def _two_schemas(names: _Names) -> Iterator[Schema]:
     compared = (
         {} if votes_are_scores else rest.pick_set(("compared_score_1", "compared_score_2"), known)
     )
-    if by_pair and "label" not in names.roles:
-        second = rest.without(by_pair).pick("compared_label", _LABELS)
-        made = _schema("labelled", "label", rest, {**columns, **by_pair, **models})
-        yield replace(made, columns={**made.columns, **second, **compared})
-    if label := rest.without(by_pair).pick("label", _LABELS):
-        second = rest.without({**by_pair, **label}).pick("compared_label", _LABELS)
+    labelled = [by_pair] if by_pair and "label" not in names.roles else []
+    labelled += [{"label": name} for name in rest.without(by_pair).label_columns()]
+    for label in labelled:
+        others = rest.without({**by_pair, **label}).pick("compared_label", _LABELS)
         made = _schema("labelled", "label", rest, {**columns, **label, **models})
-        yield replace(made, columns={**made.columns, **second, **compared})
+        yield replace(made, columns={**made.columns, **others, **compared})
     if hot := rest.pick_set(("label_1", "label_2", "label_3"), _ONE_HOT):
         yield _schema("one-hot winners", "one-hot", rest, {**columns, **hot})
     if votes := rest.pick_set(("label", "label_2"), [_VOTES]):
         yield _schema("annotations", "votes", rest, {**columns, **votes})
-    if scores := rest.pick_set(("score_1", "score_2"), known):
+    if not labelled and (scores := rest.pick_set(("score_1", "score_2"), known)):
         yield _schema("scored pair", "scores", rest, {**columns, **scores})
 
 

@@ -21,12 +21,13 @@ Head = Callable[
 ]  # the first rows, as values of a schema's columns
 _LONGEST = 80  # characters of a name
 _LEAST_SHARE = 0.95  # of the first rows
+_ENOUGH = 5  # rows that tell something by having the same words
 _PAIR_KINDS = ("pair", "conversations")
 _WORD_FOR_SIDE = re.compile(
     r"(?:response|answer|output|completion|model|option|candidate|assistant)[ _-]?[0-9a-d]", re.I
 )
 _OF_TEXTS = re.compile(
-    "response|answer|output|completion|candidate|generation|text|option|choice|message", re.I
+    "response|answer|output|completion|candidate|generation|text|option|choice|message|reply", re.I
 )
 _NAMING_KEY = re.compile(r"(?:^|_)(?:id|name|model|key|label|letter)$", re.I)
 _MODEL_KEYS = ("model", "model_name", "name", "id")
@@ -75,13 +76,24 @@ def _named(schema: Schema, head: Head, names: Sequence[object]) -> tuple[object,
         return None
     called = tuple(schema.beside.get(role, "") for role in ("response_1", "response_2"))
     naming = [row for row in short if _names_sides(row, called) or _are_words_for_sides(row)]
-    if len(naming) < least and _names_columns(schema, short, head, names):
+    if len(naming) < least and (
+        _names_columns(schema, short, head, names) or _are_ever_the_same(schema, short)
+    ):
         naming = short
     if len(naming) < least:
         naming = _names_beside(schema, head, names)
     if len(naming) < least:
         return None
     return plain(naming[0]["chosen"]), plain(naming[0]["rejected"])
+
+
+def _are_ever_the_same(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each row has the same two words beside two responses, such as "#1" and "#2"."""
+    if "response_1" not in schema.beside or len(rows) < _ENOUGH or schema.told.columns:
+        return False
+    sides = {frozenset(plain(row[role]) for role in ("chosen", "rejected")) for row in rows}
+    texts = {str(plain(row[role])) for row in rows for role in ("response_1", "response_2")}
+    return len(sides) == 1 and texts.isdisjoint(map(str, *sides)) and len(texts) > 2
 
 
 def _rows(schema: Schema, columns: Mapping[str, str], head: Head) -> list[dict[str, Any]]:
@@ -128,6 +140,11 @@ def _names_places(chosen: object, rejected: object, responses: object) -> bool:
         if chosen in called and rejected in called:
             return True
     places = [label_key(value) for value in (chosen, rejected)]
+    if len(responses) == 2 and {word_verdict(each, ("", "")) for each in places} == {
+        "first",
+        "second",
+    }:
+        return True
     return all(each.isdecimal() and int(each) <= len(responses) for each in places)
 
 

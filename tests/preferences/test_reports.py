@@ -755,3 +755,36 @@ def test_short_answers_are_texts_whatever_counts_them(beside: dict[str, Any]) ->
         {"prompt": f"Is {n} even?", "chosen": "yes", "rejected": "no", **beside} for n in range(5)
     ]
     assert all(isinstance(found, Preference) for found in read(*rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("label", (0, 1)),
+        ("preference", ("upper", "lower")),
+        ("winner", ("gpt-4", "llama")),
+        ("overall_preference", (1, 7)),
+        ("preference_strength", (1, 3)),
+        ("preference", ([{"value": "response_1"}], [{"value": "response_2"}])),
+    ],
+)
+def test_scores_decide_nothing_beside_a_label_that_is_not_certain(
+    name: str, labels: tuple[Any, Any]
+) -> None:
+    """They may be a reward model's, or of something else than the label."""
+    rows = [{**SCALE, name: label, "score_1": 1, "score_2": 9} for label in labels * 9]
+    with pytest.raises(DataError, match=rf"'{name}'"):
+        read(*rows)
+    assert read(rows[0] | {"best": "a"}) == [PAIR]  # a label that is certain
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"context": "q", "response1": "a", "response2": "b", "overall_preference": -2},
+        {"instruction": "q", "input": "", "output_1": "a", "output_2": "b", "preference": 1},
+    ],
+)
+def test_the_label_of_a_known_data_set_is_followed_before_others(row: dict[str, Any]) -> None:
+    rows = [{**row, "label": label} for label in (2,) * 19 + (1,)]
+    assert read(*rows) == [PAIR] * 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -57,6 +58,48 @@ def test_names_of_two_responses_are_followed(
         else:
             assert error is None
             assert "Coffee." in llm.requests[0]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text_a": "Tea.", "text_b": "Coffee.", "chosen": "B", "rejected": "A"},
+        {"reply_1": "Tea.", "reply_2": "Coffee.", "chosen": "second", "rejected": "first"},
+        {"left_text": "Tea.", "right_text": "Coffee.", "chosen": "right", "rejected": "left"},
+        {
+            "output_1": "Tea.",
+            "output_2": "Coffee.",
+            "generator_1": "m1",
+            "generator_2": "m2",
+            "chosen": "m2",
+            "rejected": "m1",
+        },
+        {
+            "a_text": "Tea.",
+            "b_text": "Coffee.",
+            "a_id": "u0x",
+            "b_id": "u0y",
+            "chosen": "u0y",
+            "rejected": "u0x",
+        },
+        {"responses": ["Tea.", "Coffee."], "chosen": "B", "rejected": "A"},
+        {"responses": ["Tea.", "Coffee."], "chosen": "second", "rejected": "first"},
+    ],
+)
+def test_names_of_texts_in_columns_of_other_names_are_followed(row: dict[str, Any]) -> None:
+    assert read({"prompt": "Tea?", **row}) == [COFFEE]
+
+
+@pytest.mark.parametrize("words", [("#1", "#2"), ("one", "two"), ("r1", "r2")])
+def test_the_same_two_words_in_all_rows_beside_two_texts_are_no_texts(words: Sequence[str]) -> None:
+    rows = [
+        {"response_1": f"Tea {n}.", "response_2": f"Milk {n}.", "prompt": f"{n}?"} for n in range(9)
+    ]
+    named = [{**row, "chosen": words[0], "rejected": words[1]} for row in rows]
+    with pytest.raises(DataError, match=r"labels=|columns="):
+        read(*named)
+    answers = [{**row, "chosen": f"Yes, {n}", "rejected": "No"} for n, row in enumerate(rows)]
+    assert all(isinstance(found, Preference) for found in read(*answers))
 
 
 @pytest.mark.parametrize(("chosen", "rejected"), [("1", "0"), (1, 0)])
