@@ -16,9 +16,8 @@ from ..preferences.cells import ABSENT, plain
 from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
 from ..preferences.pairing import check_pairing
-from ..preferences.recognition import LOOK_AHEAD, check_options, check_several, recognise, settle
+from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
-from ..preferences.side_names import without_names
 from ..records import Preference
 from .arrow_columns import cells_of
 from .files import SUPPORTED, arrow_cells, check_readable, open_rows, refuse_twins
@@ -259,12 +258,8 @@ def read_cells(
         values = (cells(n) if n in names else repeat(ABSENT) for n in schema.columns.values())
         return list(zip(*values, strict=False))
 
-    schema = without_names(recognise(_texts(names), told), head, names)[0]
-    check_several(schema)
-    rows = head(schema)
-    schema = schema.settled(rows, is_batch=True)
-    check_options(schema, rows)
-    return [read_row(schema, row, {}) for row in rows]
+    schema = settle(recognise(_texts(names), told), head, names, is_batch=True).schema
+    return [read_row(schema, row, {}) for row in head(schema)]
 
 
 # Streams: rows first

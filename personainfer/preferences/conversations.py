@@ -36,9 +36,9 @@ def is_transcript(text: object) -> bool:
     return isinstance(text, str) and _transcript(text) is not None
 
 
-def is_exchange(text: str) -> bool:
+def is_exchange(text: object) -> bool:
     """Whether a text is such a conversation, from the user's turn to the assistant's."""
-    turns = _transcript(text) or ()
+    turns = (isinstance(text, str) and _transcript(text)) or ()
     return len(turns) > 1 and (turns[0].role, turns[-1].role) == ("user", "assistant")
 
 
@@ -60,19 +60,23 @@ def cut_at_turn(name: str, value: object, count: float | None) -> object:
 
 
 def without_prompt(
-    prompt: str, chosen: str, rejected: str, counts: Counter[str]
+    prompt: str, chosen: str, rejected: str, counts: Counter[str], *, is_usual: bool = False
 ) -> tuple[str, str]:
     """Two responses without the prompt, where both begin with the whole of it.
 
     White space has to come after it, and a line's end after less than three words: whoever says "Hello" is
-    answered "Hello, …", and "Yes" begins many an answer to "Yes".
+    answered "Hello, …", and "Yes" begins many an answer to "Yes". Anything may come after it where nearly
+    all responses of the data begin with their prompt (`is_usual`).
     """
-    if not (chosen.startswith(prompt) and rejected.startswith(prompt)):
+    asked = prompt.strip() if is_usual else prompt
+    both = [text.lstrip() if is_usual else text for text in (chosen, rejected)]
+    if not all(text.startswith(asked) for text in both):
         return chosen, rejected
-    rest = chosen[len(prompt) :], rejected[len(prompt) :]
-    space = prompt[len(prompt.rstrip()) :]
+    rest = [text[len(asked) :] for text in both]
+    space = asked[len(asked.rstrip()) :]
     gaps = [space + text[: len(text) - len(text.lstrip())] for text in rest]
-    if not all(gaps) or (len(prompt.split()) < 3 and not all("\n" in gap for gap in gaps)):
+    is_chance = len(asked.split()) < 3 and not all("\n" in gap for gap in gaps)
+    if not is_usual and (not all(gaps) or is_chance):
         return chosen, rejected
     counts["prompt_repeated"] += 1
     return rest[0].lstrip(), rest[1].lstrip()
@@ -116,6 +120,8 @@ def _context(name: str, asked: Turns, head: Turns) -> Turns:
     system = tuple(turn for turn in head[:1] if turn.role == "system")
     body = head[len(system) :]
     question = asked[1:] if asked[0].role == "system" else asked
+    if system and question is not asked:
+        _check_same_system(asked[0], system[0], "the prompt has a system message", name)
     if not body:
         return system + question
     size, whole, part = len(question), _stripped(body), _stripped(question)
@@ -190,13 +196,14 @@ def read_pair(
 def _preceded(name: str, before: Turns, context: Turns) -> Turns:
     """The conversation after the turns of other columns; one system message is enough."""
     if before and before[0].role == "system" and context[0].role == "system":
-        if before[0].content.strip() != context[0].content.strip():
-            raise DataError(
-                f"the row has a system message of its own and another one in {name!r}.",
-                hint="Leave one of them out.",
-            )
+        _check_same_system(before[0], context[0], "the row has a system message of its own", name)
         before = before[1:]
     return before + context
+
+
+def _check_same_system(one: Turn, other: Turn, first: str, name: str) -> None:
+    if one.content.strip() != other.content.strip():
+        raise DataError(f"{first} and another one in {name!r}.", hint="Leave one of them out.")
 
 
 def read_prompt(prompt: object) -> Prompt:

@@ -93,6 +93,8 @@ def settle(
     schemas: Sequence[Schema],
     head: Callable[[Schema], Sequence[Sequence[object]]],
     names: Sequence[object],
+    *,
+    is_batch: bool = False,
 ) -> Settled:
     """The first of the schemas that can read the first rows.
 
@@ -100,6 +102,7 @@ def settle(
         schemas: those that the columns may have, the likeliest first.
         head: the first rows, as values in the order of a schema's columns.
         names: of the columns, for errors.
+        is_batch: these rows are a part of the data, and all of them may be bad: then the likeliest schema.
 
     Raises:
         InvalidArgumentError: an option that does not apply to this data.
@@ -116,15 +119,17 @@ def settle(
         try:
             check_several(schema)
             check_options(schema, rows)
-            settled = schema.settled(rows)
+            settled = schema.settled(rows, is_batch=is_batch)
             error = _first_problem(settled, rows)
         except (DataError, InvalidArgumentError) as found:
+            if is_batch:  # others could be read by this schema
+                raise
             problem = problem or found
             continue
         settled.counts.clear()
         if error is None:
             return Settled(settled, True)
-        if isinstance(error, NoPreferenceError) and len(rows) < FEW:
+        if is_batch or (isinstance(error, NoPreferenceError) and len(rows) < FEW):
             fallback = fallback or Settled(settled, False)
         elif problem is None:
             problem = _unreadable(settled, len(rows), error, names)

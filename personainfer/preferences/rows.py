@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from .cells import (
 )
 from .conversations import (
     cut_at_turn,
+    is_exchange,
     preference_of,
     read_conversations,
     read_pair,
@@ -27,7 +29,15 @@ from .conversations import (
 from .labels import Verdict, majority_verdict, one_hot_verdict, read_flag, tie_error
 from .pairing import as_score, candidates_of, difference, is_ranked, pair_places, zip_lists
 from .schemas import Schema, are_lists
-from .turns import TOOL_DEFINITIONS, Turn, Turns, check_text, read_history, with_tools
+from .turns import (
+    TOOL_DEFINITIONS,
+    Turn,
+    Turns,
+    check_text,
+    read_history,
+    read_responses,
+    with_tools,
+)
 
 _MAY_BE_JSON = frozenset("[{ \t\r\n")  # how a text begins that may be turns as JSON
 
@@ -160,20 +170,23 @@ def _preference(
         turn = as_score(schema.columns["turn"], row["turn"])
         good = cut_at_turn(names[0], good, turn)
         bad = cut_at_turn(names[1], bad, turn)
-    for name, text in zip(names, (good, bad), strict=True):
-        check_text(name, text, is_response=True)
-    if "prompt" not in row or (schema.has_exchanges and not _begin_with_prompt(row, good, bad)):
+    good, bad = read_responses(names, good, bad)
+    is_usual = "prompt" not in row or schema.has_exchanges
+    may_be = type(good) is str and good.lstrip().startswith("Human:")
+    are_whole = is_usual or (may_be and is_exchange(good) and is_exchange(bad))
+    if are_whole and ("prompt" not in row or not _begin_with_prompt(row, good, bad)):
         pair = read_conversations(
             names, good, bad, before=before, id=id, user=user, counts=schema.counts
         )
-        _check_prompt(schema, row, pair)
+        _check_prompt(schema, row, pair, is_sure=not is_usual)
         return with_tools(pair, row["tools"]) if "tools" in row else pair
     prompt = row["prompt"]
     if type(prompt) is str:
         check_text(schema.columns["prompt"], prompt, is_response=False)
-        if type(good) is str and type(bad) is str and prompt and good.startswith(prompt):
-            good, bad = without_prompt(prompt, good, bad, schema.counts)
-        if schema.has_transcripts:
+        may_repeat = prompt and (schema.repeats_prompt or _begin_with_prompt(row, good))
+        if may_repeat and type(good) is str and type(bad) is str:
+            good, bad = _without_repeats(schema, row, prompt, good, bad)
+        if schema.has_transcripts or prompt.endswith("Assistant:"):
             prompt = transcript_prompt(prompt)
         prompt = _with_input(schema, row, prompt)
     named = (schema.columns["prompt"], *names)
@@ -186,6 +199,18 @@ def _preference(
     return pair if is_null(tools) else with_tools(pair, tools)
 
 
+def _without_repeats(
+    schema: Schema, row: Mapping[str, Any], prompt: str, good: str, bad: str
+) -> tuple[str, str]:
+    """The responses without the prompt that they repeat, and then without its input."""
+    is_usual = bool(schema.repeats_prompt)
+    found = without_prompt(prompt, good, bad, schema.counts, is_usual=is_usual)
+    more = row.get("input")
+    if found != (good, bad) and isinstance(more, str) and more.strip():
+        found = without_prompt(more, *found, Counter(), is_usual=True)
+    return found
+
+
 def _begin_with_prompt(row: Mapping[str, Any], *responses: object) -> bool:
     prompt = row["prompt"]
     return isinstance(prompt, str) and all(
@@ -193,10 +218,12 @@ def _begin_with_prompt(row: Mapping[str, Any], *responses: object) -> bool:
     )
 
 
-def _check_prompt(schema: Schema, row: Mapping[str, Any], pair: Preference) -> None:
+def _check_prompt(
+    schema: Schema, row: Mapping[str, Any], pair: Preference, *, is_sure: bool
+) -> None:
     """Raise if a column that is surely the prompt is no turn of the conversations."""
     column = schema.columns.get("prompt", "prompt")
-    is_sure = column == "prompt" or "prompt" in schema.told.columns
+    is_sure = is_sure or column == "prompt" or "prompt" in schema.told.columns
     if "prompt" not in row or (not is_sure and isinstance(row["prompt"], str | None)):
         return
     prompt = pair.prompt

@@ -37,6 +37,7 @@ class Mapped(NamedTuple):
 
 _TEXT_ROLES = frozenset("prompt chosen rejected response_1 response_2".split())
 _FEW = 0.05  # the share of cells up to which they may look like something else by chance
+_ENOUGH = 5  # rows that tell what is no chance
 
 # Data sets whose numbers are explained by their cards, and whose columns no other data has.
 _KNOWN_CODINGS = frozenset(("SHP", "PKU-SafeRLHF", "AlpacaFarm", "TL;DR comparisons"))
@@ -70,6 +71,7 @@ class Schema:
         is_rounds: whether prompt and responses are lists of texts, one for each round.
         has_transcripts: whether there are prompts that are "\\n\\nHuman: … \\n\\nAssistant:" texts.
         has_exchanges: whether chosen and rejected are such texts, with the prompt, beside a prompt's column.
+        repeats_prompt: whether nearly all responses begin with the prompt; None: this is not certain.
         told: what the caller says of the data.
         present: the columns that the data has; others of `columns` may come in later rows.
         compared: the coding of a second label, which is compared with the choice that was read.
@@ -86,6 +88,7 @@ class Schema:
     is_rounds: bool = False
     has_transcripts: bool = False
     has_exchanges: bool = False
+    repeats_prompt: bool | None = False
     told: Mapped = field(default_factory=Mapped)
     beside: Mapping[str, str] = field(default_factory=dict)
     present: frozenset[str] = frozenset()
@@ -114,7 +117,7 @@ class Schema:
     def depends_on_values(self) -> bool:
         """Whether the values of cells, not only the columns' names, decided how they are read."""
         is_text = not (self.is_rounds or self.has_transcripts or self.has_exchanges)
-        return bool(self.json_roles) or not is_text
+        return bool(self.json_roles) or not is_text or self.repeats_prompt is not False
 
     def settled(self, rows: Sequence[Sequence[object]], *, is_batch: bool = False) -> Schema:
         """The schema completed from values: the coding of labels, and which cells hold JSON text.
@@ -144,6 +147,7 @@ class Schema:
             and min(_share(is_exchange, texts[role]) for role in ("chosen", "rejected")) > 1 / 2
             if texts
             else False,
+            repeats_prompt=_repeat_prompt(cells),
         )
 
     def _find_coding(
@@ -264,6 +268,18 @@ def _share(is_so: Callable[[str], bool], texts: Iterable[str]) -> float:
     """The share of the texts of which something is so; 0 if there are none."""
     found = [is_so(text) for text in texts]
     return sum(found) / len(found) if found else 0.0
+
+
+def _repeat_prompt(cells: Mapping[str, Sequence[object]]) -> bool | None:
+    """Whether both responses begin with the prompt in nearly all rows of texts; None: this is not certain."""
+    roles = ("chosen", "rejected") if "chosen" in cells else ("response_1", "response_2")
+    rows = zip(*(cells.get(role, ()) for role in ("prompt", *roles)), strict=False)
+    texts = [[v.strip() for v in row if isinstance(v, str) and v.strip()] for row in rows]
+    told = [row for row in texts if len(row) == 3]
+    repeated = sum(one.startswith(asked) and other.startswith(asked) for asked, one, other in told)
+    if repeated <= len(told) / 2:
+        return False
+    return True if len(told) >= _ENOUGH and repeated >= 0.9 * len(told) else None
 
 
 def _is_json_list(text: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..exceptions import DataError, NoPreferenceError
@@ -91,6 +92,32 @@ def check_text(name: str, value: object, *, is_response: bool) -> None:
         f"{name!r} is a list of messages as JSON text here, and plain text in other rows.",
         hint="Parse it with json.loads. If that very text is meant, write it as the content of a message.",
     )
+
+
+def read_responses(names: tuple[str, str], good: object, bad: object) -> tuple[object, object]:
+    """Two responses, as turns if both are JSON text of turns that end with the assistant; else as they are.
+
+    Raises:
+        DataError: one of them is JSON text of turns, and the other is not.
+    """
+    are_turns = looks_like_turns(good), looks_like_turns(bad)
+    if not any(are_turns):
+        return good, bad
+    if all(are_turns):
+        with suppress(DataError):
+            one, other = (
+                text_or_turns(name, parse_cell(name, value))
+                for name, value in zip(names, (good, bad), strict=True)
+            )
+            if (
+                isinstance(one, tuple)
+                and isinstance(other, tuple)
+                and one[-1].role == other[-1].role == "assistant"
+            ):
+                return one, other
+    for name, value in zip(names, (good, bad), strict=True):
+        check_text(name, value, is_response=True)
+    return good, bad
 
 
 def as_turns(value: str | Turns) -> Turns:

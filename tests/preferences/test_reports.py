@@ -788,3 +788,96 @@ def test_scores_decide_nothing_beside_a_label_that_is_not_certain(
 def test_the_label_of_a_known_data_set_is_followed_before_others(row: dict[str, Any]) -> None:
     rows = [{**row, "label": label} for label in (2,) * 19 + (1,)]
     assert read(*rows) == [PAIR] * 20
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before", "after"),
+    [
+        ("<|user|>How old is {}?<|assistant|>", "", ""),
+        ("[INST] How old is {}? [/INST]", "", ""),
+        ("### Instruction:\nHow old is {}?\n\n### Response:", "", ""),
+        ("{}?", "", " "),
+        ("def f{}(", "", ""),
+        ("How old is {}? ", "", "\n"),
+        ("How old is {}?", " ", "\n"),
+    ],
+)
+def test_a_prompt_that_nearly_all_responses_repeat_is_taken_off(
+    prompt: str, before: str, after: str
+) -> None:
+    """Texts to which a chat template was applied have no white space after the prompt."""
+    rows = []
+    for number in range(60):
+        asked = prompt.format(number)
+        head = before + asked.rstrip() + after
+        rows.append({"prompt": asked, "chosen": head + "Old.", "rejected": head + "New."})
+    rows[7] = {"prompt": "Hello", "chosen": "Hello!", "rejected": "Hi."}
+    for data in (rows, iter(rows), pd.DataFrame(rows)):
+        found = [row.preference for row in read_preferences(data)]
+        assert found[3] == Preference(prompt=rows[3]["prompt"], chosen="Old.", rejected="New.")
+        assert found[7] == Preference(**rows[7])
+        assert sum(pair is not None and pair.chosen == "Old." for pair in found) == 59
+
+
+def test_a_repeated_instruction_is_taken_off_with_its_input() -> None:
+    rows = [
+        {
+            "instruction": f"Add {n}.",
+            "input": "X",
+            "chosen": f"Add {n}.\nX\nA",
+            "rejected": f"Add {n}.\nX\nB",
+        }
+        for n in range(9)
+    ]
+    assert read(*rows)[0] == Preference(prompt="Add 0.\nX", chosen="A", rejected="B")
+
+
+TURNS_OF_BOTH: dict[str, dict[str, Any]] = {
+    "transcripts": {
+        "chosen": "\n\nHuman: q\n\nAssistant: a",
+        "rejected": "\n\nHuman: q\n\nAssistant: b",
+    },
+    "JSON": {
+        "chosen": json.dumps([say("a")]),
+        "rejected": json.dumps([USER, say("b")]),
+    },
+    "a prompt": {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " b"},
+}
+
+
+@pytest.mark.parametrize("form", TURNS_OF_BOTH)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_conversations_in_a_few_rows_are_read_as_such(form: str, is_first: bool) -> None:
+    """Data sets that were put together: rows of the one are no responses of the other."""
+    others = [
+        {"prompt": f"Question {n}", "chosen": f"Good {n}", "rejected": f"Bad {n}"}
+        for n in range(250)
+    ]
+    few = [{"prompt": "q", **TURNS_OF_BOTH[form]}] * 20
+    found = read(*few, *others) if is_first else read(*others, *few)
+    stripped = [
+        Preference(prompt=p.prompt, chosen=p.chosen.strip(), rejected=p.rejected.strip())
+        for p in found
+        if isinstance(p, Preference)
+    ]
+    assert len(stripped) == 270
+    assert (stripped[:20] if is_first else stripped[250:]) == [PAIR] * 20
+
+
+def test_transcripts_of_another_prompt_cost_their_row() -> None:
+    others = [{"prompt": f"{n}?", "chosen": f"Good {n}", "rejected": "Bad"} for n in range(20)]
+    odd = {"prompt": "another", **TURNS_OF_BOTH["transcripts"]}
+    assert "'prompt' is no turn" in str(read(*others, odd)[-1])
+
+
+@pytest.mark.parametrize("name", ["text", "info", "input", "question", "instruction", "context"])
+def test_batches_read_conversations_beside_a_column_that_is_no_prompt(name: str) -> None:
+    row = {
+        name: "note 3",
+        "chosen": [USER, say("a")],
+        "rejected": [USER, say("b")],
+    }
+    assert read(row, row) == [PAIR, PAIR]
+    with FakeLLM() as llm:
+        added = pi.AddPersonas("fake", api_base=llm.api_base, cache=False)(pd.DataFrame([row] * 4))
+    assert added["persona_error"].isna().all()

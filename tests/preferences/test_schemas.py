@@ -81,6 +81,13 @@ def test_conversations_keep_their_turns() -> None:
     assert usable(prompt=start, chosen=[*start[1:], YES], rejected="no").prompt == want
 
 
+def test_two_system_messages_are_not_one() -> None:
+    one, other = say("system", "Be short."), say("system", "Be long.")
+    error = refused(prompt=[one, USER], chosen=[other, USER, YES], rejected=[other, USER, NO])
+    assert "the prompt has a system message and another one in 'chosen'" in error
+    assert usable(prompt=[one, USER], chosen=[one, USER, YES], rejected=[USER, NO]).prompt
+
+
 def test_conversations_that_do_not_fit_the_prompt() -> None:
     other = say("user", "another")
     assert "not begin with the prompt" in refused(prompt="q", chosen=[other, YES], rejected="no")
