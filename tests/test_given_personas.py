@@ -172,6 +172,26 @@ def test_records_are_read_from_any_container(container: str, tmp_path: Path) -> 
     assert table[0].rejected == pi.Persona(trait="busy", preference="tea")
 
 
+def test_personas_of_two_responses_are_no_personas_of_the_chosen_and_the_rejected_one() -> None:
+    """A label chooses now one and now the other: by column, half of the personas would be swapped."""
+    rows = [
+        {
+            "prompt": f"Question {n}?",
+            "response_a": f"Short {n}.",
+            "response_b": f"Long {n}.",
+            "winner": "ab"[n % 2],
+            "persona_a": SENTENCE,
+            "persona_b": OTHER,
+        }
+        for n in range(4)
+    ]
+    with pytest.raises(InvalidArgumentError, match=r"personas of 'response_a' and 'response_b'"):
+        pi.PersonaTable.from_data(rows, chosen_persona="persona_a", rejected_persona="persona_b")
+    told = [{**row, "liked": row["persona_a"], "other": row["persona_b"]} for row in rows]
+    read = pi.PersonaTable.from_data(told, chosen_persona="liked", rejected_persona="other")
+    assert len(read) == 4
+
+
 def test_personas_in_rows_are_taken_as_they_are() -> None:
     persona = pi.Persona(trait="busy", preference="tea")
     assert pi.PersonaTable.from_data(data(chosen_persona=persona))[0].chosen == persona

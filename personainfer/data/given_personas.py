@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -53,6 +54,7 @@ def read_personas(
         _check_names(own_names(source.original), wanted, True)
         read = list(source)
         values = _columns_of(source.original, list(wanted.values()))
+    _check_sides(source.summary.get("columns", {}), wanted)
     errors = "persona_error" if not names.keys() - wanted.keys() else ""
     rows = [
         _row(place, one, given, wanted, errors)
@@ -78,6 +80,25 @@ def _check_names(found: list[Any], wanted: Mapping[str, str], has_rows: bool) ->
                 " not read.",
                 hint="Rename or drop it.",
             )
+
+
+_NUMBER = re.compile(r"(?<![a-z])[a-z]$|\d+$")  # "a" of persona_a, "1" of response1
+
+
+def _check_sides(read: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Raise InvalidArgumentError for personas of the first and the second response: a label chooses those."""
+    responses = [read[role] for role in ("response_1", "response_2") if role in read]
+    ends = [
+        {found[0] for name in both if (found := _NUMBER.search(name.lower()))}
+        for both in (responses, wanted.values())
+    ]
+    if len(ends[0]) == 2 and ends[0] == ends[1]:
+        personas = " and ".join(map(repr, wanted.values()))
+        raise InvalidArgumentError(
+            f"{personas} seem to be the personas of {' and '.join(map(repr, responses))}, of which now one"
+            " and now the other is chosen.",
+            hint="Give columns of the chosen and of the rejected response's personas, with other names.",
+        )
 
 
 def _columns_of(original: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:

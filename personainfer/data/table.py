@@ -5,7 +5,7 @@ As a frame, it has the user's own columns, unchanged, and three more: both perso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -570,7 +570,10 @@ def _check_columns(columns: object) -> None:
             f"columns={columns!r:.60} is not a mapping of names to values.", argument="columns"
         )
     for name, values in columns.items():
-        if isinstance(values, str) or not isinstance(values, Iterable):
+        has_no_order = isinstance(values, str | bytes | Mapping | Set)
+        if has_no_order or not isinstance(values, Iterable):
             raise InvalidArgumentError(
-                f"columns[{name!r}]={values!r:.60} is not one value a row.", argument="columns"
+                f"columns[{name!r}]={values!r:.60} is not one value a row.",
+                hint="Give a list, an array or a series.",
+                argument="columns",
             )

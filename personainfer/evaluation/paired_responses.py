@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError
@@ -32,8 +32,8 @@ def pair_responses(
     """Match prompts, responses and personas; one `ResponsePair` a prompt, in the order of the prompts.
 
     Each argument is a sequence (in the order of the prompts, whatever their ids), a mapping or a pandas
-    series of ids, or a sequence of dicts with "id" and "prompt", "response" or "persona". A persona may
-    be one for all.
+    series of ids, or a sequence of dicts with "id" and "prompt", "response" or "persona". A dict without
+    the latter has none. A persona may be one for all.
 
     Raises:
         InvalidArgumentError: ids that repeat or do not match, responses that are all the same, or an
@@ -42,13 +42,15 @@ def pair_responses(
     asked = by_id("prompts", "prompt", prompts)
     if not asked:
         raise InvalidArgumentError("prompts= is empty: there is nothing to compare.")
+    have_ids = brings_ids(prompts)
     answers = {
-        name: by_id(name, "response", v, asked) for name, v in (("base", base), ("test", test))
+        name: by_id(name, "response", v, asked, have_ids=have_ids)
+        for name, v in (("base", base), ("test", test))
     }
     if personas is None or isinstance(personas, str | Persona):
         people = dict.fromkeys(asked, personas)
     else:
-        people = by_id("personas", "persona", personas, asked)
+        people = by_id("personas", "persona", personas, asked, have_ids=have_ids)
     for name, given in (*answers.items(), ("personas", people)):
         _check_ids(name, asked, given)
     pairs = [
@@ -64,27 +66,69 @@ def pair_responses(
     return pairs
 
 
-def by_id(name: str, field: str, given: Any, asked: Collection[str] = ()) -> dict[str, Any]:
+def brings_ids(given: object) -> bool:
+    """Whether an argument has ids of its own: it is a mapping, a series, or a sequence of dicts with "id"."""
+    if isinstance(given, Mapping) or callable(getattr(given, "items", None)):
+        return True
+    return isinstance(given, list | tuple) and any(map(_has_id, given))
+
+
+def _has_id(row: object) -> bool:
+    return isinstance(row, Mapping) and "id" in row
+
+
+def by_id(
+    name: str, field: str, given: Any, asked: Collection[str] = (), *, have_ids: bool = True
+) -> dict[str, Any]:
     """The values of an argument by their ids, in order; those without ids have those of `asked`.
 
-    `field` names the value in a sequence of dicts, besides "id".
+    Args:
+        name: of the argument.
+        field: names the value in a sequence of dicts, besides "id".
+        given: the argument.
+        asked: the ids of the prompts.
+        have_ids: whether the prompts brought them. Else they are places, with which other ids do not match.
     """
     if isinstance(given, str | bytes | Persona) or hasattr(given, "columns"):
         raise InvalidArgumentError(
             f"{name}= is a single {type(given).__name__}.", hint=_FORMS.format(field=field)
         )
     if isinstance(given, Mapping) or callable(getattr(given, "items", None)):
-        return _distinct(name, given.items())
-    if not isinstance(given, Iterable):
+        found = _distinct(name, given.items())
+    elif not isinstance(given, Iterable):
         raise InvalidArgumentError(
             f"{name}={given!r:.80} cannot be read.", hint=_FORMS.format(field=field)
         )
-    values = list(given)
-    if values and all(isinstance(v, Mapping) and "id" in v and field in v for v in values):
-        return _distinct(name, ((row["id"], row[field]) for row in values))
-    return _distinct(
-        name, zip(asked, values, strict=True) if len(values) == len(asked) else enumerate(values)
-    )
+    else:
+        values = list(given)
+        if not any(map(_has_id, values)):
+            places = enumerate(values)
+            return _distinct(
+                name, zip(asked, values, strict=True) if len(values) == len(asked) else places
+            )
+        found = _distinct(name, _values_by_id(name, field, values))
+    if not have_ids and list(found) != list(asked) and set(found) == set(asked):
+        raise InvalidArgumentError(
+            f"{name}= has ids in another order than 0 to {len(asked) - 1}, and prompts= has none.",
+            hint=f"Give both with ids, or both in one order: {name}=list({name}).",
+        )
+    return found
+
+
+def _values_by_id(name: str, field: str, rows: Sequence[Any]) -> Iterator[tuple[object, Any]]:
+    """The ids and the values of dicts; None for one without a value."""
+    for place, row in enumerate(rows):
+        if not _has_id(row) or is_null(row["id"]):
+            raise InvalidArgumentError(
+                f"{name}[{place}] has no id, and others have one.", hint=_FORMS.format(field=field)
+            )
+    if not any(field in row for row in rows):
+        raise InvalidArgumentError(
+            f"{name}= has dicts with the keys {', '.join(map(repr, rows[0]))}: {field!r} is missing.",
+            hint=_FORMS.format(field=field),
+        )
+    for row in rows:
+        yield row["id"], row.get(field)
 
 
 def _distinct(name: str, items: Iterable[tuple[object, Any]]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from .cells import is_null, plain, wrong_type
 
 PAIR_RULES: Final = ("best-worst", "all", "adjacent")
 MOST_PAIRS: Final = 100_000  # of one prompt, in memory at once: every two of 447 responses
-_TEXT_KEYS = ("response", "answer", "text", "completion", "output", "generation", "content")
+# An `answer` beside the others is the short one at the end of a solution.
+_TEXT_KEYS = ("response", "completion", "text", "output", "generation", "content", "answer")
 _SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating", "pm_score")
 _RANK_KEYS = ("rank", "ranking")
 _RANKS: Final = frozenset("rank ranks ranked ranking rankings".split())  # words of a column's name

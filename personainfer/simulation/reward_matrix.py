@@ -200,8 +200,9 @@ class RewardMatrix:
         """
         if not scorers:
             raise InvalidArgumentError("scorers= names no model.")
+        prompts, responses = _several(prompts), _several(responses)
         asked = _prompts(prompts, len(prompts)) or ()
-        shape = (len(asked), len(responses[0]) if len(responses) else 0)
+        shape = (len(asked), len(responses[0]) if responses else 0)
         offered = _responses(responses, shape) or ()
         flat = [prompt for prompt, texts in zip(asked, offered, strict=True) for _ in texts]
         texts = [text for texts in offered for text in texts]

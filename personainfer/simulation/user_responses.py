@@ -211,7 +211,8 @@ def _zscores(
 ) -> FloatArray:
     """The z-scores of each response, shape (texts, models); equal responses are scored once."""
     distinct = list(dict.fromkeys(texts))
-    asked, said = [prompts[place] for place, _ in distinct], [text for _, text in distinct]
+    in_order = list(prompts)  # a pandas series has labels of its own, which are no places
+    asked, said = [in_order[place] for place, _ in distinct], [text for _, text in distinct]
     columns = [
         read_numbers(f"the result of scorers[{name!r}]", scorers[name](asked, said), infinite=True)
         for name in scale.models

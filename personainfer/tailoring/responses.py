@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from ..arguments import CountFromZero, check_argument, takes_options
 from ..data.table import PersonaTable
-from ..evaluation.paired_responses import by_id
+from ..evaluation.paired_responses import brings_ids, by_id
 from ..exceptions import (
     DataError,
     InvalidArgumentError,
@@ -142,19 +142,20 @@ def tailor_responses(
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(tailor_responses).parameters))
     place = persona_in or ("user" if shots else "system")
-    _check(personas, side, train, shots, system_persona, place, template)
+    source = personas if isinstance(personas, str) else "given"
+    _check(source, side, train, shots, system_persona, place, template)
     given = _given_prompts(prompts)
     people = _given_personas(given, prompts, personas, side, system_persona)
     asked, problems = _readable(given)
     shown = _nearest(asked, train, side, max(shots, 1)) if train is not None else {}
-    if personas == "retrieved":
+    if source == "retrieved":
         people = {id: getattr(shown[id][0], side) if shown.get(id) else None for id in given}
-    if personas != "none":
+    if source != "none":
         for id in asked:
             if people[id] is None:
                 problems[id] = "there is no persona for it."
     llm = make_llm(model, options)
-    side_shown = None if personas == "none" else side
+    side_shown = None if source == "none" else side
     requests = {
         id: _messages(
             prompt, people[id], shown.get(id, [])[:shots], (side, side_shown), place, template
@@ -163,7 +164,7 @@ def tailor_responses(
         if id not in problems
     }
     responses, usage = _answered(llm, requests, problems, progress)
-    named = personas if isinstance(personas, str) and personas in _SOURCES else "given"
+    named = source if source in _SOURCES else "given"
     settings = {"model": llm.model, "personas": named, "side": side, "shots": shots}
     return TailoredResponses(
         prompts=given,
@@ -230,7 +231,8 @@ def _given_personas(
             return {id: getattr(row, side) for id, row in zip(given, prompts, strict=True)}
         everybody = {"none": None, "retrieved": None, "system": system_persona}
         return dict.fromkeys(given, everybody.get(str(personas), personas))
-    found = by_id("personas", "persona", personas, given)
+    have_ids = isinstance(prompts, PersonaTable) or brings_ids(prompts)
+    found = by_id("personas", "persona", personas, given, have_ids=have_ids)
     if found.keys() != given.keys():
         stray = next(iter(found.keys() ^ given.keys()))
         raise InvalidArgumentError(
@@ -342,7 +344,7 @@ def _answered(
 
 
 def _check(
-    personas: object,
+    personas: str,
     side: object,
     train: object,
     shots: object,
@@ -352,7 +354,7 @@ def _check(
 ) -> None:
     InvalidArgumentError.check("side", side, ("chosen", "rejected"))
     check_argument("shots", shots, CountFromZero)
-    if isinstance(personas, str) and not any(map(str.isspace, personas)):
+    if personas != "given" and not any(map(str.isspace, personas)):
         InvalidArgumentError.check("personas", personas, _SOURCES)
     if train is not None and not isinstance(train, PersonaTable):
         raise InvalidArgumentError(f"train= is a PersonaTable, not {type(train).__name__}.")

@@ -292,7 +292,9 @@ def persona_prefix(
             raise InvalidArgumentError(f"the prefix {kind!r} has no use for {name}=.")
     if kind == "few-shot":
         _check_examples(k, retrieve, show, embed)
-        shown = Examples(history or (), k, retrieve, show, embed, neighbours, seed)
+        shown = Examples(
+            () if history is None else history, k, retrieve, show, embed, neighbours, seed
+        )
         return Prefix(kind, None, shown, role)
     texts = None
     if personas is not None:

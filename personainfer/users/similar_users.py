@@ -92,7 +92,9 @@ def nearest_users(
     asked = _named("of", names if of is None else of, place)
     tested = set() if of is None else set(asked)
     searched = _named(
-        "among", [name for name in names if name not in tested] if among is None else among, place
+        "among",
+        [name for name in names if name not in tested] if among is None else list(among),
+        place,
     )
     if of is not None and not searched:
         raise InvalidArgumentError(

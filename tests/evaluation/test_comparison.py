@@ -308,6 +308,52 @@ def test_a_list_is_in_the_order_of_the_prompts_whatever_their_ids() -> None:
     ]
 
 
+def test_a_dict_without_a_response_is_a_missing_one_and_the_ids_still_hold() -> None:
+    prompts = [{"id": f"q{n}", "prompt": f"prompt {n}"} for n in range(3)]
+    base = [
+        {"id": "q2", "response": "base 2"},
+        {"id": "q0", "error": "timeout"},
+        {"id": "q1", "response": "base 1"},
+    ]
+    made = pair_responses(prompts, base, [f"test {n}" for n in range(3)])
+    assert [one.pair and one.pair.rejected for one in made] == [None, "base 1", "base 2"]
+    assert made[0].problem is not None
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        (
+            [{"id": 1, "output": "a"}, {"id": 0, "output": "b"}],
+            "keys 'id', 'output': 'response' is",
+        ),
+        ([{"id": 1, "response": "a"}, {"response": "b"}], r"base\[1\] has no id"),
+        ([{"id": 1, "response": "a"}, "b"], r"base\[1\] has no id"),
+        ([{"id": 1, "response": "a"}, {"id": None, "response": "b"}], r"base\[1\] has no id"),
+    ],
+    ids=["another name", "no id", "no dict", "an id that is None"],
+)
+def test_ids_are_never_ignored(base: Any, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        pair_responses([{"id": n, "prompt": f"prompt {n}"} for n in range(2)], base, ["c", "d"])
+
+
+def test_the_labels_of_a_series_are_no_places_of_a_list() -> None:
+    frame = pd.DataFrame({"prompt": ["p 0", "p 1"], "base": ["b 0", "b 1"]}).iloc[[1, 0]]
+    with pytest.raises(
+        InvalidArgumentError, match="base= has ids in another order than 0 to 1, and pro"
+    ):
+        pair_responses(frame.prompt.tolist(), frame.base, ["c", "d"])
+    for prompts, base in (
+        (frame.prompt, frame.base),
+        (frame.prompt.tolist(), frame.base.tolist()),
+        (frame.prompt, frame.base.tolist()),
+        (frame.prompt.tolist(), frame.base.reset_index(drop=True)),
+    ):
+        made = pair_responses(prompts, base, ["c", "d"])
+        assert [one.pair and one.pair.rejected for one in made] == ["b 1", "b 0"]
+
+
 def paired(prompts: Any, base: Any) -> list[pi.Preference]:
     made = pair_responses(prompts, base, [f"test of {text}" for text in base])
     return [one.pair for one in made if one.pair is not None]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import personainfer as pi
@@ -63,6 +64,25 @@ def test_examples_of_the_user_s_own_choices_raise_the_reward(
     assert own.gain.n == 2
     assert found.reference.value == pytest.approx(0.0)
     assert "own history: reward 1.000" in str(found)
+
+
+def test_a_series_of_prompts_is_read_in_its_order_whatever_its_labels() -> None:
+    rows = [
+        UserResponse(baseline="long", user="ann", prompt=n, response="z" * (20 + n))
+        for n in range(len(PROMPTS))
+    ]
+    backwards = list(reversed(range(len(PROMPTS))))
+    seen: list[Any] = []
+
+    def noted(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        seen.append(list(prompts))
+        return length(prompts, responses)
+
+    scorers = {"length": noted, "brevity": brevity}
+    given: list[Any] = [list(PROMPTS), pd.Series(list(PROMPTS), index=backwards)]
+    for prompts in given:
+        score_responses(rows, USERS, SCALE, scorers, prompts=prompts, reference=REFERENCE)
+    assert seen[0] == seen[1]
 
 
 def test_each_user_is_scored_by_their_own_weights() -> None:

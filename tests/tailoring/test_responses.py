@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import personainfer as pi
@@ -91,6 +93,15 @@ def test_personas_may_be_given_for_each_prompt() -> None:
     assert shown(found["b"]) == [("system", "Likes cats."), ("user", "How?")]
     listed = answer(prompts, personas=[BRIEF, CURIOUS])
     assert listed.personas == {"a": BRIEF, "b": CURIOUS}
+
+
+def test_personas_of_an_array_or_a_series_are_read_as_those_of_a_list() -> None:
+    prompts, personas = ["Tea?", "Coffee?"], [str(BRIEF), str(CURIOUS)]
+    for given in (personas, np.array(personas, dtype=object), pd.Series(personas)):
+        found = answer(prompts, personas=given)
+        assert list(found.personas.values()) == personas
+    with pytest.raises(InvalidArgumentError, match="personas= has ids in another order"):
+        answer(prompts, personas=pd.Series(personas, index=[1, 0]))
 
 
 def test_worked_examples_stand_before_the_prompt_the_nearest_last() -> None:
