@@ -91,6 +91,7 @@ def assert_can_be_used(table: pi.PersonaTable) -> None:
             str(persona or "").encode()
 
 
+@pytest.mark.heavy
 def test_generated_inputs_cost_at_most_their_row() -> None:
     assert infer_generated(generated(rows, 500)) > 100
 
@@ -268,6 +269,7 @@ replies = st.one_of(
 )
 
 
+@pytest.mark.heavy
 def test_generated_replies_cost_at_most_their_row() -> None:
     made = generated(replies, 150)
     infer_among_good(lambda number: made[number], len(made))

@@ -319,6 +319,7 @@ def batch_handle(path: Path) -> object:
     batch.plan()
     return batch.llm(
         {
+            "model": batch.model,
             "api_key": "key",
             "api_base": "http://127.0.0.1:9/v1",
             "cache_dir": path.parent / "cache",

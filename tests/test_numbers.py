@@ -497,6 +497,7 @@ def test_z_scores_do_not_depend_on_the_unit(unit: float) -> None:
 # Swapped sides, shuffled rows
 
 
+@pytest.mark.heavy
 def test_swapped_sides_change_the_sign_or_give_the_rest() -> None:
     random = np.random.default_rng(0)
     for _ in range(20):

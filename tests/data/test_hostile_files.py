@@ -40,6 +40,7 @@ def nested(depth: int, kind: type) -> Any:
     return value
 
 
+@pytest.mark.heavy
 def test_a_line_of_a_packed_file_that_is_too_long_is_an_error(
     llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +176,7 @@ def test_values_of_a_parquet_file_that_are_very_many_cost_their_row(tmp_path: Pa
     assert "row 2 has more than 1,000 values" in str(many)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("store_schema", [True, False])
 def test_a_text_that_all_rows_of_a_parquet_file_share_is_in_memory_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_schema: bool
@@ -196,6 +198,7 @@ def test_a_text_that_all_rows_of_a_parquet_file_share_is_in_memory_once(
     assert largest < 2**26  # and not 2**29
 
 
+@pytest.mark.heavy
 def test_a_large_group_of_different_texts_is_never_in_memory_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +307,7 @@ def test_the_first_rows_are_held_together_up_to_a_bound(
     assert len(held) <= 11
 
 
+@pytest.mark.heavy
 def test_a_row_of_very_many_pairs_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     def scored(count: int) -> dict[str, Any]:
         return {

@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.heavy
 def test_a_split_is_streamed(folder: Path) -> None:
     for name, count in ((f"hf:{folder}:validation", 1), (f"hf:{folder}", 3)):
         source = read_preferences(name)

@@ -68,6 +68,7 @@ def test_agreement_at_its_ends() -> None:
     assert abs(krippendorff_alpha(drawn).value) < 0.05
 
 
+@pytest.mark.heavy
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=30))
 def test_agreement_does_not_depend_on_order_or_names(pairs: list[tuple[int, int]]) -> None:
     one, other = np.array(pairs, dtype=float).T

@@ -57,6 +57,7 @@ def test_a_word_of_one_side_is_found_and_comes_first() -> None:
     assert not [one for one in found[2:] if one.p_adjusted < 0.05]
 
 
+@pytest.mark.heavy
 def test_nothing_is_found_where_there_is_nothing() -> None:
     """Of many words on shuffled sides, next to none survive the correction."""
     false = 0

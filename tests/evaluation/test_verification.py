@@ -137,6 +137,7 @@ def test_a_judge_that_never_picks_scores_nothing() -> None:
     assert found.failed == 0
 
 
+@pytest.mark.heavy
 def test_a_judge_that_tosses_a_coin_has_an_interval_around_a_half() -> None:
     found = run(by_chance(), pi.verify_personas, table(150))
     assert found.overall.accuracy.low < 0.5 < found.overall.accuracy.high

@@ -248,6 +248,7 @@ def test_a_cache_that_the_garbage_collector_closes_in_a_transaction_stays_open(
     assert not list(tmp_path.glob("*broken*"))
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_uses_the_cache_of_its_parent(tmp_path: Path) -> None:
     script = """

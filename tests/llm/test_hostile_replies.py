@@ -41,6 +41,7 @@ def test_a_packed_reply_is_bounded_after_it_is_unpacked(encoding: str, wbits: in
     assert peak < PACKED * 10**6 / 2
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("words", ["model ", "too many tokens ", "violates "])
 def test_a_refusal_of_megabytes_is_read_at_once(words: str) -> None:
     """Some rules look ahead from each character: over all of it they would take hours."""
@@ -82,6 +83,7 @@ for name, text in json.load(sys.stdin).items():
 """
 
 
+@pytest.mark.heavy
 def test_a_reply_is_read_in_a_time_that_grows_with_its_length() -> None:
     """Where it grew with the square of the length, these would take from minutes to hours."""
     done = subprocess.run(

@@ -82,6 +82,7 @@ def test_a_name_that_is_not_known_names_those_that_are() -> None:
         find_weights("local:smolm2", engine=False)
 
 
+@pytest.mark.heavy
 def test_parts_are_put_together_verified_and_fetched_once(
     index: Path,
     folder: Path,

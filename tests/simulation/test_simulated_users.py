@@ -239,6 +239,7 @@ def test_an_offered_pair_is_chosen_from_by_place() -> None:
     assert_array_equal(users.choose(data, pairs=own), [[1, 0], [2, 2]])
 
 
+@pytest.mark.heavy
 def test_noisy_choices_follow_bradley_terry() -> None:
     n = 20_000
     data = RewardMatrix([[[0.0], [2.0]]], models=["a"])  # z-scores -1 and 1

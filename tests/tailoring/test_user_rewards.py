@@ -71,6 +71,7 @@ def test_planted_low_rank_rewards_are_recovered() -> None:
     assert model.rewards(["p"], ["7"]).shape == (1, 3)
 
 
+@pytest.mark.heavy
 def test_a_known_basis_gives_the_planted_weights() -> None:
     planted = Planted(each=300)
     model = LowRankRewards(features=planted.basis_rewards, fixed_basis=True).fit(planted.train)
@@ -78,6 +79,7 @@ def test_a_known_basis_gives_the_planted_weights() -> None:
     assert correlation(found.ravel(), planted.weights.ravel()) >= 0.95
 
 
+@pytest.mark.heavy
 def test_new_users_take_a_few_choices() -> None:
     planted = Planted(each=80)
     old = [c for c in planted.train if int((c.user or "")[1:]) < 50]
@@ -130,6 +132,7 @@ def test_strengths_are_those_of_bradley_and_terry() -> None:
     assert model.predict([choice("a", "b", "new")])[0] == pytest.approx(math.log(3), abs=1e-3)
 
 
+@pytest.mark.heavy
 def test_user_effects_are_recovered() -> None:
     random = np.random.default_rng(0)
     shared, own = random.normal(size=4), 1.5 * random.normal(size=(40, 4))

@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_old_file_of_every_kind(place: Path) -> None:
         pi.write_report(table(3), place / "page.html")
     with full_disk(500), pytest.raises(OSError, match="too large"):
         write_rating_sheet(table(3), place / "sheets")
-    with full_disk(500), pytest.raises(InvalidArgumentError, match="too large"):
+    with full_disk(500), pytest.raises(OSError, match="too large"):
         pi.export_personas(table(30), place / "out", format="trl-sft")
     pi.cache_info()  # SQLite's own files are larger than 500 bytes
     with full_disk(150_000), pytest.raises(InvalidArgumentError, match="too large"):

@@ -87,6 +87,7 @@ def history_of(world: World, seed: int) -> list[pi.Preference]:
     return [other._choice(user, 100 + n) for user in world.users for n in range(12)]
 
 
+@pytest.mark.heavy
 def test_all_baselines_are_fitted_on_the_history() -> None:
     pytest.importorskip("scipy")
     world = World(4, users=20, choices=12)
