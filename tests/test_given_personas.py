@@ -28,6 +28,9 @@ from .scoring_server import ScoringServer
 SENTENCE = "The user is busy and prefers short answers."
 OTHER = "Somebody who reads on a telephone, and hates long text!"
 
+RECORD = {"trait": "busy", "preference": "tea"}
+
+
 # Parse
 
 
@@ -190,6 +193,25 @@ def test_personas_of_two_responses_are_no_personas_of_the_chosen_and_the_rejecte
     told = [{**row, "liked": row["persona_a"], "other": row["persona_b"]} for row in rows]
     read = pi.PersonaTable.from_data(told, chosen_persona="liked", rejected_persona="other")
     assert len(read) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(RECORD),
+        str(RECORD),
+        json.dumps([RECORD]),
+        json.dumps(["The user is busy and prefers tea."]),
+        f"```json\n{json.dumps(RECORD)}\n```",
+    ],
+)
+def test_a_record_that_is_written_as_text_is_the_record(text: str) -> None:
+    (row,) = pi.PersonaTable.from_data(
+        [{"prompt": "q", "chosen": "a", "rejected": "b", "chosen_persona": text}],
+        rejected_persona=None,
+    )
+    assert row.chosen is not None
+    assert (row.chosen.trait, row.chosen.preference) == ("busy", "tea")
 
 
 def test_personas_in_rows_are_taken_as_they_are() -> None:

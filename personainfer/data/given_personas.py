@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..preferences.cells import is_null
+from ..preferences.cells import is_null, parse_cell
 from ..records import Persona, PersonaRow
 from .arrow_columns import cells_of, in_narwhals, own_names, package_of
 from .files import CSV_NULLS, arrow_cells
@@ -20,6 +19,8 @@ from .source_rows import PreferenceSource, SourceRow
 from .table_reader import COLUMNS
 
 Names = Mapping[str, str | None]  # side -> the column of its personas
+# How a record or a list begins that was written as JSON or by Python, perhaps within a fence.
+_AS_JSON = re.compile(r"""\s*(?:```(?:json)?\s*)?(?:\{|\[\s*["'{])""")
 _FIELDS = ("trait", "preference", "evidence", "flags", "sentence")
 
 
@@ -43,13 +44,6 @@ def read_personas(
         found: Iterable[object] = (name for row in read[:32] for name in row.columns)
         _check_names(list(dict.fromkeys(found)), wanted, bool(read))
         values: Iterable[Mapping[str, Any]] = (row.columns for row in read)
-        if isinstance(data, str | Path) and str(data).removesuffix(".gz").endswith(
-            ".csv"
-        ):  # its words for nothing are no personas
-            values = (
-                {name: None if cell in CSV_NULLS else cell for name, cell in row.columns.items()}
-                for row in read
-            )
     else:
         _check_names(own_names(source.original), wanted, True)
         read = list(source)
@@ -130,7 +124,7 @@ def _row(
     if error is None and not any(personas.values()):
         listed = " and ".join(map(repr, wanted.values()))
         told = given.get(errors)
-        said = isinstance(told, str) and told.strip()
+        said = isinstance(told, str) and not _is_nothing(told)
         error = str(told) if said else f"the row has no persona in {listed}."
     return PersonaRow(
         place,
@@ -146,8 +140,12 @@ def _persona(name: str, value: object) -> Persona | None:
     """The persona in a cell; None where there is none."""
     if isinstance(value, Persona):
         return value
-    if is_null(value) or (isinstance(value, str) and not value.strip()):
+    if is_null(value) or (isinstance(value, str) and _is_nothing(value)):
         return None
+    if isinstance(value, str) and _AS_JSON.match(value):
+        value = parse_cell(name, value.strip(" \n`").removeprefix("json"))
+        if isinstance(value, list) and len(value) == 1:
+            return _persona(name, value[0])
     try:
         if isinstance(value, str):
             return Persona.parse(value)
@@ -162,6 +160,11 @@ def _persona(name: str, value: object) -> Persona | None:
         f"{name!r} is of type {type(value).__name__}, not a persona.",
         hint="Give a sentence, or a record of trait and preference.",
     )
+
+
+def _is_nothing(text: str) -> bool:
+    """Whether a text is blank, or a word that programs write for a missing value."""
+    return not text.strip() or text.strip() in CSV_NULLS
 
 
 def _record(name: str, value: Mapping[Any, Any]) -> Persona | None:

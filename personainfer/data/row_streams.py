@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +34,7 @@ _IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have non
 _LOOK_AHEAD_BYTES = 256 * 2**20  # of the first rows, which are held all together
 _END: Final = object()
 _UNNAMED = (Preference, tuple, list)
+_WHOLE = re.compile(r"(\d+)\.0")
 _LABEL_ROLES = ("label", "other_label")  # whose words may mean something: labels= says what
 
 
@@ -258,8 +260,16 @@ def _names(dicts: Iterable[Mapping[str, Any]]) -> list[str]:
 def _values(schema: Schema, item: Mapping[str, object]) -> list[object]:
     if type(item) is CsvRow:
         cells = ((role, item.get(name, ABSENT)) for role, name in schema.columns.items())
-        return [None if v in CSV_NULLS and role not in _LABEL_ROLES else v for role, v in cells]
+        return [_csv_cell(role, value) for role, value in cells]
     return without_na([item.get(name, ABSENT) for name in schema.columns.values()])
+
+
+def _csv_cell(role: str, value: Any) -> object:
+    """The value of a cell. A user is 7 also where a missing one made the column floats: "7.0"."""
+    if value in CSV_NULLS and role not in _LABEL_ROLES:
+        return None
+    is_whole = role == "user" and value is not ABSENT and _WHOLE.fullmatch(value)
+    return is_whole[1] if is_whole else value
 
 
 def _named_row(schema: Schema | None, item: Mapping[str, Any], problem: str = "") -> SourceRow:

@@ -13,6 +13,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 from ..exceptions import DataError, NoPreferenceError
@@ -33,9 +34,18 @@ _IN_JSON = re.compile(r"""\s*(?:\[\s*)?\{.*?["'](?:role|from|content|value)["']\
 
 
 def plain(value: object) -> object:
-    """Numpy's arrays and scalars as Python's lists and numbers; other values as they are."""
+    """Numpy's arrays and scalars as Python's lists and numbers, texts of any class as str, decimals as numbers.
+
+    Other values stay as they are.
+    """
+    if type(value) is str:
+        return value
     if type(value).__module__ == "numpy":
         return value.tolist()  # type: ignore[attr-defined]
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
     return value
 
 
@@ -71,7 +81,7 @@ def identifier(value: object, name: str) -> str | None:
     if value is None or value is ABSENT:
         return None
     if type(value) is str:
-        return value or None
+        return value.strip() or None
     value = plain(value)
     if is_null(value):
         return None
@@ -87,7 +97,7 @@ def identifier(value: object, name: str) -> str | None:
                 hint=f"Read the column as text: pandas.read_csv(path, dtype={{{name!r}: str}}), for one.",
             )
         value = int(value)
-    return str(value) or None
+    return str(value).strip() or None
 
 
 def surrogate_problem(name: str) -> str:

@@ -116,10 +116,13 @@ def read_group(schema: Schema, group: Sequence[Sequence[object]]) -> list[Prefer
 
 # A row's values
 
+_PLAIN_TYPES = frozenset((str, int, float, bool, list, dict, type(None), type(ABSENT)))
 _LISTS = frozenset(("responses", "scores", "history"))  # a text there can be nothing but JSON
 
 
 def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
+    if not _PLAIN_TYPES.issuperset(map(type, values)):
+        values = [plain(value) for value in values]
     row = schema.row(values)
     for role in schema.json_roles.union(_LISTS & row.keys()):
         row[role] = parse_cell(schema.columns[role], row[role])

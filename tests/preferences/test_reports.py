@@ -6,8 +6,11 @@ The docstring of a test names the report or the data set, where there is one; th
 from __future__ import annotations
 
 import json
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -881,3 +884,38 @@ def test_batches_read_conversations_beside_a_column_that_is_no_prompt(name: str)
     with FakeLLM() as llm:
         added = pi.AddPersonas("fake", api_base=llm.api_base, cache=False)(pd.DataFrame([row] * 4))
     assert added["persona_error"].isna().all()
+
+
+def test_texts_of_any_class_are_read_as_texts() -> None:
+    """Rows of NumPy's text arrays, and streams of datasets in NumPy's format."""
+    alpaca = {"instruction": "Add.", "input": "X", "chosen": "a", "rejected": "b"}
+    hh = {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"}
+    for row in (alpaca, hh):
+        odd = {name: np.str_(text) for name, text in row.items()}
+        assert read(odd, odd) == read(row, row)
+    assert read({name: np.str_(text) for name, text in alpaca.items()})[0] == Preference(
+        prompt="Add.\nX", chosen="a", rejected="b"
+    )
+
+
+def test_decimals_of_a_database_are_numbers() -> None:
+    rows = [{**SCALE, "label": Decimal(number)} for number in (1, 2)]
+    assert read(*rows, labels={1: "first", 2: "second"}) == [PAIR, PAIR.swapped]
+
+
+@pytest.mark.parametrize("nobody", ["", " ", "\t", None, np.str_(" ")])
+def test_white_space_is_no_user(nobody: object) -> None:
+    (found,) = read({**EXPLICIT, "user": nobody, "id": nobody})
+    assert isinstance(found, Preference)
+    assert (found.user, found.id) == (None, None)
+    (ann,) = read({**EXPLICIT, "user": " ann "})
+    assert isinstance(ann, Preference)
+    assert ann.user == "ann"
+
+
+def test_a_user_in_a_csv_file_with_gaps_is_the_same(tmp_path: Path) -> None:
+    rows = [{**EXPLICIT, "user": user} for user in (7, None, 8)]
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)  # 7.0, nothing, 8.0
+    for data in (rows, tmp_path / "rows.csv"):
+        found = [row.preference and row.preference.user for row in read_preferences(data)]
+        assert found == ["7", None, "8"]
