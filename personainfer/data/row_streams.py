@@ -160,7 +160,7 @@ def _settled(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema:
         return [_values(schema, item) for item in dicts]
 
     try:
-        schemas = [widened(settle(matches(usual, told), values, usual).schema, names)]
+        schemas = widened(settle(matches(usual, told), values, usual).schema, names)
     except PersonaInferError:
         schemas = recognise(names, told)
     return settle(schemas, values, names).schema

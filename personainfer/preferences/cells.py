@@ -34,7 +34,7 @@ _IN_JSON = re.compile(r"""\s*(?:\[\s*)?\{.*?["'](?:role|from|content|value)["']\
 
 
 def plain(value: object) -> object:
-    """Numpy's arrays and scalars as Python's lists and numbers, texts of any class as str, decimals as numbers.
+    """NumPy's arrays and scalars, texts of any class and decimals as Python's lists, texts and numbers.
 
     Other values stay as they are.
     """

@@ -215,7 +215,22 @@ def matches(found: Iterable[str], told: Mapped) -> list[Schema]:
     is_told = {"chosen", "rejected"} <= told.columns.keys()
     made = [*two, *pairs] if is_tag and not is_told else [*pairs, *two]
     made += _many_schemas(names)
+    made = [each for schema in made for each in _with_and_without_more(schema)]
     return [replace(schema, told=told) for schema in made if _plays_all(schema, told)]
+
+
+def _with_and_without_more(schema: Schema) -> Iterator[Schema]:
+    """The schema, and that without an input and a history beside its prompt, if columns may be these."""
+    yield schema
+    more = {role for role in ("input", "history") if schema.columns.get(role) in schema.present}
+    if more and schema.kind != "group":  # where they tell prompts apart
+        rest = {role: name for role, name in schema.columns.items() if role not in more}
+        yield replace(schema, columns=rest)
+
+
+def prompt_columns(found: Iterable[object]) -> list[str]:
+    """The columns that have a usual name of a prompt."""
+    return [name for name in found if isinstance(name, str) and _plain_name(name) in _PROMPTS]
 
 
 def _plays_all(schema: Schema, told: Mapped) -> bool:
@@ -311,12 +326,13 @@ def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> 
     Some of them may come in later rows only (`later_columns`), and have a name of ours until then.
     """
     rest = names.without(columns)
+    asked = _plain_name(columns.get("prompt", ""))
     later = ["id", "user", "system", "tools"]
-    later += ["history"] if columns.get("prompt") in ("instruction", "query", "question") else []
-    later += ["input"] if columns.get("prompt") == "instruction" else []
+    later += ["history"] if asked in ("instruction", "query", "question") else []
+    later += ["input"] if asked == "instruction" else []
     optional: dict[str, str] = {}
-    for role in later:
-        optional |= rest.pick(role, _LATER[role]) or {role: role}
+    for role in later if asked not in _QUESTIONS else _LATER:
+        optional |= rest.pick(role, _LATER[role]) or ({role: role} if role in later else {})
     pair = (columns.get("response_1", ""), columns.get("response_2", ""))
     if "conversation" in pair[0]:
         optional |= rest.pick("turn", ("turn",))
@@ -339,6 +355,13 @@ _LATER: Final = {
     "history": ("history",),
     "input": ("input",),
 }
+_QUESTIONS: Final = (
+    "prompt",
+    "instruction",
+    "query",
+    "question",
+    "user_prompt",
+)  # what goes with these
 _LATER_NAMES: Final = frozenset(name for names in _LATER.values() for name in names)
 
 
@@ -377,12 +400,12 @@ def _check_prompt(schema: Schema, new: Iterable[object]) -> None:
             )
 
 
-def widened(schema: Schema, found: Iterable[str]) -> Schema:
-    """The schema with all columns of the first rows. Those that it has already keep their roles."""
+def widened(schema: Schema, found: Iterable[str]) -> list[Schema]:
+    """The schemas of that kind with all columns of the first rows; those of `schema` keep their roles."""
     held = {role: name for role, name in schema.columns.items() if name in schema.present}
     schemas = matches(found, schema.told._replace(columns=held))
-    alike = (each for each in schemas if each.kind == schema.kind)
-    return replace(next(alike, schema), told=schema.told)
+    alike = [each for each in schemas if each.kind == schema.kind] or [schema]
+    return [replace(each, told=schema.told) for each in alike]
 
 
 _DATA_SETS: Final = {

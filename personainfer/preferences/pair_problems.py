@@ -14,6 +14,8 @@ def pair_problem(preference: Preference) -> str | None:
     """Why the texts of a preference cannot be used, and what to do; None if they can be used."""
     prompt = preference.prompt
     asked = prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
+    if not isinstance(prompt, str) and prompt and prompt[-1].role == "system":
+        return f"the prompt ends with a system message: there is nothing to answer. {LEAVE_OUT}"
     if not asked.strip():
         return f"prompt is empty: there is nothing to answer. {LEAVE_OUT}"
     chosen, rejected = preference.chosen.strip(), preference.rejected.strip()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
-from .column_names import ROLES, matches, nearest
+from .column_names import ROLES, matches, nearest, prompt_columns
 from .pair_problems import encoding_problem, pair_problem
 from .pairing import by_rater, is_ranked
 from .rows import read_all, read_group
@@ -21,6 +22,7 @@ from .side_names import without_names
 
 LOOK_AHEAD: Final = 200  # rows from which schemas and codings are told
 FEW: Final = 20  # rows without a preference that may be all by chance
+_TEXTS = ("prompt", "chosen", "rejected", "response_1", "response_2")
 _SEVERAL = ("list", "group")
 
 
@@ -128,7 +130,8 @@ def settle(
             continue
         settled.counts.clear()
         if error is None:
-            return Settled(settled, True)
+            unread = () if is_batch else _not_in_prompt(settled, head, names)
+            return Settled(replace(settled, not_in_prompt=unread), True)
         if is_batch or (isinstance(error, NoPreferenceError) and len(rows) < FEW):
             fallback = fallback or Settled(settled, False)
         elif problem is None:
@@ -136,6 +139,36 @@ def settle(
     if fallback is not None:
         return fallback
     raise problem or DataError("no preference data recognised.")
+
+
+def _not_in_prompt(
+    schema: Schema, head: Callable[[Schema], Sequence[Sequence[object]]], names: Sequence[object]
+) -> tuple[str, ...]:
+    """Columns with usual names of a prompt, beside the one that was read, whose texts differ between rows."""
+    others = [name for name in prompt_columns(names) if name not in schema.columns.values()]
+    if not others or "prompt" not in schema.columns or schema.has_exchanges:
+        return ()
+    roles = [
+        role
+        for role in ("chosen", "rejected", "response_1", "response_2")
+        if role in schema.columns
+    ]
+    wanted = {role: schema.columns[role] for role in ("prompt", *roles)}
+    columns = wanted | {f"={name}": name for name in others}
+    rows = head(replace(schema, columns=columns))
+    return tuple(
+        n for place, n in enumerate(others, len(wanted)) if _adds_text(rows, place, len(wanted))
+    )
+
+
+def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int) -> bool:
+    """Whether cells at a place hold texts that mostly differ, and are no part of the first `known`."""
+    found = set()
+    for row in rows:
+        text, others = str(row[place]).strip(), [str(other) for other in row[:known]]
+        if isinstance(row[place], str) and not any(text in each or each in text for each in others):
+            found.add(text)
+    return len(rows) > 1 and len(found) > len(rows) / 2
 
 
 def check_several(schema: Schema) -> None:

@@ -48,6 +48,11 @@ def remarks(read: Mapping[str, Any]) -> list[str]:
         said.append(
             f"{apart:,} prompts come again later, and only neighbouring rows were paired: sort by prompt."
         )
+    said.extend(
+        f"{name!r} holds texts, too, and is no part of the prompt: if it is, put it into"
+        f" {columns.get('prompt')!r}, or say with columns= which column is the prompt."
+        for name in read.get("not_in_prompt", ())
+    )
     return said
 
 

@@ -253,6 +253,8 @@ def _with_input(schema: Schema, row: Mapping[str, Any], prompt: Any) -> Any:
         return prompt
     if not isinstance(more, str) or not isinstance(prompt, str):
         raise wrong_type(schema.columns["input"], more, "text")
+    if prompt.rstrip().endswith(more.strip()):
+        return prompt
     return f"{prompt}\n{more}"
 
 

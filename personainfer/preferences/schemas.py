@@ -77,6 +77,7 @@ class Schema:
         compared: the coding of a second label, which is compared with the choice that was read.
         labels_are_texts: whether labels are the texts of the preferred responses.
         beside: role -> column of other responses and models in the data, which the pair's columns may name.
+        not_in_prompt: columns that may be a part of what was asked, and were not read.
         counts: what was done to rows, by name; it grows as rows are read.
     """
 
@@ -94,6 +95,7 @@ class Schema:
     present: frozenset[str] = frozenset()
     compared: LabelCoding | None = None
     labels_are_texts: bool = False
+    not_in_prompt: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
@@ -253,6 +255,8 @@ class Schema:
         for name in ("pairs", "min_gap", "min_votes", "safe_rejected"):
             if value := getattr(self.told, name):
                 said[name] = value
+        if self.not_in_prompt:
+            said["not_in_prompt"] = list(self.not_in_prompt)
         return said | self.counts
 
 

@@ -98,3 +98,49 @@ def test_the_line_is_where_people_look(tmp_path: Path) -> None:
     assert words in str(saved[:1])
     assert words in done.stderr
     assert "read prompt, chosen, rejected" in done.stderr
+
+
+def test_a_text_that_may_belong_to_the_prompt_is_told() -> None:
+    rows = [
+        {"question": f"Why {n}?", "context": f"Document {n}", "chosen": f"a{n}", "rejected": "b"}
+        for n in range(9)
+    ]
+    (said,) = remarks(summary(*rows))
+    assert "'context' holds texts, too, and is no part of the prompt" in said
+    alike = [{**row, "context": "forum"} for row in rows]
+    within = [{**row, "context": f"Question: {row['question']}"} for row in rows]
+    answers = [{**row, "text": row["chosen"]} for row in map(dict, alike)]
+    for quiet in (alike, within, answers):
+        assert remarks(summary(*quiet)) == []
+
+
+@pytest.mark.parametrize("asked", ["prompt", "instruction", "question", "query"])
+def test_an_input_and_a_history_belong_to_any_question(asked: str) -> None:
+    pair = {"chosen": "a", "rejected": "b"}
+    history = [["Hi", "Hello"]]
+    row = {asked: "Summarize.", "input": "Document", "history": history, **pair}
+    (found,) = read_preferences([row])
+    assert found.preference is not None
+    assert isinstance(found.preference.prompt, tuple)
+    assert [turn.content for turn in found.preference.prompt] == [
+        "Hi",
+        "Hello",
+        "Summarize.\nDocument",
+    ]
+    (repeated,) = read_preferences([{asked: "Summarize: Document", "input": "Document", **pair}])
+    assert repeated.preference == pi.Preference(prompt="Summarize: Document", **pair)
+
+
+@pytest.mark.parametrize("more", [{"history": "of the forum"}, {"input": {"id": 1}}])
+def test_what_is_no_input_or_history_is_left_alone(more: dict[str, Any]) -> None:
+    rows = [{**EXPLICIT, **more}] * 3
+    assert [row.error for row in read_preferences(rows)] == [None] * 3
+    assert [row.error for row in read_preferences(pd.DataFrame(rows))] == [None] * 3
+
+
+def test_a_system_message_alone_is_no_prompt() -> None:
+    good, odd = ([{"role": role, "content": "Be short."}] for role in ("user", "system"))
+    rows = [{**EXPLICIT, "prompt": prompt} for prompt in (good, odd)]
+    first, second = read_preferences(rows)
+    assert first.error is None
+    assert "ends with a system message" in str(second.error)
