@@ -237,16 +237,27 @@ def _texts(names: Sequence[object]) -> list[str]:
     return [n if isinstance(n, str) else f"({n!r},)" for n in names]
 
 
+KnownSchemas = dict[
+    tuple[object, ...], Schema
+]  # how batches were read, by the names of their columns
+
+
 def read_cells(
     names: Sequence[object],
     cells: Callable[[str], Iterable[object]],
     told: Mapped,
+    known: KnownSchemas,
 ) -> list[SourceRow]:
     """Read the rows of one batch of a larger data set. Rows that cannot be read have an error.
 
-    `cells` gives the values of a column, and is asked only for those that are needed. What `told` says
-    of the data holds for all batches. Labels that are numbers have to be certain from this batch alone,
-    so that no batch is read otherwise than the whole would be.
+    Labels that are numbers have to be certain from this batch alone, so that no batch is read otherwise than
+    the whole would be. Only where they are not, as in a small last batch, it is read as an earlier one was.
+
+    Args:
+        names: of the columns.
+        cells: gives the values of a column, and is asked only for those that are needed.
+        told: what the caller says of the data, which holds for all batches.
+        known: how earlier batches were read; it grows.
 
     Raises:
         DataError, InvalidArgumentError: the names are not those of preference data, or the labels
@@ -258,7 +269,15 @@ def read_cells(
         values = (cells(n) if n in names else repeat(ABSENT) for n in schema.columns.values())
         return list(zip(*values, strict=False))
 
-    schema = settle(recognise(_texts(names), told), head, names, is_batch=True).schema
+    schemas = recognise(_texts(names), told)
+    try:
+        schema, is_readable = settle(schemas, head, names, is_batch=True)
+    except DataError:
+        if tuple(names) not in known:
+            raise
+        schema, is_readable = known[tuple(names)], True
+    if is_readable:
+        known.setdefault(tuple(names), schema)
     return [read_row(schema, row, {}) for row in head(schema)]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
 from ..preferences.cells import ABSENT, without_na
 from ..preferences.column_names import matches, widened, with_later_columns
-from ..preferences.conversations import read_pair
+from ..preferences.conversations import read_pair, read_prompt
 from ..preferences.recognition import FEW, LOOK_AHEAD, check_named, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..preferences.turns import check_text
@@ -283,13 +283,22 @@ def _named_row(schema: Schema | None, item: Mapping[str, Any], problem: str = ""
 
 def _unnamed_row(item: object) -> SourceRow:
     if isinstance(item, Preference):
-        return checked_row(item, {})
+        return _record_row(item)
     if isinstance(item, BrokenRow):
         return SourceRow(None, item.error, {})
     if type(item) is tuple or isinstance(item, list):
         return _tuple_row(item)
     kind = type(item).__name__  # of a tuple, too, whose fields may have names of their own
     return SourceRow(None, f"the row is of type {kind}, not a dict, tuple or Preference.", {})
+
+
+def _record_row(item: Preference) -> SourceRow:
+    if isinstance(item.prompt, tuple):  # its roles may have any of their usual names
+        try:
+            item = item.model_copy(update={"prompt": read_prompt(item.prompt)})
+        except DataError as error:
+            return SourceRow(None, str(error), {})
+    return checked_row(item, {})
 
 
 def _tuple_row(item: Sequence[object]) -> SourceRow:

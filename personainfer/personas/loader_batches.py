@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..data.arrow_columns import cells_of, in_narwhals, own_names, package_of
 from ..data.files import arrow_cells
-from ..data.readers import read_cells
+from ..data.readers import KnownSchemas, read_cells
 from ..data.source_rows import SourceRow
 from ..data.table import PersonaTable
 from ..data.table_reader import COLUMNS, persona_columns
@@ -32,7 +32,7 @@ class BatchKind(NamedTuple):
     """
 
     names: Callable[[Any], Sequence[Any]]
-    rows: Callable[[Any, Mapped], list[SourceRow]]
+    rows: Callable[[Any, Mapped, KnownSchemas], list[SourceRow]]
     result: Callable[[Any, PersonaTable], Any]
     is_frame: bool = False
 
@@ -75,7 +75,7 @@ _FRAMES: dict[str, Callable[[Any, PersonaTable], Any]] = {
 }
 
 
-def _rows_of_frame(batch: Any, told: Mapped) -> list[SourceRow]:
+def _rows_of_frame(batch: Any, told: Mapped, known: KnownSchemas) -> list[SourceRow]:
     if not len(batch):
         return []  # some loaders pass an empty batch, to learn the columns
 
@@ -84,13 +84,15 @@ def _rows_of_frame(batch: Any, told: Mapped) -> list[SourceRow]:
             return arrow_cells(batch.column(name))
         return cells_of(in_narwhals(batch), name)
 
-    return read_cells(own_names(batch), cells, told)
+    return read_cells(own_names(batch), cells, told, known)
 
 
 # Mappings of columns
 
 
-def _rows_of_columns(batch: Mapping[str, Any], told: Mapped) -> list[SourceRow]:
+def _rows_of_columns(
+    batch: Mapping[str, Any], told: Mapped, known: KnownSchemas
+) -> list[SourceRow]:
     sizes: dict[str, int] = {}
 
     def cells(name: str) -> Iterable[object]:
@@ -104,7 +106,7 @@ def _rows_of_columns(batch: Mapping[str, Any], told: Mapped) -> list[SourceRow]:
         sizes[name] = len(values)
         return values.tolist() if hasattr(values, "tolist") else values  # type: ignore[no-any-return]
 
-    rows = read_cells(list(batch), cells, told) if batch else []
+    rows = read_cells(list(batch), cells, told, known) if batch else []
     if len(set(sizes.values())) > 1:
         raise InvalidArgumentError(f"the columns of a batch have different lengths: {sizes}.")
     return rows
@@ -163,12 +165,14 @@ def _names_of_dicts(batch: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in batch for name in row))
 
 
-def _rows_of_dicts(batch: Sequence[Mapping[str, Any]], told: Mapped) -> list[SourceRow]:
+def _rows_of_dicts(
+    batch: Sequence[Mapping[str, Any]], told: Mapped, known: KnownSchemas
+) -> list[SourceRow]:
     def cells(name: str) -> Iterable[object]:
         return [row.get(name, ABSENT) for row in batch]
 
     try:
-        return read_cells(_names_of_dicts(batch), cells, told)
+        return read_cells(_names_of_dicts(batch), cells, told, known)
     except PersonaInferError as error:  # of a few rows, all may be bad
         return [SourceRow(None, str(error), {}) for _ in batch]
 

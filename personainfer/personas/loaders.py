@@ -14,6 +14,7 @@ from typing import Any, Unpack
 
 from ..api_keys import hide_key, show_key
 from ..arguments import Count, check_argument, takes_options
+from ..data.readers import KnownSchemas
 from ..data.source_rows import PreferenceSource
 from ..data.table_reader import COLUMNS
 from ..data.table_writer import check_free_names
@@ -68,6 +69,7 @@ class AddPersonas:
         _refuse_pairs(options)
         self._plan, self._llm = planned(model, options, _shared if workers == 1 else make_llm)
         self._pid = os.getpid()
+        self._known: KnownSchemas = {}
         self._prompt_version = self._plan.settings["prompt_version"]
         self._model, self._reached = self._llm.model, self._llm.reached
         self._options: dict[str, Any] = {k: v for k, v in options.items() if k not in OPTIONS}
@@ -86,7 +88,7 @@ class AddPersonas:
         self._make_ready()
         kind = batch_kind(batch)
         check_free_names(kind.names(batch))
-        rows = kind.rows(batch, _told(self._options))
+        rows = kind.rows(batch, _told(self._options), self._known)
         source = PreferenceSource(
             lambda: iter(rows),
             shape="batch",
@@ -117,6 +119,7 @@ class AddPersonas:
         self._llm_options = show_key(state["llm_options"])
         self._prompt_version, self._reached = state["prompt_version"], state["reached"]
         self._pid = 0  # of no process: made ready by the first batch
+        self._known = {}
 
     def __repr__(self) -> str:
         return f"AddPersonas({self._model!r})"

@@ -146,7 +146,8 @@ def _turn(name: str, item: object) -> Turn:
     if isinstance(item, Turn):
         return item
     if isinstance(item, Message):
-        return Turn(item.role, item.content, dict(item.extra) if item.extra else None)
+        extra = dict(item.extra) if item.extra else None
+        return Turn(_known_role(name, item.role), item.content, extra)
     if looks_like_turns(item):
         item = parse_cell(name, item)
     if not isinstance(item, Mapping):
@@ -161,13 +162,18 @@ def _turn(name: str, item: object) -> Turn:
     others = {key: v for key, v in item.items() if key not in (role_key, content_key)}
     extra = _extra(name, others)
     content = _content(name, item[content_key] if content_key else None, extra)
+    return Turn(_known_role(name, role), content, extra)
+
+
+def _known_role(name: str, role: str) -> str:
+    """The role by the name that models know."""
     known = ROLES.get(role.strip().lower())
     if known is None:
         raise DataError(
             f"{name!r} has a turn of the role {role!r:.60}, which is not known.",
             hint=f"Known are {', '.join(dict.fromkeys(ROLES.values()))}, and other usual names of these.",
         )
-    return Turn(known, content, extra)
+    return known
 
 
 def _content(name: str, value: object, extra: Mapping[str, Any] | None) -> str:

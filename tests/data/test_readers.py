@@ -788,3 +788,17 @@ def test_llmbar() -> None:
     assert source.shape == "LLMBar"
     assert [p and p.chosen for p in pairs] == [row[f"output_{row['label']}"] for row in raw]
     assert [p and p.rejected for p in pairs] == [row[f"output_{3 - row['label']}"] for row in raw]
+
+
+def test_roles_of_a_record_have_the_names_that_models_know() -> None:
+    def record(*roles: str) -> Preference:
+        turns = tuple(Message(role=role, content=f"turn {n}") for n, role in enumerate(roles))
+        return Preference(prompt=turns, chosen="a", rejected="b")
+
+    first, second, unknown = read_preferences(
+        [record("System", "human", "gpt", "Human"), record("user"), record("user", "alien", "user")]
+    )
+    assert first.preference == record("system", "user", "assistant", "user")
+    assert second.preference == record("user")
+    assert unknown.error is not None
+    assert "'alien', which is not known" in unknown.error

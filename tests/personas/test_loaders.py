@@ -494,6 +494,21 @@ def test_labels_that_explain_themselves_are_read_in_any_batch(llm: FakeLLM) -> N
     assert add(card)["persona_error"] == [None]
 
 
+def test_a_small_last_batch_is_read_as_the_first_one_was(llm: FakeLLM) -> None:
+    add = AddPersonas("fake", api_base=llm.api_base, cache=False)
+    add(judged(*[1, 2] * 30))
+    assert add(judged(2, 1))["persona_error"] == [None] * 2
+    assert add(judged(2))["persona_error"] == [None]
+    with pytest.raises(
+        DataError, match="for certain"
+    ):  # in another process, which has seen nothing
+        pickle.loads(pickle.dumps(add))(judged(2, 1))
+    choices = {"prompt": ["Which?"], "chosen": ["Option A"], "rejected": ["Option C"]}
+    plain = {name: [f"The {name} text"] for name in choices}
+    for first in (plain, choices):
+        assert add(first)["persona_error"] == [None]
+
+
 def test_a_batch_is_filtered_as_the_whole_would_be(llm: FakeLLM) -> None:
     shp = {"history": ["q"], "human_ref_A": ["a"], "human_ref_B": ["b"], "labels": [1]}
     add = AddPersonas("fake", api_base=llm.api_base, min_votes=10, cache=False)
