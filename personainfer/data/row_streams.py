@@ -15,7 +15,7 @@ from ..preferences.column_names import matches, widened, with_later_columns
 from ..preferences.conversations import read_pair, read_prompt
 from ..preferences.recognition import FEW, LOOK_AHEAD, check_named, recognise, settle
 from ..preferences.schemas import Mapped, Schema
-from ..preferences.turns import check_text
+from ..preferences.turns import ROLES, check_text
 from ..records import Preference
 from .arrow_columns import size_of
 from .files import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow
@@ -292,8 +292,11 @@ def _unnamed_row(item: object) -> SourceRow:
     return SourceRow(None, f"the row is of type {kind}, not a dict, tuple or Preference.", {})
 
 
+_ROLES = frozenset(ROLES.values())
+
+
 def _record_row(item: Preference) -> SourceRow:
-    if isinstance(item.prompt, tuple):  # its roles may have any of their usual names
+    if isinstance(item.prompt, tuple) and any(turn.role not in _ROLES for turn in item.prompt):
         try:
             item = item.model_copy(update={"prompt": read_prompt(item.prompt)})
         except DataError as error:
