@@ -245,7 +245,9 @@ def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | N
     schema = found.schema
     if "other_label" in schema.columns:  # such names are told from texts by all of the first rows
         return None
+    # A first row with other responses beside its own may have texts where later ones have their names.
     looks_again = schema.kind in ("conversations", "group") or schema.depends_on_values
+    looks_again = looks_again or bool(schema.beside) or schema.labels_are_texts
     if looks_again and len(dicts) < _IMPLICIT_LOOK_AHEAD:
         return None
     if schema.coding is not None and not schema.coding.is_sure:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 from ..exceptions import DataError, InvalidArgumentError
 from .schemas import Mapped, Schema
 
 # The names that columns have, the likelier ones first.
-_PROMPTS: Final = tuple(
-    "prompt messages conversations conversation question instruction query user_prompt input context"
-    " contents dialog dialogue post history text info x".split()
+_VAGUE_PROMPTS: Final = tuple(
+    "input context contents dialog dialogue post history text info x".split()
+)
+_PROMPTS: Final = (
+    *"prompt messages conversations conversation question instruction query user_prompt user_query".split(),
+    *"user_message user_input prompt_text question_text problem".split(),
+    *_VAGUE_PROMPTS,
+)
+_ASKS: Final = frozenset(  # the last word of a name that may be the prompt's
+    "prompt prompts question questions query instruction instructions problem task request ask message"
+    " utterance user human".split()
 )
 _THINGS = "response output answer completion conversation candidate summary text reply generation"
 _OPPOSITES = (
@@ -271,7 +280,7 @@ def _label_pair(names: _Names) -> dict[str, str]:
 def _two_schemas(names: _Names) -> Iterator[Schema]:
     by_pair = _label_pair(names)
     two = names.without(by_pair).pick_set(("response_1", "response_2"), _TWO)
-    if not two:
+    if not two or further_responses(names.found, two, Mapped(names.roles)):
         return
     rest = names.without(two)
     prompt = rest.pick("prompt", _PROMPTS)
@@ -298,6 +307,38 @@ def _two_schemas(names: _Names) -> Iterator[Schema]:
         yield _schema("annotations", "votes", rest, {**columns, **votes})
     if not labelled and (scores := rest.pick_set(("score_1", "score_2"), known)):
         yield _schema("scored pair", "scores", rest, {**columns, **scores})
+
+
+def further_responses(
+    found: Iterable[object], columns: Mapping[str, str], told: Mapped
+) -> list[str]:
+    """Columns such as response_3, beside response_1 and response_2 of the schema's `columns`.
+
+    There are none where the caller names the two.
+    """
+    one, two = (columns.get(role, "") for role in ("response_1", "response_2"))
+    places = [place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
+    if {"response_1", "response_2"} <= told.columns.keys() or len(places) != 1:
+        return []
+    (place,) = places
+    ends = "0123456789" if one[place].isdigit() else "cdefgh" if one[place] == "a" else "CDEFGH"
+    alike = {one[:place] + end + one[place + 1 :] for end in ends} - {one, two}
+    return sorted(name for name in found if isinstance(name, str) and name in alike)
+
+
+def check_count_of_responses(found: Iterable[str], told: Mapped) -> None:
+    """Raise DataError if each of more than two responses has a column of its own."""
+    names = _Names(found, told.columns)
+    two = names.pick_set(("response_1", "response_2"), _TWO)
+    if further := further_responses(names.found, two, told):
+        listed = ", ".join(map(repr, sorted([*two.values(), *further])))
+        raise DataError(
+            f"{listed} hold more than two responses to a prompt.",
+            hint="Put them into a list, responses, and their scores into another one, and say which make a"
+            " pair with pairs=. Or say which two are meant:",
+            argument="columns",
+            example={"response_1": "…", "response_2": "…"},
+        )
 
 
 def _many_schemas(names: _Names) -> Iterator[Schema]:
@@ -363,24 +404,74 @@ _QUESTIONS: Final = (
     "user_prompt",
 )  # what goes with these
 _LATER_NAMES: Final = frozenset(name for names in _LATER.values() for name in names)
+_CHOICE_NAMES: Final = frozenset(
+    map(
+        _plain_name,
+        (
+            *chain(*_PAIRS, *_TWO, *_ONE_HOT),
+            *_LABELS,
+            *(f"{thing}_{third}" for thing in _THINGS.split() for third in "23c"),
+        ),
+    )
+)
+_CHOICE_ROLES: Final = (
+    *("chosen", "rejected", "response_1", "response_2", "label", "label_1", "score_1"),
+    *("responses", "response"),
+)
 
 
 def with_later_columns(schema: Schema, found: Iterable[object]) -> Schema:
     """The schema once a row has columns that no row before it had: they may play roles that are free.
 
     Raises:
-        DataError: it has a likelier column of the prompt than the one that was read so far.
+        DataError: it has a likelier column of the prompt or of the choice than those that were read so far.
     """
-    _check_prompt(schema, [name for name in found if name not in schema.present])
-    new = {name for name in found if isinstance(name, str) and _plain_name(name) in _LATER_NAMES}
-    if new <= schema.present:
+    new = {name for name in found if isinstance(name, str) and name not in schema.present}
+    _check_prompt(schema, new)
+    known = {name for name in new if _plain_name(name) in _LATER_NAMES | _CHOICE_NAMES}
+    if not known:
         return schema
-    names = _Names(new - schema.present, {})
+    _check_choice(schema, known)
+    names = _Names(known, {})
     columns = dict(schema.columns)
     for role in _LATER.keys() & columns.keys():
         if columns[role] not in schema.present:
             columns |= names.pick(role, _LATER[role])
-    return replace(schema, columns=columns, present=schema.present | new)
+    return replace(schema, columns=columns, present=schema.present | known)
+
+
+def _check_choice(schema: Schema, new: Set[str]) -> None:
+    """Raise if the choice would be read from other columns, had the first rows had the new ones, too."""
+    if not any(_plain_name(name) in _CHOICE_NAMES for name in new):
+        return
+    read, likelier = (
+        {role: each.columns.get(role) for each in found[:1] for role in _CHOICE_ROLES}
+        for found in (
+            matches(names, schema.told) for names in (schema.present, schema.present | new)
+        )
+    )
+    if read != likelier:
+        before = (schema.columns[role] for role in _CHOICE_ROLES if role in schema.columns)
+        raise DataError(
+            f"the row has {', '.join(map(repr, sorted(new))):.80}, and in the rows before it the choice was"
+            f" in {', '.join(map(repr, before))}.",
+            hint="Say with columns= which columns hold the choice, or pass a list.",
+            argument="columns",
+        )
+
+
+def vague_prompt(schema: Schema) -> list[str]:
+    """The columns that may hold the prompt, where it is read from one whose name says little; else none."""
+    column = schema.columns.get("prompt", "prompt")
+    if "prompt" in schema.told.columns or _plain_name(column) not in _VAGUE_PROMPTS:
+        return []
+    taken = {name for role, name in schema.columns.items() if role != "user"}
+    return sorted(name for name in schema.present - taken if _last_word(name) in _ASKS)
+
+
+def _last_word(name: str) -> str:
+    words = _plain_name(name).split("_")
+    return words[-2] if len(words) > 1 and words[-1] in ("text", "content") else words[-1]
 
 
 def _check_prompt(schema: Schema, new: Iterable[object]) -> None:
@@ -403,6 +494,8 @@ def _check_prompt(schema: Schema, new: Iterable[object]) -> None:
 def widened(schema: Schema, found: Iterable[str]) -> list[Schema]:
     """The schemas of that kind with all columns of the first rows; those of `schema` keep their roles."""
     held = {role: name for role, name in schema.columns.items() if name in schema.present}
+    if further_responses(found, schema.columns, schema.told):
+        check_count_of_responses(found, schema.told)
     schemas = matches(found, schema.told._replace(columns=held))
     alike = [each for each in schemas if each.kind == schema.kind] or [schema]
     return [replace(each, told=schema.told) for each in alike]
@@ -429,3 +522,8 @@ def _data_set(columns: Mapping[str, str]) -> str | None:
     """The name of the data set that has these columns, if it has one."""
     used = set(columns.values()) | columns.keys()
     return next((n for n, known in _DATA_SETS.items() if set(known.split()) <= used), None)
+
+
+def has_known_label(schema: Schema) -> bool:
+    """Whether the schema is of a known data set, and its label the one that the data set has."""
+    return schema.columns.get("label") in _DATA_SETS.get(schema.name, "").split()

@@ -7,23 +7,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
-from .column_names import ROLES, matches, nearest, prompt_columns
+from ..records import Preference
+from .column_names import (
+    ROLES,
+    check_count_of_responses,
+    has_known_label,
+    matches,
+    nearest,
+    prompt_columns,
+    vague_prompt,
+)
 from .pair_problems import encoding_problem, pair_problem
 from .pairing import by_rater, is_ranked
 from .rows import read_all, read_group
 from .schemas import Mapped, Schema
-from .side_names import without_names
+from .side_names import Head, without_names
 
 LOOK_AHEAD: Final = 200  # rows from which schemas and codings are told
 FEW: Final = 20  # rows without a preference that may be all by chance
-_TEXTS = ("prompt", "chosen", "rejected", "response_1", "response_2")
 _SEVERAL = ("list", "group")
+_ENOUGH = 5  # rows that tell what is no chance
+_MANY = 0.1  # a share of rows that is no mistake
+_NEARLY_ALL = 0.95
+_WORDS_OF_A_QUESTION = 3  # a name or a category has fewer
 
 
 def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
@@ -36,6 +49,7 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
     check_named(found, told)
     if schemas := matches(found, told):
         return schemas
+    check_count_of_responses(found, told)
     listed = ", ".join(f"{name!r:.80}" for name in found[:20]) + (", …" if len(found) > 20 else "")
     hint, example = _suggest(found)
     raise DataError(
@@ -108,7 +122,7 @@ def settle(
 
     Raises:
         InvalidArgumentError: an option that does not apply to this data.
-        DataError: none can read a row, or the coding of labels is not certain.
+        DataError: none can read a row, the coding of labels is not certain, or other readings are possible.
     """
     schemas = without_names(schemas, head, names)
     fallback: Settled | None = None
@@ -128,9 +142,11 @@ def settle(
                 raise
             problem = problem or found
             continue
+        if error is None:
+            _check_other_readings(settled, rows, head)
         settled.counts.clear()
         if error is None:
-            unread = () if is_batch else _not_in_prompt(settled, head, names)
+            unread = () if is_batch or len(rows) < 2 else _not_in_prompt(settled, head, names)
             return Settled(replace(settled, not_in_prompt=unread), True)
         if is_batch or (isinstance(error, NoPreferenceError) and len(rows) < FEW):
             fallback = fallback or Settled(settled, False)
@@ -141,34 +157,36 @@ def settle(
     raise problem or DataError("no preference data recognised.")
 
 
-def _not_in_prompt(
-    schema: Schema, head: Callable[[Schema], Sequence[Sequence[object]]], names: Sequence[object]
-) -> tuple[str, ...]:
+def _not_in_prompt(schema: Schema, head: Head, names: Sequence[object]) -> tuple[str, ...]:
     """Columns with usual names of a prompt, beside the one that was read, whose texts differ between rows."""
     others = [name for name in prompt_columns(names) if name not in schema.columns.values()]
-    if not others or "prompt" not in schema.columns or schema.has_exchanges:
+    if "prompt" not in schema.columns or schema.has_exchanges:
         return ()
-    roles = [
-        role
-        for role in ("chosen", "rejected", "response_1", "response_2")
-        if role in schema.columns
-    ]
-    wanted = {role: schema.columns[role] for role in ("prompt", *roles)}
-    columns = wanted | {f"={name}": name for name in others}
-    rows = head(replace(schema, columns=columns))
-    return tuple(
-        n for place, n in enumerate(others, len(wanted)) if _adds_text(rows, place, len(wanted))
-    )
+    return tuple(_of_other_texts(schema, head, others))
 
 
-def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int) -> bool:
+def _of_other_texts(
+    schema: Schema, head: Head, columns: Sequence[str], least_words: int = 1
+) -> list[str]:
+    """Those columns whose texts mostly differ between rows, and are no part of the prompt and the responses."""
+    if not columns:
+        return []
+    roles = ("prompt", "chosen", "rejected", "response_1", "response_2")
+    read = {role: schema.columns[role] for role in roles if role in schema.columns}
+    rows = head(replace(schema, columns=read | {f"={name}": name for name in columns}))
+    places = enumerate(columns, len(read))
+    return [n for place, n in places if _adds_text(rows, place, len(read), least_words)]
+
+
+def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int, least_words: int) -> bool:
     """Whether cells at a place hold texts that mostly differ, and are no part of the first `known`."""
     found = set()
     for row in rows:
         text, others = str(row[place]).strip(), [str(other) for other in row[:known]]
-        if isinstance(row[place], str) and not any(text in each or each in text for each in others):
+        is_text = isinstance(row[place], str) and len(text.split()) >= least_words
+        if is_text and not any(text in each or each in text for each in others):
             found.add(text)
-    return len(rows) > 1 and len(found) > len(rows) / 2
+    return len(found) > len(rows) / 2
 
 
 def check_several(schema: Schema) -> None:
@@ -233,6 +251,58 @@ def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exceptio
         problems.append((DataError if is_encoding else NoPreferenceError)(unusable[0]))
     mendable = (each for each in problems if not isinstance(each, NoPreferenceError))
     return next(mendable, problems[0] if problems else NoPreferenceError("there are no rows."))
+
+
+def _check_other_readings(schema: Schema, rows: Sequence[Sequence[object]], head: Head) -> None:
+    """Raise DataError if the first rows may as well be read otherwise, and only the caller knows how."""
+    if not schema.has_exchanges:
+        _check_vague_prompt(schema, head)
+    if schema.kind == "group":
+        return
+    schema.counts.clear()
+    found: list[Preference] = []
+    for row in rows:
+        with suppress(ValueError):
+            found += read_all(schema, row)
+    contradicted = schema.counts["contradicted_rows"]
+    is_sure = "label" in schema.told.columns or has_known_label(schema)
+    is_open = schema.kind == "label" and not is_sure
+    if is_open and contradicted >= _ENOUGH and contradicted > _MANY * len(found):
+        both = " and ".join(repr(schema.columns[role]) for role in ("label", "compared_label"))
+        raise DataError(
+            f"{both} contradict each other in {contradicted:,} of the first {len(rows):,} rows.",
+            hint="Say which of them holds the choice:",
+            argument="columns",
+            example={"label": "…"},
+        )
+    answered = sum(map(_is_answered, found))
+    if "prompt" in schema.told.columns or answered < max(_ENOUGH, _NEARLY_ALL * len(found)):
+        return
+    raise DataError(
+        f"the prompts in {schema.columns.get('prompt')!r} end with an answer, to which the responses do not"
+        " belong.",
+        hint="Leave this last turn out. Or, if it is a part of what is asked, say so:",
+        argument="columns",
+        example={"prompt": schema.columns.get("prompt", "…")},
+    )
+
+
+def _check_vague_prompt(schema: Schema, head: Head) -> None:
+    may_be = vague_prompt(schema)
+    for name in _of_other_texts(schema, head, may_be, least_words=_WORDS_OF_A_QUESTION):
+        raise DataError(
+            f"the prompt may be in {schema.columns['prompt']!r} or in {name!r}.",
+            hint="Say which column it is:",
+            argument="columns",
+            example={"prompt": "…"},
+        )
+
+
+def _is_answered(pair: Preference) -> bool:
+    """Whether the prompt ends with an answer that is not the beginning of the responses."""
+    if isinstance(pair.prompt, str) or pair.prompt[-1].role != "assistant":
+        return False
+    return not pair.chosen.startswith(pair.prompt[-1].content)
 
 
 def _unreadable(schema: Schema, count: int, error: Exception, names: Sequence[object]) -> DataError:

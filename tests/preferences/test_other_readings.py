@@ -1,0 +1,216 @@
+"""Data that may be read in two ways is refused, with both readings in the error, until the caller chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from personainfer.data import read_preferences
+from personainfer.exceptions import DataError
+from personainfer.records import Preference
+
+from ..builders import EXPLICIT, PAIR, USER, read, say
+
+TWO = {"prompt": "q", "response_1": "a", "response_2": "b"}
+AB = {"prompt": "q", "response_a": "a", "response_b": "b"}
+SIDES = {"chosen": "a", "rejected": "b"}
+
+
+def read_all(data: object, **options: Any) -> list[Preference | str]:
+    return [row.preference or str(row.error) for row in read_preferences(data, **options)]
+
+
+# More than two responses
+
+
+@pytest.mark.parametrize(
+    ("names", "choice"),
+    [
+        (("response_1", "response_2", "response_3"), {"score_1": 1, "score_2": 2, "score_3": 3}),
+        (("response_a", "response_b", "response_c", "response_d"), {"winner": "a"}),
+        (("response_0", "response_1", "response_2"), {"label": 1}),
+        (("Completion A", "Completion B", "Completion C"), {"preference": "A"}),
+        (("answer1", "answer2", "answer3"), {"label": 1}),
+        (("a_text", "b_text", "c_text"), {"winner": "a"}),
+    ],
+)
+@pytest.mark.parametrize("pairs", [None, "all"])
+@pytest.mark.parametrize("kind", [list, iter, pd.DataFrame])
+def test_a_third_response_is_not_dropped(
+    names: tuple[str, ...], choice: dict[str, Any], pairs: str | None, kind: Callable[..., Any]
+) -> None:
+    rows = [{"prompt": "q", **{name: name for name in names}, **choice}] * 3
+    with pytest.raises(DataError, match="more than two responses") as caught:
+        read_all(kind(rows), pairs=pairs)
+    assert all(repr(name) in str(caught.value) for name in names)
+
+
+def test_the_caller_says_which_two_of_several_responses_are_meant() -> None:
+    row = {**TWO, "response_3": "c", "label": "response_1"}
+    assert read(row, columns={"response_1": "response_1", "response_2": "response_2"}) == [PAIR]
+    assert read({**row, **SIDES}) == [PAIR]  # texts of columns that hold nothing else
+    both = {"response": "x", "responses": "y", "responsex": "z"}
+    assert read({"prompt": "q", "response1": "a", "response2": "b", "label": 1, **both}) == [PAIR]
+
+
+def test_a_third_response_in_a_few_rows_or_later_is_not_dropped() -> None:
+    rows = [{**TWO, "winner": "response_1"}] * 20
+    third = {**rows[0], "response_3": "c"}
+    with pytest.raises(DataError, match="more than two responses"):
+        read(*rows, third)
+    found = read_all(iter([*rows, third]))
+    assert found[:20] == [PAIR] * 20
+    assert "'response_3'" in str(found[20])
+
+
+# Where the prompt is
+
+
+@pytest.mark.parametrize(
+    ("name", "vague"),
+    [
+        ("user_query", "context"),
+        ("user_message", "text"),
+        ("Question text", "context"),
+        ("problem", "info"),
+    ],
+)
+def test_a_usual_name_of_the_prompt_comes_before_vague_ones(name: str, vague: str) -> None:
+    assert read({vague: "more", name: "q", **SIDES}) == [PAIR]
+
+
+@pytest.mark.parametrize(
+    ("name", "vague"),
+    [("task", "input"), ("ask", "post"), ("request", "x"), ("human", "text"), ("user", "context")],
+)
+@pytest.mark.parametrize("kind", [list, iter, pd.DataFrame])
+def test_a_prompt_of_an_unknown_name_beside_a_vague_one_is_asked_for(
+    name: str, vague: str, kind: Callable[..., Any]
+) -> None:
+    rows = [{vague: f"more {n}", name: f"Which is it, {n}?", **SIDES} for n in range(9)]
+    with pytest.raises(DataError, match=r"columns=\{'prompt'") as caught:
+        read_all(kind(rows))
+    assert repr(name) in str(caught.value)
+    assert repr(vague) in str(caught.value)
+    found = read_all(kind(rows), columns={"prompt": name})
+    assert found[0] == Preference(prompt="Which is it, 0?", chosen="a", rejected="b")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"task": "summarization"},
+        {"user": "ann"},
+        {"user": 7},
+        {"user_name": "Ann Lee Smith"},
+        {"prompt_id": "the id of it"},
+        {"user_query": None},
+        {"request": ""},
+    ],
+)
+def test_what_is_no_question_beside_a_vague_prompt_says_nothing(beside: dict[str, Any]) -> None:
+    if "user_query" not in beside:
+        (pair,) = read({"context": "q", **SIDES, **beside})
+        assert isinstance(pair, Preference)
+        assert pair.prompt == "q"
+    (pair, _) = read(*[{"text": "q", "task": "Sum up the text.", **SIDES}] * 2)
+    assert pair == PAIR
+
+
+# Which label holds the choice
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [("preference", "AB"), ("best", ("response_1", "response_2")), ("verdict", ("1", "2"))],
+)
+def test_two_labels_that_contradict_each_other_are_asked_for(name: str, sides: Any) -> None:
+    rows = [{**TWO, "label": 1 + n % 2, name: sides[n // 2 % 2]} for n in range(40)]
+    with pytest.raises(DataError, match=r"contradict each other in 20 of .*columns=\{'label'") as c:
+        read(*rows)
+    assert "'label'" in str(c.value)
+    assert repr(name) in str(c.value)
+    assert read(*rows, columns={"label": "label"}) == [PAIR, PAIR.swapped] * 20
+    assert read(*rows, columns={"label": name})[:4] == [PAIR, PAIR, PAIR.swapped, PAIR.swapped]
+
+
+def test_two_labels_that_seldom_differ_are_compared_only() -> None:
+    rows = [{**TWO, "winner": "1", "verdict": "2" if n < 4 else "1"} for n in range(40)]
+    assert read(*rows) == [PAIR] * 40
+
+
+# Prompts that are answered already
+
+
+ANSWERED = [USER, say("an old draft")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": ANSWERED, **SIDES},
+        {**EXPLICIT, "prompt": ANSWERED},
+        {**TWO, "prompt": ANSWERED, "winner": "1"},
+        {**EXPLICIT, "prompt": ANSWERED, "chosen": [say("a")], "rejected": [say("b")]},
+        {**EXPLICIT, "prompt": [USER, say("a.")]},
+    ],
+)
+def test_prompts_that_end_with_another_answer_are_asked_for(row: dict[str, Any]) -> None:
+    name = "messages" if "messages" in row else "prompt"
+    with pytest.raises(DataError, match=rf"end with an answer.*columns=\{{'prompt': '{name}'"):
+        read(*[row] * 9)
+    for found in (read(*[row] * 9, columns={"prompt": name}), read(*[row] * 4)):
+        assert isinstance(found[0], Preference)
+        assert found[0].prompt[-1].role == "assistant"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, say("a")], **SIDES},  # one of the two: it is taken off
+        {**EXPLICIT, "prompt": [USER, say("I say")], "chosen": "I say a", "rejected": "I say b"},
+        {**EXPLICIT, "prompt": [USER, say("x"), USER]},
+    ],
+)
+def test_other_prompts_of_several_turns_are_read(row: dict[str, Any]) -> None:
+    assert all(isinstance(pair, Preference) for pair in read(*[row] * 9))
+
+
+# Iterators, of which the first row decides
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (
+            {**TWO, "score_1": 1, "score_2": 2},
+            {**TWO, "score_1": 1, "score_2": 2, "winner": "1"},
+        ),
+        ({"prompt": "q", "pos": "a", "neg": "b"}, {"pos": "1", "neg": "2", **EXPLICIT}),
+        ({**AB, "winner": "model_a"}, {**AB, "winner": "tie", **EXPLICIT}),
+    ],
+)
+def test_a_likelier_choice_in_later_rows_costs_them(
+    first: dict[str, Any], later: dict[str, Any]
+) -> None:
+    found = read_all(iter([first, later, first, {**later, "n": 1}, {**first, "n": 1}]))
+    assert [isinstance(each, Preference) for each in found] == [True, False, True, False, True]
+    assert "columns=" in str(found[1])
+
+
+def test_other_new_columns_say_nothing() -> None:
+    rows = [EXPLICIT, {**EXPLICIT, "label": 1}, {**EXPLICIT, "response_1": "a", "user": "ann"}]
+    assert [p.user for p in read_all(iter(rows)) if isinstance(p, Preference)] == [
+        None,
+        None,
+        "ann",
+    ]
+
+
+def test_names_after_a_first_row_of_texts_are_followed() -> None:
+    named = {**TWO, "chosen": "b", "rejected": "a", "response_1": "A text", "response_2": "Another"}
+    rows = [{**named, "chosen": "A text", "rejected": "Another"}, *[named] * 40]
+    assert read_all(iter(rows)) == read(*rows)
