@@ -168,7 +168,7 @@ def _not_in_prompt(schema: Schema, head: Head, names: Sequence[object]) -> tuple
 def _of_other_texts(
     schema: Schema, head: Head, columns: Sequence[str], least_words: int = 1
 ) -> list[str]:
-    """Those columns whose texts mostly differ between rows, and are no part of the prompt and the responses."""
+    """Those columns whose texts mostly differ between rows, and are in no prompt and no response."""
     if not columns:
         return []
     roles = ("prompt", "chosen", "rejected", "response_1", "response_2")
