@@ -131,7 +131,7 @@ class LiteLLMTransport(DialectTransport):
         except Exception as error:  # of litellm's or instructor's reader of what the provider sent
             raise unreadable("the reply", error) from None
         completion = self._read_completion(reply, message_texts(fields["messages"]))
-        check_was_read(completion, fields["messages"])
+        check_was_read(completion, body)
         return completion
 
     @reads("the reply")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -144,16 +144,17 @@ def _unwrapped(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((one for one in inner if isinstance(one, dict) and "choices" in one), reply)
 
 
-def check_was_read(completion: Completion, messages: Sequence[Json]) -> None:
-    """Raise ReplyError if the endpoint counted too few tokens to have read all of these messages.
+def check_was_read(completion: Completion, body: bytes) -> None:
+    """Raise ReplyError if the endpoint counted too few tokens to have read all of a request.
 
     Some servers cut prompts at their context. A word has a token at least. Only those of the last message
     count: a server may leave out of its count what it had read for an earlier prompt.
     """
-    if completion.prompt_tokens < _SHORTEST_CUT:
+    fewest = _WORDS_A_TOKEN * max(completion.prompt_tokens, _SHORTEST_CUT)
+    if len(body) < _BYTES_A_WORD * fewest:  # as nearly all: it need not be read again
         return
-    words = sum(len(text.split()) for text in message_texts(messages[-1:]))
-    if words > _WORDS_A_TOKEN * completion.prompt_tokens:
+    words = sum(len(text.split()) for text in message_texts(json.loads(body)["messages"][-1:]))
+    if completion.prompt_tokens >= _SHORTEST_CUT and words > fewest:
         error = ReplyError(
             f"the endpoint counted {completion.prompt_tokens:,} tokens of a prompt with {words:,} words"
             " and more: it cuts prompts.",
@@ -164,6 +165,7 @@ def check_was_read(completion: Completion, messages: Sequence[Json]) -> None:
         raise error
 
 
+_BYTES_A_WORD = 5  # with the space behind it, at least
 _WORDS_A_TOKEN = 2  # a few vocabularies have tokens of several words
 _SHORTEST_CUT = 1000  # tokens: smaller counts may leave out what the endpoint had cached
 

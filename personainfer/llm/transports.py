@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
 LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
 _NAMES_NOTED = 8
-_BYTES_IF_CUT = 8  # of a request, at least, for each token of a prompt that was cut
 _LONGEST_HEADER = 2**16  # bytes; gateways report their rules in some
 _FEWEST_CONNECTIONS = 8
 _FILES_LEFT = 64  # for the cache, outputs, and what else the process opens
@@ -262,8 +261,7 @@ class EndpointTransport(DialectTransport):
             self.secrets,
             lambda status, words: self._refusal(body, status, headers, words),
         )
-        if len(body) > _BYTES_IF_CUT * completion.prompt_tokens > _BYTES_IF_CUT:
-            check_was_read(completion, json.loads(body)["messages"])
+        check_was_read(completion, body)
         return completion
 
     def _refusal(
