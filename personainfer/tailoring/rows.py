@@ -196,11 +196,13 @@ def _left_out(
     row: PersonaRow, side: Side | None, unwanted: Callable[[PersonaRow, Side], bool]
 ) -> str | None:
     """Why there is no example of this row and side."""
-    problem = row.error if row.preference is None else pair_problem(row.preference)
-    if row.preference is None or problem is not None:
-        return "same_responses" if problem == SAME_TEXT else "no_pair"
-    if not isinstance(row.preference.prompt, str) and row.preference.prompt[-1].role not in _ASKS:
+    if row.preference is None:
+        return "same_responses" if row.error == SAME_TEXT else "no_pair"
+    prompt = row.preference.prompt
+    if prompt and not isinstance(prompt, str) and prompt[-1].role not in _ASKS:
         return "no_question"
+    if (problem := pair_problem(row.preference)) is not None:
+        return "same_responses" if problem == SAME_TEXT else "no_pair"
     if side is None:
         return None
     if getattr(row, side) is None:
