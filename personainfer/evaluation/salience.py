@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from statistics import NormalDist
 from typing import Any, Literal
-from unicodedata import category, normalize
+from unicodedata import normalize
 
 import numpy as np
 
 from ..arguments import Count, PositiveNumber, check_argument
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
+from ..personas.flags import MARKS
 from ..records import Persona, Side
 from .statistics import (
     CONFIDENCE,
@@ -37,8 +38,7 @@ from .statistics import (
 
 FLOOR = 10  # the paper's
 # "to-the-point" is one word; so is what a script writes with marks above and below its letters.
-_MARKS = "".join(c for c in map(chr, range(0x300, 0x1100)) if category(c).startswith("M"))
-_LETTER = rf"[^\W\d_][{_MARKS}]*"
+_LETTER = rf"[^\W\d_][{MARKS}]*"
 _WORD = re.compile(rf"(?:{_LETTER})+(?:['\u2019-](?:{_LETTER})+)*")
 _FRAME = re.compile(r"^\s*(?:the|this) (?:user|person)\b|\bprefer(?:s|ring)?\b", re.I)
 _CORRECTIONS = {"benjamini-hochberg": benjamini_hochberg, "holm": holm}

@@ -18,6 +18,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence, Set
 from functools import cache
+from typing import Final
+from unicodedata import category
 
 from ..exceptions import InvalidArgumentError
 from ..records import Persona, PersonaRow, Preference, Side
@@ -105,7 +107,9 @@ _VERBS = frozenset(
     prefer prefers is was
     """.split()
 )
-_NOT_WORD = re.compile(r"[^\w']+")
+# What scripts write above and below letters: a part of the word, and no letter to Python.
+MARKS: Final = "".join(c for c in map(chr, range(0x300, 0x2000)) if category(c).startswith("M"))
+_NOT_WORD = re.compile(rf"[^\w'{MARKS}]+")
 _ASCII_SPACES = {code: " " for code in range(128) if _NOT_WORD.match(chr(code))}
 
 

@@ -16,8 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..personas.flags import MARKS
+
 # In scripts without spaces between words (kana, Han), each character counts as a word.
-_WORD = re.compile(r"[぀-ヿ㐀-鿿豈-﫿]|[^\W_぀-ヿ㐀-鿿豈-﫿]+")
+_SINGLE = "぀-ヿ㐀-鿿豈-﫿"
+_WORD = re.compile(rf"[{_SINGLE}]|(?:[^\W_{_SINGLE}][{MARKS}]*)+")
 
 
 def words(text: str) -> list[str]:

@@ -119,6 +119,19 @@ def test_a_copy_is_found_whichever_apostrophe_the_pair_has() -> None:
     assert find_flags(persona, pair) == ("copies_text",)
 
 
+MARKED = ["छोटे उत्तर", "ছোট উত্তর", "சிறிய பதில்கள்", "الإِجَابَاتُ القَصِيرَةُ", "re\u0301ponses bre\u0300ves"]
+
+
+@pytest.mark.parametrize("phrase", MARKED)
+def test_two_words_with_marks_are_not_a_run_of_four(phrase: str) -> None:
+    """Marks above and below letters split them into letters, of which four stood in the pair."""
+    pair = PAIR.model_copy(update={"chosen": f"{phrase} X."})
+    assert find_flags(Persona(trait="patient", preference=phrase), pair) == ()
+    copied = PAIR.model_copy(update={"chosen": f"{phrase}, {phrase} X."})
+    twice = Persona(trait="patient", preference=f"{phrase} {phrase}")
+    assert find_flags(twice, copied) == ("copies_text",)
+
+
 def found_in(name: str, half: int) -> tuple[list[str], list[str]]:
     """Of every second sentence of a file: those with the flag, and those without."""
     sentences = (SENTENCES / name).read_text(encoding="utf-8").splitlines()[half::2]

@@ -57,3 +57,10 @@ def test_words_of_scripts_without_spaces_are_characters() -> None:
 
 def test_an_accent_is_the_same_in_either_encoding() -> None:
     assert words("Cafe\u0301") == words("CAF\u00c9") == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize(
+    "text", ["कॉफी का दाम", "உலகம் நல்லது", "bre\u0304ve re\u0331ponse", "קְצָרוֹת"]
+)
+def test_marks_belong_to_their_words(text: str) -> None:
+    assert len(words(text)) == len(text.split())
