@@ -18,6 +18,7 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 from ..exceptions import visible
 from ..records import Persona, PersonaRow, Preference
 
+_MARKED = 4  # characters in a column that a text may have, such as a letter and its marks
 _CELL = "vertical-align: top; text-align: left; white-space: normal; max-width: 26em"
 _CHIP = "font-size: 85%; border: 1px solid; border-radius: 1em; padding: 0 .5em; margin-right: .3em"
 _QUOTE = "opacity: .7; margin-bottom: .3em"
@@ -111,10 +112,14 @@ def _excerpt(text: str, width: int, height: int) -> list[str]:
 
 
 def _cut(text: str, width: int) -> str:
-    """The text, or its beginning and an ellipsis, in at most `width` columns."""
-    if cell_len(text) <= width:
+    """The text, or its beginning and an ellipsis, in at most `width` columns.
+
+    Marks above and below letters have no width, so that the characters are counted, too.
+    """
+    begin = text[: _MARKED * width]
+    if begin == text and cell_len(text) <= width:
         return text
-    return set_cell_size(text, width - 1).rstrip() + "…"
+    return set_cell_size(begin, min(cell_len(begin), width - 1)).rstrip() + "…"
 
 
 def _one_line(text: str) -> str:
@@ -160,11 +165,16 @@ def html_page(
     told = "".join(f"<br>{escaped(line)}" for line in lines)
     named = zip(labels or [str(row.index) for row in rows], rows, strict=True)
     body = "".join(_html_row(label, row) for label, row in named)
-    return (
+    return without_formulas(
         f"<p>{escaped(said)}{told}</p>"
         f"<table><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>{more if hidden else ''}"
     )
+
+
+def without_formulas(page: str) -> str:
+    """The HTML, in which a notebook typesets nothing: not what stands between the dollars of "$5 or $10"."""
+    return f"<div class='tex2jax_ignore mathjax_ignore'>{page}</div>"
 
 
 def figures(added: Mapping[str, Sequence[Any]], neither: float = 0.0) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from ..data.table import PersonaTable
-from ..data.table_display import escaped
+from ..data.table_display import escaped, without_formulas
 from ..exceptions import visible
 from ..records import Record, Side, Usage
 from .grouped import WinRate
@@ -94,7 +94,7 @@ class Findings:
         ]
         names = "".join(f"<th style='text-align:left'>{escaped(name)}</th>" for name in head)
         said = "".join(f"<p>{escaped(remark)}</p>" for remark in self.remarks())
-        return (
+        return without_formulas(
             f"<table><caption>{type(self).__name__} by {escaped(self.judge)}</caption>"
             f"<thead><tr>{names}</tr></thead>"
             f"<tbody>{''.join(f'<tr>{line}</tr>' for line in cells)}</tbody></table>{said}"

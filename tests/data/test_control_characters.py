@@ -87,3 +87,27 @@ def test_control_characters_of_a_path_are_escaped_in_warnings(bad: str, tmp_path
     with pytest.warns(UserWarning, match="others may write") as more:
         pi.cache_info(folder)
     assert not [one for one in (*told, *more) if bad in str(one.message)]
+
+
+@pytest.mark.parametrize("mark", ["\u0301", "\u200d", "\U000e0101"])
+def test_a_text_of_marks_without_width_is_cut(mark: str) -> None:
+    table = pi.PersonaTable.from_data(
+        [
+            {
+                "chosen": "c",
+                "rejected": "d",
+                "prompt": "How?" + mark * 10_000,
+                "chosen_persona": "The user is calm.",
+            }
+        ],
+        rejected_persona=None,
+    )
+    assert len(str(table)) < 3_000
+
+
+def test_a_notebook_typesets_no_dollars() -> None:
+    table = pi.PersonaTable.from_data(
+        [{"chosen": "c", "rejected": "d", "prompt": "$5 or $10?", "chosen_persona": "x"}],
+        rejected_persona=None,
+    )
+    assert table._repr_html_().startswith("<div class='tex2jax_ignore mathjax_ignore'>")
