@@ -446,6 +446,8 @@ def _csv_header(path: Path, fields: list[str]) -> list[str]:
             f"{path} is separated by {separator!r}, not by commas: {fields[0]!r:.80}.",
             hint=f"Pass the frame: pandas.read_csv(path, sep={separator!r}). Or save the file with commas.",
         )
+    if fields.count("") > 1:  # columns of a sheet that nobody filled; pandas calls them so
+        fields = [name or f"Unnamed: {place}" for place, name in enumerate(fields)]
     refuse_twins(fields, path)
     return fields
 

@@ -396,13 +396,11 @@ _LATER: Final = {
     "history": ("history",),
     "input": ("input",),
 }
-_QUESTIONS: Final = (
-    "prompt",
-    "instruction",
-    "query",
-    "question",
-    "user_prompt",
-)  # what goes with these
+# What goes with an input and a history.
+_QUESTIONS: Final = frozenset(
+    "prompt instruction query question user_prompt user_query user_message user_input prompt_text"
+    " question_text problem".split()
+)
 _LATER_NAMES: Final = frozenset(name for names in _LATER.values() for name in names)
 _CHOICE_NAMES: Final = frozenset(
     map(

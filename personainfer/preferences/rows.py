@@ -96,7 +96,7 @@ def read_group(schema: Schema, group: Sequence[Sequence[object]]) -> list[Prefer
     identifier(rows[0].get("user"), schema.columns.get("user", "user"))  # before the scores
     name = schema.columns["score"]
     sign = -1 if is_ranked(name) else 1
-    found = (as_score(name, row["score"]) for row in rows)
+    found = (_score_or_flag(name, row["score"]) for row in rows)
     scores = [None if score is None else sign * score for score in found]
     try:
         places = pair_places(scores, schema.told.pairs or "best-worst", schema.told.min_gap or 0.0)
@@ -112,6 +112,13 @@ def read_group(schema: Schema, group: Sequence[Sequence[object]]) -> list[Prefer
     names = (schema.columns["response"],) * 2
     pairs = [(names, rows[i]["response"], rows[j]["response"]) for i, j in places]
     return _numbered(schema, rows[0], pairs)
+
+
+def _score_or_flag(name: str, value: object) -> float | None:
+    """A score; true or false (of KTO's unpaired rows) as 1 or 0."""
+    value = plain(value)
+    is_flag = isinstance(value, bool) or str(value).strip().lower() in ("true", "false")
+    return float(bool(read_flag(name, value))) if is_flag else as_score(name, value)
 
 
 # A row's values

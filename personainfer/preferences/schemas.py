@@ -21,7 +21,7 @@ from .labels import (
     uncertain,
     word_verdict,
 )
-from .turns import may_be_turns
+from .turns import may_be_turns, printed
 
 
 class Mapped(NamedTuple):
@@ -106,7 +106,11 @@ class Schema:
     def has_lists(self, rows: Sequence[Sequence[object]]) -> bool:
         """Whether chosen and rejected are lists of responses in one of the rows."""
         places = [n for n, role in enumerate(self.columns) if role in ("chosen", "rejected")]
-        return self.kind == "pair" and any(are_lists(*(row[n] for n in places)) for row in rows)
+        both = ([row[n] for n in places] for row in rows)
+        return self.kind == "pair" and any(
+            are_lists(*values) or all(isinstance(v, str) and printed(v) is list for v in values)
+            for values in both
+        )
 
     @cached_property
     def is_plain(self) -> bool:
@@ -141,7 +145,11 @@ class Schema:
             found,
             coding=found._find_coding(rows, is_batch=is_open),
             compared=found._find_compared(rows),
-            json_roles=frozenset(r for r, t in texts.items() if _share(may_be_turns, t) > 1 / 2),
+            json_roles=frozenset(
+                role
+                for role, found in texts.items()
+                if _are_json(found, may_be_lists=self.told.pairs is not None)
+            ),
             is_rounds=self.kind == "one-hot"
             and _share(_is_json_list, chain.from_iterable(texts.values())) > 1 / 2,
             has_transcripts=_share(is_transcript, texts.get("prompt", ())) > _FEW,
@@ -249,6 +257,8 @@ class Schema:
     def describe(self) -> dict[str, Any]:
         """How the rows were read, for a table's settings: the columns by role, and what was counted."""
         found = {role: name for role, name in self.columns.items() if name in self.present}
+        if self.has_exchanges:
+            found.pop("prompt", None)  # it is in the responses
         said: dict[str, Any] = {"schema": self.name, "columns": found}
         if self.coding is not None:
             said["labels"] = self.coding.describe()
@@ -272,6 +282,14 @@ def _share(is_so: Callable[[str], bool], texts: Iterable[str]) -> float:
     """The share of the texts of which something is so; 0 if there are none."""
     found = [is_so(text) for text in texts]
     return sum(found) / len(found) if found else 0.0
+
+
+def _are_json(texts: Sequence[str], *, may_be_lists: bool) -> bool:
+    """Whether most texts are turns that were written as text, or nearly all a record or list that was."""
+    if _share(may_be_turns, texts) > 1 / 2:
+        return True
+    kinds = (dict, list) if may_be_lists or len(texts) >= _ENOUGH else (dict,)
+    return _share(lambda text: printed(text) in kinds, texts) > 1 - _FEW
 
 
 def _repeat_prompt(cells: Mapping[str, Sequence[object]]) -> bool | None:

@@ -24,8 +24,9 @@ _LEAST_SHARE = 0.95  # of the first rows
 _ENOUGH = 5  # rows that tell something by having the same words
 _PAIR_KINDS = ("pair", "conversations")
 _WORD_FOR_SIDE = re.compile(
-    r"(?:response|answer|output|completion|model|option|candidate|assistant)[ _-]?[0-9a-d]", re.I
+    r"(?:response|output|completion|model|candidate|assistant)[ _-]?[0-9a-d]", re.I
 )
+_WORD_FOR_CHOICE = re.compile(r"(?:answer|option)[ _-]?[0-9a-d]", re.I)  # of a question, as well
 _OF_TEXTS = re.compile(
     "response|answer|output|completion|candidate|generation|text|option|choice|message|reply", re.I
 )
@@ -75,6 +76,8 @@ def _named(schema: Schema, head: Head, names: Sequence[object]) -> tuple[object,
     if not short or len(short) < least:
         return None
     called = tuple(schema.beside.get(role, "") for role in ("response_1", "response_2"))
+    if {*both} <= schema.told.columns.keys():  # numbers and words are answers, too
+        short = [{role: row[role] for role in row if role != "responses"} for row in short]
     naming = [row for row in short if _names_sides(row, called) or _are_words_for_sides(row)]
     if len(naming) < least and (
         _names_columns(schema, short, head, names) or _are_ever_the_same(schema, short)
@@ -164,7 +167,9 @@ def _names_columns(
 def _are_words_for_sides(row: Mapping[str, Any]) -> bool:
     """Whether the values are "response_1" and "response_2", or such words."""
     both = [str(plain(row[role])).strip() for role in ("chosen", "rejected")]
-    return all(map(_WORD_FOR_SIDE.fullmatch, both)) and both[0] != both[1]
+    has_others = "responses" in row or "response_1" in row
+    words = (_WORD_FOR_SIDE, _WORD_FOR_CHOICE) if has_others else (_WORD_FOR_SIDE,)
+    return both[0] != both[1] and any(all(map(each.fullmatch, both)) for each in words)
 
 
 def _names_beside(schema: Schema, head: Head, names: Sequence[object]) -> list[dict[str, Any]]:

@@ -75,6 +75,25 @@ def may_be_turns(text: str) -> bool:
     return any(isinstance(item, Mapping) and _first(item, keys) is not None for item in items)
 
 
+def printed(text: str) -> type[dict[str, Any]] | type[list[str]] | None:
+    """dict or list, if the text is exactly what Python prints of a record with a text, or of a list of texts.
+
+    Files of rows hold such cells where a frame of dicts and lists was written as CSV. JSON is none: its
+    quotes are other ones, and a model that was asked for JSON answers with it.
+    """
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        value = parse_cell("", text)
+    except DataError:
+        return None
+    if repr(value) != text.strip():
+        return None
+    if isinstance(value, dict):
+        return dict if any(isinstance(value.get(key), str) for key in _TEXT_KEYS) else None
+    return list if value and all(isinstance(each, str) for each in value) else None
+
+
 def check_text(name: str, value: object, *, is_response: bool) -> None:
     """Raise DataError if a text of a column of texts is in fact JSON of turns: nobody knows which is meant.
 

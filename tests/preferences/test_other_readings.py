@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
 
 from personainfer.data import read_preferences
 from personainfer.exceptions import DataError
+from personainfer.preferences import example_rows
 from personainfer.records import Preference
 
 from ..builders import EXPLICIT, PAIR, USER, read, say
@@ -214,3 +217,106 @@ def test_names_after_a_first_row_of_texts_are_followed() -> None:
     named = {**TWO, "chosen": "b", "rejected": "a", "response_1": "A text", "response_2": "Another"}
     rows = [{**named, "chosen": "A text", "rejected": "Another"}, *[named] * 40]
     assert read_all(iter(rows)) == read(*rows)
+
+
+# Records and lists that a file holds as text
+
+
+PRINTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "records": ({**EXPLICIT, "chosen": {"text": "a", "model": "m1"}}, {}),
+    "both": ({**EXPLICIT, "chosen": {"response": "a", "n": 1}, "rejected": {"response": "b"}}, {}),
+    "WebGPT": (
+        {**example_rows()["WebGPT"], "question": {"dataset": "eli5", "full_text": "it's"}},
+        {},
+    ),
+    "TL;DR": (example_rows()["TL;DR comparisons"], {}),
+    "RM-Bench": (example_rows()["RM-Bench"], {"pairs": "adjacent"}),
+}
+
+
+@pytest.mark.parametrize("form", PRINTED)
+def test_records_and_lists_in_a_csv_file_are_read_as_in_a_frame(form: str, tmp_path: Path) -> None:
+    row, options = PRINTED[form]
+    frame = pd.DataFrame([row] * 9)
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    frames = [frame, tmp_path / "rows.csv", pd.read_csv(tmp_path / "rows.csv")]
+    first, *others = (read_all(each, **options) for each in frames)
+    assert all(isinstance(pair, Preference) for pair in first)
+    assert others == [first, first]
+
+
+def test_printed_lists_of_responses_ask_for_pairs(tmp_path: Path) -> None:
+    pd.DataFrame([example_rows()["RM-Bench"]] * 9).to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(DataError, match="pairs="):
+        read_all(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"answer": "%d"}', "[%d, 2]", "{'a': %d}", '["%d"]', "{%d}", "[['%d'], []]"]
+)
+def test_answers_that_are_json_or_code_are_texts(answer: str) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": answer % n, "rejected": answer % -1} for n in range(9)]
+    assert [p.chosen for p in read(*rows) if isinstance(p, Preference)] == [
+        answer % n for n in range(9)
+    ]
+    odd = {**EXPLICIT, "chosen": "{'text': 'a'}"}
+    assert read(*[EXPLICIT] * 9, odd)[-1] == Preference(
+        prompt="q", chosen="{'text': 'a'}", rejected="b"
+    )
+
+
+# What is no name of a response, and no mistake
+
+
+@pytest.mark.parametrize("word", ["Option {}", "answer {}", "Answer_{}"])
+@pytest.mark.parametrize("columns", [None, {"chosen": "chosen", "rejected": "rejected"}])
+def test_options_of_a_question_are_answers(word: str, columns: dict[str, str] | None) -> None:
+    rows = [
+        {"prompt": f"{n}?", "chosen": word.format("ABCD"[n % 4]), "rejected": word.format("E")}
+        for n in range(9)
+    ]
+    rows = [{**row, "rejected": word.format("ABCD"[n % 3 - 3])} for n, row in enumerate(rows)]
+    found = read(*rows, columns=columns)
+    assert [p.chosen for p in found if isinstance(p, Preference)] == [r["chosen"] for r in rows]
+
+
+def test_numbers_beside_a_list_are_answers_if_the_caller_says_so() -> None:
+    rows = [
+        {"prompt": f"{n}+1?", "chosen": str(n % 3), "rejected": "3", "responses": ["7", "8", "9"]}
+        for n in range(9)
+    ]
+    with pytest.raises(DataError):
+        read(*rows)
+    found = read(*rows, columns={"chosen": "chosen", "rejected": "rejected"})
+    assert [p.chosen for p in found if isinstance(p, Preference)] == list("012012012")
+
+
+@pytest.mark.parametrize("write", [bool, str, float])
+def test_rows_of_kto_make_pairs(write: Callable[[bool], object]) -> None:
+    rows = [
+        {"prompt": "q", "completion": "a", "label": write(True)},
+        {"prompt": "q", "completion": "b", "label": write(False)},
+    ]
+    told = {"prompt": "prompt", "response": "completion", "score": "label"}
+    assert read(*rows, columns=told, pairs="all") == [PAIR]
+
+
+@pytest.mark.parametrize("names", [["response_1", "response_2"], ["response_2", "response_1"]])
+def test_classes_of_a_dataset_are_read_by_their_names(names: list[str]) -> None:
+    kinds = dict.fromkeys(TWO, datasets.Value("string"))
+    features = datasets.Features({**kinds, "label": datasets.ClassLabel(names=names)})
+    data = datasets.Dataset.from_list([{**TWO, "label": n % 2} for n in range(4)], features)
+    first = PAIR if names[0] == "response_1" else PAIR.swapped
+    assert read_all(data) == [first, first.swapped] * 2
+
+
+def test_columns_of_a_sheet_without_a_name_are_no_twins(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,,\nq,a,b,,\n", encoding="utf-8")
+    assert read_all(tmp_path / "rows.csv") == [PAIR]
+
+
+def test_a_prompt_that_the_responses_hold_is_not_said_to_be_in_a_column() -> None:
+    turns = "\n\nHuman: q\n\nAssistant: "
+    source = read_preferences([{"info": "x", "chosen": turns + "a", "rejected": turns + "b"}])
+    assert [row.preference for row in source] == [PAIR]
+    assert source.summary["columns"] == {"chosen": "chosen", "rejected": "rejected"}
