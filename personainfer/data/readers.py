@@ -14,7 +14,7 @@ from typing import Any
 from ..exceptions import DataError, InvalidArgumentError, visible
 from ..preferences.cells import ABSENT, plain
 from ..preferences.column_names import check_roles
-from ..preferences.labels import check_labels
+from ..preferences.labels import ENOUGH, check_labels
 from ..preferences.pairing import check_pairing
 from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
@@ -291,12 +291,20 @@ def read_cells(
     try:
         schema, is_readable = settle(schemas, head, names, is_batch=True)
     except DataError:
-        if tuple(names) not in known:
+        earlier = known.get(tuple(names))
+        if earlier is None or not _is_rest(earlier, head(earlier)):
             raise
-        schema, is_readable = known[tuple(names)], True
+        schema, is_readable = earlier, True
     if is_readable:
         known.setdefault(tuple(names), schema)
     return [read_row(schema, row, {}) for row in head(schema)]
+
+
+def _is_rest(schema: Schema, rows: Sequence[Sequence[object]]) -> bool:
+    """Whether a batch is so small that it cannot show how its labels are coded, and none belies the schema."""
+    coding = schema.coding
+    labels = [schema.row(row)["label"] for row in rows] if coding else []
+    return len(rows) < ENOUGH and (coding is None or coding.knows(labels))
 
 
 # Streams: rows first

@@ -31,7 +31,7 @@ _ID_LABELS: Final = (
     "better_response_id",
     "safer_response_id",
 )  # PKU-SafeRLHF; a boolean is a number
-_ENOUGH = 50  # labels after which another number is a stray, and no sign of another scale
+ENOUGH: Final = 50  # labels after which another number is a stray, and no sign of another scale
 _MOST_STRAYS = 0.02  # the share of labels outside a coding up to which it is still that coding
 
 _TIE_WORDS = frozenset(
@@ -183,6 +183,15 @@ class LabelCoding:
             )
         return found
 
+    def knows(self, values: Iterable[object]) -> bool:
+        """Whether all of these labels that are not null belong to the coding."""
+        try:
+            for value in filter(_is_label, map(plain, values)):
+                self.verdict(value)
+        except DataError:
+            return False
+        return True
+
     def _of_number(self, number: str | None, value: object) -> Verdict | None:
         if number is None:
             return None
@@ -279,7 +288,7 @@ def find_coding(
     other_coding = other_coding or strays > _MOST_STRAYS * sum(seen.values())
     if not coding or other_coding or (outside and len(sides) < 2):
         raise uncertain(column, seen)
-    is_tentative = len(sides) < 2 or seen.total() < _ENOUGH
+    is_tentative = len(sides) < 2 or seen.total() < ENOUGH
     if is_batch and is_tentative:
         raise uncertain(column, seen)
     return LabelCoding(column, names, coding, is_tentative=is_tentative)

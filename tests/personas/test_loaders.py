@@ -499,6 +499,9 @@ def test_a_small_last_batch_is_read_as_the_first_one_was(llm: FakeLLM) -> None:
     add(judged(*[1, 2] * 30))
     assert add(judged(2, 1))["persona_error"] == [None] * 2
     assert add(judged(2))["persona_error"] == [None]
+    for other in (judged(*[0, 1] * 30), judged(0, 1)):  # of another data set
+        with pytest.raises(DataError, match="for certain"):
+            add(other)
     with pytest.raises(
         DataError, match="for certain"
     ):  # in another process, which has seen nothing
