@@ -91,7 +91,8 @@ def printed(text: str) -> type[dict[str, Any]] | type[list[str]] | None:
         return None
     if isinstance(value, dict):
         return dict if any(isinstance(value.get(key), str) for key in _TEXT_KEYS) else None
-    return list if value and all(isinstance(each, str) for each in value) else None
+    is_list = isinstance(value, list) and value and all(isinstance(each, str) for each in value)
+    return list if is_list else None
 
 
 def check_text(name: str, value: object, *, is_response: bool) -> None:
