@@ -301,7 +301,7 @@ def read_cells(
 
 
 def _is_rest(schema: Schema, rows: Sequence[Sequence[object]]) -> bool:
-    """Whether a batch is so small that it cannot show how its labels are coded, and none belies the schema."""
+    """Whether a batch is too small to show how its labels are coded, and none of them belies the schema."""
     coding = schema.coding
     labels = [schema.row(row)["label"] for row in rows] if coding else []
     return len(rows) < ENOUGH and (coding is None or coding.knows(labels))
