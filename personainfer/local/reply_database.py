@@ -208,39 +208,45 @@ def empty_journal(path: Path) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
+_SMALLEST_ROW = 64  # bytes: its key alone has 32
 _MOST_SPANS = 100_000  # each takes some 20 µs
+_MOST_MISSES = 12  # times that a span in which nothing is found is halved
 
 
 def readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
     """The (model, key, text) of each reply that can still be read from a damaged database.
 
-    A span of rows is read from its start to the first damage, and from its end back to the last one. What is
-    between them is split into halves.
+    A span of rows is read from its start, and from its end back. What is left between them is split into
+    halves: it is damaged, or a spoilt number of a row looks like the end of the span.
     """
     with closing(connected(path)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")  # so that a file that was cut off is read
         try:
             check_plain(connection)
         except DAMAGED:
             return
-        spans = [(1, _last_row(connection, path))]
+        most = path.stat().st_size // _SMALLEST_ROW
+        spans = [(1, _last_row(connection, most), 0)]
         for _ in range(_MOST_SPANS):
             if not spans:
                 return
-            first, last = spans.pop()
-            try:
-                for row, *reply in connection.execute(_REPLIES.format("ASC"), (first, last)):
-                    first = max(first, row + 1)
-                    yield from _as_text(*reply)
-                continue
-            except DAMAGED:
-                pass
-            with suppress(*DAMAGED):
-                for row, *reply in connection.execute(_REPLIES.format("DESC"), (first, last)):
-                    last = min(last, row - 1)
-                    yield from _as_text(*reply)
-            if first < last:
+            first, last, misses = spans.pop()
+            misses += 1
+            for order in ("ASC", "DESC"):
+                try:
+                    for row, *reply in connection.execute(_REPLIES.format(order), (first, last)):
+                        misses = 0
+                        if order == "ASC":
+                            first = max(first, row + 1)
+                        else:
+                            last = min(last, row - 1)
+                        yield from _as_text(*reply)
+                except DAMAGED:
+                    misses = 0 if order == "ASC" else misses  # back from a hole leads to any damage
+            is_hole = misses > 0 and last - first > most
+            if first < last and misses < _MOST_MISSES and not is_hole:
                 middle = (first + last) // 2
-                spans += [(middle + 1, last), (first, middle)]
+                spans += [(middle + 1, last, misses), (first, middle, misses)]
 
 
 _REPLIES = (
@@ -255,8 +261,8 @@ def _as_text(tag: object, key: bytes, text: bytes) -> Iterator[tuple[str, bytes,
         yield decoded(tag), key, text.decode()
 
 
-def _last_row(connection: sqlite3.Connection, path: Path) -> int:
-    """The highest row number; if it cannot be read, an upper bound by the size of the file."""
+def _last_row(connection: sqlite3.Connection, most: int) -> int:
+    """The highest row number; if it cannot be read, how many rows the file holds at most."""
     with suppress(*DAMAGED):
         return int(connection.execute("SELECT MAX(rowid) FROM Cache").fetchone()[0] or 0)
-    return path.stat().st_size // 64  # a row with its key of 32 bytes takes more than 64
+    return most

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -32,6 +33,7 @@ from personainfer.llm.cache import (
     default_cache_dir,
     prune_cache,
 )
+from personainfer.local.reply_database import readable_rows
 from personainfer.testing import FakeLLM
 
 from ..builders import examples
@@ -375,6 +377,34 @@ def test_of_a_cache_with_a_bad_page_the_other_replies_are_kept(tmp_path: Path) -
     assert set(models) == {"one", "two"}
     assert sum(models.values()) == len(found)
     again.close()
+
+
+@pytest.mark.parametrize("number", [b"\xff\x7f", b"\x80\x01"])
+def test_a_spoilt_number_of_a_row_hides_no_other_reply(number: bytes, tmp_path: Path) -> None:
+    """SQLite takes it for the end of what is looked for."""
+    replies = filled(tmp_path, 400)
+    path = tmp_path / "cache.db"
+    whole = bytearray(path.read_bytes())
+    for row in (200, 250, 350):
+        page = whole.index(b"reply %d" % row * 2) // 4096 * 4096
+        # The number of the row, in SQLite's form, and the size of the header behind it.
+        cell = bytes([0x80 | (row + 1) >> 7, (row + 1) & 0x7F]) + b"[\x0c-\x10]"
+        [found] = re.finditer(cell, whole[page : page + 4096])
+        whole[page + found.start() : page + found.start() + 2] = number
+    path.write_bytes(whole)
+    readable = {key: text for _, key, text in readable_rows(path)}
+    assert readable.items() <= replies.items()
+    assert len(readable) > 390
+
+
+@pytest.mark.parametrize("share", [0.99, 0.9, 0.5])
+def test_of_a_cache_that_was_cut_off_the_replies_are_kept(share: float, tmp_path: Path) -> None:
+    replies = filled(tmp_path, 400)
+    path = tmp_path / "cache.db"
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(CacheError, match="in a new cache"):
+        ReplyCache(tmp_path).get_many(list(replies))
+    assert len(ReplyCache(tmp_path).get_many(list(replies))) > (share - 0.1) * 400
 
 
 USES: dict[str, Callable[[ReplyCache], object]] = {
