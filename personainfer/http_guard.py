@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -77,8 +77,10 @@ class Exchange:
 
     @property
     def content(self) -> bytes:
-        """The body of the last response, if it was read."""
-        return self.last.content if getattr(self.last, "is_stream_consumed", False) else b""
+        """The body of the last response, if it was read to its end."""
+        with suppress(RuntimeError):  # it was not
+            return b"" if self.last is None else self.last.content
+        return b""
 
     @property
     def secrets(self) -> set[str]:

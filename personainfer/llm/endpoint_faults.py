@@ -500,10 +500,12 @@ def _provider_error(
 
     words = str(error).partition("Traceback (most recent call last)")[0]  # litellm adds its own
     secrets = secrets.with_texts(exchange.secrets)
-    if isinstance(error, openai.APIConnectionError):
+    # litellm calls it a status of 500 if a connection broke.
+    broken = exchange.failed[1] if exchange.failed is not None and exchange.last is None else None
+    if broken is not None or isinstance(error, openai.APIConnectionError):
         words = redact(words, secrets)[:_LONGEST_WORDS]
         failed = TransportError(f"the connection to {name} failed: {words}")
-        failed.unanswered = not _never_arrived(error)
+        failed.unanswered = not _never_arrived(broken or error)
         return failed
     response = getattr(error, "response", None)
     headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", {})

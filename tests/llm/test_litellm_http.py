@@ -139,6 +139,19 @@ def test_what_litellm_cannot_read_counts_as_what_was_reserved(provider: str, ans
         assert 1 <= len(server.asked) <= 4
 
 
+@pytest.mark.parametrize("fault", [Fault("reset"), Fault("reset_mid_body"), Fault.empty()])
+def test_so_does_a_call_that_broke_off(fault: Fault) -> None:
+    with FakeLLM(faults=[fault] * 20) as server:
+        options: dict[str, Any] = {"api_base": server.api_base, "prices": (10_000.0, 10_000.0)}
+        options |= {"budget": 20.0, "api_key": "k", "max_attempts": 1, "cache": False}
+        llm = pi.LLM("litellm/openai/x", **options)
+        llm.ask_many([(MESSAGES,)] * 9)
+        assert 1 <= server.calls <= 4
+    spent = llm.usage.cost
+    assert llm.ask_many([(MESSAGES,)])[0].error is not None  # nobody listens there now
+    assert llm.usage.cost == spent
+
+
 ECHO = b'{"error": {"message": "no: secret-key-1 secret-header-1"}}'
 
 
