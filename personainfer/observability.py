@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
@@ -55,28 +54,22 @@ def silent_libraries() -> Iterator[None]:
     """
     for name in _TALKATIVE:
         logging.getLogger(name).addFilter(_no_quotations)
-    _filter_warnings(1)
+    _filter_warnings()
     token = _silent.set(True)
     try:
         yield
     finally:
         _silent.reset(token)
-        _filter_warnings(-1)
 
 
-def _filter_warnings(change: int) -> None:
-    """Count the blocks under way. The filter is there as long as there is one: other code reads the list."""
-    global _silent_blocks
-    with _filtering:
-        _silent_blocks += change
-        filters = cast("list[Any]", warnings.filters)
-        if not _silent_blocks:
-            with suppress(ValueError):
-                filters.remove(_no_serializer_warnings)
-        elif (
-            _no_serializer_warnings not in filters
-        ):  # code that catches warnings takes it off again
-            filters.insert(0, _no_serializer_warnings)
+def _filter_warnings() -> None:
+    """Have the filter in the list, and leave it there: litellm logs a reply when its call has ended.
+
+    It matches nothing but what the blocks call, in threads too: they have a copy of the context.
+    """
+    filters = cast("list[Any]", warnings.filters)
+    if _no_serializer_warnings not in filters:  # code that catches warnings takes it off again
+        filters.insert(0, _no_serializer_warnings)
 
 
 class _NoQuotations(logging.Filter):
@@ -99,8 +92,6 @@ class _SerializerWarnings:
         return re.compile, (self.pattern,)
 
 
-_filtering = threading.Lock()
-_silent_blocks = 0
 _no_quotations = _NoQuotations()
 _no_serializer_warnings = ("ignore", _SerializerWarnings(), UserWarning, None, 0)
 

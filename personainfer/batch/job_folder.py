@@ -67,9 +67,13 @@ class BatchPart(Record):
 
     @property
     def done(self) -> bool:
-        """Whether the batch has ended and its files have ids. The ids may come later than the status."""
+        """Whether the batch has ended and its files have ids. The ids may come later than the status.
+
+        A batch of which nothing was answered has no files.
+        """
         named = self.output_file_id or self.error_file_id
-        return self.status in FINAL and bool(named or self.status != "completed")
+        is_empty = self.status != "completed" and not self.answered
+        return self.status in FINAL and bool(named or is_empty)
 
     @property
     def refused(self) -> bool:

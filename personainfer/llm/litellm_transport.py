@@ -40,8 +40,10 @@ from .openai_protocol import (
     wire_schema,
 )
 from .replies import last_bad_reply, taken_by
-from .transports import LARGEST_REPLY, DialectTransport
+from .transports import LARGEST_REPLY, DialectTransport, most_connections
 
+_LATER = 3600.0  # seconds beyond our own deadline, after which litellm's clients give up
+_MOST_CALLS = 10_000  # in flight, where the system names no limit
 _IN_PROCESS = {"petals", "vllm"}  # litellm's providers that may send nothing over HTTP
 _FOLLOWING = {"aiohttp_openai"}  # those whose client `guarded_http` does not reach
 _DIRECTLY = 'Give the address of an OpenAI-compatible endpoint as api_base=, without "litellm/".'
@@ -89,6 +91,8 @@ class LiteLLMTransport(DialectTransport):
         self._models: dict[str, _InstructorModels] = {}
         self._clients: dict[str, Any] = {}
         self._deadlines = Deadlines()
+        # Of litellm's clients each call in flight has a connection.
+        self._places = asyncio.Semaphore(most_connections() or _MOST_CALLS)
         with guarded_http(largest=LARGEST_REPLY):  # litellm may ask a server what its model can do
             # Now, and not by what is learned later: it is part of the key of a reply.
             self._asks_by_tool_call = not self._litellm.supports_response_schema(model) and (
@@ -116,7 +120,8 @@ class LiteLLMTransport(DialectTransport):
     @keeps_no_cause
     async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
         """Call litellm once: its own retries are off, since they ignore Retry-After."""
-        fields: Json = {**json.loads(body), **self.options, "timeout": timeout}
+        # After a stop of the process its clients would throw away what has come: `Deadlines` reads it.
+        fields: Json = {**json.loads(body), **self.options, "timeout": timeout + _LATER}
         dialect.write_limits(fields)
         fields["drop_params"] = True  # such as `seed`, or `temperature` of models that reason
         models = self._asked_models(fields)
@@ -222,7 +227,11 @@ class LiteLLMTransport(DialectTransport):
         return client
 
     async def _call(self, **fields: Any) -> Any:
-        task = self._deadlines.start(timeout := fields["timeout"])
+        async with self._places:
+            return await self._call_now(**fields)
+
+    async def _call_now(self, **fields: Any) -> Any:
+        task = self._deadlines.start(timeout := fields["timeout"] - _LATER)
         exchange: Exchange | None = None
         try:
             with provider_errors(

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..api_keys import Secrets
-from ..exceptions import ModelError, ReplyError, TransportError
+from ..exceptions import InvalidArgumentError, ModelError, ReplyError, TransportError
 from ..records import Completion, Logprobs
 from .endpoint_faults import embedded_status
 
@@ -74,7 +74,12 @@ def wire_schema(schema: type[BaseModel], *, tight: bool) -> Json:
             kept["required"] = list(kept.get("properties", {}))
         return kept
 
-    resolved: Json = resolve(document)
+    try:
+        resolved: Json = resolve(document)
+    except RecursionError:
+        raise InvalidArgumentError(
+            f"the model {schema.__name__} holds itself.", hint="Ask for one that does not."
+        ) from None
     return resolved
 
 

@@ -369,7 +369,7 @@ def _session(base: str, socket: str | None) -> aiohttp.ClientSession:
         connector = aiohttp.UnixConnector(socket, limit=0)
     else:
         trusted = certificates() if base.startswith("https://") else True
-        connector = aiohttp.TCPConnector(limit=_most_connections(), ssl=trusted)
+        connector = aiohttp.TCPConnector(limit=most_connections(), ssl=trusted)
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request
@@ -378,7 +378,7 @@ def _session(base: str, socket: str | None) -> aiohttp.ClientSession:
     )
 
 
-def _most_connections() -> int:
+def most_connections() -> int:
     """How many files the process may still open, but for some that the rest of it needs; 0: any number."""
     try:
         import resource

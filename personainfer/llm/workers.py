@@ -466,10 +466,15 @@ class Workers:
             if is_watched:
                 self._refusals.leave()
             spent = self._tally.add(used) if used is not None else 0.0
-            if sent and cost_is_unknown(used, failure):
+            if sent and cost_is_unknown(used, failure) and not self._takes_none:
                 spent = self._tally.assume(most_tokens(body), max_tokens, spent)
             if limits.budget is not None:
                 limits.budget.settle(reserved, spent)
+
+    @property
+    def _takes_none(self) -> bool:
+        """Whether the endpoint refuses all requests, and has taken none: those that are cancelled, too."""
+        return getattr(self.fatal, "fatal", False) and self._taken_at == -math.inf
 
     def _check_reserved(self, job: Job, reserved: int) -> None:
         """Have the request reserved anew if its reply may now take more tokens than were reserved.

@@ -610,6 +610,15 @@ def test_a_state_of_odd_types_is_looked_at_again(provider: BatchServer, place: P
     collect(batch).raise_for_errors()
 
 
+@pytest.mark.parametrize("last", ["cancelled", "expired"])
+def test_so_are_those_of_a_batch_that_ended_early(
+    last: str, provider: BatchServer, place: Path
+) -> None:
+    provider.late, provider.answered, provider.statuses = 2, 3, ["in_progress", last]
+    table = collect(submit(provider, pairs(5), place / "b"))
+    assert [row.error is None for row in table] == [True] * 3 + [False] * 2
+
+
 def test_files_that_have_no_names_yet_are_waited_for(provider: BatchServer, place: Path) -> None:
     provider.late = 2
     batch = submit(provider, pairs(2), place / "b")

@@ -95,6 +95,16 @@ def test_retry_after_in_every_form(headers: dict[str, str], seconds: float | Non
     assert retry_after(headers) == pytest.approx(seconds)
 
 
+def test_a_schema_that_holds_itself_is_refused_before_any_call(llm: FakeLLM) -> None:
+    class Tree(BaseModel):
+        leaves: list[Tree]
+
+    Tree.model_rebuild(_types_namespace={"Tree": Tree})
+    with pytest.raises(InvalidArgumentError, match="Tree holds itself"):
+        pi.LLM("m", api_base=llm.api_base).ask([{"role": "user", "content": "Hi"}], Tree)
+    assert llm.calls == 0
+
+
 def test_words_that_say_when_count_more_than_the_reset_of_some_limit() -> None:
     headers = {"x-ratelimit-reset-requests": "20h3m0s"}
     assert retry_after(headers, "rate limit: please try again in 1.2s") == 1.2
@@ -210,13 +220,15 @@ def test_so_it_is_for_requests_whose_refusal_comes_late() -> None:
         assert not table.errors
 
 
+@pytest.mark.parametrize("model", ["m", pytest.param("litellm/openai/m", marks=pytest.mark.heavy)])
 def test_no_more_connections_are_opened_than_the_process_may_have(
-    monkeypatch: pytest.MonkeyPatch,
+    model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resource = pytest.importorskip("resource", reason="Windows has no such limit")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
     with FakeLLM(latency=0.05) as server:
-        assert not pi.infer_personas(pairs(60), "m", api_base=server.api_base).errors
+        options: dict[str, Any] = {"api_base": server.api_base, "api_key": "k"}
+        assert not pi.infer_personas(pairs(60), model, **options).errors
         assert 2 <= server.in_flight_peak <= 8
 
 

@@ -11,7 +11,12 @@ import pytest
 
 import personainfer as pi
 from personainfer.api_keys import Secrets
-from personainfer.exceptions import BudgetExceededError, InvalidArgumentError, TransportError
+from personainfer.exceptions import (
+    AuthenticationError,
+    BudgetExceededError,
+    InvalidArgumentError,
+    TransportError,
+)
 from personainfer.llm.endpoint_faults import provider_errors
 from personainfer.llm.rate_limits import Price, find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
@@ -280,6 +285,21 @@ def test_what_was_refused_or_never_sent_costs_nothing() -> None:
     assert llm.usage.cost == 0
     assert ask(llm, 1)[0].error is not None  # nobody listens there now
     assert llm.usage.cost == 0
+
+
+@pytest.mark.parametrize("status", [401, 402])
+def test_a_refusal_of_all_costs_nothing_for_those_in_flight(status: int) -> None:
+    late = (
+        Fault("hang", code=status, body=b"no", seconds=seconds) for seconds in (0.05, *[30.0] * 99)
+    )
+    with FakeLLM(lambda _: next(late)) as server:
+        llm = fake(server, budget=1000.0)
+        with pytest.raises(AuthenticationError):
+            ask(llm, 20)
+        assert server.calls > 1
+    assert llm.usage.cost == 0
+    assert llm.limits.budget is not None
+    assert llm.limits.budget.spent == 0
 
 
 def test_what_the_endpoint_tells_is_what_is_charged() -> None:
