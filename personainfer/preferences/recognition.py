@@ -257,7 +257,9 @@ def _check_other_readings(schema: Schema, rows: Sequence[Sequence[object]], head
     """Raise DataError if the first rows may as well be read otherwise, and only the caller knows how."""
     if not schema.has_exchanges:
         _check_vague_prompt(schema, head)
-    if schema.kind == "group":
+    is_sure = "label" in schema.told.columns or has_known_label(schema)
+    is_compared = schema.kind == "label" and schema.compared is not None and not is_sure
+    if schema.kind == "group" or not (is_compared or _may_be_answered(schema, rows)):
         return
     schema.counts.clear()
     found: list[Preference] = []
@@ -265,9 +267,7 @@ def _check_other_readings(schema: Schema, rows: Sequence[Sequence[object]], head
         with suppress(ValueError):
             found += read_all(schema, row)
     contradicted = schema.counts["contradicted_rows"]
-    is_sure = "label" in schema.told.columns or has_known_label(schema)
-    is_open = schema.kind == "label" and not is_sure
-    if is_open and contradicted >= _ENOUGH and contradicted > _MANY * len(found):
+    if is_compared and contradicted >= _ENOUGH and contradicted > _MANY * len(found):
         both = " and ".join(repr(schema.columns[role]) for role in ("label", "compared_label"))
         raise DataError(
             f"{both} contradict each other in {contradicted:,} of the first {len(rows):,} rows.",
@@ -278,13 +278,22 @@ def _check_other_readings(schema: Schema, rows: Sequence[Sequence[object]], head
     answered = sum(map(_is_answered, found))
     if "prompt" in schema.told.columns or answered < max(_ENOUGH, _NEARLY_ALL * len(found)):
         return
+    column = schema.columns.get("prompt", "prompt")
     raise DataError(
-        f"the prompts in {schema.columns.get('prompt')!r} end with an answer, to which the responses do not"
-        " belong.",
+        f"the prompts in {column!r} end with an answer, to which the responses do not belong.",
         hint="Leave this last turn out. Or, if it is a part of what is asked, say so:",
         argument="columns",
-        example={"prompt": schema.columns.get("prompt", "…")},
+        example={"prompt": column},
     )
+
+
+def _may_be_answered(schema: Schema, rows: Sequence[Sequence[object]]) -> bool:
+    """Whether there are prompts of several turns."""
+    if "prompt" not in schema.columns:
+        return False
+    place = tuple(schema.columns).index("prompt")
+    is_text = "prompt" not in schema.json_roles and not schema.has_transcripts
+    return not is_text or any(not isinstance(row[place], str) for row in rows)
 
 
 def _check_vague_prompt(schema: Schema, head: Head) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ..data.atomic_files import as_path, opened_file
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
+from ..preferences.cells import is_null, plain
 from ..preferences.conversations import read_pair
 from ..preferences.pair_problems import pair_problem
 from ..records import Message, Preference
@@ -167,7 +168,7 @@ def read_prism(
     if isinstance(source, str | Path):
         utterances, survey = _rows(source, "utterances"), _rows(source, "survey")
     else:
-        utterances, survey = source
+        utterances, survey = map(_no_frame, source)
     preferences: list[Preference] = []
     questions: dict[str, str] = {}
     dropped: Counter[str] = Counter()
@@ -193,7 +194,7 @@ def read_prism(
 
 def _rows(source: Source, config: str | None = None, *, split: str = "train") -> Rows:
     if not isinstance(source, str | Path):
-        return source
+        return _no_frame(source)
     datasets = MissingExtraError.require("datasets")
     file = Path(source) / f"{config}.jsonl"
     try:
@@ -209,6 +210,16 @@ def _rows(source: Source, config: str | None = None, *, split: str = "train") ->
             hint="Check the name, the files and the connection.",
         ) from error
     return found
+
+
+def _no_frame(rows: Rows) -> Rows:
+    """The rows. Raise InvalidArgumentError for a frame, of which a loop gives the names of the columns."""
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        raise InvalidArgumentError(
+            f"a {type(rows).__name__} is not rows.",
+            hint='Give frame.to_dict("records") of a pandas frame, frame.to_dicts() of a polars frame.',
+        )
+    return rows
 
 
 def _found(row: Mapping[str, Any], *wanted: tuple[str, ...]) -> list[str]:
@@ -259,11 +270,13 @@ def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:
                 hint="It is a .csv file with the column name and one for each attribute.",
                 argument="demographics",
             ) from None
-    rows = list(source)
+    rows = list(_no_frame(source))
     if not all(isinstance(row.get("name"), str) for row in rows):
         raise DataError("demographics= has a row without a name.", argument="demographics")
     return {
-        row["name"]: {k: v for k, v in row.items() if k != "name" and v not in ("NA", "", None)}
+        row["name"]: {
+            k: v for k, v in row.items() if k != "name" and v not in ("NA", "") and not is_null(v)
+        }
         for row in rows
     }
 
@@ -275,12 +288,15 @@ def _conversations(
     utterances: Rows, dropped: Counter[str]
 ) -> Iterator[list[list[Mapping[str, Any]]]]:
     """The turns of each conversation in order, each with its rated answers."""
-    rated: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
+    rated: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
     for number, row in enumerate(utterances):
         if number == 0:
             _found(row, *((name,) for name in _PRISM))
-        conversation, turn = row.get("conversation_id"), row.get("turn")
-        if not isinstance(conversation, str | int) or not isinstance(turn, int):
+        conversation, turn = plain(row.get("conversation_id")), plain(row.get("turn"))
+        is_number = isinstance(turn, int | float) and not is_null(
+            turn
+        )  # floats in a column with gaps
+        if not isinstance(conversation, str | int) or not is_number:
             dropped["it names no conversation or no turn"] += 1
             continue
         rated.setdefault(str(conversation), {}).setdefault(turn, []).append(row)

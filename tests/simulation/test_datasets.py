@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_array_equal
 
 import personainfer as pi
-from personainfer.exceptions import DataError
+from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.records import Message
 from personainfer.simulation.datasets import read_famous_persona, read_personal_llm, read_prism
 from personainfer.users.groups import folds_of
@@ -216,6 +218,29 @@ def test_a_prism_response_without_a_score_is_preferred_to_nothing() -> None:
     rows = [said(0, "a", None), said(0, "b", 50, chosen=True), said(0, "c", 60)]
     with pytest.raises(DataError, match="no response has a lower score"):
         read_prism((rows, SURVEY))
+
+
+@pytest.mark.parametrize("kind", [float, np.int64])
+def test_prism_turns_are_numbers_of_any_kind(kind: type) -> None:
+    rows = [{**row, "turn": kind(row["turn"])} for row in UTTERANCES]
+    gap = {**UTTERANCES[0], "turn": float("nan")}
+    assert read_prism((rows, SURVEY)).preferences == read_prism((UTTERANCES, SURVEY)).preferences
+    assert read_prism(([*rows, gap], SURVEY)).dropped == {"it names no conversation or no turn": 1}
+
+
+def test_frames_are_no_rows() -> None:
+    frame = pd.DataFrame(UTTERANCES)
+    ann = famous("ann", 0)
+    for read in (
+        lambda: read_prism((frame, SURVEY)),  # type: ignore[arg-type]
+        lambda: read_famous_persona(frame),  # type: ignore[arg-type]
+        lambda: read_famous_persona([ann], demographics=pd.DataFrame(SURVEY)),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidArgumentError, match="to_dict"):
+            read()
+    blank = {"name": "ann", "diet": float("nan"), "age": 4}
+    assert read_famous_persona([ann], demographics=[blank]).users["ann"]["age"] == 4
+    assert "diet" not in read_famous_persona([ann], demographics=[blank]).users["ann"]
 
 
 def test_other_columns_are_named() -> None:
