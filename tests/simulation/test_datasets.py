@@ -229,15 +229,13 @@ def test_prism_turns_are_numbers_of_any_kind(kind: type) -> None:
 
 
 def test_frames_are_no_rows() -> None:
-    frame = pd.DataFrame(UTTERANCES)
+    frame: Any = pd.DataFrame(UTTERANCES)
     ann = famous("ann", 0)
-    for read in (
-        lambda: read_prism((frame, SURVEY)),  # type: ignore[arg-type]
-        lambda: read_famous_persona(frame),  # type: ignore[arg-type]
-        lambda: read_famous_persona([ann], demographics=pd.DataFrame(SURVEY)),  # type: ignore[arg-type]
-    ):
+    with pytest.raises(InvalidArgumentError, match="to_dict"):
+        read_prism((frame, SURVEY))
+    for rows, demographics in ((frame, None), ([ann], frame)):
         with pytest.raises(InvalidArgumentError, match="to_dict"):
-            read()
+            read_famous_persona(rows, demographics=demographics)
     blank = {"name": "ann", "diet": float("nan"), "age": 4}
     assert read_famous_persona([ann], demographics=[blank]).users["ann"]["age"] == 4
     assert "diet" not in read_famous_persona([ann], demographics=[blank]).users["ann"]
