@@ -292,7 +292,8 @@ def _conversations(
     for number, row in enumerate(utterances):
         if number == 0:
             _found(row, *((name,) for name in _PRISM))
-        conversation, turn = plain(row.get("conversation_id")), plain(row.get("turn"))
+        conversation: object = plain(row.get("conversation_id"))
+        turn: object = plain(row.get("turn"))
         is_number = isinstance(turn, int | float) and not is_null(
             turn
         )  # floats in a column with gaps
