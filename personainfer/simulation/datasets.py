@@ -292,12 +292,11 @@ def _conversations(
     for number, row in enumerate(utterances):
         if number == 0:
             _found(row, *((name,) for name in _PRISM))
-        conversation: object = plain(row.get("conversation_id"))
-        turn: object = plain(row.get("turn"))
-        is_number = isinstance(turn, int | float) and not is_null(
-            turn
-        )  # floats in a column with gaps
-        if not isinstance(conversation, str | int) or not is_number:
+        conversation, turn = plain(row.get("conversation_id")), plain(row.get("turn"))
+        # A turn is a float where its column has gaps.
+        if not isinstance(turn, int | float) or is_null(turn):
+            turn = None
+        if turn is None or not isinstance(conversation, str | int):
             dropped["it names no conversation or no turn"] += 1
             continue
         rated.setdefault(str(conversation), {}).setdefault(turn, []).append(row)
