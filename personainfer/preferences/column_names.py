@@ -102,8 +102,8 @@ _USERS: Final = tuple(
 _MODELS: Final = tuple(_two("model generator id response_id output_id"))  # what a label may name
 
 ROLES: Final = tuple(
-    "prompt chosen rejected id user system response_1 response_2 label responses scores response score"
-    " group tools".split()
+    "prompt chosen rejected id user system response_1 response_2 label score_1 score_2 responses scores"
+    " response score group tools".split()
 )
 
 
@@ -305,7 +305,7 @@ def _two_schemas(names: _Names) -> Iterator[Schema]:
         yield _schema("one-hot winners", "one-hot", rest, {**columns, **hot})
     if votes := rest.pick_set(("label", "label_2"), [_VOTES]):
         yield _schema("annotations", "votes", rest, {**columns, **votes})
-    if not labelled and (scores := rest.pick_set(("score_1", "score_2"), known)):
+    if scores := rest.pick_set(("score_1", "score_2"), known):
         yield _schema("scored pair", "scores", rest, {**columns, **scores})
 
 
@@ -369,10 +369,12 @@ def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> 
     rest = names.without(columns)
     asked = _plain_name(columns.get("prompt", ""))
     later = ["id", "user", "system", "tools"]
-    later += ["history"] if asked in ("instruction", "query", "question") else []
+    later += ["history"] if asked in _ASKED else []
     later += ["input"] if asked == "instruction" else []
+    # A prompt beside an instruction may be made of it and its input.
+    has_more = asked in _QUESTIONS and set(map(rest.column, _ASKED)) <= rest.taken | {None}
     optional: dict[str, str] = {}
-    for role in later if asked not in _QUESTIONS else _LATER:
+    for role in _LATER if has_more else later:
         optional |= rest.pick(role, _LATER[role]) or ({role: role} if role in later else {})
     pair = (columns.get("response_1", ""), columns.get("response_2", ""))
     if "conversation" in pair[0]:
@@ -397,10 +399,8 @@ _LATER: Final = {
     "input": ("input",),
 }
 # What goes with an input and a history.
-_QUESTIONS: Final = frozenset(
-    "prompt instruction query question user_prompt user_query user_message user_input prompt_text"
-    " question_text problem".split()
-)
+_ASKED: Final = ("instruction", "query", "question")  # that are no prompt made of parts
+_QUESTIONS: Final = ("prompt", "user_prompt", *_ASKED)  # to which an input and a history belong
 _LATER_NAMES: Final = frozenset(name for names in _LATER.values() for name in names)
 _CHOICE_NAMES: Final = frozenset(
     map(

@@ -20,6 +20,9 @@ from .turns import ROLES, TOOL_KEYS, Turn, Turns, as_turns, text_or_turns
 _SPEAKER = re.compile(r"(?:\A\s*|\n[ \t\r]*\n[ \t]*)(Human|Assistant):")
 
 
+_FIRST_CJK = "\u2e80"  # from here on, scripts put no spaces between words
+
+
 def _transcript(text: str) -> Turns | None:
     """The turns of a "\\n\\nHuman: … \\n\\nAssistant: …" text; None if it is no such text."""
     before, *rest = _SPEAKER.split(text)
@@ -43,10 +46,16 @@ def is_exchange(text: object) -> bool:
 
 
 def transcript_prompt(text: str) -> Turns:
-    """The turns of a prompt that is a transcript, without the empty assistant turn at its end."""
-    turns = _transcript(text) or (Turn("user", text),)
-    is_open = len(turns) > 1 and turns[-1].role == "assistant" and not turns[-1].content
-    return turns[:-1] if is_open else turns
+    """The turns of a prompt that is a transcript, without the empty assistant turn at its end.
+
+    Where it ends with another turn of the assistant, it quotes a conversation, and is one user's turn. So is
+    "Human:" at the start of a text that has no other turn.
+    """
+    turns = _transcript(text) or ()
+    if len(turns) > 1 and turns[-1].role == "assistant" and not turns[-1].content:
+        return turns[:-1]
+    is_open = turns and turns[-1].role == "user" and (len(turns) > 1 or text[0].isspace())
+    return turns if is_open else (Turn("user", text),)
 
 
 def cut_at_turn(name: str, value: object, count: float | None) -> object:
@@ -66,8 +75,11 @@ def without_prompt(
 
     White space has to come after it, and a line's end after less than three words: whoever says "Hello" is
     answered "Hello, …", and "Yes" begins many an answer to "Yes". Anything may come after it where nearly
-    all responses of the data begin with their prompt (`is_usual`).
+    all responses of the data begin with their prompt (`is_usual`), but not after one or two bare words:
+    glossaries restate the term.
     """
+    is_bare = len(prompt.split()) < 3 and prompt.strip()[-1:].isalnum() and max(prompt) < _FIRST_CJK
+    is_usual = is_usual and not is_bare
     asked = prompt.strip() if is_usual else prompt
     both = [text.lstrip() if is_usual else text for text in (chosen, rejected)]
     if not all(text.startswith(asked) for text in both):
@@ -198,7 +210,9 @@ def _preceded(name: str, before: Turns, context: Turns) -> Turns:
     if before and before[0].role == "system" and context[0].role == "system":
         _check_same_system(before[0], context[0], "the row has a system message of its own", name)
         before = before[1:]
-    return before + context
+    start = int(context[0].role == "system")
+    is_repeated = _stripped(context[start : start + len(before)]) == _stripped(before)
+    return context if is_repeated else before + context
 
 
 def _check_same_system(one: Turn, other: Turn, first: str, name: str) -> None:

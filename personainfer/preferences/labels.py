@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -21,9 +21,11 @@ Verdict = Literal["first", "second", "tie"]
 _VERDICTS: Final[tuple[Verdict, ...]] = ("first", "second", "tie")
 # Columns whose number may be a strength from "the first is better" (negative) to "the second is". Without
 # a negative one it may as well be a scale from 1 to 7, or the strength of a choice in another column.
-_SIGNED: Final = ("preference_strength", "overall_preference")
+SIGNED: Final = ("preference_strength", "overall_preference")
 _HELPSTEER3: Final = ("overall_preference", "response1", "response2")  # from -3 to 3
 _A_IS_ONE: Final = ("human_ref_A", "human_ref_B")  # SHP: 1 means the first, A
+_SOME = 5  # labels of which not all are the same by chance
+_MOST_KINDS = 10  # of words that a column of labels has
 _SHOWN = 8  # values that an error lists
 _WHAT_LABELS_MEAN = "Only you know what they mean. Say it of each, with first, second or tie:"
 _PLACEHOLDER = "…"  # in a line to copy: what the caller has to fill in
@@ -265,10 +267,10 @@ def find_coding(
         is_tentative = bool(later) or not words
         return LabelCoding(column, names, later, is_tentative=is_tentative, is_sure=bool(words))
     plain_name = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s_-]+", "_", column.strip()).lower()
-    if plain_name in _SIGNED or "strength" in plain_name.split("_"):
+    if plain_name in SIGNED or "strength" in plain_name.split("_"):
         amounts = [float(number) for number in numbers - {"true", "false"}]
         low, high = min(amounts, default=0.0), max(amounts, default=0.0)
-        has_sign = low < 0 and low <= -high / 2 and plain_name in _SIGNED  # -1 may be "no answer"
+        has_sign = low < 0 and low <= -high / 2 and plain_name in SIGNED  # -1 may be "no answer"
         is_known = (column, *names) == _HELPSTEER3 and high <= 3
         if not (has_sign or is_known) or numbers & {"true", "false"}:
             raise uncertain(column, seen)
@@ -292,6 +294,29 @@ def find_coding(
     if is_batch and is_tentative:
         raise uncertain(column, seen)
     return LabelCoding(column, names, coding, is_tentative=is_tentative)
+
+
+def may_be_labels(values: Iterable[object]) -> bool:
+    """Whether the cells of a column may say which response is better, in whatever words.
+
+    None of these does: nothing, lists of words (tags), texts of many kinds, one word in all rows (a source).
+    """
+    cells = [cell for cell in map(plain, values) if not (is_null(cell) or cell == "")]
+    listed = [each for cell in cells if isinstance(cell, list | tuple) for each in cell]
+    kinds = {label_key(cell) for cell in cells if _is_label(cell)}
+    words = {kind for kind in kinds if label_number(kind) is None}
+    others = {word for word in words if word_verdict(word, ("", "")) is None}
+    if not kinds:
+        return any(isinstance(each, Mapping) for each in (*cells, *listed))
+    is_source = len(kinds) == 1 and bool(others) and len(cells) >= _SOME
+    return len(others) <= _MOST_KINDS and not is_source
+
+
+def name_both_sides(labels: Sequence[object]) -> bool:
+    """Whether labels name the first and the second response in words; of few labels, one of them."""
+    said = {word_verdict(label_key(label), ("", "")) for label in labels if _is_label(label)}
+    said -= {None, "tie"}
+    return len(said) == 2 or (len(said) == 1 and len(labels) < _SOME)
 
 
 def _is_label(value: object) -> bool:

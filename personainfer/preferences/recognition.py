@@ -24,6 +24,7 @@ from .column_names import (
     prompt_columns,
     vague_prompt,
 )
+from .labels import SIGNED, may_be_labels, name_both_sides
 from .pair_problems import encoding_problem, pair_problem
 from .pairing import by_rater, is_ranked
 from .rows import read_all, read_group
@@ -32,6 +33,7 @@ from .side_names import Head, without_names
 
 LOOK_AHEAD: Final = 200  # rows from which schemas and codings are told
 FEW: Final = 20  # rows without a preference that may be all by chance
+_NO_CHOICE = ("other_label", "responses")  # with these, labels are names or places
 _SEVERAL = ("list", "group")
 _ENOUGH = 5  # rows that tell what is no chance
 _MANY = 0.1  # a share of rows that is no mistake
@@ -124,7 +126,7 @@ def settle(
         InvalidArgumentError: an option that does not apply to this data.
         DataError: none can read a row, the coding of labels is not certain, or other readings are possible.
     """
-    schemas = without_names(schemas, head, names)
+    schemas = _of_labels(without_names(schemas, head, names), head, is_batch)
     fallback: Settled | None = None
     problem: Exception | None = None
     told = schemas[0].told if schemas else None
@@ -155,6 +157,42 @@ def settle(
     if fallback is not None:
         return fallback
     raise problem or DataError("no preference data recognised.")
+
+
+def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema]:
+    """The schemas, without columns that have a label's name and hold none; those that name sides come first.
+
+    Raises:
+        DataError: no column names sides, and the coding of one is not certain. Another column, or scores,
+            may be of something else.
+    """
+    labelled = [s for s in schemas if s.kind == "label" and s.columns.keys().isdisjoint(_NO_CHOICE)]
+    has_scores = any(schema.kind == "scores" for schema in schemas)
+    if not labelled or "label" in schemas[0].told.columns or len(labelled) + has_scores < 2:
+        return schemas
+    naming, numbered, doubts = list[Schema](), list[Schema](), list[DataError]()
+    for schema in labelled:
+        rows = [schema.row(row) for row in head(schema)]
+        try:
+            found = schema.settled(head(schema), is_batch=is_batch)
+        except DataError as error:
+            is_strength = schema.columns["label"] in SIGNED and len(labelled) > 1
+            if may_be_labels(row["label"] for row in rows) and not is_strength:
+                doubts.append(error)
+            continue
+        labels = [found.label(row, "label") for row in rows]
+        if has_known_label(schema) or name_both_sides(labels):
+            naming.append(schema)
+        elif may_be_labels(labels):
+            numbered.append(schema)
+    if doubts and not naming and schemas[0] in labelled:
+        raise doubts[0]
+    kept = [*naming, *numbered]
+    if not kept and not has_scores:
+        return schemas
+    rest = [s for s in schemas if s not in labelled and not (kept and s.kind == "scores")]
+    place = schemas.index(labelled[0])
+    return [*rest[:place], *kept, *rest[place:]]
 
 
 def _not_in_prompt(schema: Schema, head: Head, names: Sequence[object]) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def _named(schema: Schema, head: Head, names: Sequence[object]) -> tuple[object,
         short = [{role: row[role] for role in row if role != "responses"} for row in short]
     naming = [row for row in short if _names_sides(row, called) or _are_words_for_sides(row)]
     if len(naming) < least and (
-        _names_columns(schema, short, head, names) or _are_ever_the_same(schema, short)
+        _names_columns(schema, short, head, names) or _are_words_beside(schema, short)
     ):
         naming = short
     if len(naming) < least:
@@ -90,13 +90,22 @@ def _named(schema: Schema, head: Head, names: Sequence[object]) -> tuple[object,
     return plain(naming[0]["chosen"]), plain(naming[0]["rejected"])
 
 
-def _are_ever_the_same(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether each row has the same two words beside two responses, such as "#1" and "#2"."""
+def _are_words_beside(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether words that come again and again stand beside two responses, of which they never are one.
+
+    Such are names of models, and words of one's own, such as "#1" and "#2".
+    """
     if "response_1" not in schema.beside or len(rows) < _ENOUGH or schema.told.columns:
         return False
-    sides = {frozenset(plain(row[role]) for role in ("chosen", "rejected")) for row in rows}
-    texts = {str(plain(row[role])) for row in rows for role in ("response_1", "response_2")}
-    return len(sides) == 1 and texts.isdisjoint(map(str, *sides)) and len(texts) > 2
+    words = [str(plain(row[role])).strip() for row in rows for role in ("chosen", "rejected")]
+    both = [
+        {str(plain(row[role])).strip() for role in ("response_1", "response_2")} for row in rows
+    ]
+    are_texts = sum(
+        bool(texts & set(words[2 * place : 2 * place + 2])) for place, texts in enumerate(both)
+    )
+    texts = set().union(*both)
+    return 2 * len(set(words)) <= len(words) and len(texts) > 2 and not are_texts
 
 
 def _rows(schema: Schema, columns: Mapping[str, str], head: Head) -> list[dict[str, Any]]:

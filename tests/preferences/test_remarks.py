@@ -15,6 +15,8 @@ from personainfer.data import read_preferences
 from personainfer.preferences.remarks import how_read, remarks
 from personainfer.testing import FakeLLM
 
+from ..builders import USER
+
 EXPLICIT = {"prompt": "Tea?", "chosen": "Tea.", "rejected": "Coffee."}
 TWO = {"prompt": "Tea?", "response_a": "Tea.", "response_b": "Coffee."}
 SWAPPED = {**EXPLICIT, "chosen_score": 1, "rejected_score": 9}
@@ -129,6 +131,27 @@ def test_an_input_and_a_history_belong_to_any_question(asked: str) -> None:
     ]
     (repeated,) = read_preferences([{asked: "Summarize: Document", "input": "Document", **pair}])
     assert repeated.preference == pi.Preference(prompt="Summarize: Document", **pair)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "### Input:\nDoc\n### Response:", "instruction": "Sum up.", "input": "Doc"},
+        {"prompt": "Context: A document. Question: Why?", "input": "A document."},
+        {
+            "prompt": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Yo"},
+                USER,
+            ],
+            "history": [["Hi", "Yo"]],
+        },
+    ],
+)
+def test_what_the_prompt_holds_is_not_added_to_it(row: dict[str, Any]) -> None:
+    (found,) = read_preferences([{**row, "chosen": "a", "rejected": "b"}])
+    (alone,) = read_preferences([{"prompt": row["prompt"], "chosen": "a", "rejected": "b"}])
+    assert found.preference == alone.preference
 
 
 @pytest.mark.parametrize("more", [{"history": "of the forum"}, {"input": {"id": 1}}])

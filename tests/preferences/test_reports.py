@@ -782,6 +782,46 @@ def test_scores_decide_nothing_beside_a_label_that_is_not_certain(
 
 
 @pytest.mark.parametrize(
+    "beside",
+    [
+        {"label": "math"},
+        {"label": None},
+        {"labels": ["tag"]},
+        {"preference": ""},
+        {"choice": "because it is the longer one"},
+    ],
+)
+def test_columns_with_the_name_of_a_label_that_hold_none_are_passed_over(
+    beside: dict[str, Any],
+) -> None:
+    rows = [{**SCALE, "score_1": 9, "score_2": 1, **beside}] * 9
+    assert read(*rows) == [PAIR] * 9
+    named = [{**row, "winner": side, "label": "math"} for row in rows for side in ("a", "b")]
+    assert read(*named) == [PAIR, PAIR.swapped] * 9
+
+
+@pytest.mark.parametrize(
+    "beside", [{"best": [1, 2]}, {"label": [2, 1]}, {"choice": ["a", "a"]}, {"verdict": [1, 1]}]
+)
+def test_a_label_that_is_not_certain_is_asked_about_whatever_else_is_there(
+    beside: dict[str, Any],
+) -> None:
+    """Another column may be of something else, such as a class."""
+    (name, other), *_ = beside.items()
+    rows = [
+        {**SCALE, "winner": ("upper", "lower")[n % 2], name: other[n % 3 % 2]} for n in range(20)
+    ]
+    with pytest.raises(DataError, match="'winner'"):
+        read(*rows)
+
+
+def test_scores_may_be_named() -> None:
+    rows = [{**SCALE, "score_1": 1, "score_2": 9, "label": n % 2} for n in range(9)]
+    told = {"score_1": "score_1", "score_2": "score_2"}
+    assert read(*rows, columns=told) == [PAIR.swapped] * 9
+
+
+@pytest.mark.parametrize(
     "row",
     [
         {"context": "q", "response1": "a", "response2": "b", "overall_preference": -2},
@@ -919,3 +959,23 @@ def test_a_user_in_a_csv_file_with_gaps_is_the_same(tmp_path: Path) -> None:
     for data in (rows, tmp_path / "rows.csv"):
         found = [row.preference and row.preference.user for row in read_preferences(data)]
         assert found == ["7", None, "8"]
+
+
+def test_answers_that_restate_the_term_keep_it() -> None:
+    rows = [
+        {"prompt": f"Term{n}", "chosen": f"Term{n}: a word.", "rejected": f"Term{n} is bad."}
+        for n in range(20)
+    ]
+    assert read(*rows)[3] == Preference(**rows[3])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Human: hi\n\nAssistant: hello\n\nSum up this chat.",
+        "Human: the noun. Define it.",
+    ],
+)
+def test_a_prompt_that_quotes_a_conversation_is_a_text(prompt: str) -> None:
+    rows = [{**EXPLICIT, "prompt": prompt}] * 5
+    assert read(*rows) == [Preference(prompt=prompt, chosen="a", rejected="b")] * 5

@@ -102,6 +102,21 @@ def test_the_same_two_words_in_all_rows_beside_two_texts_are_no_texts(words: Seq
     assert all(isinstance(found, Preference) for found in read(*answers))
 
 
+def test_names_of_many_models_are_no_texts_where_a_label_says_which_text_is_better() -> None:
+    rows = [
+        {"prompt": f"{n}?", "response_a": f"Tea {n}.", "response_b": f"Milk {n}.", "winner": "b"}
+        for n in range(20)
+    ]
+    models = ["gpt", "llama", "qwen", "phi"]
+    named = [
+        {**row, "chosen": models[n % 4], "rejected": models[n % 3]} for n, row in enumerate(rows)
+    ]
+    found = read(*named)
+    assert [pair.chosen for pair in found if isinstance(pair, Preference)] == [
+        row["response_b"] for row in rows
+    ]
+
+
 @pytest.mark.parametrize(("chosen", "rejected"), [("1", "0"), (1, 0)])
 def test_places_in_a_list_of_two_are_followed(chosen: object, rejected: object) -> None:
     assert read({**LIST, "chosen": chosen, "rejected": rejected}) == [COFFEE]
