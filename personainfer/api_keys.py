@@ -55,8 +55,8 @@ SECRET_NAME = re.compile(
 _KEY_FIELDS = frozenset(("code", "sig"))  # of Azure's addresses, which are secret, too
 # Words in the names of headers by which gateways choose a model.
 _ROUTE_NAME = re.compile(
-    r"(?<![a-z])(?:rout(?:e|er|ing)|providers?|models?|deployment|tenant|backend|upstream|target|host"
-    r"|destination|endpoint|engine|adapter|lora|variant|fallbacks?|config|virtual)(?![a-z])",
+    "rout(e|ing)|provider|model|deployment|tenant|backend|upstream|target|host|destination|endpoint"
+    "|engine|adapter|lora|variant|fallback|config|virtual|llm",
     re.IGNORECASE,
 )
 _LONGEST_USER = 8  # characters of a user's name that may be shown; a longer one may be a token
@@ -282,18 +282,25 @@ class SecretText(str):
 def hide_secrets(options: dict[str, Any]) -> None:
     """Replace address, key and headers, in place, by values whose `repr` shows no secret.
 
-    What is no text is hidden as well, and refused where the options are checked.
+    So are texts under other names like these: misspelt ones. What is no text is hidden as well, and refused
+    where the options are checked.
     """
-    for name, hidden in (("api_base", Address), ("api_key", SecretText)):
-        if (value := options.get(name)) is not None:
-            options[name] = hidden(value) if isinstance(value, str) else HiddenKey(value)
-    if (headers := options.get("extra_headers")) is not None:
-        options["extra_headers"] = HiddenKey(headers)
-        if isinstance(headers, Mapping):
-            options["extra_headers"] = {
-                name: SecretText(text) if isinstance(text, str) else HiddenKey(text)
-                for name, text in headers.items()
-            }
+    for name, value in options.items():
+        if name == "api_base" and isinstance(value, str):
+            options[name] = Address(value)
+        elif "header" in name and isinstance(value, Mapping):
+            options[name] = {header: _hidden(text) for header, text in value.items()}
+        elif name in _SECRET_OPTIONS or (isinstance(value, str) and SECRET_NAME.search(name)):
+            options[name] = _hidden(value)
+
+
+_SECRET_OPTIONS = ("api_base", "api_key", "extra_headers")
+
+
+def _hidden(value: object) -> object:
+    if value is None:
+        return None
+    return SecretText(value) if isinstance(value, str) else HiddenKey(value)
 
 
 def hides_secrets(function: Function) -> Function:

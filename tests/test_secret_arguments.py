@@ -196,7 +196,12 @@ def test_no_public_function_has_a_key_among_its_variables(function: Callable[...
         if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
     ]
     for given in ([], needed, [pairs(1), "m", *needed[2:]][: len(needed)]):
-        for more in ({}, {"no_such_option": 1}, {"timeout": -1}):
+        misspelt = {
+            "apikey": SECRET,
+            "headers": {"Authorization": SECRET},
+            "extra_header": {"X": SECRET},
+        }
+        for more in ({}, {"no_such_option": 1}, {"timeout": -1}, misspelt):
             with pytest.raises((TypeError, ValueError, PersonaInferError)) as caught:
                 finish(function(*given, **SECRETS, **more))
             assert not list(leaks(caught.value, SECRET))

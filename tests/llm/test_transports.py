@@ -442,6 +442,9 @@ GATEWAYS: dict[str, tuple[str, dict[str, str]]] = {
     "another provider": ("", {"X-Portkey-Provider": "anthropic"}),
     "a host": ("", {"Host": "llama.example.com"}),
     "a key that names a provider": ("", {"x-portkey-virtual-key": "openai-1"}),
+    "a name in camel case": ("", {"X-ModelId": "one"}),
+    "another value of it": ("", {"X-ModelId": "two"}),
+    "a name without hyphens": ("", {"targetmodels": "one"}),
 }
 KEYS: dict[str, tuple[str, dict[str, str]]] = {
     "a key": ("?key=one&code=one", {"X-Provider-Api-Key": "one"}),
