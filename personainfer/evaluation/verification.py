@@ -251,9 +251,12 @@ class Verifier:
         Raises:
             InvalidArgumentError: there is a budget, and the price of the judge is not known.
         """
-        judge, budget = self._judge.llm, llm.limits.budget
         if not self._shares_budgets:
             return
+        judge = self._judge.llm
+        for one in (llm, judge):
+            one.renew_after_fork()
+        budget = llm.limits.budget
         if budget is not None and judge.price is None:
             raise InvalidArgumentError(
                 f"budget={budget.usd:g}, but the price of the judge {self.model!r} is not known.",

@@ -542,9 +542,12 @@ class ReplyCache:
             )
         # Disk full, read-only; or a wrong call, which says nothing about the file.
         if isinstance(error, (sqlite3.OperationalError, sqlite3.ProgrammingError)):
+            is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
             return CacheError(
                 f"the cache {self._path} failed: {error}.",
-                hint="Free the disk or name another directory with cache_dir=.",
+                hint="Free the disk or name another directory with cache_dir=."
+                + is_full
+                * " If no run uses this one, its files may be deleted by hand, with all replies.",
             )
         return self._set_aside(str(error))
 

@@ -321,11 +321,7 @@ class LLM:
 
     def run(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Run[T]:
         """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory."""
-        if self._pid != os.getpid():  # a fork has none of its parent's connections and locks
-            spent = self.limits.budget.spent if self.limits.budget is not None else 0.0
-            self.__setstate__(self.__getstate__())
-            if self.limits.budget is not None:
-                self.limits.budget.spent = spent
+        self.renew_after_fork()
         self.limits.gate.reset()
         tally = Tally(self.price)
         return Run(
@@ -339,6 +335,14 @@ class LLM:
             width=self.max_concurrency,
             ended=self.add_usage,
         )
+
+    def renew_after_fork(self) -> None:
+        """Make it anew in a fork, which has none of its parent's connections and locks."""
+        if self._pid != os.getpid():
+            spent = self.limits.budget.spent if self.limits.budget is not None else 0.0
+            self.__setstate__(self.__getstate__())
+            if self.limits.budget is not None:
+                self.limits.budget.spent = spent
 
     def jobs(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Iterator[tuple[T, list[Job]]]:
         """Each item with its requests as this model is sent them."""

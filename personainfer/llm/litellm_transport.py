@@ -14,7 +14,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from .. import event_loop
-from ..api_keys import Address, Secrets, SecretText, hide_secrets, route_of, shown_address
+from ..api_keys import (
+    Address,
+    Secrets,
+    SecretText,
+    can_be_sent,
+    hide_secrets,
+    route_of,
+    shown_address,
+)
 from ..event_loop import Deadlines
 from ..exceptions import (
     AuthenticationError,
@@ -276,6 +284,12 @@ class LiteLLMTransport(DialectTransport):
     def open(self) -> None:
         """Fail before the first call where one environment variable is all that is missing."""
         super().open()
+        if not (self.key or all(map(can_be_sent, _environment_texts(self.provider, "APIKEY")))):
+            raise AuthenticationError(
+                f"the environment's key for {self.provider} cannot be sent: it has a line break, a space or a"
+                " letter that is not ASCII.",
+                hint="Set the variable to the key alone, or pass api_key=.",
+            )
         if self.key or _environment_texts(self.provider, "KEY|TOKEN"):
             return
         missing = self._litellm.validate_environment(self.model)["missing_keys"]

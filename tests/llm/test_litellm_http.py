@@ -18,6 +18,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import (
+    AuthenticationError,
     InvalidArgumentError,
     ModelError,
     ModelNotFoundError,
@@ -301,6 +302,18 @@ def test_a_model_of_the_users_own_needs_no_http(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(litellm, "custom_provider_map", handlers)
     litellm.utils.custom_llm_setup()
     assert pi.LLM("litellm/own/x", cache=False).ask(MESSAGES).text == "hello"
+
+
+@pytest.mark.parametrize("key", ["sk-abcdefgh\n", "sk-ábcdefgh"])
+def test_a_key_of_the_environment_that_cannot_be_sent_is_refused_before_any_call(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker's secrets have a line break at their end."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with FakeLLM() as server, pytest.raises(AuthenticationError, match="cannot be sent") as caught:
+        pi.LLM("litellm/openai/x", api_base=server.api_base).ask(MESSAGES)
+    assert server.calls == 0
+    assert key.strip() not in str(caught.value)
 
 
 def test_the_cache_of_litellm_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:

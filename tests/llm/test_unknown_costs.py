@@ -392,3 +392,20 @@ def test_a_fork_has_what_is_left_of_the_budget() -> None:
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert server.calls == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_in_a_fork_the_judge_counts_in_the_budget_of_its_model() -> None:
+    with FakeLLM(Reply({"answer": "1"}, prompt_tokens=5, completion_tokens=1)) as server:
+        llm = fake(server, budget=50.0)
+        judge = pi.Verifier("judge", api_base=server.api_base, prices=PRICES, cache=False)
+        ask(llm, 1)
+        if (child := os.fork()) == 0:
+            judge.share_budget(llm)
+            judge.verdicts([pi.Preference(prompt="?", chosen="a", rejected="b")], ["x"])
+            assert llm.limits.budget is not None
+            spent = llm.limits.budget.spent - 0.06  # by the parent
+            os._exit(0 if abs(spent - (judge.usage.cost or 1.0)) < 1e-9 else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
