@@ -210,7 +210,11 @@ class _Names:
 
 
 def matches(found: Iterable[str], told: Mapped) -> list[Schema]:
-    """The schemas that the columns may have, the likeliest first."""
+    """The schemas that the columns may have, the likeliest first.
+
+    Raises:
+        DataError: each of more than two responses has a column of its own.
+    """
     names = _Names([name for name in found if isinstance(name, str)], told.columns)
     if not set(told.columns.values()) <= names.found | {
         told.columns.get("id"),
@@ -223,6 +227,8 @@ def matches(found: Iterable[str], told: Mapped) -> list[Schema]:
     )
     is_told = {"chosen", "rejected"} <= told.columns.keys()
     made = [*two, *pairs] if is_tag and not is_told else [*pairs, *two]
+    if not pairs and not told.columns.keys() & {"response", "responses"}:
+        _check_count_of_responses(names.found, told)
     made += _many_schemas(names)
     made = [each for schema in made for each in _with_and_without_more(schema)]
     return [replace(schema, told=told) for schema in made if _plays_all(schema, told)]
@@ -326,7 +332,7 @@ def further_responses(
     return sorted(name for name in found if isinstance(name, str) and name in alike)
 
 
-def check_count_of_responses(found: Iterable[str], told: Mapped) -> None:
+def _check_count_of_responses(found: Iterable[str], told: Mapped) -> None:
     """Raise DataError if each of more than two responses has a column of its own."""
     names = _Names(found, told.columns)
     two = names.pick_set(("response_1", "response_2"), _TWO)
@@ -493,7 +499,7 @@ def widened(schema: Schema, found: Iterable[str]) -> list[Schema]:
     """The schemas of that kind with all columns of the first rows; those of `schema` keep their roles."""
     held = {role: name for role, name in schema.columns.items() if name in schema.present}
     if further_responses(found, schema.columns, schema.told):
-        check_count_of_responses(found, schema.told)
+        _check_count_of_responses(found, schema.told)
     schemas = matches(found, schema.told._replace(columns=held))
     alike = [each for each in schemas if each.kind == schema.kind] or [schema]
     return [replace(each, told=schema.told) for each in alike]

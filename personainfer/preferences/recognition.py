@@ -6,7 +6,8 @@ If no schema fits, the error lists the columns that were found and says what to 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -17,7 +18,6 @@ from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from ..records import Preference
 from .column_names import (
     ROLES,
-    check_count_of_responses,
     has_known_label,
     matches,
     nearest,
@@ -51,7 +51,6 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
     check_named(found, told)
     if schemas := matches(found, told):
         return schemas
-    check_count_of_responses(found, told)
     listed = ", ".join(f"{name!r:.80}" for name in found[:20]) + (", …" if len(found) > 20 else "")
     hint, example = _suggest(found)
     raise DataError(
@@ -109,7 +108,7 @@ class Settled(NamedTuple):
 
 def settle(
     schemas: Sequence[Schema],
-    head: Callable[[Schema], Sequence[Sequence[object]]],
+    head: Head,
     names: Sequence[object],
     *,
     is_batch: bool = False,
@@ -145,7 +144,8 @@ def settle(
             problem = problem or found
             continue
         if error is None:
-            _check_other_readings(settled, rows, head)
+            labels = [each.columns["label"] for each in schemas if each.kind == "label"]
+            _check_other_readings(settled, rows, head, labels)
         settled.counts.clear()
         if error is None:
             unread = () if is_batch or len(rows) < 2 else _not_in_prompt(settled, head, names)
@@ -291,30 +291,51 @@ def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exceptio
     return next(mendable, problems[0] if problems else NoPreferenceError("there are no rows."))
 
 
-def _check_other_readings(schema: Schema, rows: Sequence[Sequence[object]], head: Head) -> None:
+def _check_other_readings(
+    schema: Schema, rows: Sequence[Sequence[object]], head: Head, labels: Sequence[str]
+) -> None:
     """Raise DataError if the first rows may as well be read otherwise, and only the caller knows how."""
     if not schema.has_exchanges:
         _check_vague_prompt(schema, head)
-    is_sure = "label" in schema.told.columns or has_known_label(schema)
-    is_compared = schema.kind == "label" and schema.compared is not None and not is_sure
-    if schema.kind == "group" or not (is_compared or _may_be_answered(schema, rows)):
-        return
-    schema.counts.clear()
+    if schema.kind == "label" and "label" not in schema.told.columns:
+        _check_other_labels(schema, head, labels)
+    if "prompt" not in schema.told.columns and _may_be_answered(schema, rows):
+        _check_answered(schema, rows)
+
+
+def _check_other_labels(schema: Schema, head: Head, labels: Sequence[str]) -> None:
+    """Raise if another column of labels contradicts the one that is read."""
+    label = schema.columns["label"]
+    for name in () if has_known_label(schema) else dict.fromkeys(labels):
+        if name in (label, schema.columns.get("other_label")):
+            continue
+        other = replace(schema, columns={**schema.columns, "compared_label": name})
+        rows = head(other)
+        other = replace(other, compared=other.compared_coding(rows), counts=Counter())
+        count = len(_read(other, rows)) if other.compared else 0
+        contradicted = other.counts["contradicted_rows"]
+        if contradicted >= _ENOUGH and contradicted > _MANY * count:
+            raise DataError(
+                f"{label!r} and {name!r} contradict each other in {contradicted:,} of the first"
+                f" {len(rows):,} rows.",
+                hint="Say which of them holds the choice:",
+                argument="columns",
+                example={"label": "…"},
+            )
+
+
+def _read(schema: Schema, rows: Sequence[Sequence[object]]) -> list[Preference]:
     found: list[Preference] = []
     for row in rows:
         with suppress(ValueError):
             found += read_all(schema, row)
-    contradicted = schema.counts["contradicted_rows"]
-    if is_compared and contradicted >= _ENOUGH and contradicted > _MANY * len(found):
-        both = " and ".join(repr(schema.columns[role]) for role in ("label", "compared_label"))
-        raise DataError(
-            f"{both} contradict each other in {contradicted:,} of the first {len(rows):,} rows.",
-            hint="Say which of them holds the choice:",
-            argument="columns",
-            example={"label": "…"},
-        )
-    answered = sum(map(_is_answered, found))
-    if "prompt" in schema.told.columns or answered < max(_ENOUGH, _NEARLY_ALL * len(found)):
+    return found
+
+
+def _check_answered(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
+    """Raise if nearly all prompts end with an answer."""
+    found = _read(schema, rows)
+    if sum(map(_is_answered, found)) < max(_ENOUGH, _NEARLY_ALL * len(found)):
         return
     column = schema.columns.get("prompt", "prompt")
     raise DataError(
@@ -327,7 +348,7 @@ def _check_other_readings(schema: Schema, rows: Sequence[Sequence[object]], head
 
 def _may_be_answered(schema: Schema, rows: Sequence[Sequence[object]]) -> bool:
     """Whether there are prompts of several turns."""
-    if "prompt" not in schema.columns:
+    if "prompt" not in schema.columns or schema.kind == "group":
         return False
     place = tuple(schema.columns).index("prompt")
     is_text = "prompt" not in schema.json_roles and not schema.has_transcripts

@@ -144,7 +144,7 @@ class Schema:
         return replace(
             found,
             coding=found._find_coding(rows, is_batch=is_open),
-            compared=found._find_compared(rows),
+            compared=found.compared_coding(rows),
             json_roles=frozenset(
                 role
                 for role, found in texts.items()
@@ -212,7 +212,7 @@ class Schema:
         one, two = (row.get(f"response_{n}", row.get(f"compared_{n}")) for n in (1, 2))
         return plain(one), plain(two)
 
-    def _find_compared(self, rows: Sequence[Sequence[object]]) -> LabelCoding | None:
+    def compared_coding(self, rows: Sequence[Sequence[object]]) -> LabelCoding | None:
         """The coding of a second label. One that is not certain is compared with nothing."""
         name = self.columns.get("compared_label")
         if name is None:
