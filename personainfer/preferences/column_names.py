@@ -264,6 +264,7 @@ def _pair_schemas(names: _Names) -> Iterator[Schema]:
         **rest.pick("responses", _LISTS),
         **rest.pick_set(("response_1", "response_2"), _TWO),
         **rest.pick_set(("model_1", "model_2"), _MODELS),
+        **rest.pick_set(("other_chosen", "other_rejected"), _PAIRS),
     }
     compared: dict[str, str] = {}
     if "response_1" in beside and (label := rest.pick("compared_label", _LABELS)):

@@ -51,16 +51,16 @@ def without_names(schemas: Sequence[Schema], head: Head, names: Sequence[object]
         return rest
     chosen, rejected = (pairs[0].columns[role] for role in ("chosen", "rejected"))
     named = pairs[0].beside
+    example = {role: named.get(role, "…") for role in ("response_1", "response_2")}
+    example["label"] = chosen
+    if "other_chosen" in named:
+        example = {role: named[f"other_{role}"] for role in ("chosen", "rejected")}
     raise DataError(
         f"{chosen!r} and {rejected!r} do not hold responses: in each of the first rows they name"
         f" them, as {found[0]!r} and {found[1]!r} do.",
-        hint="Put the texts there, or, where each row has two responses, say which columns hold them:",
+        hint="Put the texts there, or, where other columns hold two responses, say which:",
         argument="columns",
-        example={
-            "response_1": named.get("response_1", "…"),
-            "response_2": named.get("response_2", "…"),
-            "label": chosen,
-        },
+        example=example,
     )
 
 
@@ -91,21 +91,26 @@ def _named(schema: Schema, head: Head, names: Sequence[object]) -> tuple[object,
 
 
 def _are_words_beside(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether words that come again and again stand beside two responses, of which they never are one.
+    """Whether words that come again and again stand beside two texts, of which they never are one.
 
     Such are names of models, and words of one's own, such as "#1" and "#2".
     """
-    if "response_1" not in schema.beside or len(rows) < _ENOUGH or schema.told.columns:
+    if len(rows) < _ENOUGH or schema.told.columns:
         return False
-    words = [str(plain(row[role])).strip() for row in rows for role in ("chosen", "rejected")]
-    both = [
-        {str(plain(row[role])).strip() for role in ("response_1", "response_2")} for row in rows
-    ]
-    are_texts = sum(
-        bool(texts & set(words[2 * place : 2 * place + 2])) for place, texts in enumerate(both)
+    words = [{str(plain(row[role])).strip() for role in ("chosen", "rejected")} for row in rows]
+    others = (("response_1", "response_2"), ("other_chosen", "other_rejected"))
+    return len(set().union(*words)) <= len(words) and any(
+        _are_other_texts(words, [[plain(row[role]) for role in roles] for row in rows])
+        for roles in others
+        if roles[0] in schema.beside
     )
-    texts = set().union(*both)
-    return 2 * len(set(words)) <= len(words) and len(texts) > 2 and not are_texts
+
+
+def _are_other_texts(words: Sequence[set[str]], values: Sequence[Sequence[object]]) -> bool:
+    """Whether the values are texts that differ between rows, and none is one of the words of its row."""
+    texts = [{text.strip() for text in row if isinstance(text, str)} for row in values]
+    differ = len(set().union(*texts)) > max(2, len(texts) / 2)
+    return differ and not any(map(set.intersection, words, texts))
 
 
 def _rows(schema: Schema, columns: Mapping[str, str], head: Head) -> list[dict[str, Any]]:

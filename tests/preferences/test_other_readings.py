@@ -19,6 +19,7 @@ from ..builders import EXPLICIT, PAIR, USER, read, say
 
 TWO = {"prompt": "q", "response_1": "a", "response_2": "b"}
 AB = {"prompt": "q", "response_a": "a", "response_b": "b"}
+YES = {"chosen": "yes", "rejected": "no"}
 SIDES = {"chosen": "a", "rejected": "b"}
 
 
@@ -278,6 +279,20 @@ def test_options_of_a_question_are_answers(word: str, columns: dict[str, str] | 
     rows = [{**row, "rejected": word.format("ABCD"[n % 3 - 3])} for n, row in enumerate(rows)]
     found = read(*rows, columns=columns)
     assert [p.chosen for p in found if isinstance(p, Preference)] == [r["chosen"] for r in rows]
+
+
+@pytest.mark.parametrize("names", [("response", "rejected_response"), ("y_w", "y_l")])
+def test_words_beside_another_pair_of_texts_are_no_answers(names: tuple[str, str]) -> None:
+    texts = [{"prompt": f"{n}?", names[0]: f"Good {n}", names[1]: f"Bad {n}"} for n in range(9)]
+    rows = [{**row, "chosen": "gpt-4", "rejected": "llama"} for row in texts]
+    with pytest.raises(DataError, match="do not hold responses") as caught:
+        read(*rows)
+    assert caught.value.example == {"chosen": names[0], "rejected": names[1]}
+    assert read(*rows, columns=caught.value.example) == read(*texts)
+    counts = [{"prompt": f"{n}?", "win": n, "lose": 9, **YES} for n in range(9)]
+    assert read(*counts)[8] == Preference(prompt="8?", chosen="yes", rejected="no")
+    answers = [{**row, "chosen": f"yes {n}", "rejected": "no"} for n, row in enumerate(texts)]
+    assert [p.chosen for p in read(*answers) if isinstance(p, Preference)][8] == "yes 8"
 
 
 def test_numbers_beside_a_list_are_answers_if_the_caller_says_so() -> None:
