@@ -225,14 +225,20 @@ def _from_columns(
         return PreferenceSource.empty(original)
     schemas = recognise(_texts(names), told)
 
+    def rows(schema: Schema) -> Iterator[Sequence[object]]:
+        wanted = tuple(schema.columns.values())
+        more = tuple(chain.from_iterable(schema.others.values()))
+        found = chain.from_iterable(batches((*wanted, *more)))
+        return _filled(schema, found, more) if more else found
+
     def head(schema: Schema) -> list[Sequence[object]]:
-        return list(islice(next(batches(tuple(schema.columns.values()))), LOOK_AHEAD))
+        return list(islice(rows(schema), LOOK_AHEAD))
 
     schema = settle(schemas, head, names).schema
     wanted = tuple(schema.columns.values())
     if schema.is_single:
         return PreferenceSource(
-            lambda: single_rows(schema, ((v, {}) for batch in batches(wanted) for v in batch)),
+            lambda: single_rows(schema, ((values, {}) for values in rows(schema))),
             shape=schema.name,
             total=total,
             original=original,
@@ -243,11 +249,20 @@ def _from_columns(
     def valued() -> Iterator[Valued]:
         for values in chain.from_iterable(batches(every)):
             row = dict(zip(every, values, strict=True))
-            yield [row.get(name, ABSENT) for name in wanted], row
+            yield schema.filled([row.get(name, ABSENT) for name in wanted], row.get), row
 
     return PreferenceSource(
         lambda: several_rows(schema, valued()), shape=schema.name, summary=schema.describe
     )
+
+
+def _filled(
+    schema: Schema, rows: Iterable[Sequence[object]], more: Sequence[str]
+) -> Iterator[Sequence[object]]:
+    """Rows whose values of the columns `more` are put in place of empty ones."""
+    for values in rows:
+        cells = dict(zip(more, values[-len(more) :], strict=True))
+        yield schema.filled(values[: -len(more)], cells.get)
 
 
 def _texts(names: Sequence[object]) -> list[str]:
@@ -284,8 +299,11 @@ def read_cells(
     refuse_twins(names)
 
     def head(schema: Schema) -> list[Sequence[object]]:
-        values = (cells(n) if n in names else repeat(ABSENT) for n in schema.columns.values())
-        return list(zip(*values, strict=False))
+        more = tuple(chain.from_iterable(schema.others.values()))
+        wanted = (*schema.columns.values(), *more)
+        values = (cells(n) if n in names else repeat(ABSENT) for n in wanted)
+        rows = zip(*values, strict=False)
+        return list(_filled(schema, rows, more) if more else rows)
 
     schemas = recognise(_texts(names), told)
     try:

@@ -156,7 +156,7 @@ def _settled(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema:
     check_named(names, told)
     usual = [name for name in names if 2 * sum(name in item for item in dicts) >= len(dicts)]
 
-    def values(schema: Schema) -> list[list[object]]:
+    def values(schema: Schema) -> list[Sequence[object]]:
         return [_values(schema, item) for item in dicts]
 
     try:
@@ -259,11 +259,13 @@ def _names(dicts: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for item in dicts for key in item if isinstance(key, str)))
 
 
-def _values(schema: Schema, item: Mapping[str, object]) -> list[object]:
+def _values(schema: Schema, item: Mapping[str, object]) -> Sequence[object]:
     if type(item) is CsvRow:
         cells = ((role, item.get(name, ABSENT)) for role, name in schema.columns.items())
-        return [_csv_cell(role, value) for role, value in cells]
-    return without_na([item.get(name, ABSENT) for name in schema.columns.values()])
+        values = [_csv_cell(role, value) for role, value in cells]
+        return schema.filled(values, lambda name: _csv_cell("user", item.get(name, ABSENT)))
+    values = without_na([item.get(name, ABSENT) for name in schema.columns.values()])
+    return schema.filled(values, item.get) if schema.others else values
 
 
 def _csv_cell(role: str, value: Any) -> object:

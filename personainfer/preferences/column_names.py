@@ -168,14 +168,17 @@ class _Names:
         alike = self._spelled.get(_plain_name(known), [])
         return alike[0] if len(alike) == 1 else None
 
+    def columns(self, known: Iterable[str]) -> list[str]:
+        """The free columns that known names stand for."""
+        found = dict.fromkeys(column for name in known if (column := self.column(name)))
+        return [column for column in found if column not in self.taken]
+
     def pick(self, role: str, known: Sequence[str]) -> dict[str, str]:
         """The column of a role: the caller's, else the first known name that is free."""
         if role in self.roles:
             return {role: self.roles[role]}
-        columns = map(self.column, known)
-        free = (column for column in columns if column is not None and column not in self.taken)
-        name = next(free, None)
-        return {} if name is None else {role: name}
+        free = self.columns(known)
+        return {role: free[0]} if free else {}
 
     def pick_set(self, roles: Sequence[str], known: Iterable[Sequence[str]]) -> dict[str, str]:
         """The first known set of columns, one for each role, that are all there and free; else empty."""
@@ -198,9 +201,7 @@ class _Names:
             return [self.roles["label"]]
         sets = [columns.split() for columns in _DATA_SETS.values()]
         own = (name for columns in sets if self.found.issuperset(columns) for name in columns)
-        known = [*(name for name in own if name in _LABELS), *_LABELS]
-        found = dict.fromkeys(column for name in known if (column := self.column(name)))
-        return [column for column in found if column not in self.taken]
+        return self.columns([*(name for name in own if name in _LABELS), *_LABELS])
 
     def without(self, columns: Mapping[str, str]) -> _Names:
         """The same names, with those of `columns` taken too."""
@@ -393,7 +394,13 @@ def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> 
     taken = set(columns.values())
     columns = {**columns, **{r: n for r, n in optional.items() if n not in taken}}
     here = {role: column for role, column in columns.items() if column in names.found}
-    return Schema(_data_set(here) or name, columns, kind, present=frozenset(names.found))
+    others = {
+        role: further
+        for role in _OF_ANY_NAME
+        if (further := [n for n in rest.columns(_LATER[role]) if n != columns.get(role)])
+    }
+    present = frozenset(names.found)
+    return Schema(_data_set(here) or name, columns, kind, others=others, present=present)
 
 
 # What only a few rows of a data set may have: by role, the names of its column.
@@ -406,6 +413,7 @@ _LATER: Final = {
     "input": ("input",),
 }
 # What goes with an input and a history.
+_OF_ANY_NAME: Final = ("system", "user")  # each row has its own source's name for them
 _ASKED: Final = ("instruction", "query", "question")  # that are no prompt made of parts
 _QUESTIONS: Final = ("prompt", "user_prompt", *_ASKED)  # to which an input and a history belong
 _LATER_NAMES: Final = frozenset(name for names in _LATER.values() for name in names)
@@ -438,11 +446,13 @@ def with_later_columns(schema: Schema, found: Iterable[object]) -> Schema:
         return schema
     _check_choice(schema, known)
     names = _Names(known, {})
-    columns = dict(schema.columns)
+    columns, others = dict(schema.columns), dict(schema.others)
     for role in _LATER.keys() & columns.keys():
         if columns[role] not in schema.present:
             columns |= names.pick(role, _LATER[role])
-    return replace(schema, columns=columns, present=schema.present | known)
+        elif role in _OF_ANY_NAME:
+            others[role] = [*others.get(role, ()), *names.columns(_LATER[role])]
+    return replace(schema, columns=columns, others=others, present=schema.present | known)
 
 
 def _check_choice(schema: Schema, new: Set[str]) -> None:

@@ -77,6 +77,7 @@ class Schema:
         compared: the coding of a second label, which is compared with the choice that was read.
         labels_are_texts: whether labels are the texts of the preferred responses.
         beside: role -> column of other responses and models in the data, which the pair's columns may name.
+        others: role -> further columns of it, for rows in which its own one is empty.
         not_in_prompt: columns that may be a part of what was asked, and were not read.
         counts: what was done to rows, by name; it grows as rows are read.
     """
@@ -95,6 +96,7 @@ class Schema:
     present: frozenset[str] = frozenset()
     compared: LabelCoding | None = None
     labels_are_texts: bool = False
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)
     not_in_prompt: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter, compare=False)
 
@@ -227,6 +229,17 @@ class Schema:
             )
         except DataError:
             return None
+
+    def filled(self, values: Sequence[object], cell: Callable[[str], object]) -> Sequence[object]:
+        """The values of a row, with those of `others` in place of empty ones; `cell` gives them by name."""
+        if not self.others:
+            return values
+        found = list(values)
+        for place, role in enumerate(self.columns):
+            for name in () if role in self.told.columns else self.others.get(role, ()):
+                if is_null(found[place]) or found[place] == "":
+                    found[place] = cell(name)
+        return found
 
     def row(self, values: Sequence[object]) -> dict[str, Any]:
         """The values by role."""

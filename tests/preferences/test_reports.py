@@ -979,3 +979,24 @@ def test_answers_that_restate_the_term_keep_it() -> None:
 def test_a_prompt_that_quotes_a_conversation_is_a_text(prompt: str) -> None:
     rows = [{**EXPLICIT, "prompt": prompt}] * 5
     assert read(*rows) == [Preference(prompt=prompt, chosen="a", rejected="b")] * 5
+
+
+def test_a_row_is_read_by_the_columns_of_its_own_source(tmp_path: Path) -> None:
+    """Two files that were put together: each has another name for the system message and the user."""
+    one = {**EXPLICIT, "system_prompt": "Be short.", "worker": "ann"}
+    other = {**EXPLICIT, "system": "Be long.", "annotator": "bob"}
+    frame = pd.DataFrame([one, other])
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(one)}\n{json.dumps(other)}\n")
+    both = [one, other]
+    for data in (both, iter(both), frame, tmp_path / "rows.csv", tmp_path / "rows.jsonl"):
+        found = [row.preference for row in read_preferences(data)]
+        said = [
+            (pair.prompt[0].content, pair.user)
+            for pair in found
+            if pair and isinstance(pair.prompt, tuple)
+        ]
+        assert said == [("Be short.", "ann"), ("Be long.", "bob")]
+    told = read(*both, columns={"system": "system_prompt"})[1]
+    assert isinstance(told, Preference)
+    assert told.prompt == "q"
