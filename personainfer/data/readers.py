@@ -184,7 +184,7 @@ def _from_dataset(data: Any, told: Mapped) -> PreferenceSource:
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:
         # Only these columns, so that no image or audio in other columns is decoded.
-        view = data.select_columns([n for n in wanted if n in names]).with_format("arrow")
+        view = data.select_columns([n for n in names if n in wanted]).with_format("arrow")
         for table in view.iter(batch_size=_BATCH):
             rows = _arrow_batch(table, names, wanted)
             yield (

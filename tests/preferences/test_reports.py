@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -989,7 +990,8 @@ def test_a_row_is_read_by_the_columns_of_its_own_source(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "rows.csv", index=False)
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(one)}\n{json.dumps(other)}\n")
     both = [one, other]
-    for data in (both, iter(both), frame, tmp_path / "rows.csv", tmp_path / "rows.jsonl"):
+    dataset = datasets.Dataset.from_pandas(frame)
+    for data in (both, iter(both), frame, dataset, tmp_path / "rows.csv", tmp_path / "rows.jsonl"):
         found = [row.preference for row in read_preferences(data)]
         said = [
             (pair.prompt[0].content, pair.user)
@@ -997,6 +999,10 @@ def test_a_row_is_read_by_the_columns_of_its_own_source(tmp_path: Path) -> None:
             if pair and isinstance(pair.prompt, tuple)
         ]
         assert said == [("Be short.", "ann"), ("Be long.", "bob")]
+    short = dataset.map(
+        lambda row: {"chosen": "Yes", "rejected": "No", "system_message": row["system"]}
+    )
+    assert [row.error for row in read_preferences(short)] == [None, None]
     told = read(*both, columns={"system": "system_prompt"})[1]
     assert isinstance(told, Preference)
     assert told.prompt == "q"
