@@ -65,6 +65,10 @@ def log_probabilities(prefix: Sequence[int], response: Sequence[int]) -> list[fl
     return [distribution(whole[:n])[whole[n]] for n in range(len(prefix), len(whole))]
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # connections that wait: with 5, others are tried again after a second
+
+
 class ScoringServer:
     """`with ScoringServer("vllm") as server`: `server.api_base`; what was asked is in `server.asked`."""
 
@@ -90,7 +94,7 @@ class ScoringServer:
         self.without_probabilities = False
         self.llguidance_ends = False  # after one token
         self.context = 4096  # tokens
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
