@@ -43,7 +43,7 @@ T = TypeVar("T")
 _FORMS_KEPT = 64
 _OWN_FIELDS = frozenset(
     "model messages temperature max_tokens max_completion_tokens seed n stream response_format"
-    " reasoning_effort extra_body extra_query extra_headers api_base base_url api_key timeout"
+    " reasoning_effort extra_query extra_headers api_base base_url api_key timeout"
     " allowed_openai_params".split()
 )
 _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks the OpenAI protocol"
@@ -62,7 +62,12 @@ def _check_prices(prices: Any) -> Any:
 
 
 def _check_extra_body(body: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-    for name in _OWN_FIELDS.intersection(body or ()):
+    inner = (body or {}).get(
+        "extra_body"
+    )  # a field of Google's endpoint; litellm sends what is in it
+    for name in _OWN_FIELDS.intersection(
+        (*(body or ()), *(inner if isinstance(inner, dict) else ()))
+    ):
         raise InvalidArgumentError(
             f"extra_body={{{name!r}: …}}: this field is not free.",
             hint="temperature=, max_tokens=, api_base= and some others are options of their own; the library"

@@ -515,7 +515,8 @@ _FREE_FIELDS = frozenset(
     " guided_regex guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern"
     " structured_outputs grammar json_schema regex ebnf format think thinking thinking_budget enable_thinking"
     " reasoning include_reasoning reasoning_format separate_reasoning verbosity parallel_tool_calls"
-    " service_tier".split()
+    " service_tier prompt_cache_retention usage transforms google thinking_config truncate_prompt_tokens"
+    " priority reasoning_split preserve_thinking".split()
 )
 _PLAIN_TIERS = (None, "auto", "default", "on_demand", "standard", "standard_only")
 
@@ -530,7 +531,9 @@ def find_price(
     if prices is not None:
         prompt, completion = prices
         return Price(float(prompt) / _MILLION, float(completion) / _MILLION)
-    fields = fields or {}
+    fields = dict(fields or {})
+    inner = fields.pop("extra_body", None)
+    fields |= inner if isinstance(inner, dict) else {}
     if not _FREE_FIELDS.issuperset(fields):
         return None
     tier = fields.get("service_tier")

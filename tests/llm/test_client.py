@@ -661,10 +661,22 @@ def test_extra_fields_are_sent_and_miss_the_cache_of_requests_without_them(llm: 
     assert [body.get("top_k") for body in llm.requests] == [None, 20, 30]
     assert fake(llm, extra_body={"top_k": 20}).settings["extra_body"] == {"top_k": 20}
     assert "extra_body" not in fake(llm).settings
+    google = {"google": {"thinking_config": {"thinking_budget": 0}}}
+    fake(llm, extra_body={"extra_body": google}).ask(MESSAGES, City)
+    assert llm.requests[-1]["extra_body"] == google
 
 
 @pytest.mark.parametrize(
-    "extra", [{"messages": []}, {"temperature": 1.0}, {"x": object()}, {1: 2}, "top_k", [1]]
+    "extra",
+    [
+        {"messages": []},
+        {"temperature": 1.0},
+        {"extra_body": {"max_tokens": 9}},  # litellm would send it over ours
+        {"x": object()},
+        {1: 2},
+        "top_k",
+        [1],
+    ],
 )
 def test_extra_fields_that_cannot_be_sent_are_refused(extra: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="extra_body=") as caught:

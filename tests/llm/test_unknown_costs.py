@@ -211,6 +211,7 @@ def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
         {"tools": [{"type": "web_search"}]},
         {"search_parameters": {"mode": "on"}},
         {"a field of tomorrow": 1},
+        {"extra_body": {"service_tier": "fast"}},
     ],
 )
 def test_a_budget_asks_for_the_price_of_what_the_list_does_not_price(
