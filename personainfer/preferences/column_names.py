@@ -536,7 +536,10 @@ _DATA_SETS: Final = {
 def _data_set(columns: Mapping[str, str]) -> str | None:
     """The name of the data set that has these columns, if it has one."""
     used = set(columns.values()) | columns.keys()
-    return next((n for n, known in _DATA_SETS.items() if set(known.split()) <= used), None)
+    for name, known in _DATA_SETS.items():
+        if {*known.split()} <= used and columns.get("prompt") in (None, *known.split()):
+            return name
+    return None
 
 
 def has_known_label(schema: Schema) -> bool:

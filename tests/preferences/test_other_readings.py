@@ -141,6 +141,18 @@ def test_two_labels_that_contradict_each_other_are_asked_for(name: str, sides: A
     assert read(*rows, columns={"label": name})[:4] == [PAIR, PAIR, PAIR.swapped, PAIR.swapped]
 
 
+def test_a_data_set_of_a_few_usual_names_does_not_decide_between_labels() -> None:
+    """LLMBar has input, output_1, output_2 and label, and its prompts are in input."""
+    texts = {"output_1": "a", "output_2": "b"}
+    for prompt in ({"prompt": "q", "input": ""}, {"question": "q", "input": "of it"}):
+        rows = [
+            {**prompt, **texts, "label": 1 + n % 2, "best": f"output_{1 + n // 2 % 2}"}
+            for n in range(40)
+        ]
+        with pytest.raises(DataError, match="contradict each other"):
+            read(*rows)
+
+
 def test_two_labels_that_seldom_differ_are_compared_only() -> None:
     rows = [{**TWO, "winner": "1", "verdict": "2" if n < 4 else "1"} for n in range(40)]
     assert read(*rows) == [PAIR] * 40
