@@ -265,6 +265,8 @@ def status_error(
     if rule.scope == "run":
         error.fatal = error.is_refusal = True
         error.is_doubtful = status not in _OF_ALL
+        # Credit may end while others run.
+        error.ran_nothing = rule.error is AuthenticationError and rule.name not in _OF_CREDIT
     return error
 
 
@@ -351,6 +353,7 @@ def _words_in(text: str) -> list[tuple[str, int, int]]:
 
 
 # A key, an account or an address is refused with these. With others a firewall may refuse one row.
+_OF_CREDIT = ("no credit", "payment required")
 _OF_ALL = {401, 402, 404, 405, 407, 410}
 
 # A gateway had no answer, or none in time: the model behind it may have run.

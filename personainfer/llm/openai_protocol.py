@@ -152,17 +152,19 @@ def _unwrapped(reply: Mapping[str, Any]) -> Mapping[str, Any]:
 def check_was_read(completion: Completion, body: bytes) -> None:
     """Raise ReplyError if the endpoint counted too few tokens to have read all of a request.
 
-    Some servers cut prompts at their context. A word has a token at least. Only those of the last message
-    count: a server may leave out of its count what it had read for an earlier prompt.
+    Some servers cut prompts at their context. Two words have a token at least, and so have six signs of a
+    script without blanks. Only those of the last message count: a server may leave out of its count what it
+    had read for an earlier prompt.
     """
-    fewest = _WORDS_A_TOKEN * max(completion.prompt_tokens, _SHORTEST_CUT)
-    if len(body) < _BYTES_A_WORD * fewest:  # as nearly all: it need not be read again
+    fewest = max(completion.prompt_tokens, _SHORTEST_CUT)
+    if len(body) < _BYTES_A_TOKEN * fewest:  # as nearly all: it need not be read again
         return
-    words = sum(len(text.split()) for text in message_texts(json.loads(body)["messages"][-1:]))
-    if completion.prompt_tokens >= _SHORTEST_CUT and words > fewest:
+    texts = message_texts(json.loads(body)["messages"][-1:])
+    least = sum(len(text.split()) + len(_UNSPACED.findall(text)) // 3 for text in texts) // 2
+    if completion.prompt_tokens >= _SHORTEST_CUT and least > fewest:
         error = ReplyError(
-            f"the endpoint counted {completion.prompt_tokens:,} tokens of a prompt with {words:,} words"
-            " and more: it cuts prompts.",
+            f"the endpoint counted {completion.prompt_tokens:,} tokens of a prompt that has {least:,} at"
+            " least: it cuts prompts.",
             hint="Raise the context that it is started with (of Ollama: OLLAMA_CONTEXT_LENGTH).",
         )
         error.retryable = False
@@ -170,8 +172,10 @@ def check_was_read(completion: Completion, body: bytes) -> None:
         raise error
 
 
-_BYTES_A_WORD = 5  # with the space behind it, at least
-_WORDS_A_TOKEN = 2  # a few vocabularies have tokens of several words
+_BYTES_A_TOKEN = 10  # of two words with their blanks, at least
+_UNSPACED = re.compile(
+    "[\u0e00-\u0e7f\u3040-\u9fff\uac00-\ud7af]"
+)  # Thai, Japanese, Chinese, Korean
 _SHORTEST_CUT = 1000  # tokens: smaller counts may leave out what the endpoint had cached
 
 
@@ -187,13 +191,21 @@ def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | No
         completion, _ = _completion({**reply, "usage": usage})
     except _NO_COMPLETION:
         completion, _ = _completion({"choices": [{"text": ""}], "usage": usage})
-    is_counted = isinstance(usage, dict) and any(_tokens(usage, name) for name in usage)
-    is_empty = not any(reply.get(name) for name in _ENVELOPES)
+    counts = usage if isinstance(usage, dict) else {}
+    # A quota has numbers of its own.
+    is_counted = any(_tokens(counts, name) for name in counts if "token" in name.lower())
+    is_empty = not any(_may_be_an_answer(reply.get(name)) for name in _ENVELOPES)
     says_so = isinstance(reply.get("choices"), list) or not _OF_A_REFUSAL.isdisjoint(reply)
     is_refusal = refused or (says_so and is_empty)
     return completion if is_counted or completion.text or not is_refusal else None
 
 
+def _may_be_an_answer(inner: object) -> bool:
+    """Whether what is in an envelope may come from a model; an id of the request does not."""
+    return bool(inner) and (not isinstance(inner, dict) or not _OF_AN_ANSWER.isdisjoint(inner))
+
+
+_OF_AN_ANSWER = frozenset("choices message content text output result response usage".split())
 _OF_A_REFUSAL = frozenset("error message detail msg code prompt_feedback promptFeedback".split())
 _NO_COMPLETION = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 

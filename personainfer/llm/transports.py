@@ -340,7 +340,7 @@ class EndpointTransport(DialectTransport):
             f"the proxy {shown_address(self._proxy or '')} does not connect to {self.endpoint} ({status}).",
             hint="Check https_proxy, with its user and password, or name the host in NO_PROXY.",
         )
-        refused.fatal = refused.given_up = status in (403, 407)
+        refused.fatal = refused.given_up = refused.ran_nothing = status in (403, 407)
         return refused
 
 

@@ -473,8 +473,8 @@ class Workers:
 
     @property
     def _takes_none(self) -> bool:
-        """Whether the endpoint refuses all requests, and has taken none: those that are cancelled, too."""
-        return getattr(self.fatal, "fatal", False) and self._taken_at == -math.inf
+        """Whether the endpoint lets this caller in to no model: those in flight cost nothing."""
+        return getattr(self.fatal, "ran_nothing", False) and self._taken_at == -math.inf
 
     def _check_reserved(self, job: Job, reserved: int) -> None:
         """Have the request reserved anew if its reply may now take more tokens than were reserved.

@@ -119,10 +119,13 @@ def test_marks_at_the_end_are_no_words_of_a_text(text: str) -> None:
         assert plain_text(text) == (text if text.endswith("b") else words)
 
 
+@pytest.mark.parametrize("text", ["one word after the other " * 2000, "一个接一个的词语" * 7500])
 @pytest.mark.parametrize(("counted", "has_error"), [(4096, True), (10_000, False), (900, False)])
-def test_a_prompt_that_the_endpoint_has_cut_is_an_error(counted: int, has_error: bool) -> None:
+def test_a_prompt_that_the_endpoint_has_cut_is_an_error(
+    counted: int, has_error: bool, text: str
+) -> None:
     """As Ollama does at its num_ctx: the persona would be that of half a pair."""
-    texts = ["one word after the other " * 2000, "short"]
+    texts = [text, "short"]
     with FakeLLM(lambda _: Reply("yes", prompt_tokens=counted)) as server:
         llm = pi.LLM("fake", api_base=server.api_base, cache=False)
         cut, whole = llm.ask_many([([{"role": "user", "content": text}],) for text in texts])

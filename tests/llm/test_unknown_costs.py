@@ -270,7 +270,10 @@ def test_so_do_errors_that_tell_it_in_part(status: int, usage: dict[str, int]) -
     assert "budget" in str(replies[-1].error)
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 0, "completion_tokens": 0}, [3]])
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, {"prompt_tokens": 0, "completion_tokens": 0}, [3], {"used": 1000, "limit": 1000}],
+)
 def test_a_refusal_that_tells_of_no_token_costs_nothing(usage: Any) -> None:
     told = {"error": BROKEN, "usage": usage}
     with FakeLLM(faults=[Fault.response(told, 400)]) as server:
@@ -288,7 +291,7 @@ def test_what_was_refused_or_never_sent_costs_nothing() -> None:
     assert llm.usage.cost == 0
 
 
-@pytest.mark.parametrize("status", [401, 402])
+@pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_of_all_costs_nothing_for_those_in_flight(status: int) -> None:
     late = (
         Fault("hang", code=status, body=b"no", seconds=seconds) for seconds in (0.05, *[30.0] * 99)
@@ -301,6 +304,19 @@ def test_a_refusal_of_all_costs_nothing_for_those_in_flight(status: int) -> None
     assert llm.usage.cost == 0
     assert llm.limits.budget is not None
     assert llm.limits.budget.spent == 0
+
+
+def test_where_credit_ends_those_in_flight_count_as_what_was_reserved() -> None:
+    """The provider may have run them."""
+    late = (
+        Fault("hang", code=402, body=b"no", seconds=seconds) for seconds in (0.05, *[30.0] * 99)
+    )
+    with FakeLLM(lambda _: next(late)) as server:
+        llm = fake(server, budget=1000.0)
+        with pytest.raises(AuthenticationError):
+            ask(llm, 20)
+    assert llm.usage.cost is not None
+    assert llm.usage.cost > 0
 
 
 def test_what_the_endpoint_tells_is_what_is_charged() -> None:
