@@ -262,17 +262,21 @@ def _names(dicts: Iterable[Mapping[str, Any]]) -> list[str]:
 def _values(schema: Schema, item: Mapping[str, object]) -> Sequence[object]:
     if type(item) is CsvRow:
         cells = ((role, item.get(name, ABSENT)) for role, name in schema.columns.items())
-        values = [_csv_cell(role, value) for role, value in cells]
-        return schema.filled(values, lambda name: _csv_cell("user", item.get(name, ABSENT)))
+        values = [None if v in CSV_NULLS and role not in _LABEL_ROLES else v for role, v in cells]
+        values = [*schema.filled(values, lambda name: _csv_user(item.get(name, ABSENT)))]
+        place = schema.place_of_user
+        if place is not None:
+            values[place] = _csv_user(values[place])
+        return values
     values = without_na([item.get(name, ABSENT) for name in schema.columns.values()])
     return schema.filled(values, item.get) if schema.others else values
 
 
-def _csv_cell(role: str, value: Any) -> object:
-    """The value of a cell. A user is 7 also where a missing one made the column floats: "7.0"."""
-    if value in CSV_NULLS and role not in _LABEL_ROLES:
+def _csv_user(value: object) -> object:
+    """A user of a CSV file, who is 7 also where a missing one made the column floats: "7.0"."""
+    if not isinstance(value, str) or value in CSV_NULLS:
         return None
-    is_whole = role == "user" and value is not ABSENT and _WHOLE.fullmatch(value)
+    is_whole = _WHOLE.fullmatch(value)
     return is_whole[1] if is_whole else value
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError
 from .schemas import Mapped, Schema
@@ -379,10 +379,8 @@ def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> 
     later = ["id", "user", "system", "tools"]
     later += ["history"] if asked in _ASKED else []
     later += ["input"] if asked == "instruction" else []
-    # A prompt beside an instruction may be made of it and its input.
-    has_more = asked in _QUESTIONS and set(map(rest.column, _ASKED)) <= rest.taken | {None}
     optional: dict[str, str] = {}
-    for role in _LATER if has_more else later:
+    for role in (*later, "history") if asked in _QUESTIONS else later:
         optional |= rest.pick(role, _LATER[role]) or ({role: role} if role in later else {})
     pair = (columns.get("response_1", ""), columns.get("response_2", ""))
     if "conversation" in pair[0]:
@@ -415,7 +413,7 @@ _LATER: Final = {
 # What goes with an input and a history.
 _OF_ANY_NAME: Final = ("system", "user")  # each row has its own source's name for them
 _ASKED: Final = ("instruction", "query", "question")  # that are no prompt made of parts
-_QUESTIONS: Final = ("prompt", "user_prompt", *_ASKED)  # to which an input and a history belong
+_QUESTIONS: Final = ("prompt", "user_prompt", *_ASKED)  # to which a history belongs
 _LATER_NAMES: Final = frozenset(name for names in _LATER.values() for name in names)
 _CHOICE_NAMES: Final = frozenset(
     map(
@@ -433,7 +431,7 @@ _CHOICE_ROLES: Final = (
 )
 
 
-def with_later_columns(schema: Schema, found: Iterable[object]) -> Schema:
+def with_later_columns(schema: Schema, found: Mapping[Any, object]) -> Schema:
     """The schema once a row has columns that no row before it had: they may play roles that are free.
 
     Raises:
@@ -450,7 +448,7 @@ def with_later_columns(schema: Schema, found: Iterable[object]) -> Schema:
     for role in _LATER.keys() & columns.keys():
         if columns[role] not in schema.present:
             columns |= names.pick(role, _LATER[role])
-        elif role in _OF_ANY_NAME:
+        elif role in _OF_ANY_NAME and found.get(columns[role]) in (None, ""):
             others[role] = [*others.get(role, ()), *names.columns(_LATER[role])]
     return replace(schema, columns=columns, others=others, present=schema.present | known)
 

@@ -48,14 +48,14 @@ def is_exchange(text: object) -> bool:
 def transcript_prompt(text: str) -> Turns:
     """The turns of a prompt that is a transcript, without the empty assistant turn at its end.
 
-    Where it ends with another turn of the assistant, it quotes a conversation, and is one user's turn. So is
-    "Human:" at the start of a text that has no other turn.
+    A text that begins with "Human:" itself, and not with a blank line, quotes a conversation if it ends with
+    another turn of the assistant, or has no other turn: it is one user's turn.
     """
     turns = _transcript(text) or ()
     if len(turns) > 1 and turns[-1].role == "assistant" and not turns[-1].content:
         return turns[:-1]
-    is_open = turns and turns[-1].role == "user" and (len(turns) > 1 or text[0].isspace())
-    return turns if is_open else (Turn("user", text),)
+    is_open = len(turns) > 1 and turns[-1].role == "user"
+    return turns if turns and (is_open or text[0].isspace()) else (Turn("user", text),)
 
 
 def cut_at_turn(name: str, value: object, count: float | None) -> object:
@@ -206,13 +206,19 @@ def read_pair(
 
 
 def _preceded(name: str, before: Turns, context: Turns) -> Turns:
-    """The conversation after the turns of other columns; one system message is enough."""
-    if before and before[0].role == "system" and context[0].role == "system":
-        _check_same_system(before[0], context[0], "the row has a system message of its own", name)
-        before = before[1:]
-    start = int(context[0].role == "system")
-    is_repeated = _stripped(context[start : start + len(before)]) == _stripped(before)
-    return context if is_repeated else before + context
+    """The conversation after the turns of other columns, of which it may hold some itself."""
+    system, history = (
+        (before[:1], before[1:]) if before and before[0].role == "system" else ((), before)
+    )
+    own, said = (context[:1], context[1:]) if context[0].role == "system" else ((), context)
+    if system and own:
+        _check_same_system(system[0], own[0], "the row has a system message of its own", name)
+        system = ()
+    if _stripped(said[: len(history)]) == _stripped(history):
+        history = ()
+    elif history[-1].role == "user" and _stripped(history[-1:]) == _stripped(said[:1]):
+        history = history[:-1]
+    return system + own + history + said
 
 
 def _check_same_system(one: Turn, other: Turn, first: str, name: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from ..records import Preference
+from .cells import is_null, plain
 from .column_names import (
     ROLES,
     has_known_label,
@@ -149,7 +150,8 @@ def settle(
         settled.counts.clear()
         if error is None:
             unread = () if is_batch or len(rows) < 2 else _not_in_prompt(settled, head, names)
-            return Settled(replace(settled, not_in_prompt=unread), True)
+            others = _of_other_sources(settled, head)
+            return Settled(replace(settled, not_in_prompt=unread, others=others), True)
         if is_batch or (isinstance(error, NoPreferenceError) and len(rows) < FEW):
             fallback = fallback or Settled(settled, False)
         elif problem is None:
@@ -193,6 +195,18 @@ def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema
     rest = [s for s in schemas if s not in labelled and not (kept and s.kind == "scores")]
     place = schemas.index(labelled[0])
     return [*rest[:place], *kept, *rest[place:]]
+
+
+def _of_other_sources(schema: Schema, head: Head) -> dict[str, Sequence[str]]:
+    """The further columns of a role, if each of the first rows has one at most, and some its own one."""
+    found: dict[str, Sequence[str]] = {}
+    for role, further in schema.others.items():
+        columns = {name: name for name in (schema.columns[role], *further)}
+        rows = head(replace(schema, columns=columns, others={}))
+        filled = [[not (is_null(cell) or cell == "") for cell in map(plain, row)] for row in rows]
+        if all(sum(cells) <= 1 for cells in filled) and any(cells[0] for cells in filled):
+            found[role] = further
+    return found
 
 
 def _not_in_prompt(schema: Schema, head: Head, names: Sequence[object]) -> tuple[str, ...]:

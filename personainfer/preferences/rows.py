@@ -260,9 +260,6 @@ def _with_input(schema: Schema, row: Mapping[str, Any], prompt: Any) -> Any:
         return prompt
     if not isinstance(more, str) or not isinstance(prompt, str):
         raise wrong_type(schema.columns["input"], more, "text")
-    is_whole = schema.columns["prompt"] != "instruction"  # then it may hold the input somewhere
-    if more.strip() in prompt if is_whole else prompt.rstrip().endswith(more.strip()):
-        return prompt
     return f"{prompt}\n{more}"
 
 

@@ -121,6 +121,12 @@ class Schema:
         is_pair = self.kind == "pair" and tuple(self.columns)[: len(_PLAIN)] == _PLAIN
         return is_pair and not self.depends_on_values and not is_asked_more
 
+    @cached_property
+    def place_of_user(self) -> int | None:
+        """The place of the user among the values of a row, if the data has one."""
+        roles = list(self.columns)
+        return roles.index("user") if self.columns.get("user") in self.present else None
+
     @property
     def depends_on_values(self) -> bool:
         """Whether the values of cells, not only the columns' names, decided how they are read."""

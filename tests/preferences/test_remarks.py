@@ -117,20 +117,28 @@ def test_a_text_that_may_belong_to_the_prompt_is_told() -> None:
 
 
 @pytest.mark.parametrize("asked", ["prompt", "instruction", "question", "query"])
-def test_an_input_and_a_history_belong_to_any_question(asked: str) -> None:
-    pair = {"chosen": "a", "rejected": "b"}
-    history = [["Hi", "Hello"]]
-    row = {asked: "Summarize.", "input": "Document", "history": history, **pair}
+def test_a_history_belongs_to_any_question(asked: str) -> None:
+    row = {asked: "Why?", "history": [["Hi", "Hello"]], "chosen": "a", "rejected": "b"}
     (found,) = read_preferences([row])
     assert found.preference is not None
     assert isinstance(found.preference.prompt, tuple)
-    assert [turn.content for turn in found.preference.prompt] == [
-        "Hi",
-        "Hello",
-        "Summarize.\nDocument",
+    assert [turn.content for turn in found.preference.prompt] == ["Hi", "Hello", "Why?"]
+
+
+@pytest.mark.parametrize("text", ["negative", "Classify", "A document."])
+def test_an_input_belongs_to_an_instruction_alone(text: str) -> None:
+    """Elsewhere it may be the whole prompt, with a template: whether it is a part is told."""
+    pair = {"chosen": "Tea, please.", "rejected": "Coffee, please."}
+    asked = "Classify as positive or negative"
+    (found,) = read_preferences([{"instruction": asked, "input": text, **pair}])
+    assert found.preference == pi.Preference(prompt=f"{asked}\n{text}", **pair)
+    rows = [{"prompt": f"{asked}: {n}", "input": f"{text} {n}", **pair} for n in range(9)]
+    assert [row.preference and row.preference.prompt for row in read_preferences(rows)] == [
+        row["prompt"] for row in rows
     ]
-    (repeated,) = read_preferences([{asked: "Summarize: Document", "input": "Document", **pair}])
-    assert repeated.preference == pi.Preference(prompt="Summarize: Document", **pair)
+    assert summary(*rows)["not_in_prompt"] == ["input"]
+    whole = [{**row, "input": f"### Question:\n{row['prompt']}\n### Answer:"} for row in rows]
+    assert "not_in_prompt" not in summary(*whole)
 
 
 @pytest.mark.parametrize(
@@ -146,12 +154,15 @@ def test_an_input_and_a_history_belong_to_any_question(asked: str) -> None:
             ],
             "history": [["Hi", "Yo"]],
         },
+        {"prompt": "Why?", "history": [{"role": "user", "content": "Why?"}]},
     ],
 )
 def test_what_the_prompt_holds_is_not_added_to_it(row: dict[str, Any]) -> None:
-    (found,) = read_preferences([{**row, "chosen": "a", "rejected": "b"}])
-    (alone,) = read_preferences([{"prompt": row["prompt"], "chosen": "a", "rejected": "b"}])
-    assert found.preference == alone.preference
+    pair = {"chosen": "a", "rejected": "b"}
+    for system in ({}, {"system": "Be kind."}):
+        (found,) = read_preferences([{**row, **system, **pair}])
+        (alone,) = read_preferences([{"prompt": row["prompt"], **system, **pair}])
+        assert found.preference == alone.preference
 
 
 @pytest.mark.parametrize("more", [{"history": "of the forum"}, {"input": {"id": 1}}])

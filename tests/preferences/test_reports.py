@@ -999,6 +999,21 @@ def test_a_row_is_read_by_the_columns_of_its_own_source(tmp_path: Path) -> None:
             if pair and isinstance(pair.prompt, tuple)
         ]
         assert said == [("Be short.", "ann"), ("Be long.", "bob")]
+    apart = [{**one, "annotator": "ann2"}, {**other, "system_prompt": "", "worker": ""}]
+    for data in (
+        apart,
+        iter(apart),
+        pd.DataFrame(apart),
+    ):  # two columns of the same row are two things
+        assert [row.preference and row.preference.user for row in read_preferences(data)][
+            1
+        ] != "ann2"
+    both_filled = [
+        {**EXPLICIT, "user_id": n and str(n), "annotator_id": str(n)} for n in (None, 1, 2)
+    ]
+    for data in (both_filled, pd.DataFrame(both_filled)):
+        users = [row.preference and row.preference.user for row in read_preferences(data)]
+        assert users == [None, "1", "2"]
     short = dataset.map(
         lambda row: {"chosen": "Yes", "rejected": "No", "system_message": row["system"]}
     )
