@@ -12,6 +12,7 @@ import typer
 
 from ..arguments import Option, Options, options_of
 from ..llm.client import LLMOptions, named_model
+from ..llm.rate_limits import listed_provider
 from ..personas.options import RUN_OPTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -231,9 +232,10 @@ def persona_options(options: dict[str, Any], model: str | None) -> dict[str, Any
 
 
 def _provider(model: str) -> str:
-    """Who serves a model, as its name tells: "openai/…"; without a provider, the family of "gpt-…"."""
+    """Who serves a model, as its name or litellm's list tells; else the family of names like "gpt-…"."""
     name = model.removeprefix("litellm/")
-    return name.partition("/" if "/" in name else "-")[0]
+    provider, has_provider, _ = name.partition("/")
+    return provider if has_provider else listed_provider(name) or name.partition("-")[0]
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:

@@ -39,6 +39,7 @@ def pair_responses(
         InvalidArgumentError: ids that repeat or do not match, responses that are all the same, or an
             argument of another kind.
     """
+    prompts = as_listed(prompts)
     asked = by_id("prompts", "prompt", prompts)
     if not asked:
         raise InvalidArgumentError("prompts= is empty: there is nothing to compare.")
@@ -66,11 +67,18 @@ def pair_responses(
     return pairs
 
 
+def as_listed(given: Any) -> Any:
+    """An argument that can be looked at twice: a generator or a dataset as a list."""
+    has_items = isinstance(given, Mapping) or callable(getattr(given, "items", None))
+    is_one = isinstance(given, str | bytes | Persona) or hasattr(given, "columns")
+    return given if has_items or is_one or not isinstance(given, Iterable) else list(given)
+
+
 def brings_ids(given: object) -> bool:
     """Whether an argument has ids of its own: it is a mapping, a series, or a sequence of dicts with "id"."""
     if isinstance(given, Mapping) or callable(getattr(given, "items", None)):
         return True
-    return isinstance(given, list | tuple) and any(map(_has_id, given))
+    return isinstance(given, list) and any(map(_has_id, given))
 
 
 def _has_id(row: object) -> bool:

@@ -250,10 +250,12 @@ class Verifier:
 
         Raises:
             InvalidArgumentError: there is a budget, and the price of the judge is not known.
+            AuthenticationError: the judge's key is missing. The model would be paid before that is told.
         """
+        judge = self._judge.llm
+        judge.transport.check_key()
         if not self._shares_budgets:
             return
-        judge = self._judge.llm
         for one in (llm, judge):
             one.renew_after_fork()
         budget = llm.limits.budget

@@ -282,8 +282,12 @@ class LiteLLMTransport(DialectTransport):
         return {handler["provider"] for handler in self._litellm.custom_provider_map}
 
     def open(self) -> None:
-        """Fail before the first call where one environment variable is all that is missing."""
+        """A run begins to use it."""
         super().open()
+        self.check_key()
+
+    def check_key(self) -> None:
+        """Fail before the first call where one environment variable is all that is missing."""
         if not (self.key or all(map(can_be_sent, _environment_texts(self.provider, "APIKEY")))):
             raise AuthenticationError(
                 f"the environment's key for {self.provider} cannot be sent: it has a line break, a space or a"

@@ -219,9 +219,9 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
     text = message.get("content")
     if not isinstance(text, str) or not text.strip():
         text = _other_text(message)
-    elif message.get("tool_calls") or message.get("function_call"):  # the words announce the call
+    if message.get("tool_calls") or message.get("function_call"):  # the words announce the call
         called = _all_arguments(message)
-        text = f"{text}\n{called}" if called.strip("{}") else text
+        text = f"{text}\n{called}" if called.strip("{}") and called != text else text
     if not text.isascii():
         text.encode()
     usage = reply.get("usage")
@@ -294,12 +294,14 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
 def _all_arguments(message: Mapping[str, Any]) -> str:
     """The arguments of all tool calls of a message: of several the first one counts that fits."""
     calls = message.get("tool_calls") or [message.get("function_call")]
-    return "\n".join(filter(None, [arguments_of(call) for call in calls if call]))
+    known = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    return "\n".join(filter(None, map(arguments_of, known)))
 
 
 def arguments_of(call: Mapping[str, Any]) -> str:
     """The arguments of a tool call: text in OpenAI's protocol, an object in that of some servers."""
-    found = (call.get("function") or call).get("arguments") or ""
+    function = call.get("function")
+    found = (function if isinstance(function, dict) else call).get("arguments") or ""
     return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
 

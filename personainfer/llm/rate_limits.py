@@ -554,6 +554,11 @@ def find_batch_price(
     return _from_list(model, "_batches") if is_plain else single
 
 
+def listed_provider(model: str) -> str:
+    """Who serves a model that the list has without a provider in its name; "" for others."""
+    return str((_listed().get(model) or {}).get("litellm_provider") or "")
+
+
 def _from_list(model: str, ending: str) -> Price | None:
     """The price in the list; `ending` is that of the names of the prices that are wanted.
 

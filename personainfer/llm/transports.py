@@ -91,6 +91,9 @@ class Transport(Protocol):
     def was_read(self, completion: Completion, *, fits: bool) -> None:
         """Learn whether a reply was in the form that was asked for."""
 
+    def check_key(self) -> None:
+        """Raise AuthenticationError if it is known before the first call that a key is missing."""
+
     def open(self) -> None:
         """A run begins to use it."""
 
@@ -118,6 +121,9 @@ class DialectTransport:
         """The form that the endpoint takes, what is left out, and what it calls the model."""
         names = {"answered_as": sorted(self._answered_as)} if self._answered_as else {}
         return {**self.dialect.notes, **names}
+
+    def check_key(self) -> None:
+        """Raise AuthenticationError if it is known before the first call that a key is missing."""
 
     def open(self) -> None:
         """A run begins to use it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from ..arguments import CountFromZero, check_argument, takes_options
 from ..data.table import PersonaTable
-from ..evaluation.paired_responses import brings_ids, by_id
+from ..evaluation.paired_responses import as_listed, brings_ids, by_id
 from ..exceptions import (
     DataError,
     InvalidArgumentError,
@@ -144,6 +144,7 @@ def tailor_responses(
     place = persona_in or ("user" if shots else "system")
     source = personas if isinstance(personas, str) else "given"
     _check(source, side, train, shots, system_persona, place, template)
+    prompts = prompts if isinstance(prompts, PersonaTable) else as_listed(prompts)
     given = _given_prompts(prompts)
     people = _given_personas(given, prompts, personas, side, system_persona)
     asked, problems = _readable(given)

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -336,6 +337,13 @@ def test_a_dict_without_a_response_is_a_missing_one_and_the_ids_still_hold() -> 
 def test_ids_are_never_ignored(base: Any, words: str) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
         pair_responses([{"id": n, "prompt": f"prompt {n}"} for n in range(2)], base, ["c", "d"])
+
+
+@pytest.mark.parametrize("container", [list, tuple, iter, datasets.Dataset.from_list])
+def test_ids_of_rows_hold_in_any_container(container: Any) -> None:
+    rows = container([{"id": str(n), "prompt": f"prompt {n}"} for n in (2, 0, 1)])
+    made = pair_responses(rows, {n: f"base {n}" for n in range(3)}, ["c", "d", "e"])
+    assert [one.pair and one.pair.rejected for one in made] == ["base 2", "base 0", "base 1"]
 
 
 def test_the_labels_of_a_series_are_no_places_of_a_list() -> None:

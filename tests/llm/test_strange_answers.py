@@ -243,6 +243,7 @@ def test_a_stored_reply_whose_logprobs_are_spoilt_is_asked_again(odd: object) ->
 
 CALL = {"function": {"name": "f", "arguments": '{"text": "yes"}'}}
 WHOLE = '{"text": "yes"}'
+IN_PARTS = [{"type": "text", "text": "I record it now:"}]
 
 
 class Answer(BaseModel):
@@ -253,7 +254,15 @@ class Answer(BaseModel):
     "answer",
     [
         {"choices": [{"message": {"content": words, **called}, "finish_reason": "tool_calls"}]}
-        for words in ("I record it now:", "<think>{ hm }</think>", '{"other": 1}', WHOLE, "", None)
+        for words in (
+            "I record it now:",
+            "<think>{ hm }</think>",
+            '{"other": 1}',
+            WHOLE,
+            "",
+            None,
+            PARTS,
+        )
         for called in ({"tool_calls": [CALL]}, {"function_call": CALL["function"]})
     ]
     + [
@@ -268,6 +277,15 @@ class Answer(BaseModel):
     + [
         {"code": 200, "msg": "ok", name: {"choices": [{"message": {"content": WHOLE}}]}}
         for name in ("data", "result", "response")
+    ]
+    + [
+        {"choices": [{"message": {"content": WHOLE, **odd}, "finish_reason": "stop"}]}
+        for odd in (
+            {"tool_calls": ["x"]},
+            {"tool_calls": {"a": 1}},
+            {"function_call": "auto"},
+            {"tool_calls": [{"function": None}]},
+        )
     ],
 )
 def test_a_whole_answer_is_read_whatever_is_beside_it(answer: dict[str, Any]) -> None:
