@@ -263,9 +263,9 @@ def _values(schema: Schema, item: Mapping[str, object]) -> Sequence[object]:
     if type(item) is CsvRow:
         cells = ((role, item.get(name, ABSENT)) for role, name in schema.columns.items())
         values = [None if v in CSV_NULLS and role not in _LABEL_ROLES else v for role, v in cells]
-        values = [*schema.filled(values, lambda name: _csv_user(item.get(name, ABSENT)))]
-        place = schema.place_of_user
-        if place is not None:
+        if schema.others:
+            values = [*schema.filled(values, lambda name: _csv_user(item.get(name, ABSENT)))]
+        if (place := schema.place_of_user) is not None:
             values[place] = _csv_user(values[place])
         return values
     values = without_na([item.get(name, ABSENT) for name in schema.columns.values()])
