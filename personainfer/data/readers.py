@@ -180,32 +180,14 @@ def _from_dataset(data: Any, told: Mapped) -> PreferenceSource:
             hint="Pass list(data) for what it gives, or data.with_format(None) for what is stored.",
         )
     names = list(data.column_names)
-    classes = _classes(data)
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:
         # Only these columns, so that no image or audio in other columns is decoded.
         view = data.select_columns([n for n in names if n in wanted]).with_format("arrow")
         for table in view.iter(batch_size=_BATCH):
-            rows = _arrow_batch(table, names, wanted)
-            yield (
-                _with_classes(rows, [classes.get(name, ()) for name in wanted]) if classes else rows
-            )
+            yield _arrow_batch(table, names, wanted)
 
     return _from_columns(names, batches, told, total=len(data), original=data)
-
-
-def _classes(dataset: Any) -> dict[str, list[str]]:
-    """The names of the classes that a Hugging Face dataset stores as numbers, by column."""
-    features = dataset.features or {}
-    return {n: f.names for n, f in features.items() if type(f).__name__ == "ClassLabel"}
-
-
-def _with_classes(rows: Batch, classes: Sequence[Sequence[str]]) -> Batch:
-    for row in rows:
-        yield [
-            names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
-            for value, names in zip(row, classes, strict=True)
-        ]
 
 
 def _arrow_batch(table: Any, names: Sequence[str], wanted: Sequence[str]) -> Batch:

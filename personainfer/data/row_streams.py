@@ -6,6 +6,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
@@ -159,11 +160,13 @@ def _settled(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema:
     def values(schema: Schema) -> list[Sequence[object]]:
         return [_values(schema, item) for item in dicts]
 
+    is_csv = all(type(item) is CsvRow for item in dicts)
     try:
-        schemas = widened(settle(matches(usual, told), values, usual).schema, names)
+        usually = [replace(each, is_csv=is_csv) for each in matches(usual, told)]
+        schemas = widened(settle(usually, values, usual).schema, names)
     except PersonaInferError:
         schemas = recognise(names, told)
-    return settle(schemas, values, names).schema
+    return settle([replace(each, is_csv=is_csv) for each in schemas], values, names).schema
 
 
 def _dicts(items: Iterable[object]) -> list[Mapping[str, Any]]:

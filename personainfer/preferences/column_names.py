@@ -18,9 +18,9 @@ _VAGUE_PROMPTS: Final = tuple(
     "input context contents dialog dialogue post history text info x".split()
 )
 _PROMPTS: Final = (
-    *"prompt messages conversations conversation question instruction query user_prompt user_query".split(),
-    *"user_message user_input prompt_text question_text problem".split(),
+    *"prompt messages conversations conversation question instruction query user_prompt".split(),
     *_VAGUE_PROMPTS,
+    *"user_query user_message user_input prompt_text question_text problem".split(),
 )
 _ASKS: Final = frozenset(  # the last word of a name that may be the prompt's
     "prompt prompts question questions query instruction instructions problem task request ask message"

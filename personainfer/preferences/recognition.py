@@ -146,7 +146,7 @@ def settle(
             continue
         if error is None:
             labels = [each.columns["label"] for each in schemas if each.kind == "label"]
-            _check_other_readings(settled, rows, head, labels)
+            _check_other_readings(settled, rows, head, labels, is_batch=is_batch)
         settled.counts.clear()
         if error is None:
             unread = () if is_batch or len(rows) < 2 else _not_in_prompt(settled, head, names)
@@ -306,11 +306,18 @@ def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exceptio
 
 
 def _check_other_readings(
-    schema: Schema, rows: Sequence[Sequence[object]], head: Head, labels: Sequence[str]
+    schema: Schema,
+    rows: Sequence[Sequence[object]],
+    head: Head,
+    labels: Sequence[str],
+    *,
+    is_batch: bool,
 ) -> None:
     """Raise DataError if the first rows may as well be read otherwise, and only the caller knows how."""
     if not schema.has_exchanges:
         _check_vague_prompt(schema, head)
+    if is_batch:  # small ones show nothing more, and all are read alike
+        return
     if schema.kind == "label" and "label" not in schema.told.columns:
         _check_other_labels(schema, head, labels)
     if "prompt" not in schema.told.columns and _may_be_answered(schema, rows):

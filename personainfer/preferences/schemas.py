@@ -36,6 +36,7 @@ class Mapped(NamedTuple):
 
 
 _TEXT_ROLES = frozenset("prompt chosen rejected response_1 response_2".split())
+_BOTH = ({"chosen", "rejected"}, {"response_1", "response_2"})
 _FEW = 0.05  # the share of cells up to which they may look like something else by chance
 _ENOUGH = 5  # rows that tell what is no chance
 
@@ -78,6 +79,7 @@ class Schema:
         labels_are_texts: whether labels are the texts of the preferred responses.
         beside: role -> column of other responses and models in the data, which the pair's columns may name.
         others: role -> further columns of it, for rows in which its own one is empty.
+        is_csv: whether the rows are of a CSV file, whose cells are texts whatever they were.
         not_in_prompt: columns that may be a part of what was asked, and were not read.
         counts: what was done to rows, by name; it grows as rows are read.
     """
@@ -97,6 +99,7 @@ class Schema:
     compared: LabelCoding | None = None
     labels_are_texts: bool = False
     others: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    is_csv: bool = False
     not_in_prompt: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter, compare=False)
 
@@ -110,7 +113,7 @@ class Schema:
         places = [n for n, role in enumerate(self.columns) if role in ("chosen", "rejected")]
         both = ([row[n] for n in places] for row in rows)
         return self.kind == "pair" and any(
-            are_lists(*values) or all(isinstance(v, str) and printed(v) is list for v in values)
+            are_lists(*values) or (self.is_csv and all(printed(str(v)) is list for v in values))
             for values in both
         )
 
@@ -153,11 +156,7 @@ class Schema:
             found,
             coding=found._find_coding(rows, is_batch=is_open),
             compared=found.compared_coding(rows),
-            json_roles=frozenset(
-                role
-                for role, found in texts.items()
-                if _are_json(found, may_be_lists=self.told.pairs is not None)
-            ),
+            json_roles=self._find_json(texts),
             is_rounds=self.kind == "one-hot"
             and _share(_is_json_list, chain.from_iterable(texts.values())) > 1 / 2,
             has_transcripts=_share(is_transcript, texts.get("prompt", ())) > _FEW,
@@ -167,6 +166,15 @@ class Schema:
             else False,
             repeats_prompt=_repeat_prompt(cells),
         )
+
+    def _find_json(self, texts: Mapping[str, Sequence[str]]) -> frozenset[str]:
+        """The roles of which most texts are turns written as text, or nearly all what Python printed."""
+        found = {role for role, each in texts.items() if _share(may_be_turns, each) > 1 / 2}
+        if self.is_csv:  # elsewhere such a text is meant: code, for one
+            those = {role for role, each in texts.items() if _are_printed(each)}
+            alone = [both for both in _BOTH if not both <= those]
+            found |= those.difference(*alone)
+        return frozenset(found)
 
     def _find_coding(
         self, rows: Sequence[Sequence[object]], *, is_batch: bool
@@ -303,12 +311,11 @@ def _share(is_so: Callable[[str], bool], texts: Iterable[str]) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-def _are_json(texts: Sequence[str], *, may_be_lists: bool) -> bool:
-    """Whether most texts are turns that were written as text, or nearly all a record or list that was."""
-    if _share(may_be_turns, texts) > 1 / 2:
-        return True
-    kinds = (dict, list) if may_be_lists or len(texts) >= _ENOUGH else (dict,)
-    return _share(lambda text: printed(text) in kinds, texts) > 1 - _FEW
+def _are_printed(texts: Sequence[str]) -> bool:
+    """Whether nearly all texts, and not only a few, are what Python prints of a record or of a list."""
+    return (
+        len(texts) >= _ENOUGH and _share(lambda text: printed(text) is not None, texts) > 1 - _FEW
+    )
 
 
 def _repeat_prompt(cells: Mapping[str, Sequence[object]]) -> bool | None:
