@@ -45,7 +45,8 @@ def plain(value: object) -> object:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
+        is_whole = value.is_finite() and value == value.to_integral_value()
+        return int(value) if is_whole else float(value)
     return value
 
 

@@ -39,7 +39,8 @@ _SEVERAL = ("list", "group")
 _ENOUGH = 5  # rows that tell what is no chance
 _MANY = 0.1  # a share of rows that is no mistake
 _NEARLY_ALL = 0.95
-_WORDS_OF_A_QUESTION = 3  # a name or a category has fewer
+_WORDS_OF_A_QUESTION = 3  # a category has fewer
+_WORDS_OF_NO_NAME = 6
 
 
 def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
@@ -377,8 +378,12 @@ def _may_be_answered(schema: Schema, rows: Sequence[Sequence[object]]) -> bool:
 
 
 def _check_vague_prompt(schema: Schema, head: Head) -> None:
-    may_be = vague_prompt(schema)
-    for name in _of_other_texts(schema, head, may_be, least_words=_WORDS_OF_A_QUESTION):
+    may_be, user = vague_prompt(schema), schema.columns.get("user")
+    others = [name for name in may_be if name != user]
+    found = _of_other_texts(schema, head, others, least_words=_WORDS_OF_A_QUESTION)
+    if user in may_be:  # people's names have a few words, too
+        found += _of_other_texts(schema, head, [user], least_words=_WORDS_OF_NO_NAME)
+    for name in found:
         raise DataError(
             f"the prompt may be in {schema.columns['prompt']!r} or in {name!r}.",
             hint="Say which column it is:",

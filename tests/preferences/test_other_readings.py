@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,13 @@ def test_a_remark_beside_a_vague_prompt_is_no_prompt(vague: str, beside: object)
 def test_a_prompt_of_an_unknown_name_beside_a_vague_one_is_asked_for(
     name: str, vague: str, kind: Callable[..., Any]
 ) -> None:
-    rows = [{vague: f"more {n}", name: f"Which is it, {n}?", **SIDES} for n in range(9)]
+    rows = [{vague: f"more {n}", name: f"Which one of them is it, {n}?", **SIDES} for n in range(9)]
     with pytest.raises(DataError, match=r"columns=\{'prompt'") as caught:
         read_all(kind(rows))
     assert repr(name) in str(caught.value)
     assert repr(vague) in str(caught.value)
     found = read_all(kind(rows), columns={"prompt": name})
-    assert found[0] == Preference(prompt="Which is it, 0?", chosen="a", rejected="b")
+    assert found[0] == Preference(prompt="Which one of them is it, 0?", chosen="a", rejected="b")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,7 @@ def test_a_prompt_of_an_unknown_name_beside_a_vague_one_is_asked_for(
         {"task": "summarization"},
         {"user": "ann"},
         {"user": 7},
+        {"user": "Dr. Ann Lee Smith"},
         {"user_name": "Ann Lee Smith"},
         {"prompt_id": "the id of it"},
         {"user_query": None},
@@ -123,6 +125,7 @@ def test_what_is_no_question_beside_a_vague_prompt_says_nothing(beside: dict[str
         (pair,) = read({"context": "q", **SIDES, **beside})
         assert isinstance(pair, Preference)
         assert pair.prompt == "q"
+        assert len(read(*[{"context": f"q{n}", **SIDES, **beside} for n in range(9)])) == 9
     (pair, _) = read(*[{"text": "q", "task": "Sum up the text.", **SIDES}] * 2)
     assert pair == PAIR
 
@@ -239,7 +242,10 @@ def test_names_after_a_first_row_of_texts_are_followed() -> None:
 
 
 PRINTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "records": ({**EXPLICIT, "chosen": {"response": "a", "n": 1}, "rejected": {"response": "b"}}, {}),
+    "records": (
+        {**EXPLICIT, "chosen": {"response": "a", "n": 1}, "rejected": {"response": "b"}},
+        {},
+    ),
     "WebGPT": (
         {**example_rows()["WebGPT"], "question": {"dataset": "eli5", "full_text": "it's"}},
         {},
@@ -343,3 +349,8 @@ def test_a_prompt_that_the_responses_hold_is_not_said_to_be_in_a_column() -> Non
     source = read_preferences([{"info": "x", "chosen": turns + "a", "rejected": turns + "b"}])
     assert [row.preference for row in source] == [PAIR]
     assert source.summary["columns"] == {"chosen": "chosen", "rejected": "rejected"}
+
+
+def test_a_score_that_is_an_infinite_decimal_is_a_score() -> None:
+    rows = [{**TWO, "score_1": Decimal("inf"), "score_2": Decimal("1.5")}]
+    assert read(*rows) == [PAIR]
