@@ -265,7 +265,9 @@ def _names(dicts: Iterable[Mapping[str, Any]]) -> list[str]:
 def _values(schema: Schema, item: Mapping[str, object]) -> Sequence[object]:
     if type(item) is CsvRow:
         cells = ((role, item.get(name, ABSENT)) for role, name in schema.columns.items())
-        values = [None if v in CSV_NULLS and role not in _LABEL_ROLES else v for role, v in cells]
+        values: list[object] = [
+            None if v in CSV_NULLS and role not in _LABEL_ROLES else v for role, v in cells
+        ]
         if schema.others:
             values = [*schema.filled(values, lambda name: _csv_user(item.get(name, ABSENT)))]
         if (place := schema.place_of_user) is not None:
