@@ -354,7 +354,8 @@ def _lengths(
 def _outcomes(verdicts: Sequence[Verdict | None], unparsable: str) -> NDArray[np.float64]:
     """1 for a win of the test model, 0 for a tie, -1 for a loss, NaN for what does not count."""
     worth = {"first": 1.0, "tie": 0.0, "second": -1.0, None: _UNPARSABLE[unparsable]}
-    return np.array([np.nan if v is None else worth[v.winner] for v in verdicts], dtype=np.float64)
+    asked = (v if v is not None and v.answered else None for v in verdicts)
+    return np.array([np.nan if v is None else worth[v.winner] for v in asked], dtype=np.float64)
 
 
 def _consistent(verdicts: Sequence[Verdict | None]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator
 
-from ..exceptions import ModelError, RequestRejectedError
+from ..exceptions import ModelError, ReplyError, RequestRejectedError
 from ..llm.client import LLM, make_llm
 from ..llm.requests import Reply, Request
 from ..observability import progress_bar, with_progress_bar
@@ -76,14 +76,16 @@ class Choice(BaseModel):
 class Opinion:
     """What a judge says of two texts in one order.
 
-    `pick` is None where it picks neither, and where its reply cannot be used: `problem` says why.
-    `probability` is that of picking the first text rather than the second, by the log-probabilities of
+    `pick` is None where it picks neither, and where its reply cannot be used: `problem` says why. Where it is
+    not `answered`, there was no reply at all, as where the server is away or a budget is used up: that says
+    nothing of the texts, nor of the judge. `probability` is that of picking the first text rather than the second, by the log-probabilities of
     the answer's tokens; None where the endpoint gives none.
     """
 
     pick: Pick | None = None
     problem: str | None = None
     probability: float | None = None
+    answered: bool = True
 
     def swapped(self) -> Opinion:
         """The same opinion, of the texts in the other order."""
@@ -99,13 +101,22 @@ class Verdict:
     orders: tuple[Opinion, Opinion]
 
     @property
+    def answered(self) -> bool:
+        """Whether the judge replied in both orders, with whatever."""
+        return all(opinion.answered for opinion in self.orders)
+
+    @property
     def score(self) -> float:
-        """The share of orders in which the judge picked the first text: 0, 0.5 or 1."""
+        """The share of orders in which the judge picked the first text: 0, 0.5 or 1; NaN: it was not asked."""
+        if not self.answered:
+            return math.nan
         return sum(opinion.pick == "first" for opinion in self.orders) / 2
 
     @property
     def soft_score(self) -> float:
         """The mean probability of picking the first text; `score` if a pick has no probability."""
+        if not self.answered:
+            return math.nan
         picks = [opinion for opinion in self.orders if opinion.pick is not None]
         known = [opinion.probability for opinion in picks if opinion.probability is not None]
         return sum(known) / 2 if len(known) == len(picks) else self.score
@@ -247,7 +258,8 @@ def verdict_columns(
     earlier judge, which is then replaced. `before` are the names of the columns that the table has.
     """
     columns: dict[str, list[Any]] = {}
-    for side, verdicts in placed.items():
+    for side, given in placed.items():
+        verdicts = [v if v is not None and v.answered else None for v in given]
         values: tuple[list[Any], ...] = (
             [None if v is None else v.score == 1 for v in verdicts],
             [None if v is None else v.score for v in verdicts],
@@ -262,7 +274,7 @@ def verdict_columns(
 
 def _opinion(reply: Reply, soft: bool) -> Opinion:
     if reply.error is not None:
-        return Opinion(problem=str(reply.error))
+        return Opinion(problem=str(reply.error), answered=isinstance(reply.error, ReplyError))
     probability = _probability(reply.logprobs) if soft else None
     return Opinion(reply.value.pick, probability=probability)
 

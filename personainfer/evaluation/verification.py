@@ -7,6 +7,7 @@ four ratings. The two orders of a question are one observation; intervals come f
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Unpack
@@ -81,8 +82,10 @@ def verify_personas(
     """Ask a judge which response a person with this persona prefers, and count the right answers.
 
     The judge sees persona, prompt and both responses, in both orders. An order counts 1 if the judge
-    picks the response of the persona's side, else 0: also where it answers "neither" or fails (arXiv
-    2501.11549: ambiguous answers are wrong). A judge that always answers "1" has an accuracy of 0.5.
+    picks the response of the persona's side, else 0: also where it answers "neither", or something that
+    cannot be read (arXiv 2501.11549: ambiguous answers are wrong). A row to which it gave no reply at all, as
+    where its server is away or a budget is used up, is left out and counted. A judge that always answers "1"
+    has an accuracy of 0.5.
 
     Args:
         table: personas of one side or both; rows without are left out and counted.
@@ -133,7 +136,8 @@ def compare_personas(
         table: rows with both personas; the others are left out and counted.
         judge: as for `verify_personas`.
         unparsable: what a row counts as where a reply cannot be used: left out ("drop", as in the
-            paper), a "tie", or a "loss" of the chosen side's persona. They are counted in any case.
+            paper), a "tie", or a "loss" of the chosen side's persona. They are counted in any case. Where
+            there was no reply at all, the row is left out.
         confidence: of the intervals (Wilson's for the win rate without ties).
         progress, options: as for `verify_personas`.
 
@@ -156,7 +160,9 @@ def compare_personas(
     for (row, *_), verdict in zip(pairs, verdicts, strict=True):
         better[row] = names[verdict.winner]
     return PersonaComparison(
-        win_rate=win_rate([worth[v.winner] for v in verdicts], confidence=confidence),
+        win_rate=win_rate(
+            [worth[v.winner] if v.answered else math.nan for v in verdicts], confidence=confidence
+        ),
         consistency=bootstrap_rate(_numbers(verdicts, "consistent"), confidence=confidence),
         policy=unparsable,
         skipped=len(table) - len(pairs),

@@ -207,10 +207,24 @@ def score_hypotheses(
             " numbers; they are left out.",
             stacklevel=3,
         )
+    checked = Counter(one.name for one, *_ in asked)
+    missing = Counter(one.name for (one, *_), known in zip(asked, finite, strict=True) if not known)
+    for one in users:
+        one.problem = one.problem or unchecked(missing[one.name], checked[one.name])
     for (one, place, choice), score in itertools.compress(zip(asked, scores, strict=True), finite):
         old = one.hypotheses[place]
         scored = (*old.scores, (choice.id or "", float(score)))
         one.hypotheses[place] = old.model_copy(update={"scores": scored})
+
+
+def unchecked(missing: int, asked: int) -> str | None:
+    """Why a user has no persona of whose checks most have no score, as where a budget ends; None: not so."""
+    if 2 * missing <= asked:
+        return None
+    return (
+        f"{missing:,} of {asked:,} checks of what explains the user's choices have no score. Call again: what"
+        " was answered is in the cache."
+    )
 
 
 def _of_others(
@@ -266,7 +280,7 @@ def explains_of(one: UserAtWork) -> npt.NDArray[np.float64]:
 
 def predicting(one: UserAtWork) -> dict[int, float] | str:
     """The hypotheses, by place, that predict other choices, with their mean score; or why none does."""
-    if not one.hypotheses:
+    if one.problem or not one.hypotheses:
         return one.problem or "no choice could be explained."
     means = [_mean(hypothesis) for hypothesis in one.hypotheses]
     kept = {place: mean for place, mean in enumerate(means) if mean > NEUTRAL}

@@ -35,6 +35,7 @@ from .hypotheses import (
     explains_of,
     predicting,
     score_hypotheses,
+    unchecked,
     users_in,
 )
 from .records import Method, PairEvidence, UserPersona, UserPersonas, UserRow
@@ -313,7 +314,11 @@ def _listed(
         )
         dislikes = [said for said in dislikes if said not in likes]
         if select is not None:
-            likes, dislikes = _sided([*likes, *dislikes], one.choices, select)
+            sided = _sided([*likes, *dislikes], one.choices, select)
+            if isinstance(sided, str):
+                made[one.name] = sided
+                continue
+            likes, dislikes = sided
         made[one.name] = _tastes_persona(one, likes, dislikes)
     return made
 
@@ -336,14 +341,17 @@ def tastes_message(choices: Sequence[Preference], earlier: UserPersona | None) -
 
 def _sided(
     tastes: Sequence[str], choices: Sequence[Preference], select: Selector
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str]] | str:
     """The tastes that predict what the user preferred, and those that predict the opposite; surest first.
 
-    Small models put tastes on the wrong side. One that predicts nothing (a mean score of 0) is dropped.
+    Small models put tastes on the wrong side. One that predicts nothing (a mean score of 0) is dropped. A
+    text says why there are none: most have no score.
     """
     said = [Persona.parse(f"The user likes: {taste}") for taste in tastes for _ in choices]
     scores = explains_each(select, [*choices] * len(tastes), said).reshape(len(tastes), -1)
     known = np.isfinite(scores)
+    if problem := unchecked(int(known.size - known.sum()), known.size):
+        return problem
     sums = np.where(known, scores, 0.0).sum(axis=1)
     means = dict(zip(tastes, sums / np.maximum(known.sum(axis=1), 1), strict=True))
     surest = sorted(tastes, key=lambda taste: -abs(means[taste]))

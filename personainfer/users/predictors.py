@@ -164,7 +164,7 @@ def _by_judge(judge: Explaining | Verifier, cases: Sequence[Case]) -> Prediction
     if not isinstance(judge, Verifier):
         return Predictions.of(_some(explains_each(judge, choices, shown, "scorer")))
     verdicts = judge.verdicts(choices, shown) if cases else []
-    unusable = np.array([one.problem is not None for one in verdicts], dtype=bool)
+    unusable = np.array([one.answered and one.problem is not None for one in verdicts], dtype=bool)
     margins = np.array([one.soft_score - 0.5 for one in verdicts], dtype=np.float64)
     return Predictions.of(
         np.where(unusable, -0.5, margins),

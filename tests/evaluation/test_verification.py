@@ -259,6 +259,22 @@ def test_rows_on_which_the_judge_fails_are_wrong_and_counted() -> None:
     assert "refused" in str(found)
 
 
+def away_on_odd_questions(body: dict[str, Any]) -> Any:
+    number = int(re.findall(r"(\d+)", between(body, "prompt"))[0])
+    return Fault.status(500) if number % 2 else perfect(body)
+
+
+def test_rows_to_which_no_judge_replied_are_left_out_and_counted() -> None:
+    """A server that is away, and a budget that ends, say nothing of a persona."""
+    found = run(away_on_odd_questions, pi.verify_personas, table(10), max_attempts=1)
+    assert (found.overall.accuracy.value, found.overall.accuracy.n) == (1.0, 5)
+    assert (found.failed, found.skipped) == (10, 0)
+    added = found.table.added
+    assert added["chosen_verified"] == [None if n % 2 else True for n in range(10)]
+    assert added["chosen_verified_score"] == [None if n % 2 else 1.0 for n in range(10)]
+    assert [bool(text) for text in added["verification_error"]] == [n % 2 == 1 for n in range(10)]
+
+
 def test_a_judge_whose_key_is_refused_ends_the_run() -> None:
     with FakeLLM(api_key="right") as server, pytest.raises(AuthenticationError):
         pi.verify_personas(table(3), judge="judge", api_base=server.api_base, api_key="wrong")

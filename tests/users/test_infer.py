@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -241,6 +242,29 @@ def test_a_text_cannot_close_the_tags_it_stands_in(llm: FakeLLM, endpoint: dict[
     (text,) = map(said, llm.requests)
     assert text.count("</choice>") == 2
     assert "<earlier_description>" not in text
+
+
+class AwayForBob(ByLength):
+    """A scorer that has no score for most choices of one user, as where a budget ends."""
+
+    def explains(self, preferences: Sequence[pi.Preference], personas: Sequence[pi.Persona]) -> Any:
+        scores = super().explains(preferences, personas)
+        bobs = [place for place, one in enumerate(preferences) if one.user == "bob"]
+        for place in bobs[1:]:
+            scores[place] = math.nan
+        return scores
+
+
+@pytest.mark.filterwarnings("ignore:.* scores of select= are not finite")
+@pytest.mark.parametrize("method", ["verified", "posterior"])
+def test_a_user_of_whose_checks_most_have_no_score_is_told_so(
+    method: Any, llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    llm.reply = answer
+    data = [*choices("ann", 4), *choices("bob", 4)]
+    found = pi.infer_user_personas(data, method=method, select=AwayForBob(), **endpoint)
+    assert list(found.personas) == ["ann"]
+    assert "checks of what explains the user's choices have no score" in (found.errors["bob"] or "")
 
 
 def test_a_user_whose_reply_fails_costs_no_other(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
@@ -678,7 +702,7 @@ def test_the_embedded_model_describes_a_user() -> None:
     assert {note.pair for note in persona.evidence} <= {"ann0", "ann1"}
 
 
-@pytest.mark.parametrize("method", ["verified", "posterior", "tastes"])
+@pytest.mark.parametrize("method", ["verified", "posterior"])
 def test_the_budget_holds_for_the_judge_that_selects(
     llm: FakeLLM, endpoint: dict[str, Any], method: Any
 ) -> None:
