@@ -8,12 +8,13 @@ made as `infer_personas` makes it.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Unpack
+from typing import IO, Any, Unpack
 
 from ..api_keys import Secrets, hides_secrets, holds_secret
 from ..arguments import PositiveNumber, check_argument, takes_options
@@ -29,6 +30,7 @@ from ..exceptions import (
     ModelNotFoundError,
     ReplyError,
     RequestRejectedError,
+    TransportError,
 )
 from ..llm.client import LLM
 from ..llm.rate_limits import most_tokens
@@ -51,6 +53,8 @@ from .job_folder import (
 from .lines import MaskedLines, WireRequest, provider_words, wire_requests
 from .provider import BatchAPI, BatchState, batch_api
 from .results import bring_in, run_without_calls
+
+_LONGEST_LINE = 2**24  # bytes of a file's last line that are looked at
 
 
 @takes_options(PersonaOptions)
@@ -403,6 +407,19 @@ def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets, requests:
                 f"what the provider sent as {file_id} holds no line of a batch: {begins}.",
                 hint="Repeat the call to download it again.",
             )
+        if _is_cut(file, size):
+            raise TransportError(f"what the provider sent as {file_id} breaks off.")
+
+
+def _is_cut(file: IO[bytes], size: int) -> bool:
+    """Whether a file ends within a line, as where a connection broke off without a word."""
+    file.seek(max(0, size - _LONGEST_LINE))
+    _, _, last = file.read().rpartition(b"\n")
+    try:
+        json.loads(last or b"{}")
+    except ValueError:
+        return True
+    return False
 
 
 # Both

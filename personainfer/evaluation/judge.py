@@ -78,8 +78,8 @@ class Opinion:
 
     `pick` is None where it picks neither, and where its reply cannot be used: `problem` says why. Where it is
     not `answered`, there was no reply at all, as where the server is away or a budget is used up: that says
-    nothing of the texts, nor of the judge. `probability` is that of picking the first text rather than the second, by the log-probabilities of
-    the answer's tokens; None where the endpoint gives none.
+    nothing of the texts, nor of the judge. `probability` is that of picking the first text rather than the
+    second, by the log-probabilities of the answer's tokens; None where the endpoint gives none.
     """
 
     pick: Pick | None = None
@@ -107,7 +107,7 @@ class Verdict:
 
     @property
     def score(self) -> float:
-        """The share of orders in which the judge picked the first text: 0, 0.5 or 1; NaN: it was not asked."""
+        """The share of orders in which the judge picked the first text: 0, 0.5 or 1; NaN: no reply."""
         if not self.answered:
             return math.nan
         return sum(opinion.pick == "first" for opinion in self.orders) / 2
