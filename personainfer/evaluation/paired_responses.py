@@ -115,10 +115,12 @@ def by_id(
                 name, zip(asked, values, strict=True) if len(values) == len(asked) else places
             )
         found = _distinct(name, _values_by_id(name, field, values))
-    if not have_ids and list(found) != list(asked) and set(found) == set(asked):
+    are_places = not have_ids or getattr(given, "ids_are_places", False)
+    if are_places and list(found) != list(asked) and set(found) == set(asked):
+        without, other = ("prompts", name) if not have_ids else (name, "prompts")
         raise InvalidArgumentError(
-            f"{name}= has ids in another order than 0 to {len(asked) - 1}, and prompts= has none.",
-            hint=f"Give both with ids, or both in one order: {name}=list({name}).",
+            f"{other}= has ids in another order than 0 to {len(asked) - 1}, and {without}= has none.",
+            hint=f"Give both with ids, or both in one order: {other}=list({other}).",
         )
     return found
 

@@ -58,6 +58,7 @@ class TailoredResponses(Mapping[str, str | None]):
         errors: id -> why there is no response.
         usage: what it took.
         settings: how the responses were made.
+        ids_are_places: whether the prompts brought no ids, so that these are their places, 0 to n - 1.
     """
 
     prompts: Mapping[str, Any] = field(repr=False)
@@ -66,6 +67,7 @@ class TailoredResponses(Mapping[str, str | None]):
     errors: Mapping[str, str]
     usage: Usage
     settings: Mapping[str, Any]
+    ids_are_places: bool = False
 
     def __getitem__(self, id: str) -> str | None:
         return self.responses[id]
@@ -142,7 +144,7 @@ def tailor_responses(
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(tailor_responses).parameters))
     place = persona_in or ("user" if shots else "system")
-    source = personas if isinstance(personas, str) else "given"
+    source = personas if isinstance(personas, str) else None
     _check(source, side, train, shots, system_persona, place, template)
     prompts = prompts if isinstance(prompts, PersonaTable) else as_listed(prompts)
     given = _given_prompts(prompts)
@@ -174,6 +176,7 @@ def tailor_responses(
         errors=problems,
         usage=usage,
         settings={**settings, "persona_in": place, "template": template},
+        ids_are_places=not _have_ids(prompts),
     )
 
 
@@ -185,13 +188,30 @@ def _given_prompts(prompts: object) -> dict[str, Any]:
     if not isinstance(prompts, PersonaTable):
         found = by_id("prompts", "prompt", prompts)
     else:
-        pairs = [row.preference for row in prompts]
-        own = [pair.id if pair and pair.id else str(place) for place, pair in enumerate(pairs)]
-        ids = own if len(set(own)) == len(own) else map(str, range(len(own)))
+        ids = _own_ids(prompts)
+        if len(set(ids)) < len(ids):
+            ids = [str(place) for place in range(len(ids))]
+        pairs = (row.preference for row in prompts)
         found = {id: pair and pair.prompt for id, pair in zip(ids, pairs, strict=True)}
     if not found:
         raise InvalidArgumentError("prompts= is empty: there is nothing to answer.")
     return found
+
+
+def _own_ids(table: PersonaTable) -> list[str]:
+    """The ids of a table's pairs; their places where they have none."""
+    pairs = (row.preference for row in table)
+    return [pair.id if pair and pair.id else str(place) for place, pair in enumerate(pairs)]
+
+
+def _have_ids(prompts: object) -> bool:
+    """Whether the prompts brought ids of their own, and are not known by their places."""
+    if not isinstance(prompts, PersonaTable):
+        return brings_ids(prompts)
+    ids = _own_ids(prompts)
+    return len(set(ids)) == len(ids) and any(
+        row.preference and row.preference.id for row in prompts
+    )
 
 
 def _readable(given: Mapping[str, Any]) -> tuple[dict[str, Prompt], dict[str, str]]:
@@ -232,8 +252,7 @@ def _given_personas(
             return {id: getattr(row, side) for id, row in zip(given, prompts, strict=True)}
         everybody = {"none": None, "retrieved": None, "system": system_persona}
         return dict.fromkeys(given, everybody.get(str(personas), personas))
-    have_ids = isinstance(prompts, PersonaTable) or brings_ids(prompts)
-    found = by_id("personas", "persona", personas, given, have_ids=have_ids)
+    found = by_id("personas", "persona", personas, given, have_ids=_have_ids(prompts))
     if found.keys() != given.keys():
         stray = next(iter(found.keys() ^ given.keys()))
         raise InvalidArgumentError(
@@ -345,7 +364,7 @@ def _answered(
 
 
 def _check(
-    personas: str,
+    personas: str | None,
     side: object,
     train: object,
     shots: object,
@@ -355,7 +374,7 @@ def _check(
 ) -> None:
     InvalidArgumentError.check("side", side, ("chosen", "rejected"))
     check_argument("shots", shots, CountFromZero)
-    if personas != "given" and not any(map(str.isspace, personas)):
+    if personas is not None and not any(map(str.isspace, personas)):
         InvalidArgumentError.check("personas", personas, _SOURCES)
     if train is not None and not isinstance(train, PersonaTable):
         raise InvalidArgumentError(f"train= is a PersonaTable, not {type(train).__name__}.")

@@ -104,6 +104,34 @@ def test_personas_of_an_array_or_a_series_are_read_as_those_of_a_list() -> None:
         answer(prompts, personas=pd.Series(personas, index=[1, 0]))
 
 
+def test_places_are_no_ids_of_a_shuffled_frame() -> None:
+    frame = pd.DataFrame(
+        {
+            "prompt": [f"Question {n}?" for n in range(3)],
+            "persona": [f"The user is {n} and prefers {n}." for n in range(3)],
+        }
+    ).iloc[[2, 0, 1]]
+    pairs = [pi.Preference(prompt=text, chosen="a", rejected="b") for text in frame["prompt"]]
+    rows = pi.PersonaTable([row(n, preference=pair) for n, pair in enumerate(pairs)])
+    for prompts in (rows, list(frame["prompt"])):
+        with pytest.raises(InvalidArgumentError, match="personas= has ids in another order"):
+            answer(prompts, personas=frame["persona"])
+    said = answer(rows, personas="none")
+    with pytest.raises(InvalidArgumentError, match="prompts= has ids in another order"):
+        pi.compare_responses(frame["prompt"], said, ["c", "d", "e"], judge=lambda *_: 1)
+    right = answer(frame["prompt"], personas=frame["persona"])
+    assert all(
+        number in str(persona)
+        for number, persona in zip("201", right.personas.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("word", ["given", "golden"])
+def test_a_word_that_names_no_source_is_refused(word: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="personas="):
+        answer(["Tea?"], personas=word)
+
+
 def test_worked_examples_stand_before_the_prompt_the_nearest_last() -> None:
     train = training("Tea at noon?", "Tea at night?", "Football on Monday?")
     found = answer(["Tea at night or noon, or night?"], personas=BRIEF, train=train, shots=2)
