@@ -129,12 +129,26 @@ def parse_cell(name: str, value: object) -> object:
     except ValueError:
         pass
     try:
-        return ast.literal_eval(bounded_json(value, _MOST_PRINTED).strip())
+        return _of_python(bounded_json(value, _MOST_PRINTED).strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise DataError(
             f"{name!r} is not JSON, as the column has in other rows: {value!r:.60}.",
             hint="Write it with json.dumps.",
         ) from None
+
+
+class _WithNan(ast.NodeTransformer):
+    """Python prints nan and inf, and `literal_eval` does not know them."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(float(node.id)) if node.id in ("nan", "inf") else node
+
+
+def _of_python(printed: str) -> object:
+    try:
+        return ast.literal_eval(printed)
+    except ValueError:
+        return ast.literal_eval(_WithNan().visit(ast.parse(printed, mode="eval")))
 
 
 # JSON

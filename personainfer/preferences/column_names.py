@@ -521,7 +521,7 @@ _DATA_SETS: Final = {
     "LLMBar": "input output_1 output_2 label",
     "HelpSteer2-Preference": "prompt response_1 response_2 preference_strength",
     "HelpSteer3": "context response1 response2 overall_preference",
-    "Arena 55k": "prompt response_a response_b label_1 label_2 label_3",
+    "Arena 55k": "prompt response_a response_b winner_model_a winner_model_b winner_tie",
     "MT-bench": "conversation_a conversation_b winner turn",
     "Chatbot Arena": "conversation_a conversation_b winner",
     "MultiPref": "text completion_a completion_b normal_worker_annotations",
@@ -533,7 +533,7 @@ _DATA_SETS: Final = {
 
 def _data_set(columns: Mapping[str, str]) -> str | None:
     """The name of the data set that has these columns, if it has one."""
-    used = set(columns.values()) | columns.keys()
+    used = set(columns.values())
     for name, known in _DATA_SETS.items():
         if {*known.split()} <= used and columns.get("prompt") in (None, *known.split()):
             return name

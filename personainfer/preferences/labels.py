@@ -21,7 +21,7 @@ Verdict = Literal["first", "second", "tie"]
 _VERDICTS: Final[tuple[Verdict, ...]] = ("first", "second", "tie")
 # Columns whose number may be a strength from "the first is better" (negative) to "the second is". Without
 # a negative one it may as well be a scale from 1 to 7, or the strength of a choice in another column.
-SIGNED: Final = ("preference_strength", "overall_preference")
+_SIGNED: Final = ("preference_strength", "overall_preference")
 _HELPSTEER3: Final = ("overall_preference", "response1", "response2")  # from -3 to 3
 _A_IS_ONE: Final = ("human_ref_A", "human_ref_B")  # SHP: 1 means the first, A
 _SOME = 5  # labels of which not all are the same by chance
@@ -230,6 +230,16 @@ def _labels_example(keys: Iterable[str]) -> dict[int | float | str, str]:
     return dict.fromkeys(labels[:_SHOWN], _PLACEHOLDER)
 
 
+def _plain_name(column: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[\s_-]+", "_", column.strip()).lower()
+
+
+def is_strength(column: str) -> bool:
+    """Whether a column's name says that it holds how strong a choice is, maybe with a sign for the side."""
+    name = _plain_name(column)
+    return name in _SIGNED or "strength" in name.split("_")
+
+
 def find_coding(
     column: str,
     values: Iterable[object],
@@ -266,11 +276,12 @@ def find_coding(
         later = {} if is_place else _expected(column, names, set())
         is_tentative = bool(later) or not words
         return LabelCoding(column, names, later, is_tentative=is_tentative, is_sure=bool(words))
-    plain_name = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s_-]+", "_", column.strip()).lower()
-    if plain_name in SIGNED or "strength" in plain_name.split("_"):
+    if is_strength(column):
         amounts = [float(number) for number in numbers - {"true", "false"}]
         low, high = min(amounts, default=0.0), max(amounts, default=0.0)
-        has_sign = low < 0 and low <= -high / 2 and plain_name in SIGNED  # -1 may be "no answer"
+        has_sign = (
+            low < 0 and low <= -high / 2 and _plain_name(column) in _SIGNED
+        )  # -1 may be "no answer"
         is_known = (column, *names) == _HELPSTEER3 and high <= 3
         if not (has_sign or is_known) or numbers & {"true", "false"}:
             raise uncertain(column, seen)

@@ -25,7 +25,7 @@ from .column_names import (
     prompt_columns,
     vague_prompt,
 )
-from .labels import SIGNED, may_be_labels, name_both_sides
+from .labels import is_strength, label_key, may_be_labels, name_both_sides
 from .pair_problems import encoding_problem, pair_problem
 from .pairing import by_rater, is_ranked
 from .rows import read_all, read_group
@@ -173,24 +173,27 @@ def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema
     has_scores = any(schema.kind == "scores" for schema in schemas)
     if not labelled or "label" in schemas[0].told.columns or len(labelled) + has_scores < 2:
         return schemas
-    naming, numbered, doubts = list[Schema](), list[Schema](), list[DataError]()
+    naming, numbered, strengths = list[Schema](), list[Schema](), list[Schema]()
+    doubts: list[DataError] = []
     for schema in labelled:
         rows = [schema.row(row) for row in head(schema)]
         try:
             found = schema.settled(head(schema), is_batch=is_batch)
         except DataError as error:
-            is_strength = schema.columns["label"] in SIGNED and len(labelled) > 1
-            if may_be_labels(row["label"] for row in rows) and not is_strength:
+            is_doubt = len(labelled) == 1 or not is_strength(schema.columns["label"])
+            if is_doubt and may_be_labels(row["label"] for row in rows):
                 doubts.append(error)
             continue
         labels = [found.label(row, "label") for row in rows]
-        if has_known_label(schema) or name_both_sides(labels):
+        if len(labelled) > 1 and is_strength(schema.columns["label"]):
+            strengths.append(schema)  # beside a side it only says how strong the choice is
+        elif has_known_label(schema) or name_both_sides(labels):
             naming.append(schema)
         elif may_be_labels(labels):
             numbered.append(schema)
     if doubts and not naming and schemas[0] in labelled:
         raise doubts[0]
-    kept = [*naming, *numbered]
+    kept = [*naming, *numbered, *strengths]
     if not kept and not has_scores:
         return schemas
     rest = [s for s in schemas if s not in labelled and not (kept and s.kind == "scores")]
@@ -328,12 +331,17 @@ def _check_other_readings(
 def _check_other_labels(schema: Schema, head: Head, labels: Sequence[str]) -> None:
     """Raise if another column of labels contradicts the one that is read."""
     label = schema.columns["label"]
+    is_named = name_both_sides([schema.label(schema.row(row), "label") for row in head(schema)])
     for name in () if has_known_label(schema) else dict.fromkeys(labels):
         if name in (label, schema.columns.get("other_label")):
             continue
         other = replace(schema, columns={**schema.columns, "compared_label": name})
         rows = head(other)
         other = replace(other, compared=other.compared_coding(rows), counts=Counter())
+        labels_there = [label_key(other.row(row)["compared_label"]) for row in rows]
+        has_sign = any(key.startswith("-") for key in labels_there)
+        if is_strength(name) and (is_named or not has_sign):
+            continue
         count = len(_read(other, rows)) if other.compared else 0
         contradicted = other.counts["contradicted_rows"]
         if contradicted >= _ENOUGH and contradicted > _MANY * count:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..exceptions import DataError
 from .cells import is_null, plain
@@ -47,6 +47,8 @@ def without_names(schemas: Sequence[Schema], head: Head, names: Sequence[object]
     if not pairs or not (found := _named(pairs[0], head, names)):
         return list(schemas)
     rest = [schema for schema in schemas if schema.kind not in _PAIR_KINDS]
+    if not found.is_known and not pairs[0].told.labels:  # which of two texts is meant is not known
+        rest = [schema for schema in rest if "other_label" not in schema.columns]
     if rest:
         return rest
     chosen, rejected = (pairs[0].columns[role] for role in ("chosen", "rejected"))
@@ -57,14 +59,24 @@ def without_names(schemas: Sequence[Schema], head: Head, names: Sequence[object]
         example = {role: named[f"other_{role}"] for role in ("chosen", "rejected")}
     raise DataError(
         f"{chosen!r} and {rejected!r} do not hold responses: in each of the first rows they name"
-        f" them, as {found[0]!r} and {found[1]!r} do.",
-        hint="Put the texts there, or, where other columns hold two responses, say which:",
+        f" them, as {found.chosen!r} and {found.rejected!r} do.",
+        hint="If these words are the answers, say so:"
+        f" columns={{'chosen': {chosen!r}, 'rejected': {rejected!r}}}. If not, put the texts there, or, where"
+        " other columns hold two responses, say which:",
         argument="columns",
         example=example,
     )
 
 
-def _named(schema: Schema, head: Head, names: Sequence[object]) -> tuple[object, object] | None:
+class _Named(NamedTuple):
+    """Two names of responses, and whether it is known which responses they mean."""
+
+    chosen: object
+    rejected: object
+    is_known: bool
+
+
+def _named(schema: Schema, head: Head, names: Sequence[object]) -> _Named | None:
     """A chosen and a rejected value, if those of the first rows are names of responses."""
     both = ("chosen", "rejected")
     rows = _rows(schema, {**{role: schema.columns[role] for role in both}, **schema.beside}, head)
@@ -79,15 +91,15 @@ def _named(schema: Schema, head: Head, names: Sequence[object]) -> tuple[object,
     if {*both} <= schema.told.columns.keys():  # numbers and words are answers, too
         short = [{role: row[role] for role in row if role != "responses"} for row in short]
     naming = [row for row in short if _names_sides(row, called) or _are_words_for_sides(row)]
-    if len(naming) < least and (
-        _names_columns(schema, short, head, names) or _are_words_beside(schema, short)
-    ):
+    if len(naming) < least and _names_columns(schema, short, head, names):
         naming = short
     if len(naming) < least:
         naming = _names_beside(schema, head, names)
-    if len(naming) < least:
+    is_known = len(naming) >= least
+    if not is_known and not _are_words_beside(schema, short):
         return None
-    return plain(naming[0]["chosen"]), plain(naming[0]["rejected"])
+    naming = naming if is_known else short
+    return _Named(plain(naming[0]["chosen"]), plain(naming[0]["rejected"]), is_known)
 
 
 def _are_words_beside(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -19,6 +19,7 @@ from ..builders import EXPLICIT, PAIR, USER, read, say
 
 TWO = {"prompt": "q", "response_1": "a", "response_2": "b"}
 AB = {"prompt": "q", "response_a": "a", "response_b": "b"}
+ENTAILS = {"chosen": "entailment", "rejected": "neutral"}
 YES = {"chosen": "yes", "rejected": "no"}
 SIDES = {"chosen": "a", "rejected": "b"}
 
@@ -159,6 +160,19 @@ def test_a_data_set_of_a_few_usual_names_does_not_decide_between_labels() -> Non
             read(*rows)
 
 
+@pytest.mark.parametrize("names", [("response_1", "response_2"), ("response1", "response2")])
+@pytest.mark.parametrize("strength", ["preference_strength", "overall_preference"])
+def test_a_strength_beside_a_side_decides_nothing(names: tuple[str, str], strength: str) -> None:
+    """Its sign may mean the other side, and without one it is a scale."""
+    texts = {"prompt": "q", names[0]: "a", names[1]: "b"}
+    for amounts in ((2, -1), (1, 3), (-1, 2)):
+        sides = [{**texts, "winner": "ab"[n % 2], strength: amounts[n % 2]} for n in range(40)]
+        assert read(*sides) == [PAIR, PAIR.swapped] * 20
+    numbers = [{**texts, "label": 1 + n % 2, strength: (2, -1)[n % 2]} for n in range(40)]
+    with pytest.raises(DataError, match="contradict each other"):
+        read(*numbers)
+
+
 def test_two_labels_that_seldom_differ_are_compared_only() -> None:
     rows = [{**TWO, "winner": "1", "verdict": "2" if n < 4 else "1"} for n in range(40)]
     assert read(*rows) == [PAIR] * 40
@@ -265,6 +279,15 @@ def test_records_and_lists_in_a_csv_file_are_read_as_in_a_frame(form: str, tmp_p
     assert other == first
 
 
+def test_a_record_with_a_missing_number_is_a_record(tmp_path: Path) -> None:
+    texts = ({"text": f"it's: nan, {n}", "s": float("nan"), "t": -float("inf")} for n in range(9))
+    rows = [{**EXPLICIT, "chosen": text, "rejected": {"text": "b", "s": 1.5}} for text in texts]
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    found = read_all(tmp_path / "rows.csv")
+    assert [p.rejected for p in found if isinstance(p, Preference)] == ["b"] * 9
+    assert found == read(*rows)
+
+
 def test_printed_lists_of_responses_ask_for_pairs(tmp_path: Path) -> None:
     pd.DataFrame([example_rows()["RM-Bench"]] * 9).to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(DataError, match="pairs="):
@@ -316,6 +339,21 @@ def test_words_beside_another_pair_of_texts_are_no_answers(names: tuple[str, str
     assert read(*counts)[8] == Preference(prompt="8?", chosen="yes", rejected="no")
     answers = [{**row, "chosen": f"yes {n}", "rejected": "no"} for n, row in enumerate(texts)]
     assert [p.chosen for p in read(*answers) if isinstance(p, Preference)][8] == "yes 8"
+
+
+@pytest.mark.parametrize("beside", [("text_a", "text_b"), ("positive", "negative")])
+def test_classes_beside_two_texts_are_asked_about(beside: tuple[str, str]) -> None:
+    rows = [
+        {"prompt": f"{n}?", beside[0]: f"one {n}", beside[1]: f"two {n}", **ENTAILS}
+        for n in range(9)
+    ]
+    told = {"chosen": "chosen", "rejected": "rejected"}
+    with pytest.raises(DataError, match=r"are the answers, say so: columns=") as caught:
+        read(*rows)
+    assert str(told) in str(caught.value)
+    assert [p.chosen for p in read(*rows, columns=told) if isinstance(p, Preference)] == [
+        "entailment"
+    ] * 9
 
 
 def test_numbers_beside_a_list_are_answers_if_the_caller_says_so() -> None:

@@ -822,16 +822,16 @@ def test_scores_may_be_named() -> None:
     assert read(*rows, columns=told) == [PAIR.swapped] * 9
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"context": "q", "response1": "a", "response2": "b", "overall_preference": -2},
-        {"instruction": "q", "input": "", "output_1": "a", "output_2": "b", "preference": 1},
-    ],
-)
-def test_the_label_of_a_known_data_set_is_followed_before_others(row: dict[str, Any]) -> None:
+def test_the_label_of_a_known_data_set_is_followed_before_others() -> None:
+    row = {"instruction": "q", "input": "", "output_1": "a", "output_2": "b", "preference": 1}
     rows = [{**row, "label": label} for label in (2,) * 19 + (1,)]
     assert read(*rows) == [PAIR] * 20
+
+
+def test_a_strength_of_a_known_data_set_does_not_beat_another_label() -> None:
+    row = {"context": "q", "response1": "a", "response2": "b", "overall_preference": -2}
+    with pytest.raises(DataError, match="contradict each other in 19"):
+        read(*[{**row, "label": label} for label in (2,) * 19 + (1,)])
 
 
 @pytest.mark.parametrize(
