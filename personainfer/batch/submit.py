@@ -8,7 +8,6 @@ made as `infer_personas` makes it.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -39,6 +38,7 @@ from ..personas.infer import PersonaStream, checked, prepare
 from ..personas.options import PersonaOptions
 from ..personas.requests import Plan
 from ..personas.selection import check_candidates
+from ..preferences.cells import read_json
 from ..records import PersonaRow, Selector
 from ..retrying import until_deadline
 from .job_folder import (
@@ -416,7 +416,7 @@ def _is_cut(file: IO[bytes], size: int) -> bool:
     file.seek(max(0, size - _LONGEST_LINE))
     _, _, last = file.read().rpartition(b"\n")
     try:
-        json.loads(last or b"{}")
+        read_json(last or b"{}")
     except ValueError:
         return True
     return False
