@@ -14,7 +14,15 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
@@ -31,6 +39,7 @@ _LIBRARIES = ("httpx", "httpx2")
 _PACKING = "gzip, deflate"  # at most 1,032 times smaller than what comes out; br and zstd have no such bound
 _UNPACKED = {"", "identity", "gzip", "deflate"}
 _LONGEST_ADDRESS = 200  # characters of it in an error
+_LONGEST_ERROR = 20_000  # bytes of one that a library reads
 _LONGEST_PIECE = 60  # characters of a text by which a request is known
 _PIECES = (
     re.compile("[A-Za-z0-9 ]{8,}"),
@@ -38,6 +47,9 @@ _PIECES = (
 )  # the same in any JSON, if it can be
 
 _lock = Lock()
+
+# Sends a request of httpx, and gives the status, the headers and the unpacked body of the answer.
+Deliver = Callable[[Any], Awaitable[tuple[int, Mapping[str, str], bytes]]]
 
 
 class Rules(TypedDict, total=False):
@@ -50,6 +62,8 @@ class Rules(TypedDict, total=False):
     it count as `answers`. If there is none, each request is the call."""
     hidden: Secrets  # what no error may quote
     base: str | None  # the address that the user gave: a call with texts is sent to no other host
+    deliver: Deliver | None
+    """Sends the call in place of the library's client, which only writes the request and reads the answer."""
 
 
 class Exchange:
@@ -59,10 +73,11 @@ class Exchange:
         self.largest = rules.get("largest")
         self.seconds = rules.get("seconds")
         self.answers = 0  # responses to the call, whatever their status
-        self.last: Any = None  # the last response
+        self.answer: Any = None  # the last of them, if it came whole
         self.error: ModelError | None = None  # why the last response was refused
         self.closed = False  # the block was left: what a task goes on to send is not of the call
         self.failed: tuple[Any, Exception] | None = None  # a request, and what became of it
+        self.deliver = rules.get("deliver")
         self._piece = _piece(rules.get("texts", ()))
         self._base = _host(rules.get("base"))
         self._hidden = rules.get("hidden") or Secrets()
@@ -71,15 +86,10 @@ class Exchange:
         self._sent: list[tuple[Any, Any]] = []  # headers and addresses
 
     @property
-    def headers(self) -> Mapping[str, str]:
-        """Those of the last response."""
-        return {} if self.last is None else self.last.headers
-
-    @property
     def content(self) -> bytes:
-        """The body of the last response, if it was read to its end."""
+        """The body of the answer, if it was read to its end."""
         with suppress(RuntimeError):  # it was not
-            return b"" if self.last is None else self.last.content
+            return b"" if self.answer is None else self.answer.content
         return b""
 
     @property
@@ -138,7 +148,7 @@ class _Sending:
         self.counts = counts
         self._exchange = exchange
         self._request = request
-        self._carries = carries
+        self.carries = carries
         self._end: float | None = None
         self._bound: Any = None  # the response to it, once its body is bounded
 
@@ -165,17 +175,22 @@ class _Sending:
 
     def failed(self, error: BaseException) -> None:
         """Remember that no usable response came."""
+        if self.carries:
+            self._exchange.answer = None
         if self.counts and isinstance(error, Exception):
             self._exchange.failed = (self._request, error)
+            if isinstance(error, ModelError):
+                self._exchange.error = error
 
     def check(self, response: Any) -> None:
         """Refuse redirects, and packed bodies whose size has no bound, before the body is read."""
         exchange = self._exchange
-        exchange.answers += self._carries
+        exchange.answers += self.carries
         if exchange.seconds is not None:
             self._end = monotonic() + exchange.seconds
+        if self.carries:
+            exchange.answer = response
         if self.counts:
-            exchange.last = response
             response.headers["x-should-retry"] = "false"  # the openai SDK asks for it
         # Whatever codec the headers name: some take a time that grows with the square of the length.
         response.encoding = "utf-8"
@@ -335,6 +350,14 @@ def _async_send(send: Callable[..., Any]) -> Callable[..., Any]:
         options |= {"stream": True, "follow_redirects": False}
         response, token = None, _sending.set(sending)
         try:
+            if exchange.deliver is not None and sending.carries:
+                response = _response(request, *await exchange.deliver(request))
+                sending.check(response)
+                if response.is_success:
+                    return response
+                # litellm takes seconds to read megabytes of an error.
+                error = response.content[:_LONGEST_ERROR]
+                return _response(request, response.status_code, response.headers, error)
             _come_first(self.event_hooks["response"], _bound_async)
             response = await send(self, request, **options)
             await _bound_async(response, is_last=True)
@@ -351,6 +374,17 @@ def _async_send(send: Callable[..., Any]) -> Callable[..., Any]:
         return response
 
     return guarded
+
+
+def _response(request: Any, status: int, headers: Mapping[str, str], content: bytes) -> Any:
+    """What httpx would have made of an answer to its request."""
+    library = sys.modules[type(request).__module__.partition(".")[0]]
+    kept = [
+        (name.encode(errors="surrogateescape"), value.encode(errors="surrogateescape"))
+        for name, value in headers.items()
+        if name.lower() != "content-encoding"  # the content is unpacked
+    ]
+    return library.Response(status, headers=kept, content=content, request=request)
 
 
 def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:

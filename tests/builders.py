@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -18,10 +18,16 @@ import personainfer as pi
 from personainfer.batch.job_folder import PersonaBatch
 from personainfer.data import read_preferences
 from personainfer.exceptions import PersonaInferError
+from personainfer.llm import client, litellm_transport
+from personainfer.llm.litellm_transport import LiteLLMTransport
 from personainfer.local.weights import find_weights
 from personainfer.records import Message, Preference
 
 from .batch_server import BatchServer
+
+# A test with it reaches its endpoint directly, and in a second run by litellm: the promises are the same.
+each_way = pytest.mark.usefixtures("way")
+WAYS = ("directly", pytest.param("by litellm", marks=pytest.mark.heavy))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -36,6 +42,23 @@ def pairs(count: int) -> list[dict[str, str]]:
         }
         for n in range(count)
     ]
+
+
+@contextmanager
+def reached(way: str) -> Iterator[None]:
+    """Have each `LLM` with an `api_base` reach it in this way, one of `WAYS`."""
+
+    def by_litellm(
+        model: str, api_base: str, api_key: str | None = None, *, headers: Any = None, **_: Any
+    ) -> LiteLLMTransport:
+        key = api_key or "none-is-needed"
+        return LiteLLMTransport(f"openai/{model}", api_base, key, headers=headers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "by litellm":
+            litellm_transport._import_litellm()  # it takes seconds
+            patch.setattr(client, "EndpointTransport", by_litellm)
+        yield
 
 
 def examples(count: int, **options: Any) -> settings:

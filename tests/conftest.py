@@ -18,11 +18,12 @@ import tenacity
 import typer.testing
 from hypothesis import settings
 
-from personainfer import retrying
+from personainfer import connections
 from personainfer.llm import litellm_transport, rate_limits
 from personainfer.testing import FakeLLM
 
 from .batch_server import BatchServer
+from .builders import WAYS, reached
 
 # A machine that is busy for a moment is no failure of what is tested. The light suite draws an eighth
 # of the examples that the whole suite draws.
@@ -95,9 +96,16 @@ def short_pauses() -> Iterator[None]:
     """Pauses before another attempt are a tenth as long, unless an endpoint asks for more."""
     with pytest.MonkeyPatch.context() as patch:
         backoff = tenacity.wait_random_exponential(multiplier=0.05, max=3.0)
-        patch.setattr(retrying, "_backoff", backoff)
+        patch.setattr(connections, "_backoff", backoff)
         patch.setattr(rate_limits, "_FIRST_PAUSE", 0.05)
         yield
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How the endpoints of a test are reached: see `each_way`."""
+    with reached(request.param):
+        yield request.param
 
 
 @pytest.fixture
@@ -116,7 +124,7 @@ def endpoint(llm: FakeLLM) -> dict[str, Any]:
 @pytest.fixture
 def provider(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
     """A provider with a batch API in front of `llm`; steps that fail are repeated without a wait."""
-    monkeypatch.setattr(retrying, "_backoff", tenacity.wait_none())
+    monkeypatch.setattr(connections, "_backoff", tenacity.wait_none())
     with BatchServer(llm) as server:
         yield server
 

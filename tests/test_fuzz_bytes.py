@@ -26,6 +26,7 @@ import personainfer as pi
 from personainfer.api_keys import Secrets
 from personainfer.batch.job_folder import PersonaBatch, read_answers
 from personainfer.batch.lines import read_line
+from personainfer.connections import Answer
 from personainfer.data.readers import read_preferences
 from personainfer.evaluation.human import read_rating_sheet, write_rating_sheet
 from personainfer.exceptions import PersonaInferError
@@ -242,12 +243,9 @@ class _Given(EndpointTransport):
         super().__init__("fake", "http://127.0.0.1:9/v1", "key")
         self._given = status, content
 
-    async def _post(self, path: str, body: bytes | None, timeout: float) -> tuple[int, Any, bytes]:
-        return (
-            self._given[0],
-            {"Retry-After": self._given[1][:20].decode("latin-1")},
-            self._given[1],
-        )
+    async def _post(self, path: str, body: bytes | None, timeout: float) -> Answer:
+        status, content = self._given
+        return Answer(status, {"Retry-After": content[:20].decode("latin-1")}, content)
 
 
 def answered(status: int) -> Callable[[Path], object]:

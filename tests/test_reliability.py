@@ -33,7 +33,7 @@ from personainfer.exceptions import RequestRejectedError
 from personainfer.personas.prompts import chosen_is_first
 from personainfer.testing import FakeLLM, Fault
 
-from .builders import pairs, until
+from .builders import each_way, pairs, until
 
 WIDTH = 8  # max_concurrency of the runs that are killed
 _QUESTION = re.compile(r"Question (\d+)\?")
@@ -282,6 +282,7 @@ def test_every_fault_of_an_endpoint_is_tried() -> None:
     assert Fault.table().keys() == FAULTS.keys()
 
 
+@each_way
 @pytest.mark.parametrize("name", sorted(ENDS))
 def test_an_endpoint_without_answers_ends_the_run(name: str) -> None:
     words, _ = FAULTS[name]
@@ -294,6 +295,7 @@ def test_an_endpoint_without_answers_ends_the_run(name: str) -> None:
     assert pi.cache_info().replies == 0
 
 
+@each_way
 @pytest.mark.parametrize("name", kinds(heavy=WAITS, without=ENDS))
 def test_a_fault_at_every_call_is_an_error_on_every_row(name: str) -> None:
     words, _ = FAULTS[name]
@@ -315,11 +317,13 @@ def test_a_fault_at_every_call_is_an_error_on_every_row(name: str) -> None:
     assert pi.cache_info().replies == 0
 
 
+@each_way
 @pytest.mark.parametrize("name", kinds(heavy=(WAITS | ALIKE) - {"429-retry-after"}, without=STAYS))
 def test_a_fault_at_a_third_of_the_calls_costs_no_row(name: str) -> None:
     run_through([Fault.table()[name]], rows=120, timeout=timeout_of(name))
 
 
+@each_way
 @pytest.mark.heavy
 def test_all_faults_mixed_cost_no_row() -> None:
     passing = [fault for name, fault in Fault.table().items() if name not in STAYS]
@@ -348,6 +352,7 @@ def run_through(faults: list[Fault], rows: int, timeout: float) -> None:
 # Workers
 
 
+@each_way
 def test_a_request_that_comes_while_the_last_worker_ends_is_answered() -> None:
     """A slow source hands over a request at the very moment when all workers have run dry."""
     answered, handed_over = threading.Event(), threading.Event()
@@ -380,6 +385,7 @@ def test_a_request_that_comes_while_the_last_worker_ends_is_answered() -> None:
     assert [reply.value.number for reply in replies] == [1, 1]
 
 
+@each_way
 def test_nobody_waits_for_workers_that_have_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """They start one after the other: a run that is over, or is left, does not see the last ones."""
     monkeypatch.setattr("personainfer.llm.workers._WORKER_STAGGER_S", 3600.0)

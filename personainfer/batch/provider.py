@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from ..api_keys import Secrets, SecretText
+from ..connections import certificates, environment_proxy
 from ..exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -36,7 +37,7 @@ from ..http_guard import Rules
 from ..llm.endpoint_faults import provider_errors, redact
 from ..llm.litellm_transport import LiteLLMTransport
 from ..llm.llamacpp import EmbeddedTransport
-from ..llm.transports import EndpointTransport, Transport, certificates, environment_proxy
+from ..llm.transports import EndpointTransport, Transport
 from ..observability import silent_libraries
 from .lines import provider_words, request_line
 

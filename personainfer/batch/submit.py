@@ -17,6 +17,7 @@ from typing import IO, Any, Unpack
 
 from ..api_keys import Secrets, hides_secrets, holds_secret
 from ..arguments import PositiveNumber, check_argument, takes_options
+from ..connections import until_deadline
 from ..data.atomic_files import atomic_writer, remove_abandoned
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
@@ -40,7 +41,6 @@ from ..personas.requests import Plan
 from ..personas.selection import check_candidates
 from ..preferences.cells import read_json
 from ..records import PersonaRow, Selector
-from ..retrying import until_deadline
 from .job_folder import (
     BatchPart,
     PersonaBatch,

@@ -55,7 +55,7 @@ class Dialect:
         self._largest_limit: int | None = None
         self._renamed = False
         self._left_out: set[str] = set()
-        self._folds_system = False
+        self.folds_system = False  # whether a system message goes into the first one of the user
         if _OPENAI_REASONS.search(model):
             self._limit_name = "max_completion_tokens"
             if self.reasons:
@@ -174,7 +174,7 @@ class Dialect:
         if name == "max_tokens":
             return self._learned_limit(words)
         if name == "system role":
-            changed, self._folds_system = not self._folds_system, True
+            changed, self.folds_system = not self.folds_system, True
         elif name == "response_format":
             changed = self.form < len(FORMS) - 1
             self.form += changed
@@ -224,19 +224,19 @@ class Dialect:
         if not (self.version or self.reasons or self._limit_name != "max_tokens"):
             return body
         fields: Json = json.loads(body)
-        self.write_limits(fields)
-        for name in self._left_out:
-            fields.pop(name, None)
+        self.write_fields(fields)
         if self.form and "response_format" in fields:
             self._ask_otherwise(fields)
-        if self._folds_system:
-            _fold_system(fields["messages"])
+        if self.folds_system:
+            fold_system(fields["messages"])
         return json.dumps(fields, ensure_ascii=False).encode()
 
-    def write_limits(self, fields: Json) -> None:
-        """Give a reply the tokens that it needs, under the name that the endpoint knows."""
+    def write_fields(self, fields: Json) -> None:
+        """Leave fields out, and give a reply the tokens it needs, under the name that the endpoint knows."""
         if "max_tokens" in fields:
             fields[self._limit_name] = self.most_tokens(fields.pop("max_tokens"))
+        for name in self._left_out:
+            fields.pop(name, None)
 
     def _ask_otherwise(self, fields: Json) -> None:
         """Ask for the schema of `response_format` in the form that the endpoint takes."""
@@ -261,7 +261,7 @@ class Dialect:
 _FIELD_OF = {"system role": "role"}  # what a request has that may be refused so
 
 
-def _fold_system(messages: list[Json]) -> None:
+def fold_system(messages: list[Json]) -> None:
     """Put the system message at the start of the first user message."""
     if len(messages) > 1 and messages[0]["role"] == "system" and messages[1]["role"] == "user":
         system = messages.pop(0)["content"]

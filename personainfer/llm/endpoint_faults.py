@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 from ..api_keys import Secrets
 from ..exceptions import (
@@ -25,11 +25,9 @@ from ..exceptions import (
     ReplyError,
     RequestRejectedError,
     TransportError,
+    unreadable,
 )
 from ..http_guard import Exchange, Rules, guarded_http, redirect_error
-
-if TYPE_CHECKING:
-    import openai
 
 Scope = Literal["row", "run", "moment", "form", "unclear"]
 
@@ -468,21 +466,16 @@ def provider_errors(
     `name` and `timeout` (seconds) are for the messages. `secrets`, and those that the request
     carries, are masked in what the provider says. `rules` are those of `guarded_http`.
     """
-    import openai
-
     rules["hidden"] = secrets
     with guarded_http(**rules) as exchange:
         try:
             yield exchange
         except Exception as error:
-            if exchange.error is not None:
-                raise exchange.error from None
-            if isinstance(error, openai.APITimeoutError):
-                raise no_answer(name, timeout) from None
-            if isinstance(error, openai.APIError):
-                asked = rules.get("texts", ())
-                raise _provider_error(name, error, exchange, secrets, asked) from None
-            raise
+            asked = rules.get("texts", ())
+            found = library_error(name, timeout, error, exchange, secrets, asked)
+            if found is None:
+                raise
+            raise found from None
 
 
 def no_answer(name: str, timeout: float) -> TransportError:
@@ -492,28 +485,43 @@ def no_answer(name: str, timeout: float) -> TransportError:
     return late
 
 
-def _provider_error(
+def library_error(
     name: str,
-    error: openai.APIError,
+    timeout: float,
+    error: Exception,
     exchange: Exchange,
     secrets: Secrets,
     asked: Iterable[str],
-) -> ModelError:
+) -> ModelError | None:
+    """Our error for what litellm or the openai SDK raised; None: it is none of theirs.
+
+    What came over HTTP decides. The class of their error counts where nothing came: they call a connection
+    that broke, and a reply that they cannot read, a status of 500.
+    """
     import openai
 
-    words = str(error).partition("Traceback (most recent call last)")[0]  # litellm adds its own
+    if exchange.error is not None:
+        return exchange.error
     secrets = secrets.with_texts(exchange.secrets)
-    # litellm calls it a status of 500 if a connection broke.
-    broken = exchange.failed[1] if exchange.failed is not None and exchange.last is None else None
+    answer = exchange.answer
+    if answer is not None and answer.status_code // 100 != 2:
+        words = error_text(exchange.content)
+        return status_error(answer.status_code, answer.headers, words, secrets, asked)
+    if isinstance(error, openai.APITimeoutError):
+        return no_answer(name, timeout)
+    words = str(error).partition("Traceback (most recent call last)")[0]  # litellm adds its own
+    broken = exchange.failed[1] if exchange.failed is not None and answer is None else None
     if broken is not None or isinstance(error, openai.APIConnectionError):
         words = redact(words, secrets)[:_LONGEST_WORDS]
         failed = TransportError(f"the connection to {name} failed: {words}")
         failed.unanswered = not _never_arrived(broken or error)
         return failed
-    response = getattr(error, "response", None)
-    headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", {})
+    if not isinstance(error, openai.APIError):
+        return None
+    if answer is not None:
+        return unreadable("the reply", error)
     status = getattr(error, "status_code", None) or 500
-    return status_error(int(status), headers or exchange.headers, words, secrets, asked)
+    return status_error(int(status), {}, words, secrets, asked)
 
 
 _NOT_CONNECTED = {  # of httpx, aiohttp and Python, each raised before anything is sent

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from typing import Any
+from urllib.request import getproxies
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,7 +23,7 @@ from ..api_keys import (
     route_of,
     shown_address,
 )
-from ..event_loop import Deadlines
+from ..connections import LARGEST_REPLY, Answer
 from ..exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -33,11 +33,11 @@ from ..exceptions import (
     reads,
     unreadable,
 )
-from ..http_guard import Exchange, guarded_http
+from ..http_guard import Exchange, Rules, guarded_http
 from ..observability import silent_libraries
 from ..records import Completion
-from .dialect import FORMS, Dialect
-from .endpoint_faults import no_answer, provider_errors, status_error
+from .dialect import FORMS, Dialect, fold_system
+from .endpoint_faults import library_error
 from .openai_protocol import (
     Json,
     check_was_read,
@@ -48,10 +48,11 @@ from .openai_protocol import (
     wire_schema,
 )
 from .replies import last_bad_reply, taken_by
-from .transports import LARGEST_REPLY, DialectTransport, most_connections
+from .transports import DialectTransport
 
-_LATER = 3600.0  # seconds beyond our own deadline, after which litellm's clients give up
-_MOST_CALLS = 10_000  # in flight, where the system names no limit
+Call = Callable[..., Awaitable[Any]]
+
+_LATER = 3600.0  # seconds beyond our own deadline, after which litellm gives up
 _IN_PROCESS = {"petals", "vllm"}  # litellm's providers that may send nothing over HTTP
 _FOLLOWING = {"aiohttp_openai"}  # those whose client `guarded_http` does not reach
 _DIRECTLY = 'Give the address of an OpenAI-compatible endpoint as api_base=, without "litellm/".'
@@ -88,7 +89,9 @@ class LiteLLMTransport(DialectTransport):
             ) from None
         address = api_base or _environment_address(self.provider, found, self._litellm.api_base)
         self._addresses = tuple(map(Address, address.split()))
-        self.endpoint = f"litellm:{self.provider}:{shown_address(address.rstrip('/'))}"
+        shown = shown_address(address.rstrip("/"))
+        self.endpoint = f"litellm:{self.provider}:{shown}"
+        self._place = shown or model  # for errors
         self.route = route_of(self._addresses, headers or {})
         if self.provider in _FOLLOWING:
             raise InvalidArgumentError(
@@ -98,9 +101,6 @@ class LiteLLMTransport(DialectTransport):
             )
         self._models: dict[str, _InstructorModels] = {}
         self._clients: dict[str, Any] = {}
-        self._deadlines = Deadlines()
-        # Of litellm's clients each call in flight has a connection.
-        self._places = asyncio.Semaphore(most_connections() or _MOST_CALLS)
         with guarded_http(largest=LARGEST_REPLY):  # litellm may ask a server what its model can do
             # Now, and not by what is learned later: it is part of the key of a reply.
             self._asks_by_tool_call = not self._litellm.supports_response_schema(model) and (
@@ -114,7 +114,8 @@ class LiteLLMTransport(DialectTransport):
         """The keys, the added headers, what the address hides, and what the last request carried."""
         headers = self.options.get("extra_headers")
         keys = (self.key, *_environment_texts(self.provider, "KEY|TOKEN|SECRET|PASSWORD"))
-        return Secrets((*keys, *self._carried), headers=headers, addresses=self._addresses)
+        addresses = (*self._addresses, *self._connections.proxies)
+        return Secrets((*keys, *self._carried), headers=headers, addresses=addresses)
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """A JSON schema, or a tool call where litellm knows the model to take that alone."""
@@ -127,34 +128,88 @@ class LiteLLMTransport(DialectTransport):
 
     @keeps_no_cause
     async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
-        """Call litellm once: its own retries are off, since they ignore Retry-After."""
-        # After a stop of the process its clients would throw away what has come: `Deadlines` reads it.
+        """Send one request of litellm's. Its own retries are off, since they ignore Retry-After.
+
+        The answer is read as that of any endpoint. What litellm made of it counts where the provider has a
+        protocol of its own.
+        """
+        # The deadline is ours: after a stop of the process, it lets what has come be read.
         fields: Json = {**json.loads(body), **self.options, "timeout": timeout + _LATER}
-        dialect.write_limits(fields)
+        dialect.write_fields(fields)
         fields["drop_params"] = True  # such as `seed`, or `temperature` of models that reason
-        models = self._asked_models(fields)
-        try:
-            with silent_libraries():
-                if models is None:
-                    reply = await self._call(**fields)
-                else:
-                    reply = await self._structured(models, fields, FORMS[dialect.form])
-        except PersonaInferError:
-            raise
-        except Exception as error:  # of litellm's or instructor's reader of what the provider sent
-            raise unreadable("the reply", error) from None
-        completion = self._read_completion(reply, message_texts(fields["messages"]))
-        check_was_read(completion, body)
-        return completion
+        bad = last_bad_reply(fields["messages"])
+        if bad is not None:
+            del fields["messages"][-2:]
+        rules: Rules = {
+            "largest": LARGEST_REPLY,
+            "texts": message_texts(fields["messages"]),
+            "hidden": self.secrets,
+            "base": None if self.provider in self._own() else self.options.get("api_base"),
+            "deliver": self._deliver if _sends_as_it_came(self._litellm) else None,
+        }
+        reply, failure = None, None
+        with silent_libraries(), guarded_http(**rules) as exchange:
+            asking = self._ask(fields, bad, dialect)
+            try:
+                reply = await self._in_time(timeout, self._place, asking)
+            except Exception as error:
+                failure = error
+        if exchange.secrets:
+            self._carried = tuple(map(SecretText, exchange.secrets))
+        if bad is None and not exchange.answers and failure is None:
+            self._check_is_in_this_process()
+        return self._read_exchange(body, timeout, exchange, reply, failure)
+
+    async def _deliver(self, request: Any) -> Answer:
+        """Send a request of litellm as one of ours."""
+        import yarl
+
+        headers = dict(request.headers)
+        for name, text in (self.options.get("extra_headers") or {}).items():
+            if len(request.headers.get_list(name)) > 1:  # the user's takes the place of litellm's
+                headers[name.lower()] = text
+        if request.url.username:  # it takes the place of the key
+            headers.pop("authorization", None)
+        address = yarl.URL(str(request.url), encoded=True)
+        return await self._connections.send(
+            request.method, address, headers, request.content, name=self._place
+        )
 
     @reads("the reply")
-    def _read_completion(self, reply: Any, asked: Iterable[str]) -> Completion:
-        """The completion in what litellm made of the provider's answer to these texts."""
-        found = reply.model_dump(warnings=False)  # a warning would show the reply
-        secrets = self.secrets
-        return read_answer(
-            found, secrets, lambda status, words: status_error(status, {}, words, secrets, asked)
-        )
+    def _read_exchange(
+        self,
+        body: bytes,
+        timeout: float,
+        exchange: Exchange,
+        reply: Any,
+        failure: Exception | None,
+    ) -> Completion:
+        """The completion in what came over HTTP, in what litellm made of it, or the error."""
+        answer = exchange.answer
+        if answer is not None and exchange.error is None:
+            in_this_protocol = answer.request.url.path.endswith("/chat/completions")
+            if answer.status_code // 100 != 2 or in_this_protocol:
+                return self._read_completion(
+                    body, answer.status_code, answer.headers, exchange.content
+                )
+        asked = message_texts(json.loads(body)["messages"])
+        if failure is None:
+            found = reply.model_dump(warnings=False)  # a warning would show the reply
+            completion = read_answer(
+                found,
+                self.secrets,
+                lambda status, words: self._refusal(body, status, {}, words),
+            )
+            check_was_read(completion, body)
+            return completion
+        if not isinstance(failure, PersonaInferError) or exchange.error is not None:
+            found = library_error(
+                self._place, timeout, failure, exchange, self.secrets, asked
+            ) or unreadable("the reply", failure)
+            failure = found
+        if answer is not None and isinstance(failure, ModelError):
+            failure.took = taken_by(exchange.content, answer.status_code)
+        raise failure
 
     def _asked_models(self, fields: Json) -> _InstructorModels | None:
         """The schema that a request asks for, taken out of it: instructor puts it in again."""
@@ -167,44 +222,42 @@ class LiteLLMTransport(DialectTransport):
         schema = asked["json_schema"]["schema"] if asked else tools[0]["function"]["parameters"]
         return self._models[json.dumps(schema)]
 
-    async def _structured(self, models: _InstructorModels, fields: Json, form: str) -> Any:
-        """One call through instructor: the first of a request, or one more with what was wrong.
+    async def _ask(self, fields: Json, bad: str | None, dialect: Dialect) -> Any:
+        """One call, through instructor if a schema is asked for.
 
-        Each further call of the retry policy comes here with the bad reply as the last turn. instructor
-        is given that reply as its first attempt, refuses it, and asks again in its own words.
+        If the retry policy asks again, with the bad reply as the last turn, instructor is given that reply as
+        its first attempt, refuses it, and asks again in its own words.
         """
+        models, form = self._asked_models(fields), FORMS[dialect.form]
+        call = self._call_without_system if dialect.folds_system else self._call
+        if models is None:
+            return await call(**fields)
         from instructor.core.exceptions import IncompleteOutputException, InstructorRetryException
+        from openai import OpenAIError
 
-        bad = last_bad_reply(fields["messages"])
+        schema, client = models.first, self._client(call, form)
+        if bad is not None:
+            schema, client = models.again, self._client(self._after(bad, call, form), form)
         try:
-            if bad is None:
-                schema, client, attempts = models.first, self._client(self._call, form), 0
-            else:
-                del fields["messages"][-2:]
-                schema, client, attempts = (
-                    models.again,
-                    self._client(self._after(bad, form), form),
-                    1,
-                )
             _, reply = await client.create_with_completion(
-                response_model=schema, max_retries=attempts, **fields
+                response_model=schema, max_retries=0 if bad is None else 1, **fields
             )
         except IncompleteOutputException as error:
             return error.last_completion
         except InstructorRetryException as error:
-            if isinstance(error.__cause__, ModelError):
-                raise error.__cause__ from None
-            if error.last_completion is None:
-                raise
+            cause = error.__cause__
+            is_of_the_call = isinstance(cause, OpenAIError | PersonaInferError)
+            if cause is not None and (is_of_the_call or error.last_completion is None):
+                raise cause from None
             return error.last_completion  # read again by our own reader, which takes more
         return reply
 
-    def _after(self, bad: str, form: str) -> Callable[..., Awaitable[Any]]:
+    def _after(self, bad: str, then: Call, form: str) -> Call:
         """A completion function whose first reply is the bad one that the model gave before."""
         earlier = [self._reply_of(bad, form)]
 
         async def call(**fields: Any) -> Any:
-            return earlier.pop() if earlier else await self._call(**fields)
+            return earlier.pop() if earlier else await then(**fields)
 
         return call
 
@@ -216,7 +269,7 @@ class LiteLLMTransport(DialectTransport):
             message["tool_calls"] = [{"id": "call_1", "type": "function", "function": function}]
         return self._litellm.ModelResponse(choices=[{"message": message, "finish_reason": "stop"}])
 
-    def _client(self, call: Callable[..., Awaitable[Any]], form: str) -> Any:
+    def _client(self, call: Call, form: str) -> Any:
         """instructor's client around litellm, in the mode that the provider takes."""
         import instructor
 
@@ -235,38 +288,13 @@ class LiteLLMTransport(DialectTransport):
         return client
 
     async def _call(self, **fields: Any) -> Any:
-        async with self._places:
-            return await self._call_now(**fields)
+        return await self._litellm.acompletion(
+            **fields, num_retries=0, max_retries=0, caching=False
+        )
 
-    async def _call_now(self, **fields: Any) -> Any:
-        task = self._deadlines.start(timeout := fields["timeout"] - _LATER)
-        exchange: Exchange | None = None
-        try:
-            with provider_errors(
-                self.model,
-                timeout,
-                self.secrets,
-                largest=LARGEST_REPLY,
-                texts=message_texts(fields["messages"]),
-                base=None if self.provider in self._own() else self.options.get("api_base"),
-            ) as exchange:
-                reply = await self._litellm.acompletion(
-                    **fields, num_retries=0, max_retries=0, caching=False
-                )
-        except asyncio.CancelledError:
-            if not self._deadlines.has_passed(task):
-                raise
-            raise no_answer(self.model, timeout) from None
-        except ModelError as error:
-            if exchange is not None and exchange.last is not None and error.took is None:
-                error.took = taken_by(exchange.content, exchange.last.status_code)
-            raise
-        finally:
-            self._deadlines.stop(task)
-        self._carried = tuple(map(SecretText, exchange.secrets))
-        if not exchange.answers:
-            self._check_is_in_this_process()
-        return reply
+    async def _call_without_system(self, **fields: Any) -> Any:
+        fold_system(fields["messages"])
+        return await self._call(**fields)
 
     def _check_is_in_this_process(self) -> None:
         """Raise, since a reply came without guarded HTTP, unless the model is here or the user's own."""
@@ -283,8 +311,8 @@ class LiteLLMTransport(DialectTransport):
 
     def open(self) -> None:
         """A run begins to use it."""
-        super().open()
         self.check_key()
+        super().open()
 
     def check_key(self) -> None:
         """Fail before the first call where one environment variable is all that is missing."""
@@ -303,8 +331,13 @@ class LiteLLMTransport(DialectTransport):
                 hint=f'Set {missing[0]}, pass api_key=, or try model="local", which needs none.',
             )
 
-    async def close(self) -> None:
-        """litellm keeps its own clients."""
+
+def _sends_as_it_came(litellm: Any) -> bool:
+    """Whether nobody told litellm to send its requests in another way: by a client of the user's, say."""
+    told = litellm.aclient_session, litellm.ssl_verify, litellm.ssl_certificate, litellm.force_ipv4
+    return told == (None, True, None, False) and not (
+        os.environ.get("SSL_VERIFY") or "all" in getproxies()
+    )
 
 
 class _NotOnTheLoop(logging.Filter):

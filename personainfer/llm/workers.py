@@ -23,6 +23,7 @@ from typing import Any, cast
 import tenacity
 
 from .. import event_loop as loop
+from ..connections import attempts
 from ..exceptions import (
     ModelError,
     RateLimitError,
@@ -32,7 +33,6 @@ from ..exceptions import (
 )
 from ..observability import log
 from ..records import Completion, Message
-from ..retrying import attempts
 from .cache import ReplyCache
 from .rate_limits import Limits, RefusalWatch, Tally, cost_is_unknown, most_tokens
 from .replies import reask

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from .. import event_loop as loop
+from ..connections import attempts
 from ..exceptions import (
     InvalidArgumentError,
     ModelError,
@@ -27,7 +28,6 @@ from ..exceptions import (
 from ..llm.openai_protocol import Json
 from ..llm.transports import EndpointTransport
 from ..records import FloatArray, Message, Persona, Prompt
-from ..retrying import attempts
 
 _ROUNDING = 1e-3  # by how much log p may exceed 0 where it was computed in half precision
 _OF_ONE_TEXT = (RequestRejectedError, ReplyError)  # the next one may pass

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import event_loop as loop
+from ..connections import attempts
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelError, ReplyError, reads
 from ..llm.transports import EndpointTransport
 from ..records import FloatArray
-from ..retrying import attempts
 
 Floats = NDArray[np.float32]
 Embedder = Callable[[Sequence[str]], ArrayLike]  # n texts -> (n, dimensions)

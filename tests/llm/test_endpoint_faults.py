@@ -34,7 +34,7 @@ from personainfer.local.weights import find_weights
 from personainfer.personas.prompts import PersonaPrompt
 from personainfer.testing import FakeLLM, Fault, Reply
 
-from ..builders import pairs
+from ..builders import each_way, pairs
 
 PERSON = {"evidence": "steps", "trait": "a cook in a hurry", "preference": "numbered steps"}
 GOOD = json.dumps({"person_1": PERSON, "person_2": PERSON})
@@ -379,6 +379,7 @@ INSIDE: dict[str, Any] = {
 }
 
 
+@each_way
 @pytest.mark.parametrize("name", INSIDE)
 def test_an_error_inside_a_reply_belongs_to_the_moment(name: str) -> None:
     with FakeLLM(faults=[Fault.response(INSIDE[name])]) as server:
@@ -387,6 +388,7 @@ def test_an_error_inside_a_reply_belongs_to_the_moment(name: str) -> None:
     assert not table.errors
 
 
+@each_way
 @pytest.mark.parametrize("name", INSIDE)
 def test_an_error_inside_a_reply_that_stays_says_why(name: str) -> None:
     with FakeLLM(Fault.response(INSIDE[name])) as server:
@@ -395,6 +397,7 @@ def test_an_error_inside_a_reply_that_stays_says_why(name: str) -> None:
     assert words in str(table[0].error)
 
 
+@each_way
 def test_no_credit_inside_a_reply_ends_the_run() -> None:
     body = {"error": {"code": 402, "message": "Insufficient credits"}}
     with FakeLLM(Fault.response(body)) as server:
@@ -406,6 +409,7 @@ def test_no_credit_inside_a_reply_ends_the_run() -> None:
 # --- the row's fault costs the row alone ----------------------------------------------------------
 
 
+@each_way
 @pytest.mark.parametrize(
     "fault",
     [
@@ -429,6 +433,7 @@ def test_one_toxic_or_long_row_costs_one_call_and_no_other_row(fault: Fault) -> 
     assert [row.index for row in table.errors] == [3]
 
 
+@each_way
 def test_json_that_the_provider_could_not_read_is_asked_for_again() -> None:
     fault = Fault.response(
         openai_error("Failed to generate JSON", code="json_validate_failed"), 400
@@ -438,6 +443,7 @@ def test_json_that_the_provider_could_not_read_is_asked_for_again() -> None:
         assert server.calls == 2
 
 
+@each_way
 def test_a_loading_model_is_waited_for_as_long_as_patience_says() -> None:
     started = time.monotonic()
 
@@ -452,6 +458,7 @@ def test_a_loading_model_is_waited_for_as_long_as_patience_says() -> None:
     assert not table.errors
 
 
+@each_way
 def test_a_model_that_never_loads_is_given_up() -> None:
     with FakeLLM(Fault.response(openai_error("Loading model"), 503)) as server:
         table = infer(server, 60, patience=0.3)
@@ -506,6 +513,7 @@ HOPELESS: dict[str, Fault] = {
 heavy_width = [pytest.param(width, marks=pytest.mark.heavy) for width in (1, 32)]
 
 
+@each_way
 @pytest.mark.parametrize("width", [8, *heavy_width])
 @pytest.mark.parametrize("name", HOPELESS)
 def test_an_endpoint_that_refuses_all_is_asked_few_times(name: str, width: int) -> None:
@@ -517,11 +525,13 @@ def test_an_endpoint_that_refuses_all_is_asked_few_times(name: str, width: int) 
     assert len(str(caught.value)) > 40
 
 
+@each_way
 def test_a_web_page_for_every_request_says_what_to_check() -> None:
     with FakeLLM(HOPELESS["a web page"]) as server, pytest.raises(ModelError, match="api_base="):
         infer(server, ROWS)
 
 
+@each_way
 @pytest.mark.parametrize("name", ["too long", "moderation", "unknown words", "unprocessable"])
 @pytest.mark.parametrize("width", [1, 8])
 def test_a_run_goes_on_if_only_its_first_rows_are_refused(name: str, width: int) -> None:
@@ -538,12 +548,14 @@ def test_a_run_goes_on_if_only_its_first_rows_are_refused(name: str, width: int)
     assert len(table.errors) == 20
 
 
+@each_way
 def test_a_web_page_now_and_then_is_asked_again() -> None:
     with FakeLLM(faults=[HOPELESS["a web page"]] * 6) as server:
         assert not infer(server, 12).errors
         assert server.calls <= 12 + 6 + 1
 
 
+@each_way
 def test_refusals_of_some_rows_do_not_end_a_run() -> None:
     """The refusals come at once, the replies later."""
 
@@ -559,6 +571,7 @@ def test_refusals_of_some_rows_do_not_end_a_run() -> None:
     assert len(table.errors) == 30
 
 
+@each_way
 def test_the_first_rows_may_be_bad_rows() -> None:
     def reply(body: dict[str, Any]) -> Any:
         number = int(body["messages"][-1]["content"].split("Question ")[1].split("?")[0])
@@ -588,6 +601,7 @@ def refuses(*what: str | bool) -> Callable[[dict[str, Any]], Any]:
     return reply
 
 
+@each_way
 @pytest.mark.parametrize(
     ("refused", "form"),
     [
@@ -628,11 +642,12 @@ def test_an_endpoint_that_refused_every_form_is_asked_again_by_the_next_run(name
     assert model.settings["reply_form"] == "json_schema"
 
 
+@each_way
 def test_a_form_that_an_endpoint_ignores_is_asked_for_in_another_way() -> None:
     """It takes a schema without a word, and answers in prose; the schema in the prompt helps."""
 
     def reply(body: dict[str, Any]) -> Any:
-        return GOOD if "must fit this JSON schema" in str(body["messages"]) else "A cook, I think."
+        return GOOD if "schema" in str(body["messages"]) else "A cook, I think."
 
     with FakeLLM(reply) as server:
         model = pi.LLM("fake", api_base=server.api_base, max_concurrency=4)
@@ -642,6 +657,7 @@ def test_a_form_that_an_endpoint_ignores_is_asked_for_in_another_way() -> None:
     assert table.settings["reply_form"] == "json_object"
 
 
+@each_way
 def test_a_form_that_fits_once_is_kept() -> None:
     """A model that sometimes answers in prose is no endpoint that ignores the form."""
     said = iter(["A cook."] * 2 + [GOOD] + ["A cook."] * 4)
@@ -652,6 +668,7 @@ def test_a_form_that_fits_once_is_kept() -> None:
     assert model.settings["reply_form"] == "json_schema"
 
 
+@each_way
 def test_a_reply_is_cached_under_the_same_key_in_every_form() -> None:
     with FakeLLM(refuses("json_schema")) as server:
         pi.infer_personas(pairs(5), "fake", api_base=server.api_base)
@@ -738,6 +755,7 @@ PICKY: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any]
 }
 
 
+@each_way
 @pytest.mark.parametrize("name", PICKY)
 def test_what_an_endpoint_does_not_take_is_left_out_from_then_on(name: str) -> None:
     complaint, done = PICKY[name]
@@ -755,6 +773,7 @@ def test_what_an_endpoint_does_not_take_is_left_out_from_then_on(name: str) -> N
         assert llm.usage.calls == 3
 
 
+@each_way
 @pytest.mark.parametrize(
     ("model", "sent"),
     [
@@ -793,6 +812,7 @@ def thinker(needs: int) -> Callable[[dict[str, Any]], Any]:
     return reply
 
 
+@each_way
 def test_a_model_that_reasons_gets_more_tokens_after_the_first_reply() -> None:
     with FakeLLM(thinker(2000)) as server:
         llm = ask(server, prices=(1.0, 1.0))
@@ -803,6 +823,7 @@ def test_a_model_that_reasons_gets_more_tokens_after_the_first_reply() -> None:
     assert llm.usage.completion_tokens == 500 + 2000 + 2000
 
 
+@each_way
 def test_the_budget_holds_while_a_model_reasons() -> None:
     with FakeLLM(thinker(2000)) as server:
         llm = pi.LLM(
@@ -819,6 +840,7 @@ def test_the_budget_holds_while_a_model_reasons() -> None:
     assert "budget" in str(replies[-1].error)
 
 
+@each_way
 @pytest.mark.parametrize(
     ("fault", "calls"),
     [
@@ -839,6 +861,7 @@ def test_a_reply_that_was_ended_is_not_asked_for_again_unchanged(fault: Fault, c
     assert max(sent.values()) == 1
 
 
+@each_way
 def test_a_reply_that_needs_a_little_more_gets_it() -> None:
     def reply(body: dict[str, Any]) -> Any:
         whole = '{"name": "Oslo"}'
@@ -884,6 +907,7 @@ def as_html(text: str) -> Any:
     return openai_error(f"<p>{html.escape(text).replace(' ', '&nbsp;')}</p>")
 
 
+@each_way
 @pytest.mark.parametrize("form", [fastapi, as_words, cut, word_alone, as_html])
 @pytest.mark.parametrize("text", QUOTED)
 def test_words_of_a_row_that_a_refusal_repeats_end_no_run(
@@ -906,6 +930,7 @@ def test_words_of_a_row_that_a_refusal_repeats_end_no_run(
         assert "temperature" in server.requests[-1]
 
 
+@each_way
 @pytest.mark.parametrize("status", [401, 403, 404, 405])
 @pytest.mark.parametrize("ends", [False, True], ids=["one row", "every row"])
 def test_a_firewall_that_refuses_the_words_of_one_row_ends_no_run(status: int, ends: bool) -> None:
@@ -944,6 +969,7 @@ APART = {
 }
 
 
+@each_way
 @pytest.mark.parametrize("words", APART)
 def test_the_first_refusal_of_a_run_may_be_its_rows_alone(words: str) -> None:
     status, text = APART[words]
@@ -958,6 +984,7 @@ def test_the_first_refusal_of_a_run_may_be_its_rows_alone(words: str) -> None:
     assert [one.text for one in replies] == ["", "fine"]
 
 
+@each_way
 @pytest.mark.parametrize("fault", [Fault.status(500), Fault.reset(), Fault.status(429)])
 def test_an_error_says_no_more_than_the_short_request_found_out(fault: Fault) -> None:
     def reply(body: dict[str, Any]) -> Any:
@@ -972,6 +999,7 @@ def test_an_error_says_no_more_than_the_short_request_found_out(fault: Fault) ->
     assert "did not answer whether it takes others" in str(replies[1].error)
 
 
+@each_way
 @pytest.mark.parametrize(
     "fault", [Fault.rate_limit(), Fault.rate_limit(retry_after=3600)], ids=["full", "for an hour"]
 )
@@ -992,6 +1020,7 @@ def test_a_row_that_is_always_refused_for_going_too_fast_costs_itself(fault: Fau
     assert len(refused) < 10
 
 
+@each_way
 def test_many_rows_that_are_always_refused_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would else wait until the gate gives up: minutes a row."""
     monkeypatch.setattr(workers, "_WINDOW", 0.2)
@@ -1013,6 +1042,7 @@ def test_many_rows_that_are_always_refused_hold_nobody_up(monkeypatch: pytest.Mo
     assert refused < 8 * len(too_large)
 
 
+@each_way
 def test_rows_at_which_the_server_fails_end_no_run_however_many_there_are() -> None:
     """The data may be sorted by length."""
 
@@ -1027,6 +1057,7 @@ def test_rows_at_which_the_server_fails_end_no_run_however_many_there_are() -> N
     assert table.failed_places() == list(range(10, 60))
 
 
+@each_way
 def test_rows_that_are_not_sent_hold_no_memory() -> None:
     """Each would add its request to the traceback of the one error that all of them have."""
     llm = pi.LLM("m", api_base="http://127.0.0.1:9/v1", cache=False, max_attempts=1)

@@ -16,11 +16,12 @@ from personainfer.exceptions import ModelError, ReplyError
 from personainfer.llm.replies import plain_text
 from personainfer.testing import FakeLLM, Fault, Reply
 
-from ..builders import pairs
+from ..builders import each_way, pairs
 
 PACKED = 60  # MB, when unpacked
 
 
+@each_way
 @pytest.mark.parametrize(("encoding", "wbits"), [("gzip", 31), ("deflate", 15)])
 def test_a_packed_reply_is_bounded_after_it_is_unpacked(encoding: str, wbits: int) -> None:
     compressor = zlib.compressobj(1, wbits=wbits)
@@ -41,6 +42,7 @@ def test_a_packed_reply_is_bounded_after_it_is_unpacked(encoding: str, wbits: in
     assert peak < PACKED * 10**6 / 2
 
 
+@each_way
 @pytest.mark.heavy
 @pytest.mark.parametrize("words", ["model ", "too many tokens ", "violates "])
 def test_a_refusal_of_megabytes_is_read_at_once(words: str) -> None:
@@ -98,6 +100,7 @@ def test_a_reply_is_read_in_a_time_that_grows_with_its_length() -> None:
     assert done.stdout.splitlines() == list(HOSTILE)
 
 
+@each_way
 def test_a_number_of_many_digits_costs_its_row_alone() -> None:
     bad = HOSTILE["a number of many digits"]
 
@@ -119,6 +122,7 @@ def test_marks_at_the_end_are_no_words_of_a_text(text: str) -> None:
         assert plain_text(text) == (text if text.endswith("b") else words)
 
 
+@each_way
 @pytest.mark.parametrize("text", ["one word after the other " * 2000, "一个接一个的词语" * 7500])
 @pytest.mark.parametrize(("counted", "has_error"), [(4096, True), (10_000, False), (900, False)])
 def test_a_prompt_that_the_endpoint_has_cut_is_an_error(

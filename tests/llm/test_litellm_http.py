@@ -128,7 +128,6 @@ def test_an_error_that_tells_what_it_took_is_charged_with_any_provider(
         b'{"code": 200, "data": {"text": "yes"}}',
         b'{"output": [{"type": "message", "content": "yes"}], "usage": {"input_tokens": 5}}',
         b'{"choices": {"0": {"message": {"content": "yes"}}}}',
-        b'data: {"choices": [{"delta": {"content": "yes"}}]}\n\ndata: [DONE]\n\n',
         b"yes",
     ],
 )
@@ -151,6 +150,33 @@ def test_so_does_a_call_that_broke_off(fault: Fault) -> None:
     spent = llm.usage.cost
     assert llm.ask_many([(MESSAGES,)])[0].error is not None  # nobody listens there now
     assert llm.usage.cost == spent
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_answers_to_calls_of_litellm_come_by_our_own_connections(
+    own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where the user gave litellm a client: that may sign requests, or go by another way."""
+    import httpx
+    import litellm
+
+    sent = []
+
+    class Client(httpx.AsyncClient):
+        async def send(self, request: Any, **options: Any) -> Any:
+            sent.append(request)
+            return await super().send(request, **options)
+
+    if own:
+        monkeypatch.setattr(litellm, "aclient_session", Client())
+    stream = b'data: {"choices": [{"delta": {"content": "yes"}}]}\n\ndata: [DONE]\n\n'
+    with AnyServer(body=stream) as server:
+        llm = llm_of("openai/own-client" if own else "openai/x", server)
+        assert llm.ask(MESSAGES).text == "yes"  # litellm cannot read it
+        server.answer = (200, {"X-Rules": "r" * 60_000}, stream)
+        if not own:
+            assert llm.ask(MESSAGES).text == "yes"  # nor its clients this header
+    assert bool(sent) is own
 
 
 ECHO = b'{"error": {"message": "no: secret-key-1 secret-header-1"}}'

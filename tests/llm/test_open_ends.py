@@ -23,11 +23,12 @@ from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError, ModelError, TransportError
 from personainfer.testing import FakeLLM, Fault
 
-from ..builders import pairs
+from ..builders import each_way, pairs
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 
 
+@each_way
 def test_more_fields_are_sent_and_are_part_of_the_key_and_the_settings(llm: FakeLLM) -> None:
     """Qwen3's chat_template_kwargs (vllm#17356), a provider's routing."""
     body = {"chat_template_kwargs": {"enable_thinking": False}, "top_k": 20}
@@ -41,6 +42,7 @@ def test_more_fields_are_sent_and_are_part_of_the_key_and_the_settings(llm: Fake
     assert pi.infer_personas(pairs(1), "fake", api_base=llm.api_base).usage.cached == 0
 
 
+@each_way
 def test_a_temperature_of_none_is_left_out(llm: FakeLLM) -> None:
     pi.LLM("fake", api_base=llm.api_base, temperature=None).ask(MESSAGES)
     assert "temperature" not in llm.requests[0]
@@ -70,6 +72,7 @@ def test_bad_extras_are_refused(llm: FakeLLM, options: dict[str, Any]) -> None:
         pi.LLM("fake", api_base=llm.api_base, **options)
 
 
+@each_way
 def test_headers_are_sent_and_kept_secret(llm: FakeLLM) -> None:
     secret = "token-of-the-gateway-123"
     model = pi.LLM("fake", api_base=llm.api_base, extra_headers={"X-Token": secret})
@@ -83,6 +86,7 @@ def test_headers_are_sent_and_kept_secret(llm: FakeLLM) -> None:
     assert "bad token [key]" in str(caught.value)
 
 
+# Not by litellm, whose "openai/…" takes no query: there it is "azure/…".
 def test_an_address_as_azure_has_them_keeps_its_query_and_its_header() -> None:
     """The path goes before the query, not behind it."""
     with FakeLLM(api_key="azure-key-0123") as server:
@@ -94,6 +98,7 @@ def test_an_address_as_azure_has_them_keeps_its_query_and_its_header() -> None:
         assert "Authorization" not in server.headers[0]
 
 
+@each_way
 def test_no_password_of_an_address_reaches_an_error() -> None:
     model = pi.LLM(
         "fake", api_base="http://me:hunter22@127.0.0.1:9/v1?token=abcd1234", max_attempts=1
@@ -104,6 +109,7 @@ def test_no_password_of_an_address_reaches_an_error() -> None:
     assert "abcd1234" not in str(caught.value)
 
 
+@each_way
 def test_a_redirect_is_not_followed(llm: FakeLLM) -> None:
     """Prompts must not go where the user did not send them."""
     fault = Fault.response({}, 307, {"Location": f"{llm.api_base}/chat/completions"})
@@ -112,6 +118,7 @@ def test_a_redirect_is_not_followed(llm: FakeLLM) -> None:
     assert llm.calls == 0
 
 
+@each_way
 def test_a_certificate_file_that_is_not_there_is_an_error_of_the_row(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -166,6 +173,7 @@ def guarded(certificate: Path) -> Iterator[str]:
         server.server_close()
 
 
+@each_way
 @pytest.mark.heavy
 @pytest.mark.parametrize("trusted", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
 def test_the_certificates_of_the_environment_are_used(
@@ -184,6 +192,7 @@ def test_the_certificates_of_the_environment_are_used(
             pi.LLM("fake", api_base=base, cache=False, max_attempts=1).ask(MESSAGES)
 
 
+@each_way
 @pytest.mark.parametrize("protocol", ["joint", "separate"])
 def test_no_prompt_asks_a_model_to_think(llm: FakeLLM, protocol: Any) -> None:
     """A model that reasons does so by itself; the evidence that it gives is a part of the persona."""
@@ -196,6 +205,7 @@ def test_no_prompt_asks_a_model_to_think(llm: FakeLLM, protocol: Any) -> None:
     assert "max_completion_tokens" in llm.requests[0]
 
 
+@each_way
 def test_the_command_line_says_all_of_it(llm: FakeLLM, tmp_path: Path) -> None:
     data = tmp_path / "pairs.jsonl"
     data.write_text(json.dumps(pairs(1)[0]) + "\n")

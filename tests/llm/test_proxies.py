@@ -14,7 +14,7 @@ from personainfer.batch.provider import batch_api
 from personainfer.exceptions import PersonaInferError, TransportError
 from personainfer.testing import FakeLLM
 
-from ..builders import AnyServer
+from ..builders import AnyServer, each_way
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 ANSWER = json.dumps({"choices": [{"message": {"content": "hello"}}]}).encode()
@@ -41,6 +41,7 @@ def ask(base: str, model: str = "m", **options: Any) -> pi.LLM:
     return llm
 
 
+@each_way
 def test_the_proxy_of_the_environment_is_used_but_not_for_a_loopback(
     llm: FakeLLM, proxy: AnyServer
 ) -> None:
@@ -51,6 +52,7 @@ def test_the_proxy_of_the_environment_is_used_but_not_for_a_loopback(
     assert (llm.calls, len(proxy.asked)) == (1, 1)
 
 
+@each_way
 @pytest.mark.parametrize(
     ("exempt", "base"),
     [
@@ -80,6 +82,7 @@ def test_an_address_that_no_proxy_names_is_asked_without_a_proxy(
     assert not proxy.asked
 
 
+# Not by litellm, which sends batches by its own HTTP.
 def test_a_batch_takes_the_proxy_of_single_calls(proxy: AnyServer) -> None:
     with suppress(PersonaInferError):
         batch_api(ask("http://127.0.0.1:9/v1").transport).look("batch_1")
@@ -125,6 +128,7 @@ def test_a_proxy_is_told_no_key_and_no_header_of_an_https_address(
         assert "secret" not in str(one.headers)
 
 
+@each_way
 @pytest.mark.parametrize(
     "form", ["HTTP://{}", " http://{} ", "{}", "http://me:a b@{}", "http://{}/a@b"]
 )
@@ -137,6 +141,7 @@ def test_a_proxy_is_named_in_any_form(
     )
 
 
+@each_way
 def test_a_proxy_gets_the_password_of_its_own_address(
     proxy: AnyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +151,7 @@ def test_a_proxy_gets_the_password_of_its_own_address(
     assert proxy.asked[0].headers["proxy-authorization"].startswith("Basic ")
 
 
+@each_way
 @pytest.mark.parametrize(
     "address",
     ["socks5://me:secret@h:1080", "http://me:secret@[h:1", "h:port", "http://A\\me:secret@h"],
@@ -161,6 +167,7 @@ def test_a_proxy_that_cannot_be_used_is_one_error_that_says_so(
     assert "secret" not in str(caught.value)
 
 
+@each_way
 @pytest.mark.parametrize("status", [407, 503])
 def test_a_proxy_that_refuses_costs_nothing_and_is_named(status: int, proxy: AnyServer) -> None:
     proxy.answer = (status, {}, b"")
@@ -174,6 +181,7 @@ def test_a_proxy_that_refuses_costs_nothing_and_is_named(status: int, proxy: Any
     assert len(proxy.asked) == (1 if status == 407 else 2)  # a wrong password stays wrong
 
 
+@each_way
 def test_a_header_of_the_user_takes_the_place_of_the_one_of_the_key(llm: FakeLLM) -> None:
     ask(llm.api_base, **SECRET, extra_headers={"authorization": "Token mine"})
     assert llm.headers[0].getall("Authorization") == ["Token mine"]  # type: ignore[attr-defined]

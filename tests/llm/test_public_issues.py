@@ -29,7 +29,7 @@ from personainfer.llm.openai_protocol import read_completion
 from personainfer.llm.replies import decode, read_reply
 from personainfer.testing import FakeLLM, Fault
 
-from ..builders import pairs
+from ..builders import each_way, pairs
 
 
 class City(BaseModel):
@@ -138,6 +138,7 @@ def test_the_thinking_field_of_ollama() -> None:
     assert read(message(content="", thinking=GOOD)) == OSLO
 
 
+@each_way
 def test_thinking_that_ends_without_an_answer_gets_more_room() -> None:
     """nikmcfly/MiroFish-Offline#26, ollama/ollama#16184: max_tokens goes into thoughts."""
 
@@ -152,6 +153,7 @@ def test_thinking_that_ends_without_an_answer_gets_more_room() -> None:
         assert [body["max_tokens"] for body in server.requests] == [500, 4000]
 
 
+@each_way
 def test_an_empty_reply_is_asked_for_again() -> None:
     """ollama/ollama#13371: content null, all counts 0, finish_reason stop, now and then."""
     empty = {**message(content=None, refusal=None), "usage": {"prompt_tokens": 0}, "error": None}
@@ -272,6 +274,7 @@ def test_the_native_reply_of_ollama() -> None:
 # Finish reasons
 
 
+@each_way
 @pytest.mark.parametrize(
     "reason",
     [
@@ -291,6 +294,7 @@ def test_reasons_of_filters(reason: str) -> None:
         assert server.calls == 1
 
 
+@each_way
 def test_a_function_call_that_the_provider_could_not_read() -> None:
     """BerriAI/litellm#40864 and its like: MALFORMED_FUNCTION_CALL comes with no content, and may pass."""
     fault = Fault("edit", edit={"content": None, "finish_reason": "MALFORMED_FUNCTION_CALL"})
@@ -307,6 +311,7 @@ def test_a_filtered_choice_without_a_message(said: dict[str, Any]) -> None:
     assert not caught.value.retryable
 
 
+@each_way
 @pytest.mark.parametrize("reason", ["insufficient_system_resource", "error", "abort"])
 def test_a_reply_that_the_server_broke_off(reason: str) -> None:
     """DeepSeek's, OpenRouter's and SGLang's reasons: the same request is sent again, not argued with."""
@@ -316,6 +321,7 @@ def test_a_reply_that_the_server_broke_off(reason: str) -> None:
         assert [len(body["messages"]) for body in server.requests] == [2, 2]
 
 
+@each_way
 def test_no_candidate_at_all() -> None:
     """bespokelabsai/curator#621, machinewrapped/llm-subtrans#292: a blocked prompt has no candidate."""
     reply = {"choices": [], "prompt_feedback": {"block_reason": "PROHIBITED_CONTENT"}}
@@ -395,6 +401,7 @@ def test_retry_after_as_a_date() -> None:
     assert 25 < wait <= 30
 
 
+@each_way
 @pytest.mark.parametrize("status", [200, 500, 529])
 def test_overloaded_by_its_words(status: int) -> None:
     """SWE-agent/mini-swe-agent#184, UKGovernmentBEIS/inspect_ai#1885: overloaded_error without a 529."""
@@ -430,6 +437,7 @@ FILTERS = [
 ]
 
 
+@each_way
 @pytest.mark.parametrize("error", FILTERS)
 def test_a_filter_costs_one_call_and_one_row(error: dict[str, Any]) -> None:
     """alpaca_eval#227 took it for a rate limit; compl-ai#20, TinyTroupe#85, browser-use#262, litellm#5360."""
@@ -446,6 +454,7 @@ def test_a_filter_costs_one_call_and_one_row(error: dict[str, Any]) -> None:
     assert "moderation" in str(table[2].error)
 
 
+@each_way
 def test_lm_studio_takes_no_json_object() -> None:
     """lmstudio-ai/lmstudio-bug-tracker#189 and #307: json_schema is taken at once; nothing else is tried."""
     words = "'response_format.type' must be 'json_schema' or 'text'"
@@ -459,6 +468,7 @@ def test_lm_studio_takes_no_json_object() -> None:
         assert server.calls == 1
 
 
+@each_way
 def test_an_older_lm_studio_that_knows_no_schema_of_this_kind() -> None:
     """lmstudio-ai/lmstudio-bug-tracker#189: of two forms in turn that are refused, the third is found."""
 
@@ -473,6 +483,7 @@ def test_an_older_lm_studio_that_knows_no_schema_of_this_kind() -> None:
         assert server.calls == 3
 
 
+@each_way
 def test_a_form_that_the_provider_behind_a_gateway_refuses() -> None:
     """OpenRouterTeam/openrouter-examples#14: a 400 inside a 200, the reason in metadata.raw."""
     raw = json.dumps(
@@ -494,6 +505,7 @@ def test_a_form_that_the_provider_behind_a_gateway_refuses() -> None:
         assert server.calls == 2
 
 
+@each_way
 def test_no_endpoint_supports_tools() -> None:
     """dnakov/anon-kode#2, evalstate/fast-agent#122, Kilo-Org/kilocode#9006: a 404 that names the form."""
     words = (
@@ -533,6 +545,7 @@ def test_words_of_the_provider_behind_a_gateway() -> None:
     assert not error.fatal
 
 
+@each_way
 def test_the_name_of_the_limit() -> None:
     """actions/ai-inference#116: openai/gpt-5-nano wants max_completion_tokens, and gets it at once."""
 
@@ -548,6 +561,7 @@ def test_the_name_of_the_limit() -> None:
         assert server.calls == 3
 
 
+@each_way
 @pytest.mark.parametrize(
     ("words", "most"),
     [
@@ -583,6 +597,7 @@ def test_credits_for_a_shorter_reply_alone() -> None:
     assert error.fatal
 
 
+@each_way
 def test_validation_errors_that_come_as_a_stream_with_200() -> None:
     """huggingface/text-generation-inference#2749: a 200 whose only event is an error."""
     words = "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096."
@@ -593,6 +608,7 @@ def test_validation_errors_that_come_as_a_stream_with_200() -> None:
         assert server.calls == 1
 
 
+@each_way
 def test_a_connection_that_breaks_now_and_then() -> None:
     """anthropics/claude-code#82500: kept-alive connections that break right after they are used."""
     with FakeLLM(lambda _: GOOD, faults=[Fault.reset(), Fault.reset()]) as server:

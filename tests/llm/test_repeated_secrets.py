@@ -19,7 +19,7 @@ from personainfer.api_keys import Secrets, shown_address
 from personainfer.exceptions import ModelError
 from personainfer.testing import FakeLLM, Fault
 
-from ..builders import AnyServer, examples, pairs
+from ..builders import AnyServer, each_way, examples, pairs
 
 KEY = "a1b2c3d4e5f60718293a4b5c6d7e8f90"  # nothing in its form says that it is a key
 PASSWORD = "p4ss/wörd"
@@ -39,6 +39,7 @@ echoes = pytest.mark.parametrize(
 )  # fmt: skip
 
 
+@each_way
 @echoes
 def test_no_table_holds_a_secret_of_the_address_that_the_endpoint_repeats(
     address: str, said: list[str], tmp_path: Path
@@ -65,6 +66,7 @@ def completion(**message: Any) -> dict[str, Any]:
     return {"id": "1", "object": "chat.completion", "model": KEY, "choices": [choice]}
 
 
+@each_way
 def test_the_endpoints_name_of_the_model_shows_no_key(tmp_path: Path) -> None:
     body = completion(content='{"person_1": 1}')
     with AnyServer(body=json.dumps(body).encode()) as server:
@@ -75,6 +77,7 @@ def test_the_endpoints_name_of_the_model_shows_no_key(tmp_path: Path) -> None:
     assert KEY.encode() not in (tmp_path / "t.parquet").read_bytes()
 
 
+@each_way
 @pytest.mark.parametrize(
     "fault",
     [
@@ -91,6 +94,7 @@ def test_what_an_error_quotes_of_a_reply_shows_no_key(fault: Fault) -> None:
     assert KEY[:8] not in str(caught.value)
 
 
+@each_way
 def test_where_a_redirect_leads_is_shown_without_the_key() -> None:
     with (
         AnyServer(302, {"Location": f"/login/{KEY}"}) as server,
@@ -219,6 +223,7 @@ def test_secrets_of_escapes_are_masked_in_a_time_that_grows_with_the_length(secr
         Secrets([secret]).mask(noise * 4000)
 
 
+@each_way
 @pytest.mark.parametrize(
     "key", ["Ab3dE6gH9jK2mN5pQ8rS1tU4", "sk-1234567890", "tok_Ab3dE6gH9jK2mN5pQ8rS1tU4"]
 )

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, field_validator
 
+from personainfer.connections import LARGEST_REPLY
 from personainfer.exceptions import ModelError, ReplyError
 from personainfer.llm.client import LLM
 from personainfer.llm.requests import Reply, Request, cached_reply
-from personainfer.llm.transports import LARGEST_REPLY
 from personainfer.records import Message
 from personainfer.testing import FakeLLM, Fault
 
-from ..builders import examples
+from ..builders import WAYS, each_way, examples, reached
 from ..fuzz_values import json_values, odd_in
 
 COMPLETION = {
@@ -132,11 +132,12 @@ class World:
         return client.ask_many([Request(one, logprobs=logprobs) for one in turns])
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    made = World()
-    with made.llm:
-        yield made
+@pytest.fixture(scope="module", params=WAYS)
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    with reached(request.param):
+        made = World()
+        with made.llm:
+            yield made
 
 
 def check(found: list[Reply]) -> None:
@@ -230,6 +231,7 @@ def test_what_a_validator_of_the_user_raises_ends_the_run(world: World) -> None:
     assert world.llm.calls - calls < 3
 
 
+@each_way
 @pytest.mark.parametrize("odd", [["1", None], [1, {}], ["1", {"1": "x"}], ["1"], "1", ["1", 5]])
 def test_a_stored_reply_whose_logprobs_are_spoilt_is_asked_again(odd: object) -> None:
     llm = LLM("fake", api_base="http://127.0.0.1:9/v1", cache=False)
@@ -250,6 +252,7 @@ class Answer(BaseModel):
     text: str
 
 
+@each_way
 @pytest.mark.parametrize(
     "answer",
     [
@@ -295,6 +298,7 @@ def test_a_whole_answer_is_read_whatever_is_beside_it(answer: dict[str, Any]) ->
         assert (reply.value, server.calls) == (Answer(text="yes"), 1)
 
 
+@each_way
 def test_an_envelope_without_a_completion_counts_as_what_was_reserved() -> None:
     with FakeLLM(lambda _: as_body({"code": 200, "msg": "ok", "data": {"text": "yes"}})) as server:
         llm = LLM("fake", api_base=server.api_base, cache=False, prices=(1e4, 1e4), max_attempts=1)

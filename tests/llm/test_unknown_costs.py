@@ -21,7 +21,7 @@ from personainfer.llm.endpoint_faults import provider_errors
 from personainfer.llm.rate_limits import Price, find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
-from ..builders import pairs
+from ..builders import each_way, pairs
 
 PRICES = (10_000.0, 10_000.0)  # USD a million tokens
 
@@ -49,6 +49,7 @@ LIES: list[Any] = [
 SAID = {"message": {"content": "hello"}, "finish_reason": "stop"}
 
 
+@each_way
 @pytest.mark.parametrize("usage", LIES)
 def test_calls_whose_tokens_are_not_told_count_as_what_was_reserved(usage: object) -> None:
     told = {"choices": [SAID]} if usage is None else {"choices": [SAID], "usage": usage}
@@ -63,6 +64,7 @@ def test_calls_whose_tokens_are_not_told_count_as_what_was_reserved(usage: objec
     assert 5 < llm.usage.cost <= 20
 
 
+@each_way
 @pytest.mark.parametrize("message", [{"content": ""}, {"content": None, "refusal": "I cannot"}])
 @pytest.mark.parametrize("finish", ["stop", "length", "content_filter", "error"])
 @pytest.mark.parametrize("said", [{}, {"completion_tokens": -5}, {"completion_tokens": "5"}])
@@ -79,6 +81,7 @@ def test_so_do_replies_without_a_text(
     assert "budget" in str(replies[-1].error)
 
 
+@each_way
 @pytest.mark.parametrize("status", [201, 203, 206])
 def test_a_reply_counts_with_any_status_of_success(status: int) -> None:
     told = {"choices": [SAID], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
@@ -97,6 +100,7 @@ STREAM = "".join(
 )
 
 
+@each_way
 @pytest.mark.parametrize("code", [400, 403, 429, 500, 502, None])
 @pytest.mark.parametrize("place", ["top", "choice", "status", "within"])
 def test_an_error_that_tells_what_it_took_is_charged_as_such(code: int | None, place: str) -> None:
@@ -116,6 +120,7 @@ def test_an_error_that_tells_what_it_took_is_charged_as_such(code: int | None, p
     assert llm.limits.budget.spent == llm.usage.cost
 
 
+@each_way
 @pytest.mark.parametrize(
     "reply",
     [
@@ -134,6 +139,7 @@ def test_an_error_counts_as_what_was_reserved_if_a_model_ran(reply: str) -> None
     assert "budget" in str(replies[-1].error)
 
 
+@each_way
 def test_a_prompt_of_which_each_byte_is_a_token_does_not_pass_the_budget() -> None:
     def reply(body: dict[str, Any]) -> Reply:
         return Reply("ok", prompt_tokens=len(body["messages"][0]["content"]), completion_tokens=1)
@@ -145,6 +151,7 @@ def test_a_prompt_of_which_each_byte_is_a_token_does_not_pass_the_budget() -> No
     assert server.calls == 0
 
 
+@each_way
 def test_a_dearer_call_is_charged_as_such() -> None:
     usage = {
         "prompt_tokens": 3_000,
@@ -203,6 +210,7 @@ def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
     assert searches.cost(0, 0) == 12
 
 
+@each_way
 @pytest.mark.parametrize(
     "fields",
     [
@@ -224,6 +232,7 @@ def test_a_budget_asks_for_the_price_of_what_the_list_does_not_price(
     assert pi.LLM("gpt-4o", budget=1.0, prices=(9.0, 9.0), **where).price is not None
 
 
+@each_way
 def test_a_dearer_tier_counts_at_its_price(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("input_cost_per_token", "output_cost_per_token")
     listed = {name + end: usd for name in names for end, usd in (("", 1.0), ("_priority", 1.7))}
@@ -240,6 +249,7 @@ def test_a_dearer_tier_counts_at_its_price(llm: FakeLLM, monkeypatch: pytest.Mon
         assert one.usage.cost == pytest.approx(price * tokens)
 
 
+@each_way
 def test_calls_that_time_out_count_as_what_was_reserved() -> None:
     with FakeLLM(latency=5) as server:
         llm = fake(server, budget=20.0, timeout=0.1)
@@ -250,6 +260,7 @@ def test_calls_that_time_out_count_as_what_was_reserved() -> None:
     assert 5 < llm.usage.cost <= 20
 
 
+@each_way
 @pytest.mark.parametrize("status", [408, 502, 504, 520, 524])
 def test_so_do_calls_that_a_gateway_lost(status: int) -> None:
     with FakeLLM(faults=[Fault.status(status)] * 50) as server:
@@ -259,6 +270,7 @@ def test_so_do_calls_that_a_gateway_lost(status: int) -> None:
     assert "budget" in str(replies[-1].error)
 
 
+@each_way
 @pytest.mark.parametrize("status", [400, 500])
 @pytest.mark.parametrize("usage", [{"input_tokens": 3}, {"total_tokens": 4}, {"prompt_tokens": 3}])
 def test_so_do_errors_that_tell_it_in_part(status: int, usage: dict[str, int]) -> None:
@@ -270,6 +282,7 @@ def test_so_do_errors_that_tell_it_in_part(status: int, usage: dict[str, int]) -
     assert "budget" in str(replies[-1].error)
 
 
+@each_way
 @pytest.mark.parametrize(
     "usage",
     [None, {}, {"prompt_tokens": 0, "completion_tokens": 0}, [3], {"used": 1000, "limit": 1000}],
@@ -282,6 +295,7 @@ def test_a_refusal_that_tells_of_no_token_costs_nothing(usage: Any) -> None:
     assert llm.usage.cost == 0
 
 
+@each_way
 def test_what_was_refused_or_never_sent_costs_nothing() -> None:
     with FakeLLM(faults=[Fault.status(400)]) as server:
         llm = fake(server, budget=20.0, max_attempts=1)
@@ -291,6 +305,7 @@ def test_what_was_refused_or_never_sent_costs_nothing() -> None:
     assert llm.usage.cost == 0
 
 
+@each_way
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_of_all_costs_nothing_for_those_in_flight(status: int) -> None:
     late = (
@@ -306,6 +321,7 @@ def test_a_refusal_of_all_costs_nothing_for_those_in_flight(status: int) -> None
     assert llm.limits.budget.spent == 0
 
 
+@each_way
 def test_where_credit_ends_those_in_flight_count_as_what_was_reserved() -> None:
     """The provider may have run them."""
     late = (
@@ -319,6 +335,7 @@ def test_where_credit_ends_those_in_flight_count_as_what_was_reserved() -> None:
     assert llm.usage.cost > 0
 
 
+@each_way
 def test_what_the_endpoint_tells_is_what_is_charged() -> None:
     with FakeLLM(reply=lambda body: Reply("yes", prompt_tokens=3, completion_tokens=1)) as server:
         llm = fake(server, budget=20.0)
@@ -327,6 +344,7 @@ def test_what_the_endpoint_tells_is_what_is_charged() -> None:
     assert llm.usage.cost == pytest.approx(4.0)
 
 
+@each_way
 def test_a_batch_of_pairs_stops_at_its_budget_without_usage() -> None:
     def reply(body: dict[str, Any]) -> Reply:
         return Reply("{}", prompt_tokens=0, completion_tokens=0)
@@ -339,6 +357,7 @@ def test_a_batch_of_pairs_stops_at_its_budget_without_usage() -> None:
     assert 100 < table.usage.cost <= 200
 
 
+@each_way
 @pytest.mark.parametrize("count", [float("nan"), float("inf"), "many", [1], {"a": 1}, 10**400])
 def test_counts_that_are_no_numbers_count_as_what_was_reserved_or_more(count: object) -> None:
     usage = {"prompt_tokens": count, "completion_tokens": count}
@@ -368,6 +387,7 @@ def test_a_call_of_an_sdk_that_broke_off_may_have_been_paid_and_one_without_conn
     assert not unanswered(httpx.ConnectTimeout("late"))
 
 
+@each_way
 def test_a_request_that_waited_is_reserved_anew_when_the_model_turns_out_to_reason() -> None:
     """It is then sent with 8 times the tokens, which its reservation has to hold."""
     asked: Counter[str] = Counter()
@@ -397,6 +417,7 @@ def test_a_request_that_waited_is_reserved_anew_when_the_model_turns_out_to_reas
     assert llm.usage.cost <= 0.0125
 
 
+@each_way
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_has_what_is_left_of_the_budget() -> None:

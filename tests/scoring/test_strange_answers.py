@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import personainfer as pi
+from personainfer.connections import attempts
 from personainfer.exceptions import ModelError, ReplyError, TransportError
-from personainfer.retrying import attempts
 from personainfer.scoring.context import Cuts
 from personainfer.tailoring.embeddings import embed, endpoint_embedder
 

@@ -1,0 +1,298 @@
+"""HTTP requests to endpoints: how they are sent, and which errors are retried, after how long.
+
+No redirect is followed, and no answer is endless.
+
+Proxies and certificates are those of the environment: HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE (or
+REQUESTS_CA_BUNDLE), and SSL_CERTIFICATE for a certificate of the client.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, getproxies_environment, proxy_bypass
+
+import tenacity
+
+from .api_keys import Address, shown_address
+from .exceptions import ModelError, RateLimitError, ReplyError, TransportError
+from .http_guard import ip_number, is_loopback, too_large
+
+if TYPE_CHECKING:
+    import aiohttp
+    import yarl
+
+LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
+_LONGEST_HEADER = 2**16  # bytes; gateways report their rules in some
+_LONGEST_PAUSE = 60.0  # seconds; an endpoint that asks for more is tried again after this
+_FEWEST_CONNECTIONS = 8
+_FILES_LEFT = 64  # for the cache, outputs, and what else the process opens
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
+
+
+class Answer(NamedTuple):
+    """What came back for a request."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes  # unpacked
+
+
+class Connections:
+    """The connections of one transport. They open with the first request, and again after `close`."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+        self._socket: str | None = None
+        self._trusted: ssl.SSLContext | None = None
+        self._proxies: dict[str, str | None] = {}  # by address
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """The addresses of the proxies that were used; they may hold passwords."""
+        return tuple(filter(None, self._proxies.values()))
+
+    async def close(self) -> None:
+        """Close them, and forget what the environment said."""
+        session, self._session, self._trusted = self._session, None, None
+        if session is not None:
+            await session.close()
+
+    async def send(
+        self,
+        method: str,
+        address: str | yarl.URL,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        name: str,
+        socket: str | None = None,
+    ) -> Answer:
+        """Send a request, and read the whole answer.
+
+        An `address` that is a text is encoded first. `name` is what errors call the endpoint. `socket` is a
+        Unix socket through which it is reached.
+
+        Raises:
+            TransportError: no connection, or it broke; `unanswered` tells these apart.
+            ReplyError: the answer is larger than `LARGEST_REPLY`.
+        """
+        import aiohttp
+
+        if self._socket != socket:
+            await self.close()
+        if self._session is None:
+            self._proxies.clear()
+            self._session, self._socket = _session(socket), socket
+        proxy = self._proxy(str(address))
+        try:
+            async with self._session.request(
+                method,
+                address,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                proxy=proxy,
+                ssl=self._certificates(str(address)),
+            ) as response:
+                return Answer(response.status, response.headers, await _read_bounded(response))
+        # `from None`: aiohttp's errors can hold the request's headers, and with them the key.
+        except aiohttp.ClientHttpProxyError as error:
+            raise _refused_by_proxy(proxy or "", name, error.status) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            failed = TransportError(
+                f"the connection to {name} failed ({type(error).__name__}).",
+                hint="Is the server running, and is api_base= its address (often ending in /v1)?",
+            )
+            failed.unanswered = not isinstance(error, aiohttp.ClientConnectorError | ValueError)
+            raise failed from None
+
+    def _proxy(self, address: str) -> str | None:
+        if address not in self._proxies:
+            self._proxies[address] = environment_proxy(address)
+        return self._proxies[address]
+
+    def _certificates(self, address: str) -> ssl.SSLContext | bool:
+        """Read once, and for https:// alone: that takes 30 ms."""
+        if not address.startswith("https://"):
+            return True
+        if self._trusted is None:
+            self._trusted = certificates()
+        return self._trusted
+
+
+def _session(socket: str | None) -> aiohttp.ClientSession:
+    """A session without headers of its own: aiohttp would send them to the proxy, too.
+
+    That reads them in clear text before the tunnel to an https:// address begins.
+    """
+    import aiohttp
+
+    connector: aiohttp.BaseConnector
+    if socket is not None:
+        connector = aiohttp.UnixConnector(socket, limit=0)
+    else:
+        connector = aiohttp.TCPConnector(limit=_most_connections())
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request
+        max_line_size=_LONGEST_HEADER,
+        max_field_size=_LONGEST_HEADER,
+    )
+
+
+def _refused_by_proxy(proxy: str, name: str, status: int) -> TransportError:
+    """The error for a proxy that makes no tunnel to the endpoint: nothing was sent there."""
+    refused = TransportError(
+        f"the proxy {shown_address(proxy)} does not connect to {name} ({status}).",
+        hint="Check https_proxy, with its user and password, or name the host in NO_PROXY.",
+    )
+    refused.fatal = refused.given_up = refused.ran_nothing = status in (403, 407)
+    return refused
+
+
+def _most_connections() -> int:
+    """How many files the process may still open, but for some that the rest of it needs; 0: any number."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 0
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return 0
+    return max(_FEWEST_CONNECTIONS, most - len(os.listdir("/dev/fd")) - _FILES_LEFT)
+
+
+def environment_proxy(base: str) -> str | None:
+    """The proxy that the environment names for an address; a loopback needs none.
+
+    aiohttp would look it up itself with `trust_env=True`, but would then send the passwords in ~/.netrc too.
+    """
+    parts = urlsplit(base)
+    proxy, host = getproxies().get(parts.scheme), parts.hostname or "localhost"
+    if not proxy or is_loopback(host):
+        return None
+    port = parts.port or {"https": 443}.get(parts.scheme, 80)
+    if _is_exempt(host.removesuffix("."), port) or proxy_bypass(host):
+        return None
+    scheme, _, place = proxy.strip().rpartition("://")
+    proxy = f"{scheme.lower() or 'http'}://{place}"
+    try:
+        known = scheme.lower() in ("", "http", "https") and "\\" not in place
+        is_usable = known and urlsplit(proxy).port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        error = TransportError(
+            f"the environment's {parts.scheme}_proxy is no proxy that can be used.",
+            hint=f"It is http://HOST:PORT. Or name {host} in NO_PROXY.",
+        )
+        error.fatal = error.given_up = True
+        raise error
+    return Address(proxy)
+
+
+def _is_exempt(host: str, port: int) -> bool:
+    """Whether NO_PROXY names a host: as itself, or a domain or network that it is in, also with the port.
+
+    urllib compares names alone. curl, Go and Kubernetes also take networks ("10.0.0.0/8"), and patterns
+    ("*.cluster.local") are common.
+    """
+    number = ip_number(host)
+    for entry in re.split(r"[\s,]+", getproxies_environment().get("no", "").lower()):
+        for part in (entry, entry.removesuffix(f":{port}")):
+            name = re.sub(r"[][]", "", part).removesuffix(".")
+            with suppress(ValueError):  # it is no network
+                if number is not None and number in ip_network(name, strict=False):
+                    return True
+            if fnmatchcase(host, name) or f".{host}".endswith("." + name.lstrip(".")):
+                return True
+    return False
+
+
+def certificates() -> ssl.SSLContext:
+    """The certificates of the environment: those to trust, and the client's own, if it has one.
+
+    SSL_CERTIFICATE is litellm's name for the client's: a PEM file with the certificate and its key.
+    """
+    trusted = next((v for v in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(v)), "")
+    variable = trusted
+    try:
+        context = ssl.create_default_context(cafile=os.environ.get(trusted))
+        if own := os.environ.get("SSL_CERTIFICATE"):
+            variable = "SSL_CERTIFICATE"
+            context.load_cert_chain(own)
+    except OSError as error:
+        raise TransportError(
+            f"{variable}={os.environ.get(variable)!r} cannot be read ({error}).",
+            hint="Name a file of certificates in PEM form, or unset the variable.",
+        ) from None
+    return context
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    """The body, up to a bound far above any real reply; compressed bodies count decompressed."""
+    is_plain = "Content-Encoding" not in response.headers  # it may come twice, and empty at first
+    length = response.content_length
+    if length is not None and length <= LARGEST_REPLY and is_plain:
+        return await response.read()
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_chunked(2**16):
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST_REPLY:
+            response.close()
+            raise too_large(LARGEST_REPLY)
+    return b"".join(parts)
+
+
+def attempts(
+    most: int, *, before_retry: Callable[[tenacity.RetryCallState], None] | None = None
+) -> tenacity.AsyncRetrying:
+    """Retry a coroutine up to `most` times, as long as its error is retryable.
+
+    `before_retry` is called after each attempt that will be repeated.
+    """
+    return tenacity.AsyncRetrying(
+        stop=tenacity.stop_after_attempt(most),
+        wait=_pause,
+        retry=tenacity.retry_if_exception(_may_pass),
+        before_sleep=before_retry,
+        reraise=True,
+    )
+
+
+def until_deadline(seconds: float) -> tenacity.Retrying:
+    """Retry a function for this many seconds, as long as connections break or the provider is busy.
+
+    A reply that cannot be read is not retried: the provider may have done the step and charged for it.
+    """
+    return tenacity.Retrying(
+        stop=tenacity.stop_before_delay(seconds),
+        wait=_pause,
+        retry=tenacity.retry_if_exception_type((TransportError, RateLimitError)),
+        reraise=True,
+    )
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, ModelError) and error.retryable and not error.given_up
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """Seconds: 0 after a bad reply; else random below 0.5, 1, … 30, but at least what the endpoint asks."""
+    error: Any = state.outcome.exception() if state.outcome else None
+    if isinstance(error, ReplyError):
+        return 0.0
+    asked = min(getattr(error, "retry_after", None) or 0.0, _LONGEST_PAUSE)
+    return max(asked, _backoff(state))
