@@ -572,24 +572,31 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
 
     on_disk = path.stat().st_size
     with pq.ParquetFile(path) as file:
-        texts = frozenset(_texts(file.metadata.schema))
-    with _opened_parquet(path, texts) as file:
-        for number in range(file.metadata.num_row_groups):
-            group = file.metadata.row_group(number)
-            size = max(group.total_byte_size, 1)
-            if size > max(_LARGE_GROUP, _MOST_PACKED * on_disk):
-                raise DataError(
-                    f"{path}: {size:,} bytes are packed into a file of {on_disk:,}.",
-                    hint="No real data packs that well: check where the file comes from.",
-                )
-            # Not fewer than need be: Arrow makes the dictionaries anew for each batch.
-            rows = min(_ROWS, _USUAL_BYTES * group.num_rows // size)
-            if size > max(_BATCH_BYTES, _USUALLY_PACKED * on_disk):
-                rows = min(rows, _FEW_ROWS * _BATCH_BYTES // size)
-            yield from _group_batches(path, file, number, max(rows, 1), texts)
+        metadata = file.metadata
+    texts = set(_texts(metadata.schema))
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        size = max(group.total_byte_size, 1)
+        if size > max(_LARGE_GROUP, _MOST_PACKED * on_disk):
+            raise DataError(
+                f"{path}: {size:,} bytes are packed into a file of {on_disk:,}.",
+                hint="No real data packs that well: check where the file comes from.",
+            )
+        # Not fewer than need be: Arrow makes the dictionaries anew for each batch.
+        rows = min(_ROWS, _USUAL_BYTES * group.num_rows // size)
+        if size > max(_BATCH_BYTES, _USUALLY_PACKED * on_disk):
+            rows = min(rows, _FEW_ROWS * _BATCH_BYTES // size)
+        done = 0
+        while done < group.num_rows:
+            left = len(texts)
+            for batch in _group_batches(path, metadata, number, max(rows, 1), texts, done):
+                done += len(batch)
+                yield batch
+            if left == len(texts):  # the group has ended, whatever the file says of its rows
+                break
 
 
-def _opened_parquet(path: Path, texts: Collection[str], metadata: Any = None) -> Any:
+def _opened_parquet(path: Path, texts: Collection[str], metadata: Any) -> Any:
     """The file, whose columns of `texts` are read as dictionaries, and as much of it at once as is needed."""
     import pyarrow.parquet as pq
 
@@ -598,36 +605,34 @@ def _opened_parquet(path: Path, texts: Collection[str], metadata: Any = None) ->
 
 
 def _group_batches(
-    path: Path, file: Any, number: int, rows: int, texts: frozenset[str], done: int = 0
+    path: Path, metadata: Any, number: int, rows: int, texts: set[str], done: int
 ) -> Iterator[pyarrow.RecordBatch]:
-    """The batches of a group of rows, of no more than `rows`; those that are `done` are left out.
+    """Batches of a group of rows, of no more than `rows`; the first `done` rows are left out.
 
     A text that comes again and again is held once: `texts`, by their paths, are read as dictionaries. Arrow
-    adds to a dictionary until the group ends, also the texts that the file stores one by one. A column with
-    such texts, of which few come again, is read on as it is, in less time and memory.
+    adds to a dictionary until the group ends, also the texts that the file stores one by one. Where one grows
+    large, columns of which few texts come again are taken from `texts`, and the batches end: they are read
+    on as they are, in less time and memory. The end of a group is read as it was begun: to read on means to
+    pass over what is done.
     """
+    group = metadata.row_group(number)
     seen, before, written = 0, dict[str, int](), Counter[str]()
-    for batch in file.iter_batches(batch_size=rows, row_groups=[number]):
-        seen += len(batch)
-        if seen > done:
-            yield batch.slice(max(0, len(batch) - (seen - done)))
-            done = seen
-        found = _dictionaries(batch, file.metadata.schema)
-        written.update({path: _shared_bytes(column) for path, column in found.items()})
-        held = {path: column.dictionary.nbytes for path, column in found.items()}
-        least = {
-            path: max(before.get(path, size), _USUAL_BYTES // 4) for path, size in held.items()
-        }
-        growing = {p for p, size in held.items() if least[p] < size > written[p] // 2}
-        if growing:
-            break
-        before = held
-    else:
-        return
-    del batch, found
-    texts -= growing
-    with _opened_parquet(path, texts, file.metadata) as other:
-        yield from _group_batches(path, other, number, rows, texts, done)
+    with _opened_parquet(path, texts, metadata) as file:
+        for batch in file.iter_batches(batch_size=rows, row_groups=[number]):
+            seen += len(batch)
+            if seen > done:
+                yield batch.slice(max(0, len(batch) - (seen - done)))
+                done = seen
+            found = _dictionaries(batch, metadata.schema)
+            written.update({path: _shared_bytes(column) for path, column in found.items()})
+            held = {path: column.dictionary.nbytes for path, column in found.items()}
+            different = {path for path, size in held.items() if size > written[path] // 2}
+            if any(held[p] > max(before.get(p, held[p]), _USUAL_BYTES // 4) for p in different):
+                texts -= different
+                rest = group.num_rows - seen
+                if rest > seen or rest * group.total_byte_size > _BATCH_BYTES * group.num_rows:
+                    return
+            before = held
 
 
 def _dictionaries(batch: pyarrow.RecordBatch, schema: Any) -> dict[str, Any]:
