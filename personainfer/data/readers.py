@@ -291,10 +291,13 @@ def read_cells(
     try:
         schema, is_readable = settle(schemas, head, names, is_batch=True)
     except DataError:
-        earlier = known.get(tuple(names))
-        if earlier is None or not _is_rest(earlier, head(earlier)):
+        if (earlier := known.get(tuple(names))) is None:
             raise
-        schema, is_readable = earlier, True
+        rows = head(earlier)
+        read = [read_row(earlier, row, {}) for row in rows]
+        if not _is_rest(earlier, rows) and any(row.preference for row in read):
+            raise
+        return read
     if is_readable:
         known.setdefault(tuple(names), schema)
     return [read_row(schema, row, {}) for row in head(schema)]

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
 from ..preferences.cells import ABSENT, without_na
-from ..preferences.column_names import matches, widened, with_later_columns
+from ..preferences.column_names import matches, vague_prompt, widened, with_later_columns
 from ..preferences.conversations import read_pair, read_prompt
 from ..preferences.recognition import FEW, LOOK_AHEAD, check_named, recognise, settle
 from ..preferences.schemas import Mapped, Schema
@@ -250,7 +250,8 @@ def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | N
         return None
     # A first row with other responses beside its own may have texts where later ones have their names.
     looks_again = schema.kind in ("conversations", "group") or schema.depends_on_values
-    looks_again = looks_again or bool(schema.beside) or schema.labels_are_texts
+    may_be_other = schema.beside or schema.labels_are_texts or vague_prompt(schema)
+    looks_again = looks_again or bool(may_be_other)
     if looks_again and len(dicts) < _IMPLICIT_LOOK_AHEAD:
         return None
     if schema.coding is not None and not schema.coding.is_sure:

@@ -31,6 +31,7 @@ from .pairing import by_rater, is_ranked
 from .rows import read_all, read_group
 from .schemas import Mapped, Schema
 from .side_names import Head, without_names
+from .turns import is_history
 
 LOOK_AHEAD: Final = 200  # rows from which schemas and codings are told
 FEW: Final = 20  # rows without a preference that may be all by chance
@@ -128,6 +129,7 @@ def settle(
         DataError: none can read a row, the coding of labels is not certain, or other readings are possible.
     """
     schemas = _of_labels(without_names(schemas, head, names), head, is_batch)
+    schemas = [_without_odd_history(schema, head) for schema in schemas]
     fallback: Settled | None = None
     problem: Exception | None = None
     told = schemas[0].told if schemas else None
@@ -163,17 +165,17 @@ def settle(
 
 
 def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema]:
-    """The schemas, without columns that have a label's name and hold none; those that name sides come first.
+    """The schemas, without columns that have a label's name and hold none.
 
     Raises:
-        DataError: no column names sides, and the coding of one is not certain. Another column, or scores,
+        DataError: the coding of a column is not certain, and no other one names sides: these, or scores,
             may be of something else.
     """
     labelled = [s for s in schemas if s.kind == "label" and s.columns.keys().isdisjoint(_NO_CHOICE)]
     has_scores = any(schema.kind == "scores" for schema in schemas)
     if not labelled or "label" in schemas[0].told.columns or len(labelled) + has_scores < 2:
         return schemas
-    naming, numbered, strengths = list[Schema](), list[Schema](), list[Schema]()
+    naming, certain, strengths = list[Schema](), list[Schema](), list[Schema]()
     doubts: list[DataError] = []
     for schema in labelled:
         rows = [schema.row(row) for row in head(schema)]
@@ -181,7 +183,7 @@ def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema
             found = schema.settled(head(schema), is_batch=is_batch)
         except DataError as error:
             is_doubt = len(labelled) == 1 or not is_strength(schema.columns["label"])
-            if is_doubt and may_be_labels(row["label"] for row in rows):
+            if is_doubt and not certain and may_be_labels(row["label"] for row in rows):
                 doubts.append(error)
             continue
         labels = [found.label(row, "label") for row in rows]
@@ -189,11 +191,13 @@ def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema
             strengths.append(schema)  # beside a side it only says how strong the choice is
         elif has_known_label(schema) or name_both_sides(labels):
             naming.append(schema)
+            certain.append(schema)
         elif may_be_labels(labels):
-            numbered.append(schema)
+            certain.append(schema)
     if doubts and not naming and schemas[0] in labelled:
         raise doubts[0]
-    kept = [*naming, *numbered, *strengths]
+    first = naming if doubts else []
+    kept = [*first, *(each for each in certain if each not in first), *strengths]
     if not kept and not has_scores:
         return schemas
     rest = [s for s in schemas if s not in labelled and not (kept and s.kind == "scores")]
@@ -213,9 +217,23 @@ def _of_other_sources(schema: Schema, head: Head) -> dict[str, Sequence[str]]:
     return found
 
 
+def _without_odd_history(schema: Schema, head: Head) -> Schema:
+    """The schema without a history that holds no turns, which would only part the rows of a prompt."""
+    name = schema.columns.get("history")
+    if schema.kind != "group" or name not in schema.present:
+        return schema
+    cells = [value for (value,) in head(replace(schema, columns={"history": name}))]
+    odd = sum(not is_history(name, value) for value in cells)
+    if odd <= len(cells) / 2:
+        return schema
+    columns = {role: column for role, column in schema.columns.items() if role != "history"}
+    return replace(schema, columns=columns)
+
+
 def _not_in_prompt(schema: Schema, head: Head, names: Sequence[object]) -> tuple[str, ...]:
     """Columns with usual names of a prompt, beside the one that was read, whose texts differ between rows."""
     others = [name for name in prompt_columns(names) if name not in schema.columns.values()]
+    others += [name for name in vague_prompt(schema) if name not in others]
     if "prompt" not in schema.columns or schema.has_exchanges:
         return ()
     return tuple(_of_other_texts(schema, head, others))
@@ -318,7 +336,7 @@ def _check_other_readings(
     is_batch: bool,
 ) -> None:
     """Raise DataError if the first rows may as well be read otherwise, and only the caller knows how."""
-    if not schema.has_exchanges:
+    if not schema.has_exchanges and len(rows) >= _ENOUGH:
         _check_vague_prompt(schema, head)
     if is_batch:  # small ones show nothing more, and all are read alike
         return

@@ -288,6 +288,15 @@ def read_history(name: str, value: object) -> Turns:
     return turns
 
 
+def is_history(name: str, value: object) -> bool:
+    """Whether a cell holds turns, also as JSON text, or nothing."""
+    try:
+        read_history(name, parse_cell(name, value))
+    except DataError:
+        return False
+    return True
+
+
 def _is_exchange(value: object) -> bool:
     return (
         isinstance(value, list | tuple)

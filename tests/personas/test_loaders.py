@@ -512,6 +512,18 @@ def test_a_small_last_batch_is_read_as_the_first_one_was(llm: FakeLLM) -> None:
         assert add(first)["persona_error"] == [None]
 
 
+def test_a_last_batch_of_bad_rows_costs_these_alone(llm: FakeLLM) -> None:
+    """Names of models are no certain labels where a row lacks a name; no reading gives it a preference."""
+    arena = {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "m1"}
+    good = pd.DataFrame([{**arena, "model_a": "m1", "model_b": "m2"}] * 9)
+    bad = pd.DataFrame([{**arena, "model_a": None, "model_b": "m2"}])
+    with pytest.raises(DataError, match="for certain"):
+        AddPersonas("fake", api_base=llm.api_base, cache=False)(bad)
+    add = AddPersonas("fake", api_base=llm.api_base, cache=False)
+    assert add(good)["persona_error"].isna().all()
+    assert "'winner'" in add(bad)["persona_error"][0]
+
+
 def test_a_batch_is_filtered_as_the_whole_would_be(llm: FakeLLM) -> None:
     shp = {"history": ["q"], "human_ref_A": ["a"], "human_ref_B": ["b"], "labels": [1]}
     add = AddPersonas("fake", api_base=llm.api_base, min_votes=10, cache=False)

@@ -392,3 +392,25 @@ def test_a_prompt_that_the_responses_hold_is_not_said_to_be_in_a_column() -> Non
 def test_a_score_that_is_an_infinite_decimal_is_a_score() -> None:
     rows = [{**TWO, "score_1": Decimal("inf"), "score_2": Decimal("1.5")}]
     assert read(*rows) == [PAIR]
+
+
+@pytest.mark.parametrize("history", [range(9), ["seen once"] * 9, [["a", "b"]] * 9])
+def test_a_history_that_holds_no_turns_parts_no_ratings(history: Any) -> None:
+    rated = [
+        {"prompt": "q", "response": text, "score": score, "history": history[score]}
+        for text, score in (("a", 5), ("b", 1))
+    ]
+    assert read(*rated, pairs="all") == [PAIR]
+    others = [{**row, "history": [[f"{n}", "x"]]} for n, row in enumerate(rated)]
+    assert "no two differ" in str(read(*others, pairs="all")[0])
+
+
+def test_a_certain_label_comes_before_a_later_one_in_words() -> None:
+    rows = [{**TWO, "label": 1, "verdict": "b"}, {**TWO, "label": 2, "verdict": "a"}]
+    assert read(*rows) == [PAIR, PAIR.swapped]
+
+
+def test_a_few_rows_are_read_by_the_name_of_the_prompt() -> None:
+    rows = [{"context": "q", "task": "write me a poem", **SIDES}]
+    for data in (rows, rows * 4, rows * 60):
+        assert read(*data) == [PAIR] * len(data)
