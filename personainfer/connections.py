@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
 _LONGEST_HEADER = 2**16  # bytes; gateways report their rules in some
 _LONGEST_PAUSE = 60.0  # seconds; an endpoint that asks for more is tried again after this
+_MOST_LOST = 2  # connections that ended without a word; then no more are kept
 _FEWEST_CONNECTIONS = 8
 _FILES_LEFT = 64  # for the cache, outputs, and what else the process opens
 
@@ -52,7 +53,9 @@ class Connections:
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._earlier: aiohttp.ClientSession | None = None  # some requests may still use it
         self._socket: str | None = None
+        self._lost = 0  # connections that broke
         self._trusted: ssl.SSLContext | None = None
         self._proxies: dict[str, str | None] = {}  # by address
 
@@ -63,8 +66,10 @@ class Connections:
 
     async def close(self) -> None:
         """Close them, and forget what the environment said."""
-        session, self._session, self._trusted = self._session, None, None
-        if session is not None:
+        sessions = self._session, self._earlier
+        self._session = self._earlier = self._trusted = None
+        self._lost = 0
+        for session in filter(None, sessions):
             await session.close()
 
     async def send(
@@ -93,6 +98,9 @@ class Connections:
         if self._session is None:
             self._proxies.clear()
             self._session, self._socket = _session(socket), socket
+        if self._lost > _MOST_LOST and self._earlier is None:
+            # The server closes connections that it seems to keep.
+            self._earlier, self._session = self._session, _session(socket, keeps=False)
         proxy = self._proxy(str(address))
         try:
             async with self._session.request(
@@ -114,6 +122,7 @@ class Connections:
                 hint="Is the server running, and is api_base= its address (often ending in /v1)?",
             )
             failed.unanswered = not isinstance(error, aiohttp.ClientConnectorError | ValueError)
+            self._lost += failed.unanswered
             raise failed from None
 
     def _proxy(self, address: str) -> str | None:
@@ -130,7 +139,7 @@ class Connections:
         return self._trusted
 
 
-def _session(socket: str | None) -> aiohttp.ClientSession:
+def _session(socket: str | None, *, keeps: bool = True) -> aiohttp.ClientSession:
     """A session without headers of its own: aiohttp would send them to the proxy, too.
 
     That reads them in clear text before the tunnel to an https:// address begins.
@@ -141,7 +150,7 @@ def _session(socket: str | None) -> aiohttp.ClientSession:
     if socket is not None:
         connector = aiohttp.UnixConnector(socket, limit=0)
     else:
-        connector = aiohttp.TCPConnector(limit=_most_connections())
+        connector = aiohttp.TCPConnector(limit=_most_connections(), force_close=not keeps)
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request

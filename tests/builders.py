@@ -221,9 +221,11 @@ class AnyServer:
         body: bytes = b"{}",
         *,
         seconds: float = 0.0,  # between two bytes of the body
+        hangs_up: bool = False,  # after each answer, without a header that says so
     ) -> None:
         self.asked: list[Asked] = []
         self.seconds = seconds
+        self.hangs_up = hangs_up
         self.answer = (status, {"Content-Type": "application/json", **(headers or {})}, body)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.address = f"http://127.0.0.1:{self._server.server_port}"
@@ -256,6 +258,7 @@ class AnyServer:
                     for start in range(0, len(content), step):
                         self.wfile.write(content[start : start + step])
                         time.sleep(kept.seconds)
+                self.close_connection |= kept.hangs_up
 
             def do_GET(self) -> None:
                 self.do_POST()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from email.utils import formatdate
 from time import time
@@ -30,7 +31,7 @@ from personainfer.llm.openai_protocol import wire_schema
 from personainfer.llm.rate_limits import Price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
-from ..builders import each_way, pairs
+from ..builders import AnyServer, each_way, pairs
 
 
 class Inner(BaseModel):
@@ -481,3 +482,15 @@ def test_keys_and_numbers_of_a_run_are_no_part_of_it() -> None:
     assert key_of(*KEYS["a trace"]) == key_of()
     earlier = "c38cedd9db70b6d0758918f79b84388477dca4511ac8bd62ac0755fb78e44b67"
     assert key_of().hex() == earlier  # whose replies are still found
+
+
+@each_way
+def test_a_server_that_hangs_up_after_each_answer_loses_few_requests() -> None:
+    body = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+    with AnyServer(body=json.dumps(body).encode(), hangs_up=True) as server:
+        options: dict[str, Any] = {"max_concurrency": 4, "cache": False}
+        llm = pi.LLM("m", api_base=server.address, **options)
+        turns = ([{"role": "user", "content": str(number)}] for number in range(80))
+        assert not [one.error for one in llm.ask_many((turn,) for turn in turns) if one.error]
+        assert len(server.asked) >= 80
+    assert llm.usage.retries <= 20  # one for each connection that is kept, and those beside it
