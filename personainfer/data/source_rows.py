@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from ..exceptions import ContradictionError
 from ..preferences.cells import LEAVE_OUT
-from ..preferences.pair_problems import pair_problem
+from ..preferences.conversations import pair_problem
 from ..preferences.pairing import by_rater
 from ..preferences.rows import read_all, read_group, read_one
 from ..preferences.schemas import Schema

@@ -2,104 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import lru_cache
-from itertools import chain
 from typing import Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError
+from . import usual_names as usual
 from .schemas import Mapped, Schema
-
-# The names that columns have, the likelier ones first.
-_VAGUE_PROMPTS: Final = tuple(
-    "input context contents dialog dialogue post history text info x".split()
-)
-_PROMPTS: Final = (
-    *"prompt messages conversations conversation question instruction query user_prompt".split(),
-    *_VAGUE_PROMPTS,
-    *"user_query user_message user_input prompt_text question_text problem".split(),
-)
-_ASKS: Final = frozenset(  # the last word of a name that may be the prompt's
-    "prompt prompts question questions query instruction instructions problem task request ask message"
-    " utterance user human".split()
-)
-_THINGS = "response output answer completion conversation candidate summary text reply generation"
-_OPPOSITES = (
-    "chosen rejected|preferred dispreferred|preferred non_preferred|accepted rejected|positive negative"
-    "|pos neg|better worse|best worst|good bad|winner loser|win lose|w l"
-)
-_PAIRS: Final = (
-    ("chosen", "rejected"),
-    ("response_j", "response_k"),
-    *(
-        (form.format(good, thing), form.format(bad, thing))
-        for good, bad in (each.split() for each in _OPPOSITES.split("|"))
-        for form in ("{0}_{1}", "{1}_{0}")
-        for thing in (*_THINGS.split(), "messages")
-    ),
-    *((good, bad) for good, bad in (each.split() for each in _OPPOSITES.split("|"))),
-    ("y_w", "y_l"),
-    ("response", "rejected_response"),  # ms-swift; of its messages the last turn is the chosen one
-    ("messages", "rejected_messages"),
-    ("messages", "rejected_response"),
-)
-# Beside two responses with a label these may be tags or counts, such as wins and losses.
-_TAGS: Final = frozenset(_OPPOSITES.split("|")) - {"chosen rejected"}
-_SIDES: Final = "1 2|a b|0 1|left right|first second"
-
-
-def _two(things: str) -> Iterator[tuple[str, str]]:
-    """What two columns of a thing are called: response_1 and response_2, left_text and right_text."""
-    for thing in things.split():
-        for one, two in (side.split() for side in _SIDES.split("|")):
-            yield f"{thing}_{one}", f"{thing}_{two}"
-            yield f"{thing}{one}", f"{thing}{two}"
-            if one not in "01":
-                yield f"{one}_{thing}", f"{two}_{thing}"
-
-
-_TWO: Final = (("human_ref_A", "human_ref_B"), *_two(_THINGS))
-_LABELS: Final = tuple(
-    "better_response_id winner label labels preference overall_pref preferred better best choice verdict"
-    " chosen overall_preference preference_strength".split()  # a strength may have a side beside it
-)
-_ONE_HOT: Final = (
-    ("winner_model_a", "winner_model_b", "winner_tie"),
-    ("winner_a", "winner_b", "winner_tie"),
-)
-_SCORED: Final = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
-    ("rating_chosen", "rating_rejected"),
-    ("chosen_reward", "rejected_reward"),
-    ("chosen_avg_rating", "rejected_avg_rating"),
-)
-_VOTES: Final = ("normal_worker_annotations", "expert_worker_annotations")  # MultiPref
-_LISTS: Final = (
-    "responses",
-    "completions",
-    "answers",
-    "generations",
-    "candidates",
-    "outputs",
-    "summaries",
-)
-_LIST_SCORES: Final = ("scores", "ratings", "rankings", "ranks", "rewards")
-_RESPONSES: Final = ("response", "model_response", "completion", "answer", "output")
-_SCORES: Final = ("score", "rating", "helpfulness", "overall_score", "reward", "rank")
-_SYSTEMS: Final = ("system", "system_prompt", "system_message")
-# Who chose, in sets whose rows are of known people: PRISM and OpenAssistant (user_id), Community Alignment
-# (annotator_id), TL;DR comparisons (worker), DICES (rater_id), and crowd-work platforms.
-_USERS: Final = tuple(
-    "user_id user annotator_id annotator worker_id worker rater_id rater participant_id participant"
-    " labeler_id labeler labeller_id labeller crowdworker_id respondent_id respondent subject_id person_id"
-    " user_name username uid prolific_id prolific_pid annotator_name worker_name rater_name user_hash".split()
-)
-_MODELS: Final = tuple(_two("model generator id response_id output_id"))  # what a label may name
 
 ROLES: Final = tuple(
     "prompt chosen rejected id user system response_1 response_2 label score_1 score_2 responses scores"
@@ -136,17 +46,6 @@ def nearest(name: object, known: Sequence[str]) -> str:
     ) + f"{listed or 'none'}."
 
 
-@lru_cache(maxsize=4096)  # each file's columns are compared with the same few hundred names
-def _plain_name(name: str) -> str:
-    """A column's name in the usual spelling: "Chosen Response" and "chosenResponse" are chosen_response."""
-    words = _WORD_START.sub("_", name.strip())
-    return _BETWEEN_WORDS.sub("_", words).lower()
-
-
-_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z][a-z])")
-_BETWEEN_WORDS = re.compile(r"[\s_-]+")
-
-
 class _Names:
     """The columns that were found, and which of them are taken by a role.
 
@@ -159,13 +58,13 @@ class _Names:
         self.taken = set(roles.values())
         self._spelled: dict[str, list[str]] = {}
         for name in self.found:
-            self._spelled.setdefault(_plain_name(name), []).append(name)
+            self._spelled.setdefault(usual.plain_name(name), []).append(name)
 
     def column(self, known: str) -> str | None:
         """The column that a known name stands for, if there is one."""
         if known in self.found:
             return known
-        alike = self._spelled.get(_plain_name(known), [])
+        alike = self._spelled.get(usual.plain_name(known), [])
         return alike[0] if len(alike) == 1 else None
 
     def columns(self, known: Iterable[str]) -> list[str]:
@@ -199,9 +98,9 @@ class _Names:
         """The caller's column of labels, else all that are free, that of a known data set first."""
         if "label" in self.roles:
             return [self.roles["label"]]
-        sets = [columns.split() for columns in _DATA_SETS.values()]
+        sets = [columns.split() for columns in usual.DATA_SETS.values()]
         own = (name for columns in sets if self.found.issuperset(columns) for name in columns)
-        return self.columns([*(name for name in own if name in _LABELS), *_LABELS])
+        return self.columns([*(name for name in own if name in usual.LABELS), *usual.LABELS])
 
     def without(self, columns: Mapping[str, str]) -> _Names:
         """The same names, with those of `columns` taken too."""
@@ -224,7 +123,8 @@ def matches(found: Iterable[str], told: Mapped) -> list[Schema]:
         return []
     pairs, two = list(_pair_schemas(names)), list(_two_schemas(names))
     is_tag = (
-        pairs and " ".join(pairs[0].columns[r] for r in ("chosen", "rejected")).lower() in _TAGS
+        pairs
+        and " ".join(pairs[0].columns[r] for r in ("chosen", "rejected")).lower() in usual.TAGS
     )
     is_told = {"chosen", "rejected"} <= told.columns.keys()
     made = [*two, *pairs] if is_tag and not is_told else [*pairs, *two]
@@ -246,7 +146,9 @@ def _with_and_without_more(schema: Schema) -> Iterator[Schema]:
 
 def prompt_columns(found: Iterable[object]) -> list[str]:
     """The columns that have a usual name of a prompt."""
-    return [name for name in found if isinstance(name, str) and _plain_name(name) in _PROMPTS]
+    return [
+        name for name in found if isinstance(name, str) and usual.plain_name(name) in usual.PROMPTS
+    ]
 
 
 def _plays_all(schema: Schema, told: Mapped) -> bool:
@@ -255,20 +157,20 @@ def _plays_all(schema: Schema, told: Mapped) -> bool:
 
 
 def _pair_schemas(names: _Names) -> Iterator[Schema]:
-    pair = names.pick_set(("chosen", "rejected"), _PAIRS)
+    pair = names.pick_set(("chosen", "rejected"), usual.PAIRS)
     if not pair:
         return
     rest = names.without(pair)
-    scores = rest.pick_set(("score_chosen", "score_rejected"), _SCORED)
-    prompt = rest.pick("prompt", _PROMPTS)
+    scores = rest.pick_set(("score_chosen", "score_rejected"), usual.SCORED)
+    prompt = rest.pick("prompt", usual.PROMPTS)
     beside = {
-        **rest.pick("responses", _LISTS),
-        **rest.pick_set(("response_1", "response_2"), _TWO),
-        **rest.pick_set(("model_1", "model_2"), _MODELS),
-        **rest.pick_set(("other_chosen", "other_rejected"), _PAIRS),
+        **rest.pick("responses", usual.LISTS),
+        **rest.pick_set(("response_1", "response_2"), usual.TWO),
+        **rest.pick_set(("model_1", "model_2"), usual.MODELS),
+        **rest.pick_set(("other_chosen", "other_rejected"), usual.PAIRS),
     }
     compared: dict[str, str] = {}
-    if "response_1" in beside and (label := rest.pick("compared_label", _LABELS)):
+    if "response_1" in beside and (label := rest.pick("compared_label", usual.LABELS)):
         both = {"compared_1": beside["response_1"], "compared_2": beside["response_2"]}
         compared = {**both, **label}
     if prompt:
@@ -281,22 +183,22 @@ def _pair_schemas(names: _Names) -> Iterator[Schema]:
 
 def _label_pair(names: _Names) -> dict[str, str]:
     """The columns of the chosen and the rejected response, where they only name them."""
-    pair = names.pick_set(("chosen", "rejected"), _PAIRS)
+    pair = names.pick_set(("chosen", "rejected"), usual.PAIRS)
     return {"label": pair["chosen"], "other_label": pair["rejected"]} if pair else {}
 
 
 def _two_schemas(names: _Names) -> Iterator[Schema]:
     by_pair = _label_pair(names)
-    two = names.without(by_pair).pick_set(("response_1", "response_2"), _TWO)
+    two = names.without(by_pair).pick_set(("response_1", "response_2"), usual.TWO)
     if not two or further_responses(names.found, two, Mapped(names.roles)):
         return
     rest = names.without(two)
-    prompt = rest.pick("prompt", _PROMPTS)
+    prompt = rest.pick("prompt", usual.PROMPTS)
     if not prompt and "conversation" not in two["response_1"] and "response_1" not in names.roles:
         return
     columns = {**prompt, **two}
     rest = rest.without(prompt)
-    models = rest.pick_set(("model_1", "model_2"), _MODELS)
+    models = rest.pick_set(("model_1", "model_2"), usual.MODELS)
     ends = (two["response_1"][-1:], two["response_2"][-1:])
     known = [tuple(f"{s}_{e}" for e in ends) for s in ("score", "rating", "reward")]
     votes_are_scores = two["response_1"] == "human_ref_A"  # SHP, whose labels come from them
@@ -306,12 +208,12 @@ def _two_schemas(names: _Names) -> Iterator[Schema]:
     labelled = [by_pair] if by_pair and "label" not in names.roles else []
     labelled += [{"label": name} for name in rest.without(by_pair).label_columns()]
     for label in labelled:
-        others = rest.without({**by_pair, **label}).pick("compared_label", _LABELS)
+        others = rest.without({**by_pair, **label}).pick("compared_label", usual.LABELS)
         made = _schema("labelled", "label", rest, {**columns, **label, **models})
         yield replace(made, columns={**made.columns, **others, **compared})
-    if hot := rest.pick_set(("label_1", "label_2", "label_3"), _ONE_HOT):
+    if hot := rest.pick_set(("label_1", "label_2", "label_3"), usual.ONE_HOT):
         yield _schema("one-hot winners", "one-hot", rest, {**columns, **hot})
-    if votes := rest.pick_set(("label", "label_2"), [_VOTES]):
+    if votes := rest.pick_set(("label", "label_2"), [usual.VOTES]):
         yield _schema("annotations", "votes", rest, {**columns, **votes})
     if scores := rest.pick_set(("score_1", "score_2"), known):
         yield _schema("scored pair", "scores", rest, {**columns, **scores})
@@ -337,7 +239,7 @@ def further_responses(
 def _check_count_of_responses(found: Iterable[str], told: Mapped) -> None:
     """Raise DataError if each of more than two responses has a column of its own."""
     names = _Names(found, told.columns)
-    two = names.pick_set(("response_1", "response_2"), _TWO)
+    two = names.pick_set(("response_1", "response_2"), usual.TWO)
     if further := further_responses(names.found, two, told):
         listed = ", ".join(map(repr, sorted([*two.values(), *further])))
         raise DataError(
@@ -350,20 +252,22 @@ def _check_count_of_responses(found: Iterable[str], told: Mapped) -> None:
 
 
 def _many_schemas(names: _Names) -> Iterator[Schema]:
-    if responses := names.pick("responses", _LISTS):
+    if responses := names.pick("responses", usual.LISTS):
         rest = names.without(responses)
-        scores = rest.pick("scores", _LIST_SCORES)
-        if prompt := rest.pick("prompt", _PROMPTS):
+        scores = rest.pick("scores", usual.LIST_SCORES)
+        if prompt := rest.pick("prompt", usual.PROMPTS):
             if (by_pair := _label_pair(rest)) and "label" not in names.roles:
                 columns = {**prompt, **responses, **by_pair}
                 yield _schema("two in a list", "label", rest, columns)
             rest = rest.without(by_pair)
-            if not scores and (label := rest.without(prompt).pick("label", _LABELS)):
+            if not scores and (label := rest.without(prompt).pick("label", usual.LABELS)):
                 yield _schema("two in a list", "label", rest, {**prompt, **responses, **label})
             yield _schema("list of responses", "list", rest, {**prompt, **responses, **scores})
-    if (response := names.pick("response", _RESPONSES)) and (score := names.pick("score", _SCORES)):
+    if (response := names.pick("response", usual.RESPONSES)) and (
+        score := names.pick("score", usual.SCORES)
+    ):
         rest = names.without({**response, **score})
-        if prompt := rest.pick("prompt", _PROMPTS):
+        if prompt := rest.pick("prompt", usual.PROMPTS):
             group = rest.pick("group", ("interaction_id",))
             columns = {**prompt, **response, **score, **group}
             yield _schema("one response a row", "group", rest, columns)
@@ -375,13 +279,13 @@ def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> 
     Some of them may come in later rows only (`later_columns`), and have a name of ours until then.
     """
     rest = names.without(columns)
-    asked = _plain_name(columns.get("prompt", ""))
+    asked = usual.plain_name(columns.get("prompt", ""))
     later = ["id", "user", "system", "tools"]
-    later += ["history"] if asked in _ASKED else []
+    later += ["history"] if asked in usual.ASKED else []
     later += ["input"] if asked == "instruction" else []
     optional: dict[str, str] = {}
-    for role in (*later, "history") if asked in _QUESTIONS else later:
-        optional |= rest.pick(role, _LATER[role]) or ({role: role} if role in later else {})
+    for role in (*later, "history") if asked in usual.QUESTIONS else later:
+        optional |= rest.pick(role, usual.LATER[role]) or ({role: role} if role in later else {})
     pair = (columns.get("response_1", ""), columns.get("response_2", ""))
     if "conversation" in pair[0]:
         optional |= rest.pick("turn", ("turn",))
@@ -394,37 +298,13 @@ def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> 
     here = {role: column for role, column in columns.items() if column in names.found}
     others = {
         role: further
-        for role in _OF_ANY_NAME
-        if (further := [n for n in rest.columns(_LATER[role]) if n != columns.get(role)])
+        for role in usual.OF_ANY_NAME
+        if (further := [n for n in rest.columns(usual.LATER[role]) if n != columns.get(role)])
     }
     present = frozenset(names.found)
     return Schema(_data_set(here) or name, columns, kind, others=others, present=present)
 
 
-# What only a few rows of a data set may have: by role, the names of its column.
-_LATER: Final = {
-    "id": ("id",),
-    "user": _USERS,
-    "system": _SYSTEMS,
-    "tools": ("tools",),
-    "history": ("history",),
-    "input": ("input",),
-}
-# What goes with an input and a history.
-_OF_ANY_NAME: Final = ("system", "user")  # each row has its own source's name for them
-_ASKED: Final = ("instruction", "query", "question")  # that are no prompt made of parts
-_QUESTIONS: Final = ("prompt", "user_prompt", *_ASKED)  # to which a history belongs
-_LATER_NAMES: Final = frozenset(name for names in _LATER.values() for name in names)
-_CHOICE_NAMES: Final = frozenset(
-    map(
-        _plain_name,
-        (
-            *chain(*_PAIRS, *_TWO, *_ONE_HOT),
-            *_LABELS,
-            *(f"{thing}_{third}" for thing in _THINGS.split() for third in "23c"),
-        ),
-    )
-)
 _CHOICE_ROLES: Final = (
     *("chosen", "rejected", "response_1", "response_2", "label", "label_1", "score_1"),
     *("responses", "response"),
@@ -439,23 +319,25 @@ def with_later_columns(schema: Schema, found: Mapping[Any, object]) -> Schema:
     """
     new = {name for name in found if isinstance(name, str) and name not in schema.present}
     _check_prompt(schema, new)
-    known = {name for name in new if _plain_name(name) in _LATER_NAMES | _CHOICE_NAMES}
+    known = {
+        name for name in new if usual.plain_name(name) in usual.LATER_NAMES | usual.CHOICE_NAMES
+    }
     if not known:
         return schema
     _check_choice(schema, known)
     names = _Names(known, {})
     columns, others = dict(schema.columns), dict(schema.others)
-    for role in _LATER.keys() & columns.keys():
+    for role in usual.LATER.keys() & columns.keys():
         if columns[role] not in schema.present:
-            columns |= names.pick(role, _LATER[role])
-        elif role in _OF_ANY_NAME and found.get(columns[role]) in (None, ""):
-            others[role] = [*others.get(role, ()), *names.columns(_LATER[role])]
+            columns |= names.pick(role, usual.LATER[role])
+        elif role in usual.OF_ANY_NAME and found.get(columns[role]) in (None, ""):
+            others[role] = [*others.get(role, ()), *names.columns(usual.LATER[role])]
     return replace(schema, columns=columns, others=others, present=schema.present | known)
 
 
 def _check_choice(schema: Schema, new: Set[str]) -> None:
     """Raise if the choice would be read from other columns, had the first rows had the new ones, too."""
-    if not any(_plain_name(name) in _CHOICE_NAMES for name in new):
+    if not any(usual.plain_name(name) in usual.CHOICE_NAMES for name in new):
         return
     read, likelier = (
         {role: each.columns.get(role) for each in found[:1] for role in _CHOICE_ROLES}
@@ -476,14 +358,14 @@ def _check_choice(schema: Schema, new: Set[str]) -> None:
 def vague_prompt(schema: Schema) -> list[str]:
     """The columns that may hold the prompt, where it is read from one whose name says little; else none."""
     column = schema.columns.get("prompt", "prompt")
-    if "prompt" in schema.told.columns or _plain_name(column) not in _VAGUE_PROMPTS:
+    if "prompt" in schema.told.columns or usual.plain_name(column) not in usual.VAGUE_PROMPTS:
         return []
     taken = {name for role, name in schema.columns.items() if role != "user"}
-    return sorted(name for name in schema.present - taken if _last_word(name) in _ASKS)
+    return sorted(name for name in schema.present - taken if _last_word(name) in usual.ASKS)
 
 
 def _last_word(name: str) -> str:
-    words = _plain_name(name).split("_")
+    words = usual.plain_name(name).split("_")
     return words[-2] if len(words) > 1 and words[-1] in ("text", "content") else words[-1]
 
 
@@ -491,10 +373,10 @@ def _check_prompt(schema: Schema, new: Iterable[object]) -> None:
     column = schema.columns.get("prompt")
     if "prompt" in schema.told.columns or column == "prompt":
         return
-    plain = "" if column is None else _plain_name(column)
-    likelier = _PROMPTS[: _PROMPTS.index(plain) if plain in _PROMPTS else 1]
+    plain = "" if column is None else usual.plain_name(column)
+    likelier = usual.PROMPTS[: usual.PROMPTS.index(plain) if plain in usual.PROMPTS else 1]
     for name in new:
-        if isinstance(name, str) and _plain_name(name) in likelier:
+        if isinstance(name, str) and usual.plain_name(name) in likelier:
             raise DataError(
                 f"the row has a column {name!r:.80}, and in the rows before it the prompt was"
                 f" {'in the responses' if column is None else f'{column!r:.80}'}.",
@@ -514,27 +396,10 @@ def widened(schema: Schema, found: Iterable[str]) -> list[Schema]:
     return [replace(each, told=schema.told) for each in alike]
 
 
-_DATA_SETS: Final = {
-    "SHP": "history human_ref_A human_ref_B labels",
-    "PKU-SafeRLHF": "prompt response_0 response_1 better_response_id",
-    "AlpacaFarm": "instruction input output_1 output_2 preference",
-    "LLMBar": "input output_1 output_2 label",
-    "HelpSteer2-Preference": "prompt response_1 response_2 preference_strength",
-    "HelpSteer3": "context response1 response2 overall_preference",
-    "Arena 55k": "prompt response_a response_b winner_model_a winner_model_b winner_tie",
-    "MT-bench": "conversation_a conversation_b winner turn",
-    "Chatbot Arena": "conversation_a conversation_b winner",
-    "MultiPref": "text completion_a completion_b normal_worker_annotations",
-    "TL;DR comparisons": "info summaries choice",
-    "WebGPT": "question answer_0 answer_1 score_0 score_1",
-    "responses a and b": "prompt response_a response_b",
-}
-
-
 def _data_set(columns: Mapping[str, str]) -> str | None:
     """The name of the data set that has these columns, if it has one."""
     used = set(columns.values())
-    for name, known in _DATA_SETS.items():
+    for name, known in usual.DATA_SETS.items():
         if {*known.split()} <= used and columns.get("prompt") in (None, *known.split()):
             return name
     return None
@@ -542,4 +407,4 @@ def _data_set(columns: Mapping[str, str]) -> str | None:
 
 def has_known_label(schema: Schema) -> bool:
     """Whether the schema is of a known data set, and its label the one that the data set has."""
-    return schema.columns.get("label") in _DATA_SETS.get(schema.name, "").split()
+    return schema.columns.get("label") in usual.DATA_SETS.get(schema.name, "").split()

@@ -25,8 +25,8 @@ from .column_names import (
     prompt_columns,
     vague_prompt,
 )
+from .conversations import encoding_problem, pair_problem
 from .labels import is_strength, label_key, may_be_labels, name_both_sides
-from .pair_problems import encoding_problem, pair_problem
 from .pairing import by_rater, is_ranked
 from .rows import read_all, read_group
 from .schemas import Mapped, Schema

@@ -18,8 +18,7 @@ from typing import Any, Literal
 from ..data.atomic_files import as_path, opened_file
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 from ..preferences.cells import is_null, plain
-from ..preferences.conversations import read_pair
-from ..preferences.pair_problems import pair_problem
+from ..preferences.conversations import pair_problem, read_pair
 from ..records import Message, Preference
 from .reward_matrix import RewardMatrix
 

@@ -15,8 +15,7 @@ from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona
 from ..personas.selection import explains_each
-from ..preferences.conversations import read_pair
-from ..preferences.pair_problems import pair_problem
+from ..preferences.conversations import pair_problem, read_pair
 from ..records import Persona, Preference, Selector
 
 Form = Literal["margin", "log_probability"]

@@ -20,7 +20,7 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..personas.flags import flag_filter
 from ..personas.placement import PersonaPlace, check_place, check_template, place_persona
 from ..personas.prompts import bare_text
-from ..preferences.pair_problems import SAME_TEXT, pair_problem
+from ..preferences.conversations import SAME_TEXT, pair_problem
 from ..preferences.turns import TOOL_DEFINITIONS
 from ..records import Message, Persona, PersonaRow, Preference, Prompt, Side
 

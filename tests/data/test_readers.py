@@ -27,7 +27,7 @@ from personainfer.data.files import CSV_NULLS, open_rows
 from personainfer.data.readers import read_preferences
 from personainfer.data.source_rows import PreferenceSource
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.preferences.pair_problems import pair_problem
+from personainfer.preferences.conversations import pair_problem
 from personainfer.records import Message, Preference
 
 from ..builders import SHARED

@@ -1,0 +1,149 @@
+"""The usual names of columns, the likelier ones first, and the columns of known data sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain
+from typing import Final
+
+# Of a prompt, but maybe of something else, too.
+VAGUE_PROMPTS: Final = tuple(
+    "input context contents dialog dialogue post history text info x".split()
+)
+PROMPTS: Final = (
+    *"prompt messages conversations conversation question instruction query user_prompt".split(),
+    *VAGUE_PROMPTS,
+    *"user_query user_message user_input prompt_text question_text problem".split(),
+)
+ASKS: Final = frozenset(  # the last word of a name that may be the prompt's
+    "prompt prompts question questions query instruction instructions problem task request ask message"
+    " utterance user human".split()
+)
+THINGS = "response output answer completion conversation candidate summary text reply generation"
+_OPPOSITES = (
+    "chosen rejected|preferred dispreferred|preferred non_preferred|accepted rejected|positive negative"
+    "|pos neg|better worse|best worst|good bad|winner loser|win lose|w l"
+)
+PAIRS: Final = (
+    ("chosen", "rejected"),
+    ("response_j", "response_k"),
+    *(
+        (form.format(good, thing), form.format(bad, thing))
+        for good, bad in (each.split() for each in _OPPOSITES.split("|"))
+        for form in ("{0}_{1}", "{1}_{0}")
+        for thing in (*THINGS.split(), "messages")
+    ),
+    *((good, bad) for good, bad in (each.split() for each in _OPPOSITES.split("|"))),
+    ("y_w", "y_l"),
+    ("response", "rejected_response"),  # ms-swift; of its messages the last turn is the chosen one
+    ("messages", "rejected_messages"),
+    ("messages", "rejected_response"),
+)
+# Beside two responses with a label these may be tags or counts, such as wins and losses.
+TAGS: Final = frozenset(_OPPOSITES.split("|")) - {"chosen rejected"}
+_SIDES: Final = "1 2|a b|0 1|left right|first second"
+
+
+def _two(things: str) -> Iterator[tuple[str, str]]:
+    """What two columns of a thing are called: response_1 and response_2, left_text and right_text."""
+    for thing in things.split():
+        for one, two in (side.split() for side in _SIDES.split("|")):
+            yield f"{thing}_{one}", f"{thing}_{two}"
+            yield f"{thing}{one}", f"{thing}{two}"
+            if one not in "01":
+                yield f"{one}_{thing}", f"{two}_{thing}"
+
+
+TWO: Final = (("human_ref_A", "human_ref_B"), *_two(THINGS))
+LABELS: Final = tuple(
+    "better_response_id winner label labels preference overall_pref preferred better best choice verdict"
+    " chosen overall_preference preference_strength".split()  # a strength may have a side beside it
+)
+ONE_HOT: Final = (
+    ("winner_model_a", "winner_model_b", "winner_tie"),
+    ("winner_a", "winner_b", "winner_tie"),
+)
+SCORED: Final = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_reward", "rejected_reward"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+)
+VOTES: Final = ("normal_worker_annotations", "expert_worker_annotations")  # MultiPref
+LISTS: Final = (
+    "responses",
+    "completions",
+    "answers",
+    "generations",
+    "candidates",
+    "outputs",
+    "summaries",
+)
+LIST_SCORES: Final = ("scores", "ratings", "rankings", "ranks", "rewards")
+RESPONSES: Final = ("response", "model_response", "completion", "answer", "output")
+SCORES: Final = ("score", "rating", "helpfulness", "overall_score", "reward", "rank")
+SYSTEMS: Final = ("system", "system_prompt", "system_message")
+# Who chose, in sets whose rows are of known people: PRISM and OpenAssistant (user_id), Community Alignment
+# (annotator_id), TL;DR comparisons (worker), DICES (rater_id), and crowd-work platforms.
+USERS: Final = tuple(
+    "user_id user annotator_id annotator worker_id worker rater_id rater participant_id participant"
+    " labeler_id labeler labeller_id labeller crowdworker_id respondent_id respondent subject_id person_id"
+    " user_name username uid prolific_id prolific_pid annotator_name worker_name rater_name user_hash".split()
+)
+MODELS: Final = tuple(_two("model generator id response_id output_id"))  # what a label may name
+
+
+@lru_cache(maxsize=4096)  # each file's columns are compared with the same few hundred names
+def plain_name(name: str) -> str:
+    """A column's name in the usual spelling: "Chosen Response" and "chosenResponse" are chosen_response."""
+    words = _WORD_START.sub("_", name.strip())
+    return _BETWEEN_WORDS.sub("_", words).lower()
+
+
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z][a-z])")
+_BETWEEN_WORDS = re.compile(r"[\s_-]+")
+
+
+# What only a few rows of a data set may have: by role, the names of its column.
+LATER: Final = {
+    "id": ("id",),
+    "user": USERS,
+    "system": SYSTEMS,
+    "tools": ("tools",),
+    "history": ("history",),
+    "input": ("input",),
+}
+OF_ANY_NAME: Final = ("system", "user")  # each row has its own source's name for them
+ASKED: Final = ("instruction", "query", "question")  # that are no prompt made of parts
+QUESTIONS: Final = ("prompt", "user_prompt", *ASKED)  # to which a history belongs
+LATER_NAMES: Final = frozenset(name for names in LATER.values() for name in names)
+CHOICE_NAMES: Final = frozenset(
+    map(
+        plain_name,
+        (
+            *chain(*PAIRS, *TWO, *ONE_HOT),
+            *LABELS,
+            *(f"{thing}_{third}" for thing in THINGS.split() for third in "23c"),
+        ),
+    )
+)
+
+DATA_SETS: Final = {
+    "SHP": "history human_ref_A human_ref_B labels",
+    "PKU-SafeRLHF": "prompt response_0 response_1 better_response_id",
+    "AlpacaFarm": "instruction input output_1 output_2 preference",
+    "LLMBar": "input output_1 output_2 label",
+    "HelpSteer2-Preference": "prompt response_1 response_2 preference_strength",
+    "HelpSteer3": "context response1 response2 overall_preference",
+    "Arena 55k": "prompt response_a response_b winner_model_a winner_model_b winner_tie",
+    "MT-bench": "conversation_a conversation_b winner turn",
+    "Chatbot Arena": "conversation_a conversation_b winner",
+    "MultiPref": "text completion_a completion_b normal_worker_annotations",
+    "TL;DR comparisons": "info summaries choice",
+    "WebGPT": "question answer_0 answer_1 score_0 score_1",
+    "responses a and b": "prompt response_a response_b",
+}
