@@ -319,9 +319,7 @@ def with_later_columns(schema: Schema, found: Mapping[Any, object]) -> Schema:
     """
     new = {name for name in found if isinstance(name, str) and name not in schema.present}
     _check_prompt(schema, new)
-    known = {
-        name for name in new if usual.plain_name(name) in usual.LATER_NAMES | usual.CHOICE_NAMES
-    }
+    known = {name for name in new if usual.plain_name(name) in usual.NAMES_IN_LATER_ROWS}
     if not known:
         return schema
     _check_choice(schema, known)

@@ -120,7 +120,6 @@ LATER: Final = {
 OF_ANY_NAME: Final = ("system", "user")  # each row has its own source's name for them
 ASKED: Final = ("instruction", "query", "question")  # that are no prompt made of parts
 QUESTIONS: Final = ("prompt", "user_prompt", *ASKED)  # to which a history belongs
-LATER_NAMES: Final = frozenset(name for names in LATER.values() for name in names)
 CHOICE_NAMES: Final = frozenset(
     map(
         plain_name,
@@ -131,6 +130,9 @@ CHOICE_NAMES: Final = frozenset(
         ),
     )
 )
+NAMES_IN_LATER_ROWS: Final = (
+    frozenset(name for names in LATER.values() for name in names) | CHOICE_NAMES
+)  # that change how a row is read
 
 DATA_SETS: Final = {
     "SHP": "history human_ref_A human_ref_B labels",
