@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
@@ -50,6 +51,7 @@ MAX_BYTES = 190_000_000  # of its 200 MB
 _CACHED = "cached.jsonl"
 # Options that are not taken from the folder of another process.
 _NOT_OF_A_FOLDER = {"api_base", "cache_dir", "max_attempts"}
+_NAMED_WITHIN = 600.0  # seconds
 _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
 
 
@@ -64,16 +66,19 @@ class BatchPart(Record):
     output_file_id: str | None = None
     error_file_id: str | None = None
     problem: str = ""
+    ended_at: float = 0.0  # when its end was first seen, in seconds since 1970
 
     @property
     def done(self) -> bool:
         """Whether the batch has ended and its files have ids. The ids may come later than the status.
 
-        A batch of which nothing was answered has no files.
+        A batch of which nothing was answered has no files, and of one that ended early some providers keep
+        none: it is waited for them for `_NAMED_WITHIN`.
         """
         named = self.output_file_id or self.error_file_id
+        has_waited = self.status != "completed" and time.time() - self.ended_at > _NAMED_WITHIN
         is_empty = self.status != "completed" and not self.answered
-        return self.status in FINAL and bool(named or is_empty)
+        return self.status in FINAL and bool(named or is_empty or (self.ended_at and has_waited))
 
     @property
     def refused(self) -> bool:
@@ -84,7 +89,10 @@ class BatchPart(Record):
         """This part, updated with the state that the provider reports. Once it has an id, it keeps it."""
         found = asdict(state)
         found["batch_id"] = self.batch_id or state.batch_id
-        return BatchPart(requests=self.requests, file_id=self.file_id, **found)
+        ended_at = self.ended_at or (time.time() if state.status in FINAL else 0.0)
+        return BatchPart(
+            requests=self.requests, file_id=self.file_id, ended_at=ended_at, **found
+        )
 
 
 class PersonaBatch(Record):

@@ -251,8 +251,11 @@ class Verifier:
         """What the judge was asked so far, and what it cost."""
         return self._judge.usage
 
-    def share_budget(self, llm: LLM) -> None:
-        """Count the judge's calls from now on in the budget of the model for which it chooses.
+    def share_budget(self, llm: LLM) -> Callable[[], None]:
+        """Count the judge's calls in the budget of the model for which it chooses.
+
+        Returns:
+            What ends this, to be called when the run is over.
 
         Raises:
             InvalidArgumentError: there is a budget, and the price of the judge is not known.
@@ -261,7 +264,7 @@ class Verifier:
         judge = self._judge.llm
         judge.transport.check_key()
         if not self._shares_budgets:
-            return
+            return lambda: None
         for one in (llm, judge):
             one.renew_after_fork()
         budget = llm.limits.budget
@@ -272,6 +275,12 @@ class Verifier:
                 argument="budget",
             )
         judge.limits.budget = budget
+
+        def end() -> None:
+            if judge.limits.budget is budget:  # no other run has it meanwhile
+                judge.limits.budget = None
+
+        return end
 
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
@@ -301,7 +310,8 @@ class Verifier:
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
         prefix = instructions("judge_choice.txt")
         verdicts = list(self._judge.verdicts(prefix, questions, len(personas)))
-        if not self._judge.answered:
+        nobody_answered = len(verdicts) > 1 and not any(verdict.answered for verdict in verdicts)
+        if not self._judge.answered or nobody_answered:
             self._judge.require_a_reply([o.problem for verdict in verdicts for o in verdict.orders])
         failed = [verdict.problem for verdict in verdicts if verdict.problem is not None]
         if failed:

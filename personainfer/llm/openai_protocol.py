@@ -149,19 +149,20 @@ def _unwrapped(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((one for one in inner if isinstance(one, dict) and "choices" in one), reply)
 
 
-def check_was_read(completion: Completion, body: bytes) -> None:
+def check_was_read(completion: Completion, body: bytes, usage: object = None) -> None:
     """Raise ReplyError if the endpoint counted too few tokens to have read all of a request.
 
     Some servers cut prompts at their context. Two words have a token at least, and so have six signs of a
     script without blanks. Only those of the last message count: a server may leave out of its count what it
-    had read for an earlier prompt.
+    had read for an earlier prompt. `usage` is the endpoint's own: where it tells of tokens that were cached,
+    nobody knows in which count they are.
     """
     fewest = max(completion.prompt_tokens, _SHORTEST_CUT)
     if len(body) < _BYTES_A_TOKEN * fewest:  # as nearly all: it need not be read again
         return
     texts = message_texts(json.loads(body)["messages"][-1:])
     least = sum(len(text.split()) + len(_UNSPACED.findall(text)) // 3 for text in texts) // 2
-    if completion.prompt_tokens >= _SHORTEST_CUT and least > fewest:
+    if completion.prompt_tokens >= _SHORTEST_CUT and least > fewest and not _had_cached(usage):
         error = ReplyError(
             f"the endpoint counted {completion.prompt_tokens:,} tokens of a prompt that has {least:,} at"
             " least: it cuts prompts.",
@@ -170,6 +171,14 @@ def check_was_read(completion: Completion, body: bytes) -> None:
         error.retryable = False
         error.completion = completion
         raise error
+
+
+def _had_cached(usage: object) -> bool:
+    """Whether the usage of a reply tells of tokens that came from a cache."""
+    if not isinstance(usage, dict):
+        return False
+    parts = [usage, *(part for part in usage.values() if isinstance(part, dict))]
+    return any("cache" in name and _tokens(part, name) for part in parts for name in part)
 
 
 _BYTES_A_TOKEN = 10  # of two words with their blanks, at least

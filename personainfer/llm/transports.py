@@ -196,7 +196,7 @@ class DialectTransport:
             self.secrets,
             lambda status, words: self._refusal(body, status, headers, words),
         )
-        check_was_read(completion, body)
+        check_was_read(completion, body, reply.get("usage"))
         return completion
 
     def _refusal(

@@ -130,9 +130,15 @@ class PersonaStream(Iterator[PersonaRow]):
         self._select = select
         self._drops = on_error == "drop"
         self._dropped: set[int] = set()  # the places of rows that were left out
-        share_budget(select, llm)
+        self._end_sharing = share_budget(select, llm)
         self._run = run or llm.run(plan.asked(checked(source)))
-        self._rows = _results(self._run, plan, on_error, select, self._dropped)
+        self._rows = self._ending(_results(self._run, plan, on_error, select, self._dropped))
+
+    def _ending(self, rows: Iterator[PersonaRow]) -> Generator[PersonaRow, None, None]:
+        try:
+            yield from rows
+        finally:
+            self._end_sharing()
 
     def __next__(self) -> PersonaRow:
         return next(self._rows)
@@ -176,6 +182,7 @@ class PersonaStream(Iterator[PersonaRow]):
         """Stop. Replies that were paid for are in the cache."""
         self._rows.close()
         self._run.close()
+        self._end_sharing()
 
     def cancel(self) -> None:
         """From another thread: make the iteration end with an error."""

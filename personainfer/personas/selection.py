@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import inf, isnan
@@ -38,14 +38,19 @@ def selector_settings(selector: Selector | None) -> dict[str, dict[str, str | No
     return {"selected_by": {"kind": type(selector).__name__, "model": named}}
 
 
-def share_budget(selector: object, llm: object) -> None:
+def share_budget(selector: object, llm: object) -> Callable[[], None]:
     """Count the calls of a judge that selects in the budget of the model for which it does.
+
+    Returns:
+        What ends this, to be called when the run is over.
 
     Raises:
         InvalidArgumentError: there is a budget, and the price of the judge is not known.
+        AuthenticationError: the judge's key is missing.
     """
-    if share := getattr(selector, "share_budget", None):
-        share(llm)
+    share = getattr(selector, "share_budget", None)
+    end: Callable[[], None] = share(llm) if share else lambda: None
+    return end
 
 
 def check_candidates(candidates: int, select: Any, *, later: bool = False) -> None:

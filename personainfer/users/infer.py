@@ -114,37 +114,44 @@ def infer_user_personas(
     )
     _check(pairs_per_user, min_pairs, method, checks, contrast, choice_temperature, select, update)
     llm = make_llm(model, options)
-    share_budget(select, llm)
-    before = llm.usage
-    settings = {**llm.settings, "method": method, "pairs_per_user": pairs_per_user}
-    users, skipped = users_in(data, user, columns, pairs_per_user, update)
-    fewest = max(min_pairs, _FEWEST[method])
-    for one in users:
-        if len(one.choices) < fewest:
-            one.problem = (
-                f"the user has {len(one.choices)} usable pairs, and {fewest} are needed."
-                " Add choices of this user or leave the user out."
-            )
-    at_work = [one for one in users if one.problem is None and (one.new or one.earlier is None)]
-    if method not in _WITHOUT_SCORES:
-        selector = Verifier(llm) if select is None else select
-        cuts = getattr(selector, "cuts", Cuts())
-        explain(at_work, llm, progress, candidates=method == "posterior")
-        score_hypotheses(at_work, selector, checks if method == "verified" else None, contrast)
-        if isinstance(selector, Likelihood) and selector.cuts != cuts:
-            settings["cuts"] = selector.cuts.since(cuts)
-    if method == "posterior":
-        made = {one.name: _likeliest(one, choice_temperature) for one in at_work}
-    elif method == "tastes":
-        made = _listed(at_work, llm, select)
-    else:
-        made = _written(at_work, llm, verified=method == "verified")
+    end_sharing = share_budget(select, llm)
+    try:
+        before = llm.usage
+        settings = {**llm.settings, "method": method, "pairs_per_user": pairs_per_user}
+        users, skipped = users_in(data, user, columns, pairs_per_user, update)
+        at_work = _at_work(users, max(min_pairs, _FEWEST[method]))
+        if method not in _WITHOUT_SCORES:
+            selector = Verifier(llm) if select is None else select
+            cuts = getattr(selector, "cuts", Cuts())
+            explain(at_work, llm, progress, candidates=method == "posterior")
+            score_hypotheses(at_work, selector, checks if method == "verified" else None, contrast)
+            if isinstance(selector, Likelihood) and selector.cuts != cuts:
+                settings["cuts"] = selector.cuts.since(cuts)
+        if method == "posterior":
+            made = {one.name: _likeliest(one, choice_temperature) for one in at_work}
+        elif method == "tastes":
+            made = _listed(at_work, llm, select)
+        else:
+            made = _written(at_work, llm, verified=method == "verified")
+    finally:
+        end_sharing()
     return UserPersonas(
         tuple(_row(one, made.get(one.name)) for one in users),
         skipped,
         _spent(before, llm.usage),
         settings,
     )
+
+
+def _at_work(users: Sequence[UserAtWork], fewest: int) -> list[UserAtWork]:
+    """The users for whom there is something to do; the others are told what they lack."""
+    for one in users:
+        if len(one.choices) < fewest:
+            one.problem = (
+                f"the user has {len(one.choices)} usable pairs, and {fewest} are needed."
+                " Add choices of this user or leave the user out."
+            )
+    return [one for one in users if one.problem is None and (one.new or one.earlier is None)]
 
 
 # The posterior

@@ -628,6 +628,19 @@ def test_so_are_those_of_a_batch_that_ended_early(
     assert [row.error is None for row in table] == [True] * 3 + [False] * 2
 
 
+def test_files_that_are_never_named_are_not_waited_for_without_end(
+    provider: BatchServer, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some providers keep none of a batch that was cancelled."""
+    provider.late, provider.answered, provider.statuses = 10**9, 2, ["in_progress", "cancelled"]
+    batch = submit(provider, pairs(2), place / "b")
+    with pytest.raises(BatchPendingError):
+        collect(batch, timeout=0.2)
+    monkeypatch.setattr("personainfer.batch.job_folder._NAMED_WITHIN", 0.1)
+    assert len(collect(batch).errors) == 2
+    collect(batch, ask_missing=True).raise_for_errors()
+
+
 def test_files_that_have_no_names_yet_are_waited_for(provider: BatchServer, place: Path) -> None:
     provider.late = 2
     batch = submit(provider, pairs(2), place / "b")

@@ -447,3 +447,16 @@ def test_in_a_fork_the_judge_counts_in_the_budget_of_its_model() -> None:
             os._exit(0 if abs(spent - (judge.usage.cost or 1.0)) < 1e-9 else 1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_judge_is_in_the_budget_of_the_run_for_which_it_chooses_alone() -> None:
+    pair = pi.Preference(prompt="?", chosen="a", rejected="b")
+    judged = Reply({"answer": "1"}, prompt_tokens=1, completion_tokens=1)
+    with FakeLLM() as model, FakeLLM(judged) as server:
+        judge = pi.Verifier("judge", api_base=server.api_base, prices=PRICES, cache=False)
+        llm = fake(model, budget=50.0)
+        pi.infer_personas(pairs(2), llm, select=judge)
+        assert llm.limits.budget is not None
+        llm.limits.budget.spent = 50.0  # nothing is left of it
+        [verdict] = judge.verdicts([pair], ["The user is calm."])
+        assert verdict.answered
