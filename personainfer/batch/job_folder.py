@@ -90,9 +90,7 @@ class BatchPart(Record):
         found = asdict(state)
         found["batch_id"] = self.batch_id or state.batch_id
         ended_at = self.ended_at or (time.time() if state.status in FINAL else 0.0)
-        return BatchPart(
-            requests=self.requests, file_id=self.file_id, ended_at=ended_at, **found
-        )
+        return BatchPart(requests=self.requests, file_id=self.file_id, ended_at=ended_at, **found)
 
 
 class PersonaBatch(Record):
