@@ -595,7 +595,7 @@ def test_a_file_that_breaks_off_is_fetched_again(provider: BatchServer, place: P
 def test_a_file_whose_last_line_is_cut_is_fetched_again(provider: BatchServer, place: Path) -> None:
     """As of a proxy that ends the connection, where no length was told."""
     batch = submit(provider, pairs(2), place / "b")
-    whole = {"custom_id": "0", "response": {"status_code": 200, "body": {}}}
+    whole = {"custom_id": "ab" * 32, "response": {"status_code": 200, "body": {}}}
     provider.faults = [(FETCH, json.dumps(whole).encode() + b'\n{"custom_id": "1", "resp')]
     collect(batch).raise_for_errors()
     assert provider.count(FETCH) == 2
