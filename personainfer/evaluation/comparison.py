@@ -92,7 +92,8 @@ def compare_responses(
             all. Without personas only quality is judged.
         rubrics: what a model as a judge goes by, in your words, for "quality", "personalization" or both.
         unparsable: what a row counts as where a reply cannot be used: left out ("drop"), a "tie", or a
-            "loss" of the test model; never a win. They are counted in any case.
+            "loss" of the test model; never a win. They are counted in any case. Where there was no reply at
+            all, the row is left out.
         confidence: of the intervals, which come from resampling prompts: rows with the same prompt are
             one observation.
         progress: a bar on standard error; None: in a terminal or a notebook.

@@ -198,7 +198,8 @@ class PersonaComparison(TableFindings):
     def remarks(self) -> list[str]:
         """Also what became of rows without a usable reply."""
         became = {"drop": "left out", "tie": "counted as ties", "loss": "counted as losses"}
-        said = [f"Rows without a usable reply are {became[self.policy]}."] if self.failed else []
+        said = [f"Rows whose reply could not be used are {became[self.policy]}; those without any are left out."]
+        said = said if self.failed else []
         return [*super().remarks(), *said]
 
 
@@ -305,7 +306,9 @@ class ResponseComparison(Findings):
         said += [f"{self.same:,} with equal responses are ties."] if self.same else []
         said += [*self.problem_remarks()]
         if self.failed:
-            said.append(f"Verdicts without a usable reply are {became[self.policy]}.")
+            said.append(
+                f"Verdicts whose reply could not be used are {became[self.policy]}; without any, left out."
+            )
         return [*said, *self.notes]
 
 
