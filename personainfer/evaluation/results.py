@@ -198,9 +198,10 @@ class PersonaComparison(TableFindings):
     def remarks(self) -> list[str]:
         """Also what became of rows without a usable reply."""
         became = {"drop": "left out", "tie": "counted as ties", "loss": "counted as losses"}
-        said = [f"Rows whose reply could not be used are {became[self.policy]}; those without any are left out."]
-        said = said if self.failed else []
-        return [*super().remarks(), *said]
+        if not self.failed:
+            return super().remarks()
+        unusable = f"Rows whose reply could not be used are {became[self.policy]}"
+        return [*super().remarks(), f"{unusable}; those without any are left out."]
 
 
 @dataclass(frozen=True, kw_only=True)

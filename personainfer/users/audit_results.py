@@ -303,7 +303,7 @@ class PersonaAudit:
             )
         counts = {
             "held-out choices of users without a persona, left out": self.unknown,
-            "choices without a margin (too long for the model, no number, or no reply), left out": self.failed,
+            "choices without a margin (too long, no number, or no reply), left out": self.failed,
             "choices of which a text was cut": self.margins.cut,
             "replies of the judge that could not be used, counted as wrong": self.margins.unusable,
         }
