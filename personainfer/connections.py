@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 LARGEST_REPLY = 4 * 2**20  # bytes; a persona takes one thousandth of it
 _LONGEST_HEADER = 2**16  # bytes; gateways report their rules in some
 _LONGEST_PAUSE = 60.0  # seconds; an endpoint that asks for more is tried again after this
-_MOST_LOST = 2  # connections that ended without a word; then no more are kept
+_MOST_LOST = 2  # connections that broke, after which no more are kept, and one more …
+_ANSWERS_A_LOSS = 20  # … for this many answers
 _FEWEST_CONNECTIONS = 8
 _FILES_LEFT = 64  # for the cache, outputs, and what else the process opens
 
@@ -55,7 +56,7 @@ class Connections:
         self._session: aiohttp.ClientSession | None = None
         self._earlier: aiohttp.ClientSession | None = None  # some requests may still use it
         self._socket: str | None = None
-        self._lost = 0  # connections that broke
+        self._lost = self._answers = 0  # connections that broke, and answers
         self._trusted: ssl.SSLContext | None = None
         self._proxies: dict[str, str | None] = {}  # by address
 
@@ -68,7 +69,7 @@ class Connections:
         """Close them, and forget what the environment said."""
         sessions = self._session, self._earlier
         self._session = self._earlier = self._trusted = None
-        self._lost = 0
+        self._lost = self._answers = 0
         for session in filter(None, sessions):
             await session.close()
 
@@ -98,7 +99,7 @@ class Connections:
         if self._session is None:
             self._proxies.clear()
             self._session, self._socket = _session(socket), socket
-        if self._lost > _MOST_LOST and self._earlier is None:
+        if self._lost > _MOST_LOST + self._answers // _ANSWERS_A_LOSS and self._earlier is None:
             # The server closes connections that it seems to keep.
             self._earlier, self._session = self._session, _session(socket, keeps=False)
         proxy = self._proxy(str(address))
@@ -112,7 +113,9 @@ class Connections:
                 proxy=proxy,
                 ssl=self._certificates(str(address)),
             ) as response:
-                return Answer(response.status, response.headers, await _read_bounded(response))
+                content = await _read_bounded(response)
+                self._answers += 1
+                return Answer(response.status, response.headers, content)
         # `from None`: aiohttp's errors can hold the request's headers, and with them the key.
         except aiohttp.ClientHttpProxyError as error:
             raise _refused_by_proxy(proxy or "", name, error.status) from None
@@ -148,7 +151,7 @@ def _session(socket: str | None, *, keeps: bool = True) -> aiohttp.ClientSession
 
     connector: aiohttp.BaseConnector
     if socket is not None:
-        connector = aiohttp.UnixConnector(socket, limit=0)
+        connector = aiohttp.UnixConnector(socket, limit=0, force_close=not keeps)
     else:
         connector = aiohttp.TCPConnector(limit=_most_connections(), force_close=not keeps)
     return aiohttp.ClientSession(

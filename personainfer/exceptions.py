@@ -218,7 +218,7 @@ class ModelError(PersonaInferError):
     `fatal`: every other call would fail in the same way. `given_up`: the run has stopped sending, so no
     retry in this run can help. `rewritten`: the request will be written in another form when it is sent
     again. `is_refusal`: an endpoint said so of one request. `is_doubtful`: that may concern this one alone.
-    `ran_nothing`: the caller is let in to no model, so that no other call in flight is either.
+    `ran_nothing`: the caller may use no model, so the calls in flight have run none either.
     `took`: a `Completion` with the tokens that the call took although it failed, or None.
     """
 

@@ -72,8 +72,8 @@ class BatchPart(Record):
     def done(self) -> bool:
         """Whether the batch has ended and its files have ids. The ids may come later than the status.
 
-        A batch of which nothing was answered has no files, and of one that ended early some providers keep
-        none: it is waited for them for `_NAMED_WITHIN`.
+        A batch of which nothing was answered has no files. One that ended early may never get any: they are
+        waited for, for `_NAMED_WITHIN`.
         """
         named = self.output_file_id or self.error_file_id
         has_waited = self.status != "completed" and time.time() - self.ended_at > _NAMED_WITHIN

@@ -88,7 +88,7 @@ def batch_api(transport: Transport) -> BatchAPI:
             hint=f"Only {' and '.join(LiteLLMBatches.PROVIDERS)} are, and endpoints named by"
             " api_base=. Use infer_personas instead.",
         )
-    transport.open()
+    transport.check_key()
     return LiteLLMBatches(transport)
 
 

@@ -39,7 +39,6 @@ from ..personas.infer import PersonaStream, checked, prepare
 from ..personas.options import PersonaOptions
 from ..personas.requests import Plan
 from ..personas.selection import check_candidates
-from ..preferences.cells import read_json
 from ..records import PersonaRow, Selector
 from .job_folder import (
     BatchPart,
@@ -414,12 +413,8 @@ def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets, requests:
 def _is_cut(file: IO[bytes], size: int) -> bool:
     """Whether a file ends within a line, as where a connection broke off without a word."""
     file.seek(max(0, size - _LONGEST_LINE))
-    _, _, last = file.read().rpartition(b"\n")
-    try:
-        read_json(last or b"{}")
-    except ValueError:
-        return True
-    return False
+    last = file.read().rpartition(b"\n")[2].strip()
+    return last.startswith(b"{") and not last.endswith(b"}")
 
 
 # Both

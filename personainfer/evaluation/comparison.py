@@ -346,7 +346,10 @@ def _lengths(
     pairs: Sequence[ResponsePair], verdicts: Sequence[Verdict | None]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Characters of the base's and the test model's responses, NaN where a row was not judged."""
-    judged = [None if v is None else one.pair for one, v in zip(pairs, verdicts, strict=True)]
+    judged = [
+        one.pair if v is not None and v.answered else None
+        for one, v in zip(pairs, verdicts, strict=True)
+    ]
     base = [np.nan if pair is None else len(pair.rejected) for pair in judged]
     test = [np.nan if pair is None else len(pair.chosen) for pair in judged]
     return np.array(base, dtype=np.float64), np.array(test, dtype=np.float64)

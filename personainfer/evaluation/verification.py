@@ -21,6 +21,7 @@ from ..arguments import takes_options
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, joined
 from ..llm.client import LLM, OPTIONS, LLMOptions
+from ..llm.rate_limits import Budget
 from ..llm.requests import Request
 from ..personas.prompts import choice_messages, instructions, persona_messages, rating_message
 from ..records import Persona, Preference, Side, Usage
@@ -84,8 +85,8 @@ def verify_personas(
     The judge sees persona, prompt and both responses, in both orders. An order counts 1 if the judge
     picks the response of the persona's side, else 0: also where it answers "neither", or something that
     cannot be read (arXiv 2501.11549: ambiguous answers are wrong). A row to which it gave no reply at all, as
-    where its server is away or a budget is used up, is left out and counted. A judge that always answers "1"
-    has an accuracy of 0.5.
+    where its server is away, a budget is used up or it refuses the request, is left out and counted. A judge
+    that always answers "1" has an accuracy of 0.5.
 
     Args:
         table: personas of one side or both; rows without are left out and counted.
@@ -242,6 +243,7 @@ class Verifier:
         self._judge = Judge(judge, options, soft=soft)
         self.model = self._judge.llm.model
         self._shares_budgets = not isinstance(judge, LLM) and options.get("budget") is None
+        self._shares: list[tuple[Budget | None]] = []  # of the runs for which it chooses now
 
     def __repr__(self) -> str:
         return f"Verifier({self._judge.llm!r})"
@@ -274,11 +276,13 @@ class Verifier:
                 hint="Give its price: select=Verifier(…, prices=(prompt, completion)).",
                 argument="budget",
             )
+        share = (budget,)
+        self._shares.append(share)
         judge.limits.budget = budget
 
         def end() -> None:
-            if judge.limits.budget is budget:  # no other run has it meanwhile
-                judge.limits.budget = None
+            self._shares = [one for one in self._shares if one is not share]
+            (judge.limits.budget,) = self._shares[-1] if self._shares else (None,)
 
         return end
 
@@ -310,8 +314,7 @@ class Verifier:
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
         prefix = instructions("judge_choice.txt")
         verdicts = list(self._judge.verdicts(prefix, questions, len(personas)))
-        nobody_answered = len(verdicts) > 1 and not any(verdict.answered for verdict in verdicts)
-        if not self._judge.answered or nobody_answered:
+        if not self._judge.answered:
             self._judge.require_a_reply([o.problem for verdict in verdicts for o in verdict.orders])
         failed = [verdict.problem for verdict in verdicts if verdict.problem is not None]
         if failed:

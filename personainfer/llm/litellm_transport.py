@@ -168,7 +168,7 @@ class LiteLLMTransport(DialectTransport):
         for name, text in (self.options.get("extra_headers") or {}).items():
             if len(request.headers.get_list(name)) > 1:  # the user's takes the place of litellm's
                 headers[name.lower()] = text
-        if request.url.username:  # it takes the place of the key
+        if request.url.userinfo:  # it takes the place of the key
             headers.pop("authorization", None)
         address = yarl.URL(str(request.url), encoded=True)
         return await self._connections.send(
@@ -335,9 +335,10 @@ class LiteLLMTransport(DialectTransport):
 def _sends_as_it_came(litellm: Any) -> bool:
     """Whether nobody told litellm to send its requests in another way: by a client of the user's, say."""
     told = litellm.aclient_session, litellm.ssl_verify, litellm.ssl_certificate, litellm.force_ipv4
-    return told == (None, True, None, False) and not (
-        os.environ.get("SSL_VERIFY") or "all" in getproxies()
-    )
+    ciphers = any(getattr(litellm, name, None) for name in ("ssl_security_level", "ssl_ecdh_curve"))
+    variables = ("SSL_VERIFY", "SSL_SECURITY_LEVEL", "SSL_ECDH_CURVE")
+    in_environment = any(map(os.environ.get, variables)) or "all" in getproxies()
+    return told == (None, True, None, False) and not (ciphers or in_environment)
 
 
 class _NotOnTheLoop(logging.Filter):

@@ -416,6 +416,7 @@ class Workers:
     async def _send(self, job: Job, *, is_watched: bool = True) -> Completion:
         """Send a job once, within every limit; count what it took."""
         body, limits = job.body, self._limits
+        budget = limits.budget  # a judge may be given another one meanwhile
         max_tokens = self._transport.most_tokens(self._settings.max_tokens * job.room)
         prompt_tokens = len(body) // 4 + 1  # four bytes a token, corrected by the reply
         used: Completion | None = None
@@ -424,9 +425,8 @@ class Workers:
         if is_watched:
             await self._refusals.enter()
         try:
-            if limits.budget is not None:
-                most = self._tally.most(most_tokens(body), max_tokens)
-                reserved = await limits.budget.reserve(most)
+            if budget is not None:
+                reserved = await budget.reserve(self._tally.most(most_tokens(body), max_tokens))
             if limits.requests is not None:
                 await limits.requests.take(1)
             entry = None
@@ -434,7 +434,7 @@ class Workers:
                 entry = await limits.tokens.take(prompt_tokens + max_tokens // 2)
             entered = await limits.gate.enter()
             try:
-                if limits.budget is not None:
+                if budget is not None:
                     self._check_reserved(job, max_tokens)
                 self._tally.calls += 1
                 sent = True
@@ -468,8 +468,8 @@ class Workers:
             spent = self._tally.add(used) if used is not None else 0.0
             if sent and cost_is_unknown(used, failure) and not self._takes_none:
                 spent = self._tally.assume(most_tokens(body), max_tokens, spent)
-            if limits.budget is not None:
-                limits.budget.settle(reserved, spent)
+            if budget is not None:
+                budget.settle(reserved, spent)
 
     @property
     def _takes_none(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterator, Mapping, Sequence, Set
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -130,15 +131,10 @@ class PersonaStream(Iterator[PersonaRow]):
         self._select = select
         self._drops = on_error == "drop"
         self._dropped: set[int] = set()  # the places of rows that were left out
-        self._end_sharing = share_budget(select, llm)
+        self._end_sharing = weakref.finalize(self, share_budget(select, llm))  # called once
         self._run = run or llm.run(plan.asked(checked(source)))
-        self._rows = self._ending(_results(self._run, plan, on_error, select, self._dropped))
-
-    def _ending(self, rows: Iterator[PersonaRow]) -> Generator[PersonaRow, None, None]:
-        try:
-            yield from rows
-        finally:
-            self._end_sharing()
+        ended = self._end_sharing
+        self._rows = _results(self._run, plan, on_error, select, self._dropped, ended)
 
     def __next__(self) -> PersonaRow:
         return next(self._rows)
@@ -231,6 +227,7 @@ def _results(
     on_error: OnError,
     select: Selector | None,
     dropped: set[int],
+    ended: Callable[[], object],
 ) -> Generator[PersonaRow, None, None]:
     """The rows of a run.
 
@@ -247,6 +244,7 @@ def _results(
                 raise RowsFailedError(f"row {row.index}: {row.error}")
     finally:
         run.close()
+        ended()
 
 
 def _rows(run: Run[SourceRow], plan: Plan, on_error: OnError) -> Iterator[PersonaRow]:

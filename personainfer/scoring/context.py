@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..exceptions import InvalidArgumentError, ModelError
 from ..personas.placement import PersonaPlace, place_persona, prompt_messages
 from ..records import FloatArray, Message, Prompt
 from .interfaces import Scorer, Tokens, TokenText
@@ -123,7 +124,13 @@ def fit_prefixes(
             for row in groups[key]
         }
         distinct = list(dict.fromkeys(placed.values()))
-        tokens = dict(zip(distinct, scorer.encode_prefixes(distinct), strict=True))
+        try:
+            encoded = scorer.encode_prefixes(distinct)
+        except (ModelError, InvalidArgumentError):
+            if waiting is whole:
+                raise
+            encoded = [None] * len(distinct)  # only what was shortened is refused
+        tokens = dict(zip(distinct, encoded, strict=True))
         shorter: dict[tuple[Hashable, Prompt], Chat] = {}
         for key, chat in waiting.items():
             lengths = {row: len(tokens[placed[row]] or ()) for row in groups[key]}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -25,7 +26,16 @@ from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference
 from .context import Cuts, FittedText, ScoredText, TextToFit, fit_prefixes
 from .halving import ROUNDS, BothTexts, gaps_by_halving
-from .interfaces import PromptLike, Row, Scorer, TokenText, check_lengths, check_row, check_rows
+from .interfaces import (
+    PromptLike,
+    Row,
+    Scorer,
+    TokenText,
+    check_lengths,
+    check_row,
+    check_rows,
+    ignored,
+)
 from .scorers import scorer_of
 
 H = TypeVar("H", bound=Hashable)
@@ -106,7 +116,8 @@ class Likelihood:
         timeout: float = 600.0,
     ) -> None:
         self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        self._make = scorer_of(self._options, self._count_failed)
+        count = weakref.WeakMethod(self._count_failed)  # weights go with this object, at once
+        self._make = scorer_of(self._options, lambda *told: (count() or ignored)(*told))
         self.model = model
         self.cuts = Cuts()
         self._place = persona_in

@@ -208,7 +208,8 @@ def score_hypotheses(
             stacklevel=3,
         )
     checked = Counter(one.name for one, *_ in asked)
-    missing = Counter(one.name for (one, *_), known in zip(asked, finite, strict=True) if not known)
+    none = np.isnan(scores)
+    missing = Counter(one.name for (one, *_), is_none in zip(asked, none, strict=True) if is_none)
     for one in users:
         one.problem = one.problem or unchecked(missing[one.name], checked[one.name])
     for (one, place, choice), score in itertools.compress(zip(asked, scores, strict=True), finite):
@@ -218,12 +219,12 @@ def score_hypotheses(
 
 
 def unchecked(missing: int, asked: int) -> str | None:
-    """Why a user has no persona of whose checks most have no score, as where a budget ends; None: not so."""
+    """Why there is no persona: most checks have no score. None: enough have one."""
     if 2 * missing <= asked:
         return None
     return (
-        f"{missing:,} of {asked:,} checks of what explains the user's choices have no score. Call again: what"
-        " was answered is in the cache."
+        f"{missing:,} of {asked:,} checks of what explains the choices have no score: a warning says why."
+        " Where a judge was away, or a budget ended, call again: its replies are in the cache."
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections import Counter
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -449,14 +451,28 @@ def test_in_a_fork_the_judge_counts_in_the_budget_of_its_model() -> None:
         assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_a_judge_is_in_the_budget_of_the_run_for_which_it_chooses_alone() -> None:
-    pair = pi.Preference(prompt="?", chosen="a", rejected="b")
+def test_a_judge_is_in_the_budget_of_the_runs_for_which_it_chooses_alone() -> None:
     judged = Reply({"answer": "1"}, prompt_tokens=1, completion_tokens=1)
     with FakeLLM() as model, FakeLLM(judged) as server:
         judge = pi.Verifier("judge", api_base=server.api_base, prices=PRICES, cache=False)
         llm = fake(model, budget=50.0)
-        pi.infer_personas(pairs(2), llm, select=judge)
-        assert llm.limits.budget is not None
-        llm.limits.budget.spent = 50.0  # nothing is left of it
-        [verdict] = judge.verdicts([pair], ["The user is calm."])
-        assert verdict.answered
+        budget = llm.limits.budget
+
+        def shared() -> object:
+            return judge._judge.llm.limits.budget
+
+        first, second = (pi.iter_personas(pairs(4), llm, select=judge) for _ in range(2))
+        next(first)
+        assert shared() is budget
+        assert len(list(first)) == 3
+        assert shared() is budget  # the other run has it still
+        assert len(list(second)) == 4
+        assert shared() is None
+        for count in (0, 1):  # streams that are left, before and after the first row
+            stream = pi.iter_personas(pairs(4), llm, select=judge)
+            assert [row.index for row in islice(stream, count)] == list(range(count))
+            assert shared() is budget
+            alive = weakref.ref(stream)
+            del stream
+            assert alive() is None
+            assert shared() is None

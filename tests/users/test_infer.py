@@ -264,7 +264,7 @@ def test_a_user_of_whose_checks_most_have_no_score_is_told_so(
     data = [*choices("ann", 4), *choices("bob", 4)]
     found = pi.infer_user_personas(data, method=method, select=AwayForBob(), **endpoint)
     assert list(found.personas) == ["ann"]
-    assert "checks of what explains the user's choices have no score" in (found.errors["bob"] or "")
+    assert "checks of what explains the choices have no score" in (found.errors["bob"] or "")
 
 
 def test_a_user_whose_reply_fails_costs_no_other(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
