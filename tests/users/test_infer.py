@@ -463,7 +463,10 @@ def test_what_the_scores_rest_on_is_said_where_texts_were_cut(
 ) -> None:
     llm.reply = answer
     with ScoringServer("llama.cpp") as server:
-        for limit, wanted in ((2, {"prompts": 0, "responses": 8, "too_long": 0}), (None, None)):
+        for limit, wanted in (
+            (2, {"prompts": 0, "responses": 8, "too_long": 0, "failed": 0}),
+            (None, None),
+        ):
             select = pi.Likelihood("m", api_base=server.api_base, max_response_tokens=limit)
             found = pi.infer_user_personas(
                 choices("ann", 4), method="posterior", select=select, **endpoint
