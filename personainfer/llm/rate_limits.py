@@ -258,13 +258,15 @@ class Gate:
     def reset(self, *, at_once: bool = False) -> None:
         """Try again an endpoint that was given up: a new run may find it recovered.
 
-        `at_once` ends the pause of one that was not.
+        `at_once` ends the pause of one that was not. Its refusals count on: else requests that ask whether it
+        takes others would keep it from ever being given up.
         """
         if at_once or self._given_up is not None:
             self._opens_at = 0.0
         self._given_up = None
         self._loading_since = None
-        self._refusals = 0
+        if not at_once:
+            self._refusals = 0
 
     def accepted(self) -> None:
         """The endpoint accepted a request: allow one more at a time."""

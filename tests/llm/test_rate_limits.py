@@ -228,6 +228,19 @@ async def test_a_longer_pause_is_not_cut_short_by_a_later_refusal() -> None:
     assert await shared.enter() == 30
 
 
+async def test_an_endpoint_that_refuses_even_what_is_asked_at_once_is_given_up() -> None:
+    """A request that asks whether others are taken opens the gate; that must not begin the count anew."""
+    gate = Gate(1, rounds=3, patience=300.0, clock=now)
+    with pytest.raises(RateLimitError, match="refused 4 times in a row"):
+        for _ in range(10):
+            gate.reset(at_once=True)
+            entered = await gate.enter()
+            try:
+                gate.refused(entered, RateLimitError("", retry_after=0))
+            finally:
+                gate.leave()
+
+
 async def test_pauses_double_where_the_endpoint_names_no_time() -> None:
     shared, times = gate(1, rounds=20), []
     for _ in range(10):
