@@ -230,15 +230,20 @@ async def test_a_longer_pause_is_not_cut_short_by_a_later_refusal() -> None:
 
 async def test_an_endpoint_that_refuses_even_what_is_asked_at_once_is_given_up() -> None:
     """A request that asks whether others are taken opens the gate; that must not begin the count anew."""
-    gate = Gate(1, rounds=3, patience=300.0, clock=now)
+    shared = gate(1, rounds=3)
+
+    async def asked_at_once() -> None:
+        shared.reset(at_once=True)
+        entered = await shared.enter()
+        try:
+            shared.refused(entered, RateLimitError("", retry_after=0))
+        finally:
+            shared.leave()
+
+    for _ in range(3):
+        await asked_at_once()
     with pytest.raises(RateLimitError, match="refused 4 times in a row"):
-        for _ in range(10):
-            gate.reset(at_once=True)
-            entered = await gate.enter()
-            try:
-                gate.refused(entered, RateLimitError("", retry_after=0))
-            finally:
-                gate.leave()
+        await asked_at_once()
 
 
 async def test_pauses_double_where_the_endpoint_names_no_time() -> None:
