@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -356,3 +357,29 @@ def test_every_package_that_is_imported_is_declared() -> None:
                     for name in owners.get(module.partition(".")[0], ())
                 }
                 assert not found or found & declared, f"{path.name} imports {module}"
+
+
+@pytest.mark.heavy
+def test_tests_have_the_same_names_in_every_process(tmp_path: Path) -> None:
+    # Two processes share the tests by name, and refuse to begin where one has other names. A set, say, is
+    # written in another order by another hash seed, or by a process that reads the other's bytecode.
+    def names(seed: str) -> list[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--collect-only",
+            "-p",
+            "no:cacheprovider",
+            "tests",
+        ]
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        done = subprocess.run(
+            command, cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, check=True
+        )
+        return [line for line in done.stdout.splitlines() if "::" in line]
+
+    first, second = names("1"), names("2")
+    assert len(first) > 1_000
+    assert first == second

@@ -562,7 +562,7 @@ def test_an_added_column_is_replaced_by_one_of_the_same_name(tmp_path: Path) -> 
         ({"x": [1, 2**70, None]}, "64 bits"),
         ({"x": [{}, None, None]}, "dict"),
         ({"x": {"a": 0.1, "b": 0.2, "c": 0.3}}, "not one value a row"),
-        ({"x": {0.1, 0.2, 0.3}}, "not one value a row"),
+        ({"x": {0.1}}, "not one value a row"),
         ({"x": b"abc"}, "not one value a row"),
         ({"prompt": [1, 2, 3]}, "column prompt already"),
         ({"chosen_persona": ["a", "b", "c"]}, "column chosen_persona already"),
