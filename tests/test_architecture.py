@@ -34,8 +34,8 @@ PACKAGE = Path(pi.__file__).parent
 ORDER = [
     "",
     "preferences",
-    "data",
     "local",
+    "data",
     "llm",
     "personas",
     "batch",

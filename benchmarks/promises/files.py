@@ -26,7 +26,7 @@ def _table() -> pi.PersonaTable:
 @attack(
     9,
     "A file that is written is the old one or the new one; a report replaces a report alone.",
-    "tests/data/test_atomic_files.py::test_a_full_disk_costs_no_file",
+    "tests/local/test_atomic_files.py::test_a_full_disk_costs_no_file",
 )
 def write_a_report_onto_a_full_disk(folder: Path) -> str:
     table, page = _table(), folder / "page.html"
@@ -51,7 +51,7 @@ def write_a_report_onto_a_full_disk(folder: Path) -> str:
 @attack(
     16,
     "No temporary file has a name that can be foreseen.",
-    "tests/data/test_atomic_files.py::test_a_link_planted_under_a_name_that_can_be_foreseen_is_not_followed",
+    "tests/local/test_atomic_files.py::test_a_link_planted_under_a_name_that_can_be_foreseen_is_not_followed",
 )
 def plant_a_link_under_a_temporary_name(folder: Path) -> str:
     table, victim, out = _table(), folder / "victim", folder / "out"
@@ -88,7 +88,7 @@ def unpack_a_line_without_end(folder: Path) -> str:
 @attack(
     18,
     "A pipe as output is an error.",
-    "tests/data/test_atomic_files.py::test_what_is_no_file_is_refused_and_left_alone",
+    "tests/local/test_atomic_files.py::test_what_is_no_file_is_refused_and_left_alone",
 )
 def write_to_a_pipe(folder: Path) -> str:
     table = _table()

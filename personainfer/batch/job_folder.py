@@ -29,7 +29,6 @@ import tenacity
 from pydantic import Field, ValidationError
 
 from ..api_keys import Secrets, as_stored, shown_address
-from ..data.atomic_files import as_path, atomic_folder, read_small_file, write_file
 from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
@@ -37,6 +36,7 @@ from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, Unk
 from ..llm.cache import ReplyCache, default_cache_dir
 from ..llm.client import LLM, OPTIONS, check_stored_costs
 from ..llm.rate_limits import most_tokens
+from ..local.atomic_files import as_path, atomic_folder, read_small_file, write_file
 from ..local.weights import check_stored_model
 from ..personas.prompts import PersonaPrompt, Protocol
 from ..personas.requests import Plan

@@ -18,7 +18,6 @@ from typing import IO, Any, Unpack
 from ..api_keys import Secrets, hides_secrets, holds_secret
 from ..arguments import PositiveNumber, check_argument, takes_options
 from ..connections import until_deadline
-from ..data.atomic_files import atomic_writer, remove_abandoned
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
 from ..exceptions import (
@@ -34,6 +33,7 @@ from ..exceptions import (
 )
 from ..llm.client import LLM
 from ..llm.rate_limits import most_tokens
+from ..local.atomic_files import atomic_writer, remove_abandoned
 from ..observability import progress_bar
 from ..personas.infer import PersonaStream, checked, prepare
 from ..personas.options import PersonaOptions

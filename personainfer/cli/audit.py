@@ -93,8 +93,8 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
     Raises:
         DataError: a line is neither, or a user has two.
     """
-    from ..data.atomic_files import opened_file
     from ..data.files import bounded_lines
+    from ..local.atomic_files import opened_file
     from ..users.records import UserPersonas
 
     try:

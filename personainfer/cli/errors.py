@@ -12,8 +12,8 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from ..data.atomic_files import DISK_FULL
 from ..exceptions import CacheError, ModelError, PersonaInferError, RowsFailedError
+from ..local.atomic_files import DISK_FULL
 from .options import SHELL_NAMES
 from .streams import FAILED, abandon_stdout, fail, note
 

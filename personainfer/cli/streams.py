@@ -19,8 +19,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
-from ..data.atomic_files import atomic_text_writer, check_replaced
 from ..exceptions import InvalidArgumentError, visible, visible_in_json
+from ..local.atomic_files import atomic_text_writer, check_replaced
 from ..preferences.cells import read_json
 from ..preferences.remarks import how_read, remarks
 

@@ -1,25 +1,19 @@
 """Convert the user's own columns, from a frame, a dataset or dicts, to Arrow tables, whole or in pieces.
 
-A column whose values have no common type becomes JSON text, and the metadata of its field says so.
-
-Parquet files are read in memory that is bounded by what they hold. A file of a few KB can hold gigabytes: a
-column stores each different text once, and how often it comes again; Arrow and Python write out each of them.
-"""
+A column whose values have no common type becomes JSON text, and the metadata of its field says so."""
 
 from __future__ import annotations
 
 import json
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, tzinfo
 from numbers import Integral
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import InvalidArgumentError
 from ..preferences.cells import is_null, without_na
 from ..records import PersonaRow
 
@@ -543,189 +537,3 @@ class WithAdded(OwnColumns):
     def size(self, row: PersonaRow) -> int:
         """About how many bytes the columns of a row take."""
         return self._own.size(row) + 16 * len(self._added)
-
-
-# Parquet files of others
-
-_READ_BYTES: Final = 2**20  # of the file at once
-_ROWS: Final = 2**14  # of a batch at most
-_USUAL_BYTES: Final = 2**25  # of a batch, if its rows are as long as others
-# Of a group of rows that is packed like no text, the largest rows may all be in one batch.
-_BATCH_BYTES: Final = 2**27
-_FEW_ROWS: Final = 64
-_LARGE_GROUP: Final = 2**29  # bytes of a group, unpacked, that are read whatever the file's size
-_USUALLY_PACKED: Final = 30  # times the size of the file: texts that people wrote are packed less
-_MOST_PACKED: Final = 1000
-
-
-def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
-    """The batches of a file, of no more rows than the memory holds; texts may be dictionaries.
-
-    Of the file's own account only the sizes of its groups are asked: Arrow ends the process where that of
-    a column is damaged.
-
-    Raises:
-        DataError: a group of rows would fill the memory: Arrow unpacks a page of it as a whole.
-        pyarrow.ArrowException, OSError: the file cannot be read.
-    """
-    import pyarrow.parquet as pq
-
-    on_disk = path.stat().st_size
-    with pq.ParquetFile(path) as file:
-        metadata = file.metadata
-    texts = set(_texts(metadata.schema))
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        size = max(group.total_byte_size, 1)
-        if size > max(_LARGE_GROUP, _MOST_PACKED * on_disk):
-            raise DataError(
-                f"{path}: {size:,} bytes are packed into a file of {on_disk:,}.",
-                hint="No real data packs that well: check where the file comes from.",
-            )
-        # Not fewer than need be: Arrow makes the dictionaries anew for each batch.
-        rows = min(_ROWS, _USUAL_BYTES * group.num_rows // size)
-        if size > max(_BATCH_BYTES, _USUALLY_PACKED * on_disk):
-            rows = min(rows, _FEW_ROWS * _BATCH_BYTES // size)
-        done = 0
-        while done < group.num_rows:
-            left = len(texts)
-            for batch in _group_batches(path, metadata, number, max(rows, 1), texts, done):
-                done += len(batch)
-                yield batch
-            if left == len(texts):  # the group has ended, whatever the file says of its rows
-                break
-
-
-def _opened_parquet(path: Path, texts: Collection[str], metadata: Any) -> Any:
-    """The file, whose columns of `texts` are read as dictionaries, and as much of it at once as is needed."""
-    import pyarrow.parquet as pq
-
-    few: dict[str, Any] = {"buffer_size": _READ_BYTES, "pre_buffer": False}
-    return pq.ParquetFile(path, metadata=metadata, read_dictionary=list(texts), **few)
-
-
-def _group_batches(
-    path: Path, metadata: Any, number: int, rows: int, texts: set[str], done: int
-) -> Iterator[pyarrow.RecordBatch]:
-    """Batches of a group of rows, of no more than `rows`; the first `done` rows are left out.
-
-    A text that comes again and again is held once: `texts`, by their paths, are read as dictionaries. Arrow
-    adds to a dictionary until the group ends, also the texts that the file stores one by one. Where one grows
-    large, columns of which few texts come again are taken from `texts`, and the batches end: they are read
-    on as they are, in less time and memory. The end of a group is read as it was begun: to read on means to
-    pass over what is done.
-    """
-    group = metadata.row_group(number)
-    seen, before, written = 0, dict[str, int](), Counter[str]()
-    with _opened_parquet(path, texts, metadata) as file:
-        for batch in file.iter_batches(batch_size=rows, row_groups=[number]):
-            seen += len(batch)
-            if seen > done:
-                yield batch.slice(max(0, len(batch) - (seen - done)))
-                done = seen
-            found = _dictionaries(batch, metadata.schema)
-            written.update({path: _shared_bytes(column) for path, column in found.items()})
-            held = {path: column.dictionary.nbytes for path, column in found.items()}
-            different = {path for path, size in held.items() if size > written[path] // 2}
-            if any(held[p] > max(before.get(p, held[p]), _USUAL_BYTES // 4) for p in different):
-                texts -= different
-                rest = group.num_rows - seen
-                if rest > seen or rest * group.total_byte_size > _BATCH_BYTES * group.num_rows:
-                    return
-            before = held
-
-
-def _dictionaries(batch: pyarrow.RecordBatch, schema: Any) -> dict[str, Any]:
-    """The columns of a batch that are dictionaries, also those in lists and structs, by their paths."""
-    import pyarrow
-
-    paths = (schema.column(place).path for place in range(len(schema)))
-    leaves = (leaf for column in batch.columns for leaf in _leaves(column))
-    return {
-        p: c for p, c in zip(paths, leaves, strict=False) if isinstance(c, pyarrow.DictionaryArray)
-    }
-
-
-def _leaves(column: Any) -> Iterator[Any]:
-    parts = _parts(column)
-    for part in parts:
-        yield from _leaves(part)
-    if not parts:
-        yield column
-
-
-def written_out(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-    """The batch with its texts in place of dictionaries, from which Python reads several times as fast."""
-    import pyarrow
-
-    for place, column in enumerate(batch.columns):
-        if isinstance(column, pyarrow.DictionaryArray):
-            batch = batch.set_column(place, batch.schema.names[place], column.dictionary_decode())
-    return batch
-
-
-def small_batches(
-    batch: pyarrow.RecordBatch, most_bytes: int, most_values: int
-) -> Iterator[tuple[int, pyarrow.RecordBatch, str]]:
-    """The parts of a batch that Python can hold at once, each with the place of its first row in the batch.
-
-    A part of one row may be too large: then the text says that it has too many bytes or values; else "".
-    """
-    todo = [(0, batch)]
-    while todo:
-        start, part = todo.pop()
-        sizes = [_size_in_python(column) for column in part.columns]
-        problem = ""
-        if sum(size for size, _ in sizes) >= most_bytes:
-            problem = f"is longer than {most_bytes:,} bytes"
-        elif sum(values for _, values in sizes) > most_values:
-            problem = f"has more than {most_values:,} values"
-        if problem and len(part) > 1:
-            half = len(part) // 2
-            todo += [(start + half, part.slice(half)), (start, part.slice(0, half))]
-        elif len(part):
-            yield start, part, problem
-
-
-def _texts(schema: Any) -> Iterator[str]:
-    columns = (schema.column(place) for place in range(len(schema)))
-    return (column.path for column in columns if column.physical_type == "BYTE_ARRAY")
-
-
-def _size_in_python(column: Any) -> tuple[int, int]:
-    """How many bytes an Arrow column has if each value is written out, and how many values that are."""
-    import pyarrow
-
-    if isinstance(column, pyarrow.DictionaryArray):
-        return _shared_bytes(column), len(column)
-    parts = _parts(column)
-    if not parts:
-        return column.nbytes, len(column)
-    inner = [_size_in_python(part) for part in parts]
-    return sum(size for size, _ in inner), len(column) + sum(values for _, values in inner)
-
-
-def _parts(column: Any) -> list[Any]:
-    """The columns of the values within lists, structs, maps and types of others; none for other columns."""
-    import pyarrow
-
-    if isinstance(column, pyarrow.ExtensionArray):
-        return [column.storage]
-    if isinstance(column, pyarrow.MapArray):
-        begin, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
-        return [part.slice(begin, end - begin) for part in (column.keys, column.items)]
-    if isinstance(column, pyarrow.StructArray):
-        return list(column.flatten())
-    return [column.flatten()] if hasattr(column, "flatten") else []
-
-
-def _shared_bytes(column: Any) -> int:
-    """The bytes of texts that several rows share: Python has one text for each row."""
-    import pyarrow.compute as pc
-
-    words: Any = column.dictionary
-    try:
-        lengths: Any = pc.binary_length(words)
-    except NotImplementedError:  # numbers
-        return 8 * len(column)
-    return pc.sum(lengths.take(column.indices)).as_py() or 0

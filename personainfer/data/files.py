@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, MissingFileError
 from ..preferences import cells
 from ..preferences.cells import TooManyValuesError, TwinKeysError, read_json
-from .arrow_columns import parquet_batches, small_batches, written_out
+from .parquet import parquet_batches, small_batches, written_out
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,6 +18,7 @@ from ..exceptions import (
     PersonaInferError,
     RowsFailedError,
 )
+from ..local.atomic_files import as_path, check_replaced
 from ..preferences.remarks import remarks
 from ..records import PersonaRow, Usage
 from .arrow_columns import (
@@ -37,7 +38,6 @@ from .arrow_columns import (
     with_whole_numbers,
     without,
 )
-from .atomic_files import as_path, check_replaced
 from .files import arrow_cells
 from .given_personas import read_personas
 from .table_display import figures, html_page, terminal_width, text_lines, wrapped

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ..exceptions import DataError
+from ..local.atomic_files import check_file
 from ..preferences.cells import read_json
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
 from .arrow_columns import ColumnType, OwnColumns, stored_type, with_index_column
-from .atomic_files import check_file
 from .files import missing_file
 from .table_display import unexplained_texts
 

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..records import PersonaRow, Preference, Usage
-from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
-from .atomic_files import (
+from ..local.atomic_files import (
     as_path,
     check_file,
     check_replaced,
@@ -26,6 +24,8 @@ from .atomic_files import (
     put_in_place,
     unfinished_folder,
 )
+from ..records import PersonaRow, Preference, Usage
+from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
 from .files import arrow_cells
 from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
 

@@ -24,17 +24,17 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from ..data.atomic_files import (
+from ..data.files import open_rows
+from ..data.table import PersonaTable
+from ..data.table_display import embedded_json
+from ..exceptions import DataError, InvalidArgumentError, visible
+from ..local.atomic_files import (
     as_path,
     atomic_folder,
     read_small_file,
     remove_abandoned,
     write_file,
 )
-from ..data.files import open_rows
-from ..data.table import PersonaTable
-from ..data.table_display import embedded_json
-from ..exceptions import DataError, InvalidArgumentError, visible
 from ..personas.prompts import prompt_text
 from ..preferences.cells import read_json
 from ..records import FloatArray, PersonaRow, Side

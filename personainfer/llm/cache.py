@@ -33,14 +33,14 @@ import platformdirs
 from pydantic import AfterValidator
 
 from ..arguments import LARGEST, Wanted, check_argument
-from ..data.atomic_files import (
+from ..exceptions import CacheError, InvalidArgumentError, quoted, visible
+from ..local.atomic_files import (
     others_may_write,
     private_folder,
     put_in_place,
     remove_abandoned,
     unfinished_folder,
 )
-from ..exceptions import CacheError, InvalidArgumentError, quoted, visible
 from ..local.reply_database import (
     BUSY_TIMEOUT,
     LONGEST_REPLY,

@@ -1,1 +1,1 @@
-"""Models that run on this machine: files of weights, and llama.cpp's server."""
+"""What this machine keeps and runs: files, the database of replies, weights, and llama.cpp's server."""

@@ -22,15 +22,15 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from ..data.atomic_files import (
+from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
+from ..observability import log
+from .atomic_files import (
     opened_file,
     own_file,
     private_folder,
     unfinished_folder,
     write_file,
 )
-from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
-from ..observability import log
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..api_keys import shown_address
-from ..data.atomic_files import opened_file
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
+from .atomic_files import opened_file
 from .weight_files import NamedWeights, content_hash, hub_file
 
 

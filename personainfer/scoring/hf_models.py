@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.atomic_files import read_small_file
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
+from ..local.atomic_files import read_small_file
 from ..local.weights import find_weights
 from ..preferences.cells import read_json
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.atomic_files import as_path, opened_file
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
+from ..local.atomic_files import as_path, opened_file
 from ..preferences.cells import is_null, plain
 from ..preferences.conversations import pair_problem, read_pair
 from ..records import Message, Preference

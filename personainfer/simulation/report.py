@@ -20,13 +20,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from ..data.atomic_files import as_path, check_file, check_replaced, opened_file, write_file
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json, visible_value
 from ..evaluation.results import ResponseComparison, TableFindings
 from ..evaluation.salience import SalientWord
 from ..evaluation.summary import guess_text, summarise
 from ..exceptions import InvalidArgumentError
+from ..local.atomic_files import as_path, check_file, check_replaced, opened_file, write_file
 from ..tailoring.embeddings import Embedder
 from ..users.audit_results import PersonaAudit
 from ..users.records import UserPersonas

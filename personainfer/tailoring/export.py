@@ -17,7 +17,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from ..data.atomic_files import (
+from ..data.files import bounded_lines
+from ..data.table import PersonaTable
+from ..data.table_writer import is_table
+from ..exceptions import DataError, InvalidArgumentError, visible_in_json
+from ..local.atomic_files import (
     DISK_FULL,
     as_path,
     check_file,
@@ -27,10 +31,6 @@ from ..data.atomic_files import (
     unfinished_folder,
     write_file,
 )
-from ..data.files import bounded_lines
-from ..data.table import PersonaTable
-from ..data.table_writer import is_table
-from ..exceptions import DataError, InvalidArgumentError, visible_in_json
 from ..personas.placement import TEMPLATES, PersonaPlace
 from ..preferences.cells import read_json
 from ..preferences.turns import TOOL_DEFINITIONS

@@ -11,10 +11,10 @@ from typing import Any, Literal, overload
 from pydantic import Field
 
 from ..api_keys import as_stored
-from ..data.atomic_files import as_path, check_file, check_replaced, write_file
 from ..data.files import bounded_lines, missing_file
 from ..data.table_reader import check_settings
 from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, visible
+from ..local.atomic_files import as_path, check_file, check_replaced, write_file
 from ..preferences.cells import bounded_json
 from ..records import Persona, Preference, Record, Usage
 

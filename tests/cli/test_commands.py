@@ -726,8 +726,8 @@ def test_an_output_that_fails_after_the_calls_is_no_wrong_argument(
     def fails(*_: Any, **__: Any) -> None:
         raise OSError("gone") if number is None else OSError(number, os.strerror(number))
 
-    for module in ("atomic_files", "table_writer"):
-        monkeypatch.setattr(f"personainfer.data.{module}.put_in_place", fails)
+    for module in ("local.atomic_files", "data.table_writer"):
+        monkeypatch.setattr(f"personainfer.{module}.put_in_place", fails)
     result = run("infer", written(pairs(2)), "-o", output, *reach)
     assert (result.exit_code, llm.calls) == (4, 2)
     assert (os.strerror(number) if number else "gone") in result.stderr
@@ -742,7 +742,7 @@ def test_a_full_disk_is_no_wrong_argument_of_an_export(run: Run, monkeypatch: An
         [{**pairs(1)[0], "chosen_persona": "A.", "rejected_persona": "B."}]
     )
     table.save("table.parquet")
-    monkeypatch.setattr("personainfer.data.atomic_files.put_in_place", full)
+    monkeypatch.setattr("personainfer.local.atomic_files.put_in_place", full)
     assert run("export", "table.parquet", "-o", "rows.jsonl").exit_code == 4
 
 
@@ -752,7 +752,7 @@ def test_an_output_that_cannot_be_begun_is_a_wrong_argument(
     def closed(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("personainfer.data.atomic_files._new_file", closed)
+    monkeypatch.setattr("personainfer.local.atomic_files._new_file", closed)
     result = run("infer", written(pairs(1)), "-o", "rows.jsonl", *reach)
     assert (result.exit_code, llm.calls) == (2, 0)
     assert "cannot be written: Permission denied" in result.stderr

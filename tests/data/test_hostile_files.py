@@ -20,10 +20,10 @@ import pytest
 
 import personainfer as pi
 from personainfer.cli.audit import read_personas
-from personainfer.data import arrow_columns, files, read_preferences, row_streams
-from personainfer.data.atomic_files import read_small_file
+from personainfer.data import files, parquet, read_preferences, row_streams
 from personainfer.evaluation.human import read_rating_sheet
 from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.local.atomic_files import read_small_file
 from personainfer.preferences import cells, pairing
 from personainfer.testing import FakeLLM
 
@@ -182,7 +182,7 @@ def test_a_text_that_all_rows_of_a_parquet_file_share_is_in_memory_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_schema: bool
 ) -> None:
     """A file of a few KB holds it once; Arrow makes one text for each row."""
-    monkeypatch.setattr(arrow_columns, "_BATCH_BYTES", 2**24)
+    monkeypatch.setattr(parquet, "_BATCH_BYTES", 2**24)
     monkeypatch.setattr(files, "LONGEST_LINE", 2**24)
     shared = pa.DictionaryArray.from_arrays(
         pa.array([0] * 1024, pa.int32()), pa.array(["a" * 2**19])
@@ -203,7 +203,7 @@ def test_a_large_group_of_different_texts_is_never_in_memory_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Arrow's dictionary of the texts grew until the group ended, and took its time for each batch."""
-    monkeypatch.setattr(arrow_columns, "_USUAL_BYTES", 2**20)
+    monkeypatch.setattr(parquet, "_USUAL_BYTES", 2**20)
     path = tmp_path / "rows.parquet"
     texts = [f"{number} " + "word " * 400 for number in range(16_000)]
     turns = [[{"role": "assistant", "content": text}] for text in texts]
@@ -217,7 +217,7 @@ def test_a_large_group_of_different_texts_is_never_in_memory_whole(
     pq.write_table(pa.table(columns), path)
     before, largest = pa.total_allocated_bytes(), 0
     answers, kinds = list[Any](), set[str]()
-    for batch in arrow_columns.parquet_batches(path):
+    for batch in parquet.parquet_batches(path):
         largest = max(largest, pa.total_allocated_bytes() - before)
         answers += batch["prompt"].to_pylist()
         kinds = {name for name in columns if pa.types.is_dictionary(batch[name].type)}
@@ -230,11 +230,11 @@ def test_few_rows_of_large_groups_are_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts that are no dictionary can be packed as well, and may all be in one batch."""
-    monkeypatch.setattr(arrow_columns, "_BATCH_BYTES", 2**22)
+    monkeypatch.setattr(parquet, "_BATCH_BYTES", 2**22)
     path = tmp_path / "rows.parquet"
     rows = [{**GOOD, "prompt": f"{number}" + "a" * 2**16} for number in range(200)]
     pq.write_table(pa.Table.from_pylist(rows), path, use_dictionary=False, compression="zstd")
-    batches = [len(batch) for batch in arrow_columns.parquet_batches(path)]
+    batches = [len(batch) for batch in parquet.parquet_batches(path)]
     assert sum(batches) == 200
     assert max(batches) <= 64
     assert errors(path) == [None] * 200
@@ -245,14 +245,14 @@ def test_a_batch_does_not_add_up_the_largest_of_many_groups(tmp_path: Path) -> N
     with pq.ParquetWriter(path, pa.Table.from_pylist([GOOD]).schema) as writer:
         for _ in range(5):
             writer.write_table(pa.Table.from_pylist([GOOD] * 3))
-    assert [len(batch) for batch in arrow_columns.parquet_batches(path)] == [3] * 5
+    assert [len(batch) for batch in parquet.parquet_batches(path)] == [3] * 5
     assert errors(path) == [None] * 15
 
 
 def test_a_file_that_unpacks_to_thousands_of_times_its_size_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrow_columns, "_LARGE_GROUP", 2**20)
+    monkeypatch.setattr(parquet, "_LARGE_GROUP", 2**20)
     path = tmp_path / "rows.parquet"
     rows = [{**GOOD, "x": "a" * 2**20}] * 16
     pq.write_table(pa.Table.from_pylist(rows), path, use_dictionary=False, compression="zstd")

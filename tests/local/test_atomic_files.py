@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 
 import personainfer as pi
-from personainfer.data import atomic_files
-from personainfer.data.atomic_files import (
+from personainfer.evaluation.human import write_rating_sheet
+from personainfer.exceptions import InvalidArgumentError
+from personainfer.local import atomic_files
+from personainfer.local.atomic_files import (
     atomic_folder,
     atomic_writer,
     private_folder,
     unfinished_folder,
     write_file,
 )
-from personainfer.evaluation.human import write_rating_sheet
-from personainfer.exceptions import InvalidArgumentError
 from personainfer.tailoring.dataset_card import MARK
 from personainfer.users.records import UserPersonas, UserRow
 
