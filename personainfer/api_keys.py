@@ -104,7 +104,7 @@ def _digest(part: str) -> str:
 
 
 def holds_secret(address: str) -> bool:
-    """Whether `shown_address` hides a part of the address, or has hidden one before."""
+    """Whether `shown_address` would mask a part of the address, or has done so already: then it holds "…"."""
     return shown_address(address) != address or "…" in address
 
 

@@ -334,7 +334,7 @@ def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
     An endpoint may send anything, and a reader cannot foresee all of it. An error of another kind would
     look like a bug, and end the run. Here it becomes a `ReplyError`, which costs one row: "the reply
-    cannot be read (KeyError)". Its errors keep no cause, see `keeps_no_cause`.
+    cannot be read (KeyError)". What is raised keeps no cause and no traceback, see `keeps_no_cause`.
 
     Args:
         what: what is read, for the message: "the reply".

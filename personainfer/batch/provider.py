@@ -130,7 +130,7 @@ class BatchAPI(Protocol):
 
 
 class EndpointBatches:
-    """/files and /batches of a server that speaks the OpenAI protocol."""
+    """Uploads requests, makes, lists and reads batches, and downloads replies, by the OpenAI protocol."""
 
     def __init__(self, transport: EndpointTransport) -> None:
         self._endpoint = transport.endpoint

@@ -32,15 +32,21 @@ def bring_in(
     downloaded: Collection[Path] = (),
     own_cache: ReplyCache | None = None,
 ) -> BatchOutcome:
-    """Write the replies of the batch to the cache, and those that were cached when it was submitted.
+    """Put the replies of a batch into the cache of its model.
+
+    Replies that were in the cache when the batch was submitted were copied to its folder. They are written
+    back: the cache may have lost them since.
 
     Args:
         batch: whose answers are downloaded.
         llm: its model, with the cache.
-        keys: the keys of all requests, each with the most tokens that its prompt can have. Answers with other
-            keys are ignored.
+        keys: the keys of all requests, each with the most tokens that its prompt can have: an answer that
+            does not tell what it took is charged for so many. Answers with other keys are ignored.
         downloaded: the files whose replies are written to `own_cache`, too.
-        own_cache: another cache.
+        own_cache: the cache in the folder of the batch, for who collects it again.
+
+    Returns:
+        The counts, and the requests that have no reply.
     """
     tally = Tally(llm.batch_price, cached=batch.cached)
     most = llm.transport.most_tokens(llm.options["max_tokens"])

@@ -187,7 +187,11 @@ def _with(command: Command, options: dict[str, Any]) -> Command:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, as keyword arguments."""
+    """Keyword arguments of `infer_personas`: options without a value left out, others read (JSON, headers).
+
+    Raises:
+        typer.BadParameter: a value that cannot be read.
+    """
     found = {name: value for name, value in options.items() if value is not None}
     if body := found.get("extra_body"):
         try:

@@ -59,7 +59,7 @@ def rows_of(data: str, limit: int | None) -> Any:
 
 
 class Done(NamedTuple):
-    """The outcome of infer; `errors` are the first errors of rows, `read` says how they were read."""
+    """Counts of `infer`; `errors`: of the first failed rows; `read`: which columns were taken as what."""
 
     rows: int
     failed: int
@@ -271,7 +271,7 @@ def note(text: str) -> None:
 
 
 def suggest(*commands: str) -> None:
-    """Say which commands come next. "…" at the end stands for the options of the command before."""
+    """Suggest commands on standard error. One that ends in " …" takes the options of the one that ran."""
     for n, command in enumerate(commands):
         said = command.removesuffix(" …")
         again = " (with the same options)" if said != command else ""

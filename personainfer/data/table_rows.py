@@ -218,7 +218,7 @@ def ordered(values: Sequence[Any], reverse: bool) -> list[int]:
 
 
 def index_labels(original: Any, rows: Sequence[PersonaRow]) -> list[str] | None:
-    """The labels of the first rows in the user's pandas index; None where it only counts the rows."""
+    """Labels in the user's pandas index of `rows`, the first ones; None: no index, or it only counts rows."""
     if package_of(original) == "pandas":
         index = original.index[: len(rows)]
     elif isinstance(original, StoredColumns):

@@ -49,7 +49,7 @@ NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 
 @dataclass(frozen=True, slots=True)
 class LogOdds:
-    """Log-odds ratios, their standard errors and z-scores: arrays of shape (words,)."""
+    """Of each word, the log-odds ratio between two sets of texts, its standard error and z: (words,) each."""
 
     value: FloatArray
     standard_error: FloatArray

@@ -85,7 +85,7 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What a cache directory holds: `replies` by model, and their `bytes` on disk."""
+    """A cache directory: how many `replies`, how many by model (`models`), and the `bytes` of its files."""
 
     directory: Path
     replies: int

@@ -376,10 +376,10 @@ class LLM:
 
 
 def named_model(model: str | None) -> str:
-    """The name of the model that a caller, or else the environment, names.
+    """The given name of a model; for None, that in $PERSONAINFER_MODEL, or "local".
 
     Raises:
-        InvalidArgumentError: it is no name.
+        InvalidArgumentError: a name of a model cannot be so.
     """
     name = os.environ.get("PERSONAINFER_MODEL") or "local" if model is None else model
     check_argument("model", name, ModelName)

@@ -378,7 +378,10 @@ def _unsupported(words: str) -> str:
 
 
 def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
-    """The status and the words of an error inside a reply that came with 200; None: it holds none."""
+    """The status and the words of an error in a reply that came with 200; None: there is no error.
+
+    The status is 200 where the error tells none. A prompt that Gemini blocked is an error, too.
+    """
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else {}
     error = reply.get("error") or (choice.get("error") if isinstance(choice, dict) else None)

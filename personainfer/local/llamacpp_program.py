@@ -51,7 +51,11 @@ class ServerSettings:
 
 
 def serve(told: dict[str, Any]) -> NoReturn:
-    """The program of the process: load the weights, say where they are served, and stay until stdin ends."""
+    """The program of the process: load the weights, print where they are served, and serve.
+
+    It ends, without a return, when stdin or the parent process has ended. `told` has the fields of
+    `ServerSettings`. What goes wrong is printed in place of the address.
+    """
     try:
         _server = _serve(ServerSettings(**told), os.getppid())
     except BaseException:

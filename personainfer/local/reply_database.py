@@ -107,7 +107,7 @@ def connected(path: Path, *, frozen: bool = False) -> sqlite3.Connection:
 
 
 def is_locked(error: BaseException) -> bool:
-    """Whether SQLite says that another program has the database."""
+    """Whether SQLite says that somebody else keeps the database locked."""
     return _code(error) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 

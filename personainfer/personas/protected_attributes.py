@@ -191,7 +191,7 @@ def is_protected(trait: str, preference: str = "") -> bool:
 
 
 def is_place(name: str) -> bool:
-    """Whether this is the name of a country, or of a capital or province of one."""
+    """Whether this is a country, capital or province, but for names with other meanings (Turkey, Jordan)."""
     return name.lower() in _lexicon().places
 
 

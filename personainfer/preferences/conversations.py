@@ -280,7 +280,11 @@ def read_conversations(
 def preference_of(
     prompt: str | Turns, chosen: str, rejected: str, id: str | None, user: str | None
 ) -> Preference:
-    """The record. A text of it may still hold half of a surrogate pair: `pair_problem` finds that."""
+    """A `Preference` of these texts. They may hold half of a surrogate pair, which `pair_problem` finds.
+
+    Raises:
+        DataError: a turn of the prompt does.
+    """
     try:
         asked = prompt if isinstance(prompt, str) else _messages(prompt)
     except ValidationError:

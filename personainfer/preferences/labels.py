@@ -324,7 +324,7 @@ def may_be_labels(values: Iterable[object]) -> bool:
 
 
 def name_both_sides(labels: Sequence[object]) -> bool:
-    """Whether labels name the first and the second response in words; of few labels, one of them."""
+    """Whether labels name both responses in words. Of fewer than five labels, one has to be named."""
     said = {word_verdict(label_key(label), ("", "")) for label in labels if _is_label(label)}
     said -= {None, "tie"}
     return len(said) == 2 or (len(said) == 1 and len(labels) < _SOME)

@@ -86,10 +86,11 @@ def persona_groups(
         embedder: groups personas by meaning: a sentence-transformers model (its name or folder), or a
             function from texts to vectors. The vectors are clustered by scikit-learn's k-means, with the
             number of clusters that has the best silhouette. None: by the phrases that most personas
-            share. A persona is then in the group of the most frequent phrase that it has.
+            share: the most frequent phrase is taken first, longer ones count for more, and each
+            persona is in the group of the first phrase that it has.
 
     Returns:
-        The groups. Those with fewer than three personas, or 2 % of them, are left out: so the shares
+        The groups. Those with fewer than three personas or 2 % of all are left out: so the shares
         may add up to less than 1.
 
     Raises:

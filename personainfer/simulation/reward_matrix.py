@@ -42,7 +42,7 @@ class RewardMatrix:
 
     Each reward model has its own scale, so each is z-scored once, over all prompts and responses of the
     matrix; users choose and are scored by `zscores`. `take` and `like` make other matrices on the same
-    scale. Costs are negated first, so that more is better.
+    scale. Costs are negated before that, so that more is better.
 
     Args:
         rewards: shape (prompts, responses, models), as the models gave them.
@@ -57,7 +57,7 @@ class RewardMatrix:
             or a prompt occurs twice.
         InvalidArgumentError: shapes and names that do not fit each other.
 
-    The z-scores are those of PersonalLLM (arXiv 2409.20296, section 4), which uses them for scores only.
+    PersonalLLM (arXiv 2409.20296, section 4) evaluates by these z-scores; its users choose by raw rewards.
     """
 
     def __init__(

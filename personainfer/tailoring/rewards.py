@@ -25,8 +25,8 @@ _FORMS = ("margin", "log_probability")
 _NAN = float("nan")
 
 
-class WrittenPersona(OnePersona):
-    """A persona as a JSON object. Evidence may be left out."""
+class PersonaCompletion(OnePersona):
+    """What the model in training writes: a persona as a JSON object. Evidence may be left out."""
 
     evidence: str = ""
 
@@ -218,7 +218,7 @@ def _read_persona(completion: Any) -> Persona | None:
     try:
         text = plain_text(str(completion or "")).strip()
         if text.startswith(("{", "```")):
-            written: WrittenPersona = read_reply(text, WrittenPersona)
+            written: PersonaCompletion = read_reply(text, PersonaCompletion)
             return written.persona()
         return Persona.parse(text)
     except (ReplyError, InvalidArgumentError):

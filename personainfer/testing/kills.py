@@ -47,15 +47,15 @@ class KilledRun:
 def killed_at_write(
     operation: Callable[[], object], folder: str | Path, at: int | None = None
 ) -> KilledRun:
-    """Run an operation in a forked process, and kill it just before its k-th write in a folder.
+    """Run an operation in a forked process, and kill it just before one of its writes in a folder.
 
     The processes that it starts are watched too, and are killed with it.
 
     Args:
-        operation: what to do; its value must be one that pickle takes. Threads of this process do not exist
-            in the fork.
+        operation: what to do; what it returns must be something that pickle takes. Threads of this process
+            do not exist in the fork.
         folder: writes in it and in its subfolders count, writes elsewhere do not.
-        at: which write, from 1; None: none, it runs to its end.
+        at: before which write, counted from 1; None: it is not killed.
 
     Raises:
         NotImplementedError: another system than Linux on x86-64 or 64-bit ARM.

@@ -127,7 +127,7 @@ def equities(
 
 
 def correct_together(found: Sequence[Equity]) -> tuple[Equity, ...]:
-    """Set `adjusted_p` of all: Holm's correction over the tests that have a p-value."""
+    """Copies with `adjusted_p` by Holm's correction. Those without a p-value stay as they are."""
     tested = [one for one in found if not np.isnan(one.p)]
     adjusted = iter(holm([one.p for one in tested]) if tested else ())
     return tuple(

@@ -57,7 +57,7 @@ class UserPersona(Record):
 
 
 class Hypothesis(Record):
-    """An explanation of one choice, and its score on others: (id of the pair, score) each."""
+    """An explanation of one choice, and its scores on the user's other pairs, each as (id, score)."""
 
     pair: str
     persona: Persona
