@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from .exceptions import PersonaInferError
+from .exceptions import ModelError, PersonaInferError
 
 T = TypeVar("T")
 
@@ -58,12 +58,51 @@ def thread() -> threading.Thread | None:
     return _current[2] if _current and _current[0] == os.getpid() else None
 
 
-def spawn(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-    """Start a coroutine on the background loop."""
+def check_may_wait() -> None:
+    """Raise ModelError on the loop's own thread: what it waited for there would never be done.
+
+    A validator of a schema runs there, and a provider of litellm's that calls this library.
+    """
+    if threading.current_thread() is thread():
+        raise ModelError(
+            "this call would wait for itself: it is made within another one.",
+            hint="Make it in a thread: await asyncio.to_thread(…).",
+        )
+
+
+def run(coroutine: Coroutine[Any, Any, T], *, may_be_cut_short: bool = True) -> T:
+    """Wait for a coroutine on the background loop. Nothing else waits for one in another thread.
+
+    Args:
+        coroutine: what to run.
+        may_be_cut_short: whether it is cancelled where the caller is interrupted.
+
+    Raises:
+        ModelError: the caller is on the loop's own thread.
+    """
+    try:
+        check_may_wait()
+    except ModelError:
+        coroutine.close()  # or Python warns that nobody awaited it
+        raise
+    running = _started(coroutine)
+    try:
+        return running.result()
+    finally:
+        if may_be_cut_short:
+            running.cancel()
+
+
+def start(coroutine: Coroutine[Any, Any, object]) -> None:
+    """Start a coroutine on the background loop, for which nobody waits."""
+    _started(coroutine)
+
+
+def _started(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     try:
         return asyncio.run_coroutine_threadsafe(coroutine, the_loop())
     except PersonaInferError:
-        coroutine.close()  # or Python warns that nobody awaited it
+        coroutine.close()
         raise
 
 

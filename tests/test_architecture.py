@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 import personainfer as pi
+from personainfer import event_loop
 from personainfer.exceptions import UnknownOptionError
 from personainfer.personas.costs import CostEstimate
 
@@ -303,6 +304,16 @@ def test_every_name_is_imported_from_the_module_that_defines_it() -> None:
                 if source in defined:
                     taken = {alias.name for alias in node.names}
                     assert taken <= defined[source], (name, source, taken - defined[source])
+
+
+def test_one_function_waits_for_what_the_loop_does() -> None:
+    """It refuses to wait on the loop's own thread, where another one would hang for ever."""
+    for module, path in MODULES.items():
+        starts = "run_coroutine_threadsafe" in path.read_text(encoding="utf-8")
+        assert starts == (module == "personainfer.event_loop"), module
+    for name, function in vars(event_loop).items():
+        if getattr(function, "__module__", "") == event_loop.__name__ and name[0] != "_":
+            assert "Future" not in str(getattr(function, "__annotations__", {}).get("return")), name
 
 
 @entrances

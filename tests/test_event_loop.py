@@ -1,12 +1,17 @@
-"""The deadlines of tasks."""
+"""Waiting for the loop, and the deadlines of its tasks."""
 
 import asyncio
 import socket
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+import personainfer as pi
+from personainfer import event_loop
 from personainfer.event_loop import Deadlines
+from personainfer.exceptions import ModelError
 
 pytestmark = pytest.mark.anyio
 
@@ -28,6 +33,34 @@ async def limited(deadlines: Deadlines, seconds: float, work: float) -> str:
     finally:
         deadlines.stop(task)
     return "done"
+
+
+async def judge(*_: Any) -> int:
+    return 1
+
+
+NOWHERE: Any = {"api_base": "http://127.0.0.1:9/v1"}
+WAITING: dict[str, Callable[[], object]] = {
+    "llm": lambda: pi.LLM("m", **NOWHERE).ask([{"role": "user", "content": "Hello"}]),
+    "retriever": lambda: pi.PersonaRetriever(["p"], ["x"], model="m", **NOWHERE),
+    "scorer": lambda: pi.Likelihood("m", **NOWHERE).log_likelihood(["p"], ["x"], ["r"]),
+    "judge": lambda: pi.compare_responses(["p"], ["a"], ["b"], judge),
+}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'judge' was never awaited")
+@pytest.mark.parametrize("call", WAITING.values(), ids=WAITING)
+def test_a_call_within_a_call_is_an_error_and_waits_for_nothing(
+    call: Callable[[], object],
+) -> None:
+    """As of a validator of a schema, or of a provider that somebody wrote for litellm, with this library."""
+
+    async def within() -> None:
+        call()
+
+    running = asyncio.run_coroutine_threadsafe(within(), event_loop.the_loop())
+    with pytest.raises(ModelError, match="wait for itself"):
+        running.result(timeout=10)
 
 
 async def test_a_task_that_takes_too_long_is_cancelled_and_others_are_not() -> None:

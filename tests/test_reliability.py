@@ -406,7 +406,7 @@ def workers() -> list[Any]:
     async def found() -> list[Any]:
         return [task for task in asyncio.all_tasks() if "Workers._work" in repr(task.get_coro())]
 
-    return loop.spawn(found()).result(10)
+    return loop.run(found())
 
 
 # Forks and spawns

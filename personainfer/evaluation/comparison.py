@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from .. import event_loop
 from ..arguments import takes_options
-from ..event_loop import spawn
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, joined
 from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..observability import progress_bar
@@ -231,7 +231,7 @@ class _FunctionAsker:
                 self._answers[question] = answer
                 done()
         if waiting:
-            spawn(self._gather(waiting, done)).result()
+            event_loop.run(self._gather(waiting, done))
 
     async def _gather(
         self, waiting: Mapping[Asked, Awaitable[Answer]], done: Callable[[], object]

@@ -116,15 +116,10 @@ class Workers:
         """From the caller's thread: queue jobs and start workers for them.
 
         Raises:
-            ModelError: the caller is on the loop that would answer it, such as a provider of litellm's that
-                calls this library.
+            ModelError: the caller is on the loop that would answer it.
         """
         if jobs:
-            if threading.current_thread() is loop.thread():
-                raise ModelError(
-                    "this call would wait for itself: it is made within another one.",
-                    hint="Make it in a thread: await asyncio.to_thread(…).",
-                )
+            loop.check_may_wait()
             if not self._open:
                 self._transport.open()
                 self._open = True
@@ -142,9 +137,10 @@ class Workers:
         # Nothing runs that could be stopped: the loop's thread is frozen, or was left behind by a fork.
         if sys.is_finalizing() or self._pid != os.getpid():
             return
-        stopped = loop.spawn(self._stop())
-        if threading.current_thread() is not loop.thread():  # else collected as garbage there
-            stopped.result()
+        if threading.current_thread() is loop.thread():  # it is collected as garbage there
+            loop.start(self._stop())
+        else:
+            loop.run(self._stop(), may_be_cut_short=False)
 
     def _start_workers(self, jobs: int) -> None:
         for place in range(min(jobs, self._settings.max_concurrency - len(self._tasks))):

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from .. import event_loop as loop
+from .. import event_loop
 from ..connections import attempts
 from ..exceptions import (
     InvalidArgumentError,
@@ -156,12 +156,7 @@ class ScoringEndpoint(EndpointTransport):
             ModelError: the first failure, if the server fails at all items, or at the first ones.
         """
         runs = runs or [slice(n, n + 1) for n in range(len(items))]
-        future = loop.spawn(self._each(ask, items, runs))
-        try:
-            replies, first = future.result()
-        except BaseException:  # an interrupt reaches this thread only
-            future.cancel()
-            raise
+        replies, first = event_loop.run(self._each(ask, items, runs))
         if first is not None:
             self._failed(len(items) - len(replies), first)
         return [replies.get(place) for place in range(len(items))]

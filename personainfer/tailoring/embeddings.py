@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import event_loop as loop
+from .. import event_loop
 from ..connections import attempts
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelError, ReplyError, reads
 from ..llm.transports import EndpointTransport
@@ -85,11 +85,7 @@ def endpoint_embedder(
 
     def encode(texts: Sequence[str]) -> ArrayLike:
         transport = _EmbeddingTransport(model, api_base, api_key)
-        running = loop.spawn(transport.embed(texts, timeout, max_attempts))
-        try:
-            return running.result()
-        finally:
-            running.cancel()  # where the caller was interrupted
+        return event_loop.run(transport.embed(texts, timeout, max_attempts))
 
     return encode
 

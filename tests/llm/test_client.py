@@ -735,15 +735,3 @@ def test_a_system_that_starts_no_more_threads_is_an_error(
     second.call_soon_threadsafe(second.stop)
     thread.join(timeout=30)
     second.close()
-
-
-def test_a_call_within_a_call_is_an_error_and_waits_for_nothing(llm: FakeLLM) -> None:
-    """As of a provider that somebody wrote for litellm, with this library."""
-    model = fake(llm)
-
-    async def within() -> None:
-        model.ask(MESSAGES)
-
-    with pytest.raises(ModelError, match="wait for itself"):
-        event_loop.spawn(within()).result(timeout=10)
-    assert model.ask(MESSAGES).text

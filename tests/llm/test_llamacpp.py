@@ -47,7 +47,7 @@ EXAMPLES = ROOT / "examples" / "data" / "preferences.jsonl"
 
 
 def running_server(model: str) -> Server:
-    return event_loop.spawn(local_model(find_weights(model)).server()).result()
+    return event_loop.run(local_model(find_weights(model)).server())
 
 
 def examples() -> list[dict[str, Any]]:

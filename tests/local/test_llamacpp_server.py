@@ -57,7 +57,7 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def server_of(path: Path) -> Server:
-    return event_loop.spawn(local_model(find_weights(f"local:{path}")).server()).result()
+    return event_loop.run(local_model(find_weights(f"local:{path}")).server())
 
 
 def asked(path: Path, *texts: str, **options: Any) -> list[str | None]:
@@ -237,7 +237,7 @@ def ask(model=sys.argv[1]):
     reply = llm.ask_many([([{"role": "user", "content": "Hello"}],)])[0]
     assert "cut off at max_tokens" in str(reply.error), reply.error
     server = llamacpp.local_model(find_weights(model)).server()
-    return event_loop.spawn(server).result().process.pid
+    return event_loop.run(server).process.pid
 """
 
 
