@@ -290,6 +290,8 @@ def hide_secrets(options: dict[str, Any]) -> None:
             options[name] = Address(value)
         elif "header" in name and isinstance(value, Mapping):
             options[name] = {header: _hidden(text) for header, text in value.items()}
+        elif "header" in name and isinstance(value, list):  # NAME=VALUE, of the command
+            options[name] = [_hidden(text) for text in value]
         elif name in _SECRET_OPTIONS or (isinstance(value, str) and SECRET_NAME.search(name)):
             options[name] = _hidden(value)
 

@@ -44,6 +44,7 @@ _LONGEST_PIECE = 60  # characters of a text by which a request is known
 _PIECES = (
     re.compile("[A-Za-z0-9 ]{8,}"),
     re.compile(r"[\w ]+"),
+    re.compile(r"\S+"),
 )  # the same in any JSON, if it can be
 
 _lock = Lock()
@@ -61,7 +62,7 @@ class Rules(TypedDict, total=False):
     """What the call carries. By it the call is told from other requests within the block: only responses to
     it count as `answers`. If there is none, each request is the call."""
     hidden: Secrets  # what no error may quote
-    base: str | None  # the address that the user gave: a call with texts is sent to no other host
+    base: str | None  # the address that the user gave: the call is sent to no other host
     deliver: Deliver | None
     """Sends the call in place of the library's client, which only writes the request and reads the answer."""
 
@@ -122,7 +123,7 @@ class Exchange:
             self.error = None
         if carries and not self._placed:
             self._called = host
-            if self._piece and self._base not in (None, host) and not is_loopback(host):
+            if self._base not in (None, host) and not is_loopback(host):
                 sending.refuse(_elsewhere(host))
             self._placed = True
         self._sent.append((request.headers, request.url))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -266,3 +267,29 @@ def test_the_command_shows_no_header_that_it_cannot_read(header: str) -> None:
     run = CliRunner().invoke(app, ["infer", "x.jsonl", "y.parquet", "--extra-header", header])
     assert run.exit_code == 2
     assert SECRET not in run.output
+
+
+@pytest.mark.parametrize("command", ["infer", "audit", "benchmark"])
+def test_no_secret_is_among_the_variables_of_the_command(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("personainfer.llm.client.LLM.__init__", fails)
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({**pairs(1)[0], "user": "u"}) + "\n")
+    personas = tmp_path / "personas.jsonl"
+    personas.write_text(
+        '{"user": "u", "persona": "The user is brief and prefers short answers."}\n'
+    )
+    data = {
+        "infer": [str(file), "--model", "m"],
+        "audit": [str(personas), str(file), "--judge", "m"],
+        "benchmark": ["m"],
+    }
+    reach = ["--api-base", f"http://u:{SECRET}@127.0.0.1:9/v1", "--api-key", SECRET]
+    headers = [] if command == "audit" else ["--extra-header", f"X-Token={SECRET}"]
+    run = CliRunner().invoke(app, [command, *data[command], *reach, *headers])
+    assert isinstance(run.exception, RuntimeError), run.output
+    assert not list(leaks(run.exception, SECRET))

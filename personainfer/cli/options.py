@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from ..api_keys import hides_secrets
 from ..arguments import Option, Options, options_of
 from ..llm.client import LLMOptions, named_model
 from ..llm.rate_limits import listed_provider
@@ -175,6 +176,7 @@ def with_persona_options(command: Command) -> Command:
 
 def _with(command: Command, options: dict[str, Any]) -> Command:
     signature = inspect.signature(command, eval_str=True)
+    command = hides_secrets(command)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     keyword = inspect.Parameter.KEYWORD_ONLY
     more = [
@@ -247,7 +249,7 @@ def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     cut = str.rpartition if option == "--label" else str.partition  # a label may be ">="
     found: dict[str, str] = {}
     for text in texts:
-        name, _, value = cut(text, "=")
+        name, _, value = map(type(text), cut(text, "="))  # a secret's parts are secret
         shown = "a header" if option == "--extra-header" else repr(text)
         if not (name and value):
             raise typer.BadParameter(f"{shown} is not NAME=VALUE.", param_hint=option)
@@ -255,5 +257,5 @@ def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
             raise typer.BadParameter(
                 f"{shown} gives a value to a name a second time.", param_hint=option
             )
-        found[name] = value
+        found[str(name)] = value
     return found

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from queue import SimpleQueue
@@ -23,7 +24,7 @@ from weakref import WeakSet
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
-from ..exceptions import ModelError, ReplyError
+from ..exceptions import InvalidArgumentError, ModelError, ReplyError
 from ..observability import RunWatch
 from ..preferences.cells import bounded_json
 from ..records import Completion, Logprobs, Message, Usage
@@ -81,7 +82,7 @@ class Form:
     def __init__(self, transport: Transport, request: Request, sampling: Mapping[str, Any]) -> None:
         self.prefix = request.prefix
         self.doubt = request.doubt
-        self._schema = request.schema
+        self.schema = request.schema
         self.has_schema = request.schema is not None
         fields = {"model": transport.model, **sampling, **transport.settings(request.schema)}
         if request.sample and fields.get("seed") is not None:
@@ -109,7 +110,7 @@ class Form:
 
     def read(self, text: str) -> Any:
         """The reply in the asked form."""
-        return read_reply(text, self._schema)
+        return read_reply(text, self.schema)
 
 
 @dataclass(slots=True)
@@ -121,6 +122,9 @@ class Job:
     tail: bytes  # the request's own messages, encoded
     reply: Reply | None = None
     stored: str | None = None  # the cached reply as text, until it is read
+    same: Job | None = (
+        None  # with the same bytes, but a schema of its own, by which its reply was read
+    )
     turns: Sequence[tuple[str, str]] = ()  # (role, content) to append: the last reply and its fault
     refusals: int = 0  # for going too fast
     room: int = 1  # times max_tokens: more after a reply that was cut off
@@ -175,7 +179,7 @@ class InFlight:
                 asked = self._asked[key] = asyncio.get_running_loop().create_future()
             reply = await asyncio.shield(asked)
             if reply is not None:
-                return replace(reply, cached=True)
+                return reply
         return None
 
     def begin(self, key: bytes) -> None:
@@ -225,6 +229,18 @@ def cached_reply(job: Job, stored: str | None) -> Reply | None:
         return Reply(job.form.read(text), text, cached=True, logprobs=logprobs)
     except (ReplyError, ValueError, KeyError, TypeError):  # another reader, or another writer
         return None
+
+
+def read_anew(job: Job, reply: Reply) -> Reply | None:
+    """The same reply in the form of this job; None if it cannot be read so.
+
+    Two schemas may ask in the same bytes: their validators, for one, are told to no endpoint.
+    """
+    try:
+        value = job.form.read(reply.text)
+    except ReplyError:
+        return None
+    return Reply(value, reply.text, cached=True, logprobs=reply.logprobs)
 
 
 def with_advice(tail: bytes, advice: str) -> bytes:
@@ -307,6 +323,7 @@ class Run(Generic[T]):
         self._unread = 0  # jobs in the window whose cached reply is not read yet
         self._window: deque[tuple[T, list[Job]]] = deque()
         self._broken: Exception | None = None
+        self._pid = os.getpid()
         self._watch = RunWatch(model, self.tally)
         self._replies = self._run()
 
@@ -314,6 +331,11 @@ class Run(Generic[T]):
         return self
 
     def __next__(self) -> tuple[T, list[Reply]]:
+        if self._pid != os.getpid():
+            raise InvalidArgumentError(
+                "this run was begun by the process of which this one is a fork: nobody would answer it here.",
+                hint="Begin a run in each process.",
+            )
         return next(self._replies)
 
     def close(self) -> None:
@@ -380,8 +402,10 @@ class Run(Generic[T]):
                 shared = self._shared.setdefault(job.key, job)
                 if shared is job:
                     fresh[job.key] = job
-                else:
+                elif shared.form.schema is job.form.schema:
                     jobs[place] = shared
+                else:
+                    job.same = shared
             self._window.append((item, jobs))
         known = self._cache.get_many(list(fresh)) if self._cache and fresh else {}
         for key, text in known.items():
@@ -404,6 +428,11 @@ class Run(Generic[T]):
                 self._workers.submit([job])
             else:
                 self.tally.cached += 1
+        elif job.same is not None and (found := job.same.reply) is not None:
+            job.same = None
+            job.reply = found if found.error is not None else read_anew(job, found)
+            if job.reply is None:
+                self._workers.submit([job])
         return job.reply
 
     def _finished(self) -> Iterator[tuple[T, list[Reply]]]:
@@ -430,7 +459,7 @@ class Run(Generic[T]):
 
     def _await(self, jobs: Sequence[Job], *, until_room: bool) -> None:
         """Wait until these jobs are answered or, if asked to, until there is room for more."""
-        while any(job.reply is None for job in jobs) and not (until_room and self._has_room()):
+        while any(_is_open(job) for job in jobs) and not (until_room and self._has_room()):
             self._check()
             self._workers.done.get()
 
@@ -439,3 +468,8 @@ class Run(Generic[T]):
             raise self._workers.fatal
         if self._workers.cancelled:
             raise asyncio.CancelledError
+
+
+def _is_open(job: Job) -> bool:
+    """Whether a job waits for its reply, or for that of another job with the same bytes."""
+    return job.reply is None and (job.same is None or job.same.reply is None)

@@ -36,7 +36,16 @@ from ..records import Completion, Message
 from .cache import ReplyCache
 from .rate_limits import Limits, RefusalWatch, Tally, cost_is_unknown, most_tokens
 from .replies import reask
-from .requests import InFlight, Job, Reply, cached_reply, encoded, text_to_cache, with_advice
+from .requests import (
+    InFlight,
+    Job,
+    Reply,
+    cached_reply,
+    encoded,
+    read_anew,
+    text_to_cache,
+    with_advice,
+)
 from .transports import Transport
 
 _LOCKED_PATIENCE = 60.0  # seconds: a cache that another program locks for longer ends the run
@@ -206,7 +215,8 @@ class Workers:
 
     async def _known(self, job: Job) -> Reply | None:
         """Another run's reply to the same request: in flight now, or cached since this run read the cache."""
-        reply = await self._in_flight.other_reply(job.key)
+        asked = await self._in_flight.other_reply(job.key)
+        reply = None if asked is None else read_anew(job, asked)
         if reply is None and self.met_another and self._cache is not None:
             reply = cached_reply(job, self._cache.get_many([job.key]).get(job.key))
         self._tally.cached += reply is not None

@@ -314,6 +314,14 @@ def test_a_provider_that_does_not_use_the_address_is_not_called(provider: str) -
         assert (caught.value.fatal, server.asked) == (True, [])
 
 
+@pytest.mark.parametrize("text", ["🙂🙂 — !", " \n"])
+def test_nor_is_it_where_the_text_has_no_words(text: str) -> None:
+    with AnyServer() as server:
+        with pytest.raises(ModelError, match=r"does not use api_base=.*nothing was sent"):
+            llm_of("replicate/a/b", server).ask([pi.Message(role="user", content=text)])
+        assert server.asked == []
+
+
 def test_a_model_of_the_users_own_needs_no_http(monkeypatch: pytest.MonkeyPatch) -> None:
     import litellm
 

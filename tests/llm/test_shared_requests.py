@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import pytest
+from pydantic import BaseModel, field_validator
+
 import personainfer as pi
+from personainfer.exceptions import ReplyError
 from personainfer.testing import FakeLLM, Fault
 
 from ..builders import pairs
@@ -52,3 +58,84 @@ def test_a_run_that_is_stopped_leaves_its_requests_to_the_other() -> None:
             table = other.result(timeout=30)
         first.join(30)
     assert not table.errors
+
+
+def answer(suffix: str) -> type[BaseModel]:
+    """A schema that asks in the same bytes as its likes: no endpoint is told what its validator does."""
+
+    class Answer(BaseModel):
+        text: str
+
+        @field_validator("text")
+        @classmethod
+        def _with_suffix(cls, text: str) -> str:
+            if suffix == "refuses":
+                raise ValueError("never")
+            return text + suffix
+
+    return Answer
+
+
+def test_each_request_has_the_reply_in_its_own_schema() -> None:
+    one, other = answer(" one"), answer(" other")
+    messages = [pi.Message(role="user", content="hi")]
+    with FakeLLM(reply='{"text": "yes"}') as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=False)
+        replies = llm.ask_many([(messages, one), (messages, other), (messages, one)])
+        assert [reply.value for reply in replies] == [
+            one.model_construct(text="yes one"),
+            other.model_construct(text="yes other"),
+            one.model_construct(text="yes one"),
+        ]
+        assert server.calls == 1
+
+
+def test_a_reply_that_fits_one_schema_alone_is_asked_for_by_the_other() -> None:
+    messages = [pi.Message(role="user", content="hi")]
+    with FakeLLM(reply='{"text": "yes"}') as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=False, max_attempts=1)
+        good, bad = llm.ask_many([(messages, answer("")), (messages, answer("refuses"))])
+        assert good.error is None
+        assert isinstance(bad.error, ReplyError)
+        assert server.calls == 2
+
+
+def test_so_it_is_between_threads() -> None:
+    forms = {name: answer(name) for name in ("one", "other")}
+    messages = [pi.Message(role="user", content="hi")]
+    with FakeLLM(reply='{"text": "yes "}', latency=0.2) as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=False)
+        start = threading.Barrier(2)
+
+        def ask(name: str) -> Any:
+            start.wait()
+            return llm.ask(messages, forms[name]).value
+
+        with ThreadPoolExecutor(2) as threads:
+            found = dict(zip(forms, threads.map(ask, forms), strict=True))
+        assert {name: value.text for name, value in found.items()} == {
+            "one": "yes one",
+            "other": "yes other",
+        }
+        assert server.calls == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_that_goes_on_with_a_run_of_its_parent_is_told_so() -> None:
+    with FakeLLM() as server:
+        llm = pi.LLM("fake", api_base=server.api_base, max_concurrency=4)
+        rows = pi.iter_personas(pairs(50), llm)
+        next(rows)
+        child = os.fork()
+        if not child:
+            signal.alarm(20)  # ends a child that waits for ever
+            code = 1
+            try:
+                list(rows)
+            except pi.PersonaInferError as error:
+                code = 0 if "fork" in str(error) else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+        assert len(list(rows)) == 49
