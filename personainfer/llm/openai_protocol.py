@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -47,10 +48,12 @@ _LOOSE = {"title", "description", "default"}
 _TIGHT = {"pattern", "minLength", "maxLength", "minItems", "maxItems"}
 
 
+@lru_cache(maxsize=64)  # pydantic takes a millisecond, and each LLM asks
 def wire_schema(schema: type[BaseModel], *, tight: bool) -> Json:
     """The JSON schema of a model: references resolved, every field required, nothing else allowed.
 
-    `tight` keeps bounds on strings and lists, from which llama.cpp makes a grammar.
+    `tight` keeps bounds on strings and lists, from which llama.cpp makes a grammar. The schema is shared:
+    nobody changes it.
     """
     document = schema.model_json_schema()
     definitions = document.pop("$defs", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from copy import copy
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, Final
@@ -62,10 +63,10 @@ class _Names:
 
     def column(self, known: str) -> str | None:
         """The column that a known name stands for, if there is one."""
-        if known in self.found:
-            return known
-        alike = self._spelled.get(usual.plain_name(known), [])
-        return alike[0] if len(alike) == 1 else None
+        alike = self._spelled.get(usual.plain_name(known))
+        if alike is None:  # so it is for most names: there are hundreds
+            return None
+        return known if known in alike else alike[0] if len(alike) == 1 else None
 
     def columns(self, known: Iterable[str]) -> list[str]:
         """The free columns that known names stand for."""
@@ -85,12 +86,13 @@ class _Names:
         if len(given) == len(roles):
             return given
         for names in known:
-            there = map(self.column, names)
-            columns = {
-                role: n for role, n in zip(roles, there, strict=True) if n is not None
-            } | given
-            free = all(n not in self.taken or n in given.values() for n in columns.values())
-            if free and len(columns) == len(set(columns.values())) == len(roles):
+            columns: dict[str, str] = {}
+            for role, name in zip(roles, names, strict=True):
+                column = given[role] if role in given else self.column(name)
+                if column is None or (column in self.taken and role not in given):
+                    break  # most sets end at their first name
+                columns[role] = column
+            if len(set(columns.values())) == len(roles):
                 return columns
         return {}
 
@@ -104,7 +106,7 @@ class _Names:
 
     def without(self, columns: Mapping[str, str]) -> _Names:
         """The same names, with those of `columns` taken too."""
-        rest = _Names(self.found, self.roles)
+        rest = copy(self)
         rest.taken = self.taken | set(columns.values())
         return rest
 
