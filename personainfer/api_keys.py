@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache, cached_property, wraps
+from functools import cache, lru_cache, wraps
 from typing import Any, TypeVar
 from urllib.parse import unquote, unquote_plus, urlsplit
 
@@ -404,17 +404,56 @@ class Secrets:
 
     def mask(self, text: str) -> str:
         """The text with "[key]" in the place of each secret, however the secret is escaped."""
-        return self._pattern.sub("[key]", text) if self._pattern else text
+        return self._search(in_replies=False).mask(text)
 
-    @cached_property
-    def _pattern(self) -> re.Pattern[str] | None:
-        secrets = {secret for text in self._texts for secret in _in_header(text)}
-        for name, text in self._headers.items():
-            secrets.update(_in_header(text), _in_secret_header(name, text))
-        secrets.update(secret for address in self._addresses for secret in _in_address(address))
+    def mask_reply(self, text: str) -> str:
+        """The text of a model with "[key]" in the place of each secret that no model writes by chance.
+
+        Those are of 16 characters or more, with letters and digits among them. What is shorter, or a title in
+        a header, may be a word of the reply.
+        """
+        return self._search(in_replies=True).mask(text)
+
+    def _search(self, *, in_replies: bool) -> _Search:
+        # Transports make their secrets anew for each reply, and compiling a pattern takes a millisecond.
+        headers = tuple(self._headers.items())
+        return _search_for(self._texts, headers, self._addresses, in_replies=in_replies)
+
+
+class _Search:
+    """Finds some secrets in texts."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
         found = {form for secret in secrets for form in _forms(secret)}
         longest_first = sorted(found, key=len, reverse=True)  # one secret may begin another
-        return re.compile("|".join(map(_in_any_escape, longest_first))) if found else None
+        self._pattern = re.compile("|".join(map(_in_any_escape, longest_first)))
+        # Most texts hold none of these, which is seen in a thousandth of the time of a search.
+        self._words = tuple(
+            {max(re.findall("[0-9a-z]*", form.casefold()), key=len) for form in found}
+        )
+
+    def mask(self, text: str) -> str:
+        folded = text.casefold()
+        return self._pattern.sub("[key]", text) if any(w in folded for w in self._words) else text
+
+
+@lru_cache(maxsize=128)
+def _search_for(
+    texts: tuple[str, ...],
+    headers: tuple[tuple[str, str], ...],
+    addresses: tuple[str, ...],
+    *,
+    in_replies: bool,
+) -> _Search:
+    secrets = {secret for text in texts for secret in _in_header(text)}
+    for name, text in headers:
+        secrets.update(_in_header(text), _in_secret_header(name, text))
+    secrets.update(secret for address in addresses for secret in _in_address(address))
+    return _Search(filter(_UNMISTAKABLE.fullmatch, secrets) if in_replies else secrets)
+
+
+# A key. With a colon or a blank in it, it could be an address or a title; its parts are looked for anyway.
+_UNMISTAKABLE = re.compile(r"(?=[^:\s]{16})(?=.*[0-9])(?=.*[A-Za-z])[^:\s]*")
 
 
 def _forms(secret: str) -> Iterator[str]:

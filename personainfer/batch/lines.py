@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
@@ -117,7 +117,7 @@ def provider_words(words: object, secrets: Secrets) -> str:
 class MaskedLines:
     """Writes a provider's file of replies without the secrets that the provider repeats in it.
 
-    The texts of replies are written as they are, as those of single calls are stored. Use it as a context
+    In the texts of replies those are masked that are in the replies of single calls. Use it as a context
     manager: the last line is written at the end.
     """
 
@@ -161,29 +161,39 @@ class MaskedLines:
 def _masked_line(line: bytes, secrets: Secrets) -> bytes:
     try:
         said = read_json(line)
-        masked = _masked(said, secrets)
+        masked = _masked(said, secrets.mask, secrets)
         return line if masked == said else json.dumps(masked, ensure_ascii=False).encode()
     except (ValueError, RecursionError):  # no line of a batch: an error may quote its beginning
         text = line.decode(errors="surrogateescape")
         return secrets.mask(text).encode(errors="surrogateescape")
 
 
-def _masked(value: Any, secrets: Secrets, kept: frozenset[str] = frozenset({"custom_id"})) -> Any:
-    """A value of JSON in which no text shows a secret, except in the fields `kept`.
+def _masked(
+    value: Any, mask: Callable[[str], str], secrets: Secrets, *, chosen: bool = False
+) -> Any:
+    """A value of JSON in which no text shows a secret, but for the key of a request.
 
-    In the choices of a completion these are the fields that the model wrote.
+    Args:
+        value: the value.
+        mask: how its texts are masked.
+        secrets: those of the provider.
+        chosen: whether it is in the choices of a completion, some of whose fields the model wrote.
     """
     if isinstance(value, str):
-        return secrets.mask(value)
+        return mask(value)
     if isinstance(value, list):
-        return [_masked(one, secrets, kept) for one in value]
+        return [_masked(one, mask, secrets, chosen=chosen) for one in value]
     if not isinstance(value, dict):
         return value
     masked = {}
     for name, one in value.items():
-        inner = _WRITTEN_BY_THE_MODEL if name == "choices" else kept
-        masked_name = name if name in _NAMES_READ else secrets.mask(name)
-        masked[masked_name] = one if name in kept else _masked(one, secrets, inner)
+        of_the_model = chosen and name in _WRITTEN_BY_THE_MODEL
+        inner = secrets.mask_reply if of_the_model else mask
+        masked[name if name in _NAMES_READ else mask(name)] = (
+            one
+            if name == "custom_id"
+            else _masked(one, inner, secrets, chosen=chosen or name == "choices")
+        )
     return masked
 
 

@@ -163,7 +163,7 @@ class EndpointBatches:
         try:
             with self._client(_FILE_TIMEOUT) as client, path.open("rb") as file:
                 made = client.files.create(file=(path.name, file), purpose="batch")
-                return _read(made, client.files.retrieve)
+                return _read(made, client.files.retrieve, self._secrets)
         except ModelNotFoundError as error:
             raise ModelNotFoundError(
                 error.message,
@@ -285,7 +285,8 @@ class LiteLLMBatches:
             made = litellm.create_file(
                 file=(path.name, file), purpose="batch", **self._call(_FILE_TIMEOUT)
             )
-            return _read(made, partial(litellm.file_retrieve, **self._call(_TIMEOUT)))
+            look = partial(litellm.file_retrieve, **self._call(_TIMEOUT))
+            return _read(made, look, self._secrets)
 
     @keeps_no_cause
     def create(self, file_id: str) -> BatchState:
@@ -411,9 +412,9 @@ def _download(requests: int) -> Rules:
     return {"largest": _LARGEST_ANSWER + requests * _LARGEST_LINE, "seconds": _DOWNLOAD_SECONDS}
 
 
-def _read(made: Any, look: Callable[[str], Any]) -> str:
+def _read(made: Any, look: Callable[[str], Any], secrets: Secrets) -> str:
     """Wait until the provider has processed a file, as Azure requires; returns its id."""
-    name = _id(made, "file")
+    name = _id(made, "file", secrets)
     ends = time.monotonic() + _FILE_PATIENCE
     while getattr(made, "status", None) == "pending":
         if time.monotonic() > ends:
@@ -433,38 +434,42 @@ def _made_of(file_id: str, list_all: Callable[[], Any], secrets: Secrets) -> Bat
         batches = None
     if not isinstance(getattr(batches, "data", None), list):
         raise ReplyError("the provider answered with something that is not a list of batches.")
-    newest = list(_distinct(islice(batches, _MOST_LISTED)))
+    newest = list(_distinct(islice(batches, _MOST_LISTED), secrets))
     files = [getattr(batch, "input_file_id", None) for batch in newest]
     if newest and not any(files):  # some may lack a file: Azure also makes batches of other things
         raise ReplyError("the provider does not say which files its batches were made of.")
     return _state(newest[files.index(file_id)], secrets) if file_id in files else None
 
 
-def _distinct(batches: Iterable[Any]) -> Iterator[Any]:
+def _distinct(batches: Iterable[Any], secrets: Secrets) -> Iterator[Any]:
     """The batches of a list up to one that was there before: its pages may go round in a circle."""
     seen = set[str]()
     for batch in batches:
-        name = _name(getattr(batch, "id", None)) or ""
+        name = _name(getattr(batch, "id", None), secrets) or ""
         if name in seen:
             return
         seen.add(name)
         yield batch
 
 
-def _id(answer: Any, kind: str) -> str:
-    name = _name(getattr(answer, "id", None))
+def _id(answer: Any, kind: str, secrets: Secrets) -> str:
+    name = _name(getattr(answer, "id", None), secrets)
     if name is None:
         raise ReplyError(f"the provider answered with something that is not a {kind}.")
     return name
 
 
-def _name(value: object) -> str | None:
-    """An id; None where it is none, or could not be part of a file and of an address."""
+def _name(value: object, secrets: Secrets) -> str | None:
+    """An id; None where it is none, or could not be part of a file and of an address.
+
+    Ids are stored and shown, so one that repeats a key or an added header is none.
+    """
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
         return None
     if {".", ".."} & set(value.split("/")) or set("?#") & set(value):
         return None
-    return value if value.isascii() and value.isprintable() else None
+    is_text = value.isascii() and value.isprintable()
+    return value if is_text and secrets.mask(value) == value else None
 
 
 def _file_of(batch: Any, field: str, secrets: Secrets) -> str | None:
@@ -476,7 +481,7 @@ def _file_of(batch: Any, field: str, secrets: Secrets) -> str | None:
     value = getattr(batch, field, None)
     if not isinstance(value, str) or not value:
         return None
-    name = _name(value)
+    name = _name(value, secrets)
     if name is None:
         said = provider_words(value, secrets)[:80]
         raise ReplyError(
@@ -498,7 +503,7 @@ def _state(batch: Any, secrets: Secrets) -> BatchState:
         provider_words(getattr(problem, "message", problem), secrets) for problem in found
     )
     return BatchState(
-        batch_id=_id(batch, "batch"),
+        batch_id=_id(batch, "batch", secrets),
         status=status if status in FINAL else provider_words(status, secrets),
         answered=sum(_count(getattr(counts, kind, 0)) for kind in ("completed", "failed")),
         output_file_id=_file_of(batch, "output_file_id", secrets),

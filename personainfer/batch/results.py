@@ -17,6 +17,7 @@ from ..llm.client import LLM
 from ..llm.rate_limits import Tally, cost_is_unknown
 from ..llm.replies import read_reply
 from ..llm.requests import Job, Reply, Run, text_to_cache
+from ..llm.transports import Transport
 from ..personas.infer import checked
 from ..records import Completion
 from .job_folder import PersonaBatch, read_answers
@@ -50,7 +51,7 @@ def bring_in(
     """
     tally = Tally(llm.batch_price, cached=batch.cached)
     most = llm.transport.most_tokens(llm.options["max_tokens"])
-    outcome = BatchOutcome(batch.plan().prompt.schema, tally, keys, most)
+    outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, tally, keys, most)
     before = (known for known in batch.cached_replies() if known[0] in keys)
     _write(before, llm.model, llm.cache)
     for path in batch.answer_files():
@@ -126,6 +127,7 @@ class BatchOutcome:
     """Counts the answers of a batch: why requests have no usable reply, and how many tokens were used."""
 
     schema: type[BaseModel] | None
+    sender: Transport
     tally: Tally
     most_prompt_tokens: Mapping[bytes, int]  # by the key of a request
     max_tokens: int
@@ -152,7 +154,7 @@ class BatchOutcome:
 
     def _unreadable(self, reply: Completion | None) -> ReplyError | None:
         try:
-            read_reply(reply.text if reply else "", self.schema)
+            read_reply(reply.text if reply else "", self.schema, self.sender)
         except ReplyError as error:
             return error
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -101,7 +102,7 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
     """The text and the counts of a chat completion.
 
     If a model gave only reasoning, the text is that reasoning, between <think> tags. `secrets` are masked in
-    what an error quotes.
+    what an error quotes, and keys in the text, too.
 
     Raises:
         ReplyError: refused, filtered, cut off or empty; `cut_off` and `reasoned` say more.
@@ -113,6 +114,9 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
         raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
     except _NO_COMPLETION:
         raise ReplyError("the reply is JSON, but not a chat completion.") from None
+    text = secrets.mask_reply(completion.text)
+    if text != completion.text:  # the tokens would spell it
+        completion = replace(completion, text=text, logprobs=None)
     problem = _completion_problem(completion, message, secrets)
     if isinstance(problem, TransportError):
         raise problem

@@ -12,14 +12,24 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import from_json
 
+from ..api_keys import Secrets
 from ..exceptions import ModelError, ReplyError, TransportError, reads
 from ..records import Completion
 from .openai_protocol import Json, arguments_of, reasoning_of, split_content, taken
+
+
+class HasSecrets(Protocol):
+    """Who sent a reply, and may have repeated secrets in it."""
+
+    @property
+    def secrets(self) -> Secrets:
+        """What no quotation of its words may show."""
+
 
 # More than this in one reply is noise, and would take long.
 _MOST_OBJECTS = 2_000  # braces that are tried, and marks of reasoning and turns
@@ -168,14 +178,14 @@ _MAY_BE_PLACEHOLDER = re.compile(rf'"(?:{_PLACEHOLDER.pattern})"')
 _DECODER = json.JSONDecoder(strict=False)  # a raw line break in a string is taken for one
 
 
-def read_reply(text: str, schema: type[BaseModel] | None) -> Any:
+def read_reply(text: str, schema: type[BaseModel] | None, sender: HasSecrets | None = None) -> Any:
     """Find the object in a reply that fits `schema`; None: the text without reasoning and marks.
 
     The first complete object outside the reasoning that fits is taken. An object in the reasoning is taken
     only if the reply has nothing else and ends with that object.
 
     Raises:
-        ReplyError: nothing fits.
+        ReplyError: nothing fits. The secrets of the `sender` are masked in what it quotes.
     """
     if schema is None:
         return plain_text(text)
@@ -200,6 +210,7 @@ def read_reply(text: str, schema: type[BaseModel] | None) -> Any:
     if from_text is not None and (read := from_text(text)) is not None:
         return read
     problem = problems[0] if problems else _no_object(text)
+    problem = sender.secrets.mask(problem) if sender else problem
     raise ReplyError(f"it is not in the asked form: {problem}.")
 
 

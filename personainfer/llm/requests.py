@@ -80,6 +80,7 @@ class Form:
     """What all requests with one schema and prefix share: the start of the body, and its hash."""
 
     def __init__(self, transport: Transport, request: Request, sampling: Mapping[str, Any]) -> None:
+        self._transport = transport
         self.prefix = request.prefix
         self.doubt = request.doubt
         self.schema = request.schema
@@ -110,7 +111,7 @@ class Form:
 
     def read(self, text: str) -> Any:
         """The reply in the asked form."""
-        return read_reply(text, self.schema)
+        return read_reply(text, self.schema, self._transport)
 
 
 @dataclass(slots=True)

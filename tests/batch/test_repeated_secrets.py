@@ -98,13 +98,35 @@ def test_added_headers_are_sent_with_a_batch_and_are_in_no_error(
     assert HEADER not in str(caught.value)
 
 
+@each_way
+@pytest.mark.parametrize("field", ["id", "output_file_id", "error_file_id"])
+def test_an_id_that_repeats_a_key_is_none(model: str, field: str, tmp_path: Path) -> None:
+    body: dict[str, Any] = {"id": "one", "object": "batch", "created_at": 1, "bytes": 1}
+    body |= {"filename": "f", "purpose": "batch", "input_file_id": "one", "status": "completed"}
+    body |= {"endpoint": "/v1/chat/completions", "completion_window": "24h", field: f"its-{KEY}"}
+    options: dict[str, Any] = {"api_key": KEY, "cache": False}
+
+    def submitted_and_collected() -> None:
+        pi.submit_batch(pairs(1), model, tmp_path / "b", api_base=server.address, **options)
+        pi.collect_batch(tmp_path / "b", api_base=server.address, api_key=KEY, poll=0.01)
+
+    with AnyServer(body=json.dumps(body).encode()) as server, pytest.raises(ModelError) as caught:
+        submitted_and_collected()
+    assert KEY not in str(caught.value)
+    assert KEY.encode() not in everything(tmp_path / "b")
+
+
 @given(st.integers(1, 40))
 def test_a_secret_is_masked_that_comes_in_two_pieces(size: int) -> None:
-    reply = {"choices": [{"message": {"content": f"the model wrote {HEADER}"}}]}
-    good = json.dumps({"custom_id": HEADER, "response": {"status_code": 200, "body": reply}})
-    said = f'{{"custom_id": "ab", "error": "{HEADER}"}}\n{good}\nno JSON {HEADER}'.encode()
+    """In the text of a reply, what may be a word of it stays."""
+    wrote = [f"the model wrote {said} q7-short" for said in (HEADER, "[key]")]
+    given, good = (
+        json.dumps({"custom_id": HEADER, "response": {"body": {"choices": [{"text": text}]}}})
+        for text in wrote
+    )
+    said = f'{{"custom_id": "ab", "error": "{HEADER}"}}\n{given}\nno JSON {HEADER}'.encode()
     file = io.BytesIO()
-    with MaskedLines(file, Secrets([HEADER])) as lines:
+    with MaskedLines(file, Secrets([HEADER, "q7-short"])) as lines:
         for start in range(0, len(said), size):
             lines.write(said[start : start + size])
     bad = '{"custom_id": "ab", "error": "[key]"}'

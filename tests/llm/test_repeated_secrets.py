@@ -13,13 +13,14 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict
 
 import personainfer as pi
 from personainfer.api_keys import Secrets, shown_address
 from personainfer.exceptions import ModelError
 from personainfer.testing import FakeLLM, Fault
 
-from ..builders import AnyServer, each_way, examples, pairs
+from ..builders import AnyServer, each_way, everything, examples, pairs
 
 KEY = "a1b2c3d4e5f60718293a4b5c6d7e8f90"  # nothing in its form says that it is a key
 PASSWORD = "p4ss/wörd"
@@ -92,6 +93,40 @@ def test_what_an_error_quotes_of_a_reply_shows_no_key(fault: Fault) -> None:
         with pytest.raises(ModelError, match=r"refused|content filter") as caught:
             llm.ask([{"role": "user", "content": "Hello"}])
     assert KEY[:8] not in str(caught.value)
+
+
+class Names(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    ages: dict[str, int]
+
+
+@each_way
+def test_names_of_fields_in_an_error_show_no_key() -> None:
+    body = completion(content=json.dumps({"ages": {"q7-header": "x"}, "q7-header": 1}))
+    with AnyServer(body=json.dumps(body).encode()) as server:
+        headers = {"X-Mine": "q7-header"}
+        llm = pi.LLM(
+            "m", api_base=server.address, extra_headers=headers, cache=False, max_attempts=1
+        )
+        with pytest.raises(ModelError, match=r"\[key\]") as caught:
+            llm.ask([{"role": "user", "content": "Hello"}], Names)
+    assert "q7-header" not in str(caught.value)
+
+
+@each_way
+def test_no_reply_that_repeats_a_key_is_told_or_stored(tmp_path: Path) -> None:
+    body = completion(content=f"the key is {KEY}, by Bob-the-great")
+    with AnyServer(body=json.dumps(body).encode()) as server:
+        options: dict[str, Any] = {
+            "api_base": server.address,
+            "api_key": KEY,
+            "cache_dir": tmp_path,
+        }
+        llm = pi.LLM("m", extra_headers={"X-Title": "Bob-the-great"}, **options)
+        said = llm.ask([{"role": "user", "content": "Hello"}]).text
+    assert said == "the key is [key], by Bob-the-great"  # a title may be a word of the reply
+    assert KEY.encode() not in everything(tmp_path)
 
 
 @each_way
