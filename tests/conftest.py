@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -60,10 +62,25 @@ def _keep_files_in_memory() -> None:
         tempfile.tempdir = None
 
 
+def _import_from_the_end(config: pytest.Config) -> None:
+    """Import the modules of tests, the last one first, where another process begins with the first one.
+
+    In a new clone pytest rewrites the asserts of each module, which takes longer than to import it: so each
+    of two processes does half of them, and reads what the other one has written.
+    """
+    root = config.rootpath
+    for path in sorted((root / "tests").rglob("test_*.py"), reverse=True):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        with suppress(Exception, pytest.skip.Exception):  # pytest imports it again, and reports it
+            importlib.import_module(name)
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """The tests themselves are kept for good: the garbage collector need not look through them."""
     gc.disable()
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" and session.config.args == ["tests"]:
+        _import_from_the_end(session.config)
     try:
         return (yield)
     finally:
