@@ -8,6 +8,7 @@ a stranger would run with the user's queries. Texts are read as bytes, so a spoi
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -27,8 +28,8 @@ _TRIGGER = (
     "CREATE TRIGGER Settings_{} AFTER {} ON Cache FOR EACH ROW BEGIN"
     " UPDATE Settings SET value = value {}; END"
 )
-# The schema that diskcache makes: type, name and SQL.
-_SCHEMA = {
+# The schema that diskcache makes, in its order: type, name and SQL.
+_SCHEMA = (
     ("table", "Settings", "CREATE TABLE Settings ( key TEXT NOT NULL UNIQUE, value)"),
     (
         "table",
@@ -49,7 +50,7 @@ _SCHEMA = {
             ("size_delete", "DELETE", '- OLD.size WHERE key = "size"'),
         )
     ),
-}
+)
 # All of diskcache's settings, so that it takes none from the file.
 _SETTINGS: dict[str, Any] = {
     **diskcache.DEFAULT_SETTINGS,
@@ -57,7 +58,7 @@ _SETTINGS: dict[str, Any] = {
     "cull_limit": 0,
     "sqlite_mmap_size": 0,
 }
-_COUNTS = ("count", "size", "hits", "misses")  # what its triggers keep beside them
+_COUNTS = ("count", "size", "hits", "misses")  # what its triggers keep beside them, from 0
 
 # Python cannot decode a message of SQLite that quotes damaged text.
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
@@ -68,12 +69,46 @@ class Store(diskcache.Cache):  # type: ignore[misc]
 
     It waits longer at opening while another program locks the database. Its `get`, `set` and `iter` may
     pickle or unpickle, and its `clear` and `evict` delete files that a row names: none of them is used.
+    Nor is its `__init__`, which writes each setting in two transactions, to a database that has them, too.
     """
 
     def __init__(self, directory: Path, check_files: Callable[[], None]) -> None:
         self._check_files = check_files  # raises an error if SQLite must not open them
-        super().__init__(str(directory), timeout=BUSY_STEP, **_SETTINGS)
-        self.close()  # it opens again at the first write, in the thread that writes
+        self._directory, self._timeout, self._txn_id = str(directory), BUSY_STEP, None
+        self._local = threading.local()
+        self._disk = diskcache.Disk(self._directory)
+        self.__dict__ |= _SETTINGS
+        try:
+            self._complete()
+        finally:
+            self.close()  # it opens again at the first write, in the thread that writes
+
+    def _complete(self) -> None:
+        """Make what the database lacks of its schema and its settings."""
+        run = self._sql_retry
+        if not self._objects():
+            for name, value in _SETTINGS.items():
+                if name.startswith("sqlite_"):  # to be set before any table is made
+                    self.reset(name, value, update=False)
+        run("BEGIN IMMEDIATE")  # a run shall learn before its calls that nothing can be written
+        try:
+            there = self._objects()
+            for _, name, statement in _SCHEMA:
+                if name not in there:
+                    run(statement)
+            found = dict(run("SELECT key, value FROM Settings").fetchall())
+            if not (found.keys() >= {*_COUNTS} and found.items() >= _SETTINGS.items()):
+                insert = "INSERT OR {} INTO Settings VALUES (?, ?)"
+                self._con.executemany(insert.format("REPLACE"), _SETTINGS.items())
+                self._con.executemany(insert.format("IGNORE"), [(name, 0) for name in _COUNTS])
+        except BaseException:
+            run("ROLLBACK")
+            raise
+        run("COMMIT")
+
+    def _objects(self) -> set[str]:
+        """The names of tables, indexes and triggers."""
+        return {name for (name,) in self._sql_retry("SELECT name FROM sqlite_master").fetchall()}
 
     @property
     def _con(self) -> sqlite3.Connection:

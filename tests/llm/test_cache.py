@@ -33,6 +33,7 @@ from personainfer.llm.cache import (
     default_cache_dir,
     prune_cache,
 )
+from personainfer.local import reply_database
 from personainfer.local.reply_database import readable_rows
 from personainfer.testing import FakeLLM
 
@@ -147,6 +148,31 @@ def test_the_directory_is_named_by_argument_or_environment(
     assert clear_cache(cache_dir=tmp_path / "other") == 0
     assert clear_cache() == 2
     assert cache_info(str(tmp_path / "named")).replies == 0
+
+
+def test_a_new_database_is_the_one_that_diskcache_makes(tmp_path: Path) -> None:
+    def found(folder: Path) -> list[object]:
+        with closing(sqlite3.connect(folder / "cache.db")) as connection:
+            questions = (
+                "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name",
+                "SELECT key, value FROM Settings ORDER BY key",
+                "PRAGMA journal_mode",
+            )
+            return [connection.execute(question).fetchall() for question in questions]
+
+    ReplyCache(tmp_path / "ours").close()
+    (tmp_path / "theirs").mkdir()
+    diskcache.Cache(str(tmp_path / "theirs"), **reply_database._SETTINGS).close()
+    assert found(tmp_path / "ours") == found(tmp_path / "theirs")
+
+
+def test_a_cache_that_is_opened_again_is_not_written_to(cache: ReplyCache) -> None:
+    with closing(sqlite3.connect(cache.directory / "cache.db")) as other:
+        before = other.execute("PRAGMA data_version").fetchall()
+        ReplyCache(cache.directory).close()
+        assert other.execute("PRAGMA data_version").fetchall() == before
+        cache.set_many([(b"key", "reply")], model="m")
+        assert other.execute("PRAGMA data_version").fetchall() != before
 
 
 def test_a_closed_cache_opens_again_at_its_next_use(cache: ReplyCache) -> None:
