@@ -85,12 +85,14 @@ class _Names:
         given = {role: self.roles[role] for role in roles if role in self.roles}
         if len(given) == len(roles):
             return given
+        if isinstance(known, usual.NameSets) and roles[0] not in given:
+            known = known.starting_with(self._spelled)
         for names in known:
             columns: dict[str, str] = {}
             for role, name in zip(roles, names, strict=True):
                 column = given[role] if role in given else self.column(name)
                 if column is None or (column in self.taken and role not in given):
-                    break  # most sets end at their first name
+                    break
                 columns[role] = column
             if len(set(columns.values())) == len(roles):
                 return columns

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Final
 
@@ -26,20 +26,40 @@ _OPPOSITES = (
     "chosen rejected|preferred dispreferred|preferred non_preferred|accepted rejected|positive negative"
     "|pos neg|better worse|best worst|good bad|winner loser|win lose|w l"
 )
-PAIRS: Final = (
-    ("chosen", "rejected"),
-    ("response_j", "response_k"),
-    *(
-        (form.format(good, thing), form.format(bad, thing))
-        for good, bad in (each.split() for each in _OPPOSITES.split("|"))
-        for form in ("{0}_{1}", "{1}_{0}")
-        for thing in (*THINGS.split(), "messages")
-    ),
-    *((good, bad) for good, bad in (each.split() for each in _OPPOSITES.split("|"))),
-    ("y_w", "y_l"),
-    ("response", "rejected_response"),  # ms-swift; of its messages the last turn is the chosen one
-    ("messages", "rejected_messages"),
-    ("messages", "rejected_response"),
+
+
+class NameSets(tuple[tuple[str, ...], ...]):
+    """What the columns of a few roles are called, the likelier names first: there are hundreds."""
+
+    @cached_property
+    def _places(self) -> dict[str, list[int]]:
+        places: dict[str, list[int]] = {}
+        for place, names in enumerate(self):
+            places.setdefault(plain_name(names[0]), []).append(place)
+        return places
+
+    def starting_with(self, names: Iterable[str]) -> list[tuple[str, ...]]:
+        """Those whose first name is, in the usual spelling, one of these."""
+        return [self[n] for n in sorted(n for name in names for n in self._places.get(name, ()))]
+
+
+PAIRS: Final = NameSets(
+    (
+        ("chosen", "rejected"),
+        ("response_j", "response_k"),
+        *(
+            (form.format(good, thing), form.format(bad, thing))
+            for good, bad in (each.split() for each in _OPPOSITES.split("|"))
+            for form in ("{0}_{1}", "{1}_{0}")
+            for thing in (*THINGS.split(), "messages")
+        ),
+        *((good, bad) for good, bad in (each.split() for each in _OPPOSITES.split("|"))),
+        ("y_w", "y_l"),
+        # ms-swift; of its messages the last turn is the chosen one
+        ("response", "rejected_response"),
+        ("messages", "rejected_messages"),
+        ("messages", "rejected_response"),
+    )
 )
 # Beside two responses with a label these may be tags or counts, such as wins and losses.
 TAGS: Final = frozenset(_OPPOSITES.split("|")) - {"chosen rejected"}
@@ -56,7 +76,7 @@ def _two(things: str) -> Iterator[tuple[str, str]]:
                 yield f"{one}_{thing}", f"{two}_{thing}"
 
 
-TWO: Final = (("human_ref_A", "human_ref_B"), *_two(THINGS))
+TWO: Final = NameSets((("human_ref_A", "human_ref_B"), *_two(THINGS)))
 LABELS: Final = tuple(
     "better_response_id winner label labels preference overall_pref preferred better best choice verdict"
     " chosen overall_preference preference_strength".split()  # a strength may have a side beside it
@@ -94,7 +114,7 @@ USERS: Final = tuple(
     " labeler_id labeler labeller_id labeller crowdworker_id respondent_id respondent subject_id person_id"
     " user_name username uid prolific_id prolific_pid annotator_name worker_name rater_name user_hash".split()
 )
-MODELS: Final = tuple(_two("model generator id response_id output_id"))  # what a label may name
+MODELS: Final = NameSets(_two("model generator id response_id output_id"))  # what a label may name
 
 
 @lru_cache(maxsize=4096)  # each file's columns are compared with the same few hundred names

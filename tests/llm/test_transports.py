@@ -55,6 +55,11 @@ def test_the_wire_schema_is_strict_and_resolved() -> None:
     assert schema["properties"]["many"]["items"] == inner
 
 
+def test_the_schema_of_a_model_is_made_once() -> None:
+    assert wire_schema(Outer, tight=False) is wire_schema(Outer, tight=False)
+    assert wire_schema(Outer, tight=False) != wire_schema(Outer, tight=True)
+
+
 def test_bounds_of_strings_stay_where_a_grammar_is_made_of_them() -> None:
     title = wire_schema(Outer, tight=True)["properties"]["inner"]["properties"]["title"]
     assert title == {"type": "string", "maxLength": 5, "pattern": "^x$"}

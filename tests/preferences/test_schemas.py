@@ -10,6 +10,7 @@ import pytest
 from personainfer.data.readers import read_preferences
 from personainfer.data.source_rows import SourceRow
 from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.preferences import column_names
 from personainfer.preferences.column_names import check_roles
 from personainfer.records import Message, Preference
 
@@ -418,3 +419,18 @@ def test_a_label_prefers_one_of_two_responses_in_a_list() -> None:
         [{"prompt": "Tea?", "responses": ["a", "b"], "label": 1}], labels={1: "first"}
     )
     assert row.preference == Preference(prompt="Tea?", chosen="a", rejected="b")
+
+
+def test_the_hundreds_of_usual_names_are_not_tried_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[str] = []
+    column = column_names._Names.column
+
+    def counted(names: column_names._Names, known: str) -> str | None:
+        tried.append(known)
+        return column(names, known)
+
+    monkeypatch.setattr(column_names._Names, "column", counted)
+    assert usable(prompt="q", chosen="a", rejected="b").chosen == "a"
+    assert len(tried) < 400
