@@ -81,6 +81,22 @@ def quoted(value: object, most: int = 200) -> str:
         return f"<{type(value).__name__}>"
 
 
+def shown_when_made(show: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Decorate a `__repr__`, so that it can be called while the object has no fields yet.
+
+    Programs that report errors show the variables of each call, with `self` of a constructor that failed.
+    """
+
+    @wraps(show)
+    def shown(self: Any) -> str:
+        try:
+            return show(self)
+        except AttributeError:
+            return f"<{type(self).__name__}, not made>"
+
+    return shown
+
+
 class PersonaInferError(Exception):
     """Base of every error of this library: what failed, and in `hint` what to do about it.
 

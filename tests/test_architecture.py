@@ -13,6 +13,8 @@ import textwrap
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import is_dataclass
 from functools import cache
 from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
@@ -304,6 +306,17 @@ def test_every_name_is_imported_from_the_module_that_defines_it() -> None:
                 if source in defined:
                     taken = {alias.name for alias in node.names}
                     assert taken <= defined[source], (name, source, taken - defined[source])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_an_object_that_could_not_be_made_can_be_shown(module: str) -> None:
+    """As `self` of a constructor that raised, by what shows the variables of a traceback."""
+    for one in vars(importlib.import_module(module)).values():
+        shows = getattr(one, "__repr__", None)
+        is_own = getattr(shows, "__module__", None) == getattr(one, "__module__", None) == module
+        if isinstance(one, type) and is_own and not is_dataclass(one):
+            with suppress(TypeError):  # it is made by its parts alone, as a NamedTuple is
+                repr(one.__new__(one))
 
 
 def test_one_function_waits_for_what_the_loop_does() -> None:

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from ..exceptions import ContradictionError
+from ..exceptions import (
+    ContradictionError,
+    shown_when_made,
+)
 from ..preferences.cells import LEAVE_OUT
 from ..preferences.conversations import pair_problem
 from ..preferences.pairing import by_rater
@@ -74,6 +77,7 @@ class PreferenceSource:
     def __iter__(self) -> Iterator[SourceRow]:
         return self._rows()
 
+    @shown_when_made
     def __repr__(self) -> str:
         return f"PreferenceSource(shape={self.shape!r}, total={self.total})"
 

@@ -17,6 +17,7 @@ from ..exceptions import (
     MissingExtraError,
     PersonaInferError,
     RowsFailedError,
+    shown_when_made,
 )
 from ..local.atomic_files import as_path, check_replaced
 from ..preferences.remarks import remarks
@@ -498,6 +499,7 @@ class PersonaTable(Sequence[PersonaRow]):
         table._is_part = file.is_part
         return table
 
+    @shown_when_made
     def __repr__(self) -> str:
         parts = [f"{len(self)} rows", f"{len(self.failed_places())} with an error"]
         flagged, unexplained = self._rows.flagged(), self.count_unexplained()

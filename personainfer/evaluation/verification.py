@@ -19,7 +19,13 @@ from pydantic import BaseModel, BeforeValidator
 from ..api_keys import hides_secrets
 from ..arguments import takes_options
 from ..data.table import PersonaTable
-from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, joined
+from ..exceptions import (
+    DataError,
+    InvalidArgumentError,
+    UnknownOptionError,
+    joined,
+    shown_when_made,
+)
 from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..llm.rate_limits import Budget
 from ..llm.requests import Request
@@ -245,6 +251,7 @@ class Verifier:
         self._shares_budgets = not isinstance(judge, LLM) and options.get("budget") is None
         self._shares: list[tuple[Budget | None]] = []  # of the runs for which it chooses now
 
+    @shown_when_made
     def __repr__(self) -> str:
         return f"Verifier({self._judge.llm!r})"
 

@@ -26,7 +26,11 @@ from ..arguments import (
     options_of,
     takes_options,
 )
-from ..exceptions import InvalidArgumentError, quoted
+from ..exceptions import (
+    InvalidArgumentError,
+    quoted,
+    shown_when_made,
+)
 from ..local.weights import find_weights
 from ..preferences.cells import surrogate_problem
 from ..records import Message, Usage
@@ -282,6 +286,7 @@ class LLM:
         secret = ("api_key", "extra_headers")
         return {name: value for name, value in self._options.items() if name not in secret}
 
+    @shown_when_made
     def __repr__(self) -> str:
         base = self._options["api_base"]
         return f"LLM({self.model!r}{f', api_base={shown_address(base)!r}' if base else ''})"

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import json
 import re
+from typing import Protocol
 
 from ..exceptions import RequestRejectedError
 from .openai_protocol import Json, tool_call
@@ -33,6 +35,12 @@ _NUMBER = re.compile(
 _MOST_LEARNED = (
     20  # changes: more than any endpoint needs, and an end for one that refuses everything
 )
+
+
+class Asked(Protocol):
+    """A request, which may be sent several times."""
+
+    trial: Dialect | None  # how it is written since it was refused; None: as all are
 
 
 class Dialect:
@@ -63,10 +71,9 @@ class Dialect:
         self._refused: RequestRejectedError | None = None
         # Before the endpoint takes a request, what is learned holds for all, unless it helps nobody.
         self._before: Dialect | None = None  # as it was before the first refusal
-        self._learned_of: bytes | None = None  # the request whose refusal made the last change
-        self._refused_of: set[bytes] = set()  # the requests that were refused
+        self._learned_of = b""  # the request whose refusal made the last change, as a digest
+        self._refused_of: set[bytes] = set()  # digests of the requests that were refused
         self._helped_nobody = False  # whether one of them was refused in every form
-        self._trials: dict[bytes, Dialect] = {}  # later: how those are written that were refused
         self._first = asyncio.Lock()
 
     def for_a_new_run(self) -> Dialect:
@@ -109,17 +116,17 @@ class Dialect:
         """The first request is done."""
         self._first.release()
 
-    def of(self, body: bytes) -> Dialect:
+    def of(self, asked: Asked) -> Dialect:
         """How this request is written: as all are, or with the change that its own refusal asks for."""
-        return self._trials.get(body, self) if self._trials else self
+        return asked.trial or self
 
-    def accepted(self, version: int, body: bytes) -> None:
+    def accepted(self, version: int, body: bytes, asked: Asked) -> None:
         """The endpoint took a request that was written in this version."""
-        trial = self._trials.pop(body, None) if self._trials else None
+        trial, asked.trial = asked.trial, None
         if trial is not None and trial._is_for_all(body):
             self._become(trial)
         elif self._before is not None:
-            if self._learned_of == body:  # what it was refused for is settled
+            if self._learned_of == _digest(body):  # what it was refused for is settled
                 self._before = None
             elif self._helped_nobody or self._before.version == version:  # others need no change
                 self._become(self._before)
@@ -132,22 +139,22 @@ class Dialect:
         return most is None or most >= json.loads(body).get("max_tokens", 0)
 
     def _become(self, other: Dialect, before: Dialect | None = None) -> None:
-        vars(self).update(vars(other), _trials=self._trials, _before=before)
+        vars(self).update(vars(other), _before=before)
 
     def _copy(self) -> Dialect:
         other = copy.copy(self)
         other._left_out = set(self._left_out)
         return other
 
-    def refused(self, version: int, error: RequestRejectedError, body: bytes) -> None:
+    def refused(self, version: int, error: RequestRejectedError, body: bytes, asked: Asked) -> None:
         """Learn from a refusal; sets `error.rewritten` where the request should be sent again."""
         name = error.unsupported
         field = _FIELD_OF.get(name, name)
-        trial = self._trials.pop(body, None)
+        trial, asked.trial = asked.trial, None
         if not name or (f'"{field}":'.encode() not in body):
             return
         if not self.answered:
-            self._refused_of.add(body)
+            self._refused_of.add(_digest(body))
         if trial is None and version != self.version:  # another request has learned since
             error.rewritten = self._refused is None
             return
@@ -156,12 +163,14 @@ class Dialect:
             changed.version += 1
             error.rewritten = True
             if self.answered:
-                self._trials[body] = changed
+                asked.trial = changed
             else:
                 self._become(changed, before=self._before or self._copy())
-                self._learned_of, self.proven = body, False
+                self._learned_of, self.proven = _digest(body), False
         elif self.answered:
-            if self._before is not None and self._learned_of == body:  # no change helped it
+            if self._before is not None and self._learned_of == _digest(
+                body
+            ):  # no change helped it
                 self._become(self._before)
         elif self.version:  # every form was tried
             self._helped_nobody = True
@@ -256,6 +265,11 @@ class Dialect:
             messages[0]["content"] += f"\n\n{words}"
         else:
             messages.insert(0, {"role": "system", "content": words})
+
+
+def _digest(body: bytes) -> bytes:
+    """What a request is known by when it is gone: a body may be long."""
+    return hashlib.sha256(body).digest()
 
 
 _FIELD_OF = {"system role": "role"}  # what a request has that may be refused so

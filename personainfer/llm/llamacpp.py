@@ -37,6 +37,7 @@ from ..local.slots import Slots
 from ..local.weights import Weights, has_chat_template
 from ..observability import log
 from ..records import Completion
+from .dialect import Asked
 from .openai_protocol import Json, response_format
 from .transports import EndpointTransport
 
@@ -76,7 +77,7 @@ class EmbeddedTransport(EndpointTransport):
         super().open()
         local_model(self._weights).reset()
 
-    async def complete(self, body: bytes, timeout: float) -> Completion:
+    async def complete(self, body: bytes, timeout: float, asked: Asked) -> Completion:
         """Start the server if necessary, and send the request to the slot that has read most of it.
 
         Raises:
@@ -88,7 +89,7 @@ class EmbeddedTransport(EndpointTransport):
             check_chat_template(server)
             self._base, self.key = Address(server.api_base), server.api_key
             self._socket = server.process.socket
-            return await self._complete_on(server, body, timeout, alone=alone)
+            return await self._complete_on(server, body, timeout, asked, alone=alone)
 
         return await local_model(self._weights).ask(send, chat=body)
 
@@ -106,7 +107,7 @@ class EmbeddedTransport(EndpointTransport):
         return error
 
     async def _complete_on(
-        self, server: Server, body: bytes, timeout: float, *, alone: bool
+        self, server: Server, body: bytes, timeout: float, asked: Asked, *, alone: bool
     ) -> Completion:
         _, _, text = body.partition(b'"messages": [')
         start, _, _ = text.rpartition(b'{"role": "user"')
@@ -117,7 +118,7 @@ class EmbeddedTransport(EndpointTransport):
                 await self._act_on_slot(slot.number, "restore", name)
             answer: Completion | ReplyError
             try:
-                answer = await self._complete_in(slot.number, body, timeout)
+                answer = await self._complete_in(slot.number, body, timeout, asked)
             except ReplyError as error:  # the prompt is read all the same
                 answer = error
             if slots.is_awaited(start):
@@ -128,9 +129,11 @@ class EmbeddedTransport(EndpointTransport):
             raise answer
         return answer
 
-    async def _complete_in(self, slot: int, body: bytes, timeout: float) -> Completion:
+    async def _complete_in(
+        self, slot: int, body: bytes, timeout: float, asked: Asked
+    ) -> Completion:
         fields = json.loads(body) | {"id_slot": slot}
-        return await super().complete(json.dumps(fields).encode(), timeout)
+        return await super().complete(json.dumps(fields).encode(), timeout, asked)
 
     async def _act_on_slot(self, slot: int, action: str, name: str) -> bool:
         """Save or restore a slot's KV cache. Returns whether it worked: else the prompt is read again."""

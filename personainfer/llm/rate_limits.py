@@ -38,6 +38,7 @@ _FIRST_PAUSE = 0.5  # seconds, doubled at each refusal in a row, when the endpoi
 _LONGEST_PAUSE = 60.0
 _LOOK = 1.0  # seconds after which a request that waits looks again
 _LOADING_PAUSE = 5.0  # seconds between two looks at an endpoint that loads its model
+_MOST_REASONS = 1000  # for refusals that are told apart
 _TOO_FAST = "the endpoint keeps asking for fewer requests"
 
 
@@ -394,9 +395,13 @@ class RefusalWatch:
         Returns:
             Whether the short request has to be sent now.
         """
+        if self._accepted:  # each may have a reason of its own, such as the number of the request
+            return False
         reason = _reason(error)
         self._refusals[reason] += 1
-        return not self._accepted and self._refusals[reason] == self._most
+        if len(self._refusals) > _MOST_REASONS:
+            del self._refusals[next(iter(self._refusals))]
+        return self._refusals[reason] == self._most
 
     def start_again(self, error: ModelError) -> None:
         """Forget the refusals for this reason, since the short request got no answer."""

@@ -29,6 +29,7 @@ from ..observability import RunWatch
 from ..preferences.cells import bounded_json
 from ..records import Completion, Logprobs, Message, Usage
 from .cache import ReplyCache
+from .dialect import Dialect
 from .openai_protocol import are_logprobs
 from .rate_limits import Tally
 from .replies import read_reply
@@ -129,6 +130,7 @@ class Job:
     turns: Sequence[tuple[str, str]] = ()  # (role, content) to append: the last reply and its fault
     refusals: int = 0  # for going too fast
     room: int = 1  # times max_tokens: more after a reply that was cut off
+    trial: Dialect | None = None  # how it is written since it was refused; None: as all are
 
     @property
     def body(self) -> bytes:

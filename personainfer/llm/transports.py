@@ -38,7 +38,7 @@ from ..exceptions import (
     visible,
 )
 from ..records import Completion
-from .dialect import Dialect
+from .dialect import Asked, Dialect
 from .endpoint_faults import error_text, no_answer, status_error
 from .openai_protocol import Json, check_was_read, message_texts, read_answer, response_format
 from .replies import decode, taken_by
@@ -69,10 +69,11 @@ class Transport(Protocol):
     def most_tokens(self, asked: int) -> int:
         """The most tokens that a reply may take where `asked` are wanted for the answer."""
 
-    async def complete(self, body: bytes, timeout: float) -> Completion:
+    async def complete(self, body: bytes, timeout: float, asked: Asked) -> Completion:
         """Send one request and wait for its reply, or raise a ModelError.
 
-        An error with `rewritten` says that the same body would now be sent in another form.
+        An error with `rewritten` says that the same request would now be sent in another form, which may be
+        noted in `asked`.
         """
 
     def was_read(self, completion: Completion, *, fits: bool) -> None:
@@ -134,27 +135,27 @@ class DialectTransport:
         """`asked`, or more for a model that reasons first: its reasoning counts as output."""
         return self.dialect.most_tokens(asked)
 
-    async def complete(self, body: bytes, timeout: float) -> Completion:
+    async def complete(self, body: bytes, timeout: float, asked: Asked) -> Completion:
         """Send the request once, in the dialect of the endpoint, which is learned from its refusals."""
         dialect = self.dialect
         is_first = not dialect.proven and await dialect.wait_for_turn()
-        own = dialect.of(body)
+        own = dialect.of(asked)
         version = own.version
         try:
             completion = await self._send(body, timeout, own)
         except RequestRejectedError as error:
-            dialect.refused(version, error, body)
+            dialect.refused(version, error, body, asked)
             raise
         except ReplyError as error:
             if error.completion is not None:
-                dialect.accepted(version, body)
+                dialect.accepted(version, body, asked)
             if error.cut_off and error.reasoned:
                 error.rewritten = dialect.thinks(version)
             raise
         finally:
             if is_first:
                 dialect.end_turn()
-        dialect.accepted(version, body)
+        dialect.accepted(version, body, asked)
         return completion if dialect.fits else replace(completion, dialect=version)
 
     def was_read(self, completion: Completion, *, fits: bool) -> None:

@@ -444,7 +444,7 @@ class Workers:
                     self._check_reserved(job, max_tokens)
                 self._tally.calls += 1
                 sent = True
-                used = await self._transport.complete(body, self._settings.timeout)
+                used = await self._transport.complete(body, self._settings.timeout, job)
                 self._taken_at = time.monotonic() if job.key else self._taken_at
                 limits.gate.accepted()
                 self._refusals.accepted()

@@ -18,7 +18,10 @@ from ..data.readers import KnownSchemas
 from ..data.source_rows import PreferenceSource
 from ..data.table_reader import COLUMNS
 from ..data.table_writer import check_free_names
-from ..exceptions import InvalidArgumentError
+from ..exceptions import (
+    InvalidArgumentError,
+    shown_when_made,
+)
 from ..llm.client import LLM, OPTIONS, make_llm
 from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels
@@ -121,6 +124,7 @@ class AddPersonas:
         self._pid = 0  # of no process: made ready by the first batch
         self._known = {}
 
+    @shown_when_made
     def __repr__(self) -> str:
         return f"AddPersonas({self._model!r})"
 

@@ -20,7 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..api_keys import hide_key, hides_secrets, show_key
-from ..exceptions import InvalidArgumentError, PersonaInferError
+from ..exceptions import (
+    InvalidArgumentError,
+    PersonaInferError,
+    shown_when_made,
+)
 from ..local.weights import files_of
 from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference
@@ -128,6 +132,7 @@ class Likelihood:
         self._known: dict[TokenText, FloatArray] = {}  # of the baseline, which is met again
         self._lock = threading.Lock()
 
+    @shown_when_made
     def __repr__(self) -> str:
         base = self._options["api_base"]
         return f"Likelihood({self.model!r}{f', api_base={base!r}' if base else ''})"

@@ -15,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import read_numbers
-from ..exceptions import InvalidArgumentError
+from ..exceptions import (
+    InvalidArgumentError,
+    shown_when_made,
+)
 from ..personas.selection import explains_each
 from ..records import FloatArray, Persona, Preference, Selector
 
@@ -86,6 +89,7 @@ class PersonaPosterior:
             )
         return posterior.update(rows[known])
 
+    @shown_when_made
     def __repr__(self) -> str:
         pairs, candidates = self._explains.shape
         return f"PersonaPosterior({candidates} personas, {pairs} pairs, entropy {self.entropy:.3f})"

@@ -16,7 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import read_numbers
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import (
+    DataError,
+    InvalidArgumentError,
+    shown_when_made,
+)
 from ..records import FloatArray, Persona, Prompt
 
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]
@@ -78,6 +82,7 @@ class RewardMatrix:
         self.dropped: Mapping[str, int] = {}
         self.zscores = self._zscores()
 
+    @shown_when_made
     def __repr__(self) -> str:
         prompts, responses, models = self.rewards.shape
         names = ", ".join(self.models)

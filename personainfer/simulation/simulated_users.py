@@ -14,7 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import Count, CountFromZero, check_argument, read_numbers, read_places
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import (
+    DataError,
+    InvalidArgumentError,
+    shown_when_made,
+)
 from ..records import FloatArray, Preference
 from .reward_matrix import RewardMatrix, check_models
 from .user_weights import draw_weights
@@ -57,6 +61,7 @@ class SimulatedUsers:
         """How many users there are."""
         return len(self.weights)
 
+    @shown_when_made
     def __repr__(self) -> str:
         return f"SimulatedUsers({len(self):,} users over {', '.join(self.models)})"
 

@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from ..api_keys import hides_secrets
 from ..arguments import ApiBase, ApiKey, Count, PositiveNumber, check_argument
 from ..data.table import PersonaTable
-from ..exceptions import DataError, InvalidArgumentError, ModelError
+from ..exceptions import (
+    DataError,
+    InvalidArgumentError,
+    ModelError,
+    shown_when_made,
+)
 from ..personas.flags import flag_filter
 from ..personas.placement import place_persona
 from ..personas.prompts import bare_text, prompt_text
@@ -145,6 +150,7 @@ class PersonaRetriever:
     def __len__(self) -> int:
         return len(self._places)
 
+    @shown_when_made
     def __repr__(self) -> str:
         return f"PersonaRetriever({len(self):,} personas, model={str(self._model)!r})"
 

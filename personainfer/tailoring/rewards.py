@@ -10,7 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arguments import Number, PositiveNumber, check_argument
-from ..exceptions import DataError, InvalidArgumentError, ReplyError
+from ..exceptions import (
+    DataError,
+    InvalidArgumentError,
+    ReplyError,
+    shown_when_made,
+)
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona
@@ -121,6 +126,7 @@ class PersonaReward:
         self._penalty = penalty
         self._no_persona = no_persona
 
+    @shown_when_made
     def __repr__(self) -> str:
         return f"persona_reward({self._scorer!r})"
 

@@ -13,7 +13,11 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from ..arguments import Count, CountFromZero, check_argument
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import (
+    DataError,
+    InvalidArgumentError,
+    shown_when_made,
+)
 from ..personas.prompts import filled
 from ..records import FloatArray, Message, Persona, Preference, Prompt
 from ..scoring.choice_models import read_choices
@@ -51,6 +55,7 @@ class Prefix:
         self._examples = examples
         self._stand_in = stand_in or {}
 
+    @shown_when_made
     def __repr__(self) -> str:
         return f"Prefix({self.kind!r}{', shuffled' if self._stand_in else ''})"
 

@@ -13,7 +13,13 @@ from pydantic import Field
 from ..api_keys import as_stored
 from ..data.files import bounded_lines, missing_file
 from ..data.table_reader import check_settings
-from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, visible
+from ..exceptions import (
+    DataError,
+    InvalidArgumentError,
+    RowsFailedError,
+    shown_when_made,
+    visible,
+)
 from ..local.atomic_files import as_path, check_file, check_replaced, write_file
 from ..preferences.cells import bounded_json
 from ..records import Persona, Preference, Record, Usage
@@ -117,6 +123,7 @@ class UserPersonas(Sequence[UserRow]):
     def __iter__(self) -> Iterator[UserRow]:
         return iter(self.rows)
 
+    @shown_when_made
     def __repr__(self) -> str:
         left = sum(self.skipped.values())
         told = f"; {left:,} rows left out" if left else ""

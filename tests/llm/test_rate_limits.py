@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from itertools import pairwise
+from itertools import pairwise, product
 from math import isclose
 from typing import Any
 
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personainfer.exceptions import BudgetExceededError, RateLimitError
+from personainfer.exceptions import BudgetExceededError, RateLimitError, RequestRejectedError
 from personainfer.llm import rate_limits
-from personainfer.llm.rate_limits import Budget, Gate, Limits, Price, Window
+from personainfer.llm.rate_limits import Budget, Gate, Limits, Price, RefusalWatch, Window
 
 pytestmark = pytest.mark.anyio
 
@@ -490,3 +490,13 @@ def test_limits_that_are_not_given_are_not_there() -> None:
     assert limits.requests is not None
     assert limits.tokens is not None
     assert (limits.requests.limit, limits.tokens.limit) == (60, 1000)
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_refusals_that_all_differ_take_no_more_and_more_memory(is_over: bool) -> None:
+    watch = RefusalWatch(8)
+    if is_over:
+        watch.accepted()
+    words = ("".join(letters) for letters in product("abcdefgh", repeat=4))
+    assert not any(watch.refused(RequestRejectedError(f"no {word}")) for word in words)
+    assert len(watch._refusals) <= 1000

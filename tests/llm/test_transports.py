@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import sys
@@ -26,9 +27,11 @@ from personainfer.exceptions import (
     RequestRejectedError,
     TransportError,
 )
+from personainfer.llm.dialect import Dialect
 from personainfer.llm.endpoint_faults import redact, retry_after, status_error
 from personainfer.llm.openai_protocol import wire_schema
 from personainfer.llm.rate_limits import Price, find_price
+from personainfer.llm.transports import EndpointTransport
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import AnyServer, each_way, pairs
@@ -490,6 +493,28 @@ def test_keys_and_numbers_of_a_run_are_no_part_of_it() -> None:
 
 
 @each_way
+def test_rows_that_were_refused_and_then_failed_hold_no_memory() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        if body["messages"][-1]["content"] in ("first", "?"):
+            return Reply("hello")
+        if "temperature" in body:
+            return Fault.status(400, message="temperature is not supported")
+        return Fault.invalid_json("body")
+
+    with FakeLLM(reply) as server:
+        model = pi.LLM("fake", api_base=server.api_base, cache=False, max_attempts=1)
+        asked = [{"role": "user", "content": "first"}]
+        assert model.ask(asked).text
+        replies = model.ask_many([([{"role": "user", "content": str(n)}],) for n in range(30)])
+    assert all(one.error is not None for one in replies)
+    del replies
+    transport = model.transport
+    assert isinstance(transport, EndpointTransport)
+    gc.collect()
+    others = [one for one in gc.get_objects() if type(one) is Dialect]
+    assert sum(one._first is transport.dialect._first for one in others) == 1
+
+
 def test_a_server_that_hangs_up_after_each_answer_loses_few_requests() -> None:
     body = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
     with AnyServer(body=json.dumps(body).encode(), hangs_up=True) as server:

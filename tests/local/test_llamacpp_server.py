@@ -212,11 +212,11 @@ def test_rows_go_on_with_a_new_server_when_one_is_killed(
     send = EmbeddedTransport._complete_in
     sent: list[bytes] = []
 
-    async def sent_and_killed(self: Any, slot: int, body: bytes, timeout: float) -> Any:
+    async def sent_and_killed(self: Any, slot: int, body: bytes, *more: Any) -> Any:
         sent.append(body)
         if len(sent) == 4:
             os.kill(before.process.pid, signal.SIGKILL)
-        return await send(self, slot, body, timeout)
+        return await send(self, slot, body, *more)
 
     monkeypatch.setattr(EmbeddedTransport, "_complete_in", sent_and_killed)
     assert asked(path, *map(str, range(12))) == [None] * 12
