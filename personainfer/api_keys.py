@@ -429,10 +429,20 @@ class _Search:
         self._pattern = re.compile("|".join(map(_in_any_escape, longest_first)))
         # Most texts hold none of these, which is seen in a thousandth of the time of a search.
         self._words = tuple(
-            {max(re.findall("[0-9a-z]*", form.casefold()), key=len) for form in found}
+            {max(re.findall("[0-9A-Za-z]*", form), key=len).casefold() for form in found}
         )
 
     def mask(self, text: str) -> str:
+        """The text with "[key]" in the place of each of them, also where letters of it are escaped."""
+        masked = self._masked(text)
+        if any(sign in text for sign in _ESCAPE_SIGNS):
+            plain = _without_escapes(text)
+            found = self._masked(plain)
+            if _left(found) < _left(_without_escapes(masked)):  # more is masked
+                return found
+        return masked
+
+    def _masked(self, text: str) -> str:
         folded = text.casefold()
         return self._pattern.sub("[key]", text) if any(w in folded for w in self._words) else text
 
@@ -463,6 +473,36 @@ def _forms(secret: str) -> Iterator[str]:
         content = secret.encode(errors="replace")
         forms += [base64.b64encode(content).decode().rstrip("="), content.hex()]
     yield from (form for form in forms if len(form) >= _SHORTEST_SECRET)
+
+
+# A letter, a digit or a sign of an escape, escaped for JSON, an address or HTML, in a text within a text too.
+# Servers escape those without need: `json.dumps` and `quote` do not.
+_ESCAPE_SIGNS = ("\\u00", "\\x", "%", "&")
+_ESCAPED_LETTER = re.compile(
+    r"(?<!\\)\\++(?:u00|x)([0-9a-f]{2})|%(?:25){0,4}([0-9a-f]{2})|&(?:amp;){0,4}#(?:0{0,6}([0-9]{2,3})"
+    r"|x0{0,6}([0-9a-f]{2}));",
+    re.IGNORECASE,
+)
+_MOST_NESTED = 3  # escapes of escapes
+
+
+def _left(masked: str) -> int:
+    """How many characters of a text are not masked."""
+    return len(masked.replace("[key]", ""))
+
+
+def _without_escapes(text: str) -> str:
+    for _ in range(_MOST_NESTED):
+        text = _ESCAPED_LETTER.sub(_unescaped, text)
+    return text
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    """What an escape stands for, if it is a letter, a digit or a sign of an escape."""
+    json_code, percent, decimal, html_code = found.groups()
+    code = int(decimal) if decimal else int(json_code or percent or html_code, 16)
+    char = chr(code)
+    return char if char.isascii() and (char.isalnum() or char in "%&#;\\") else found[0]
 
 
 def _in_any_escape(text: str) -> str:

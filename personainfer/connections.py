@@ -103,6 +103,8 @@ class Connections:
             # The server closes connections that it seems to keep.
             self._earlier, self._session = self._session, _session(socket, keeps=False)
         proxy = self._proxy(str(address))
+        if proxy is not None:
+            _check_host(str(address), headers, proxy)
         try:
             async with self._session.request(
                 method,
@@ -160,6 +162,21 @@ def _session(socket: str | None, *, keeps: bool = True) -> aiohttp.ClientSession
         max_line_size=_LONGEST_HEADER,
         max_field_size=_LONGEST_HEADER,
     )
+
+
+def _check_host(address: str, headers: Mapping[str, str], proxy: str) -> None:
+    """Raise if the proxy would read another `Host` than the address has: it is asked for the tunnel by it."""
+    parts = urlsplit(address)
+    named = next((text for name, text in headers.items() if name.lower() == "host"), None)
+    own = (parts.netloc.rpartition("@")[2], parts.hostname)
+    if parts.scheme != "https" or named is None or named.lower() in own:
+        return
+    refused = TransportError(
+        f"the added header Host would be told to the proxy {shown_address(proxy)}: nothing was sent.",
+        hint="Leave it out, or name the host of api_base= in NO_PROXY.",
+    )
+    refused.fatal = refused.given_up = refused.ran_nothing = True
+    raise refused
 
 
 def _refused_by_proxy(proxy: str, name: str, status: int) -> TransportError:

@@ -316,7 +316,8 @@ def test_an_object_that_could_not_be_made_can_be_shown(module: str) -> None:
         is_own = getattr(shows, "__module__", None) == getattr(one, "__module__", None) == module
         if isinstance(one, type) and is_own and not is_dataclass(one):
             with suppress(TypeError):  # it is made by its parts alone, as a NamedTuple is
-                repr(one.__new__(one))
+                make: Any = one.__new__
+                repr(make(one))
 
 
 def test_one_function_waits_for_what_the_loop_does() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, Unpack
@@ -31,7 +32,7 @@ from ..exceptions import (
     quoted,
     shown_when_made,
 )
-from ..local.weights import find_weights
+from ..local.weights import find_weights, whole_name
 from ..preferences.cells import surrogate_problem
 from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
@@ -215,7 +216,7 @@ class LLM:
     def __init__(self, model: str | None = None, **options: Unpack[LLMOptions]) -> None:
         self.model = named_model(model)
         chosen = _OPTIONS.check(options)
-        self._options = {"model": self.model, **chosen}
+        self._options = _with_whole_paths({"model": self.model, **chosen})
         self._pid = os.getpid()
         self.usage = Usage()
         self.transport = _transport(
@@ -250,8 +251,7 @@ class LLM:
         )
         self.cache: ReplyCache | None = None
         if chosen["cache"]:
-            folder = chosen["cache_dir"]
-            self.cache = ReplyCache(Path(folder) if folder else default_cache_dir())
+            self.cache = ReplyCache(self._options["cache_dir"] or default_cache_dir())
         self._forms: dict[tuple[Any, ...], Form] = {}
         self._counting = threading.Lock()
         self._in_flight = InFlight()
@@ -293,11 +293,15 @@ class LLM:
 
     def __getstate__(self) -> dict[str, Any]:
         # For fingerprints: a path may lead to another model by now, and a name to another address.
-        return {**hide_key(self._options), "reached": self.reached}
+        return {**hide_key(self._options), "reached": self.reached, "named": self.model}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        options = {name: value for name, value in show_key(state).items() if name != "reached"}
-        self.__init__(**options)  # type: ignore[misc]
+        shown = show_key(state)
+        named = shown.pop("named", shown["model"])
+        shown.pop("reached", None)
+        self.__init__(**shown)  # type: ignore[misc]
+        self.model = named
+        self._call_settings = replace(self._call_settings, model=named)
 
     @property
     def reached(self) -> tuple[str, str]:
@@ -378,6 +382,14 @@ class LLM:
                 self._forms.clear()
             form = self._forms[name] = Form(self.transport, request, fields)
         return form
+
+
+def _with_whole_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of an LLM, which may be pickled, and read where the process is in another folder."""
+    model, folder = options["model"], options["cache_dir"]
+    whole = whole_name(model.strip()) if model.strip().startswith("local:") else model
+    place = Path(folder).expanduser().absolute() if folder else None
+    return {**options, "model": whole, "cache_dir": place}
 
 
 def named_model(model: str | None) -> str:

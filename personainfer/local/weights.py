@@ -141,6 +141,17 @@ def files_of(model: str) -> list[tuple[str, int, int]]:
     return []
 
 
+def whole_name(model: str) -> str:
+    """The name of a model on this machine, which means the same in another folder: its path is absolute."""
+    start = next((one for one in ("local:", "transformers:") if model.startswith(one)), "")
+    name = model.removeprefix(start).strip()
+    if name and name not in NAMED_WEIGHTS:
+        with suppress(OSError, ValueError, RuntimeError):  # no name that a file could have
+            path = Path(name).expanduser()
+            return f"{start}{path.absolute()}" if path.exists() else model
+    return model
+
+
 def _existing_file(name: str) -> Path | None:
     with suppress(OSError, ValueError, RuntimeError):  # no name that a file could have
         path = Path(name).expanduser()

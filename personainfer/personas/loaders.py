@@ -74,9 +74,11 @@ class AddPersonas:
         self._pid = os.getpid()
         self._known: KnownSchemas = {}
         self._prompt_version = self._plan.settings["prompt_version"]
-        self._model, self._reached = self._llm.model, self._llm.reached
+        self._model, self._reached = self._llm.options["model"], self._llm.reached
         self._options: dict[str, Any] = {k: v for k, v in options.items() if k not in OPTIONS}
         self._llm_options = _llm_options(model, options)
+        if "cache_dir" in self._llm_options:  # a worker may be in another folder
+            self._llm_options["cache_dir"] = self._llm.options["cache_dir"]
         if workers > 1:
             self._llm_options |= _divided(self._llm_options, self._llm.max_concurrency, workers)
             self._pid = 0  # the model of all the workers together is that of none
@@ -149,7 +151,9 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
     if isinstance(model, LLM):
         return make_llm(model, options)
     llm = make_llm(model, options)  # a path may lead to another file than before
-    key = (os.getpid(), _digest([llm.model, llm.reached, sorted(options.items())]))
+    told = {name: value for name, value in options.items() if name != "cache_dir"}
+    place = llm.options["model"], llm.options["cache_dir"]
+    key = (os.getpid(), _digest([place, llm.reached, sorted(told.items())]))
     # Without a lock, which a fork could leave locked.
     return _llms.setdefault(key, llm)
 

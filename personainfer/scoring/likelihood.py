@@ -25,7 +25,7 @@ from ..exceptions import (
     PersonaInferError,
     shown_when_made,
 )
-from ..local.weights import files_of
+from ..local.weights import files_of, whole_name
 from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference
 from .context import Cuts, FittedText, ScoredText, TextToFit, fit_prefixes
@@ -120,6 +120,8 @@ class Likelihood:
         timeout: float = 600.0,
     ) -> None:
         self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if api_base is None and isinstance(model, str):  # scored, or unpickled, in another folder
+            self._options["model"] = whole_name(model)
         count = weakref.WeakMethod(self._count_failed)  # weights go with this object, at once
         self._make = scorer_of(self._options, lambda *told: (count() or ignored)(*told))
         self.model = model

@@ -451,6 +451,26 @@ def test_the_environment_names_the_model_where_an_llm_is_made(
     assert made.model == pickle.loads(pickle.dumps(made)).model == "fake"
 
 
+def test_a_path_is_that_of_the_folder_where_an_object_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.gguf").write_bytes(b"GGUF" + name.encode() * 1000)
+    monkeypatch.chdir(tmp_path / "a")
+    llm = pi.LLM("local:./m.gguf", cache_dir="replies")
+    made = [pickle.dumps(llm), pickle.dumps(pi.AddPersonas("local:m.gguf", cache_dir="replies"))]
+    scorer = pi.Likelihood("local:m.gguf")
+    monkeypatch.chdir(tmp_path / "b")
+    there, added = map(pickle.loads, made)
+    for one in (there, added.llm):
+        assert one.reached == llm.reached
+        assert one.options["cache_dir"] == tmp_path / "a" / "replies"
+        assert one.cache.directory == tmp_path / "a" / "replies"
+    assert there.model == llm.model == "local:./m.gguf"
+    assert pickle.loads(pickle.dumps(scorer)).model == f"local:{tmp_path / 'a' / 'm.gguf'}"
+
+
 @pytest.mark.parametrize(("written", "same"), [(0, 0.0), (-0.0, 0.0), (1, 1.0)])
 def test_a_temperature_is_one_however_it_is_written(
     llm: FakeLLM, written: float, same: float

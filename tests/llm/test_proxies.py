@@ -128,6 +128,19 @@ def test_a_proxy_is_told_no_key_and_no_header_of_an_https_address(
         assert "secret" not in str(one.headers)
 
 
+@pytest.mark.parametrize("model", ["m", pytest.param("litellm/openai/m", marks=pytest.mark.heavy)])
+def test_a_header_host_that_a_proxy_would_read_is_not_sent(model: str, proxy: AnyServer) -> None:
+    with pytest.raises(TransportError, match="Host would be told to the proxy"):
+        pi.LLM(
+            model,
+            api_base="https://model.invalid/v1",
+            extra_headers={"Host": "tenant.internal"},
+            cache=False,
+            **SECRET,
+        ).ask(MESSAGES)
+    assert not proxy.asked
+
+
 @each_way
 @pytest.mark.parametrize(
     "form", ["HTTP://{}", " http://{} ", "{}", "http://me:a b@{}", "http://{}/a@b"]

@@ -178,6 +178,14 @@ def escaped(form: str) -> str:
         escaped("&#{};"),
         escaped("&#x{:X};"),
         ODD_KEY.upper(),
+        ODD_KEY.replace("a", "%61"),
+        ODD_KEY.replace("a", "\\u0061").replace("9", "\\u0039"),
+        ODD_KEY.replace("a", "\\\\u0061"),
+        "".join(f"&#{ord(one)};" for one in ODD_KEY),
+        "".join(f"&#x{ord(one):x};" for one in ODD_KEY),
+        "".join(f"%25{ord(one):02x}" for one in ODD_KEY),
+        "".join(f"\\u{ord(one):04x}" for one in ODD_KEY),
+        "".join(f"\\u{ord(two):04x}" for one in ODD_KEY for two in f"\\u{ord(one):04x}"),
         base64.b64encode(ODD_KEY.encode()).decode(),
         ODD_KEY.encode().hex(),
     ],
@@ -239,7 +247,9 @@ def test_a_short_key_is_masked_in_its_own_case_alone() -> None:
     assert Secrets(["prod"]).mask("production: prod_1") == "production: [key]_1"
 
 
-@pytest.mark.parametrize("noise", ["\\", "%25", "&#0", "a", "/ab", " "])
+@pytest.mark.parametrize(
+    "noise", ["\\", "\\u005c", "%25", "%2525", "&#0", "&amp;", "&#38;", "a", "/ab", " "]
+)
 def test_secrets_are_masked_in_a_time_that_grows_with_the_length(noise: str) -> None:
     """Where it grew with the square of the length, this would take minutes."""
     text = noise * (200_000 // len(noise))
