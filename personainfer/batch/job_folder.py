@@ -9,7 +9,7 @@
     replies/              the cache of replies of a run that does not use the user's cache
     lock                  held by the process that works on the folder; freed when that process ends
 
-The handle is replaced as a whole whenever it changes.
+The handle is replaced as a whole whenever it changes. A folder with anything else in it is refused.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sqlite3
+import re
+import stat
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
-import tenacity
 from pydantic import Field, ValidationError
 
 from ..api_keys import Secrets, as_stored, shown_address
@@ -49,6 +50,12 @@ MAX_REQUESTS = 50_000  # in a file, by OpenAI's rules
 MAX_BYTES = 190_000_000  # of its 200 MB
 
 _CACHED = "cached.jsonl"
+_REPLIES = "replies"
+# The names in a folder: those of a batch, what a kill leaves of one, and what systems put into any folder.
+_OWN = rf"(batch\.json|rows\.parquet|lock|{_REPLIES}|{_CACHED}|(requests|output|errors)-\d{{4,}}\.jsonl)"
+_NAME = re.compile(
+    rf"{_OWN}|\.{_OWN}\..*\.unfinished|\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini"
+)
 # Options that are not taken from the folder of another process.
 _NOT_OF_A_FOLDER = {"api_base", "cache_dir", "max_attempts"}
 _NAMED_WITHIN = 600.0  # seconds
@@ -125,7 +132,7 @@ class PersonaBatch(Record):
 
         Raises:
             InvalidArgumentError: there is none.
-            DataError: its handle cannot be read, or the folder holds a link or a pipe.
+            DataError: its handle cannot be read, or the folder holds what is no file of a batch.
         """
         folder = as_folder(path)
         try:
@@ -138,6 +145,8 @@ class PersonaBatch(Record):
             raise InvalidArgumentError(
                 f"{folder} holds no batch.", hint="Name the folder that was given to submit_batch."
             ) from None
+        except DataError:  # of another file
+            raise
         except (ValidationError, ValueError, TypeError) as error:
             raise DataError(
                 f"{cls.handle(folder)} is not the handle of a batch: {error}",
@@ -157,7 +166,7 @@ class PersonaBatch(Record):
     @property
     def replies_folder(self) -> Path:
         """The cache of replies of a run that does not use the user's cache."""
-        return self.path / "replies"
+        return self.path / _REPLIES
 
     @property
     def sent(self) -> int:
@@ -294,24 +303,17 @@ class PersonaBatch(Record):
         Raises:
             BatchPendingError: another process holds the lock.
         """
-        # A transaction of SQLite is a lock that works on every system and is freed when its process ends.
-        trying = tenacity.Retrying(
-            stop=tenacity.stop_after_delay(_LOCK_PATIENCE),
-            wait=tenacity.wait_fixed(0.1),
-            retry=tenacity.retry_if_exception(_is_held),
-            reraise=True,
-        )
-        with ExitStack() as stack:
-            try:
-                path = self.path / "lock"
-                lock = sqlite3.connect(path, timeout=0, isolation_level=None)
-                stack.enter_context(closing(lock))
-                trying(lock.execute, "BEGIN EXCLUSIVE")
-            except sqlite3.Error as error:
-                raise BatchPendingError(
-                    f"{path} is held by another process, or cannot be written: {error}.",
-                    hint="Call again later, from a place where the folder can be written.",
-                ) from None
+        from filelock import FileLock  # takes longer to load than a batch is read without it
+
+        path = self.path / "lock"
+        try:
+            held = FileLock(path, timeout=_LOCK_PATIENCE, poll_interval=0.1).acquire()
+        except (OSError, NotImplementedError) as error:
+            raise BatchPendingError(
+                f"{path} is held by another process, or cannot be written: {error}.",
+                hint="Call again later, from a place where the folder can be written.",
+            ) from None
+        with held:
             yield self.load(self.path)
 
     def save(self) -> None:
@@ -413,27 +415,44 @@ def read_answers(file: IO[bytes], secrets: Secrets) -> Iterator[Answer]:
 
 
 def _check_own_files(folder: Path) -> None:
-    """Raise DataError if a file of the folder is a link, a pipe or a device.
+    """Raise DataError if the folder holds anything but files of a batch, which have no other names.
 
-    A folder from a stranger could otherwise upload your other files to the provider, or wait for ever.
+    A folder from a stranger could otherwise upload or overwrite your other files, or wait for ever.
     """
-    for entry in os.scandir(folder):
-        is_folder = entry.name == "replies" and entry.is_dir(follow_symlinks=False)
-        if not (is_folder or entry.is_file(follow_symlinks=False)):
+    found, replies = _states(folder), folder / _REPLIES
+    has_replies = replies in found and stat.S_ISDIR(found[replies].st_mode)
+    below = _states(replies) if has_replies else {}
+    # A cache that was being mended may have two names for its database there.
+    names = Counter(state.st_ino for state in (*found.values(), *below.values()))
+    for path, state in (found | below).items():
+        is_file = stat.S_ISREG(state.st_mode)
+        problem = ""
+        if path in found and not is_file and not (path == replies and has_replies):
+            problem = "is a link, a pipe, a folder or a device"
+        elif path in found and not _NAME.fullmatch(path.name):
+            problem = "is no file of a batch"
+        elif is_file and state.st_nlink > names[state.st_ino]:
+            problem = "is a second name of another file"
+        if problem:
             raise DataError(
-                f"{entry.path} is a link, a pipe, a folder or a device.",
-                hint="A batch has files of its own only: replace it by the file that it should be.",
+                f"{path} {problem}.",
+                hint="A batch has files of its own only: remove it, or replace it by the file that it"
+                " should be.",
             )
+
+
+def _states(folder: Path) -> dict[Path, os.stat_result]:
+    """The states of all that is in a folder; what vanishes meanwhile is left out."""
+    found = {}
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            found[path] = path.lstat()
+    return found
 
 
 def as_folder(path: object) -> Path:
     """The folder that an argument names; raises as `as_path`."""
     return as_path(path, "folder")
-
-
-def _is_held(error: BaseException) -> bool:
-    code: object = getattr(error, "sqlite_errorcode", None)
-    return code == sqlite3.SQLITE_BUSY
 
 
 def add_to_digest(digest: Any, wired: Sequence[WireRequest]) -> None:

@@ -43,9 +43,12 @@ from ..local.atomic_files import (
 )
 from ..local.reply_database import (
     BUSY_TIMEOUT,
+    JOURNALS,
+    LOCK,
     LONGEST_REPLY,
     Store,
     check_database,
+    check_files,
     check_plain,
     connected,
     decoded,
@@ -53,6 +56,7 @@ from ..local.reply_database import (
     is_locked,
     is_too_long,
     readable_rows,
+    unusable,
 )
 
 T = TypeVar("T")
@@ -68,12 +72,6 @@ _WRITE = (
     " mode = excluded.mode, filename = NULL, value = excluded.value"
 )
 _LARGEST_SIZE = 2**62  # bytes: SQLite's integers end at 2**63
-_ENDINGS = (
-    "",
-    "-wal",
-    "-shm",
-    "-journal",
-)  # of the names of the database and SQLite's files beside it
 _SET_ASIDE = "cache.db.broken-"  # and a number: what a damaged database is renamed to
 
 
@@ -107,7 +105,7 @@ class ReplyCache:
         try:
             self.directory = directory.expanduser().resolve()
         except (OSError, ValueError, RuntimeError) as error:  # such as a null, or no such user
-            raise _unusable(directory, error) from error
+            raise unusable(directory, error) from error
         self._path = self.directory / "cache.db"
         self._here = threading.local()  # this thread's connection for reading, and its uses now
         self._read_only = True  # until it is known that nobody else may write
@@ -136,28 +134,12 @@ class ReplyCache:
             self._store: Any = None
             if not self._read_only:
                 with self._database_errors():
-                    self._store = Store(self.directory, self._check_files)
+                    self._store = Store(self._path)
         except (OSError, ValueError) as error:
-            raise _unusable(self.directory, error) from error
-
-    def _files(self) -> list[Path]:
-        """The database and the files that SQLite has beside it."""
-        return [self._path.with_name(self._path.name + end) for end in _ENDINGS]
+            raise unusable(self.directory, error) from error
 
     def _check_files(self) -> None:
-        """Raise CacheError if SQLite would follow a link, wait for a pipe, or read the journal of others."""
-        for path in self._files():
-            try:
-                found = path.lstat()
-            except FileNotFoundError:
-                continue
-            problem = ""
-            if not stat.S_ISREG(found.st_mode):
-                problem = f"its {path.name} is a link, a pipe or a folder"
-            elif path != self._path and not self._read_only and not _is_mine_alone(found):
-                problem = f"others may write to its {path.name}: delete it"
-            if problem:
-                raise _unusable(self.directory, problem)
+        check_files(self._path, read_only=self._read_only)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The cached replies, by key; keys without a reply, or with one that is not text, are left out.
@@ -231,7 +213,8 @@ class ReplyCache:
         models: Counter[str] = Counter()
         for tag, count in rows:
             models[decoded(tag)] += count
-        size = sum(path.stat().st_size for path in self._files() if path.is_file())
+        files = [self._path.with_name(self._path.name + end) for end in ("", *JOURNALS)]
+        size = sum(path.stat().st_size for path in files if path.is_file())
         return CacheInfo(self.directory, models.total(), size, dict(models))
 
     def clear(self, model: str | None = None) -> int:
@@ -357,8 +340,7 @@ class ReplyCache:
 
     def _connection(self, *, frozen: bool) -> sqlite3.Connection:
         self._check_still_there()  # else SQLite would make a new one
-        self._check_files()
-        connection = connected(self._path, frozen=frozen)
+        connection = connected(self._path, read_only=self._read_only, frozen=frozen)
         check_plain(connection)
         self._check_files()  # the journal that it has opened
         return connection
@@ -490,7 +472,7 @@ class ReplyCache:
         )  # takes longer to load than a cache is used without it
 
         try:
-            with FileLock(self.directory / "cache.db.lock", timeout=BUSY_TIMEOUT):
+            with FileLock(f"{self._path}{LOCK}", timeout=BUSY_TIMEOUT):
                 if not self._is_still_there():
                     return self._replaced()
                 aside, saved = self._rebuild()
@@ -524,7 +506,7 @@ class ReplyCache:
             new.close()
             with suppress(FileExistsError):
                 os.link(self._path, aside)
-            for ending in _ENDINGS[1:]:  # a new database must not meet the journal of another one
+            for ending in JOURNALS:  # a new database must not meet the journal of another one
                 with suppress(FileNotFoundError):
                     os.rename(f"{self._path}{ending}", f"{aside}{ending}")
             put_in_place(new._path, self._path, private=True)
@@ -552,13 +534,6 @@ class ReplyCache:
         return self._set_aside(str(error))
 
 
-def _is_mine_alone(found: os.stat_result) -> bool:
-    """Whether a file is this user's or the administrator's, and no one else may write to it."""
-    if not hasattr(os, "getuid"):
-        return True
-    return found.st_uid in (os.getuid(), 0) and not others_may_write(found)
-
-
 def _encodable(name: str) -> str:
     name.encode()
     return name
@@ -568,13 +543,6 @@ _ModelName = Annotated[str, AfterValidator(_encodable), Wanted("is not the name 
 
 
 _Folder = Annotated[str | Path | None, Wanted("is not the path of a folder.")]
-
-
-def _unusable(directory: Path, problem: object) -> CacheError:
-    return CacheError(
-        f"the cache directory {directory} cannot be used: {str(problem).rstrip('.')}.",
-        hint="Name another one with cache_dir=, or turn the cache off with cache=False.",
-    )
 
 
 def _opened(cache_dir: str | Path | None) -> ReplyCache:

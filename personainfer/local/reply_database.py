@@ -1,23 +1,28 @@
 """The SQLite database of a cache: what it may hold, how it is opened, and what a damaged one still gives.
 
-A cache directory may be shared, copied from somebody or damaged, so nothing in the file is believed. A
-database is used only if its schema is the one that diskcache makes: a view, a trigger or a computed column of
-a stranger would run with the user's queries. Texts are read as bytes, so a spoilt one costs its own row.
+A cache directory may be shared, copied from somebody or damaged, so nothing in the file is believed, nor is
+what lies beside it: `check_files`. A database is used only if its schema is the one that diskcache makes: a
+view, a trigger or a computed column of a stranger would run with the user's queries. Texts are read as bytes,
+so a spoilt one costs its own row.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import diskcache
 import tenacity
+
+from ..exceptions import CacheError
+from .atomic_files import others_may_write
 
 LONGEST_REPLY = 2**24  # bytes: four times what is read of an endpoint
 BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction …
@@ -72,9 +77,9 @@ class Store(diskcache.Cache):  # type: ignore[misc]
     Nor is its `__init__`, which writes each setting in two transactions, to a database that has them, too.
     """
 
-    def __init__(self, directory: Path, check_files: Callable[[], None]) -> None:
-        self._check_files = check_files  # raises an error if SQLite must not open them
-        self._directory, self._timeout, self._txn_id = str(directory), BUSY_STEP, None
+    def __init__(self, path: Path) -> None:
+        self._check_files = partial(check_files, path, read_only=False)
+        self._directory, self._timeout, self._txn_id = str(path.parent), BUSY_STEP, None
         self._local = threading.local()
         self._disk = diskcache.Disk(self._directory)
         self.__dict__ |= _SETTINGS
@@ -113,7 +118,8 @@ class Store(diskcache.Cache):  # type: ignore[misc]
     @property
     def _con(self) -> sqlite3.Connection:
         """This thread's connection, of this process."""
-        is_open = getattr(self._local, "con", None) is not None
+        own = getattr(self._local, "pid", None) == os.getpid()
+        is_open = own and getattr(self._local, "con", None) is not None
         if not is_open:
             self._check_files()
         connection: sqlite3.Connection = super()._con
@@ -126,19 +132,75 @@ class Store(diskcache.Cache):  # type: ignore[misc]
         return partial(_patiently, self._sql)
 
 
-def connected(path: Path, *, frozen: bool = False) -> sqlite3.Connection:
-    """A connection for reading. Texts are bytes, no value is longer than `LONGEST_REPLY`.
+def connected(path: Path, *, read_only: bool = False, frozen: bool = False) -> sqlite3.Connection:
+    """A connection to a database that exists. Texts are bytes, no value is longer than `LONGEST_REPLY`.
 
     Args:
         path: the database.
+        read_only: whether others may write to it: it is not changed, whatever they put beside it later.
         frozen: whether nothing can be written beside it, which SQLite else does to read.
+
+    Raises:
+        CacheError: as `check_files`.
     """
-    address = f"file:{quote(str(path))}?mode=ro&immutable=1" if frozen else str(path)
-    connection = sqlite3.connect(address, timeout=BUSY_TIMEOUT, isolation_level=None, uri=frozen)
+    check_files(path, read_only=read_only or frozen)
+    mode = "ro&immutable=1" if frozen else "ro" if read_only else "rw"
+    address = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(address, timeout=BUSY_TIMEOUT, isolation_level=None, uri=True)
     connection.text_factory = bytes
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_REPLY)
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
+
+
+# What may lie beside a database
+
+JOURNALS = ("-wal", "-shm", "-journal")  # the endings of SQLite's own files
+LOCK = ".lock"  # of what is held while a damaged one is replaced
+
+
+def check_files(path: Path, *, read_only: bool) -> None:
+    """Raise CacheError if a file is not what SQLite may open, or be made to act on.
+
+    It follows links and waits for pipes. A rollback journal can name any file, which SQLite then deletes, and
+    pages that it writes. A cache is in write-ahead mode from the start, and never has one.
+
+    Args:
+        path: the database; it may be missing.
+        read_only: whether others may write to it, so that its journals may be theirs.
+    """
+    for ending in ("", *JOURNALS, LOCK):
+        beside = path.with_name(path.name + ending)
+        try:
+            found = beside.lstat()
+        except FileNotFoundError:
+            continue
+        problem = ""
+        if not stat.S_ISREG(found.st_mode):
+            problem = "is a link, a pipe or a folder"
+        elif ending == "-journal":
+            problem = "is of another program or a stranger, and is not read"
+        elif ending and found.st_nlink > 1:
+            problem = "is a second name of another file"
+        if problem:
+            raise unusable(path.parent, f"its {beside.name} {problem}")
+        if ending in JOURNALS and not read_only and not _is_mine_alone(found):
+            raise unusable(path.parent, f"others may write to its {beside.name}: delete it")
+
+
+def _is_mine_alone(found: os.stat_result) -> bool:
+    """Whether a file is this user's or the administrator's, and no one else may write to it."""
+    if not hasattr(os, "getuid"):
+        return True
+    return found.st_uid in (os.getuid(), 0) and not others_may_write(found)
+
+
+def unusable(directory: Path, problem: object) -> CacheError:
+    """The error of a cache that cannot be used at all."""
+    return CacheError(
+        f"the cache directory {directory} cannot be used: {str(problem).rstrip('.')}.",
+        hint="Name another one with cache_dir=, or turn the cache off with cache=False.",
+    )
 
 
 def is_locked(error: BaseException) -> bool:
@@ -185,7 +247,7 @@ def check_database(path: Path, *, read_only: bool, frozen: bool = False) -> str:
     Raises:
         sqlite3.DatabaseError: it is damaged, or its schema is not that of a cache.
     """
-    with closing(connected(path, frozen=frozen)) as connection:
+    with closing(connected(path, read_only=read_only, frozen=frozen)) as connection:
         connection.execute("PRAGMA busy_timeout = 0")  # `_patiently` waits
         run = partial(_patiently, connection.execute)
         # Check in this order: another process that starts now marks the database, then makes its tables.
@@ -193,6 +255,7 @@ def check_database(path: Path, *, read_only: bool, frozen: bool = False) -> str:
         ((mark,),) = run("PRAGMA application_id").fetchall()
         if not objects:
             if not read_only:
+                _write_ahead(run)
                 # Before any table is made, so that no other process sees one unmarked.
                 run(f"PRAGMA application_id = {_MARK}")
             return "new"
@@ -201,8 +264,10 @@ def check_database(path: Path, *, read_only: bool, frozen: bool = False) -> str:
         known = {tuple(map(_decoded, one)) for one in objects}
         if any(one not in _SCHEMA and not one[1].startswith("sqlite_") for one in known):
             raise sqlite3.DatabaseError("its schema is not that of a cache of replies")
-        if not read_only and ("table", "Settings") in {one[:2] for one in known}:
-            _remove_wrong_settings(run)
+        if not read_only:
+            _write_ahead(run)
+            if ("table", "Settings") in {one[:2] for one in known}:
+                _remove_wrong_settings(run)
     return "ours"
 
 
@@ -214,6 +279,14 @@ def check_plain(connection: sqlite3.Connection) -> None:
     )
     if found.fetchone() is None:
         raise sqlite3.DatabaseError("it has no table of replies")
+
+
+def _write_ahead(run: Callable[..., sqlite3.Cursor]) -> None:
+    """Set write-ahead mode, for which SQLite would use a rollback journal: in memory, not in a file."""
+    ((mode,),) = run("PRAGMA journal_mode").fetchall()
+    if mode != b"wal":
+        run("PRAGMA journal_mode = MEMORY").fetchall()
+        run("PRAGMA journal_mode = WAL").fetchall()
 
 
 def _remove_wrong_settings(run: Callable[..., sqlite3.Cursor]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from unittest import mock
+
+from ..local.reply_database import connected
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def full_disk(bytes: int) -> Iterator[None]:
 @contextmanager
 def locked_database(path: str | Path) -> Iterator[None]:
     """In the block another connection holds the write lock of an SQLite database, such as a cache's."""
-    with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+    with closing(connected(Path(path))) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("ROLLBACK")

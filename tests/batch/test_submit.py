@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -386,11 +387,15 @@ def test_two_processes_do_not_work_on_it_at_once(
 
 
 def test_a_lock_that_cannot_be_taken_at_all_is_not_waited_for(
-    provider: BatchServer, place: Path
+    provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
     submit(provider, pairs(2), place / "b")
-    (place / "b" / "lock").write_bytes(b"no database" * 1000)
-    with pytest.raises(BatchPendingError, match="cannot be written: file is not a database"):
+    monkeypatch.setattr(batch_folder, "_LOCK_PATIENCE", 0.05)
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(BatchPendingError, match=r"cannot be written: .*No locks available"):
         collect(place / "b")
 
 
@@ -511,6 +516,45 @@ def test_a_batch_has_no_links(provider: BatchServer, place: Path, name: str) -> 
     calls = list(provider.calls)
     with pytest.raises(DataError, match=f"{name} is a link, a pipe, a folder or a device"):
         pi.collect_batch(place / "b", poll=0.001, api_base=provider.api_base)
+    assert provider.calls == calls
+    assert secret.read_text() == "mine alone"
+
+
+@pytest.mark.parametrize("name", ["lock-journal", "lock-wal", "cached.jsonl.gz", "mine.txt"])
+def test_a_batch_has_no_files_of_other_names(provider: BatchServer, place: Path, name: str) -> None:
+    """SQLite deletes a file that a journal beside its database names."""
+    submit(provider, pairs(3), place / "b")
+    (place / "b" / name).touch()
+    calls = list(provider.calls)
+    with pytest.raises(DataError, match=f"^{place}/b/{name} is no file of a batch"):
+        collect(place / "b")
+    assert provider.calls == calls
+
+
+def test_what_systems_and_kills_leave_in_a_batch_is_passed_over(
+    provider: BatchServer, place: Path
+) -> None:
+    submit(provider, pairs(3), place / "b")
+    for name in (".DS_Store", "._batch.json", ".output-0000.jsonl.x1.unfinished"):
+        (place / "b" / name).touch()
+    (place / "b" / "lock").write_bytes(b"of another version")
+    collect(place / "b").raise_for_errors()
+
+
+@pytest.mark.parametrize("name", ["requests-0000.jsonl", "lock", "replies/cache.db-wal"])
+def test_no_file_of_a_batch_is_a_second_name_of_another_file(
+    provider: BatchServer, place: Path, name: str
+) -> None:
+    """A link that tar unpacked would upload or overwrite another file of the user's."""
+    submit(provider, pairs(3), place / "b")
+    (place / "b" / "replies").mkdir()
+    secret = place / "secret.txt"
+    secret.write_text("mine alone")
+    (place / "b" / name).unlink(missing_ok=True)
+    (place / "b" / name).hardlink_to(secret)
+    calls = list(provider.calls)
+    with pytest.raises(DataError, match=f"{name} is a second name of another file"):
+        collect(place / "b")
     assert provider.calls == calls
     assert secret.read_text() == "mine alone"
 

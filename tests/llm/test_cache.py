@@ -8,13 +8,14 @@ import pickle
 import re
 import shutil
 import sqlite3
+import struct
 import subprocess
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -964,7 +965,7 @@ def test_a_journal_that_others_may_write_to_is_not_read(tmp_path: Path) -> None:
     """Else its pages would be taken for those of the database."""
     replies = filled(tmp_path)
     cache = ReplyCache(tmp_path)
-    for ending in ("-wal", "-journal"):
+    for ending in ("-wal", "-shm"):
         journal = tmp_path / f"cache.db{ending}"
         journal.touch()
         journal.chmod(0o666)
@@ -976,6 +977,48 @@ def test_a_journal_that_others_may_write_to_is_not_read(tmp_path: Path) -> None:
             ReplyCache(tmp_path)
         journal.unlink()
     assert cache.get_many(list(replies)) == replies
+
+
+def rollback_journal(victim: Path) -> bytes:
+    """A journal that names another file, in the form in which SQLite takes it for its own and deletes it."""
+    magic, name = bytes.fromhex("d9d505f920a163d7"), str(victim).encode()
+    head = (magic + struct.pack(">5I", 0, 0, 1, 512, 4096)).ljust(512, b"\0")
+    named = struct.pack(">I", 2**30 // 4096 + 1) + name
+    return head + named + struct.pack(">II", len(name), sum(name)) + magic
+
+
+@pytest.mark.filterwarnings("ignore:.*the cache")
+@pytest.mark.parametrize("folder_mode", [0o700, 0o777])
+def test_a_journal_that_a_stranger_left_deletes_no_file(tmp_path: Path, folder_mode: int) -> None:
+    folder, victim = tmp_path / "cache", tmp_path / "thesis.txt"
+    replies = filled(folder)
+    with closing(sqlite3.connect(folder / "cache.db")) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    folder.chmod(folder_mode)
+    victim.write_text("the only copy")
+    journal = folder / "cache.db-journal"
+    journal.write_bytes(rollback_journal(victim))
+    with pytest.raises(CacheError, match=r"cache\.db-journal is of another program"):
+        cache_info(folder)
+    assert victim.exists()
+    journal.unlink()
+    cache = ReplyCache(folder)
+    assert cache.get_many(list(replies)) == replies
+    journal.write_bytes(rollback_journal(victim))  # after it was looked for
+    with suppress(CacheError):
+        cache.get_many(list(replies))
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("ending", ["-wal", "-shm", ".lock"])
+def test_a_second_name_of_another_file_is_no_journal(tmp_path: Path, ending: str) -> None:
+    filled(tmp_path / "cache")
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (tmp_path / "cache" / f"cache.db{ending}").hardlink_to(mine)
+    with pytest.raises(CacheError, match=rf"cache\.db{ending} is a second name of another file"):
+        ReplyCache(tmp_path / "cache")
+    assert mine.read_text() == "mine"
 
 
 @pytest.mark.parametrize("is_own_group", [True, False])
