@@ -1,4 +1,4 @@
-"""Read Parquet files in memory that is bounded by what they hold.
+"""Read Parquet files, a stranger's and saved tables alike, in memory that is bounded by what they hold.
 
 A file of a few KB can hold gigabytes: a column stores each different text once, and how often it comes again;
 Arrow and Python write out each of them.
@@ -7,7 +7,7 @@ Arrow and Python write out each of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +25,8 @@ _FEW_ROWS: Final = 64
 _LARGE_GROUP: Final = 2**29  # bytes of a group, unpacked, that are read whatever the file's size
 _USUALLY_PACKED: Final = 30  # times the size of the file: texts that people wrote are packed less
 _MOST_PACKED: Final = 1000
+_WRITTEN_BYTES: Final = 2**28  # of a group as a whole; more, if …
+_MOST_SHARED: Final = 4  # … it is no more than so many times what it takes with its texts held once
 
 
 def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
@@ -46,7 +48,7 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         size = max(group.total_byte_size, 1)
-        if size > max(_LARGE_GROUP, _MOST_PACKED * on_disk):
+        if size > most_unpacked(on_disk):
             raise DataError(
                 f"{path}: {size:,} bytes are packed into a file of {on_disk:,}.",
                 hint="No real data packs that well: check where the file comes from.",
@@ -63,6 +65,52 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
                 yield batch
             if left == len(texts):  # the group has ended, whatever the file says of its rows
                 break
+
+
+def most_unpacked(on_disk: int) -> int:
+    """The bytes to which a file of this size, or a part of it, may unpack. No real data packs as well."""
+    return max(_LARGE_GROUP, _MOST_PACKED * on_disk)
+
+
+def with_dictionaries(file: Any, metadata: Any) -> Any:
+    """The open file once more, for `whole_group`: each text of a column is held once."""
+    import pyarrow.parquet as pq
+
+    texts = list(_texts(metadata.schema))
+    return pq.ParquetFile(file, metadata=metadata, read_dictionary=texts)
+
+
+def whole_group(packed: Any, plain: Any, number: int, names: Sequence[str]) -> pyarrow.Table:
+    """Some columns of a group of rows.
+
+    Args:
+        packed: the file as `with_dictionaries` opens it.
+        plain: the same file, opened without that.
+        number: that of the group.
+        names: of the columns.
+
+    Raises:
+        ArrowInvalid: texts that come again and again would fill the memory.
+    """
+    import pyarrow
+
+    # By name once more: where a nested "a.b" is asked for, "a" comes along. A thread pool would not survive
+    # the forks of a data loader.
+    table: pyarrow.Table = packed.read_row_group(number, list(names), use_threads=False)
+    if not names:
+        return table  # which knows its number of rows
+    table = table.select(list(names))
+    written = sum(_size_in_python(c)[0] for column in table.columns for c in column.chunks)
+    if written > max(_WRITTEN_BYTES, _MOST_SHARED * table.nbytes):
+        raise pyarrow.ArrowInvalid(f"a group of rows unpacks to {written:,} bytes")
+    schema = plain.schema_arrow
+    wanted = pyarrow.schema([schema.field(name) for name in names])
+    try:
+        return table.cast(wanted)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, ValueError):
+        # Dictionaries within lists and structs, as older versions of Arrow cannot write them out.
+        table = plain.read_row_group(number, list(names), use_threads=False)
+        return table.select(list(names))
 
 
 def _opened_parquet(path: Path, texts: Collection[str], metadata: Any) -> Any:

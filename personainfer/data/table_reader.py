@@ -25,6 +25,7 @@ from ..preferences.cells import read_json
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
 from .arrow_columns import ColumnType, OwnColumns, stored_type, with_index_column
 from .files import missing_file
+from .parquet import most_unpacked, whole_group, with_dictionaries
 from .table_display import unexplained_texts
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ class StoredTable:
             raise missing_file(path, (".parquet",))
         check_file(Path(path))
         try:
-            self._file = ParquetFile(path)
+            opened = pyarrow.OSFile(str(path), "rb")
+            self._file = ParquetFile(opened)
+            self._packed = with_dictionaries(opened, self._file.metadata)
+            self._most_bytes = most_unpacked(opened.size())
             about = read_json((self._file.metadata.metadata or {})[RECORD.encode()])
             self.usage = Usage(**about["usage"])
             self.settings: dict[str, Any] = dict(about["settings"])
@@ -149,11 +153,17 @@ class StoredTable:
         order = np.argsort(wanted, kind="stable")
         rising = wanted[order]
         bounds = np.searchsorted(rising, self.ends)
-        pieces = [
-            _picked(group(number), rising[start:stop] - self.ends[number])
-            for number, (start, stop) in enumerate(pairwise(bounds))
-            if start < stop
-        ]
+        pieces: list[pyarrow.Table] = []
+        size = 0
+        for number, (start, stop) in enumerate(pairwise(bounds)):
+            if start < stop:
+                pieces.append(_picked(group(number), rising[start:stop] - self.ends[number]))
+                size += pieces[-1].nbytes
+            if size > self._most_bytes:
+                raise DataError(
+                    f"{self.path} unpacks to more than {self._most_bytes:,} bytes.",
+                    hint="No real table packs that well: check where the file comes from.",
+                )
         found = pyarrow.concat_tables(pieces or [group(0).slice(0, 0)])
         if np.array_equal(rising, wanted):
             return found
@@ -166,9 +176,9 @@ class StoredTable:
         try:
             if not self._file.num_row_groups:
                 table = self._file.schema_arrow.empty_table()
-            else:  # a thread pool would not survive the forks of a data loader
+            else:
                 with _reading:
-                    table = self._file.read_row_group(number, list(names), use_threads=False)
+                    table = whole_group(self._packed, self._file, number, names)
             for name in {*COLUMNS, RECORD, *self._added}.intersection(names):
                 table.column(name).validate(full=True)  # that its texts are UTF-8
             if len(self.ends) > 1 and table.num_rows != self.ends[number + 1] - self.ends[number]:
@@ -177,7 +187,6 @@ class StoredTable:
             raise DataError(
                 f"{self.path} cannot be read: {error}", hint="Write the file again."
             ) from error
-        # By name once more: where a nested "a.b" is asked for, "a" comes along.
         return table.select(list(names)).replace_schema_metadata(self._about or None)
 
 

@@ -204,7 +204,7 @@ class _Unfinished:
         if self._schema is None or not schema.equals(self._schema, check_metadata=True):
             self._open_part(schema)
         if table.num_rows:
-            self._writer.write_table(fitted)
+            self._writer.write_table(fitted, row_group_size=_rows_at_once(fitted))
 
     def finish(self, about: Mapping[str, Any]) -> None:
         """Join the parts into the file, and rename it to its own name."""
@@ -245,8 +245,14 @@ class _Unfinished:
             wider, fitted = _fitted(group, schema)
             if not wider.equals(schema, check_metadata=True):
                 return wider
-            self._writer.write_table(fitted)
+            self._writer.write_table(fitted, row_group_size=_rows_at_once(fitted))
         return None
+
+
+def _rows_at_once(table: pyarrow.Table) -> int:
+    """How many rows a row group takes; what `OwnColumns.size` told of a file is without repeated texts."""
+    too_large = table.nbytes // (2 * GROUP_BYTES)
+    return max(1, table.num_rows // (too_large + 1))
 
 
 def _row_groups(part: Path) -> Iterator[pyarrow.Table]:

@@ -233,3 +233,70 @@ def test_names_that_no_file_can_have_are_errors_of_the_library(
     ):
         with pytest.raises(PersonaInferError):
             use()
+
+
+def shared(text: str, rows: int) -> pa.Array[Any]:
+    """A column in which all rows have this text, and which holds it once."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))
+
+
+def packed(good: pa.Table, table: pa.Table, path: Path, group: int | None = None) -> Path:
+    """A table in a file that holds its texts as they are, but for Arrow's types of them."""
+    with pq.ParquetWriter(path, table.schema, store_schema=False) as file:
+        file.write_table(table, row_group_size=group)
+        file.add_key_value_metadata({KEY.decode(): good.schema.metadata[KEY].decode()})
+    return path
+
+
+@pytest.mark.parametrize("name", ["personainfer", "chosen_persona", "notes", "turns"])
+def test_a_text_that_all_rows_of_a_table_share_does_not_fill_the_memory(
+    good: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("personainfer.data.parquet._WRITTEN_BYTES", 2**20)
+    rows, long = 128, "a" * 2**17
+    table = pa.concat_tables([good] * (rows // 2))
+    if name == "personainfer":
+        record = json.loads(good.column(name)[0].as_py())
+        record["preference"]["prompt"] = long
+        column: pa.Array[Any] = shared(json.dumps(record), rows)
+    else:
+        column = shared(long, rows)
+    if name == "turns":
+        column = pa.StructArray.from_arrays([column], ["content"])
+    if name in table.column_names:
+        table = table.drop_columns([name])
+    path = packed(good, table.append_column(name, column), tmp_path / "t.parquet")
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match="a group of rows unpacks to 16,"):
+        list(PersonaTable.load(path)) if name == "personainfer" else PersonaTable.load(
+            path
+        ).to_pandas()
+    assert pa.total_allocated_bytes() - before < 2**20
+
+
+def test_a_table_that_is_saved_again_has_groups_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file does not tell how long its texts are that come again."""
+    monkeypatch.setattr("personainfer.data.table_writer.GROUP_BYTES", 2**16)
+    pair = Preference(prompt="p", chosen="a", rejected="b")
+    frame = pd.DataFrame({"notes": ["n" * 2**12] * 200})
+    rows = [PersonaRow(place, pair, chosen=PERSONA, rejected=PERSONA) for place in range(200)]
+    PersonaTable(rows, original=frame).save(tmp_path / "first.parquet")
+    PersonaTable.load(tmp_path / "first.parquet")[:].save(tmp_path / "again.parquet")
+    with pq.ParquetFile(tmp_path / "again.parquet") as file:
+        sizes = [file.read_row_group(n).nbytes for n in range(file.num_row_groups)]
+    assert max(sizes) < 3 * 2**16
+    assert PersonaTable.load(tmp_path / "again.parquet").to_pandas()["notes"].eq("n" * 2**12).all()
+
+
+def test_a_table_whose_groups_unpack_to_much_more_than_the_file_is_refused(
+    good: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("personainfer.data.parquet._LARGE_GROUP", 2**20)
+    monkeypatch.setattr("personainfer.data.parquet._MOST_PACKED", 2)
+    table = pa.concat_tables([good] * 64).append_column("notes", shared("a" * 2**14, 128))
+    path = packed(good, table, tmp_path / "t.parquet", 16)
+    PersonaTable.load(path).head(8).to_pandas()
+    with pytest.raises(DataError, match="unpacks to more than 1,048,576 bytes"):
+        PersonaTable.load(path).to_pandas()
