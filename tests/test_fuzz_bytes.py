@@ -327,18 +327,15 @@ def batch_handle(path: Path) -> object:
 
 
 def batch_rows(path: Path) -> object:
-    (path.parent / "batch.json").write_bytes((path.parent / "handle.seed").read_bytes())
     return list(PersonaBatch.load(path.parent).source())
 
 
 def batch_answers(path: Path) -> object:
-    (path.parent / "batch.json").write_bytes((path.parent / "handle.seed").read_bytes())
     with path.open("rb") as file:
         return list(read_answers(file, Secrets()))
 
 
 def batch_cached(path: Path) -> object:
-    (path.parent / "batch.json").write_bytes((path.parent / "handle.seed").read_bytes())
     return list(PersonaBatch.load(path.parent).cached_replies())
 
 
@@ -352,7 +349,7 @@ def as_handle(folder: Path) -> list[bytes]:
     part: dict[str, Any] = {"requests": 1, "file_id": "f", "batch_id": "b", "status": "completed"}
     batch |= {"on_error": "keep", "rows": 1, "requests": 1, "cached": 0, "digest": "d"}
     content = dumped({**batch, "parts": [{**part, "output_file_id": "o"}]})
-    (folder / "handle.seed").write_bytes(content)
+    (folder / "batch.json").write_bytes(content)
     return [content]
 
 
@@ -373,7 +370,8 @@ def as_cached(folder: Path) -> list[bytes]:
 
 def as_batch_rows(folder: Path) -> list[bytes]:
     as_handle(folder)
-    return as_table(folder)
+    table(3).save(folder / "rows.parquet")
+    return [(folder / "rows.parquet").read_bytes()]
 
 
 # The cache, and weights
