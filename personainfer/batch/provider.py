@@ -252,6 +252,7 @@ class LiteLLMBatches:
         self._written = transport.dialect.written  # a request as single calls send it
         self._name = transport.name
         self._provider = provider = transport.provider
+        self._check_address = transport.check_address
         self._options = dict(transport.options)
         self._secrets = transport.secrets
         self._url = _URL if provider == "openai" else _URL.removeprefix("/v1")
@@ -364,6 +365,7 @@ class LiteLLMBatches:
         import openai
         import pydantic
 
+        self._check_address()
         try:
             with silent_libraries(), _errors(self._provider, _FILE_TIMEOUT, self._secrets, **rules):
                 yield

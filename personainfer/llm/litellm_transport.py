@@ -79,7 +79,7 @@ class LiteLLMTransport(DialectTransport):
         # Secrets of the last request, some found by litellm itself.
         self._carried: tuple[str, ...] = ()
         try:
-            self.name, self.provider, _, found = self._litellm.get_llm_provider(model)
+            self.name, self.provider, _, _ = self._litellm.get_llm_provider(model)
         except self._litellm.BadRequestError:
             raise InvalidArgumentError(
                 f"model={model!r} names no provider that litellm knows.",
@@ -87,7 +87,7 @@ class LiteLLMTransport(DialectTransport):
                 ' an OpenAI-compatible endpoint (api_base), or use "local".',
                 argument="model",
             ) from None
-        address = api_base or _environment_address(self.provider, found, self._litellm.api_base)
+        address = api_base or self._told_address()
         self._addresses = tuple(map(Address, address.split()))
         shown = shown_address(address.rstrip("/"))
         self.endpoint = f"litellm:{self.provider}:{shown}"
@@ -133,6 +133,7 @@ class LiteLLMTransport(DialectTransport):
         The answer is read as that of any endpoint. What litellm made of it counts where the provider has a
         protocol of its own.
         """
+        self.check_address()
         # The deadline is ours: after a stop of the process, it lets what has come be read.
         fields: Json = {**json.loads(body), **self.options, "timeout": timeout + _LATER}
         dialect.write_fields(fields)
@@ -308,6 +309,25 @@ class LiteLLMTransport(DialectTransport):
 
     def _own(self) -> set[str]:
         return {handler["provider"] for handler in self._litellm.custom_provider_map}
+
+    def _told_address(self) -> str:
+        """The address that litellm would call now without an `api_base=`, as far as somebody tells it one."""
+        _, _, _, found = self._litellm.get_llm_provider(self.model)
+        return _environment_address(self.provider, found, self._litellm.api_base)
+
+    def check_address(self) -> None:
+        """Raise where litellm would call another address than that under which replies are stored.
+
+        litellm looks it up at each call, and the key of a reply holds what was told when this was made.
+        """
+        if self.options["api_base"] is None and self._told_address() != " ".join(self._addresses):
+            error = ModelError(
+                f"the environment, or litellm.api_base, names another address of {self.provider} than when"
+                " this model was made: nothing was sent.",
+                hint="Make it again, or give the address as api_base=.",
+            )
+            error.fatal = True
+            raise error
 
     def open(self) -> None:
         """A run begins to use it."""

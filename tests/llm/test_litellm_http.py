@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import personainfer as pi
+from personainfer.batch.provider import batch_api
 from personainfer.exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -369,6 +370,32 @@ def test_an_address_of_the_environment_is_part_of_what_a_reply_is_stored_under(
         with FakeLLM(text) as server:
             monkeypatch.setenv("OPENAI_BASE_URL", server.api_base)
             assert pi.LLM("litellm/openai/x", api_key="k").ask(MESSAGES).text == text
+
+
+@pytest.mark.parametrize("told_by", ["environment", "litellm"])
+def test_a_reply_is_stored_under_the_address_that_is_called(
+    told_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook may name another one after a model was made."""
+    import litellm
+
+    def tell(server: FakeLLM) -> None:
+        if told_by == "environment":
+            monkeypatch.setenv("OPENAI_BASE_URL", server.api_base)
+        else:
+            monkeypatch.setattr(litellm, "api_base", server.api_base)
+
+    with FakeLLM("one") as one, FakeLLM("two") as two:
+        tell(one)
+        model = pi.LLM("litellm/openai/x", api_key="k")
+        tell(two)
+        with pytest.raises(ModelError, match=r"another address of openai.*nothing was sent"):
+            model.ask(MESSAGES)
+        with pytest.raises(ModelError, match="another address of openai"):
+            batch_api(model.transport).look("batch_1")
+        assert (one.calls, two.calls) == (0, 0)
+        tell(one)
+        assert model.ask(MESSAGES).text == "one"
 
 
 @pytest.mark.parametrize(
