@@ -248,6 +248,19 @@ def environment_key(endpoint: str) -> str:
     return key
 
 
+def openai_headers() -> dict[str, str]:
+    """The headers that the openai SDK takes from the environment: none of them is for another endpoint."""
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    found = {name.strip(): text.strip() for name, colon, text in map(_halves, lines) if colon}
+    found["OpenAI-Organization"] = os.environ.get("OPENAI_ORG_ID", "")
+    found["OpenAI-Project"] = os.environ.get("OPENAI_PROJECT_ID", "")
+    return found
+
+
+def _halves(line: str) -> tuple[str, str, str]:
+    return line.partition(":")
+
+
 def key_headers(endpoint: str, key: str) -> dict[str, str]:
     """The header that carries the key: Azure has its own."""
     if not key:

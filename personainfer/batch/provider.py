@@ -8,7 +8,6 @@ No method retries.
 from __future__ import annotations
 
 import json
-import os
 import ssl
 import sys
 import time
@@ -20,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
-from ..api_keys import Secrets, SecretText
+from ..api_keys import Secrets, SecretText, openai_headers
 from ..connections import certificates, environment_proxy
 from ..exceptions import (
     AuthenticationError,
@@ -236,11 +235,8 @@ def _headers_alone(headers: Mapping[str, str], key: str) -> dict[str, Any]:
     """The headers of the SDK's client, and none of those that the user's environment has for OpenAI."""
     import openai
 
-    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
-    unwanted = [line.partition(":")[0].strip() for line in lines if ":" in line]
-    unwanted += ["OpenAI-Organization", "OpenAI-Project"]
     own = {"Authorization": SecretText(f"Bearer {key or 'none'}"), **headers}
-    return {**dict.fromkeys(unwanted, openai.Omit()), **own}
+    return {**dict.fromkeys(openai_headers(), openai.Omit()), **own}
 
 
 class LiteLLMBatches:

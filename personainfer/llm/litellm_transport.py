@@ -20,6 +20,7 @@ from ..api_keys import (
     SecretText,
     can_be_sent,
     hide_secrets,
+    openai_headers,
     route_of,
     shown_address,
 )
@@ -115,7 +116,8 @@ class LiteLLMTransport(DialectTransport):
         headers = self.options.get("extra_headers")
         keys = (self.key, *_environment_texts(self.provider, "KEY|TOKEN|SECRET|PASSWORD"))
         addresses = (*self._addresses, *self._connections.proxies)
-        return Secrets((*keys, *self._carried), headers=headers, addresses=addresses)
+        texts = (*keys, *self._carried, *openai_headers().values())
+        return Secrets(texts, headers=headers, addresses=addresses)
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """A JSON schema, or a tool call where litellm knows the model to take that alone."""
@@ -166,8 +168,14 @@ class LiteLLMTransport(DialectTransport):
         import yarl
 
         headers = dict(request.headers)
+        if self.options["api_base"] is not None:  # whose they are not
+            for name in map(str.lower, openai_headers()):
+                headers.pop(name, None)
+                if name == "authorization" and self.key:
+                    headers[name] = SecretText(f"Bearer {self.key}")
         for name, text in (self.options.get("extra_headers") or {}).items():
-            if len(request.headers.get_list(name)) > 1:  # the user's takes the place of litellm's
+            is_told_twice = len(request.headers.get_list(name)) > 1
+            if is_told_twice or name.lower() not in headers:  # the user's takes the place of others
                 headers[name.lower()] = text
         if request.url.userinfo:  # it takes the place of the key
             headers.pop("authorization", None)
@@ -316,10 +324,20 @@ class LiteLLMTransport(DialectTransport):
         return _environment_address(self.provider, found, self._litellm.api_base)
 
     def check_address(self) -> None:
-        """Raise where litellm would call another address than that under which replies are stored.
+        """Raise where litellm would call something else than that under which replies are stored.
 
-        litellm looks it up at each call, and the key of a reply holds what was told when this was made.
+        Raises:
+            ModelError: another model by `litellm.model_alias_map`, or another address. litellm looks both up
+                at each call; the key of a reply has the address that was told when this was made.
         """
+        alias = (self._litellm.model_alias_map or {}).get(self.model)
+        if alias is not None:
+            error = ModelError(
+                f"litellm.model_alias_map has another model for {self.model!r}: nothing was sent.",
+                hint=f"Name {alias!r} itself.",
+            )
+            error.fatal = True
+            raise error
         if self.options["api_base"] is None and self._told_address() != " ".join(self._addresses):
             error = ModelError(
                 f"the environment, or litellm.api_base, names another address of {self.provider} than when"

@@ -372,6 +372,35 @@ def test_an_address_of_the_environment_is_part_of_what_a_reply_is_stored_under(
             assert pi.LLM("litellm/openai/x", api_key="k").ask(MESSAGES).text == text
 
 
+def test_an_alias_of_litellm_chooses_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    import litellm
+
+    with FakeLLM() as server:
+        model = pi.LLM("litellm/openai/x", api_base=server.api_base, api_key="k")
+        monkeypatch.setattr(litellm, "model_alias_map", {"openai/x": "openai/other"})
+        with pytest.raises(ModelError, match="model_alias_map has another model"):
+            model.ask(MESSAGES)
+    assert server.calls == 0
+
+
+def test_the_headers_that_the_environment_has_for_openai_go_to_no_other_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    custom = "Authorization: Bearer q7-of-openai\nX-Gateway: q7-header"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", custom)
+    monkeypatch.setenv("OPENAI_ORG_ID", "q7-organization")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "q7-project")
+    said = b'{"error": {"message": "odd: q7-header, q7-organization"}}'
+    with AnyServer(422, body=said) as server:
+        options: dict[str, Any] = {"api_key": "k-of-this", "extra_headers": {"X-Own": "mine"}}
+        model = pi.LLM("litellm/openai/x", api_base=server.address, cache=False, **options)
+        with pytest.raises(ModelError, match="odd") as caught:
+            model.ask(MESSAGES)
+    headers = server.asked[0].headers
+    assert (headers["authorization"], headers["x-own"]) == ("Bearer k-of-this", "mine")
+    assert "q7-" not in f"{headers}{caught.value}"
+
+
 @pytest.mark.parametrize("told_by", ["environment", "litellm"])
 def test_a_reply_is_stored_under_the_address_that_is_called(
     told_by: str, monkeypatch: pytest.MonkeyPatch
