@@ -43,6 +43,12 @@ LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 G
 _MOST_READ_AGAIN = 4 * LONGEST_LINE  # characters of a CSV file, where quotes stay open
 _LARGEST_JSON = 512 * 2**20  # bytes of a file that is read as a whole …
 _MOST_JSON_VALUES = 20_000_000  # … and its values: 200 in each of 100,000 rows
+_MOST_UNPACKED = 2**24  # bytes of a packed file; more, if …
+_MOST_PACKED = (
+    200  # … it is no more than so many times its size: texts that people wrote are packed less
+)
+_UNPACKED_AT_ONCE = 2**18  # bytes
+_MOST_COLUMNS = 100_000  # of a CSV file
 _MOST_NEIGHBOURS = 1_000  # files among which the one that was meant is looked for
 _HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -224,16 +230,41 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             raise _mismatch(
                 path, "gzip", _found(start) or "something else", "Rename it without .gz."
             )
-        with gzip.open(path) if packed else path.open("rb") as file:
-            if found := _found(file.read(4096)):
+        with io.BufferedReader(_Unpacked(path), 2**16) if packed else path.open("rb") as file:
+            if found := _found(file.peek(4096)[:4096]):
                 advice = "Save it as UTF-8." if "UTF" in found else "Give it the right extension."
                 raise _mismatch(path, "text", found, advice)
-            file.seek(0)
-            yield file  # type: ignore[misc]
+            yield file
     except (EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"{path} cannot be read to its end: {error}.", hint="Copy or write the file again."
         ) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed file as bytes; raises DataError where it holds much more than its size lets expect."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._count = path, 0
+        self._most = max(_MOST_UNPACKED, _MOST_PACKED * path.stat().st_size)
+        self._file = gzip.GzipFile(path)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(memoryview(buffer)[:_UNPACKED_AT_ONCE])
+        self._count += count
+        if self._count > self._most:
+            raise DataError(
+                f"{self._path} unpacks to more than {self._most:,} bytes.",
+                hint="No real data packs that well: check where the file comes from, or unpack it first.",
+            )
+        return count
 
 
 def _jsonl(path: Path) -> Iterator[object]:
@@ -383,6 +414,11 @@ class _CsvLines:
         People write files so. In a cell a quote is written twice: a single one after a blank begins a cell.
         """
         first = [self._text.readline(LONGEST_LINE) for _ in range(2)]
+        if (count := first[0].count(",")) > _MOST_COLUMNS:
+            raise DataError(
+                f"the header of {self._path} has {count:,} commas.",
+                hint="Is it the right file? Drop columns that are not needed.",
+            )
         self._next.extend(first)
         names = next(csv.reader(first[:1]), [])
         return any(name.startswith(" ") for name in names[1:]) or bool(_OPENS.search(first[1]))

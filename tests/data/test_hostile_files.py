@@ -45,6 +45,7 @@ def test_a_line_of_a_packed_file_that_is_too_long_is_an_error(
     llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "LONGEST_LINE", LIMIT)
+    monkeypatch.setattr(files, "_MOST_PACKED", 2000)
     path = tmp_path / "bomb.jsonl.gz"
     with gzip.open(path, "wb") as file:
         file.write(json.dumps(GOOD).encode() + b'\n{"prompt": "')
@@ -95,6 +96,33 @@ def test_other_packed_files_are_bounded_too(
     with pytest.raises(DataError, match=r"longer than|more than"):
         pi.infer_personas(tmp_path / name, "fake", api_base=llm.api_base)
     assert llm.calls == 0
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz", "rows.json.gz"])
+@pytest.mark.parametrize("filling", ["\n", "a"])
+def test_a_small_file_that_unpacks_to_hundreds_of_times_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, filling: str
+) -> None:
+    """Of empty lines alone, 300 MB cost minutes."""
+    monkeypatch.setattr(files, "_MOST_UNPACKED", 2**18)
+    start = "prompt,chosen,rejected\np,a,b\n" if "csv" in name else json.dumps(GOOD) + "\n"
+    for count in (2**17, 2**19):
+        (tmp_path / name).write_bytes(gzip.compress((start + filling * count).encode()))
+        with (
+            suppress(DataError)
+            if count < 2**18
+            else pytest.raises(DataError, match="unpacks to more")
+        ):
+            list(read_preferences(tmp_path / name))
+
+
+def test_a_csv_header_of_very_many_columns_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_MOST_COLUMNS", 1000)
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected" + "," * 1000 + "\np,a,b\n")
+    with pytest.raises(DataError, match=r"has 1,002 commas"):
+        list(read_preferences(tmp_path / "rows.csv"))
 
 
 @pytest.mark.parametrize("kind", [dict, list])
