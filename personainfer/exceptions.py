@@ -32,6 +32,7 @@ import json
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from functools import wraps
 from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
@@ -345,7 +346,9 @@ def _bare(error: PersonaInferError) -> PersonaInferError:
     return error
 
 
-def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def reads(
+    what: str, took: Callable[..., Any] | None = None
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorate a reader of what an endpoint sent, so that it raises errors of this library alone.
 
     An endpoint may send anything, and a reader cannot foresee all of it. An error of another kind would
@@ -354,6 +357,8 @@ def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
     Args:
         what: what is read, for the message: "the reply".
+        took: finds, by the arguments of the reader, what the call took (see `ModelError`). It is asked where
+            an error does not say so.
     """
 
     def decorated(reader: Callable[P, T]) -> Callable[P, T]:
@@ -365,6 +370,9 @@ def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
                 problem = _bare(error)
             except Exception as error:
                 problem = unreadable(what, error)
+            if took is not None and isinstance(problem, ModelError) and problem.took is None:
+                with suppress(Exception):  # then nothing is known
+                    problem.took = getattr(problem, "completion", None) or took(*args, **kwargs)
             del args, kwargs
             raise problem
 

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Any, Literal, Self
 
 from pydantic import Field, ValidationError
@@ -36,7 +37,7 @@ from ..data.table_reader import StoredTable
 from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.cache import ReplyCache, default_cache_dir
 from ..llm.client import LLM, OPTIONS, check_stored_costs
-from ..llm.rate_limits import most_tokens
+from ..llm.rate_limits import Price, most_tokens
 from ..local.atomic_files import as_path, atomic_folder, read_small_file, write_file
 from ..local.weights import check_stored_model
 from ..personas.prompts import PersonaPrompt, Protocol
@@ -74,6 +75,7 @@ class BatchPart(Record):
     error_file_id: str | None = None
     problem: str = ""
     ended_at: float = 0.0  # when its end was first seen, in seconds since 1970
+    order: str = Field(default_factory=lambda: token_hex(8))  # tells it from others in a budget
 
     @property
     def done(self) -> bool:
@@ -97,7 +99,8 @@ class BatchPart(Record):
         found = asdict(state)
         found["batch_id"] = self.batch_id or state.batch_id
         ended_at = self.ended_at or (time.time() if state.status in FINAL else 0.0)
-        return BatchPart(requests=self.requests, file_id=self.file_id, ended_at=ended_at, **found)
+        kept = {name: getattr(self, name) for name in ("requests", "file_id", "order")}
+        return BatchPart(**kept, **found, ended_at=ended_at)
 
 
 class PersonaBatch(Record):
@@ -272,6 +275,21 @@ class PersonaBatch(Record):
         """The file that is uploaded for a part."""
         return _file(self.path, "requests", number)
 
+    @property
+    def unsubmitted(self) -> list[int]:
+        """The numbers of the parts of which no batch is known, or whose batch the provider refused."""
+        parts = enumerate(self.parts)
+        return [number for number, part in parts if part.batch_id is None or part.refused]
+
+    def order(self, number: int) -> str:
+        """The name of a part in the budget that pays for it: the same when it is submitted again."""
+        return f"{self.path.resolve()} {number} {self.parts[number].order}"
+
+    def most_cost(self, number: int, price: Price, max_tokens: int) -> float:
+        """USD that the requests in the file of a part can cost at most, with so many tokens in each reply."""
+        with self.requests_file(number).open("rb") as file:
+            return sum(price.most(_prompt_tokens(line), max_tokens) for line in file)
+
     def unfetched(self, number: int) -> list[tuple[str, Path]]:
         """The provider's files of a part that are not downloaded yet: their ids, and where they belong."""
         part = self.parts[number]
@@ -325,7 +343,8 @@ class PersonaBatch(Record):
         """Reset a part to the state before it was sent, and delete its downloaded files."""
         for kind in ("output", "errors"):
             _file(self.path, kind, number).unlink(missing_ok=True)
-        return BatchPart(requests=self.parts[number].requests)
+        part = self.parts[number]
+        return BatchPart(requests=part.requests, order=part.order)
 
     def updated(self, number: int, part: BatchPart) -> PersonaBatch:
         """Replace the state of one part, and save the handle."""
@@ -342,7 +361,6 @@ class RequestFiles:
 
     def __init__(self, folder: Path, api: BatchAPI) -> None:
         self.counts: list[int] = []  # of the requests in each file
-        self.most_prompt_tokens = 0  # an upper bound for all written requests together
         self.keys: set[bytes] = set()  # of all requests, cached ones included
         self._digest = hashlib.sha256()
         self._folder = folder
@@ -364,7 +382,6 @@ class RequestFiles:
                 if wire.cached is not None:
                     self._cached.write(json.dumps([wire.key.hex(), wire.cached]).encode() + b"\n")
                 else:
-                    self.most_prompt_tokens += most_tokens(wire.body)
                     self._write(self._api.line(wire.key.hex(), wire.body))
 
     def close(self) -> None:
@@ -453,6 +470,15 @@ def _states(folder: Path) -> dict[Path, os.stat_result]:
 def as_folder(path: object) -> Path:
     """The folder that an argument names; raises as `as_path`."""
     return as_path(path, "folder")
+
+
+def _prompt_tokens(line: bytes) -> int:
+    """The most tokens of the prompt of a request in a file."""
+    try:
+        body = read_json(line)["body"]
+    except (ValueError, KeyError, TypeError):  # not as it was written
+        return most_tokens(line)
+    return most_tokens(json.dumps(body, ensure_ascii=False).encode())
 
 
 def add_to_digest(digest: Any, wired: Sequence[WireRequest]) -> None:

@@ -67,30 +67,37 @@ def read_line(line: bytes, secrets: Secrets) -> Answer | None:
     try:
         return _read_answer(key, said, secrets)
     except ModelError as error:
-        return Answer(key, getattr(error, "completion", None) or error.took, error)
+        return Answer(key, error.took, error)
 
 
-@reads("the line of the batch")
-def _read_answer(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Answer:
-    """The answer that a line holds.
-
-    Raises:
-        ModelError: it is no usable reply.
-    """
+def _response(said: Mapping[str, Any]) -> tuple[int | None, Any]:
+    """The status and the body in a line; None where it tells no status."""
     reply = said.get("response")
     reply = reply if isinstance(reply, dict) else {}
     status, body = reply.get("status_code"), reply.get("body", reply)
     if isinstance(body, str):
         with suppress(ValueError):
             body = read_json(body)
+    return None if status is None else int(float(status)), body  # some write "200" or 200.0
+
+
+def _took(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Completion | None:
+    status, body = _response(said)
+    return taken_by(json.dumps(body).encode(), 200 if status is None else status)
+
+
+@reads("the line of the batch", took=_took)
+def _read_answer(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Answer:
+    """The answer that a line holds.
+
+    Raises:
+        ModelError: it is no usable reply.
+    """
+    status, body = _response(said)
     if status is None and not (isinstance(body, dict) and "choices" in body):
         return Answer(key, error=_line_error(said.get("error"), secrets), called=False)
-    status = 200 if status is None else int(float(status))  # some write "200" or 200.0
-    if status // 100 != 2:
-        content = json.dumps(body).encode()
-        error = status_error(status, {}, error_text(content), secrets)
-        error.took = taken_by(content, status)
-        raise error
+    if status is not None and status // 100 != 2:
+        raise status_error(status, {}, error_text(json.dumps(body).encode()), secrets)
     return Answer(
         key,
         read_answer(

@@ -50,7 +50,7 @@ def bring_in(
         The counts, and the requests that have no reply.
     """
     tally = Tally(llm.batch_price, cached=batch.cached)
-    most = llm.transport.most_tokens(llm.options["max_tokens"])
+    most = llm.most_tokens()
     outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, tally, keys, most)
     before = (known for known in batch.cached_replies() if known[0] in keys)
     _write(before, llm.model, llm.cache)

@@ -22,7 +22,6 @@ from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
 from ..exceptions import (
     BatchPendingError,
-    BudgetExceededError,
     DataError,
     InvalidArgumentError,
     ModelError,
@@ -32,7 +31,7 @@ from ..exceptions import (
     TransportError,
 )
 from ..llm.client import LLM
-from ..llm.rate_limits import most_tokens
+from ..llm.rate_limits import Budget, most_tokens
 from ..local.atomic_files import atomic_writer, remove_abandoned
 from ..observability import progress_bar
 from ..personas.infer import PersonaStream, checked, prepare
@@ -67,8 +66,8 @@ def submit_batch(
     again that the provider refused as a whole (for a full queue, for example).
 
     Args:
-        data, options: as for `infer_personas`. `select` is given to `collect_batch` instead; `budget`
-            is compared with the most that the batch can cost, which an LLM then counts as spent;
+        data, options: as for `infer_personas`. `select` is given to `collect_batch` instead; `budget` is
+            compared with the most that what this call submits can cost, which an LLM then counts as spent;
             `prices` are those of single calls.
         model: a model of OpenAI or Azure; with `api_base`, of any server that has /files and /batches.
         path: a new folder. It will hold everything that `collect_batch` needs, in this process or
@@ -79,7 +78,7 @@ def submit_batch(
 
     Raises:
         ValueError, TypeError: a bad argument, or a model without batches; nothing was written or sent.
-        BudgetExceededError: the batch could cost more than `budget`; nothing was written or sent.
+        BudgetExceededError: it could cost more than what is left of `budget`; nothing was written or sent.
         ModelError: the provider refused a step; repeat the call to continue from there.
     """
     folder = as_folder(path)
@@ -89,7 +88,8 @@ def submit_batch(
     with closing(batch_api(llm.transport)) as api:
         if not PersonaBatch.handle(folder).exists():
             with new_folder(folder) as unfinished:
-                _fill(unfinished, source, plan, llm, api, options)
+                filled = _fill(unfinished, source, plan, llm, api, options)
+                _give_back(_charge(filled, llm), llm)  # of what costs too much, nothing is written
             batch = PersonaBatch.load(folder)
         else:
             batch = PersonaBatch.load(folder)
@@ -99,7 +99,7 @@ def submit_batch(
                     hint="Give the same to go on with it, or name another folder.",
                 )
         with batch.alone() as batch:
-            batch = _submitted(batch, api, llm.options["patience"])
+            batch = _submitted(batch, api, llm)
             return batch.model_copy(update={"submitted_here": True})
 
 
@@ -178,6 +178,9 @@ def collect_batch(
     batch = _awaited(batch, llm, wait, poll, timeout, progress)
     downloaded = set(batch.answer_files()).difference(before)
     outcome = bring_in(batch, llm, keys, downloaded, None if here else batch.own_cache(cache_dir))
+    usage = outcome.tally.usage
+    if llm.limits.budget is not None:
+        llm.limits.budget = Budget(llm.limits.budget.usd, usage.cost or 0.0)
     stream = PersonaStream(
         batch.source(),
         llm,
@@ -186,9 +189,6 @@ def collect_batch(
         select=select,
         run=None if ask_missing else run_without_calls(batch, llm, outcome),
     )
-    usage = outcome.tally.usage
-    if llm.limits.budget is not None:
-        llm.limits.budget.spent += usage.cost or 0.0
     table = stream.table(progress)
     table.usage = usage + table.usage.model_copy(update={"cached": 0})
     return table
@@ -220,7 +220,7 @@ def _fill(
     llm: LLM,
     api: BatchAPI,
     options: Mapping[str, Any],
-) -> None:
+) -> PersonaBatch:
     """Write the rows, the requests and the handle of a new batch."""
     on_error, exemplars = options.get("on_error", "keep"), options.get("exemplars", "default")
     rows: list[PersonaRow] = []
@@ -231,7 +231,6 @@ def _fill(
             rows.append(PersonaRow(number, row.preference, error=row.error, columns=row.columns))
             files.add(wired)
     written = sum(files.counts)
-    _charge_budget(llm, files.most_prompt_tokens, written)
     batch = PersonaBatch(
         path=folder,
         made_by=f"personainfer {version('personainfer')} with litellm {version('litellm')}",
@@ -251,6 +250,7 @@ def _fill(
     read = {"read": source.summary} if source.summary else {}
     PersonaTable(rows, original=source.original, settings=read).save(batch.rows_file)
     batch.save()
+    return batch
 
 
 def _kept_options(llm: LLM) -> dict[str, Any]:
@@ -261,48 +261,56 @@ def _kept_options(llm: LLM) -> dict[str, Any]:
     return options | {"cache_dir": str(Path(place).expanduser().resolve()) if place else None}
 
 
-def _charge_budget(llm: LLM, most_prompt_tokens: int, count: int) -> None:
-    """Charge the most that `count` requests can cost, as single calls are charged before they are sent.
+def _charge(batch: PersonaBatch, llm: LLM) -> set[str]:
+    """Charge the most that the parts to be submitted can cost, each once, whoever wrote their requests.
+
+    Returns:
+        The names of the orders, but for parts of which an earlier call may have made a batch.
 
     Raises:
         BudgetExceededError: it is more than what is left.
     """
     budget, price = llm.limits.budget, llm.batch_price
     if budget is None or price is None:
-        return
-    most = count * price.most(
-        most_prompt_tokens // max(count, 1) + 1,
-        llm.transport.most_tokens(llm.options["max_tokens"]),
-    )
-    left = budget.usd - budget.spent
-    if most > left:
-        raise BudgetExceededError(
-            f"not submitted: {count} requests may cost ${most:.6f}, and ${left:g} of the budget is left.",
-            hint="Raise budget=, lower max_tokens=, or submit fewer rows; see estimate_cost.",
-        )
-    budget.spent += most
+        return set()
+    max_tokens = llm.most_tokens()
+    numbers = batch.unsubmitted
+    count = sum(batch.parts[number].requests for number in numbers)
+    costs = {batch.order(n): batch.most_cost(n, price, max_tokens) for n in numbers}
+    budget.charge(f"{count} requests", costs)
+    parts = ((n, batch.parts[n]) for n in numbers)
+    return {batch.order(n) for n, part in parts if part.refused or part.file_id is None}
 
 
-def _submitted(batch: PersonaBatch, api: BatchAPI, patience: float) -> PersonaBatch:
+def _give_back(orders: set[str], llm: LLM) -> None:
+    if llm.limits.budget is not None:
+        llm.limits.budget.give_back(orders)
+
+
+def _submitted(batch: PersonaBatch, api: BatchAPI, llm: LLM) -> PersonaBatch:
     """Upload and create the parts that are not submitted yet; save the handle after each step."""
-    for number, part in enumerate(batch.parts):
-        if part.refused:
-            part = batch.afresh(number)
-        if part.batch_id is not None:
-            continue
-        resumed = part.file_id is not None
-        try:
-            if not resumed:
-                file_id = until_deadline(patience)(api.upload, batch.requests_file(number))
-                part = part.model_copy(update={"file_id": file_id, "status": "uploaded"})
-                batch = batch.updated(number, part)
-            state = _created(api, str(part.file_id), patience, resumed)
-        except ModelError as error:
-            raise type(error)(
-                f"part {number + 1} of {len(batch.parts)} was not submitted: {error.message}",
-                hint=f"{error.hint} Repeat the call to continue with {batch.path}.".strip(),
-            ) from None
-        batch = batch.updated(number, part.at(state))
+    patience, unsent = llm.options["patience"], _charge(batch, llm)
+    try:
+        for number in batch.unsubmitted:
+            part = batch.parts[number]
+            if part.refused:
+                part = batch.afresh(number)
+            resumed = part.file_id is not None
+            try:
+                if not resumed:
+                    file_id = until_deadline(patience)(api.upload, batch.requests_file(number))
+                    part = part.model_copy(update={"file_id": file_id, "status": "uploaded"})
+                    batch = batch.updated(number, part)
+                unsent.discard(batch.order(number))  # the answer may be lost, but not the order
+                state = _created(api, str(part.file_id), patience, resumed)
+            except ModelError as error:
+                raise type(error)(
+                    f"part {number + 1} of {len(batch.parts)} was not submitted: {error.message}",
+                    hint=f"{error.hint} Repeat the call to continue with {batch.path}.".strip(),
+                ) from None
+            batch = batch.updated(number, part.at(state))
+    finally:
+        _give_back(unsent, llm)
     return batch
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from ..exceptions import ModelError, ReplyError, RequestRejectedError
 from ..llm.client import LLM, make_llm
+from ..llm.rate_limits import Budget
 from ..llm.requests import Reply, Request
 from ..observability import progress_bar, with_progress_bar
 from ..records import FloatArray, Logprobs, Message, Persona, Prompt, Side, Usage
@@ -180,8 +181,9 @@ class Judge:
         total: int,
         *,
         progress: bool | None = False,
+        budget: Budget | None = None,
     ) -> list[Verdict]:
-        """One verdict a question, in order. Each order of it is one request.
+        """One verdict a question, in order. Each order of it is one request; `budget` is as for `LLM.run`.
 
         Raises:
             ModelError: only for what would fail every request (key, model, cache).
@@ -192,7 +194,7 @@ class Judge:
             first = next(turns, None)
             if first is None:
                 return []
-            answered = self._probe(prefix, first[0])
+            answered = self._probe(prefix, first[0], budget)
             turns = chain([first[len(answered) :]], turns)
         alternatives = _ALTERNATIVES if self._soft else 0
         asked = (
@@ -200,7 +202,7 @@ class Judge:
             for question in turns
         )
         found = []
-        for replies in self.replies(asked, total, progress=progress):
+        for replies in self.replies(asked, total, progress=progress, budget=budget):
             one, other = [*answered, *replies]
             answered = []
             found.append(
@@ -209,10 +211,15 @@ class Judge:
         return found
 
     def replies(
-        self, groups: Iterable[Sequence[Request]], total: int, *, progress: bool | None = False
+        self,
+        groups: Iterable[Sequence[Request]],
+        total: int,
+        *,
+        progress: bool | None = False,
+        budget: Budget | None = None,
     ) -> Iterator[list[Reply]]:
         """The replies to each group of requests, in order."""
-        run = self.llm.run((None, group) for group in groups)
+        run = self.llm.run(((None, group) for group in groups), budget=budget)
         try:
             for _, replies in with_progress_bar(run, progress, total=total):
                 yield replies
@@ -225,10 +232,12 @@ class Judge:
         require_a_reply(self.llm.model, problems)
         self.answered = self.answered or bool(problems)
 
-    def _probe(self, prefix: tuple[Message, ...], turn: Message) -> list[Reply]:
+    def _probe(
+        self, prefix: tuple[Message, ...], turn: Message, budget: Budget | None
+    ) -> list[Reply]:
         """Ask with log-probabilities: the reply, or nothing if the endpoint refuses such requests."""
         request = Request((turn,), Choice, prefix, logprobs=_ALTERNATIVES)
-        [[reply]] = self.replies([[request]], 1)
+        [[reply]] = self.replies([[request]], 1, budget=budget)
         refused = isinstance(reply.error, RequestRejectedError)
         self._asked, self._soft = True, not (refused and "logprob" in str(reply.error).lower())
         return [reply] if self._soft else []

@@ -10,6 +10,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from typing import Annotated, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
@@ -249,7 +250,7 @@ class Verifier:
         self._judge = Judge(judge, options, soft=soft)
         self.model = self._judge.llm.model
         self._shares_budgets = not isinstance(judge, LLM) and options.get("budget") is None
-        self._shares: list[tuple[Budget | None]] = []  # of the runs for which it chooses now
+        self._payer: LLM | None = None  # whose budget pays for the calls
 
     @shown_when_made
     def __repr__(self) -> str:
@@ -260,11 +261,10 @@ class Verifier:
         """What the judge was asked so far, and what it cost."""
         return self._judge.usage
 
-    def share_budget(self, llm: LLM) -> Callable[[], None]:
-        """Count the judge's calls in the budget of the model for which it chooses.
+    def share_budget(self, llm: LLM) -> Verifier:
+        """This one for a run of a model for which it chooses: the judge's calls count in that model's budget.
 
-        Returns:
-            What ends this, to be called when the run is over.
+        Runs at the same time have one each. They ask the same judge, and `usage` has what all of them asked.
 
         Raises:
             InvalidArgumentError: there is a budget, and the price of the judge is not known.
@@ -272,26 +272,26 @@ class Verifier:
         """
         judge = self._judge.llm
         judge.transport.check_key()
-        if not self._shares_budgets:
-            return lambda: None
-        for one in (llm, judge):
-            one.renew_after_fork()
         budget = llm.limits.budget
-        if budget is not None and judge.price is None:
+        if not self._shares_budgets or budget is None:
+            return self
+        if judge.price is None:
             raise InvalidArgumentError(
                 f"budget={budget.usd:g}, but the price of the judge {self.model!r} is not known.",
                 hint="Give its price: select=Verifier(…, prices=(prompt, completion)).",
                 argument="budget",
             )
-        share = (budget,)
-        self._shares.append(share)
-        judge.limits.budget = budget
+        of_the_run = copy(self)
+        of_the_run._payer = llm
+        return of_the_run
 
-        def end() -> None:
-            self._shares = [one for one in self._shares if one is not share]
-            (judge.limits.budget,) = self._shares[-1] if self._shares else (None,)
-
-        return end
+    @property
+    def _budget(self) -> Budget | None:
+        """What pays for the calls, if another model does: read for each, as a fork makes its own."""
+        if self._payer is None:
+            return None
+        self._payer.renew_after_fork()
+        return self._payer.limits.budget
 
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
@@ -320,7 +320,7 @@ class Verifier:
         pairs = zip(personas, preferences, strict=True)
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
         prefix = instructions("judge_choice.txt")
-        verdicts = list(self._judge.verdicts(prefix, questions, len(personas)))
+        verdicts = list(self._judge.verdicts(prefix, questions, len(personas), budget=self._budget))
         if not self._judge.answered:
             self._judge.require_a_reply([o.problem for verdict in verdicts for o in verdict.orders])
         failed = [verdict.problem for verdict in verdicts if verdict.problem is not None]

@@ -38,7 +38,7 @@ from ..records import Message, Usage
 from .cache import ReplyCache, default_cache_dir
 from .litellm_transport import LiteLLMTransport
 from .llamacpp import EmbeddedTransport
-from .rate_limits import Budget, Limits, Price, Tally, find_batch_price, find_price
+from .rate_limits import Budget, Limits, Price, ReplySize, Tally, find_batch_price, find_price
 from .requests import Form, InFlight, Job, Reply, Request, Run
 from .transports import EndpointTransport, Transport
 from .workers import CallSettings, Workers
@@ -229,10 +229,14 @@ class LLM:
         if chosen["reasoning_effort"] is not None:
             self._sampling["reasoning_effort"] = chosen["reasoning_effort"]
         self.max_concurrency: int = chosen["max_concurrency"] or 64
+        size = ReplySize.of(chosen["extra_body"] or {})
+        if chosen["budget"] is not None and not size.is_told:
+            self.transport.send_one_first()
         self._call_settings = CallSettings(
             timeout=chosen["timeout"] or (600.0 if local else 60.0),
             max_attempts=chosen["max_attempts"],
             max_tokens=chosen["max_tokens"],
+            size=size,
             max_concurrency=self.max_concurrency,
             model=self.model,
         )
@@ -333,15 +337,26 @@ class LLM:
         checked = [(None, [_request(number, one)]) for number, one in enumerate(requests)]
         return [replies[0] for _, replies in self.run(checked)]
 
-    def run(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Run[T]:
-        """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory."""
+    def run(
+        self, items: Iterable[tuple[T, Sequence[Request]]], *, budget: Budget | None = None
+    ) -> Run[T]:
+        """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory.
+
+        `budget` pays for the calls; None: that of this model.
+        """
         self.renew_after_fork()
-        self.limits.gate.reset()
+        self.limits.gate.reset(beside_others=self._in_flight.has_runs)
         tally = Tally(self.price)
         return Run(
             self.jobs(items),
             Workers(
-                self.transport, self.limits, self.cache, self._call_settings, tally, self._in_flight
+                self.transport,
+                self.limits,
+                budget or self.limits.budget,
+                self.cache,
+                self._call_settings,
+                tally,
+                self._in_flight,
             ),
             cache=self.cache,
             tally=tally,
@@ -350,13 +365,28 @@ class LLM:
             ended=self.add_usage,
         )
 
+    def most_tokens(self) -> int:
+        """The most tokens of the reply to a request, as far as its options tell."""
+        settings = self._call_settings
+        return settings.size.most(self.transport.most_tokens(settings.max_tokens))
+
+    def __copy__(self) -> LLM:
+        self.renew_after_fork()
+        made = LLM.__new__(type(self))
+        made.__setstate__(self.__getstate__())
+        made.limits = self.limits  # the budget above all
+        return made
+
+    def __deepcopy__(self, memo: object) -> LLM:
+        return self.__copy__()
+
     def renew_after_fork(self) -> None:
         """Make it anew in a fork, which has none of its parent's connections and locks."""
         if self._pid != os.getpid():
-            spent = self.limits.budget.spent if self.limits.budget is not None else 0.0
+            budget = self.limits.budget
             self.__setstate__(self.__getstate__())
-            if self.limits.budget is not None:
-                self.limits.budget.spent = spent
+            if budget is not None:
+                self.limits.budget = Budget(budget.usd, budget.taken)
 
     def jobs(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Iterator[tuple[T, list[Job]]]:
         """Each item with its requests as this model is sent them."""

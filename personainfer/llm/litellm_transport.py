@@ -45,6 +45,7 @@ from .openai_protocol import (
     message_texts,
     read_answer,
     response_format,
+    taken,
     tool_call,
     wire_schema,
 )
@@ -184,7 +185,10 @@ class LiteLLMTransport(DialectTransport):
             request.method, address, headers, request.content, name=self._place
         )
 
-    @reads("the reply")
+    @reads(
+        "the reply",
+        took=lambda self, body, timeout, exchange, reply, failure: self._told(exchange, reply),
+    )
     def _read_exchange(
         self,
         body: bytes,
@@ -216,9 +220,16 @@ class LiteLLMTransport(DialectTransport):
                 self._place, timeout, failure, exchange, self.secrets, asked
             ) or unreadable("the reply", failure)
             failure = found
-        if answer is not None and isinstance(failure, ModelError):
-            failure.took = taken_by(exchange.content, answer.status_code)
         raise failure
+
+    @staticmethod
+    def _told(exchange: Exchange, reply: Any) -> Completion | None:
+        """What a call took by what came over HTTP, or by what litellm made of it."""
+        if exchange.answer is not None:
+            found = taken_by(exchange.content, exchange.answer.status_code)
+            if reply is None or (found is not None and found.counted):
+                return found
+        return None if reply is None else taken(reply.model_dump(warnings=False))
 
     def _asked_models(self, fields: Json) -> _InstructorModels | None:
         """The schema that a request asks for, taken out of it: instructor puts it in again."""

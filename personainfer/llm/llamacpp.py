@@ -77,7 +77,9 @@ class EmbeddedTransport(EndpointTransport):
         super().open()
         local_model(self._weights).reset()
 
-    async def complete(self, body: bytes, timeout: float, asked: Asked) -> Completion:
+    async def complete(
+        self, body: bytes, timeout: float, asked: Asked, is_sent: Callable[[], None]
+    ) -> Completion:
         """Start the server if necessary, and send the request to the slot that has read most of it.
 
         Raises:
@@ -89,7 +91,7 @@ class EmbeddedTransport(EndpointTransport):
             check_chat_template(server)
             self._base, self.key = Address(server.api_base), server.api_key
             self._socket = server.process.socket
-            return await self._complete_on(server, body, timeout, asked, alone=alone)
+            return await self._complete_on(server, body, timeout, asked, is_sent, alone=alone)
 
         return await local_model(self._weights).ask(send, chat=body)
 
@@ -107,7 +109,14 @@ class EmbeddedTransport(EndpointTransport):
         return error
 
     async def _complete_on(
-        self, server: Server, body: bytes, timeout: float, asked: Asked, *, alone: bool
+        self,
+        server: Server,
+        body: bytes,
+        timeout: float,
+        asked: Asked,
+        is_sent: Callable[[], None],
+        *,
+        alone: bool,
     ) -> Completion:
         _, _, text = body.partition(b'"messages": [')
         start, _, _ = text.rpartition(b'{"role": "user"')
@@ -118,7 +127,7 @@ class EmbeddedTransport(EndpointTransport):
                 await self._act_on_slot(slot.number, "restore", name)
             answer: Completion | ReplyError
             try:
-                answer = await self._complete_in(slot.number, body, timeout, asked)
+                answer = await self._complete_in(slot.number, body, timeout, asked, is_sent)
             except ReplyError as error:  # the prompt is read all the same
                 answer = error
             if slots.is_awaited(start):
@@ -130,10 +139,10 @@ class EmbeddedTransport(EndpointTransport):
         return answer
 
     async def _complete_in(
-        self, slot: int, body: bytes, timeout: float, asked: Asked
+        self, slot: int, body: bytes, timeout: float, asked: Asked, is_sent: Callable[[], None]
     ) -> Completion:
         fields = json.loads(body) | {"id_slot": slot}
-        return await super().complete(json.dumps(fields).encode(), timeout, asked)
+        return await super().complete(json.dumps(fields).encode(), timeout, asked, is_sent)
 
     async def _act_on_slot(self, slot: int, action: str, name: str) -> bool:
         """Save or restore a slot's KV cache. Returns whether it worked: else the prompt is read again."""

@@ -141,9 +141,7 @@ def read_answer(
     """
     reply = reply if "choices" in reply else _unwrapped(reply)
     if (found := embedded_status(reply)) is not None:
-        error = refusal(*found)
-        error.took = taken(reply)
-        raise error
+        raise refusal(*found)
     return read_completion(reply, secrets)
 
 
@@ -196,11 +194,12 @@ _SHORTEST_CUT = 1000  # tokens: smaller counts may leave out what the endpoint h
 
 
 def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | None:
-    """What a call took whose reply holds an error; None if nothing in the reply says that a model ran.
+    """What a call took whose reply cannot be used; None if nothing in the reply says that a model ran.
 
     Usage in another protocol's names says so. So does an object that is no completion and no error, unless
     its status says that the call was `refused`.
     """
+    reply = reply if "choices" in reply else _unwrapped(reply)
     error = reply.get("error")
     usage = reply.get("usage") or (error.get("usage") if isinstance(error, dict) else None)
     try:

@@ -10,9 +10,10 @@ import asyncio
 import importlib.util
 import json
 import re
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -140,8 +141,20 @@ class Tally:
         )
 
 
+@dataclass(slots=True, eq=False)
+class Place:
+    """Units of a request in a window, and when it was sent; None: it was not yet."""
+
+    units: float
+    sent: float | None = None
+    held: bool = True  # whether the units count
+
+
 class Window:
-    """At most `limit` units in any `seconds`. This is exact; a token bucket can let through twice as much."""
+    """At most `limit` units in any `seconds`. This is exact; a token bucket can let through twice as much.
+
+    Units count from `take` on, and so many seconds longer than the request is sent: it may wait in between.
+    """
 
     def __init__(
         self,
@@ -153,45 +166,65 @@ class Window:
         self.limit = limit
         self._seconds = seconds
         self._clock = clock
-        self._entries: deque[list[float]] = deque()  # [time, units], oldest first
-        self._total = 0.0
+        self._sent: deque[Place] = deque()  # oldest first
+        self._held = 0  # places, of requests that are not sent too
+        self._total = 0.0  # their units
         self._turn = asyncio.Lock()  # first come, first served
-        self._corrected = asyncio.Event()
+        self._changed = asyncio.Event()
 
-    async def take(self, units: float) -> list[float]:
-        """Wait until `units` fit; returns the entry, for `correct`.
+    async def take(self, units: float) -> Place:
+        """Wait until `units` fit; returns the place, to be marked as `sent` or given back by `leave`.
 
         More units than the limit go alone, and take as many windows as they would fill.
         """
         async with self._turn:
             self._forget()
-            while self._entries and self._total + units > self.limit:
-                self._corrected.clear()
-                pause = self._leaves(self._entries[0]) - self._clock()
-                with suppress(TimeoutError):  # there may be room before the oldest entry leaves
-                    await asyncio.wait_for(self._corrected.wait(), pause)
+            while self._held and self._total + units > self.limit:
+                self._changed.clear()
+                pause = self._leaves(self._sent[0]) - self._clock() if self._sent else None
+                with suppress(TimeoutError):  # there may be room before the oldest one leaves
+                    await asyncio.wait_for(self._changed.wait(), pause)
                 self._forget()
-            entry = [self._clock(), units]
-            self._entries.append(entry)
+            self._held += 1
             self._total += units
-            return entry
+            return Place(units)
 
-    def correct(self, entry: list[float], units: float) -> None:
-        """Replace the estimated units of an entry by the units that were used."""
-        if self._entries and entry[0] >= self._entries[0][0]:
-            self._total += units - entry[1]
-            self._corrected.set()
-        entry[1] = units
+    def sent(self, place: Place) -> None:
+        """The request is sent now."""
+        if place.sent is None:
+            place.sent = self._clock()
+            self._sent.append(place)
+            self._changed.set()
+
+    def leave(self, place: Place) -> None:
+        """Give the place back if the request was not sent."""
+        if place.sent is None and place.held:
+            self._drop(place)
+            self._changed.set()
+
+    def correct(self, place: Place, units: float) -> None:
+        """Replace the estimated units by those that were used."""
+        if place.held:
+            self._total += units - place.units
+            self._changed.set()
+        place.units = units
 
     def _forget(self) -> None:
         """Drop what has left the window."""
-        while self._entries and self._leaves(self._entries[0]) <= self._clock():
-            self._total -= self._entries.popleft()[1]
+        while self._sent and self._leaves(self._sent[0]) <= self._clock():
+            self._drop(self._sent.popleft())
 
-    def _leaves(self, entry: list[float]) -> float:
-        """When an entry leaves the window. A limit may be below 1: a worker's share of a few requests."""
-        at, units = entry
-        return at + self._seconds * max(1.0, units / self.limit)
+    def _drop(self, place: Place) -> None:
+        place.held = False
+        self._held -= 1
+        self._total -= place.units
+        if not self._held:
+            self._total = 0.0  # of many additions, a rest may be left
+
+    def _leaves(self, place: Place) -> float:
+        """When a place leaves the window. A limit may be below 1: a worker's share of a few requests."""
+        assert place.sent is not None
+        return place.sent + self._seconds * max(1.0, place.units / self.limit)
 
 
 class Gate:
@@ -256,17 +289,19 @@ class Gate:
         self._active -= 1
         self._wake_one()
 
-    def reset(self, *, at_once: bool = False) -> None:
+    def reset(self, *, at_once: bool = False, beside_others: bool = False) -> None:
         """Try again an endpoint that was given up: a new run may find it recovered.
 
         `at_once` ends the pause of one that was not. Its refusals count on: else requests that ask whether it
-        takes others would keep it from ever being given up.
+        takes others would keep it from ever being given up. So would runs that begin `beside_others`.
         """
+        begins_anew = not (at_once or (beside_others and self._given_up is None))
         if at_once or self._given_up is not None:
             self._opens_at = 0.0
         self._given_up = None
-        self._loading_since = None
-        if not at_once:
+        if at_once or begins_anew:
+            self._loading_since = None
+        if begins_anew:
             self._refusals = 0
 
     def accepted(self) -> None:
@@ -431,14 +466,32 @@ _EXAMPLES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\d+")  # what differs in ref
 class Budget:
     """Stops before the call that would exceed `usd`; calls in flight count with the most they can cost.
 
-    Several models may share one.
+    Several models may share one. `reserve` and `settle` are for the background loop, the others for any
+    thread.
+
+    Args:
+        usd: the most that may be spent.
+        spent: what is spent already.
     """
 
-    def __init__(self, usd: float) -> None:
+    def __init__(self, usd: float, spent: float = 0.0) -> None:
         self.usd = usd
-        self.spent = 0.0
+        self._spent = spent
         self._reserved = 0.0
+        self._in_flight = 0
+        self._orders: dict[str, float] = {}
+        self._lock = threading.Lock()
         self._settled = asyncio.Event()
+
+    @property
+    def spent(self) -> float:
+        """USD, without what calls in flight may cost."""
+        return self._spent + sum(self._orders.values())
+
+    @property
+    def taken(self) -> float:
+        """USD that nobody else can have: spent, or reserved for calls in flight."""
+        return self.spent + self._reserved
 
     async def reserve(self, cost: float) -> float:
         """Reserve the most that a call can cost; wait for calls in flight if the budget is too low now.
@@ -446,25 +499,60 @@ class Budget:
         Raises:
             BudgetExceededError: the call could exceed the budget even when no other is in flight.
         """
-        while self.spent + self._reserved + cost > self.usd:
-            if not self._reserved:
-                raise BudgetExceededError(
-                    f"not sent: ${self.spent:.6f} of the budget of ${self.usd:g} is spent and this"
-                    f" call may cost ${cost:.6f}.",
-                    hint="Call again with a larger budget=; what is paid for comes from the cache.",
-                )
+        while not self._reserves(cost):
             self._settled.clear()
             await self._settled.wait()
-        self._reserved += cost
         return cost
+
+    def _reserves(self, cost: float) -> bool:
+        with self._lock:
+            if self.taken + cost <= self.usd:
+                self._reserved += cost
+                self._in_flight += 1
+                return True
+            if self._in_flight:
+                return False
+            raise BudgetExceededError(
+                f"not sent: ${self.spent:.6f} of the budget of ${self.usd:g} is spent and this"
+                f" call may cost ${cost:.6f}.",
+                hint="Call again with a larger budget=; what is paid for comes from the cache.",
+            )
 
     def settle(self, reserved: float, spent: float) -> None:
         """Replace a reservation by the cost of the call."""
-        self._reserved = max(0.0, self._reserved - reserved)
-        if self._reserved < 1e-12:
-            self._reserved = 0.0
-        self.spent += spent
+        with self._lock:
+            self._in_flight -= 1
+            # Of many additions, a rest may be left when nothing is in flight.
+            self._reserved = self._reserved - reserved if self._in_flight else 0.0
+            self._spent += spent
         self._settled.set()
+
+    def charge(self, what: str, orders: Mapping[str, float]) -> None:
+        """Count orders, such as parts of a batch, with the most that they can cost: all of them, or none.
+
+        Args:
+            what: is ordered, for the error.
+            orders: the cost of each by its name. One that is charged already counts no second time.
+
+        Raises:
+            BudgetExceededError: it is more than what is left beside the calls in flight.
+        """
+        with self._lock:
+            new = {name: cost for name, cost in orders.items() if name not in self._orders}
+            most, left = sum(new.values()), self.usd - self.taken
+            if most > left:
+                beside = " beside the calls in flight" if self._in_flight else ""
+                raise BudgetExceededError(
+                    f"not submitted: {what} may cost ${most:.6f}, and ${max(left, 0.0):g} of the budget is"
+                    f" left{beside}.",
+                    hint="Raise budget=, lower max_tokens=, or submit fewer rows; see estimate_cost.",
+                )
+            self._orders = self._orders | new  # another one: `spent` may be read meanwhile
+
+    def give_back(self, orders: Iterable[str]) -> None:
+        """Count orders no more that were not placed, or came to nothing."""
+        with self._lock:
+            self._orders = {name: self._orders[name] for name in self._orders.keys() - {*orders}}
 
 
 def most_tokens(body: bytes) -> int:
@@ -503,6 +591,8 @@ class Limits:
         self.requests = Window(rpm) if rpm else None
         self.tokens = Window(tpm) if tpm else None
         self.budget = budget
+        self.has_run = False  # whether a model has run for this caller: something was told, or said
+        self.beyond = 0  # tokens that a reply took beyond the most that it might take
 
 
 _LIST = "model_prices_and_context_window_backup.json"
@@ -526,6 +616,46 @@ _FREE_FIELDS = frozenset(
     " priority reasoning_split preserve_thinking".split()
 )
 _PLAIN_TIERS = (None, "auto", "default", "on_demand", "standard", "standard_only")
+
+
+class ReplySize(NamedTuple):
+    """What fields of requests say of the tokens that a reply may take beside those of `max_tokens`.
+
+    Attributes:
+        more: tokens, such as those of thinking; not every provider counts them in the limit.
+        times: how many replies one call has.
+        is_told: whether that is all: no field asks for thinking.
+    """
+
+    more: int = 0
+    times: int = 1
+    is_told: bool = True
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> ReplySize:
+        """By the names of the fields, and of those within them."""
+        size = cls()
+        for name, value in fields.items():
+            if isinstance(value, Mapping):
+                inner = cls.of(value)
+                size = cls(
+                    size.more + inner.more, size.times * inner.times, size.is_told and inner.is_told
+                )
+            number = value if type(value) is int and value > 0 else 0
+            size = cls(
+                size.more + number * bool(_LENGTHS.search(name)),
+                size.times * max(1, number * (name in ("n", "best_of"))),
+                size.is_told and not (_THINKING.search(name) and value not in (0, None)),
+            )
+        return size
+
+    def most(self, asked: int) -> int:
+        """The most tokens of all replies of a call, where `asked` are the most of one without more."""
+        return self.times * (asked + self.more)
+
+
+_LENGTHS = re.compile("budget|max_.*tokens|min_tokens|num_predict")
+_THINKING = re.compile("think|reason|budget|max_.*tokens|num_predict|effort")
 
 
 def find_price(
@@ -590,7 +720,9 @@ def _from_list(model: str, ending: str) -> Price | None:
         return None if found is None else float(found)
 
     prompt, completion = usd("input_cost_per_token"), usd("output_cost_per_token")
-    if prompt is None or completion is None:
+    if (
+        prompt is None or completion is None or "deep-research" in model
+    ):  # of searches without number
         return None
     reasoning = max(0.0, (usd("output_cost_per_reasoning_token") or 0.0) - completion)
     longer = []
@@ -598,16 +730,17 @@ def _from_list(model: str, ending: str) -> Price | None:
         above = f"_above_{thousands}k_tokens"
         asked, said = usd(f"input_cost_per_token{above}"), usd(f"output_cost_per_token{above}")
         longer.append((1000 * thousands, asked or prompt, said or completion))
-    return Price(prompt, completion, reasoning, _price_of_a_call(entry), tuple(longer))
+    return Price(prompt, completion, reasoning, _price_of_a_call(model, entry), tuple(longer))
 
 
+_SEARCHES = re.compile("search-preview|search-api")
 _LONGER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 
 
-def _price_of_a_call(entry: Mapping[str, Any]) -> float:
-    """USD a call beside its tokens; Perplexity's models search the web for each."""
+def _price_of_a_call(model: str, entry: Mapping[str, Any]) -> float:
+    """USD a call beside its tokens; Perplexity's models, and some others, search the web for each."""
     call = float(entry.get("input_cost_per_request") or 0.0)
-    if entry.get("litellm_provider") == "perplexity":
+    if entry.get("litellm_provider") == "perplexity" or _SEARCHES.search(model):
         call += max((entry.get("search_context_cost_per_query") or {"none": 0.0}).values())
     return call
 

@@ -11,7 +11,6 @@ import ast
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, RootModel, ValidationError
@@ -74,8 +73,12 @@ def taken_by(content: bytes, status: int) -> Completion | None:
     A model ran for what came with the status of a success, unless it says that it is an error.
     """
     reply: Json = {}
-    with suppress(ModelError):
+    try:
         reply = decode(content)
+    except ModelError as error:
+        if error.took is not None:
+            found: Completion = error.took
+            return found
     return taken(reply, refused=status // 100 != 2)
 
 
@@ -88,23 +91,26 @@ def _joined_stream(content: bytes) -> Json:
     whole: Json = {}
     finish: Any = None
     ended = False
-    for chunk in _events(content):
-        if chunk is None:
-            ended = True
-            continue
-        whole |= {key: chunk[key] for key in ("model", "usage", "error") if chunk.get(key)}
-        try:
+    try:
+        for chunk in _events(content):
+            if chunk is None:
+                ended = True
+                continue
+            whole |= {key: chunk[key] for key in ("model", "usage", "error") if chunk.get(key)}
             for choice in (chunk.get("choices") or ())[:1]:
                 finish = choice.get("finish_reason") or finish
                 _add_delta(texts, choice.get("delta") or choice.get("message") or {})
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
-            raise ReplyError(
-                "the reply is an event stream, but not of a chat completion."
-            ) from None
-    if not (ended or finish or "error" in whole):
-        broken = TransportError("the endpoint sent an event stream that broke off.")
-        broken.unanswered = True
-        raise broken
+        if not (ended or finish or "error" in whole):
+            broken = TransportError("the endpoint sent an event stream that broke off.")
+            broken.unanswered = True
+            raise broken
+    except ModelError as error:
+        error.took = taken(whole)
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        strange = ReplyError("the reply is an event stream, but not of a chat completion.")
+        strange.took = taken(whole)
+        raise strange from None
     message: Json = {name: "".join(parts) or None for name, parts in texts.items()}
     if arguments := message.pop("arguments"):
         message["tool_calls"] = [{"function": {"arguments": arguments}}]

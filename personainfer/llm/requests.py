@@ -165,6 +165,11 @@ class InFlight:
             for one in runs:
                 one.met_another = True
 
+    @property
+    def has_runs(self) -> bool:
+        """Whether a run is open."""
+        return bool(self._runs)
+
     def close(self, run: SharingRun) -> None:
         """Remove a run."""
         with self._lock:

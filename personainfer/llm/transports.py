@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Protocol, TypeVar
@@ -69,11 +69,13 @@ class Transport(Protocol):
     def most_tokens(self, asked: int) -> int:
         """The most tokens that a reply may take where `asked` are wanted for the answer."""
 
-    async def complete(self, body: bytes, timeout: float, asked: Asked) -> Completion:
+    async def complete(
+        self, body: bytes, timeout: float, asked: Asked, is_sent: Callable[[], None]
+    ) -> Completion:
         """Send one request and wait for its reply, or raise a ModelError.
 
-        An error with `rewritten` says that the same request would now be sent in another form, which may be
-        noted in `asked`.
+        `is_sent` is called when it is sent. An error with `rewritten` says that the same request would now
+        be sent in another form, which may be noted in `asked`.
         """
 
     def was_read(self, completion: Completion, *, fits: bool) -> None:
@@ -81,6 +83,9 @@ class Transport(Protocol):
 
     def check_key(self) -> None:
         """Raise AuthenticationError if it is known before the first call that a key is missing."""
+
+    def send_one_first(self) -> None:
+        """Let one request go first, and the others wait for its outcome."""
 
     def open(self) -> None:
         """A run begins to use it."""
@@ -120,6 +125,10 @@ class DialectTransport:
     def check_key(self) -> None:
         """Raise AuthenticationError if it is known before the first call that a key is missing."""
 
+    def send_one_first(self) -> None:
+        """Let one request go first, and the others wait for its outcome."""
+        self.dialect.proven = False
+
     def open(self) -> None:
         """A run begins to use it."""
         self.dialect = self.dialect.for_a_new_run()
@@ -135,10 +144,22 @@ class DialectTransport:
         """`asked`, or more for a model that reasons first: its reasoning counts as output."""
         return self.dialect.most_tokens(asked)
 
-    async def complete(self, body: bytes, timeout: float, asked: Asked) -> Completion:
+    async def complete(
+        self, body: bytes, timeout: float, asked: Asked, is_sent: Callable[[], None]
+    ) -> Completion:
         """Send the request once, in the dialect of the endpoint, which is learned from its refusals."""
         dialect = self.dialect
         is_first = not dialect.proven and await dialect.wait_for_turn()
+        try:
+            is_sent()
+            return await self._complete(dialect, body, timeout, asked)
+        finally:
+            if is_first:
+                dialect.end_turn()
+
+    async def _complete(
+        self, dialect: Dialect, body: bytes, timeout: float, asked: Asked
+    ) -> Completion:
         own = dialect.of(asked)
         version = own.version
         try:
@@ -152,9 +173,6 @@ class DialectTransport:
             if error.cut_off and error.reasoned:
                 error.rewritten = dialect.thinks(version)
             raise
-        finally:
-            if is_first:
-                dialect.end_turn()
         dialect.accepted(version, body, asked)
         return completion if dialect.fits else replace(completion, dialect=version)
 
@@ -175,15 +193,13 @@ class DialectTransport:
         finally:
             self._deadlines.stop(task)
 
-    @reads("the reply")
+    @reads("the reply", took=lambda self, body, status, headers, content: taken_by(content, status))
     def _read_completion(
         self, body: bytes, status: int, headers: Mapping[str, str], content: bytes
     ) -> Completion:
         """The completion in an answer of OpenAI's protocol to a request."""
         if status // 100 != 2:  # some gateways answer a POST with 201
-            error = self._refusal(body, status, headers, error_text(content))
-            error.took = taken_by(content, status)
-            raise error
+            raise self._refusal(body, status, headers, error_text(content))
         if content[:50].lstrip().startswith(b"<"):
             raise ReplyError(
                 "the reply is not JSON, but a web page.",

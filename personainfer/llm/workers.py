@@ -16,7 +16,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -34,7 +35,17 @@ from ..exceptions import (
 from ..observability import log
 from ..records import Completion, Message
 from .cache import ReplyCache
-from .rate_limits import Limits, RefusalWatch, Tally, cost_is_unknown, most_tokens
+from .rate_limits import (
+    Budget,
+    Limits,
+    Place,
+    RefusalWatch,
+    ReplySize,
+    Tally,
+    Window,
+    cost_is_unknown,
+    most_tokens,
+)
 from .replies import reask
 from .requests import (
     InFlight,
@@ -69,8 +80,26 @@ class CallSettings:
     timeout: float
     max_attempts: int
     max_tokens: int
+    size: ReplySize
     max_concurrency: int
     model: str  # as the user named it: the tag of its replies in the cache
+
+
+@dataclass(slots=True)
+class _OnItsWay:
+    """A request, and what is held for it: the most tokens of its reply, of those that were asked for."""
+
+    body: bytes
+    asked: int
+    most: int
+    reserved: float | None = None  # of the budget
+    places: list[tuple[Window, Place]] = field(default_factory=list)
+    sent: bool = False
+
+    @property
+    def estimate(self) -> int:
+        """Tokens: four bytes each, and half of the reply that is allowed. The reply corrects it."""
+        return len(self.body) // 4 + 1 + self.most // 2
 
 
 class Workers:
@@ -80,6 +109,7 @@ class Workers:
         self,
         transport: Transport,
         limits: Limits,
+        budget: Budget | None,
         cache: ReplyCache | None,
         settings: CallSettings,
         tally: Tally,
@@ -91,6 +121,7 @@ class Workers:
         self.met_another = False  # whether another run of this LLM was open at the same time
         self._transport = transport
         self._limits = limits
+        self._budget = budget
         self._cache = cache
         self._settings = settings
         self._tally = tally
@@ -421,30 +452,24 @@ class Workers:
 
     async def _send(self, job: Job, *, is_watched: bool = True) -> Completion:
         """Send a job once, within every limit; count what it took."""
-        body, limits = job.body, self._limits
-        budget = limits.budget  # a judge may be given another one meanwhile
-        max_tokens = self._transport.most_tokens(self._settings.max_tokens * job.room)
-        prompt_tokens = len(body) // 4 + 1  # four bytes a token, corrected by the reply
+        body, limits, budget = job.body, self._limits, self._budget
+        asked = self._asked_tokens(job)
+        way = _OnItsWay(body, asked, asked + limits.beyond)
         used: Completion | None = None
-        reserved, sent, failure = 0.0, False, None
+        failure: BaseException | None = None
         is_watched = is_watched and not self._refusals.is_over
         if is_watched:
             await self._refusals.enter()
         try:
             if budget is not None:
-                reserved = await budget.reserve(self._tally.most(most_tokens(body), max_tokens))
-            if limits.requests is not None:
-                await limits.requests.take(1)
-            entry = None
-            if limits.tokens is not None:
-                entry = await limits.tokens.take(prompt_tokens + max_tokens // 2)
+                way.reserved = await budget.reserve(self._tally.most(most_tokens(body), way.most))
+            for window, units in ((limits.requests, 1), (limits.tokens, way.estimate)):
+                if window is not None:
+                    way.places.append((window, await window.take(units)))
             entered = await limits.gate.enter()
             try:
-                if budget is not None:
-                    self._check_reserved(job, max_tokens)
-                self._tally.calls += 1
-                sent = True
-                used = await self._transport.complete(body, self._settings.timeout, job)
+                is_sent = partial(self._is_sent, job, way)
+                used = await self._transport.complete(body, self._settings.timeout, job, is_sent)
                 self._taken_at = time.monotonic() if job.key else self._taken_at
                 limits.gate.accepted()
                 self._refusals.accepted()
@@ -459,38 +484,61 @@ class Workers:
                     error.retryable = False
                 if error.completion is not None:
                     self._refusals.accepted()
-                used = error.completion
                 raise
             finally:
                 limits.gate.leave()
-                if entry is not None and limits.tokens is not None and used is not None:
-                    limits.tokens.correct(entry, used.prompt_tokens + used.completion_tokens)
         except BaseException as error:
-            failure, used = error, used or getattr(error, "took", None)
+            failure = error
+            used = getattr(error, "completion", None) or getattr(error, "took", None)
             raise
         finally:
             if is_watched:
                 self._refusals.leave()
-            spent = self._tally.add(used) if used is not None else 0.0
-            if sent and cost_is_unknown(used, failure) and not self._takes_none:
-                spent = self._tally.assume(most_tokens(body), max_tokens, spent)
-            if budget is not None:
-                budget.settle(reserved, spent)
+            self._settle(way, used, failure)
+
+    def _is_sent(self, job: Job, way: _OnItsWay) -> None:
+        """A request is sent now: it counts from here on.
+
+        Raises:
+            RequestRejectedError: its reply may take more tokens than were reserved. While it waited, another
+                one may have shown that the model reasons, or keeps no limit. It is reserved anew.
+        """
+        if self._asked_tokens(job) + self._limits.beyond > way.most and self._budget is not None:
+            error = RequestRejectedError("the reply may take more tokens than were reserved.")
+            error.rewritten = True
+            raise error
+        self._tally.calls += not way.sent
+        way.sent = True
+        for window, place in way.places:
+            window.sent(place)
+
+    def _settle(
+        self, way: _OnItsWay, used: Completion | None, failure: BaseException | None
+    ) -> None:
+        """Count what a request took, and give back what was held for it beside that."""
+        limits, spent = self._limits, 0.0
+        if used is not None:
+            spent, limits.has_run = self._tally.add(used), True
+            limits.beyond = max(limits.beyond, used.completion_tokens - way.asked)
+        is_unknown = cost_is_unknown(used, failure)
+        if way.sent and is_unknown and not self._takes_none:
+            spent = self._tally.assume(most_tokens(way.body), way.most, spent)
+        if self._budget is not None and way.reserved is not None:
+            self._budget.settle(way.reserved, spent)
+        for window, place in way.places:
+            window.leave(place)
+            if window is limits.tokens and used is not None and not is_unknown:
+                window.correct(place, used.prompt_tokens + used.completion_tokens)
 
     @property
     def _takes_none(self) -> bool:
         """Whether the endpoint lets this caller in to no model: those in flight cost nothing."""
-        return getattr(self.fatal, "ran_nothing", False) and self._taken_at == -math.inf
+        return getattr(self.fatal, "ran_nothing", False) and not self._limits.has_run
 
-    def _check_reserved(self, job: Job, reserved: int) -> None:
-        """Have the request reserved anew if its reply may now take more tokens than were reserved.
-
-        While it waited, another reply may have shown that the model reasons.
-        """
-        if self._transport.most_tokens(self._settings.max_tokens * job.room) > reserved:
-            error = RequestRejectedError("the reply may take more tokens than were reserved.")
-            error.rewritten = True
-            raise error
+    def _asked_tokens(self, job: Job) -> int:
+        """The most tokens that the reply to a job may take, by what the request asks for."""
+        asked = self._transport.most_tokens(self._settings.max_tokens * job.room)
+        return self._settings.size.most(asked)
 
     def _count(self, state: tenacity.RetryCallState) -> None:
         """Count a further attempt, and tell the model what was wrong with its reply."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,7 +22,7 @@ from ..records import PersonaRow, Selector, Usage
 from .costs import CostEstimate, estimate, first_body
 from .options import READING, OnError, PersonaOptions, planned
 from .requests import Plan
-from .selection import choose, selector_settings, share_budget
+from .selection import choose, of_one_run, selector_settings
 
 
 @takes_options(PersonaOptions)
@@ -128,13 +127,11 @@ class PersonaStream(Iterator[PersonaRow]):
         self.llm = llm
         self._plan = plan
         self._output = output
-        self._select = select
+        self._select = of_one_run(select, llm)
         self._drops = on_error == "drop"
         self._dropped: set[int] = set()  # the places of rows that were left out
-        self._end_sharing = weakref.finalize(self, share_budget(select, llm))  # called once
         self._run = run or llm.run(plan.asked(checked(source)))
-        ended = self._end_sharing
-        self._rows = _results(self._run, plan, on_error, select, self._dropped, ended)
+        self._rows = _results(self._run, plan, on_error, self._select, self._dropped)
 
     def __next__(self) -> PersonaRow:
         return next(self._rows)
@@ -178,7 +175,6 @@ class PersonaStream(Iterator[PersonaRow]):
         """Stop. Replies that were paid for are in the cache."""
         self._rows.close()
         self._run.close()
-        self._end_sharing()
 
     def cancel(self) -> None:
         """From another thread: make the iteration end with an error."""
@@ -227,7 +223,6 @@ def _results(
     on_error: OnError,
     select: Selector | None,
     dropped: set[int],
-    ended: Callable[[], object],
 ) -> Generator[PersonaRow, None, None]:
     """The rows of a run.
 
@@ -244,7 +239,6 @@ def _results(
                 raise RowsFailedError(f"row {row.index}: {row.error}")
     finally:
         run.close()
-        ended()
 
 
 def _rows(run: Run[SourceRow], plan: Plan, on_error: OnError) -> Iterator[PersonaRow]:

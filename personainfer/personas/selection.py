@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import inf, isnan
-from typing import Any
+from typing import Any, TypeVar
 
 from ..arguments import read_numbers
 from ..exceptions import (
@@ -18,6 +18,8 @@ from ..exceptions import (
     joined,
 )
 from ..records import Candidate, FloatArray, Persona, PersonaRow, Preference, Selector
+
+S = TypeVar("S")
 
 # Rows whose candidates are scored together: scoring is faster in batches, and replies for the next rows come
 # meanwhile.
@@ -38,19 +40,15 @@ def selector_settings(selector: Selector | None) -> dict[str, dict[str, str | No
     return {"selected_by": {"kind": type(selector).__name__, "model": named}}
 
 
-def share_budget(selector: object, llm: object) -> Callable[[], None]:
-    """Count the calls of a judge that selects in the budget of the model for which it does.
-
-    Returns:
-        What ends this, to be called when the run is over.
+def of_one_run(selector: S, llm: object) -> S:
+    """The selector of a run: the calls of a judge count in the budget of the model for which it chooses.
 
     Raises:
         InvalidArgumentError: there is a budget, and the price of the judge is not known.
         AuthenticationError: the judge's key is missing.
     """
-    share = getattr(selector, "share_budget", None)
-    end: Callable[[], None] = share(llm) if share else lambda: None
-    return end
+    share: Callable[[object], S] | None = getattr(selector, "share_budget", None)
+    return selector if share is None else share(llm)
 
 
 def check_candidates(candidates: int, select: Any, *, later: bool = False) -> None:

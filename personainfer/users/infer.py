@@ -23,7 +23,7 @@ from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..personas.flags import flags_in_text, pair_text
 from ..personas.prompts import Filled, at_most, filled, instructions
-from ..personas.selection import explains_each, share_budget
+from ..personas.selection import explains_each, of_one_run
 from ..records import Message, Persona, Preference, Prompt, Selector, Usage
 from ..scoring.context import Cuts
 from ..scoring.likelihood import Likelihood
@@ -114,27 +114,24 @@ def infer_user_personas(
     )
     _check(pairs_per_user, min_pairs, method, checks, contrast, choice_temperature, select, update)
     llm = make_llm(model, options)
-    end_sharing = share_budget(select, llm)
-    try:
-        before = llm.usage
-        settings = {**llm.settings, "method": method, "pairs_per_user": pairs_per_user}
-        users, skipped = users_in(data, user, columns, pairs_per_user, update)
-        at_work = _at_work(users, max(min_pairs, _FEWEST[method]))
-        if method not in _WITHOUT_SCORES:
-            selector = Verifier(llm) if select is None else select
-            cuts = getattr(selector, "cuts", Cuts())
-            explain(at_work, llm, progress, candidates=method == "posterior")
-            score_hypotheses(at_work, selector, checks if method == "verified" else None, contrast)
-            if isinstance(selector, Likelihood) and selector.cuts != cuts:
-                settings["cuts"] = selector.cuts.since(cuts)
-        if method == "posterior":
-            made = {one.name: _likeliest(one, choice_temperature) for one in at_work}
-        elif method == "tastes":
-            made = _listed(at_work, llm, select)
-        else:
-            made = _written(at_work, llm, verified=method == "verified")
-    finally:
-        end_sharing()
+    select = of_one_run(select, llm)
+    before = llm.usage
+    settings = {**llm.settings, "method": method, "pairs_per_user": pairs_per_user}
+    users, skipped = users_in(data, user, columns, pairs_per_user, update)
+    at_work = _at_work(users, max(min_pairs, _FEWEST[method]))
+    if method not in _WITHOUT_SCORES:
+        selector = Verifier(llm) if select is None else select
+        cuts = getattr(selector, "cuts", Cuts())
+        explain(at_work, llm, progress, candidates=method == "posterior")
+        score_hypotheses(at_work, selector, checks if method == "verified" else None, contrast)
+        if isinstance(selector, Likelihood) and selector.cuts != cuts:
+            settings["cuts"] = selector.cuts.since(cuts)
+    if method == "posterior":
+        made = {one.name: _likeliest(one, choice_temperature) for one in at_work}
+    elif method == "tastes":
+        made = _listed(at_work, llm, select)
+    else:
+        made = _written(at_work, llm, verified=method == "verified")
     return UserPersonas(
         tuple(_row(one, made.get(one.name)) for one in users),
         skipped,

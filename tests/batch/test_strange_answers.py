@@ -122,6 +122,19 @@ def test_a_line_with_an_error_is_charged_what_it_tells(tmp_path: Path) -> None:
     assert table.usage.prompt_tokens > 70_000_000
 
 
+def test_so_is_one_whose_reply_broke_off(tmp_path: Path) -> None:
+    def edit(lines: Lines) -> Lines:
+        first = json.loads(lines[0])
+        body = first["response"]["body"]
+        body["choices"][0]["finish_reason"] = "error"
+        body["usage"]["prompt_tokens"] = 70_000_000
+        return [json.dumps(first).encode(), *lines[1:]]
+
+    table = collected(tmp_path / "batch", edit, 2)
+    assert (len(table.errors), table.usage.calls) == (1, 2)
+    assert table.usage.prompt_tokens > 70_000_000
+
+
 def test_whatever_the_reader_of_a_line_raises_costs_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from personainfer.exceptions import (
     TransportError,
     UnknownOptionError,
 )
-from personainfer.llm.rate_limits import find_batch_price, find_price
+from personainfer.llm.rate_limits import Price, find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..batch_server import ASK, CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer, Lines
@@ -1007,6 +1009,66 @@ def test_batches_of_one_model_share_its_budget(provider: BatchServer, place: Pat
     with pytest.raises(BudgetExceededError, match=r"\$0.05 of the budget is left"):
         pi.submit_batch(pairs(6), model, place / "second")
     assert len(provider.batches) == 1
+
+
+def test_a_batch_is_charged_when_it_is_submitted_whoever_filled_its_folder(
+    provider: BatchServer, place: Path
+) -> None:
+    """A first call may have failed after the folder was written, under another budget."""
+    options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "patience": 0.1}
+    provider.faults = [(UPLOAD, 400)]
+    with pytest.raises(RequestRejectedError):
+        submit(provider, pairs(3), place / "b", budget=1.0, **options)
+    with pytest.raises(BudgetExceededError, match="3 requests may cost"):
+        submit(provider, pairs(3), place / "b", budget=0.1, **options)
+    assert provider.batches == {}
+    model = pi.LLM("fake", api_base=provider.api_base, budget=0.2, **options)
+    budget = model.limits.budget
+    assert budget is not None
+    provider.faults = [(UPLOAD, 400), (CREATE, 400)]
+    with pytest.raises(RequestRejectedError):
+        pi.submit_batch(pairs(3), model, place / "b")
+    assert budget.spent == 0  # nothing was ordered
+    for error in (RequestRejectedError, None):  # ordered, perhaps, and then once
+        with pytest.raises(error) if error else nullcontext():
+            pi.submit_batch(pairs(3), model, place / "b")
+        assert budget.spent == pytest.approx(0.15)
+    assert len(provider.batches) == 1
+
+
+def test_a_part_that_the_provider_refused_is_charged_once_when_it_is_submitted_again(
+    provider: BatchServer, place: Path
+) -> None:
+    options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "budget": 0.2}
+    model = pi.LLM("fake", api_base=provider.api_base, **options)
+    provider.statuses, provider.problem = ["failed"], "the queue is full"
+    collect(pi.submit_batch(pairs(3), model, place / "b"))
+    provider.statuses, provider.problem = ["completed"], ""
+    assert not collect(pi.submit_batch(pairs(3), model, place / "b")).errors
+    assert model.limits.budget is not None
+    assert model.limits.budget.spent == pytest.approx(0.15)
+
+
+def test_calls_in_flight_count_beside_a_batch(provider: BatchServer, place: Path) -> None:
+    options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "budget": 0.2}
+    model = pi.LLM("fake", api_base=provider.api_base, cache=False, **options)
+    budget = model.limits.budget
+    assert budget is not None
+    asyncio.run(budget.reserve(0.1))
+    with pytest.raises(BudgetExceededError, match="beside the calls in flight"):
+        pi.submit_batch(pairs(3), model, place / "b")
+    assert provider.calls == []
+
+
+def test_the_most_that_a_batch_can_cost_has_the_prices_of_long_prompts(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    """Of each request: on the average they are short."""
+    price = Price(1e-6, 0.0, longer=((100_000, 1e-3, 0.0),))
+    monkeypatch.setattr("personainfer.llm.client.find_batch_price", lambda *_: price)
+    rows = [*pairs(9), {**pairs(1)[0], "prompt": "w" * 120_000}]
+    with pytest.raises(BudgetExceededError, match=r"10 requests may cost \$12\d"):
+        submit(provider, rows, place / "b", budget=100.0, prices=(1.0, 0.0))
 
 
 def test_a_strangers_replies_do_not_get_into_your_cache(provider: BatchServer, place: Path) -> None:

@@ -10,6 +10,7 @@ import pickle
 import sqlite3
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -292,6 +293,33 @@ def test_budget_stops_before_it_is_passed_and_keeps_what_is_paid() -> None:
         more = pi.infer_personas(pairs(100), "fake", **options)
         assert more.usage.cached == len(done)
         assert not more.errors
+
+
+@pytest.mark.heavy
+def test_no_more_than_rpm_are_sent_in_the_minute_after_a_pause() -> None:
+    """Those that waited for the end of the pause count from then on."""
+    arrived: list[float] = []
+
+    def reply(_: object) -> Fault | Reply:
+        arrived.append(time.monotonic())
+        return Fault.rate_limit(0.9) if len(arrived) == 1 else Reply("fine")
+
+    with FakeLLM(reply) as server:
+        model = fake(server, cache=False, rpm=8, max_concurrency=8)
+        assert model.limits.requests is not None
+        model.limits.requests._seconds = 1.0
+        model.ask_many([([{"role": "user", "content": str(n)}],) for n in range(24)])
+    assert len(arrived) == 25
+    assert max(sum(one <= at < one + 0.95 for at in arrived) for one in arrived) <= 8
+
+
+def test_tokens_that_no_reply_tells_stay_in_the_window_as_they_were_estimated() -> None:
+    said = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
+    with FakeLLM(faults=[Fault.response(said)]) as server:
+        model = fake(server, cache=False, tpm=10_000, max_tokens=400)
+        assert model.ask([{"role": "user", "content": "?"}]).text == "hello"
+    assert model.limits.tokens is not None
+    assert 200 < model.limits.tokens._total < 300
 
 
 def test_the_budget_holds_for_scripts_that_take_a_token_a_byte() -> None:

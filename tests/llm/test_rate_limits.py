@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from contextlib import nullcontext
 from itertools import pairwise, product
 from math import isclose
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from personainfer.exceptions import BudgetExceededError, RateLimitError, RequestRejectedError
 from personainfer.llm import rate_limits
-from personainfer.llm.rate_limits import Budget, Gate, Limits, Price, RefusalWatch, Window
+from personainfer.llm.rate_limits import Budget, Gate, Limits, Place, Price, RefusalWatch, Window
 
 pytestmark = pytest.mark.anyio
 
@@ -63,6 +64,13 @@ def window(limit: float) -> Window:
     return Window(limit, clock=now)
 
 
+async def send(shared: Window, units: float) -> Place:
+    """Wait until so many units fit, and send them at once."""
+    place = await shared.take(units)
+    shared.sent(place)
+    return place
+
+
 def gate(width: int, rounds: int = 10, patience: float = 300.0) -> Gate:
     return Gate(width, rounds=rounds, patience=patience, clock=now, sleep=asyncio.sleep)
 
@@ -95,7 +103,7 @@ async def test_no_minute_holds_more_than_the_limit(
     async def ask(shared: Window, time: float, units: int) -> None:
         await at(time)
         arrived.append((time, units))
-        await shared.take(units)
+        await send(shared, units)
         granted.append((time, now(), units))
 
     shared, time = window(limit), 0.0
@@ -118,8 +126,8 @@ async def test_tokens_that_were_not_used_make_room_at_once() -> None:
     """An estimate is corrected by the reply: nobody waits a minute for what it was too high by."""
 
     tokens = window(100)
-    entry = await tokens.take(90)
-    waiting = asyncio.create_task(tokens.take(50))
+    entry = await send(tokens, 90)
+    waiting = asyncio.create_task(send(tokens, 50))
     await at(1)
     tokens.correct(entry, 60)
     await at(2)
@@ -135,17 +143,17 @@ async def test_a_full_window_opens_as_its_oldest_entries_leave() -> None:
     for second in (0, 10, 20, 20, 20, 20):
         if second > now():
             await at(second)
-        await shared.take(1)
+        await send(shared, 1)
         times.append(now())
     assert times == [0, 10, 20, 60, 70, 80]
 
 
 async def test_more_than_the_limit_waits_until_it_is_alone() -> None:
     shared = window(10)
-    await shared.take(1)
-    await shared.take(50)
+    await send(shared, 1)
+    await send(shared, 50)
     assert now() == 60
-    await shared.take(1)
+    await send(shared, 1)
     assert now() == 60 + 5 * 60  # they have filled five windows
 
 
@@ -153,42 +161,70 @@ async def test_limits_below_one_request_hold() -> None:
     """A worker's share of rpm= may be less than one request a minute."""
     shared = window(0.25)
     for _ in range(3):
-        await shared.take(1)
+        await send(shared, 1)
     assert now() == 2 * 240
 
 
 async def test_a_correction_frees_or_takes_room() -> None:
     shared = window(10)
-    first = await shared.take(8)
+    first = await send(shared, 8)
     shared.correct(first, 3)
-    second = await shared.take(7)
+    second = await send(shared, 7)
     assert now() == 0
     await at(30)
     shared.correct(second, 2)
-    await shared.take(4)
+    await send(shared, 4)
     shared.correct(first, 4)  # the endpoint counted more after all: now it is full
-    await shared.take(1)
+    await send(shared, 1)
     assert now() == 60
+
+
+async def test_a_request_counts_when_it_is_sent_however_long_it_waited() -> None:
+    """For the gate, in a pause: else twice as many would be sent in the minute after it."""
+    shared = window(2)
+    waiting = [await shared.take(1) for _ in range(2)]
+    later = asyncio.create_task(shared.take(1))
+    await at(90)
+    assert not later.done()
+    shared.sent(waiting[0])
+    await at(100)
+    shared.leave(waiting[1])  # it was given up before it was sent
+    await later
+    assert now() == 100
+    await shared.take(1)
+    assert now() == 90 + 60
 
 
 async def test_correcting_what_has_left_the_window_changes_nothing() -> None:
     shared = window(10)
-    old = await shared.take(10)
+    old = await send(shared, 10)
     await at(61)
-    await shared.take(5)
+    await send(shared, 5)
     shared.correct(old, 1000)
-    await shared.take(5)
+    await send(shared, 5)
     assert now() == 61
     shared.correct(old, 0)
-    await shared.take(1)
+    await send(shared, 1)
     assert now() == 121
+
+
+async def test_runs_that_begin_beside_others_do_not_keep_the_gate_from_giving_up() -> None:
+    asked = gate(1, rounds=2)
+    for number in range(3):
+        entered = await asked.enter()
+        asked.leave()
+        asked.reset(beside_others=True)
+        with pytest.raises(RateLimitError) if number == 2 else nullcontext():
+            asked.refused(entered, RateLimitError("slower"))
+    asked.reset(beside_others=True)  # given up: a new run tries it again
+    await asked.enter()
 
 
 async def test_somebody_who_stops_waiting_for_the_window_lets_the_next_one_go_on() -> None:
     shared = window(1)
-    await shared.take(1)
-    impatient = asyncio.create_task(shared.take(1))
-    patient = asyncio.create_task(shared.take(1))
+    await send(shared, 1)
+    impatient = asyncio.create_task(send(shared, 1))
+    patient = asyncio.create_task(send(shared, 1))
     await at(30)
     impatient.cancel()
     await patient
@@ -462,6 +498,35 @@ async def test_a_call_that_failed_gives_all_of_its_reservation_back() -> None:
     for _ in range(5):
         budget.settle(await budget.reserve(PRICE.most(0, 16)), 0.0)
     assert budget.spent == 0
+
+
+async def test_millions_of_dear_calls_leave_no_rest_of_a_reservation() -> None:
+    """Else a call that does not fit would wait for ever."""
+    budget = Budget(1e9)
+    held: list[float] = []
+    for count in range(3000):
+        held.append(await budget.reserve(8 + count / 7))
+        if len(held) == 64:
+            budget.settle(held.pop(count % 64), 0.1)
+    while held:
+        budget.settle(held.pop(), 0.1)
+    assert budget.taken == budget.spent
+    with pytest.raises(BudgetExceededError):
+        await budget.reserve(1e9)
+
+
+async def test_an_order_is_charged_once_beside_what_is_in_flight() -> None:
+    budget = Budget(10)
+    held = await budget.reserve(4)
+    with pytest.raises(BudgetExceededError, match=r"two parts may cost \$7\.0.* \$6 .*in flight"):
+        budget.charge("two parts", {"a": 5, "b": 2})
+    assert budget.taken == 4  # none of them
+    for _ in range(2):
+        budget.charge("two parts", {"a": 5, "b": 1})
+    assert (budget.taken, budget.spent) == (10, 6)
+    budget.give_back(["a", "never charged"])
+    budget.settle(held, 4)
+    assert budget.spent == 5
 
 
 async def test_the_error_says_what_is_spent_and_what_the_budget_is() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-import weakref
 from collections import Counter
-from itertools import islice
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from personainfer.exceptions import (
     TransportError,
 )
 from personainfer.llm.endpoint_faults import provider_errors
-from personainfer.llm.rate_limits import Price, find_batch_price, find_price
+from personainfer.llm.rate_limits import Price, ReplySize, find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import each_way, pairs
@@ -118,6 +117,41 @@ def test_an_error_that_tells_what_it_took_is_charged_as_such(code: int | None, p
         assert ask(llm, 1)[0].error is not None
     assert server.calls >= 1
     assert llm.usage.cost == pytest.approx(0.4 * server.calls)
+    assert llm.limits.budget is not None
+    assert llm.limits.budget.spent == llm.usage.cost
+
+
+LAVISH = {"prompt_tokens": 30, "completion_tokens": 2000}  # more than were asked for
+CUT = {"choices": [{"delta": {"content": "T"}}], "usage": LAVISH}
+
+
+@each_way
+@pytest.mark.parametrize(
+    "reply",
+    [
+        json.dumps({"choices": [HALF], "usage": LAVISH}),
+        json.dumps({"choices": "x", "usage": LAVISH}),
+        json.dumps({"data": {"choices": [HALF], "usage": LAVISH}}),
+        json.dumps({"choices": [{"message": {"content": "\ud800"}}], "usage": LAVISH}),
+        f"data: {json.dumps(CUT)}\n\n",
+        f"data: {json.dumps(CUT)}\n\ndata: {{broken\n\n",
+    ],
+    ids=[
+        "broken off",
+        "no completion",
+        "wrapped",
+        "surrogate",
+        "cut stream",
+        "broken stream",
+    ],
+)
+def test_what_a_reply_tells_that_it_took_is_charged_where_the_reply_cannot_be_used(
+    reply: str,
+) -> None:
+    with FakeLLM(lambda _: reply.encode()) as server:
+        llm = fake(server, budget=100.0, max_attempts=1)
+        assert ask(llm, 1)[0].error is not None
+    assert llm.usage.cost == pytest.approx(20.3 * server.calls)
     assert llm.limits.budget is not None
     assert llm.limits.budget.spent == llm.usage.cost
 
@@ -442,8 +476,9 @@ def test_in_a_fork_the_judge_counts_in_the_budget_of_its_model() -> None:
         judge = pi.Verifier("judge", api_base=server.api_base, prices=PRICES, cache=False)
         ask(llm, 1)
         if (child := os.fork()) == 0:
-            judge.share_budget(llm)
-            judge.verdicts([pi.Preference(prompt="?", chosen="a", rejected="b")], ["x"])
+            judge.share_budget(llm).verdicts(
+                [pi.Preference(prompt="?", chosen="a", rejected="b")], ["x"]
+            )
             assert llm.limits.budget is not None
             spent = llm.limits.budget.spent - 0.06  # by the parent
             os._exit(0 if abs(spent - (judge.usage.cost or 1.0)) < 1e-9 else 1)
@@ -451,28 +486,80 @@ def test_in_a_fork_the_judge_counts_in_the_budget_of_its_model() -> None:
         assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_a_judge_is_in_the_budget_of_the_runs_for_which_it_chooses_alone() -> None:
-    judged = Reply({"answer": "1"}, prompt_tokens=1, completion_tokens=1)
+@pytest.mark.filterwarnings("ignore:the judge gave no usable reply")
+def test_a_judge_is_in_the_budget_of_the_run_for_which_it_chooses_whatever_others_do() -> None:
+    judged = Reply({"answer": "1"}, prompt_tokens=1, completion_tokens=100)
     with FakeLLM() as model, FakeLLM(judged) as server:
-        judge = pi.Verifier("judge", api_base=server.api_base, prices=PRICES, cache=False)
-        llm = fake(model, budget=50.0)
-        budget = llm.limits.budget
+        judge = pi.Verifier(
+            "judge",
+            api_base=server.api_base,
+            prices=PRICES,
+            cache=False,
+            soft=False,
+            max_tokens=100,
+        )
+        poor, rich = fake(model, budget=11.0), pi.LLM("fake", api_base=model.api_base, cache=False)
+        first, second = (pi.iter_personas(pairs(20), llm, select=judge) for llm in (poor, rich))
+        assert len(list(first)) == 20  # 40 personas in both orders, for 1.01 USD each
+        in_the_budget = judge.usage.cost
+        assert in_the_budget is not None
+        assert in_the_budget + (poor.usage.cost or 0.0) <= 11
+        assert poor.limits.budget is not None
+        assert poor.limits.budget.spent <= 11
+        assert len(list(second)) == 20  # the other run has no budget
+        assert poor.limits.budget.spent <= 11
+        assert judge.usage.calls == server.calls
 
-        def shared() -> object:
-            return judge._judge.llm.limits.budget
 
-        first, second = (pi.iter_personas(pairs(4), llm, select=judge) for _ in range(2))
-        next(first)
-        assert shared() is budget
-        assert len(list(first)) == 3
-        assert shared() is budget  # the other run has it still
-        assert len(list(second)) == 4
-        assert shared() is None
-        for count in (0, 1):  # streams that are left, before and after the first row
-            stream = pi.iter_personas(pairs(4), llm, select=judge)
-            assert [row.index for row in islice(stream, count)] == list(range(count))
-            assert shared() is budget
-            alive = weakref.ref(stream)
-            del stream
-            assert alive() is None
-            assert shared() is None
+def test_calls_in_flight_are_free_at_a_wrong_key_only_where_no_model_ever_ran() -> None:
+    """A firewall's 403, or a key that is revoked, says nothing of what runs."""
+    asked: Counter[str] = Counter()
+
+    def reply(body: Any) -> Fault | Reply:
+        text = body["messages"][-1]["content"]
+        asked[text] += 1
+        if text == "0":
+            return Reply("hello and", "length", completion_tokens=500)
+        return Fault("hang") if text in "123" else Fault("error", 401)
+
+    with FakeLLM(reply) as server:
+        llm = fake(server, budget=100.0, max_attempts=1, timeout=2, max_concurrency=8)
+        with pytest.raises(AuthenticationError):
+            ask(llm, 5)
+    assert llm.usage.cost is not None
+    assert llm.usage.cost > 3 * 5 + 5  # those that hang at their most
+
+
+@pytest.mark.parametrize("thinking", [{"thinking_budget": 4000}, {"enable_thinking": True}])
+def test_thinking_that_the_request_asks_for_is_reserved(thinking: dict[str, Any]) -> None:
+    """Providers need not count it in max_tokens: here it takes 4,000 tokens, 40 USD."""
+    with FakeLLM(Reply("fine", prompt_tokens=5, completion_tokens=4400)) as server:
+        llm = fake(server, budget=100.0, extra_body=thinking, max_concurrency=16)
+        replies = ask(llm, 30)
+        assert 1 <= server.calls <= 2
+    assert "budget" in str(replies[-1].error)
+    assert llm.usage.cost is not None
+    assert llm.usage.cost <= 100
+
+
+def test_fields_that_ask_for_longer_replies_or_for_several_count() -> None:
+    size = ReplySize.of
+    assert size({"google": {"thinking_config": {"thinking_budget": 0}}}).more == 0
+    assert size({"reasoning": {"max_tokens": 300}}) == ReplySize(300, 1, is_told=False)
+    assert size({"n": 3, "best_of": 2, "options": {"num_predict": 9}}).most(100) == 6 * 109
+    assert size({"enable_thinking": False, "top_k": 20, "stop_token_ids": [1]}) == ReplySize()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_in_this_process_has_the_same_budget(copied: Any) -> None:
+    llm = pi.LLM("fake", api_base="http://127.0.0.1:9", prices=PRICES, budget=5.0)
+    assert copied(llm).limits is llm.limits
+    assert copied(pi.Verifier(llm))._judge.llm.limits.budget is llm.limits.budget
+
+
+def test_models_that_always_search_cost_their_searches() -> None:
+    for model in ("gpt-4o-search-preview", "openai/gpt-4o-mini-search-preview"):
+        price = find_price(model, None)
+        assert price is not None
+        assert price.call >= 0.02
+    assert find_price("gemini/deep-research-pro-preview-12-2025", None) is None
