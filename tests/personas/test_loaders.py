@@ -33,7 +33,7 @@ from personainfer.testing import FakeLLM, Fault, Reply
 from ..builders import pairs
 
 NEW = ["chosen_persona", "rejected_persona", "persona_error"]
-COUNT = 200
+COUNT = 60
 
 
 def rows_with_numbers(count: int) -> list[dict[str, Any]]:
