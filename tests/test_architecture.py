@@ -248,7 +248,7 @@ def test_importing_opens_no_socket_and_loads_nothing_heavy() -> None:
         sys.addaudithook(watch)
         import personainfer
         heavy = {"litellm", "instructor", "pandas", "polars", "pyarrow", "datasets", "torch"}
-        heavy |= {"aiohttp", "pydantic", "numpy", "diskcache"}
+        heavy |= {"aiohttp", "pydantic", "numpy", "diskcache", "narwhals"}
         print(sorted(heavy & set(sys.modules)))
         dir(personainfer)
         personainfer.infer_personas, personainfer.LLM, personainfer.PersonaTable

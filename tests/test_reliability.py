@@ -283,7 +283,7 @@ def test_every_fault_of_an_endpoint_is_tried() -> None:
 
 
 @each_way
-@pytest.mark.parametrize("name", sorted(ENDS))
+@pytest.mark.parametrize("name", kinds(heavy=WAITS, without=FAULTS.keys() - ENDS))
 def test_an_endpoint_without_answers_ends_the_run(name: str) -> None:
     words, _ = FAULTS[name]
     with FakeLLM(reply=answer, faults=[Fault.table()[name]], fault_rate=1.0) as server:

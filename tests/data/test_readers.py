@@ -750,6 +750,7 @@ def test_pair_problem_of_records_made_elsewhere() -> None:
     assert errors([PAIR.model_copy(update={"prompt": (turn,)})])[0]
 
 
+@pytest.mark.heavy  # test_architecture.py says it of all that `infer_personas` imports
 def test_importing_is_cheap() -> None:
     heavy = {"pandas", "polars", "pyarrow", "datasets", "narwhals"}
     code = "import sys, personainfer.data.readers; print(*{m.split('.')[0] for m in sys.modules})"
