@@ -30,13 +30,13 @@ from typing import IO, Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from ..api_keys import Secrets, as_stored, shown_address
+from ..api_keys import Secrets, StoredNumber, as_stored, shown_address
 from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.cache import ReplyCache, default_cache_dir
-from ..llm.client import LLM, OPTIONS, check_stored_costs
+from ..llm.client import LLM, MOST_CANDIDATES, OPTIONS, stored_options
 from ..llm.rate_limits import Price, most_tokens
 from ..local.atomic_files import as_path, atomic_folder, read_small_file, write_file
 from ..local.weights import check_stored_model
@@ -57,8 +57,6 @@ _OWN = rf"(batch\.json|rows\.parquet|lock|{_REPLIES}|{_CACHED}|(requests|output|
 _NAME = re.compile(
     rf"{_OWN}|\.{_OWN}\..*\.unfinished|\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini"
 )
-# Options that are not taken from the folder of another process.
-_NOT_OF_A_FOLDER = {"api_base", "cache_dir", "max_attempts"}
 _NAMED_WITHIN = 600.0  # seconds
 _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
 
@@ -203,8 +201,9 @@ class PersonaBatch(Record):
         `own_cache` is where the others belong.
 
         If another process submitted the batch, whoever wrote the folder could choose where the key goes and
-        what calls cost. The address and the cache directory are then those of the caller. So are the model
-        of single calls, if there are any, and what makes them cost more than usual.
+        what calls cost. All but the options of requests are then those of the caller, or the defaults:
+        address, cache directory, limits, prices, attempts. So are the model of single calls, if there are
+        any, and what makes them cost more than usual.
 
         Args:
             given: the options that the caller names, which replace those of the folder, and the model.
@@ -228,8 +227,8 @@ class PersonaBatch(Record):
                     argument="api_base",
                 )
             if calls:
-                check_stored_costs(options, given, self.path)
-            options = as_stored({name: options[name] for name in options.keys() - _NOT_OF_A_FOLDER})
+                self._check_candidates()
+            options = stored_options(as_stored(options), given, self.path, calls=calls)
         options |= given
         if not submitted_here or not options.get("cache", True):
             options |= {"cache": True, "cache_dir": self.replies_folder}
@@ -247,15 +246,25 @@ class PersonaBatch(Record):
             argument="model",
         )
 
+    def _check_candidates(self) -> None:
+        if self.candidates > MOST_CANDIDATES:
+            raise InvalidArgumentError(
+                f"{self.path} was made with candidates={self.candidates}.",
+                hint="Whoever made the folder would decide how many calls you pay for: leave out ask_missing="
+                f" and call retry_errors(table, candidates={self.candidates}, …) for what is missing.",
+                argument="ask_missing",
+            )
+
     def own_cache(self, cache_dir: str | Path | None) -> ReplyCache | None:
         """The user's cache, for replies that this call downloads; None if it is off."""
         if not self.llm_options.get("cache", True):
             return None
         return ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
 
-    def plan(self) -> Plan:
-        """The plan of the run: protocol, sides and candidates."""
-        return Plan(PersonaPrompt(self.protocol, self.exemplars), self.sides, self.candidates)
+    def plan(self, *, submitted_here: bool = True) -> Plan:
+        """The plan of the run: protocol, sides and candidates; these are marked as a file's."""
+        count = self.candidates if submitted_here else StoredNumber(self.candidates)
+        return Plan(PersonaPrompt(self.protocol, self.exemplars), self.sides, count)
 
     def source(self) -> PreferenceSource:
         """The rows of the input."""

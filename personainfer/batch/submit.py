@@ -128,7 +128,8 @@ def collect_batch(
     the form that was asked for. Ctrl-C loses nothing, and collecting again costs nothing.
 
     Args:
-        batch: what `submit_batch` returned, or its folder.
+        batch: what `submit_batch` returned, or its folder. Of a folder only what the requests hold is taken:
+            its limits, prices and numbers of attempts do not hold.
         select: as for `infer_personas`; needed if several candidates were asked for.
         ask_missing: call the model, at the full price, for requests that the batch did not answer.
         model: that of `submit_batch`. It has to be given again if `batch` is a folder and `ask_missing` is
@@ -184,7 +185,7 @@ def collect_batch(
     stream = PersonaStream(
         batch.source(),
         llm,
-        batch.plan(),
+        batch.plan(submitted_here=here),
         on_error=batch.on_error,
         select=select,
         run=None if ask_missing else run_without_calls(batch, llm, outcome),

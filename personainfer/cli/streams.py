@@ -12,7 +12,7 @@ import shlex
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -21,7 +21,7 @@ import typer
 
 from ..exceptions import InvalidArgumentError, visible, visible_in_json
 from ..local.atomic_files import atomic_text_writer, check_replaced
-from ..preferences.cells import read_json
+from ..local.line_marks import has_mark, marked
 from ..preferences.remarks import how_read, remarks
 
 if TYPE_CHECKING:
@@ -92,12 +92,16 @@ class Done(NamedTuple):
 def write_rows(
     stream: PersonaStream, out: IO[str], progress: bool | None, details: bool = False
 ) -> Done:
-    """Write each row as a line as soon as it is ready; `details` as for `PersonaTable.to_pandas`."""
+    """Write each row as a line as soon as it is ready; `details` as for `PersonaTable.to_pandas`.
+
+    What is no standard output gets the mark of a file that another run may replace.
+    """
     from ..observability import with_progress_bar
 
     def written(rows: Iterable[PersonaRow]) -> Iterator[PersonaRow]:
-        for row in rows:
-            out.write(_line(row, details))
+        for place, row in enumerate(rows):
+            line = _line(row, details)
+            out.write(line if place or out is sys.stdout else marked(line, "inferred"))
             out.flush()
             yield row
 
@@ -143,7 +147,9 @@ def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
         )
     check_replaced(
         path,
-        _holds_personas,
+        lambda there: (
+            not there.is_file() or has_mark(there, "inferred")
+        ),  # the writer refuses a pipe
         "a file of lines that infer wrote",
         named=f"output={output!r}",
         argument="output",
@@ -157,19 +163,6 @@ def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
                 f"{output!r} cannot be written: {error.strerror or error}.", param_hint="--output"
             ) from None
         yield file
-
-
-def _holds_personas(path: Path) -> bool:
-    """Whether the first line of a file is a row with personas."""
-    from ..data.files import bounded_lines
-    from ..data.table_reader import COLUMNS
-
-    if not path.is_file():
-        return True  # a pipe or a device, which the writer refuses in its own words
-    with path.open("rb") as file, suppress(ValueError):
-        row = read_json(next(bounded_lines(file)) or b"")
-        return isinstance(row, dict) and row.keys() >= set(COLUMNS)
-    return False
 
 
 def data_out() -> IO[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..exceptions import InvalidArgumentError
 from ..preferences.cells import is_null, without_na
 from ..records import PersonaRow
+from .source_rows import holds_too_deep
 
 if TYPE_CHECKING:
     import pyarrow
@@ -104,6 +105,8 @@ def without(original: Any, dropped: Collection[int], count: int) -> Any:
     left = [place for place in range(count + len(dropped)) if place not in dropped]
     if package_of(original) == "datasets":
         return original.select(left)
+    if package_of(original) == "pyarrow":
+        return taken(original, left)
     return in_narwhals(original)[left].to_native()
 
 
@@ -172,7 +175,7 @@ class _TableColumns(OwnColumns):
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
         if _gapless(places):
             return self._table.slice(places[0] if places else 0, len(places))
-        return self._table.take(list(places))
+        return taken(self._table, places)
 
     def size(self, row: PersonaRow) -> int:
         return self._size
@@ -195,6 +198,16 @@ class _DatasetColumns(OwnColumns):
         return int(self._size)
 
 
+def taken(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
+    """The rows of an Arrow table at these places, in this order."""
+    import pyarrow
+
+    try:
+        return table.take(list(places))
+    except pyarrow.ArrowException:  # it can slice what it cannot take, such as views
+        return pyarrow.concat_tables([table.slice(place, 1) for place in places])
+
+
 def _gapless(places: Sequence[int]) -> bool:
     return not places or places[-1] - places[0] + 1 == len(places)
 
@@ -206,25 +219,38 @@ def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
     names = list(_names_of([dict.fromkeys(frame.columns)]))
     if len({*map(_name, frame.columns)}) < len(names):
         frame = frame.set_axis(names, axis=1)
+    if _holds_too_deep_objects(frame.index):
+        frame = frame.set_axis([_json_text(label) for label in frame.index], axis=0)
+    series = [frame.iloc[:, place] for place in range(frame.shape[1])]
+    deep = {place for place, each in enumerate(series) if _holds_too_deep_objects(each)}
     unfit = (pyarrow.ArrowException, UnicodeError, TypeError, OverflowError)
     try:
-        return pyarrow.Table.from_pandas(frame, preserve_index=index)
+        if not deep:
+            return pyarrow.Table.from_pandas(frame, preserve_index=index)
     except unfit:
-        converted, texts = frame.copy(), []
-        for place in range(frame.shape[1]):
-            series = frame.iloc[:, place]
-            try:
-                pyarrow.array(series, from_pandas=True)
-            except unfit:
-                field, values = _column("", series.tolist())
-                converted.isetitem(place, values.to_pylist())
-                if is_json(field):
-                    texts.append(place)
-        table = pyarrow.Table.from_pandas(converted, preserve_index=index)
-        for place in texts:
-            field = as_json(table.schema.field(place))
-            table = table.set_column(place, field, table.column(place).cast(field.type))
-        return table
+        pass
+    converted, texts = frame.copy(), []
+    for place, each in enumerate(series):
+        try:
+            if place not in deep:
+                pyarrow.array(each, from_pandas=True)
+                continue
+        except unfit:
+            pass
+        field, values = _column("", each.tolist())
+        converted.isetitem(place, values.to_pylist())
+        if is_json(field):
+            texts.append(place)
+    table = pyarrow.Table.from_pandas(converted, preserve_index=index)
+    for place in texts:
+        field = as_json(table.schema.field(place))
+        table = table.set_column(place, field, table.column(place).cast(field.type))
+    return table
+
+
+def _holds_too_deep_objects(series: Any) -> bool:
+    """Whether a pandas series or index holds a value that would end the process: Arrow follows a circle."""
+    return series.dtype == object and holds_too_deep(series.to_numpy())
 
 
 def _arrow_of_narwhals(frame: Any) -> pyarrow.Table:
@@ -267,7 +293,7 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarr
     import pyarrow
 
     array: Any
-    if _loses_by_a_common_type(values):
+    if holds_too_deep(values) or _loses_by_a_common_type(values):
         return _json_column(name, values)
     try:
         array = pyarrow.array(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -87,42 +88,64 @@ _DEEPEST = 50  # levels of a column's value: Arrow and JSON end the process or t
 _TOO_DEEP = f"{{0!r:.80}} is nested deeper than {_DEEPEST} levels. Leave the column out, or store it as text."
 
 
-_CONTAINERS = (dict, list, tuple)
+_CONTAINERS: tuple[type, ...] = (dict, list, tuple, type({}.values()))
 
 
-def _is_too_deep(container: Any) -> bool:
-    """Whether a list or dict is nested deeper than can be stored; no recursion, each is seen once."""
-    if not _holds_containers(container):  # as nearly all
+def _container_types() -> tuple[type, ...]:
+    numpy = sys.modules.get("numpy")  # there are no arrays where it was not imported
+    return _CONTAINERS if numpy is None else (*_CONTAINERS, numpy.ndarray)
+
+
+def holds_too_deep(values: Sequence[object]) -> bool:
+    """Whether a value of a column is nested deeper than can be stored, or without end."""
+    types = _container_types()
+    if not any(issubclass(kind, types) for kind in set(map(type, values))):
+        return False
+    return any(isinstance(value, types) and _is_too_deep(value, types) for value in values)
+
+
+def _is_too_deep(container: Any, types: tuple[type, ...]) -> bool:
+    """Whether a container is nested deeper than can be stored; no recursion, each is seen once."""
+    if not _holds_containers(container, types):  # as nearly all
         return False
     level = [container]  # those of one level that hold others
     for _ in range(_DEEPEST - 1):
-        inner = (each for one in level for each in _containers(one) if _holds_containers(each))
+        inner = (
+            each
+            for one in level
+            for each in _items(one)
+            if isinstance(each, types) and _holds_containers(each, types)
+        )
         level = list({id(each): each for each in inner}.values())
         if not level:
             return False
     return True
 
 
-def _holds_containers(one: Any) -> bool:
-    for each in one.values() if isinstance(one, dict) else one:  # noqa: SIM110 any() takes twice as long
-        if isinstance(each, _CONTAINERS):
+def _holds_containers(one: Any, types: tuple[type, ...]) -> bool:
+    for each in _items(one):  # noqa: SIM110 any() takes twice as long
+        if isinstance(each, types):
             return True
     return False
 
 
-def _containers(one: Any) -> Iterator[Any]:
-    """The lists and dicts in a list or dict."""
-    for each in one.values() if isinstance(one, dict) else one:
-        if isinstance(each, _CONTAINERS):
-            yield each
+def _items(one: Any) -> Iterable[Any]:
+    """What a container holds; of an array of numbers nothing that could be one."""
+    items: Iterable[Any] = one
+    if isinstance(one, dict):
+        items = one.values()
+    elif not isinstance(one, _CONTAINERS):
+        items = one.flat if one.dtype.hasobject else ()
+    return items
 
 
 def too_deep(columns: Mapping[str, Any]) -> SourceRow | None:
     """The error of a row with a value that is nested too deep, without that value; None: it has none."""
+    types = _container_types()
     deep = [
         name
         for name, value in columns.items()
-        if isinstance(value, _CONTAINERS) and _is_too_deep(value)
+        if isinstance(value, types) and _is_too_deep(value, types)
     ]
     if not deep:
         return None
@@ -157,7 +180,7 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
         shared = {
             name: value
             for name, value in group[0][1].items()
-            if not (isinstance(value, _CONTAINERS) and _is_too_deep(value))
+            if not holds_too_deep([value])
             and all(_is_same(other.get(name), value) for _, other in group)
         }
         cells = [values for values, _ in group]

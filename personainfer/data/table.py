@@ -343,30 +343,20 @@ class PersonaTable(Sequence[PersonaRow]):
         Whole numbers of which some are missing are of the type "Int64".
         """
         pd = MissingExtraError.require("pandas")
-        if self._original is None:
+        own = self._original
+        if own is None:
             own = [own_values(row) for row in self._rows]
-            frame = with_whole_numbers(pd.DataFrame(own), own)
-        elif package_of(self._original) in ("polars", "pyarrow"):
-            frame = pandas_of(self._original)
-        elif package_of(self._original) == "datasets":
-            frame = pandas_of(self._own_arrow())
-        elif isinstance(self._original, StoredColumns):
-            stored = self._own_arrow()
-            try:
-                frame = (
-                    pandas_of(stored)
-                    if stored.num_columns
-                    else pd.DataFrame(index=range(len(self)))
-                )
-            except Exception as error:  # of pandas and of Arrow, each with classes of its own
-                raise _not_convertible("pandas", error) from None
-        else:
-            frame = in_narwhals(self._original).to_pandas()
+        elif package_of(own) == "datasets" or isinstance(own, StoredColumns):
+            own = self._own_arrow()
+        try:
+            frame = _frame_of(own, len(self))
+        except Exception as error:  # of pandas and of Arrow, each with classes of its own
+            raise _not_convertible("pandas", error) from None
         new = {  # an array instead of a series would become text or not with its values
             name: pd.Series(values, index=frame.index, dtype=kind.pandas)
             for name, values, kind in self._new_columns(details)
         }
-        return frame.assign(**new)  # type: ignore[no-any-return]
+        return frame.assign(**new)
 
     def to_polars(self, *, details: bool = False) -> polars.DataFrame:
         """The input's columns and the new ones, `details` as for `to_pandas`."""
@@ -556,6 +546,18 @@ class PersonaTable(Sequence[PersonaRow]):
 
     def _own_arrow(self) -> pyarrow.Table:
         return own_columns(self._original).piece(range(len(self)), self._rows)
+
+
+def _frame_of(own: Any, count: int) -> pandas.DataFrame:
+    """The own columns of so many rows, dicts or a frame or an Arrow table, as a pandas frame."""
+    import pandas as pd
+
+    if isinstance(own, list):
+        return with_whole_numbers(pd.DataFrame(own), own)  # type: ignore[no-any-return]
+    if package_of(own) not in ("polars", "pyarrow"):
+        return in_narwhals(own).to_pandas()  # type: ignore[no-any-return]
+    no_columns = package_of(own) == "pyarrow" and not own.num_columns
+    return pd.DataFrame(index=range(count)) if no_columns else pandas_of(own)
 
 
 def _not_convertible(library: str, error: BaseException) -> DataError:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ..arguments import WholeNumber, check_argument
 from ..exceptions import InvalidArgumentError
 from ..records import Candidate, Persona, PersonaRow, Preference, Record
-from .arrow_columns import OwnColumns, in_narwhals, package_of, plain_values
+from .arrow_columns import OwnColumns, in_narwhals, package_of, plain_values, taken
 from .table_reader import StoredColumns, persona_columns
 
 R = TypeVar("R", bound=Record)
@@ -109,13 +109,14 @@ def at_places(original: Any, places: Sequence[int]) -> Any:
         return original.at(places) if isinstance(original, StoredColumns) else original
     if package_of(original) == "datasets":
         return original.select(places)
-    if isinstance(places, range):  # keeps a pandas index that only counts as it is
-        stop = places.stop if places.stop >= 0 else None
-        cut = slice(places.start, stop, places.step) if places else slice(0, 0)
-        if package_of(original) == "pandas":
-            return original.iloc[cut]
-        if package_of(original) == "pyarrow" and places.step == 1:
+    if package_of(original) == "pyarrow":
+        if isinstance(places, range) and places.step == 1:
             return original.slice(places.start, len(places))
+        return taken(original, places)
+    if package_of(original) == "pandas" and isinstance(places, range):
+        # A slice keeps an index that only counts as it is.
+        stop = places.stop if places.stop >= 0 else None
+        return original.iloc[slice(places.start, stop, places.step) if places else slice(0, 0)]
     import numpy as np
 
     return in_narwhals(original)[np.asarray(places, dtype=np.int64), :].to_native()

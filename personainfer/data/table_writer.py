@@ -7,6 +7,7 @@ text if necessary, so that no paid reply is lost.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import lru_cache
@@ -337,15 +338,13 @@ def _has_parquet(kind: pyarrow.DataType) -> bool:
 
 
 def _fitted(table: pyarrow.Table, schema: pyarrow.Schema) -> tuple[pyarrow.Schema, pyarrow.Table]:
-    """The table in this schema; a column whose values do not fit becomes JSON text."""
+    """The table in this schema; a column whose values do not fit, or not into Parquet, becomes JSON text."""
     import pyarrow
 
-    if table.schema.equals(schema, check_metadata=True):
-        return schema, table
     fields, columns = [], []
     for field in schema:
         column = _fit(table, field)
-        if column is None:
+        if column is None or not (is_json(field) or _can_be_written(column)):
             field = as_json(field)
             column = _fit(table, field)
         fields.append(field)
@@ -366,10 +365,50 @@ def _fit(table: pyarrow.Table, field: pyarrow.Field[Any]) -> Any:
     if is_json(own) == is_json(field) and own.type == field.type:
         return column
     if is_json(field):
-        return json_array(arrow_cells(column))
+        return json_array(_cells(column, field.name))
     try:
         return column.cast(field.type)
     except pyarrow.ArrowException:
         with suppress(pyarrow.ArrowException, ValueError, TypeError, OverflowError):
             return pyarrow.array(column.to_pylist(), field.type)  # what casts do not know yet
         return None
+
+
+def _cells(column: Any, name: str) -> list[Any]:
+    """The values; None for all of them, and a warning, if they cannot be read: the rows are paid for."""
+    try:
+        return arrow_cells(column)
+    except Exception as error:  # of whatever class: it is a type that nobody has tried
+        warnings.warn(
+            f"values of the column {name} are left out of the file: {error!r:.200}", stacklevel=2
+        )
+        return [None] * len(column)
+
+
+def _can_be_written(column: Any) -> bool:
+    """Whether Parquet takes the values. Of some types it lacks a few, such as far years in seconds."""
+    import pyarrow
+    from pyarrow import parquet
+
+    if _is_plain(column.type):
+        return True
+    try:
+        written = pyarrow.BufferOutputStream()
+        parquet.write_table(pyarrow.Table.from_arrays([column], ["x"]), written)
+        parquet.read_table(pyarrow.BufferReader(written.getvalue()))
+    except (pyarrow.ArrowException, OSError):
+        return False
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _is_plain(kind: pyarrow.DataType) -> bool:
+    """Whether Parquet is known to take all values of a type: those of most columns."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_struct(kind):
+        return all(_is_plain(kind.field(place).type) for place in range(kind.num_fields))
+    checks = types.is_string, types.is_large_string, types.is_boolean, types.is_integer
+    return any(
+        check(kind) for check in (*checks, types.is_float32, types.is_float64, types.is_null)
+    )

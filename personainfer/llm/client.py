@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypedDict, TypeVar, Unpack
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, Strict
 from pydantic_core import to_json
 
-from ..api_keys import hide_key, show_key, shown_address
+from ..api_keys import Stored, hide_key, show_key, shown_address
 from ..arguments import (
     ApiBase,
     ApiKey,
@@ -494,33 +494,44 @@ def _budget(
     return Budget(usd)
 
 
+# What makes a request what it is: all that a file may decide of how a model is called.
+_OF_A_REQUEST = ("temperature", "max_tokens", "seed", "reasoning_effort", "extra_body")
+MOST_CANDIDATES = 8
 # The most that a file may ask for without the caller's word.
 _MOST_OF_A_FILE = {
     "max_tokens": _OPTIONS.defaults["max_tokens"],
     "reasoning_effort": None,
     "extra_body": {},
-    "candidates": 8,
+    "candidates": MOST_CANDIDATES,
 }
 
 
-def check_stored_costs(stored: Mapping[str, Any], given: Mapping[str, Any], place: object) -> None:
-    """Raise InvalidArgumentError if a file would make calls cost more than the caller said.
+def stored_options(
+    stored: Mapping[str, Any], given: Mapping[str, Any], place: object, *, calls: bool = True
+) -> dict[str, Any]:
+    """What a table or a batch says of the requests that it was made with; no limits, prices or addresses.
 
     Args:
-        stored: the options that the file names.
+        stored: its options, marked as `Stored` where a file says them.
         given: those that the caller names.
         place: the file, as the error names it.
+        calls: whether calls are made with them.
+
+    Raises:
+        InvalidArgumentError: a file would make calls cost more than the caller said.
     """
-    for name, most in _MOST_OF_A_FILE.items():
+    for name, most in _MOST_OF_A_FILE.items() if calls else ():
         value = stored.get(name)
         is_less = isinstance(value, int) and isinstance(most, int) and value <= most
-        if not (name in given or value in (None, most) or is_less):
+        is_said = name in given or not isinstance(value, Stored)
+        if not (is_said or value == most or is_less):
             raise InvalidArgumentError(
                 f"{place} was made with {name}={value!r:.200}.",
                 hint="Whoever wrote the file would decide what you pay for, and may have put other models or"
                 f" tools in it: give {name}= again{' ({}: none)' if most == {} else ''}.",
                 argument=name,
             )
+    return {name: stored[name] for name in _OF_A_REQUEST if name in stored}
 
 
 def make_llm(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:

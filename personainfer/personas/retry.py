@@ -7,19 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, cast
 
-from ..api_keys import Stored, StoredText, holds_secret, shown_address
+from ..api_keys import StoredText, holds_secret, shown_address
 from ..arguments import takes_options
 from ..data.source_rows import PreferenceSource
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError, RowsFailedError
-from ..llm.client import LLM, check_stored_costs
+from ..llm.client import LLM, stored_options
 from ..local.weights import check_stored_model
 from ..observability import with_progress_bar
 from ..records import Candidate, PersonaRow, Preference
 from .infer import PersonaStream, iter_personas
 from .options import READING, PersonaOptions
-
-_SAMPLING = ("temperature", "max_tokens", "seed", "reasoning_effort", "extra_body")
 
 
 @takes_options(PersonaOptions)
@@ -142,15 +140,15 @@ def _stream(
         )
     options = _fixed(settings)
     options["exemplars"] = "none" if settings.get("exemplars") == 0 else "default"
-    used = ("candidates",) if isinstance(model, LLM) else ("candidates", *_SAMPLING)
-    stored = {name: settings[name] for name in used if isinstance(settings.get(name), Stored)}
-    check_stored_costs(stored, given, "the table")
+    # An LLM has options of its own, so the table says only how often it is called.
+    said = {"candidates": settings.get("candidates")} if isinstance(model, LLM) else settings
+    options |= stored_options(said, given, "the table")
     if not isinstance(model, LLM):
         if isinstance(model, StoredText):
             check_stored_model(model, "the table")
         _check_address(model, given, settings)
-        names = _SAMPLING + (("api_base",) if model == settings.get("model") else ())
-        options |= {name: settings[name] for name in names if name in settings}
+        if model == settings.get("model") and "api_base" in settings:
+            options["api_base"] = settings["api_base"]
     stream = iter_personas(pairs or PreferenceSource.empty(), model, **{**options, **given})
     version, now = settings.get("prompt_version"), stream.settings["prompt_version"]
     # Older tables may have a second version after a "+": that of a prompt about several pairs.

@@ -17,7 +17,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from ..data.files import bounded_lines
 from ..data.table import PersonaTable
 from ..data.table_writer import is_table
 from ..exceptions import DataError, InvalidArgumentError, visible_in_json
@@ -31,8 +30,8 @@ from ..local.atomic_files import (
     unfinished_folder,
     write_file,
 )
-from ..personas.placement import TEMPLATES, PersonaPlace
-from ..preferences.cells import read_json
+from ..local.line_marks import has_mark, marked
+from ..personas.placement import PersonaPlace
 from ..preferences.turns import TOOL_DEFINITIONS
 from .dataset_card import LONG, MARK, dataset_card
 from .rows import PersonaSide, TailoringRows, check_shares, tailoring_rows
@@ -65,14 +64,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
     "few-shot": ExportFormat("few-shot", "messages, or text where the persona is in plain text"),
 }
 
-
-_COLUMNS = (
-    {"text"},
-    {"messages"},
-    *(set(one.columns.split(", ")) for one in EXPORT_FORMATS.values()),
-)
 _EXPORT = b"personainfer_export"  # in the schema of a Parquet file: its format
-_PLAIN_START = TEMPLATES["plain"].partition("{")[0]
 
 
 @dataclass(frozen=True)
@@ -141,11 +133,11 @@ def export_personas(
         splits: name -> share of the prompts, for a folder: see `TailoringRows.split`. None: all "train".
         seed: of the splits.
         title: of the card.
-        overwrite: replace a file whose rows are not those of an export, too. Exports are always replaced.
+        overwrite: replace a file that no export wrote, too. Exports have a mark, and are always replaced.
 
     Raises:
-        InvalidArgumentError: a bad argument, a folder whose README.md is not an export's, or a file whose
-            rows are not: nothing is written then.
+        InvalidArgumentError: a bad argument, a folder whose README.md is not an export's, or a file that
+            is none: nothing is written then.
         DataError: there is no row, or none for one of the splits.
     """
     check_format(format)
@@ -271,21 +263,15 @@ def _refuse_a_table(path: Path) -> None:
 
 
 def _is_export(path: Path) -> bool:
-    """Whether a file is an export: Parquet has a mark; of JSON lines, the first row has the form of ours."""
-    try:
-        if path.suffix == ".parquet":
-            from pyarrow.parquet import read_schema
+    """Whether a file has the mark of an export. Its form is that of all data for the same trainer."""
+    if path.suffix == ".jsonl":
+        return has_mark(path, "export")
+    from pyarrow.parquet import read_schema
 
-            return _EXPORT in (read_schema(path).metadata or {})
-        with path.open("rb") as file:
-            row = read_json(next(bounded_lines(file)) or b"")
+    try:
+        return _EXPORT in (read_schema(path).metadata or {})
     except (ValueError, OSError):  # Arrow's errors are such, too
         return False
-    if not isinstance(row, dict) or set(row) - {TOOL_DEFINITIONS} not in _COLUMNS:
-        return False
-    first = next(iter(row.values()))  # with the prompt: turns, or a text by the template
-    turns = isinstance(first, list) and all(isinstance(turn, dict) for turn in first)
-    return turns or (isinstance(first, str) and first.startswith(_PLAIN_START))
 
 
 def _refuse_splits(splits: Mapping[str, float] | None) -> None:
@@ -327,7 +313,7 @@ def _write_folder(
 def _write(path: Path, part: TailoringRows, rows: TailoringRows) -> None:
     """Write a part of the rows. All parts have the types in Parquet that all rows need."""
     if path.suffix == ".jsonl":
-        write_file(path, "".join(_json_lines(part)))
+        write_file(path, marked("".join(_json_lines(part)), "export"))
         return
     import pyarrow
     from pyarrow.parquet import write_table

@@ -21,6 +21,7 @@ from ..exceptions import (
     visible,
 )
 from ..local.atomic_files import as_path, check_file, check_replaced, write_file
+from ..local.line_marks import has_mark, marked
 from ..preferences.cells import bounded_json
 from ..records import Persona, Preference, Record, Usage
 
@@ -176,7 +177,9 @@ class UserPersonas(Sequence[UserRow]):
             )
         check_file(path)
         if not overwrite:
-            check_replaced(path, _holds_users, "a file of UserPersonas.save")
+            check_replaced(
+                path, lambda there: has_mark(there, "users"), "a file of UserPersonas.save"
+            )
         settings = {name: v for name, v in self.settings.items() if name != "cuts"}
         saved = (SavedRow(**vars(row), settings=settings) for row in self.rows)
         try:
@@ -188,7 +191,7 @@ class UserPersonas(Sequence[UserRow]):
                 f"these personas cannot be written as JSON: {error}.",
                 hint="Their settings, users and errors have to be text or numbers.",
             ) from None
-        write_file(path, "".join(lines))
+        write_file(path, marked("".join(lines), "users"))
 
     @classmethod
     def load(cls, path: str | Path) -> UserPersonas:
@@ -246,18 +249,6 @@ def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
     fields = dict(saved)
     settings = as_stored(fields.pop("settings"))
     return UserRow.unchecked(fields), settings
-
-
-def _holds_users(path: Path) -> bool:
-    """Whether the first line of a file is what `UserPersonas.save` writes."""
-    with path.open("rb") as file:
-        first = next(bounded_lines(file), None)
-    try:
-        return (
-            "persona" in SavedRow.model_validate_json(bounded_json(first or b"")).model_fields_set
-        )
-    except ValueError:
-        return False
 
 
 class ChoicesUsed:

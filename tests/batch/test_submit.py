@@ -1107,6 +1107,62 @@ def test_a_folder_never_decides_that_single_calls_cost_more(
     assert not collect(place / "b", ask_missing=True, model="fake", **option).errors
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"rpm": 1e-6},
+        {"tpm": 1e-6},
+        {"timeout": 1e-9},
+        {"prices": [0, 0]},
+        {"budget": 1e-12, "prices": [1, 1]},
+        {"max_concurrency": 10**9},
+        {"patience": 1e300},
+        {"max_attempts": 10**9},
+        {"cache_dir": "theirs"},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_a_folder_decides_only_what_its_requests_hold(
+    option: dict[str, Any], provider: BatchServer, place: Path
+) -> None:
+    """With a limit of somebody else's, single calls would never end, fail after payment, or seem free."""
+    provider.edit = lambda lines: lines[:2]
+    submit(provider, pairs(3), place / "b", temperature=0.5, seed=3)
+    handle = place / "b" / "batch.json"
+    stored = json.loads(handle.read_text())
+    stored["llm_options"] |= option
+    handle.write_text(json.dumps(stored))
+    batch = PersonaBatch.load(place / "b")
+    here = {"api_base": provider.api_base, "model": "fake"}
+    plain = pi.LLM(
+        "fake",
+        api_base=provider.api_base,
+        temperature=0.5,
+        seed=3,
+        cache_dir=batch.replies_folder,
+    )
+    assert batch.llm(here, calls=True).options == plain.options
+    table = collect(place / "b", ask_missing=True, model="fake")
+    assert (table.errors, table.usage.cost, provider.count(ASK)) == ([], None, 1)
+
+
+def test_a_folder_never_decides_how_many_candidates_are_paid(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.edit = lambda lines: lines[:2]
+    submit(provider, pairs(2), place / "b", candidates=9)
+    with pytest.raises(InvalidArgumentError, match="candidates=9, …") as caught:
+        collect(place / "b", ask_missing=True, model="fake", select=Longest())
+    assert caught.value.argument == "ask_missing"
+    table = collect(place / "b", select=Longest())
+    again: dict[str, Any] = {"model": "fake", "api_base": provider.api_base}
+    with pytest.raises(InvalidArgumentError, match="give candidates= again"):
+        pi.retry_errors(table, **again, select=Longest())
+    assert provider.count(ASK) == 0
+    table = pi.retry_errors(table, **again, candidates=9, select=Longest())
+    assert not table.errors
+
+
 def test_a_folder_never_decides_which_model_is_paid(provider: BatchServer, place: Path) -> None:
     provider.edit = lambda lines: lines[:2]
     batch = submit(provider, pairs(3), place / "b")

@@ -1,0 +1,175 @@
+"""Tests of own columns whose values no file, library or process can hold: no paid row is lost with them."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import personainfer as pi
+from personainfer.data import table_writer as writing
+from personainfer.exceptions import DataError
+from personainfer.testing import FakeLLM
+
+PAIRS: dict[str, list[Any]] = {"prompt": ["p", "q"], "chosen": ["a", "c"], "rejected": ["b", "d"]}
+FAR = 2**62  # seconds from 1970
+
+
+@pytest.fixture
+def asked(llm: FakeLLM) -> dict[str, Any]:
+    return {"model": "fake", "api_base": llm.api_base, "cache": False}
+
+
+def column(path: Path) -> list[Any]:
+    loaded = pi.PersonaTable.load(path)
+    assert not loaded.errors
+    assert len(loaded) == len(loaded.to_pandas()) == 2
+    assert str(loaded)
+    return loaded.to_arrow().column("z").to_pylist()
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([FAR, 1], pa.timestamp("s", "UTC")),
+        pa.array([[1], [FAR]], pa.list_(pa.timestamp("s"))),
+        pa.array([{"t": 1}, {"t": FAR}], pa.struct([("t", pa.timestamp("s"))])),
+    ],
+    ids=["times", "listed", "in objects"],
+)
+def test_values_that_parquet_lacks_cost_their_column_its_type(
+    times: Any, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    data = pa.table({**PAIRS, "z": times})
+    made = pi.infer_personas(data, **asked, output=tmp_path / "a.parquet")
+    pi.infer_personas(data, **asked).save(tmp_path / "b.parquet")
+    made[::-1].save(tmp_path / "c.parquet")
+    kept = column(tmp_path / "a.parquet")
+    assert kept == column(tmp_path / "b.parquet") == column(tmp_path / "c.parquet")[::-1]
+    assert sum("1970-01-01 00:00:01" in text for text in kept) == 1
+    assert "null" not in kept
+
+
+def test_rows_before_such_a_value_keep_theirs(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "GROUP_ROWS", 1)
+    data = pa.table({**PAIRS, "z": pa.array([1, FAR], pa.timestamp("s"))})
+    pi.infer_personas(data, **asked, output=tmp_path / "t.parquet")
+    first, second = column(tmp_path / "t.parquet")
+    assert "1970-01-01" in first
+    assert str(FAR) in second
+
+
+def test_a_column_that_cannot_be_read_at_all_is_left_out_with_a_warning(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(column: Any) -> list[Any]:
+        raise RuntimeError("a type of tomorrow")
+
+    monkeypatch.setattr(writing, "arrow_cells", fails)
+    data = pa.table({**PAIRS, "z": pa.array([1, FAR], pa.timestamp("s"))})
+    with pytest.warns(UserWarning, match="column z .*a type of tomorrow"):
+        pi.infer_personas(data, **asked, output=tmp_path / "t.parquet")
+    assert column(tmp_path / "t.parquet") == ["null", "null"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.UnionArray.from_sparse(pa.array([0, 0], pa.int8()), [pa.array([1, 2])]),
+        pa.array([1, 2], pa.time64("ns")),
+        pa.array([2**60] * 2, pa.date64()),
+    ],
+    ids=["unions", "nanoseconds of a day", "far days"],
+)
+def test_columns_that_pandas_lacks_are_an_error_of_this_library(values: Any) -> None:
+    table = pi.PersonaTable.from_data(
+        pa.table({**PAIRS, "z": values, "chosen_persona": ["x", "y"]}), rejected_persona=None
+    )
+    with pytest.raises(DataError, match=r"pandas cannot hold .*to_arrow\(\)"):
+        table.to_pandas()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["x", "y"], pa.string_view()),
+        pa.RunEndEncodedArray.from_arrays(pa.array([1, 2], pa.int32()), pa.array(["x", "y"])),
+        pa.array([[1], [2]], pa.list_view(pa.int8())),
+    ],
+    ids=["views", "runs", "views of lists"],
+)
+def test_rows_are_picked_from_columns_of_any_type(
+    values: Any, llm: FakeLLM, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    table = pi.infer_personas(pa.table({**PAIRS, "z": values}), **asked)
+    kept = values.to_pylist()
+    table[::-1].save(tmp_path / "t.parquet")
+    found = column(tmp_path / "t.parquet")
+    assert found in (kept[::-1], list(map(json.dumps, kept[::-1])))  # no file has runs
+    more = pa.concat_tables([pa.table({**PAIRS, "z": values})] * 2)
+    more = more.set_column(0, "prompt", [["p", "", "", "q"]])
+    for output in (None, tmp_path / "u.parquet"):
+        left = pi.infer_personas(more, **asked, on_error="drop", output=output)
+        found = left.to_arrow().column("z").to_pylist()
+        assert found in (kept, list(map(json.dumps, kept)))
+
+
+def endless(kind: str) -> Any:
+    held: Any
+    if kind == "dict":
+        held = OrderedDict()
+        held["x"] = held
+    elif kind == "array":
+        held = np.empty(1, object)
+        held[0] = held
+    elif kind == "view":
+        around: dict[str, Any] = {}
+        held = around.values()
+        around["x"] = held
+    else:
+        held = []
+        held.append((held,))
+    return held
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "array", "view"])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        lambda held: pd.DataFrame({**PAIRS, "z": pd.Series([held, None], dtype=object)}),
+        lambda held: pd.DataFrame(
+            {**PAIRS, "z": ["x", "y"]}, index=pd.Index([held, "a"], dtype=object)
+        ),
+        lambda held: pl.DataFrame({**PAIRS, "z": pl.Series([held, None], dtype=pl.Object)}),
+    ],
+    ids=["pandas", "an index", "polars"],
+)
+def test_a_value_that_is_nested_without_end_ends_no_process(
+    frame: Callable[[Any], Any], kind: str, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    data = frame(endless(kind))
+    made = pi.infer_personas(data, **asked, output=tmp_path / "t.parquet")
+    assert column(tmp_path / "t.parquet")
+    assert not made.errors
+    table = pi.infer_personas(data, **asked)
+    assert len(table.to_arrow()) == len(table[::-1].to_polars()) == 2
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "array", "view"])
+def test_in_rows_it_costs_its_row(kind: str, asked: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{name: of[n] for name, of in PAIRS.items()} for n in range(2)]
+    rows[0]["z"] = endless(kind)
+    made = pi.infer_personas(rows, **asked, output=tmp_path / "t.parquet")
+    assert [row.index for row in made.errors] == [0]
+    hand_made = pi.PersonaTable([pi.PersonaRow(0, None, columns={"z": endless(kind)})])
+    assert len(hand_made.to_arrow()) == 1
