@@ -32,8 +32,8 @@ from contest import pairs  # noqa: E402
 
 import personainfer as pi  # noqa: E402
 from personainfer.data import read_preferences  # noqa: E402
-from personainfer.llm.cache import ReplyCache  # noqa: E402
 from personainfer.llm.requests import cached_reply  # noqa: E402
+from personainfer.local.cache import ReplyCache  # noqa: E402
 from personainfer.personas.flags import flags_in_text, pair_text  # noqa: E402
 from personainfer.personas.prompts import PersonaPrompt  # noqa: E402
 from personainfer.personas.requests import Plan  # noqa: E402

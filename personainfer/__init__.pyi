@@ -8,10 +8,10 @@ from .evaluation.verification import compare_personas as compare_personas
 from .evaluation.verification import rate_personas as rate_personas
 from .evaluation.verification import verify_personas as verify_personas
 from .exceptions import PersonaInferError as PersonaInferError
-from .llm.cache import cache_info as cache_info
-from .llm.cache import clear_cache as clear_cache
 from .llm.client import LLM as LLM
 from .llm.requests import Request as Request
+from .local.cache import cache_info as cache_info
+from .local.cache import clear_cache as clear_cache
 from .personas.infer import ainfer_personas as ainfer_personas
 from .personas.infer import estimate_cost as estimate_cost
 from .personas.infer import infer_personas as infer_personas

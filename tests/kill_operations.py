@@ -222,7 +222,7 @@ def collect(folder: Path, base: str) -> object:
 
 
 def prune(folder: Path, base: str) -> object:
-    from personainfer.llm.cache import prune_cache
+    from personainfer.local.cache import prune_cache
 
     prune_cache(max_size=0, cache_dir=folder / "cache")
     return pi.cache_info(folder / "cache").replies

@@ -118,7 +118,7 @@ MODULES = {dotted(p): p for p in sorted(PACKAGE.rglob("*.py")) if not p.name.sta
 
 
 def package_of(name: str) -> str:
-    """Of personainfer.llm.cache and of personainfer.llm: llm."""
+    """Of personainfer.local.cache and of personainfer.llm: llm."""
     parts = name.split(".")
     return "" if name in MODULES and len(parts) == 2 else parts[1]
 
@@ -279,7 +279,8 @@ def test_importing_the_subpackages_loads_nothing_heavy() -> None:
 
 # Names of subpackages that documents use: each is exported where its package says so.
 EXPORTED = {
-    "personainfer.llm": {"LLM", "Request", "cache_info", "clear_cache"},
+    "personainfer.llm": {"LLM", "Request"},
+    "personainfer.local": {"cache_info", "clear_cache"},
     "personainfer.personas": {"infer_personas", "find_flags", "place_persona", "retry_errors"},
     "personainfer.batch": {"submit_batch", "collect_batch"},
     "personainfer.data": {"PersonaTable", "read_preferences"},

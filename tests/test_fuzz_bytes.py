@@ -30,12 +30,12 @@ from personainfer.connections import Answer
 from personainfer.data.readers import read_preferences
 from personainfer.evaluation.human import read_rating_sheet, write_rating_sheet
 from personainfer.exceptions import PersonaInferError
-from personainfer.llm.cache import ReplyCache
 from personainfer.llm.client import LLM
 from personainfer.llm.dialect import Dialect
 from personainfer.llm.replies import read_reply
 from personainfer.llm.requests import Request, cached_reply
 from personainfer.llm.transports import EndpointTransport
+from personainfer.local.cache import ReplyCache
 from personainfer.local.weights import find_weights, has_chat_template
 from personainfer.records import Completion, Message
 from personainfer.testing import Reply

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 import personainfer as pi
 from personainfer import exceptions
 from personainfer.exceptions import PersonaInferError, RateLimitError, ReplyError
-from personainfer.llm.cache import CacheInfo
+from personainfer.local.cache import CacheInfo
 from personainfer.records import Candidate, Completion
 from personainfer.testing import FakeLLM
 

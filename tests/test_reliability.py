@@ -468,7 +468,7 @@ assert took < 5, f"the fork waited {took:.1f} s"
 
 COLLECTED = """
 import faulthandler, gc, os, sys, personainfer as pi
-from personainfer.llm.cache import ReplyCache
+from personainfer.local.cache import ReplyCache
 faulthandler.dump_traceback_later(30, exit=True)
 base, folder, what = sys.argv[1:]
 model = pi.LLM("fake", api_base=base, cache_dir=folder)

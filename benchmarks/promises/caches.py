@@ -19,7 +19,7 @@ from personainfer.testing import FakeLLM
 
 from .attack import PAIRS, attack, broken_if, error_of, internal, is_ours, named
 
-CACHE = ("llm.cache", "cache")  # where the module is, and where it was
+CACHE = ("local.cache", "llm.cache", "cache")  # where the module is, and where it was
 DATABASE = ("local.reply_database", *CACHE)
 _PAGE = 4096  # bytes of a page of SQLite's, whose first one says what it holds
 _LEAF_OF_A_TABLE = 0x0D
@@ -43,7 +43,7 @@ def _wait_briefly() -> None:
 @attack(
     7,
     "A run on a cache that is locked ends with an error, and other runs go on.",
-    "tests/llm/test_cache.py::test_a_run_on_a_locked_cache_ends_with_an_error_and_others_go_on",
+    "tests/local/test_cache.py::test_a_run_on_a_locked_cache_ends_with_an_error_and_others_go_on",
 )
 def lock_the_cache(folder: Path) -> str:
     _wait_briefly()
@@ -71,7 +71,7 @@ def lock_the_cache(folder: Path) -> str:
 @attack(
     12,
     "The cache is open to its owner only.",
-    "tests/llm/test_cache.py::test_only_the_owner_can_read_the_replies",
+    "tests/local/test_cache.py::test_only_the_owner_can_read_the_replies",
 )
 def read_the_replies_of_another_user(folder: Path) -> str:
     os.umask(0o022)
@@ -86,7 +86,7 @@ def read_the_replies_of_another_user(folder: Path) -> str:
 @attack(
     13,
     "The database of another program is refused, and left as it is.",
-    "tests/llm/test_cache.py::test_the_cache_of_another_program_is_left_as_it_is",
+    "tests/local/test_cache.py::test_the_cache_of_another_program_is_left_as_it_is",
 )
 def name_the_database_of_another_program(folder: Path) -> str:
     with diskcache.Cache(str(folder)) as theirs:
@@ -104,7 +104,7 @@ def name_the_database_of_another_program(folder: Path) -> str:
 @attack(
     14,
     "Clearing gives the disk its space back; pruning deletes the oldest.",
-    "tests/llm/test_cache.py::test_clearing_gives_the_disk_its_space_back",
+    "tests/local/test_cache.py::test_clearing_gives_the_disk_its_space_back",
 )
 def clear_the_cache(folder: Path) -> str:
     cache = internal(CACHE)
@@ -123,7 +123,7 @@ def clear_the_cache(folder: Path) -> str:
 @attack(
     15,
     "Clearing a cache that is locked is an error of this library.",
-    "tests/llm/test_cache.py::test_a_cache_that_stays_locked_is_an_error",
+    "tests/local/test_cache.py::test_a_cache_that_stays_locked_is_an_error",
 )
 def clear_a_locked_cache(folder: Path) -> str:
     _wait_briefly()
@@ -140,7 +140,7 @@ def clear_a_locked_cache(folder: Path) -> str:
 @attack(
     22,
     "A damaged cache loses the replies on the bad pages alone.",
-    "tests/llm/test_cache.py::test_of_a_cache_with_a_bad_page_the_other_replies_are_kept",
+    "tests/local/test_cache.py::test_of_a_cache_with_a_bad_page_the_other_replies_are_kept",
 )
 def spoil_a_page_of_the_cache(folder: Path) -> str:
     with FakeLLM() as llm:
@@ -166,7 +166,7 @@ def spoil_a_page_of_the_cache(folder: Path) -> str:
 @attack(
     23,
     "A cache that is deleted during a run is an error.",
-    "tests/llm/test_cache.py::test_a_cache_that_is_deleted_during_a_run_is_an_error",
+    "tests/local/test_cache.py::test_a_cache_that_is_deleted_during_a_run_is_an_error",
 )
 def delete_the_cache_during_a_run(folder: Path) -> str:
     cache = folder / "cache"
@@ -186,7 +186,7 @@ def delete_the_cache_during_a_run(folder: Path) -> str:
 @attack(
     24,
     "A cache that others may write to is read, with a warning, and never written.",
-    "tests/llm/test_cache.py::test_a_cache_that_others_may_write_to_is_read_and_never_written",
+    "tests/local/test_cache.py::test_a_cache_that_others_may_write_to_is_read_and_never_written",
 )
 def use_a_cache_that_others_may_write_to(folder: Path) -> str:
     with FakeLLM() as llm:

@@ -35,10 +35,10 @@ from ..data.files import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
-from ..llm.cache import ReplyCache, default_cache_dir
 from ..llm.client import LLM, MOST_CANDIDATES, OPTIONS, stored_options
-from ..llm.rate_limits import Price, most_tokens
+from ..llm.pricing import Price, most_tokens
 from ..local.atomic_files import as_path, atomic_folder, read_small_file, write_file
+from ..local.cache import ReplyCache, default_cache_dir
 from ..local.weights import check_stored_model
 from ..personas.prompts import PersonaPrompt, Protocol
 from ..personas.requests import Plan

@@ -12,12 +12,12 @@ from pydantic import BaseModel
 
 from ..data.source_rows import SourceRow
 from ..exceptions import ModelError, ReplyError
-from ..llm.cache import ReplyCache
 from ..llm.client import LLM
-from ..llm.rate_limits import Tally, cost_is_unknown
+from ..llm.pricing import Tally, cost_is_unknown
 from ..llm.replies import read_reply
 from ..llm.requests import Job, Reply, Run, text_to_cache
 from ..llm.transports import Transport
+from ..local.cache import ReplyCache
 from ..personas.infer import checked
 from ..records import Completion
 from .job_folder import PersonaBatch, read_answers

@@ -31,7 +31,7 @@ from ..exceptions import (
     TransportError,
 )
 from ..llm.client import LLM
-from ..llm.rate_limits import Budget, most_tokens
+from ..llm.pricing import Budget, most_tokens
 from ..local.atomic_files import atomic_writer, remove_abandoned
 from ..observability import progress_bar
 from ..personas.infer import PersonaStream, checked, prepare

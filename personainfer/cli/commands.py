@@ -343,7 +343,7 @@ def cache(
 ) -> None:
     """Show which replies are cached on disk, or delete them."""
     if action == "prune":
-        from ..llm.cache import prune_cache
+        from ..local.cache import prune_cache
 
         deleted = prune_cache(older_than=older_than, max_size=max_size, cache_dir=cache_dir)
         return print_json({"deleted": deleted}) if as_json else note(f"{deleted:,} deleted")

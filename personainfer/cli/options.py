@@ -13,7 +13,7 @@ import typer
 from ..api_keys import hides_secrets
 from ..arguments import Option, Options, options_of
 from ..llm.client import LLMOptions, named_model
-from ..llm.rate_limits import listed_provider
+from ..llm.pricing import listed_provider
 from ..personas.options import RUN_OPTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from ..exceptions import ModelError, ReplyError, RequestRejectedError
 from ..llm.client import LLM, make_llm
-from ..llm.rate_limits import Budget
+from ..llm.pricing import Budget
 from ..llm.requests import Reply, Request
 from ..observability import progress_bar, with_progress_bar
 from ..records import FloatArray, Logprobs, Message, Persona, Prompt, Side, Usage

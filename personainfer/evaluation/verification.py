@@ -28,7 +28,7 @@ from ..exceptions import (
     shown_when_made,
 )
 from ..llm.client import LLM, OPTIONS, LLMOptions
-from ..llm.rate_limits import Budget
+from ..llm.pricing import Budget
 from ..llm.requests import Request
 from ..personas.prompts import choice_messages, instructions, persona_messages, rating_message
 from ..records import Persona, Preference, Side, Usage

@@ -1,4 +1,4 @@
-"""Language models: requests, retries, rate limits, prices, the reply cache and the ways to a model."""
+"""Language models: requests, retries, rate limits, prices and the ways to a model."""
 
 import lazy_loader
 

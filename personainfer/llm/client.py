@@ -32,13 +32,14 @@ from ..exceptions import (
     quoted,
     shown_when_made,
 )
+from ..local.cache import ReplyCache, default_cache_dir
 from ..local.weights import find_weights, whole_name
 from ..preferences.cells import surrogate_problem
 from ..records import Message, Usage
-from .cache import ReplyCache, default_cache_dir
 from .litellm_transport import LiteLLMTransport
 from .llamacpp import EmbeddedTransport
-from .rate_limits import Budget, Limits, Price, ReplySize, Tally, find_batch_price, find_price
+from .pricing import Budget, Price, ReplySize, Tally, find_batch_price, find_price
+from .rate_limits import Limits
 from .requests import Form, InFlight, Job, Reply, Request, Run
 from .transports import EndpointTransport, Transport
 from .workers import CallSettings, Workers

@@ -25,13 +25,13 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
 from ..exceptions import InvalidArgumentError, ModelError, ReplyError
+from ..local.cache import ReplyCache
 from ..observability import RunWatch
 from ..preferences.cells import bounded_json
 from ..records import Completion, Logprobs, Message, Usage
-from .cache import ReplyCache
 from .dialect import Dialect
 from .openai_protocol import are_logprobs
-from .rate_limits import Tally
+from .pricing import Tally
 from .replies import read_reply
 from .transports import Transport
 

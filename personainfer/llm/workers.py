@@ -32,20 +32,11 @@ from ..exceptions import (
     RequestRejectedError,
     TransportError,
 )
+from ..local.cache import ReplyCache
 from ..observability import log
 from ..records import Completion, Message
-from .cache import ReplyCache
-from .rate_limits import (
-    Budget,
-    Limits,
-    Place,
-    RefusalWatch,
-    ReplySize,
-    Tally,
-    Window,
-    cost_is_unknown,
-    most_tokens,
-)
+from .pricing import Budget, ReplySize, Tally, cost_is_unknown, most_tokens
+from .rate_limits import Limits, Place, RefusalWatch, Window
 from .replies import reask
 from .requests import (
     InFlight,

@@ -35,7 +35,7 @@ from personainfer.exceptions import (
     TransportError,
     UnknownOptionError,
 )
-from personainfer.llm.rate_limits import Price, find_batch_price, find_price
+from personainfer.llm.pricing import Price, find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..batch_server import ASK, CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer, Lines

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from personainfer.exceptions import BudgetExceededError, RateLimitError, RequestRejectedError
 from personainfer.llm import rate_limits
-from personainfer.llm.rate_limits import Budget, Gate, Limits, Place, Price, RefusalWatch, Window
+from personainfer.llm.pricing import Budget, Price
+from personainfer.llm.rate_limits import Gate, Limits, Place, RefusalWatch, Window
 
 pytestmark = pytest.mark.anyio
 

@@ -30,7 +30,7 @@ from personainfer.exceptions import (
 from personainfer.llm.dialect import Dialect
 from personainfer.llm.endpoint_faults import redact, retry_after, status_error
 from personainfer.llm.openai_protocol import wire_schema
-from personainfer.llm.rate_limits import Price, find_price
+from personainfer.llm.pricing import Price, find_price
 from personainfer.llm.transports import EndpointTransport
 from personainfer.testing import FakeLLM, Fault, Reply
 

@@ -19,7 +19,7 @@ from personainfer.exceptions import (
     TransportError,
 )
 from personainfer.llm.endpoint_faults import provider_errors
-from personainfer.llm.rate_limits import Price, ReplySize, find_batch_price, find_price
+from personainfer.llm.pricing import Price, ReplySize, find_batch_price, find_price
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import each_way, pairs
@@ -224,7 +224,7 @@ def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
         "input_cost_per_token_batches": 0.5,
         "output_cost_per_token_batches": 1.0,
     }
-    monkeypatch.setattr("personainfer.llm.rate_limits._listed", lambda: listed)
+    monkeypatch.setattr("personainfer.llm.pricing._listed", lambda: listed)
     thinks = find_price("thinks", None)
     assert thinks is not None
     assert thinks.cost(10, 10, 10) == 10 + 20 + 30
@@ -272,7 +272,7 @@ def test_a_budget_asks_for_the_price_of_what_the_list_does_not_price(
 def test_a_dearer_tier_counts_at_its_price(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("input_cost_per_token", "output_cost_per_token")
     listed = {name + end: usd for name in names for end, usd in (("", 1.0), ("_priority", 1.7))}
-    monkeypatch.setattr("personainfer.llm.rate_limits._listed", lambda: {"m": listed})
+    monkeypatch.setattr("personainfer.llm.pricing._listed", lambda: {"m": listed})
     plain, dearer = (
         pi.LLM("m", api_base=llm.api_base, cache=False, extra_body={"service_tier": tier})
         for tier in ("default", "priority")

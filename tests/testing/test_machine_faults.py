@@ -15,7 +15,7 @@ import pytest
 import personainfer as pi
 from personainfer.evaluation.human import write_rating_sheet
 from personainfer.exceptions import CacheError, InvalidArgumentError
-from personainfer.llm.cache import ReplyCache
+from personainfer.local.cache import ReplyCache
 from personainfer.testing import (
     FakeLLM,
     Fault,

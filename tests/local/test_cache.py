@@ -27,14 +27,14 @@ from hypothesis import strategies as st
 
 import personainfer as pi
 from personainfer.exceptions import CacheError, InvalidArgumentError
-from personainfer.llm.cache import (
+from personainfer.local import reply_database
+from personainfer.local.cache import (
     ReplyCache,
     cache_info,
     clear_cache,
     default_cache_dir,
     prune_cache,
 )
-from personainfer.local import reply_database
 from personainfer.local.reply_database import readable_rows
 from personainfer.testing import FakeLLM
 
@@ -185,7 +185,7 @@ def test_a_closed_cache_opens_again_at_its_next_use(cache: ReplyCache) -> None:
 WRITER = """
     import sys
     from pathlib import Path
-    from personainfer.llm.cache import ReplyCache
+    from personainfer.local.cache import ReplyCache
 
     cache, start = ReplyCache(Path(sys.argv[1])), int(sys.argv[2])
     for i in range(start, start + 500):
@@ -227,7 +227,7 @@ def test_replies_survive_a_process_that_dies_at_once(tmp_path: Path) -> None:
     script = """
         import os, sys
         from pathlib import Path
-        from personainfer.llm.cache import ReplyCache
+        from personainfer.local.cache import ReplyCache
 
         replies = {f"key-{i}".encode(): f"reply {i}" for i in range(100)}
         ReplyCache(Path(sys.argv[1])).set_many(replies.items(), model="m")
@@ -283,7 +283,7 @@ def test_a_forked_child_uses_the_cache_of_its_parent(tmp_path: Path) -> None:
     script = """
         import os, sys
         from pathlib import Path
-        from personainfer.llm.cache import ReplyCache
+        from personainfer.local.cache import ReplyCache
 
         cache = ReplyCache(Path(sys.argv[1]))
         cache.set_many([(b"parent", "1")], model="m")
@@ -937,7 +937,7 @@ def test_an_interrupted_salvage_begins_again(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("personainfer.llm.cache.put_in_place", killed)
+        patched.setattr("personainfer.local.cache.put_in_place", killed)
         with pytest.raises(Killed):
             ReplyCache(tmp_path).get_many(list(replies))
     with pytest.raises(CacheError, match="in a new cache"):
@@ -1045,7 +1045,7 @@ def test_deleted_texts_leave_the_file_or_a_warning_says_that_they_stay(
     delete: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(tmp_path)
-    monkeypatch.setattr("personainfer.llm.cache.BUSY_TIMEOUT", 0.02)
+    monkeypatch.setattr("personainfer.local.cache.BUSY_TIMEOUT", 0.02)
     monkeypatch.setattr("personainfer.local.reply_database.BUSY_STEP", 0.01)
     with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as reader:
         reader.execute("BEGIN")

@@ -34,14 +34,14 @@ from pydantic import AfterValidator
 
 from ..arguments import LARGEST, Wanted, check_argument
 from ..exceptions import CacheError, InvalidArgumentError, quoted, visible
-from ..local.atomic_files import (
+from .atomic_files import (
     others_may_write,
     private_folder,
     put_in_place,
     remove_abandoned,
     unfinished_folder,
 )
-from ..local.reply_database import (
+from .reply_database import (
     BUSY_TIMEOUT,
     JOURNALS,
     LOCK,

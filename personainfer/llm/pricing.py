@@ -1,0 +1,396 @@
+"""What calls take and cost: prices of tokens, the counts of a run, the budget.
+
+`find_price` gives the price of a token, from litellm's bundled list or from the user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..exceptions import (
+    BudgetExceededError,
+    ModelError,
+    ReplyError,
+    TransportError,
+)
+from ..records import Completion, Usage
+from .openai_protocol import CUT_OFF
+
+
+class Price(NamedTuple):
+    """USD a token, of the prompt and of the completion.
+
+    Attributes:
+        reasoning: what a token of reasoning costs more than another one of the completion.
+        call: USD a call, beside its tokens.
+        longer: (a number of tokens, prompt, completion): prices of calls whose prompt has more than these.
+    """
+
+    prompt: float
+    completion: float
+    reasoning: float = 0.0
+    call: float = 0.0
+    longer: tuple[tuple[float, float, float], ...] = ()
+
+    def cost(
+        self, prompt_tokens: float, completion_tokens: float, reasoning_tokens: float = 0
+    ) -> float:
+        """USD for a call with these tokens; those of reasoning are part of the completion's."""
+        prompt, completion = self.prompt, self.completion
+        for tokens, *dearer in self.longer:
+            if prompt_tokens > tokens:
+                prompt, completion = dearer
+        tokens_cost = prompt * prompt_tokens + completion * completion_tokens
+        return tokens_cost + self.reasoning * reasoning_tokens + self.call
+
+    def plain(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """USD for these tokens of any number of calls, none of which is dearer than others."""
+        return self.prompt * prompt_tokens + self.completion * completion_tokens
+
+    def most(self, prompt_tokens: int, max_tokens: int) -> float:
+        """USD for the dearest call with a reply of `max_tokens`: all of them may be reasoning."""
+        return self.cost(prompt_tokens, max_tokens, max_tokens)
+
+    def times(self, factor: float) -> Price:
+        """All prices, multiplied."""
+        longer = tuple((tokens, p * factor, c * factor) for tokens, p, c in self.longer)
+        prompt, completion = self.prompt * factor, self.completion * factor
+        return Price(prompt, completion, self.reasoning * factor, self.call * factor, longer)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts as they grow; `usage` is their record."""
+
+    price: Price | None
+    calls: int = 0
+    cached: int = 0
+    retries: int = 0
+    reasks: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    errors: int = 0  # requests that got no usable reply after all attempts
+    beyond: float = 0.0  # USD beyond the plain price of these tokens: dearer calls, untold tokens
+
+    def add(self, completion: Completion) -> float:
+        """Count the tokens of one reply; returns its cost in USD, 0 where the price is unknown."""
+        asked, said = completion.prompt_tokens, completion.completion_tokens
+        self.prompt_tokens += asked
+        self.completion_tokens += said
+        self.reasoning_tokens += completion.reasoning_tokens
+        if self.price is None:
+            return 0.0
+        cost = self.price.cost(asked, said, completion.reasoning_tokens)
+        self.beyond += cost - self.price.plain(asked, said)
+        return cost
+
+    def most(self, prompt_tokens: int, max_tokens: int) -> float:
+        """The most that a call can cost, in USD; 0 where the price is unknown."""
+        return self.price.most(prompt_tokens, max_tokens) if self.price else 0.0
+
+    def assume(self, prompt_tokens: int, max_tokens: int, counted: float) -> float:
+        """Count the most that a call can cost, beyond the `counted` part of it; returns it in USD."""
+        most = self.most(prompt_tokens, max_tokens)
+        self.beyond += max(0.0, most - counted)
+        return max(most, counted)
+
+    @property
+    def usage(self) -> Usage:
+        """The record of these counts; the cost is None where the price is unknown."""
+        free = self.calls == 0
+        cost = None
+        if self.price is not None:
+            # Not a sum over the calls, whose rounding would depend on their order.
+            cost = self.price.plain(self.prompt_tokens, self.completion_tokens) + self.beyond
+        return Usage(
+            calls=self.calls,
+            cached=self.cached,
+            retries=self.retries,
+            reasks=self.reasks,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            reasoning_tokens=self.reasoning_tokens,
+            cost=0.0 if free else cost,
+        )
+
+
+class Budget:
+    """Stops before the call that would exceed `usd`; calls in flight count with the most they can cost.
+
+    Several models may share one. `reserve` and `settle` are for the background loop, the others for any
+    thread.
+
+    Args:
+        usd: the most that may be spent.
+        spent: what is spent already.
+    """
+
+    def __init__(self, usd: float, spent: float = 0.0) -> None:
+        self.usd = usd
+        self._spent = spent
+        self._reserved = 0.0
+        self._in_flight = 0
+        self._orders: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._settled = asyncio.Event()
+
+    @property
+    def spent(self) -> float:
+        """USD, without what calls in flight may cost."""
+        return self._spent + sum(self._orders.values())
+
+    @property
+    def taken(self) -> float:
+        """USD that nobody else can have: spent, or reserved for calls in flight."""
+        return self.spent + self._reserved
+
+    async def reserve(self, cost: float) -> float:
+        """Reserve the most that a call can cost; wait for calls in flight if the budget is too low now.
+
+        Raises:
+            BudgetExceededError: the call could exceed the budget even when no other is in flight.
+        """
+        while not self._reserves(cost):
+            self._settled.clear()
+            await self._settled.wait()
+        return cost
+
+    def _reserves(self, cost: float) -> bool:
+        with self._lock:
+            if self.taken + cost <= self.usd:
+                self._reserved += cost
+                self._in_flight += 1
+                return True
+            if self._in_flight:
+                return False
+            raise BudgetExceededError(
+                f"not sent: ${self.spent:.6f} of the budget of ${self.usd:g} is spent and this"
+                f" call may cost ${cost:.6f}.",
+                hint="Call again with a larger budget=; what is paid for comes from the cache.",
+            )
+
+    def settle(self, reserved: float, spent: float) -> None:
+        """Replace a reservation by the cost of the call."""
+        with self._lock:
+            self._in_flight -= 1
+            # Of many additions, a rest may be left when nothing is in flight.
+            self._reserved = self._reserved - reserved if self._in_flight else 0.0
+            self._spent += spent
+        self._settled.set()
+
+    def charge(self, what: str, orders: Mapping[str, float]) -> None:
+        """Count orders, such as parts of a batch, with the most that they can cost: all of them, or none.
+
+        Args:
+            what: is ordered, for the error.
+            orders: the cost of each by its name. One that is charged already counts no second time.
+
+        Raises:
+            BudgetExceededError: it is more than what is left beside the calls in flight.
+        """
+        with self._lock:
+            new = {name: cost for name, cost in orders.items() if name not in self._orders}
+            most, left = sum(new.values()), self.usd - self.taken
+            if most > left:
+                beside = " beside the calls in flight" if self._in_flight else ""
+                raise BudgetExceededError(
+                    f"not submitted: {what} may cost ${most:.6f}, and ${max(left, 0.0):g} of the budget is"
+                    f" left{beside}.",
+                    hint="Raise budget=, lower max_tokens=, or submit fewer rows; see estimate_cost.",
+                )
+            self._orders = self._orders | new  # another one: `spent` may be read meanwhile
+
+    def give_back(self, orders: Iterable[str]) -> None:
+        """Count orders no more that were not placed, or came to nothing."""
+        with self._lock:
+            self._orders = {name: self._orders[name] for name in self._orders.keys() - {*orders}}
+
+
+def most_tokens(body: bytes) -> int:
+    """The most tokens that a prompt can have: one a byte, as tokenizers split digits and rare scripts."""
+    return len(body)
+
+
+def cost_is_unknown(used: Completion | None, failure: BaseException | None) -> bool:
+    """Whether a call may have cost an unknown amount; it is then counted with the most it can cost.
+
+    A refusal costs nothing. A reply without token counts, or with zeros that cannot be, need not be free.
+    """
+    if used is not None:
+        said_something = bool(used.text) or used.finish_reason.lower() in CUT_OFF
+        nothing_counted = used.completion_tokens == 0 and said_something
+        return not used.counted or used.prompt_tokens == 0 or nothing_counted
+    if isinstance(failure, TransportError):
+        return failure.unanswered
+    return not isinstance(failure, ModelError) or isinstance(failure, ReplyError)
+
+
+_LIST = "model_prices_and_context_window_backup.json"
+_MILLION = 1_000_000
+
+
+# Fields of requests that cost nothing but tokens. Others may name a search, a tool or another model.
+_FREE_FIELDS = frozenset(
+    "top_k top_p top_a min_p typical_p tfs_z mirostat mirostat_tau mirostat_eta frequency_penalty"
+    " presence_penalty repetition_penalty repeat_penalty repeat_last_n length_penalty no_repeat_ngram_size"
+    " dry_multiplier dry_base dry_allowed_length dry_penalty_last_n xtc_probability xtc_threshold"
+    " dynatemp_range dynatemp_exponent samplers do_sample min_tokens stop stop_token_ids ignore_eos bad_words"
+    " include_stop_str_in_output skip_special_tokens spaces_between_special_tokens logit_bias logprobs"
+    " top_logprobs n_probs user metadata store safety_identifier safety_settings safe_prompt random_seed"
+    " prompt_cache_key cache_prompt cache_salt id_slot keep_alive num_ctx options chat_template"
+    " chat_template_kwargs add_generation_prompt continue_final_message add_special_tokens guided_json"
+    " guided_regex guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern"
+    " structured_outputs grammar json_schema regex ebnf format think thinking thinking_budget enable_thinking"
+    " reasoning include_reasoning reasoning_format separate_reasoning verbosity parallel_tool_calls"
+    " service_tier prompt_cache_retention usage transforms google thinking_config truncate_prompt_tokens"
+    " priority reasoning_split preserve_thinking".split()
+)
+_PLAIN_TIERS = (None, "auto", "default", "on_demand", "standard", "standard_only")
+
+
+class ReplySize(NamedTuple):
+    """What fields of requests say of the tokens that a reply may take beside those of `max_tokens`.
+
+    Attributes:
+        more: tokens, such as those of thinking; not every provider counts them in the limit.
+        times: how many replies one call has.
+        is_told: whether that is all: no field asks for thinking.
+    """
+
+    more: int = 0
+    times: int = 1
+    is_told: bool = True
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> ReplySize:
+        """By the names of the fields, and of those within them."""
+        size = cls()
+        for name, value in fields.items():
+            if isinstance(value, Mapping):
+                inner = cls.of(value)
+                size = cls(
+                    size.more + inner.more, size.times * inner.times, size.is_told and inner.is_told
+                )
+            number = value if type(value) is int and value > 0 else 0
+            size = cls(
+                size.more + number * bool(_LENGTHS.search(name)),
+                size.times * max(1, number * (name in ("n", "best_of"))),
+                size.is_told and not (_THINKING.search(name) and value not in (0, None)),
+            )
+        return size
+
+    def most(self, asked: int) -> int:
+        """The most tokens of all replies of a call, where `asked` are the most of one without more."""
+        return self.times * (asked + self.more)
+
+
+_LENGTHS = re.compile("budget|max_.*tokens|min_tokens|num_predict")
+_THINKING = re.compile("think|reason|budget|max_.*tokens|num_predict|effort")
+
+
+def find_price(
+    model: str, prices: tuple[float, float] | None, fields: Mapping[str, Any] | None = None
+) -> Price | None:
+    """USD a token: the user's (prompt, completion) a million tokens, else the list's, else None.
+
+    `fields` are those that the user adds to each request: a `service_tier` has prices of its own.
+    """
+    if prices is not None:
+        prompt, completion = prices
+        return Price(float(prompt) / _MILLION, float(completion) / _MILLION)
+    fields = dict(fields or {})
+    inner = fields.pop("extra_body", None)
+    fields |= inner if isinstance(inner, dict) else {}
+    if not _FREE_FIELDS.issuperset(fields):
+        return None
+    tier = fields.get("service_tier")
+    return _from_list(model, "" if tier in _PLAIN_TIERS else f"_{tier}")
+
+
+def find_batch_price(
+    model: str, prices: tuple[float, float] | None, fields: Mapping[str, Any] | None = None
+) -> Price | None:
+    """USD a token in a batch: the list's own where it has one, else half of `find_price`.
+
+    With a `service_tier` that has prices of its own it is that of single calls.
+    """
+    single = find_price(model, prices, fields)
+    if single is None or prices is not None:
+        return single and single.times(0.5)
+    is_plain = (fields or {}).get("service_tier") in _PLAIN_TIERS
+    return _from_list(model, "_batches") if is_plain else single
+
+
+def listed_provider(model: str) -> str:
+    """Who serves a model that the list has without a provider in its name; "" for others."""
+    return str((_listed().get(model) or {}).get("litellm_provider") or "")
+
+
+def _from_list(model: str, ending: str) -> Price | None:
+    """The price in the list; `ending` is that of the names of the prices that are wanted.
+
+    The list has not every price with an ending. Where it lacks one, that of batches is half of the price
+    without it, and another is as many times that price as for a token of the prompt.
+    """
+    listed = _listed()
+    model = model.removeprefix("litellm/")
+    entry = listed.get(model) or listed.get(model.split("/", 1)[-1]) or {}
+
+    times = 0.5
+    if ending not in ("", "_batches"):
+        plain, dearer = (entry.get(f"input_cost_per_token{end}") for end in ("", ending))
+        if not (plain and dearer):
+            return None
+        times = float(dearer) / float(plain)
+
+    def usd(name: str) -> float | None:
+        found, plain = entry.get(name + ending), entry.get(name)
+        if found is None and plain is not None:
+            return float(plain) * times
+        return None if found is None else float(found)
+
+    prompt, completion = usd("input_cost_per_token"), usd("output_cost_per_token")
+    if (
+        prompt is None or completion is None or "deep-research" in model
+    ):  # of searches without number
+        return None
+    reasoning = max(0.0, (usd("output_cost_per_reasoning_token") or 0.0) - completion)
+    longer = []
+    for thousands in sorted(int(found[1]) for name in entry if (found := _LONGER.fullmatch(name))):
+        above = f"_above_{thousands}k_tokens"
+        asked, said = usd(f"input_cost_per_token{above}"), usd(f"output_cost_per_token{above}")
+        longer.append((1000 * thousands, asked or prompt, said or completion))
+    return Price(prompt, completion, reasoning, _price_of_a_call(model, entry), tuple(longer))
+
+
+_SEARCHES = re.compile("search-preview|search-api")
+_LONGER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
+
+
+def _price_of_a_call(model: str, entry: Mapping[str, Any]) -> float:
+    """USD a call beside its tokens; Perplexity's models, and some others, search the web for each."""
+    call = float(entry.get("input_cost_per_request") or 0.0)
+    if entry.get("litellm_provider") == "perplexity" or _SEARCHES.search(model):
+        call += max((entry.get("search_context_cost_per_query") or {"none": 0.0}).values())
+    return call
+
+
+@cache
+def _listed() -> dict[str, Any]:
+    """The list that ships with litellm. Importing litellm for it would take seconds."""
+    spec = importlib.util.find_spec("litellm")
+    path = Path(spec.origin).with_name(_LIST) if spec and spec.origin else None
+    if path is None or not path.is_file():
+        return {}
+    prices: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return prices
