@@ -420,10 +420,10 @@ class Secrets:
         return self._search(in_replies=False).mask(text)
 
     def mask_reply(self, text: str) -> str:
-        """The text of a model with "[key]" in the place of each secret that no model writes by chance.
+        """A text of a model, or an id, with "[key]" in the place of each secret that is in none by chance.
 
         Those are of 16 characters or more, with letters and digits among them. What is shorter, or a title in
-        a header, may be a word of the reply.
+        a header, may be a word of it.
         """
         return self._search(in_replies=True).mask(text)
 

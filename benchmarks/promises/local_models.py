@@ -56,7 +56,9 @@ def use_the_server_of_another_user(folder: Path) -> str:
     weights = internal(WEIGHTS).find_weights(_small_model())
     engine = internal(ENGINE)
     if hasattr(engine, "local_model"):
-        server = internal(["event_loop"]).spawn(engine.local_model(weights).server()).result()
+        loop = internal(["event_loop"])
+        coming = engine.local_model(weights).server()
+        server = loop.run(coming) if hasattr(loop, "run") else loop.spawn(coming).result()
     else:
         server = engine.running_server(weights)
     address = server.api_base.removesuffix("/v1")

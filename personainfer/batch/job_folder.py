@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import stat
 import time
 from collections import Counter
@@ -25,7 +24,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from secrets import token_hex
 from typing import IO, Any, Literal, Self
 
 from pydantic import Field, ValidationError
@@ -52,11 +50,6 @@ MAX_BYTES = 190_000_000  # of its 200 MB
 
 _CACHED = "cached.jsonl"
 _REPLIES = "replies"
-# The names in a folder: those of a batch, what a kill leaves of one, and what systems put into any folder.
-_OWN = rf"(batch\.json|rows\.parquet|lock|{_REPLIES}|{_CACHED}|(requests|output|errors)-\d{{4,}}\.jsonl)"
-_NAME = re.compile(
-    rf"{_OWN}|\.{_OWN}\..*\.unfinished|\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini"
-)
 _NAMED_WITHIN = 600.0  # seconds
 _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
 
@@ -73,7 +66,7 @@ class BatchPart(Record):
     error_file_id: str | None = None
     problem: str = ""
     ended_at: float = 0.0  # when its end was first seen, in seconds since 1970
-    order: str = Field(default_factory=lambda: token_hex(8))  # tells it from others in a budget
+    order: str = ""  # with its folder and number, its name in a budget
 
     @property
     def done(self) -> bool:
@@ -203,7 +196,7 @@ class PersonaBatch(Record):
         If another process submitted the batch, whoever wrote the folder could choose where the key goes and
         what calls cost. All but the options of requests are then those of the caller, or the defaults:
         address, cache directory, limits, prices, attempts. So are the model of single calls, if there are
-        any, and what makes them cost more than usual.
+        any, and what makes them cost more than usual. The folder's budget holds, since it only forbids.
 
         Args:
             given: the options that the caller names, which replace those of the folder, and the model.
@@ -228,7 +221,8 @@ class PersonaBatch(Record):
                 )
             if calls:
                 self._check_candidates()
-            options = stored_options(as_stored(options), given, self.path, calls=calls)
+            held = {"budget": options["budget"]} if calls and "budget" in options else {}
+            options = stored_options(as_stored(options), given, self.path, calls=calls) | held
         options |= given
         if not submitted_here or not options.get("cache", True):
             options |= {"cache": True, "cache_dir": self.replies_folder}
@@ -441,9 +435,10 @@ def read_answers(file: IO[bytes], secrets: Secrets) -> Iterator[Answer]:
 
 
 def _check_own_files(folder: Path) -> None:
-    """Raise DataError if the folder holds anything but files of a batch, which have no other names.
+    """Raise DataError if the folder holds anything but files, which have no other names.
 
-    A folder from a stranger could otherwise upload or overwrite your other files, or wait for ever.
+    A folder from a stranger could otherwise upload or overwrite your other files, or wait for ever. Files
+    that are not of a batch, such as a table that you saved there, are neither read nor written.
     """
     found, replies = _states(folder), folder / _REPLIES
     has_replies = replies in found and stat.S_ISDIR(found[replies].st_mode)
@@ -455,15 +450,12 @@ def _check_own_files(folder: Path) -> None:
         problem = ""
         if path in found and not is_file and not (path == replies and has_replies):
             problem = "is a link, a pipe, a folder or a device"
-        elif path in found and not _NAME.fullmatch(path.name):
-            problem = "is no file of a batch"
         elif is_file and state.st_nlink > names[state.st_ino]:
             problem = "is a second name of another file"
         if problem:
             raise DataError(
                 f"{path} {problem}.",
-                hint="A batch has files of its own only: remove it, or replace it by the file that it"
-                " should be.",
+                hint="A batch has files of its own: remove it, or replace it by the file that it should be.",
             )
 
 

@@ -460,14 +460,14 @@ def _id(answer: Any, kind: str, secrets: Secrets) -> str:
 def _name(value: object, secrets: Secrets) -> str | None:
     """An id; None where it is none, or could not be part of a file and of an address.
 
-    Ids are stored and shown, so one that repeats a key or an added header is none.
+    Ids are stored and shown, so one that repeats a key is none.
     """
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
         return None
     if {".", ".."} & set(value.split("/")) or set("?#") & set(value):
         return None
     is_text = value.isascii() and value.isprintable()
-    return value if is_text and secrets.mask(value) == value else None
+    return value if is_text and secrets.mask_reply(value) == value else None
 
 
 def _file_of(batch: Any, field: str, secrets: Secrets) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Any, Unpack
 
 from ..api_keys import Secrets, hides_secrets, holds_secret
@@ -119,6 +120,8 @@ def collect_batch(
     extra_body: Mapping[str, Any] | None = None,
     max_tokens: int | None = None,
     reasoning_effort: str | None = None,
+    budget: float | None = None,
+    prices: tuple[float, float] | None = None,
     cache_dir: str | Path | None = None,
     progress: bool | None = None,
 ) -> PersonaTable:
@@ -129,7 +132,7 @@ def collect_batch(
 
     Args:
         batch: what `submit_batch` returned, or its folder. Of a folder only what the requests hold is taken:
-            its limits, prices and numbers of attempts do not hold.
+            its limits, prices and numbers of attempts do not hold, but its budget does.
         select: as for `infer_personas`; needed if several candidates were asked for.
         ask_missing: call the model, at the full price, for requests that the batch did not answer.
         model: that of `submit_batch`. It has to be given again if `batch` is a folder and `ask_missing` is
@@ -143,6 +146,9 @@ def collect_batch(
         extra_headers: those of `submit_batch`, which the folder does not keep.
         extra_body, max_tokens, reasoning_effort: those of `submit_batch`. They have to be given again if
             `batch` is a folder, `ask_missing` is set and they make calls cost more than usual.
+        budget: USD that the batch and the calls of `ask_missing` may cost together; None: that of
+            `submit_batch`.
+        prices: as for `infer_personas`, those of single calls.
         cache_dir: the cache of replies, if `batch` is a folder; None: the default one.
         progress: bars on standard error; None: in a terminal or a notebook.
 
@@ -170,6 +176,8 @@ def collect_batch(
         "extra_body": extra_body,
         "max_tokens": max_tokens,
         "reasoning_effort": reasoning_effort,
+        "budget": budget,
+        "prices": prices,
         "cache_dir": cache_dir,
     }
     given = {name: value for name, value in given.items() if value is not None}
@@ -246,7 +254,7 @@ def _fill(
         requests=len(files.keys),
         cached=len(files.keys) - written,
         digest=files.digest,
-        parts=tuple(BatchPart(requests=count) for count in files.counts),
+        parts=tuple(BatchPart(requests=count, order=token_hex(8)) for count in files.counts),
     )
     read = {"read": source.summary} if source.summary else {}
     PersonaTable(rows, original=source.original, settings=read).save(batch.rows_file)

@@ -200,12 +200,16 @@ class _DatasetColumns(OwnColumns):
 
 def taken(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
     """The rows of an Arrow table at these places, in this order."""
+    import numpy as np
     import pyarrow
 
+    if not places:
+        return table.slice(0, 0)
     try:
-        return table.take(list(places))
-    except pyarrow.ArrowException:  # it can slice what it cannot take, such as views
-        return pyarrow.concat_tables([table.slice(place, 1) for place in places])
+        return table.take(np.asarray(places, dtype=np.int64))
+    except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowInvalid):
+        # It can slice what it cannot take, such as views.
+        return pyarrow.concat_tables([table.slice(place, 1) for place in places]).combine_chunks()
 
 
 def _gapless(places: Sequence[int]) -> bool:

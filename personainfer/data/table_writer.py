@@ -406,9 +406,14 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
     """Whether Parquet is known to take all values of a type: those of most columns."""
     from pyarrow import types
 
-    if types.is_list(kind) or types.is_struct(kind):
+    lists = types.is_list, types.is_large_list, types.is_fixed_size_list
+    if types.is_struct(kind) or any(check(kind) for check in lists):
         return all(_is_plain(kind.field(place).type) for place in range(kind.num_fields))
-    checks = types.is_string, types.is_large_string, types.is_boolean, types.is_integer
-    return any(
-        check(kind) for check in (*checks, types.is_float32, types.is_float64, types.is_null)
-    )
+    if types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    if types.is_timestamp(kind):
+        return kind.unit != "s"  # Parquet counts no seconds
+    texts = types.is_string, types.is_large_string, types.is_binary, types.is_large_binary
+    numbers = types.is_integer, types.is_float32, types.is_float64, types.is_decimal
+    others = types.is_boolean, types.is_null, types.is_date32
+    return any(check(kind) for check in (*texts, *numbers, *others))

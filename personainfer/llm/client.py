@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -419,8 +420,10 @@ def _with_whole_paths(options: dict[str, Any]) -> dict[str, Any]:
     """The options of an LLM, which may be pickled, and read where the process is in another folder."""
     model, folder = options["model"], options["cache_dir"]
     whole = whole_name(model.strip()) if model.strip().startswith("local:") else model
-    place = Path(folder).expanduser().absolute() if folder else None
-    return {**options, "model": whole, "cache_dir": place}
+    if folder:
+        with suppress(OSError, RuntimeError, ValueError):  # the cache refuses it, if there is one
+            folder = Path(folder).expanduser().absolute()
+    return {**options, "model": whole, "cache_dir": folder or None}
 
 
 def named_model(model: str | None) -> str:

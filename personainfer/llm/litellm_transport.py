@@ -349,7 +349,9 @@ class LiteLLMTransport(DialectTransport):
             )
             error.fatal = True
             raise error
-        if self.options["api_base"] is None and self._told_address() != " ".join(self._addresses):
+        if self.options["api_base"] is None and self._told_address().split() != list(
+            self._addresses
+        ):
             error = ModelError(
                 f"the environment, or litellm.api_base, names another address of {self.provider} than when"
                 " this model was made: nothing was sent.",

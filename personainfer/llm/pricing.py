@@ -201,7 +201,7 @@ class Budget:
         with self._lock:
             new = {name: cost for name, cost in orders.items() if name not in self._orders}
             most, left = sum(new.values()), self.usd - self.taken
-            if most > left:
+            if new and most > left:
                 beside = " beside the calls in flight" if self._in_flight else ""
                 raise BudgetExceededError(
                     f"not submitted: {what} may cost ${most:.6f}, and ${max(left, 0.0):g} of the budget is"

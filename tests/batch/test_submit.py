@@ -522,25 +522,17 @@ def test_a_batch_has_no_links(provider: BatchServer, place: Path, name: str) -> 
     assert secret.read_text() == "mine alone"
 
 
-@pytest.mark.parametrize("name", ["lock-journal", "lock-wal", "cached.jsonl.gz", "mine.txt"])
-def test_a_batch_has_no_files_of_other_names(provider: BatchServer, place: Path, name: str) -> None:
-    """SQLite deletes a file that a journal beside its database names."""
-    submit(provider, pairs(3), place / "b")
-    (place / "b" / name).touch()
-    calls = list(provider.calls)
-    with pytest.raises(DataError, match=f"^{place}/b/{name} is no file of a batch"):
-        collect(place / "b")
-    assert provider.calls == calls
-
-
-def test_what_systems_and_kills_leave_in_a_batch_is_passed_over(
+def test_other_files_in_the_folder_of_a_batch_are_passed_over(
     provider: BatchServer, place: Path
 ) -> None:
+    """A table that was saved there, what systems and kills leave, and what SQLite would act on."""
     submit(provider, pairs(3), place / "b")
-    for name in (".DS_Store", "._batch.json", ".output-0000.jsonl.x1.unfinished"):
-        (place / "b" / name).touch()
+    names = (".DS_Store", ".output-0000.jsonl.x1.unfinished", "lock-journal", "personas.parquet")
+    for name in names:
+        (place / "b" / name).write_bytes(b"mine")
     (place / "b" / "lock").write_bytes(b"of another version")
     collect(place / "b").raise_for_errors()
+    assert {(place / "b" / name).read_bytes() for name in names} == {b"mine"}
 
 
 @pytest.mark.parametrize("name", ["requests-0000.jsonl", "lock", "replies/cache.db-wal"])
@@ -1107,6 +1099,23 @@ def test_a_folder_never_decides_that_single_calls_cost_more(
     assert not collect(place / "b", ask_missing=True, model="fake", **option).errors
 
 
+def test_the_budget_of_a_batch_holds_for_single_calls_in_another_process(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.edit = lambda lines: lines[:2]
+    submit(provider, pairs(3), place / "b", budget=1.0, prices=(1.0, 1.0))
+    ask: dict[str, Any] = {"ask_missing": True, "model": "fake"}
+    with pytest.raises(InvalidArgumentError, match="prices="):
+        collect(place / "b", **ask)
+    ask["prices"] = (1.0, 100_000.0)  # one call may cost more than the budget of the folder
+    with pytest.raises(BudgetExceededError, match=r"budget of \$1 "):
+        collect(place / "b", **ask).raise_for_errors()
+    assert provider.count(ASK) == 0
+    table = collect(place / "b", budget=1000.0, **ask)
+    assert not table.errors
+    assert table.usage.cost is not None
+
+
 @pytest.mark.parametrize(
     "option",
     [
@@ -1114,7 +1123,6 @@ def test_a_folder_never_decides_that_single_calls_cost_more(
         {"tpm": 1e-6},
         {"timeout": 1e-9},
         {"prices": [0, 0]},
-        {"budget": 1e-12, "prices": [1, 1]},
         {"max_concurrency": 10**9},
         {"patience": 1e300},
         {"max_attempts": 10**9},

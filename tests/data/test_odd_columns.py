@@ -173,3 +173,39 @@ def test_in_rows_it_costs_its_row(kind: str, asked: dict[str, Any], tmp_path: Pa
     assert [row.index for row in made.errors] == [0]
     hand_made = pi.PersonaTable([pi.PersonaRow(0, None, columns={"z": endless(kind)})])
     assert len(hand_made.to_arrow()) == 1
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.string_view()], ids=str)
+def test_no_row_may_be_left_of_a_table_of_arrow(
+    kind: pa.DataType, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    data = pa.table({**PAIRS, "z": pa.array(["x", "y"], kind)})
+    table = pi.infer_personas(data, **asked).filter(lambda row: row.index > 5)
+    assert (len(table), table.to_arrow().num_rows) == (0, 0)
+    assert len(pi.PersonaTable.load(table.save(tmp_path / "none.parquet"))) == 0
+    bad = {**asked, "model": "fake", "max_attempts": 1, "on_error": "drop"}
+    with FakeLLM("no persona") as server:
+        dropped = pi.infer_personas(data, **bad | {"api_base": server.api_base})
+    assert dropped.to_arrow().num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([b"\x00", b"\x01"]),
+        pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32(), 2)),
+        pa.array([["a"], ["b"]], pa.large_list(pa.string())),
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array([2**62, 1], pa.timestamp("ms")),
+        pa.array([2**30, 1], pa.date32()),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_usual_types_are_written_once(
+    values: Any, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are first written to memory, since Parquet may lack some of their values."""
+    monkeypatch.setattr("pyarrow.parquet.write_table", None)
+    data = pa.table({**PAIRS, "z": values})
+    pi.infer_personas(data, **asked, output=tmp_path / "a.parquet")
+    assert pi.PersonaTable.load(tmp_path / "a.parquet").to_arrow()["z"].type == values.type

@@ -528,6 +528,8 @@ async def test_an_order_is_charged_once_beside_what_is_in_flight() -> None:
     budget.give_back(["a", "never charged"])
     budget.settle(held, 4)
     assert budget.spent == 5
+    budget.settle(await budget.reserve(1), 9)  # a reply took more than was reserved
+    budget.charge("nothing new", {"b": 1})
 
 
 async def test_the_error_says_what_is_spent_and_what_the_budget_is() -> None:

@@ -492,7 +492,6 @@ def test_keys_and_numbers_of_a_run_are_no_part_of_it() -> None:
     assert key_of().hex() == earlier  # whose replies are still found
 
 
-@each_way
 def test_rows_that_were_refused_and_then_failed_hold_no_memory() -> None:
     def reply(body: dict[str, Any]) -> Any:
         if body["messages"][-1]["content"] in ("first", "?"):
@@ -515,6 +514,7 @@ def test_rows_that_were_refused_and_then_failed_hold_no_memory() -> None:
     assert sum(one._first is transport.dialect._first for one in others) == 1
 
 
+@each_way
 def test_a_server_that_hangs_up_after_each_answer_loses_few_requests() -> None:
     body = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
     with AnyServer(body=json.dumps(body).encode(), hangs_up=True) as server:
