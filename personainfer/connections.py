@@ -168,8 +168,8 @@ def _check_host(address: str, headers: Mapping[str, str], proxy: str) -> None:
     """Raise if the proxy would read another `Host` than the address has: it is asked for the tunnel by it."""
     parts = urlsplit(address)
     named = next((text for name, text in headers.items() if name.lower() == "host"), None)
-    own = (parts.netloc.rpartition("@")[2], parts.hostname)
-    if parts.scheme != "https" or named is None or named.lower() in own:
+    own = {parts.netloc.rpartition("@")[2].lower().removesuffix(":443"), parts.hostname}
+    if parts.scheme != "https" or named is None or named.lower().removesuffix(":443") in own:
         return
     refused = TransportError(
         f"the added header Host would be told to the proxy {shown_address(proxy)}: nothing was sent.",

@@ -44,7 +44,7 @@ _LONGEST_PIECE = 60  # characters of a text by which a request is known
 _PIECES = (
     re.compile("[A-Za-z0-9 ]{8,}"),
     re.compile(r"[\w ]+"),
-    re.compile(r"\S+"),
+    re.compile(r"[^\s\"\\]+"),
 )  # the same in any JSON, if it can be
 
 _lock = Lock()

@@ -455,7 +455,7 @@ def _check_own_files(folder: Path) -> None:
         if problem:
             raise DataError(
                 f"{path} {problem}.",
-                hint="A batch has files of its own: remove it, or replace it by the file that it should be.",
+                hint="A batch has files of its own. Of your own folder, take a copy: cp -rL OLD NEW.",
             )
 
 

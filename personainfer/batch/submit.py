@@ -79,7 +79,7 @@ def submit_batch(
 
     Raises:
         ValueError, TypeError: a bad argument, or a model without batches; nothing was written or sent.
-        BudgetExceededError: it could cost more than what is left of `budget`; nothing was written or sent.
+        BudgetExceededError: it could cost more than what is left of `budget`; this call sent nothing.
         ModelError: the provider refused a step; repeat the call to continue from there.
     """
     folder = as_folder(path)

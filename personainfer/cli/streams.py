@@ -21,7 +21,7 @@ import typer
 
 from ..exceptions import InvalidArgumentError, visible, visible_in_json
 from ..local.atomic_files import atomic_text_writer, check_replaced
-from ..local.line_marks import has_mark, marked
+from ..local.line_marks import NO_MARK, has_mark, marked
 from ..preferences.remarks import how_read, remarks
 
 if TYPE_CHECKING:
@@ -147,13 +147,11 @@ def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
         )
     check_replaced(
         path,
-        lambda there: (
-            not there.is_file() or has_mark(there, "inferred")
-        ),  # the writer refuses a pipe
+        _is_replaceable,
         "a file of lines that infer wrote",
         named=f"output={output!r}",
         argument="output",
-        otherwise="or remove it",
+        otherwise=f"or remove it ({NO_MARK})",
     )
     with ExitStack() as stack:
         try:
@@ -163,6 +161,10 @@ def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
                 f"{output!r} cannot be written: {error.strerror or error}.", param_hint="--output"
             ) from None
         yield file
+
+
+def _is_replaceable(there: Path) -> bool:
+    return has_mark(there, "inferred") or not there.is_file()  # the writer refuses a pipe
 
 
 def data_out() -> IO[str]:

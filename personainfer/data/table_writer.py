@@ -412,7 +412,7 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
     if types.is_dictionary(kind):
         return _is_plain(kind.value_type)
     if types.is_timestamp(kind):
-        return kind.unit != "s"  # Parquet counts no seconds
+        return bool(kind.unit != "s")  # Parquet counts no seconds
     texts = types.is_string, types.is_large_string, types.is_binary, types.is_large_binary
     numbers = types.is_integer, types.is_float32, types.is_float64, types.is_decimal
     others = types.is_boolean, types.is_null, types.is_date32

@@ -170,10 +170,14 @@ class LiteLLMTransport(DialectTransport):
 
         headers = dict(request.headers)
         if self.options["api_base"] is not None:  # whose they are not
-            for name in map(str.lower, openai_headers()):
-                headers.pop(name, None)
-                if name == "authorization" and self.key:
-                    headers[name] = SecretText(f"Bearer {self.key}")
+            for name, text in openai_headers().items():
+                if headers.get(name.lower()) != text:
+                    continue  # the client's own
+                del headers[name.lower()]
+                if name.lower() == "content-type":
+                    headers["content-type"] = "application/json"
+                if name.lower() == "authorization" and self.key:
+                    headers["authorization"] = SecretText(f"Bearer {self.key}")
         for name, text in (self.options.get("extra_headers") or {}).items():
             is_told_twice = len(request.headers.get_list(name)) > 1
             if is_told_twice or name.lower() not in headers:  # the user's takes the place of others

@@ -331,7 +331,7 @@ class Run(Generic[T]):
         self._unread = 0  # jobs in the window whose cached reply is not read yet
         self._window: deque[tuple[T, list[Job]]] = deque()
         self._broken: Exception | None = None
-        self._pid = os.getpid()
+        self._pid: int | None = None  # of the process that began it
         self._watch = RunWatch(model, self.tally)
         self._replies = self._run()
 
@@ -339,6 +339,7 @@ class Run(Generic[T]):
         return self
 
     def __next__(self) -> tuple[T, list[Reply]]:
+        self._pid = self._pid or os.getpid()
         if self._pid != os.getpid():
             raise InvalidArgumentError(
                 "this run was begun by the process of which this one is a fork: nobody would answer it here.",

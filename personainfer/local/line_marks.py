@@ -12,6 +12,9 @@ from typing import Literal
 
 Kind = Literal["export", "inferred", "users"]
 
+# For an error that refuses to replace a file without a mark.
+NO_MARK = "the mark of ours is not in it, as where another program has written it anew"
+
 
 def marked(text: str, kind: Kind) -> str:
     """The text of a file, or its first line, with the mark. Each line holds an object."""

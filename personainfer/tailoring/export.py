@@ -30,7 +30,7 @@ from ..local.atomic_files import (
     unfinished_folder,
     write_file,
 )
-from ..local.line_marks import has_mark, marked
+from ..local.line_marks import NO_MARK, has_mark, marked
 from ..personas.placement import PersonaPlace
 from ..preferences.turns import TOOL_DEFINITIONS
 from .dataset_card import LONG, MARK, dataset_card
@@ -145,7 +145,9 @@ def export_personas(
         raise InvalidArgumentError(f"title={title!r:.80} is not text.")
     target = _target(path, splits)
     if isinstance(target, Path) and target.suffix in _FILES and not overwrite:
-        check_replaced(target, _is_export, "an export")
+        check_replaced(
+            target, _is_export, "an export", otherwise=f"or pass overwrite=True ({NO_MARK})"
+        )
     rows = tailoring_rows(
         table,
         persona=persona,

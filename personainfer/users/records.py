@@ -21,7 +21,7 @@ from ..exceptions import (
     visible,
 )
 from ..local.atomic_files import as_path, check_file, check_replaced, write_file
-from ..local.line_marks import has_mark, marked
+from ..local.line_marks import NO_MARK, has_mark, marked
 from ..preferences.cells import bounded_json
 from ..records import Persona, Preference, Record, Usage
 
@@ -178,7 +178,10 @@ class UserPersonas(Sequence[UserRow]):
         check_file(path)
         if not overwrite:
             check_replaced(
-                path, lambda there: has_mark(there, "users"), "a file of UserPersonas.save"
+                path,
+                lambda there: has_mark(there, "users"),
+                "a file of UserPersonas.save",
+                otherwise=f"or pass overwrite=True ({NO_MARK})",
             )
         settings = {name: v for name, v in self.settings.items() if name != "cuts"}
         saved = (SavedRow(**vars(row), settings=settings) for row in self.rows)

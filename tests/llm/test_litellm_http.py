@@ -386,7 +386,7 @@ def test_an_alias_of_litellm_chooses_no_model(monkeypatch: pytest.MonkeyPatch) -
 def test_the_headers_that_the_environment_has_for_openai_go_to_no_other_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    custom = "Authorization: Bearer q7-of-openai\nX-Gateway: q7-header"
+    custom = "Authorization: Bearer q7-of-openai\nX-Gateway: q7-header\nContent-Type: q7-type"
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", custom)
     monkeypatch.setenv("OPENAI_ORG_ID", "q7-organization")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "q7-project")
@@ -398,6 +398,7 @@ def test_the_headers_that_the_environment_has_for_openai_go_to_no_other_address(
             model.ask(MESSAGES)
     headers = server.asked[0].headers
     assert (headers["authorization"], headers["x-own"]) == ("Bearer k-of-this", "mine")
+    assert headers["content-type"] == "application/json"
     assert "q7-" not in f"{headers}{caught.value}"
 
 

@@ -125,12 +125,14 @@ def test_a_fork_that_goes_on_with_a_run_of_its_parent_is_told_so() -> None:
     with FakeLLM() as server:
         llm = pi.LLM("fake", api_base=server.api_base, max_concurrency=4)
         rows = pi.iter_personas(pairs(50), llm)
+        later = pi.iter_personas(pairs(2), llm)
         next(rows)
         child = os.fork()
         if not child:
             signal.alarm(20)  # ends a child that waits for ever
             code = 1
             try:
+                assert len(list(later)) == 2  # it has begun nowhere yet
                 list(rows)
             except pi.PersonaInferError as error:
                 code = 0 if "fork" in str(error) else 2
