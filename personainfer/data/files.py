@@ -49,6 +49,7 @@ _MOST_PACKED = (
 )
 _UNPACKED_AT_ONCE = 2**18  # bytes
 _MOST_COLUMNS = 100_000  # of a CSV file
+_MOST_EMPTY = 2**20  # lines of a file, as a sheet has; more, if a tenth as many are not
 _MOST_NEIGHBOURS = 1_000  # files among which the one that was meant is looked for
 _HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -288,6 +289,7 @@ def jsonl_rows(lines: Iterable[bytes | None], name: str | Path) -> Iterator[obje
 
     A line that is None is one that was too long.
     """
+    empty = 0
     for number, line in enumerate(lines, 1):
         if line is None:
             yield BrokenRow(
@@ -299,6 +301,18 @@ def jsonl_rows(lines: Iterable[bytes | None], name: str | Path) -> Iterator[obje
             raise _mismatch(name, "one JSON object a line", "a JSON list", "Rename it to .json.")
         if text:
             yield _json_line(number, text)
+        else:
+            empty += 1
+            _check_empty(empty, number, name)
+
+
+def _check_empty(empty: int, lines: int, name: str | Path) -> None:
+    """Raise DataError if there is hardly a line but empty ones, of which a small file packs millions."""
+    if empty > max(_MOST_EMPTY, 10 * (lines - empty)):
+        raise DataError(
+            f"of the first {lines:,} lines of {name}, {empty:,} are empty.",
+            hint="Remove the empty lines.",
+        )
 
 
 def _json_line(number: int, text: bytes) -> object:
@@ -375,6 +389,7 @@ def _csv(path: Path) -> Iterator[object]:
         lines = _CsvLines(text, path)
         reader = csv.reader(lines, strict=True, skipinitialspace=lines.have_blanks())
         header: list[str] | None = None
+        empty = 0
         while True:
             start = lines.begin_row()
             try:
@@ -388,6 +403,8 @@ def _csv(path: Path) -> Iterator[object]:
                 yield BrokenRow(f"line {start} is not CSV: {error}. Correct its quotes.")
                 continue
             if not fields:
+                empty += 1
+                _check_empty(empty, start, path)
                 continue
             if header is None:
                 header = _csv_header(path, fields)

@@ -116,6 +116,22 @@ def test_a_small_file_that_unpacks_to_hundreds_of_times_its_size_is_refused(
             list(read_preferences(tmp_path / name))
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_very_many_empty_lines_are_an_error_unless_there_are_as_many_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(files, "_MOST_EMPTY", 1000)
+    start = "prompt,chosen,rejected\n" if "csv" in name else ""
+    row = "p,a,b\n" if "csv" in name else json.dumps(GOOD) + "\n"
+    path = tmp_path / name
+    for fine in (row + "\n" * 1000, (row + "\n" * 9) * 300):
+        path.write_text(start + fine)
+        assert set(errors(path)) == {None}
+    path.write_text(start + row + "\n" * 1001)
+    with pytest.raises(DataError, match=r"1,00\d lines .* 1,001 are empty"):
+        errors(path)
+
+
 def test_a_csv_header_of_very_many_columns_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
