@@ -35,7 +35,7 @@ from ..data.table_reader import StoredTable
 from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, MOST_CANDIDATES, OPTIONS, stored_options
 from ..llm.pricing import Price, most_tokens
-from ..local.atomic_files import as_path, atomic_folder, read_small_file, write_file
+from ..local.atomic_files import as_path, atomic_folder, place_errors, read_small_file, write_file
 from ..local.cache import ReplyCache, default_cache_dir
 from ..local.weights import check_stored_model
 from ..personas.prompts import PersonaPrompt, Protocol
@@ -415,13 +415,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise InvalidArgumentError(
             f"{folder} exists, and holds no batch.", hint="Name a folder that does not exist."
         )
-    try:
-        with atomic_folder(folder, private=True) as unfinished:  # people's texts
-            yield unfinished
-    except OSError as error:
-        raise InvalidArgumentError(
-            f"{folder} cannot be made: {error.strerror or error}.", hint="Name another folder."
-        ) from None
+    with place_errors(folder, "folder"), atomic_folder(folder, private=True) as unfinished:
+        yield unfinished  # for people's texts
 
 
 def read_answers(file: IO[bytes], secrets: Secrets) -> Iterator[Answer]:

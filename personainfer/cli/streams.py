@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 import typer
 
 from ..exceptions import InvalidArgumentError, visible, visible_in_json
-from ..local.atomic_files import atomic_text_writer, check_replaced
+from ..local.atomic_files import atomic_text_writer, check_replaced, place_errors
 from ..local.line_marks import NO_MARK, has_mark, marked
 from ..preferences.remarks import how_read, remarks
 
@@ -154,12 +154,8 @@ def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
         otherwise=f"or remove it ({NO_MARK})",
     )
     with ExitStack() as stack:
-        try:
+        with place_errors(path, "output"):
             file = stack.enter_context(atomic_text_writer(path))
-        except OSError as error:
-            raise typer.BadParameter(
-                f"{output!r} cannot be written: {error.strerror or error}.", param_hint="--output"
-            ) from None
         yield file
 
 

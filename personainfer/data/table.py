@@ -19,7 +19,7 @@ from ..exceptions import (
     RowsFailedError,
     shown_when_made,
 )
-from ..local.atomic_files import as_path, check_replaced
+from ..local.atomic_files import as_path, check_file, check_replaced, place_errors
 from ..preferences.remarks import remarks
 from ..records import PersonaRow, Usage
 from .arrow_columns import (
@@ -416,7 +416,8 @@ class PersonaTable(Sequence[PersonaRow]):
             overwrite: replace a file that is not a table of personas, too.
 
         Raises:
-            InvalidArgumentError: another ending, or a file that holds something else.
+            InvalidArgumentError: another ending, a file that holds something else, or a place that cannot
+                be written to.
         """
         path = as_path(path)
         if path.suffix != ".parquet":
@@ -424,18 +425,20 @@ class PersonaTable(Sequence[PersonaRow]):
                 f"save({str(path)!r}): a table is saved as .parquet.",
                 hint="For another format use to_pandas(), to_polars() or to_hf().",
             )
-        if path.is_file() and not overwrite:
+        check_file(path)
+        if not overwrite:
             check_replaced(path, is_table, "a table of personas")
         columns = WithAdded(own_columns(self._original), self.added, self._kinds)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(
-            path,
-            enumerate(self._rows),
-            columns,
-            lambda: (self.usage, self.settings),
-            added=list(self.added),
-            is_part=self._is_part,
-        )
+        with place_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_table(
+                path,
+                enumerate(self._rows),
+                columns,
+                lambda: (self.usage, self.settings),
+                added=list(self.added),
+                is_part=self._is_part,
+            )
         return path
 
     @classmethod

@@ -22,6 +22,7 @@ from ..local.atomic_files import (
     check_file,
     check_replaced,
     followed,
+    place_errors,
     put_in_place,
     unfinished_folder,
 )
@@ -55,7 +56,7 @@ def check_output(output: str | Path, data: object) -> Path:
             argument="output",
         )
     path = as_path(output, "output")
-    try:
+    with place_errors(path, "output"):
         if not path.parent.is_dir():
             raise InvalidArgumentError(
                 f"{named}: there is no folder {str(path.parent)!r}.",
@@ -78,14 +79,6 @@ def check_output(output: str | Path, data: object) -> Path:
             argument="output",
             otherwise="or remove it",
         )
-    except (OSError, ValueError) as error:
-        if isinstance(error, InvalidArgumentError):
-            raise
-        raise InvalidArgumentError(
-            f"{named} cannot be written: {error}.",
-            hint="Name a folder that is yours.",
-            argument="output",
-        ) from None
     return path
 
 

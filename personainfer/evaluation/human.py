@@ -31,6 +31,7 @@ from ..exceptions import DataError, InvalidArgumentError, visible
 from ..local.atomic_files import (
     as_path,
     atomic_folder,
+    place_errors,
     read_small_file,
     remove_abandoned,
     write_file,
@@ -83,7 +84,7 @@ def write_rating_sheet(
         seed: of the random choices.
 
     Raises:
-        InvalidArgumentError: a bad argument, or a folder that holds files.
+        InvalidArgumentError: a bad argument, or a folder that holds files or cannot be made.
         DataError: the table has fewer personas than `items`.
     """
     InvalidArgumentError.check("question", question, _FIELDS)
@@ -94,18 +95,19 @@ def write_rating_sheet(
         )
     folder = as_path(folder, "folder")
     remove_abandoned(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidArgumentError(
-            f"folder={str(folder)!r} is not empty.",
-            hint="Name a new folder: a key is not replaced.",
-        )
+    with place_errors(folder, "folder"):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InvalidArgumentError(
+                f"folder={str(folder)!r} is not empty.",
+                hint="Name a new folder: a key is not replaced.",
+            )
     found = _items(table, ("chosen", "rejected") if sides == "both" else (sides,))
     count = len(found) if items is None else items
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(found):
         raise DataError(f"items={items!r}: the table has {len(found)} personas of these sides.")
     shown, key = _blinded(table, found, count, question, random.Random(seed))
     about = {"question": question, "rows": len(table), "items": key}
-    with atomic_folder(folder) as unfinished:
+    with place_errors(folder, "folder"), atomic_folder(folder) as unfinished:
         sheet = _files(unfinished)
         _write_csv(sheet.csv, shown, _FIELDS[question])
         write_file(sheet.html, _page(shown, question))

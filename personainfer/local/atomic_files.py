@@ -215,6 +215,30 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
+def place_errors(path: Path, argument: str = "path") -> Iterator[None]:
+    """Write in this block what the user named.
+
+    Args:
+        path: the file or folder that is written.
+        argument: the argument that named it.
+
+    Raises:
+        InvalidArgumentError: the place cannot be written to: it is below a file, or not the user's.
+        OSError: the disk is full or broken, and no other name avoids that.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.errno in DISK_FULL:
+            raise
+        raise InvalidArgumentError(
+            f"{argument}={str(path)!r:.200} cannot be written: {error.strerror}.",
+            hint="Name a place that is yours.",
+            argument=argument,
+        ) from error
+
+
+@contextmanager
 def opened_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file for reading, or a link to one.
 

@@ -26,7 +26,14 @@ from ..evaluation.results import ResponseComparison, TableFindings
 from ..evaluation.salience import SalientWord
 from ..evaluation.summary import guess_text, summarise
 from ..exceptions import InvalidArgumentError
-from ..local.atomic_files import as_path, check_file, check_replaced, opened_file, write_file
+from ..local.atomic_files import (
+    as_path,
+    check_file,
+    check_replaced,
+    opened_file,
+    place_errors,
+    write_file,
+)
 from ..tailoring.embeddings import Embedder
 from ..users.audit_results import PersonaAudit
 from ..users.records import UserPersonas
@@ -109,7 +116,8 @@ def write_report(
         footer=f"{_MADE_BY} {version('personainfer')}. A persona is a hypothesis about a choice,"
         " not a fact about a person.",
     )
-    write_file(path, page)
+    with place_errors(path):
+        write_file(path, page)
     return path
 
 

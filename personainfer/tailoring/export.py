@@ -21,10 +21,10 @@ from ..data.table import PersonaTable
 from ..data.table_writer import is_table
 from ..exceptions import DataError, InvalidArgumentError, visible_in_json
 from ..local.atomic_files import (
-    DISK_FULL,
     as_path,
     check_file,
     check_replaced,
+    place_errors,
     put_in_place,
     read_small_file,
     unfinished_folder,
@@ -163,7 +163,8 @@ def export_personas(
         target.writelines(map(visible_in_json, _json_lines(rows)))  # it may be a terminal
         return _export(rows, {"train": rows})
     if target.suffix in _FILES:
-        _written(target, lambda: _write(target, rows, rows))
+        with place_errors(target):
+            _write(target, rows, rows)
         return replace(_export(rows, {"train": rows}), files={"train": target})
     parts = {"train": rows} if splits is None else rows.split(splits, seed=seed)
     made = _export(rows, parts, target)
@@ -177,7 +178,8 @@ def export_personas(
         columns=_columns(rows),
         long_prompts=made.long_prompts,
     )
-    _written(target, lambda: _write_folder(target, made, rows, parts, page))
+    with place_errors(target):
+        _write_folder(target, made, rows, parts, page)
     return made
 
 
@@ -279,17 +281,6 @@ def _is_export(path: Path) -> bool:
 def _refuse_splits(splits: Mapping[str, float] | None) -> None:
     if splits is not None:
         raise InvalidArgumentError("splits= needs a folder to write to, a file each.")
-
-
-def _written(path: Path, write: Callable[[], None]) -> None:
-    try:
-        write()
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise
-        raise InvalidArgumentError(
-            f"path={str(path)!r} cannot be written: {error}.", hint="Name a folder that is yours."
-        ) from error
 
 
 def _write_folder(

@@ -20,7 +20,7 @@ from ..exceptions import (
     shown_when_made,
     visible,
 )
-from ..local.atomic_files import as_path, check_file, check_replaced, write_file
+from ..local.atomic_files import as_path, check_file, check_replaced, place_errors, write_file
 from ..local.line_marks import NO_MARK, has_mark, marked
 from ..preferences.cells import bounded_json
 from ..records import Persona, Preference, Record, Usage
@@ -194,7 +194,8 @@ class UserPersonas(Sequence[UserRow]):
                 f"these personas cannot be written as JSON: {error}.",
                 hint="Their settings, users and errors have to be text or numbers.",
             ) from None
-        write_file(path, marked("".join(lines), "users"))
+        with place_errors(path):
+            write_file(path, marked("".join(lines), "users"))
 
     @classmethod
     def load(cls, path: str | Path) -> UserPersonas:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import personainfer as pi
+from personainfer.batch.job_folder import new_folder
 from personainfer.evaluation.human import write_rating_sheet
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.local import atomic_files
@@ -339,3 +340,35 @@ def test_a_page_that_quotes_a_report_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder" / "README.md").write_text(f"An export has the line `{MARK}`.")
     with pytest.raises(InvalidArgumentError, match="not an export's"):
         pi.export_personas(TABLE, tmp_path / "folder")
+
+
+def sheet(path: Path) -> None:
+    write_rating_sheet(TABLE, path)
+
+
+def batch(path: Path) -> None:
+    with new_folder(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [*WRITERS.items(), ("export", export), ("sheet", sheet), ("batch", batch)],
+)
+def test_a_place_that_cannot_be_written_to_is_an_error_of_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], None]
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / name).mkdir(parents=True)
+    (tmp_path / "folder" / name / "notes").touch()
+    for place in (tmp_path / "file", tmp_path / "folder"):
+        if "." in name or place.name == "file":
+            with pytest.raises(InvalidArgumentError):
+                write(place / name)
+    for make in ("mkstemp", "mkdtemp"):  # as in a folder of somebody else
+        monkeypatch.setattr(tempfile, make, refused)
+    with pytest.raises(InvalidArgumentError, match="cannot be written"):
+        write(tmp_path / name)
