@@ -88,7 +88,7 @@ _DEEPEST = 50  # levels of a column's value: Arrow and JSON end the process or t
 _TOO_DEEP = f"{{0!r:.80}} is nested deeper than {_DEEPEST} levels. Leave the column out, or store it as text."
 
 
-_CONTAINERS: tuple[type, ...] = (dict, list, tuple, type({}.values()))
+_CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, type({}.values()))
 
 
 def _container_types() -> tuple[type, ...]:

@@ -399,11 +399,14 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
     """Whether Parquet is known to take all values of a type: those of most columns."""
     from pyarrow import types
 
+    if types.is_fixed_size_list(kind) and not kind.list_size:
+        return False
     lists = types.is_list, types.is_large_list, types.is_fixed_size_list
     if types.is_struct(kind) or any(check(kind) for check in lists):
         return all(_is_plain(kind.field(place).type) for place in range(kind.num_fields))
     if types.is_dictionary(kind):
-        return _is_plain(kind.value_type)
+        inner = kind.value_type
+        return not (types.is_nested(inner) or types.is_null(inner)) and _is_plain(inner)
     if types.is_timestamp(kind):
         return bool(kind.unit != "s")  # Parquet counts no seconds
     texts = types.is_string, types.is_large_string, types.is_binary, types.is_large_binary

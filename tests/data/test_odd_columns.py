@@ -136,13 +136,20 @@ def endless(kind: str) -> Any:
         around: dict[str, Any] = {}
         held = around.values()
         around["x"] = held
+    elif kind == "set":
+
+        class Hashed(list[Any]):
+            __hash__ = object.__hash__  # type: ignore[assignment]
+
+        held = {inner := Hashed()}
+        inner.append(held)
     else:
         held = []
         held.append((held,))
     return held
 
 
-@pytest.mark.parametrize("kind", ["list", "dict", "array", "view"])
+@pytest.mark.parametrize("kind", ["list", "dict", "array", "view", "set"])
 @pytest.mark.parametrize(
     "frame",
     [
@@ -187,6 +194,23 @@ def test_no_row_may_be_left_of_a_table_of_arrow(
     with FakeLLM("no persona") as server:
         dropped = pi.infer_personas(data, **bad | {"api_base": server.api_base})
     assert dropped.to_arrow().num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([[], []], pa.list_(pa.int32(), 0)),
+        pa.DictionaryArray.from_arrays(pa.array([0, 0]), pa.array([["a"]])),
+        pa.DictionaryArray.from_arrays(pa.array([0, 0]), pa.array([None])),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_types_that_parquet_lacks_are_text(
+    values: Any, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    data = pa.table({**PAIRS, "z": values})
+    pi.infer_personas(data, **asked, output=tmp_path / "a.parquet")
+    assert len(column(tmp_path / "a.parquet")) == 2
 
 
 @pytest.mark.parametrize(
