@@ -22,6 +22,8 @@ _USUAL_BYTES: Final = 2**25  # of a batch, if its rows are as long as others
 # Of a group of rows that is packed like no text, the largest rows may all be in one batch.
 _BATCH_BYTES: Final = 2**27
 _FEW_ROWS: Final = 64
+_FEWEST_ROWS: Final = 8
+_NO_DICTIONARY: Final = "Not yet implemented"  # in Arrow's error: a column cannot be read as one
 _LARGE_GROUP: Final = 2**29  # bytes of a group, unpacked, that are read whatever the file's size
 _USUALLY_PACKED: Final = 30  # times the size of the file: texts that people wrote are packed less
 _MOST_PACKED: Final = 1000
@@ -45,9 +47,10 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
     with pq.ParquetFile(path) as file:
         metadata = file.metadata
     texts = set(_texts(metadata.schema))
+    fixed = _fixed_bytes(metadata.schema)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        size = max(group.total_byte_size, 1)
+        size = max(group.total_byte_size, group.num_rows * fixed, 1)
         if size > most_unpacked(on_disk):
             raise DataError(
                 f"{path}: {size:,} bytes are packed into a file of {on_disk:,}.",
@@ -60,9 +63,17 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
         done = 0
         while done < group.num_rows:
             left = len(texts)
-            for batch in _group_batches(path, metadata, number, max(rows, 1), texts, done):
-                done += len(batch)
-                yield batch
+            try:
+                for batch in _group_batches(path, metadata, number, max(rows, 1), texts, done):
+                    done += len(batch)
+                    yield batch
+            except OSError as error:
+                if not texts or _NO_DICTIONARY not in str(error):
+                    raise
+                # Texts stored as what differs from the one before: none is longer than all that is stored.
+                texts.clear()
+                rows = min(rows, max(_FEWEST_ROWS, _USUAL_BYTES // size))
+                continue
             if left == len(texts):  # the group has ended, whatever the file says of its rows
                 break
 
@@ -207,6 +218,13 @@ def small_batches(
 def _texts(schema: Any) -> Iterator[str]:
     columns = (schema.column(place) for place in range(len(schema)))
     return (column.path for column in columns if column.physical_type == "BYTE_ARRAY")
+
+
+def _fixed_bytes(schema: Any) -> int:
+    """The bytes of a row's values of fixed length, which Arrow writes out. Those in lists are not known."""
+    columns = (schema.column(place) for place in range(len(schema)))
+    flat = (one for one in columns if not one.max_repetition_level)
+    return sum(one.length for one in flat if one.physical_type == "FIXED_LEN_BYTE_ARRAY")
 
 
 def _size_in_python(column: Any) -> tuple[int, int]:

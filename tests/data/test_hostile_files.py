@@ -304,6 +304,38 @@ def test_a_file_that_unpacks_to_thousands_of_times_its_size_is_refused(
         errors(path)
 
 
+def test_values_of_a_fixed_length_are_read_as_many_at_once_as_the_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file stores one of them, and how often it comes again: Arrow writes out each."""
+    monkeypatch.setattr(parquet, "_BATCH_BYTES", 2**22)
+    path = tmp_path / "rows.parquet"
+    same = pa.array([b"a" * 2**16] * 200, pa.binary(2**16))
+    others = {name: [text] * 200 for name, text in GOOD.items()}
+    pq.write_table(pa.table({**others, "about": same}), path)
+    batches = [len(batch) for batch in parquet.parquet_batches(path)]
+    assert (sum(batches), max(batches)) == (200, 2**22 * 64 // (200 * 2**16))
+    monkeypatch.setattr(parquet, "_LARGE_GROUP", 2**20)
+    with pytest.raises(DataError, match="bytes are packed into a file of"):
+        errors(path)
+
+
+def test_texts_stored_as_what_differs_from_the_one_before_are_read_few_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow cannot read them as dictionaries, and so refused the file."""
+    monkeypatch.setattr(parquet, "_USUAL_BYTES", 2**21)
+    path = tmp_path / "rows.parquet"
+    texts = ["a" * 2**16 + str(number) for number in range(200)]
+    rows = pa.table({**{name: [text] * 200 for name, text in GOOD.items()}, "prompt": texts})
+    stored: Any = {"use_dictionary": ["chosen"], "column_encoding": {"prompt": "DELTA_BYTE_ARRAY"}}
+    pq.write_table(rows, path, **stored)
+    batches = list(parquet.parquet_batches(path))
+    assert [text for batch in batches for text in batch["prompt"].to_pylist()] == texts
+    assert max(map(len, batches)) < 32
+    assert errors(path) == [None] * 200
+
+
 def test_a_csv_row_whose_quotes_stay_open_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
