@@ -328,7 +328,7 @@ class PersonaBatch(Record):
 
         path = self.path / "lock"
         try:
-            held = FileLock(path, timeout=_LOCK_PATIENCE, poll_interval=0.1).acquire()
+            held = FileLock(path, timeout=_LOCK_PATIENCE, mode=0o600, poll_interval=0.1).acquire()
         except (OSError, NotImplementedError) as error:
             raise BatchPendingError(
                 f"{path} is held by another process, or cannot be written: {error}.",

@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import date, datetime, tzinfo
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..exceptions import InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null, without_na
 from ..records import PersonaRow
 from .source_rows import holds_too_deep
@@ -130,6 +130,23 @@ def package_of(value: object) -> str:
 def pandas_of(source: Any) -> Any:
     """An Arrow table or a polars frame as a pandas frame, in which whole numbers stay whole."""
     return with_whole_numbers(source.to_pandas(integer_object_nulls=True))
+
+
+@contextmanager
+def pandas_errors() -> Iterator[None]:
+    """Raise DataError where pandas cannot hold columns, or what a file tells it of them is wrong."""
+    try:
+        yield
+    except Exception as error:  # of pandas and of Arrow, each with classes of its own
+        raise not_convertible("pandas", error) from None
+
+
+def not_convertible(library: str, error: BaseException) -> DataError:
+    """The error of columns that a library cannot hold."""
+    return DataError(
+        f"{library} cannot hold the data's own columns: {error!r:.200}.",
+        hint="to_arrow() gives them as they are.",
+    )
 
 
 def with_whole_numbers(frame: Any, rows: Sequence[Mapping[Any, Any]] | None = None) -> Any:

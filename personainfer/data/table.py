@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..api_keys import as_stored
 from ..exceptions import (
-    DataError,
     InvalidArgumentError,
     MissingExtraError,
     PersonaInferError,
@@ -27,10 +26,12 @@ from .arrow_columns import (
     ColumnType,
     WithAdded,
     in_narwhals,
+    not_convertible,
     own_columns,
     own_names,
     own_values,
     package_of,
+    pandas_errors,
     pandas_of,
     plain_values,
     type_of,
@@ -348,10 +349,8 @@ class PersonaTable(Sequence[PersonaRow]):
             own = [own_values(row) for row in self._rows]
         elif package_of(own) == "datasets" or isinstance(own, StoredColumns):
             own = self._own_arrow()
-        try:
+        with pandas_errors():
             frame = _frame_of(own, len(self))
-        except Exception as error:  # of pandas and of Arrow, each with classes of its own
-            raise _not_convertible("pandas", error) from None
         new = {  # an array instead of a series would become text or not with its values
             name: pd.Series(values, index=frame.index, dtype=kind.pandas)
             for name, values, kind in self._new_columns(details)
@@ -374,7 +373,7 @@ class PersonaTable(Sequence[PersonaRow]):
         except BaseException as error:  # polars' panics are no exceptions
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            raise _not_convertible("polars", error) from None
+            raise not_convertible("polars", error) from None
 
     def to_arrow(self, *, details: bool = False) -> pyarrow.Table:
         """The input's columns and the new ones, `details` as for `to_pandas`.
@@ -400,7 +399,7 @@ class PersonaTable(Sequence[PersonaRow]):
                 try:
                     return hf.Dataset(table.replace_schema_metadata(None))
                 except Exception as error:
-                    raise _not_convertible("datasets", error) from None
+                    raise not_convertible("datasets", error) from None
         result = self._original
         for name, values, kind in self._new_columns(details):
             if name in result.column_names:
@@ -561,13 +560,6 @@ def _frame_of(own: Any, count: int) -> pandas.DataFrame:
         return in_narwhals(own).to_pandas()  # type: ignore[no-any-return]
     no_columns = package_of(own) == "pyarrow" and not own.num_columns
     return pd.DataFrame(index=range(count)) if no_columns else pandas_of(own)
-
-
-def _not_convertible(library: str, error: BaseException) -> DataError:
-    return DataError(
-        f"{library} cannot hold the data's own columns: {error!r:.200}.",
-        hint="to_arrow() gives them as they are.",
-    )
 
 
 def _check_columns(columns: object) -> None:

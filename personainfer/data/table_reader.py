@@ -23,7 +23,14 @@ from ..exceptions import DataError
 from ..local.atomic_files import check_file
 from ..preferences.cells import read_json
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
-from .arrow_columns import ColumnType, OwnColumns, stored_type, with_index_column
+from .arrow_columns import (
+    ColumnType,
+    OwnColumns,
+    pandas_errors,
+    pandas_of,
+    stored_type,
+    with_index_column,
+)
 from .files import missing_file
 from .parquet import most_unpacked, whole_group, with_dictionaries
 from .table_display import unexplained_texts
@@ -332,7 +339,11 @@ class StoredColumns(OwnColumns):
         return with_index_column(self._file.rows_at(places, self._group), places)
 
     def index(self) -> Any:
-        """The pandas index of the rows; None if the data had none. No other column is read."""
+        """The pandas index of the rows; None if the data had none. No other column is read.
+
+        Raises:
+            DataError: what the file tells pandas of it is wrong.
+        """
         if not self.names:
             return None
         about = self._group(0).schema.metadata or {}
@@ -342,7 +353,8 @@ class StoredColumns(OwnColumns):
         wanted = [name for name in described if name in self.names] or self.names[:1]
         places = range(self._file.ends[-1]) if self._places is None else self._places
         found = self._file.rows_at(places, lambda number: self._file.group(number, wanted))
-        return with_index_column(found, places).to_pandas().index
+        with pandas_errors():
+            return pandas_of(with_index_column(found, places)).index
 
     def size(self, row: PersonaRow) -> int:
         """About how many bytes the columns of a row take."""

@@ -185,7 +185,9 @@ def _write_csv(path: Path, shown: Sequence[Mapping[str, str]], fields: Sequence[
         writer = csv.writer(file)
         writer.writerow([*_SHOWN, *fields])
         for row in shown:
-            texts = [f"'{text}" if _is_formula(text) else text for text in row.values()]
+            texts = [
+                f"'{text}" if _is_formula(text) else text for text in map(visible, row.values())
+            ]
             writer.writerow([*texts, *("" for _ in fields)])
 
 

@@ -103,19 +103,25 @@ def atomic_folder(folder: Path, *, private: bool = False) -> Iterator[Path]:
     """Make a folder whose files are written in the block, and that has its name when the block ends.
 
     Args:
-        folder: one that does not exist, or is empty; its permissions are kept then. Its parents are made.
-        private: only the owner may enter it.
+        folder: one that does not exist, or is empty; if it is this user's, its permissions are kept then.
+            Its parents are made.
+        private: only the owner may enter it, and the parents that are made, and read its files.
 
     Raises:
         InvalidArgumentError: it is the folder that the process is in.
         OSError: there is a folder with files, the disk is full, or the place is not the user's.
     """
+    if private and folder.is_symlink() and not _is_mine(folder.lstat()):
+        raise OSError(f"{folder} is a link of somebody else")
     folder = folder.resolve()  # a link stays one
     if folder == Path.cwd():
         raise InvalidArgumentError(
             f"{folder} is the folder that you are in.", hint="Name a new folder in it."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if private:
+        private_folder(folder.parent)
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with unfinished_folder(folder) as place:
         made = place / folder.name
         made.mkdir(mode=0o777 & ~_OTHERS if private else 0o777)
@@ -123,9 +129,13 @@ def atomic_folder(folder: Path, *, private: bool = False) -> Iterator[Path]:
         for path in made.rglob("*"):
             if path.is_file():
                 _flush(path)
+            if private:
+                os.chmod(path, path.stat().st_mode & ~_OTHERS)
         if folder.exists():
             before = folder.stat()
-            os.chmod(made, before.st_mode & (0o777 if _has_group(made, before.st_gid) else 0o707))
+            if _is_mine(before):
+                kept = 0o777 if _has_group(made, before.st_gid) else 0o707
+                os.chmod(made, before.st_mode & kept)
             folder.rmdir()
         made.rename(folder)
         _flush_folder(folder.parent)
@@ -282,8 +292,7 @@ def own_file(path: Path, *, append: bool = False) -> Iterator[IO[bytes]]:
         flags |= getattr(os, name, 0)
     with os.fdopen(os.open(path, flags, 0o666), "a+b" if append else "rb") as file:
         found = os.fstat(file.fileno())
-        mine = fcntl is None or found.st_uid == os.getuid()
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or not mine:
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or not _is_mine(found):
             raise OSError(f"{path} is a link, a pipe, or a file of somebody else: delete it")
         yield file
 
@@ -315,11 +324,24 @@ def check_replaced(
         )
 
 
-def private_folder(folder: Path) -> Path:
-    """Make a folder that only its owner may enter, and its parents; an existing folder is unchanged."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o777 & ~_OTHERS)
+def private_folder(folder: Path, *, foreseen: bool = False) -> Path:
+    """Make a folder and its missing parents, which only their owner may enter; what exists is unchanged.
+
+    Args:
+        folder: the folder.
+        foreseen: others may write to its parent, and can foresee its name: what they put there is refused.
+
+    Raises:
+        OSError: it cannot be made; or it is foreseen, and is a link or somebody else's.
+    """
+    for one in (*reversed(folder.parents), folder):
+        if not one.exists():
+            with suppress(FileExistsError):
+                one.mkdir(mode=0o777 & ~_OTHERS)
+    if foreseen:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or not _is_mine(found):
+            raise OSError(f"{folder} is a link, or a folder of somebody else: delete it")
     return folder
 
 
@@ -408,9 +430,14 @@ def _permissions(path: Path, unfinished: Path) -> int:
     """
     with suppress(FileNotFoundError):
         found = followed(path).lstat()
-        if stat.S_ISREG(found.st_mode) and (fcntl is None or found.st_uid == os.getuid()):
+        if stat.S_ISREG(found.st_mode) and _is_mine(found):
             return found.st_mode & (0o777 if _has_group(unfinished, found.st_gid) else 0o707)
     return 0o666 & ~_umask()
+
+
+def _is_mine(found: os.stat_result) -> bool:
+    """Whether a file, a link or a folder is this user's. (Windows does not say.)"""
+    return fcntl is None or found.st_uid == os.getuid()
 
 
 def others_may_write(found: os.stat_result) -> bool:

@@ -159,10 +159,14 @@ class ReplyCache:
             except CacheError as error:
                 if not self._read_only:
                     raise
-                self._is_given_up = True
-                warnings.warn(f"{error} No more replies are read from it.", stacklevel=2)
+                self._give_up(error)
                 break
         return found
+
+    def _give_up(self, error: CacheError) -> None:
+        """Read no more replies from a database that is only read, and say why."""
+        self._is_given_up = True
+        warnings.warn(f"{error} No more replies are read from it.", stacklevel=3)
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         rows = self._select(
@@ -348,7 +352,14 @@ class ReplyCache:
     def _check_database(self) -> None:
         """Mark a new database as ours; raise CacheError, and touch nothing, if it is another program's."""
         check = partial(check_database, self._path, read_only=self._read_only)
-        kind = self._settled(lambda is_frozen: check(frozen=is_frozen))
+        try:
+            kind = self._settled(lambda is_frozen: check(frozen=is_frozen))
+        except CacheError as error:
+            failed = error.retryable or isinstance(error.__cause__, sqlite3.OperationalError)
+            if not (self._read_only and failed):  # what is damaged or a stranger's is refused
+                raise
+            self._give_up(error)
+            return
         if self._read_only and kind == "new":
             raise CacheError(
                 f"{self._path} is empty, and is only read, since others may write to it or you may not.",

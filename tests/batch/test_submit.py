@@ -522,6 +522,22 @@ def test_a_batch_has_no_links(provider: BatchServer, place: Path, name: str) -> 
     assert secret.read_text() == "mine alone"
 
 
+def test_only_the_owner_can_read_a_batch_in_a_folder_that_was_there(
+    provider: BatchServer, place: Path
+) -> None:
+    before = os.umask(0o022)
+    try:
+        (place / "b").mkdir()
+        submit(provider, pairs(3), place / "b")
+        collect(place / "b")
+    finally:
+        os.umask(before)
+    assert (place / "b").stat().st_mode & 0o777 == 0o755
+    found = {path.name: path.stat().st_mode & 0o077 for path in (place / "b").iterdir()}
+    assert {"rows.parquet", "requests-0000.jsonl", "cached.jsonl", "lock"} <= found.keys()
+    assert set(found.values()) == {0}
+
+
 def test_other_files_in_the_folder_of_a_batch_are_passed_over(
     provider: BatchServer, place: Path
 ) -> None:

@@ -52,10 +52,12 @@ def test_control_characters_are_escaped_on_pages_and_in_hints(bad: str, tmp_path
     }
     table = pi.PersonaTable.from_data([{**row, **people}])
     page = pi.write_report(table, tmp_path / "page.html", title=f"title{bad}").read_text()
-    sheet = write_rating_sheet(table, tmp_path / "sheet").html.read_text()
-    for text in (page, sheet):
+    sheet = write_rating_sheet(table, tmp_path / "sheet")
+    for text in (page, sheet.html.read_text(), sheet.csv.read_text(encoding="utf-8-sig")):
         assert bad not in text
-        assert f"\\u{ord(bad[0]):04x}" in text or ascii(bad)[1:-1].replace("\\", "\\\\") in text
+        shown = ascii(bad)[1:-1]
+        forms = (shown, shown.replace("\\", "\\\\"), f"\\u{ord(bad[0]):04x}")
+        assert any(form in text for form in forms)
     error = InvalidArgumentError("m", hint=f"h{bad}")
     assert bad not in str(error)
     assert bad not in error.hint

@@ -133,6 +133,36 @@ def test_what_other_libraries_are_told_of_the_columns_is_left_out_where_it_is_st
 
 
 @pytest.mark.parametrize(
+    "told", [{"metadata": "x"}, {"numpy_type": "M8[xx]"}, {"metadata": {"timezone": 5}}], ids=str
+)
+def test_what_pandas_cannot_make_of_the_index_is_an_error_of_the_library(
+    tmp_path: Path, told: dict[str, Any]
+) -> None:
+    """Wherever pandas reads what the file says of it."""
+    times = pd.date_range("2020", periods=2, tz="Europe/Berlin", name="when")
+    pairs = {"prompt": ["p"] * 2, "chosen": ["a"] * 2, "rejected": ["b"] * 2}
+    people = {"chosen_persona": ["The user is calm."] * 2, "rejected_persona": [None] * 2}
+    path = tmp_path / "t.parquet"
+    PersonaTable.from_data(pd.DataFrame(pairs | people, index=times)).save(path)
+    kept = pq.ParquetFile(path).metadata.metadata or {}
+    about = json.loads(pq.read_schema(path).metadata[b"pandas"])
+    about["columns"][-1] |= told
+    kept = {KEY: kept[KEY], b"pandas": json.dumps(about).encode()}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(kept), path)
+    table = PersonaTable.load(path)
+    flags = pd.Series([True, False], index=times)
+    for use in (
+        table.to_pandas,
+        lambda: table.filter(flags),
+        lambda: table.with_columns({"n": flags}),
+    ):
+        with pytest.raises(DataError, match="pandas cannot hold the data's own columns"):
+            use()
+    for shown in (str, PersonaTable._repr_html_):
+        shown(table)
+
+
+@pytest.mark.parametrize(
     "fault",
     [
         {"error": ["x"]},

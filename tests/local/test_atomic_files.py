@@ -8,6 +8,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -228,8 +229,62 @@ def test_a_folder_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("usual_umask")
-def test_a_private_folder_is_its_owners(tmp_path: Path) -> None:
-    assert mode(private_folder(tmp_path / "a" / "b")) == 0o700
+def test_a_private_folder_and_the_parents_that_it_makes_are_its_owners(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    private_folder(tmp_path / "mine" / "a" / "one")
+    with atomic_folder(tmp_path / "mine" / "b" / "two", private=True):
+        pass
+    assert {mode(path) for path in (tmp_path / "mine").rglob("*")} == {0o700}
+    assert mode(private_folder(tmp_path / "mine")) == 0o755
+
+
+@pytest.mark.parametrize("planted", ["link", "link to nothing", "somebody's"])
+def test_what_is_in_the_place_of_a_folder_that_others_can_foresee_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    folder, mine = tmp_path / "hashes", tmp_path / "mine"
+    private_folder(mine, foreseen=True)
+    if planted == "somebody's":
+        folder.mkdir()
+        user = os.getuid()
+        monkeypatch.setattr("os.getuid", lambda: user + 1)
+    else:
+        folder.symlink_to(mine if planted == "link" else tmp_path / "nothing")
+    with pytest.raises(OSError, match="a link, or a folder of somebody else"):
+        private_folder(folder, foreseen=True)
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_in_a_folder_that_was_there_private_files_are_their_owners(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with atomic_folder(tmp_path / "mine", private=True) as unfinished:
+        (unfinished / "below").mkdir()
+        (unfinished / "below" / "text").touch()
+    assert mode(tmp_path / "mine") == 0o755
+    assert mode(tmp_path / "mine" / "below") == 0o700
+    assert mode(tmp_path / "mine" / "below" / "text") == 0o600
+
+
+@pytest.mark.parametrize("planted", ["folder", "link"])
+def test_a_folder_of_somebody_else_does_not_open_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    folder, wide = tmp_path / "b", tmp_path / "wide"
+    for made in (folder, wide):
+        made.mkdir()
+        made.chmod(0o777)
+    if planted == "link":
+        folder.rmdir()
+        folder.symlink_to(wide)
+    user = os.getuid()
+    monkeypatch.setattr("os.getuid", lambda: user + 1)
+    is_link = planted == "link"
+    refused = pytest.raises(OSError, match="a link of somebody") if is_link else nullcontext()
+    with refused, atomic_folder(folder, private=True) as unfinished:
+        (unfinished / "text").touch()
+    assert is_link or mode(folder) == 0o700
+    assert os.listdir(wide) == []
 
 
 def test_a_report_replaces_a_report_and_nothing_else_unless_told(tmp_path: Path) -> None:

@@ -705,6 +705,27 @@ def test_a_cache_that_is_only_read_ends_no_run_whatever_its_owner_does(
     assert reader.get_many(list(later)) == {}  # without another warning
 
 
+def test_a_cache_that_is_only_read_and_cannot_be_opened_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was copied with its journal: SQLite makes a file beside it, and may not."""
+    replies = filled(tmp_path)
+    (tmp_path / "cache.db-wal").write_bytes(b"a journal")
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)  # also for root
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr("personainfer.local.cache.check_database", refuse)
+    with (
+        pytest.warns(UserWarning, match="you may not write to the cache"),
+        pytest.warns(UserWarning, match="unable to open .* No more replies are read from it"),
+    ):
+        cache = ReplyCache(tmp_path)
+    assert cache.get_many(list(replies)) == {}
+    cache.set_many([(b"new", "reply")], model="m")
+
+
 def test_an_empty_file_that_others_may_write_to_is_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "cache.db"
     path.touch()

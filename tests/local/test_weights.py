@@ -405,6 +405,50 @@ def test_a_planted_hash_is_not_believed(
     assert hashed == [CONTENT] * 2
 
 
+@pytest.mark.parametrize("planted", ["link", "somebody's"])
+def test_no_hash_is_written_to_a_folder_that_somebody_planted(
+    planted: str, tmp_path: Path, folder: Path, hashed: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, mine, place = tmp_path / "model.gguf", tmp_path / "mine", folder / "hashes"
+    file.write_bytes(CONTENT)
+    mine.mkdir()
+    folder.mkdir()
+    if planted == "link":
+        place.symlink_to(mine)
+    else:
+        place.mkdir()
+        uid = os.getuid()
+        monkeypatch.setattr("os.getuid", lambda: uid + 1)
+    assert find_weights(f"local:{file}").sha256 == TINY.sha256
+    assert [*mine.iterdir(), *place.iterdir()] == []
+
+
+@pytest.mark.parametrize("first", ["a hash", "a fetch"])
+def test_weights_do_not_open_the_folder_of_the_cache(
+    first: str,
+    wheels: Path,
+    tmp_path: Path,
+    hashed: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are below it, and may be there before it."""
+    monkeypatch.delenv("PERSONAINFER_WEIGHTS_DIR")
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "user" / name))
+    before = os.umask(0o002)
+    try:
+        if first == "a hash":
+            (tmp_path / "model.gguf").write_bytes(CONTENT)
+            find_weights(f"local:{tmp_path}/model.gguf")
+        else:
+            monkeypatch.setattr(module, "content_hash", lambda path: TINY.sha256)
+            TINY.path()
+    finally:
+        os.umask(before)
+    cache = tmp_path / "user" / "personainfer"
+    assert (cache / "weights").is_dir()
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", b"GGU"])
 def test_what_is_no_model_is_an_error(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "model.gguf"
