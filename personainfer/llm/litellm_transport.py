@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 from urllib.request import getproxies
 
@@ -81,7 +81,7 @@ class LiteLLMTransport(DialectTransport):
         # Secrets of the last request, some found by litellm itself.
         self._carried: tuple[str, ...] = ()
         try:
-            self.name, self.provider, _, _ = self._litellm.get_llm_provider(model)
+            self.name, self.provider, _ = self._look_up()
         except self._litellm.BadRequestError:
             raise InvalidArgumentError(
                 f"model={model!r} names no provider that litellm knows.",
@@ -89,6 +89,7 @@ class LiteLLMTransport(DialectTransport):
                 ' an OpenAI-compatible endpoint (api_base), or use "local".',
                 argument="model",
             ) from None
+        self._told_by = self._snapshot()
         address = api_base or self._told_address()
         self._addresses = tuple(map(Address, address.split()))
         shown = shown_address(address.rstrip("/"))
@@ -333,9 +334,37 @@ class LiteLLMTransport(DialectTransport):
     def _own(self) -> set[str]:
         return {handler["provider"] for handler in self._litellm.custom_provider_map}
 
+    def _look_up(self) -> tuple[str, str, str | None]:
+        """The name of the model, its provider and its address, as litellm finds them now.
+
+        Raises:
+            BadRequestError: of litellm: it knows no such provider.
+            ModelError: it failed. To find some providers it signs in to them.
+        """
+        try:
+            with silent_libraries(), guarded_http(largest=LARGEST_REPLY):
+                name, provider, _, address = self._litellm.get_llm_provider(self.model)
+        except self._litellm.BadRequestError:
+            raise
+        except Exception as error:  # its words may hold a key
+            found = ModelError(
+                f"litellm could not find out where {self.model} is ({type(error).__name__}).",
+                hint="Give the address as api_base=, or see what litellm.get_llm_provider says.",
+            )
+            found.fatal = True
+            raise found from None
+        return name, provider, address
+
+    def _snapshot(self) -> int:
+        """A number that changes with what tells litellm an address. A look-up takes several times as long."""
+        return hash((self._litellm.api_base, frozenset(os.environ.items())))
+
     def _told_address(self) -> str:
         """The address that litellm would call now without an `api_base=`, as far as somebody tells it one."""
-        _, _, _, found = self._litellm.get_llm_provider(self.model)
+        try:
+            _, _, found = self._look_up()
+        except self._litellm.BadRequestError:
+            found = None  # it knew the provider when this was made
         return _environment_address(self.provider, found, self._litellm.api_base)
 
     def check_address(self) -> None:
@@ -353,9 +382,12 @@ class LiteLLMTransport(DialectTransport):
             )
             error.fatal = True
             raise error
-        if self.options["api_base"] is None and self._told_address().split() != list(
-            self._addresses
-        ):
+        if self.options["api_base"] is not None:
+            return
+        told_by = self._snapshot()
+        if told_by == self._told_by:
+            return
+        if self._told_address().split() != list(self._addresses):
             error = ModelError(
                 f"the environment, or litellm.api_base, names another address of {self.provider} than when"
                 " this model was made: nothing was sent.",
@@ -363,6 +395,7 @@ class LiteLLMTransport(DialectTransport):
             )
             error.fatal = True
             raise error
+        self._told_by = told_by
 
     def open(self) -> None:
         """A run begins to use it."""
@@ -444,13 +477,18 @@ def _environment_texts(provider: str, kinds: str) -> set[str]:
 
     The variables of ollama_chat are those of ollama.
     """
+    return {
+        text for key, text in os.environ.items() if text and _is_variable_of(provider, kinds, key)
+    }
+
+
+@lru_cache(maxsize=4096)  # each call of a model asks for its keys
+def _is_variable_of(provider: str, kinds: str, variable: str) -> bool:
     name = re.escape(provider.rpartition("-")[2].replace("_", ""))
     family = re.split("[_-]", provider.removeprefix("text-completion-"))[0]
     names = f"{re.escape(family)}|{_OTHER_NAMES.get(family, family)}"
-    named = re.compile(f"(AWS)?{name}.*({kinds})|({names})(API|BASE)?({kinds})", re.IGNORECASE)
-    return {
-        text for key, text in os.environ.items() if text and named.fullmatch(key.replace("_", ""))
-    }
+    named = f"(AWS)?{name}.*({kinds})|({names})(API|BASE)?({kinds})"
+    return re.fullmatch(named, variable.replace("_", ""), re.IGNORECASE) is not None
 
 
 class _InstructorModels:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from personainfer.exceptions import (
     ReplyError,
     TransportError,
 )
+from personainfer.llm.litellm_transport import LiteLLMTransport
 from personainfer.testing import FakeLLM, Fault
 
 from ..builders import AnyServer, pairs
@@ -426,6 +428,50 @@ def test_a_reply_is_stored_under_the_address_that_is_called(
         assert (one.calls, two.calls) == (0, 0)
         tell(one)
         assert model.ask(MESSAGES).text == "one"
+
+
+def test_litellm_looks_an_address_up_again_only_where_something_may_tell_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_up = Counter[str]()
+
+    def counted(model: str) -> Any:
+        looked_up[model] += 1
+        return look_up(model)
+
+    with FakeLLM("one") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.api_base)
+        transport = pi.LLM("litellm/openai/x", api_key="k").transport
+        assert isinstance(transport, LiteLLMTransport)
+        import litellm
+
+        look_up = litellm.get_llm_provider
+        monkeypatch.setattr(litellm, "get_llm_provider", counted)
+        for _ in range(9):
+            transport.check_address()
+        assert not looked_up
+        monkeypatch.setenv("OF_ANYTHING", "else")
+        for _ in range(9):
+            transport.check_address()
+        assert looked_up == {"openai/x": 1}
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_what_litellm_raises_when_it_looks_an_address_up_is_an_error_of_ours(
+    made: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some providers it signs in to, to find their address."""
+    model = pi.LLM("litellm/openai/x", api_key="k-of-this")
+    import litellm
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise litellm.AuthenticationError("k-of-this is wrong", "openai", "x")
+
+    monkeypatch.setattr(litellm, "get_llm_provider", fails)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with pytest.raises(ModelError, match="could not find out where openai/x is") as caught:
+        model.ask(MESSAGES) if made else pi.LLM("litellm/openai/x", api_key="k-of-this")
+    assert "k-of-this" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
