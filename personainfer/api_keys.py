@@ -450,8 +450,9 @@ class _Search:
         masked = self._masked(text)
         if any(sign in text for sign in _ESCAPE_SIGNS):
             plain = _without_escapes(text)
-            found = self._masked(plain)
-            if _left(found) < _left(_without_escapes(masked)):  # more is masked
+            found = masked if plain == text else self._masked(plain)
+            # Whether more is masked. Most replies with a sign of an escape hold no secret at all.
+            if "[key]" in found and _left(found) < _left(_without_escapes(masked)):
                 return found
         return masked
 
@@ -491,8 +492,9 @@ def _forms(secret: str) -> Iterator[str]:
 # A letter, a digit or a sign of an escape, escaped for JSON, an address or HTML, in a text within a text too.
 # Servers escape those without need: `json.dumps` and `quote` do not.
 _ESCAPE_SIGNS = ("\\u00", "\\x", "%", "&")
+# Each form begins with a sign that no case changes: `re` skips to the next one of these.
 _ESCAPED_LETTER = re.compile(
-    r"(?<!\\)\\++(?:u00|x)([0-9a-f]{2})|%(?:25){0,4}([0-9a-f]{2})|&(?:amp;){0,4}#(?:0{0,6}([0-9]{2,3})"
+    r"\\(?<!\\\\)\\*+(?:u00|x)([0-9a-f]{2})|%(?:25){0,4}([0-9a-f]{2})|&(?:amp;){0,4}#(?:0{0,6}([0-9]{2,3})"
     r"|x0{0,6}([0-9a-f]{2}));",
     re.IGNORECASE,
 )
@@ -506,7 +508,9 @@ def _left(masked: str) -> int:
 
 def _without_escapes(text: str) -> str:
     for _ in range(_MOST_NESTED):
-        text = _ESCAPED_LETTER.sub(_unescaped, text)
+        before, text = text, _ESCAPED_LETTER.sub(_unescaped, text)
+        if text == before:
+            break
     return text
 
 
