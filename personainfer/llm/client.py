@@ -347,7 +347,7 @@ class LLM:
         `budget` pays for the calls; None: that of this model.
         """
         self.renew_after_fork()
-        self.limits.gate.reset(beside_others=self._in_flight.has_runs)
+        self.limits.begin(beside_others=self._in_flight.has_runs)
         tally = Tally(self.price)
         return Run(
             self.jobs(items),

@@ -265,19 +265,29 @@ class ReplySize(NamedTuple):
         more: tokens, such as those of thinking; not every provider counts them in the limit.
         times: how many replies one call has.
         is_told: whether that is all: no field asks for thinking.
+        limit: what takes the place of `max_tokens`; 0: nothing does.
     """
 
     more: int = 0
     times: int = 1
     is_told: bool = True
+    limit: int = 0
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> ReplySize:
         """By the names of the fields, and of those within them."""
+        others = {name: value for name, value in fields.items() if name not in _LIMITS}
+        limits = [fields[name] for name in _LIMITS if type(fields.get(name)) is int]
+        return cls._of_those_within(others)._replace(limit=max([0, *limits]))
+
+    @classmethod
+    def _of_those_within(cls, fields: Mapping[str, Any]) -> ReplySize:
         size = cls()
         for name, value in fields.items():
+            if name in _LABELS:
+                continue
             if isinstance(value, Mapping):
-                inner = cls.of(value)
+                inner = cls._of_those_within(value)
                 size = cls(
                     size.more + inner.more, size.times * inner.times, size.is_told and inner.is_told
                 )
@@ -291,11 +301,17 @@ class ReplySize(NamedTuple):
 
     def most(self, asked: int) -> int:
         """The most tokens of all replies of a call, where `asked` are the most of one without more."""
-        return self.times * (asked + self.more)
+        return self.times * (max(asked, self.limit) + self.more)
 
 
-_LENGTHS = re.compile("budget|max_.*tokens|min_tokens|num_predict")
-_THINKING = re.compile("think|reason|budget|max_.*tokens|num_predict|effort")
+_LIMITS = (
+    "max_tokens",
+    "max_completion_tokens",
+)  # of the whole reply, where no other field has them
+_LABELS = frozenset({"metadata", "labels"})  # whose names are the user's own
+_MAX_TOKENS = "max_(?!input|prompt|context).*tokens"  # of a reply
+_LENGTHS = re.compile(f"budget|{_MAX_TOKENS}|min_tokens|num_predict")
+_THINKING = re.compile(f"think|reason|budget|{_MAX_TOKENS}|num_predict|effort")
 
 
 def find_price(

@@ -371,4 +371,10 @@ class Limits:
         self.tokens = Window(tpm) if tpm else None
         self.budget = budget
         self.has_run = False  # whether a model has run for this caller: something was told, or said
-        self.beyond = 0  # tokens that a reply took beyond the most that it might take
+        self.beyond = 0  # tokens that a reply of this run took beyond the most that it might take
+
+    def begin(self, *, beside_others: bool) -> None:
+        """A run begins. One beside no others forgets what was found out about the endpoint."""
+        self.gate.reset(beside_others=beside_others)
+        if not beside_others:
+            self.beyond = 0

@@ -57,6 +57,7 @@ _MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
 _REFUSALS = 3  # for going too fast, in a row, after which a request waits until others are sent
 _WINDOW = 60.0  # seconds: of limits a minute, nothing is used up when as long no row was answered
+_MOST_BEYOND = 2**17  # tokens beyond what was asked for: a count that says more is no count
 _SHORT = Message(role="user", content="?")  # neither too long nor offensive
 
 
@@ -89,8 +90,13 @@ class _OnItsWay:
 
     @property
     def estimate(self) -> int:
-        """Tokens: four bytes each, and half of the reply that is allowed. The reply corrects it."""
-        return len(self.body) // 4 + 1 + self.most // 2
+        """Tokens: four bytes each, and half of the reply that is asked for. The reply corrects it."""
+        return len(self.body) // 4 + 1 + self.asked // 2
+
+    @property
+    def plausible(self) -> int:
+        """The most tokens of the prompt and the reply that are believed for a limit a minute."""
+        return most_tokens(self.body) + self.asked + _MOST_BEYOND
 
 
 class Workers:
@@ -415,13 +421,20 @@ class Workers:
             if self._asked_at < since and self.fatal is None:
                 if reopen:
                     self._limits.gate.reset(at_once=True)
-                try:
-                    await self._send(self._short_job(job), is_watched=False)
-                    self._found = None
-                except ModelError as found:
-                    self._found = found
+                self._found = await self._short_refusal(job)
                 self._asked_at = time.monotonic()
             return self._found
+
+    async def _short_refusal(self, job: Job) -> ModelError | None:
+        """The error of a short request, in a form that the endpoint has not refused."""
+        while True:
+            try:
+                await self._send(self._short_job(job), is_watched=False)
+            except ModelError as found:
+                if not found.rewritten:  # else it is no answer: it may not even have been sent
+                    return found
+            else:
+                return None
 
     def _short_job(self, job: Job) -> Job:
         return Job(b"", job.form, encoded([_SHORT]))
@@ -510,7 +523,8 @@ class Workers:
         limits, spent = self._limits, 0.0
         if used is not None:
             spent, limits.has_run = self._tally.add(used), True
-            limits.beyond = max(limits.beyond, used.completion_tokens - way.asked)
+            beyond = min(used.completion_tokens - way.asked, _MOST_BEYOND)
+            limits.beyond = max(limits.beyond, beyond)
         is_unknown = cost_is_unknown(used, failure)
         if way.sent and is_unknown and not self._takes_none:
             spent = self._tally.assume(most_tokens(way.body), way.most, spent)
@@ -519,7 +533,9 @@ class Workers:
         for window, place in way.places:
             window.leave(place)
             if window is limits.tokens and used is not None and not is_unknown:
-                window.correct(place, used.prompt_tokens + used.completion_tokens)
+                taken = used.prompt_tokens + used.completion_tokens
+                if taken <= way.plausible:  # else it would close the window for hours
+                    window.correct(place, taken)
 
     @property
     def _takes_none(self) -> bool:

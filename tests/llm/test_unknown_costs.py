@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import threading
 from collections import Counter
 from typing import Any
 
@@ -550,6 +551,22 @@ def test_fields_that_ask_for_longer_replies_or_for_several_count() -> None:
     assert size({"enable_thinking": False, "top_k": 20, "stop_token_ids": [1]}) == ReplySize()
 
 
+def test_labels_and_lengths_of_the_prompt_ask_for_no_longer_reply() -> None:
+    size = ReplySize.of
+    labels = {"n": 300, "budget": 100_000, "thinking": "no"}
+    assert size({"metadata": labels, "google": {"labels": labels}}) == ReplySize()
+    assert size({"max_input_tokens": 9, "options": {"max_prompt_tokens": 9}}) == ReplySize()
+
+
+def test_a_limit_that_replaces_max_tokens_is_not_added_to_it() -> None:
+    size = ReplySize.of
+    for name in ("max_tokens", "max_completion_tokens"):
+        for limit in (100, 700):
+            told = size({name: limit, "n": 2})
+            assert told.is_told
+            assert told.most(500) == 2 * max(500, limit)
+
+
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
 def test_a_copy_in_this_process_has_the_same_budget(copied: Any) -> None:
     llm = pi.LLM("fake", api_base="http://127.0.0.1:9", prices=PRICES, budget=5.0)
@@ -563,3 +580,72 @@ def test_models_that_always_search_cost_their_searches() -> None:
         assert price is not None
         assert price.call >= 0.02
     assert find_price("gemini/deep-research-pro-preview-12-2025", None) is None
+
+
+@pytest.mark.parametrize("told", [2000, 2**31])
+def test_a_reply_that_tells_many_tokens_holds_up_no_other(told: int) -> None:
+    """2,500 tokens a minute: were each later request taken for as many, it would wait a minute or more."""
+    counts = iter([told, *[5] * 9])
+    with FakeLLM(
+        lambda _: Reply("fine", prompt_tokens=3, completion_tokens=next(counts))
+    ) as server:
+        llm = pi.LLM(
+            "fake",
+            api_base=server.api_base,
+            cache=False,
+            max_tokens=10,
+            tpm=2500.0,
+            max_concurrency=1,
+            timeout=5,
+        )
+        ended = threading.Event()
+
+        def run() -> None:
+            ask(llm, 4)
+            ended.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        assert ended.wait(5)
+        assert server.calls == 4
+
+
+def test_what_a_reply_took_beyond_what_was_asked_is_reserved_in_its_run_alone() -> None:
+    counts = iter([4000, *[5] * 9])  # 40 USD
+    with FakeLLM(
+        lambda _: Reply("fine", prompt_tokens=3, completion_tokens=next(counts))
+    ) as server:
+        llm = fake(server, budget=60.0, max_concurrency=1)
+        assert [reply.error is None for reply in ask(llm, 2)] == [True, False]
+        assert ask(llm, 1)[0].error is None
+        assert server.calls == 2
+
+
+def test_a_count_that_no_reply_can_have_is_not_reserved_for_others() -> None:
+    with FakeLLM(Reply("fine", prompt_tokens=3, completion_tokens=2**31)) as server:
+        llm = fake(server)
+        ask(llm, 1)
+        assert 0 < llm.limits.beyond < 2**20
+
+
+def test_a_short_request_that_was_not_sent_does_not_prove_an_endpoint_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While it waited, another reply took more than was reserved for it."""
+    llm = pi.LLM(
+        "fake",
+        api_base="http://127.0.0.1:9",
+        prices=PRICES,
+        budget=1e6,
+        cache=False,
+        max_attempts=1,
+        max_concurrency=1,
+    )
+    complete = llm.transport.complete
+
+    async def later(body: bytes, *others: Any) -> Any:
+        if json.loads(body)["messages"][-1]["content"] == "?" and not llm.limits.beyond:
+            llm.limits.beyond = 1000
+        return await complete(body, *others)
+
+    monkeypatch.setattr(llm.transport, "complete", later)
+    assert "not sent, since 20 requests" in str(ask(llm, 30)[-1].error)
