@@ -132,11 +132,17 @@ def pandas_of(source: Any) -> Any:
     return with_whole_numbers(source.to_pandas(integer_object_nulls=True))
 
 
+# A full memory and a package that is missing: the types of columns have no part in them.
+NOT_OF_VALUES = (MemoryError, ImportError)
+
+
 @contextmanager
 def pandas_errors() -> Iterator[None]:
     """Raise DataError where pandas cannot hold columns, or what a file tells it of them is wrong."""
     try:
         yield
+    except NOT_OF_VALUES:
+        raise
     except Exception as error:  # of pandas and of Arrow, each with classes of its own
         raise not_convertible("pandas", error) from None
 

@@ -104,6 +104,7 @@ def whole_group(packed: Any, plain: Any, number: int, names: Sequence[str]) -> p
         ArrowInvalid: texts that come again and again would fill the memory.
     """
     import pyarrow
+    from pyarrow.types import is_dictionary
 
     # By name once more: where a nested "a.b" is asked for, "a" comes along. A thread pool would not survive
     # the forks of a data loader.
@@ -111,11 +112,13 @@ def whole_group(packed: Any, plain: Any, number: int, names: Sequence[str]) -> p
     if not names:
         return table  # which knows its number of rows
     table = table.select(list(names))
-    written = sum(_size_in_python(c)[0] for column in table.columns for c in column.chunks)
-    if written > max(_WRITTEN_BYTES, _MOST_SHARED * table.nbytes):
-        raise pyarrow.ArrowInvalid(f"a group of rows unpacks to {written:,} bytes")
     schema = plain.schema_arrow
     wanted = pyarrow.schema([schema.field(name) for name in names])
+    # Columns that are dictionaries for the user, too, stay as they are.
+    unpacked = [name for name in names if not is_dictionary(wanted.field(name).type)]
+    written = written_bytes(table.select(unpacked))
+    if written > max(_WRITTEN_BYTES, _MOST_SHARED * table.nbytes):
+        raise pyarrow.ArrowInvalid(f"a group of rows unpacks to {written:,} bytes")
     try:
         return table.cast(wanted)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, ValueError):
@@ -225,6 +228,11 @@ def _fixed_bytes(schema: Any) -> int:
     columns = (schema.column(place) for place in range(len(schema)))
     flat = (one for one in columns if not one.max_repetition_level)
     return sum(one.length for one in flat if one.physical_type == "FIXED_LEN_BYTE_ARRAY")
+
+
+def written_bytes(table: pyarrow.Table) -> int:
+    """How many bytes the columns have if each value of a dictionary is written out."""
+    return sum(_size_in_python(chunk)[0] for column in table.columns for chunk in column.chunks)
 
 
 def _size_in_python(column: Any) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from ..preferences.remarks import remarks
 from ..records import PersonaRow, Usage
 from .arrow_columns import (
     LISTS_OF_TEXT,
+    NOT_OF_VALUES,
     ColumnType,
     WithAdded,
     in_narwhals,
@@ -368,7 +369,7 @@ class PersonaTable(Sequence[PersonaRow]):
             return self._original.with_columns(new)  # type: ignore[no-any-return]
         try:
             return pl.from_arrow(self.to_arrow(details=details))  # type: ignore[no-any-return]
-        except PersonaInferError:
+        except (PersonaInferError, *NOT_OF_VALUES):
             raise
         except BaseException as error:  # polars' panics are no exceptions
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -395,9 +396,13 @@ class PersonaTable(Sequence[PersonaRow]):
             table = self.to_arrow(details=details)
             try:
                 return hf.Dataset(table)
+            except NOT_OF_VALUES:
+                raise
             except Exception:  # the features of a file that this version of datasets does not know
                 try:
                     return hf.Dataset(table.replace_schema_metadata(None))
+                except NOT_OF_VALUES:
+                    raise
                 except Exception as error:
                     raise not_convertible("datasets", error) from None
         result = self._original

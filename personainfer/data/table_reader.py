@@ -192,7 +192,8 @@ class StoredTable:
                 raise pyarrow.ArrowInvalid("a group has another number of rows than the file says")
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
-                f"{self.path} cannot be read: {error}", hint="Write the file again."
+                f"{self.path} cannot be read: {str(error).rstrip('.')}.",
+                hint="Write the file again.",
             ) from error
         return table.select(list(names)).replace_schema_metadata(self._about or None)
 

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError, visible
 from ..local.atomic_files import (
     as_path,
     check_file,
@@ -29,6 +29,7 @@ from ..local.atomic_files import (
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
 from .files import arrow_cells
+from .parquet import written_bytes
 from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
 
 if TYPE_CHECKING:
@@ -189,12 +190,13 @@ class _Unfinished:
         self._place = ExitStack()
         self._folder = self._place.enter_context(unfinished_folder(self._path))
         self._parts: list[Path] = []
+        self._left_out: dict[str, str] = {}  # columns with values that cannot be read, and why
         self._schema: pyarrow.Schema | None = None
         self._writer: Any = None
 
     def write(self, table: pyarrow.Table) -> None:
         """Append a group of rows; its columns may differ from those before."""
-        schema, fitted = _fitted(table, _widened(self._schema, table.schema))
+        schema, fitted = _fitted(table, _widened(self._schema, table.schema), self._left_out)
         if self._schema is None or not schema.equals(self._schema, check_metadata=True):
             self._open_part(schema)
         if table.num_rows:
@@ -207,6 +209,14 @@ class _Unfinished:
         self._writer.add_key_value_metadata({RECORD: json.dumps(about)})
         self._writer.close()
         put_in_place(self._parts[-1], self._path)
+        for (
+            name,
+            why,
+        ) in self._left_out.items():  # now that a warning that is an error costs nothing
+            warnings.warn(
+                f"values of the column {visible(name)} are left out of the file: {why} while they were read.",
+                stacklevel=3,
+            )
 
     def discard(self) -> None:
         """Remove the hidden folder and whatever is left in it."""
@@ -236,7 +246,7 @@ class _Unfinished:
         assert schema is not None
         self._open_part(schema)
         for group in chain.from_iterable(map(_row_groups, parts)):
-            wider, fitted = _fitted(group, schema)
+            wider, fitted = _fitted(group, schema, self._left_out)
             if not wider.equals(schema, check_metadata=True):
                 return wider
             self._writer.write_table(fitted, row_group_size=_rows_at_once(fitted))
@@ -244,8 +254,8 @@ class _Unfinished:
 
 
 def _rows_at_once(table: pyarrow.Table) -> int:
-    """How many rows a row group takes; what `OwnColumns.size` told of a file is without repeated texts."""
-    too_large = table.nbytes // (2 * GROUP_BYTES)
+    """How many rows a row group takes, also of texts that come again: `OwnColumns.size` counts them once."""
+    too_large = written_bytes(table) // (2 * GROUP_BYTES)
     return max(1, table.num_rows // (too_large + 1))
 
 
@@ -330,23 +340,28 @@ def _has_parquet(kind: pyarrow.DataType) -> bool:
     return True
 
 
-def _fitted(table: pyarrow.Table, schema: pyarrow.Schema) -> tuple[pyarrow.Schema, pyarrow.Table]:
-    """The table in this schema; a column whose values do not fit, or not into Parquet, becomes JSON text."""
+def _fitted(
+    table: pyarrow.Table, schema: pyarrow.Schema, left_out: dict[str, str]
+) -> tuple[pyarrow.Schema, pyarrow.Table]:
+    """The table in this schema; a column whose values do not fit, or not into Parquet, becomes JSON text.
+
+    Columns of which values are lost are added to `left_out`.
+    """
     import pyarrow
 
     fields, columns = [], []
     for field in schema:
-        column = _fit(table, field)
+        column = _fit(table, field, left_out)
         if column is None or not (is_json(field) or _can_be_written(column)):
             field = as_json(field)
-            column = _fit(table, field)
+            column = _fit(table, field, left_out)
         fields.append(field)
         columns.append(column)
     schema = pyarrow.schema(fields).with_metadata(schema.metadata)
     return schema, pyarrow.Table.from_arrays(columns, schema=schema)
 
 
-def _fit(table: pyarrow.Table, field: pyarrow.Field[Any]) -> Any:
+def _fit(table: pyarrow.Table, field: pyarrow.Field[Any], left_out: dict[str, str]) -> Any:
     """The column in the type of the field; None if a value does not fit."""
     import pyarrow
 
@@ -358,7 +373,7 @@ def _fit(table: pyarrow.Table, field: pyarrow.Field[Any]) -> Any:
     if is_json(own) == is_json(field) and own.type == field.type:
         return column
     if is_json(field):
-        return json_array(_cells(column, field.name))
+        return json_array(_cells(column, field.name, left_out))
     try:
         return column.cast(field.type)
     except pyarrow.ArrowException:
@@ -367,14 +382,12 @@ def _fit(table: pyarrow.Table, field: pyarrow.Field[Any]) -> Any:
         return None
 
 
-def _cells(column: Any, name: str) -> list[Any]:
-    """The values; None for all of them, and a warning, if they cannot be read: the rows are paid for."""
+def _cells(column: Any, name: str, left_out: dict[str, str]) -> list[Any]:
+    """The values; None for all of them, and a word in `left_out`, if they cannot be read: it costs no row."""
     try:
         return arrow_cells(column)
     except Exception as error:  # of whatever class: it is a type that nobody has tried
-        warnings.warn(
-            f"values of the column {name} are left out of the file: {error!r:.200}", stacklevel=2
-        )
+        left_out.setdefault(name, type(error).__name__)  # its message may hold values
         return [None] * len(column)
 
 

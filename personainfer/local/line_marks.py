@@ -6,6 +6,7 @@ first brace, which readers of JSON skip, and it is lost where a program writes t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -17,8 +18,13 @@ NO_MARK = "the mark of ours is not in it, as where another program has written i
 
 
 def marked(text: str, kind: Kind) -> str:
-    """The text of a file, or its first line, with the mark. Each line holds an object."""
+    """The first line of a file with the mark. It holds an object."""
     return text.replace("{", "{" + _mark(kind), 1)
+
+
+def marked_lines(lines: Sequence[str], kind: Kind) -> str:
+    """The text of a file of these lines, the first one with the mark. It is made once: it may be large."""
+    return "".join([*(marked(line, kind) for line in lines[:1]), *lines[1:]])
 
 
 def has_mark(path: Path, kind: Kind) -> bool:

@@ -15,14 +15,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import diskcache
 import tenacity
 
 from ..exceptions import CacheError
-from .atomic_files import others_may_write
+from .atomic_files import opened_file, others_may_write
 
 LONGEST_REPLY = 2**24  # bytes: four times what is read of an endpoint
 BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction …
@@ -95,7 +95,9 @@ class Store(diskcache.Cache):  # type: ignore[misc]
             for name, value in _SETTINGS.items():
                 if name.startswith("sqlite_"):  # to be set before any table is made
                     self.reset(name, value, update=False)
-        run("BEGIN IMMEDIATE")  # a run shall learn before its calls that nothing can be written
+        run(
+            "BEGIN IMMEDIATE"
+        )  # a run shall learn before its calls that another program has the lock
         try:
             there = self._objects()
             for _, name, statement in _SCHEMA:
@@ -124,7 +126,12 @@ class Store(diskcache.Cache):  # type: ignore[misc]
             self._check_files()
         connection: sqlite3.Connection = super()._con
         if not is_open:
-            self._check_files()  # the journal that it has opened
+            try:
+                _write_ahead(connection.execute)  # diskcache does not look at the answer
+                self._check_files()  # the journal that it has opened
+            except BaseException:
+                self.close()
+                raise
         return connection
 
     @property
@@ -145,12 +152,18 @@ def connected(path: Path, *, read_only: bool = False, frozen: bool = False) -> s
     """
     check_files(path, read_only=read_only or frozen)
     mode = "ro&immutable=1" if frozen else "ro" if read_only else "rw"
-    address = f"{path.absolute().as_uri()}?mode={mode}"
+    address = f"{uri_of(path.absolute())}?mode={mode}"
     connection = sqlite3.connect(address, timeout=BUSY_TIMEOUT, isolation_level=None, uri=True)
     connection.text_factory = bytes
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_REPLY)
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
+
+
+def uri_of(path: PurePath) -> str:
+    """An absolute path as SQLite takes it: the server of a Windows share is a part of it, and not a host."""
+    address = path.as_uri()
+    return address if address.startswith("file:///") else address.replace("file://", "file:////", 1)
 
 
 # What may lie beside a database
@@ -163,7 +176,9 @@ def check_files(path: Path, *, read_only: bool) -> None:
     """Raise CacheError if a file is not what SQLite may open, or be made to act on.
 
     It follows links and waits for pipes. A rollback journal can name any file, which SQLite then deletes, and
-    pages that it writes. A cache is in write-ahead mode from the start, and never has one.
+    pages that it writes. A cache is in write-ahead mode from the start, and needs none: one is left where an
+    older version ended while it made the cache. What SQLite does not act on does no harm: an empty one, one
+    whose first bytes are zeros, or one of an empty database.
 
     Args:
         path: the database; it may be missing.
@@ -178,14 +193,29 @@ def check_files(path: Path, *, read_only: bool) -> None:
         problem = ""
         if not stat.S_ISREG(found.st_mode):
             problem = "is a link, a pipe or a folder"
-        elif ending == "-journal":
-            problem = "is of another program or a stranger, and is not read"
         elif ending and found.st_nlink > 1:
             problem = "is a second name of another file"
+        elif ending == "-journal" and not _is_idle(path, beside):
+            problem = (
+                "may be a stranger's, and is not read: if no other program uses the cache, delete it. Only"
+                " what was not finished is lost"
+            )
         if problem:
             raise unusable(path.parent, f"its {beside.name} {problem}")
         if ending in JOURNALS and not read_only and not _is_mine_alone(found):
             raise unusable(path.parent, f"others may write to its {beside.name}: delete it")
+
+
+def _is_idle(path: Path, journal: Path) -> bool:
+    """Whether SQLite does not act on the rollback journal of a database."""
+    try:
+        with opened_file(journal) as file:
+            begin = file.read(1)
+        return begin in (b"", b"\0") or path.stat().st_size == 0
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _is_mine_alone(found: os.stat_result) -> bool:
@@ -255,7 +285,7 @@ def check_database(path: Path, *, read_only: bool, frozen: bool = False) -> str:
         ((mark,),) = run("PRAGMA application_id").fetchall()
         if not objects:
             if not read_only:
-                _write_ahead(run)
+                _write_ahead(run, path)
                 # Before any table is made, so that no other process sees one unmarked.
                 run(f"PRAGMA application_id = {_MARK}")
             return "new"
@@ -265,7 +295,7 @@ def check_database(path: Path, *, read_only: bool, frozen: bool = False) -> str:
         if any(one not in _SCHEMA and not one[1].startswith("sqlite_") for one in known):
             raise sqlite3.DatabaseError("its schema is not that of a cache of replies")
         if not read_only:
-            _write_ahead(run)
+            _write_ahead(run, path)
             if ("table", "Settings") in {one[:2] for one in known}:
                 _remove_wrong_settings(run)
     return "ours"
@@ -281,12 +311,20 @@ def check_plain(connection: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError("it has no table of replies")
 
 
-def _write_ahead(run: Callable[..., sqlite3.Cursor]) -> None:
-    """Set write-ahead mode, for which SQLite would use a rollback journal: in memory, not in a file."""
+def _write_ahead(run: Callable[..., sqlite3.Cursor], path: Path | None = None) -> None:
+    """Set write-ahead mode; a rollback journal, which SQLite needs to do so, is in memory, not in a file.
+
+    An idle one of the database `path` is deleted: in this mode nobody uses it.
+    """
     ((mode,),) = run("PRAGMA journal_mode").fetchall()
-    if mode != b"wal":
+    if _decoded(mode) != "wal":
         run("PRAGMA journal_mode = MEMORY").fetchall()
-        run("PRAGMA journal_mode = WAL").fetchall()
+        # Where the file system takes no such mode (folders of a network), it stays in memory.
+        ((mode,),) = run("PRAGMA journal_mode = WAL").fetchall()
+    if path is not None and _decoded(mode) == "wal":
+        journal = path.with_name(path.name + "-journal")
+        if _is_idle(path, journal):
+            journal.unlink(missing_ok=True)
 
 
 def _remove_wrong_settings(run: Callable[..., sqlite3.Cursor]) -> None:

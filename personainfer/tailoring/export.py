@@ -30,7 +30,7 @@ from ..local.atomic_files import (
     unfinished_folder,
     write_file,
 )
-from ..local.line_marks import NO_MARK, has_mark, marked
+from ..local.line_marks import NO_MARK, has_mark, marked_lines
 from ..personas.placement import PersonaPlace
 from ..preferences.turns import TOOL_DEFINITIONS
 from .dataset_card import LONG, MARK, dataset_card
@@ -306,7 +306,7 @@ def _write_folder(
 def _write(path: Path, part: TailoringRows, rows: TailoringRows) -> None:
     """Write a part of the rows. All parts have the types in Parquet that all rows need."""
     if path.suffix == ".jsonl":
-        write_file(path, marked("".join(_json_lines(part)), "export"))
+        write_file(path, marked_lines(_json_lines(part), "export"))
         return
     import pyarrow
     from pyarrow.parquet import write_table

@@ -21,7 +21,7 @@ from ..exceptions import (
     visible,
 )
 from ..local.atomic_files import as_path, check_file, check_replaced, place_errors, write_file
-from ..local.line_marks import NO_MARK, has_mark, marked
+from ..local.line_marks import NO_MARK, has_mark, marked_lines
 from ..preferences.cells import bounded_json
 from ..records import Persona, Preference, Record, Usage
 
@@ -195,7 +195,7 @@ class UserPersonas(Sequence[UserRow]):
                 hint="Their settings, users and errors have to be text or numbers.",
             ) from None
         with place_errors(path):
-            write_file(path, marked("".join(lines), "users"))
+            write_file(path, marked_lines(lines, "users"))
 
     @classmethod
     def load(cls, path: str | Path) -> UserPersonas:

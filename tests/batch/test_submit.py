@@ -279,7 +279,11 @@ def test_a_folder_of_something_else_is_left_alone(provider: BatchServer, place: 
     (place / "mine").mkdir()
     (place / "mine" / "thesis.txt").write_text("all of it")
     (place / "file").touch()
-    for name, words in (("mine", "no batch"), ("file", "no batch"), ("file/below", "cannot be written")):
+    for name, words in (
+        ("mine", "no batch"),
+        ("file", "no batch"),
+        ("file/below", "cannot be written"),
+    ):
         with pytest.raises(InvalidArgumentError, match=words):
             submit(provider, pairs(3), place / name)
     assert everything(place) == b"all of it"

@@ -108,12 +108,12 @@ def test_a_small_file_that_unpacks_to_hundreds_of_times_its_size_is_refused(
     start = "prompt,chosen,rejected\np,a,b\n" if "csv" in name else json.dumps(GOOD) + "\n"
     for count in (2**17, 2**19):
         (tmp_path / name).write_bytes(gzip.compress((start + filling * count).encode()))
-        with (
-            suppress(DataError)
-            if count < 2**18
-            else pytest.raises(DataError, match="unpacks to more")
-        ):
+        problem = ""
+        try:
             list(read_preferences(tmp_path / name))
+        except DataError as error:  # rows of one letter are none
+            problem = str(error)
+        assert ("unpacks to more" in problem) == (count > 2**18)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,12 @@ def asked(llm: FakeLLM) -> dict[str, Any]:
     return {"model": "fake", "api_base": llm.api_base, "cache": False}
 
 
-def column(path: Path) -> list[Any]:
+def column(path: Path, name: str = "z") -> list[Any]:
     loaded = pi.PersonaTable.load(path)
     assert not loaded.errors
     assert len(loaded) == len(loaded.to_pandas()) == 2
     assert str(loaded)
-    return loaded.to_arrow().column("z").to_pylist()
+    return loaded.to_arrow().column(name).to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -73,13 +75,18 @@ def test_a_column_that_cannot_be_read_at_all_is_left_out_with_a_warning(
     asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(column: Any) -> list[Any]:
-        raise RuntimeError("a type of tomorrow")
+        raise RuntimeError("a value of the column")
 
     monkeypatch.setattr(writing, "arrow_cells", fails)
-    data = pa.table({**PAIRS, "z": pa.array([1, FAR], pa.timestamp("s"))})
-    with pytest.warns(UserWarning, match="column z .*a type of tomorrow"):
+    name = "z\x1b"
+    data = pa.table({**PAIRS, name: pa.array([1, FAR], pa.timestamp("s"))})
+    with pytest.warns(UserWarning, match=r"column z\\x1b .*: RuntimeError while"):
         pi.infer_personas(data, **asked, output=tmp_path / "t.parquet")
-    assert column(tmp_path / "t.parquet") == ["null", "null"]
+    assert column(tmp_path / "t.parquet", name) == ["null", "null"]
+    with warnings.catch_warnings(), suppress(UserWarning):  # where warnings are errors
+        warnings.simplefilter("error", UserWarning)
+        pi.infer_personas(data, **asked, output=tmp_path / "strict.parquet")
+    assert column(tmp_path / "strict.parquet", name) == ["null", "null"]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +104,22 @@ def test_columns_that_pandas_lacks_are_an_error_of_this_library(values: Any) -> 
     )
     with pytest.raises(DataError, match=r"pandas cannot hold .*to_arrow\(\)"):
         table.to_pandas()
+
+
+@pytest.mark.parametrize("method", ["to_pandas", "to_polars", "to_hf"])
+@pytest.mark.parametrize("error", [MemoryError, ImportError])
+def test_no_memory_and_no_package_are_not_errors_of_columns(
+    method: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error("of the process")
+
+    data = pa.table({**PAIRS, "chosen_persona": ["x", "y"]})
+    table = pi.PersonaTable.from_data(data, rejected_persona=None)
+    for place in ("personainfer.data.table._frame_of", "polars.from_arrow", "datasets.Dataset"):
+        monkeypatch.setattr(place, fails)
+    with pytest.raises(error, match="of the process"):
+        getattr(table, method)()
 
 
 @pytest.mark.parametrize(

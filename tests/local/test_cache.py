@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import diskcache
@@ -1000,6 +1000,58 @@ def test_a_journal_that_others_may_write_to_is_not_read(tmp_path: Path) -> None:
     assert cache.get_many(list(replies)) == replies
 
 
+@pytest.mark.parametrize("left", [b"", bytes(512)], ids=["empty", "zeros"])
+def test_a_journal_on_which_sqlite_does_not_act_is_deleted(left: bytes, tmp_path: Path) -> None:
+    """SQLite leaves such ones in its modes TRUNCATE and PERSIST."""
+    replies = filled(tmp_path)
+    journal = tmp_path / "cache.db-journal"
+    journal.write_bytes(left)
+    assert ReplyCache(tmp_path).get_many(list(replies)) == replies
+    assert not journal.exists()
+
+
+def test_a_journal_beside_an_empty_database_stands_in_no_way(tmp_path: Path) -> None:
+    """An older version left one where it ended while it made the cache."""
+    victim = tmp_path / "thesis.txt"
+    victim.write_text("the only copy")
+    (tmp_path / "cache").mkdir(mode=0o700)
+    for name, content in (("cache.db", b""), ("cache.db-journal", rollback_journal(victim))):
+        (tmp_path / "cache" / name).write_bytes(content)
+        (tmp_path / "cache" / name).chmod(0o600)
+    cache = ReplyCache(tmp_path / "cache")
+    cache.set_many([(b"a", "reply")], model="m")
+    assert cache.get_many([b"a"]) == {b"a": "reply"}
+    assert victim.read_text() == "the only copy"
+    assert not (tmp_path / "cache" / "cache.db-journal").exists()
+
+
+def test_where_no_file_can_be_shared_in_memory_a_cache_leaves_no_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of folders of a network, for one, SQLite says that they take no write-ahead mode."""
+    connect = sqlite3.connect
+
+    def connected(address: str, **options: Any) -> sqlite3.Connection:
+        if not options.pop("uri", False):
+            address = f"{Path(address).as_uri()}?"
+        made: sqlite3.Connection = connect(f"{address}&vfs=unix-none", uri=True, **options)
+        return made
+
+    monkeypatch.setattr(sqlite3, "connect", connected)
+    cache = ReplyCache(tmp_path)
+    with cache._store.transact():
+        cache.set_many([(b"a", "reply")], model="m")
+        assert [path.name for path in tmp_path.iterdir()] == ["cache.db"]
+    assert cache.get_many([b"a"]) == {b"a": "reply"}
+    cache.close()
+
+
+def test_a_cache_on_a_windows_share_is_opened_by_an_address_without_a_host() -> None:
+    share = PureWindowsPath(r"\\server\share\a b\cache.db")
+    assert reply_database.uri_of(share) == "file:////server/share/a%20b/cache.db"
+    assert reply_database.uri_of(PureWindowsPath(r"C:\cache.db")) == "file:///C:/cache.db"
+
+
 def rollback_journal(victim: Path) -> bytes:
     """A journal that names another file, in the form in which SQLite takes it for its own and deletes it."""
     magic, name = bytes.fromhex("d9d505f920a163d7"), str(victim).encode()
@@ -1019,7 +1071,7 @@ def test_a_journal_that_a_stranger_left_deletes_no_file(tmp_path: Path, folder_m
     victim.write_text("the only copy")
     journal = folder / "cache.db-journal"
     journal.write_bytes(rollback_journal(victim))
-    with pytest.raises(CacheError, match=r"cache\.db-journal is of another program"):
+    with pytest.raises(CacheError, match=r"cache\.db-journal may be a stranger's.* delete it"):
         cache_info(folder)
     assert victim.exists()
     journal.unlink()

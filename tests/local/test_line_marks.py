@@ -1,6 +1,7 @@
 """Tests of the mark in JSON lines that this library wrote."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import personainfer as pi
 from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError
+from personainfer.local.line_marks import marked_lines
 from personainfer.testing import FakeLLM
 from personainfer.users.records import UserPersonas, UserRow
 
@@ -87,3 +89,16 @@ def test_no_reader_sees_the_mark(tmp_path: Path) -> None:
     assert pyarrow.json.read_json(path).to_pylist() == list(rows)
     assert pl.read_ndjson(path).to_dicts() == list(rows)
     assert pd.read_json(path, lines=True).to_dict("records") == list(rows)
+
+
+def test_a_mark_does_not_copy_a_file_once_more() -> None:
+    lines = ['{"a": "' + "b" * 1_000 + '"}\n'] * 10_000
+    tracemalloc.start()
+    try:
+        text = marked_lines(lines, "export")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert json.loads(text.splitlines()[0]) == json.loads(lines[0])
+    assert most < 1.5 * len(text)
+    assert marked_lines([], "export") == ""
