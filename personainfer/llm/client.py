@@ -377,6 +377,7 @@ class LLM:
         made = LLM.__new__(type(self))
         made.__setstate__(self.__getstate__())
         made.limits = self.limits  # the budget above all
+        made._in_flight = self._in_flight  # runs of a copy are beside those of this one
         return made
 
     def __deepcopy__(self, memo: object) -> LLM:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -20,14 +22,18 @@ from personainfer.testing import FakeLLM, Fault
 from ..builders import pairs
 
 
-def test_the_same_pairs_at_once_from_threads_are_asked_once() -> None:
+@pytest.mark.parametrize("of_one", [lambda llm: llm, copy.copy], ids=["one", "copies"])
+def test_the_same_pairs_at_once_from_threads_are_asked_once(
+    of_one: Callable[[pi.LLM], pi.LLM],
+) -> None:
     with FakeLLM(latency=0.01) as server:
         llm = pi.LLM("fake", api_base=server.api_base)
         start = threading.Barrier(3)
 
         def run(_: int) -> Any:
+            model = of_one(llm)
             start.wait()
-            return pi.infer_personas(pairs(200), llm)
+            return pi.infer_personas(pairs(200), model)
 
         with ThreadPoolExecutor(3) as threads:
             tables = list(threads.map(run, range(3)))
