@@ -86,11 +86,14 @@ def submit_batch(
     remove_abandoned(folder)
     plan, source, llm = prepare(data, model, options, select_later=True)
     _check(llm, options)
+    costs: dict[int, float] | None = None
     with closing(batch_api(llm.transport)) as api:
         if not PersonaBatch.handle(folder).exists():
             with new_folder(folder) as unfinished:
                 filled = _fill(unfinished, source, plan, llm, api, options)
-                _give_back(_charge(filled, llm), llm)  # of what costs too much, nothing is written
+                costs = _most_costs(filled, llm)
+                # Of what costs too much, nothing is written.
+                _give_back(_charge(filled, llm, costs), llm)
             batch = PersonaBatch.load(folder)
         else:
             batch = PersonaBatch.load(folder)
@@ -100,7 +103,8 @@ def submit_batch(
                     hint="Give the same to go on with it, or name another folder.",
                 )
         with batch.alone() as batch:
-            batch = _submitted(batch, api, llm)
+            costs = _most_costs(batch, llm) if costs is None else costs
+            batch = _submitted(batch, api, llm, costs)
             return batch.model_copy(update={"submitted_here": True})
 
 
@@ -270,7 +274,16 @@ def _kept_options(llm: LLM) -> dict[str, Any]:
     return options | {"cache_dir": str(Path(place).expanduser().resolve()) if place else None}
 
 
-def _charge(batch: PersonaBatch, llm: LLM) -> set[str]:
+def _most_costs(batch: PersonaBatch, llm: LLM) -> dict[int, float]:
+    """USD that each part to be submitted can cost at most; none without a budget. It reads the files."""
+    price = llm.batch_price
+    if llm.limits.budget is None or price is None:
+        return {}
+    max_tokens = llm.most_tokens()
+    return {number: batch.most_cost(number, price, max_tokens) for number in batch.unsubmitted}
+
+
+def _charge(batch: PersonaBatch, llm: LLM, costs: Mapping[int, float]) -> set[str]:
     """Charge the most that the parts to be submitted can cost, each once, whoever wrote their requests.
 
     Returns:
@@ -279,14 +292,11 @@ def _charge(batch: PersonaBatch, llm: LLM) -> set[str]:
     Raises:
         BudgetExceededError: it is more than what is left.
     """
-    budget, price = llm.limits.budget, llm.batch_price
-    if budget is None or price is None:
+    if llm.limits.budget is None or llm.batch_price is None:
         return set()
-    max_tokens = llm.most_tokens()
     numbers = batch.unsubmitted
     count = sum(batch.parts[number].requests for number in numbers)
-    costs = {batch.order(n): batch.most_cost(n, price, max_tokens) for n in numbers}
-    budget.charge(f"{count} requests", costs)
+    llm.limits.budget.charge(f"{count} requests", {batch.order(n): costs[n] for n in numbers})
     parts = ((n, batch.parts[n]) for n in numbers)
     return {batch.order(n) for n, part in parts if part.refused or part.file_id is None}
 
@@ -296,9 +306,11 @@ def _give_back(orders: set[str], llm: LLM) -> None:
         llm.limits.budget.give_back(orders)
 
 
-def _submitted(batch: PersonaBatch, api: BatchAPI, llm: LLM) -> PersonaBatch:
+def _submitted(
+    batch: PersonaBatch, api: BatchAPI, llm: LLM, costs: Mapping[int, float]
+) -> PersonaBatch:
     """Upload and create the parts that are not submitted yet; save the handle after each step."""
-    patience, unsent = llm.options["patience"], _charge(batch, llm)
+    patience, unsent = llm.options["patience"], _charge(batch, llm, costs)
     try:
         for number in batch.unsubmitted:
             part = batch.parts[number]

@@ -1013,6 +1013,23 @@ def test_the_budget_counts_the_batch_before_what_is_asked_singly(
     assert provider.count(ASK) == 0
 
 
+def test_what_a_batch_may_cost_is_read_from_its_files_once(
+    provider: BatchServer, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    most_cost = PersonaBatch.most_cost
+
+    def counted(batch: PersonaBatch, number: int, *others: Any) -> float:
+        read.append(number)
+        return most_cost(batch, number, *others)
+
+    monkeypatch.setattr(PersonaBatch, "most_cost", counted)
+    submit(provider, pairs(3), place / "b", budget=1.0, prices=(1.0, 1.0))
+    assert read == [0]
+    submit(provider, pairs(3), place / "free", prices=(1.0, 1.0))
+    assert read == [0]
+
+
 def test_batches_of_one_model_share_its_budget(provider: BatchServer, place: Path) -> None:
     """The first may cost $0.15: three replies of 100 tokens, at half of $1,000 a million."""
     options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "budget": 0.2}
