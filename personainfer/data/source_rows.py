@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from ..exceptions import (
-    ContradictionError,
-    shown_when_made,
-)
+from ..exceptions import ContradictionError, shown_when_made
 from ..preferences.cells import LEAVE_OUT
 from ..preferences.conversations import pair_problem
 from ..preferences.pairing import by_rater

@@ -28,11 +28,7 @@ from ..arguments import (
     options_of,
     takes_options,
 )
-from ..exceptions import (
-    InvalidArgumentError,
-    quoted,
-    shown_when_made,
-)
+from ..exceptions import InvalidArgumentError, quoted, shown_when_made
 from ..local.cache import ReplyCache, default_cache_dir
 from ..local.weights import find_weights, whole_name
 from ..preferences.cells import surrogate_problem

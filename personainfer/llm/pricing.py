@@ -16,12 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..exceptions import (
-    BudgetExceededError,
-    ModelError,
-    ReplyError,
-    TransportError,
-)
+from ..exceptions import BudgetExceededError, ModelError, ReplyError, TransportError
 from ..records import Completion, Usage
 from .openai_protocol import CUT_OFF
 

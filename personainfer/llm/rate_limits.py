@@ -13,11 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..exceptions import (
-    ModelError,
-    RateLimitError,
-    RequestRejectedError,
-)
+from ..exceptions import ModelError, RateLimitError, RequestRejectedError
 from .pricing import Budget
 
 Clock = Callable[[], float]

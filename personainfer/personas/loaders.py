@@ -18,10 +18,7 @@ from ..data.readers import KnownSchemas
 from ..data.source_rows import PreferenceSource
 from ..data.table_reader import COLUMNS
 from ..data.table_writer import check_free_names
-from ..exceptions import (
-    InvalidArgumentError,
-    shown_when_made,
-)
+from ..exceptions import InvalidArgumentError, shown_when_made
 from ..llm.client import LLM, OPTIONS, make_llm
 from ..preferences.column_names import check_roles
 from ..preferences.labels import check_labels

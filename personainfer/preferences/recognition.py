@@ -17,14 +17,7 @@ from typing import Any, Final, NamedTuple
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from ..records import Preference
 from .cells import is_null, plain
-from .column_names import (
-    ROLES,
-    has_known_label,
-    matches,
-    nearest,
-    prompt_columns,
-    vague_prompt,
-)
+from .column_names import ROLES, has_known_label, matches, nearest, prompt_columns, vague_prompt
 from .conversations import encoding_problem, pair_problem
 from .labels import is_strength, label_key, may_be_labels, name_both_sides
 from .pairing import by_rater, is_ranked

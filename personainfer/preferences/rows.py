@@ -8,15 +8,7 @@ from typing import Any
 
 from ..exceptions import DataError, NoPreferenceError
 from ..records import Preference
-from .cells import (
-    ABSENT,
-    LEAVE_OUT,
-    identifier,
-    is_null,
-    parse_cell,
-    plain,
-    wrong_type,
-)
+from .cells import ABSENT, LEAVE_OUT, identifier, is_null, parse_cell, plain, wrong_type
 from .conversations import (
     cut_at_turn,
     is_exchange,

@@ -13,14 +13,7 @@ from typing import Any, NamedTuple
 
 from ..exceptions import DataError, NoPreferenceError
 from ..records import Message, Preference
-from .cells import (
-    LEAVE_OUT,
-    is_null,
-    looks_like_turns,
-    parse_cell,
-    plain,
-    wrong_type,
-)
+from .cells import LEAVE_OUT, is_null, looks_like_turns, parse_cell, plain, wrong_type
 
 
 class Turn(NamedTuple):

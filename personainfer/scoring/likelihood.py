@@ -20,11 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..api_keys import hide_key, hides_secrets, show_key
-from ..exceptions import (
-    InvalidArgumentError,
-    PersonaInferError,
-    shown_when_made,
-)
+from ..exceptions import InvalidArgumentError, PersonaInferError, shown_when_made
 from ..local.weights import files_of, whole_name
 from ..personas.placement import PersonaPlace
 from ..records import FloatArray, Persona, Preference

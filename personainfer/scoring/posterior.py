@@ -15,10 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import read_numbers
-from ..exceptions import (
-    InvalidArgumentError,
-    shown_when_made,
-)
+from ..exceptions import InvalidArgumentError, shown_when_made
 from ..personas.selection import explains_each
 from ..records import FloatArray, Persona, Preference, Selector
 

@@ -16,11 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import read_numbers
-from ..exceptions import (
-    DataError,
-    InvalidArgumentError,
-    shown_when_made,
-)
+from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..records import FloatArray, Persona, Prompt
 
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]

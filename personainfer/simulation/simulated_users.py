@@ -14,11 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import Count, CountFromZero, check_argument, read_numbers, read_places
-from ..exceptions import (
-    DataError,
-    InvalidArgumentError,
-    shown_when_made,
-)
+from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..records import FloatArray, Preference
 from .reward_matrix import RewardMatrix, check_models
 from .user_weights import draw_weights

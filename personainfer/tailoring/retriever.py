@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 from ..api_keys import hides_secrets
 from ..arguments import ApiBase, ApiKey, Count, PositiveNumber, check_argument
 from ..data.table import PersonaTable
-from ..exceptions import (
-    DataError,
-    InvalidArgumentError,
-    ModelError,
-    shown_when_made,
-)
+from ..exceptions import DataError, InvalidArgumentError, ModelError, shown_when_made
 from ..personas.flags import flag_filter
 from ..personas.placement import place_persona
 from ..personas.prompts import bare_text, prompt_text

@@ -10,12 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arguments import Number, PositiveNumber, check_argument
-from ..exceptions import (
-    DataError,
-    InvalidArgumentError,
-    ReplyError,
-    shown_when_made,
-)
+from ..exceptions import DataError, InvalidArgumentError, ReplyError, shown_when_made
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona

@@ -13,11 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from ..arguments import Count, CountFromZero, check_argument
-from ..exceptions import (
-    DataError,
-    InvalidArgumentError,
-    shown_when_made,
-)
+from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..personas.prompts import filled
 from ..records import FloatArray, Message, Persona, Preference, Prompt
 from ..scoring.choice_models import read_choices

@@ -15,11 +15,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.data import table_writer as writing
-from personainfer.exceptions import (
-    InvalidArgumentError,
-    RowsFailedError,
-    UnknownOptionError,
-)
+from personainfer.exceptions import InvalidArgumentError, RowsFailedError, UnknownOptionError
 from personainfer.testing import FakeLLM, Fault
 
 from ..builders import pairs

@@ -26,10 +26,7 @@ from personainfer.exceptions import (
 )
 from personainfer.records import PersonaRow
 from personainfer.tailoring.bm25 import BM25, words
-from personainfer.tailoring.retriever import (
-    RetrievedPersona,
-    first_person_prompt,
-)
+from personainfer.tailoring.retriever import RetrievedPersona, first_person_prompt
 from personainfer.tailoring.system_persona import choose_system_persona
 
 PROMPTS = ["How do I brew tea?", "How do I fix my bicycle?", "Which tea is the best one?"]
