@@ -56,6 +56,11 @@ _SCHEMA = (
         )
     ),
 )
+# What SQLite adds to a schema itself, where somebody optimized the database: its statistics.
+_STATISTICS = (
+    ("table", "sqlite_stat1", "CREATE TABLE sqlite_stat1(tbl,idx,stat)"),
+    ("table", "sqlite_stat4", "CREATE TABLE sqlite_stat4(tbl,idx,neq,nlt,ndlt,sample)"),
+)
 # All of diskcache's settings, so that it takes none from the file.
 _SETTINGS: dict[str, Any] = {
     **diskcache.DEFAULT_SETTINGS,
@@ -127,6 +132,7 @@ class Store(diskcache.Cache):  # type: ignore[misc]
         connection: sqlite3.Connection = super()._con
         if not is_open:
             try:
+                connection.execute("PRAGMA trusted_schema = OFF")
                 _write_ahead(connection.execute)  # diskcache does not look at the answer
                 self._check_files()  # the journal that it has opened
             except BaseException:
@@ -292,13 +298,21 @@ def check_database(path: Path, *, read_only: bool, frozen: bool = False) -> str:
         if mark != _MARK:
             return "another program's"
         known = {tuple(map(_decoded, one)) for one in objects}
-        if any(one not in _SCHEMA and not one[1].startswith("sqlite_") for one in known):
+        if not all(map(_is_known, known)):
             raise sqlite3.DatabaseError("its schema is not that of a cache of replies")
         if not read_only:
             _write_ahead(run, path)
             if ("table", "Settings") in {one[:2] for one in known}:
                 _remove_wrong_settings(run)
     return "ours"
+
+
+def _is_known(one: tuple[str, str, str | None]) -> bool:
+    """Whether an object of a schema is diskcache's or SQLite's own: a name alone proves nothing."""
+    kind, name, statement = one
+    if statement is None:  # an index that a constraint makes
+        return kind == "index" and name.startswith("sqlite_autoindex_")
+    return one in _SCHEMA or one in _STATISTICS
 
 
 def check_plain(connection: sqlite3.Connection) -> None:
