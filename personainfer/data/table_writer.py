@@ -396,7 +396,11 @@ def _can_be_written(column: Any) -> bool:
     import pyarrow
     from pyarrow import parquet
 
-    if _is_plain(column.type):
+    if pyarrow.types.is_dictionary(column.type):
+        chunks = column.chunks if isinstance(column, pyarrow.ChunkedArray) else [column]
+        if _is_plain_dictionary(column.type) and not any(c.dictionary.null_count for c in chunks):
+            return True
+    elif _is_plain(column.type):
         return True
     try:
         written = pyarrow.BufferOutputStream()
@@ -405,6 +409,14 @@ def _can_be_written(column: Any) -> bool:
     except (pyarrow.ArrowException, OSError):
         return False
     return True
+
+
+def _is_plain_dictionary(kind: pyarrow.DictionaryType[Any, Any]) -> bool:
+    """Whether Parquet is known to take dictionaries of a type, unless one has a null among its values."""
+    from pyarrow import types
+
+    inner = kind.value_type
+    return not (types.is_nested(inner) or types.is_null(inner)) and _is_plain(inner)
 
 
 @lru_cache(maxsize=4096)
@@ -417,9 +429,6 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
     lists = types.is_list, types.is_large_list, types.is_fixed_size_list
     if types.is_struct(kind) or any(check(kind) for check in lists):
         return all(_is_plain(kind.field(place).type) for place in range(kind.num_fields))
-    if types.is_dictionary(kind):
-        inner = kind.value_type
-        return not (types.is_nested(inner) or types.is_null(inner)) and _is_plain(inner)
     if types.is_timestamp(kind):
         return bool(kind.unit != "s")  # Parquet counts no seconds
     texts = types.is_string, types.is_large_string, types.is_binary, types.is_large_binary

@@ -236,6 +236,26 @@ def test_types_that_parquet_lacks_are_text(
     assert len(column(tmp_path / "a.parquet")) == 2
 
 
+NULL_WORD = pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", None]))
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        (NULL_WORD, ["a", None]),
+        (pa.ListArray.from_arrays([0, 1, 2], NULL_WORD), [["a"], [None]]),
+        (pa.StructArray.from_arrays([NULL_WORD], ["k"]), [{"k": "a"}, {"k": None}]),
+    ],
+    ids=lambda values: str(getattr(values, "type", "")),
+)
+def test_a_dictionary_with_a_null_among_its_values_is_text(
+    values: Any, kept: list[Any], asked: dict[str, Any], tmp_path: Path
+) -> None:
+    data = pa.table({**PAIRS, "z": values})
+    pi.infer_personas(data, **asked, output=tmp_path / "a.parquet")
+    assert [json.loads(text) for text in column(tmp_path / "a.parquet")] == kept
+
+
 @pytest.mark.parametrize(
     "values",
     [
