@@ -252,7 +252,10 @@ def openai_headers() -> dict[str, str]:
     """The headers that the openai SDK takes from the environment: none of them is for another endpoint."""
     lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
     found = {name.strip(): text.strip() for name, colon, text in map(_halves, lines) if colon}
-    found["OpenAI-Organization"] = os.environ.get("OPENAI_ORG_ID", "")
+    organizations = (os.environ.get(name) for name in ("OPENAI_ORGANIZATION", "OPENAI_ORG_ID"))
+    found["OpenAI-Organization"] = next(
+        filter(None, organizations), ""
+    )  # litellm's name comes first
     found["OpenAI-Project"] = os.environ.get("OPENAI_PROJECT_ID", "")
     return found
 

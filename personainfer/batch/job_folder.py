@@ -185,7 +185,12 @@ class PersonaBatch(Record):
         )
 
     def llm(
-        self, given: Mapping[str, Any], *, submitted_here: bool = False, calls: bool = False
+        self,
+        given: Mapping[str, Any],
+        *,
+        submitted_here: bool = False,
+        calls: bool = False,
+        pays: bool = False,
     ) -> LLM:
         """The model of the batch.
 
@@ -202,6 +207,7 @@ class PersonaBatch(Record):
             given: the options that the caller names, which replace those of the folder, and the model.
             submitted_here: whether this process submitted the batch.
             calls: whether the model is called for what the batch does not answer.
+            pays: whether its budget pays for the calls of a judge.
 
         Raises:
             InvalidArgumentError: the folder names an address, the model of calls, or something that costs
@@ -221,7 +227,8 @@ class PersonaBatch(Record):
                 )
             if calls:
                 self._check_candidates()
-            held = {"budget": options["budget"]} if calls and "budget" in options else {}
+            has_budget = "budget" in options and (calls or pays)
+            held = {"budget": options["budget"]} if has_budget else {}
             options = stored_options(as_stored(options), given, self.path, calls=calls) | held
         options |= given
         if not submitted_here or not options.get("cache", True):
@@ -292,6 +299,22 @@ class PersonaBatch(Record):
         """USD that the requests in the file of a part can cost at most, with so many tokens in each reply."""
         with self.requests_file(number).open("rb") as file:
             return sum(price.most(_prompt_tokens(line), max_tokens) for line in file)
+
+    def keys_of(self, number: int) -> list[bytes]:
+        """The keys of the requests in the file of a part.
+
+        Raises:
+            DataError: a line is not a request.
+        """
+        path = self.requests_file(number)
+        try:
+            with path.open("rb") as file:
+                return [bytes.fromhex(read_json(line)["custom_id"]) for line in file]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is not as it was written ({type(error).__name__}).",
+                hint="Submit the batch to another folder.",
+            ) from None
 
     def unfetched(self, number: int) -> list[tuple[str, Path]]:
         """The provider's files of a part that are not downloaded yet: their ids, and where they belong."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
@@ -88,21 +88,16 @@ def submit_batch(
     _check(llm, options)
     costs: dict[int, float] | None = None
     with closing(batch_api(llm.transport)) as api:
-        if not PersonaBatch.handle(folder).exists():
+        is_new = not PersonaBatch.handle(folder).exists()
+        if is_new:
             with new_folder(folder) as unfinished:
                 filled = _fill(unfinished, source, plan, llm, api, options)
                 costs = _most_costs(filled, llm)
                 # Of what costs too much, nothing is written.
                 _give_back(_charge(filled, llm, costs), llm)
-            batch = PersonaBatch.load(folder)
-        else:
-            batch = PersonaBatch.load(folder)
-            if _fingerprint(source, plan, llm)[0] != batch.digest:
-                raise InvalidArgumentError(
-                    f"{folder} holds a batch of other data or options.",
-                    hint="Give the same to go on with it, or name another folder.",
-                )
-        with batch.alone() as batch:
+        with PersonaBatch.load(folder).alone() as batch:
+            if not is_new:
+                _write_requests_anew(batch, source, plan, llm, api)
             costs = _most_costs(batch, llm) if costs is None else costs
             batch = _submitted(batch, api, llm, costs)
             return batch.model_copy(update={"submitted_here": True})
@@ -185,7 +180,8 @@ def collect_batch(
         "cache_dir": cache_dir,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    llm = batch.llm(given, submitted_here=here, calls=ask_missing)
+    pays = hasattr(select, "share_budget")
+    llm = batch.llm(given, submitted_here=here, calls=ask_missing, pays=pays)
     keys = _keys(batch, llm)
     before = batch.answer_files()
     batch = _awaited(batch, llm, wait, poll, timeout, progress)
@@ -264,6 +260,35 @@ def _fill(
     PersonaTable(rows, original=source.original, settings=read).save(batch.rows_file)
     batch.save()
     return batch
+
+
+def _write_requests_anew(
+    batch: PersonaBatch, source: PreferenceSource, plan: Plan, llm: LLM, api: BatchAPI
+) -> None:
+    """Replace the requests that are yet to be uploaded by those of the caller's data.
+
+    Whoever wrote the folder would otherwise decide what the caller pays for.
+
+    Raises:
+        InvalidArgumentError: the batch is of other data or options.
+    """
+    digest, places = hashlib.sha256(), dict[bytes, IO[bytes]]()
+    with ExitStack() as stack:
+        for number in batch.unsubmitted:
+            if batch.parts[number].file_id is None or batch.parts[number].refused:
+                file = atomic_writer(batch.requests_file(number), private=True)
+                keys = batch.keys_of(number)
+                places |= dict.fromkeys(keys, stack.enter_context(file))
+        for _, wired in _wired(source, plan, llm):
+            add_to_digest(digest, wired)
+            for wire in wired:
+                if (place := places.pop(wire.key, None)) is not None:
+                    place.write(api.line(wire.key.hex(), wire.body))
+        if places or digest.hexdigest() != batch.digest:
+            raise InvalidArgumentError(
+                f"{batch.path} holds a batch of other data or options.",
+                hint="Give the same to go on with it, or name another folder.",
+            )
 
 
 def _kept_options(llm: LLM) -> dict[str, Any]:

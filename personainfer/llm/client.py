@@ -228,7 +228,7 @@ class LLM:
             self._sampling["reasoning_effort"] = chosen["reasoning_effort"]
         self.max_concurrency: int = chosen["max_concurrency"] or 64
         size = ReplySize.of(chosen["extra_body"] or {})
-        if chosen["budget"] is not None and not size.is_told:
+        if not size.is_told:  # another model's budget may pay
             self.transport.send_one_first()
         self._call_settings = CallSettings(
             timeout=chosen["timeout"] or (600.0 if local else 60.0),
@@ -250,6 +250,7 @@ class LLM:
             rounds=2 * chosen["max_attempts"],
             patience=chosen["patience"],
             budget=_budget(chosen["budget"], self.price, self.model, chosen["extra_body"]),
+            keeps_beyond=not size.is_told,
         )
         self.cache: ReplyCache | None = None
         if chosen["cache"]:
@@ -366,7 +367,8 @@ class LLM:
     def most_tokens(self) -> int:
         """The most tokens of the reply to a request, as far as its options tell."""
         settings = self._call_settings
-        return settings.size.most(self.transport.most_tokens(settings.max_tokens))
+        asked = settings.size.most(self.transport.most_tokens(settings.max_tokens))
+        return asked + self.limits.beyond
 
     def __copy__(self) -> LLM:
         self.renew_after_fork()

@@ -172,9 +172,10 @@ class LiteLLMTransport(DialectTransport):
         headers = dict(request.headers)
         if self.options["api_base"] is not None:  # whose they are not
             for name, text in openai_headers().items():
-                if headers.get(name.lower()) != text:
+                is_openais = name.lower().startswith("openai-")
+                if headers.get(name.lower()) != text and not is_openais:
                     continue  # the client's own
-                del headers[name.lower()]
+                headers.pop(name.lower(), None)
                 if name.lower() == "content-type":
                     headers["content-type"] = "application/json"
                 if name.lower() == "authorization" and self.key:

@@ -361,16 +361,21 @@ class Limits:
         rounds: int = 10,
         patience: float = 300.0,
         budget: Budget | None = None,
+        keeps_beyond: bool = False,
     ) -> None:
         self.gate = Gate(max_concurrency, rounds=rounds, patience=patience)
         self.requests = Window(rpm) if rpm else None
         self.tokens = Window(tpm) if tpm else None
         self.budget = budget
         self.has_run = False  # whether a model has run for this caller: something was told, or said
-        self.beyond = 0  # tokens that a reply of this run took beyond the most that it might take
+        self.beyond = 0  # tokens that a reply took beyond the most that it might take
+        self._keeps_beyond = keeps_beyond
 
     def begin(self, *, beside_others: bool) -> None:
-        """A run begins. One beside no others forgets what was found out about the endpoint."""
+        """A run begins. One beside no others forgets what was found out about the endpoint.
+
+        It does not forget `beyond` where requests ask to think without a number, which is found out alone.
+        """
         self.gate.reset(beside_others=beside_others)
-        if not beside_others:
+        if not (beside_others or self._keeps_beyond):
             self.beyond = 0

@@ -439,7 +439,10 @@ class Run(Generic[T]):
                 self.tally.cached += 1
         elif job.same is not None and (found := job.same.reply) is not None:
             job.same = None
-            job.reply = found if found.error is not None else read_anew(job, found)
+            if isinstance(found.error, ReplyError):  # what does not fit one schema may fit another
+                job.reply = None
+            else:
+                job.reply = read_anew(job, found) if found.error is None else found
             if job.reply is None:
                 self._workers.submit([job])
         return job.reply

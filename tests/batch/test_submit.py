@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -1134,6 +1134,37 @@ def test_a_folder_never_decides_that_single_calls_cost_more(
         pi.retry_errors(table)
     assert provider.count(ASK) == 0
     assert not collect(place / "b", ask_missing=True, model="fake", **option).errors
+
+
+def test_a_folder_never_decides_what_is_uploaded(provider: BatchServer, place: Path) -> None:
+    provider.faults = [("POST /v1/files", 400)]
+    with pytest.raises(ModelError):
+        submit(provider, pairs(3), place / "b", max_tokens=100)
+    file = place / "b" / "requests-0000.jsonl"
+    written = file.read_bytes()
+    lines = list(map(json.loads, written.splitlines()))
+    for line in lines:
+        line["body"] |= {"model": "theirs", "max_tokens": 10**5, "n": 20}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InvalidArgumentError, match="other data"):
+        submit(provider, pairs(2), place / "b", max_tokens=100)
+    submit(provider, pairs(3), place / "b", max_tokens=100)
+    assert file.read_bytes() == written
+    assert {(one["body"]["model"], one["body"]["max_tokens"]) for one in provider.lines} == {
+        ("fake", 100)
+    }
+
+
+def test_the_budget_of_a_batch_holds_for_a_judge_in_another_process(
+    provider: BatchServer, place: Path, llm: FakeLLM
+) -> None:
+    options: dict[str, Any] = {"prices": (1.0, 1.0), "candidates": 2, "temperature": 0.7}
+    submit(provider, pairs(3), place / "b", budget=1.0, **options)
+    there: dict[str, Any] = {"api_base": llm.api_base, "cache": False, "prices": (1e6, 1e6)}
+    judge = pi.Verifier("judge", **there)
+    with suppress(ModelError):
+        collect(place / "b", select=judge, prices=(1.0, 1.0))
+    assert judge.usage.calls == 0
 
 
 def test_the_budget_of_a_batch_holds_for_single_calls_in_another_process(

@@ -385,12 +385,13 @@ def test_an_alias_of_litellm_chooses_no_model(monkeypatch: pytest.MonkeyPatch) -
     assert server.calls == 0
 
 
+@pytest.mark.parametrize("variable", ["OPENAI_ORG_ID", "OPENAI_ORGANIZATION"])
 def test_the_headers_that_the_environment_has_for_openai_go_to_no_other_address(
-    monkeypatch: pytest.MonkeyPatch,
+    variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     custom = "Authorization: Bearer q7-of-openai\nX-Gateway: q7-header\nContent-Type: q7-type"
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", custom)
-    monkeypatch.setenv("OPENAI_ORG_ID", "q7-organization")
+    monkeypatch.setenv(variable, "q7-organization")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "q7-project")
     said = b'{"error": {"message": "odd: q7-header, q7-organization"}}'
     with AnyServer(422, body=said) as server:

@@ -106,6 +106,15 @@ def test_a_reply_that_fits_one_schema_alone_is_asked_for_by_the_other() -> None:
         assert server.calls == 2
 
 
+def test_a_reply_that_one_schema_refuses_is_read_by_the_other() -> None:
+    messages = [pi.Message(role="user", content="hi")]
+    with FakeLLM(reply='{"text": "yes"}') as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=False, max_attempts=1)
+        bad, good = llm.ask_many([(messages, answer("refuses")), (messages, answer(""))])
+    assert isinstance(bad.error, ReplyError)
+    assert good.value.text == "yes"
+
+
 def test_so_it_is_between_threads() -> None:
     forms = {name: answer(name) for name in ("one", "other")}
     messages = [pi.Message(role="user", content="hi")]

@@ -21,6 +21,7 @@ from personainfer.exceptions import (
 )
 from personainfer.llm.endpoint_faults import provider_errors
 from personainfer.llm.pricing import Price, ReplySize, find_batch_price, find_price
+from personainfer.llm.requests import Request
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import each_way, pairs
@@ -541,6 +542,28 @@ def test_thinking_that_the_request_asks_for_is_reserved(thinking: dict[str, Any]
     assert "budget" in str(replies[-1].error)
     assert llm.usage.cost is not None
     assert llm.usage.cost <= 100
+
+
+def test_later_runs_and_batches_know_how_much_a_model_thinks() -> None:
+    with FakeLLM(Reply("fine", prompt_tokens=5, completion_tokens=4400)) as server:
+        llm = fake(server, budget=100.0, extra_body={"enable_thinking": True}, max_concurrency=16)
+        ask(llm, 1)
+        before = server.calls
+        assert llm.most_tokens() >= 4400
+        ask(llm, 30)
+        assert server.calls - before <= 1
+        assert llm.limits.budget is not None
+        assert llm.limits.budget.spent <= 100
+
+
+def test_so_does_a_judge_that_thinks_and_is_paid_by_another() -> None:
+    with FakeLLM(Reply("fine", prompt_tokens=5, completion_tokens=4400)) as server:
+        payer = fake(server, budget=100.0)
+        judge = fake(server, extra_body={"enable_thinking": True}, max_concurrency=16)
+        asked = [(None, [Request([pi.Message(role="user", content=str(n))])]) for n in range(30)]
+        list(judge.run(asked, budget=payer.limits.budget))
+        assert payer.limits.budget is not None
+        assert payer.limits.budget.spent <= 100
 
 
 def test_fields_that_ask_for_longer_replies_or_for_several_count() -> None:
