@@ -127,6 +127,23 @@ def whole_group(packed: Any, plain: Any, number: int, names: Sequence[str]) -> p
         return table.select(list(names))
 
 
+def least_bytes(kind: pyarrow.DataType) -> float:
+    """How many bytes a row of a column takes at least, however well the file packs it."""
+    import pyarrow
+    from pyarrow import types
+
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return least_bytes(kind.storage_type)
+    if types.is_struct(kind):
+        return sum(least_bytes(kind.field(place).type) for place in range(kind.num_fields))
+    if types.is_fixed_size_list(kind):
+        return float(kind.list_size) * least_bytes(kind.value_type)
+    try:
+        return kind.bit_width / 8
+    except ValueError:
+        return 0 if types.is_null(kind) else 4  # where a text or a list begins
+
+
 def _opened_parquet(path: Path, texts: Collection[str], metadata: Any) -> Any:
     """The file, whose columns of `texts` are read as dictionaries, and as much of it at once as is needed."""
     import pyarrow.parquet as pq

@@ -32,7 +32,7 @@ from .arrow_columns import (
     with_index_column,
 )
 from .files import missing_file
-from .parquet import most_unpacked, whole_group, with_dictionaries
+from .parquet import least_bytes, most_unpacked, whole_group, with_dictionaries
 from .table_display import unexplained_texts
 
 if TYPE_CHECKING:
@@ -166,11 +166,7 @@ class StoredTable:
             if start < stop:
                 pieces.append(_picked(group(number), rising[start:stop] - self.ends[number]))
                 size += pieces[-1].nbytes
-            if size > self._most_bytes:
-                raise DataError(
-                    f"{self.path} unpacks to more than {self._most_bytes:,} bytes.",
-                    hint="No real table packs that well: check where the file comes from.",
-                )
+            self._check_bytes(size)
         found = pyarrow.concat_tables(pieces or [group(0).slice(0, 0)])
         if np.array_equal(rising, wanted):
             return found
@@ -180,6 +176,10 @@ class StoredTable:
         """Some columns of a row group."""
         import pyarrow
 
+        # Before it is read: millions of equal numbers take a few bytes of the file.
+        schema = self._file.schema_arrow
+        count = self.ends[number + 1] - self.ends[number] if len(self.ends) > 1 else 0
+        self._check_bytes(count * sum(least_bytes(schema.field(name).type) for name in names))
         try:
             if not self._file.num_row_groups:
                 table = self._file.schema_arrow.empty_table()
@@ -196,6 +196,14 @@ class StoredTable:
                 hint="Write the file again.",
             ) from error
         return table.select(list(names)).replace_schema_metadata(self._about or None)
+
+    def _check_bytes(self, size: float) -> None:
+        """Raise DataError if so many bytes are asked for at once that no real table has them."""
+        if size > self._most_bytes:
+            raise DataError(
+                f"{self.path} unpacks to more than {self._most_bytes:,} bytes.",
+                hint="No real table packs that well: check where the file comes from.",
+            )
 
 
 def _picked(group: pyarrow.Table, places: np.ndarray[Any, np.dtype[np.int64]]) -> pyarrow.Table:

@@ -397,7 +397,7 @@ def _can_be_written(column: Any) -> bool:
     from pyarrow import parquet
 
     if pyarrow.types.is_dictionary(column.type):
-        chunks = column.chunks if isinstance(column, pyarrow.ChunkedArray) else [column]
+        chunks: list[Any] = getattr(column, "chunks", [column])
         if _is_plain_dictionary(column.type) and not any(c.dictionary.null_count for c in chunks):
             return True
     elif _is_plain(column.type):

@@ -350,3 +350,23 @@ def test_a_table_whose_groups_unpack_to_much_more_than_the_file_is_refused(
     PersonaTable.load(path).head(8).to_pandas()
     with pytest.raises(DataError, match="unpacks to more than 1,048,576 bytes"):
         PersonaTable.load(path).to_pandas()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_numbers_that_all_rows_of_a_table_share_are_refused_before_they_are_read(
+    good: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
+) -> None:
+    monkeypatch.setattr("personainfer.data.parquet._LARGE_GROUP", 2**20)
+    monkeypatch.setattr("personainfer.data.parquet._MOST_PACKED", 2)
+    table, columns = pa.concat_tables([good] * 2_000), 40
+    zeros: pa.Array[Any] = pa.array([0] * len(table), pa.int64())
+    if nested:
+        zeros, columns = pa.StructArray.from_arrays([zeros] * columns, list(map(str, range(40)))), 1
+    for number in range(columns):
+        table = table.append_column(f"n{number}", zeros)
+    path = packed(good, table, tmp_path / "t.parquet")
+    assert path.stat().st_size < 2**18
+    loaded = PersonaTable.load(path)
+    monkeypatch.setattr("personainfer.data.table_reader.whole_group", None)
+    with pytest.raises(DataError, match="unpacks to more than 1,048,576 bytes"):
+        loaded.to_arrow()
