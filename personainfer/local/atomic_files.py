@@ -35,6 +35,9 @@ except ImportError:  # Windows
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors that no other path avoids
 _OTHERS = 0o077  # the permissions of everybody but the owner
 _UNFINISHED = ".unfinished"
+_OUR_FOLDER = (
+    0o700 | stat.S_ISVTX
+)  # permissions of an unfinished folder; hardly another one has them
 
 
 @contextmanager
@@ -367,6 +370,8 @@ def _new_folder(path: Path) -> tuple[int | None, Path]:
         name = tempfile.mkdtemp(_UNFINISHED, _start_of_name(path), path.parent)
         if fcntl is None:
             return None, Path(name)
+        with suppress(OSError):  # not every file system keeps it; what a kill leaves stays there
+            os.chmod(name, os.stat(name).st_mode | stat.S_ISVTX)
         with suppress(FileNotFoundError):
             number = os.open(name, os.O_RDONLY)
             if _locked(number, name):
@@ -390,7 +395,11 @@ def _locked(number: int, name: str) -> bool:
 
 
 def _remove_if_abandoned(left: Path) -> None:
-    """Remove an unfinished file or folder of this user's, unless a living process has locked it."""
+    """Remove an unfinished file or folder of this user's, unless a living process has locked it.
+
+    Whoever may write to the parent may give any folder such a name: only one that is marked goes with what it
+    holds. One that was not marked yet is empty.
+    """
     found = left.lstat()
     is_folder = stat.S_ISDIR(found.st_mode)
     if fcntl is None or found.st_uid != os.getuid() or not (is_folder or left.is_file()):
@@ -399,8 +408,10 @@ def _remove_if_abandoned(left: Path) -> None:
         number = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_folder:
+            if is_folder and os.fstat(number).st_mode & (0o777 | stat.S_ISVTX) == _OUR_FOLDER:
                 shutil.rmtree(left, ignore_errors=True)
+            elif is_folder:
+                left.rmdir()
             else:
                 left.unlink()
         finally:

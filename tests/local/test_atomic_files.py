@@ -205,7 +205,12 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     left = tmp_path / ".file.txt.abc.unfinished"
     left.write_text("half")
     folder = tmp_path / ".file.txt.def.unfinished"
-    (folder / "part").mkdir(parents=True)
+    with unfinished_folder(path) as marked:
+        (marked / "part").mkdir()
+        folder.mkdir()
+        folder.chmod(marked.stat().st_mode)
+    (folder / "part").mkdir()
+    (tmp_path / ".file.txt.ghi.unfinished").mkdir(0o700)  # of a process that was killed at once
     other = tmp_path / ".file.txt.kept"
     other.write_text("not ours")
     with atomic_writer(path) as mine:
@@ -214,6 +219,19 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
         assert len(list(tmp_path.glob(".file.txt.*.unfinished"))) == 1
     assert path.read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == [".file.txt.kept", "file.txt"]
+
+
+@pytest.mark.parametrize("permissions", [0o755, 0o700, 0o2775])
+def test_a_folder_that_somebody_gave_the_name_of_an_unfinished_one_is_kept(
+    permissions: int, tmp_path: Path
+) -> None:
+    """A colleague who may write to the parent may rename it, but not delete what it holds."""
+    folder = tmp_path / ".file.txt.abc.unfinished"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    folder.chmod(permissions)
+    write_file(tmp_path / "file.txt", "x")
+    assert (folder / "thesis.txt").read_text() == "mine"
 
 
 def test_a_folder_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
