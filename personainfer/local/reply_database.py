@@ -208,7 +208,7 @@ def check_files(path: Path, *, read_only: bool) -> None:
             )
         if problem:
             raise unusable(path.parent, f"its {beside.name} {problem}")
-        if ending in JOURNALS and not read_only and not _is_mine_alone(found):
+        if ending in JOURNALS and not read_only and not _is_mine_alone(found, path):
             raise unusable(path.parent, f"others may write to its {beside.name}: delete it")
 
 
@@ -224,11 +224,19 @@ def _is_idle(path: Path, journal: Path) -> bool:
         return False
 
 
-def _is_mine_alone(found: os.stat_result) -> bool:
-    """Whether a file is this user's or the administrator's, and no one else may write to it."""
+def _is_mine_alone(found: os.stat_result, path: Path) -> bool:
+    """Whether a journal is this user's or the administrator's, and no one else may write to it.
+
+    SQLite gives those that the administrator makes to the owner of the database `path`.
+    """
     if not hasattr(os, "getuid"):
         return True
-    return found.st_uid in (os.getuid(), 0) and not others_may_write(found)
+    user = os.getuid()
+    known = {user, 0}
+    if not user:
+        with suppress(FileNotFoundError):
+            known.add(path.stat().st_uid)
+    return found.st_uid in known and not others_may_write(found)
 
 
 def unusable(directory: Path, problem: object) -> CacheError:

@@ -663,6 +663,24 @@ def test_a_cache_of_somebody_else_is_read_and_never_written(
     assert theirs.info().replies == 2
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="it takes the administrator"
+)
+def test_the_administrator_uses_the_cache_of_somebody_else(tmp_path: Path) -> None:
+    """SQLite gives the journals that it makes to the owner of the database."""
+    with closing(ReplyCache(tmp_path)) as own:
+        own.set_many(numbered(2).items(), model="m")
+    for path in (tmp_path, *tmp_path.iterdir()):
+        os.chown(path, 12345, -1)
+    with closing(ReplyCache(tmp_path)) as cache:
+        cache.set_many([(b"new", "reply")], model="m")
+        assert (tmp_path / "cache.db-wal").stat().st_uid == 12345
+        assert cache.get_many([*numbered(2), b"new"]) == numbered(2) | {b"new": "reply"}
+        os.chown(tmp_path / "cache.db-wal", 23456, -1)
+        with pytest.raises(CacheError, match="others may write to its cache"):
+            ReplyCache(tmp_path)
+
+
 def test_a_cache_in_a_folder_that_one_may_not_write_to_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
