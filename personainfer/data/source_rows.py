@@ -89,8 +89,11 @@ _CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, type({}.valu
 
 
 def _container_types() -> tuple[type, ...]:
-    numpy = sys.modules.get("numpy")  # there are no arrays where it was not imported
-    return _CONTAINERS if numpy is None else (*_CONTAINERS, numpy.ndarray)
+    # There are no arrays and series where the library was not imported.
+    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+    # Another thread may import one just now: then it has no such name yet.
+    found = getattr(numpy, "ndarray", None), getattr(pandas, "Series", None)
+    return (*_CONTAINERS, *(kind for kind in found if kind is not None))
 
 
 def holds_too_deep(values: Sequence[object]) -> bool:
@@ -133,7 +136,8 @@ def _items(one: Any) -> Iterable[Any]:
     if isinstance(one, dict):
         items = one.values()
     elif not isinstance(one, _CONTAINERS):
-        items = one.flat if one.dtype.hasobject else ()
+        array = one if hasattr(one, "flat") else one.to_numpy() if one.dtype == object else None
+        items = () if array is None or not array.dtype.hasobject else array.flat
     return items
 
 

@@ -249,9 +249,11 @@ def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int, least_w
     """Whether cells at a place hold texts that mostly differ, and are no part of the first `known`."""
     found = set()
     for row in rows:
-        text, others = str(row[place]).strip(), [str(other) for other in row[:known]]
-        is_text = isinstance(row[place], str) and len(text.split()) >= least_words
-        if is_text and not any(text in each or each in text for each in others):
+        cell = row[place]
+        if not isinstance(cell, str) or len(cell.split()) < least_words:
+            continue  # before any text is made of it: it may hold itself
+        text, others = cell.strip(), [str(other) for other in row[:known]]
+        if not any(text in each or each in text for each in others):
             found.add(text)
     return len(found) > len(rows) / 2
 

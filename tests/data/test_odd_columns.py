@@ -155,6 +155,9 @@ def endless(kind: str) -> Any:
     elif kind == "array":
         held = np.empty(1, object)
         held[0] = held
+    elif kind == "series":
+        held = pd.Series([None, 1], dtype=object)
+        held[0] = held
     elif kind == "view":
         around: dict[str, Any] = {}
         held = around.values()
@@ -172,7 +175,7 @@ def endless(kind: str) -> Any:
     return held
 
 
-@pytest.mark.parametrize("kind", ["list", "dict", "array", "view", "set"])
+@pytest.mark.parametrize("kind", ["list", "dict", "array", "series", "view", "set"])
 @pytest.mark.parametrize(
     "frame",
     [
@@ -195,7 +198,7 @@ def test_a_value_that_is_nested_without_end_ends_no_process(
     assert len(table.to_arrow()) == len(table[::-1].to_polars()) == 2
 
 
-@pytest.mark.parametrize("kind", ["list", "dict", "array", "view"])
+@pytest.mark.parametrize("kind", ["list", "dict", "array", "series", "view"])
 def test_in_rows_it_costs_its_row(kind: str, asked: dict[str, Any], tmp_path: Path) -> None:
     rows = [{name: of[n] for name, of in PAIRS.items()} for n in range(2)]
     rows[0]["z"] = endless(kind)
