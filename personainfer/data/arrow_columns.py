@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import date, datetime, tzinfo
+from datetime import date, datetime, time, timedelta, tzinfo
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     import pyarrow
 
 _JSON = {b"personainfer": b"json"}  # metadata of a field whose text is JSON
+_CUT = (
+    datetime,
+    date,
+    bytes,
+    time,
+    timedelta,
+)  # kinds of which Arrow cuts values; datetimes are dates
+_LISTS = (list, tuple, set, frozenset)
 _NO_ARROW = re.compile(r"\b(Object|U?Int128)\b")  # types of polars that Arrow has none for
 
 
@@ -336,19 +344,47 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarr
 def _loses_by_a_common_type(values: Sequence[Any]) -> bool:
     """Whether Arrow would cut values to the type of the first: times of day, zones, or texts among bytes.
 
-    It also cuts the nanoseconds of pandas' timestamps, which it reads as Python's datetimes.
+    It also cuts the nanoseconds of pandas' timestamps, which it reads as Python's datetimes. So it does
+    within lists and dicts, of which it takes keys of several kinds for the same.
     """
     kinds = {_kind(each) for each in set(map(type, values)) - {type(None)}}
-    if kinds.isdisjoint((date, datetime, bytes)):
-        return False
+    if not kinds.isdisjoint(_CUT) and _are_cut(values, kinds):
+        return True
+    if any(issubclass(kind, dict) for kind in kinds):
+        fields: dict[Any, list[Any]] = {}
+        for one in {id(value): value for value in values if isinstance(value, dict)}.values():
+            for key, value in one.items():
+                fields.setdefault(key, []).append(value)
+        if len({str if isinstance(key, str) else type(key) for key in fields}) > 1:
+            return True
+        if any(map(_loses_by_a_common_type, fields.values())):
+            return True
+    if any(issubclass(kind, _LISTS) for kind in kinds):
+        lists = {id(value): value for value in values if isinstance(value, _LISTS)}.values()
+        return _loses_by_a_common_type([each for one in lists for each in _different(one)])
+    return False
+
+
+def _different(values: Collection[Any]) -> Iterable[Any]:
+    """The values; of numbers and texts, which may be very many, one of each class."""
+    found = {type(value): value for value in values}
+    return found.values() if found.keys() <= {*_NUMBERS, str} else values
+
+
+def _are_cut(values: Sequence[Any], kinds: Collection[type]) -> bool:
+    """Whether values of these kinds, of which one is in `_CUT`, lose a part in a column of one type."""
     times = [value for value in values if isinstance(value, datetime)]
-    zones = {_zone(zone) for zone in {time.tzinfo for time in times}}
-    return len(kinds) > 1 or len(zones) > 1 or any(getattr(t, "nanosecond", 0) for t in times)
+    zones = {_zone(zone) for zone in {each.tzinfo for each in times}}
+    has_nanoseconds = any(
+        getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0) for value in values
+    )
+    has_zone = any(isinstance(value, time) and value.tzinfo is not None for value in values)
+    return len(kinds) > 1 or len(zones) > 1 or has_nanoseconds or has_zone
 
 
 def _kind(kind: type) -> type:
-    """datetime, date or bytes for a subclass, such as pandas' timestamps; else the class itself."""
-    return next((known for known in (datetime, date, bytes) if issubclass(kind, known)), kind)
+    """One of `_CUT` for a subclass, such as pandas' timestamps; else the class itself."""
+    return next((known for known in _CUT if issubclass(kind, known)), kind)
 
 
 def _zone(zone: tzinfo | None) -> object:

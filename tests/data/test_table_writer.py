@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as dt_time
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -594,6 +595,45 @@ def test_values_that_a_common_type_would_cut_are_kept(
     kept = pi.PersonaTable.load(path).to_arrow().column("z").to_pylist()
     assert len(set(map(str, kept))) == 2
     assert str(last).split()[-1].removesuffix("+00:00") in str(kept[-1]).replace("T", " ")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [{"t": DAY}, {"t": NOON}],
+        [[DAY, NOON], None],
+        [{b"a": 1}, {"a": 2}],
+        [{"t": "a"}, {"t": b"\xff"}],
+        [["a"], [b"\xff"]],
+        [[{"t": NOON}], [{"t": NOON.replace(tzinfo=UTC)}]],
+        [pd.Timedelta(1, "ns"), pd.Timedelta(5, "ns")],
+        [dt_time(1, tzinfo=UTC), dt_time(2)],
+    ],
+    ids=str,
+)
+def test_values_within_others_and_of_small_times_are_not_cut(
+    tmp_path: Path, given: list[Any]
+) -> None:
+    kept = written([{"x": value} for value in given], tmp_path / "t.parquet")
+    assert is_json(kept.schema.field("x"))
+    assert len(set(map(str, kept["x"].to_pylist()))) == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [{"t": DAY}, {"t": None}],
+        [[NOON, None], [NOON], []],
+        [[1, 2.5], [3]],
+        [timedelta(1), pd.Timedelta(5, "us")],
+        [dt_time(1), dt_time(2)],
+    ],
+    ids=str,
+)
+def test_values_of_one_kind_keep_their_type(tmp_path: Path, given: list[Any]) -> None:
+    kept = written([{"x": value} for value in given], tmp_path / "t.parquet")
+    assert not is_json(kept.schema.field("x"))
+    assert kept["x"].to_pylist() == given
 
 
 STAMP = pd.Timestamp("2020-01-02 12:00")
