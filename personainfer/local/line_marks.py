@@ -2,6 +2,7 @@
 
 The form of rows tells nothing: others write data in the same columns. The mark is a row of blanks after the
 first brace, which readers of JSON skip, and it is lost where a program writes the rows anew.
+It tells how the file began, and not that nothing was added at its end.
 """
 
 from __future__ import annotations

@@ -59,6 +59,15 @@ def test_a_file_of_ones_own_in_the_same_form_is_not_replaced(
     write(path)
 
 
+def test_the_mark_tells_how_a_file_began_and_not_that_no_rows_were_added(tmp_path: Path) -> None:
+    path = tmp_path / "all.jsonl"
+    export(path)
+    written = path.read_text()
+    path.write_text(written + json.dumps({"mine": 1}) + "\n")
+    export(path)
+    assert path.read_text() == written
+
+
 def test_nor_are_lines_in_the_form_of_infer(tmp_path: Path, llm: FakeLLM) -> None:
     data, path = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
     data.write_text(json.dumps(PAIR) + "\n")
