@@ -52,11 +52,12 @@ _NUMBERS = {int, float, bool, type(None)}
 
 
 def size_of(row: object, most: int = 2**26, *, number: int = _LISTED_BYTES) -> int:
-    """About how many bytes a row takes. Counting ends at `most`: a row may hold itself.
+    """About how many bytes a row takes. Counting ends at `most`.
 
-    `number`: bytes of a number in a list. Lists of numbers, such as embeddings, are counted as a whole.
+    A list or a dict that comes again counts once: a row may hold itself. `number`: bytes of a number in a
+    list. Lists of numbers, such as embeddings, are counted as a whole.
     """
-    size, inner = 0, [row]
+    size, inner, seen = 0, [row], set[int]()
     while inner and size < most:
         value = inner.pop()
         size += _VALUE_BYTES
@@ -64,7 +65,10 @@ def size_of(row: object, most: int = 2**26, *, number: int = _LISTED_BYTES) -> i
             continue
         if isinstance(value, str | bytes):
             size += len(value)
+        elif id(value) in seen:
+            continue
         elif isinstance(value, list | tuple):
+            seen.add(id(value))
             kinds = set(map(type, value))
             if kinds <= _NUMBERS:
                 size += number * len(value)
@@ -73,6 +77,7 @@ def size_of(row: object, most: int = 2**26, *, number: int = _LISTED_BYTES) -> i
             else:
                 inner.extend(value)
         elif isinstance(value, Mapping):
+            seen.add(id(value))
             inner.extend(value.values())
     return size
 

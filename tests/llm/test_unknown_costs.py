@@ -347,7 +347,7 @@ def test_what_was_refused_or_never_sent_costs_nothing() -> None:
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_of_all_costs_nothing_for_those_in_flight(status: int) -> None:
     late = (
-        Fault("hang", code=status, body=b"no", seconds=seconds) for seconds in (0.05, *[30.0] * 99)
+        Fault("hang", code=status, body=b"no", seconds=seconds) for seconds in (0.05, *[3.0] * 99)
     )
     with FakeLLM(lambda _: next(late)) as server:
         llm = fake(server, budget=1000.0)
