@@ -1,8 +1,8 @@
-"""Okapi BM25: score texts by the informative words that they share with a query. Numpy only; no model.
+"""Okapi BM25: score texts by the words that they share with a query; rare words count more. Numpy only.
 
-The weighting of Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009,
-section 3.4), with the inverse document frequency log(1 + (N - n + 0.5) / (n + 0.5)), which unlike theirs
-is never negative.
+Source: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009, section 3.4).
+The inverse document frequency of a word that n of N texts hold is log(1 + (N - n + 0.5) / (n + 0.5)). The
+paper's has no 1, and can be negative.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _WORD = re.compile(rf"[{_SINGLE}]|(?:[^\W_{_SINGLE}][{MARKS}]*)+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case; an accent is the same however it is encoded."""
+    """Split a text into words in lower case. Accented letters are composed (NFC)."""
     return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 class BM25:
-    """An index of texts.
+    """An index that scores its texts for a query.
 
     Args:
-        texts: in the order in which they are scored.
-        k1: how much repeated occurrences of a word in a text add.
-        b: how much a text's length lowers its score, 0 to 1.
+        texts: the texts to search.
+        k1: how much further occurrences of a word in a text add to its score; 0: nothing.
+        b: how much a text's length lowers its score, from 0 (not at all) to 1.
     """
 
     def __init__(self, texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75) -> None:
@@ -55,9 +55,9 @@ class BM25:
             self._weights[word] = places, rarity * often * (k1 + 1) / (often + damping[places])
 
     def scores(self, query: str) -> NDArray[np.float64]:
-        """How well each text fits, shape (texts,); 0 for a text that shares no word with the query.
+        """Compute the BM25 score of each text, shape (texts,); 0: it shares no word with the query.
 
-        A word counts as often as the query has it.
+        A word that occurs twice in the query counts twice.
         """
         total = np.zeros(self._size)
         for word, times in Counter(words(query)).items():

@@ -1,6 +1,6 @@
-"""Write the card of a data set of personas: how they were made, how well they explain, what is left out.
+"""Write the Hugging Face card of an export: how its personas were made and checked, and what it leaves out.
 
-The text is a template in the folder `templates`.
+The text is the template `templates/dataset_card.md`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PURPOSE = {
     "both": "Each row shows the inferred persona of somebody who would prefer one of two responses{where}.",
     "none": "The rows show no persona: they are there to compare with.",
 }
-_TURNED = {  # what becomes of a response that was rejected where it is the preferred one
+_TURNED = {  # by format: where a persona prefers the rejected response, what the row does with it
     "dpo": "the two are swapped",
     "reward": "the two are swapped",
     "sft": "it is the completion",
@@ -56,12 +56,17 @@ def dataset_card(
     columns: Sequence[str],
     long_prompts: int,
 ) -> str:
-    """The card as Markdown, with the metadata that Hugging Face reads in front.
+    """Render the card as Markdown. It begins with the YAML metadata that Hugging Face reads.
 
     Args:
-        table: what the personas are in; rows: what was made of it; parts: the same by split.
-        title, format, trainers, columns: what to call them.
-        long_prompts: rows whose prompt takes LONG tokens or more.
+        table: the personas. The card tells its settings, accuracies and flags.
+        rows: the training rows that were made of `table`.
+        parts: the same rows by split.
+        title: the heading of the card.
+        format: the name of the export's format, such as "trl-dpo".
+        trainers: the trainers of TRL that read this format; "" if there are none.
+        columns: the names of the columns.
+        long_prompts: how many rows have a prompt of LONG tokens or more.
     """
     found = summarise(table)
     persona, place = rows.settings["persona"], rows.settings["persona_in"]
@@ -100,7 +105,7 @@ def dataset_card(
 
 
 def _made(table: PersonaTable) -> list[tuple[str, str]]:
-    """How the personas were made, from the table's settings; never the model's address."""
+    """List (label, value) pairs that say how the personas were made. The model's address is left out."""
     names = {
         "model": "model",
         "prompt_version": "prompt version",
@@ -129,7 +134,7 @@ def _made(table: PersonaTable) -> list[tuple[str, str]]:
 
 
 def _code(value: object) -> str:
-    """A value as Markdown code; of a model file only its name, not its folder."""
+    """Format a value as Markdown code. A path is shortened to its file name: folders are private."""
     text = " ".join(str(value).split()).replace("`", "'")
     start, colon, path = text.rpartition(":")
     if start == "local" or Path(path).is_absolute():
@@ -138,7 +143,7 @@ def _code(value: object) -> str:
 
 
 def _size_category(rows: int) -> str:
-    """The names that Hugging Face has for sizes."""
+    """Return Hugging Face's name for a data set of this many rows."""
     if rows < 1_000:
         return "n<1K"
     names = ["1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"]

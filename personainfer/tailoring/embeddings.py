@@ -1,4 +1,4 @@
-"""Embed texts as vectors of length 1, by a sentence-transformers model or an OpenAI-compatible endpoint."""
+"""Embed texts as unit vectors, by a sentence-transformers model or an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _IN_FLIGHT = 8
 
 
 def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
-    """A vector of length 1 for each text, shape (texts, dimensions); equal texts are embedded once.
+    """Embed each text as a unit vector, shape (texts, dimensions). Equal texts are embedded once.
 
     Raises:
-        ModelError: the embedder did not return one finite vector for each text.
+        ModelError: the embedder did not return one finite vector for each distinct text.
     """
     distinct = list(dict.fromkeys(texts))
     returned = embedder(distinct)
@@ -46,17 +46,19 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
 
 
 def unit_vectors(vectors: FloatArray) -> FloatArray:
-    """Each vector at a length of 1, (n, d) -> (n, d); a vector of zeros stays as it is."""
+    """Divide each vector by its length, (n, d) -> (n, d). A vector of zeros stays as it is."""
     largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0.0)
-    scaled = vectors / np.where(
-        largest > 0, largest, 1.0
-    )  # whose squares are in the range of a float
+    # Scaled by its largest number first, so that no square overflows.
+    scaled = vectors / np.where(largest > 0, largest, 1.0)
     lengths = np.linalg.norm(scaled, axis=-1, keepdims=True)
     return scaled / np.where(lengths > 0, lengths, 1.0)
 
 
 def sentence_embedder(model: str | Path) -> Embedder:
-    """A sentence-transformers model: the name of one on the hub, or a folder.
+    """Load a sentence-transformers model, and return the function that embeds texts with it.
+
+    Args:
+        model: the model's name on the Hugging Face hub, or its folder.
 
     Raises:
         MissingExtraError: sentence-transformers is not installed.
@@ -70,18 +72,21 @@ def sentence_embedder(model: str | Path) -> Embedder:
             f"model={str(model)!r} is not a sentence-transformers model: {str(error)[:200]}",
             hint='Name one of the hub or a folder, use "bm25", or give api_base= for an endpoint.',
         ) from None
-
-    def encode(texts: Sequence[str]) -> ArrayLike:
-        found: ArrayLike = loaded.encode(list(texts), show_progress_bar=False)
-        return found
-
-    return encode
+    return lambda texts: loaded.encode(list(texts), show_progress_bar=False)
 
 
 def endpoint_embedder(
     model: str, api_base: str, api_key: str | None, *, timeout: float, max_attempts: int
 ) -> Embedder:
-    """The model of that name behind `api_base`, over POST /embeddings."""
+    """Return a function that embeds texts by POST /embeddings to an OpenAI-compatible endpoint.
+
+    Args:
+        model: the model's name at the endpoint.
+        api_base: the endpoint's address.
+        api_key: its key; None: no key is sent.
+        timeout: seconds for one request.
+        max_attempts: how often a request is sent before its error is raised.
+    """
 
     def encode(texts: Sequence[str]) -> ArrayLike:
         transport = _EmbeddingTransport(model, api_base, api_key)
@@ -91,12 +96,16 @@ def endpoint_embedder(
 
 
 class _EmbeddingTransport(EndpointTransport):
-    """An endpoint, asked for embeddings."""
+    """Sends requests for embeddings to an endpoint."""
 
     async def embed(
         self, texts: Sequence[str], timeout: float, max_attempts: int
     ) -> list[list[float]]:
-        """One vector a text, in order; the first request that fails for good ends it."""
+        """Return one vector for each text, in order.
+
+        Raises:
+            ModelError: a request failed at every attempt. Requests in flight are cancelled.
+        """
         parts = [
             texts[start : start + _TEXTS_A_REQUEST]
             for start in range(0, len(texts), _TEXTS_A_REQUEST)
@@ -126,7 +135,11 @@ class _EmbeddingTransport(EndpointTransport):
 
 @reads("the reply")
 def _vectors(reply: dict[str, Any], count: int) -> list[list[float]]:
-    """The embeddings of a reply in the order of the request's texts."""
+    """Read the embeddings of a reply, in the order of the request's texts.
+
+    Raises:
+        ReplyError: the reply does not hold an embedding for each text.
+    """
     try:
         found = {int(one["index"]): [float(x) for x in one["embedding"]] for one in reply["data"]}
         return [found[place] for place in range(count)]

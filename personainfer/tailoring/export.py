@@ -1,7 +1,7 @@
-"""`export_personas`: write a table of personas as a data set to train on, with a dataset card.
+"""`export_personas`: write a table of personas as a training data set, with a Hugging Face dataset card.
 
-The rows are those of `tailoring_rows`, in Parquet or JSONL, as `datasets.load_dataset` and TRL's command line
-read them.
+`tailoring_rows` makes the rows. `datasets.load_dataset` and TRL's command line read the files (Parquet or
+JSONL).
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ _CARD = "README.md"
 _FILES = (".jsonl", ".parquet")
 _BYTES_A_TOKEN = 4
 _UNLIMITED = ("grpo", "few-shot")
-_DATA = re.compile(r"^    path: (data/\w+\.parquet)$", re.MULTILINE)  # a file that a card names
-_SPLIT = re.compile(r"[A-Za-z_]\w*")  # what Hugging Face takes for the name of a split
+_DATA = re.compile(
+    r"^    path: (data/\w+\.parquet)$", re.MULTILINE
+)  # a data file, in a card's metadata
+_SPLIT = re.compile(r"[A-Za-z_]\w*")  # a name that Hugging Face accepts for a split
 
 
 class ExportFormat(NamedTuple):
-    """A format by name: the rows of `tailoring_rows`, their columns, and who trains on them."""
+    """An export format: `format=` of `tailoring_rows`, the columns, and the trainers of TRL that read it."""
 
-    rows: Any  # a `tailoring.Format`
+    rows: Any  # a `rows.Format`
     columns: str
     trainers: str = ""
 
@@ -64,20 +66,22 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
     "few-shot": ExportFormat("few-shot", "messages, or text where the persona is in plain text"),
 }
 
-_EXPORT = b"personainfer_export"  # in the schema of a Parquet file: its format
+_EXPORT = b"personainfer_export"  # the key that marks the schema of an export's Parquet file
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """What `export_personas` wrote.
 
     Attributes:
-        files: by split; `card` is beside them in a folder, and None where one file was written.
-        rows: by split.
-        left_out: reason -> how many pairs with one persona (see `tailoring_rows`).
-        long_prompts: rows whose prompt takes 1,024 tokens or more, at four bytes a token: the default
-            `max_length` of TRL's trainers for DPO, SFT, KTO and rewards is at most that. 0 for
-            formats without such a limit.
+        files: split -> the file written; empty if the rows went to an open text file.
+        card: the path of the dataset card; None if no folder was written.
+        rows: split -> how many rows.
+        left_out: reason -> how many examples were left out; an example is a pair with one persona (see
+            `tailoring_rows`).
+        long_prompts: how many rows have a prompt of 1,024 tokens or more, estimated at four bytes a token.
+            TRL's trainers for DPO, SFT, KTO and rewards cut at 1,024 tokens or fewer by default
+            (`max_length`). 0 for formats without such a limit.
     """
 
     files: Mapping[str, Path]
@@ -100,7 +104,7 @@ class Export:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values."""
+        """Return all fields as a dict that JSON can hold."""
         card = None if self.card is None else str(self.card)
         paths = {name: str(path) for name, path in self.files.items()}
         return {**vars(self), "files": paths, "card": card}
@@ -120,25 +124,28 @@ def export_personas(
     title: str = "Preferences with personas",
     overwrite: bool = False,
 ) -> Export:
-    """Write rows to train on, and a Hugging Face data set card beside them.
+    """Write training rows, and a Hugging Face dataset card beside them.
 
     Args:
-        table: of `infer_personas`; the card has accuracies if it is the `.table` of `verify_personas`.
-        path: a folder, which `datasets.load_dataset` and `trl … --dataset_name` read: it gets
-            `data/<split>.parquet` and the card `README.md`; or one file, .jsonl or .parquet, or an open
-            text file (JSONL), without a card.
+        table: the result of `infer_personas`. For a card with accuracies, pass the `.table` of what
+            `verify_personas` returns.
+        path: a folder: `data/<split>.parquet` and the card `README.md` are written, which
+            `datasets.load_dataset` and `trl … --dataset_name` read. Or one .jsonl or .parquet file, or an
+            open text file (JSONL): no card is written.
         format: one of `EXPORT_FORMATS`: "trl-dpo", "trl-sft", "trl-kto", "trl-reward", "trl-grpo",
             "few-shot".
         persona, persona_in, template, drop_flagged: as for `tailoring_rows`.
-        splits: name -> share of the prompts, for a folder: see `TailoringRows.split`. None: all "train".
-        seed: of the splits.
-        title: of the card.
-        overwrite: replace a file that no export wrote, too. Exports have a mark, and are always replaced.
+        splits: for a folder: name -> share of the prompts (see `TailoringRows.split`). None: one split,
+            "train".
+        seed: decides which prompts are in which split.
+        title: the heading of the card.
+        overwrite: also replace a .jsonl or .parquet file that `export_personas` did not write. Its own
+            files hold a mark, and are always replaced.
 
     Raises:
-        InvalidArgumentError: a bad argument, a folder whose README.md is not an export's, or a file that
-            is none: nothing is written then.
-        DataError: there is no row, or none for one of the splits.
+        InvalidArgumentError: a bad argument, or `path` holds files that `export_personas` did not write.
+            Nothing is written then.
+        DataError: there is no row to write, or none for one of the splits.
     """
     check_format(format)
     if not isinstance(title, str):
@@ -184,7 +191,7 @@ def export_personas(
 
 
 def check_format(name: object) -> None:
-    """Raise InvalidArgumentError, with the nearest name, unless it is one of EXPORT_FORMATS."""
+    """Raise InvalidArgumentError, which suggests the nearest name, unless EXPORT_FORMATS has this name."""
     if isinstance(name, str) and name in EXPORT_FORMATS:
         return
     near = get_close_matches(str(name), EXPORT_FORMATS, n=1)
@@ -199,7 +206,11 @@ def check_format(name: object) -> None:
 
 
 def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> Path | IO[str]:
-    """The folder, file or stream; what cannot be written to is found before anything is."""
+    """Return the folder, file or stream to write to.
+
+    Raises:
+        InvalidArgumentError: `splits` or `path` cannot be used. Nothing has been written yet.
+    """
     if splits is not None:
         check_shares(splits)
         if wrong := [name for name in splits if not _SPLIT.fullmatch(str(name))]:
@@ -219,7 +230,12 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
                 hint="Make it first.",
             )
         _refuse_splits(splits)
-        _refuse_a_table(path)
+        if is_table(path):
+            raise InvalidArgumentError(
+                f"path={str(path)!r} is a table of personas.",
+                hint="It would be lost: name another file.",
+                argument="path",
+            )
         return path
     if (path.suffix and not path.is_dir()) or path.is_file():
         raise InvalidArgumentError(
@@ -242,7 +258,7 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
 
 
 def _text(card: Path) -> str:
-    """The text of a card; that of a pipe, a folder or another file that is no card is empty."""
+    """Read a card; "" if it cannot be read, such as a folder or a pipe."""
     with suppress(OSError):
         return read_small_file(card).decode(errors="replace")
     return ""
@@ -257,36 +273,27 @@ def _check_text_stream(stream: object) -> None:
         )
 
 
-def _refuse_a_table(path: Path) -> None:
-    if is_table(path):
-        raise InvalidArgumentError(
-            f"path={str(path)!r} is a table of personas.",
-            hint="It would be lost: name another file.",
-            argument="path",
-        )
-
-
 def _is_export(path: Path) -> bool:
-    """Whether a file has the mark of an export. Its form is that of all data for the same trainer."""
+    """Whether a file has the mark of an export. Its columns alone do not tell: other data has them, too."""
     if path.suffix == ".jsonl":
         return has_mark(path, "export")
     from pyarrow.parquet import read_schema
 
     try:
         return _EXPORT in (read_schema(path).metadata or {})
-    except (ValueError, OSError):  # Arrow's errors are such, too
+    except (ValueError, OSError):  # Arrow's errors are subclasses of these
         return False
 
 
 def _refuse_splits(splits: Mapping[str, float] | None) -> None:
     if splits is not None:
-        raise InvalidArgumentError("splits= needs a folder to write to, a file each.")
+        raise InvalidArgumentError("splits= needs a folder to write to: each split is a file.")
 
 
 def _write_folder(
     folder: Path, made: Export, rows: TailoringRows, parts: Mapping[str, TailoringRows], page: str
 ) -> None:
-    """Write all files under hidden names first, so that a full disk leaves the old export as it is."""
+    """Write all files into a hidden folder, then move them, so that a full disk leaves the old export."""
     card = folder / _CARD
     before = {folder / name for name in _DATA.findall(_text(card))} if card.exists() else set()
     for file in before.union(made.files.values()):
@@ -298,13 +305,13 @@ def _write_folder(
         write_file(place / _CARD, page)
         for stale in before.difference(made.files.values()):
             stale.unlink(missing_ok=True)  # a split of the export that this one replaces
-        put_in_place(place / _CARD, card)  # first: it says which files are this export's
+        put_in_place(place / _CARD, card)  # first, since it names the files of this export
         for name in parts:
             put_in_place(place / f"{name}.parquet", made.files[name])
 
 
 def _write(path: Path, part: TailoringRows, rows: TailoringRows) -> None:
-    """Write a part of the rows. All parts have the types in Parquet that all rows need."""
+    """Write one part to a file. The Parquet types come from all rows, so that all parts have the same."""
     if path.suffix == ".jsonl":
         write_file(path, marked_lines(_json_lines(part), "export"))
         return
@@ -323,7 +330,12 @@ def _json_lines(rows: TailoringRows) -> list[str]:
 
 
 def _schema(rows: TailoringRows, fields: Mapping[str, _Field]) -> pyarrow.Schema:
-    """The types of the columns; `fields` are those that turns have besides their role and content."""
+    """Return the Arrow types of the columns.
+
+    Args:
+        rows: all rows of the export.
+        fields: the fields of turns other than `role` and `content`, such as `tool_calls`.
+    """
     import pyarrow
 
     text = pyarrow.string()
@@ -339,21 +351,21 @@ def _schema(rows: TailoringRows, fields: Mapping[str, _Field]) -> pyarrow.Schema
     return pyarrow.schema(found, metadata={_EXPORT: rows.settings["format"]})
 
 
-# Fields of turns such as tool calls, which may have any shape
+# Further fields of turns: all but `role` and `content`, such as `tool_calls`. Their values have any shape.
 
 
 class _Field(NamedTuple):
-    """How a field of turns is stored: as what `form` makes of a value, in Arrow's type `kind`."""
+    """How a further field is stored: `form` converts each value; `kind` is the Arrow type of the results."""
 
     form: Callable[[Any], Any]
     kind: pyarrow.DataType
 
 
 def _further_fields(rows: TailoringRows) -> dict[str, list[Any]]:
-    """The values of the fields that turns have besides their role and content, by name."""
+    """Collect the values of each further field, by its name."""
     found: dict[str, list[Any]] = {}
     for turn in (turn for row in rows for value in row.values() for turn in _turns_of(value)):
-        for name in turn.keys() - {"role", "content"} if len(turn) > 2 else ():
+        for name in turn.keys() - {"role", "content"}:
             found.setdefault(name, []).append(turn[name])
     return found
 
@@ -363,23 +375,26 @@ def _turns_of(cell: object) -> list[dict[str, Any]]:
 
 
 def _field(values: Sequence[Any]) -> _Field:
-    """As the data has them, if Arrow has one type for all values; else with the arguments of calls as JSON
-    text, as OpenAI writes them; else all of it as JSON text."""
+    """Choose how to store the values of a further field: the first form that Arrow keeps unchanged.
+
+    1. The values as they are. 2. The `arguments` of tool calls as JSON text, which is OpenAI's form.
+    3. Each value as JSON text.
+    """
     import pyarrow
 
-    for form in (_as_it_is, _with_text_arguments):
+    for form in (_unchanged, _with_text_arguments):
         made = [form(value) for value in values]
-        with suppress(pyarrow.ArrowException, OverflowError):  # of whole numbers beyond 64 bits
+        with suppress(
+            pyarrow.ArrowException, OverflowError
+        ):  # whole numbers beyond 64 bits overflow
             array: Any = pyarrow.array(made)
-            is_same = _canonical(array.to_pylist()) == _canonical(made)
-            if is_same and "struct<>" not in str(
-                array.type
-            ):  # Parquet has no structs without fields
+            has_empty_struct = "struct<>" in str(array.type)  # which Parquet cannot store
+            if not has_empty_struct and _canonical(array.to_pylist()) == _canonical(made):
                 return _Field(form, array.type)
     return _Field(json.dumps, pyarrow.string())
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
@@ -397,7 +412,7 @@ def _with_text_arguments(value: Any) -> Any:
 
 
 def _canonical(value: Any) -> str:
-    """JSON that is equal for equal values, whatever fields are null: Arrow gives each struct all fields."""
+    """Encode a value as JSON without fields that are null: Arrow adds such fields to structs."""
 
     def bare(each: Any) -> Any:
         if isinstance(each, dict):
@@ -408,7 +423,7 @@ def _canonical(value: Any) -> str:
 
 
 def _stored(value: Any, fields: Mapping[str, _Field]) -> Any:
-    """A cell with the fields of its turns as they are stored."""
+    """Convert the further fields of a cell's turns to the forms in which they are stored."""
     if not fields or not isinstance(value, list):
         return value
     return [
@@ -418,18 +433,11 @@ def _stored(value: Any, fields: Mapping[str, _Field]) -> Any:
 
 
 def _columns(rows: TailoringRows) -> list[str]:
-    found = _columns_of(rows.settings["format"], rows.settings["persona_in"])
-    return found + [TOOL_DEFINITIONS] * any(TOOL_DEFINITIONS in row for row in rows)
+    """Return the names of the columns, in order."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _columns_of(format: str, place: str) -> list[str]:
-    if format == "few-shot":
-        return ["text" if place == "plain" else "messages"]
-    (found,) = (each.columns for each in EXPORT_FORMATS.values() if each.rows == format)
-    return found.split(", ")
-
-
-# What is said about it
+# The report
 
 
 def _export(
@@ -440,22 +448,22 @@ def _export(
         card=folder and folder / _CARD,
         rows={name: len(part) for name, part in parts.items()},
         left_out=rows.left_out,
-        long_prompts=sum(_size(prompt) >= LONG * _BYTES_A_TOKEN for prompt in _limited(rows)),
+        long_prompts=sum(_bytes(prompt) >= LONG * _BYTES_A_TOKEN for prompt in _limited(rows)),
     )
 
 
 def _limited(rows: TailoringRows) -> Iterator[Any]:
-    """The prompts that a trainer's `max_length` applies to."""
+    """Yield the prompt of each row, for formats whose trainers have a `max_length`; else nothing."""
     format = rows.settings["format"]
     for row in rows if format not in _UNLIMITED else ():
         if format != "reward":
             yield row["prompt"]
-        elif isinstance(row["chosen"], str):
+        elif isinstance(row["chosen"], str):  # the prompt is the common start of both texts
             yield os.path.commonprefix([row["chosen"], row["rejected"]])  # noqa: RUF071
         else:
             yield row["chosen"][:-1]
 
 
-def _size(prompt: str | Sequence[Mapping[str, str]]) -> int:
+def _bytes(prompt: str | Sequence[Mapping[str, str]]) -> int:
     texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
     return sum(len(text.encode()) for text in texts)

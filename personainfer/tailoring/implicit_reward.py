@@ -1,8 +1,8 @@
-"""The implicit reward of a tuned model: which responses it learned to prefer, without a judge.
+"""Compute the implicit reward of a tuned model: which responses it learned to prefer, without a judge.
 
-A policy trained on preferences from a reference (DPO) is, up to a term that depends only on the prompt, the
-reward model beta * (log pi - log pi_ref) (Rafailov et al. 2023, "Direct Preference Optimization",
-arXiv 2305.18290, section 4).
+DPO trains a policy pi, starting at a reference model pi_ref. The policy is then itself a reward model: the
+reward of a response is beta * (log pi - log pi_ref), plus a term that depends on the prompt alone (Rafailov
+et al. 2023, "Direct Preference Optimization", arXiv 2305.18290, section 4).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PromptLike = str | Sequence[Message]
 
 
 class Policy(Protocol):
-    """A model with log-likelihoods, such as a `Likelihood`."""
+    """A model that computes log-likelihoods of responses, such as a `Likelihood`."""
 
     def log_likelihood(
         self,
@@ -34,7 +34,7 @@ class Policy(Protocol):
         personas: Sequence[Persona | str | None],
         responses: Sequence[str],
     ) -> FloatArray:
-        """log p(response | prompt, persona) of each row, in nats."""
+        """Return log p(response | prompt, persona) of each of n rows, in nats, shape (n,)."""
 
 
 def implicit_rewards(
@@ -46,19 +46,22 @@ def implicit_rewards(
     *,
     beta: float = 0.1,
 ) -> FloatArray:
-    """beta * (log pi(y | x, persona) - log pi_ref(y | x, persona)) of each row (Rafailov et al., section 4).
+    """Compute beta * (log pi(y | x, persona) - log pi_ref(y | x, persona)) for each row.
+
+    The formula is that of Rafailov et al. (arXiv 2305.18290, section 4): x is the prompt, y the response.
 
     Args:
-        policy: the tuned model, such as `Likelihood("folder/of/an/adapter")`.
-        reference: the model that it was tuned from, such as `Likelihood("transformers:local")`. Both
-            should be read in the same way: the same type, placement of the persona and limits.
+        policy: the tuned model pi, such as `Likelihood("folder/of/an/adapter")`.
+        reference: the model pi_ref that was tuned, such as `Likelihood("transformers:local")`. Give both
+            models the same options: `dtype`, `persona_in`, and the limits on tokens.
         prompts: n texts, or conversations.
         personas: n personas, as records or text; None: the prompt alone.
         responses: n texts.
-        beta: the value that the policy was trained with. It scales the rewards and changes no order.
+        beta: the beta of the DPO training. It scales all rewards, and does not change their order.
 
     Returns:
-        n rewards, in nats times beta; NaN for a row that a model cannot score, or that both find impossible.
+        n rewards, in nats times beta; NaN for a row that one model cannot score, or that has probability 0
+        under both.
 
     Raises:
         InvalidArgumentError: a bad argument, before anything is scored.
@@ -84,7 +87,7 @@ def implicit_rewards(
         )
         for name, model in (("policy", policy), ("reference", reference))
     )
-    with np.errstate(invalid="ignore"):  # impossible by both: inf - inf
+    with np.errstate(invalid="ignore"):  # probability 0 under both models: inf - inf
         rewards: FloatArray = beta * (tuned - before)
     return rewards
 
@@ -96,16 +99,20 @@ def reward_accuracy(
     *,
     confidence: float = CONFIDENCE,
 ) -> Estimate:
-    """How often the response that suits the persona has the higher reward; equal ones count a half.
+    """Estimate how often the response that suits the persona has the higher reward.
 
     Args:
-        preferred, other: shape (n,): rewards of the two responses of a pair; NaN leaves it out, infinite
-            ones are compared.
-        prompts: n: pairs with the same prompt are resampled together.
-        confidence: of the bootstrap interval.
+        preferred: shape (n,): the reward of the response that suits the persona, for each pair.
+        other: shape (n,): the reward of the pair's other response.
+        prompts: n texts or conversations. The bootstrap resamples pairs with the same prompt together.
+        confidence: the level of the bootstrap interval, such as 0.95.
+
+    Returns:
+        The rate, from 0 to 1, with its interval. A pair with equal rewards counts as a half. A pair with
+        NaN is left out; infinite rewards are compared like others.
 
     Raises:
-        InvalidArgumentError: the arguments differ in length.
+        InvalidArgumentError: the arguments differ in length, or `confidence` is not between 0 and 1.
         DataError: a prompt is neither text nor a conversation.
     """
     check_confidence(confidence)

@@ -1,4 +1,4 @@
-"""The published personas of "Whose Boat Does it Float?" (arXiv 2501.11549), as a table of personas."""
+"""Read the published personas of "Whose Boat Does it Float?" (arXiv 2501.11549) as a `PersonaTable`."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ def read_persona_tailoring(
     split: str = "test",
     personas: PersonaSource = "gold",
 ) -> PersonaTable:
-    """Preference pairs with the personas that Llama-3.1-405B inferred from them.
+    """Read preference pairs with the personas that Llama-3.1-405B inferred from them.
 
     Args:
-        source: the name on the hub, a folder or a file of the same columns, or rows: `prompt`, `chosen`,
-            `rejected`, and `chosen_persona_gold`, `chosen_persona_retr` and the same of the rejected side.
-        name: which data set on the hub: "BeaverTails", "Anthropic HHH" or "Mnemonic". Not used for a
-            folder, a file or rows.
-        split: "fewshot", "sft_train", "sft_val", "dpo_train", "dpo_val" or "test"; not used for a file or
-            rows.
-        personas: "gold", inferred from the pair itself, or "retrieved", from the nearest training prompt.
+        source: the data set's name on the Hugging Face hub, a folder, a file, or dicts. The columns are
+            `prompt`, `chosen`, `rejected`, `chosen_persona_gold`, `chosen_persona_retr`,
+            `rejected_persona_gold` and `rejected_persona_retr`.
+        name: the configuration on the hub: "BeaverTails", "Anthropic HHH" or "Mnemonic". Not used for a
+            folder, a file or dicts.
+        split: "fewshot", "sft_train", "sft_val", "dpo_train", "dpo_val" or "test". Not used for a file or
+            dicts.
+        personas: "gold": those inferred from the pair itself. "retrieved": those of the nearest training
+            prompt.
 
     Returns:
-        All rows and all columns. Rows without a persona have an error.
+        A table of all rows and all columns. A row without a persona has an error.
 
     Raises:
-        InvalidArgumentError: the columns are others.
+        InvalidArgumentError: `personas` is not known, or a column is missing.
         DataError: the data cannot be loaded or read.
         MissingExtraError: the package `datasets` is not installed, for a name on the hub or a folder.
     """

@@ -1,7 +1,7 @@
-"""`tailor_responses`: let a model answer prompts for personas, with or without examples.
+"""`tailor_responses`: have a model answer each prompt for a persona, with or without worked examples.
 
-The sources of personas are those of "Whose Boat Does it Float?" (arXiv 2501.11549): gold, retrieved, one for
-all prompts (system), or none.
+The personas come from one of the sources of "Whose Boat Does it Float?" (arXiv 2501.11549): gold, retrieved,
+system (one persona for all prompts) or none.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ _SOURCES = ("gold", "retrieved", "system", "none")
 
 @dataclass(frozen=True)
 class TailoredResponses(Mapping[str, str | None]):
-    """Responses by the id of their prompt, as `compare_responses` takes them; None where there is none.
+    """A mapping of a prompt's id to its response, or None if there is an error; for `compare_responses`.
 
     Attributes:
-        prompts: what was to be answered, as it was given.
-        responses: what the model said.
-        personas: whom each response was written for; None: no persona.
-        errors: id -> why there is no response.
-        usage: what it took.
-        settings: how the responses were made.
-        ids_are_places: whether the prompts brought no ids, so that these are their places, 0 to n - 1.
+        prompts: id -> the prompt as it was given.
+        responses: id -> the model's response, or None.
+        personas: id -> the persona that the response was written for, or None.
+        errors: id -> why there is no response. An answered prompt has no entry.
+        usage: the calls, tokens and cost of the run.
+        settings: the model and the arguments that made the responses.
+        ids_are_places: True if the prompts had no ids, so that an id is the prompt's place, "0" to "n - 1".
     """
 
     prompts: Mapping[str, Any] = field(repr=False)
@@ -79,7 +79,7 @@ class TailoredResponses(Mapping[str, str | None]):
         return len(self.responses)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row a prompt, by its id: prompt (as text), persona, response, error."""
+        """Return a frame with one row a prompt, indexed by id: prompt (as text), persona, response, error."""
         pd = MissingExtraError.require("pandas")
         readable, _ = _readable(self.prompts)
         texts = {id: prompt_text(prompt) for id, prompt in readable.items()}
@@ -112,35 +112,37 @@ def tailor_responses(
     progress: bool | None = None,
     **options: Unpack[LLMOptions],
 ) -> TailoredResponses:
-    """Have a model answer each prompt for a persona; the result is ready for `compare_responses`.
+    """Have a model answer each prompt for a persona. `compare_responses` takes the result.
 
     Args:
-        prompts: a table, whose prompts are answered; or texts or conversations, as for
-            `compare_responses`: a sequence, a mapping of ids, or dicts with "id" and "prompt".
+        prompts: a `PersonaTable`: its prompts are answered. Or texts or conversations, as for
+            `compare_responses`: a sequence, a mapping of ids to prompts, or dicts with "id" and "prompt".
         model: as for `infer_personas`.
-        personas: "gold": those of the table itself, inferred from the pairs of these prompts (an upper
-            bound: the persona has seen the responses); "retrieved": of the nearest prompt in `train`;
-            "system": `system_persona` for all; "none": nobody's. Or a persona for each prompt, as a
-            sequence or a mapping of ids; or one for all.
-        side: which side's personas are used, of the table and of `train`.
-        train: a table of other prompts, for "retrieved" and for worked examples. Prompts that are
-            answered are left out of it, so that no test pair answers itself.
-        shots: how many worked examples stand before the prompt: the nearest prompts of `train`, each with
-            its persona and the response that the persona prefers. The nearest comes last.
-        system_persona: for "system", such as one that `choose_system_persona` chose.
-        persona_in, template: where the persona stands, as for `tailoring_rows`. By default in the system
-            message, and with worked examples at the end of the user's message.
-        progress: a bar on standard error; None: in a terminal or a notebook.
+        personas: where the personas come from. "gold": from `prompts`, which must be a table. These are an
+            upper bound, since a gold persona was inferred from the responses to its own prompt.
+            "retrieved": from the nearest prompt in `train`. "system": `system_persona` for all prompts.
+            "none": no personas. Or the personas themselves: one for each prompt, as a sequence or a
+            mapping of ids; or one for all.
+        side: the side, in `prompts` and in `train`, whose personas are used.
+        train: a table of other prompts, for "retrieved" and for worked examples. Rows with a prompt that is
+            also in `prompts` are not used, so that no test pair answers itself.
+        shots: how many worked examples stand before each prompt: the nearest prompts of `train`, each with
+            its persona and the response that this persona prefers. The nearest comes last. With
+            personas="none" the examples show no personas.
+        system_persona: the persona for "system", such as the result of `choose_system_persona`.
+        persona_in, template: where the persona stands, as for `tailoring_rows`. None: in the system
+            message, or with worked examples at the end of the user's message.
+        progress: show a bar on standard error; None: in a terminal or a notebook.
         options: configure the LLM that a model string makes: see `LLM`.
 
     Returns:
-        For each prompt its response, or None and an error: a prompt without a persona, or a reply that is
-        cut off at `max_tokens`, costs no other.
+        For each prompt a response, or None and an error. An error of one prompt, such as a missing persona
+        or a reply cut off at `max_tokens`, does not affect the others.
 
     Raises:
         InvalidArgumentError, UnknownOptionError: a bad argument, before any call is made.
-        DataError: no prompt can be answered, or nothing is left of `train`.
-        ModelError: the model failed on every prompt, or would (key, model).
+        DataError: no prompt can be answered, or `train` has no row that can be used.
+        ModelError: the model failed on every prompt, or would fail on all (a wrong key or model).
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(tailor_responses).parameters))
     place = persona_in or ("user" if shots else "system")
@@ -180,11 +182,11 @@ def tailor_responses(
     )
 
 
-# What is asked
+# Prompts, personas and worked examples
 
 
 def _given_prompts(prompts: object) -> dict[str, Any]:
-    """The prompts by their ids, as they were given."""
+    """Map ids to prompts as they were given. A table with repeated ids is numbered from 0."""
     if not isinstance(prompts, PersonaTable):
         found = by_id("prompts", "prompt", prompts)
     else:
@@ -199,13 +201,13 @@ def _given_prompts(prompts: object) -> dict[str, Any]:
 
 
 def _own_ids(table: PersonaTable) -> list[str]:
-    """The ids of a table's pairs; their places where they have none."""
+    """Return an id for each row of a table: the pair's own, or the row's place if it has none."""
     pairs = (row.preference for row in table)
     return [pair.id if pair and pair.id else str(place) for place, pair in enumerate(pairs)]
 
 
 def _have_ids(prompts: object) -> bool:
-    """Whether the prompts brought ids of their own, and are not known by their places."""
+    """Whether the prompts have ids of their own, so that they are not numbered."""
     if not isinstance(prompts, PersonaTable):
         return brings_ids(prompts)
     ids = _own_ids(prompts)
@@ -215,7 +217,7 @@ def _have_ids(prompts: object) -> bool:
 
 
 def _readable(given: Mapping[str, Any]) -> tuple[dict[str, Prompt], dict[str, str]]:
-    """The prompts that can be answered, and why the others cannot."""
+    """Return id -> prompt for prompts that can be answered, and id -> problem for the others."""
     asked: dict[str, Prompt] = {}
     problems: dict[str, str] = {}
     for id, value in given.items():
@@ -241,7 +243,7 @@ def _given_personas(
     side: Side,
     system_persona: Persona | str | None,
 ) -> dict[str, Someone]:
-    """The persona of each prompt, but for those that are to be retrieved."""
+    """Map each id to its persona. For "retrieved" all are None: `tailor_responses` fills them in."""
     if isinstance(personas, str | Persona):
         if personas == "gold":
             if not isinstance(prompts, PersonaTable):
@@ -256,8 +258,7 @@ def _given_personas(
     if found.keys() != given.keys():
         stray = next(iter(found.keys() ^ given.keys()))
         raise InvalidArgumentError(
-            f"personas= ({len(found)}) do not match the {len(given)} prompts: {stray!r} is in one of them"
-            " only.",
+            f"personas= ({len(found)}) do not match the {len(given)} prompts: {stray!r} is in only one.",
             hint="Give a persona, or None, for each prompt.",
         )
     return {id: _someone(id, found[id]) for id in given}
@@ -277,7 +278,11 @@ def _someone(id: str, value: object) -> Someone:
 def _nearest(
     asked: Mapping[str, Prompt], train: PersonaTable, side: Side, count: int
 ) -> dict[str, list[PersonaRow]]:
-    """For each prompt the training rows of the nearest other prompts, the nearest first."""
+    """Find, for each prompt, up to `count` training rows with the nearest prompts, the nearest first.
+
+    Raises:
+        DataError: `train` has no row with a persona and with a prompt that is not answered.
+    """
     known = {bare_text(prompt_text(prompt)) for prompt in asked.values()}
 
     def is_other(row: PersonaRow) -> bool:
@@ -308,9 +313,14 @@ def _messages(
     place: PersonaPlace,
     template: str | None,
 ) -> tuple[Message, ...]:
-    """The worked examples, the nearest last, and the prompt.
+    """Build the messages of a request: the worked examples, the nearest last, then the prompt.
 
-    `sides` are the side whose response an example shows, and the one whose persona.
+    Args:
+        prompt: what the model is to answer.
+        persona: for whom; None: the prompt alone.
+        shown: the rows of the worked examples, the nearest first.
+        sides: the side whose response an example shows, and the side whose persona (None: no persona).
+        place, template: where and how a persona stands in a prompt.
     """
     asked = place_persona(prompt_messages(prompt), persona, place, template)
     examples = []
@@ -333,7 +343,7 @@ def _messages(
     return (*system, *turns, *asked[len(system) :])
 
 
-# What is answered
+# Calls
 
 
 def _answered(
@@ -342,7 +352,12 @@ def _answered(
     problems: dict[str, str],
     progress: bool | None,
 ) -> tuple[dict[str, str], Usage]:
-    """The responses by id; why there is none goes to `problems`."""
+    """Send the requests. Returns id -> response, and the usage; adds id -> error to `problems`.
+
+    Raises:
+        DataError: there are no requests.
+        ModelError: every request failed; the first failure.
+    """
     if not requests:
         id, problem = next(iter(problems.items()))
         raise DataError("no prompt can be answered.", hint=f"The first, {id!r}: {problem}")
@@ -393,6 +408,6 @@ def _check(
         check_template(template, place)
     if shots and place == "system":
         raise InvalidArgumentError(
-            'persona_in="system" has one place, and each worked example a persona of its own.',
+            'persona_in="system" has one place, but each worked example has a persona of its own.',
             hint='Use "user" or "plain" with shots=.',
         )

@@ -1,6 +1,6 @@
-"""Find a persona for a new prompt: that of the nearest training prompt.
+"""Find a persona for a new prompt: the persona of the nearest training prompt.
 
-Retrieved personas are one of the sources of personas in "Whose Boat Does it Float?" (arXiv 2501.11549).
+"Whose Boat Does it Float?" (arXiv 2501.11549) calls these retrieved personas.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ _QUERIES_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class RetrievedPersona:
-    """A persona, how near its prompt is, and the place of that prompt among those that were given.
+    """A persona that was found for a prompt.
 
-    `score` is the cosine of the embeddings, or the BM25 score, which is above 0.
+    Attributes:
+        persona: as it was given to `PersonaRetriever`.
+        score: how near the persona's prompt is: the cosine of the embeddings, or the BM25 score (above 0).
+        index: the place of the persona's prompt in `prompts=` of `PersonaRetriever`.
     """
 
     persona: Persona | str
@@ -47,21 +50,24 @@ class RetrievedPersona:
 
 @hides_secrets
 class PersonaRetriever:
-    """The persona of the nearest training prompt.
+    """Finds the persona of the nearest training prompt.
 
     Args:
-        prompts: texts or conversations, whose personas are known.
-        personas: one a prompt: a `Persona`, its sentence, or None. Pairs without a persona or a usable
-            prompt are left out, and counted in `left_out`.
-        ids: one for each prompt, or None. `exclude=` and the rows of a table are compared with them.
+        prompts: the training prompts, as texts or conversations.
+        personas: one a prompt: a `Persona`, its sentence, or None. A prompt that has no persona, or cannot
+            be read, is left out; the attribute `left_out` counts such prompts by reason.
+        ids: an id, or None, for each prompt. `retrieve` compares `exclude=` and the ids of its rows with
+            them. None: no prompt has an id.
         model: "bm25", which needs no model; a sentence-transformers model, by its name on the hub or
             its folder; the name of a model at `api_base`; or a function from texts to vectors.
         api_base: the address of an OpenAI-compatible endpoint with /embeddings.
-        api_key, timeout, max_attempts: as for `LLM`, for that endpoint.
+        api_key: the key of that endpoint.
+        timeout: seconds for one request to it.
+        max_attempts: how often a request is sent before its error is raised.
 
     Raises:
         InvalidArgumentError: a bad argument, before any call is made.
-        DataError: no pair is left.
+        DataError: no prompt has a persona.
         MissingExtraError: sentence-transformers is not installed.
         ModelError: the endpoint gave no embeddings.
     """
@@ -87,7 +93,7 @@ class PersonaRetriever:
         names = [None] * len(asked) if ids is None else list(ids)
         if len(names) != len(asked):
             raise InvalidArgumentError(
-                f"{len(names)} ids and {len(asked)} prompts: one id a prompt."
+                f"{len(names)} ids and {len(asked)} prompts: one id a prompt is needed."
             )
         found = [_read(prompt, who) for prompt, who in zip(asked, people, strict=True)]
         reasons = Counter(reason for _, reason in found if reason is not None)
@@ -101,12 +107,12 @@ class PersonaRetriever:
             )
         embedder = _embedder(model, api_base, api_key, timeout, max_attempts)
         texts = [found[place][0] for place in self._places]
-        self._names: dict[str, list[int]] = {}  # id or prompt -> which of the texts have it
+        self._names: dict[str, list[int]] = {}  # key of an id or a prompt -> places in `texts`
         for number, (place, text) in enumerate(zip(self._places, texts, strict=True)):
             for name in {_prompt_key(text), *([_id_key(names[place])] if names[place] else [])}:
                 self._names.setdefault(name, []).append(number)
         self._scores = _scores(texts, embedder)
-        self._needs_a_match = embedder is None  # a BM25 score of 0: no word in common
+        self._needs_a_match = embedder is None  # a BM25 score of 0 means no common word
         self._model = model if isinstance(model, str | Path) else "a function"
 
     @classmethod
@@ -119,13 +125,15 @@ class PersonaRetriever:
         drop_flagged: bool | Collection[str] = False,
         **options: Any,
     ) -> PersonaRetriever:
-        """A retriever of the personas of one side of a table; `index` is then a place in the table.
+        """Make a retriever of the personas of one side of a table.
+
+        `RetrievedPersona.index` is then a place in the table.
 
         Args:
-            table: of `infer_personas`.
-            side: whose personas.
-            drop_flagged: whether personas with a flag are left out, as for `tailoring_rows`.
-            options: as for `PersonaRetriever`.
+            table: the result of `infer_personas`.
+            side: the side whose personas can be found.
+            drop_flagged: leave out personas that have a flag, as for `tailoring_rows`.
+            options: `model`, `api_base`, `api_key`, `timeout`, `max_attempts` of `PersonaRetriever`.
 
         Raises:
             DataError, InvalidArgumentError, MissingExtraError, ModelError: as `PersonaRetriever`.
@@ -156,19 +164,20 @@ class PersonaRetriever:
         *,
         exclude: bool | Collection[str] | None = None,
     ) -> list[list[RetrievedPersona]]:
-        """For each prompt the personas of the k nearest training prompts, the nearest first.
-
-        If two are equally near, the earlier comes first. There are fewer than k if fewer prompts are left.
-        With BM25, a prompt that shares no word with any of them gets none; a warning counts such prompts.
+        """Find, for each prompt, the personas of the k nearest training prompts.
 
         Args:
-            prompts: texts or conversations; or rows of a table, or preferences, whose own persona must not
-                be found.
-            k: how many, at most.
-            exclude: which personas to leave out. True: those of the same prompt (ignoring white space and
-                case) or the same id. None: the same for rows and preferences, and none for bare
-                prompts. False: none. Or a list of ids and prompts, which are left out for every prompt
-                in addition to those that None leaves out.
+            prompts: texts, conversations, `Preference` records, rows of a table, or a table.
+            k: the most personas for each prompt.
+            exclude: the personas that are not returned. True: those of the same prompt (ignoring white space
+                and case) or of the same id. False: none. None: like True for rows and `Preference` records,
+                like False for texts and conversations. A list of ids and prompts: like None, and
+                also the personas of these.
+
+        Returns:
+            For each prompt a list of at most k personas, the nearest first; of two that are equally near,
+            the earlier training prompt comes first. BM25 finds only prompts that share a word with the
+            query. A warning counts the prompts whose list is empty.
 
         Raises:
             InvalidArgumentError: a prompt that is neither text nor a conversation, k below 1, or a bad
@@ -176,7 +185,8 @@ class PersonaRetriever:
             ModelError: the endpoint gave no embeddings.
         """
         check_argument("k", k, Count)
-        asked = [_Query.of(n, prompt) for n, prompt in enumerate(_queries(prompts))]
+        given = list(prompts) if isinstance(prompts, PersonaTable) else _listed("prompts", prompts)
+        asked = [_Query.of(n, prompt) for n, prompt in enumerate(given)]
         everywhere: set[int] = set()
         if not isinstance(exclude, bool | None):
             everywhere = self._named(_excluded_names(exclude))
@@ -187,8 +197,8 @@ class PersonaRetriever:
             found.append(self._nearest(scores, k, left_out))
         if unmatched := sum(not one for one in found):
             warnings.warn(
-                f"{unmatched:,} of {len(found):,} prompts have no persona: no prompt that is left shares"
-                " a word with them.",
+                f"{unmatched:,} of {len(found):,} prompts have no persona: they share no word with a training"
+                " prompt that is not excluded.",
                 stacklevel=2,
             )
         return found
@@ -210,7 +220,13 @@ class PersonaRetriever:
 
 @dataclass(frozen=True)
 class _Query:
-    """The text to search for, and the id and prompt of the row that it may come from."""
+    """A prompt to find personas for.
+
+    Attributes:
+        text: the prompt as text.
+        names: the keys of the prompt and of its id, to find training prompts that are the same.
+        is_row: whether it came from a row or a `Preference`, not as a bare prompt.
+    """
 
     text: str
     names: tuple[str, ...]
@@ -236,7 +252,7 @@ def _id_key(id: object) -> str:
 
 
 def _excluded_names(exclude: object) -> list[str]:
-    """Both readings of each text: an id, and a prompt."""
+    """Return the keys of `exclude=`. A text may be an id or a prompt: it gets the key of each."""
     if isinstance(exclude, str | bytes) or not isinstance(exclude, Iterable):
         raise InvalidArgumentError(
             f"exclude={exclude!r:.80} is neither True, False, None nor ids or prompts.",
@@ -247,16 +263,18 @@ def _excluded_names(exclude: object) -> list[str]:
     return [name for text in texts for name in (_id_key(text), _prompt_key(text))]
 
 
-def _queries(given: object) -> list[Any]:
-    """The prompts, rows or preferences; a table gives its rows."""
-    return list(given) if isinstance(given, PersonaTable) else _listed("prompts", given)
-
-
 def first_person_prompt(prompt: object, persona: Persona | str) -> Prompt:
-    """The prompt with the persona as the user's own last sentence: "I am … and prefer …" (arXiv 2501.11549).
+    """Append the persona to the prompt as the user's own words: "I am … and prefer …" (arXiv 2501.11549).
 
-    The sentence ends the last user message, for models that were not trained on personas. Text that is not
-    about "The user" is added as it is.
+    Use it for models that were not trained on personas.
+
+    Args:
+        prompt: text, or a conversation: the persona is appended to its last user message.
+        persona: a `Persona` or a sentence. A sentence that does not begin with "The user" is appended
+            unchanged.
+
+    Returns:
+        Text for a text, messages for a conversation.
 
     Raises:
         DataError: the prompt is neither text nor a conversation.
@@ -273,7 +291,7 @@ def _embedder(
     timeout: float,
     max_attempts: int,
 ) -> Embedder | None:
-    """The embedder of the texts; None for BM25."""
+    """Make the embedder that the arguments of `PersonaRetriever` name; None for BM25."""
     if api_base is not None:
         if not isinstance(model, str) or model == "bm25":
             raise InvalidArgumentError(
@@ -297,7 +315,7 @@ def _embedder(
 
 
 def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
-    """A function that scores every text for each query."""
+    """Return a function that gives, for each query, a score of every text, shape (texts,)."""
     if embedder is None:
         index = BM25(texts)
         return lambda queries: (index.scores(query) for query in queries)
@@ -317,7 +335,7 @@ def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
 
 
 def _read(prompt: object, persona: object) -> tuple[str, str | None]:
-    """The text to search by, or the reason why it is left out."""
+    """Return the prompt as text, and None; or a reason to leave it out."""
     if is_null(persona) or (isinstance(persona, str) and not persona.strip()):
         return "", "no_persona"
     if not isinstance(persona, Persona | str):
@@ -346,7 +364,11 @@ def _text(prompt: object) -> str:
 
 
 def _listed(name: str, given: object) -> list[Any]:
-    """A sequence of prompts or personas, not a single one."""
+    """Return an argument as a list.
+
+    Raises:
+        InvalidArgumentError: it is a single prompt or persona, not a sequence of them.
+    """
     single = isinstance(given, str | bytes | Persona | Mapping) or hasattr(given, "columns")
     single = single or not isinstance(given, Iterable)
     values: list[Any] = [] if single else list(given)  # type: ignore[call-overload]

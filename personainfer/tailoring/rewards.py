@@ -1,10 +1,11 @@
-"""Rewards for models that learn to write personas, in the form of TRL's GRPO reward functions."""
+"""`persona_reward`: a reward function for TRL's GRPOTrainer that trains a model to write personas."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ _NAN = float("nan")
 
 
 class PersonaCompletion(OnePersona):
-    """What the model in training writes: a persona as a JSON object. Evidence may be left out."""
+    """The JSON object that the policy may write as a persona. `evidence` may be missing."""
 
     evidence: str = ""
 
@@ -41,33 +42,34 @@ def persona_reward(
     penalty: float = 1.0,
     no_persona: float = -1.0,
 ) -> PersonaReward:
-    """A reward for a model that writes personas: how much they help to predict the user's choices.
+    """Make a reward for a policy that writes personas: how well a persona explains the user's choices.
 
-    The completion is a persona: a sentence, or a JSON object with `trait` and `preference`. Its reward is
-    how well it explains that the user preferred `chosen`, by a scorer that is not being trained:
+    A completion of the policy is a persona: a sentence, or a JSON object with `trait` and `preference`. A
+    scorer, which is not being trained, says how well it explains that the user preferred `chosen`:
     `trl.GRPOTrainer(reward_funcs=pi.persona_reward(pi.Likelihood("local")), …)`.
 
     Args:
-        scorer: any object whose `.explains(preferences, personas)` gives a number a row, above 0 where the
-            persona helps: a `Likelihood` (nats a token), or a `Verifier`.
-        columns: the columns of the data set with the choice to predict. By default "question", "chosen"
-            and "rejected": {"prompt": "question"}, since TRL's own "prompt" is what the writer is asked.
-        choices: instead, the column with a list of choices of one user, each a dict of prompt, chosen and
-            rejected: choices that the writer did not see, for a persona that says more than they do. The
-            reward is the mean over them.
-        form: "margin": `explains` itself. "log_probability": log sigma(explains / temperature) + log 2,
-            how many nats the persona adds to the prediction of the choice: it has a ceiling (log 2).
-        temperature: of "log_probability", in the unit of `explains`.
-        penalty: at least 0; it is subtracted if the persona has a flag. A persona that copies the responses,
-            for one, would explain the choice perfectly and describe nobody.
+        scorer: any object whose `.explains(preferences, personas)` returns one number a row, above 0 if the
+            persona helps to predict the choice: a `Likelihood` (nats a token), or a `Verifier`.
+        columns: role -> column of the data set, for the roles "prompt", "chosen" and "rejected" of the
+            choice to explain. By default the prompt is in "question", since the column "prompt" of TRL
+            holds what the policy is given.
+        choices: in place of `columns`: the column with a list of choices of one user, each a dict of
+            prompt, chosen and rejected. The reward is the mean over them. Use choices that the policy's
+            prompt does not show, so that the persona has to generalise.
+        form: "margin": the reward is `explains`. "log_probability": it is log sigma(explains / temperature)
+            + log 2, the nats that the persona adds to the prediction of the choice; at most log 2.
+        temperature: divides `explains` in "log_probability"; in the unit of `explains`.
+        penalty: at least 0; subtracted if the persona has a flag. For example, a persona that copies the
+            chosen response would explain the choice perfectly, and describe nobody.
         no_persona: the reward of a completion that is empty, or is an incomplete JSON object.
 
     Returns:
         A function (prompts, completions, **columns) -> one float a completion. It is NaN, which TRL leaves
-        out, where a choice cannot be read or scored.
+        out, if no choice of the row can be read and scored.
 
     Raises:
-        InvalidArgumentError: a bad argument; from the function: a column that the data set lacks.
+        InvalidArgumentError: a bad argument. The function itself raises it for a missing column.
     """
     return PersonaReward(
         scorer,
@@ -80,81 +82,72 @@ def persona_reward(
     )
 
 
+@dataclass(eq=False, repr=False)
 class PersonaReward:
-    """The function that `persona_reward` returns. It can be pickled if its scorer can."""
+    """The function that `persona_reward` returns. It can be pickled if its scorer can be."""
 
     __name__ = "persona_reward"  # what TRL calls it in its logs
 
-    def __init__(
-        self,
-        scorer: Selector,
-        *,
-        columns: Mapping[str, str] | None,
-        choices: str | None,
-        form: Form,
-        temperature: float,
-        penalty: float,
-        no_persona: float,
-    ) -> None:
-        if not callable(getattr(scorer, "explains", None)):
+    scorer: Selector
+    columns: InitVar[Mapping[str, str] | None]
+    choices: str | None
+    form: Form
+    temperature: float
+    penalty: float
+    no_persona: float
+
+    def __post_init__(self, columns: Mapping[str, str] | None) -> None:
+        if not callable(getattr(self.scorer, "explains", None)):
             raise InvalidArgumentError(
-                f"scorer={scorer!r:.80} has no method explains.",
+                f"scorer={self.scorer!r:.80} has no method explains.",
                 hint="Pass a Likelihood or a Verifier.",
             )
-        InvalidArgumentError.check("form", form, _FORMS)
+        InvalidArgumentError.check("form", self.form, _FORMS)
         for role in columns or {}:
             InvalidArgumentError.check("columns", role, _ROLES)
-        if columns is not None and choices is not None:
+        if columns is not None and self.choices is not None:
             raise InvalidArgumentError("give columns= or choices=, not both.")
-        check_argument("temperature", temperature, PositiveNumber)
-        check_argument("penalty", penalty, Number)
-        if penalty < 0:
-            raise InvalidArgumentError(f"penalty={penalty!r} would reward what breaks the rules.")
-        check_argument("no_persona", no_persona, Number)
-        self._scorer = scorer
-        self._columns = (
-            {role: role for role in _ROLES} | {"prompt": "question"} | dict(columns or {})
-        )
-        self._choices = choices
-        self._form = form
-        self._temperature = temperature
-        self._penalty = penalty
-        self._no_persona = no_persona
+        check_argument("temperature", self.temperature, PositiveNumber)
+        check_argument("penalty", self.penalty, Number)
+        if self.penalty < 0:
+            raise InvalidArgumentError(
+                f"penalty={self.penalty!r} would reward flags: give 0 or more."
+            )
+        check_argument("no_persona", self.no_persona, Number)
+        usual = {"prompt": "question", "chosen": "chosen", "rejected": "rejected"}
+        self._columns = usual | dict(columns or {})
 
     @shown_when_made
     def __repr__(self) -> str:
-        return f"persona_reward({self._scorer!r})"
+        return f"persona_reward({self.scorer!r})"
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """The reward of each completion, given the columns of the data set as TRL gives them."""
+        """Compute the reward of each completion. TRL passes the data set's columns by name."""
         personas = [_read_persona(completion) for completion in completions]
-        chosen = self._read_choices(len(completions), columns)
+        choices = self._read_choices(len(completions), columns)
         asked = [
-            (row, pair)
-            for row, (persona, pairs) in enumerate(zip(personas, chosen, strict=True))
-            for pair in pairs
+            (row, pair, persona)
+            for row, (persona, pairs) in enumerate(zip(personas, choices, strict=True))
             if persona is not None
+            for pair in pairs
         ]
         scores: list[list[float]] = [[] for _ in completions]
-        wanted = [(pair, personas[row]) for row, pair in asked]
-        found = self._explain([(p, who) for p, who in wanted if who is not None])
-        for (row, _), score in zip(asked, found, strict=True):
+        found = self._explain([(pair, persona) for _, pair, persona in asked])
+        for (row, *_), score in zip(asked, found, strict=True):
             scores[row].append(score)
-        return [self._reward(*one) for one in zip(personas, chosen, scores, strict=True)]
+        return [self._reward(*one) for one in zip(personas, choices, scores, strict=True)]
 
     def _explain(self, asked: Sequence[tuple[Preference, Persona]]) -> list[float]:
         if not asked:
             return []
         pairs, personas = zip(*asked, strict=True)
-        scores = explains_each(self._scorer, pairs, personas, "scorer")
-        scores = np.where(
-            np.isfinite(scores), scores, np.nan
-        )  # an infinite reward would undo a policy
-        if self._form == "log_probability":
+        scores = explains_each(self.scorer, pairs, personas, "scorer")
+        scores[~np.isfinite(scores)] = np.nan  # an infinite reward would destroy the policy
+        if self.form == "log_probability":
             known = ~np.isnan(scores)
-            scores[known] = math.log(2.0) - np.logaddexp(0.0, -scores[known] / self._temperature)
+            scores[known] = math.log(2.0) - np.logaddexp(0.0, -scores[known] / self.temperature)
         return [float(score) for score in scores]
 
     def _reward(
@@ -163,16 +156,20 @@ class PersonaReward:
         if not pairs:
             return _NAN
         if persona is None:
-            return self._no_persona
+            return self.no_persona
         known = [score for score in scores if not math.isnan(score)]
         if not known:
             return _NAN
         flagged = any(find_flags(persona, pair) for pair in pairs)
-        return sum(known) / len(known) - (self._penalty if flagged else 0.0)
+        return sum(known) / len(known) - (self.penalty if flagged else 0.0)
 
     def _read_choices(self, count: int, columns: Mapping[str, Any]) -> list[list[Preference]]:
-        """The choices to predict in each row; none where they cannot be read."""
-        names = [self._choices] if self._choices is not None else list(self._columns.values())
+        """Read the choices of each row, (count,). A choice that cannot be read is left out, with a warning.
+
+        Raises:
+            InvalidArgumentError: the data set lacks a column, or has another number of rows.
+        """
+        names = [self.choices] if self.choices is not None else list(self._columns.values())
         if missing := [name for name in names if name not in columns]:
             given = ", ".join(
                 repr(name) for name, each in columns.items() if isinstance(each, list)
@@ -181,29 +178,28 @@ class PersonaReward:
                 f"the data set has no column {missing[0]!r}; it has {given or 'none besides prompt'}.",
                 hint="Name the columns of the choices: columns={'prompt': 'question', …}, or choices=.",
             )
-        if self._choices is None:
+        if self.choices is None:
             values = [columns[self._columns[role]] for role in _ROLES]
             rows = [[dict(zip(_ROLES, each, strict=True))] for each in zip(*values, strict=True)]
         else:
-            rows = list(columns[self._choices])
+            rows = list(columns[self.choices])
         if len(rows) != count:
             raise InvalidArgumentError(f"{count} completions, {len(rows)} rows of choices.")
         read = [[_read_choice(choice) for choice in row or ()] for row in rows]
         problems = [each for row in read for each in row if isinstance(each, str)]
         if problems:
             warnings.warn(
-                f"{len(problems)} choices cannot be read, and count for no reward; the first: {problems[0]}",
+                f"{len(problems)} choices cannot be read, and are left out; the first: {problems[0]}",
                 stacklevel=3,
             )
         return [[each for each in row if isinstance(each, Preference)] for row in read]
 
 
 def _read_choice(choice: Any) -> Preference | str:
-    """The choice, or why it cannot be used."""
+    """Read a choice, or return why it cannot be used."""
+    pair = choice
     try:
-        if isinstance(choice, Preference):
-            pair = choice
-        else:
+        if not isinstance(choice, Preference):
             pair = read_pair(_ROLES, *(choice[role] for role in _ROLES))
     except DataError as error:
         return str(error)
@@ -213,7 +209,7 @@ def _read_choice(choice: Any) -> Preference | str:
 
 
 def _read_persona(completion: Any) -> Persona | None:
-    """The persona that a model wrote: a text, or the last message of a chat."""
+    """Read the persona in a completion, which is text or a list of messages; None if it holds no persona."""
     if not isinstance(completion, str):
         completion = completion[-1]["content"] if completion else ""
     try:

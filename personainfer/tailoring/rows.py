@@ -1,8 +1,7 @@
 """`tailoring_rows`: turn a table of personas into rows that train a model to tailor responses to a persona.
 
-In a row with the rejected side's persona the labels are swapped, since that persona prefers the rejected
-response ("Whose Boat Does it Float?", arXiv 2501.11549, section 4). The rows have the format of TRL's
-trainers.
+A row that shows the persona of the rejected side swaps the labels, since that persona prefers the rejected
+response ("Whose Boat Does it Float?", arXiv 2501.11549, section 4). TRL's trainers read the rows.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 from ..arguments import WholeNumber, check_argument
 from ..data.table import PersonaTable
@@ -22,15 +21,16 @@ from ..personas.placement import PersonaPlace, check_place, check_template, plac
 from ..personas.prompts import bare_text
 from ..preferences.conversations import SAME_TEXT, pair_problem
 from ..preferences.turns import TOOL_DEFINITIONS
-from ..records import Message, Persona, PersonaRow, Preference, Prompt, Side
+from ..records import Persona, PersonaRow, Prompt, Side
 
 PersonaSide = Literal["chosen", "rejected", "both", "none"]
 Format = Literal["dpo", "sft", "kto", "few-shot", "reward", "grpo"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 Row = dict[str, Any]
 
 
 class Example(NamedTuple):
-    """What a row is made of: the prompt with a persona, its preferred response and the other one."""
+    """A pair with one persona: the prompt that holds the persona, its preferred response, the other one."""
 
     prompt: Prompt
     preferred: str
@@ -39,16 +39,16 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class TailoringRows(Sequence[Row]):
-    """Rows to train on, as `datasets.Dataset.from_list(rows)` takes them.
+    """Training rows. `datasets.Dataset.from_list(rows)` makes a data set of them.
 
     Attributes:
-        rows: dicts in the shape of `settings["format"]`.
-        ids: a unique id for each row: the pair's id, the side of its persona and, for KTO, which response it
-            holds. If ids are missing or repeated, the pair's place in the input stands for its id; if these
-            are repeated too, its place in the table.
+        rows: dicts with the columns of the format (see `format=` of `tailoring_rows`).
+        ids: a unique id for each row: the pair's id, the side of the persona and, for KTO, which response
+            the row holds. If the ids of the table's pairs are missing or repeated, the pair's place in the
+            input is used in their place; if places are repeated too, its place in the table.
         prompts: for each row a digest of the prompt without the persona; equal prompts have equal digests.
-        left_out: reason -> how many examples; an example is a pair with one persona.
-        settings: the arguments that made the rows.
+        left_out: reason -> how many examples were left out; an example is a pair with one persona.
+        settings: the arguments of `tailoring_rows`, by name.
     """
 
     rows: Sequence[Row] = field(repr=False)
@@ -71,15 +71,18 @@ class TailoringRows(Sequence[Row]):
         return iter(self.rows)
 
     def split(self, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, TailoringRows]:
-        """The rows in parts, by prompt: no prompt is in two of them.
+        """Split the rows by prompt: all rows of a prompt are in the same part.
 
-        A prompt's part depends only on the seed and its text (ignoring white space, case and the encoding of
-        accents). It is the same in every table, format and order, so that no table tests on a prompt that
-        another one trained on. The sizes are therefore near the shares, not equal to them.
+        A hash of the seed and of the prompt's text (ignoring white space, case and the encoding of accents)
+        decides the part. So a prompt is in the same part in every table, format and order, and no table
+        tests on a prompt that another table trains on. The sizes are near the shares, not equal to them.
 
         Args:
             shares: name -> share of the prompts, such as {"train": 0.6, "dev": 0.15, "test": 0.25}.
             seed: another seed gives another division.
+
+        Returns:
+            Name -> the rows of that part.
 
         Raises:
             InvalidArgumentError: shares that are not positive or do not add up to 1, or a bad seed.
@@ -114,26 +117,27 @@ def tailoring_rows(
     template: str | None = None,
     drop_flagged: bool | Collection[str] = False,
 ) -> TailoringRows:
-    """Training rows in which a model sees a persona and the response that its holder prefers.
+    """Make training rows that show a model a persona and the response which that persona prefers.
 
     Args:
-        table: of `infer_personas`.
-        persona: whose persona the rows show: of the "chosen" side, the "rejected" one (its holder prefers
-            the rejected response), of "both" (a row each), or "none" (the rows to compare with).
-        format: "dpo": prompt, chosen, rejected; "sft": prompt, completion; "kto": prompt, completion,
-            label, two rows a pair; "few-shot": the worked example alone, messages or text; "reward":
-            chosen, rejected, with the prompt in both; "grpo": the prompt alone.
+        table: the result of `infer_personas`.
+        persona: the side whose persona a row shows: "chosen", "rejected" (this persona prefers the rejected
+            response), "both" (two examples a pair), or "none" (rows without personas, to compare with).
+        format: the columns of a row. "dpo": prompt, chosen, rejected. "sft": prompt, completion. "kto":
+            prompt, completion, label; two rows an example. "reward": chosen, rejected, each with the prompt
+            before the response. "grpo": prompt. "few-shot": messages (or text, if `persona_in` is
+            "plain"), the prompt with the preferred response.
         persona_in: where the persona stands: in the "system" message, at the end of the last "user"
             message, or in one "plain" text without chat messages, `Prompt: … Persona: … Response:`.
-        template: your own wording for that place, with the fields of the default, {persona} and {prompt}: see
-            `personainfer.personas.placement.TEMPLATES`.
-        drop_flagged: whether personas with a flag are left out: True for any flag, or the names of some.
-            In personas that somebody else made (`PersonaTable.from_data`), flags are looked for now.
+        template: your own wording for that place. It has the fields of the default wording, {persona} and
+            {prompt}: see `personainfer.personas.placement.TEMPLATES`.
+        drop_flagged: leave out personas that have a flag: True: any flag; a list of flags: one of these. The
+            personas of `PersonaTable.from_data` have no flags yet: they are checked for flags now.
 
     Returns:
-        The rows in the order of the table. These are left out, and counted by reason: pairs that cannot be
-        used ("no_pair"), have equal responses ("same_responses") or end with a system message
-        ("no_question"), and personas that are missing ("no_persona") or "flagged".
+        The rows in the order of the table. `left_out` counts what has no row: a pair that cannot be used
+        ("no_pair"), has equal responses ("same_responses") or ends with a system message ("no_question"); a
+        persona that is missing ("no_persona") or has an unwanted flag ("flagged").
 
     Raises:
         InvalidArgumentError: a bad argument.
@@ -147,30 +151,29 @@ def tailoring_rows(
     }
     _check(table, settings)
     unwanted = flag_filter(drop_flagged, looked_for="personas_from" not in table.settings)
-    sides: tuple[Side | None, ...] = _SIDES[persona]
     rows: list[Row] = []
     ids: list[str] = []
     prompts: list[str] = []
     left_out: Counter[str] = Counter()
     for name, row in zip(_names(table), table, strict=True):
-        for side in sides:
+        for side in _SIDES[persona]:
             reason = _left_out(row, side, unwanted)
             if reason is not None or row.preference is None:
                 left_out[reason or "no_pair"] += 1
                 continue
-            one = _example(
-                row.preference, side, getattr(row, side or "", None), persona_in, template
-            )
-            made = _SHAPES[format](one)
-            if not isinstance(one.prompt, str) and (tools := _tools(row.preference.prompt)):
+            pair = row.preference.swapped if side == "rejected" else row.preference
+            shown: Persona | None = None if side is None else getattr(row, side)
+            prompt = place_persona(pair.prompt, shown, persona_in, template)
+            made = _training_rows(format, Example(prompt, pair.chosen, pair.rejected))
+            if not isinstance(prompt, str) and (tools := _tools(pair.prompt)):
                 made = [{**each, TOOL_DEFINITIONS: tools} for each in made]
             rows += made
             ids += _row_ids(name if side is None else f"{name}:{side}", len(made))
-            prompts += [_digest(row.preference.prompt)] * len(made)
+            prompts += [_digest(pair.prompt)] * len(made)
     return TailoringRows(rows, ids, prompts, dict(left_out), settings)
 
 
-_ASKS = ("user", "assistant", "tool")  # roles of a last message that a response can follow
+_ASKS = ("user", "assistant", "tool")  # roles of a message that a response can follow
 _SIDES: dict[str, tuple[Side | None, ...]] = {
     "chosen": ("chosen",),
     "rejected": ("rejected",),
@@ -195,7 +198,7 @@ def _check(table: object, settings: Mapping[str, Any]) -> None:
 def _left_out(
     row: PersonaRow, side: Side | None, unwanted: Callable[[PersonaRow, Side], bool]
 ) -> str | None:
-    """Why there is no example of this row and side."""
+    """Return the reason to make no example of this row and side; None: make one."""
     if row.preference is None:
         return "same_responses" if row.error == SAME_TEXT else "no_pair"
     prompt = row.preference.prompt
@@ -210,41 +213,49 @@ def _left_out(
     return "flagged" if unwanted(row, side) else None
 
 
-def _example(
-    pair: Preference,
-    side: Side | None,
-    persona: Persona | None,
-    place: PersonaPlace,
-    template: str | None,
-) -> Example:
-    seen = pair.swapped if side == "rejected" else pair
-    asked = place_persona(pair.prompt, persona, place, template)
-    return Example(asked, seen.chosen, seen.rejected)
+def _training_rows(format: Format, example: Example) -> list[Row]:
+    """Make the rows that TRL's trainers read: strings for a plain prompt, lists of messages for a chat."""
+    prompt = _prompt(example.prompt)
+    preferred = _response(example.prompt, example.preferred)
+    other = _response(example.prompt, example.other)
+    match format:
+        case "dpo":
+            return [{"prompt": prompt, "chosen": preferred, "rejected": other}]
+        case "sft":
+            return [{"prompt": prompt, "completion": preferred}]
+        case "kto":
+            return [
+                {"prompt": prompt, "completion": preferred, "label": True},
+                {"prompt": _prompt(example.prompt), "completion": other, "label": False},
+            ]
+        case "few-shot":
+            name = "text" if isinstance(example.prompt, str) else "messages"
+            return [{name: prompt + preferred}]
+        case "reward":
+            return [{"chosen": prompt + preferred, "rejected": prompt + other}]
+        case "grpo":
+            return [{"prompt": prompt}]
 
 
-# The shapes of TRL's trainers: strings for a plain prompt, message lists for a chat, never both.
-
-
-def _asked(prompt: Prompt) -> Any:
+def _prompt(prompt: Prompt) -> Any:
+    """Convert a prompt to text or to messages. Tool definitions are left out: they have a column."""
     if isinstance(prompt, str):
         return prompt
     return [
-        {"role": m.role, "content": m.content, **(m.extra or {})}
-        for m in map(_without_tools, prompt)
+        {"role": message.role, "content": message.content}
+        | {k: v for k, v in (message.extra or {}).items() if k != TOOL_DEFINITIONS}
+        for message in prompt
     ]
 
 
-def _without_tools(message: Message) -> Message:
-    if TOOL_DEFINITIONS not in (message.extra or {}):
-        return message
-    extra = {k: v for k, v in (message.extra or {}).items() if k != TOOL_DEFINITIONS}
-    return message.model_copy(update={"extra": extra or None})
+def _response(prompt: Prompt, response: str) -> Any:
+    return response if isinstance(prompt, str) else [{"role": "assistant", "content": response}]
 
 
 def _tools(prompt: Prompt) -> str | None:
-    """The tool definitions of a prompt as JSON text, which TRL reads; None if it has none.
+    """Encode the tool definitions of a prompt as JSON text, which TRL reads; None if there are none.
 
-    As a column of dicts, Arrow would give each definition the keys of all others.
+    They are no column of dicts, since Arrow would give each definition the keys of all others.
     """
     if isinstance(prompt, str):
         return None
@@ -253,63 +264,13 @@ def _tools(prompt: Prompt) -> str | None:
     return found and json.dumps(found, ensure_ascii=False)
 
 
-def _said(prompt: Prompt, response: str) -> Any:
-    return response if isinstance(prompt, str) else [{"role": "assistant", "content": response}]
-
-
-def _whole(prompt: Prompt, response: str) -> Any:
-    return _asked(prompt) + _said(prompt, response)
-
-
-def _dpo(one: Example) -> list[Row]:
-    chosen, rejected = (_said(one.prompt, text) for text in (one.preferred, one.other))
-    return [{"prompt": _asked(one.prompt), "chosen": chosen, "rejected": rejected}]
-
-
-def _sft(one: Example) -> list[Row]:
-    return [{"prompt": _asked(one.prompt), "completion": _said(one.prompt, one.preferred)}]
-
-
-def _kto(one: Example) -> list[Row]:
-    judged = ((one.preferred, True), (one.other, False))
-    return [
-        {"prompt": _asked(one.prompt), "completion": _said(one.prompt, text), "label": label}
-        for text, label in judged
-    ]
-
-
-def _few_shot(one: Example) -> list[Row]:
-    name = "text" if isinstance(one.prompt, str) else "messages"
-    return [{name: _whole(one.prompt, one.preferred)}]
-
-
-def _reward(one: Example) -> list[Row]:
-    chosen, rejected = (_whole(one.prompt, text) for text in (one.preferred, one.other))
-    return [{"chosen": chosen, "rejected": rejected}]
-
-
-def _grpo(one: Example) -> list[Row]:
-    return [{"prompt": _asked(one.prompt)}]
-
-
-_SHAPES: dict[str, Callable[[Example], list[Row]]] = {
-    "dpo": _dpo,
-    "sft": _sft,
-    "kto": _kto,
-    "few-shot": _few_shot,
-    "reward": _reward,
-    "grpo": _grpo,
-}
-FORMATS = tuple(_SHAPES)
-
-
 # Names and splits
 
 
 def _names(table: PersonaTable) -> list[str]:
-    """The data's own ids if every pair has one and no two are equal; else places in the input.
+    """Name each pair: by its id if every pair has one and no two are equal; else by its place in the input.
 
-    If places repeat, since two inputs were put together, they are places in the table.
+    If places repeat, as in a table of two inputs, pairs are named by their place in the table.
     """
     own = [row.preference.id for row in table if row.preference is not None]
     if None not in own and len(set(own)) == len(own):
@@ -329,7 +290,7 @@ def _digest(prompt: Prompt) -> str:
 
 
 def check_shares(shares: Mapping[str, float]) -> None:
-    """Raise InvalidArgumentError unless these are names of splits with shares that add up to 1."""
+    """Raise InvalidArgumentError unless `shares` maps names to numbers in (0, 1] that add up to 1."""
     if not isinstance(shares, Mapping) or not shares:
         raise InvalidArgumentError(
             f"shares={shares!r} names no split.", hint='Give {"train": 0.8, "test": 0.2}.'
@@ -344,6 +305,7 @@ def check_shares(shares: Mapping[str, float]) -> None:
 
 
 def _part(prompt: str, shares: Mapping[str, float], seed: int) -> str:
+    """Draw the part of a prompt: a number in [0, 1) from a hash falls into the interval of one share."""
     drawn = hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()
     left = int.from_bytes(drawn[:8]) / 2**64
     for name, share in shares.items():

@@ -1,6 +1,6 @@
-"""Choose one persona for all prompts: the one that explains the choices of a development split best.
+"""Choose one persona for all prompts: the one that best explains the choices of a development split.
 
-The "system" persona of "Whose Boat Does it Float?" (arXiv 2501.11549).
+"Whose Boat Does it Float?" (arXiv 2501.11549) calls it the system persona.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from ..records import Candidate, Persona, Preference, Selector
 
 @dataclass(frozen=True)
 class SystemPersona:
-    """One persona for all, and how well it explains the choices it was chosen by.
+    """The result of `choose_system_persona`.
 
-    `score` is its mean over the preferences, with an interval from resampling prompts. It is optimistic,
-    since it is the best of several on the same data. `candidates` are all of them, the best first.
+    Attributes:
+        persona: the candidate with the highest mean score.
+        score: its mean score over the preferences, in the unit of the scorer, with an interval from
+            resampling prompts. It is optimistic: the same data chose the persona.
+        candidates: all candidates with their mean scores, the best first.
     """
 
     persona: Persona
@@ -39,19 +42,20 @@ def choose_system_persona(
     *,
     confidence: float = CONFIDENCE,
 ) -> SystemPersona:
-    """Choose the persona that explains the choices of a development split best.
+    """Choose the persona that best explains the choices of a development split.
 
     Args:
-        personas: candidates, such as those of some training rows; equal ones count once. Each is
-            scored on each preference.
-        preferences: a development split: neither what was trained on nor what is tested on.
-        scorer: any object whose `.explains(preferences, personas)` says how well each persona explains
-            that `chosen` was preferred, such as a `Verifier`. A preference that it cannot score (NaN) for
-            one persona is left out for all.
-        confidence: of the score's interval.
+        personas: the candidates, such as the personas of some training rows; equal ones count once. Each
+            is scored on each preference.
+        preferences: a development split: data for neither training nor testing.
+        scorer: any object whose `.explains(preferences, personas)` returns how well each persona explains
+            that `chosen` was preferred, such as a `Verifier`. If it cannot score a preference (NaN) for
+            one persona, that preference is left out for all.
+        confidence: the level of the score's interval, such as 0.95.
 
     Raises:
-        InvalidArgumentError: no candidates or preferences, or something else in their place.
+        InvalidArgumentError: `personas` or `preferences` is empty or holds something else, or `scorer` has
+            no method `explains`.
         DataError: no preference was scored for every candidate.
     """
     check_confidence(confidence)

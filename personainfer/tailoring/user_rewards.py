@@ -1,9 +1,9 @@
-"""Rewards of users, fitted to their choices: low-rank rewards, and Bradley-Terry with user effects.
+"""Fit rewards of users to their choices: low-rank rewards (LoRe), and Bradley-Terry with user effects.
 
-LoRe (arXiv 2504.14439): the reward of a response for user u is sum_b w_ub r_b(response), with the weights of
-a user on the simplex, and log p(choice) = log sigma(reward of chosen - reward of rejected). Basis rewards
-r_b are linear in features of the response. Both are fitted together by L-BFGS (scipy); a new user takes a few
-weights, fitted from a few choices.
+LoRe (arXiv 2504.14439): the reward of a response for user u is sum_b w_ub r_b(response). A user's weights w_u
+are not negative and sum to 1; each basis reward r_b is linear in the features of the response. The model is
+log p(choice) = log sigma(reward of chosen - reward of rejected). L-BFGS (scipy) fits weights and basis
+together. For a new user only the weights are fitted, which takes few choices.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import read_numbers, read_places
+from ..arguments import Count, PositiveNumber, check_argument, read_numbers, read_places
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
 from ..scoring.choice_models import (
@@ -32,22 +32,23 @@ from ..scoring.choice_models import (
 
 
 class LowRankRewards:
-    """A model of choices with a basis of `rank` rewards and weights for each user.
+    """A model of choices with a basis of `rank` rewards, and weights on the basis for each user.
 
     Args:
-        rank: how many rewards the basis has.
-        features: (prompts, responses) -> (n, d), such as `lambda prompts, texts: model.encode(texts)`.
-            None: each response is a feature of its own, which says nothing of responses that were not
-            fitted.
-        fixed_basis: the features are the basis, such as the rewards of several models: only the users'
-            weights are fitted, and `rank` is the number of features.
-        ridge: penalty on the basis, half the sum of its squares times this.
-        shrink: penalty on the users' log-weights, which pulls users towards the mean of all rewards.
+        rank: the number of basis rewards.
+        features: a function (prompts, responses) -> (n, d), such as
+            `lambda prompts, texts: model.encode(texts)`. None: each response of the fit has basis rewards
+            of its own, and any other response has rewards of 0.
+        fixed_basis: take the features themselves as the basis, such as the rewards of several models. Only
+            the users' weights are fitted, and `rank` becomes the number of features.
+        ridge: the penalty on the basis is ridge / 2 times the sum of its squares.
+        shrink: the penalty on the logits of the weights is shrink / 2 times the sum of their squares. It
+            pulls each user's weights towards equal ones.
         steps: the most iterations of L-BFGS.
-        seed: of the start, which is drawn.
+        seed: seeds the random start of the fit.
 
     Attributes:
-        weights: user -> weights, shape (rank,), which sum to 1.
+        weights: user -> weights, shape (rank,); they sum to 1.
         evaluations: how often the last fit computed the loss.
     """
 
@@ -63,11 +64,9 @@ class LowRankRewards:
         seed: int = 0,
     ) -> None:
         for name, count in {"rank": rank, "steps": steps}.items():
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise InvalidArgumentError(f"{name}={count!r} must be a whole number from 1 up.")
+            check_argument(name, count, Count)
         for name, size in {"ridge": ridge, "shrink": shrink}.items():
-            if not isinstance(size, int | float) or not 0 < size < np.inf:
-                raise InvalidArgumentError(f"{name}={size!r} must be a positive number.")
+            check_argument(name, size, PositiveNumber)
         if fixed_basis and features is None:
             raise InvalidArgumentError("fixed_basis=True needs features=, which are the basis.")
         self.rank, self._features, self._fixed = rank, features, fixed_basis
@@ -76,15 +75,14 @@ class LowRankRewards:
         self.evaluations = 0
 
     def fit(self, choices: Sequence[Preference]) -> Self:
-        """Fit the basis and the weights of the users of these choices.
+        """Fit the basis, and the weights of the users of these choices. An earlier fit is forgotten.
 
         Raises:
-            DataError: a choice has no user.
+            DataError: a choice has no user, or there are no choices.
             MissingExtraError: scipy is not installed.
         """
         known = encode(choices)
-        if self._features is None:
-            self._places = known.responses
+        self._places = known.responses
         features = featured(self._features, list(known.responses))
         if self._fixed:
             self.rank = features.shape[1]
@@ -101,7 +99,7 @@ class LowRankRewards:
         return self
 
     def fit_users(self, choices: Sequence[Preference]) -> Self:
-        """Fit the weights of the users of these choices, new or known, on the basis as it is."""
+        """Fit the weights of the users of these choices, new or known. The basis stays as `fit` left it."""
         known = encode(choices)
         rewards = self._rewards(list(known.responses))
         weights = fit_user_weights(
@@ -111,7 +109,10 @@ class LowRankRewards:
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """The log-odds of each choice, shape (n,); a user without weights has the mean of all users."""
+        """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,).
+
+        A user without weights gets the mean weights of all users.
+        """
         if not choices:
             return np.zeros(0)
         known = encode(choices)
@@ -122,7 +123,7 @@ class LowRankRewards:
         return found
 
     def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """The basis rewards of responses, shape (n, rank)."""
+        """Compute the basis rewards of n responses, shape (n, rank)."""
         return self._rewards(list(zip(prompts, responses, strict=True)))
 
     def _rewards(self, responses: Sequence[tuple[Prompt, str]]) -> FloatArray:
@@ -135,7 +136,7 @@ class LowRankRewards:
         return np.asarray(featured(self._features, responses) @ self._basis, dtype=np.float64)
 
     def _fit(self, features: Any, known: Encoded) -> tuple[FloatArray, FloatArray]:
-        """The basis (d, rank) and the weights (users, rank) of the highest posterior."""
+        """Fit both by maximum a posteriori: the basis (d, rank) and the weights (users, rank)."""
         users, width, rank = len(known.users), features.shape[1], self.rank
         differences = incidence(known, len(known.responses))
         of_user = one_hot(known.user, users)
@@ -180,17 +181,21 @@ class LowRankRewards:
 def fit_user_weights(
     margins: npt.ArrayLike, users: npt.ArrayLike, *, shrink: float = 0.1, steps: int = 200
 ) -> FloatArray:
-    """The weights of each user on a basis that is given, shape (users, rank), on the simplex.
+    """Fit the weights of each user on given basis rewards.
 
     Args:
-        margins: shape (choices, rank): each basis reward of the chosen response less that of the other.
-        users: shape (choices,): whose choice it is, as whole numbers from 0.
-        shrink: penalty on the log-weights.
-        steps: the most iterations.
+        margins: shape (choices, rank): for each basis reward, that of the chosen response minus that of the
+            rejected one.
+        users: shape (choices,): the number of the user who made the choice, from 0.
+        shrink: the penalty on the logits of the weights is shrink / 2 times the sum of their squares.
+        steps: the most iterations of L-BFGS.
+
+    Returns:
+        Weights of shape (users, rank): not negative, and each row sums to 1.
 
     Raises:
-        InvalidArgumentError: shapes that do not fit, a margin that is missing or infinite, users who are no
-            whole numbers from 0.
+        InvalidArgumentError: the shapes do not fit, a margin is NaN or infinite, or `users` holds something
+            else than whole numbers from 0.
     """
     given, place = read_numbers("margins", margins, dimensions=(2,)), read_places("users", users)
     if place.shape != given.shape[:1]:
@@ -220,19 +225,20 @@ def fit_user_weights(
 
 
 class BradleyTerry:
-    """A model of choices with strengths that all users share, and effects of each user.
+    """A model of choices with a reward that all users share, and effects of each user.
 
-    The reward of a response for user u is b . x + d_u . z, where x and z are features of the response, with
-    normal priors on b and on each d_u: a logistic regression with random slopes, fitted to its highest
-    posterior by L-BFGS (scipy). Where each response is a feature of its own, b are the strengths of Bradley
-    & Terry (1952).
+    The reward of a response for user u is b . x + d_u . z, where x and z are features of the response. b and
+    each d_u have normal priors: a logistic regression with random slopes, fitted by maximum a posteriori
+    with L-BFGS (scipy). With `features=None`, b holds the strengths of Bradley & Terry (1952).
 
     Args:
-        features: (prompts, responses) -> (n, d) of the shared part. None: each response has a strength of
-            its own, which says nothing of responses that were not fitted.
-        user_features: the same for what users add. None: users differ in nothing.
-        ridge: penalty on the shared part, half the sum of its squares times this.
-        user_ridge: penalty on the users' part: the larger, the more alike users are.
+        features: a function (prompts, responses) -> (n, d), which computes x. None: each response of the
+            fit has a strength of its own, and any other response has the strength 0.
+        user_features: a function (prompts, responses) -> (n, d'), which computes z. None: all users have
+            the same rewards.
+        ridge: the penalty on b is ridge / 2 times the sum of its squares.
+        user_ridge: the penalty on all d_u is user_ridge / 2 times the sum of their squares: the larger, the
+            more alike users are.
         steps: the most iterations of L-BFGS.
     """
 
@@ -246,16 +252,15 @@ class BradleyTerry:
         steps: int = 200,
     ) -> None:
         for name, size in {"ridge": ridge, "user_ridge": user_ridge}.items():
-            if not isinstance(size, int | float) or not 0 < size < np.inf:
-                raise InvalidArgumentError(f"{name}={size!r} must be a positive number.")
+            check_argument(name, size, PositiveNumber)
         self._features, self._user_features = features, user_features
         self._ridge, self._user_ridge, self._steps = ridge, user_ridge, steps
 
     def fit(self, choices: Sequence[Preference]) -> Self:
-        """Fit both parts.
+        """Fit the shared reward and the users' effects. An earlier fit is forgotten.
 
         Raises:
-            DataError: a choice has no user.
+            DataError: a choice has no user, or there are no choices.
             MissingExtraError: scipy is not installed.
         """
         known = encode(choices)
@@ -273,7 +278,10 @@ class BradleyTerry:
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """The log-odds of each choice, shape (n,); a new user has no effects."""
+        """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,).
+
+        A user who was not in the fit has no effects: the shared reward alone decides.
+        """
         if not choices:
             return np.zeros(0)
         known = encode(choices)
@@ -283,31 +291,26 @@ class BradleyTerry:
             own = featured(self._user_features, responses)
             nothing = np.zeros(own.shape[1])
             effects = np.array([self._effects.get(user, nothing) for user in known.users])
-            differences = incidence(known, len(responses)) @ own
-            if hasattr(differences, "toarray"):
-                differences = differences.toarray()
+            differences = _dense(incidence(known, len(responses)) @ own)
             margins = margins + np.einsum("nd,nd->n", differences, effects[known.user])
         return margins
 
     def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """The reward of each response that all users share, shape (n,)."""
+        """Compute the reward that all users share, for each of n responses, shape (n,)."""
         return self._shared(list(zip(prompts, responses, strict=True)))
 
     def _shared(self, responses: Sequence[Response]) -> FloatArray:
-        """The shared reward of each response."""
         if self._features is None:
             strengths = np.append(self._strengths, 0.0)  # of a response that was not fitted
             return strengths[[self._places.get(one, -1) for one in responses]]
         return np.asarray(featured(self._features, responses) @ self._strengths, dtype=np.float64)
 
     def _fit(self, known: Encoded, shared: Any, own: Any) -> FloatArray:
-        """The strengths, then the effects of one user after the other."""
+        """Fit b and d by maximum a posteriori: one vector of b, then d_u of one user after the other."""
         differences = incidence(known, len(known.responses))
         of_choice = differences @ shared
         users, width = len(known.users), of_choice.shape[1]
-        own_choice: Any = None if own is None else differences @ own
-        if hasattr(own_choice, "toarray"):
-            own_choice = own_choice.toarray()
+        own_choice = None if own is None else _dense(differences @ own)
         depth = 0 if own_choice is None else own_choice.shape[1]
         of_user = one_hot(known.user, users)
 
@@ -328,6 +331,10 @@ class BradleyTerry:
         return minimise(loss, np.zeros(width + users * depth), self._steps)
 
 
+def _dense(matrix: Any) -> Any:
+    return matrix.toarray() if hasattr(matrix, "toarray") else matrix
+
+
 def _softmax(logits: FloatArray) -> FloatArray:
     found: FloatArray = np.exp(logits - logits.max(axis=1, keepdims=True))
     found /= found.sum(axis=1, keepdims=True)
@@ -335,7 +342,7 @@ def _softmax(logits: FloatArray) -> FloatArray:
 
 
 def _softmax_slope(weights: FloatArray, to_weights: FloatArray) -> FloatArray:
-    """The slope in the logits, from that in the weights."""
+    """Turn the gradient in the weights of a softmax into the gradient in its logits, row by row."""
     mean = (weights * to_weights).sum(axis=1, keepdims=True)
     found: FloatArray = weights * (to_weights - mean)
     return found
