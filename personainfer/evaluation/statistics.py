@@ -212,6 +212,14 @@ def holm(p_values: ArrayLike) -> FloatArray:
     return adjusted
 
 
+def holm_of_tested(p_values: ArrayLike) -> FloatArray:
+    """`holm` of the p-values that are numbers. NaN means that there was no test, and stays NaN."""
+    adjusted = np.array(p_values, dtype=np.float64)
+    tested = ~np.isnan(adjusted)
+    adjusted[tested] = holm(adjusted[tested])
+    return adjusted
+
+
 def benjamini_hochberg(p_values: ArrayLike) -> FloatArray:
     """P-values adjusted so that the share of false findings is bounded (Benjamini & Hochberg 1995)."""
     p = _p_values(p_values)

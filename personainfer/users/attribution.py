@@ -1,10 +1,11 @@
-"""Find which sentences of a prefix move the prediction, and whether they do so more where it is right.
+"""Measure how much each sentence of a prefix changes predictions, for users predicted well and for others.
 
-FamousPersona (arXiv 2505.13257) takes ContextCite (arXiv 2409.00729): score each choice with random subsets
+FamousPersona (arXiv 2505.13257) uses ContextCite (arXiv 2409.00729): score each choice with random subsets
 of the sentences, fit a sparse linear model of the margin, and compare the effects of sentences between
-successes and failures. If the same margins say what is a success, sentences that do nothing differ too:
-their noise is part of the margin. Here some choices of a user decide whether the user is predicted, and the
-effects come from the others.
+successes and failures. If one margin gave both the effect and the success, sentences without any effect
+would differ as well, because their noise is part of the margin. This module therefore splits the choices of
+each user: one half decides whether the user is predicted, and the effects are measured on the other half.
+A margin is a prediction as in `predictors`: above 0 the choice is predicted.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ..evaluation.statistics import CONFIDENCE, Estimate, bootstrap, bootstrap_mean, holm
+from ..evaluation.statistics import (
+    CONFIDENCE,
+    Estimate,
+    bootstrap,
+    bootstrap_mean,
+    holm_of_tested,
+)
 from ..exceptions import DataError
 from ..records import FloatArray, Preference
-from .predictors import Case, Predictor
+from .predictors import Case, Flags, Predictor
 from .prefixes import Prefix
-
-Flags = npt.NDArray[np.bool_]
 
 ABLATIONS = 64  # as ContextCite and FamousPersona
 _PERMUTATIONS = 9_999
@@ -39,9 +43,14 @@ _SENTENCE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class SentenceEffect:
-    """By how much one sentence raises the margin of one choice, other sentences being in or out.
+    """The effect of one sentence of a user's prefix on the margin of one choice.
 
-    `right` says whether the user's other choices, which this one is not part of, are predicted.
+    Attributes:
+        user, choice: their ids; "" for a choice without an id.
+        place: the number of the sentence in the prefix, from 1.
+        sentence: its text.
+        effect: the coefficient of the sentence in the linear model: how much it raises the margin.
+        right: whether most of the user's choices are predicted that no effect is measured on.
     """
 
     user: str
@@ -54,12 +63,17 @@ class SentenceEffect:
 
 @dataclass(frozen=True, slots=True)
 class SentencePlace:
-    """What the sentences at one place (from 1) do; each user counts once, and users are resampled.
+    """The mean effect of the sentences at one place of the prefix. Each user counts once.
 
-    `right` and `wrong` are the mean effects for users whose other choices are predicted and for those
-    whose are not, `difference` is the one less the other. `p` is from permutations of right and wrong
-    over users, `adjusted_p` is corrected over places (Holm). NaN where there is only one of the two.
-    Where a sentence does the same for all users, resampling cannot vary, and the interval has a width of 0.
+    Intervals resample users. If a sentence has the same effect for all users, its interval has a width of 0.
+
+    Attributes:
+        place: the number of the sentence, from 1.
+        right, wrong: the mean effect for users with `SentenceEffect.right`, and for users without.
+        difference: `right` minus `wrong`.
+        p: the p-value of the difference, by permutation of right and wrong over users.
+        adjusted_p: `p` corrected for the number of places (Holm 1979). `difference`, `p` and `adjusted_p`
+            are NaN if no user is right, or all are.
     """
 
     place: int
@@ -72,9 +86,14 @@ class SentencePlace:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Every measured effect, and the effects by the place of the sentence.
+    """The effects of the sentences of one prefix.
 
-    `left_out` counts choices of users with a single one, `failed` those that could not be scored.
+    Attributes:
+        prefix: the name of the prefix.
+        effects: one effect for each sentence and each measured choice.
+        places: mean effects by the place of the sentence.
+        left_out: how many users have a single choice, which is left out.
+        failed: how many choices have no effect, because a margin is missing.
     """
 
     prefix: str
@@ -84,14 +103,15 @@ class Attribution:
     failed: int = 0
 
     def strongest(self, count: int = 5) -> list[SentenceEffect]:
-        """The sentences that move a decision most, in either direction."""
+        """The `count` effects with the largest absolute value, largest first."""
         return sorted(self.effects, key=lambda one: -abs(one.effect))[:count]
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
-    """Where each sentence of a prefix begins and ends.
+    """Find the start and the end of each sentence of a prefix, in characters.
 
-    Of a text with tags, what comes before the first one is the library's own instruction and left out.
+    If the text has tags, such as <persona>, only the sentences after the first tag count: those before it
+    are the library's own instruction. A tag is not a sentence.
     """
     found = list(_SENTENCE.finditer(text))
     tags = [match.start() for match in found if _TAG.fullmatch(match.group())] or [-1]
@@ -111,19 +131,20 @@ def attribute_prefix(
 ) -> Attribution:
     """Measure the effect of each sentence of a prefix on the margin of choices.
 
-    Half of each user's choices, drawn by `seed`, say whether the user is predicted with the whole prefix.
-    The others are scored with random subsets of the sentences, each in with probability 1/2; with few
-    sentences, with all subsets. The effects of one choice are the coefficients of a sparse linear fit
-    (lasso, then least squares on the sentences that it keeps).
+    Half of each user's choices, drawn at random, decide whether the user is predicted with the whole prefix.
+    Each other choice is scored with subsets of the sentences: with all subsets if there are at most
+    `ablations`, else with random ones, which keep a sentence with probability 1/2. The effects on a choice
+    are the coefficients of a sparse linear model of the margin (a lasso selects sentences; least squares on
+    these gives their coefficients; the others are 0).
 
     Args:
-        name: what the prefix is called.
+        name: the name of the prefix, for the result.
         prefix: such as `persona_prefix("persona", …)`.
-        choices: with `user`.
-        predict: from `predictor_of`.
-        limit: measure effects on at most N choices, drawn by `seed`; None: on all.
-        ablations: how many subsets are scored for each choice.
-        confidence: of the intervals.
+        choices: the choices to predict, each with `user`.
+        predict: a function from `predictor_of`.
+        limit: measure effects on at most this many choices, drawn at random; None: on all.
+        ablations: the most subsets to score for each choice.
+        confidence: of the intervals, between 0 and 1.
         seed: of the draws and the permutations.
 
     Raises:
@@ -140,15 +161,15 @@ def attribute_prefix(
     if not any(spans):
         if not measured and choices:
             raise DataError(
-                "no user has two choices: some define what is right, others the effects."
+                "no user has two choices: one half decides who is predicted, the other gives effects."
             )
         raise DataError(f"the prefix {name!r} has no sentence to leave out.")
     masks = [_masks(len(one), ablations, random) for one in spans]
     people = {choice.user for choice in measured}
     judged = [choice for choice in judged if choice.user in people]
-    cases = [_case(prefix, choice, prefix.before(choice).text) for choice in judged]
+    cases = [Case.of(prefix, choice, prefix.before(choice).text) for choice in judged]
     for choice, text, where, rows in zip(measured, texts, spans, masks, strict=True):
-        cases += [_case(prefix, choice, _without(text, where, row)) for row in rows]
+        cases += [Case.of(prefix, choice, _without(text, where, row)) for row in rows]
     margins = predict(cases).margins
     right = _predicted(judged, margins[: len(judged)])
     effects: list[SentenceEffect] = []
@@ -179,7 +200,12 @@ def attribute_prefix(
 def _halves(
     choices: Sequence[Preference], random: np.random.Generator
 ) -> tuple[list[Preference], list[Preference], int]:
-    """Half of each user's choices, the others, and how many users have a single one."""
+    """Split the choices of each user at random.
+
+    Returns:
+        The choices that decide who is predicted, the choices to measure effects on, and how many users
+        have a single choice, which is in neither list.
+    """
     of_user: dict[str | None, list[Preference]] = defaultdict(list)
     for choice in choices:
         of_user[choice.user].append(choice)
@@ -194,7 +220,7 @@ def _halves(
 
 
 def _masks(count: int, ablations: int, random: np.random.Generator) -> Flags:
-    """Which sentences each subset has, shape (subsets, count): all subsets if there are few enough."""
+    """Draw subsets of `count` sentences, shape (subsets, count); True: the subset has the sentence."""
     if count == 0:
         return np.zeros((0, 0), dtype=bool)
     if 2**count <= ablations:
@@ -203,19 +229,18 @@ def _masks(count: int, ablations: int, random: np.random.Generator) -> Flags:
 
 
 def _without(text: str, spans: Sequence[tuple[int, int]], kept: Flags) -> str:
-    """The text without the sentences that are not kept."""
+    """Remove the sentences that are not kept from a text."""
     for (start, end), keep in reversed(list(zip(spans, kept, strict=True))):
         if not keep:
             text = text[:start] + text[end:]
     return text
 
 
-def _case(prefix: Prefix, choice: Preference, said: str) -> Case:
-    return Case(choice, said, prefix.around(said, choice.prompt))
-
-
 def _predicted(judged: Sequence[Preference], margins: FloatArray) -> dict[str | None, bool]:
-    """Whether most of a user's choices are predicted; the mean margin decides where half of them are."""
+    """Say for each user whether most choices are predicted; the sum of the margins decides a tie.
+
+    A user without any margin is left out.
+    """
     of_user: dict[str | None, list[float]] = defaultdict(list)
     for choice, margin in zip(judged, margins, strict=True):
         if not np.isnan(margin):
@@ -227,7 +252,11 @@ def _predicted(judged: Sequence[Preference], margins: FloatArray) -> dict[str | 
 
 
 def _sparse_fit(masks: Flags, margins: FloatArray) -> FloatArray:
-    """The effect of each sentence: least squares on the sentences that a lasso keeps; 0 for the others."""
+    """Fit a linear model of the margins, shape (subsets,), and return its coefficients, shape (count,).
+
+    A lasso on standardised columns selects sentences; least squares on these gives their coefficients. The
+    others are 0, and all are 0 if the margins do not vary.
+    """
     spread = margins.std()
     effects = np.zeros(masks.shape[1])
     if not spread > 1e-12 * max(1.0, float(np.abs(margins).max())):
@@ -264,19 +293,14 @@ def _places(
     for place in sorted({effect.place for effect in effects}):
         here = [effect for effect in effects if effect.place == place]
         found.append((place, *_compared(here, confidence, seed)))
-    tested = [p for *_, p in found if not np.isnan(p)]
-    adjusted = iter(holm(tested) if tested else ())
-    return tuple(
-        SentencePlace(*one, p if np.isnan(p) else float(next(adjusted)))
-        for one in found
-        for p in one[-1:]
-    )
+    adjusted = holm_of_tested([p for *_, p in found])
+    return tuple(SentencePlace(*one, float(p)) for one, p in zip(found, adjusted, strict=True))
 
 
 def _compared(
     effects: Sequence[SentenceEffect], confidence: float, seed: int
 ) -> tuple[Estimate, Estimate, Estimate, float]:
-    """Mean effect where right, where wrong, the difference, and its p; each user counts once."""
+    """Return the fields `right`, `wrong`, `difference` and `p` of a `SentencePlace`."""
     users, place = np.unique([effect.user for effect in effects], return_inverse=True)
     sums = np.bincount(place, [effect.effect for effect in effects])
     values = sums / np.bincount(place)
@@ -296,12 +320,12 @@ def _compared(
 
 
 def _permuted_p(values: FloatArray, right: Flags, seed: int) -> float:
-    """How often the difference is as large when right and wrong are shuffled over users."""
+    """Two-sided p-value of the difference of means, by permutation; NaN without right or wrong users."""
     if right.all() or not right.any():
         return float("nan")
     random = np.random.default_rng(seed)
     dealt = random.permuted(np.tile(right, (_PERMUTATIONS, 1)), axis=1)
-    # Given how many are right, the difference of means is a straight line in the sum over the right ones.
+    # The number of right users is fixed, so the difference of means is a linear function of their sum.
     expected = float(values.mean() * right.sum())
     drawn = np.abs(dealt @ values - expected)
     observed = abs(float(values @ right) - expected)

@@ -1,7 +1,7 @@
 """Find out whether personas know their users: predict choices that the personas were not made from.
 
 Each held-out choice is predicted with the user's persona, with the persona of another user, with none, and
-by baselines that need no persona. Equal questions are put to the scorer once, whatever asks them.
+by baselines that need no persona. The scorer gets equal questions once.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from .results import BARE
 AnyPersonas = UserPersonas | Mapping[str, Persona | UserPersona | str]
 Groups = Mapping[str, Mapping[str, object]]
 
-_NEED_NO_HISTORY = ("longer", "majority")
+_NEED_NO_HISTORY = ("longer", "majority")  # baselines
 _LATENT = "latent"  # needs torch, which takes seconds to import
-_LEAST_EFFECT = 1e-4  # of an accuracy; no audit has the choices to show a smaller one
-_MOST_EXAMPLES = 16  # of few-shot: more would fill the context of a small model
+_LEAST_EFFECT = 1e-4  # a difference of accuracy; no audit has enough choices to show a smaller one
+_MOST_EXAMPLES = 16  # of the few-shot baseline: more would fill the context of a small model
 
 
 @takes_options(LLMOptions)
@@ -67,42 +67,43 @@ def audit_personas(
     draw_seed: int = 0,
     **options: Unpack[LLMOptions],
 ) -> PersonaAudit:
-    """Say whether each persona knows its own user, from choices that it was not made from.
+    """Test whether personas know their own users, on choices that the personas were not made from.
 
     Args:
-        personas: the result of `infer_user_personas`; a mapping of users to personas (records or texts),
-            from whatever system; or a function k -> either, made from k choices a user.
-        choices: held-out choices, preference data as for `infer_personas`, with a user for each row.
-        scorer: who predicts: a `Likelihood`, a judge (a model's name, an `LLM`, an object with
+        personas: the result of `infer_user_personas`; or a mapping of users to personas (records or texts),
+            made by any system; or a function k -> either of these, made from k choices of each user.
+        choices: the held-out choices: preference data as for `infer_personas`, with a user for each row.
+        scorer: the model that predicts: a `Likelihood`, a judge (a model's name, an `LLM`, an object with
             `explains`), or a callable (conversations, responses) -> numbers, as for `evaluate_prefixes`.
         history: the choices that the personas were made from, as preference data. Baselines are fitted
-            on them, and held-out choices may not be among them. None: those that `UserPersonas` hold.
+            on them; a held-out choice must not be among them. None: the choices in `UserPersonas`.
         baselines: names out of "longer", "majority", "similar users", "few-shot", "low-rank", "pooled"
-            and "latent"; or models of your own by name, with `fit(choices)` and `predict(choices)`. None:
-            all that can be fitted, but for "latent", which needs torch.
-        groups: attribute -> user -> value. Accuracy is compared between groups, and the other user whose
-            persona is tried comes from the same groups where possible.
-        k: with a function as `personas`: how many choices a user to make personas from, such as
-            (2, 4, 8). The audit is of the largest.
-        fitted_users: users whose choices anything was fitted on, such as a tuned scorer; `unseen` has the
-            numbers of the others.
-        smallest_effect: the smallest difference in accuracy that matters, for the verdict.
-        lift: judge a persona by how much it raises the margin against the bare prompt, so that general
-            tastes of the scorer do not count.
-        role: whether the persona is a system message or part of the user's last turn.
+            and "latent"; or name -> a model of your own with `fit(choices)` and `predict(choices)`. None:
+            all that can be fitted, except "latent", which needs torch.
+        groups: attribute -> user -> value. Accuracy is compared between the values, and the control persona
+            comes from a user with the same values if possible.
+        k: if `personas` is a function: the numbers of choices to make personas from, such as (2, 4, 8).
+            `PersonaAudit.curve` has all of them; the other numbers are of the largest.
+        fitted_users: users whose choices were used to fit anything, such as a tuned scorer.
+            `PersonaAudit.unseen` has the accuracies of the other users.
+        smallest_effect: the smallest difference of accuracy that matters, for the verdict: 0.0001 to 1.
+        lift: subtract the margin of the bare prompt from each margin, so that the scorer's general tastes
+            do not count.
+        role: "system": the persona is a system message; "user": it is part of the user's last turn.
         user: the column with the user's id.
-        columns: the library's column names to yours, where they differ.
-        confidence: of the intervals, which resample users with all their choices.
-        draw_seed: of the other user whose persona is tried, examples and permutations.
-        options: of the LLM that a judge's name makes: see `LLM`.
+        columns: the library's column names -> yours, if they differ.
+        confidence: of the intervals, between 0 and 1. They resample users with all their choices.
+        draw_seed: of the control persona, the examples and the permutations.
+        options: configure the LLM that a judge's name makes: see `LLM`.
 
     Returns:
         The verdict, and the numbers behind it. `print` shows a table.
 
     Raises:
         InvalidArgumentError, UnknownOptionError: a bad argument, before anything is scored.
-        DataError: a held-out choice is one that the user's persona was made from; or no row is a choice
-            of a user with a persona.
+        MissingExtraError: a baseline that you named needs a package that is not installed.
+        DataError: a persona was made from a held-out choice of its user; or no row is a choice of a user
+            with a persona.
         ModelError: from the scorer.
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(audit_personas).parameters))
@@ -116,7 +117,9 @@ def audit_personas(
     earlier = None if history is None else users_in(history, user, columns, None, None)[0]
     if earlier is not None:
         _refuse_leaks(held_out, {one.name: ChoicesUsed(one.new) for one in earlier})
-    made = {count: _Made.of(_call(personas, count)) for count in counts}
+    made = {
+        count: _Made.of(personas(count) if callable(personas) else personas) for count in counts
+    }
     for one in made.values():
         _refuse_leaks(held_out, one.sources)
     main = made[max(counts)]
@@ -131,7 +134,7 @@ def audit_personas(
     check_groups(known, kept)
     fitted, left_out = _fitted(models, past, kept, must_fit=baselines is not None)
     examples = FEW_SHOT in models and FEW_SHOT not in left_out
-    # In place of the persona stand the choices that it was made from, where they are known.
+    # The few-shot baseline shows the choices that the persona was made from, if they are known.
     shown = main.history or past
     prefixes = _prefixes(made, shown if examples else [], role, draw_seed)
     shared = SharedCalls(predict, sees_ids=sees_ids(scorer))
@@ -157,7 +160,13 @@ def audit_personas(
 
 @dataclass(frozen=True)
 class _Made:
-    """Personas by user as texts, what each was made from, and these choices in one list."""
+    """The personas of one k.
+
+    Attributes:
+        texts: user -> persona.
+        sources: user -> what is known of the choices that the persona was made from.
+        history: these choices, where their texts are known, each with its user.
+    """
 
     texts: dict[str, str]
     sources: dict[str, ChoicesUsed]
@@ -200,12 +209,8 @@ class _Made:
         return cls(texts, sources, history)
 
 
-def _call(personas: AnyPersonas | Callable[[int], AnyPersonas], count: int) -> AnyPersonas:
-    return personas(count) if callable(personas) else personas
-
-
 def _refuse_leaks(held_out: Sequence[UserAtWork], sources: Mapping[str, ChoicesUsed]) -> None:
-    """Raise DataError if a persona was made from a choice that it is to predict."""
+    """Raise DataError if a persona was made from a held-out choice of its user."""
     leaks = [
         choice
         for one in held_out
@@ -229,7 +234,7 @@ def _refuse_leaks(held_out: Sequence[UserAtWork], sources: Mapping[str, ChoicesU
     )
 
 
-# What is asked of the scorer
+# Predictions of the scorer
 
 
 def _prefixes(
@@ -238,7 +243,7 @@ def _prefixes(
     role: Literal["system", "user"],
     seed: int,
 ) -> dict[str | int, Prefix]:
-    """The prefix of each k, of no persona, and of examples where there is a history."""
+    """Make the prefixes by name: `BARE`, each k, and `FEW_SHOT` if there is a history."""
     found: dict[str | int, Prefix] = {BARE: persona_prefix(BARE)}
     for k, one in made.items():
         found[k] = persona_prefix("persona", personas=one.texts, role=role)
@@ -259,7 +264,16 @@ def _margins(
     lift: bool,
     baselines: Mapping[str, FloatArray],
 ) -> Margins:
-    """The margins of each condition."""
+    """Predict the choices under each condition, in one call of the scorer.
+
+    Args:
+        choices: the held-out choices, shape (choices,).
+        prefixes: from `_prefixes`; a name that is a number is a k.
+        others: for each choice the user whose persona is the control; None: there is none.
+        shared: collects the cases.
+        lift: whether to subtract the margins without a persona.
+        baselines: name -> margins of shape (choices,), for the result.
+    """
     cases: dict[tuple[str | int, str], list[Case | None]] = {}
     for name, prefix in prefixes.items():
         cases[name, "own"] = [_case(prefix, choice, choice.user or "") for choice in choices]
@@ -276,21 +290,14 @@ def _margins(
     none = margins[BARE, "own"]
     if lift:
         margins = {n: m if n[0] == BARE else m - none for n, m in margins.items()}
-    most = max(name for name in prefixes if isinstance(name, int))
+    counts = [name for name in prefixes if isinstance(name, int)]
+    most = max(counts)
     main = [place for place in places[most, "own"] if place is not None]
     names = {"own persona": (most, "own"), "none": (BARE, "own"), FEW_SHOT: (FEW_SHOT, "own")}
     return Margins(
         tuple(choices),
-        {
-            name: m
-            for (name, whose), m in margins.items()
-            if isinstance(name, int) and whose == "own"
-        },
-        {
-            name: m
-            for (name, whose), m in margins.items()
-            if isinstance(name, int) and whose != "own"
-        },
+        {k: margins[k, "own"] for k in counts},
+        {k: margins[k, "shuffled"] for k in counts},
         none,
         margins.get((FEW_SHOT, "own")),
         baselines,
@@ -302,32 +309,32 @@ def _margins(
 
 
 def _mean(shares: FloatArray) -> float:
-    """The mean of the shares that are known; NaN where none is."""
+    """Mean of the numbers that are not NaN; NaN if there are none."""
     known = shares[~np.isnan(shares)]
     return float(known.mean()) if len(known) else math.nan
 
 
 def _case(prefix: Prefix, choice: Preference, user: str | None) -> Case | None:
-    """The choice with the prefix of this user; None where there is none."""
+    """The choice with the prefix of `user`; None without a user or a prefix for this user."""
     if user is None or not prefix.works_for(user):
         return None
-    said = prefix.before(choice.model_copy(update={"user": user})).text
-    return Case(choice, said, prefix.around(said, choice.prompt))
+    return Case.of(prefix, choice, prefix.before(choice.model_copy(update={"user": user})).text)
 
 
 def _taken(values: FloatArray, places: Sequence[int | None]) -> FloatArray:
-    """The values at these places; NaN for None."""
+    """Select the values at these places; NaN for None."""
     return np.array([math.nan if place is None else values[place] for place in places])
 
 
 def _tokens(cases: Sequence[Case | None]) -> FloatArray:
-    """How many tokens the scorer reads for each: the conversation and both responses."""
-    return np.array([math.nan if case is None else _size(case) / BYTES_A_TOKEN for case in cases])
+    """Estimate the tokens that the scorer reads for each case: the conversation and both responses."""
 
+    def tokens(case: Case) -> float:
+        texts = [turn.content for turn in case.messages]
+        texts += [case.choice.chosen, case.choice.rejected]
+        return sum(len(text.encode()) for text in texts) / BYTES_A_TOKEN
 
-def _size(case: Case) -> int:
-    texts = [turn.content for turn in case.messages]
-    return sum(len(text.encode()) for text in (*texts, case.choice.chosen, case.choice.rejected))
+    return np.array([math.nan if case is None else tokens(case) for case in cases])
 
 
 # Baselines that read no persona
@@ -340,11 +347,20 @@ def _fitted(
     *,
     must_fit: bool,
 ) -> tuple[dict[str, FloatArray], dict[str, str]]:
-    """The margins of each model on the choices; and the names of those left out, with the reason.
+    """Fit each model on the history, and predict the choices.
+
+    Args:
+        models: from `_models`; None is the few-shot baseline, which the scorer predicts.
+        history: the choices to fit on.
+        choices: the choices to predict.
+        must_fit: raise an error if a model cannot be fitted, because the user named it; else leave it out.
+
+    Returns:
+        Name -> margins of shape (choices,); and name -> why the model is left out.
 
     Raises:
-        InvalidArgumentError, MissingExtraError: with `must_fit`, since the user named them, instead of
-            leaving one out.
+        InvalidArgumentError: a model needs a history that is not there, or predicts no such numbers.
+        MissingExtraError: a model needs a package that is not installed.
     """
     margins, left_out = {}, {}
     for name, model in models.items():
@@ -386,7 +402,7 @@ def _fitted(
 def _models(
     baselines: Sequence[str] | Mapping[str, ChoiceModel] | None,
 ) -> dict[str, ChoiceModel | None]:
-    """The model of each baseline; None for the one that the scorer reads."""
+    """Make or check the model of each baseline; None: the few-shot baseline, which the scorer predicts."""
     if isinstance(baselines, Mapping):
         for name, model in baselines.items():
             if not (
@@ -418,7 +434,7 @@ def _models(
 
 
 def _counts(personas: object, k: int | Sequence[int] | None) -> list[int]:
-    """The numbers of choices to make personas from; [0] where they are made already."""
+    """Check `k`, and return its numbers in order; [0] if `personas` is not a function of k."""
     if not callable(personas):
         if k is not None:
             raise InvalidArgumentError(

@@ -25,35 +25,39 @@ from ..evaluation.statistics import NOTHING, Estimate, bootstrap
 from ..records import FloatArray, Preference
 from ..scoring.choice_models import length_only
 from .groups import Equity, equities
+from .predictors import Flags
 from .results import mean_difference, right_share
 from .similar_users import find_questions
 
-Flags = npt.NDArray[np.bool_]
 Users = npt.NDArray[Any]
 
-FEW_SHOT: Final = "few-shot"  # the baseline that the scorer reads
+FEW_SHOT: Final = "few-shot"  # the baseline that the scorer predicts
 _GUESS = 0.5  # the accuracy of a guess
-_MEASURES = {"own - shuffled": "own - another user's"}  # as the table names them
+_MEASURES = {"own - shuffled": "own - another user's"}  # the names in the printed table
 _POWER = 0.8  # the chance to find the smallest effect that matters
-_LENGTH_RESAMPLES = 500  # of the accuracies at equal length, each of which is a regression
-_CLEARLY = 0.1  # the share of its length by which a response is clearly longer than the other
-_NEVER = 60  # of so many choices none: rarer than 1 in 20 (rule of three)
+_LENGTH_RESAMPLES = 500  # few, because each is a regression
+_CLEARLY = 0.1  # a response is clearly longer if the lengths differ by more than this share of the longer one
+_NEVER = 60  # an event that did not occur in so many choices is rarer than 1 in 20 (rule of three)
 
 
 class Margins(NamedTuple):
-    """What was predicted for each held-out choice; arrays of shape (choices,), NaN where there is none.
+    """The margins of the held-out choices under each condition: arrays of shape (choices,), NaN if missing.
+
+    Above 0 the choice is predicted, 0 is a tie. k is the number of choices that a persona was made from; it
+    is 0 if the personas were given.
 
     Attributes:
         choices: the held-out choices of users with a persona.
-        own, shuffled: by k, with the user's persona and with another user's.
-        none: without a persona.
-        few_shot: with examples in place of the persona; None where there is no history.
-        baselines: by name, of the models that read no persona.
-        tokens: by condition, the tokens that the scorer reads, estimated.
-        unusable: choices for which the judge's reply with the own persona could not be used.
-        cut: choices of which a text was cut, with the own persona.
+        own: k -> margins with the user's persona.
+        shuffled: k -> margins with another user's persona.
+        none: margins without a persona.
+        few_shot: margins with examples in place of the persona; None without a history.
+        baselines: name -> margins of a model that reads no persona.
+        tokens: condition -> estimated tokens that the scorer reads for each choice.
+        unusable: how many replies of the judge with the own persona could not be used.
+        cut: of how many choices a text was cut, with the own persona.
         neither: the share of a judge's answers with the own persona that picked neither response, which
-            counts as wrong; NaN where no judge was asked.
+            counts as wrong; NaN without a judge.
     """
 
     choices: tuple[Preference, ...]
@@ -70,7 +74,7 @@ class Margins(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Accuracies:
-    """Accuracy with the own persona, with another user's, and the difference on the same choices."""
+    """Accuracy with the own persona, with another user's, and their difference on the same choices."""
 
     own: Estimate
     shuffled: Estimate
@@ -79,33 +83,37 @@ class Accuracies:
 
 @dataclass(frozen=True, kw_only=True)
 class PersonaAudit:
-    """Whether personas know their users. A tie counts half; intervals resample users, which `n` counts.
+    """The result of `audit_personas`: do personas know their users?
+
+    Accuracy is the share of held-out choices that are predicted; a tie counts half. Each difference is over
+    the same choices. Intervals resample users, and `n` counts users.
 
     Attributes:
         verdict: one of "knows its user", "knows people in general", "no better than length", "no better
             than none", and "cannot tell: too few choices, about N more are needed". docs/audit.md has
             the rule.
-        own: accuracy on held-out choices with the user's persona.
-        shuffled: with the persona of another user.
-        none: without a persona.
-        baselines: accuracy by the name of the baseline.
-        own_minus_shuffled: on the same choices, as all differences.
-        own_minus_none: what any persona gains, and the own one with it.
-        own_minus_best_baseline: against the best of them, which is chosen anew in each resample. NaN
-            without baselines.
-        own_minus_length: against a rule that only knows which response is longer (by a tenth), and whether
-            this persona leads to the longer or the shorter one on the user's other choices.
-        unseen: of users whose choices nothing was fitted on.
-        by_group: own accuracy, and own - shuffled, by attribute of users, corrected together.
-        curve: the accuracies by k, from how many choices the persona was made.
-        tokens: the tokens that the scorer reads a decision, by condition, at four bytes a token.
+        own: accuracy with the user's persona.
+        shuffled: accuracy with the persona of another user.
+        none: accuracy without a persona.
+        baselines: name of a baseline -> its accuracy.
+        own_minus_shuffled: what the own persona gains over another user's.
+        own_minus_none: what the own persona gains over none. Any other persona may gain as much.
+        own_minus_best_baseline: `own` minus the accuracy of the best baseline, which is found again in each
+            resample. NaN without baselines.
+        own_minus_length: `own` minus the accuracy of a rule that knows only which response is longer (by a
+            tenth), and whether the persona predicts longer or shorter ones on the user's other choices.
+        unseen: accuracies of users whose choices nothing was fitted on.
+        by_group: `own`, and `own_minus_shuffled`, compared between groups; p-values corrected together.
+        curve: k -> accuracies with personas made from k choices; empty if the personas were given.
+        tokens: condition -> mean tokens that the scorer reads for a choice, at four bytes a token.
         choices: the held-out choices that were predicted.
-        margins: what was predicted for each.
-        left_out: baselines that could not be fitted, and why.
-        unknown: held-out choices of users without a persona, which are left out.
-        failed: choices without a margin with the own persona: too long, or no number. Left out.
-        skipped: rows of the data that are no choice of a user, by reason.
-        settings: the arguments that matter to the numbers.
+        margins: the predictions of these choices.
+        left_out: name of a baseline that could not be fitted -> the reason.
+        unknown: how many held-out choices are of users without a persona. They are left out.
+        failed: how many choices have no margin with the own persona: the text is too long, or the scorer
+            gave no number. They are left out.
+        skipped: reason -> how many rows of the data are not a choice of a user.
+        settings: the arguments that the numbers depend on.
     """
 
     verdict: str
@@ -142,7 +150,12 @@ class PersonaAudit:
         skipped: Mapping[str, int],
         settings: Mapping[str, Any],
     ) -> PersonaAudit:
-        """All numbers of these margins, and the verdict."""
+        """Compute all numbers and the verdict from the margins. See the attributes for the arguments.
+
+        Args:
+            names: the baselines in the order in which they are shown.
+            settings: with `smallest_effect`, `confidence` and `draw_seed`.
+        """
         confidence, seed = settings["confidence"], settings["draw_seed"]
         choices, most = margins.choices, max(margins.own)
         users, lengths = _users(choices), _longer_by(choices)
@@ -214,11 +227,11 @@ class PersonaAudit:
             settings={**settings, "fitted_users": sorted(fitted_users)},
         )
 
-    # Computed when they are asked for: they cost more than all other numbers together.
+    # Computed when they are first read, because they take longer than all other numbers together.
 
     @cached_property
     def equal_length(self) -> Accuracies:
-        """What the accuracies would be if both responses were equally long (arXiv 2404.04475)."""
+        """Estimates of the accuracies if both responses were equally long (arXiv 2404.04475)."""
         own, shuffled = self._margins
         lengths, users = _longer_by(self.choices), _users(self.choices)
         options: dict[str, Any] = {
@@ -233,20 +246,20 @@ class PersonaAudit:
 
     @cached_property
     def clashing(self) -> Accuracies:
-        """The accuracies on questions on which users choose differently."""
+        """Accuracies on prompts on which users choose differently: see `find_questions`."""
         which = np.array(find_questions(self.choices)) == "clashing"
         own, shuffled = (right_share(one)[which] for one in self._margins)
         return _accuracies(own, shuffled, _users(self.choices)[which], self.settings["confidence"])
 
     @property
     def _margins(self) -> tuple[FloatArray, FloatArray]:
-        """With the own and with another user's persona, of the personas made from the most choices."""
+        """Margins with the own and with another user's persona, for the largest k."""
         most = max(self.margins.own)
         return self.margins.own[most], self.margins.shuffled[most]
 
     @property
     def best_baseline(self) -> str | None:
-        """The name of the baseline of the highest accuracy."""
+        """The name of the baseline with the highest accuracy; None without baselines."""
         return max(self.baselines, key=lambda name: self.baselines[name].value, default=None)
 
     def grid(self) -> list[tuple[str, ...]]:
@@ -276,7 +289,7 @@ class PersonaAudit:
         ]
 
     def remarks(self) -> list[str]:
-        """What a reader of the numbers should know, one sentence each."""
+        """Sentences about what limits the numbers, such as choices that were left out."""
         said = []
         best = self.best_baseline
         if best is not None and self.own_minus_best_baseline.low <= 0:
@@ -312,7 +325,7 @@ class PersonaAudit:
         return said
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers and counts as plain values; not the single choices."""
+        """Return all numbers and counts as plain values, without the single choices and margins."""
         names = [name for name in self.__dataclass_fields__ if name not in ("choices", "margins")]
         found = {name: getattr(self, name) for name in (*names, "equal_length", "clashing")}
         found["neither"] = self.margins.neither
@@ -356,21 +369,21 @@ def verdict_of(
     same_as_none: bool = False,
     only_length: bool = False,
 ) -> str:
-    """The verdict on a persona, from differences of accuracy on the same choices.
+    """Return the verdict on personas, from differences of accuracy on the same choices.
 
     Args:
-        over_shuffled, over_none, over_length: own accuracy less that with another user's persona, with
-            none, and by length alone.
-        own: the accuracy with the own persona. A persona that is not shown to predict more than half of
-            the choices is not said to know anything, whatever it is better than: without it, or with
-            another one, a judge may be worse than a guess.
+        over_shuffled, over_none, over_length: own accuracy minus the accuracy with another user's persona,
+            without a persona, and by length alone.
+        own: the accuracy with the own persona. Its interval must be above 0.5 for a verdict "knows …",
+            because without the persona, or with another one, a judge may be worse than a guess.
         smallest: the smallest difference that matters.
-        more: how many more choices are needed to find it.
-        same_as_shuffled, same_as_none: none of many predictions is another one, so that there is no doubt.
-        only_length: the predictions follow the length of the responses, and without a persona they do not.
+        more: how many more choices are needed to find a difference of this size.
+        same_as_shuffled, same_as_none: all of many predictions equal those with another user's persona, or
+            without one, so a difference is ruled out.
+        only_length: the predictions follow the length of the responses, and do not without a persona.
     """
     cannot_tell = f"cannot tell: too few choices, about {more:,} more are needed"
-    # A fifth of what the persona predicts above chance, so that a few ties in length decide nothing.
+    # At least a fifth of the accuracy above chance, so that a few ties in length do not decide.
     beyond_length = over_length.low > 0 and over_length.value >= (own.value - _GUESS) / 5
     above_guess = own.low > _GUESS
     not_above = "no better than none" if own.high < _GUESS + smallest else cannot_tell
@@ -380,7 +393,7 @@ def verdict_of(
         and over_shuffled.value < smallest
         and over_none.value < smallest
         and not only_length
-    ):  # hardly more than a guess: one of two differences is soon above 0 by chance
+    ):  # hardly better than a guess, so an interval above 0 may be chance
         return "no better than none"
     if over_shuffled.low > 0:
         if over_none.high < 0:
@@ -392,7 +405,7 @@ def verdict_of(
         return "no better than none"
     if (same_as_shuffled or over_shuffled.high < smallest) and over_none.high < smallest:
         return "no better than length" if only_length else "no better than none"
-    # Little of what the persona gains is its user's own: less than what matters, or than half of it.
+    # The gain over another user's persona is small: below what matters, or below half of the whole gain.
     general = same_as_shuffled or over_shuffled.high < max(smallest, over_none.value / 2)
     if general and over_none.low > 0:
         if beyond_length:
@@ -402,15 +415,19 @@ def verdict_of(
 
 
 def choices_needed(differences: npt.ArrayLike, users: npt.ArrayLike, smallest: float) -> int:
-    """How many more choices show a mean difference of this size in 8 of 10 audits, at 95 % confidence.
+    """Estimate how many more choices show a mean difference in 8 of 10 audits, at 95 % confidence.
 
-    n' = v (2.8 / smallest)^2, where v / n is the squared standard error of the mean over users with all
-    their choices, and 2.8 the sum of the normal quantiles of 0.975 and 0.8; less the n that there are. At
-    least a quarter of them: they were not enough. Two digits.
+    more = v (2.8 / smallest)^2 - n, where n is the number of choices, v / n the squared standard error of the
+    mean difference with users as clusters, and 2.8 the sum of the normal quantiles of 0.975 and 0.8. If the
+    differences give no v, v = 0.5: that of two predictions that agree on half of the choices.
 
     Args:
-        differences, users: shape (choices,); NaN is a missing one.
-        smallest: the size, above 0.
+        differences: shape (choices,); NaN is a missing one.
+        users: the user of each difference, shape (choices,).
+        smallest: the size of the mean difference, above 0.
+
+    Returns:
+        `more`, rounded up to two digits; at least n / 4, because the n choices were not enough.
     """
     given, of_user = read_numbers("differences", differences), np.asarray(users)
     check_argument("smallest", smallest, PositiveNumber)
@@ -422,7 +439,6 @@ def choices_needed(differences: npt.ArrayLike, users: npt.ArrayLike, smallest: f
     if people > 2:
         rest = sums[:, 0] - sums[:, 1] * sums[:, 0].mean() / sums[:, 1].mean()
         variance = float(rest @ rest) * people / (people - 1) / n
-    # Of two predictions that agree on half of the choices, where the data do not say it.
     variance = variance or 0.5
     reach = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(_POWER)
     more = max(variance * (reach / smallest) ** 2 - n, n / 4)
@@ -431,13 +447,13 @@ def choices_needed(differences: npt.ArrayLike, users: npt.ArrayLike, smallest: f
 
 
 def _never_differ(one: FloatArray, other: FloatArray) -> bool:
-    """Whether all predictions are the same, and there are many of them."""
+    """Whether at least `_NEVER` predictions are known in both arrays, and all of these are equal."""
     known = ~(np.isnan(one) | np.isnan(other))
     return int(known.sum()) >= _NEVER and bool((one[known] == other[known]).all())
 
 
 def _mostly_same(one: FloatArray, other: FloatArray) -> bool:
-    """Whether nine of ten predictions are the same, of those for which neither is a tie."""
+    """Whether 90 % of the predictions are equal, among those that are known and not tied in either array."""
     decided = ~np.isnan(one + other) & (one != 0.5) & (other != 0.5)
     return bool(decided.any() and (one[decided] == other[decided]).mean() >= 0.9)
 
@@ -450,7 +466,7 @@ def _users(choices: Sequence[Preference]) -> Users:
 
 
 def _longer_by(choices: Sequence[Preference]) -> npt.NDArray[Any]:
-    """By how many characters the chosen response is the longer one, shape (choices,)."""
+    """Characters of the chosen response minus those of the rejected one, shape (choices,)."""
     return np.array([len(one.chosen.strip()) - len(one.rejected.strip()) for one in choices])
 
 
@@ -467,7 +483,10 @@ def _accuracies(
 def _against_best(
     own: FloatArray, baselines: Sequence[FloatArray], users: Users, confidence: float
 ) -> Estimate:
-    """Own accuracy less that of the best baseline, which is found anew in each resample of users."""
+    """Own accuracy minus that of the best baseline, which is found again in each resample of users.
+
+    Choices count that have all predictions; NaN if there are none, or no baseline.
+    """
     table = np.stack([own, *baselines], axis=1)
     known = ~np.isnan(table).any(axis=1)
     if not baselines or not known.any():

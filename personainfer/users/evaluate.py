@@ -1,8 +1,8 @@
-"""Evaluate how well a prefix lets a scorer predict its user's other choices.
+"""Measure how well a prefix lets a scorer predict the other choices of its user.
 
-After FamousPersona (arXiv 2505.13257), which compares users in the training data with unseen ones, personal
-with clashing questions, groups of users, and sentences of the prefix. This module adds a control, in which
-each user gets another user's prefix, and intervals that resample users.
+The comparisons are those of FamousPersona (arXiv 2505.13257): users in the training data and unseen users,
+personal and clashing questions, groups of users, sentences of the prefix. This module adds a control, in
+which each user gets another user's prefix, and intervals that resample users.
 """
 
 from __future__ import annotations
@@ -56,35 +56,37 @@ def evaluate_prefixes(
     """Measure how well each prefix lets a scorer predict the held-out choices of users.
 
     Args:
-        prefixes: by name, from `persona_prefix`; or a function (names of the users to train on) ->
-            prefix, for one that is made of other users' choices. "none" is added.
-        data: held-out choices, preference data as for `infer_personas`, with a user for each row.
+        prefixes: name -> a prefix from `persona_prefix`, or a function (names of the users to train on) ->
+            prefix, for a prefix that is made from other users' choices. The prefix "none" is added.
+        data: the held-out choices: preference data as for `infer_personas`, with a user for each row.
         scorer: a `Likelihood`, a judge (a model's name, an `LLM`, an object with `explains`), or a
             callable (conversations, responses) -> numbers. See `personainfer.users.predictors`.
         fit: in place of a scorer: a function (names of the users to train on) -> scorer, such as one
             that trains a model or loads it.
-        untuned: the scorer before it was tuned. Each prefix is scored by it too, on the same choices:
+        untuned: the scorer before it was tuned. It predicts the same choices with each prefix, and
             `over_untuned` is the gain of tuning, by group as well (FamousPersona's equity).
-        folds: N parts of the users, or an attribute in `groups` of which one value is left out at
-            a time. `prefixes` and `fit` then get only the users that they are not tested on.
-        lift: judge a prefix by how much it raises the margin against the bare prompt, so that general
-            tastes of the scorer do not count. "none" is judged by the margin itself.
-        groups: attribute -> user -> value, for equity. None, NaN and "" are missing values.
-        questions: the kind of question by the id of the choice; "find": "clashing" where users choose
-            differently on a prompt, else "personal" (see `personainfer.users.similar_users`).
-        attribute: names of prefixes whose sentences are attributed (see `attribute_prefix`), with
-            folds on the users that the last one leaves out.
-        ablations: how many versions of a prefix without some sentences are scored for each choice.
+        folds: N: split the users into N parts; or an attribute in `groups`: the users of each of its values
+            are one part. Each part is predicted by what was fitted on the other parts: functions in
+            `prefixes` and `fit` get only the users of these. None: functions get all users.
+        lift: subtract the margin of the bare prompt from each margin, so that the scorer's general tastes
+            do not count. The margin of "none" stays as it is.
+        groups: attribute -> user -> value: groups to compare. None, NaN and "" are missing values.
+        questions: id of a choice -> kind of its question; or "find": "clashing" if users choose
+            differently on the prompt, else "personal" (see `personainfer.users.similar_users`).
+        attribute: names of prefixes whose sentences get effects (see `attribute_prefix`). With folds, the
+            choices are those of the users that the last fold leaves out.
+        ablations: at most so many subsets of the sentences of a prefix are scored for each choice.
         user: the column with the user's id.
-        columns: the library's column names to yours, where they differ.
-        confidence: of the intervals, which resample users with all their choices.
+        columns: the library's column names -> yours, if they differ.
+        confidence: of the intervals, between 0 and 1. They resample users with all their choices.
         draw_seed: of folds, shuffled prefixes, draws and permutations.
-        options: of the LLM that a judge's name makes: see `LLM`.
+        options: configure the LLM that a judge's name makes: see `LLM`.
 
     Returns:
-        For each prefix the accuracy, the gain over none, the accuracy with another user's prefix, by
-        question and by group; a tie counts half. It counts texts that were cut, choices that failed,
-        and prefixes with too few examples; `without_cuts()` leaves cut ones out. `print` shows a table.
+        For each prefix the accuracy, the gain over none, and the accuracy with another user's prefix, also
+        by question and by group. A tie counts half. The result counts texts that were cut, choices that
+        failed, and prefixes with too few examples; `without_cuts()` leaves choices with cut texts out.
+        `print` shows a table.
 
     Raises:
         ValueError, TypeError: a bad argument, before anything is scored.
@@ -99,7 +101,9 @@ def evaluate_prefixes(
     attribute = (attribute,) if isinstance(attribute, str) else tuple(attribute)
     _check(prefixes, scorer, fit, folds, questions, attribute, ablations)
     known = group_values(groups)
-    before_tuning = None if untuned is None else _predictor("untuned", untuned, options)
+    # With another untuned scorer than a name, the options are those of `scorer` alone.
+    untuned_options = options if isinstance(untuned, str) else None
+    before_tuning = None if untuned is None else predictor_of(untuned, untuned_options)
     users, skipped = users_in(data, user, columns, None, None)
     choices = [choice for one in users for choice in one.new]
     check_groups(known, choices)
@@ -109,7 +113,7 @@ def evaluate_prefixes(
     )
     everything = {BARE: persona_prefix(BARE), **prefixes}
     tests = [
-        FittedFold(part, everything, _predictor("scorer", _scorer(scorer, fit, part), options))
+        FittedFold(part, everything, predictor_of(_scorer(scorer, fit, part), options))
         for part in parts
     ]
     settings = {"lift": lift, "folds": folds, "confidence": confidence, "draw_seed": draw_seed}
@@ -131,17 +135,15 @@ def _scorer(scorer: ChoiceScorer | None, fit: Fit | None, fold: Fold) -> ChoiceS
     return scorer
 
 
-def _predictor(name: str, scorer: ChoiceScorer, options: LLMOptions) -> Predictor:
-    if name == "untuned" and not isinstance(scorer, str):
-        return predictor_of(scorer)  # the options are the scorer's
-    return predictor_of(scorer, options)
-
-
 # Margins
 
 
 class FittedFold:
-    """The prefixes and the predictor that were fitted on the trained users of one fold."""
+    """The prefixes and the predictor of one fold, fitted on its trained users.
+
+    Raises:
+        InvalidArgumentError: a function in `prefixes` returns something else than a prefix.
+    """
 
     def __init__(self, fold: Fold, prefixes: Mapping[str, AnyPrefix], predict: Predictor) -> None:
         self.fold, self.predict = fold, predict
@@ -157,10 +159,10 @@ class FittedFold:
 
 
 class Job(NamedTuple):
-    """One prefix on the choices at some places; the margins go into a field of `scored`."""
+    """Predict the choices at `places` with a prefix, and write the margins into `scored.field`."""
 
     scored: Scored
-    field: Literal["own", "trained", "shuffled"]
+    field: Literal["own", "trained", "shuffled", "untuned"]
     prefix: Prefix
     places: list[int]
 
@@ -173,7 +175,11 @@ def _score(
     seed: int,
     untuned: Predictor | None,
 ) -> dict[str, Scored]:
-    """Test each user in the fold that leaves it out, and in the next one, which trained on it."""
+    """Predict the choices of each user with every prefix; return the records by the prefix's name.
+
+    "own" and "shuffled" margins come from the fold that leaves the user out; with folds, "trained" margins
+    come from the next fold, which was fitted on the user. The untuned predictor gives "untuned" margins.
+    """
     found = {name: Scored.blank(len(choices)) for name in tests[0].prefixes}
     for test, before in zip(tests, [tests[-1], *tests[:-1]], strict=True):
         jobs = []
@@ -185,18 +191,17 @@ def _score(
                 jobs.append(Job(found[name], "trained", prefix, trained))
             if len(prefix.users) > 1:
                 jobs.append(Job(found[name], "shuffled", prefix.shuffled(seed), unseen))
-        _run(jobs, test.predict, choices, lift, untuned)
+        _run(jobs, test.predict, choices, lift)
+        if untuned is not None:
+            own = [job._replace(field="untuned") for job in jobs if job.field == "own"]
+            _run(own, untuned, choices, lift)
     return found
 
 
 def _run(
-    jobs: Sequence[Job],
-    predict: Predictor,
-    choices: Sequence[Preference],
-    lift: bool,
-    untuned: Predictor | None,
+    jobs: Sequence[Job], predict: Predictor, choices: Sequence[Preference], lift: bool
 ) -> None:
-    """Write the predictions of all jobs into their records; all cases are scored in one call."""
+    """Predict the cases of all jobs in one call, and write the results into `Job.scored`."""
     cases = [[_case(job.prefix, choices[place]) for place in job.places] for job in jobs]
     for job, mine in zip(jobs, cases, strict=True):
         if job.field == "own":
@@ -212,20 +217,15 @@ def _run(
             job.scored.failed[job.places] = np.isnan(part.margins)
             for name in ("turns_cut", "responses_cut", "unusable"):
                 getattr(job.scored, name)[job.places] = getattr(part, name)
-    if untuned is not None:
-        own = [n for n, job in enumerate(jobs) if job.field == "own"]
-        asked = [[case for case, _ in cases[n]] for n in own]
-        for n, part in zip(
-            own, _predict(untuned, [jobs[n] for n in own], asked, lift), strict=True
-        ):
-            jobs[n].scored.untuned[jobs[n].places] = part.margins
-            jobs[n].scored.cut[jobs[n].places] |= part.turns_cut | part.responses_cut
 
 
 def _predict(
     predict: Predictor, jobs: Sequence[Job], cases: Sequence[Sequence[Case]], lift: bool
 ) -> list[Predictions]:
-    """The predictions of each job, in one call; with `lift`, less those of the bare prompt."""
+    """Predict the cases of all jobs in one call; return the predictions of each job.
+
+    With `lift`, the margins of the bare prompt are subtracted, except for jobs of the prefix "none".
+    """
     flat = [case for mine in cases for case in mine]
     nothing = persona_prefix(BARE)
     bare = [_case(nothing, case.choice)[0] for case in flat if lift]
@@ -241,15 +241,15 @@ def _predict(
 
 
 def _places(prefix: Prefix, people: Names, choices: Sequence[Preference]) -> list[int]:
-    """The choices of these people that the prefix has something for."""
+    """The places of the choices of these people for whom the prefix works."""
     who = set(people)
     return [n for n, one in enumerate(choices) if one.user in who and prefix.works_for(one.user)]
 
 
 def _case(prefix: Prefix, choice: Preference) -> tuple[Case, int]:
-    """The case, and how many examples its prefix lacks."""
+    """Return the case, and how many of the k examples its prefix lacks."""
     said = prefix.before(choice)
-    return Case(choice, said.text, prefix.around(said.text, choice.prompt)), said.missing
+    return Case.of(prefix, choice, said.text), said.missing
 
 
 def _questions(
@@ -269,7 +269,7 @@ def _attribution(
     confidence: float,
     seed: int,
 ) -> dict[str, Attribution]:
-    """The attribution of each named prefix, on the users that the last fold leaves out."""
+    """Attribute the sentences of each named prefix, on the users that the last fold leaves out."""
     test = tests[-1]
     people = set(test.fold.unseen)
     found = {}

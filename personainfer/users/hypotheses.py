@@ -1,4 +1,8 @@
-"""Explain each choice of a user, and score how well each explanation predicts the user's other choices."""
+"""Explain each choice of a user, and score how well each explanation predicts the user's other choices.
+
+An explanation (`Hypothesis`) is a persona inferred from one choice. Its score on another choice is a number
+from a selector's `explains`: above 0 it predicts this choice.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,21 @@ from ..records import Preference, Selector
 from .records import Hypothesis, UserPersona, UserPersonas, UserRow
 
 _NO_USER = "it has no user"
-NEUTRAL = 0.0  # the score of an explanation that predicts nothing
+NEUTRAL = 0.0  # a score that speaks neither for nor against an explanation
 
 
 @dataclass
 class UserAtWork:
-    """The state of one user during a run; with an update, `before` holds the earlier choices."""
+    """The state of one user during a run.
+
+    Attributes:
+        name: the user's id.
+        before: the row of an earlier run that is updated; None: there is none.
+        new: choices that are not in `before`, each with an id that no other choice of the user has.
+        hypotheses: explanations of choices, of `before` first.
+        problem: why there is no persona; None: nothing is wrong so far.
+        given_ids: ids of new choices that are in the data, and were not made up.
+    """
 
     name: str
     before: UserRow | None = None
@@ -41,7 +54,7 @@ class UserAtWork:
         self.hypotheses += self.before.hypotheses if self.before else ()
         self._known = set(map(_texts, self.old))
         self._ids = {choice.id for choice in self.old}
-        self.given_ids: set[str] = set()  # of new choices, as they are in the data
+        self.given_ids: set[str] = set()
 
     @property
     def choices(self) -> tuple[Preference, ...]:
@@ -56,9 +69,9 @@ class UserAtWork:
         return _texts(choice) in self._known
 
     def add(self, choice: Preference, number: int) -> None:
-        """Add a new choice; it gets an id that no other choice of the user has."""
+        """Add a new choice. Its id is its own, or else `number`, with a suffix if the user has this id."""
         name = choice.id or str(number)
-        if name in self._ids:  # as where the id names the data set
+        if name in self._ids:  # for example, the id names the data set
             name = f"{name}#{number}"
         while name in self._ids:
             name += "'"
@@ -83,10 +96,21 @@ def users_in(
     most: int | None,
     update: UserPersonas | None,
 ) -> tuple[list[UserAtWork], dict[str, int]]:
-    """Read the data: every user with up to `most` new choices, and counts of left-out rows by reason.
+    """Read the choices of users from preference data.
+
+    Args:
+        data: preference data as for `infer_personas`.
+        user: the column with the user's id.
+        columns: the library's column names -> yours; None: they are recognised.
+        most: the most new choices to take of each user; None: all.
+        update: personas to continue from. A choice that they rest on is not new.
+
+    Returns:
+        All users, those of `update` first; and reason -> how many rows were left out.
 
     Raises:
-        DataError: no row is a choice of a user; without rows only if there are no users of `update`.
+        InvalidArgumentError: `columns` is not a mapping.
+        DataError: no row has a user; or there are no rows, and no `update`.
     """
     users = {row.user: UserAtWork(row.user, row) for row in update or ()}
     if columns is not None and not isinstance(columns, Mapping):
@@ -125,7 +149,7 @@ def users_in(
 
 
 def _refuse(names: Sequence[str], skipped: Mapping[str, int]) -> NoReturn:
-    """Raise DataError: no row is a choice of a user."""
+    """Raise the DataError that says why no row is a choice of a user."""
     if _NO_USER not in skipped:
         why = next(iter(skipped), "there are no rows")
         raise DataError(f"no row is a choice of a user: {why}")
@@ -149,9 +173,9 @@ def _refuse(names: Sequence[str], skipped: Mapping[str, int]) -> NoReturn:
 def explain(
     users: Sequence[UserAtWork], llm: LLM, progress: bool | None, *, candidates: bool
 ) -> None:
-    """Infer a hypothesis for each choice that has none.
+    """Infer a hypothesis for each choice without one; write it, or the problem, into the user.
 
-    With `candidates`, users who have hypotheses already get no new ones.
+    With `candidates`, users who have any hypothesis get no new ones.
     """
     asked = []
     for one in users:
@@ -175,10 +199,16 @@ def explain(
 def score_hypotheses(
     users: Sequence[UserAtWork], selector: Selector, checks: int | None, contrast: int = 0
 ) -> None:
-    """Score each hypothesis on other choices of its user: `checks` of them, or all.
+    """Score each hypothesis on other choices of its user, and write the scores into the hypotheses.
 
-    With `contrast`, less its mean score on so many choices of other users: what holds for everybody then
-    scores about 0.
+    Args:
+        users: the users with their hypotheses.
+        selector: scores explanations by `explains(preferences, personas)`.
+        checks: how many choices to score each hypothesis on; None: all other choices of the user.
+        contrast: subtract the mean score on so many choices of other users, so that an explanation which
+            holds for everybody scores about 0. 0: subtract nothing.
+
+    A score that is NaN or infinite is left out with a warning; a user for whom most are gets a `problem`.
     """
     asked: list[tuple[UserAtWork, int, Preference]] = []
     for one in users:
@@ -201,7 +231,7 @@ def score_hypotheses(
     mean = {of: float(np.mean(mine or [NEUTRAL])) for of, mine in of_others.items()}
     scores = scores - np.array([mean[one.name, place] for one, place, _ in asked])
     finite = np.isfinite(scores)
-    if not finite.all():  # they would decide everything, or nothing, and no file of JSON holds them
+    if not finite.all():  # infinity would outweigh all others, and JSON has no NaN
         warnings.warn(
             f"{np.count_nonzero(~finite):,} of {len(scores):,} scores of select= are not finite"
             " numbers; they are left out.",
@@ -219,7 +249,7 @@ def score_hypotheses(
 
 
 def unchecked(missing: int, asked: int) -> str | None:
-    """Why there is no persona: most checks have no score. None: enough have one."""
+    """Say why there is no persona if more than half of the checks have no score; None: enough have one."""
     if 2 * missing <= asked:
         return None
     return (
@@ -231,7 +261,7 @@ def unchecked(missing: int, asked: int) -> str | None:
 def _of_others(
     users: Sequence[UserAtWork], of: tuple[str, int], count: int
 ) -> Sequence[Preference]:
-    """Up to `count` choices of other users, drawn by the name of the user and the hypothesis."""
+    """Draw up to `count` choices of other users. The seed is `of`: (name, place of the hypothesis)."""
     pool = [choice for one in users if one.name != of[0] for choice in one.choices] if count else []
     drawn = np.random.default_rng(crc32(repr(of).encode())).permutation(len(pool))[:count]
     return [pool[place] for place in drawn]
@@ -240,10 +270,10 @@ def _of_others(
 def _others(
     choices: Sequence[Preference], explained: str, checks: int | None
 ) -> Sequence[Preference]:
-    """The choices that an explanation is tried on: never the one that it explains.
+    """Select the choices to score an explanation on: all but the one with the id `explained`.
 
-    With `checks`, those just before it, or after it where there are too few: choices that are added
-    later leave earlier explanations as they are.
+    With `checks`, the nearest choices before that one are taken, then the nearest after it. Choices that an
+    update adds at the end therefore change no selection that was complete.
     """
     place = next(n for n, choice in enumerate(choices) if choice.id == explained)
     if checks is None:
@@ -252,20 +282,15 @@ def _others(
     return [*before, *choices[place + 1 : place + 1 + checks - len(before)]]
 
 
-def _mean(hypothesis: Hypothesis) -> float:
-    return float(np.mean([score for _, score in hypothesis.scores] or [NEUTRAL]))
-
-
 # What the scores say
 
 
 def explains_of(one: UserAtWork) -> npt.NDArray[np.float64]:
-    """Scores of shape (choices, candidates).
+    """Return the scores of a user's hypotheses as a table, shape (choices, hypotheses).
 
-    A candidate is not scored on the choice that it was made from, which would favour it. Its place there
-    gets the mean of at least two other candidates' scores, so that this choice decides nothing about it;
-    where there are fewer, as with two choices, it gets 0: each candidate then stands by the choices that
-    it was not made from (leave one out).
+    A hypothesis has no score on the choice that it was made from, which would favour it. There it gets the
+    mean score of the other hypotheses on this choice, so that the choice does not change its rank. If fewer
+    than two others have a score, it gets 0.
     """
     scores = np.full((len(one.choices), len(one.hypotheses)), np.nan)
     place = {choice.id: row for row, choice in enumerate(one.choices)}
@@ -280,10 +305,13 @@ def explains_of(one: UserAtWork) -> npt.NDArray[np.float64]:
 
 
 def predicting(one: UserAtWork) -> dict[int, float] | str:
-    """The hypotheses, by place, that predict other choices, with their mean score; or why none does."""
+    """Select the hypotheses that predict other choices: place -> mean score, above 0. Text: why none does."""
     if one.problem or not one.hypotheses:
         return one.problem or "no choice could be explained."
-    means = [_mean(hypothesis) for hypothesis in one.hypotheses]
+    means = [
+        float(np.mean([score for _, score in hypothesis.scores] or [NEUTRAL]))
+        for hypothesis in one.hypotheses
+    ]
     kept = {place: mean for place, mean in enumerate(means) if mean > NEUTRAL}
     if kept:
         return kept

@@ -1,10 +1,12 @@
-"""One persona for each user, from several of that user's choices.
+"""Infer one persona for each user, from several of that user's choices.
 
-Four methods. "summary": summarise the choices in one call (arXiv 2505.13257, with 4 pairs). "tastes": list
-what the user likes and dislikes in one call. "verified": explain each choice, keep the explanations that
-predict other choices of the same user, and write the persona from those (the idea of SynthesizeMe,
-arXiv 2506.05598). "posterior": explain each choice, and keep the explanation that is likeliest given all
-choices.
+There are four methods:
+
+- "summary": summarise the choices in one call (arXiv 2505.13257, with 4 pairs).
+- "tastes": list what the user likes and dislikes, in one call.
+- "verified": explain each choice, keep the explanations that predict other choices of the same user, and
+  write the persona from those (the idea of SynthesizeMe, arXiv 2506.05598).
+- "posterior": explain each choice, and keep the explanation that is likeliest given all choices.
 """
 
 from __future__ import annotations
@@ -69,45 +71,44 @@ def infer_user_personas(
     """Infer what each user is like and prefers, from several of the user's choices.
 
     Args:
-        data: preference data as for `infer_personas`, with a user for each row. A pair's id is its own,
-            or else its place in the data.
+        data: preference data as for `infer_personas`, with a user for each row. A choice without an id
+            gets its place in the data as its id.
         model: see `LLM`; None: $PERSONAINFER_MODEL, else the embedded model.
-        user: the column that says whose choice a row is. `Preference` records have `user`.
-        pairs_per_user: use the first N choices of each user, 4 as in arXiv 2505.13257; None: all. The
-            others are counted in `skipped`, and `print` shows the count.
-        min_pairs: users with fewer get an error; "verified" and "posterior" need 2.
-        method: "summary": one call over the choices. "tastes": likewise, but for a list of what the user
-            likes and dislikes, which suits opinions, and scorers that compare meanings, such as
-            `TasteSimilarity`; with `select` each taste is tried on the user's choices, and put on the side
-            that it predicts. "verified": one call explains each choice; one more
-            call writes the persona from the explanations that predict other choices of the user (mean
-            score above 0). "posterior": of these explanations keep the one with the highest posterior
-            given the user's choices, in its own words. Where no explanation predicts other choices, the
-            user gets an error.
-        select: scores explanations, for all methods but "summary": an object with
-            `explains(preferences, personas)`, such as `Likelihood`. None: `Verifier` with `model`, but for
-            "tastes" nothing.
-        checks: score each explanation on N other choices, for "verified".
-        contrast: score each explanation also on N choices of other users, and take the mean off, for
-            "verified" and "posterior": what holds for everybody is then no explanation of this user, and
-            a user of whom nothing else is found gets an error.
-        choice_temperature: tau of the posterior, log p(k) = sum over choices of log sigma(e / tau),
-            in the unit of the selector's scores: the smaller, the more a choice counts.
-        update: personas inferred before, by the same method. `data` then holds new choices only; up to
-            `pairs_per_user` a user are used, and only these are paid for. Users without new choices
-            stay as they are; one whose persona failed is tried again. "posterior" keeps its candidates.
-        columns: the library's column names to yours, where they differ.
+        user: the column with the user's id. `Preference` records have the field `user`.
+        pairs_per_user: use the first N choices of each user (4 in arXiv 2505.13257); None: all. The
+            other choices are counted in `skipped`, and `print` shows the count.
+        min_pairs: a user with fewer choices gets an error; "verified" and "posterior" need 2.
+        method: "summary": one call summarises the choices. "tastes": one call lists what the user likes
+            and dislikes, which suits opinions, and scorers that compare meanings, such as
+            `TasteSimilarity`; with `select`, a taste that predicts the opposite of the choices moves to the
+            other list. "verified": one call explains each choice; one more call writes the persona from the
+            explanations that predict other choices of the user (mean score above 0). "posterior": of these
+            explanations, the one with the highest posterior is the persona, in its own words. With the last
+            two, a user gets an error if no explanation predicts other choices.
+        select: scores explanations; not for "summary". An object with `explains(preferences, personas)`,
+            such as `Likelihood`. None: a `Verifier` with `model`; for "tastes" nothing is scored.
+        checks: for "verified": score each explanation on N other choices of the user.
+        contrast: for "verified" and "posterior": subtract the mean score of an explanation on N choices of
+            other users, so that what holds for everybody does not count. 0: subtract nothing.
+        choice_temperature: for "posterior": tau in log p(k) = sum over choices of log sigma(e / tau) + const,
+            where e are the scores of explanation k. It has the unit of the scores; a smaller one gives each
+            choice more weight.
+        update: personas inferred before, by the same method. `data` then holds new choices; up to
+            `pairs_per_user` new ones of each user are used. A user without new choices keeps the persona,
+            and a user without a persona is tried again. "posterior" keeps its explanations, and scores them
+            on the new choices.
+        columns: the library's column names -> yours, if they differ.
         progress: a bar on standard error; None: in a terminal or a notebook.
         options: of the LLM that a model string makes: see `LLM`.
 
     Returns:
-        One row for each user, with the persona or the error. `settings["cuts"]` counts the texts that were
-        too long for a `Likelihood` given as `select`, if there were any.
+        One row for each user, with the persona or the error. If `select` is a `Likelihood` and texts were
+        too long for it, `settings["cuts"]` counts them.
 
     Raises:
         ValueError, TypeError: a bad argument, or data in which no row is a choice of a user, before any
             call is made.
-        ModelError: only where every user would fail (key, model).
+        ModelError: only for what would fail every user (key, model).
     """
     UnknownOptionError.check(
         options, OPTIONS.union(inspect.signature(infer_user_personas).parameters)
@@ -141,7 +142,10 @@ def infer_user_personas(
 
 
 def _at_work(users: Sequence[UserAtWork], fewest: int) -> list[UserAtWork]:
-    """The users for whom there is something to do; the others are told what they lack."""
+    """Select the users who have enough choices, and a new choice or no persona.
+
+    A user with fewer than `fewest` choices gets a `problem`.
+    """
     for one in users:
         if len(one.choices) < fewest:
             one.problem = (
@@ -155,7 +159,10 @@ def _at_work(users: Sequence[UserAtWork], fewest: int) -> list[UserAtWork]:
 
 
 def _likeliest(one: UserAtWork, temperature: float) -> UserPersona | str:
-    """The candidate of the highest posterior among those that predict other choices, or why there is none."""
+    """Make the persona from the explanation of the highest posterior among those that predict other choices.
+
+    Text: why there is none.
+    """
     kept = predicting(one)
     if isinstance(kept, str):
         return kept
@@ -179,10 +186,10 @@ def _likeliest(one: UserAtWork, temperature: float) -> UserPersona | str:
     )
 
 
-# Writing personas: the prompt and the form of a reply; the texts are files in `personainfer/personas/texts`
+# Writing personas: the prompt and the schema of a reply; the texts are files in `personainfer/personas/texts`
 
 _NUMBER = {"pattern": "^[1-9][0-9]{0,1}$"}
-_NOTES = {"minItems": 1, "maxItems": 4}  # for engines that decode by a schema, as `at_most`
+_NOTES = {"minItems": 1, "maxItems": 4}  # only in the schema that guides decoding, like `at_most`
 
 
 class ChoiceNote(BaseModel):
@@ -197,7 +204,7 @@ class ChoiceNote(BaseModel):
 
 
 class WrittenPersona(BaseModel):
-    """The form of a reply about a user; the evidence is asked for first."""
+    """The schema of a reply about a user. The model writes the evidence first."""
 
     evidence: Annotated[list[ChoiceNote], Field(json_schema_extra=dict(_NOTES))]
     background: Annotated[Filled, Field(json_schema_extra=at_most(300))]
@@ -207,7 +214,13 @@ class WrittenPersona(BaseModel):
 def user_message(
     choices: Sequence[Preference], explanations: Sequence[Persona | None], earlier: str = ""
 ) -> Message:
-    """The turn with one user's choices, ids "1", "2", …, their explanations, and the earlier persona."""
+    """Write the user turn of a prompt: a user's choices, their explanations, and an earlier persona.
+
+    Args:
+        choices: they are numbered "1", "2", ….
+        explanations: one for each choice; None: the choice has none.
+        earlier: the earlier persona; "": there is none.
+    """
     parts = []
     for number, (choice, persona) in enumerate(zip(choices, explanations, strict=True), 1):
         pair = {"prompt": choice.prompt, "preferred": choice.chosen, "other": choice.rejected}
@@ -224,7 +237,10 @@ def user_message(
 def _written(
     users: Sequence[UserAtWork], llm: LLM, *, verified: bool
 ) -> dict[str, UserPersona | str]:
-    """The persona that the model writes for each user, or why there is none."""
+    """Let the model write a persona for each user: name -> the persona, or why there is none.
+
+    With `verified`, the prompt shows the choices that have an explanation which predicts others.
+    """
     made: dict[str, UserPersona | str] = {}
     asked: list[tuple[UserAtWork, list[Preference], float | None]] = []
     requests = []
@@ -260,7 +276,10 @@ def _persona(
     *,
     keep: bool,
 ) -> UserPersona:
-    """The record of a reply, without evidence that names no choice."""
+    """Make the persona from a reply. `shown` are the choices that the model saw, numbered from 1.
+
+    Evidence for any other number is dropped. With `keep`, the earlier persona's evidence comes first.
+    """
     by_number = {str(number): choice for number, choice in enumerate(shown, 1)}
     evidence = tuple(
         PairEvidence(pair=by_number[note.choice].id or "", shows=note.shows)
@@ -269,8 +288,6 @@ def _persona(
     )
     if keep and one.earlier is not None:
         evidence = one.earlier.evidence + evidence
-    said = Persona.model_construct(trait=written.background, preference=written.preferences)
-    text = "\n".join(pair_text(pair) for pair in shown)
     return UserPersona(
         user=one.name,
         background=written.background,
@@ -278,8 +295,15 @@ def _persona(
         evidence=evidence,
         pairs=len(one.choices),
         score=score,
-        flags=tuple(flag for flag in flags_in_text([said], text, frozenset())[0] if flag in _FLAGS),
+        flags=_flags(written.background, written.preferences, shown),
     )
+
+
+def _flags(background: str, preferences: str, choices: Sequence[Preference]) -> tuple[str, ...]:
+    """Find the flags of a persona that was made from these choices."""
+    persona = Persona.model_construct(trait=background, preference=preferences)
+    text = "\n".join(map(pair_text, choices))
+    return tuple(flag for flag in flags_in_text([persona], text, frozenset())[0] if flag in _FLAGS)
 
 
 # Listing tastes
@@ -289,7 +313,7 @@ Taste = Annotated[Filled, Field(json_schema_extra=at_most(100))]
 
 
 class Tastes(BaseModel):
-    """The form of a reply that lists what a user likes and dislikes."""
+    """The schema of a reply that lists what a user likes and dislikes."""
 
     likes: Annotated[list[Taste], Field(min_length=1, json_schema_extra=dict(_TASTES))]
     dislikes: Annotated[list[Taste], Field(min_length=1, json_schema_extra=dict(_TASTES))]
@@ -298,7 +322,7 @@ class Tastes(BaseModel):
 def _listed(
     users: Sequence[UserAtWork], llm: LLM, select: Selector | None
 ) -> dict[str, UserPersona | str]:
-    """The tastes that the model lists for each user, or why there are none."""
+    """Let the model list the tastes of each user: name -> the persona, or why there is none."""
     prefix = instructions("user_tastes.txt")
     requests = []
     for one in users:
@@ -328,7 +352,7 @@ def _listed(
 
 
 def tastes_message(choices: Sequence[Preference], earlier: UserPersona | None) -> Message:
-    """The turn with one user's choices, each prompt once, and the earlier persona."""
+    """Write the user turn of a prompt: a user's choices by prompt, and an earlier persona."""
     by_prompt: dict[Prompt, list[Preference]] = {}
     for choice in choices:
         by_prompt.setdefault(choice.prompt, []).append(choice)
@@ -346,10 +370,13 @@ def tastes_message(choices: Sequence[Preference], earlier: UserPersona | None) -
 def _sided(
     tastes: Sequence[str], choices: Sequence[Preference], select: Selector
 ) -> tuple[list[str], list[str]] | str:
-    """The tastes that predict what the user preferred, and those that predict the opposite; surest first.
+    """Sort tastes into likes and dislikes by their mean scores on the user's choices.
 
-    Small models put tastes on the wrong side. One that predicts nothing (a mean score of 0) is dropped. A
-    text says why there are none: most have no score.
+    Small models often list a taste on the wrong side.
+
+    Returns:
+        The likes (mean score above 0) and the dislikes (below 0), each by absolute score, highest first. A
+        taste with a mean of 0 is dropped. Text: most scores are missing.
     """
     said = [Persona.parse(f"The user likes: {taste}") for taste in tastes for _ in choices]
     scores = explains_each(select, [*choices] * len(tastes), said).reshape(len(tastes), -1)
@@ -372,15 +399,12 @@ def _tastes_persona(
         f"The user {verb}: {'; '.join(all)}." if all else ""
         for verb, all in {"likes": likes, "dislikes": dislikes}.items()
     )
-    persona = Persona.model_construct(trait=background, preference=preferences)
-    text = "\n".join(pair_text(pair) for pair in one.choices)
-    flags = flags_in_text([persona], text, frozenset())[0]
     return UserPersona(
         user=one.name,
         background=background,
         preferences=preferences,
         pairs=len(one.choices),
-        flags=tuple(flag for flag in flags if flag in _FLAGS),
+        flags=_flags(background, preferences, one.choices),
     )
 
 
@@ -403,10 +427,10 @@ def _row(one: UserAtWork, made: UserPersona | str | None) -> UserRow:
 
 
 def _spent(before: Usage, after: Usage) -> Usage:
-    """The usage between two readings of an LLM's counts."""
+    """Subtract two readings of an LLM's usage. A count that either does not know (None) stays None."""
     counts: dict[str, Any] = {}
-    for name in Usage.model_fields:
-        start, end = getattr(before, name), getattr(after, name)
+    for name, start in before:
+        end = getattr(after, name)
         counts[name] = None if start is None or end is None else end - start
     return Usage(**counts)
 

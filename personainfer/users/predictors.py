@@ -1,6 +1,6 @@
-"""Predict a choice from what stands before the prompt: by a language model, a judge, or embeddings.
+"""Predict a user's choices from a prefix, by a language model, a judge, or embeddings.
 
-A prediction is a margin: above 0 the choice is predicted, below 0 the other response is, 0 is a tie.
+A prediction is a margin: above 0 the chosen response is predicted, below 0 the rejected one, 0 is a tie.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..personas.selection import explains_each
 from ..records import FloatArray, Message, Persona, Preference, Prompt
 from ..scoring.likelihood import Likelihood
 from ..tailoring.embeddings import Embedder, embed
+from .prefixes import Prefix
 
 Flags = npt.NDArray[np.bool_]
 Chat = tuple[Message, ...]
@@ -27,24 +28,28 @@ NOBODY = "Nothing is known about this person."  # a judge reads this where there
 
 
 class Case(NamedTuple):
-    """A choice to predict, the prefix ("" for none), and the conversation with the prefix in it."""
+    """A choice to predict, the text of the prefix ("" for none), and the conversation with the prefix."""
 
     choice: Preference
     prefix: str
     messages: Chat
 
+    @classmethod
+    def of(cls, prefix: Prefix, choice: Preference, text: str) -> Case:
+        """Make the case in which `text` stands where `prefix` puts its text."""
+        return cls(choice, text, prefix.around(text, choice.prompt))
+
 
 class Predictions(NamedTuple):
-    """One prediction a case; all arrays have the shape (cases,).
+    """The predictions of several cases; all arrays have the shape (cases,).
 
     Attributes:
-        margins: NaN where there is none: the case is longer than the model's context, or the scorer
-            gave no number.
+        margins: NaN if the case is longer than the model's context, or the scorer gave no number.
         turns_cut: the conversation lost its oldest turns.
         responses_cut: the end of a response was not scored.
         unusable: a judge's reply could not be used. It counts as a wrong prediction.
         neither: the share of a judge's answers that picked neither response, which counts as wrong; NaN
-            where nobody was asked, or no reply could be used.
+            without a judge, or without a usable reply.
     """
 
     margins: FloatArray
@@ -57,7 +62,7 @@ class Predictions(NamedTuple):
     def of(
         cls, margins: FloatArray, *, neither: FloatArray | None = None, **flags: Flags
     ) -> Predictions:
-        """Predictions with these margins; flags that are not given are False."""
+        """Make predictions. Flags that are not given are False, and `neither` is NaN by default."""
         none = np.zeros(len(margins), dtype=bool)
         turns, responses, unusable = (
             flags.get(name, none) for name in ("turns_cut", "responses_cut", "unusable")
@@ -66,13 +71,11 @@ class Predictions(NamedTuple):
         return cls(margins, turns, responses, unusable, unasked)
 
     def part(self, which: slice) -> Predictions:
-        """Some of the cases."""
-        turns, responses = self.turns_cut[which], self.responses_cut[which]
-        margins, unusable = self.margins[which], self.unusable[which]
-        return Predictions(margins, turns, responses, unusable, self.neither[which])
+        """Select the predictions of some cases."""
+        return self._replace(**{name: values[which] for name, values in self._asdict().items()})
 
     def less(self, other: Predictions, where: Flags) -> Predictions:
-        """The margins less others, where that is asked for; flags of either count."""
+        """Subtract the margins of `other` from the cases in `where`, and join the flags of both there."""
         return Predictions(
             self.margins - np.where(where, other.margins, 0.0),
             self.turns_cut | (other.turns_cut & where),
@@ -84,12 +87,12 @@ class Predictions(NamedTuple):
 
 @runtime_checkable
 class Explaining(Protocol):
-    """Says how well a text about a user explains a choice: `Verifier`, or your own."""
+    """An object that says how well a text about a user explains a choice: a `Verifier`, or your own."""
 
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[str]
     ) -> Iterable[float]:
-        """One number a choice: above 0 it is explained."""
+        """Return one number for each choice: above 0 if the text at the same place explains it."""
 
 
 Predictor = Callable[[Sequence[Case]], Predictions]
@@ -98,19 +101,21 @@ ChoiceScorer = Likelihood | Explaining | LLM | str | Scoring
 
 
 def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Predictor:
-    """The function that predicts choices by a scorer.
+    """Make a function that predicts choices with a scorer: cases -> `Predictions`.
 
     Args:
-        scorer: a `Likelihood`: the mean log-probability a token of the chosen response less that of the
-            other one (the metric of FamousPersona, arXiv 2505.13257). A model's name or an `LLM`: a
-            judge, who reads the prefix and both responses in both orders; an object with
-            `explains(preferences, texts)`, such as a `Verifier`, is asked the same way. Any callable
-            (conversations, responses) -> numbers: its score of the chosen response less that of the
-            other one.
-        options: of the LLM that a model's name makes.
+        scorer: one of
+            a `Likelihood`: the margin is the mean log-probability per token of the chosen response minus
+            that of the rejected one (the metric of FamousPersona, arXiv 2505.13257);
+            a model's name, an `LLM` or a `Verifier`: a judge reads the prefix and both responses, in both
+            orders, and the margin is the mean probability of picking the chosen response, minus 0.5;
+            another object with `explains(preferences, texts)`: the margin is the number that it returns;
+            a callable (conversations, responses) -> numbers: the margin is its number for the chosen
+            response minus its number for the rejected one.
+        options: configure the LLM that a model's name makes.
 
     Raises:
-        InvalidArgumentError: it is none of these, or options are given with a scorer that is not a name.
+        InvalidArgumentError: the scorer is none of these, or has options and is not a name.
     """
     if options and not isinstance(scorer, str):
         raise InvalidArgumentError(
@@ -174,7 +179,7 @@ def _by_judge(judge: Explaining | Verifier, cases: Sequence[Case]) -> Prediction
 
 
 def _rows(cases: Sequence[Case]) -> tuple[list[Chat], list[str]]:
-    """Two rows a case: the conversation with the chosen response, and with the other one."""
+    """Return conversations and responses, two rows a case: the chosen response, then the rejected one."""
     conversations = [case.messages for case in cases for _ in range(2)]
     responses = [text for case in cases for text in (case.choice.chosen, case.choice.rejected)]
     return conversations, responses
@@ -190,7 +195,7 @@ def _numbers(given: Any, count: int) -> FloatArray:
 
 
 def _some(margins: FloatArray) -> FloatArray:
-    """The margins; at least one must be a number."""
+    """Return the margins. Raise InvalidArgumentError if all of them are NaN."""
     if len(margins) and np.isnan(margins).all():
         raise InvalidArgumentError(
             f"scorer= decides none of {len(margins):,} choices: its numbers are NaN, or the same"
@@ -200,13 +205,18 @@ def _some(margins: FloatArray) -> FloatArray:
 
 
 def sees_ids(scorer: ChoiceScorer) -> bool:
-    """Whether the scorer gets the choice itself, and may tell equal texts of two users apart."""
+    """Whether the scorer gets `Preference` records, so equal texts of two users may score differently."""
     reads_texts = isinstance(scorer, str | LLM | Likelihood | Verifier | TasteSimilarity)
     return not reads_texts and isinstance(scorer, Explaining)
 
 
 class SharedCalls:
-    """Collects cases of all conditions, and predicts each distinct one once, all in one call."""
+    """Collect cases, and predict each distinct one once, all in one call.
+
+    Args:
+        predict: the function that predicts.
+        sees_ids: whether two cases with equal texts but other choices are distinct (`sees_ids`).
+    """
 
     def __init__(self, predict: Predictor, sees_ids: bool) -> None:
         self._predict, self._sees_ids = predict, sees_ids
@@ -214,7 +224,7 @@ class SharedCalls:
         self._cases: list[Case] = []
 
     def add(self, case: Case) -> int:
-        """The place of the case's prediction."""
+        """Add a case, and return the place of its prediction."""
         texts = (case.choice.chosen, case.choice.rejected)
         key = (case.messages, texts, case.choice if self._sees_ids else None)
         if key not in self._places:
@@ -223,7 +233,7 @@ class SharedCalls:
         return self._places[key]
 
     def predict(self) -> Predictions:
-        """The predictions of all cases."""
+        """Predict all distinct cases."""
         return self._predict(self._cases)
 
 
@@ -241,27 +251,30 @@ _SUBJECT = re.compile(r"^(the user|they|he|she)\b(\s+(dis)?likes)?\s*", re.I)
 
 
 class Tastes(NamedTuple):
-    """What a user likes and dislikes, as texts."""
+    """The likes and the dislikes of a user, each a text."""
 
     likes: tuple[str, ...]
     dislikes: tuple[str, ...]
 
 
 class TasteSimilarity:
-    """A scorer that reads no more than meanings: is a response nearer to what its user likes, or dislikes?
+    """Score a response by embeddings: is it nearer to what the user likes, or to what the user dislikes?
 
-    The score is `scale` times the mean cosine to the persona's likes less that to its dislikes, plus
-    `prior`. It is a callable for `audit_personas` and `evaluate_prefixes`, and thousands of times as fast
-    as a language model. Personas of the method "tastes" are lists of likes and dislikes; of other texts a
-    sentence counts as a dislike if it says so ("dislikes", "avoids", "rejects"). Of few-shot examples the
-    preferred responses are likes, and the others dislikes. It reads system messages, so that personas must
-    stand there (`role="system"`).
+    score = scale * (mean cosine to the likes - mean cosine to the dislikes) + prior. A user without likes,
+    or without dislikes, has 0 for that mean. An object is a scorer for `audit_personas` and
+    `evaluate_prefixes`, thousands of times as fast as a language model. Likes and dislikes come from the
+    system messages of the conversation (so use `role="system"`):
+
+    - a persona of the method "tastes" lists both;
+    - in another text, a sentence with a word such as "dislikes", "avoids" or "rejects" is a dislike, and any
+      other sentence is a like;
+    - in few-shot examples, preferred responses are likes, and the others are dislikes.
 
     Args:
-        embedder: n texts -> (n, dimensions), such as `SentenceTransformer(…).encode`.
-        prior: prompts, responses -> n numbers: how much people in general like each response, such as
+        embedder: n texts -> vectors of shape (n, dimensions), such as `SentenceTransformer(…).encode`.
+        prior: (prompts, responses) -> n numbers: how much people in general like each response, such as
             the rewards of a model fitted on other users. None: 0.
-        scale: how much the similarity weighs beside the prior.
+        scale: the weight of the similarity, above 0.
     """
 
     def __init__(
@@ -274,7 +287,7 @@ class TasteSimilarity:
     def __call__(
         self, conversations: Sequence[Sequence[Message]], responses: Sequence[str]
     ) -> FloatArray:
-        """One score a row, shape (rows,)."""
+        """Score each response after the conversation at the same place, shape (rows,)."""
         heads = [
             "\n".join(turn.content for turn in chat if turn.role == "system")
             for chat in conversations
@@ -293,9 +306,9 @@ class TasteSimilarity:
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
     ) -> FloatArray:
-        """How much nearer the chosen response is to the persona's tastes, shape (n,), without the prior.
+        """Score the chosen response minus the rejected one by each persona, shape (n,).
 
-        So that it can select among explanations, as `Likelihood` does.
+        Prior and scale do not count. An object can thus be `select=` of `infer_user_personas`.
         """
         texts = [text for pair in preferences for text in (pair.chosen, pair.rejected)]
         read = {said: tastes_in(said) for said in {str(one) for one in personas}}
@@ -310,7 +323,7 @@ class TasteSimilarity:
         )
 
     def _direction(self, tastes: Tastes) -> FloatArray:
-        """The mean vector of the likes less that of the dislikes."""
+        """Mean vector of the likes minus that of the dislikes, shape (dimensions,); no texts count as 0."""
         width = len(next(iter(self._vectors.values()), ()))
         one, other = (
             np.mean([self._vectors[text] for text in said], axis=0) if said else np.zeros(width)
@@ -325,7 +338,7 @@ class TasteSimilarity:
 
 
 def tastes_in(text: str) -> Tastes:
-    """The likes and dislikes that a persona, or a list of examples, names."""
+    """Find the likes and dislikes in a persona or in few-shot examples: see `TasteSimilarity`."""
     likes, dislikes = list[str](), list[str]()
     examples = _EXAMPLE.findall(text)
     for kind, said in examples:
@@ -343,6 +356,6 @@ def tastes_in(text: str) -> Tastes:
 
 
 def _without_system(chat: Sequence[Message]) -> Prompt:
-    """The conversation as it is without a persona: a text where it is one turn."""
+    """Remove the system messages of a conversation; return the text if a single turn is left."""
     turns = tuple(turn for turn in chat if turn.role != "system")
     return turns[0].content if len(turns) == 1 else turns

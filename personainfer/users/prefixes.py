@@ -1,4 +1,4 @@
-"""Text before a prompt that makes a model answer for one user.
+"""Prefixes: text before a prompt that makes a model answer for one user.
 
 The kinds are those of FamousPersona (arXiv 2505.13257): none, an opaque tag, the user's name, examples of
 the user's choices, a persona, and a gold persona.
@@ -28,14 +28,22 @@ AnyPersona = UserPersona | Persona | str
 
 
 class PrefixText(NamedTuple):
-    """The words before one choice; `missing` says how many of the k examples could not be found."""
+    """The text of a prefix before one choice, and how many of its k examples could not be found."""
 
     text: str
     missing: int = 0
 
 
 class Prefix:
-    """A prefix for any user and prompt. `persona_prefix` makes it."""
+    """A prefix for any user and prompt, made by `persona_prefix`.
+
+    Args:
+        kind: as for `persona_prefix`.
+        texts: user -> text, for kinds with a text for each user; None: the kind needs none.
+        examples: the source of examples, for "few-shot"; None: another kind.
+        role: "system": the text is a system message; "user": it is part of the user's last turn.
+        stand_in: user -> the user whose text or examples are shown instead; None: everybody's own.
+    """
 
     def __init__(
         self,
@@ -57,26 +65,26 @@ class Prefix:
 
     @property
     def users(self) -> tuple[str, ...]:
-        """The users that it has texts or choices of; empty for kinds that need none."""
+        """The users for whom there is a text or a choice; empty for kinds that work for any user."""
         if self._examples is not None:
             return self._examples.users
         return () if self._texts is None else tuple(self._texts)
 
     def works_for(self, user: str | None) -> bool:
-        """Whether it has what it needs for this user, or needs nothing."""
+        """Whether `text` and `before` can be called for this user."""
         if self._examples is not None:
             return user is not None and self._examples.knows(user)
         return self._texts is None or user in self._texts
 
     @property
     def k(self) -> int:
-        """How many examples it should have; 0 for kinds without examples."""
+        """How many examples to show; 0 for kinds without examples."""
         return 0 if self._examples is None else self._examples.k
 
     def text(self, user: str, prompt: Prompt) -> str:
-        """The words before a prompt that is to be answered; "" for the kind "none".
+        """Return the text before a prompt that a model will answer; "" for the kind "none".
 
-        A choice on this very prompt is not an example.
+        A choice on the same prompt is never shown as an example.
 
         Raises:
             DataError: the user is not in `users`.
@@ -84,9 +92,10 @@ class Prefix:
         return self._text(user, prompt, None).text
 
     def before(self, choice: Preference) -> PrefixText:
-        """The words before a choice that is to be predicted.
+        """Return the text before a choice that a model will predict.
 
-        A choice that shares a response with this one is not an example; one on the same prompt may be.
+        A choice that shares a response with this one is never shown as an example. Another choice on the
+        same prompt may be.
 
         Raises:
             DataError: the user is not in `users`.
@@ -96,9 +105,7 @@ class Prefix:
     def _text(self, user: str, prompt: Prompt, predicted: Preference | None) -> PrefixText:
         asker, user = user, self._stand_in.get(user, user)
         if self._examples is not None:
-            without = (
-                None if asker == user else asker
-            )  # the control shows nothing of the user's own
+            without = None if asker == user else asker  # a control shows nothing of the user's own
             shown = self._examples.of(user, prompt, predicted, without)
             said = prefix_examples(shown, self._examples.show, similar=self._examples.similar)
             return PrefixText(said, self._examples.k - len(shown))
@@ -113,14 +120,17 @@ class Prefix:
         return PrefixText(self._texts[user])
 
     def messages(self, user: str, prompt: Prompt) -> tuple[Message, ...]:
-        """The conversation to answer: the prefix as a system message, or in the last user turn.
+        """Return the conversation to answer: the prompt with the user's text, placed as `role` says.
 
-        A conversation with a system message keeps it; the prefix comes first.
+        The text comes before an existing system message, in the same turn.
+
+        Raises:
+            DataError: the user is not in `users`.
         """
         return self.around(self.text(user, prompt), prompt)
 
     def around(self, said: str, prompt: Prompt) -> tuple[Message, ...]:
-        """The conversation with these words in the prefix's place; unchanged for ""."""
+        """Return the prompt as a conversation with `said` as the text of the prefix; "" adds nothing."""
         turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
         if not said:
             return turns
@@ -133,7 +143,7 @@ class Prefix:
         return (*turns[:place], joined, *turns[place + 1 :])
 
     def shuffled(self, seed: int = 0) -> Prefix:
-        """The control: each user gets the prefix of another user.
+        """Make the control: a prefix that gives each user the text or the examples of another user.
 
         Raises:
             InvalidArgumentError: the prefix has fewer than two users.
@@ -150,7 +160,7 @@ class Prefix:
 
 
 class Examples:
-    """The choices of users, and which of them to show before a prompt."""
+    """The choices of users, and which of them to show before a prompt. Arguments as `persona_prefix`."""
 
     def __init__(
         self,
@@ -165,13 +175,12 @@ class Examples:
         self.k, self.show = k, show
         self.similar = neighbours is not None
         self._retrieve, self._embed, self._seed = retrieve, embed, seed
-        # Users are texts in the data, whatever they are in the mapping.
-        self._neighbours = neighbours and {
-            str(user): [str(one) for one in near] for user, near in neighbours.items()
-        }
         self._choices: dict[str, list[Preference]] = {}
         for choice in read_choices("history", history, each="history[{}]"):
             self._choices.setdefault(choice.user or "", []).append(choice)
+        # Whose choices are shown to a user. Users are texts in the data, whatever they are in the mapping.
+        near = {user: [user] for user in self._choices} if neighbours is None else neighbours
+        self._sources = {str(user): list(map(str, others)) for user, others in near.items()}
         self._vectors: dict[str, FloatArray] = {}
         if embed is not None:
             texts = [prompt_text(c.prompt) for choices in self._choices.values() for c in choices]
@@ -179,21 +188,25 @@ class Examples:
 
     @property
     def users(self) -> tuple[str, ...]:
-        return tuple(self._choices if self._neighbours is None else self._neighbours)
+        return tuple(self._sources)
 
     def knows(self, user: str) -> bool:
-        return user in (self._choices if self._neighbours is None else self._neighbours)
+        return user in self._sources
 
     def of(
         self, user: str, prompt: Prompt, predicted: Preference | None, without: str | None = None
     ) -> list[Preference]:
-        """Up to k choices that give no answer away, the most fitting last.
+        """Select up to k choices that do not reveal the answer; the most similar one is last.
 
         Args:
-            user: whose choices, or whose neighbours' choices.
+            user: show choices of this user, or of the user's neighbours.
             prompt: the prompt that follows.
-            predicted: the choice to predict; None: a response will be generated.
-            without: a user whose choices are left out.
+            predicted: the choice to predict: choices that share a response are left out; None: a response
+                will be generated, and choices on the same prompt are left out.
+            without: a user whose choices are left out; None: nobody's.
+
+        Raises:
+            DataError: the user is not in `users`.
         """
         asked = prompt_text(prompt).strip()
         pool = [choice for choice in self._pool(user) if choice.user != without]
@@ -209,12 +222,11 @@ class Examples:
         return [known[place] for place in best[::-1]]
 
     def _pool(self, user: str) -> list[Preference]:
-        sources = [user] if self._neighbours is None else self._neighbours.get(user)
-        if sources is None or (self._neighbours is None and user not in self._choices):
+        if user not in self._sources:
             raise DataError(
                 f"the history has no choice of user {user!r}.", hint="Leave the user out."
             )
-        return [choice for source in sources for choice in self._choices.get(source, ())]
+        return [choice for one in self._sources[user] for choice in self._choices.get(one, ())]
 
     def _scores(self, user: str, asked: str, texts: Sequence[str]) -> FloatArray:
         if self._retrieve == "bm25":
@@ -223,14 +235,14 @@ class Examples:
             query = embedded([asked], self._embed)
             found: FloatArray = cosines(query, [self._vectors[text] for text in texts])[0]
             return found
-        # The draw depends on seed, user and prompt, not on what was asked before.
+        # The draw depends on seed, user and prompt alone, not on earlier calls.
         name = f"{self._seed}\0{user}\0{asked}".encode()
         draw = np.random.default_rng(list(hashlib.sha256(name).digest()))
         return draw.random(len(texts))
 
 
 def _responses(choice: Preference) -> set[str]:
-    """Both responses, without differences of white space and case."""
+    """Both responses, in lower case and with single spaces."""
     return {" ".join(text.casefold().split()) for text in (choice.chosen, choice.rejected)}
 
 
@@ -248,37 +260,38 @@ def persona_prefix(
     role: Literal["system", "user"] = "system",
     seed: int = 0,
 ) -> Prefix:
-    """Make a text before a prompt that makes a model answer for one user.
+    """Make a prefix: text before a prompt that makes a model answer for one user.
+
+    No example reveals the answer: before a prompt to answer, choices on the same prompt are left out; before
+    a choice to predict, choices that share a response with it.
 
     Args:
-        kind: "none"; "tag": an opaque mark of the user; "name": the user's name; "few-shot": examples
-            of the user's choices; "persona": inferred from choices; "gold": written by somebody who
-            knows the user, an upper bound that leaks.
-        personas: by user, for "persona" and "gold": the result of `infer_user_personas`, or records or
-            texts. A user that is a number is the one of that text.
-        names: what users are called, for "name"; None: by their id.
-        history: choices with `user`, for "few-shot".
-        k: how many examples.
-        retrieve: "random": any of them, by `seed`; "bm25" or "embedding": those whose prompt is nearest
-            to the one that follows.
+        kind: "none"; "tag": a code for the user; "name": the user's name; "few-shot": examples of the
+            user's choices; "persona": a persona inferred from choices; "gold": a persona written by somebody
+            who knows the user, which may contain the answers and is an upper bound.
+        personas: for "persona" and "gold": the result of `infer_user_personas`, or user -> record or text.
+            The number 7 as a user means the user "7".
+        names: for "name": user -> name; None: the user's id is the name.
+        history: for "few-shot": choices with `user`.
+        k: how many examples to show.
+        retrieve: "random": examples are drawn by `seed`; "bm25" or "embedding": the examples whose prompts
+            are most similar to the one that follows.
         show: which responses an example shows.
-        embed: for "embedding": texts -> vectors, such as `SentenceTransformer(…).encode`.
-        neighbours: users whose choices are shown instead, from `nearest_users`: the cross-user setting
-            of PersonalLLM (arXiv 2409.20296, section 4.2).
-        role: whether the prefix is a system message or part of the user's last turn, for chat
+        embed: for "embedding": n texts -> vectors of shape (n, dimensions), such as
+            `SentenceTransformer(…).encode`.
+        neighbours: user -> the users whose choices are shown instead of the user's own, from
+            `nearest_users`: the cross-user setting of PersonalLLM (arXiv 2409.20296, section 4.2).
+        role: "system": the prefix is a system message; "user": it is part of the user's last turn, for chat
             templates without system messages.
-        seed: of the random examples.
+        seed: of the draw of examples.
 
     Returns:
-        A `Prefix`: `text(user, prompt)`, `messages(user, prompt)`, and `shuffled(seed)`, the control in
-        which each user gets the prefix of another one.
+        A `Prefix` with `text(user, prompt)`, `messages(user, prompt)`, and `shuffled(seed)`, the control in
+        which each user gets the prefix of another user.
 
     Raises:
-        InvalidArgumentError: an argument that the kind needs is missing, or one that it ignores is
+        InvalidArgumentError: an argument that the kind needs is missing, or one that it does not use is
             given.
-
-    No example gives the answer away: before a prompt to answer, a choice on the same prompt is left
-    out; before a choice to predict, one that shares a response with it.
     """
     InvalidArgumentError.check("kind", kind, get_args(Kind))
     InvalidArgumentError.check("role", role, ("system", "user"))
@@ -307,12 +320,12 @@ def persona_prefix(
 
 
 def user_tag(user: str) -> str:
-    """A mark that tells users apart and says nothing about them."""
+    """Return a code that distinguishes users and says nothing about them."""
     return f"<user_{hashlib.sha256(user.encode()).hexdigest()[:8]}>"
 
 
 def _texts(name: str, given: object) -> dict[str, str]:
-    """The texts by user; ids become texts, as they are in the data."""
+    """Turn the argument `name`, a mapping of users to texts or personas, into user -> text."""
     if not isinstance(given, Mapping):
         raise InvalidArgumentError(f"{name}={given!r:.80} is not a mapping of users to texts.")
     for user, one in given.items():
@@ -336,17 +349,17 @@ def _check_examples(k: int, retrieve: str, show: str, embed: Embed | None) -> No
 
 
 def prefix_persona(persona: str) -> str:
-    """The prefix that describes a user."""
+    """Write the prefix that describes a user by a persona."""
     return filled("prefix_persona.txt", {"persona": persona})
 
 
 def prefix_name(name: str) -> str:
-    """The prefix that only names a user."""
+    """Write the prefix that only names a user."""
     return filled("prefix_name.txt", {"name": name})
 
 
 def prefix_examples(choices: Sequence[Preference], show: Show, *, similar: bool = False) -> str:
-    """The prefix with earlier choices; "" where there are none.
+    """Write the prefix with earlier choices; "" without choices.
 
     `similar`: they are choices of similar users, not of the user.
     """

@@ -1,4 +1,4 @@
-"""Personas of users as frozen records, which can be saved to a file and loaded."""
+"""Records of users' personas, and how they are saved to a file and loaded."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ Method = Literal["summary", "tastes", "verified", "posterior"]
 
 
 class PairEvidence(Record):
-    """What one choice shows about the user. `pair` is the id of the preference."""
+    """What one choice shows about the user; `pair` is the id of the choice."""
 
     pair: str
     shows: str
 
 
 class UserPersona(Record):
-    """One user, as several choices show them.
+    """The persona of one user, inferred from several choices.
 
     Attributes:
-        background: what the user is like, as sentences about "the user"; for "tastes", what the user
-            likes.
-        preferences: what the user likes in a response, likewise; for "tastes", what the user dislikes.
-        evidence: the choices that support them.
-        pairs: how many choices the persona rests on.
-        score: for "verified" the mean score of the kept explanations on other choices. It is above 0
-            because those were kept: it ranks users, and does not estimate how well the persona
-            predicts. For "posterior" the probability of this persona among the candidates; None for
-            the others.
-        flags: those of `personainfer.personas.flags`.
+        user: the user's id.
+        background: sentences about what "the user" is like; with the method "tastes", what the user likes.
+        preferences: sentences about what "the user" likes in a response; with "tastes", what the user
+            dislikes.
+        evidence: what single choices show.
+        pairs: how many choices the persona was made from.
+        score: with "verified", the mean score of the kept explanations on other choices. Only explanations
+            with a mean above 0 were kept, so the score ranks users but overestimates how well the persona
+            predicts. With "posterior", the probability of this persona among the explanations. Else None.
+        flags: names of doubts about the persona: see `personainfer.personas.flags`.
     """
 
     user: str
@@ -58,7 +58,7 @@ class UserPersona(Record):
 
 
 class Hypothesis(Record):
-    """An explanation of one choice, and its scores on the user's other pairs, each as (id, score)."""
+    """An explanation of the choice with the id `pair`, and its scores on other choices: (id, score) each."""
 
     pair: str
     persona: Persona
@@ -68,8 +68,11 @@ class Hypothesis(Record):
 class UserRow(Record):
     """One user with the persona, or with the error that says why there is none.
 
-    After an update that failed, the earlier persona and the error. `choices` are the pairs that were
-    used, each with an id; `hypotheses` are all explanations. An update continues from both.
+    After an update that failed, the row has both: the earlier persona, and the error.
+
+    Attributes:
+        choices: the choices that were used, each with an id. An update adds to them.
+        hypotheses: all explanations of these choices. An update continues from them.
     """
 
     user: str
@@ -81,11 +84,17 @@ class UserRow(Record):
 
 @dataclass(frozen=True)
 class UserPersonas(Sequence[UserRow]):
-    """One row for each user, in the order in which users first occur in the data.
+    """The personas of all users: one row for each, in the order in which users first occur in the data.
 
-    `skipped` counts rows of the data that were not used, by reason: rows without a user, rows that cannot
-    be read, and choices of a user beyond `pairs_per_user`. `usage` sums up the calls; `settings` are the
-    options of the run.
+    Attributes:
+        rows: the rows.
+        skipped: reason -> how many rows of the data were not used: they have no user, cannot be read,
+            repeat a choice, or are beyond `pairs_per_user`.
+        usage: the calls, tokens and cost of the run.
+        settings: the options of the run.
+
+    Raises:
+        InvalidArgumentError: a user has two rows.
     """
 
     rows: tuple[UserRow, ...]
@@ -135,12 +144,12 @@ class UserPersonas(Sequence[UserRow]):
 
     @property
     def personas(self) -> dict[str, UserPersona]:
-        """The personas by user; users without one are left out."""
+        """User -> persona; users without a persona are left out."""
         return {row.user: row.persona for row in self.rows if row.persona is not None}
 
     @property
     def errors(self) -> dict[str, str]:
-        """The errors by user."""
+        """User -> error; users without an error are left out."""
         return {row.user: row.error for row in self.rows if row.error is not None}
 
     def raise_for_errors(self) -> None:
@@ -152,15 +161,16 @@ class UserPersonas(Sequence[UserRow]):
             )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write a line of JSON for each user, with the settings of the run in each.
+        """Write a file with a line of JSON for each user. Each line has the settings of the run.
 
         Args:
-            path: the file, .jsonl. Personas of users that are there are replaced.
-            overwrite: replace a file that holds something else, too.
+            path: the .jsonl file. A file that `save` wrote is replaced.
+            overwrite: replace any other file, too.
 
         Raises:
-            InvalidArgumentError: the name says that the file is of another format, or the file holds
-                something else.
+            InvalidArgumentError: the name has an ending of another format, the file exists and is not
+                from `save`, or it cannot be written.
+            DataError: a text is not Unicode, or a setting is not text or a number.
         """
         path = as_path(path)
         if path.suffix not in _JSON_LINES:
@@ -183,7 +193,7 @@ class UserPersonas(Sequence[UserRow]):
             lines = [row.model_dump_json() + "\n" for row in saved]
         except (
             ValueError
-        ) as error:  # of pydantic: half of a surrogate pair, or an object of your own
+        ) as error:  # of pydantic: half of a surrogate pair, or the user's own object
             raise DataError(
                 f"these personas cannot be written as JSON: {error}.",
                 hint="Their settings, users and errors have to be text or numbers.",
@@ -193,11 +203,10 @@ class UserPersonas(Sequence[UserRow]):
 
     @classmethod
     def load(cls, path: str | Path) -> UserPersonas:
-        """Read a file of `save`. The usage of the run is not in it.
+        """Read a file that `save` wrote. `usage` and `skipped` are not in the file, and stay empty.
 
         Raises:
-            DataError: a line is not what `save` writes, a user has two lines, or two lines were made by
-                different methods.
+            DataError: a line is not from `save`, a user has two lines, or lines are of different methods.
             MissingFileError: there is no such file.
         """
         path = as_path(path)
@@ -229,13 +238,13 @@ _JSON_LINES = ("", ".jsonl", ".json", ".ndjson")  # the endings of a file of JSO
 
 
 class SavedRow(UserRow):
-    """A line of a saved file: the row, and how the run was set. Files of older versions lack it."""
+    """A line of a saved file: a row and the settings of its run, {} in files of older versions."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
 def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
-    """The row and the settings of a line."""
+    """Parse a line into a row and settings. Raise DataError, which names `place`, for any other line."""
     try:
         saved = SavedRow.model_validate_json(bounded_json(line or b""))
         check_settings(saved.settings)
@@ -250,25 +259,28 @@ def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
 
 
 class ChoicesUsed:
-    """What is known of the choices that one user's persona was made from.
+    """The choices that one user's persona was made from, as far as they are known.
 
     Args:
-        choices: with their texts.
-        ids: of choices whose texts are not known, such as those that the evidence names.
+        choices: choices whose texts are known.
+        ids: ids of further choices, such as those that the persona's evidence names.
     """
 
     def __init__(self, choices: Iterable[Preference] = (), ids: Iterable[str] = ()) -> None:
-        self.ids = set(ids)  # of choices whose texts are not known
         self._texts = {_content(choice) for choice in choices}
         self._by_id = {choice.id: choice for choice in choices}
-        self.ids -= {id for id in self._by_id if id is not None}
+        self.ids = set(ids) - self._by_id.keys()  # of choices whose texts are not known
 
     def holds_texts(self, choice: Preference) -> bool:
         """Whether a choice with this prompt and these responses was used."""
         return _content(choice) in self._texts
 
     def holds(self, choice: Preference, given_id: bool) -> bool:
-        """Whether the choice was used. An id counts if the data gave it, and nothing speaks against it."""
+        """Whether the choice was used, by its texts, or by its id if the data has it (`given_id`).
+
+        If the texts of the used choice with this id are known, they must have the same prompt, or share a
+        response.
+        """
         if self.holds_texts(choice):
             return True
         if not given_id:
@@ -276,13 +288,13 @@ class ChoicesUsed:
         same_id = self._by_id.get(choice.id)
         if same_id is None:
             return choice.id in self.ids
-        # Where the data has no ids, places stand in for them: the texts must be related, too.
+        # An id may be a place in the data, which another choice may have, too.
         (prompt, texts), (other_prompt, other_texts) = _content(choice), _content(same_id)
         return prompt == other_prompt or bool(texts & other_texts)
 
 
 def _content(choice: Preference) -> tuple[str, frozenset[str]]:
-    """The prompt and both responses, whichever was chosen, without differences of white space and case."""
+    """The prompt, and the set of both responses, in lower case and with single spaces."""
     prompt = choice.prompt
     turns = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
     said, *responses = (

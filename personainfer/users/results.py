@@ -1,4 +1,4 @@
-"""The numbers of an evaluation of prefixes, with intervals, as records."""
+"""Records of an evaluation of prefixes: accuracies with intervals, and counts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..exceptions import DataError
 from ..records import FloatArray, Preference
 from .attribution import Attribution
 from .groups import Equity, Measure, correlation, equities
+from .predictors import Flags
 
-Flags = npt.NDArray[np.bool_]
 Groups = Mapping[str, Mapping[str, str]]
 
 BARE: Final = "none"  # the name of the empty prefix
@@ -25,7 +25,7 @@ _HEAD = ("prefix", "accuracy", "gain", "of another user", "own - other")
 
 
 class Count(NamedTuple):
-    """How many choices, and of how many users."""
+    """A number of choices, and the number of users who made them."""
 
     choices: int
     users: int
@@ -33,15 +33,21 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The margins of one prefix and what happened to the texts; all arrays have the shape (choices,).
+    """The margins of one prefix, and flags of the texts. All arrays have the shape (choices,).
+
+    A margin is above 0 if the choice is predicted, 0 for a tie, and NaN if missing.
 
     Attributes:
-        own, trained, shuffled, untuned: margins with the user's prefix, with what was trained on the
-            user, with another user's prefix, and by the untuned scorer; NaN where there is none.
-        known: the prefix has something for this user.
-        turns_cut, responses_cut, failed, unusable: as for `Predictions`, with the user's prefix.
-        short, empty: fewer than k examples, none.
-        cut: a text was cut, with any of these prefixes.
+        own: margins with the user's prefix.
+        trained: with folds, margins by what was fitted on the user, too.
+        shuffled: margins with another user's prefix.
+        untuned: margins of the untuned scorer, with the user's prefix.
+        known: the prefix works for this user, and a fold leaves the user out.
+        turns_cut, responses_cut, unusable: as for `Predictions`, with the user's prefix.
+        failed: the own margin is missing, although the prefix works for the user.
+        short: the prefix has fewer than k examples, but at least one.
+        empty: the prefix has no example.
+        cut: a text was cut, for any of the margins.
     """
 
     own: FloatArray
@@ -59,12 +65,12 @@ class Scored:
 
     @classmethod
     def blank(cls, choices: int) -> Scored:
-        """No margins yet, and no flags."""
+        """Make a record with all margins NaN and all flags False."""
         margins = [np.full(choices, np.nan) for _ in range(4)]
         return cls(*margins, *(np.zeros(choices, dtype=bool) for _ in range(8)))
 
     def take(self, which: Flags) -> Scored:
-        """Some of the choices."""
+        """Select the choices where `which`, shape (choices,), is True."""
         return Scored(*(getattr(self, one.name)[which] for one in fields(self)))
 
 
@@ -73,23 +79,24 @@ class PrefixAccuracy:
     """How well one prefix predicts held-out choices. A tie counts half; intervals resample users.
 
     Attributes:
-        accuracy: the share of choices that are predicted; with folds, of users that nothing was
-            fitted on.
-        trained: with folds, the same choices by what was fitted on their users too.
-        gain: accuracy less that without a prefix, on the same choices.
-        over_untuned: accuracy less that of the untuned scorer with the same prefix; None without one.
-        shuffled: accuracy with the prefix of another user; None for a prefix without users.
-        own_gain: accuracy with the own prefix less that with another user's.
-        questions: accuracy on each kind of question.
-        with_baseline: Pearson's r, over users, of the accuracy with that without a prefix (of the
-            untuned scorer, where there is one).
-        unknown: choices of users that the prefix has nothing for. They are left out.
-        failed: choices without a margin: longer than the model's context, or no number. Left out.
+        accuracy: the share of choices that are predicted; with folds, by what was fitted on other users.
+        trained: with folds, the accuracy by what was fitted on these users, too; None without folds.
+        gain: accuracy minus the accuracy without a prefix, on the same choices.
+        over_untuned: accuracy minus that of the untuned scorer with the same prefix; None without one.
+        shuffled: accuracy with the prefix of another user; None if the prefix is the same for all users,
+            or has fewer than two.
+        own_gain: accuracy minus `shuffled`, on the same choices; None where `shuffled` is.
+        questions: kind of question -> accuracy.
+        with_baseline: Pearson's r, over users, between the accuracy and the accuracy without a prefix (of
+            the untuned scorer, if there is one).
+        unknown: how many choices are of users for whom the prefix does not work. They are left out.
+        failed: choices without a margin: the text is longer than the model's context, or the scorer gave
+            no number. They are left out.
         turns_cut: choices whose conversation lost its oldest turns.
-        responses_cut: choices of whose responses the end was not scored.
+        responses_cut: choices for which the end of a response was not scored.
         unusable: choices for which the judge's reply could not be used. They count as wrong.
-        short: choices with fewer examples than asked for, but some.
-        empty: choices without any example: the prefix is empty.
+        short: choices with fewer than k examples, but at least one.
+        empty: choices without an example, so that the prefix is empty.
     """
 
     accuracy: Estimate
@@ -121,18 +128,19 @@ _REMARKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixEvaluation:
-    """How well each prefix predicts users' held-out choices.
+    """The result of `evaluate_prefixes`: how well does each prefix predict users' held-out choices?
 
     Attributes:
-        prefixes: by name, "none" first.
-        equity: accuracy and gain of each prefix by each attribute of users, corrected together.
-        attribution: by name, what the sentences of a prefix do.
-        choices: the choices that were to be predicted.
-        scored: by name, the margins and what was cut, one item a choice.
-        questions: the kind of question of each choice; empty where none was asked for.
+        prefixes: name of a prefix -> its accuracies, "none" first.
+        equity: accuracy and gain of each prefix, compared between the groups of each attribute of users;
+            p-values corrected together.
+        attribution: name of a prefix -> the effects of its sentences.
+        choices: the held-out choices.
+        scored: name of a prefix -> the margins and flags of each choice.
+        questions: the kind of question of each choice; empty without `questions=`.
         groups: attribute -> user -> value.
-        skipped: rows of the data that are not a user's choice, by reason.
-        settings: the arguments that matter to the numbers.
+        skipped: reason -> how many rows of the data are not a choice of a user.
+        settings: the arguments that the numbers depend on.
     """
 
     prefixes: Mapping[str, PrefixAccuracy]
@@ -157,7 +165,7 @@ class PrefixEvaluation:
         skipped: Mapping[str, int],
         settings: Mapping[str, Any],
     ) -> PrefixEvaluation:
-        """All numbers of these margins."""
+        """Compute all numbers from the margins. See the attributes for the arguments."""
         confidence, seed = settings["confidence"], settings["draw_seed"]
         return cls(
             prefixes={
@@ -176,14 +184,14 @@ class PrefixEvaluation:
 
     @property
     def margins(self) -> dict[str, FloatArray]:
-        """For each prefix one number a choice: above 0 it is predicted; NaN where there is none."""
+        """Name of a prefix -> margins of shape (choices,): above 0 the choice is predicted; NaN: missing."""
         return {name: one.own for name, one in self.scored.items()}
 
     def without_cuts(self) -> PrefixEvaluation:
-        """The same evaluation without the choices whose texts were cut, with any prefix.
+        """Repeat the evaluation without the choices of which a text was cut, with any prefix.
 
         Raises:
-            DataError: a text of every choice that has a margin was cut.
+            DataError: no choice with a margin is left.
         """
         kept = ~np.any([one.cut for one in self.scored.values()], axis=0)
         if not any(np.isfinite(one.own[kept]).any() for one in self.scored.values()):
@@ -219,7 +227,7 @@ class PrefixEvaluation:
         return [(*_HEAD, *columns), *lines]
 
     def remarks(self) -> list[str]:
-        """Groups that differ, and what was left out or cut and why, one sentence each."""
+        """Sentences about differences between groups, and about choices that were left out or cut."""
         said = [
             f"{one.measure} of {one.prefix!r} by {one.attribute}: gap {one.gap:.3f},"
             f" F = {one.f:.2f}, p = {one.p:.4f}, corrected {one.adjusted_p:.4f}."
@@ -243,7 +251,7 @@ class PrefixEvaluation:
         return said
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers and counts as plain values; not the single choices and effects."""
+        """Return all numbers and counts as plain values, without the single choices and effects."""
         return {
             "prefixes": {
                 name: {
@@ -274,7 +282,7 @@ def _cell(found: Estimate | None) -> str:
 
 
 def right_share(margins: FloatArray) -> FloatArray:
-    """1 where the choice is predicted, 0.5 for a tie, NaN where there is no margin."""
+    """Turn margins into shares: 1 if the choice is predicted, 0.5 for a tie, 0 if not; NaN stays NaN."""
     return (np.sign(margins) + 1) / 2
 
 
@@ -322,17 +330,20 @@ def _accuracy(
 def mean_difference(
     differences: FloatArray, users: npt.NDArray[Any], confidence: float, *, of_itself: bool = False
 ) -> Estimate:
-    """The mean of differences between -1 and 1, resampling users.
+    """Estimate the mean of differences between -1 and 1, shape (choices,), with an interval over users.
 
-    Where it is the same for all users, the interval has a width all the same (`widened`); but not for the
-    gain of a prefix over itself.
+    If all users have the same mean, `widened` gives the interval a width. With `of_itself` (the gain of a
+    prefix over itself) it stays 0.
     """
     bounds = None if of_itself else (-1.0, 1.0)
     return mean_by_group(differences, users, bounds=bounds, confidence=confidence)
 
 
 def _by_user(users: npt.NDArray[Any], *scores: FloatArray) -> list[FloatArray]:
-    """The mean of each user's scores over choices that have all of them; NaN for a user without."""
+    """Mean of each user's scores, one array of shape (users,) for each array of shape (choices,).
+
+    Choices count that have all scores; a user without such a choice has NaN.
+    """
     known = ~np.isnan(np.stack(scores)).any(axis=0)
     _, place = np.unique(users, return_inverse=True)
     counts = np.bincount(place, known)

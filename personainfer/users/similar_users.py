@@ -1,7 +1,4 @@
-"""Find users with a similar taste, and questions on which users disagree, by cosines of vectors.
-
-`Embed` is any callable from texts to vectors, such as the `encode` of a sentence-transformers model.
-"""
+"""Find users with a similar taste, and questions on which users disagree, by cosines of embeddings."""
 
 from __future__ import annotations
 
@@ -19,13 +16,14 @@ from ..scoring.choice_models import read_choices
 from ..tailoring.bm25 import words
 from ..tailoring.embeddings import unit_vectors
 
-Embed = Callable[[list[str]], npt.ArrayLike]  # n texts -> (n, dimensions)
+# n texts -> vectors of shape (n, dimensions), such as `SentenceTransformer(…).encode`
+Embed = Callable[[list[str]], npt.ArrayLike]
 
 _QUERIES = 1024  # users compared with all others at once
 
 
 def cosines(one: npt.ArrayLike, other: npt.ArrayLike) -> FloatArray:
-    """The cosine of each vector with each: (n, d) and (m, d) -> (n, m); 0 for a vector of zeros."""
+    """Cosines between two sets of vectors: (n, d) and (m, d) -> (n, m); 0 for a vector of zeros."""
     first, second = (read_numbers("vectors", v, dimensions=(2,)) for v in (one, other))
     return unit_vectors(first) @ unit_vectors(second).T
 
@@ -36,14 +34,18 @@ def user_vectors(
     *,
     of: Literal["difference", "chosen", "rejected"] = "difference",
 ) -> dict[str, FloatArray]:
-    """A vector for each user: the mean over choices of emb(chosen) - emb(rejected), or of one alone.
+    """Represent each user by the mean embedding of the user's choices.
 
-    As in PersonalLLM, arXiv 2409.20296, section 4.2.
+    As in PersonalLLM (arXiv 2409.20296, section 4.2).
 
     Args:
         histories: choices with `user`.
-        embed: texts -> vectors; each distinct text is embedded once.
-        of: "difference", "chosen" or "rejected".
+        embed: n texts -> vectors of shape (n, dimensions). It is called with each distinct text once.
+        of: what is averaged: "difference": emb(chosen) - emb(rejected); "chosen": emb(chosen);
+            "rejected": emb(rejected).
+
+    Returns:
+        User -> vector of shape (dimensions,).
 
     Raises:
         DataError: a choice has no user.
@@ -70,20 +72,21 @@ def nearest_users(
     of: Sequence[str] | None = None,
     among: Sequence[str] | None = None,
 ) -> dict[str, list[str]]:
-    """For each user the k others of the highest cosine, the nearest first.
-
-    A user whose vector is all zeros has no direction, and so no neighbours.
+    """Find for each user the k other users whose vectors have the highest cosine, highest first.
 
     Args:
-        vectors: from `user_vectors`.
-        k: how many; 20 in PersonalLLM.
+        vectors: user -> vector of shape (dimensions,), from `user_vectors`.
+        k: how many neighbours; 20 in PersonalLLM.
         of: the users to find neighbours for; None: all.
-        among: the users to search, such as a database of known ones; None: all that `of` does not name,
-            so that users under test are not neighbours of each other; all, where `of` is None.
+        among: the users to search, such as a database of known users. None: all users that `of` does not
+            name, so that test users are not neighbours of each other; all users if `of` is None, too.
+
+    Returns:
+        User -> up to k users. A user whose vector is all zeros has no direction, and an empty list.
 
     Raises:
-        InvalidArgumentError: k is not a number from 1 up, a user has no vector, there is nobody to search,
-            or vectors differ in length.
+        InvalidArgumentError: k is not a whole number from 1 up, a user has no vector, no user is left to
+            search, or vectors differ in length.
         DataError: a vector is not finite.
     """
     check_argument("k", k, Count)
@@ -127,7 +130,7 @@ def nearest_users(
 
 
 def _named(argument: str, users: Sequence[str], place: Mapping[str, int]) -> list[str]:
-    """The users, each once, all of whom have a vector."""
+    """Check that all users have a vector, and return each user once."""
     if isinstance(users, str):
         raise InvalidArgumentError(f"{argument}={users!r:.80} is one text, not several users.")
     if unknown := [name for name in users if name not in place]:
@@ -136,7 +139,11 @@ def _named(argument: str, users: Sequence[str], place: Mapping[str, int]) -> lis
 
 
 def embedded(texts: Sequence[str], embed: Embed) -> FloatArray:
-    """The vector of each text. Equal texts are embedded once."""
+    """Embed texts, each distinct one once: n texts -> vectors of shape (n, dimensions).
+
+    Raises:
+        InvalidArgumentError: `embed` returns another shape, or numbers that are not finite.
+    """
     distinct = list(dict.fromkeys(texts))
     vectors = read_numbers(
         "the result of embed", embed(distinct), dimensions=(0, 1, 2, 3), infinite=True
@@ -152,12 +159,12 @@ def embedded(texts: Sequence[str], embed: Embed) -> FloatArray:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """The text of a prompt to search by: of a conversation, the last turn."""
+    """The text by which a prompt is searched: the prompt, or the last turn of a conversation."""
     return prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
 
 
 def _top(scores: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
-    """The places of the highest scores of each row, in order; equals stay in their order."""
+    """Places of the highest scores of each row: (n, m) -> (n, count), highest first; equals in their order."""
     if count == 0:
         return np.empty((len(scores), 0), dtype=np.int64)
     best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
@@ -180,15 +187,20 @@ _CHOICES = 512  # compared with all others at once
 def find_questions(
     choices: Sequence[Preference], *, near: float = 0.9, embed: Embed | None = None
 ) -> list[Question]:
-    """Say of each choice whether its question is "clashing", one on which users disagree, or "personal".
+    """Say for each choice whether its question is "clashing" (users disagree on it) or "personal".
 
-    Two users clash where the cosine of their prompts is at least `near`, and that of their
-    emb(chosen) - emb(rejected) is below -0.25. It is -1 where one chose what the other rejected.
+    A choice clashes with a choice of another user if the cosine of their prompts is at least `near`, and the
+    cosine of their emb(chosen) - emb(rejected) is below -0.25. The latter is -1 if one user chose what the
+    other rejected.
 
     Args:
-        choices: n choices with `user`.
-        near: from 0 to 1; 1: only the same prompt.
-        embed: texts -> vectors, such as `SentenceTransformer(…).encode`; None: counts of hashed words.
+        choices: choices with `user`.
+        near: the least cosine of two prompts that are one question, from 0 to 1; 1: only the same prompt.
+        embed: n texts -> vectors of shape (n, dimensions), such as `SentenceTransformer(…).encode`; None:
+            counts of words.
+
+    Returns:
+        One kind for each choice, in order.
 
     Raises:
         InvalidArgumentError: near is not between 0 and 1.
@@ -220,14 +232,14 @@ def find_questions(
 
 
 def _whole(prompt: Prompt) -> str:
-    """All turns: "Why?" is another question in another conversation."""
+    """All turns but system messages, because "Why?" is another question in another conversation."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(turn.content for turn in prompt if turn.role != "system")
 
 
 def word_counts(texts: list[str]) -> FloatArray:
-    """Counts of words, hashed into a fixed number of dimensions."""
+    """Count the words of each text, hashed into 1024 dimensions: n texts -> (n, 1024)."""
     counts = np.zeros((len(texts), _DIMENSIONS))
     for row, text in enumerate(texts):
         for word in words(text):
