@@ -1,7 +1,7 @@
 """Models of users' choices that read no persona: the longer response, the majority, similar users.
 
-A model is fitted on choices with users, and predicts others by margins: above 0 the chosen response is
-predicted, below 0 the other one, and 0 is a tie, also where the model knows nothing.
+A model is fitted on choices of users, and predicts other choices. A prediction is a margin: above 0 the model
+predicts `chosen`, below 0 `rejected`; 0 is a tie, or the model knows nothing of the choice.
 """
 
 from __future__ import annotations
@@ -19,29 +19,35 @@ import numpy.typing as npt
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, quoted
 from ..records import FloatArray, Preference, Prompt
 
-# Prompts and responses, n of each -> (n, d), as an array or a sparse matrix.
+# A function of n prompts and n responses that returns (n, d), as an array or a sparse matrix.
 Features = Callable[[Sequence[Prompt], Sequence[str]], Any]
 Response = tuple[Prompt, str]
 Places = npt.NDArray[np.int64]
 
 _WORD = re.compile(r"\w+")
 _DIMENSIONS = 2**16  # of hashed words; a collision of two words is harmless
-_DOUBT = 2.0  # votes of nobody, half for and half against, that are added to each response
+_DOUBT = 2.0  # pseudo-votes for each response, half for and half against it: few votes count less
 
 
 class ChoiceModel(Protocol):
-    """Predicts the choices of users, fitted on other choices of theirs."""
+    """A model that predicts choices of users from other choices of theirs."""
 
     def fit(self, choices: Sequence[Preference]) -> Self:
-        """Learn from choices with `user`; an earlier fit is forgotten."""
+        """Learn from choices, which have a `user`. An earlier fit is forgotten."""
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """One margin a choice, shape (n,): above 0 the chosen response is predicted."""
+        """Return one margin a choice, shape (n,): above 0, the model predicts `chosen`."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Choices as places in lists of users and responses; arrays have the shape (choices,)."""
+    """Choices as numbers.
+
+    Attributes:
+        users: user -> number, from 0.
+        responses: (prompt, response) -> number, from 0.
+        user, chosen, rejected: the numbers of each choice, shape (choices,).
+    """
 
     users: dict[str, int]
     responses: dict[Response, int]
@@ -53,15 +59,15 @@ class Encoded:
 def read_choices(
     name: str, given: Iterable[Preference], *, each: str = "choice {}"
 ) -> list[Preference]:
-    """An argument that holds choices of users, as a list.
+    """Check an argument that holds choices of users, and return it as a list.
 
     Args:
-        name: of the argument.
+        name: the argument's name, for errors.
         given: `Preference` records with a user.
-        each: how an error names one of them, by its place.
+        each: how an error names one choice; {} is replaced by its place.
 
     Raises:
-        InvalidArgumentError: something else than records.
+        InvalidArgumentError: the argument holds something else than `Preference` records.
         DataError: a choice has no user.
     """
     hint = "read_preferences of personainfer.data makes such records of any data: row.preference."
@@ -83,11 +89,11 @@ def read_choices(
 
 
 def encode(choices: Sequence[Preference]) -> Encoded:
-    """Number the users and responses; a response is known by its prompt and its text.
+    """Number the users and the responses of choices. Equal texts after different prompts are two responses.
 
     Raises:
-        DataError: a choice has no user, or there is none.
-        InvalidArgumentError: something else than `Preference` records.
+        DataError: a choice has no user, or there are no choices.
+        InvalidArgumentError: `choices` holds something else than `Preference` records.
     """
     choices = read_choices("choices", choices)
     if not choices:
@@ -109,14 +115,14 @@ def encode(choices: Sequence[Preference]) -> Encoded:
 
 
 class LongerWins:
-    """The longer response is predicted, in characters, without white space at its ends."""
+    """Predicts the longer response, in characters, without white space at its ends."""
 
     def fit(self, choices: Sequence[Preference]) -> Self:
-        """Nothing is learned."""
+        """Do nothing: this model learns nothing from choices."""
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """The difference of the lengths."""
+        """Return the length of `chosen` minus the length of `rejected`, in characters, shape (n,)."""
         return np.array(
             [len(c.chosen.strip()) - len(c.rejected.strip()) for c in choices], dtype=np.float64
         )
@@ -125,18 +131,19 @@ class LongerWins:
 def length_only(
     margins: FloatArray, lengths: npt.NDArray[Any], users: npt.NDArray[Any]
 ) -> FloatArray:
-    """The predictions of a rule that knows of a persona only whether it leads to longer responses.
+    """Predict choices by a rule that knows of a persona only whether it predicts longer responses.
 
-    Whether the longer or the shorter response is predicted is what the persona's predictions for most of
-    the user's other choices were; where they say neither, those for all users.
+    The rule counts the persona's predictions for the user's other choices: if they are more often the longer
+    response, it predicts the longer one, else the shorter one. In a tie, those for all users decide.
 
     Args:
-        margins: shape (choices,): the predictions with the persona.
-        lengths: the length of the chosen response less that of the other; 0 where they count as equal.
-        users: whose choice it is.
+        margins: shape (choices,): the margins that were predicted with the persona.
+        lengths: shape (choices,): the length of the chosen response minus that of the rejected one; 0 if
+            the two count as equal.
+        users: shape (choices,): who made the choice.
 
     Returns:
-        1, 0 or -1 for each choice; NaN where there is no margin.
+        Shape (choices,): 1 predicts `chosen`, -1 `rejected`, 0 neither; NaN where the margin is NaN.
     """
     toward_longer = np.nan_to_num(np.sign(margins) * np.sign(lengths))
     _, place = np.unique(users, return_inverse=True)
@@ -147,13 +154,14 @@ def length_only(
 
 
 class MajorityVote:
-    """What most of the other users chose on the same pair; else, how often they chose each response.
+    """Predicts what most of the other users chose on the same pair of responses.
 
-    A user's own choices count for others only, so that the choices to predict may be fitted on, too.
+    If no other user chose on this pair, it compares how often others chose each of the two responses. A
+    user's own choices never predict the same user's choices, so the fit may include choices to predict.
     """
 
     def fit(self, choices: Sequence[Preference]) -> Self:
-        """Count the votes of each user."""
+        """Count the votes of each user. An earlier fit is forgotten."""
         self._votes: dict[Hashable, dict[str | None, int]] = {}
         for choice in choices:
             pair, sign = _pair(choice)
@@ -163,7 +171,10 @@ class MajorityVote:
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """The mean vote of others on the pair, from -1 to 1, or the difference of both responses' votes."""
+        """Return one margin a choice, shape (n,): the mean vote of others on the pair, from -1 to 1.
+
+        If there is none, the margin is the difference between the mean votes on the two responses.
+        """
         return np.array([self._margin(choice) for choice in choices], dtype=np.float64)
 
     def _margin(self, choice: Preference) -> float:
@@ -176,14 +187,14 @@ class MajorityVote:
         return one[0] / (one[1] + _DOUBT) - other[0] / (other[1] + _DOUBT)
 
     def _others(self, what: Hashable, user: str | None) -> tuple[int, int]:
-        """The sum of the votes of everybody else, and how many they are."""
+        """Sum the votes (1, 0 or -1) of all other users on a pair or a response, and count these users."""
         of_user = self._votes.get(what, {})
         signs = [(vote > 0) - (vote < 0) for who, vote in of_user.items() if who != user]
         return sum(signs), len(signs)
 
 
 def _pair(choice: Preference) -> tuple[Hashable, int]:
-    """The pair, whichever was chosen, and 1 if the response that sorts first was chosen, else -1."""
+    """Return a key of the pair, and 1 if the response that sorts first was chosen, else -1."""
     first, second = sorted((choice.chosen, choice.rejected))
     return (choice.prompt, first, second), 1 if choice.chosen == first else -1
 
@@ -193,23 +204,24 @@ def _signs(choice: Preference) -> tuple[tuple[Response, int], tuple[Response, in
 
 
 class SimilarUsersVote:
-    """The vote of other users, each weighed by how much they agreed with the user before.
+    """Predicts by the votes of other users, each weighted by the agreement with the user in the fit.
 
-    The agreement of two users is the cosine of their votes on responses (chosen 1, rejected -1, sums over
-    choices), with `doubt` added to the product of the norms, so that a few common responses say little.
-    Users who disagreed count with the opposite sign.
+    A choice is a vote of 1 for the chosen and of -1 for the rejected response; votes on the same response are
+    added up. The agreement of two users is the cosine of their votes, with `doubt` added to the product of
+    the norms. A user with a negative agreement counts with the opposite sign.
 
     Args:
-        doubt: the larger, the less a short common history says.
+        doubt: shrinks the agreement of users who have few responses in common; at least 0.
     """
 
     def __init__(self, doubt: float = 5.0) -> None:
         self.doubt = doubt
 
     def fit(self, choices: Sequence[Preference]) -> Self:
-        """Collect the votes.
+        """Compute the votes and the agreement of all users. An earlier fit is forgotten.
 
         Raises:
+            DataError: a choice has no user, or there are no choices.
             MissingExtraError: scipy is not installed.
         """
         sparse = MissingExtraError.require("scipy.sparse")
@@ -231,7 +243,10 @@ class SimilarUsersVote:
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """The difference of the weighed votes on both responses."""
+        """Return the weighted votes on `chosen` minus those on `rejected`, shape (n,).
+
+        0 for a user who was not in the fit. A response that was not in the fit has no votes.
+        """
         scores = (self._agreement @ self._votes).tocsr()
         users, responses = self._known.users, self._known.responses
         found = np.zeros(len(choices))
@@ -245,9 +260,12 @@ class SimilarUsersVote:
 
 
 def word_features(prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:
-    """The words and pairs of words of each response, hashed: a sparse matrix (n, 65,536) of unit rows.
+    """Hash the words and bigrams of each response into a sparse matrix (n, 65,536) with rows of length 1.
 
-    Each is weighed by 1 + log of its count. Prompts are not read: both responses of a pair share one.
+    A term's weight is 1 + log(count). Prompts are ignored, since both responses of a pair have the same.
+
+    Raises:
+        MissingExtraError: scipy is not installed.
     """
     sparse = MissingExtraError.require("scipy.sparse")
     rows, columns = [], []
@@ -268,10 +286,10 @@ def word_features(prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:
 
 
 def featured(features: Features | None, responses: Sequence[Response]) -> Any:
-    """The features of each response, (n, d); without a function, each response is a feature of its own.
+    """Compute the features of n responses, (n, d). With `features=None` they are the identity matrix (n, n).
 
     Raises:
-        InvalidArgumentError: another shape, or a number that is not finite.
+        InvalidArgumentError: the features have another shape, or hold a number that is not finite.
     """
     if features is None:
         sparse = MissingExtraError.require("scipy.sparse")
@@ -288,9 +306,7 @@ def featured(features: Features | None, responses: Sequence[Response]) -> Any:
             f"features= gives the shape {found.shape} for {len(responses)} responses.",
             hint="It takes n prompts and n responses, and returns (n, d).",
         )
-    sums = np.asarray(
-        found.sum(axis=1)
-    ).ravel()  # one NaN in a million numbers, and nothing is fitted
+    sums = np.asarray(found.sum(axis=1)).ravel()  # a single NaN would spoil the whole fit
     if not np.isfinite(sums).all():
         place = int(np.flatnonzero(~np.isfinite(sums))[0])
         raise InvalidArgumentError(
@@ -301,7 +317,7 @@ def featured(features: Features | None, responses: Sequence[Response]) -> Any:
 
 
 def incidence(known: Encoded, responses: int) -> Any:
-    """A sparse matrix (choices, responses): 1 for the chosen one, -1 for the other."""
+    """Return a sparse matrix (choices, responses): 1 for the chosen response, -1 for the rejected one."""
     sparse = MissingExtraError.require("scipy.sparse")
     n = len(known.user)
     rows = np.concatenate([np.arange(n), np.arange(n)])
@@ -310,33 +326,35 @@ def incidence(known: Encoded, responses: int) -> Any:
 
 
 def one_hot(places: npt.NDArray[Any], count: int) -> Any:
-    """A sparse matrix (n, count) with a 1 in each row."""
+    """Return a sparse matrix (n, count) that has a 1 in row i and column places[i]."""
     sparse = MissingExtraError.require("scipy.sparse")
     n = len(places)
     return sparse.csr_matrix((np.ones(n), (np.arange(n), places)), shape=(n, count))
 
 
 def margins_of(rewards: FloatArray, known: Encoded) -> FloatArray:
+    """Subtract the rewards of rejected responses from those of chosen ones, choice by choice."""
     return rewards[known.chosen] - rewards[known.rejected]
 
 
 def log_loss(margins: FloatArray) -> tuple[float, FloatArray]:
-    """The sum of -log sigma(margin), and its slope in each margin."""
-    with np.errstate(over="ignore", invalid="ignore"):  # `minimise` looks at the result
+    """Compute the sum of -log sigma(margin), and its derivative in each margin, shape (n,)."""
+    with np.errstate(over="ignore", invalid="ignore"):  # `minimise` checks the result
         total = float(np.logaddexp(0.0, -margins).sum())
         return total, -1.0 / (1.0 + np.exp(margins))
 
 
 def minimise(loss: Any, start: FloatArray, steps: int) -> FloatArray:
-    """The parameters of the smallest loss, by L-BFGS from `start`.
+    """Minimise a loss by L-BFGS, and return the parameters.
 
     Args:
-        loss: parameters -> (loss, gradient).
-        start: shape (parameters,).
+        loss: a function of parameters -> (loss, gradient).
+        start: the parameters to begin with, shape (parameters,).
         steps: the most iterations.
 
     Raises:
-        InvalidArgumentError: the loss is not finite there, as with features beyond 1e150.
+        InvalidArgumentError: the loss at the end is not finite, as with features beyond 1e150.
+        MissingExtraError: scipy is not installed.
     """
     optimize = MissingExtraError.require("scipy.optimize")
     found = optimize.minimize(

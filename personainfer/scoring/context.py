@@ -1,7 +1,7 @@
 """Shorten conversations to fit a model's context.
 
-The oldest turns are left out first, each question with its answer. The response, the persona, system
-messages, and everything from the last user turn on are kept. A row that is still too long gets no score.
+The oldest turns are left out first, each user turn with its answer. The response, the persona, system
+messages, and all turns from the last user turn on are kept. A row that is still too long gets no score.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _TURN_MARKS = 32  # tokens: more than any chat template puts around a turn
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """How many distinct texts did not fit, or had no score, in the calls so far.
+    """Counts of distinct texts that were cut, or not scored, in the calls so far.
 
     Attributes:
         prompts: conversations whose oldest turns were left out.
         responses: responses of which only the first `max_response_tokens` were scored.
-        too_long: rows that did not fit even so. They have no score (NaN).
+        too_long: rows that are too long even without the oldest turns. They have no score (NaN).
         failed: texts at which the scorer failed. Their rows have no score (NaN).
     """
 
@@ -42,18 +42,18 @@ class Cuts:
     failed: int = 0
 
     def since(self, earlier: Cuts) -> dict[str, int]:
-        """What was added to earlier counts, by name."""
+        """Subtract earlier counts. Returns attribute -> difference."""
         return {
             name: count - getattr(earlier, name) for name, count in dataclasses.asdict(self).items()
         }
 
 
 class ScoredText(NamedTuple):
-    """log p of each token of a response, and what was left out so that the row fits.
+    """The score of a row, and how much of the row was cut.
 
     Attributes:
-        log_probabilities: in nats, shape (tokens,); None: the row is longer than the model's context, or
-            the scorer failed at it.
+        log_probabilities: log p of each token of the response, in nats, shape (tokens,). None: the row is
+            longer than the model's context, or the scorer failed at it.
         turns_left_out: how many of the conversation's oldest turns were not shown to the model.
         tokens_left_out: how many tokens at the end of the response were not scored.
     """
@@ -64,18 +64,21 @@ class ScoredText(NamedTuple):
 
     @property
     def sum(self) -> float:
-        """log p of the response; NaN where it has none."""
+        """log p of the whole response, in nats; NaN if `log_probabilities` is None."""
         return np.nan if self.log_probabilities is None else float(self.log_probabilities.sum())
 
     @property
     def mean(self) -> float:
-        """log p a token; 0 for an empty response, NaN where it has none."""
+        """log p of the response in nats a token; 0 if it is empty, NaN if `log_probabilities` is None."""
         found = self.log_probabilities
         return self.sum if found is None or not len(found) else float(found.mean())
 
 
 class TextToFit(NamedTuple):
-    """A row before it is tokenized. Rows of one group and prompt lose the same turns: they are compared."""
+    """A row before its prefix is tokenized.
+
+    Rows of the same `group` and prompt lose the same turns, so that their scores can be compared.
+    """
 
     prompt: Prompt
     persona: str | None
@@ -86,7 +89,7 @@ class TextToFit(NamedTuple):
 class FittedText(NamedTuple):
     """The tokens of a row to score, and how many turns and tokens were left out.
 
-    `text` is None where there is no score: the row is too long, or the scorer failed at it.
+    `text` is None if the row gets no score: it is too long, or the scorer failed at it.
     """
 
     text: TokenText | None
@@ -96,7 +99,7 @@ class FittedText(NamedTuple):
 
 
 class FittedPrefix(NamedTuple):
-    """The tokens before a response (None: it has no score), and how many turns were left out."""
+    """The tokens before a response (None: too long, or refused), and how many turns were left out."""
 
     tokens: Tokens | None
     turns_left_out: int
@@ -106,7 +109,20 @@ class FittedPrefix(NamedTuple):
 def fit_prefixes(
     scorer: Scorer, texts: Sequence[TextToFit], place: PersonaPlace, max_prompt_tokens: int | None
 ) -> list[FittedPrefix]:
-    """The prefix of each row, short enough for the model's context and for `max_prompt_tokens`."""
+    """Build the prefix of each row. The oldest turns are left out until it fits.
+
+    Args:
+        scorer: tokenizes the prefixes, and knows the model's context.
+        texts: the rows.
+        place: where the persona stands in the prompt.
+        max_prompt_tokens: the most tokens of a prefix; None: what the context leaves after the response.
+
+    Returns:
+        A prefix for each row. Its `tokens` are None if the row does not fit, or the scorer refused it.
+
+    Raises:
+        ModelError, InvalidArgumentError: the scorer refused all prefixes before any was shortened.
+    """
     context = scorer.context() or math.inf
     limits = [context - text.response_tokens for text in texts]
     if max_prompt_tokens is not None:
@@ -129,7 +145,7 @@ def fit_prefixes(
         except (ModelError, InvalidArgumentError):
             if waiting is whole:
                 raise
-            encoded = [None] * len(distinct)  # only what was shortened is refused
+            encoded = [None] * len(distinct)  # the template refuses chats without their first turns
         tokens = dict(zip(distinct, encoded, strict=True))
         shorter: dict[tuple[Hashable, Prompt], Chat] = {}
         for key, chat in waiting.items():
@@ -148,7 +164,7 @@ def fit_prefixes(
 
 
 def _without_oldest(scorer: Scorer, chat: Chat, excess: float) -> Chat | None:
-    """The chat without some of its oldest turns, never more than needed; None where none can go."""
+    """Remove as few of the oldest turns as save `excess` tokens; None: there is no turn to remove."""
     last = max((n for n, turn in enumerate(chat) if turn.role == "user"), default=len(chat) - 1)
     old = [n for n in range(last) if chat[n].role != "system"]
     if not old:

@@ -1,8 +1,8 @@
-"""Find the best of several candidates with few scored tokens: successive halving.
+"""Find the best of several candidates with few scored tokens, by successive halving.
 
-All candidates of a pair are scored on the first tokens of both responses. The worse half is dropped, but for
-those that are close to the best, the others are scored on more tokens, and so on (Jamieson & Talwalkar 2016,
-arXiv 1502.07943). Only what is left at the end is scored whole.
+Each round scores the candidates of a pair on more tokens of both responses, then drops the worse half of
+them, except those that are close to the best. Only the candidates that are left after the last round are
+scored on all tokens (Jamieson & Talwalkar 2016, arXiv 1502.07943).
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from ..records import FloatArray
 from .interfaces import TokenText
 
 Score = Callable[[list[TokenText]], Sequence["FloatArray | None"]]
-BothTexts = tuple[TokenText, TokenText]  # the chosen and the rejected response after one persona
+BothTexts = tuple[TokenText, TokenText]  # the chosen and the rejected response, given one persona
 
-ROUNDS = (8, 32, 128)  # tokens of each response after which the worse half is dropped
-_CLOSE = 0.5  # standard errors behind the best within which a candidate is not dropped
+ROUNDS = (8, 32, 128)  # tokens of each response that are scored by the end of each round
+_CLOSE = 0.5  # a candidate within this many standard errors of the best is not dropped
 
 
 def gaps_by_halving(
     score: Score, pairs: Sequence[Sequence[BothTexts | None]], rounds: Sequence[int] = ROUNDS
 ) -> list[FloatArray]:
-    """For each candidate of each pair, log p a token of the chosen response less that of the rejected one.
+    """Compute the gap of each candidate: mean log p a token of the chosen response minus the rejected one's.
 
-    The gaps of those that were left at the end are exact. A dropped one gets the best one's gap, less what it
-    was behind the leading one when it was dropped: an estimate below the best.
+    The gap of a candidate that was never dropped is exact. The gap of a dropped candidate is an estimate:
+    the best candidate's gap, minus how far the dropped one was behind the leader of its last round.
 
     Args:
-        score: gives log p of each token of each response, or None, as `Scorer.score`.
-        pairs: by pair, what to score for each candidate; None: it does not fit into the model's context.
-        rounds: tokens of each response after which the worse half of a pair's candidates is dropped.
+        score: returns log p of each token of each response, or None, as `Scorer.score` does.
+        pairs: for each pair a list with the two texts of each candidate; None: the candidate does not fit
+            into the model's context.
+        rounds: after this many tokens of each response, the worse half of a pair's candidates is dropped.
 
     Returns:
-        By pair, a gap for each candidate; NaN where there is nothing to score.
+        For each pair an array of gaps, shape (candidates,), in nats a token; NaN for a candidate that does
+        not fit, or that could not be scored.
     """
     races = [_Race(candidates) for candidates in pairs]
     for end in (*rounds, None):
@@ -55,7 +57,7 @@ _NOTHING: FloatArray = np.zeros(0)
 
 
 class _Runner:
-    """One candidate: the texts of both responses, and the log-probabilities of their tokens so far."""
+    """One candidate: the texts of both responses, and the scores of their first tokens so far."""
 
     def __init__(self, texts: BothTexts) -> None:
         self.texts = texts
@@ -63,7 +65,7 @@ class _Runner:
         self.failed = False
 
     def parts(self, end: int | None) -> list[TokenText]:
-        """The tokens of both responses up to `end` that have no score yet, after those that have one."""
+        """Return, for both responses, the tokens up to `end` (None: all) that have no score yet."""
         found = []
         for text, scores in zip(self.texts, self.scores, strict=True):
             done = len(scores)
@@ -84,13 +86,13 @@ class _Runner:
 
 
 def _standard_error(some: Sequence[FloatArray], others: Sequence[FloatArray]) -> float:
-    """The standard error of the difference of two gaps, from how the differences of their tokens vary."""
+    """Estimate the standard error of the difference of two gaps, from the differences token by token."""
     differences = (one - other for one, other in zip(some, others, strict=True) if len(one) > 1)
     return float(np.sqrt(sum(each.var(ddof=1) / len(each) for each in differences)))
 
 
 class _Race:
-    """The candidates of one pair; `left` are those that may still be the best, by their places."""
+    """The candidates of one pair. `left` maps places to runners; a dropped candidate is not in it."""
 
     def __init__(self, candidates: Sequence[BothTexts | None]) -> None:
         self._count = len(candidates)
@@ -98,12 +100,12 @@ class _Race:
         self._rounds: list[dict[int, float]] = []  # the gaps of all that ran, round by round
 
     def runners(self, end: int | None) -> list[tuple[_Runner, int | None]]:
-        """Who runs on, and to how many tokens: one that is alone to the end."""
+        """Return the candidates to score, and up to which token: a single one to the end (None)."""
         goal = end if len(self.left) > 1 else None
         return [(runner, goal) for runner in self.left.values()]
 
     def drop_failed(self) -> None:
-        """Drop those of which a text could not be scored, as if they had not run."""
+        """Remove candidates with a text that could not be scored, from earlier rounds, too."""
         for n in [n for n, runner in self.left.items() if runner.failed]:
             del self.left[n]
             for gaps in self._rounds:
@@ -126,8 +128,8 @@ class _Race:
             return found
         *earlier, final = self._rounds
         best = max(final.values())
-        below = np.nextafter(best, -np.inf)  # no dropped one may look like the best
-        for gaps in earlier:  # the last round that a candidate ran in counts
+        below = np.nextafter(best, -np.inf)  # no dropped candidate may tie with the best
+        for gaps in earlier:  # a later round overwrites an earlier one
             leading = max(gaps.values())
             found[list(gaps)] = [min(best - (leading - gap), below) for gap in gaps.values()]
         found[list(final)] = list(final.values())

@@ -1,4 +1,4 @@
-"""Load transformers models and tokenizers from a hub id, a folder, a `.gguf` file or a LoRA adapter."""
+"""Load a transformers model and its tokenizer from a hub id, a folder, a `.gguf` file or a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def check_installed(name: str) -> None:
-    """Raise unless the packages and files that `load_model` needs exist. Nothing is loaded.
+    """Check, without loading anything, that the packages and files which `load_model(name)` needs exist.
 
     Raises:
-        MissingExtraError: a package, or the embedded weights.
-        InvalidArgumentError: an adapter that does not name its base, or no file of weights.
+        MissingExtraError: a package is not installed, or the local weights cannot be had.
+        InvalidArgumentError: an adapter does not name its base model, or a file of weights is missing.
     """
     base = _adapter_base(name)
     source = _source(base or name)
@@ -38,17 +38,20 @@ def check_installed(name: str) -> None:
 def load_model(
     name: str, *, device: str | None = None, dtype: str | None = None
 ) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer, by transformers.
+    """Load a causal language model and its tokenizer with transformers.
 
     Args:
-        name: a Hugging Face id, a folder, the path of a .gguf file, "local" (the embedded weights), or
-            the folder of a LoRA adapter that peft saved: it is merged into the model that it names.
-        device: None: a GPU if there is one.
-        dtype: None: float32 on a CPU, the checkpoint's own on a GPU.
+        name: a Hugging Face id, a folder, the path of a .gguf file, a local model ("local", "local:NAME"),
+            or the folder of a LoRA adapter that peft saved. An adapter is merged into its base model.
+        device: a device of torch, such as "cuda:1"; None: a GPU if there is one, else the CPU.
+        dtype: a type of torch, such as "bfloat16"; None: float32 on a CPU, the checkpoint's own on a GPU.
+
+    Returns:
+        The model, in evaluation mode, and the tokenizer.
 
     Raises:
-        InvalidArgumentError: no such device or type.
-        ModelNotFoundError: transformers cannot load it.
+        InvalidArgumentError: there is no such device or type.
+        ModelNotFoundError: transformers cannot load the model.
     """
     place = _device(device)
     base = _adapter_base(name)
@@ -61,13 +64,17 @@ def load_model(
 
 
 def _source(name: str) -> str:
-    """What transformers loads: a name, or the file of local weights."""
+    """Return what transformers loads: the name itself, or the file of a local model's weights."""
     local = name == "local" or name.startswith("local:")
     return str(find_weights(name, engine=False).path()) if local else name
 
 
 def _adapter_base(name: str) -> str | None:
-    """The model that the adapter in this folder belongs to; None where it holds no adapter."""
+    """Return the name of the base model of a LoRA adapter; None if `name` is not an adapter's folder.
+
+    Raises:
+        InvalidArgumentError: the adapter does not name its base model.
+    """
     path = Path(name).expanduser() / "adapter_config.json"
     if not path.is_file():
         return None
@@ -90,7 +97,7 @@ def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
     source, options, unpacked = str(path) if path.is_dir() else name, dict[str, Any](), {}
     if path.is_file():
         source, options = str(path.parent), {"gguf_file": path.name}
-        if hasattr(transformers, "GgufConfig"):  # else its weights stay in blocks: not to train
+        if hasattr(transformers, "GgufConfig"):  # without it, weights stay quantised: not trainable
             unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)}
     with _quiet():
         try:
@@ -110,7 +117,7 @@ def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars and warnings while it loads."""
+    """Hide transformers' progress bars and warnings within the block."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -125,7 +132,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _mend_tokenizer(tokenizer: Any, path: Path) -> None:
-    """Split text as the file says: transformers splits SmolLM's text as GPT-2's, with digits in groups."""
+    """Split SmolLM's text into single digits, as its file says: transformers splits it as GPT-2's."""
     from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 

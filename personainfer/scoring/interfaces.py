@@ -1,11 +1,13 @@
-"""The interface of all scorers: tokens in, log-probabilities out; checks of rows; a client of servers.
+"""The interface of all scorers, checks of the rows to score, and a client of servers that score.
 
-A text is scored as two lists of tokens: the prefix that is given, and the response. Each is tokenized by
-itself, so that no token spans the boundary and a response has the same tokens after every prefix.
+A scorer takes tokens and returns their log-probabilities. A text to score has two parts: the prefix, which is
+given, and the response. Each part is tokenized by itself, so that no token spans the boundary and a response
+has the same tokens after every prefix.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterable, Sequence, Sized
 from dataclasses import dataclass
@@ -30,10 +32,10 @@ from ..llm.transports import EndpointTransport
 from ..records import FloatArray, Message, Persona, Prompt
 
 _ROUNDING = 1e-3  # by how much log p may exceed 0 where it was computed in half precision
-_OF_ONE_TEXT = (RequestRejectedError, ReplyError)  # the next one may pass
-_FIRST_REFUSED = 16  # texts: if the server refuses the first ones, it refuses all
-_FIRST_FAILED = 3  # if it fails at the first ones, it is away
-_GONE_AFTER = 20  # failures in a row after which nothing more is sent
+_OF_ONE_TEXT = (RequestRejectedError, ReplyError)  # errors that the next text may not have
+_FIRST_REFUSED = 16  # a server that refuses this many texts, and answers none, refuses all
+_FIRST_FAILED = 3  # a server that fails this often in a row, and answers nothing, is down
+_GONE_AFTER = 20  # after this many failures in a row nothing more is sent
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -42,52 +44,56 @@ PromptLike = str | Sequence[Message]
 Row = tuple[Prompt, str | None, str]  # prompt, persona, response
 Chat = Sequence[Message]
 Tokens = tuple[int, ...]
-# Is told of texts at which a scorer failed, if it scored others: how many, and the first error.
+# A callback (count, first error): a scorer calls it if it failed at some texts and scored others.
 Failed = Callable[[int, PersonaInferError], object]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """A text to score: the tokens of `response`, given those of `prefix`."""
+    """A text whose response is scored: log p of the tokens of `response`, given those of `prefix`."""
 
     prefix: Tokens
     response: Tokens
 
 
 class Scorer(Protocol):
-    """A language model that gives the log-probabilities of a text.
+    """A language model that computes the log-probabilities of a text's tokens.
 
-    `decodes`: whether each scored token costs a step of decoding; a scorer that reads whole texts at once
-    does not.
+    `decodes`: True if each scored token takes a decoding step, so that fewer tokens take less time. False
+    if a text is read in one pass.
     """
 
     decodes: bool
 
     def context(self) -> int | None:
-        """The most tokens of prefix and response together; None: unknown or unlimited."""
+        """Return the most tokens that prefix and response may have together; None: unknown or unlimited."""
 
     def encode(self, texts: Sequence[str]) -> Sequence[Tokens | None]:
-        """The tokens of each text; a text that looks like a special token does not become one.
+        """Tokenize each text; None for a text at which the scorer failed.
 
-        None for a text that is refused, here and below.
+        Text that looks like a special token ("<|im_end|>") is tokenized as ordinary text.
         """
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> Sequence[Tokens | None]:
-        """The tokens of what comes before a response: plain text, or a chat by the model's template.
+        """Tokenize what stands before a response; None for a prefix that was refused, or failed.
 
-        Marks of special tokens become these tokens; the token that begins a text is added.
+        A chat is formatted by the model's template, whose marks become special tokens. The token that begins
+        a text (BOS) is added where the model has one.
         """
 
     def score(self, texts: Sequence[TokenText]) -> Sequence[FloatArray | None]:
-        """log p of each token of each response, in nats; no response is empty."""
+        """Compute log p of each response's tokens, in nats, one array (tokens,) a text; None: it failed.
+
+        No response may be empty.
+        """
 
 
 def ignored(count: int, first: PersonaInferError) -> None:
-    """A `Failed` that does nothing."""
+    """Do nothing: the default for callbacks of the type `Failed`."""
 
 
 class ScoringEndpoint(EndpointTransport):
-    """Client of a server that scores. Repeats requests that may succeed later."""
+    """A client of a server that scores. It repeats requests that may succeed later."""
 
     def __init__(
         self,
@@ -108,10 +114,10 @@ class ScoringEndpoint(EndpointTransport):
         self._failed = failed
 
     async def ask(self, path: str, body: Json) -> Json:
-        """POST `body` and read the JSON reply.
+        """POST `body`, and return the JSON reply.
 
         Raises:
-            ModelError: no usable reply after all attempts.
+            ModelError: no attempt got a usable reply.
         """
         return await self._retrying(self._ask, path, json.dumps(body).encode())
 
@@ -119,7 +125,7 @@ class ScoringEndpoint(EndpointTransport):
         return self._read_json(*await self._post(path, body, self._timeout))
 
     async def read(self, path: str) -> Json:
-        """GET a JSON document; {} where the server has none.
+        """GET a JSON document; {} if the answer's status is not 2xx.
 
         Raises:
             TransportError: the server cannot be reached.
@@ -131,9 +137,13 @@ class ScoringEndpoint(EndpointTransport):
         return self._read_json(status, *answer) if status // 100 == 2 else {}
 
     def one(self, ask: Callable[[T], Coroutine[Any, Any, U]], item: T) -> U:
-        """`each` of a single item."""
+        """Call `ask` for one item, as `each` does.
+
+        Raises:
+            ModelError: the server failed.
+        """
         [found] = self.each(ask, [item])
-        assert found is not None  # it would have been raised
+        assert found is not None  # `each` raises if all items fail
         return found
 
     @keeps_no_cause
@@ -143,17 +153,20 @@ class ScoringEndpoint(EndpointTransport):
         items: Sequence[T],
         runs: Iterable[slice] | None = None,
     ) -> list[U | None]:
-        """Call `ask` for every item, several at once; results in order, None where the server fails.
-
-        `ask` reads what the server sent. Whatever that is, the error is one of this library.
+        """Call `ask` for every item, up to `concurrency` at once.
 
         Args:
-            ask: what is called.
-            items: for which it is called.
-            runs: those that are asked for one after the other; None: each by itself.
+            ask: sends an item to the server and reads the reply. Any error that it raises while reading
+                becomes a `ModelError`.
+            items: the items.
+            runs: slices of `items`; one worker asks for the items of a slice one after the other. None: each
+                item is a slice of its own.
+
+        Returns:
+            The result of each item, in order; None where the server failed.
 
         Raises:
-            ModelError: the first failure, if the server fails at all items, or at the first ones.
+            ModelError: the first failure, if the server failed at all items, or at the first ones.
         """
         runs = runs or [slice(n, n + 1) for n in range(len(items))]
         replies, first = event_loop.run(self._each(ask, items, runs))
@@ -167,9 +180,7 @@ class ScoringEndpoint(EndpointTransport):
         items: Sequence[T],
         runs: Iterable[slice],
     ) -> tuple[dict[int, U], ModelError | None]:
-        """The results by the places of their items, and the first failure."""
-        import asyncio
-
+        """Return place of an item -> its result, and the first failure."""
         replies: dict[int, U] = {}
         failures = _Failures(len(items))
         queue = iter(runs)
@@ -202,17 +213,21 @@ class ScoringEndpoint(EndpointTransport):
 
 
 class _Failures:
-    """The failures of a server at some of so many texts."""
+    """Counts the failures of a server at a number of texts, and decides when to give up."""
 
     def __init__(self, texts: int) -> None:
         self.first: ModelError | None = None
-        self.in_a_row = 0  # for another reason than what a text holds
-        self.only = True  # whether nothing was answered
+        self.in_a_row = 0  # failures that are not about one text's content
+        self.only = True  # whether no text was answered so far
         self._all_fail_after = min(texts, _FIRST_REFUSED)
         self._count = 0
 
     def add(self, error: ModelError) -> None:
-        """Count one more. Raises the first failure if all texts will fail."""
+        """Count a failure.
+
+        Raises:
+            ModelError: the first failure, if all texts are expected to fail.
+        """
         self.first = self.first or error
         self._count += 1
         self.in_a_row = 0 if isinstance(error, _OF_ONE_TEXT) else self.in_a_row + 1
@@ -221,7 +236,11 @@ class _Failures:
 
 
 def read_tokens(reply: Json) -> Tokens:
-    """The list that both llama.cpp and vLLM send from /tokenize."""
+    """Read the tokens in a reply of /tokenize, by llama.cpp or vLLM.
+
+    Raises:
+        ReplyError: the reply holds no list of tokens.
+    """
     tokens = reply.get("tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise ReplyError("the endpoint's /tokenize gave no list of tokens.")
@@ -229,10 +248,10 @@ def read_tokens(reply: Json) -> Tokens:
 
 
 def tokens_of_text(text: str, tokens: Tokens) -> Tokens:
-    """The tokens of a text, which has some.
+    """Check that a text with words has tokens, and return them.
 
     Raises:
-        ReplyError: there is none. A score of no token would be that of an empty text.
+        ReplyError: it has none. It would get the score of an empty text.
     """
     if text.strip() and not tokens:
         raise ReplyError("the endpoint's /tokenize gave no token for a text that has words.")
@@ -240,17 +259,23 @@ def tokens_of_text(text: str, tokens: Tokens) -> Tokens:
 
 
 def read_text(reply: Json, field: str) -> str:
-    """The text that a server sends in this field."""
+    """Read a text field of a reply.
+
+    Raises:
+        ReplyError: the field is missing, or is no text.
+    """
     if not isinstance(reply.get(field), str):
         raise ReplyError(f"the endpoint's reply has no text {field!r}.")
     return str(reply[field])
 
 
 def log_probabilities(values: Sequence[float]) -> FloatArray:
-    """log p of each token as a server sent them, shape (tokens,).
+    """Check log-probabilities that a server sent, and return them as an array, shape (tokens,).
+
+    Values up to 0.001 above 0 are rounding errors, and become 0.
 
     Raises:
-        ReplyError: a value is no logarithm of a probability: NaN, infinite, or more than 0.
+        ReplyError: a value is NaN, infinite, or more than 0.001.
     """
     found = np.array(values, dtype=float)
     if not (np.isfinite(found) & (found <= _ROUNDING)).all():
@@ -259,7 +284,13 @@ def log_probabilities(values: Sequence[float]) -> FloatArray:
     return found
 
 
-# Rows to be scored: as many prompts and personas as responses
+def common_start(one: Tokens, other: Tokens) -> int:
+    """Count the tokens that two texts have in common at their start."""
+    same = (a == b for a, b in zip(one, other, strict=False))
+    return next((n for n, equal in enumerate(same) if not equal), min(len(one), len(other)))
+
+
+# Checks of rows to score
 
 
 def check_rows(
@@ -267,12 +298,22 @@ def check_rows(
     personas: Sequence[Persona | str | None],
     responses: Sequence[str],
 ) -> list[Row]:
+    """Check n prompts, n personas and n responses, and return them as rows.
+
+    Raises:
+        InvalidArgumentError: the lengths differ, or a value is of the wrong type.
+    """
     check_lengths(prompts=prompts, personas=personas, responses=responses)
     given = enumerate(zip(prompts, personas, responses, strict=True))
     return [check_row(number, *one) for number, one in given]
 
 
 def check_row(number: int, prompt: object, persona: object, response: object) -> Row:
+    """Check one row, and return it with the persona as text. `number` is its place, for errors.
+
+    Raises:
+        InvalidArgumentError: a value is of the wrong type, or holds half of a surrogate pair.
+    """
     if not (persona is None or isinstance(persona, str | Persona)):
         raise InvalidArgumentError(
             f"personas[{number}]={persona!r:.80} is neither a persona, nor text, nor None."
@@ -300,6 +341,7 @@ def _prompt(number: int, prompt: object) -> Prompt:
 
 
 def check_lengths(**columns: object) -> None:
+    """Raise InvalidArgumentError unless all arguments are sequences of the same length."""
     lengths = {}
     for name, column in columns.items():
         if isinstance(column, str) or not isinstance(column, Sized):

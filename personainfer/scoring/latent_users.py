@@ -1,4 +1,4 @@
-"""A latent vector for each user, inferred from a few choices: variational preference learning."""
+"""Variational preference learning (VPL): infer a latent vector for each user from a few choices."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ _WEIGHT_DECAY = 0.05
 
 
 class LatentUsers:
-    """A model of choices with a latent vector for each user, as VPL (arXiv 2408.10075).
+    """A model of choices with a latent vector z for each user: VPL (arXiv 2408.10075).
 
-    An encoder reads a user's choices, in any order and number, and gives the mean and the spread of the
-    user's vector z; the reward of a response is linear in its features and in z. Both are fitted together:
-    the choices are predicted with a z drawn from what a random half of them says, and the spread is kept
-    near a standard normal distribution. New users need no fitting: the encoder reads their choices.
+    An encoder reads a user's choices, in any order and number, and computes the mean and the spread of z. A
+    decoder computes the reward of a response from its features and z. Both are trained together: in each
+    step the encoder reads a random half of the choices, and all choices are predicted with a z drawn from
+    its mean and spread. The loss adds `kl` times the KL divergence of each z from a standard normal
+    distribution. New users need no training: the encoder reads their choices.
 
     Args:
-        features: prompts and responses, n of each -> (n, d). None: each response is known by itself.
-        dimensions: of z.
-        width: of the inner layers.
-        kl: how much the distance of z from a standard normal distribution costs, a user.
-        steps: of the optimizer, each over all choices.
-        seed: of everything that is drawn.
+        features: a function (prompts, responses) -> (n, d). None: each response of the fit is a feature of
+            its own, and any other response has only zeros.
+        dimensions: the length of z.
+        width: the width of the hidden layers.
+        kl: the weight of the KL divergence.
+        steps: how many steps the optimizer takes, each over all choices.
+        seed: seeds the first weights and all random draws.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class LatentUsers:
         self._vectors: dict[str, FloatArray] = {}
 
     def fit(self, choices: Sequence[Preference]) -> Self:
-        """Fit encoder and rewards on the choices of all users.
+        """Train encoder and decoder on these choices, then infer their users' vectors.
+
+        An earlier fit is forgotten.
 
         Raises:
-            DataError: a choice has no user.
+            DataError: a choice has no user, or there are no choices.
             MissingExtraError: torch is not installed.
         """
         torch = MissingExtraError.require("torch")
@@ -88,7 +92,7 @@ class LatentUsers:
         return self.fit_users(choices)
 
     def fit_users(self, choices: Sequence[Preference]) -> Self:
-        """Infer the vectors of the users of these choices, new or known; encoder and rewards stay."""
+        """Infer the vectors of the users of these choices, new or known. Nothing is trained."""
         torch = MissingExtraError.require("torch")
         known = encode(choices)
         table, users = self._table(list(known.responses)), torch.tensor(known.user)
@@ -101,7 +105,10 @@ class LatentUsers:
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """The log-odds of each choice, shape (n,); a user without a vector has that of the mean user, 0."""
+        """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,).
+
+        A user without a vector gets the mean of the prior, zeros.
+        """
         if not choices:
             return np.zeros(0)
         torch = MissingExtraError.require("torch")
@@ -135,10 +142,18 @@ class LatentUsers:
         count: int,
         read: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log-spread of each user's z, from the choices that are read."""
+        """Compute the mean and the log of the spread of each user's z, (users, dimensions) each.
+
+        Args:
+            table: features of responses, (responses, d).
+            pairs: the places of the chosen and the rejected responses in `table`, (2, choices).
+            users: the number of each choice's user, (choices,).
+            count: the number of users.
+            read: True for each choice that the encoder reads, (choices,).
+        """
         one, other = (self._net["embed"](table)[side] for side in pairs)
         said = self._net["read"](one - other) * read[:, None]
-        # A sum, not a mean: the more choices, the further from the prior.
+        # A sum, not a mean: more choices move z further from the prior.
         total = said.new_zeros(count, self._width).index_add(0, users, said)
         mean, spread = self._net["infer"](total / 10).chunk(2, dim=1)
         return mean, spread.clamp(-4, 2)
@@ -151,7 +166,10 @@ class LatentUsers:
         return found + (self._net["own"](one - other) * vectors).sum(dim=1)
 
     def _table(self, responses: Sequence[Response]) -> torch.Tensor:
-        """The features of responses, (n, d); of unknown responses zeros, where each is known by itself."""
+        """Compute the features of responses, (n, d). Sparse features are projected at random to 256 columns.
+
+        With `features=None` a row is one-hot, or zeros for a response that was not in the fit.
+        """
         import torch
 
         if self._places is not None:

@@ -1,9 +1,9 @@
-"""Measure how likely a language model finds a response, with and without a persona.
+"""`Likelihood`: measure how much a persona raises a language model's log-probability of a response.
 
-lift(persona, response) = log p(response | prompt, persona) - log p(response | prompt): the pointwise mutual
-information of the two, given the prompt. A persona explains a choice when it lifts the preferred
-response more than the other one: inference to the best explanation, scored by a model that need not be
-the one that inferred. The log-probabilities come from a `Scorer`: `llamacpp`, `transformers_scorer`, `vllm`.
+lift(persona, response) = log p(response | prompt, persona) - log p(response | prompt) is the pointwise mutual
+information of persona and response, given the prompt. A persona explains a choice if it lifts the preferred
+response more than the other one (inference to the best explanation). The scoring model may be another than
+the model that inferred the persona. A `Scorer` of `llamacpp`, `transformers_scorer` or `vllm` computes log p.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PEOPLE_IN_GENERAL = (
     "The user is practical and prefers a short response.",
     "The user is thorough and prefers a detailed response.",
 )
-_KEPT = 512  # texts of the baseline whose scores are remembered
+_KEPT = 512  # how many texts with baseline personas keep their scores for later calls
 _NOTHING: FloatArray = np.zeros(0)  # the scores of a response without tokens
 
 _logger = logging.getLogger(__name__)
@@ -59,45 +59,45 @@ class Likelihood:
     """Scores responses by a language model's log-probability; a `select=` for `infer_personas`.
 
     Args:
-        model: "local:smollm2", "local" or "local:/path/model.gguf": llama.cpp, without torch. A
+        model: "local:smollm2", "local" or "local:/path/model.gguf": llama.cpp runs it, without torch. A
             Hugging Face id, a folder, the path of a .gguf file or the folder of a LoRA adapter (peft),
-            with or without "transformers:" in front: transformers. With `api_base`, the name of what
-            the server serves.
-        batch_size: transformers: texts in one forward pass; a server: requests in flight (the
-            embedded engine takes at most 8). The result does not depend on it.
+            with or without "transformers:" in front: transformers runs it. With `api_base`: the model's
+            name at the server.
+        batch_size: transformers: texts in one forward pass; a server: requests in flight (at most 8 for
+            "local"). It does not change the result.
         max_response_tokens: score only the first N tokens of a response; None: all of them.
-        device: of transformers ("cpu", "cuda", "cuda:1", "mps"); None: a GPU if there is one. With
-            "local" it means: the same weights, by transformers.
-        persona_in: where the persona stands: "user": the user says it at the end of the last message,
-            "Write the response that I would prefer. I am …"; "system": in the system message; "plain":
-            in labelled text without a chat template, for models that have none.
-        baseline: what `explains` measures personas against. Empty: the prompt alone, as `lift` does.
-            Or other personas, whose mean is taken. Any sentence about the reader changes what a model
-            finds likely (longer responses, for one); measured against `PEOPLE_IN_GENERAL`, only what
-            is particular to a persona counts. The baseline changes which scores are above 0, never
-            the order of the candidates for one side.
-        max_prompt_tokens: the most tokens before a response, persona and chat template included;
-            None: what the model's context leaves. The oldest turns of a longer conversation are left
-            out; never the persona, a system message or the last turn. A row that is still too long
-            has no score: NaN.
-        dtype: of transformers; None: float32 on a CPU, the checkpoint's own on a GPU.
-        api_base: the address of a llama.cpp server, or of an endpoint that gives vLLM's
-            `prompt_logprobs`. The server is asked which of the two it is.
-        api_key: its key.
-        timeout: seconds for one request.
+        device: a device of transformers ("cpu", "cuda", "cuda:1", "mps"); None: a GPU if there is one. With
+            a "local" model, transformers then runs the weights in place of llama.cpp.
+        persona_in: where the persona stands: "user": at the end of the last user message, in the user's
+            words, "Write the response that I would prefer. I am …"; "system": in the system message;
+            "plain": in labelled text without a chat template, for models that have none.
+        baseline: what `explains` subtracts. Empty: the score of the prompt alone, as in `lift`. Or
+            personas: the mean of their scores. Any sentence about the reader changes which responses a model
+            finds likely: for example, it prefers longer ones. With `PEOPLE_IN_GENERAL` as the baseline, only
+            what is particular to a persona counts. The baseline changes which scores are above 0, but
+            not the order of the candidates for one side.
+        max_prompt_tokens: the most tokens before a response, with persona and chat template; None: what
+            the model's context leaves. Of a longer conversation the oldest turns are left out, but not
+            the persona, a system message or the last turn. A row that is still too long gets NaN.
+        dtype: a type of torch, for transformers; None: float32 on a CPU, the checkpoint's own on a GPU.
+        api_base: the address of a llama.cpp server, or of an endpoint that knows vLLM's
+            `prompt_logprobs`. `Likelihood` finds out which of the two it is.
+        api_key: the key of that server; None: no key.
+        timeout: seconds for one request to that server.
 
-    Only the tokens of the response are scored, not those before it and not the end of the turn.
-    Prefix and response are tokenized apart and then joined, in the same way for all engines.
+    Attributes:
+        cuts: how many texts were cut, or not scored, so far: see `Cuts`.
 
-    A text at which the server fails, after its attempts, or that the chat template refuses, costs its own
-    row: it has no score (NaN). The first one is warned of, and `cuts` counts them. If this concerns all
-    texts, or the first ones, it is an error.
+    Only the tokens of the response are scored: neither the prefix nor the token that ends the turn. Prefix
+    and response are tokenized separately and then joined, for all engines.
+
+    A row gets NaN if the server fails at its text at every attempt, or the chat template refuses it. The
+    first such text gives a warning, and `cuts` counts all. If all texts fail, or the first ones, an error is
+    raised. The first call that scores loads the weights or asks the server.
 
     Raises:
         InvalidArgumentError: a value that cannot work.
         MissingExtraError: a package or the weights are not installed.
-
-    The first score loads the weights or asks the server.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Likelihood:
         self._max_response = max_response_tokens
         self._max_prompt = max_prompt_tokens
         self._made: Scorer | None = None
-        self._known: dict[TokenText, FloatArray] = {}  # of the baseline, which is met again
+        self._known: dict[TokenText, FloatArray] = {}  # scores of texts with baseline personas
         self._lock = threading.Lock()
 
     @shown_when_made
@@ -150,16 +150,17 @@ class Likelihood:
         *,
         per_token: bool = False,
     ) -> FloatArray:
-        """log p(response | prompt, persona) of each row.
+        """Compute log p(response | prompt, persona) for each row.
 
         Args:
             prompts: n texts, or conversations as sequences of `Message`.
             personas: n personas, as records or text; None: the prompt alone.
             responses: n texts. An empty one has log p = 0.
-            per_token: the mean over the tokens of a response, which does not grow with its length.
+            per_token: return the mean over a response's tokens, which does not grow with its length, in
+                place of the sum.
 
         Returns:
-            n sums over the response's tokens, in nats, or their means.
+            Shape (n,), in nats, or nats a token; NaN for a row without a score.
 
         Raises:
             InvalidArgumentError: the arguments differ in length, or hold something else.
@@ -176,12 +177,12 @@ class Likelihood:
         *,
         groups: Sequence[Hashable] | None = None,
     ) -> list[ScoredText]:
-        """The log-probabilities of each row's response, and what was left out so that it fits.
+        """Compute log p of each token of each row's response, and report what was left out of the row.
 
         Args:
             prompts, personas, responses: as for `log_likelihood`.
-            groups: n labels: rows of one label and prompt lose the same turns, so that their scores can
-                be compared. None: each row by itself.
+            groups: n labels. If a conversation is too long, all rows with the same label and prompt lose
+                the same turns, so that their scores can be compared. None: each row loses its own.
         """
         rows = check_rows(prompts, personas, responses)
         labels = range(len(rows)) if groups is None else groups
@@ -194,9 +195,13 @@ class Likelihood:
         personas: Sequence[Persona | str | None],
         responses: Sequence[str],
     ) -> FloatArray:
-        """How much each persona raises log p of its response: with it minus without, n sums in nats.
+        """Compute log p(response | prompt, persona) - log p(response | prompt) for each row.
 
-        The arguments are those of `log_likelihood`; the lift of None is 0.
+        The arguments are those of `log_likelihood`.
+
+        Returns:
+            Shape (n,), in nats, summed over the response's tokens; 0 for the persona None, NaN for a row
+            without a score.
         """
         rows = check_rows(prompts, personas, responses)
         without = [(prompt, None, response) for prompt, _, response in rows]
@@ -207,18 +212,20 @@ class Likelihood:
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str | None]
     ) -> FloatArray:
-        """How well each persona explains that `chosen` was preferred: above 0, better than no persona.
+        """Compute how well each persona explains that `chosen` was preferred.
 
-        g(chosen) - g(rejected), where g(response) is its lift a token: the mean over its tokens of
-        log p(token | prompt, persona, tokens before) minus log p(token | prompt, tokens before), or
-        minus the same with the personas for `baseline`. A sum would grow with the length of a response.
+        The score is g(chosen) - g(rejected). g(response) is the lift a token: the mean over the tokens of
+        log p(token | prompt, persona, tokens before) - log p(token | prompt, tokens before). With
+        `baseline`, the second term is the mean over the baseline's personas. g is a mean, since a sum
+        would grow with the length of a response.
 
         Args:
             preferences: n pairs.
-            personas: n personas, one a pair. None explains nothing, and scores 0.
+            personas: n personas, one a pair. None scores 0.
 
         Returns:
-            n scores, in nats a token; NaN for a pair that does not fit into the model's context.
+            Shape (n,), in nats a token. Above 0: the persona explains the choice better than the baseline
+            does. NaN for a pair without a score, such as one that does not fit into the model's context.
         """
         check_lengths(preferences=preferences, personas=personas)
         pairs = list(zip(preferences, personas, strict=True))
@@ -237,21 +244,21 @@ class Likelihood:
     def explains_candidates(
         self, preferences: Sequence[Preference], candidates: Sequence[Sequence[Persona | str]]
     ) -> list[FloatArray]:
-        """`explains` for several candidates a pair, enough to find the best.
+        """Compute `explains` for several candidates a pair, precisely enough to find the best of them.
 
-        llama.cpp decodes each scored token. So there, after 8, 32 and 128 tokens of each response, the worse
-        half of a pair's candidates is dropped, but for those within half a standard error of the best. The
-        best one's score is that of `explains`. A dropped one's score is an estimate: the best one's, less
-        what it was behind the leading one when it was dropped. Other engines read whole texts and
-        drop nothing.
+        llama.cpp takes a decoding step for each scored token. There, after 8, 32 and 128 tokens of each
+        response, the worse half of a pair's candidates is dropped, except candidates within half a standard
+        error of the best. A candidate that was never dropped has the score of `explains`. A dropped
+        candidate's score is an estimate: the best score, minus how far this candidate was behind the leader
+        of its last round. Other engines read texts in one pass, and drop no candidate.
 
         Args:
             preferences: n pairs.
-            candidates: by pair, its personas.
+            candidates: for each pair its candidate personas.
 
         Returns:
-            By pair, a score for each candidate, in nats a token; NaN for one that does not fit into the
-            model's context.
+            For each pair an array of scores, shape (candidates,), in nats a token; NaN for a candidate
+            without a score, such as one that does not fit into the model's context.
         """
         check_lengths(preferences=preferences, candidates=candidates)
         rows, groups = list[Row](), list[int]()
@@ -264,7 +271,8 @@ class Likelihood:
             baselines += islice(texts, 2 * len(self._baseline))
             both = [(next(texts), next(texts)) for _ in personas]
             races.append([(one, other) if one and other else None for one, other in both])
-        means = [_mean(one) for one in self._log_probabilities(baselines, [True] * len(baselines))]
+        scores = self._log_probabilities(baselines, [True] * len(baselines))
+        means = [ScoredText(score).mean for score in scores]
         gaps = np.reshape(means, (len(races), -1, 2)) @ (1.0, -1.0)
         scorer = self._scorer()  # reading the prefixes anew each round costs more than it saves
         found = gaps_by_halving(scorer.score, races, ROUNDS if scorer.decodes else ())
@@ -273,7 +281,7 @@ class Likelihood:
     def _score(
         self, rows: Sequence[Row], groups: Sequence[Hashable], kept: Container[str | None] = ()
     ) -> list[ScoredText]:
-        """The score of each row. Those of `kept` personas are remembered."""
+        """Score each row. The scores of rows with the personas in `kept` are remembered for later calls."""
         fitted = self._fitted(rows, groups)
         found = self._log_probabilities(
             [one.text for one in fitted], [row[1] in kept for row in rows]
@@ -284,7 +292,7 @@ class Likelihood:
         ]
 
     def _fitted(self, rows: Sequence[Row], groups: Sequence[Hashable]) -> list[FittedText]:
-        """The tokens to score of each row. What had to be left out is counted in `cuts`."""
+        """Tokenize each row, cut so that it fits. `cuts` counts what was left out."""
         scorer = self._scorer()
         tokens = _once(scorer.encode, [response for _, _, response in rows])
         responses = {said: ids and ids[: self._max_response] for said, ids in tokens.items()}
@@ -305,7 +313,10 @@ class Likelihood:
     def _log_probabilities(
         self, texts: Sequence[TokenText | None], kept: Sequence[bool]
     ) -> list[FloatArray | None]:
-        """log p of each token of each text. Equal texts are scored once; those to be kept are remembered."""
+        """Compute log p of each text's tokens; None for a text that is None, or at which the scorer failed.
+
+        Equal texts are scored once. The scores of texts with a True in `kept` are remembered.
+        """
         known = self._known  # replaced, never changed: several threads may score
         new = [text for text in texts if text and text.response and text not in known]
         found = known | _once(self._scorer().score, new)
@@ -316,7 +327,7 @@ class Likelihood:
         return [None if text is None else found.get(text, _NOTHING) for text in texts]
 
     def _report(self, rows: Sequence[Row], fitted: Sequence[FittedText]) -> None:
-        """Count what did not fit, and warn of the first."""
+        """Count in `cuts` what did not fit, and log a warning the first time."""
         pairs = list(zip(rows, fitted, strict=True))
         prompts = {row[0] for row, one in pairs if one.turns_left_out}
         responses = {row[2] for row, one in pairs if one.tokens_left_out}
@@ -343,7 +354,7 @@ class Likelihood:
             )
 
     def _count_failed(self, count: int, first: PersonaInferError) -> None:
-        """Count texts at which the scorer failed, and warn of the first ones."""
+        """Count in `cuts` the texts at which the scorer failed, and warn the first time."""
         with self._lock:
             before = self.cuts.failed
             self.cuts = replace(self.cuts, failed=before + count)
@@ -364,18 +375,14 @@ class Likelihood:
 def _rows_of_pair(
     number: int, pair: Preference, personas: Sequence[Persona | str | None]
 ) -> list[Row]:
-    """Both responses of a pair after each persona."""
+    """Make two rows for each persona: one with each response of the pair."""
     if not isinstance(pair, Preference):
         raise InvalidArgumentError(f"preferences[{number}]={pair!r:.80} is not a Preference.")
     both = (pair.chosen, pair.rejected)
     return [check_row(number, pair.prompt, one, said) for one in personas for said in both]
 
 
-def _mean(log_probabilities: FloatArray | None) -> float:
-    return ScoredText(log_probabilities).mean
-
-
 def _once(function: Callable[[list[H]], Sequence[T]], items: Sequence[H]) -> dict[H, T]:
-    """What the function gives for each distinct item."""
+    """Call a function on the distinct items, and map each item to its result."""
     distinct = list(dict.fromkeys(items))
     return dict(zip(distinct, function(distinct), strict=True)) if distinct else {}

@@ -1,8 +1,8 @@
-"""Get log-probabilities of responses from a llama.cpp server, or from a local model's own server.
+"""Get log-probabilities of responses from a llama.cpp server: one at an address, or that of a local model.
 
-The server has no call for this, so a grammar makes it generate the response: token literals allow one token
-at each step, and `logprobs` are those of the distribution before the grammar. A grammar of plain text would
-allow other tokenizations of the same text.
+The server has no call for this, so a grammar makes it generate the response. The grammar consists of token
+literals, so that it allows one token at each step; `logprobs` come from the distribution before the grammar
+is applied. A grammar of plain text would allow other tokenizations of the same text.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .interfaces import (
     ScoringEndpoint,
     Tokens,
     TokenText,
+    common_start,
     ignored,
     log_probabilities,
     read_text,
@@ -32,18 +33,21 @@ from .interfaces import (
     tokens_of_text,
 )
 
-# llama.cpp hands out float32 probabilities: below the smallest one it says log p = -3.4e38.
+Grammar = Callable[[Sequence[int]], str]  # tokens -> a grammar that allows only these, in order
+
+# llama.cpp computes probabilities in float32: for a smaller one it sends log p = -3.4e38.
 _LEAST = float(np.log(np.finfo(np.float32).smallest_subnormal))
-# A text that no model generates by itself, of several tokens: some engines hold a grammar for one token only.
+# A text that no model generates by itself. It has several tokens, since some servers apply a grammar to the
+# first token only.
 _GRAMMAR_PROBE = "plums, 7 of them"
-# How many of the likeliest tokens to ask for when a token is looked up among them; 32,768 are a few MB.
+# To look a token up, ask for this many of the likeliest tokens; 32,768 of them are a few MB.
 _RANKS = (256, 32_768)
 
 _NO_LOG_PROBABILITIES = "the server gave no log-probabilities."
 
 
 class EmbeddedEndpoint(ScoringEndpoint):
-    """The server of a local model; the weights are fetched and it is started at the first request."""
+    """A client of a local model's own server. The first request fetches the weights and starts the server."""
 
     def __init__(self, weights: Weights, *, concurrency: int, failed: Failed = ignored) -> None:
         slots = min(concurrency, SLOTS)
@@ -52,12 +56,12 @@ class EmbeddedEndpoint(ScoringEndpoint):
         self.endpoint = f"llama.cpp:{weights.file}"
 
     def open(self) -> None:
-        """A run begins: it may start servers again, however many have ended before."""
+        """Begin a run. Earlier servers that ended do not count against its limit of restarts."""
         super().open()
         local_model(self._weights).reset()
 
     async def read(self, path: str) -> Json:
-        """Start the server if necessary, and GET from it."""
+        """Start the server if necessary, and GET a JSON document; {} if the answer's status is not 2xx."""
 
         async def send(server: Server, alone: bool) -> Json:
             self._connect_to(server)
@@ -67,11 +71,13 @@ class EmbeddedEndpoint(ScoringEndpoint):
         return await local_model(self._weights).ask(send, chat=None)
 
     async def ask(self, path: str, body: Json) -> Json:
-        """Start the server if necessary; completions go to the slot that has read most of the prompt.
+        """Start the server if necessary, POST `body`, and return the JSON reply.
+
+        A completion goes to the slot whose KV cache holds most of its prompt.
 
         Raises:
-            ModelNotFoundError: the weights cannot be fetched or loaded, lack a chat template, or have one
-                that stops llama.cpp; or the servers keep ending.
+            ModelNotFoundError: the weights cannot be fetched or loaded; they have no chat template, or one
+                that crashes llama.cpp; or each new server ends.
         """
         return await self._retrying(self._ask_server, path, body)
 
@@ -98,20 +104,20 @@ class EmbeddedEndpoint(ScoringEndpoint):
 
 
 class ForcedDecoding:
-    """A `Scorer` of the model that a llama.cpp server has loaded."""
+    """A `Scorer` that makes a llama.cpp server generate the responses."""
 
     decodes = True
 
     def __init__(self, endpoint: ScoringEndpoint) -> None:
         self._endpoint = endpoint
-        self._grammar: Callable[[Sequence[int]], str] | None = None
-        self._clean: dict[int, bool] = {}  # tokens seen, and whether they are whole characters
-        self._filler = -1  # a token that is
+        self._grammar: Grammar | None = None
+        self._clean: dict[int, bool] = {}  # token -> whether it consists of whole characters
+        self._filler = -1  # a token of whole characters
         self._context: int | None = None
         self._asked_context = False
 
     def context(self) -> int | None:
-        """The tokens that one slot of the server holds; None where /props does not say."""
+        """Return how many tokens one slot of the server holds; None if /props does not tell."""
         if not self._asked_context:
             props = self._endpoint.one(self._endpoint.read, "/props")
             settings = props.get("default_generation_settings")
@@ -121,7 +127,7 @@ class ForcedDecoding:
         return self._context
 
     def encode(self, texts: Sequence[str]) -> list[Tokens | None]:
-        """The tokens of each text; marks of special tokens are text."""
+        """Tokenize each text; None where the server failed. Marks of special tokens are ordinary text."""
         return self._endpoint.each(self._encode, texts)
 
     async def _encode(self, text: str) -> Tokens:
@@ -136,7 +142,7 @@ class ForcedDecoding:
         return tokens_of_text(text, tokens)
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens | None]:
-        """The tokens of plain text, or of a chat by the template in the weights."""
+        """Tokenize plain text, or a chat by the template in the weights; None where the server failed."""
         return self._endpoint.each(self._encode_prefix, prefixes)
 
     async def _encode_prefix(self, prefix: str | Chat) -> Tokens:
@@ -148,10 +154,10 @@ class ForcedDecoding:
         return read_tokens(await self._endpoint.ask("/tokenize", body))
 
     def score(self, texts: Sequence[TokenText]) -> list[FloatArray | None]:
-        """log p of each token of each response.
+        """Compute log p of each response's tokens, in nats; None where the server failed.
 
-        Texts with the same start follow each other to the same slot of the server, which has read the
-        beginning then.
+        Texts are sorted by prefix, and one worker sends texts with a common start one after the other, so
+        that the slot has the start in its KV cache.
         """
         if self._grammar is None:
             self._grammar = self._endpoint.one(self._find_grammar, _GRAMMAR_PROBE)
@@ -160,8 +166,12 @@ class ForcedDecoding:
         scores = self._endpoint.each(self._score, [texts[place] for place in order], runs)
         return [scores[place] for place in np.argsort(order, kind="stable")]
 
-    async def _find_grammar(self, text: str) -> Callable[[Sequence[int]], str]:
-        """Find the grammar engine: llguidance, which is faster, or the one that every server has."""
+    async def _find_grammar(self, text: str) -> Grammar:
+        """Find a grammar that this server can use: llguidance, which is faster, or GBNF.
+
+        Raises:
+            ModelError: the server can use neither.
+        """
         tokens = await self._encode(text)
         self._filler = tokens[0]
         for grammar in (_llguidance, _gbnf):
@@ -176,7 +186,10 @@ class ForcedDecoding:
         )
 
     async def _score(self, text: TokenText) -> FloatArray:
-        """Score one text. Parts of characters are looked up: the server gives no log-probability for them."""
+        """Score one text.
+
+        Tokens that are parts of characters are looked up: the server gives no log-probability for them.
+        """
         assert self._grammar is not None
         prefix, scores = text.prefix, list[float]()
         for clean, tokens in self._pieces(text.response):
@@ -188,7 +201,7 @@ class ForcedDecoding:
         return np.maximum(log_probabilities(scores), _LEAST)
 
     def _pieces(self, response: Tokens) -> Iterator[tuple[bool, Tokens]]:
-        """Runs of tokens that are whole characters, and single ones that are not."""
+        """Split a response into runs of tokens of whole characters (True), and other single tokens."""
         start = 0
         for place, token in enumerate(response):
             if not self._clean.get(token, False):
@@ -199,32 +212,28 @@ class ForcedDecoding:
         if start < len(response):
             yield True, response[start:]
 
-    async def _forced(
-        self, grammar: Callable[[Sequence[int]], str], prefix: Tokens, tokens: Tokens
-    ) -> list[float]:
-        records = await self._said(grammar, prefix, tokens, ranks=1)
+    async def _forced(self, grammar: Grammar, prefix: Tokens, tokens: Tokens) -> list[float]:
+        records = await self._generate(grammar, prefix, tokens, ranks=1)
         return [logprob for _, logprob in _read(records)]
 
-    async def _looked_up(
-        self, grammar: Callable[[Sequence[int]], str], prefix: Tokens, token: int
-    ) -> float:
-        """log p of one token, read from the list of likeliest tokens while another token is generated."""
+    async def _looked_up(self, grammar: Grammar, prefix: Tokens, token: int) -> float:
+        """Read log p of one token from the list of likeliest tokens, while another token is generated."""
         for ranks in _RANKS:
-            [record] = await self._said(grammar, prefix, (self._filler,), ranks=ranks)
+            [record] = await self._generate(grammar, prefix, (self._filler,), ranks=ranks)
             likeliest = _read(record.get("top_logprobs"))
             found = [logprob for other, logprob in likeliest if other == token]
             if found:
                 return found[0]
         return likeliest[-1][1]  # an upper bound: the token is less likely than all of these
 
-    async def _said(
-        self,
-        grammar: Callable[[Sequence[int]], str],
-        prefix: Tokens,
-        tokens: Tokens,
-        *,
-        ranks: int,
+    async def _generate(
+        self, grammar: Grammar, prefix: Tokens, tokens: Tokens, *, ranks: int
     ) -> list[dict[str, Any]]:
+        """Make the server generate these tokens, and return its record of each: `ranks` likeliest tokens.
+
+        Raises:
+            ReplyError: the reply has no records, or records of other tokens.
+        """
         body = {
             "prompt": prefix,
             "n_predict": len(tokens),
@@ -258,7 +267,11 @@ def _gbnf(tokens: Sequence[int]) -> str:
 
 
 def _read(entries: Any) -> list[tuple[int, float]]:
-    """Tokens and their log-probabilities."""
+    """Read (token, log-probability) pairs from records of the server.
+
+    Raises:
+        ReplyError: there is none, or a record holds no number.
+    """
     try:
         found = [(int(entry["id"]), float(entry["logprob"])) for entry in entries]
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
@@ -269,28 +282,26 @@ def _read(entries: Any) -> list[tuple[int, float]]:
 
 
 def _is_clean(piece: str | list[int]) -> bool:
-    """Whether a token is whole characters: pieces that are not UTF-8 come as lists of bytes.
+    """Whether a token can be forced by a grammar: it consists of whole characters, and none is NUL.
 
-    A NUL ends the text for some engines of grammars.
+    /tokenize sends a piece that is not UTF-8 as a list of bytes. Some grammar engines stop at a NUL.
     """
     return isinstance(piece, str) and "\0" not in piece
 
 
 def _runs(prefixes: Sequence[Tokens], workers: int) -> Iterator[slice]:
-    """Slices of sorted texts whose prefixes share half or more, short enough to keep all workers busy."""
+    """Slice sorted prefixes into runs for one worker each.
+
+    A prefix of a run shares at least half of its tokens with the one before it. No run is longer than
+    1 / `workers` of all prefixes, so that every worker has something to do.
+    """
     longest = -(-len(prefixes) // workers)
     start = 0
     for place in range(1, len(prefixes) + 1):
         if (
             place == len(prefixes)
             or place - start >= longest
-            or 2 * _shared(prefixes[place - 1], prefixes[place]) < len(prefixes[place])
+            or 2 * common_start(prefixes[place - 1], prefixes[place]) < len(prefixes[place])
         ):
             yield slice(start, place)
             start = place
-
-
-def _shared(one: Tokens, other: Tokens) -> int:
-    """How many tokens two texts have in common at their start."""
-    same = (a == b for a, b in zip(one, other, strict=False))
-    return next((n for n, equal in enumerate(same) if not equal), min(len(one), len(other)))

@@ -1,7 +1,8 @@
-"""The posterior over candidate personas of one user, from the choices that the user made.
+"""Compute the posterior over candidate personas of one user from the choices that the user made.
 
-A persona predicts a choice with probability sigma(e / tau), where e says how well it explains the choice, in
-nats a token: the Bradley-Terry model with lift as the reward. Any `Selector` can compute e. Numpy only.
+Persona k predicts a choice with probability sigma(e_k / tau). e_k, from `explains` of any `Selector`, says
+how well the persona explains the choice, in nats a token. This is the Bradley-Terry model with the lift a
+token as the reward. Numpy only.
 """
 
 from __future__ import annotations
@@ -19,25 +20,24 @@ from ..exceptions import InvalidArgumentError, shown_when_made
 from ..personas.selection import explains_each
 from ..records import FloatArray, Persona, Preference, Selector
 
-_GRID = 121  # temperatures tried before the best is refined: the objective may have several peaks
+_GRID = 121  # points on a grid, of which the best is refined: the objective may have several peaks
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 _REFINEMENTS = 60
 _LARGEST = 1e300
 
 
 class PersonaPosterior:
-    """A distribution over K candidate personas, sharpened by each choice of one user.
+    """A distribution over K candidate personas, updated by each choice of one user.
 
-    log p(k | choices) = log prior(k) + sum over choices of log sigma(e_k / tau), normalised.
+    log p(k | choices) = log prior(k) + sum over choices of log sigma(e_k / tau), normalised over k.
 
     Args:
         personas: the K candidates.
-        prior: K weights, not negative, with any sum; None: equal weights.
-        temperature: tau, in the unit of `explains`: the smaller, the more a choice counts.
+        prior: K weights, at least 0 and not all 0, with any sum; None: equal weights.
+        temperature: tau, in the unit of `explains`. With a smaller tau each choice counts more.
 
     Raises:
-        InvalidArgumentError: no personas, a prior of another length or with only zeros, or a
-            temperature that is not positive.
+        InvalidArgumentError: there are no personas, or `prior` or `temperature` cannot be used.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class PersonaPosterior:
         prior: npt.ArrayLike | None = None,
         temperature: float = 1.0,
     ) -> PersonaPosterior:
-        """The posterior given one user's pairs, each candidate scored on each by `selector`.
+        """Score each candidate on each of one user's pairs, and compute the posterior.
 
         Args:
             personas: the K candidates.
-            preferences: N pairs, `chosen` being the user's choice.
-            selector: such as a `Likelihood`. A pair that it gives no number (NaN) for some candidate is
-                left out, with a warning.
+            preferences: N pairs; `chosen` is the user's choice.
+            selector: its `explains` scores the candidates, such as a `Likelihood`. A pair with NaN for one
+                candidate is left out for all, with a warning.
             prior, temperature: as for the class.
         """
         posterior = cls(personas, prior, temperature)
@@ -95,7 +95,10 @@ class PersonaPosterior:
         """Add further choices, and return the posterior itself.
 
         Args:
-            explains: (N, K), or (K,) for one choice: how well each candidate explains each choice.
+            explains: (N, K), or (K,) for one choice: how well each candidate explains each choice, finite.
+
+        Raises:
+            InvalidArgumentError: `explains` has another shape, or holds a number that is not finite.
         """
         self._explains = np.vstack([self._explains, self._matrix(explains)])
         return self
@@ -113,17 +116,17 @@ class PersonaPosterior:
 
     @property
     def probabilities(self) -> FloatArray:
-        """p of each candidate given all choices, (K,); they sum to 1."""
+        """p of each candidate given all choices, (K,). The sum is 1."""
         return np.exp(self.log_probabilities)
 
     @property
     def top(self) -> Persona | str:
-        """The most probable candidate; if several are equal, the first."""
+        """The most probable candidate; the first of several that are equally probable."""
         return self.personas[int(np.argmax(self.log_probabilities))]
 
     @property
     def entropy(self) -> float:
-        """How undecided the posterior is, in nats: 0 if one candidate is certain, log K if all are equal."""
+        """The entropy of the posterior, in nats: 0 if one candidate is certain, log K if all are equal."""
         return float(_entropy(self.log_probabilities[None])[0])
 
     @property
@@ -133,29 +136,32 @@ class PersonaPosterior:
 
     @property
     def entropy_trajectory(self) -> FloatArray:
-        """The entropy after 0, 1, …, N choices, (N + 1,), in nats: how the posterior sharpens."""
+        """The entropy of the posterior after 0, 1, …, N choices, (N + 1,), in nats."""
         return _entropy(self._path(self.temperature))
 
     def predict(self, explains: npt.ArrayLike) -> FloatArray:
-        """p that the user makes each of further choices, (N,), averaged over the candidates.
+        """Compute p of each of N further choices, (N,): the mean over the candidates by the posterior.
 
         Args:
-            explains: (N, K) or (K,), as for `update`; the posterior does not change.
+            explains: (N, K) or (K,), as for `update`. The posterior does not change.
         """
         return np.exp(self._log_predictive(self._matrix(explains), self.temperature))
 
     def fit_temperature(
         self, held_out: npt.ArrayLike, bounds: tuple[float, float] = (1e-3, 1e3)
     ) -> float:
-        """Set the temperature that predicts held-out choices of this user best; returns it.
+        """Set the temperature to the one that best predicts held-out choices of this user, and return it.
 
-        It maximises the sum of log p(held-out choice | choices so far), which is low if the posterior is
-        too sure, and also if it learns nothing. Among equally good temperatures it takes the highest,
-        which claims least. One user's few choices give a poor estimate: see `fit_common_temperature`.
+        The objective is the sum of log p(held-out choice | choices so far). It is low if the posterior is
+        overconfident, and also if it learns nothing. Of equally good temperatures the highest is taken, the
+        most cautious one. Few choices of a single user give a poor estimate: see `fit_common_temperature`.
 
         Args:
             held_out: (N, K), as for `update`: choices that were not given to `update`.
-            bounds: the smallest and the largest temperature.
+            bounds: the smallest and the largest temperature to try.
+
+        Raises:
+            InvalidArgumentError: there is no held-out choice, or an argument cannot be used.
         """
         return PersonaPosterior.fit_common_temperature([self], [held_out], bounds)
 
@@ -165,11 +171,17 @@ class PersonaPosterior:
         held_out: Sequence[npt.ArrayLike],
         bounds: tuple[float, float] = (1e-3, 1e3),
     ) -> float:
-        """`fit_temperature` of many users at once: one temperature, set in all of them.
+        """Fit one temperature for many users, set it in all posteriors, and return it.
+
+        The objective is that of `fit_temperature`, summed over the users.
 
         Args:
             posteriors: one for each user.
-            held_out: for each user choices that its posterior has not seen, (N_user, K_user).
+            held_out: for each user choices that were not given to `update`, (N_user, K_user).
+            bounds: the smallest and the largest temperature to try.
+
+        Raises:
+            InvalidArgumentError: there is no held-out choice, or an argument cannot be used.
         """
         if len(posteriors) != len(held_out) or not posteriors:
             raise InvalidArgumentError(
@@ -194,10 +206,12 @@ class PersonaPosterior:
         return best
 
     def _path(self, temperature: float) -> FloatArray:
-        """log p after each choice, (N + 1, K)."""
+        """Compute log p of each candidate after 0, 1, …, N choices, (N + 1, K)."""
         gained = np.cumsum(_log_choice(self._explains, temperature), axis=0)
         joint = np.vstack([self._log_prior, self._log_prior + gained])
-        joint -= joint.max(axis=1, keepdims=True)  # or large sums would swallow the differences
+        joint -= joint.max(
+            axis=1, keepdims=True
+        )  # else large sums would round the differences away
         return joint - _log_sum(joint)[:, None]
 
     def _log_predictive(self, explains: FloatArray, temperature: float) -> FloatArray:
@@ -223,7 +237,7 @@ def _prior(weights: npt.ArrayLike | None, size: int) -> FloatArray:
         raise InvalidArgumentError(
             f"prior={weights!r:.80} must be {size} weights, not negative, and not all 0."
         )
-    prior = prior / prior.max()  # their sum may be too large for a float
+    prior = prior / prior.max()  # else the sum may be too large for a float
     normalised: FloatArray = prior / prior.sum()
     return normalised
 
@@ -235,14 +249,14 @@ def _positive(name: str, value: Any) -> float:
 
 
 def _log_choice(explains: FloatArray, temperature: float) -> FloatArray:
-    """log sigma(explains / temperature); what is too large for a float stays finite."""
+    """Compute log sigma(explains / temperature). Ratios too large for a float are clipped at ±1e300."""
     with np.errstate(over="ignore"):
         ratios = np.clip(explains / temperature, -_LARGEST, _LARGEST)
     return -np.logaddexp(0.0, -ratios)
 
 
 def _log_sum(rows: FloatArray) -> FloatArray:
-    """log of the sum of exp of each row."""
+    """Compute log(sum(exp(row))) of each row."""
     result: FloatArray = np.logaddexp.reduce(rows, axis=1)
     return result
 
@@ -254,9 +268,9 @@ def _entropy(log_rows: FloatArray) -> FloatArray:
 
 
 def _maximum(objective: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function of one variable is largest: the best of a grid, then golden sections around it.
+    """Find where a function of one variable is largest: the best point of a grid, refined by golden sections.
 
-    Of equally good places it is the highest.
+    Of equally good points the largest is returned.
     """
     grid = np.linspace(low, high, _GRID)
     best = _GRID - 1 - int(np.argmax([objective(float(point)) for point in grid[::-1]]))

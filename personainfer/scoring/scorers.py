@@ -1,4 +1,4 @@
-"""Make the scorer that the arguments of `Likelihood` name: llama.cpp, transformers, or a server."""
+"""Make the scorer that the arguments of `Likelihood` name: by llama.cpp, transformers, or a server."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from .vllm import PromptLogprobs
 
 
 def scorer_of(options: Mapping[str, Any], failed: Failed) -> Callable[[], Scorer]:
-    """A function that makes the scorer; the arguments are checked at once.
+    """Check the arguments, and return a function that makes the scorer, which may load weights.
 
     Args:
         options: the arguments of `Likelihood`, by name.
-        failed: what the scorer tells of texts at which it fails.
+        failed: the scorer calls it if it fails at some texts.
+
+    Raises:
+        InvalidArgumentError: an argument that cannot work.
+        MissingExtraError: a package or the weights are not installed.
     """
     _check_options(options)
     model, size = options["model"].strip(), options["batch_size"]
@@ -43,17 +47,18 @@ def scorer_of(options: Mapping[str, Any], failed: Failed) -> Callable[[], Scorer
         weights = find_weights(model)
         return lambda: ForcedDecoding(EmbeddedEndpoint(weights, concurrency=size, failed=failed))
     check_installed(named)
-    how = {
-        "device": options["device"],
-        "dtype": options["dtype"],
-        "batch_size": size,
-        "failed": failed,
-    }
-    return lambda: TorchScorer(named, **how)
+    device, dtype = options["device"], options["dtype"]
+    return lambda: TorchScorer(named, device=device, dtype=dtype, batch_size=size, failed=failed)
 
 
 def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
-    """llama.cpp reads `content` from a request to /tokenize, vLLM `prompt`, and says its context."""
+    """Make the scorer for a server, by its reply to /tokenize.
+
+    llama.cpp reads `content` from the request, vLLM `prompt`. Only vLLM's reply has `max_model_len`.
+
+    Raises:
+        ModelNotFoundError: the server has no /tokenize, or does not serve the model.
+    """
     body = {"model": endpoint.model, "content": "a", "prompt": "a"}
     try:
         reply = endpoint.one(partial(endpoint.ask, "/tokenize"), body)

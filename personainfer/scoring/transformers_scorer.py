@@ -1,8 +1,8 @@
 """Compute log-probabilities with transformers: any causal model, on a CPU or a GPU, in batches.
 
-A prefix that several texts share is computed once, and every response after it reuses its KV cache. Models
-without a KV cache, or with a state that padding would change, read each text whole. Only the tokens of
-responses go through the output layer, a few at a time: the logits of a whole batch would fill the memory.
+A prefix that several texts share is read once, and its KV cache is reused for every response after it. Models
+without a KV cache, or with a state that padding would change, read each whole text. Only the hidden states of
+response tokens go through the output layer, a few at a time: all logits of a batch would fill the memory.
 """
 
 from __future__ import annotations
@@ -20,25 +20,22 @@ import numpy as np
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 from .hf_models import load_model
-from .interfaces import Chat, Failed, Tokens, TokenText, ignored
+from .interfaces import Chat, Failed, Tokens, TokenText, common_start, ignored
 
 if TYPE_CHECKING:
     import torch
 
 _PROBE = (1, 2, 3, 4, 5, 6, 7, 8)  # tokens that every vocabulary has
-_PASS_COST = {"cpu": 64, "other": 4096}  # the cost of one more forward pass, in tokens
-_SHARED_TOLERANCE = {
-    True: 0.01,
-    False: 1.0,
-}  # nats, with weights in full precision and in lower precision
+_PASS_COST = {"cpu": 64, "other": 4096}  # the time of one more forward pass, in tokens
+_FULL_PRECISION_TOLERANCE, _HALF_PRECISION_TOLERANCE = 0.01, 1.0  # nats
 # The names of an attention window in configurations.
 _WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
-# How many bytes of logits are computed at once. On a CPU it is several times faster if they fit its cache.
+# The most bytes of logits to compute at once. A CPU is several times faster if they fit into its cache.
 _LOGIT_BYTES = {"cpu": 24 * 2**20, "other": 512 * 2**20}
 
 
 class TorchScorer:
-    """A `Scorer` of a model that `load_model` loads."""
+    """A `Scorer` that runs a model of transformers in this process."""
 
     decodes = False
 
@@ -66,19 +63,19 @@ class TorchScorer:
         self._lock = threading.Lock()
 
     def context(self) -> int | None:
-        """How many positions the model has; None where its configuration names no limit."""
+        """Return the number of positions of the model; None if its configuration names no limit."""
         found = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         return found if isinstance(found, int) else None
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """The tokens of each text; marks of special tokens are text."""
+        """Tokenize each text. Marks of special tokens are ordinary text."""
         return self._tokens(texts, add_special_tokens=False, split_special_tokens=True)
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens | None]:
-        """The tokens of plain text, or of a chat by the tokenizer's template; None: it is refused.
+        """Tokenize plain text, or a chat by the tokenizer's template; None for a chat that it refuses.
 
         Raises:
-            InvalidArgumentError: there is no template, or it refuses all of them.
+            InvalidArgumentError: there is no template, or it refuses all prefixes.
         """
         found, refusals = list[Tokens | None](), list[InvalidArgumentError]()
         for prefix in prefixes:
@@ -112,16 +109,16 @@ class TorchScorer:
                 f"the model's chat template refuses these messages: {error}.",
                 hint='Use another persona_in= ("user", "plain").',
             ) from None
-        return self._tokens([text], add_special_tokens=False)[0]  # the template holds them
+        return self._tokens([text], add_special_tokens=False)[0]  # the template has added them
 
     def _tokens(self, texts: Sequence[str], **options: bool) -> list[Tokens]:
         if not texts:
             return []
-        with self._lock:  # an option is set in the tokenizer itself, for all threads
+        with self._lock:  # the tokenizer stores options in itself, which all threads share
             return [tuple(ids) for ids in self._tokenizer(list(texts), **options)["input_ids"]]
 
     def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
-        """log p of each token of each response."""
+        """Compute log p of each response's tokens, in nats."""
         import torch
 
         scores: dict[int, FloatArray] = {}
@@ -133,7 +130,7 @@ class TorchScorer:
         return [scores[place] for place in range(len(texts))]
 
     def _score_batch(self, texts: Sequence[TokenText]) -> list[FloatArray]:
-        """Read each prefix once, then the responses, with those of similar length in one pass."""
+        """Score a batch: read each distinct prefix once, then responses of similar length in one pass."""
         prefixes = list(dict.fromkeys(text.prefix for text in texts))
         lengths = [len(text.response) for text in texts]
         last, seen, memory = self._read_prefixes(prefixes, max(lengths))
@@ -155,7 +152,15 @@ class TorchScorer:
         seen: torch.Tensor,
         memory: Any,
     ) -> list[FloatArray]:
-        """log p of each token of each response, after the prefix in the same row."""
+        """Score responses whose prefixes have been read.
+
+        Args:
+            responses: n responses.
+            prefixes: n rows in `last`, `seen` and `memory`: each response's prefix.
+            last: the last hidden state of each prefix, (prefixes, 1 or more, width).
+            seen: 1 for a token, 0 for padding, (prefixes, tokens).
+            memory: the KV cache of the prefixes. It is written to.
+        """
         import torch
 
         rows = torch.tensor(prefixes)
@@ -168,7 +173,7 @@ class TorchScorer:
         return self._log_probabilities(states, said, scored)
 
     def _score_whole(self, texts: Sequence[TokenText]) -> list[FloatArray]:
-        """Score whole texts. Padding stands behind them, where no causal model looks at it."""
+        """Score texts, each read whole. Padding is on the right, where no causal model attends to it."""
         given, seen = _padded([text.prefix + text.response for text in texts])
         scored = seen.clone()
         for row, text in zip(scored, texts, strict=True):
@@ -179,10 +184,17 @@ class TorchScorer:
     def _read_prefixes(
         self, prefixes: Sequence[Tokens], longest: int
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """The last state of each prefix, the mask of tokens that are not padding, and the KV cache.
+        """Read prefixes: first the starts that several share, then the rest of each.
 
-        `longest`: tokens of the longest response to follow. An attention window counts padding, so no
-        padding is put between tokens where it could push a token out of the window.
+        An attention window counts padding. If padding between start and rest could push a token out of the
+        window, the prefixes are read whole.
+
+        Args:
+            prefixes: distinct prefixes.
+            longest: the number of tokens of the longest response that follows.
+
+        Returns:
+            The last hidden state of each prefix, the mask of its tokens (0: padding), and the KV cache.
         """
         import torch
 
@@ -206,18 +218,29 @@ class TorchScorer:
     def _read(
         self, tokens: torch.Tensor, seen: torch.Tensor, memory: Any = None, *, keep: int = 0
     ) -> tuple[torch.Tensor, Any]:
-        """The states of tokens, and the KV cache; `seen` is 0 where there is padding.
+        """Read tokens after those in the KV cache.
 
-        `keep`: how many of the last states are needed, at least; 0: all.
+        Args:
+            tokens: (rows, tokens).
+            seen: 1 for a token, 0 for padding, (rows, tokens before and these).
+            memory: the KV cache; None: nothing was read before.
+            keep: how many of the last states are needed; 0: all. More may be returned.
+
+        Returns:
+            The hidden states, (rows, tokens, width), and the KV cache.
         """
         positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         options = {"position_ids": positions, self._memory: memory, "use_cache": True}
-        if keep and self._takes_last:  # logits of all of a prompt would fill the memory
+        if keep and self._takes_last:  # the logits of a whole prompt would fill the memory
             options["logits_to_keep"] = keep
         return self._states(input_ids=tokens, attention_mask=seen, **options)
 
     def _states(self, **options: Any) -> tuple[torch.Tensor, Any]:
-        """The states that the model, or its body, computes from its arguments, and the KV cache."""
+        """Run the body, or the whole model if there is no `_body`.
+
+        Returns:
+            The hidden states (or the logits of a whole model), and the KV cache, which may be None.
+        """
         import torch
 
         place = self._model.device
@@ -231,7 +254,7 @@ class TorchScorer:
         return states, getattr(reply, self._memory, None)
 
     def _shared_is_same(self) -> bool:
-        """Whether texts score the same when the KV cache of their common start is shared.
+        """Whether texts get the same scores if the KV cache of their common start is shared.
 
         They do not if a layer has a recurrent state in place of a KV cache: padding changes that state.
         """
@@ -243,16 +266,19 @@ class TorchScorer:
             whole = np.concatenate(self._score_whole(texts))
             try:
                 shared = np.concatenate(self._score_batch(texts))
-            except (AttributeError, RuntimeError, TypeError, ValueError):  # of such a layer
+            except (AttributeError, RuntimeError, TypeError, ValueError):  # raised by such a layer
                 return False
-        return bool(
-            np.abs(shared - whole).max() < _SHARED_TOLERANCE[self._model.dtype.itemsize >= 4]
-        )
+        full = self._model.dtype.itemsize >= 4
+        tolerance = _FULL_PRECISION_TOLERANCE if full else _HALF_PRECISION_TOLERANCE
+        return bool(np.abs(shared - whole).max() < tolerance)
 
     def _log_probabilities(
         self, states: torch.Tensor, said: torch.Tensor, scored: torch.Tensor
     ) -> list[FloatArray]:
-        """log p of the tokens that count, for each row."""
+        """Compute log p of the tokens of `said` that have a 1 in `scored`, one array for each row.
+
+        `states[row, n]` is the state that predicts `said[row, n]`.
+        """
         import torch
 
         kept = scored.bool().to(states.device)
@@ -267,32 +293,26 @@ class TorchScorer:
             parts.append(-torch.nn.functional.cross_entropy(logits, ids, reduction="none"))
         return np.split(torch.cat(parts).cpu().numpy().astype(np.float64), ends)
 
-    def _probe(self) -> Any:
-        """Logits for a few tokens, to compare two ways of computing them."""
-        import torch
-
-        with torch.inference_mode():
-            return self._model(torch.tensor([_PROBE], device=self._model.device)).logits
-
     def _find_body(self) -> Any:
-        """The model without its output layer, if that layer is all that follows; else None.
+        """Return the model without its output layer; None if more than this layer follows the body.
 
-        Models that scale or cap their logits are used whole.
+        Models that scale or cap their logits are such: they are used whole.
         """
         import torch
 
         body, head = self._model.base_model, self._model.get_output_embeddings()
         if body is self._model or head is None:
             return None
-        whole = self._probe()
+        tokens = torch.tensor([_PROBE], device=self._model.device)
         with torch.inference_mode():
-            apart = head(body(torch.tensor([_PROBE], device=whole.device)).last_hidden_state)
+            whole = self._model(tokens).logits
+            apart = head(body(tokens).last_hidden_state)
         same = apart.shape == whole.shape and torch.allclose(apart, whole, rtol=1e-3, atol=1e-3)
         return body if same else None
 
 
 def _padded(rows: Sequence[Tokens], *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as a matrix, and a mask with 1 where there is a token and 0 where there is padding."""
+    """Pad rows to one length. Returns tokens and mask, (rows, tokens); the mask is 0 for padding."""
     import torch
 
     width = max(map(len, rows))
@@ -306,17 +326,20 @@ def _padded(rows: Sequence[Tokens], *, left: bool = False) -> tuple[torch.Tensor
 
 
 def _window(config: Any) -> float:
-    """How many tokens every layer of the model looks back over."""
+    """Return the smallest attention window of the model, in tokens; infinity if it has none."""
     text = config.get_text_config()
     sizes = [getattr(text, name, None) for name in _WINDOWS]
     return min((size for size in sizes if isinstance(size, int)), default=math.inf)
 
 
-# Which texts go through a model together
+# Batches
 
 
 def batches(texts: Sequence[TokenText], size: int) -> Iterator[list[int]]:
-    """Batches of at most `size` places of texts that share a start, or have starts of similar length."""
+    """Yield batches of texts that share a start or have starts of similar length.
+
+    A batch is a list of at most `size` places in `texts`.
+    """
     places: dict[Tokens, list[int]] = defaultdict(list)
     for place, text in enumerate(texts):
         places[text.prefix].append(place)
@@ -335,7 +358,10 @@ def batches(texts: Sequence[TokenText], size: int) -> Iterator[list[int]]:
 
 
 def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
-    """Groups of rows to pad to one length. Rows are split where that saves more tokens than a pass costs."""
+    """Group rows to pad to one length, as lists of places in `lengths`, the longest rows first.
+
+    A new group begins if it saves more than `pass_cost` tokens of padding.
+    """
     groups: list[list[int]] = []
     width = 0
     for number, place in enumerate(sorted(range(len(lengths)), key=lambda place: -lengths[place])):
@@ -348,9 +374,9 @@ def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
 
 
 def common_starts(prefixes: Iterable[Tokens]) -> dict[Tokens, Tokens]:
-    """For each prefix, the start that it shares with others and that is read first; never the whole prefix.
+    """Map each prefix to its start that is read first, for all prefixes with this start together.
 
-    Empty where no two prefixes have enough in common.
+    A start is never a whole prefix. Returns {} if no two prefixes have enough in common.
     """
     groups = _groups(prefixes)
     if all(len(group) == 1 for _, group in groups):
@@ -359,20 +385,18 @@ def common_starts(prefixes: Iterable[Tokens]) -> dict[Tokens, Tokens]:
 
 
 def _groups(prefixes: Iterable[Tokens]) -> list[tuple[int, list[Tokens]]]:
-    """Groups of prefixes and the length of the start that each group shares, as long as that saves tokens."""
+    """Group prefixes if reading their common start once saves tokens.
+
+    Returns (length of the common start, prefixes) of each group.
+    """
     groups: list[tuple[int, list[Tokens]]] = []
     for prefix in sorted(set(prefixes)):
         if groups:
             length, group = groups[-1]
-            common = min(length, _common(group[-1], prefix), len(prefix) - 1)
+            common = min(length, common_start(group[-1], prefix), len(prefix) - 1)
             # This prefix saves `common` tokens, and each of the others reads `length - common` more.
             if common > (len(group) - 1) * (length - common):
                 groups[-1] = (common, [*group, prefix])
                 continue
         groups.append((len(prefix) - 1, [prefix]))
     return groups
-
-
-def _common(one: Tokens, other: Tokens) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

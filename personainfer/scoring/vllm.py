@@ -1,6 +1,7 @@
-"""Get log-probabilities from an endpoint that returns those of a prompt, as vLLM does (`prompt_logprobs`).
+"""Get log-probabilities from an endpoint that knows vLLM's `prompt_logprobs`.
 
-Prefix and response are sent together, as tokens. The one token that the endpoint must generate is ignored.
+Prefix and response are sent together as the prompt, in tokens. The endpoint must generate a token, which is
+ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .interfaces import (
 
 
 class PromptLogprobs:
-    """A `Scorer` of the model behind such an endpoint."""
+    """A `Scorer` of the model behind an endpoint that returns the log-probabilities of a prompt."""
 
     decodes = False
 
@@ -34,11 +35,14 @@ class PromptLogprobs:
         self._context = size - 1 if size > 1 else None
 
     def context(self) -> int | None:
-        """The model's context as the endpoint gives it, less the one token that is generated."""
+        """Return the context that the endpoint reports, minus the generated token; None: it reports none."""
         return self._context
 
     def encode(self, texts: Sequence[str]) -> list[Tokens | None]:
-        """The tokens of each text; vLLM would take marks of special tokens for what they look like."""
+        """Tokenize each text; None where the endpoint failed.
+
+        Marks of special tokens are changed first, since vLLM would turn them into special tokens.
+        """
         return self._endpoint.each(self._encode, [disarm(text) for text in texts])
 
     async def _encode(self, text: str, *, special: bool = False) -> Tokens:
@@ -46,7 +50,7 @@ class PromptLogprobs:
         return tokens_of_text(text, read_tokens(await self._endpoint.ask("/tokenize", body)))
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens | None]:
-        """The tokens of plain text, or of a chat by the endpoint's template."""
+        """Tokenize plain text, or a chat by the endpoint's template; None where the endpoint failed."""
         return self._endpoint.each(self._encode_prefix, prefixes)
 
     async def _encode_prefix(self, prefix: str | Chat) -> Tokens:
@@ -57,7 +61,7 @@ class PromptLogprobs:
         return read_tokens(await self._endpoint.ask("/tokenize", body))
 
     def score(self, texts: Sequence[TokenText]) -> list[FloatArray | None]:
-        """log p of each token of each response."""
+        """Compute log p of each response's tokens, in nats; None where the endpoint failed."""
         return self._endpoint.each(self._score, texts)
 
     async def _score(self, text: TokenText) -> FloatArray:
