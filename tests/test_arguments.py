@@ -94,6 +94,7 @@ ANYTHING = st.one_of(
 ) | st.dictionaries(st.text(), st.integers())
 
 
+@pytest.mark.heavy
 @given(name=st.sampled_from(sorted(LLM_NAMES)), value=ANYTHING)
 def test_any_value_is_taken_or_refused_by_name(name: str, value: Any) -> None:
     try:

@@ -85,6 +85,7 @@ async def test_a_cancelled_task_is_not_taken_for_a_late_one() -> None:
         await task
 
 
+@pytest.mark.heavy
 async def test_what_came_while_the_process_was_stopped_is_read() -> None:
     """Ctrl-Z, or a scheduler that suspends: the replies were paid, and lie in the sockets."""
     deadlines = Deadlines()

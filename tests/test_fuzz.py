@@ -101,6 +101,7 @@ def test_ten_thousand_generated_inputs_cost_at_most_their_row() -> None:
     assert infer_generated(generated(rows, 10_000)) > 2_000
 
 
+@pytest.mark.heavy
 def test_fields_of_a_megabyte_pass_whole() -> None:
     large = generated(long, 4)
     inputs = [{"prompt": "Large?", "chosen": each, "rejected": "no"} for each in large]

@@ -210,6 +210,7 @@ def _wrapped(send: Any) -> Any:
     return seen
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("post", [_sync, _async, _streamed, _streamed_sync])
 def test_a_reply_has_to_be_whole_in_time(library: Any, post: Post) -> None:
     with AnyServer(body=b" " * 20, seconds=0.05) as server, guarded_http(seconds=0.2) as exchange:

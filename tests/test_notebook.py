@@ -17,6 +17,7 @@ client = pytest.importorskip("jupyter_client", reason="jupyter-client is not ins
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 
 
+@pytest.mark.heavy
 def test_calls_work_in_a_cell_and_are_awaited_at_top_level() -> None:
     cells = [
         "import personainfer as pi; rows = [('Why?', f'short {n}', f'long {n}') for n in range(9)]",
@@ -67,6 +68,7 @@ def test_the_quickstart_is_kept_with_its_outputs() -> None:
     assert "stderr" not in json.dumps([cell["outputs"] for cell in code])
 
 
+@pytest.mark.heavy
 def test_no_warning_where_a_notebook_has_no_widgets() -> None:
     from personainfer.observability import _bar_class
 

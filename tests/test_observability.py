@@ -126,6 +126,7 @@ def test_counters_add_up_over_runs_and_an_unknown_price_is_left_out(
     assert [span["personainfer.cached"] for *_, span in told.spans] == [0, 5]
 
 
+@pytest.mark.heavy
 def test_counters_grow_during_a_run(told: Told, llm: FakeLLM) -> None:
     with pi.iter_personas(pairs(400), **options(llm, "long", max_concurrency=4)) as rows:
         for _ in range(300):

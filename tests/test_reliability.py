@@ -534,6 +534,7 @@ assert os.waitpid(pid, 0)[1] == 0, "the child failed"
 )
 
 
+@pytest.mark.heavy
 def test_a_forked_child_infers_as_its_parent_does() -> None:
     with FakeLLM() as server:
         out = finished(python(FORK, server.api_base))

@@ -47,6 +47,7 @@ def refused(lines: Lines) -> Lines:
     ]
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("problem", ["", SAID], ids=["lines", "failed"])
 def test_no_file_or_table_of_a_batch_holds_what_the_provider_repeats(

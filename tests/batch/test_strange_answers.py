@@ -56,6 +56,7 @@ def spoilt(line: bytes, number: int) -> bytes:
     return json.dumps(made | {"response": odd}).encode()
 
 
+@pytest.mark.heavy
 def test_odd_lines_cost_their_rows_alone(tmp_path: Path) -> None:
     def edit(lines: Lines) -> Lines:
         return [spoilt(line, number) for number, line in enumerate(lines[:-1])] + lines[-1:]
@@ -227,6 +228,7 @@ def test_a_list_of_batches_that_goes_round_in_a_circle_ends() -> None:
     assert len(server.asked) == 2
 
 
+@pytest.mark.heavy
 def test_headers_that_never_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """`103 Early Hints` may come any number of times before the headers of an answer."""
     monkeypatch.setattr(provider_module, "_TIMEOUT", 0.3)

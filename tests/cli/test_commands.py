@@ -120,6 +120,7 @@ def test_the_project_installs_it() -> None:
     assert getattr(import_module(module), name) is main
 
 
+@pytest.mark.heavy
 def test_help_loads_nothing_heavy() -> None:
     source = f"""
 import sys
@@ -600,6 +601,7 @@ def test_formats(run: Run) -> None:
 # Processes: pipes and signals
 
 
+@pytest.mark.heavy
 def test_rows_come_through_a_pipe_before_it_ends(script: Script) -> None:
     with FakeLLM() as llm:
         reach = ["--model", "fake", "--api-base", llm.api_base, "--max-concurrency", "1"]
@@ -838,6 +840,7 @@ def told_in_a_terminal(arguments: list[str], folder: Path, columns: int = 72) ->
     return told.decode().replace("\r\n", "\n"), beside
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
 def test_in_a_terminal_rows_are_printed_to_read(tmp_path: Path, reach: list[str]) -> None:
     data = tmp_path / "pairs.jsonl"

@@ -98,6 +98,7 @@ def test_other_packed_files_are_bounded_too(
     assert llm.calls == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz", "rows.json.gz"])
 @pytest.mark.parametrize("filling", ["\n", "a"])
 def test_a_small_file_that_unpacks_to_hundreds_of_times_its_size_is_refused(
@@ -270,6 +271,7 @@ def test_a_large_group_of_different_texts_is_never_in_memory_whole(
     assert largest < 2**25  # of 2**26 that the file holds
 
 
+@pytest.mark.heavy
 def test_few_rows_of_large_groups_are_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +322,7 @@ def test_values_of_a_fixed_length_are_read_as_many_at_once_as_the_memory_holds(
         errors(path)
 
 
+@pytest.mark.heavy
 def test_texts_stored_as_what_differs_from_the_one_before_are_read_few_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +339,7 @@ def test_texts_stored_as_what_differs_from_the_one_before_are_read_few_at_once(
     assert errors(path) == [None] * 200
 
 
+@pytest.mark.heavy
 def test_a_csv_row_whose_quotes_stay_open_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +360,7 @@ def test_a_csv_row_of_very_many_fields_is_an_error(tmp_path: Path) -> None:
         errors(path)
 
 
+@pytest.mark.heavy
 def test_many_names_of_columns_are_read_at_once(tmp_path: Path) -> None:
     """Each was compared with all others: 60,000 took a minute."""
     names = [*GOOD, *(f"column {number}" for number in range(20_000))]
@@ -400,6 +405,7 @@ def test_a_row_of_very_many_pairs_costs_itself(monkeypatch: pytest.MonkeyPatch) 
     assert len(read(scored(20_000), pairs="all", min_gap=19_991)) == 45
 
 
+@pytest.mark.heavy
 def test_errors_are_of_bounded_length(tmp_path: Path) -> None:
     name = "x" * 2**20
     with pytest.raises(DataError) as found:

@@ -174,6 +174,7 @@ def test_names_with_dots_are_names(tmp_path: Path) -> None:
     assert list(pi.PersonaTable.load(path)) == rows(1)
 
 
+@pytest.mark.heavy
 def test_several_threads_can_read_a_table(tmp_path: Path) -> None:
     """Arrow's reader alone crashes the process, or never returns."""
     made = rows(200)

@@ -186,6 +186,7 @@ def test_slices_are_those_of_a_list(
             assert numbers == [row.index for row in listed[part][again]]
 
 
+@pytest.mark.heavy
 @given(order=st.permutations(range(COUNT)), kept=st.lists(st.booleans(), min_size=11, max_size=11))
 def test_any_order_and_choice_of_rows_is_that_of_a_list(order: list[int], kept: list[bool]) -> None:
     rank = {place: n for n, place in enumerate(order)}

@@ -109,6 +109,7 @@ LISTS = st.lists(
 )
 
 
+@pytest.mark.heavy
 @given(LISTS)
 @settings(max_examples=40)
 def test_whatever_the_outcomes_the_sides_can_be_swapped(rows: list[tuple[float, int]]) -> None:

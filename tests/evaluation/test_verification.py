@@ -115,6 +115,7 @@ def test_a_judge_that_always_gives_the_same_answer_scores_a_half(answer: str) ->
     assert not any(found.table.added["chosen_verified"])
 
 
+@pytest.mark.heavy
 def test_a_judge_that_always_gives_the_same_answer_never_scores_more() -> None:
     """Whatever else it does now and then: refuse, talk, fail, answer neither."""
 
@@ -861,6 +862,7 @@ def test_a_judge_of_its_own_choice_is_named() -> None:
     assert run(None, pi.verify_personas, table(4)).notes == ()
 
 
+@pytest.mark.heavy
 def test_one_llm_can_infer_and_judge_at_once() -> None:
     """Rows are scored while others are still inferred: more of them than one group of scores."""
     many = [(f"Question {n}?", f"A short text {n}.", f"A long text {n}.") for n in range(100)]

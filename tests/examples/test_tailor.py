@@ -409,6 +409,7 @@ def test_a_judge_of_personas_need_not_know_quality(command: Any) -> None:
     assert not command.tailor_answers.unasked(found)
 
 
+@pytest.mark.heavy
 def test_a_judge_that_is_away_costs_neither_page_nor_a_later_answer(command: Any) -> None:
     with FakeLLM() as llm:
         gone = llm.api_base

@@ -147,6 +147,7 @@ def test_a_doubtful_reply_stands_if_the_endpoint_fails_afterwards() -> None:
     assert (reply.error, reply.value.people) == (None, 1)
 
 
+@pytest.mark.heavy
 def test_a_doubtful_reply_stands_if_the_endpoint_is_full_afterwards() -> None:
     """It is paid: the first request is not sent again."""
     calls: Counter[tuple[str, bool]] = Counter()
@@ -272,6 +273,7 @@ def test_no_connection_is_a_clear_error() -> None:
         pi.LLM("fake", api_base=base, max_attempts=1).ask(MESSAGES)
 
 
+@pytest.mark.heavy
 def test_concurrency_stays_within_its_bound() -> None:
     with FakeLLM(latency=0.1) as server:
         pi.infer_personas(pairs(60), "fake", api_base=server.api_base, max_concurrency=5)
@@ -453,6 +455,7 @@ def test_many_threads_share_one_llm(llm: FakeLLM) -> None:
     assert not [row for table in tables for row in table.errors]
 
 
+@pytest.mark.heavy
 def test_an_abandoned_stream_leaves_nothing_running() -> None:
     with FakeLLM(latency=0.5) as server:
         stream = pi.iter_personas(pairs(1000), "fake", api_base=server.api_base, max_concurrency=4)

@@ -443,6 +443,7 @@ def test_json_that_the_provider_could_not_read_is_asked_for_again() -> None:
         assert server.calls == 2
 
 
+@pytest.mark.heavy
 @each_way
 def test_a_loading_model_is_waited_for_as_long_as_patience_says() -> None:
     started = time.monotonic()
@@ -458,6 +459,7 @@ def test_a_loading_model_is_waited_for_as_long_as_patience_says() -> None:
     assert not table.errors
 
 
+@pytest.mark.heavy
 @each_way
 def test_a_model_that_never_loads_is_given_up() -> None:
     with FakeLLM(Fault.response(openai_error("Loading model"), 503)) as server:
@@ -999,6 +1001,7 @@ def test_an_error_says_no_more_than_the_short_request_found_out(fault: Fault) ->
     assert "did not answer whether it takes others" in str(replies[1].error)
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize(
     "fault", [Fault.rate_limit(), Fault.rate_limit(retry_after=3600)], ids=["full", "for an hour"]
@@ -1020,6 +1023,7 @@ def test_a_row_that_is_always_refused_for_going_too_fast_costs_itself(fault: Fau
     assert len(refused) < 10
 
 
+@pytest.mark.heavy
 @each_way
 def test_many_rows_that_are_always_refused_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would else wait until the gate gives up: minutes a row."""

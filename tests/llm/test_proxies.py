@@ -52,6 +52,7 @@ def test_the_proxy_of_the_environment_is_used_but_not_for_a_loopback(
     assert (llm.calls, len(proxy.asked)) == (1, 1)
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize(
     ("exempt", "base"),

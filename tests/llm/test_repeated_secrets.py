@@ -259,6 +259,7 @@ def test_a_reply_with_signs_of_escapes_is_masked_about_as_fast_as_one_without() 
     assert seconds(signs) < 8 * seconds(plain)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "noise", ["\\", "\\u005c", "%25", "%2525", "&#0", "&amp;", "&#38;", "a", "/ab", " "]
 )

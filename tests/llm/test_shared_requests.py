@@ -22,6 +22,7 @@ from personainfer.testing import FakeLLM, Fault
 from ..builders import pairs
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("of_one", [lambda llm: llm, copy.copy], ids=["one", "copies"])
 def test_the_same_pairs_at_once_from_threads_are_asked_once(
     of_one: Callable[[pi.LLM], pi.LLM],

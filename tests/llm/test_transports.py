@@ -492,6 +492,7 @@ def test_keys_and_numbers_of_a_run_are_no_part_of_it() -> None:
     assert key_of().hex() == earlier  # whose replies are still found
 
 
+@pytest.mark.heavy
 def test_rows_that_were_refused_and_then_failed_hold_no_memory() -> None:
     def reply(body: dict[str, Any]) -> Any:
         if body["messages"][-1]["content"] in ("first", "?"):

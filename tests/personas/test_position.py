@@ -40,6 +40,7 @@ def telling(rows: list[pi.PersonaRow]) -> list[str]:
     return [word.word for word in words if word.p_adjusted < 0.05]
 
 
+@pytest.mark.heavy
 def test_no_word_of_a_biased_model_marks_a_side(tables: dict[str, pi.PersonaTable]) -> None:
     assert telling(list(tables["as they are"])) == []
 

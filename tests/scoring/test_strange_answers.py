@@ -109,6 +109,7 @@ def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("personainfer.scoring.interfaces.attempts", lambda most: attempts(1))
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("one_attempt")
 @pytest.mark.parametrize("kind", PATHS)
 @pytest.mark.parametrize("status", [400, 403, 500])

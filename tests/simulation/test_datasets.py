@@ -49,6 +49,7 @@ def famous(name: str, n: int, **changes: Any) -> dict[str, Any]:
     return {**row, **changes}
 
 
+@pytest.mark.heavy
 def test_famous_persona_is_read_from_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "famous"
     write(folder / "train.jsonl", [famous(name, n) for name in ("Ada", "Bo") for n in range(3)])

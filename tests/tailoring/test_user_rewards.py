@@ -95,6 +95,7 @@ def test_new_users_take_a_few_choices() -> None:
     assert np.array_equal(model.weights["u3"], before)
 
 
+@pytest.mark.heavy
 def test_the_fit_is_where_the_gradient_vanishes() -> None:
     """Against differences of the penalised likelihood, computed choice by choice."""
     random = np.random.default_rng(1)

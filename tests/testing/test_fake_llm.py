@@ -274,6 +274,7 @@ def test_reset_mid_body() -> None:
         connection.close()
 
 
+@pytest.mark.heavy
 def test_hang_ends_with_the_client_or_with_the_seconds() -> None:
     with FakeLLM(faults=[Fault.hang(), Fault.hang(0.05)]) as llm:
         with pytest.raises(TimeoutError):
@@ -354,6 +355,7 @@ def test_huge() -> None:
         assert len(request(llm)[2]) > 10_000_000
 
 
+@pytest.mark.heavy
 def test_fault_rate_is_seeded_and_about_right() -> None:
     def outcomes(seed: int) -> list[int]:
         faults = [Fault.status(500), Fault.rate_limit()]
@@ -404,6 +406,7 @@ def test_counts() -> None:
     assert [body["messages"][0]["content"] for body in llm.requests] == ["a", "b", "a"]
 
 
+@pytest.mark.heavy
 def test_in_flight_peak() -> None:
     with FakeLLM("x", latency=0.3) as llm, ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda n: request(llm, str(n)), range(12)))

@@ -40,6 +40,7 @@ def write_two_files(folder: Path) -> str:
     return "done"
 
 
+@pytest.mark.heavy
 @watched
 def test_a_process_is_killed_just_before_its_kth_write(place: Path) -> None:
     whole = killed_at_write(lambda: write_two_files(place), place)
@@ -66,6 +67,7 @@ def test_a_process_is_killed_just_before_its_kth_write(place: Path) -> None:
     assert at == 6
 
 
+@pytest.mark.heavy
 @watched
 def test_what_a_watched_process_raises_is_told(place: Path) -> None:
     run = killed_at_write(lambda: 1 / 0, place)
@@ -117,6 +119,7 @@ def test_replies_that_a_full_disk_does_not_take_are_an_error_and_the_next_run_go
     assert not found.errors
 
 
+@pytest.mark.heavy
 def test_a_lock_that_ends_in_time_is_waited_for(llm: FakeLLM, place: Path) -> None:
     pi.infer_personas(pairs(1), "fake", api_base=llm.api_base, cache_dir=place)
     cache = ReplyCache(place)

@@ -353,6 +353,7 @@ def test_another_persona_is_about_as_long_even_if_others_are_scored() -> None:
     assert strangers({"ann": "x"}, choices[:1], {}, 0) == [None]
 
 
+@pytest.mark.heavy
 def test_the_time_to_find_strangers_does_not_grow_with_the_square_of_the_users() -> None:
     """All users answer the same questions; each was compared with each other one for each choice."""
     choices = [
