@@ -1,4 +1,4 @@
-"""How far raters agree beyond chance: Cohen's kappa of two of them, Krippendorff's alpha of any number."""
+"""Measure how far raters agree beyond chance: Cohen's kappa (two), Krippendorff's alpha (any number)."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 from .statistics import CONFIDENCE, Estimate, bootstrap, wilson
 
-_MOST_CATEGORIES = 128  # a slider from 0 to 100 has 101; beyond it, resampling takes minutes
+_MOST_CATEGORIES = 128  # enough for a slider from 0 to 100; with more, resampling takes minutes
 Level = Literal["nominal", "ordinal", "interval"]
 
 
 def cohen_kappa(one: ArrayLike, other: ArrayLike, *, confidence: float = CONFIDENCE) -> Estimate:
-    """Cohen's kappa: (p_o - p_e) / (1 - p_e) of two raters (Cohen 1960).
+    """Estimate Cohen's kappa of two raters: (p_o - p_e) / (1 - p_e) (Cohen 1960).
+
+    p_o is the share of items on which the raters agree, p_e the share that chance would give.
 
     Args:
-        one, other: shape (n,): the category that each rater gave to each item, as numbers; NaN: none, and
-            the item is left out.
-        confidence: of the bootstrap interval over items.
+        one, other: shape (n,): the category that each rater gave to each item, as numbers. NaN: none; the
+            item is left out.
+        confidence: of the interval, between 0 and 1. It resamples items.
 
     Returns:
-        1 where they always agree, 0 where they agree as often as by chance. NaN where both always give
-        one and the same category: chance would agree as well. Where they always agree, resampling cannot
-        vary: the interval then ends at the kappa of as many disagreements as Wilson's upper limit for
-        none of n allows. Its interval is NaN where one rater gives every item the same category, since
-        kappa is 0 then whatever the other one says.
+        1 if the raters always agree, 0 if they agree as often as by chance; NaN if both give every item
+        one and the same category. If they always agree, resampling gives the interval no width; its lower
+        end is then the kappa at Wilson's upper limit for 0 disagreements in n items. If one rater gives
+        every item the same category, kappa is 0 whatever the other says, and the interval is NaN.
+
+    Raises:
+        InvalidArgumentError: shapes that differ, or more than 128 categories.
     """
     first, second = read_numbers("one", one), read_numbers("other", other)
     if first.shape != second.shape:
@@ -60,21 +64,25 @@ def cohen_kappa(one: ArrayLike, other: ArrayLike, *, confidence: float = CONFIDE
 def krippendorff_alpha(
     ratings: ArrayLike, *, level: Level = "nominal", confidence: float = CONFIDENCE
 ) -> Estimate:
-    """Krippendorff's alpha: 1 - D_o / D_e, for any number of raters and missing ratings.
+    """Estimate Krippendorff's alpha = 1 - D_o / D_e, for any number of raters and missing ratings.
 
-    By the coincidences of values within an item (Krippendorff 2011, "Computing Krippendorff's
-    Alpha-Reliability").
+    D_o is the mean distance between two ratings of one item, D_e between any two ratings (Krippendorff 2011,
+    "Computing Krippendorff's Alpha-Reliability").
 
     Args:
-        ratings: shape (raters, items), numbers; NaN: no rating. An item with one rating says nothing.
-        level: how far two values are apart: "nominal": they differ; "ordinal": by the ratings between
-            them; "interval": by the square of their difference. The first two take up to 128 values.
-        confidence: of the bootstrap interval over items.
+        ratings: shape (raters, items), numbers; NaN: no rating. An item with one rating is left out.
+        level: the distance of two values: "nominal": 1 if they differ; "ordinal": the square of the number
+            of ratings between them; "interval": the square of their difference. The first two allow at most
+            128 different values.
+        confidence: of the interval, between 0 and 1. It resamples items.
 
     Returns:
-        1 where all agree, 0 where they agree as often as by chance; NaN where no item has two ratings or
-        all ratings are the same. Where all agree, the interval is as that of `cohen_kappa`, as if those
-        who disagree were as far apart as they can be.
+        1 if all raters agree, 0 if they agree as often as by chance; NaN if no item has two ratings, or all
+        ratings are equal. If all agree, the interval is that of `cohen_kappa`, where each disagreement has
+        the largest distance in the data.
+
+    Raises:
+        InvalidArgumentError: an unknown level, another shape, or more than 128 values.
     """
     InvalidArgumentError.check("level", level, ("nominal", "ordinal", "interval"))
     given = read_numbers("ratings", ratings, dimensions=(2,))
@@ -94,14 +102,17 @@ def krippendorff_alpha(
 
 
 class _Disagreement(NamedTuple):
-    """How far ratings are apart, as sums over items. No table is of all values by all: sliders have many.
+    """Distances between ratings as functions of sums over items, for the bootstrap.
+
+    No table has all pairs of values, because a slider has many values.
 
     Attributes:
         items: shape (items, m): what each item adds to each of m sums.
-        observed: sums of shape (k, m) -> the distances within items, each divided by the ratings of its item
-            less one, shape (k,).
-        by_chance: the same for the distances between all ratings.
-        widest: the largest distance.
+        observed: sums of shape (k, m) -> shape (k,): the sum of the distances within items; those of an item
+            with r ratings are divided by r - 1.
+        by_chance: sums of shape (k, m) -> shape (k,): the sum of the distances between all n ratings,
+            divided by n - 1.
+        widest: the largest distance of two values.
     """
 
     items: FloatArray
@@ -142,13 +153,11 @@ def _interval(ratings: FloatArray) -> _Disagreement:
 def _ordinal(ratings: FloatArray) -> _Disagreement:
     k, counts = _counted(ratings)
     weights = 2.0 / (counts.sum(axis=1) - 1.0)
-    lower, upper = np.nonzero(
-        np.triu(counts.T @ counts, 1)
-    )  # the values that some item has both of
+    lower, upper = np.nonzero(np.triu(counts.T @ counts, 1))  # pairs of values within some item
     pairs = counts[:, lower] * counts[:, upper] * weights[:, None]
 
     def ranks(sums: FloatArray) -> FloatArray:
-        """The middle of each value's ratings, if all stood in order."""
+        """Mean rank of each value among all ratings in order, shape (k, values)."""
         return np.asarray(np.cumsum(sums[:, :k], axis=1) - sums[:, :k] / 2.0)
 
     def observed(sums: FloatArray) -> FloatArray:
@@ -168,7 +177,7 @@ def _ordinal(ratings: FloatArray) -> _Disagreement:
 
 
 def _counted(ratings: FloatArray) -> tuple[int, FloatArray]:
-    """How many values there are, and how often each item has each, shape (items, values)."""
+    """Return the number of different values, and how often each item has each, shape (items, values)."""
     known = ~np.isnan(ratings)
     k, numbers = _categories(ratings[known])
     counts = np.zeros((ratings.shape[1], k))
@@ -177,7 +186,7 @@ def _counted(ratings: FloatArray) -> tuple[int, FloatArray]:
 
 
 def _categories(values: FloatArray) -> tuple[int, NDArray[np.intp]]:
-    """How many different values there are, and which of them each one is."""
+    """Return the number of different values, and the number of each item's value, from 0."""
     distinct, numbers = np.unique(values, return_inverse=True)
     if len(distinct) > _MOST_CATEGORIES:
         raise InvalidArgumentError(
@@ -188,10 +197,10 @@ def _categories(values: FloatArray) -> tuple[int, NDArray[np.intp]]:
 
 
 def _agreeing(found: Estimate, cost: float, confidence: float) -> Estimate:
-    """The estimate, with an interval of some width where all raters agree on all items.
+    """Widen the interval of an agreement if all raters agree on all n items, so that it has no width.
 
-    Of n items all agree on, the share of disagreement in general is at most Wilson's upper limit for 0 of
-    n. `cost` is what a share of 1 takes off.
+    The share of items with disagreement is at most Wilson's upper limit for 0 of n. `cost` is what a share
+    of 1 would subtract from the agreement.
     """
     if not found.value == found.low == 1.0:
         return found

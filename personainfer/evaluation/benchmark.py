@@ -1,7 +1,7 @@
-"""Measure how good a model's personas are: do they explain the choices, what is wrong with them, their cost.
+"""Measure how good a model's personas are: how well they explain choices, their faults, their cost.
 
-A scorer, which should not be the model itself, says by log-probabilities how well each persona explains that
-its response was preferred (`Likelihood.explains`). Everything else is counted from the flags of the personas.
+A scorer, which should be another model, computes from log-probabilities how well each persona explains that
+its response was preferred (`Likelihood.explains`). Faults are counted from the flags of the personas.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .results import text_table
 from .statistics import Estimate, bootstrap_rate
 
 _SCORER = "local:smollm2"
-_OTHER_SCORER = "local:qwen2.5-coder-0.5b"  # where the model to measure is the first one
+_OTHER_SCORER = "local:qwen2.5-coder-0.5b"  # if the measured model is `_SCORER`
 
-# What can be wrong with a persona, and the flags that say so; None: any flag.
+# Name of a fault -> the flags that show it; None: any flag.
 FAULTS: dict[str, frozenset[str] | None] = {
     "flagged": None,
     "copied from the pair": frozenset({"copies_text"}),
@@ -47,9 +47,10 @@ _MISSING = "without a persona"
 
 @cache
 def benchmark_pairs() -> tuple[Preference, ...]:
-    """The 60 pairs that come with the library: 30 contrast in manner, 30 in what matters to the reader.
+    """Load the 60 pairs that come with the library: 30 contrast in manner, 30 in content.
 
-    None is an example pair or an exemplar of the prompt. The ids say the kind: "manner-01", "content-01".
+    None of them is an example pair or an exemplar of the prompt. An id names the kind: "manner-01",
+    "content-01".
     """
     file = resources.files(__package__).joinpath("texts", "benchmark_pairs.jsonl")
     rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
@@ -59,16 +60,16 @@ def benchmark_pairs() -> tuple[Preference, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBenchmark:
-    """What `benchmark_model` found.
+    """The result of `benchmark_model`.
 
     Attributes:
         model: the model that wrote the personas.
-        shares: by name, each with its 95 % interval over pairs: see `persona_shares`.
-        seconds: how long the model took, the start of a local one included; None where replies came from
-            the cache.
-        failed: pairs with an error.
+        shares: name -> share with its 95 % interval over pairs: see `persona_shares`.
+        seconds: how long the model took, with the start of a local model; None if replies came from the
+            cache.
+        failed: how many pairs have an error.
         usage: calls, tokens and cost in USD.
-        notes: what a reader of the numbers should know.
+        notes: sentences about what limits the numbers.
         table: the personas.
     """
 
@@ -82,11 +83,11 @@ class ModelBenchmark:
 
     @property
     def rows_a_minute(self) -> float | None:
-        """Pairs a minute; None where replies came from the cache."""
+        """Pairs per minute; None if replies came from the cache."""
         return None if not self.seconds else 60 * len(self.table) / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers as plain values; not the rows."""
+        """Return all numbers as plain values, without the rows."""
         return {
             "model": self.model,
             "pairs": len(self.table),
@@ -125,13 +126,14 @@ def benchmark_model(
     progress: bool | None = None,
     **options: Unpack[PersonaOptions],
 ) -> ModelBenchmark:
-    """Infer the personas of some pairs, and measure how good they are, how fast they come and what they cost.
+    """Let a model infer personas, and measure their quality, the time and the cost.
 
     Args:
-        model: as for `infer_personas`.
-        scorers: who says what a persona explains: names of models for `likelihood_scorer`, or any
-            selectors by name. None: local:smollm2, or local:qwen2.5-coder-0.5b where that is the model. A
-            model that scores its own personas, because you name it here, is reported in `notes`.
+        model: the model to measure, as for `infer_personas`.
+        scorers: what scores how well personas explain choices: names of models for `likelihood_scorer`, or
+            name -> an object with `explains(preferences, personas)`. None: "local:smollm2", or
+            "local:qwen2.5-coder-0.5b" if the former is the measured model. `notes` says if a model scores
+            its own personas.
         data: pairs to measure on, as for `infer_personas`; None: `benchmark_pairs()`.
         progress, options: as for `infer_personas`.
 
@@ -165,17 +167,17 @@ def benchmark_model(
 def persona_shares(
     rows: Iterable[PersonaRow], scorers: Mapping[str, Selector]
 ) -> dict[str, Estimate]:
-    """How good the personas of a table are, by name, each with its 95 % interval over pairs.
+    """Measure the quality of personas as shares, each with a 95 % interval over pairs.
 
     Args:
         rows: a table, or rows, with personas of both sides.
-        scorers: by name, who says how well a persona explains its choice.
+        scorers: name -> an object with `explains(preferences, personas)`.
 
     Returns:
-        For each scorer "pairing" (pairs whose two personas together fit their own responses better than
-        crossed) and "sides explained" (personas that lift their own response more than the other one);
-        then the shares of personas without ("without a persona") or with each of `FAULTS`. A side without
-        a persona explains nothing. A pair that a scorer cannot score is left out of that scorer's shares.
+        Name -> share. For each scorer: "pairing", the pairs whose two personas together fit their own
+        responses better than each other's; and "sides explained", the personas with a score above 0. Then
+        "without a persona", and each of `FAULTS`. A side without a persona counts as not explained. A pair
+        without a score is left out of that scorer's shares.
     """
     kept = [row for row in rows if row.preference is not None]
     pairs = [row.preference for row in kept if row.preference is not None]
@@ -189,7 +191,7 @@ def persona_shares(
 
 
 def explained_shares(scores: FloatArray) -> dict[str, Estimate]:
-    """The shares of `persona_shares` by one scorer, from what `sides_explained` found."""
+    """Compute "pairing" and "sides explained" of `persona_shares` from the scores of `sides_explained`."""
     unknown = np.isnan(scores)
     paired = np.where(unknown.any(axis=1), np.nan, scores.sum(axis=1) > 0)
     paired[(scores == 0).any(axis=1)] = 0.0  # a side without a persona pairs with nothing
@@ -204,10 +206,10 @@ def sides_explained(
     pairs: Sequence[Preference],
     personas: Sequence[tuple[Persona | str | None, Persona | str | None]],
 ) -> FloatArray:
-    """How well the persona of each side explains that its response is preferred, shape (n, 2).
+    """Score how well the persona of each side explains that its response is preferred, shape (n, 2).
 
-    In the unit of the scorer, above 0 where it explains it; 0 without a persona, NaN where the scorer
-    has no score.
+    Scores have the unit of the scorer; above 0 the persona explains the preference. 0: there is no persona;
+    NaN: the scorer gives no score. `personas` are n pairs (chosen side, rejected side).
     """
     found = np.zeros((len(pairs), 2))
     asked = [
@@ -225,10 +227,10 @@ def sides_explained(
 def persona_faults(
     pairs: Sequence[Preference], personas: Sequence[tuple[Persona | None, Persona | None]]
 ) -> dict[str, FloatArray]:
-    """What is missing or wrong with the personas of each side, by name: 0 or 1, shape (n, 2).
+    """Find what is missing or wrong with the personas of each side: name -> 0 or 1, shape (n, 2).
 
-    The flags are found again, so that personas from all sources are counted in the same way. The exemplars
-    are those of the default prompt.
+    The flags are computed again, so that personas from any source count in the same way. The exemplars are
+    those of the default prompt. `personas` are n pairs (chosen side, rejected side).
     """
     phrases = PersonaPrompt().phrases
     counted = {name: np.zeros((len(pairs), 2)) for name in (_MISSING, *FAULTS)}
@@ -247,10 +249,10 @@ def persona_faults(
 
 
 def likelihood_scorer(name: str) -> Likelihood:
-    """The `Likelihood` of a model, with plain text for weights that have no chat template.
+    """Make a `Likelihood`, which scores plain text if local weights have no chat template.
 
     Args:
-        name: as for `Likelihood`. The weights of a local model are fetched here.
+        name: the name of a model, as for `Likelihood`. The weights of a local model are fetched here.
 
     Raises:
         InvalidArgumentError, MissingExtraError, ModelNotFoundError: the model cannot be made.
@@ -277,7 +279,7 @@ def _scorers(
 
 
 def _partiality(scorers: Mapping[str, Selector], model: str, chooser: object) -> list[str]:
-    """Notes on scorers that wrote or chose the personas."""
+    """Return a note for each scorer that wrote or chose the personas."""
     chose = getattr(chooser, "model", None)
     notes = []
     for name in scorers:
@@ -295,7 +297,7 @@ def _is_local(model: str) -> bool:
 
 
 def _is_same_model(name: str, other: str) -> bool:
-    """Whether two names mean one model: of local ones, the same weights."""
+    """Whether two names mean the same model; names of local models do if the weights are the same."""
     if name == other:
         return True
     if not (_is_local(name) and _is_local(other)):

@@ -1,7 +1,8 @@
-"""Compare the responses of two models: quality with the persona hidden, personalization with it shown.
+"""Compare the responses of two models by a judge: their quality, and how well they suit a persona.
 
-The evaluation of "Whose Boat Does it Float?" (arXiv 2501.11549): a judge compares the two responses to each
-prompt in both orders. A model wins a prompt only if both orders agree.
+As in "Whose Boat Does it Float?" (arXiv 2501.11549), the judge compares the two responses to each prompt in
+both orders, without the persona (quality) and with it (personalization). A model wins a prompt only if both
+orders agree.
 """
 
 from __future__ import annotations
@@ -39,7 +40,14 @@ from .grouped import (
 )
 from .judge import Choice, Judge, Opinion, Verdict, most_common, require_a_reply
 from .paired_responses import ResponsePair, pair_responses
-from .results import ResponseComparison, ResponseLengths, RubricFindings
+from .results import (
+    UNPARSABLE,
+    ResponseComparison,
+    ResponseLengths,
+    RubricFindings,
+    numbers_of,
+    outcomes,
+)
 from .statistics import CONFIDENCE, check_confidence
 
 Rubric = Literal["quality", "personalization"]
@@ -48,13 +56,12 @@ Answer = str | int | None
 JudgeFunction = Callable[[Prompt, str, str, Persona | str | None], Answer | Awaitable[Answer]]
 
 _AT_ONCE = 16  # questions that an async function is asked at once
-_UNPARSABLE = {"drop": np.nan, "tie": 0.0, "loss": -1.0}
 _NAMES = {"first": "test", "second": "base", "tie": "tie", None: None}
 _TIE = Verdict((Opinion(), Opinion()))
 
 
 class Case(NamedTuple):
-    """Two responses to judge, the test model's first, and for whom (None: nobody in particular)."""
+    """Two responses to judge (`pair.chosen` is the test model's), and the persona that the judge sees."""
 
     pair: Preference
     persona: Persona | str | None
@@ -74,27 +81,26 @@ def compare_responses(
     progress: bool | None = None,
     **options: Unpack[LLMOptions],
 ) -> ResponseComparison:
-    """How often the test model's response beats the base model's, for people in general and for a persona.
+    """Measure how often a judge prefers the test model's response, without and with a persona.
 
-    Both orders are asked; a prompt is won only if both agree, else it is tied. Equal responses are a
-    tie that nobody is asked about.
+    The judge sees both orders. A prompt is won only if both orders agree, else it is tied. Equal responses
+    are a tie, and the judge is not asked.
 
     Args:
-        prompts: what was answered: texts or conversations. These and the next three arguments are each
-            a sequence in the same order, a mapping (or pandas series) of ids, or a sequence of dicts
-            with "id" and "prompt", "response" or "persona". The ids must be the same in all.
-        base, test: the responses of two models. A missing one (None) costs its row only.
-        judge: a model, as for `infer_personas`, an LLM, or a function (prompt, first, second, persona)
-            -> 1, 2 or "neither", which sees None for the persona where quality is asked. It may be
-            `async`: then several questions are asked at once. A function is asked each question once:
-            what it answered is remembered as long as it lives. The judge should be neither of the models.
-        personas: for each prompt a `Persona`, its sentence, or None (the row is left out); or one for
-            all. Without personas only quality is judged.
-        rubrics: what a model as a judge goes by, in your words, for "quality", "personalization" or both.
-        unparsable: what a row counts as where a reply cannot be used: left out ("drop"), a "tie", or a
-            "loss" of the test model; never a win. They are counted in any case. Where there was no reply at
-            all, the row is left out.
-        confidence: of the intervals, which come from resampling prompts: rows with the same prompt are
+        prompts: texts or conversations. This and the next three arguments are each a sequence in the same
+            order; a mapping (or pandas series) of ids; or a sequence of dicts with "id" and "prompt",
+            "response" or "persona". The ids must be the same in all.
+        base, test: the responses of two models. A row with a missing response (None) is not judged.
+        judge: a model, as for `infer_personas`; an LLM; or a function (prompt, first, second, persona)
+            -> 1, 2 or "neither", whose persona is None for quality. The function may be `async`: several
+            questions then run at once. It gets each question once; its answers are kept as long as it
+            exists. The judge should be neither of the two models.
+        personas: for each prompt a `Persona`, its sentence, or None (the row is not judged); or one for
+            all prompts. None: only quality is judged.
+        rubrics: "quality" or "personalization" -> criteria in your words, for a judge that is a model.
+        unparsable: what a row with an unusable reply counts as: "drop": it is left out; "tie"; or "loss" of
+            the test model. Such rows are counted in `failed`. A row without any reply is left out.
+        confidence: of the intervals, between 0 and 1. They resample prompts: rows with the same prompt are
             one observation.
         progress: a bar on standard error; None: in a terminal or a notebook.
         options: configure the LLM that a model string makes: see `LLM`.
@@ -109,7 +115,7 @@ def compare_responses(
         options, OPTIONS.union(inspect.signature(compare_responses).parameters)
     )
     check_confidence(confidence)
-    InvalidArgumentError.check("unparsable", unparsable, _UNPARSABLE)
+    InvalidArgumentError.check("unparsable", unparsable, UNPARSABLE)
     pairs = pair_responses(prompts, base, test, personas)
     shown = personas is not None
     places = [place for place, one in enumerate(pairs) if _left_out(one, shown) is None]
@@ -125,7 +131,7 @@ def compare_responses(
 
 
 def _left_out(one: ResponsePair, personas_shown: bool) -> str | None:
-    """Why a row is not judged."""
+    """Say why a row is not judged; None: it is judged."""
     if one.pair is None:
         return one.problem
     return "no persona" if personas_shown and one.persona is None else None
@@ -136,22 +142,22 @@ def _case(one: ResponsePair, rubric: Rubric) -> Case:
     return Case(one.pair, one.persona if rubric == "personalization" else None)
 
 
-# Who is asked
+# Judges
 
 
 class Asker(Protocol):
-    """A judge of cases: a model or a function."""
+    """A judge of cases: a model or a function, with its name."""
 
     name: str
 
     @property
     def usage(self) -> Usage:
-        """The calls and tokens so far."""
+        """Calls and tokens so far."""
 
     def verdicts(
         self, rubric: Rubric, cases: Sequence[Case], progress: bool | None
     ) -> list[Verdict]:
-        """One verdict a case, from both orders."""
+        """Judge each case in both orders; return one verdict for each, in order."""
 
 
 class _ModelAsker:
@@ -180,7 +186,7 @@ class _ModelAsker:
 
 
 def _instructions(rubric: Rubric, own: str | None) -> tuple[Message, ...]:
-    """What a judge is told: what it sees, what it goes by (the user's own words, perhaps), how it replies."""
+    """Write the system message of a judge: the task, the criteria (`own` replaces them), the reply's form."""
     told = instructions(f"judge_{rubric}.txt")
     if own is None:
         return told
@@ -194,7 +200,7 @@ Asked = tuple[Prompt, str, str, Persona | str | None]
 class _FunctionAsker:
     """A function as a judge. Its exceptions reach the caller."""
 
-    usage = Usage()  # nothing that is counted
+    usage = Usage()  # calls of a function are not counted
     _remembered: ClassVar[WeakKeyDictionary[Any, dict[Hashable, Any]]] = WeakKeyDictionary()
 
     def __init__(self, judge: JudgeFunction) -> None:
@@ -202,7 +208,7 @@ class _FunctionAsker:
         self.name = str(getattr(judge, "__name__", type(judge).__name__))
         try:
             self._answers = self._remembered.setdefault(judge, {})
-        except TypeError:  # an object that cannot be a key
+        except TypeError:  # the function cannot be a key
             self._answers = {}
 
     def verdicts(
@@ -247,7 +253,7 @@ class _FunctionAsker:
             async with asyncio.TaskGroup() as group:
                 for question, answer in waiting.items():
                     group.create_task(one(question, answer))
-        except BaseExceptionGroup as errors:  # as of a plain function
+        except BaseExceptionGroup as errors:  # raise what the function raised
             raise errors.exceptions[0] from None
 
     def _opinion(self, question: Asked) -> Opinion:
@@ -278,7 +284,13 @@ def _judged(
     places: Sequence[int],
     progress: bool | None,
 ) -> list[Verdict | None]:
-    """A verdict for each of these rows, None for the others; equal responses are not asked about."""
+    """Judge the rows at `places`; return one verdict for each row of `pairs`, None for other rows.
+
+    Equal responses get a tie without a question.
+
+    Raises:
+        ModelError: the judge gave no usable reply at all.
+    """
     cases = {place: _case(pairs[place], rubric) for place in places}
     asked = {n: case for n, case in cases.items() if case.pair.chosen != case.pair.rejected}
     given = asker.verdicts(rubric, list(asked.values()), progress)
@@ -291,7 +303,7 @@ def _judged(
     return verdicts
 
 
-# What it comes to
+# The result
 
 
 def _comparison(
@@ -301,15 +313,15 @@ def _comparison(
     unparsable: str,
     confidence: float,
 ) -> ResponseComparison:
-    """The numbers and columns of verdicts: of each rubric one a row, or None."""
+    """Compute all numbers and columns from the verdicts: rubric -> one for each row, or None."""
     prompts = prompt_numbers([one.pair.prompt if one.pair else None for one in pairs])
     base, test = _lengths(pairs, verdicts["quality"])
-    outcomes = {rubric: _outcomes(given, unparsable) for rubric, given in verdicts.items()}
+    won = {rubric: outcomes(given, unparsable) for rubric, given in verdicts.items()}
     rubrics = {
         rubric: RubricFindings(
-            win_rate_by_group(outcomes[rubric], prompts, confidence=confidence),
-            length_controlled_rate(outcomes[rubric], test - base, prompts, confidence=confidence),
-            rate_by_group(_consistent(given), prompts, confidence=confidence),
+            win_rate_by_group(won[rubric], prompts, confidence=confidence),
+            length_controlled_rate(won[rubric], test - base, prompts, confidence=confidence),
+            rate_by_group(numbers_of(given, "consistent"), prompts, confidence=confidence),
         )
         for rubric, given in verdicts.items()
     }
@@ -320,9 +332,7 @@ def _comparison(
     return ResponseComparison(
         quality=rubrics["quality"],
         personalization=rubrics.get("personalization"),
-        delta_pq=delta_pq(
-            outcomes["personalization"], outcomes["quality"], prompts, confidence=confidence
-        )
+        delta_pq=delta_pq(won["personalization"], won["quality"], prompts, confidence=confidence)
         if both
         else None,
         length=ResponseLengths(
@@ -345,7 +355,7 @@ def _comparison(
 def _lengths(
     pairs: Sequence[ResponsePair], verdicts: Sequence[Verdict | None]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Characters of the base's and the test model's responses, NaN where a row was not judged."""
+    """Count the characters of the base's and the test model's responses, (rows,) each; NaN: not judged."""
     judged = [
         one.pair if v is not None and v.answered else None
         for one, v in zip(pairs, verdicts, strict=True)
@@ -355,22 +365,10 @@ def _lengths(
     return np.array(base, dtype=np.float64), np.array(test, dtype=np.float64)
 
 
-def _outcomes(verdicts: Sequence[Verdict | None], unparsable: str) -> NDArray[np.float64]:
-    """1 for a win of the test model, 0 for a tie, -1 for a loss, NaN for what does not count."""
-    worth = {"first": 1.0, "tie": 0.0, "second": -1.0, None: _UNPARSABLE[unparsable]}
-    asked = (v if v is not None and v.answered else None for v in verdicts)
-    return np.array([np.nan if v is None else worth[v.winner] for v in asked], dtype=np.float64)
-
-
-def _consistent(verdicts: Sequence[Verdict | None]) -> NDArray[np.float64]:
-    known = [None if verdict is None else verdict.consistent for verdict in verdicts]
-    return np.array([np.nan if value is None else value for value in known], dtype=np.float64)
-
-
 def _columns(
     pairs: Sequence[ResponsePair], verdicts: Mapping[Rubric, Sequence[Verdict | None]]
 ) -> dict[str, list[Any]]:
-    """The results of each row, as columns."""
+    """Make the columns of `ResponseComparison.columns`."""
     read = [one.pair for one in pairs]
     columns: dict[str, list[Any]] = {
         "id": [one.id for one in pairs],
@@ -392,7 +390,7 @@ def _columns(
 
 
 def _score(verdict: Verdict | None) -> float | None:
-    """The share of orders that the test model won; None where a reply is missing, or nobody was asked."""
+    """The share of orders that the test model won; None without a question or a usable reply."""
     usable = verdict is not None and verdict is not _TIE and verdict.problem is None
     return verdict.score if verdict is not None and usable else None
 
@@ -404,7 +402,7 @@ def _problems(place: int, verdicts: Mapping[Rubric, Sequence[Verdict | None]]) -
 
 
 def _notes(rubrics: Mapping[Rubric, RubricFindings]) -> list[str]:
-    """A judge whose two orders agree by chance is worth nothing, however its numbers come out."""
+    """Write a note if the judge's two orders may agree by chance, so that its verdicts mean nothing."""
     doubtful = [
         f"{rubric} ({found.consistency})"
         for rubric, found in rubrics.items()

@@ -1,12 +1,11 @@
-"""Wins and losses; means and rates of items that belong to groups, such as the rows of one prompt.
+"""Estimate means, rates and win rates of items in groups, such as the rows of one prompt.
 
-The mean is over items; intervals come from resampling whole groups. `n` is the number of groups.
+A mean is over items. Its interval comes from resampling whole groups, and `n` is the number of groups.
 
-`length_controlled_rate` estimates what a win rate would be if the responses of both sides were equally long,
-by the regression of length-controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475, section 3), for one
-pair of models: logit P(win) = a + b tanh(d / sd(d)), where d is the difference of the lengths, and the
-length-controlled rate is that at d = 0. Their term for how hard an instruction is needs many models, and
-is left out.
+`length_controlled_rate` estimates the win rate that two models would have if their responses were equally
+long, by the regression of length-controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475, section 3):
+logit P(win) = a + b tanh(d / sd(d)), where d is the difference of the lengths, at d = 0. The term of the
+paper for the difficulty of an instruction is left out, because it needs many models.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments import Count, CountFromZero, check_argument, read_labels, read_numbers
+from ..arguments import read_labels, read_numbers
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 from .statistics import (
@@ -29,33 +28,34 @@ from .statistics import (
     Estimate,
     bootstrap,
     bootstrap_rate,
-    check_confidence,
+    check_resampling,
     check_within,
     percentiles,
     widened,
     wilson,
 )
 
-# The standard deviation of a normal prior on b, without which outcomes that length separates would
-# have no finite fit. The scale is the weakly informative one of Gelman, Jakulin, Pittau & Su 2008
-# (Annals of Applied Statistics 2): a length difference hardly ever moves the odds more than that.
+# The standard deviation of a normal prior on b. Without a prior, the fit would not be finite if length
+# alone decides every outcome. The scale is the weakly informative one of Gelman, Jakulin, Pittau & Su 2008
+# (Annals of Applied Statistics 2).
 _PRIOR_SCALE = 2.5
 _REFITS = 2000  # resamples, each of which is a regression
 _CELLS = 500_000  # numbers held at once while resampling
 _MOST_STEPS = 100
-_LONGEST_STEP = 2.0  # Newton's own can be much too long where outcomes are nearly separated
+_LONGEST_STEP = 2.0  # a full Newton step is much too long if length nearly decides every outcome
 _CLOSE = 1e-9
 
 
-Groups = Iterable[Hashable]  # what each item belongs to: any labels, none of them missing
+Groups = Iterable[Hashable]  # the label of each item's group, none of them missing
 
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """Wins, ties and losses, and two rates.
+    """Counts of wins, ties and losses, and two rates.
 
-    `rate` is wins / (wins + losses), ties apart ("Whose Boat Does it Float?", arXiv 2501.11549: W),
-    with Wilson's interval; `rate_with_ties` counts a tie as half a win, with a bootstrap interval.
+    Attributes:
+        rate: wins / (wins + losses), without ties: W of "Whose Boat Does it Float?" (arXiv 2501.11549).
+        rate_with_ties: (wins + ties / 2) / (wins + ties + losses).
     """
 
     wins: int
@@ -68,12 +68,12 @@ class WinRate:
         return f"{self.rate}: {self.wins:,} wins, {self.ties:,} ties, {self.losses:,} losses"
 
     def to_dict(self) -> dict[str, Any]:
-        """Counts and rates by name."""
+        """Return counts and rates by name."""
         return asdict(self)
 
 
 def group_sums(items: FloatArray, groups: NDArray[np.intp]) -> FloatArray:
-    """The sums of the items of each group: (n, m) and the number of each item's group (n,) -> (groups, m)."""
+    """Sum the items of each group: items (n, m), and the number of each item's group (n,) -> (groups, m)."""
     rows = np.asarray(items, dtype=np.float64)
     numbers, places = np.unique(groups, return_inverse=True)
     sums = np.zeros((len(numbers), rows.shape[1]))
@@ -82,7 +82,7 @@ def group_sums(items: FloatArray, groups: NDArray[np.intp]) -> FloatArray:
 
 
 def check_lengths(*given: NDArray[Any]) -> None:
-    """Raise InvalidArgumentError unless all are of one length: values, and the group of each."""
+    """Raise InvalidArgumentError unless all arrays have the same length."""
     if len({len(one) for one in given}) > 1:
         shapes = ", ".join(str(one.shape) for one in given)
         raise InvalidArgumentError(f"values and groups of the shapes {shapes}: all are (n,).")
@@ -95,14 +95,17 @@ def mean_by_group(
     bounds: tuple[float, float] | None = None,
     confidence: float = CONFIDENCE,
 ) -> Estimate:
-    """The mean of all values, resampling groups: `n` is how many of them there are.
+    """Estimate the mean of all values, with an interval from resampled groups.
 
     Args:
-        values: shape (n,); NaN is a missing one.
-        groups: shape (n,): what each value belongs to.
-        bounds: the lowest and the highest possible value. If all groups have the same mean, resampling
-            would give an interval of width 0; with bounds, it has a width: see `widened`.
-        confidence: of the interval.
+        values: shape (n,); NaN is a missing value.
+        groups: the group of each value, length (n,).
+        bounds: the lowest and the highest possible value. If all groups have the same mean, `widened` then
+            gives the interval a width; without bounds, it has the width 0.
+        confidence: of the interval, between 0 and 1.
+
+    Returns:
+        The mean. `n` counts groups with a value; without any, all is NaN.
 
     Raises:
         InvalidArgumentError: values that are not finite numbers or outside of `bounds`, a missing group, or
@@ -122,7 +125,7 @@ def mean_by_group(
 
 
 def rate_by_group(scores: ArrayLike, groups: Groups, *, confidence: float = CONFIDENCE) -> Estimate:
-    """`mean_by_group` of scores between 0 and 1; Wilson's interval if resampling cannot vary."""
+    """Call `mean_by_group` for scores between 0 and 1, with these bounds."""
     return mean_by_group(scores, groups, bounds=(0.0, 1.0), confidence=confidence)
 
 
@@ -133,10 +136,13 @@ def win_rate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> WinRate:
-    """Wins, ties, losses and rates of items.
+    """Count wins, ties and losses of independent items, and estimate their rates.
+
+    `rate` has Wilson's interval, `rate_with_ties` a bootstrap interval over items.
 
     Args:
-        outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss, NaN left out.
+        outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss; NaN is left out.
+        confidence, resamples, seed: as for `bootstrap`.
     """
     given = read_numbers("outcomes", outcomes)
     kept = np.sign(given[~np.isnan(given)])
@@ -155,12 +161,12 @@ def win_rate(
 def win_rate_by_group(
     outcomes: ArrayLike, groups: Groups, *, confidence: float = CONFIDENCE
 ) -> WinRate:
-    """`win_rate`, resampling groups for both of its rates.
+    """Count wins, ties and losses of items in groups; the intervals of both rates resample groups.
 
     Args:
-        outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss, NaN left out.
-        groups: shape (n,): what each item belongs to.
-        confidence: of the intervals.
+        outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss; NaN is left out.
+        groups: the group of each item, length (n,).
+        confidence: of the intervals, between 0 and 1.
     """
     given, (_, numbers) = np.sign(read_numbers("outcomes", outcomes)), read_labels("groups", groups)
     won = np.where(given == 0, np.nan, (given + 1) / 2)
@@ -181,21 +187,21 @@ def delta_pq(
     *,
     confidence: float = CONFIDENCE,
 ) -> Estimate:
-    """ΔPQ = W_P + W_Q - 1, where W = wins / (wins + losses): from -1 to 1, and 0 for no difference.
+    """Estimate ΔPQ = W_P + W_Q - 1, where W = wins / (wins + losses): from -1 to 1, 0 for no difference.
 
-    "Whose Boat Does it Float?" (arXiv 2501.11549), there times 100. Both outcomes of a group
-    are resampled together. Where a W is 0 or 1, which resampling cannot vary, the interval is put
-    together from those of both W (Zou & Donner 2008, MOVER), as if they were independent. Where one is won
-    just where the other is lost, ΔPQ cannot vary either: see `widened`.
+    "Whose Boat Does it Float?" (arXiv 2501.11549) gives it times 100. The interval resamples groups, each
+    with both outcomes. If a W is 0 or 1, it does not vary between resamples; the interval is then composed
+    from the intervals of both W as if they were independent (MOVER, Zou & Donner 2008). If ΔPQ itself does
+    not vary, as when one outcome is won wherever the other is lost, see `widened`.
 
     Args:
         personalization, quality: shape (n,) each, the same items in the same order: above 0 a win, 0 a
-            tie, below 0 a loss, NaN a judgement that is missing or left out.
-        groups: shape (n,): what each item belongs to.
-        confidence: of the interval.
+            tie, below 0 a loss; NaN is a missing judgement.
+        groups: the group of each item, length (n,).
+        confidence: of the interval, between 0 and 1.
 
     Returns:
-        NaN where either has neither wins nor losses; `n` counts the groups that have any.
+        NaN if either outcome has neither wins nor losses. `n` counts groups with a win or a loss.
     """
     one, other = read_numbers("personalization", personalization), read_numbers("quality", quality)
     _, numbers = read_labels("groups", groups)
@@ -232,25 +238,25 @@ def length_controlled_rate(
     resamples: int = _REFITS,
     seed: int = 0,
 ) -> Estimate:
-    """Wins / (wins + losses) at equal length, resampling groups.
+    """Estimate wins / (wins + losses) at equal length, with an interval from resampled groups.
 
-    Swapping the sides turns the rate r into 1 - r; a repeated group changes nothing.
+    Swapping the sides turns the rate r into 1 - r. Repeating all items of a group changes nothing.
 
     Args:
         outcomes: shape (n,): above 0 a win, below 0 a loss; 0 (a tie) and NaN are left out.
-        differences: shape (n,): the length of the side whose wins are counted, minus the other's; NaN is
-            left out.
-        groups: shape (n,): what each item belongs to, such as its prompt.
-        confidence: of the interval (percentiles).
-        resamples: how many are drawn.
+        differences: shape (n,): the length of the side whose wins are counted, minus that of the other
+            side; NaN is left out.
+        groups: the group of each item, such as its prompt, length (n,).
+        confidence: of the interval, between 0 and 1.
+        resamples: how many to draw. Each is a regression.
         seed: of the draw.
 
     Returns:
-        The plain rate where all lengths are equal, or all items won, or all lost; NaN where every item
-        has the same difference, so that length and quality cannot be told apart. The interval of a single
-        group is NaN.
+        The plain rate if all differences are 0, or all items are won, or all lost. NaN if every item has
+        the same other difference, because length and quality then cannot be separated. The interval of a
+        single group is NaN.
     """
-    _check_resampling(confidence, resamples, seed)
+    check_resampling(confidence, resamples, seed)
     given, lengths = read_numbers("outcomes", outcomes), read_numbers("differences", differences)
     _, numbers = read_labels("groups", groups)
     check_lengths(given, lengths, numbers)
@@ -261,10 +267,12 @@ def length_controlled_rate(
     if won.all() or not won.any() or not d.any():
         return rate_by_group(won, names, confidence=confidence)
     kinds, places = np.unique(names, return_inverse=True)
-    if d.min() == d.max():  # whose deviation may be above 0 by rounding
+    if d.min() == d.max():  # not d.std() == 0, which rounding may prevent
         return Estimate(math.nan, math.nan, math.nan, len(kinds))
     x, y = _length_term(d), won.astype(np.float64)
-    share = len(kinds) / len(won)  # a prompt is one observation, however often it is asked
+    share = len(kinds) / len(
+        won
+    )  # all items weigh as much as the groups, so repeated items do not outweigh the prior
     return _by_resampling(
         lambda times: _rates(x, y, times, share), places, resamples, seed, confidence
     )
@@ -280,17 +288,18 @@ def length_controlled_difference(
     resamples: int = _REFITS,
     seed: int = 0,
 ) -> Estimate:
-    """The first `length_controlled_rate` less the second, of the same items: groups are resampled together.
+    """Estimate the difference of two length-controlled rates, first - second, on the same items.
 
     Args:
-        first, second: shape (n,) each: above 0 a win, below 0 a loss; items with a tie or NaN in either are
+        first, second: shape (n,) each: above 0 a win, below 0 a loss; an item with a tie or NaN in either is
             left out.
         differences, groups, confidence, resamples, seed: as for `length_controlled_rate`.
 
     Returns:
-        NaN where every item has the same difference of lengths, other than 0.
+        NaN if every item has the same difference of lengths, other than 0. The interval of a single group
+        is NaN.
     """
-    _check_resampling(confidence, resamples, seed)
+    check_resampling(confidence, resamples, seed)
     one, other = read_numbers("first", first), read_numbers("second", second)
     lengths = read_numbers("differences", differences)
     _, numbers = read_labels("groups", groups)
@@ -315,17 +324,11 @@ def length_controlled_difference(
     return widened(found, (-1.0, 1.0), confidence)  # both won the same items
 
 
-def _check_resampling(confidence: float, resamples: int, seed: int) -> None:
-    check_confidence(confidence)
-    check_argument("resamples", resamples, Count)
-    check_argument("seed", seed, CountFromZero)
-
-
 def _length_term(d: FloatArray) -> FloatArray:
-    """tanh(d / sd(d)) of differences of lengths; 0 where there are none."""
+    """Compute tanh(d / sd(d)) of differences of lengths, shape (n,); all 0 if every difference is 0."""
     if not d.any():
         return np.zeros(len(d))
-    d = d / np.abs(d).max()  # the unit does not matter, and the square of a tiny one is 0
+    d = d / np.abs(d).max()  # without this, the squares of tiny differences would be 0
     term: FloatArray = np.tanh(d / d.std())
     return term
 
@@ -337,9 +340,15 @@ def _by_resampling(
     seed: int,
     confidence: float,
 ) -> Estimate:
-    """A statistic of how often each item counts, (k, n) -> (k,), with percentiles over resamples of groups.
+    """Estimate a statistic by resampled groups.
 
-    The interval of a single group is NaN.
+    Args:
+        statistic: how often each item counts, (k, n) -> values (k,).
+        places: the number of each item's group, shape (n,).
+        resamples, seed, confidence: as for `bootstrap`.
+
+    Returns:
+        The statistic of all items. The interval of a single group is NaN.
     """
     groups = int(places.max()) + 1
     value = float(statistic(np.ones((1, len(places))))[0])
@@ -354,7 +363,7 @@ def _by_resampling(
 def _resampled(
     places: NDArray[np.int64], resamples: int, random: np.random.Generator
 ) -> Iterator[FloatArray]:
-    """How often each item is drawn in each resample of groups: (some resamples, n) at a time."""
+    """Draw resamples of groups; yield how often each item is drawn, shape (some resamples, n)."""
     groups = int(places.max()) + 1
     even = np.full(groups, 1 / groups)
     step = max(1, _CELLS // len(places))
@@ -364,10 +373,15 @@ def _resampled(
 
 
 def _rates(x: FloatArray, y: FloatArray, times: FloatArray, share: float) -> FloatArray:
-    """The fitted rate at x = 0 for each line of counts, (k, n) -> (k,); an item weighs `share`.
+    """Fit the regression to each resample, and return the rates at x = 0, shape (k,).
 
-    A line in which all items won, or all lost, has no finite fit: its rate is 1 or 0. Counts are whole
-    numbers, whose sums are exact, so that no such line is missed by rounding.
+    Args:
+        x: the length term of each item, shape (n,).
+        y: 1 for a win, 0 for a loss, shape (n,).
+        times: how often each item counts in each resample, shape (k, n).
+        share: the weight of an item that counts once.
+
+    A resample in which all items are won, or all lost, has no finite fit. Its rate is 1 or 0.
     """
     total, wins = times.sum(axis=1), times @ y
     rates: FloatArray = wins / total
@@ -378,7 +392,10 @@ def _rates(x: FloatArray, y: FloatArray, times: FloatArray, share: float) -> Flo
 
 
 def _fit(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
-    """The penalised maximum of the likelihood by Newton's method: a and b of each line, (k, 2)."""
+    """Fit logit P(y = 1) = a + b x by Newton's method, with a normal prior on b.
+
+    x and y have the shape (n,), weights (k, n); the result holds a and b of each row of weights, (k, 2).
+    """
     share = (weights @ y) / weights.sum(axis=1)
     found = np.stack([np.log(share / (1 - share)), np.zeros(len(share))], axis=1)
     moving = np.arange(len(found))

@@ -1,4 +1,4 @@
-"""Let people judge personas: write a blinded sheet, read their ratings.
+"""Let people judge personas: write a blinded sheet, and read their ratings.
 
 The questions are those of "Whose Boat Does it Float?" (arXiv 2501.11549): which response the persona
 prefers, and four ratings from 1 to 5.
@@ -46,13 +46,13 @@ Question = Literal["choice", "rating"]
 
 RATINGS = ("plausible", "applicable", "harmful", "overfit")
 _FIELDS: dict[str, tuple[str, ...]] = {"choice": ("choice",), "rating": RATINGS}
-_CHOICES = {"1": "1", "2": "2", "neither": "neither"}
+_CHOICES = ("1", "2", "neither")
 _SHOWN = ("item", "persona", "prompt", "response_1", "response_2")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs cells that begin so, or did once
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet may run a cell that begins so
 
 
 class RatingSheet(NamedTuple):
-    """The files of a sheet: `csv` and `html` for the raters; `key`, with the answers, is not for them."""
+    """The files of a sheet: `csv` and `html` are for the raters; `key` has the answers, and is not."""
 
     csv: Path
     html: Path
@@ -68,10 +68,10 @@ def write_rating_sheet(
     items: int | None = None,
     seed: int = 0,
 ) -> RatingSheet:
-    """Write what people are to rate, as a CSV file and as one HTML page that needs no network.
+    """Write personas for people to rate, as a CSV file and as one HTML page that needs no network.
 
-    The items are shuffled and numbered, and which response comes first is random, so a rater cannot tell the
-    chosen from the rejected side.
+    The items are shuffled and numbered, and the order of the two responses is random, so a rater cannot tell
+    the chosen from the rejected side.
 
     Args:
         table: personas of one side or both.
@@ -79,9 +79,12 @@ def write_rating_sheet(
         question: "choice": which of the two responses does this person prefer (1, 2, neither)?
             "rating": the preferred response is marked; is the persona plausible, applicable, harmful,
             overfit (1 to 5 each)?
-        sides: whose personas.
-        items: how many of them, drawn at random; None: all.
-        seed: of the random choices.
+        sides: the sides whose personas are rated.
+        items: how many personas, drawn at random; None: all.
+        seed: of the draw and the orders.
+
+    Returns:
+        The paths of the files.
 
     Raises:
         InvalidArgumentError: a bad argument, or a folder that holds files or cannot be made.
@@ -126,16 +129,16 @@ def _blinded(
     question: Question,
     drawn: random.Random,
 ) -> tuple[list[dict[str, str]], dict[str, dict[str, Any]]]:
-    """Random items as the raters see them, and the key: what each item is, by its name.
+    """Draw items; return them as the raters see them, and the key: name of an item -> its row and answer.
 
-    The names of two sheets differ, so that ratings of one are not read with the key of the other.
+    Names start with letters that differ between sheets, so that a sheet is not read with another's key.
     """
     texts_of: list[tuple[str, ...]] = []
     answers: list[dict[str, Any]] = []
     for place, side in drawn.sample(found, count):
         row = table[place]
         pair = row.preference
-        assert pair is not None  # left out otherwise
+        assert pair is not None  # by `_items`
         persona = row.chosen if side == "chosen" else row.rejected
         own, other = (pair.chosen, pair.rejected)[:: 1 if side == "chosen" else -1]
         own_first = question == "rating" or drawn.random() < 0.5
@@ -153,14 +156,14 @@ def _blinded(
 
 
 def _digest(row: PersonaRow, side: Side) -> str:
-    """What tells the row of an item from the rows of other tables."""
+    """Return six letters that identify the texts of a row and the persona of a side."""
     pair = row.preference
     texts = () if pair is None else (prompt_text(pair.prompt), pair.chosen, pair.rejected)
     return _letters(repr((*texts, str(row.chosen if side == "chosen" else row.rejected))))
 
 
 def _letters(text: str) -> str:
-    """Six letters for a text: a spreadsheet takes them for no number, and no date."""
+    """Hash a text to six letters, which no spreadsheet takes for a number or a date."""
     number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])
     return "".join(ascii_lowercase[number // 26**place % 26] for place in range(6))
 
@@ -175,7 +178,7 @@ def _items(table: PersonaTable, sides: Sequence[Side]) -> list[tuple[int, Side]]
 
 
 def _is_formula(text: str) -> bool:
-    """Whether a spreadsheet may run a cell. Some skip blanks, or take wide signs for usual ones."""
+    """Whether a spreadsheet may run a cell. Some skip blanks, or read full-width signs as usual ones."""
     begin = text.lstrip("\n \u3000\xa0")[:1]
     return text.startswith(_FORMULA) or normalize("NFKC", begin).startswith(_FORMULA)
 
@@ -199,24 +202,28 @@ def _page(shown: Sequence[Mapping[str, str]], question: str) -> str:
     return str(page.render(nonce=secrets.token_urlsafe(16), data=data))
 
 
-# Ratings in
+# Reading ratings
 
 
 @dataclass(frozen=True)
 class HumanRatings:
-    """What people said of a sheet's items.
+    """The ratings of a sheet by people.
 
     Attributes:
-        question: what they were asked.
-        raters: their names.
-        means: for a choice how often the persona's own response was picked ("neither" is wrong), each
-            side by itself and "both"; for ratings the mean of each question, by side.
-        agreement: Krippendorff's alpha among the raters, of each question: nominal for a choice, ordinal
-            for ratings. NaN with one rater.
-        kappas: Cohen's kappa of each two raters, of a choice.
-        judge: the share of items on which most raters and the judge agree that the persona explains the
-            choice; `judge_kappa` is Cohen's kappa of the two. None where the table has no verdicts.
-        problems: cells that could not be read, and were left out; and files without any rating.
+        question: the question of the sheet.
+        raters: the names of the files of ratings, without their endings.
+        means: name -> side ("chosen", "rejected", "both") -> mean. For a choice the name is "accuracy", and
+            the mean is the share of answers that picked the persona's own response ("neither" is wrong); for
+            ratings the names are the four questions, and the mean is from 1 to 5.
+        agreement: field of the sheet -> Krippendorff's alpha among the raters, nominal for a choice and
+            ordinal for ratings. NaN with one rater.
+        kappas: two raters -> Cohen's kappa of their choices; empty for ratings.
+        judge: the share of items for which the judge and the majority of the raters say the same about
+            whether the persona explains the choice. None without verdicts, or for ratings.
+        judge_kappa: Cohen's kappa of the judge and the majority; None where `judge` is.
+        problems: cells that could not be read and were left out, and files without any rating.
+        values: field of the sheet -> answers, shape (raters, items); NaN: none. A choice is 1 for the
+            persona's own response, 2 for the other one, 0 for neither.
     """
 
     question: Question
@@ -248,14 +255,15 @@ def read_rating_sheet(
     table: PersonaTable | None = None,
     confidence: float = CONFIDENCE,
 ) -> HumanRatings:
-    """The ratings, and how far the raters agree.
+    """Read the ratings of a sheet, and measure how far the raters agree.
 
     Args:
         key: the `key.json` of the sheet.
-        ratings: one file for each rater: the filled-in CSV, or what the page saved. Cells may be empty.
-        table: the table that the sheet was made of, with the verdicts of `verify_personas`, to compare the
-            judge with people.
-        confidence: of the intervals (bootstrap over items).
+        ratings: one file for each rater: the filled-in CSV, or the file that the page saved. Cells may be
+            empty.
+        table: the table that the sheet was made from, with the verdicts of `verify_personas`, to compare
+            the judge with people; None: do not compare.
+        confidence: of the intervals, between 0 and 1. They resample items.
 
     Raises:
         InvalidArgumentError: no ratings, two files of one name, or a table of other rows.
@@ -288,7 +296,9 @@ def read_rating_sheet(
     }
     sides = np.array([keys[item]["side"] for item in keys])
     level: Level = "nominal" if question == "choice" else "ordinal"
-    picked = _picks_own(values["choice"]) if question == "choice" else None
+    picked = None
+    if question == "choice":
+        picked = np.where(np.isnan(values["choice"]), np.nan, values["choice"] == 1.0)
     judged = None if picked is None else _judged(picked, keys, table, about["rows"], confidence)
     return HumanRatings(
         question=question,
@@ -326,7 +336,7 @@ def _read_key(path: str | Path) -> dict[str, Any]:
 
 
 def _is_item(item: Mapping[str, Any], rows: int) -> bool:
-    """Whether this is what a key says of an item: the row, the side, and the place of its own response."""
+    """Whether an item of a key has a side, the number of its own response, and a row below `rows`."""
     known = item["side"] in ("chosen", "rejected") and item["own"] in (1, 2)
     return known and isinstance(item["place"], int) and 0 <= item["place"] < rows
 
@@ -334,7 +344,10 @@ def _is_item(item: Mapping[str, Any], rows: int) -> bool:
 def _read_file(
     path: str | Path, keys: Mapping[str, Any], question: str, problems: list[str]
 ) -> dict[str, dict[str, float]]:
-    """item -> field -> a number: 1 to 5; of a choice 1 for the persona's own response, 2, or 0."""
+    """Read a file of ratings: item -> field -> a number as in `HumanRatings.values`.
+
+    A cell that cannot be read is added to `problems`. Raise DataError for a row that is not an item.
+    """
     found: dict[str, dict[str, float]] = {item: {} for item in keys}
     seen: set[str] = set()
     for row in open_rows(path)[0]:
@@ -364,17 +377,13 @@ def _rating(said: str) -> float | None:
     return float(said) if said in {*"12345"} else None
 
 
-def _picks_own(values: FloatArray) -> FloatArray:
-    """1 where a rater picked the persona's own response, else 0; NaN where there is no answer."""
-    return np.where(np.isnan(values), np.nan, values == 1.0)
-
-
 def _means(
     values: Mapping[str, FloatArray],
     picked: FloatArray | None,
     sides: NDArray[Any],
     confidence: float,
 ) -> dict[str, dict[str, Estimate]]:
+    """Compute `HumanRatings.means`. `picked`, shape (raters, items): 1 for the own response, else 0."""
     groups = {side: sides == side for side in ("chosen", "rejected") if (sides == side).any()}
     groups["both"] = np.ones(len(sides), dtype=bool)
     if picked is not None:
@@ -399,7 +408,7 @@ def _judged(
     rows: int,
     confidence: float,
 ) -> tuple[Estimate, Estimate] | None:
-    """How far the judge's verdicts agree with what most raters say."""
+    """Compare the judge's verdicts with the majority of the raters: `judge` and `judge_kappa`, or None."""
     if table is None:
         return None
     if len(table) != rows:

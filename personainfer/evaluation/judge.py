@@ -1,7 +1,7 @@
 """Ask a judge which of two texts is better, in both orders.
 
-An order counts for a text only if the judge picks that text explicitly. An answer of "neither", or a reply
-that cannot be used, counts for neither text.
+An order counts for a text only if the judge picks this text. An answer "neither", or a reply that cannot be
+used, counts for neither text.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Pick = Literal["first", "second"]
 Question = tuple[Message, Message]  # the same two texts: in their order, and swapped
 
 VERDICT_COLUMNS = ("verified", "verified_score", "verified_probability")  # after the side's name
-_ALTERNATIVES = 5  # tokens besides the generated one: as many as most endpoints give
+_ALTERNATIVES = 5  # alternative tokens to ask for: as many as most endpoints give
 
 
 def _bare(answer: object) -> object:
-    """ "Response 1." and 1 as "1"."""
+    """Reduce answers such as "Response 1." and 1 to "1"; other types stay as they are."""
     if isinstance(answer, bool) or not isinstance(answer, Integral | str):
         return answer  # numpy's whole numbers are Integral, too
     text = re.sub(r"^(?:response|persona)\s*", "", str(answer).strip().lower())
@@ -52,15 +52,15 @@ _RESULTS = {"a": "1", "b": "2", "c": "neither", "tie": "neither"}
 
 
 class Choice(BaseModel):
-    """The form of a judge's reply: which of two texts it picks."""
+    """The schema of a judge's reply: which of two texts it picks."""
 
     answer: Annotated[Literal["1", "2", "neither"], BeforeValidator(_bare)]
 
     @classmethod
     def from_text(cls, text: str) -> Choice | None:
-        """The choice in a reply that is not JSON but ends as trained judges do; None: there is none.
+        """Find the choice in a reply that is not JSON, but has a result as trained judges write it.
 
-        Of several results that differ none is taken.
+        None: the reply has no result, or results that differ.
         """
         said = {(one or other).lower() for one, other in _RESULT.findall(text)}
         answers = {_RESULTS.get(result, result) for result in said}
@@ -68,19 +68,21 @@ class Choice(BaseModel):
 
     @property
     def pick(self) -> Pick | None:
-        """The text that is picked; None where it is neither."""
+        """The text that is picked; None: neither."""
         picks: dict[str, Pick] = {"1": "first", "2": "second"}
         return picks.get(self.answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What a judge says of two texts in one order.
+    """What a judge says about two texts in one order.
 
-    `pick` is None where it picks neither, and where its reply cannot be used: `problem` says why. Where it is
-    not `answered`, there was no reply at all, as where the server is away or a budget is used up: that says
-    nothing of the texts, nor of the judge. `probability` is that of picking the first text rather than the
-    second, by the log-probabilities of the answer's tokens; None where the endpoint gives none.
+    Attributes:
+        pick: the text that it picks; None: neither, or the reply cannot be used.
+        problem: why the reply cannot be used; None: it can.
+        probability: P(first) / (P(first) + P(second)), from the log-probabilities of the answer's tokens;
+            None: the endpoint gives none, or not those of the answer.
+        answered: False if there was no reply at all, because the server is away or a budget is used up.
     """
 
     pick: Pick | None = None
@@ -89,7 +91,7 @@ class Opinion:
     answered: bool = True
 
     def swapped(self) -> Opinion:
-        """The same opinion, of the texts in the other order."""
+        """Return the same opinion with the two texts exchanged."""
         other: dict[Pick | None, Pick] = {"first": "second", "second": "first"}
         p = None if self.probability is None else 1.0 - self.probability
         return replace(self, pick=other.get(self.pick), probability=p)
@@ -97,25 +99,28 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Both opinions on two texts: as they were shown in their order, and swapped."""
+    """The opinions on two texts in both orders. "first" means the same text in both opinions."""
 
     orders: tuple[Opinion, Opinion]
 
     @property
     def answered(self) -> bool:
-        """Whether the judge replied in both orders, with whatever."""
+        """Whether the judge replied in both orders, usably or not."""
         return all(opinion.answered for opinion in self.orders)
 
     @property
     def score(self) -> float:
-        """The share of orders in which the judge picked the first text: 0, 0.5 or 1; NaN: no reply."""
+        """The share of orders that pick the first text: 0, 0.5 or 1; NaN if not `answered`."""
         if not self.answered:
             return math.nan
         return sum(opinion.pick == "first" for opinion in self.orders) / 2
 
     @property
     def soft_score(self) -> float:
-        """The mean probability of picking the first text; `score` if a pick has no probability."""
+        """Mean probability of picking the first text, from 0 to 1.
+
+        An order without a pick adds 0. `score` if a pick has no probability; NaN if not `answered`.
+        """
         if not self.answered:
             return math.nan
         picks = [opinion for opinion in self.orders if opinion.pick is not None]
@@ -124,38 +129,41 @@ class Verdict:
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether the endpoint gave log-probabilities in either order."""
+        """Whether an opinion has a probability."""
         return any(opinion.probability is not None for opinion in self.orders)
 
     @property
     def consistent(self) -> bool | None:
-        """Whether both orders pick the same text; None where one of them picks none."""
+        """Whether both orders pick the same text; None if an order picks none."""
         one, other = (opinion.pick for opinion in self.orders)
         return None if one is None or other is None else one == other
 
     @property
     def neither(self) -> float:
-        """The share of orders in which the judge answered that it is neither; NaN without a usable reply."""
+        """The share of usable replies that answer "neither"; NaN without a usable reply."""
         usable = [opinion for opinion in self.orders if opinion.problem is None]
         return sum(opinion.pick is None for opinion in usable) / len(usable) if usable else math.nan
 
     @property
     def winner(self) -> Literal["first", "second", "tie"] | None:
-        """The text that both orders pick; a tie where they do not; None where a reply is unusable."""
+        """The text that both orders pick; "tie" if there is none; None if a reply is unusable."""
         if self.problem is not None:
             return None
         return self.orders[0].pick or "tie" if self.consistent else "tie"
 
     @property
     def problem(self) -> str | None:
-        """Why a reply could not be used."""
+        """Why the first unusable reply could not be used; None: both can be used."""
         return next((opinion.problem for opinion in self.orders if opinion.problem), None)
 
 
 class Judge:
-    """A model that judges, with `usage` of all it was asked.
+    """A model that judges; `usage` has all its calls.
 
-    `soft`: ask for log-probabilities; an endpoint that refuses such requests is asked without.
+    Args:
+        model: the name of a model, as for `infer_personas`, or an LLM.
+        options: configure the LLM that a name makes.
+        soft: ask for log-probabilities; if the endpoint refuses the first such request, ask without them.
     """
 
     def __init__(
@@ -165,11 +173,14 @@ class Judge:
         self.usage = Usage()
         self._soft = soft
         self._wanted = soft
-        self.answered = False  # whether there was a usable reply so far
-        self._asked = False  # whether this endpoint takes requests for log-probabilities
+        self.answered = False  # whether `require_a_reply` has seen a usable reply
+        self._asked = False  # whether the endpoint was asked for log-probabilities
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.llm, "soft": self._wanted}  # the same before and after it was asked
+        return {
+            "model": self.llm,
+            "soft": self._wanted,
+        }  # not `_soft`, which the first reply changes
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"], {}, soft=state["soft"])  # type: ignore[misc]
@@ -183,7 +194,14 @@ class Judge:
         progress: bool | None = False,
         budget: Budget | None = None,
     ) -> list[Verdict]:
-        """One verdict a question, in order. Each order of it is one request; `budget` is as for `LLM.run`.
+        """Ask all questions in both orders; return one verdict for each question, in order.
+
+        Args:
+            prefix: the messages before each question, such as the judge's instructions.
+            questions: two user turns each, with the two texts in one order and in the other.
+            total: how many questions there are, for the progress bar.
+            progress: a bar on standard error; None: in a terminal or a notebook.
+            budget: as for `LLM.run`.
 
         Raises:
             ModelError: only for what would fail every request (key, model, cache).
@@ -218,7 +236,7 @@ class Judge:
         progress: bool | None = False,
         budget: Budget | None = None,
     ) -> Iterator[list[Reply]]:
-        """The replies to each group of requests, in order."""
+        """Send requests; yield the replies to each group, in order. Arguments as for `verdicts`."""
         run = self.llm.run(((None, group) for group in groups), budget=budget)
         try:
             for _, replies in with_progress_bar(run, progress, total=total):
@@ -228,14 +246,14 @@ class Judge:
             self.usage += run.tally.usage
 
     def require_a_reply(self, problems: Sequence[str | None]) -> None:
-        """Raise what the first reply failed with, if every one of them failed."""
+        """Raise ModelError if every reply has a problem; else set `answered`."""
         require_a_reply(self.llm.model, problems)
         self.answered = self.answered or bool(problems)
 
     def _probe(
         self, prefix: tuple[Message, ...], turn: Message, budget: Budget | None
     ) -> list[Reply]:
-        """Ask with log-probabilities: the reply, or nothing if the endpoint refuses such requests."""
+        """Ask for log-probabilities; return the reply, or an empty list if the endpoint refuses them."""
         request = Request((turn,), Choice, prefix, logprobs=_ALTERNATIVES)
         [[reply]] = self.replies([[request]], 1, budget=budget)
         refused = isinstance(reply.error, RequestRejectedError)
@@ -253,18 +271,19 @@ def require_a_reply(judge: str, problems: Sequence[str | None]) -> None:
 
 
 def most_common(problems: Iterable[str | None]) -> dict[str, int]:
-    """How often each problem occurred, the most common first."""
+    """Count each problem, the most common first."""
     return dict(Counter(problem for problem in problems if problem is not None).most_common())
 
 
 def verdict_columns(
     placed: Mapping[Side, Sequence[Verdict | None]], before: Collection[str]
 ) -> dict[str, list[Any]]:
-    """The verdicts on the personas of each side, one a row, as columns of their table.
+    """Turn the verdicts on each side's personas into columns of their table, `VERDICT_COLUMNS` for each side.
 
-    The probability has a column of its own: a judge that always answers "1" is right in half of the orders,
-    whatever it leans to. Without probabilities there is no such column, unless the table has one from an
-    earlier judge, which is then replaced. `before` are the names of the columns that the table has.
+    Args:
+        placed: side -> one verdict for each row; None: there is no persona.
+        before: the names of the columns that the table has. A column of probabilities that are all missing
+            is left out, except if the table has this column from an earlier judge, which is replaced.
     """
     columns: dict[str, list[Any]] = {}
     for side, given in placed.items():
@@ -289,11 +308,11 @@ def _opinion(reply: Reply, soft: bool) -> Opinion:
 
 
 def _probability(logprobs: Logprobs | None) -> float | None:
-    """P("1") / (P("1") + P("2")) at the token of the answer; None where it cannot be found.
+    """P("1") / (P("1") + P("2")) at the token of the answer; None if the token cannot be found.
 
-    An answer that is not among the listed alternatives counts with the least likely of them, or with
-    what all of them leave, neither of which it can exceed: a judgement is then softer than it was, never
-    firmer.
+    If one of the two answers is not among the listed tokens, its probability is taken as large as it can
+    be: at most that of the least likely listed token, and at most what all listed tokens leave. This moves
+    the result towards 0.5, never away from it.
     """
     text = "".join(token for token, _ in logprobs or ())
     found = re.search(r'"answer"\s*:\s*"?(?=[12n])', text)
@@ -308,7 +327,7 @@ def _probability(logprobs: Logprobs | None) -> float | None:
 
 
 def _of_first(before: str, alternatives: Mapping[str, float]) -> float | None:
-    """The probability of "1" among tokens that begin with `before` and go on with "1" or "2"."""
+    """Compute `_probability` from one token's alternatives: those that are `before` and then "1" or "2"."""
     weights: dict[str, float] = {}
     for token, logprob in alternatives.items():
         answer = token.removeprefix(before)[:1]
@@ -322,19 +341,20 @@ def _of_first(before: str, alternatives: Mapping[str, float]) -> float | None:
     return first / (first + second) if first + second > 0 else None
 
 
-# A judge that asks nobody
+# A judge by log-probabilities
 
 T = TypeVar("T")
-_Text = tuple[Prompt, str | None, str]  # a prompt, for whom, and a response
+_Text = tuple[Prompt, str | None, str]  # a prompt, a persona or None, and a response
 
-_PART = 32  # texts that are scored before the bar moves
+_PART = 32  # texts scored between two steps of the progress bar
 
 
 class LikelihoodJudge:
-    """Prefers the response with the higher log p a token; with a persona, the one that it lifts more.
+    """A judge function for `compare_responses` that compares log-probabilities per token.
 
-    `read` scores all texts beforehand, each once: a judge is asked about the same ones several times.
-    Responses that are too long for the model have no score, and so no verdict (None).
+    Without a persona it picks the response with the higher log p per token; with a persona, the response
+    whose log p per token the persona raises more. Equal values are "neither". A response that is too long
+    for the model has no score, and the answer is None. `read` scores many texts at once, each once.
     """
 
     __name__ = "likelihood"
@@ -349,7 +369,7 @@ class LikelihoodJudge:
         personas: Iterable[Persona | str | None],
         *responses: Iterable[str | None],
     ) -> None:
-        """Score the responses to each prompt, with its persona and without."""
+        """Score the responses to each prompt, with its persona and without. All arguments have one length."""
         rows = zip(prompts, personas, *responses, strict=True)
         texts: dict[_Text, None] = {
             (prompt, who, said): None
@@ -383,7 +403,7 @@ class LikelihoodJudge:
 def in_parts(
     items: Sequence[T], progress: bool | None, unit: str, score: Callable[[Sequence[T]], FloatArray]
 ) -> list[float]:
-    """The scores of all items, a few at a time under a bar."""
+    """Score items in parts of 32, with a progress bar; return all scores in order."""
     scores: list[float] = []
     with progress_bar(progress, total=len(items), unit=unit) as bar:
         for start in range(0, len(items), _PART):

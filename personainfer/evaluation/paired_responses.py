@@ -1,4 +1,4 @@
-"""Match prompts, the responses of two models, and personas by id. Ids that do not match are an error."""
+"""Match prompts, the responses of two models, and personas by their ids."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ _FORMS = "Give a sequence in the order of the prompts, a mapping of ids, or dict
 
 
 class ResponsePair(NamedTuple):
-    """Two responses to one prompt: `pair.chosen` is the test model's and `pair.rejected` the base's.
+    """Two responses to one prompt, and a persona.
 
-    `problem` says why there is no pair.
+    Attributes:
+        pair: `chosen` is the test model's response, `rejected` the base model's; None: see `problem`.
+        persona: None: there is none.
+        problem: why there is no pair.
     """
 
     id: str
@@ -29,11 +32,11 @@ class ResponsePair(NamedTuple):
 def pair_responses(
     prompts: object, base: object, test: object, personas: object = None
 ) -> list[ResponsePair]:
-    """Match prompts, responses and personas; one `ResponsePair` a prompt, in the order of the prompts.
+    """Match prompts, responses and personas. Return one `ResponsePair` for each prompt, in order.
 
-    Each argument is a sequence (in the order of the prompts, whatever their ids), a mapping or a pandas
-    series of ids, or a sequence of dicts with "id" and "prompt", "response" or "persona". A dict without
-    the latter has none. A persona may be one for all.
+    Each argument is a sequence in the order of the prompts; a mapping or a pandas series of ids; or a
+    sequence of dicts with "id" and "prompt", "response" or "persona". A dict without the latter key has no
+    such value. `personas` may also be a single persona for all prompts, or None.
 
     Raises:
         InvalidArgumentError: ids that repeat or do not match, responses that are all the same, or an
@@ -68,17 +71,24 @@ def pair_responses(
 
 
 def as_listed(given: Any) -> Any:
-    """An argument that can be looked at twice: a generator or a dataset as a list."""
-    has_items = isinstance(given, Mapping) or callable(getattr(given, "items", None))
-    is_one = isinstance(given, str | bytes | Persona) or hasattr(given, "columns")
-    return given if has_items or is_one or not isinstance(given, Iterable) else list(given)
+    """Turn a generator or a dataset into a list, so that it can be read twice; return the rest as it is."""
+    whole = _has_items(given) or _is_single(given)
+    return given if whole or not isinstance(given, Iterable) else list(given)
 
 
 def brings_ids(given: object) -> bool:
-    """Whether an argument has ids of its own: it is a mapping, a series, or a sequence of dicts with "id"."""
-    if isinstance(given, Mapping) or callable(getattr(given, "items", None)):
-        return True
-    return isinstance(given, list) and any(map(_has_id, given))
+    """Whether an argument has ids of its own: it is a mapping, a series, or a list of dicts with "id"."""
+    return _has_items(given) or (isinstance(given, list) and any(map(_has_id, given)))
+
+
+def _has_items(given: object) -> bool:
+    """Whether this is a mapping or a series, with ids as keys."""
+    return isinstance(given, Mapping) or callable(getattr(given, "items", None))
+
+
+def _is_single(given: object) -> bool:
+    """Whether this is one text or persona, or a data frame, where several values are needed."""
+    return isinstance(given, str | bytes | Persona) or hasattr(given, "columns")
 
 
 def _has_id(row: object) -> bool:
@@ -88,20 +98,26 @@ def _has_id(row: object) -> bool:
 def by_id(
     name: str, field: str, given: Any, asked: Collection[str] = (), *, have_ids: bool = True
 ) -> dict[str, Any]:
-    """The values of an argument by their ids, in order; those without ids have those of `asked`.
+    """Read an argument as id -> value, in order.
 
     Args:
-        name: of the argument.
-        field: names the value in a sequence of dicts, besides "id".
+        name: the name of the argument, for errors.
+        field: the key of the value in a sequence of dicts.
         given: the argument.
-        asked: the ids of the prompts.
-        have_ids: whether the prompts brought them. Else they are places, with which other ids do not match.
+        asked: the ids of the prompts. Values without ids get these in order; or places from 0, if their
+            number is another.
+        have_ids: False if the ids of the prompts are only their places. The ids of `given` must then not be
+            the same places in another order.
+
+    Raises:
+        InvalidArgumentError: the argument cannot be read, or its ids repeat, are missing, or are places in
+            another order.
     """
-    if isinstance(given, str | bytes | Persona) or hasattr(given, "columns"):
+    if _is_single(given):
         raise InvalidArgumentError(
             f"{name}= is a single {type(given).__name__}.", hint=_FORMS.format(field=field)
         )
-    if isinstance(given, Mapping) or callable(getattr(given, "items", None)):
+    if _has_items(given):
         found = _distinct(name, given.items())
     elif not isinstance(given, Iterable):
         raise InvalidArgumentError(
@@ -126,7 +142,7 @@ def by_id(
 
 
 def _values_by_id(name: str, field: str, rows: Sequence[Any]) -> Iterator[tuple[object, Any]]:
-    """The ids and the values of dicts; None for one without a value."""
+    """Yield the id and the value of each dict; None: it has no value. Raise InvalidArgumentError."""
     for place, row in enumerate(rows):
         if not _has_id(row) or is_null(row["id"]):
             raise InvalidArgumentError(

@@ -1,4 +1,4 @@
-"""The results of judging: numbers with intervals, counts, and the table with a column for each verdict."""
+"""Results of a judge: numbers with intervals, counts, and tables with a column for each verdict."""
 
 from __future__ import annotations
 
@@ -6,19 +6,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import numpy as np
+
 from ..data.table import PersonaTable
 from ..data.table_display import escaped, without_formulas
 from ..exceptions import visible
-from ..records import Record, Side, Usage
+from ..records import FloatArray, Record, Side, Usage
 from .grouped import WinRate
 from .judge import Verdict
 from .statistics import Estimate
 
 _SHOWN = 3  # problems that a view names; `problems` has them all
 
+# The outcome of a row whose reply cannot be used, by the argument `unparsable`; and how a remark says it.
+UNPARSABLE = {"drop": np.nan, "tie": 0.0, "loss": -1.0}
+_COUNTED = {"drop": "left out", "tie": "counted as ties", "loss": "counted as losses"}
+
+
+def outcomes(verdicts: Sequence[Verdict | None], unparsable: str) -> FloatArray:
+    """Turn verdicts into outcomes, shape (n,): 1 if the first text wins, 0 for a tie, -1 if it loses.
+
+    A verdict with a reply that cannot be used has the outcome `UNPARSABLE[unparsable]`. NaN: there is no
+    verdict (None), or the judge did not reply.
+    """
+    worth = {"first": 1.0, "tie": 0.0, "second": -1.0, None: UNPARSABLE[unparsable]}
+    return np.array([worth[v.winner] if v is not None and v.answered else np.nan for v in verdicts])
+
+
+def numbers_of(verdicts: Sequence[Verdict | None], name: str) -> FloatArray:
+    """Read a property of each verdict as a number, shape (n,); NaN without a verdict or a value."""
+    values = [None if verdict is None else getattr(verdict, name) for verdict in verdicts]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
 
 def partiality(judge: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Notes on a judge that wrote or selected the table's personas itself; empty if it did neither."""
+    """Return notes if the judge also wrote or selected the table's personas; empty if it did neither."""
     notes = []
     if judge == settings.get("model"):
         notes.append(
@@ -32,7 +54,7 @@ def partiality(judge: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def text_table(grid: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a grid of cells, with its columns aligned to the left."""
+    """Print a grid of cells as lines of text, with columns aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -42,14 +64,14 @@ def text_table(grid: Sequence[Sequence[str]]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What all results of a judge have.
+    """The base of all results of a judge.
 
     Attributes:
-        judge: the model that judged.
-        skipped: how many personas (or rows, where two things are compared) are missing.
-        failed: how many got no usable reply from the judge.
-        problems: the reasons, and how often each occurred.
-        notes: what a reader of the numbers should know.
+        judge: the name of the model that judged.
+        skipped: how many personas are missing, and were not judged; of a comparison: how many rows.
+        failed: how many personas or rows have a reply that could not be used, or none.
+        problems: reason -> how often it occurred.
+        notes: sentences about what limits the numbers.
         usage: the calls, tokens and cost of the judge.
     """
 
@@ -65,22 +87,23 @@ class Findings:
         raise NotImplementedError
 
     def remarks(self) -> list[str]:
-        """What was left out, and why: one sentence each."""
+        """Sentences about what was left out and why, and `notes`."""
         said = [f"{self.skipped:,} not judged, for lack of a persona."] if self.skipped else []
         return [*said, *self.problem_remarks(), *self.notes]
 
     def problem_remarks(self) -> list[str]:
-        """How many replies could not be used, and why."""
+        """A sentence about how many replies could not be used, and why; empty if there are none."""
         if not self.failed:
             return []
         reasons = [f"{why} ({count:,})" for why, count in self.problems.items()][:_SHOWN]
         return [f"{self.failed:,} without a usable reply: {'; '.join(reasons)}"]
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers and counts as plain values; not the rows, nor the single verdicts."""
+        """Return all numbers and counts as plain values, without the rows and the single verdicts."""
         left_out = ("table", "columns", "verdicts")
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        return {name: _plain(value) for name, value in named.items()}
+        return {
+            f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out
+        }
 
     def __str__(self) -> str:
         title = f"{type(self).__name__} by {self.judge}"
@@ -103,7 +126,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class TableFindings(Findings):
-    """The results of judging a table of personas.
+    """The base of results of judging a table of personas.
 
     Attributes:
         table: the table that was judged, with a column for each verdict.
@@ -114,12 +137,14 @@ class TableFindings(Findings):
 
 @dataclass(frozen=True, slots=True)
 class SideVerification:
-    """The accuracy of personas of one side or both.
+    """How often a judge picked the response of the persona's side. Intervals resample rows.
 
-    `accuracy` is the share of orders in which the judge picked the persona's response; `probability`
-    the same with the judge's probabilities in place of its picks, where the endpoint gives them;
-    `consistency` the share of questions for which both orders picked the same response, of those for
-    which both picked one.
+    Attributes:
+        accuracy: the share of orders in which the judge picked this response.
+        probability: the mean probability that the judge gave to this response; None if the endpoint gives
+            no log-probabilities.
+        consistency: the share of questions for which both orders picked the same response, among questions
+            for which both picked one.
     """
 
     accuracy: Estimate
@@ -129,18 +154,20 @@ class SideVerification:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(TableFindings):
-    """What `verify_personas` found.
+    """The result of `verify_personas`.
 
     Attributes:
-        overall: both sides together; `sides`: each of them.
-        difference: accuracy of the chosen side minus that of the rejected one, over rows with both.
+        overall: both sides together.
+        sides: each side.
+        difference: accuracy of the chosen side minus that of the rejected side, over rows with both; None if
+            one side was judged.
         neither: the share of usable answers that picked neither response. They count as wrong, so a judge
             that guesses has an accuracy of (1 - neither) / 2.
-        verdicts: for each side one verdict a row, None where there is no persona.
+        verdicts: side -> one verdict for each row, None without a persona.
 
-    The table has `chosen_verified` (both orders right), `chosen_verified_score` (the share of orders that
-    were), `chosen_verified_probability` (that of the right answers, where the endpoint gives it), the same
-    for the rejected side, and `verification_error`.
+    The table has the columns `chosen_verified` (whether both orders are right), `chosen_verified_score` (the
+    share of right orders), `chosen_verified_probability` (the mean probability of the right response, if the
+    endpoint gives it), the same for the rejected side, and `verification_error`.
     """
 
     overall: SideVerification
@@ -150,14 +177,14 @@ class Verification(TableFindings):
     verdicts: Mapping[Side, tuple[Verdict | None, ...]] = field(repr=False)
 
     def remarks(self) -> list[str]:
-        """The remarks of all results, and how often a guess would be right."""
+        """Add a sentence about how often a judge that guesses is right."""
         guess = f"A judge that guesses is right in {(1 - self.neither) / 2:.0%} of the orders"
         if self.neither:
             guess += f": it answered “neither” in {self.neither:.0%}, which counts as wrong"
         return [f"{guess}.", *super().remarks()]
 
     def grid(self) -> list[tuple[str, ...]]:
-        """A line for both sides, each side, and their difference."""
+        """One line for both sides, one for each side, and one for their difference."""
         soft = self.overall.probability is not None
         lines = [("", "accuracy", *(["probability"] if soft else []), "consistency")]
         for name, found in [("overall", self.overall), *self.sides.items()]:
@@ -170,14 +197,15 @@ class Verification(TableFindings):
 
 @dataclass(frozen=True, kw_only=True)
 class PersonaComparison(TableFindings):
-    """What `compare_personas` found.
+    """The result of `compare_personas`.
 
     Attributes:
-        win_rate: of the chosen side's persona against the rejected side's.
-        consistency: as in `SideVerification`.
-        policy: what an unparsable row counts as in `win_rate`.
+        win_rate: wins of the chosen side's personas against those of the rejected side.
+        consistency: the share of rows for which both orders picked the same persona, as in
+            `SideVerification`.
+        policy: what a row with an unusable reply counts as: the argument `unparsable`.
 
-    The table has `better_persona`: "chosen", "rejected", "tie", or null where a reply was unusable.
+    The table has the column `better_persona`: "chosen", "rejected", "tie", or null if a reply is unusable.
     """
 
     win_rate: WinRate
@@ -185,7 +213,7 @@ class PersonaComparison(TableFindings):
     policy: str
 
     def grid(self) -> list[tuple[str, ...]]:
-        """A line of counts and rates."""
+        """One line of counts and rates."""
         found = self.win_rate
         return [
             ("chosen wins", "ties", "loses", "win rate", "ties as half", "consistency"),
@@ -196,31 +224,30 @@ class PersonaComparison(TableFindings):
         ]
 
     def remarks(self) -> list[str]:
-        """Also what became of rows without a usable reply."""
-        became = {"drop": "left out", "tie": "counted as ties", "loss": "counted as losses"}
+        """Add a sentence about what rows without a usable reply count as."""
         if not self.failed:
             return super().remarks()
-        unusable = f"Rows whose reply could not be used are {became[self.policy]}"
+        unusable = f"Rows whose reply could not be used are {_COUNTED[self.policy]}"
         return [*super().remarks(), f"{unusable}; those without any are left out."]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PersonaRatings(TableFindings):
-    """What `rate_personas` found.
+    """The result of `rate_personas`.
 
     Attributes:
-        means: side -> question -> the mean of its answers, 1 to 5.
-        difference: question -> the chosen side's answer minus the rejected side's, over rows with both;
-            empty where one side was asked. Intervals are each question's own, not corrected for four.
+        means: side -> question -> mean answer, from 1 to 5.
+        difference: question -> mean of the chosen side's answer minus the rejected side's, over rows with
+            both; empty if one side was rated. The intervals are not corrected for four questions.
 
-    The table has an answer for each side and question, `chosen_plausible` …, and `rating_error`.
+    The table has a column for each side and question, `chosen_plausible` …, and `rating_error`.
     """
 
     means: Mapping[Side, Mapping[str, Estimate]]
     difference: Mapping[str, Estimate]
 
     def grid(self) -> list[tuple[str, ...]]:
-        """A line a question."""
+        """One line for each question."""
         columns = [*self.means.values(), *([self.difference] if self.difference else [])]
         names = [*self.means, *(["difference"] if self.difference else [])]
         lines = [
@@ -231,10 +258,14 @@ class PersonaRatings(TableFindings):
 
 @dataclass(frozen=True, slots=True)
 class RubricFindings:
-    """What a judge found by one question, quality or personalization.
+    """The verdicts of a judge by one rubric, quality or personalization.
 
-    `win_rate` is that of the test model; `length_controlled` what its `rate` would be if both responses
-    were equally long (arXiv 2404.04475); `consistency` as in `SideVerification`.
+    Attributes:
+        win_rate: wins of the test model.
+        length_controlled: an estimate of `win_rate.rate` if both responses were equally long
+            (arXiv 2404.04475).
+        consistency: the share of prompts for which both orders picked the same response, as in
+            `SideVerification`.
     """
 
     win_rate: WinRate
@@ -244,7 +275,7 @@ class RubricFindings:
 
 @dataclass(frozen=True, slots=True)
 class ResponseLengths:
-    """The mean length of the responses that were judged, and of test minus base, in characters."""
+    """Mean lengths in characters of the judged responses, and the mean of test minus base."""
 
     base: Estimate
     test: Estimate
@@ -253,20 +284,21 @@ class ResponseLengths:
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseComparison(Findings):
-    """What `compare_responses` found. Intervals come from resampling prompts; `n` counts prompts.
+    """The result of `compare_responses`. Intervals resample prompts, and `n` counts prompts.
 
     Attributes:
-        quality: with the persona hidden; `personalization`: with it shown, None where there was none.
-        delta_pq: W_P + W_Q - 1, where W is a win rate without ties (arXiv 2501.11549); None as above.
-        length: of both sides.
-        columns: a value a row, in the order of the prompts: id, prompt, persona, base_response,
-            test_response, base_length,
-            test_length, quality and personalization ("test", "base" or "tie", or None where there is no
-            usable verdict), their scores (the share of orders that the test model won), and error.
-        verdicts: rubric -> one verdict a row, None where it was not judged.
-        policy: what an unparsable row counts as.
-        same: rows whose responses are equal, which are ties that nobody was asked about.
-        left_out: why rows were not judged, and how many.
+        quality: verdicts of a judge that does not see the personas.
+        personalization: verdicts of a judge that sees the personas; None without personas.
+        delta_pq: W_P + W_Q - 1, where W is a win rate without ties (arXiv 2501.11549); None without personas.
+        length: lengths of the responses of both models.
+        columns: name -> one value for each row, in the order of the prompts: id, prompt, persona,
+            base_response, test_response, base_length, test_length, quality and personalization ("test",
+            "base", "tie", or None without a usable verdict), quality_score and personalization_score (the
+            share of orders that the test model won), and error.
+        verdicts: rubric -> one verdict for each row, None if the row was not judged.
+        policy: what a row with an unusable reply counts as: the argument `unparsable`.
+        same: how many rows have equal responses. They are ties, and the judge was not asked.
+        left_out: reason -> how many rows were not judged.
     """
 
     quality: RubricFindings
@@ -280,7 +312,7 @@ class ResponseComparison(Findings):
     verdicts: Mapping[str, tuple[Verdict | None, ...]] = field(repr=False)
 
     def grid(self) -> list[tuple[str, ...]]:
-        """A line for each rubric, and one for both."""
+        """One line for each rubric, and one for ΔPQ."""
         lines: list[tuple[str, ...]] = [
             ("", "test wins", "ties", "base wins", "win rate", "at equal length", "consistency")
         ]
@@ -295,9 +327,8 @@ class ResponseComparison(Findings):
         return lines
 
     def remarks(self) -> list[str]:
-        """Lengths, and what became of rows that are neither a win nor a loss."""
+        """Sentences about lengths, and about rows that are not judged, equal, or without a usable reply."""
         length = self.length
-        became = {"drop": "left out", "tie": "counted as ties", "loss": "counted as losses"}
         said = [
             f"Characters a response: base {length.base.value:.0f}, test {length.test.value:.0f},"
             f" difference {length.difference.value:.0f}"
@@ -305,19 +336,20 @@ class ResponseComparison(Findings):
         ]
         said += [f"{count:,} not judged: {why}." for why, count in self.left_out.items()]
         said += [f"{self.same:,} with equal responses are ties."] if self.same else []
-        said += [*self.problem_remarks()]
+        said += self.problem_remarks()
         if self.failed:
             said.append(
-                f"Verdicts whose reply could not be used are {became[self.policy]}; without any, left out."
+                f"Verdicts whose reply could not be used are {_COUNTED[self.policy]}; without any, left out."
             )
         return [*said, *self.notes]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Turn records, dataclasses, mappings and tuples into dicts and lists that JSON can hold."""
     if isinstance(value, Record):
         return value.model_dump()
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+        return {str(name): plain(one) for name, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, tuple) else value

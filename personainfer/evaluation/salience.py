@@ -1,8 +1,8 @@
 """Find the words that are more frequent in the personas of one side than in those of the other.
 
-"Whose Boat Does it Float?" (arXiv 2501.11549, saliency) reports P(side | word) of words above a minimum
-count. Each word also gets its log-odds ratio with an interval, and a p-value corrected for the number of
-words. Only words of traits and preferences count, not the fixed words of the sentence around them.
+"Whose Boat Does it Float?" (arXiv 2501.11549, saliency) reports P(side | word) for words above a minimum
+count. This module adds a log-odds ratio with an interval, and a p-value corrected for the number of words.
+Only words of traits and preferences count, not the fixed words of the sentence around them.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from .statistics import (
     wilson,
 )
 
-FLOOR = 10  # the paper's
-# "to-the-point" is one word; so is what a script writes with marks above and below its letters.
+FLOOR = 10  # as in the paper
+# A word may have hyphens ("to-the-point"), apostrophes, and combining marks at its letters.
 _LETTER = rf"[^\W\d_][{MARKS}]*"
 _WORD = re.compile(rf"(?:{_LETTER})+(?:['\u2019-](?:{_LETTER})+)*")
 _FRAME = re.compile(r"^\s*(?:the|this) (?:user|person)\b|\bprefer(?:s|ring)?\b", re.I)
 _CORRECTIONS = {"benjamini-hochberg": benjamini_hochberg, "holm": holm}
 
-# Words that say nothing of a person, and would only make the correction for many words harsher.
+# Words that say nothing about a person. If they counted, the correction for many words would be stricter.
 STOP_WORDS = frozenset(
     """
     a an and any are as at be been being but by can do does for from has have how i if in into is it
@@ -55,14 +55,20 @@ STOP_WORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class SalientWord:
-    """A word, and how far it marks one side.
+    """A word, and how strongly it marks one side.
 
-    `chosen` and `rejected` count the personas of each side that hold it; `probability` is the paper's
-    P(chosen | word), with Wilson's interval, to be read against the share of chosen personas;
-    `log_odds` is above 0 where the word marks the chosen side, and `side` is None where it is 0; `p_value`
-    is two-sided, and `p_adjusted` is corrected for all words that reach the floor. `lemmatizer` says what
-    made a lemma of each word: a package with its version, or your function's name; None: words are as
-    they stand.
+    Attributes:
+        word: the word, or its lemma.
+        side: the side that the word marks; None if the log-odds are 0.
+        chosen, rejected: how many personas of each side have the word.
+        probability: the paper's P(chosen | word), with Wilson's interval. Compare it to the share of chosen
+            personas among all.
+        log_odds: the log-odds ratio, above 0 if the word marks the chosen side.
+        z: `log_odds` divided by its standard error.
+        p_value: two-sided.
+        p_adjusted: `p_value` corrected for all words that reach the floor.
+        lemmatizer: what turned words into lemmas: a package with its version, or the name of your function;
+            None: words were not changed.
     """
 
     word: str
@@ -82,7 +88,7 @@ class SalientWord:
         return f"{self.word} → {self.side or 'neither side'} ({counts}, {tested})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
+        """Return the fields by name."""
         return asdict(self)
 
 
@@ -96,29 +102,29 @@ def salient_words(
     confidence: float = CONFIDENCE,
     correction: Literal["benjamini-hochberg", "holm"] = "benjamini-hochberg",
 ) -> list[SalientWord]:
-    """The words that mark chosen against rejected personas, the most telling first.
+    """Find the words that mark chosen or rejected personas, the highest |z| first.
 
-    Clauses of contrast are cut first: see `without_contrast`.
-
-    A word counts once a persona, however often the persona says it. Its log-odds are of personas with
-    it to personas without it, so that the side with the shorter personas is not favoured. Their ratio
-    has a Dirichlet prior ("Fightin' Words", Monroe, Colaresi & Quinn 2008): a word that one side never
-    says has a finite ratio.
+    A persona counts once for each of its words, without clauses of contrast (see `without_contrast`). The
+    odds of a word compare personas with it to personas without it, so that the side with shorter personas is
+    not favoured. The odds ratio has a Dirichlet prior ("Fightin' Words", Monroe, Colaresi & Quinn 2008), so
+    that it is finite for a word which one side never uses.
 
     Args:
-        table: with personas of both sides.
+        table: a table with personas of both sides.
         floor: words in fewer personas, both sides together, are left out.
-        lemmatize: a lower-case word -> its lemma. "installed": English lemmas by simplemma where that
-            package is installed, if a persona has the lemma as a word: it invents some, such as "preferr".
-            None: words as they stand. Each record says which it was.
-        stop_words: not counted; compared after `lemmatize`.
-        prior: pseudo-counts in all, in the proportions of both sides together: they shrink ratios
-            towards none. None: Jeffreys', half a persona with each word and half a one without.
-        confidence: of the intervals, which are not corrected for many words.
-        correction: of the p-values: bound the share of false findings, or with "holm" the chance of one.
+        lemmatize: a function from a lower-case word to its lemma. "installed": English lemmas by the
+            package simplemma, if it is installed; a lemma that is no word of any persona is not used, because
+            simplemma invents some, such as "preferr". None: words are not changed. Each record says which.
+        stop_words: words that do not count, compared after `lemmatize`.
+        prior: the number of pseudo-counts, spread over words in proportion to both sides together. More
+            of them shrink the log-odds towards 0. None: Jeffreys' prior: half a persona with each word, and
+            half a persona without it.
+        confidence: of the intervals, between 0 and 1. They are not corrected for many words.
+        correction: of the p-values: "benjamini-hochberg" bounds the share of false findings, "holm" the
+            chance of any false finding.
 
     Returns:
-        One record a word, sorted by |z|; an empty list where no word reaches the floor.
+        One record for each word that reaches the floor; empty if none does.
 
     Raises:
         DataError: no personas on one of the sides.
@@ -150,6 +156,7 @@ def salient_words(
     p_values = two_sided_p(odds.z[kept])
     adjusted = _CORRECTIONS[correction](p_values)
     spread = NormalDist().inv_cdf((1 + confidence) / 2) * odds.standard_error
+    low, high = odds.value - spread, odds.value + spread
     found = [
         SalientWord(
             words[i],
@@ -157,7 +164,7 @@ def salient_words(
             int(one[i]),
             int(other[i]),
             wilson(one[i], int(both[i]), confidence=confidence),
-            _around(odds.value[i], spread[i], int(both[i])),
+            Estimate(float(odds.value[i]), float(low[i]), float(high[i]), int(both[i])),
             float(odds.z[i]),
             float(p),
             float(p_adjusted),
@@ -166,10 +173,6 @@ def salient_words(
         for i, p, p_adjusted in zip(kept, p_values, adjusted, strict=True)
     ]
     return sorted(found, key=lambda word: (-abs(word.z), word.word))
-
-
-def _around(value: float, spread: float, n: int) -> Estimate:
-    return Estimate(float(value), float(value - spread), float(value + spread), n)
 
 
 def _personas(side: Side, personas: Iterable[Persona | None]) -> list[Persona]:
@@ -183,14 +186,19 @@ def _personas(side: Side, personas: Iterable[Persona | None]) -> list[Persona]:
 
 
 def _words(persona: Persona) -> set[str]:
-    """The words of a persona that count."""
-    return set(_WORD.findall(without_contrast(normalize("NFC", _said(persona).lower()))))
+    """The words of a persona, without clauses of contrast and the words with which every persona begins."""
+    said = " ".join(persona.phrases)
+    said = said if persona.trait else _FRAME.sub(" ", said)
+    return set(_WORD.findall(without_contrast(normalize("NFC", said.lower()))))
 
 
 def _lemmatizer(
     given: Callable[[str], str] | str | None, words: Collection[str]
 ) -> tuple[Callable[[str], str] | None, str | None]:
-    """The function from a word to its lemma, and what it is called; (None, None): words as they stand."""
+    """Return the function from a word to its lemma, and its name; (None, None): words are not changed.
+
+    `words` are all words of the personas.
+    """
     if callable(given):
         return cache(partial(_lemma, given)), getattr(given, "__name__", type(given).__name__)
     if given is not None and given != "installed":
@@ -211,7 +219,7 @@ def _lemmatizer(
 
 
 def _lemma(lemmatize: Callable[[str], str], word: str) -> str:
-    """The lemma that a function of the caller's gives."""
+    """Call the user's `lemmatize`. Raise InvalidArgumentError if it does not return a text."""
     found = lemmatize(word)
     if not isinstance(found, str) or not found:
         raise InvalidArgumentError(
@@ -225,17 +233,11 @@ def _lemma(lemmatize: Callable[[str], str], word: str) -> str:
 def _counts(
     said: Iterable[set[str]], lemma: Callable[[str], str] | None, stop: frozenset[str]
 ) -> Counter[str]:
-    """In how many personas each word occurs."""
+    """Count for each word, or lemma, the personas that have it."""
     counts: Counter[str] = Counter()
     for words in said:
         counts.update((words if lemma is None else set(map(lemma, words))) - stop)
     return counts
-
-
-def _said(persona: Persona) -> str:
-    """What is said of the person, without the words with which every persona begins."""
-    said = " ".join(persona.phrases)
-    return said if persona.trait else _FRAME.sub(" ", said)
 
 
 def _check(floor: int, prior: float | None, correction: str, stop_words: Collection[str]) -> None:
@@ -248,9 +250,9 @@ def _check(floor: int, prior: float | None, correction: str, stop_words: Collect
     InvalidArgumentError.check("correction", correction, _CORRECTIONS)
 
 
-# What a persona does not want
+# Clauses of contrast
 
-# "over" compares only between two things: not in "over time", "over 50", "control over", "talk over".
+# "over" starts a clause of contrast ("lists over prose"), but not in "over time", "over 50", "control over".
 _OVER = (
     r"(?<!\ball )(?<!\bcontrol )(?<!\bpower )(?<!\bauthority )(?<!\badvantage )(?<!\btalk )(?<!\bgo )"
     r"(?<!\blook )(?<!\bmull )(?<!\bthink )(?<!\bworry )(?<!\bstart )(?<!\btake )(?<!\bover and )"
@@ -272,12 +274,12 @@ _END = (
     r"(?=[,;:.!?()\u2014]|\s(?:but|because|so that|so they|when|while|if|since|as they)\b"
     r"|\sand (?:is|are|has|who|also|likes|loves|wants|needs|values|enjoys|seeks|prefers|appreciates)\b|$)"
 )
-# A list goes on after its commas: "not statistics, charts or tables". Words that begin a clause are no item.
+# A list continues after commas: "not statistics, charts or tables". Words that begin a clause are no items.
 _NO_ITEM = (
     r"(?!(?:and|or|but|because|so|while|when|if|since|as|who|whether|even|especially|like|with|in|for|at|on|to"
     r"|that|which|is|are|has|also|likes|loves|wants|needs|values|enjoys|seeks|prefers|appreciates)\b)"
 )
-# Bounds keep the time linear: a text may say "not" in a clause or list without end.
+# The numbers of repeats are bounded, which keeps the time linear for texts with endless clauses.
 _REST = rf"(?:(?!{_END}).){{0,200}}"
 _ITEMS = rf"(?:,\s+{_NO_ITEM}[\w'\u2019-]+(?:\s+[\w'\u2019-]+){{0,3}}?){{0,20}}"
 _SINGLE = (
@@ -292,11 +294,12 @@ _LIST = re.compile(
 
 
 def without_contrast(text: str) -> str:
-    """The text without clauses of contrast or negation, from their first word to the clause's end.
+    """Remove clauses of contrast and negation from a text, such as "rather than long lists".
 
-    After "Whose Boat Does it Float?" (arXiv 2501.11549), which cuts them before it counts words. "not only
-    X but also Y" stays whole, and so do "overly" and "over time". A list is cut to its end if "or" joins its
-    last item, or if "and" does and the items are single words: "answers, not statistics, charts or tables".
-    At the start of a text what follows the comma is wanted: "rather than charts, stories or jokes".
+    "Whose Boat Does it Float?" (arXiv 2501.11549) removes them before it counts words. A clause ends at a
+    punctuation mark, at "but", or before another verb. A list is removed up to its last item, which "or"
+    joins; or "and", if all items are single words: "answers, not statistics, charts or tables". A clause at
+    the start of the text ends at its first comma, because what follows is wanted: "rather than charts,
+    stories or jokes". "not only X but also Y", "overly" and "over time" stay.
     """
     return _CLAUSE.sub(" ", _LIST.sub(" ", text))

@@ -1,7 +1,7 @@
-"""Means, rates and log-odds with intervals; p-values corrected for many tests.
+"""Estimate means, rates and log-odds with intervals, and correct p-values for many tests.
 
 Each row of an array is one item. All measurements of an item, such as both orders of a judgement or both
-sides of a pair, are resampled together. Numpy only.
+sides of a pair, are resampled together.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..records import FloatArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-_FEW = 64  # up to so many distinct items, drawing how often each one comes is faster
+_FEW = 64  # up to so many distinct items, a draw of counts is faster than a draw of items
 _CELLS = 2_000_000  # numbers held at once while resampling
-_MANY_DEGREES = 200  # from here an expansion gives t quantiles to eight digits
+_MANY_DEGREES = 200  # above, an expansion gives t quantiles to eight digits
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its interval, and from how many items it comes; NaN where that cannot be said."""
+    """A value, its interval from `low` to `high`, and the number of items. NaN: it cannot be estimated."""
 
     value: float
     low: float
@@ -35,7 +35,9 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
-        if math.isnan(self.value):  # nothing was measured, such as a win rate where all are ties
+        if math.isnan(
+            self.value
+        ):  # nothing was measured: for example, all items of a win rate are ties
             return f"- (n = {self.n:,})"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n:,})"
 
@@ -49,7 +51,7 @@ NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 
 @dataclass(frozen=True, slots=True)
 class LogOdds:
-    """Of each word, the log-odds ratio between two sets of texts, its standard error and z: (words,) each."""
+    """Log-odds ratios between two sets of texts, standard errors, and z = value / error: (words,) each."""
 
     value: FloatArray
     standard_error: FloatArray
@@ -64,26 +66,27 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of sums over items, with an expanded percentile interval from resampled items.
+    """Estimate a statistic of sums over items, with an expanded percentile interval from resampled items.
 
-    The nonparametric bootstrap (Efron & Tibshirani 1993, ch. 13): as many items as there are, drawn
-    with replacement, each with everything that was measured on it, so that comparisons stay paired.
-    The order of the items does not matter. `percentiles` says how the interval follows.
+    The nonparametric bootstrap (Efron & Tibshirani 1993, ch. 13) draws n of the n items with replacement.
+    Each item keeps all its measurements, so comparisons stay paired. The order of the items does not
+    matter. `percentiles` computes the interval.
 
     Args:
         items: shape (n, m): what each item adds to each of m sums.
         statistic: sums of shape (k, m) -> values of shape (k,).
-        confidence: how often the interval covers the truth.
-        resamples: how many are drawn.
+        confidence: how often the interval should cover the truth, between 0 and 1.
+        resamples: how many to draw.
         seed: of the draw; equal seeds give equal intervals.
 
     Returns:
         The statistic of all items. With fewer than two items the interval is NaN. With fewer than 15 items,
         or skewed values, it covers the truth less often than `confidence` says (docs/verification.md).
+
+    Raises:
+        InvalidArgumentError: a bad argument, or items that are not finite numbers.
     """
-    check_confidence(confidence)
-    check_argument("resamples", resamples, Count)
-    check_argument("seed", seed, CountFromZero)
+    check_resampling(confidence, resamples, seed)
     rows = read_numbers("items", items, dimensions=(2,))
     if np.isnan(rows).any():
         raise InvalidArgumentError("items= holds NaN: an array (n, m) of finite numbers is needed.")
@@ -105,12 +108,16 @@ def bootstrap_mean(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of all values, resampling items.
+    """Estimate the mean of all values, with an interval from resampled items.
 
     Args:
-        values: shape (n,), or (n, k) for k values an item; NaN is a missing one.
-        bounds: the lowest and the highest possible value. If all items are equal, resampling would give
-            an interval of width 0; with bounds, it has a width: see `widened`.
+        values: shape (n,), or (n, k) for k values of each item; NaN is a missing value.
+        bounds: the lowest and the highest possible value. If all items are equal, `widened` then gives the
+            interval a width; without bounds, it has the width 0.
+        confidence, resamples, seed: as for `bootstrap`.
+
+    Returns:
+        The mean. `n` counts items with a value; without any, all is NaN.
 
     Raises:
         InvalidArgumentError: values that are not finite numbers, or outside of `bounds`.
@@ -127,11 +134,16 @@ def bootstrap_mean(
 
 
 def widened(found: Estimate, bounds: tuple[float, float], confidence: float) -> Estimate:
-    """The estimate, with an interval of some width where all items are equal.
+    """Widen the interval of a mean if all n items are equal, so that resampling gave it no width.
 
-    Of n items none differs, so the share of all items that differ is at most the upper limit of Wilson's
-    interval for 0 of n. The interval says where the mean is if those lie at either of the bounds. At a
-    bound it is Wilson's own.
+    Of n items none differs, so the share d of all items that differ is at most the upper limit of Wilson's
+    interval for 0 of n. The mean lies furthest away if these items have a value of `bounds`:
+    low = mean - d (mean - lowest), high = mean + d (highest - mean). At a bound this is Wilson's interval.
+
+    Args:
+        found: the mean; it is returned unchanged if its interval has a width, or it is NaN.
+        bounds: the lowest and the highest possible value.
+        confidence: of the interval.
     """
     lowest, highest = bounds
     at_a_bound = found.value in bounds
@@ -150,10 +162,10 @@ def bootstrap_rate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of scores between 0 and 1, resampling items: `bootstrap_mean` with these bounds.
+    """Call `bootstrap_mean` for scores between 0 and 1.
 
     Args:
-        scores: shape (n,), or (n, k) for k scores an item; NaN is a missing one.
+        scores: shape (n,), or (n, k) for k scores of each item; NaN is a missing score.
     """
     return bootstrap_mean(
         scores, bounds=(0.0, 1.0), confidence=confidence, resamples=resamples, seed=seed
@@ -169,11 +181,15 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of first - second over the items that have both, resampling items.
+    """Estimate the mean of first - second over the items with both values, by resampled items.
 
     Args:
         first, second: shape (n,) each, the same items in the same order; NaN is a missing value.
-        bounds: of the differences, as for `bootstrap_mean`.
+        bounds: the lowest and the highest possible difference, as for `bootstrap_mean`.
+        confidence, resamples, seed: as for `bootstrap`.
+
+    Raises:
+        InvalidArgumentError: shapes that differ, or what `bootstrap_mean` refuses.
     """
     one, other = read_numbers("first", first), read_numbers("second", second)
     if one.shape != other.shape:
@@ -186,7 +202,13 @@ def paired_difference(
 
 
 def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
-    """A share with Wilson's score interval (Wilson 1927), for independent items."""
+    """Estimate the share successes / n with Wilson's score interval (Wilson 1927), for independent items.
+
+    NaN for n = 0.
+
+    Raises:
+        InvalidArgumentError: `successes` is not between 0 and n.
+    """
     check_confidence(confidence)
     [share_of, whole] = read_numbers("successes and n", [successes, n])
     if not 0 <= share_of <= whole:
@@ -203,7 +225,7 @@ def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estim
 
 
 def holm(p_values: ArrayLike) -> FloatArray:
-    """P-values adjusted so that the chance of any false finding is bounded (Holm 1979)."""
+    """Adjust p-values, shape (n,), so that the chance of any false finding is bounded (Holm 1979)."""
     p = _p_values(p_values)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
@@ -221,7 +243,10 @@ def holm_of_tested(p_values: ArrayLike) -> FloatArray:
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> FloatArray:
-    """P-values adjusted so that the share of false findings is bounded (Benjamini & Hochberg 1995)."""
+    """Adjust p-values, shape (n,), so that the share of false findings is bounded.
+
+    Benjamini & Hochberg, Journal of the Royal Statistical Society B 57, 1995.
+    """
     p = _p_values(p_values)
     order = np.argsort(-p, kind="stable")
     adjusted = np.empty_like(p)
@@ -231,7 +256,7 @@ def benjamini_hochberg(p_values: ArrayLike) -> FloatArray:
 
 
 def two_sided_p(z: ArrayLike) -> FloatArray:
-    """The chance of a standard normal value at least as far from 0 as each z."""
+    """Two-sided p-values: the chance that a standard normal value is at least as far from 0 as each z."""
     scores = read_numbers("z", z, dimensions=(0, 1, 2), infinite=True)
     return np.array([math.erfc(abs(s) / math.sqrt(2)) for s in scores.ravel()]).reshape(
         scores.shape
@@ -245,19 +270,23 @@ def log_odds(
     prior: ArrayLike,
     texts: tuple[float, float, float] | None = None,
 ) -> LogOdds:
-    """How much likelier each word is in a first group of texts than in a second.
+    """Measure how much likelier each word is in a first group of texts than in a second.
 
-    The log-odds ratio with an informative Dirichlet prior, its approximate variance and z-score, of
-    Monroe, Colaresi & Quinn, "Fightin' Words" (Political Analysis 16, 2008). Swapping the groups
-    changes the sign and nothing else.
+    Computes the log-odds ratio with an informative Dirichlet prior, its approximate standard error and
+    z-score, of Monroe, Colaresi & Quinn, "Fightin' Words" (Political Analysis 16, 2008). Swapping the groups
+    only changes the sign.
 
     Args:
         first, second: shape (words,): how often each word occurs in each group.
         prior: shape (words,): pseudo-counts above 0, added to both groups.
-        texts: the number of texts in the first group, in the second, and in the prior, if the counts are
-            numbers of texts with a word. The odds of a word are then those of texts with it against
-            texts without it. Against other words, the group with shorter texts would seem to favour
-            every word.
+        texts: the number of texts in the first group, in the second, and in the prior. Give them if the
+            counts are numbers of texts with a word: the odds of a word then compare texts with it to texts
+            without it. None: the odds compare the word to all other words; counts of texts would then make
+            the group with shorter texts seem to favour every word.
+
+    Raises:
+        InvalidArgumentError: shapes that differ, a count below 0, a prior that is not above 0, or more
+            texts with a word than there are.
     """
     one, other = read_numbers("first", first), read_numbers("second", second)
     added = read_numbers("prior", prior)
@@ -281,7 +310,7 @@ def log_odds(
 
 
 def _log_odds(counts: FloatArray) -> FloatArray:
-    """Of each word against all others; 0 for a word that has no others."""
+    """Log-odds of each word against all other words, shape (words,); 0 for a single word."""
     others = counts.sum() - counts
     if len(counts) < 2:
         return np.zeros_like(counts)
@@ -294,9 +323,9 @@ def _ratio(sums: FloatArray) -> FloatArray:
 
 
 def _resampled_sums(rows: FloatArray, resamples: int, random: np.random.Generator) -> FloatArray:
-    """The sums over items of each resample, shape (resamples, m)."""
+    """Draw resamples of the items, and return their sums, shape (resamples, m)."""
     kinds, counts = np.unique(rows, axis=0, return_counts=True)
-    if len(kinds) <= _FEW:  # how often each kind is drawn is multinomial: the same distribution
+    if len(kinds) <= _FEW:  # the counts of a draw with replacement are multinomial
         drawn = random.multinomial(len(rows), counts / len(rows), size=resamples)
         return np.asarray(drawn @ kinds, dtype=np.float64)
     items = np.repeat(kinds, counts, axis=0)  # sorted: the order they came in does not matter
@@ -310,17 +339,20 @@ def _resampled_sums(rows: FloatArray, resamples: int, random: np.random.Generato
 
 
 def percentiles(values: FloatArray, n: int, confidence: float) -> tuple[float, float]:
-    """The interval that spans the middle of resampled values; NaN are resamples that say nothing.
+    """Return the expanded percentile interval of resampled values, as (low, high).
 
-    The plain percentiles are too narrow for few items: by the factor sqrt((n - 1) / n), since resampling
-    has the variance that divides by n, and because they use normal where t quantiles are needed. The levels
-    are widened by both (Hesterberg 2014, "What Teachers Should Know about the Bootstrap",
-    arXiv 1411.5279, section 5.3: the expanded percentile interval).
+    Plain percentiles are too narrow for few items, for two reasons: the variance of resamples divides by n
+    instead of n - 1, and normal quantiles stand where t quantiles are needed. The expanded interval takes the
+    percentiles Phi(-d) and 1 - Phi(-d), where d = sqrt(n / (n - 1)) t_(n - 1) and t_(n - 1) is the t quantile
+    (Hesterberg 2014, "What Teachers Should Know about the Bootstrap", arXiv 1411.5279, section 5.3).
 
     Args:
-        values: shape (resamples,).
+        values: shape (resamples,); NaN is a resample without a value, and is left out.
         n: how many items were resampled, 2 or more.
-        confidence: of the interval.
+        confidence: of the interval, between 0 and 1.
+
+    Returns:
+        NaN for both if all values are NaN.
     """
     known = values[~np.isnan(values)]
     if not len(known):
@@ -332,11 +364,11 @@ def percentiles(values: FloatArray, n: int, confidence: float) -> tuple[float, f
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """The quantile of Student's t distribution, by bisection of its distribution function.
+    """Return a quantile of Student's t distribution, by bisection of its distribution function.
 
     Args:
         probability: above 0.5 and below 1.
-        freedom: whole degrees of freedom, from 1 up.
+        freedom: degrees of freedom, a whole number from 1 up.
     """
     if freedom > _MANY_DEGREES:
         return _t_expansion(NormalDist().inv_cdf(probability), freedom)
@@ -349,7 +381,7 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def _t_within(angle: float, freedom: int) -> float:
-    """P(|T| < t): Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
+    """P(|T| < t) for t = tan(angle) sqrt(freedom): Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
     cosine = math.cos(angle)
     odd = freedom % 2
     term = cosine if odd else 1.0
@@ -361,7 +393,7 @@ def _t_within(angle: float, freedom: int) -> float:
 
 
 def _t_expansion(z: float, freedom: int) -> float:
-    """Abramowitz & Stegun 1964, 26.7.5: from the normal quantile, for many degrees of freedom."""
+    """t quantile for many degrees of freedom, from the normal quantile z (same source, 26.7.5)."""
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
@@ -381,7 +413,7 @@ def _p_values(given: ArrayLike) -> FloatArray:
 
 
 def check_confidence(confidence: float) -> None:
-    """Raise InvalidArgumentError for what is not a share of an interval, such as 95."""
+    """Raise InvalidArgumentError unless `confidence` is a float between 0 and 1."""
     real = isinstance(confidence, float | np.floating)
     if not real or not 0 < confidence < 1:
         raise InvalidArgumentError(
@@ -389,8 +421,15 @@ def check_confidence(confidence: float) -> None:
         )
 
 
+def check_resampling(confidence: float, resamples: int, seed: int) -> None:
+    """Raise InvalidArgumentError for a bad argument of a bootstrap."""
+    check_confidence(confidence)
+    check_argument("resamples", resamples, Count)
+    check_argument("seed", seed, CountFromZero)
+
+
 def check_within(values: FloatArray, bounds: tuple[float, float]) -> None:
-    """Raise InvalidArgumentError for bounds in the wrong order, or a value outside of them."""
+    """Raise InvalidArgumentError for bounds in the wrong order, or a value outside of the bounds."""
     lowest, highest = bounds
     if not lowest < highest:
         raise InvalidArgumentError(f"bounds={bounds!r} must be the lower one, then the higher.")

@@ -1,6 +1,6 @@
 """Summarise a table of personas for a report or a plot: counts, accuracy by side, scores.
 
-Verdicts come from the columns that `verify_personas` adds, scores from the candidates of the rows.
+Verdicts are read from the columns that `verify_personas` adds, scores from the candidates of the rows.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ class TableSummary:
 
     Attributes:
         rows: how many rows there are.
-        complete: rows with a persona of every side that was asked for.
+        complete: rows with a persona of every side that was inferred.
         errors: rows with an error.
         unexplained: rows with a side that no candidate explains.
-        flagged: rows with a flag; `flags`: for each flag the number of personas.
-        accuracy: for each side the share of orders in which the judge was right; empty without verdicts.
-        guess: the accuracy of a judge that guesses; below 0.5 if the judge may answer "neither".
-        scores: for each side the score of each row's best candidate, shape (k,); empty without candidates.
+        flagged: rows with a flag.
+        flags: flag -> number of personas, the most frequent first.
+        accuracy: side ("overall" first, if both were judged) -> the share of orders in which the judge was
+            right; empty without verdicts.
+        guess: the accuracy of a judge that guesses: (1 - share of "neither") / 2.
+        scores: side -> the scores of the best candidates, shape (rows with a score,); empty without scores.
     """
 
     rows: int
@@ -46,7 +48,7 @@ class TableSummary:
 
 
 def summarise(table: PersonaTable) -> TableSummary:
-    """Count and average what the table holds."""
+    """Compute the summary of a table."""
     sides: list[Side] = [side for side in SIDES if side in table.settings.get("sides", SIDES)]
     flags: Counter[str] = Counter()
     complete = errors = unexplained = flagged = 0
@@ -76,7 +78,7 @@ def summarise(table: PersonaTable) -> TableSummary:
 
 
 def guess_text(guess: float) -> str:
-    """The accuracy of a guess, for comparison with a judge's."""
+    """Write a sentence that says the accuracy of a judge that guesses."""
     if guess == 0.5:
         return "A guess is right half of the time."
     return (
@@ -86,14 +88,14 @@ def guess_text(guess: float) -> str:
 
 
 def best_score(row: PersonaRow, side: Side) -> float | None:
-    """The score of the candidate that explains the choice best; None where no score is a number."""
+    """The highest score of a side's candidates; None if no candidate has a finite score."""
     candidates = row.chosen_candidates if side == "chosen" else row.rejected_candidates
     scores = (c.score for c in candidates if c.score is not None and isfinite(c.score))
     return max(scores, default=None)
 
 
 def score_range(scores: Mapping[Side, np.ndarray]) -> tuple[float, float]:
-    """From the least score to the greatest, or a little further: far enough to divide into bins."""
+    """The lowest and the highest score; slightly wider if they are equal, so that a histogram has bins."""
     every = np.concatenate(list(scores.values()))
     low, high = float(every.min()), float(every.max())
     least = 1e-6 * max(1.0, abs(low), abs(high))
@@ -101,16 +103,15 @@ def score_range(scores: Mapping[Side, np.ndarray]) -> tuple[float, float]:
 
 
 def verified_score(table: PersonaTable, index: int, side: Side) -> float | None:
-    """The share of orders in which the judge was right of one persona; None without a verdict."""
+    """The share of orders in which the judge was right about one persona; None without a verdict."""
     scores = table.added.get(f"{side}_verified_score")
     score = None if scores is None else scores[index]
-    return (
-        float(score) if isinstance(score, int | float) else None
-    )  # a column may be the user's own
+    # The column may be the user's own, with other values.
+    return float(score) if isinstance(score, int | float) else None
 
 
 def verified(table: PersonaTable, index: int, side: Side) -> bool | None:
-    """Whether the judge was right of one persona, in both orders; None without a verdict."""
+    """Whether the judge was right about one persona in both orders; None without a verdict."""
     verdicts = table.added.get(f"{side}_verified")
     if verdicts is not None:
         return None if verdicts[index] is None else bool(verdicts[index])
@@ -119,7 +120,7 @@ def verified(table: PersonaTable, index: int, side: Side) -> bool | None:
 
 
 def _accuracy(table: PersonaTable) -> dict[str, Estimate]:
-    """By side and for both; the items are rows, so that the two sides of a row stay together."""
+    """Compute `TableSummary.accuracy`. Intervals resample rows, each with both sides."""
     columns: dict[str, np.ndarray] = {}
     for side in SIDES:
         if f"{side}_verified_score" in table.added:

@@ -1,13 +1,12 @@
-"""Ask a judge whether a persona explains the choice, always in both orders.
+"""Ask a judge whether personas explain the choices, which of two is better, and how good they are.
 
-The questions are those of "Whose Boat Does it Float?" (arXiv 2501.11549): accuracy, persona preference, and
-four ratings. The two orders of a question are one observation; intervals come from resampling rows.
+The questions are those of "Whose Boat Does it Float?" (arXiv 2501.11549): accuracy and persona preference,
+each in both orders, and four ratings. The two orders are one observation; intervals resample rows.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
@@ -34,7 +33,16 @@ from ..personas.prompts import choice_messages, instructions, persona_messages, 
 from ..records import Persona, Preference, Side, Usage
 from .grouped import win_rate
 from .judge import VERDICT_COLUMNS, Judge, Verdict, most_common, verdict_columns
-from .results import PersonaComparison, PersonaRatings, SideVerification, Verification, partiality
+from .results import (
+    UNPARSABLE,
+    PersonaComparison,
+    PersonaRatings,
+    SideVerification,
+    Verification,
+    numbers_of,
+    outcomes,
+    partiality,
+)
 from .statistics import (
     CONFIDENCE,
     Estimate,
@@ -52,11 +60,10 @@ Scale = Annotated[
 ]
 
 _SIDES: tuple[Side, ...] = ("chosen", "rejected")
-_UNPARSABLE = {"drop": np.nan, "tie": 0.0, "loss": -1.0}  # what such a row is worth
 
 
 class Case(NamedTuple):
-    """A persona to judge: of which row and side, and the pair as this side sees it."""
+    """A persona to judge, its row and side, and the pair in which its side's response is the chosen one."""
 
     row: int
     side: Side
@@ -65,7 +72,7 @@ class Case(NamedTuple):
 
 
 class Rating(BaseModel):
-    """The form of a judge's answers to the four questions."""
+    """The schema of a judge's answers to the four questions."""
 
     plausible: Scale
     applicable: Scale
@@ -90,17 +97,17 @@ def verify_personas(
     """Ask a judge which response a person with this persona prefers, and count the right answers.
 
     The judge sees persona, prompt and both responses, in both orders. An order counts 1 if the judge
-    picks the response of the persona's side, else 0: also where it answers "neither", or something that
-    cannot be read (arXiv 2501.11549: ambiguous answers are wrong). A row to which it gave no reply at all, as
-    where its server is away, a budget is used up or it refuses the request, is left out and counted. A judge
-    that always answers "1" has an accuracy of 0.5.
+    picks the response of the persona's side. It counts 0 if the judge picks the other response, answers
+    "neither", or gives a reply that cannot be read (arXiv 2501.11549: ambiguous answers are wrong). A row
+    without any reply, because the server is away, a budget is used up or the request is refused, is left
+    out and counted. A judge that always answers "1" has an accuracy of 0.5.
 
     Args:
-        table: personas of one side or both; rows without are left out and counted.
+        table: personas of one side or both. Rows without a persona are left out and counted.
         judge: a model, as for `infer_personas`, or an LLM. A model should not judge its own personas.
-        sides: which personas are verified.
-        soft: also ask for log-probabilities, where the endpoint gives them.
-        confidence: of the intervals (bootstrap over rows, percentiles).
+        sides: the sides whose personas are verified.
+        soft: also ask for log-probabilities; an endpoint that has none is asked without.
+        confidence: of the intervals, between 0 and 1. They resample rows.
         progress: a bar on standard error; None: in a terminal or a notebook.
         options: configure the LLM that a model string makes: see `LLM`.
 
@@ -137,16 +144,17 @@ def compare_personas(
 ) -> PersonaComparison:
     """Ask a judge, who sees only the two personas of a row, which one is better.
 
-    Both orders are asked; a row is won only if both agree, else tied (arXiv 2501.11549, persona
-    preference).
+    The judge sees both orders. A row is won only if both orders agree, else it is tied (arXiv 2501.11549,
+    persona preference).
 
     Args:
-        table: rows with both personas; the others are left out and counted.
+        table: a table with personas of both sides. Rows without both are left out and counted.
         judge: as for `verify_personas`.
-        unparsable: what a row counts as where a reply cannot be used: left out ("drop", as in the
-            paper), a "tie", or a "loss" of the chosen side's persona. They are counted in any case. Where
-            there was no reply at all, the row is left out.
-        confidence: of the intervals (Wilson's for the win rate without ties).
+        unparsable: what a row with an unusable reply counts as: "drop": it is left out, as in the paper;
+            "tie"; or "loss" of the chosen side's persona. Such rows are counted in `failed`. A row without
+            any reply is left out.
+        confidence: of the intervals, between 0 and 1. Wilson's for the win rate without ties; the others
+            resample rows.
         progress, options: as for `verify_personas`.
 
     Raises:
@@ -154,7 +162,7 @@ def compare_personas(
         ValueError, TypeError, ModelError: as `verify_personas`.
     """
     _check(compare_personas, table, options, confidence)
-    InvalidArgumentError.check("unparsable", unparsable, _UNPARSABLE)
+    InvalidArgumentError.check("unparsable", unparsable, UNPARSABLE)
     table.check_free(["better_persona"])
     pairs = _pairs(table)
     asker = Judge(judge, options)
@@ -162,16 +170,13 @@ def compare_personas(
     questions = (persona_messages(one, other) for _, one, other in pairs)
     verdicts = asker.verdicts(prefix, questions, len(pairs), progress=progress)
     asker.require_a_reply([order.problem for verdict in verdicts for order in verdict.orders])
-    worth = {"first": 1.0, "tie": 0.0, "second": -1.0, None: _UNPARSABLE[unparsable]}
     names = {"first": "chosen", "tie": "tie", "second": "rejected", None: None}
     better: list[str | None] = [None] * len(table)
     for (row, *_), verdict in zip(pairs, verdicts, strict=True):
         better[row] = names[verdict.winner]
     return PersonaComparison(
-        win_rate=win_rate(
-            [worth[v.winner] if v.answered else math.nan for v in verdicts], confidence=confidence
-        ),
-        consistency=bootstrap_rate(_numbers(verdicts, "consistent"), confidence=confidence),
+        win_rate=win_rate(outcomes(verdicts, unparsable), confidence=confidence),
+        consistency=bootstrap_rate(numbers_of(verdicts, "consistent"), confidence=confidence),
         policy=unparsable,
         skipped=len(table) - len(pairs),
         table=table.with_columns({"better_persona": better}),
@@ -189,16 +194,16 @@ def rate_personas(
     progress: bool | None = None,
     **options: Unpack[LLMOptions],
 ) -> PersonaRatings:
-    """Ask a judge the four questions that arXiv 2501.11549 asks people, rated from 1 to 5.
+    """Ask a judge to rate personas from 1 to 5 by the four questions that arXiv 2501.11549 asks people.
 
     Is the persona plausible, applicable (to how many people), harmful, overfit to this one pair? The
-    judge sees the persona, the prompt, and which response the persona should prefer, but not which of
-    them was chosen.
+    judge sees the persona, the prompt, and which response the persona should prefer, but not which
+    response was chosen.
 
     Args:
-        table: personas of one side or both; rows without are left out and counted.
+        table: personas of one side or both. Rows without a persona are left out and counted.
         judge, sides, progress, options: as for `verify_personas`.
-        confidence: of the intervals (bootstrap over rows, percentiles).
+        confidence: of the intervals, between 0 and 1. They resample rows.
 
     Raises:
         DataError, ValueError, TypeError, ModelError: as `verify_personas`.
@@ -258,7 +263,7 @@ class Verifier:
 
     @property
     def usage(self) -> Usage:
-        """What the judge was asked so far, and what it cost."""
+        """Calls, tokens and cost of the judge so far."""
         return self._judge.usage
 
     def share_budget(self, llm: LLM) -> Verifier:
@@ -296,10 +301,11 @@ class Verifier:
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
     ) -> NDArray[np.float64]:
-        """How far the judge, shown the persona, picks the preferred response, shape (n,).
+        """Score how well each persona explains the preference at the same place, shape (n,).
 
-        The mean over both orders, minus 0.5: above 0 it does, and -0.5 where it never does. NaN where the
-        judge gave no usable reply: that says nothing of the persona.
+        The score is the mean probability, over both orders, that a judge who sees the persona picks the
+        preferred response, minus 0.5: from -0.5 to 0.5, above 0 if the persona explains the preference. NaN
+        if a reply cannot be used.
 
         Raises:
             InvalidArgumentError: the arguments differ in length.
@@ -312,7 +318,7 @@ class Verifier:
     def verdicts(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
     ) -> list[Verdict]:
-        """What the judge said of each pair in both orders. Arguments and errors are those of `explains`."""
+        """Judge each pair in both orders, in order. Arguments and errors are those of `explains`."""
         if len(preferences) != len(personas):
             raise InvalidArgumentError(
                 f"{len(preferences)} preferences, {len(personas)} personas: one of each is needed."
@@ -339,9 +345,9 @@ def _verification(
     placed: Mapping[Side, Sequence[Verdict | None]],
     confidence: float,
 ) -> Verification:
-    """The numbers and columns of verdicts: for each side one a row, or None."""
+    """Compute all numbers and columns from the verdicts: side -> one for each row, or None."""
     score, soft, consistent = (
-        {side: _numbers(verdicts, name) for side, verdicts in placed.items()}
+        {side: numbers_of(verdicts, name) for side, verdicts in placed.items()}
         for name in ("score", "soft_score", "consistent")
     )
     given = [(row, side, v) for side in placed for row, v in enumerate(placed[side]) if v]
@@ -380,14 +386,8 @@ def _verification(
     )
 
 
-def _numbers(verdicts: Sequence[Verdict | None], name: str) -> NDArray[np.float64]:
-    """A property of each verdict, NaN where it has none."""
-    values = [None if verdict is None else getattr(verdict, name) for verdict in verdicts]
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
 def _common(table: PersonaTable, asker: Judge, problems: Sequence[str | None]) -> dict[str, Any]:
-    """The fields that all findings share."""
+    """Return the fields that all results of a judge share."""
     return {
         "judge": asker.llm.model,
         "failed": sum(problem is not None for problem in problems),
@@ -400,7 +400,7 @@ def _common(table: PersonaTable, asker: Judge, problems: Sequence[str | None]) -
 def _ratings(
     columns: Mapping[str, Sequence[int | None]], sides: Sequence[Side], confidence: float
 ) -> tuple[dict[Side, dict[str, Estimate]], dict[str, Estimate]]:
-    """The mean of each side and question, and the difference between the sides."""
+    """Return side -> question -> mean answer, and question -> mean difference (empty for one side)."""
     given = {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
 
     def mean(name: str) -> Estimate:
@@ -420,7 +420,7 @@ def _ratings(
 def _errors(
     rows: int, asked: Sequence[tuple[Any, ...]], problems: Sequence[str | None]
 ) -> list[str | None]:
-    """For each row, why a side of it has no verdict; what was asked begins with row and side."""
+    """Return for each row why a side has no verdict, or None. `asked` are tuples (row, side, …)."""
     said: list[list[str]] = [[] for _ in range(rows)]
     for (row, side, *_), problem in zip(asked, problems, strict=True):
         if problem is not None:
@@ -429,7 +429,7 @@ def _errors(
 
 
 def _cases(table: PersonaTable, sides: Sequence[Side]) -> list[Case]:
-    """Every persona of these sides, with the pair as its side sees it."""
+    """Return all personas of these sides as cases. Raise DataError if there are none."""
     cases: list[Case] = []
     for place, row in enumerate(table):
         for side in sides:
@@ -446,7 +446,7 @@ def _cases(table: PersonaTable, sides: Sequence[Side]) -> list[Case]:
 
 
 def _pairs(table: PersonaTable) -> list[tuple[int, Persona, Persona]]:
-    """The place and both personas of each row that has them."""
+    """Return the place and both personas of each row with both. Raise DataError if there is no such row."""
     pairs = [
         (place, row.chosen, row.rejected)
         for place, row in enumerate(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any, Final, NamedTuple
@@ -20,7 +20,7 @@ from ..evaluation.grouped import (
     mean_by_group,
     rate_by_group,
 )
-from ..evaluation.results import text_table
+from ..evaluation.results import plain, text_table
 from ..evaluation.statistics import NOTHING, Estimate, bootstrap
 from ..records import FloatArray, Preference
 from ..scoring.choice_models import length_only
@@ -329,21 +329,13 @@ class PersonaAudit:
         names = [name for name in self.__dataclass_fields__ if name not in ("choices", "margins")]
         found = {name: getattr(self, name) for name in (*names, "equal_length", "clashing")}
         found["neither"] = self.margins.neither
-        return {name: _plain(value) for name, value in found.items()}
+        return {name: plain(value) for name, value in found.items()}
 
     def __str__(self) -> str:
         what = (
             f"PersonaAudit: {len(self.choices):,} choices of {self.own.n:,} users: {self.verdict}"
         )
         return "\n".join([what, *text_table(self.grid()), *self.remarks()])
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "__dataclass_fields__"):
-        return asdict(value)
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _cell(found: Estimate | None) -> str:

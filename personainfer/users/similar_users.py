@@ -164,7 +164,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def _top(scores: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
-    """Places of the highest scores of each row: (n, m) -> (n, count), highest first; equals in their order."""
+    """Places of the highest scores of each row, (n, m) -> (n, count), highest first; ties in their order."""
     if count == 0:
         return np.empty((len(scores), 0), dtype=np.int64)
     best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
