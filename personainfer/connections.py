@@ -13,7 +13,9 @@ import re
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
+from functools import cache
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -82,11 +84,13 @@ class Connections:
         *,
         name: str,
         socket: str | None = None,
+        is_sent: Callable[[], object] = object,
     ) -> Answer:
         """Send a request, and read the whole answer.
 
         An `address` that is a text is encoded first. `name` is what errors call the endpoint. `socket` is a
-        Unix socket through which it is reached.
+        Unix socket through which it is reached. `is_sent` is called when there is a connection, before
+        anything of the request is sent; what it raises is raised.
 
         Raises:
             TransportError: no connection, or it broke; `unanswered` tells these apart.
@@ -96,17 +100,12 @@ class Connections:
 
         if self._socket != socket:
             await self.close()
-        if self._session is None:
-            self._proxies.clear()
-            self._session, self._socket = _session(socket), socket
-        if self._lost > _MOST_LOST + self._answers // _ANSWERS_A_LOSS and self._earlier is None:
-            # The server closes connections that it seems to keep.
-            self._earlier, self._session = self._session, _session(socket, keeps=False)
-        proxy = self._proxy(str(address))
+        session, proxy = self._open(socket), self._proxy(str(address))
         if proxy is not None:
             _check_host(str(address), headers, proxy)
+        _is_sent.set(is_sent)
         try:
-            async with self._session.request(
+            async with session.request(
                 method,
                 address,
                 data=body,
@@ -130,6 +129,15 @@ class Connections:
             self._lost += failed.unanswered
             raise failed from None
 
+    def _open(self, socket: str | None) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._proxies.clear()
+            self._session, self._socket = _session(socket), socket
+        if self._lost > _MOST_LOST + self._answers // _ANSWERS_A_LOSS and self._earlier is None:
+            # The server closes connections that it seems to keep.
+            self._earlier, self._session = self._session, _session(socket, keeps=False)
+        return self._session
+
     def _proxy(self, address: str) -> str | None:
         if address not in self._proxies:
             self._proxies[address] = environment_proxy(address)
@@ -152,16 +160,46 @@ def _session(socket: str | None, *, keeps: bool = True) -> aiohttp.ClientSession
     import aiohttp
 
     connector: aiohttp.BaseConnector
+    over_tcp, over_unix = _connectors()
     if socket is not None:
-        connector = aiohttp.UnixConnector(socket, limit=0, force_close=not keeps)
+        connector = over_unix(socket, limit=0, force_close=not keeps)
     else:
-        connector = aiohttp.TCPConnector(limit=_most_connections(), force_close=not keeps)
+        connector = over_tcp(limit=_most_connections(), force_close=not keeps)
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request
         max_line_size=_LONGEST_HEADER,
         max_field_size=_LONGEST_HEADER,
     )
+
+
+_is_sent: ContextVar[Callable[[], object]] = ContextVar("personainfer.connections.is_sent")
+
+
+@cache
+def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector]]:
+    """Connectors that tell when a request has a connection: it may wait for one, and for its handshakes."""
+    import aiohttp
+
+    class Telling(aiohttp.BaseConnector):
+        async def connect(
+            self, req: aiohttp.ClientRequest, traces: Any, timeout: aiohttp.ClientTimeout
+        ) -> Any:
+            connection = await super().connect(req, traces, timeout)
+            try:
+                _is_sent.get()()
+            except BaseException:
+                connection.release()
+                raise
+            return connection
+
+    class OverTCP(Telling, aiohttp.TCPConnector):
+        pass
+
+    class OverUnix(Telling, aiohttp.UnixConnector):
+        pass
+
+    return OverTCP, OverUnix
 
 
 def _check_host(address: str, headers: Mapping[str, str], proxy: str) -> None:

@@ -79,6 +79,7 @@ class Exchange:
         self.closed = False  # the block was left: what a task goes on to send is not of the call
         self.failed: tuple[Any, Exception] | None = None  # a request, and what became of it
         self.deliver = rules.get("deliver")
+        self.by_client = False  # whether a library's own client sent anything
         self._piece = _piece(rules.get("texts", ()))
         self._base = _host(rules.get("base"))
         self._hidden = rules.get("hidden") or Secrets()
@@ -360,6 +361,7 @@ def _async_send(send: Callable[..., Any]) -> Callable[..., Any]:
                 error = response.content[:_LONGEST_ERROR]
                 return _response(request, response.status_code, response.headers, error)
             _come_first(self.event_hooks["response"], _bound_async)
+            exchange.by_client = True
             response = await send(self, request, **options)
             await _bound_async(response, is_last=True)
             if not stream:
@@ -399,6 +401,7 @@ def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:
         response, token = None, _sending.set(sending)
         try:
             _come_first(self.event_hooks["response"], _bound_now)
+            exchange.by_client = True
             if exchange.seconds is not None:
                 request.extensions = {**request.extensions, "trace": sending.trace}
             response = send(self, request, **options)

@@ -34,7 +34,7 @@ from personainfer.llm.client import LLM
 from personainfer.llm.dialect import Dialect
 from personainfer.llm.replies import read_reply
 from personainfer.llm.requests import Request, cached_reply
-from personainfer.llm.transports import EndpointTransport
+from personainfer.llm.transports import EndpointTransport, Sent
 from personainfer.local.cache import ReplyCache
 from personainfer.local.weights import find_weights, has_chat_template
 from personainfer.records import Completion, Message
@@ -243,14 +243,16 @@ class _Given(EndpointTransport):
         super().__init__("fake", "http://127.0.0.1:9/v1", "key")
         self._given = status, content
 
-    async def _post(self, path: str, body: bytes | None, timeout: float) -> Answer:
+    async def _post(
+        self, path: str, body: bytes | None, timeout: float, is_sent: Sent = object
+    ) -> Answer:
         status, content = self._given
         return Answer(status, {"Retry-After": content[:20].decode("latin-1")}, content)
 
 
 def answered(status: int) -> Callable[[Path], object]:
     def read(path: Path) -> object:
-        made = _Given(status, path.read_bytes())._send(b"{}", 1.0, Dialect("fake"))
+        made = _Given(status, path.read_bytes())._send(b"{}", 1.0, Dialect("fake"), object)
         try:
             made.send(None)
         except StopIteration as found:

@@ -32,7 +32,7 @@ from ..exceptions import (
     TransportError,
 )
 from ..llm.client import LLM
-from ..llm.pricing import Budget, most_tokens
+from ..llm.pricing import most_tokens
 from ..local.atomic_files import atomic_writer, remove_abandoned
 from ..observability import progress_bar
 from ..personas.infer import PersonaStream, checked, prepare
@@ -188,8 +188,8 @@ def collect_batch(
     downloaded = set(batch.answer_files()).difference(before)
     outcome = bring_in(batch, llm, keys, downloaded, None if here else batch.own_cache(cache_dir))
     usage = outcome.tally.usage
-    if llm.limits.budget is not None:
-        llm.limits.budget = Budget(llm.limits.budget.usd, usage.cost or 0.0)
+    if llm.account.bounds.budget is not None:
+        llm.account.bounds.budget.spend(usage.cost or 0.0)
     stream = PersonaStream(
         batch.source(),
         llm,
@@ -302,7 +302,7 @@ def _kept_options(llm: LLM) -> dict[str, Any]:
 def _most_costs(batch: PersonaBatch, llm: LLM) -> dict[int, float]:
     """USD that each part to be submitted can cost at most; none without a budget. It reads the files."""
     price = llm.batch_price
-    if llm.limits.budget is None or price is None:
+    if llm.account.bounds.budget is None or price is None:
         return {}
     max_tokens = llm.most_tokens()
     return {number: batch.most_cost(number, price, max_tokens) for number in batch.unsubmitted}
@@ -317,18 +317,20 @@ def _charge(batch: PersonaBatch, llm: LLM, costs: Mapping[int, float]) -> set[st
     Raises:
         BudgetExceededError: it is more than what is left.
     """
-    if llm.limits.budget is None or llm.batch_price is None:
+    if llm.account.bounds.budget is None or llm.batch_price is None:
         return set()
     numbers = batch.unsubmitted
     count = sum(batch.parts[number].requests for number in numbers)
-    llm.limits.budget.charge(f"{count} requests", {batch.order(n): costs[n] for n in numbers})
+    llm.account.bounds.budget.charge(
+        f"{count} requests", {batch.order(n): costs[n] for n in numbers}
+    )
     parts = ((n, batch.parts[n]) for n in numbers)
     return {batch.order(n) for n, part in parts if part.refused or part.file_id is None}
 
 
 def _give_back(orders: set[str], llm: LLM) -> None:
-    if llm.limits.budget is not None:
-        llm.limits.budget.give_back(orders)
+    if llm.account.bounds.budget is not None:
+        llm.account.bounds.budget.give_back(orders)
 
 
 def _submitted(

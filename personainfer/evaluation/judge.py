@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from ..exceptions import ModelError, ReplyError, RequestRejectedError
 from ..llm.client import LLM, make_llm
-from ..llm.pricing import Budget
+from ..llm.rate_limits import Bounds
 from ..llm.requests import Reply, Request
 from ..observability import progress_bar, with_progress_bar
 from ..records import FloatArray, Logprobs, Message, Persona, Prompt, Side, Usage
@@ -192,7 +192,7 @@ class Judge:
         total: int,
         *,
         progress: bool | None = False,
-        budget: Budget | None = None,
+        within: Bounds | None = None,
     ) -> list[Verdict]:
         """Ask all questions in both orders; return one verdict for each question, in order.
 
@@ -201,7 +201,7 @@ class Judge:
             questions: two user turns each, with the two texts in one order and in the other.
             total: how many questions there are, for the progress bar.
             progress: a bar on standard error; None: in a terminal or a notebook.
-            budget: as for `LLM.run`.
+            within: as for `LLM.run`.
 
         Raises:
             ModelError: only for what would fail every request (key, model, cache).
@@ -212,7 +212,7 @@ class Judge:
             first = next(turns, None)
             if first is None:
                 return []
-            answered = self._probe(prefix, first[0], budget)
+            answered = self._probe(prefix, first[0], within)
             turns = chain([first[len(answered) :]], turns)
         alternatives = _ALTERNATIVES if self._soft else 0
         asked = (
@@ -220,7 +220,7 @@ class Judge:
             for question in turns
         )
         found = []
-        for replies in self.replies(asked, total, progress=progress, budget=budget):
+        for replies in self.replies(asked, total, progress=progress, within=within):
             one, other = [*answered, *replies]
             answered = []
             found.append(
@@ -234,10 +234,10 @@ class Judge:
         total: int,
         *,
         progress: bool | None = False,
-        budget: Budget | None = None,
+        within: Bounds | None = None,
     ) -> Iterator[list[Reply]]:
         """Send requests; yield the replies to each group, in order. Arguments as for `verdicts`."""
-        run = self.llm.run(((None, group) for group in groups), budget=budget)
+        run = self.llm.run(((None, group) for group in groups), within=within)
         try:
             for _, replies in with_progress_bar(run, progress, total=total):
                 yield replies
@@ -251,11 +251,11 @@ class Judge:
         self.answered = self.answered or bool(problems)
 
     def _probe(
-        self, prefix: tuple[Message, ...], turn: Message, budget: Budget | None
+        self, prefix: tuple[Message, ...], turn: Message, within: Bounds | None
     ) -> list[Reply]:
         """Ask for log-probabilities; return the reply, or an empty list if the endpoint refuses them."""
         request = Request((turn,), Choice, prefix, logprobs=_ALTERNATIVES)
-        [[reply]] = self.replies([[request]], 1, budget=budget)
+        [[reply]] = self.replies([[request]], 1, within=within)
         refused = isinstance(reply.error, RequestRejectedError)
         self._asked, self._soft = True, not (refused and "logprob" in str(reply.error).lower())
         return [reply] if self._soft else []

@@ -27,7 +27,7 @@ from ..exceptions import (
     shown_when_made,
 )
 from ..llm.client import LLM, OPTIONS, LLMOptions
-from ..llm.pricing import Budget
+from ..llm.rate_limits import Bounds
 from ..llm.requests import Request
 from ..personas.prompts import choice_messages, instructions, persona_messages, rating_message
 from ..records import Persona, Preference, Side, Usage
@@ -277,7 +277,7 @@ class Verifier:
         """
         judge = self._judge.llm
         judge.transport.check_key()
-        budget = llm.limits.budget
+        budget = llm.account.bounds.budget
         if not self._shares_budgets or budget is None:
             return self
         if judge.price is None:
@@ -291,12 +291,12 @@ class Verifier:
         return of_the_run
 
     @property
-    def _budget(self) -> Budget | None:
-        """What pays for the calls, if another model does: read for each, as a fork makes its own."""
+    def _within(self) -> Bounds:
+        """What the judge's calls may take: of the payer's budget, if another model pays."""
+        own = self._judge.llm.account.bounds
         if self._payer is None:
-            return None
-        self._payer.renew_after_fork()
-        return self._payer.limits.budget
+            return own
+        return own._replace(budget=self._payer.account.bounds.budget)
 
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
@@ -326,7 +326,7 @@ class Verifier:
         pairs = zip(personas, preferences, strict=True)
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
         prefix = instructions("judge_choice.txt")
-        verdicts = list(self._judge.verdicts(prefix, questions, len(personas), budget=self._budget))
+        verdicts = list(self._judge.verdicts(prefix, questions, len(personas), within=self._within))
         if not self._judge.answered:
             self._judge.require_a_reply([o.problem for verdict in verdicts for o in verdict.orders])
         failed = [verdict.problem for verdict in verdicts if verdict.problem is not None]

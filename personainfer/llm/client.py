@@ -36,8 +36,8 @@ from ..records import Message, Usage
 from .litellm_transport import LiteLLMTransport
 from .llamacpp import EmbeddedTransport
 from .pricing import Budget, Price, ReplySize, Tally, find_batch_price, find_price
-from .rate_limits import Limits
-from .requests import Form, InFlight, Job, Reply, Request, Run
+from .rate_limits import Account, Bounds
+from .requests import Form, Job, Reply, Request, Run
 from .transports import EndpointTransport, Transport
 from .workers import CallSettings, Workers
 
@@ -243,7 +243,7 @@ class LLM:
             if local
             else find_price(self.model, chosen["prices"], chosen["extra_body"])
         )
-        self.limits = Limits(
+        self.account = Account(
             max_concurrency=self.max_concurrency,
             rpm=chosen["rpm"],
             tpm=chosen["tpm"],
@@ -257,7 +257,6 @@ class LLM:
             self.cache = ReplyCache(self._options["cache_dir"] or default_cache_dir())
         self._forms: dict[tuple[Any, ...], Form] = {}
         self._counting = threading.Lock()
-        self._in_flight = InFlight()
 
     @property
     def samples(self) -> bool:
@@ -337,25 +336,24 @@ class LLM:
         return [replies[0] for _, replies in self.run(checked)]
 
     def run(
-        self, items: Iterable[tuple[T, Sequence[Request]]], *, budget: Budget | None = None
+        self, items: Iterable[tuple[T, Sequence[Request]]], *, within: Bounds | None = None
     ) -> Run[T]:
         """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory.
 
-        `budget` pays for the calls; None: that of this model.
+        `within` bounds the calls; None: the budget and the limits a minute of this model.
         """
         self.renew_after_fork()
-        self.limits.begin(beside_others=self._in_flight.has_runs)
+        self.account.begin()
         tally = Tally(self.price)
         return Run(
             self.jobs(items),
             Workers(
                 self.transport,
-                self.limits,
-                budget or self.limits.budget,
+                self.account,
+                within or self.account.bounds,
                 self.cache,
                 self._call_settings,
                 tally,
-                self._in_flight,
             ),
             cache=self.cache,
             tally=tally,
@@ -368,14 +366,13 @@ class LLM:
         """The most tokens of the reply to a request, as far as its options tell."""
         settings = self._call_settings
         asked = settings.size.most(self.transport.most_tokens(settings.max_tokens))
-        return asked + self.limits.beyond
+        return asked + self.account.beyond
 
     def __copy__(self) -> LLM:
         self.renew_after_fork()
         made = LLM.__new__(type(self))
         made.__setstate__(self.__getstate__())
-        made.limits = self.limits  # the budget above all
-        made._in_flight = self._in_flight  # runs of a copy are beside those of this one
+        made.account = self.account
         return made
 
     def __deepcopy__(self, memo: object) -> LLM:
@@ -384,10 +381,9 @@ class LLM:
     def renew_after_fork(self) -> None:
         """Make it anew in a fork, which has none of its parent's connections and locks."""
         if self._pid != os.getpid():
-            budget = self.limits.budget
+            account = self.account
             self.__setstate__(self.__getstate__())
-            if budget is not None:
-                self.limits.budget = Budget(budget.usd, budget.taken)
+            self.account = account
 
     def jobs(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Iterator[tuple[T, list[Job]]]:
         """Each item with its requests as this model is sent them."""

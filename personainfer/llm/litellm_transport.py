@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 from urllib.request import getproxies
 
@@ -50,7 +50,7 @@ from .openai_protocol import (
     wire_schema,
 )
 from .replies import last_bad_reply, taken_by
-from .transports import DialectTransport
+from .transports import DialectTransport, Sent
 
 Call = Callable[..., Awaitable[Any]]
 
@@ -131,7 +131,9 @@ class LiteLLMTransport(DialectTransport):
         return tool_call(asked) if self._asks_by_tool_call else fields
 
     @keeps_no_cause
-    async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
+    async def _send(
+        self, body: bytes, timeout: float, dialect: Dialect, is_sent: Sent
+    ) -> Completion:
         """Send one request of litellm's. Its own retries are off, since they ignore Retry-After.
 
         The answer is read as that of any endpoint. What litellm made of it counts where the provider has a
@@ -150,8 +152,12 @@ class LiteLLMTransport(DialectTransport):
             "texts": message_texts(fields["messages"]),
             "hidden": self.secrets,
             "base": None if self.provider in self._own() else self.options.get("api_base"),
-            "deliver": self._deliver if _sends_as_it_came(self._litellm) else None,
+            "deliver": partial(self._deliver, is_sent),
         }
+        if not _sends_as_it_came(self._litellm):
+            rules["deliver"] = None
+        if rules["deliver"] is None or self.provider in _IN_PROCESS | self._own():
+            is_sent()  # nobody tells when
         reply, failure = None, None
         with silent_libraries(), guarded_http(**rules) as exchange:
             asking = self._ask(fields, bad, dialect)
@@ -159,13 +165,15 @@ class LiteLLMTransport(DialectTransport):
                 reply = await self._in_time(timeout, self._place, asking)
             except Exception as error:
                 failure = error
+        if exchange.by_client:
+            is_sent(checks=False)
         if exchange.secrets:
             self._carried = tuple(map(SecretText, exchange.secrets))
         if bad is None and not exchange.answers and failure is None:
             self._check_is_in_this_process()
         return self._read_exchange(body, timeout, exchange, reply, failure)
 
-    async def _deliver(self, request: Any) -> Answer:
+    async def _deliver(self, is_sent: Sent, request: Any) -> Answer:
         """Send a request of litellm as one of ours."""
         import yarl
 
@@ -188,7 +196,12 @@ class LiteLLMTransport(DialectTransport):
             headers.pop("authorization", None)
         address = yarl.URL(str(request.url), encoded=True)
         return await self._connections.send(
-            request.method, address, headers, request.content, name=self._place
+            request.method,
+            address,
+            headers,
+            request.content,
+            name=self._place,
+            is_sent=is_sent,
         )
 
     @reads(

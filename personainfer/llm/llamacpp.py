@@ -39,7 +39,7 @@ from ..observability import log
 from ..records import Completion
 from .dialect import Asked
 from .openai_protocol import Json, response_format
-from .transports import EndpointTransport
+from .transports import EndpointTransport, Sent
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class EmbeddedTransport(EndpointTransport):
         local_model(self._weights).reset()
 
     async def complete(
-        self, body: bytes, timeout: float, asked: Asked, is_sent: Callable[[], None]
+        self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
     ) -> Completion:
         """Start the server if necessary, and send the request to the slot that has read most of it.
 
@@ -114,7 +114,7 @@ class EmbeddedTransport(EndpointTransport):
         body: bytes,
         timeout: float,
         asked: Asked,
-        is_sent: Callable[[], None],
+        is_sent: Sent,
         *,
         alone: bool,
     ) -> Completion:
@@ -139,7 +139,7 @@ class EmbeddedTransport(EndpointTransport):
         return answer
 
     async def _complete_in(
-        self, slot: int, body: bytes, timeout: float, asked: Asked, is_sent: Callable[[], None]
+        self, slot: int, body: bytes, timeout: float, asked: Asked, is_sent: Sent
     ) -> Completion:
         fields = json.loads(body) | {"id_slot": slot}
         return await super().complete(json.dumps(fields).encode(), timeout, asked, is_sent)

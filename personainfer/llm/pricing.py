@@ -177,11 +177,21 @@ class Budget:
     def settle(self, reserved: float, spent: float) -> None:
         """Replace a reservation by the cost of the call."""
         with self._lock:
+            self._spent += spent  # first: a fork may begin between two of these
             self._in_flight -= 1
             # Of many additions, a rest may be left when nothing is in flight.
             self._reserved = self._reserved - reserved if self._in_flight else 0.0
-            self._spent += spent
         self._settled.set()
+
+    def spend(self, usd: float) -> None:
+        """Count what was paid elsewhere. It may be more than what is left."""
+        with self._lock:
+            self._spent += usd
+
+    def renew_in_fork(self) -> None:
+        """Go on in a fork with what is left: what the parent's calls in flight may cost is spent."""
+        self._spent, self._reserved, self._in_flight = self._spent + self._reserved, 0.0, 0
+        self._lock, self._settled = threading.Lock(), asyncio.Event()
 
     def charge(self, what: str, orders: Mapping[str, float]) -> None:
         """Count orders, such as parts of a batch, with the most that they can cost: all of them, or none.

@@ -1,20 +1,24 @@
 """Limit what is sent, and when: concurrency, requests and tokens a minute, pauses after refusals.
 
-All classes are used on one event loop.
+All classes are used on one event loop. `Account` has what the runs, copies and forks of an LLM share.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
+from weakref import WeakSet
 
 from ..exceptions import ModelError, RateLimitError, RequestRejectedError
 from .pricing import Budget
+from .requests import InFlight
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[object]]
@@ -94,6 +98,11 @@ class Window:
             self._total += units - place.units
             self._changed.set()
         place.units = units
+
+    def renew_in_fork(self) -> None:
+        """Go on in a fork with what was sent before it. What waits to be sent there is the parent's."""
+        self._held, self._total = len(self._sent), sum(place.units for place in self._sent)
+        self._turn, self._changed = asyncio.Lock(), asyncio.Event()
 
     def _forget(self) -> None:
         """Drop what has left the window."""
@@ -256,6 +265,11 @@ class Gate:
         self._given_up = error
         self._wake_all()
 
+    def renew_in_fork(self) -> None:
+        """Go on in a fork, in which nothing is in flight. What the endpoint asked for holds there, too."""
+        self._active = 0
+        self._waiting.clear()
+
     def _wake_one(self) -> None:
         while self._waiting:
             waiter = self._waiting.popleft()
@@ -349,8 +363,26 @@ def _reason(error: ModelError) -> str:
 _EXAMPLES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\d+")  # what differs in refusals of one kind
 
 
-class Limits:
-    """All limits of one endpoint; `None` means unlimited."""
+class Bounds(NamedTuple):
+    """What calls may take, of a budget and in a minute; None: any amount. Several models may share it."""
+
+    budget: Budget | None = None
+    requests: Window | None = None
+    tokens: Window | None = None
+
+
+class Account:
+    """What all runs, copies and forks of an LLM share: all that the next call has to know of those before it.
+
+    A fork goes on with what was counted before it: what the parent's calls in flight may cost is spent there.
+
+    Attributes:
+        gate: how many requests are let through, and the pauses that the endpoint asks for.
+        bounds: the budget, and the limits a minute.
+        in_flight: the requests that are sent, and the open runs.
+        has_run: whether a model has run for this caller: something was told, or said.
+        beyond: tokens that a reply took beyond the most that it might take.
+    """
 
     def __init__(
         self,
@@ -364,18 +396,37 @@ class Limits:
         keeps_beyond: bool = False,
     ) -> None:
         self.gate = Gate(max_concurrency, rounds=rounds, patience=patience)
-        self.requests = Window(rpm) if rpm else None
-        self.tokens = Window(tpm) if tpm else None
-        self.budget = budget
-        self.has_run = False  # whether a model has run for this caller: something was told, or said
-        self.beyond = 0  # tokens that a reply took beyond the most that it might take
+        self.bounds = Bounds(budget, Window(rpm) if rpm else None, Window(tpm) if tpm else None)
+        self.in_flight = InFlight()
+        self.has_run = False
+        self.beyond = 0
         self._keeps_beyond = keeps_beyond
+        _accounts.add(self)
 
-    def begin(self, *, beside_others: bool) -> None:
+    def begin(self) -> None:
         """A run begins. One beside no others forgets what was found out about the endpoint.
 
         It does not forget `beyond` where requests ask to think without a number, which is found out alone.
         """
+        beside_others = self.in_flight.has_runs
         self.gate.reset(beside_others=beside_others)
         if not (beside_others or self._keeps_beyond):
             self.beyond = 0
+
+    def renew_in_fork(self) -> None:
+        """Free what the parent's threads held. The objects stay the same for whoever has them."""
+        for part in (self.gate, self.in_flight, *self.bounds):
+            if part is not None:
+                part.renew_in_fork()
+
+
+_accounts: WeakSet[Account] = WeakSet()
+
+
+def _renew_in_fork() -> None:
+    for account in list(_accounts):
+        account.renew_in_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_in_fork)

@@ -156,6 +156,12 @@ class InFlight:
         self._runs: WeakSet[SharingRun] = WeakSet()
         self._asked: dict[bytes, asyncio.Future[Reply | None] | None] = {}  # None: nobody waits
 
+    def renew_in_fork(self) -> None:
+        """Forget the parent's requests: nobody answers them here."""
+        self._lock = threading.Lock()
+        self._runs.clear()
+        self._asked.clear()
+
     def open(self, run: SharingRun) -> None:
         """Register a run before it reads the cache; tell all open runs if there are several."""
         with self._lock:

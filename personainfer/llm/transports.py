@@ -45,6 +45,10 @@ from .replies import decode, taken_by
 
 T = TypeVar("T")
 
+# Called when a request is sent; what it raises is raised, and nothing is sent. With `checks=False` it raises
+# nothing: for a request of which this is known only afterwards.
+Sent = Callable[..., object]
+
 _NAMES_NOTED = 8
 
 
@@ -70,12 +74,12 @@ class Transport(Protocol):
         """The most tokens that a reply may take where `asked` are wanted for the answer."""
 
     async def complete(
-        self, body: bytes, timeout: float, asked: Asked, is_sent: Callable[[], None]
+        self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
     ) -> Completion:
         """Send one request and wait for its reply, or raise a ModelError.
 
-        `is_sent` is called when it is sent. An error with `rewritten` says that the same request would now
-        be sent in another form, which may be noted in `asked`.
+        `is_sent` is called as soon as it has a connection. An error with `rewritten` says that the same
+        request would now be sent in another form, which may be noted in `asked`.
         """
 
     def was_read(self, completion: Completion, *, fits: bool) -> None:
@@ -145,25 +149,29 @@ class DialectTransport:
         return self.dialect.most_tokens(asked)
 
     async def complete(
-        self, body: bytes, timeout: float, asked: Asked, is_sent: Callable[[], None]
+        self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
     ) -> Completion:
         """Send the request once, in the dialect of the endpoint, which is learned from its refusals."""
         dialect = self.dialect
         is_first = not dialect.proven and await dialect.wait_for_turn()
         try:
-            is_sent()
-            return await self._complete(dialect, body, timeout, asked)
+            return await self._complete(dialect, body, timeout, asked, is_sent)
         finally:
             if is_first:
                 dialect.end_turn()
 
     async def _complete(
-        self, dialect: Dialect, body: bytes, timeout: float, asked: Asked
+        self,
+        dialect: Dialect,
+        body: bytes,
+        timeout: float,
+        asked: Asked,
+        is_sent: Sent,
     ) -> Completion:
         own = dialect.of(asked)
         version = own.version
         try:
-            completion = await self._send(body, timeout, own)
+            completion = await self._send(body, timeout, own, is_sent)
         except RequestRejectedError as error:
             dialect.refused(version, error, body, asked)
             raise
@@ -223,7 +231,9 @@ class DialectTransport:
         asked = message_texts(json.loads(body)["messages"])
         return status_error(status, headers, words, self.secrets, asked)
 
-    async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
+    async def _send(
+        self, body: bytes, timeout: float, dialect: Dialect, is_sent: Sent
+    ) -> Completion:
         """Send a request, written in this dialect."""
         raise NotImplementedError
 
@@ -286,11 +296,13 @@ class EndpointTransport(DialectTransport):
             written = json.dumps({**json.loads(written), "model": self._full_name}).encode()
         return written
 
-    async def _send(self, body: bytes, timeout: float, dialect: Dialect) -> Completion:
+    async def _send(
+        self, body: bytes, timeout: float, dialect: Dialect, is_sent: Sent
+    ) -> Completion:
         written, in_full = self.written(body, dialect), self._wants_full_name
         try:  # in one expression: a variable of a traceback would show what the answer repeats
             return self._read_completion(
-                body, *await self._post("/chat/completions", written, timeout)
+                body, *await self._post("/chat/completions", written, timeout, is_sent)
             )
         except ModelNotFoundError as error:
             if not in_full and (self._wants_full_name or self.has_two_names):
@@ -305,12 +317,24 @@ class EndpointTransport(DialectTransport):
         return decode(content)
 
     @keeps_no_cause
-    async def _post(self, path: str, body: bytes | None, timeout: float) -> Answer:
+    async def _post(
+        self,
+        path: str,
+        body: bytes | None,
+        timeout: float,
+        is_sent: Sent = object,
+    ) -> Answer:
         """POST the body, or GET where there is none."""
         method, address = "GET" if body is None else "POST", _address(self._base, path)
         headers = _request_headers(key_headers(self._base, self.key), self.headers)
         sent = self._connections.send(
-            method, address, headers, body, name=self.endpoint, socket=self._socket
+            method,
+            address,
+            headers,
+            body,
+            name=self.endpoint,
+            socket=self._socket,
+            is_sent=is_sent,
         )
         return await self._in_time(timeout, self.endpoint, sent)
 

@@ -35,11 +35,10 @@ from ..exceptions import (
 from ..local.cache import ReplyCache
 from ..observability import log
 from ..records import Completion, Message
-from .pricing import Budget, ReplySize, Tally, cost_is_unknown, most_tokens
-from .rate_limits import Limits, Place, RefusalWatch, Window
+from .pricing import ReplySize, Tally, cost_is_unknown, most_tokens
+from .rate_limits import Account, Bounds, Place, RefusalWatch, Window
 from .replies import reask
 from .requests import (
-    InFlight,
     Job,
     Reply,
     cached_reply,
@@ -105,24 +104,23 @@ class Workers:
     def __init__(
         self,
         transport: Transport,
-        limits: Limits,
-        budget: Budget | None,
+        account: Account,
+        bounds: Bounds,
         cache: ReplyCache | None,
         settings: CallSettings,
         tally: Tally,
-        in_flight: InFlight,
     ) -> None:
         self.done: SimpleQueue[None] = SimpleQueue()  # a token whenever replies have come
         self.fatal: BaseException | None = None
         self.cancelled = False
         self.met_another = False  # whether another run of this LLM was open at the same time
         self._transport = transport
-        self._limits = limits
-        self._budget = budget
+        self._account = account
+        self._bounds = bounds
         self._cache = cache
         self._settings = settings
         self._tally = tally
-        self._in_flight = in_flight
+        self._in_flight = account.in_flight
         self._jobs: deque[Job] = deque()
         self._later: deque[Job] = deque()  # those that were refused often for going too fast
         self._tasks: set[asyncio.Task[None]] = set()
@@ -142,7 +140,7 @@ class Workers:
         self._asked_at = -math.inf  # when that was last found out …
         self._found: ModelError | None = None  # … and the error of the short request
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
-        in_flight.open(self)
+        self._in_flight.open(self)
 
     @property
     def waiting(self) -> int:
@@ -361,7 +359,7 @@ class Workers:
             return False
         if self._dead is None and not _is_answer(await self._short_error(job, reopen=True)):
             self._dead = error
-            self._limits.gate.give_up(error)
+            self._account.gate.give_up(error)
         if self._dead is not None:
             return False
         told_to_wait = job.refusals > before and error.retry_after is not None
@@ -420,7 +418,7 @@ class Workers:
         async with self._one_asks:
             if self._asked_at < since and self.fatal is None:
                 if reopen:
-                    self._limits.gate.reset(at_once=True)
+                    self._account.gate.reset(at_once=True)
                 self._found = await self._short_refusal(job)
                 self._asked_at = time.monotonic()
             return self._found
@@ -456,9 +454,10 @@ class Workers:
 
     async def _send(self, job: Job, *, is_watched: bool = True) -> Completion:
         """Send a job once, within every limit; count what it took."""
-        body, limits, budget = job.body, self._limits, self._budget
+        body, account = job.body, self._account
+        budget, requests, tokens = self._bounds
         asked = self._asked_tokens(job)
-        way = _OnItsWay(body, asked, asked + limits.beyond)
+        way = _OnItsWay(body, asked, asked + account.beyond)
         used: Completion | None = None
         failure: BaseException | None = None
         is_watched = is_watched and not self._refusals.is_over
@@ -467,30 +466,30 @@ class Workers:
         try:
             if budget is not None:
                 way.reserved = await budget.reserve(self._tally.most(most_tokens(body), way.most))
-            for window, units in ((limits.requests, 1), (limits.tokens, way.estimate)):
+            for window, units in ((requests, 1), (tokens, way.estimate)):
                 if window is not None:
                     way.places.append((window, await window.take(units)))
-            entered = await limits.gate.enter()
+            entered = await account.gate.enter()
             try:
                 is_sent = partial(self._is_sent, job, way)
                 used = await self._transport.complete(body, self._settings.timeout, job, is_sent)
                 self._taken_at = time.monotonic() if job.key else self._taken_at
-                limits.gate.accepted()
+                account.gate.accepted()
                 self._refusals.accepted()
                 return used
             except RateLimitError as error:
                 job.refusals += not error.loading
-                limits.gate.refused(entered, error)
+                account.gate.refused(entered, error)
                 raise
             except ReplyError as error:
-                limits.gate.accepted()
+                account.gate.accepted()
                 if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
                     error.retryable = False
                 if error.completion is not None:
                     self._refusals.accepted()
                 raise
             finally:
-                limits.gate.leave()
+                account.gate.leave()
         except BaseException as error:
             failure = error
             used = getattr(error, "completion", None) or getattr(error, "took", None)
@@ -500,14 +499,15 @@ class Workers:
                 self._refusals.leave()
             self._settle(way, used, failure)
 
-    def _is_sent(self, job: Job, way: _OnItsWay) -> None:
+    def _is_sent(self, job: Job, way: _OnItsWay, *, checks: bool = True) -> None:
         """A request is sent now: it counts from here on.
 
         Raises:
             RequestRejectedError: its reply may take more tokens than were reserved. While it waited, another
                 one may have shown that the model reasons, or keeps no limit. It is reserved anew.
         """
-        if self._asked_tokens(job) + self._limits.beyond > way.most and self._budget is not None:
+        most = self._asked_tokens(job) + self._account.beyond
+        if checks and most > way.most and way.reserved is not None:
             error = RequestRejectedError("the reply may take more tokens than were reserved.")
             error.rewritten = True
             raise error
@@ -520,19 +520,19 @@ class Workers:
         self, way: _OnItsWay, used: Completion | None, failure: BaseException | None
     ) -> None:
         """Count what a request took, and give back what was held for it beside that."""
-        limits, spent = self._limits, 0.0
+        account, (budget, _, tokens), spent = self._account, self._bounds, 0.0
         if used is not None:
-            spent, limits.has_run = self._tally.add(used), True
+            spent, account.has_run = self._tally.add(used), True
             beyond = min(used.completion_tokens - way.asked, _MOST_BEYOND)
-            limits.beyond = max(limits.beyond, beyond)
+            account.beyond = max(account.beyond, beyond)
         is_unknown = cost_is_unknown(used, failure)
         if way.sent and is_unknown and not self._takes_none:
             spent = self._tally.assume(most_tokens(way.body), way.most, spent)
-        if self._budget is not None and way.reserved is not None:
-            self._budget.settle(way.reserved, spent)
+        if budget is not None and way.reserved is not None:
+            budget.settle(way.reserved, spent)
         for window, place in way.places:
             window.leave(place)
-            if window is limits.tokens and used is not None and not is_unknown:
+            if window is tokens and used is not None and not is_unknown:
                 taken = used.prompt_tokens + used.completion_tokens
                 if taken <= way.plausible:  # else it would close the window for hours
                     window.correct(place, taken)
@@ -540,7 +540,7 @@ class Workers:
     @property
     def _takes_none(self) -> bool:
         """Whether the endpoint lets this caller in to no model: those in flight cost nothing."""
-        return getattr(self.fatal, "ran_nothing", False) and not self._limits.has_run
+        return getattr(self.fatal, "ran_nothing", False) and not self._account.has_run
 
     def _asked_tokens(self, job: Job) -> int:
         """The most tokens that the reply to a job may take, by what the request asks for."""

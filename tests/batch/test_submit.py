@@ -1052,7 +1052,7 @@ def test_a_batch_is_charged_when_it_is_submitted_whoever_filled_its_folder(
         submit(provider, pairs(3), place / "b", budget=0.1, **options)
     assert provider.batches == {}
     model = pi.LLM("fake", api_base=provider.api_base, budget=0.2, **options)
-    budget = model.limits.budget
+    budget = model.account.bounds.budget
     assert budget is not None
     provider.faults = [(UPLOAD, 400), (CREATE, 400)]
     with pytest.raises(RequestRejectedError):
@@ -1074,14 +1074,14 @@ def test_a_part_that_the_provider_refused_is_charged_once_when_it_is_submitted_a
     collect(pi.submit_batch(pairs(3), model, place / "b"))
     provider.statuses, provider.problem = ["completed"], ""
     assert not collect(pi.submit_batch(pairs(3), model, place / "b")).errors
-    assert model.limits.budget is not None
-    assert model.limits.budget.spent == pytest.approx(0.15)
+    assert model.account.bounds.budget is not None
+    assert model.account.bounds.budget.spent == pytest.approx(0.15)
 
 
 def test_calls_in_flight_count_beside_a_batch(provider: BatchServer, place: Path) -> None:
     options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "budget": 0.2}
     model = pi.LLM("fake", api_base=provider.api_base, cache=False, **options)
-    budget = model.limits.budget
+    budget = model.account.bounds.budget
     assert budget is not None
     asyncio.run(budget.reserve(0.1))
     with pytest.raises(BudgetExceededError, match="beside the calls in flight"):

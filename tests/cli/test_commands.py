@@ -408,7 +408,7 @@ def test_text_that_is_no_utf8_costs_its_row(run: Run, reach: list[str]) -> None:
 def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> None:
     reach = ["--model", "fake", "--api-base", "http://127.0.0.1:1/v1", "--max-attempts", "1"]
     one = run("infer", written(pairs(1)), "-o", "out.parquet", *reach)
-    assert one.stderr.startswith("1 row in out.parquet, 1 failed\n1 call, 0 from the cache")
+    assert one.stderr.startswith("1 row in out.parquet, 1 failed\n0 calls, 0 from the cache")
     assert "is api_base= its address" in one.stderr
     assert "more" not in one.stderr
     five = run("infer", written(pairs(5)), *reach)

@@ -308,8 +308,8 @@ def test_no_more_than_rpm_are_sent_in_the_minute_after_a_pause() -> None:
 
     with FakeLLM(reply) as server:
         model = fake(server, cache=False, rpm=8, max_concurrency=8)
-        assert model.limits.requests is not None
-        model.limits.requests._seconds = 1.0
+        assert model.account.bounds.requests is not None
+        model.account.bounds.requests._seconds = 1.0
         model.ask_many([([{"role": "user", "content": str(n)}],) for n in range(24)])
     assert len(arrived) == 25
     # Half of a window: a busy machine may note an arrival late.
@@ -321,8 +321,8 @@ def test_tokens_that_no_reply_tells_stay_in_the_window_as_they_were_estimated() 
     with FakeLLM(faults=[Fault.response(said)]) as server:
         model = fake(server, cache=False, tpm=10_000, max_tokens=400)
         assert model.ask([{"role": "user", "content": "?"}]).text == "hello"
-    assert model.limits.tokens is not None
-    assert 200 < model.limits.tokens._total < 300
+    assert model.account.bounds.tokens is not None
+    assert 200 < model.account.bounds.tokens._total < 300
 
 
 def test_the_budget_holds_for_scripts_that_take_a_token_a_byte() -> None:

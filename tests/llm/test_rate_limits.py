@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from personainfer.exceptions import BudgetExceededError, RateLimitError, RequestRejectedError
 from personainfer.llm import rate_limits
 from personainfer.llm.pricing import Budget, Price
-from personainfer.llm.rate_limits import Gate, Limits, Place, RefusalWatch, Window
+from personainfer.llm.rate_limits import Account, Gate, Place, RefusalWatch, Window
 
 pytestmark = pytest.mark.anyio
 
@@ -552,9 +552,9 @@ async def test_a_budget_that_is_met_exactly_is_not_passed() -> None:
 
 
 def test_limits_that_are_not_given_are_not_there() -> None:
-    limits = Limits(max_concurrency=3)
-    assert (limits.requests, limits.tokens, limits.budget) == (None, None, None)
-    limits = Limits(max_concurrency=3, rpm=60, tpm=1000)
+    limits = Account(max_concurrency=3).bounds
+    assert limits == (None, None, None)
+    limits = Account(max_concurrency=3, rpm=60, tpm=1000).bounds
     assert limits.requests is not None
     assert limits.tokens is not None
     assert (limits.requests.limit, limits.tokens.limit) == (60, 1000)

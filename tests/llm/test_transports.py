@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 from email.utils import formatdate
-from time import time
+from time import monotonic, time
 from typing import Any, Literal
 
 import pytest
@@ -242,6 +242,48 @@ def test_no_more_connections_are_opened_than_the_process_may_have(
         options: dict[str, Any] = {"api_base": server.api_base, "api_key": "k"}
         assert not pi.infer_personas(pairs(60), model, **options).errors
         assert 2 <= server.in_flight_peak <= 8
+
+
+@pytest.mark.heavy
+@each_way
+def test_a_request_that_waits_for_a_connection_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs nothing of a budget, and counts in no minute."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))  # 8 connections
+    options: dict[str, Any] = {"api_key": "k", "max_attempts": 1, "cache": False}
+    with FakeLLM(latency=5) as server:
+        options |= {"prices": (0.0, 10_000.0), "max_tokens": 100, "budget": 100.0, "rpm": 60}
+        llm = pi.LLM("m", api_base=server.api_base, timeout=0.5, **options)
+        llm.ask_many([([{"role": "user", "content": str(n)}],) for n in range(24)])
+        window = llm.account.bounds.requests
+        assert window is not None
+        assert 2 <= server.calls <= llm.usage.calls <= server.calls + 2
+        assert len(window._sent) == llm.usage.calls
+        assert llm.usage.cost == pytest.approx(1.0 * llm.usage.calls)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("model", ["m", "litellm/openai/m"])
+def test_rpm_counts_from_when_a_request_has_a_connection(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    came: list[float] = []
+    said = json.dumps({"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]})
+
+    def late_at_first(_: Any) -> Fault:
+        came.append(monotonic())
+        return Fault("hang", body=said.encode(), seconds=0.4 if len(came) <= 8 else 0.0)
+
+    with FakeLLM(late_at_first) as server:
+        llm = pi.LLM(model, api_base=server.api_base, api_key="k", cache=False, rpm=16)
+        window = llm.account.bounds.requests
+        assert window is not None
+        window._seconds = 0.5
+        replies = llm.ask_many([([{"role": "user", "content": str(n)}],) for n in range(30)])
+        assert {reply.text for reply in replies} == {"yes"}
+    assert all(late - early > 0.45 for early, late in zip(came, came[16:], strict=False))
 
 
 # litellm takes seconds to import: what is tried with it shares one test each.

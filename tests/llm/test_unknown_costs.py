@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import threading
+import time
 from collections import Counter
 from typing import Any
 
@@ -119,8 +120,8 @@ def test_an_error_that_tells_what_it_took_is_charged_as_such(code: int | None, p
         assert ask(llm, 1)[0].error is not None
     assert server.calls >= 1
     assert llm.usage.cost == pytest.approx(0.4 * server.calls)
-    assert llm.limits.budget is not None
-    assert llm.limits.budget.spent == llm.usage.cost
+    assert llm.account.bounds.budget is not None
+    assert llm.account.bounds.budget.spent == llm.usage.cost
 
 
 LAVISH = {"prompt_tokens": 30, "completion_tokens": 2000}  # more than were asked for
@@ -154,8 +155,8 @@ def test_what_a_reply_tells_that_it_took_is_charged_where_the_reply_cannot_be_us
         llm = fake(server, budget=100.0, max_attempts=1)
         assert ask(llm, 1)[0].error is not None
     assert llm.usage.cost == pytest.approx(20.3 * server.calls)
-    assert llm.limits.budget is not None
-    assert llm.limits.budget.spent == llm.usage.cost
+    assert llm.account.bounds.budget is not None
+    assert llm.account.bounds.budget.spent == llm.usage.cost
 
 
 @each_way
@@ -356,8 +357,8 @@ def test_a_refusal_of_all_costs_nothing_for_those_in_flight(status: int) -> None
             ask(llm, 20)
         assert server.calls > 1
     assert llm.usage.cost == 0
-    assert llm.limits.budget is not None
-    assert llm.limits.budget.spent == 0
+    assert llm.account.bounds.budget is not None
+    assert llm.account.bounds.budget.spent == 0
 
 
 @each_way
@@ -475,6 +476,62 @@ def test_a_fork_has_what_is_left_of_the_budget() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_in_a_fork_copies_have_together_what_is_left() -> None:
+    with FakeLLM(Reply("fine", prompt_tokens=5, completion_tokens=500)) as server:
+        llm = fake(server, budget=18.0, rpm=3)
+        copies = [copy.copy(llm), copy.deepcopy(llm)]
+        budget, window, _ = llm.account.bounds
+        assert budget is not None
+        assert window is not None
+        ask(llm, 1)  # 505 tokens for 5.05 USD
+        if (child := os.fork()) == 0:
+            for one in copies:
+                ask(one, 1)
+            fits = [one.account.bounds == (budget, window, None) for one in (llm, *copies)]
+            fits += [abs(budget.spent - 3 * 5.05) < 1e-9, window._held == 3]  # of the parent, too
+            fits.append(isinstance(ask(llm, 1)[0].error, BudgetExceededError))
+            os._exit(0 if all(fits) else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert server.calls == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_in_a_fork_the_calls_that_its_parent_has_in_flight_count_at_their_most() -> None:
+    with FakeLLM(Reply("fine", prompt_tokens=5, completion_tokens=500), latency=0.3) as server:
+        llm = fake(server, budget=8.0, rpm=60, extra_body={"enable_thinking": True})
+        asking = threading.Thread(target=ask, args=(llm, 1))
+        asking.start()
+        while not server.calls:
+            time.sleep(0.01)
+        if (child := os.fork()) == 0:
+            error = ask(llm, 1)[0].error
+            os._exit(0 if isinstance(error, BudgetExceededError) else 1)
+        asking.join()
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert server.calls == 1
+        assert llm.usage.calls == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_knows_how_long_replies_were() -> None:
+    with FakeLLM(Reply("fine", prompt_tokens=5, completion_tokens=4400)) as server:
+        llm = fake(server, budget=100.0, extra_body={"enable_thinking": True}, max_concurrency=16)
+        budget = llm.account.bounds.budget
+        assert budget is not None
+        ask(llm, 1)
+        if (child := os.fork()) == 0:
+            ask(llm, 30)
+            os._exit(0 if budget.spent <= 100 else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_in_a_fork_the_judge_counts_in_the_budget_of_its_model() -> None:
     with FakeLLM(Reply({"answer": "1"}, prompt_tokens=5, completion_tokens=1)) as server:
         llm = fake(server, budget=50.0)
@@ -484,8 +541,8 @@ def test_in_a_fork_the_judge_counts_in_the_budget_of_its_model() -> None:
             judge.share_budget(llm).verdicts(
                 [pi.Preference(prompt="?", chosen="a", rejected="b")], ["x"]
             )
-            assert llm.limits.budget is not None
-            spent = llm.limits.budget.spent - 0.06  # by the parent
+            assert llm.account.bounds.budget is not None
+            spent = llm.account.bounds.budget.spent - 0.06  # by the parent
             os._exit(0 if abs(spent - (judge.usage.cost or 1.0)) < 1e-9 else 1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
@@ -509,10 +566,10 @@ def test_a_judge_is_in_the_budget_of_the_run_for_which_it_chooses_whatever_other
         in_the_budget = judge.usage.cost
         assert in_the_budget is not None
         assert in_the_budget + (poor.usage.cost or 0.0) <= 11
-        assert poor.limits.budget is not None
-        assert poor.limits.budget.spent <= 11
+        assert poor.account.bounds.budget is not None
+        assert poor.account.bounds.budget.spent <= 11
         assert len(list(second)) == 20  # the other run has no budget
-        assert poor.limits.budget.spent <= 11
+        assert poor.account.bounds.budget.spent <= 11
         assert judge.usage.calls == server.calls
 
 
@@ -555,8 +612,8 @@ def test_later_runs_and_batches_know_how_much_a_model_thinks() -> None:
         assert llm.most_tokens() >= 4400
         ask(llm, 30)
         assert server.calls - before <= 1
-        assert llm.limits.budget is not None
-        assert llm.limits.budget.spent <= 100
+        assert llm.account.bounds.budget is not None
+        assert llm.account.bounds.budget.spent <= 100
 
 
 def test_so_does_a_judge_that_thinks_and_is_paid_by_another() -> None:
@@ -564,9 +621,9 @@ def test_so_does_a_judge_that_thinks_and_is_paid_by_another() -> None:
         payer = fake(server, budget=100.0)
         judge = fake(server, extra_body={"enable_thinking": True}, max_concurrency=16)
         asked = [(None, [Request([pi.Message(role="user", content=str(n))])]) for n in range(30)]
-        list(judge.run(asked, budget=payer.limits.budget))
-        assert payer.limits.budget is not None
-        assert payer.limits.budget.spent <= 100
+        list(judge.run(asked, within=payer.account.bounds))
+        assert payer.account.bounds.budget is not None
+        assert payer.account.bounds.budget.spent <= 100
 
 
 def test_fields_that_ask_for_longer_replies_or_for_several_count() -> None:
@@ -596,8 +653,8 @@ def test_a_limit_that_replaces_max_tokens_is_not_added_to_it() -> None:
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
 def test_a_copy_in_this_process_has_the_same_budget(copied: Any) -> None:
     llm = pi.LLM("fake", api_base="http://127.0.0.1:9", prices=PRICES, budget=5.0)
-    assert copied(llm).limits is llm.limits
-    assert copied(pi.Verifier(llm))._judge.llm.limits.budget is llm.limits.budget
+    assert copied(llm).account is llm.account
+    assert copied(pi.Verifier(llm))._judge.llm.account.bounds.budget is llm.account.bounds.budget
 
 
 def test_models_that_always_search_cost_their_searches() -> None:
@@ -650,7 +707,7 @@ def test_a_count_that_no_reply_can_have_is_not_reserved_for_others() -> None:
     with FakeLLM(Reply("fine", prompt_tokens=3, completion_tokens=2**31)) as server:
         llm = fake(server)
         ask(llm, 1)
-        assert 0 < llm.limits.beyond < 2**20
+        assert 0 < llm.account.beyond < 2**20
 
 
 def test_a_short_request_that_was_not_sent_does_not_prove_an_endpoint_alive(
@@ -669,8 +726,8 @@ def test_a_short_request_that_was_not_sent_does_not_prove_an_endpoint_alive(
     complete = llm.transport.complete
 
     async def later(body: bytes, *others: Any) -> Any:
-        if json.loads(body)["messages"][-1]["content"] == "?" and not llm.limits.beyond:
-            llm.limits.beyond = 1000
+        if json.loads(body)["messages"][-1]["content"] == "?" and not llm.account.beyond:
+            llm.account.beyond = 1000
         return await complete(body, *others)
 
     monkeypatch.setattr(llm.transport, "complete", later)
