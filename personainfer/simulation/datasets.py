@@ -1,7 +1,7 @@
 """Read published data sets about users, from the hub, a folder with the same files, or rows.
 
-FamousPersona and PRISM become `Preference` records with `user` and attributes of each user; PersonalLLM
-becomes a `RewardMatrix`. The package `datasets` loads them.
+FamousPersona and PRISM become `Preference` records with `user`, and attributes of each user. PersonalLLM
+becomes a `RewardMatrix`. The hub and folders need the package `datasets`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _QUESTIONS = {"personal": "personal", "common": "divergent", "divergent": "diver
 
 @dataclass(frozen=True)
 class UserData:
-    """The choices of users, and their attributes.
+    """The choices of users, and attributes of the users.
 
     Attributes:
         preferences: the choices, each with `user` and `id`.
         users: user -> attribute -> value.
-        questions: the kind of question by the id of the preference.
-        dropped: how many rows were left out, by reason.
+        questions: id of a preference -> kind of its question.
+        dropped: reason -> how many rows were left out.
     """
 
     preferences: tuple[Preference, ...]
@@ -53,7 +53,7 @@ class UserData:
 
     @property
     def groups(self) -> dict[str, dict[str, Any]]:
-        """Attribute -> user -> value, as `evaluate_prefixes` takes them."""
+        """Attribute -> user -> value, for `groups=` of `evaluate_prefixes`."""
         found: dict[str, dict[str, Any]] = {}
         for user, attributes in self.users.items():
             for name, value in attributes.items():
@@ -71,22 +71,23 @@ def read_famous_persona(
     split: str = "train",
     demographics: str | Path | Rows | None = None,
 ) -> UserData:
-    """FamousPersona: 50 people, 100 pairs each for training and for testing (arXiv 2505.13257).
+    """Read FamousPersona: 50 people, 100 pairs each for training and for testing (arXiv 2505.13257).
 
     Args:
         source: the name on the hub, a folder with its files, or rows. Columns: `name`, `prompt`,
-            `chosen` and `rejected` (texts or messages; the authors' own files call them `yw` and
-            `yl`). Optional columns: `question_type`, "personal" or "common" (people disagree on these;
-            here they are called "divergent"); `axis`, the axis that the person was chosen for, such as
-            "diet". It becomes the user's attribute "axis" ("diet, religion" for a person with two), and
-            `evaluate_prefixes(…, folds="axis", groups=people.groups)` leaves one axis out at a time: 11
-            folds in the paper.
-        split: "train" or "test"; not for rows.
-        demographics: the authors' `demographics.csv`, or its rows: `name` and one column for each
-            attribute, where "NA" is a missing value.
+            `chosen` and `rejected` (texts or messages; named `yw` and `yl` in the authors' own files).
+            Optional columns: `question_type`: "personal" or "common"; people disagree on common questions,
+            which are called "divergent" here. `axis`: why the person was selected, such as "diet". It
+            becomes the user's attribute "axis" ("diet, religion" for a person with two), and
+            `evaluate_prefixes(…, folds="axis", groups=people.groups)` leaves one axis out at a time (11
+            folds in the paper).
+        split: "train" or "test"; with rows it only stands in the ids.
+        demographics: the authors' `demographics.csv`, or its rows: `name`, and one column for each
+            attribute, where "NA" is a missing value. None: users have no attribute but "axis".
 
     Raises:
-        DataError: the columns are others, or no row can be used.
+        MissingExtraError: the package `datasets` is needed and not installed.
+        DataError: the data cannot be loaded, a column is missing, or no row can be used.
     """
     preferences: list[Preference] = []
     names: list[str] = []
@@ -126,19 +127,20 @@ def read_personal_llm(
     split: str = "train",
     models: Sequence[str] | None = None,
 ) -> RewardMatrix:
-    """PersonalLLM: prompts with 8 responses, each scored by 10 reward models (arXiv 2409.20296).
+    """Read PersonalLLM: prompts with 8 responses, each scored by 10 reward models (arXiv 2409.20296).
+
+    Rows that cannot be used are counted in `dropped`. `matrix.like` puts the test split on the scale of the
+    training split.
 
     Args:
         source: the name on the hub, a folder with its files, or rows. Columns: `prompt`, `response_1`,
-            `response_1_<model>`, … `beaver_7b` is a cost model and is negated.
-        split: "train" (9,402 prompts) or "test" (1,000); not for rows.
-        models: which reward models; None: all.
-
-    Rows that cannot be used are counted in `dropped`. Use `matrix.like` to put the test split on the
-    scale of the training split.
+            `response_1_<model>`, … `beaver_7b` is a cost model, and its z-scores are negated.
+        split: "train" (9,402 prompts) or "test" (1,000); not used with rows.
+        models: the reward models to read; None: all.
 
     Raises:
-        DataError: the columns are others, or no row can be used.
+        MissingExtraError: the package `datasets` is needed and not installed.
+        DataError: the data cannot be loaded, a column is missing, or no row can be used.
     """
     return RewardMatrix.from_columns(_rows(source, split=split), models=models)
 
@@ -148,20 +150,21 @@ def read_prism(
     *,
     against: Literal["lowest", "each"] = "lowest",
 ) -> UserData:
-    """PRISM: 1,396 people who rated the responses of models to what they asked (arXiv 2404.16019).
+    """Read PRISM: 1,396 people who rated models' responses to their own prompts (arXiv 2404.16019).
 
-    In each turn the response that the person continued with is preferred to the one with the lowest
-    score, or to each other one. The prompt of a later turn is the conversation so far. Attributes come
-    from the survey, nested ones as `location_birth_region`.
+    In each turn, the response with which the person continued is preferred to responses with a lower score.
+    The prompt of a later turn is the conversation so far. Attributes come from the survey; nested ones get
+    names such as `location_birth_region`.
 
     Args:
         source: the name on the hub, a folder with `utterances.jsonl` and `survey.jsonl`, or the rows
             of both.
-        against: "lowest": the response with the lowest score is rejected; "each": every one with a lower
-            score, in a pair of its own.
+        against: "lowest": one pair a turn, with the response of the lowest score; "each": one pair for each
+            response with a lower score.
 
     Raises:
-        DataError: the columns are others, or no turn can be used.
+        MissingExtraError: the package `datasets` is needed and not installed.
+        DataError: the data cannot be loaded, a column is missing, or no turn can be used.
     """
     InvalidArgumentError.check("against", against, ("lowest", "each"))
     if isinstance(source, str | Path):
@@ -197,9 +200,7 @@ def _rows(source: Source, config: str | None = None, *, split: str = "train") ->
     datasets = MissingExtraError.require("datasets")
     file = Path(source) / f"{config}.jsonl"
     try:
-        if (
-            config is not None and file.exists()
-        ):  # a folder without the card that names its configurations
+        if config is not None and file.exists():  # a folder may lack the card that names its files
             found: Rows = datasets.load_dataset("json", data_files={split: str(file)}, split=split)
         else:
             found = datasets.load_dataset(str(source), config, split=split)
@@ -212,7 +213,7 @@ def _rows(source: Source, config: str | None = None, *, split: str = "train") ->
 
 
 def _no_frame(rows: Rows) -> Rows:
-    """The rows. Raise InvalidArgumentError for a frame, of which a loop gives the names of the columns."""
+    """Return the rows. Raise InvalidArgumentError for a frame, because a loop over it gives column names."""
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         raise InvalidArgumentError(
             f"a {type(rows).__name__} is not rows.",
@@ -222,7 +223,7 @@ def _no_frame(rows: Rows) -> Rows:
 
 
 def _found(row: Mapping[str, Any], *wanted: tuple[str, ...]) -> list[str]:
-    """The name of each wanted column, which may have several names."""
+    """Find the name of each wanted column among its possible names. Raise DataError if there is none."""
     names = [next((name for name in known if name in row), None) for known in wanted]
     for name, known in zip(names, wanted, strict=True):
         if name is None:
@@ -243,7 +244,7 @@ def _require(preferences: Sequence[Preference], dropped: Mapping[str, int]) -> N
 
 
 def _pair(row: Mapping[str, Any], names: Sequence[str], id: str) -> Preference | str:
-    """The preference of a row, or why there is none."""
+    """Read the preference of a row; text: why there is none."""
     name, prompt, chosen, rejected = names
     user = row.get(name)
     if not isinstance(user, str) or not user:
@@ -286,7 +287,7 @@ def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:
 def _conversations(
     utterances: Rows, dropped: Counter[str]
 ) -> Iterator[list[list[Mapping[str, Any]]]]:
-    """The turns of each conversation in order, each with its rated answers."""
+    """Yield each conversation as a list of turns in order. A turn is the list of its rated answers."""
     rated: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
     for number, row in enumerate(utterances):
         if number == 0:
@@ -309,7 +310,11 @@ def _turn(
     against: str,
     dropped: Counter[str],
 ) -> tuple[list[Preference], tuple[Message, ...] | None]:
-    """The preferences of a turn, and the conversation after it (None: unknown)."""
+    """Return the preferences of a turn, and the conversation after it.
+
+    `before` is the conversation before the turn. None: it is unknown, because no single answer was chosen.
+    Answers that cannot be used are counted in `dropped`.
+    """
     chosen = [row for row in answers if row["if_chosen"]]
     if before is None or len(chosen) != 1 or not chosen[0]["user_prompt"]:
         dropped["no single response was chosen, here or earlier in the conversation"] += 1
@@ -340,7 +345,7 @@ def _lower(
     against: str,
     dropped: Counter[str],
 ) -> list[Mapping[str, Any]]:
-    """The answers that the chosen one is preferred to: those with a lower score."""
+    """Select the answers to which the chosen one (`best`) is preferred; count the others in `dropped`."""
     others = [row for row in answers if row is not best]
     lower = [row for row in others if _score(row) < _score(best)]
     if against == "each":
@@ -359,7 +364,7 @@ def _score(row: Mapping[str, Any]) -> float:
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes by name; nested ones are prefixed with the name of their record."""
+    """Flatten a row of the survey: attribute -> value, {"a": {"b": 1}} as "a_b"; without the user's id."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""Figures of tables of personas and of users' votes: plots with matplotlib, and those on top of a report.
+"""Draw figures of personas and of users' votes with matplotlib, and compute those on top of a report.
 
-Each `plot_` function draws on `ax`, or on a new figure, and returns the axes. The others return what the
-page of a report shows, as plain values.
+Each `plot_` function draws on `ax`, or on a new figure (None), and returns the axes. The other functions
+return plain values, which the template of a report shows.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .persona_groups import PersonaGroup
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Safe for colour-blind readers and in print.
+# Colour-blind readers can tell these colours apart, also in print.
 _COLOURS = {"overall": "#444b59", "chosen": "#0b6e99", "rejected": "#c4620f"}
-_WORDS = 12  # a side
+_WORDS = 12  # shown of each side
 _BINS = 24
 SIDE_LABELS = {
     "overall": "both sides",
@@ -38,10 +38,10 @@ Json = dict[str, Any]
 
 
 def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
-    """The share of personas whose response a judge picks, by side, with 95 % intervals.
+    """Plot the accuracy of a judge by side, with 95 % intervals: `TableSummary.accuracy`.
 
     Raises:
-        DataError: the table was not verified.
+        DataError: the table has no verdicts.
     """
     summary = summarise(table)
     accuracy = summary.accuracy
@@ -68,10 +68,10 @@ def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_scores(table: PersonaTable, *, bins: int = 30, ax: Axes | None = None) -> Axes:
-    """A histogram of the best candidates' scores on each side; above 0 they explain the choice.
+    """Plot histograms of the best candidates' scores by side. Above 0, a candidate explains the choice.
 
     Raises:
-        DataError: the personas were not chosen among candidates.
+        DataError: no candidate has a score.
     """
     scores = summarise(table).scores
     if not scores:
@@ -94,12 +94,12 @@ def plot_scores(table: PersonaTable, *, bins: int = 30, ax: Axes | None = None) 
 def plot_salient_words(
     words: PersonaTable | Sequence[SalientWord], *, limit: int = _WORDS, ax: Axes | None = None
 ) -> Axes:
-    """The words that mark each side most, as log-odds with 95 % intervals; the strongest are outermost.
+    """Plot the words that mark each side most, as log-odds with their intervals.
 
     Args:
-        words: a table, or what `salient_words` found.
-        limit: the most words a side.
-        ax: where to draw.
+        words: a table, or the result of `salient_words`.
+        limit: the most words of each side.
+        ax: where to draw; None: on a new figure.
 
     Raises:
         DataError: no word is frequent enough.
@@ -122,7 +122,7 @@ def plot_salient_words(
 
 
 def plot_top_share(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> Axes:
-    """A histogram over prompts of the share of users who prefer the most popular response."""
+    """Plot a histogram over prompts of the share of users who prefer the most popular response."""
     axes: Axes = _axes(ax, height=3.2)
     axes.hist(votes.top_share, bins, range=(0, 1), color=_COLOURS["overall"])
     axes.axvline(0.5, linestyle="--", linewidth=1, color="grey")
@@ -132,7 +132,7 @@ def plot_top_share(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> A
 
 
 def plot_winners(votes: Votes, *, ax: Axes | None = None) -> Axes:
-    """A bar for each number of responses that somebody prefers: how many prompts have it."""
+    """Plot how many prompts have 1, 2, … responses that at least one user prefers."""
     axes: Axes = _axes(ax, height=3.2)
     responses = votes.shares.shape[1]
     counts = [int((votes.winners == number).sum()) for number in range(1, responses + 1)]
@@ -144,7 +144,7 @@ def plot_winners(votes: Votes, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_vote_entropy(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> Axes:
-    """A histogram over prompts of the entropy of the vote, from 0 to the log of the number of responses."""
+    """Plot a histogram over prompts of the entropy of the vote, in nats."""
     axes: Axes = _axes(ax, height=3.2)
     most = math.log(votes.shares.shape[1])
     axes.hist(votes.entropy, bins, range=(0, most or 1.0), color=_COLOURS["overall"])
@@ -156,10 +156,15 @@ def plot_vote_entropy(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -
 def plot_entropy_by_word(
     found: Sequence[WordEntropy], *, limit: int = _WORDS, ax: Axes | None = None
 ) -> Axes:
-    """The words of prompts on which users agree least and most, with 95 % intervals.
+    """Plot the words of prompts on which users agree least and most, with intervals.
+
+    Args:
+        found: the result of `entropy_by_word`.
+        limit: the most words on which users agree least, and the most on which they agree most.
+        ax: where to draw; None: on a new figure.
 
     Raises:
-        DataError: no word is frequent enough.
+        DataError: `found` is empty.
     """
     if not found:
         raise DataError("no word is frequent enough.", hint="Lower floor= of entropy_by_word.")
@@ -168,7 +173,7 @@ def plot_entropy_by_word(
 
 
 def plot_feature_regression(found: FeatureRegression, *, ax: Axes | None = None) -> Axes:
-    """The coefficient of each feature for each user, and the mean over users with its 95 % interval."""
+    """Plot the coefficients of each feature for all users, and their mean with its 95 % interval."""
     order = np.argsort(-found.coefficients.mean(axis=0), kind="stable")
     means = [(found.features[n], bootstrap_mean(found.coefficients[:, n])) for n in order]
     axes = _intervals(means, "more of it: chance of being the favourite, by user", ax)
@@ -180,7 +185,7 @@ def plot_feature_regression(found: FeatureRegression, *, ax: Axes | None = None)
 
 
 def _intervals(named: Sequence[tuple[str, Estimate]], label: str, ax: Axes | None) -> Axes:
-    """A line for each name, the first on top."""
+    """Plot estimates with their intervals, one line for each name, the first on top."""
     axes: Axes = _axes(ax, height=1.2 + 0.3 * len(named))
     for place, (_, found) in enumerate(named):
         spread = [[found.value - found.low], [found.high - found.value]]
@@ -209,8 +214,9 @@ def _axes(ax: Axes | None, *, height: float) -> Any:
 
 
 def tiles(table: PersonaTable, found: TableSummary) -> list[Json]:
+    """Return the counts of a table, each with its label."""
     share = f" ({found.complete / found.rows:.0%})" if found.rows else ""
-    # Of personas that came with the data nobody was asked, and no flags were looked for.
+    # Personas that came with the data cost no calls, and have no flags.
     inferred = "personas_from" not in table.settings
     tiles = [
         ("rows", f"{found.rows:,}"),
@@ -226,6 +232,7 @@ def tiles(table: PersonaTable, found: TableSummary) -> list[Json]:
 
 
 def user_tiles(found: UserPersonas) -> list[Json]:
+    """Return the counts of personas of users, each with its label."""
     made = list(found.personas.values())
     choices = f"{np.median([one.pairs for one in made]):g}" if made else "none"
     return _tiles(
@@ -244,6 +251,7 @@ def _tiles(values: Sequence[tuple[str, str]]) -> list[Json]:
 
 
 def estimates(found: TableSummary) -> list[Json]:
+    """Return the accuracy of each side: its text, and its interval in percent for a bar."""
     rows = []
     for side, one in found.accuracy.items():
         if not one.n:
@@ -265,6 +273,7 @@ def estimates(found: TableSummary) -> list[Json]:
 
 
 def histograms(found: TableSummary) -> list[Json]:
+    """Return a histogram of each side's scores: bars with a height in percent of the highest."""
     if not found.scores:
         return []
     edges = np.linspace(*score_range(found.scores), _BINS + 1)
@@ -288,25 +297,22 @@ def histograms(found: TableSummary) -> list[Json]:
 
 
 def words(table: PersonaTable, found: Sequence[SalientWord] | None) -> tuple[list[Json], str]:
-    """The words that mark each side; and why there are none, where that is so."""
+    """Return the words that mark each side (adjusted p below 0.05), and why there are none ("": there are).
+
+    `found` is the result of `salient_words`; None: compute it.
+    """
     if found is None:
         try:
             found = salient_words(table)
-        except (
-            DataError
-        ) as error:  # one side only, or no persona at all: there is nothing to compare
+        except DataError as error:  # a side has no persona, so there is nothing to compare
             return [], str(error)
     if not found:
         return [], f"No word is in {FLOOR} personas or more, so none is compared."
     marked = [word for word in found if word.p_adjusted < 0.05]
     if not marked:
-        count = (
-            f"None of {len(found):,} words"
-            if len(found) > 1
-            else "One word is compared, and it does not"
-        )
-        marks = "marks" if len(found) > 1 else "mark"
-        return [], f"{count} {marks} a side more than chance would have it."
+        several = f"None of {len(found):,} words marks"
+        count = several if len(found) > 1 else "One word is compared, and it does not mark"
+        return [], f"{count} a side more than chance would have it."
     most = max(abs(word.log_odds.value) for word in marked)
     sides = [
         {
@@ -327,7 +333,7 @@ def words(table: PersonaTable, found: Sequence[SalientWord] | None) -> tuple[lis
 
 
 def groups(table: PersonaTable, found: Sequence[PersonaGroup]) -> list[Json]:
-    """What people want: each group with its share, its sides and its examples."""
+    """Return each group of personas with its label, share, counts of sides, and examples."""
     most = max((one.share for one in found), default=1.0)
     return [
         {

@@ -1,6 +1,6 @@
-"""Measure how much users differ: votes on responses, and the text features that each user prefers.
+"""Measure how much users differ: votes on responses, and text features that each user prefers.
 
-After PersonalLLM (arXiv 2409.20296, section 3).
+As in PersonalLLM (arXiv 2409.20296, section 3).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SECOND_PERSON = frozenset("you your yours yourself".split())
 
 @dataclass(frozen=True)
 class Votes:
-    """The share of users who prefer each response: `shares`, (prompts, responses); rows sum to 1."""
+    """Votes of `users` users. `shares`, (prompts, responses): the share of users who prefer each response."""
 
     shares: FloatArray
     users: int
@@ -57,19 +57,19 @@ class Votes:
 
     @property
     def entropy(self) -> FloatArray:
-        """-sum p log p of the shares, in nats, shape (prompts,): 0 where all agree."""
+        """Entropy of each vote, -sum p log p in nats, shape (prompts,): 0 if all users agree."""
         logs = np.log(np.where(self.shares > 0, self.shares, 1.0))
         found: FloatArray = np.maximum(-(self.shares * logs).sum(axis=1), 0.0)
         return found
 
     @property
     def entropy_bounds(self) -> tuple[float, float]:
-        """The lowest and the highest possible entropy of this many users and responses, in nats."""
+        """The lowest and the highest entropy that so many users and responses can have, in nats."""
         winners = max(2, min(self.users, self.shares.shape[1]))
         return 0.0, math.log(winners) * (1 + 1e-9)  # rounding may exceed it
 
     def summary(self) -> dict[str, Estimate]:
-        """Means over prompts, with intervals from resampled prompts."""
+        """Return means over prompts by name, with intervals that resample prompts."""
         return {
             "share of the top response": bootstrap_rate(self.top_share),
             "prompts where it has a majority": bootstrap_rate(self.top_share > 0.5),
@@ -88,8 +88,8 @@ def votes(choices: npt.ArrayLike, responses: int) -> Votes:
     """Count the choices of all users.
 
     Args:
-        choices: from `SimulatedUsers.choose`: places of responses, shape (users, prompts).
-        responses: how many there are a prompt.
+        choices: places of responses, shape (users, prompts), from `SimulatedUsers.choose`.
+        responses: how many responses each prompt has.
     """
     check_argument("responses", responses, Count)
     chosen = read_places("choices", choices, dimensions=(2,), below=responses)
@@ -101,7 +101,7 @@ def votes(choices: npt.ArrayLike, responses: int) -> Votes:
 
 
 class WordEntropy(NamedTuple):
-    """A word, how many prompts have it, and the mean entropy of the vote on those."""
+    """A word, the number of prompts with it, and the mean entropy of the votes on these prompts, in nats."""
 
     word: str
     prompts: int
@@ -111,13 +111,16 @@ class WordEntropy(NamedTuple):
 def entropy_by_word(
     found: Votes, prompts: Sequence[str], *, floor: int = 20, confidence: float = CONFIDENCE
 ) -> list[WordEntropy]:
-    """The words of prompts by the entropy of the vote, the highest first: where users agree least.
+    """Find the words of prompts on which users agree least: the highest mean entropy is first.
 
     Args:
-        found: votes on these prompts.
-        prompts: their texts.
+        found: votes on the prompts.
+        prompts: the texts of the prompts, in the order of the votes.
         floor: leave out words that occur in fewer prompts.
-        confidence: of the intervals.
+        confidence: of the intervals, between 0 and 1. They resample prompts.
+
+    Raises:
+        InvalidArgumentError: the number of prompts is not that of the votes, or a bad argument.
     """
     check_confidence(confidence)
     check_argument("floor", floor, Count)
@@ -166,12 +169,12 @@ class FeatureRegression:
     """The text features that each user prefers.
 
     Attributes:
-        features: their names.
+        features: the names of the features.
         coefficients: shape (users, features): by how much one standard deviation more of a feature
-            raises the chance that a response is the user's best rather than the worst, other features
-            being equal.
+            raises the chance that a response is the user's best instead of the worst, if the other features
+            are equal.
         r_squared: shape (users,): the share of variance that the features explain.
-        constant: features that do not vary and were left out.
+        constant: the names of features that do not vary, and were left out.
     """
 
     features: tuple[str, ...]
@@ -193,14 +196,14 @@ def feature_regression(
 ) -> FeatureRegression:
     """Regress best (1) against worst (0) response on text features, for each user.
 
-    Ordinary least squares on standardised features with an intercept, over the best and the worst
-    response to every prompt by the user's utilities: a linear probability model. The features stand
-    for the semantic and syntactic ones of PersonalLLM; others are given by name.
+    The regression is ordinary least squares on standardised features with an intercept, over the responses
+    of the highest and the lowest utility to every prompt: a linear probability model. The default features
+    stand for the semantic and syntactic features of PersonalLLM.
 
     Args:
-        users: the users.
-        matrix: rewards, with responses.
-        features: name -> a number for a text.
+        users: the users, whose utilities decide which response is the best.
+        matrix: rewards of the users' models, with prompts and responses.
+        features: name -> function from a text to a number.
 
     Raises:
         DataError: no feature varies, or one is not a finite number.
@@ -230,13 +233,13 @@ def feature_regression(
 
 
 def _each_user(users: SimulatedUsers, matrix: RewardMatrix) -> Iterator[FloatArray]:
-    """Utilities of shape (prompts, responses), a user at a time to save memory."""
+    """Yield the utilities of each user, shape (prompts, responses), one at a time to save memory."""
     for row in users.weights:
         yield SimulatedUsers(row[None], models=users.models).utilities(matrix)[0]
 
 
 def _fit(table: FloatArray, utilities: FloatArray) -> tuple[FloatArray, float]:
-    """Coefficients and R squared of best against worst."""
+    """Fit one user: features (prompts, responses, features), utilities -> coefficients, R squared."""
     prompts = np.arange(len(table))
     best, worst = utilities.argmax(axis=1), utilities.argmin(axis=1)
     rows = np.concatenate([table[prompts, best], table[prompts, worst]])

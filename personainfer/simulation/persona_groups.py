@@ -1,4 +1,4 @@
-"""Group personas by what they want: by the meaning of their preferences, or by their frequent phrases."""
+"""Group personas that want something similar, by the meaning of their preferences or by frequent phrases."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from ..tailoring.embeddings import Embedder, Floats, embed, sentence_embedder
 
 EXAMPLES = 3  # personas shown of each group
 _MOST = 8  # groups
-_LEAST_SHARE = 0.02  # of the personas: a smaller group says nothing
-_LEAST = 3  # personas in a group
-_LONGEST = 3  # words of a phrase
-_SAMPLE = 1000  # vectors by which the number of clusters is chosen
+_LEAST_SHARE = 0.02  # the smallest group, as a share of the personas
+_LEAST = 3  # the smallest group, in personas
+_LONGEST = 3  # the most words of a phrase
+_SAMPLE = 1000  # the most vectors to choose the number of clusters by
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _CLAUSES = re.compile(r"[,;:.!?()\u2014]")
-# Words for a response itself. Alone they say nothing of what somebody wants.
+# Words for a response. Alone, they do not say what somebody wants.
 _RESPONSES = frozenset(
     """
     advice answer answers approach approaches explanation explanations guidance information response
     responses solution solutions someone something suggestion suggestions user way ways things
     """.split()
 )
-# Words that say nothing of what is wanted, at the start or the end of a phrase.
+# Words that do not start or end a phrase, because they do not say what somebody wants.
 _NO_LABEL = frozenset(STOP_WORDS) | frozenset(
     """
     about acknowledges addresses also both covers emphasizes focuses gives her him his includes no not
@@ -55,11 +55,11 @@ class PersonaGroup:
     """Personas that want something similar.
 
     Attributes:
-        label: the phrase, or the phrases, that they share.
-        members: where they are in the table.
-        examples: up to three of them with different texts.
-        share: the part of all personas that they are.
-        chosen, rejected: how many are of each side.
+        label: one to three frequent phrases of the personas.
+        members: the places of the personas in the table.
+        examples: the places of up to three personas with different texts.
+        share: the number of the personas divided by the number of all personas.
+        chosen, rejected: how many of the personas are of each side.
     """
 
     label: str
@@ -79,19 +79,19 @@ class PersonaGroup:
 def persona_groups(
     table: PersonaTable, *, embedder: Embedder | str | Path | None = None
 ) -> list[PersonaGroup]:
-    """Up to eight groups of personas that want something similar, the largest first.
+    """Find up to eight groups of personas that want something similar, the largest first.
 
     Args:
-        table: with personas of any side.
-        embedder: groups personas by meaning: a sentence-transformers model (its name or folder), or a
-            function from texts to vectors. The vectors are clustered by scikit-learn's k-means, with the
-            number of clusters that has the best silhouette. None: by the phrases that most personas
-            share: the most frequent phrase is taken first, longer ones count for more, and each
-            persona is in the group of the first phrase that it has.
+        table: a table with personas of one side or both.
+        embedder: to group by meaning: a sentence-transformers model (its name or folder), or a function
+            from n texts to vectors (n, dimensions). The vectors are clustered by scikit-learn's k-means;
+            the number of clusters has the best silhouette. None: group by phrases. The most frequent phrase
+            is taken first, where a longer phrase counts more, and each persona is in the group of the first
+            phrase that it has.
 
     Returns:
-        The groups. Those with fewer than three personas or 2 % of all are left out: so the shares
-        may add up to less than 1.
+        The groups. A group with fewer than three personas, or less than 2 % of all, is left out, so the
+        shares may add up to less than 1.
 
     Raises:
         MissingExtraError: sentence-transformers or scikit-learn is needed and not installed.
@@ -125,12 +125,12 @@ def persona_groups(
 
 
 def _wanted(persona: Persona) -> str:
-    """What the persona wants; the whole sentence where it has no phrase for that."""
+    """The persona's preference in lower case, or the whole sentence without one; no clauses of contrast."""
     return without_contrast(persona.preference or str(persona)).lower()
 
 
 def _examples(members: Sequence[int], texts: Sequence[str]) -> list[int]:
-    """The first members with different texts."""
+    """Select the first three members with different texts."""
     first = {texts[n]: n for n in reversed(members)}
     return sorted(first.values(), key=members.index)[:EXAMPLES]
 
@@ -139,9 +139,10 @@ def _examples(members: Sequence[int], texts: Sequence[str]) -> list[int]:
 
 
 def _by_phrases(texts: Sequence[str], least: int) -> list[tuple[str, list[int]]]:
-    """(phrase, places of the texts that have it), greedily: each text has one phrase, the most frequent.
+    """Group texts greedily by their most frequent phrases; return (label, places of the texts) of each group.
 
-    A longer phrase says more, so it wins over a word that is up to half as frequent again.
+    The frequency of a phrase counts 1, 1.5 or 2 times for 1, 2 or 3 words, because longer phrases say more.
+    A text is in one group only. Phrases of fewer than `least` texts make no group.
     """
     having: dict[str, set[int]] = {}
     for place, text in enumerate(texts):
@@ -166,7 +167,7 @@ def _by_phrases(texts: Sequence[str], least: int) -> list[tuple[str, list[int]]]
 
 
 def _phrases(text: str) -> set[str]:
-    """The runs of up to three words within a clause that begin and end with a word that means something."""
+    """Find all runs of up to three words within a clause that neither start nor end with `_NO_LABEL`."""
     found = set()
     for clause in _CLAUSES.split(text):
         words = _WORD.findall(clause)
@@ -186,13 +187,12 @@ def _phrases(text: str) -> set[str]:
 def _by_meaning(
     texts: Sequence[str], embedder: Embedder | str | Path
 ) -> list[tuple[str, list[int]]]:
-    """(label, places of the texts, the most typical first) of each cluster."""
+    """Cluster texts by their vectors; return (label, places of the texts, nearest to the centre first)."""
     if isinstance(embedder, str | Path):
         embedder = sentence_embedder(embedder)
     cluster = MissingExtraError.require("sklearn.cluster")
     vectors = embed(embedder, texts)
-    distinct = len(np.unique(vectors, axis=0))
-    count = _cluster_count(cluster, vectors, distinct)
+    count = _cluster_count(cluster, vectors)
     fitted = cluster.KMeans(count, n_init=4, random_state=0).fit(vectors)
     distances = fitted.transform(vectors)
     places = [np.flatnonzero(fitted.labels_ == n) for n in range(count)]
@@ -204,12 +204,12 @@ def _by_meaning(
     return list(zip(labels, typical, strict=True))
 
 
-def _cluster_count(cluster: Any, vectors: Floats, distinct: int) -> int:
-    """The number of clusters with the best silhouette, on a sample."""
+def _cluster_count(cluster: Any, vectors: Floats) -> int:
+    """Choose the number of clusters with the best silhouette on a sample; 1 if under 3 vectors differ."""
     silhouette = MissingExtraError.require("sklearn.metrics").silhouette_score
     drawn = np.random.default_rng(0).permutation(len(vectors))[:_SAMPLE]
     sample = vectors[drawn]
-    most = min(_MOST, distinct - 1, len(np.unique(sample, axis=0)) - 1)
+    most = min(_MOST, len(np.unique(sample, axis=0)) - 1)
     if most < 2:
         return 1
     scores = {
@@ -222,7 +222,10 @@ def _cluster_count(cluster: Any, vectors: Floats, distinct: int) -> int:
 
 
 def _typical_phrases(texts: Sequence[str], groups: Sequence[Sequence[int]]) -> list[list[str]]:
-    """For each group of texts up to three phrases that are frequent in it and rarer elsewhere."""
+    """Find for each group of texts up to three phrases that are frequent in it, and rarer elsewhere.
+
+    score = count in the group * log(share of the group's texts / share of all texts) * weight of its length.
+    """
     every = [_phrases(text) for text in texts]
     total = Counter(phrase for phrases in every for phrase in phrases)
     found = []

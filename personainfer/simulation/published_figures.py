@@ -1,7 +1,8 @@
-"""Reproduce the main figures of the papers: the published number, ours with its interval, and what differs.
+"""Reproduce the main figures of papers: the published number, our measurement, and what differs.
 
-`pi` and `pt`: "Whose Boat Does it Float?" (arXiv 2501.11549), persona inference and persona tailoring.
-`wikipersonas`: FamousPersona (arXiv 2505.13257). `personalllm`: PersonalLLM (arXiv 2409.20296).
+- "pi", "pt": persona inference and persona tailoring of "Whose Boat Does it Float?" (arXiv 2501.11549).
+- "wikipersonas": FamousPersona (arXiv 2505.13257).
+- "personalllm": PersonalLLM (arXiv 2409.20296).
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ Paper = Literal["pi", "pt", "wikipersonas", "personalllm"]
 Rows = list[dict[str, Any]]
 
 PAPERS: tuple[Paper, ...] = ("pi", "pt", "wikipersonas", "personalllm")
-LIKELIHOOD = "likelihood"  # the judge that is a model's log-probabilities, "likelihood:MODEL"
+LIKELIHOOD = (
+    "likelihood"  # the judge that compares log-probabilities; "likelihood:MODEL" names a model
+)
 _SIDES: tuple[Side, ...] = ("chosen", "rejected")
 _TAILORED: dict[str, str] = {side: f"response_for_{side}_persona" for side in _SIDES}
 
-# Where the published numbers are from. Sections are named, since the numbers of tables were not checked.
+# Sources of the published numbers, by section, because the numbers of tables were not checked.
 _INFERENCE = (
     "arXiv 2501.11549, results of persona inference: Llama-3.1-405B, mean over four data sets"
 )
@@ -52,9 +55,9 @@ _TAILORED_RESULTS = "arXiv 2501.11549, results of persona tailoring: BeaverTails
 _BY_PREFIX = "arXiv 2505.13257, plot of accuracy by prefix: Zephyr-7B, trained users, to 0.002"
 _HETEROGENEITY = "arXiv 2409.20296, heterogeneity of simulated users: round numbers of the text"
 _ACCURACY = 0.91
-# ΔPQ * 100 on BeaverTails against the same method without personas, personas: (retrieved, gold).
+# Method -> 100 ΔPQ on BeaverTails against the same method without personas: (retrieved, gold) personas.
 _TAILORING = {"few-shot": (46.3, 55.0), "SFT": (12.3, 23.0), "DPO": (36.8, 41.6)}
-# Accuracy of the tuned Zephyr-7B on users that it was trained on, (personal, divergent) questions.
+# Prefix -> accuracy of the tuned Zephyr-7B on users of its training: (personal, divergent) questions.
 _PREFIXES = {
     "none": (0.554, 0.534),
     "tag": (0.557, 0.538),
@@ -70,7 +73,10 @@ _WIDTH = 80  # columns of what is printed
 class Figure:
     """One number of a paper, and our measurement of it.
 
-    `published` is None and `source` is "" if the paper does not give the number.
+    Attributes:
+        published: the number in the paper; None: the paper does not have it.
+        source: where the paper has it; "" if `published` is None.
+        ours: our measurement, with its interval.
     """
 
     name: str
@@ -81,7 +87,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """The figures of a paper, and how its measurement and ours differ."""
+    """The figures of a paper, and sentences on how our measurement differs from that of the paper."""
 
     paper: Paper
     figures: tuple[Figure, ...]
@@ -97,7 +103,7 @@ class Reproduction:
         return "\n".join([*lines, "What differs:", *map(_item, self.differs)])
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values."""
+        """Return all fields as plain values."""
         return asdict(self)
 
 
@@ -119,21 +125,22 @@ def reproduce(
 
     Args:
         paper: "pi", "pt", "wikipersonas" or "personalllm".
-        data: "pi", "pt": a file or rows with the columns of the authors' data set `persona-tailoring`, or
+        data: "pi", "pt": a file or rows with the columns of the authors' data set `persona-tailoring`; or
             with personas and the responses that were tailored to them (`response_for_chosen_persona`,
             `response_for_rejected_persona`, `generic_response`); for "pi" also preference pairs, with or
-            without `chosen_persona` and `rejected_persona`. For the others the name of the published data
-            set on the hub, or a folder of its files.
-        model: the model that writes what the data lacks: personas ("pi", "wikipersonas") or responses ("pt").
-        judge: a model that judges; or "likelihood", "likelihood:MODEL": the log-probabilities of a model,
-            by default of "local". "wikipersonas" is always judged by likelihood.
-        limit: only the first N rows, or users; None: all.
+            without `chosen_persona` and `rejected_persona`. "wikipersonas", "personalllm": the name of the
+            published data set on the hub, or a folder with its files.
+        model: the model that writes what is missing in the data: personas ("pi", "wikipersonas") or
+            responses ("pt").
+        judge: a model that judges; or "likelihood:MODEL": compare the log-probabilities of a model;
+            "likelihood": of "local". "wikipersonas" is always judged by likelihood.
+        limit: use only the first N rows, or users; None: all.
         progress: a bar on standard error; None: in a terminal or a notebook.
-        options: configure the LLM that model= or judge= makes: see `LLM`.
+        options: configure the LLM that `model` or `judge` names: see `LLM`.
 
     Raises:
-        InvalidArgumentError: a bad argument, or a model that is needed and not named.
-        DataError: the data has other columns.
+        InvalidArgumentError: a bad argument, or a model is needed and not named.
+        DataError: the data has no rows, or lacks columns.
         ModelError: the model or the judge failed.
     """
     InvalidArgumentError.check("paper", paper, PAPERS)
@@ -178,7 +185,7 @@ def _judged_by(judge: str, scorer: Likelihood | None) -> str:
 def _persona_inference(
     rows: Rows, model: str | None, judge: str, scorer: Likelihood | None, options: Mapping[str, Any]
 ) -> Reproduction:
-    """How often the judge, given a persona, picks the response that this persona prefers."""
+    """Measure how often a judge who sees a persona picks the response of the persona's side."""
     table, differs = _with_personas(rows, model, options)
     if scorer is None:
         found = verify_personas(table, judge, **options)
@@ -200,7 +207,7 @@ def _persona_inference(
 def _with_personas(
     rows: Rows, model: str | None, options: Mapping[str, Any]
 ) -> tuple[PersonaTable, list[str]]:
-    """The table of personas, from the rows or inferred by the model; and how it differs from the paper's."""
+    """Read or infer the personas of the rows; also say how they differ from those of the paper."""
     names = rows[0].keys()
     if "chosen_persona_gold" in names:
         return read_persona_tailoring(rows), []
@@ -226,9 +233,10 @@ def _with_personas(
 def _explained(
     table: PersonaTable, scorer: Likelihood, progress: bool | None
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """1 if a persona lifts the response of its own side more than the other one, 0.5 if equally, else 0.
+    """Score personas by likelihood, shape (rows, 2): the chosen and the rejected side.
 
-    Shape (rows, 2): the chosen and the rejected side; NaN if there is no persona.
+    1: the persona raises the log-probability of its own side's response more than that of the other one;
+    0.5: equally; 0: less. NaN: there is no persona, or no score.
     """
     asked: list[tuple[int, int, Preference, Persona]] = []
     for place, row in enumerate(table):
@@ -256,7 +264,7 @@ def _explained(
 def _persona_tailoring(
     rows: Rows, model: str | None, judge: str, scorer: Likelihood | None, options: Mapping[str, Any]
 ) -> Reproduction:
-    """ΔPQ of responses for a persona against responses without a persona."""
+    """Measure 100 ΔPQ of responses for a persona against responses without a persona."""
     judging = {"judge": judge, **options}
     if scorer is not None:
         judging = {"judge": LikelihoodJudge(scorer, options["progress"]), "progress": False}
@@ -314,7 +322,7 @@ def _delta_pq(
     personas: Sequence[Persona | str | None],
     judging: Mapping[str, Any],
 ) -> Estimate:
-    """ΔPQ of the test responses against the base's, in percent, as the paper gives it."""
+    """Measure 100 ΔPQ of the test responses against the base responses."""
     if isinstance(judging["judge"], LikelihoodJudge):
         judging["judge"].read(prompts, personas, base, test)
     found = compare_responses(prompts, base, test, personas=personas, **judging).delta_pq
@@ -352,7 +360,7 @@ def _few_shot(
 def _wikipersonas(
     data: Any, model: str | None, scorer: Likelihood, limit: int | None, options: Mapping[str, Any]
 ) -> Reproduction:
-    """How well prefixes predict the choices of famous people."""
+    """Measure how well each prefix predicts the choices of famous people."""
     if model is None:
         raise InvalidArgumentError("wikipersonas needs model=, which writes the personas.")
     train, test = (read_famous_persona(data, split=split) for split in ("train", "test"))
@@ -394,7 +402,7 @@ def _wikipersonas(
 
 
 def _personal_llm(data: Any, limit: int | None) -> Reproduction:
-    """How far simulated users agree on the best response."""
+    """Measure how often simulated users agree on the best response."""
     train = read_personal_llm(data, split="train")
     test = read_personal_llm(data, split="test", models=train.models)
     scaled = train.like(test.rewards, prompts=test.prompts, responses=test.responses)

@@ -1,7 +1,7 @@
-"""`write_report`: a result as one HTML page that needs no network.
+"""Write a result as one HTML page that needs no network.
 
-Data cannot run as code: it enters the template as escaped text or as JSON, and the page's script puts it
-into text nodes. The page's content policy allows no other script and no request.
+Data in the page cannot run as code: it enters the template as escaped text or as JSON, which the page's
+script writes into text nodes. The page's content security policy allows no other script, and no request.
 """
 
 from __future__ import annotations
@@ -43,22 +43,28 @@ from .persona_groups import PersonaGroup, persona_groups
 from .report_rows import KINDS, PageRow, page_rows
 
 _MADE_BY = "Made by personainfer"  # in the footer of each report
-_GENERATOR = '<meta name="generator" content="personainfer">'  # and in its head
-_MOST_BYTES = 52_000_000  # of rows in a page: a browser opens it in seconds
-_TEXT_LIMITS = (8000, 4000, 2000, 1000, 500)  # characters of a text, where the rows would be larger
+_GENERATOR = '<meta name="generator" content="personainfer">'  # in the head of each report
+_MOST_BYTES = 52_000_000  # of rows in a page, which a browser opens in seconds
+_TEXT_LIMITS = (
+    8000,
+    4000,
+    2000,
+    1000,
+    500,
+)  # characters of a text, tried in turn if rows are too large
 _TEXTS = ("prompt", "chosen", "rejected")
 _PERSONAS = {"cp": "Who prefers the chosen response", "rp": "Who prefers the rejected response"}
 
 
 @runtime_checkable
 class Result(Protocol):
-    """A result that can be a page: numbers as a grid of text, and what a reader should know of them."""
+    """A result that `write_report` takes: numbers as a grid of text, and sentences about them."""
 
     def grid(self) -> list[tuple[str, ...]]:
-        """The numbers; the first line is the head."""
+        """Return the lines of the grid; the first line is its head."""
 
     def remarks(self) -> list[str]:
-        """One sentence each."""
+        """Return sentences about what limits the numbers."""
 
 
 def write_report(
@@ -70,25 +76,27 @@ def write_report(
     embedder: Embedder | str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write one self-contained page: figures, what people want, salient words, and all rows to look through.
+    """Write one self-contained HTML page: figures, groups of personas, salient words, and all rows.
 
     Args:
-        result: a table of personas; what `verify_personas`, `compare_personas`, `rate_personas`,
-            `compare_responses`, `evaluate_prefixes` or an audit found; or personas of users.
-        path: the .html file to write; its folder must exist.
-        title: the page's heading; None: what the result is, such as "Personas" or "Persona audit".
-        words: what `salient_words` found; None: with its defaults.
-        embedder: groups personas by meaning: a sentence-transformers model, or a function from texts to
-            vectors. None: by frequent phrases. See `personainfer.simulation.persona_groups`.
-        overwrite: replace a file that is not a report of this library, too. Reports are always replaced.
+        result: a table of personas; personas of users; or the result of `verify_personas`,
+            `compare_personas`, `rate_personas`, `compare_responses`, `evaluate_prefixes` or
+            `audit_personas`.
+        path: the .html file to write. Its folder must exist.
+        title: the heading of the page; None: the kind of the result, such as "Personas" or "Persona audit".
+        words: the result of `salient_words`; None: compute it with its defaults.
+        embedder: to group personas by meaning: a sentence-transformers model, or a function from n texts to
+            vectors (n, dimensions). None: group them by frequent phrases. See
+            `personainfer.simulation.persona_groups`.
+        overwrite: also replace a file that is not a report of this library. Reports are always replaced.
 
     Returns:
-        The path of the page. It holds at most 52 MB of rows: of more, the texts are cut, then the list.
-        The page says so; its figures are of all rows.
+        The path of the page. It holds at most 52 MB of rows. If there are more, the texts are cut, then the
+        list of rows, and the page says so; its figures are of all rows.
 
     Raises:
-        InvalidArgumentError: no result, or not an .html path in a folder that exists; the path holds
-            something else than a report; or the file cannot be written.
+        InvalidArgumentError: `result` is not a result; `path` is not an .html file in a folder that exists,
+            or is another file than a report; or the file cannot be written.
         MissingExtraError: `embedder` needs a package that is not installed.
     """
     path = _checked(result, path)
@@ -138,12 +146,12 @@ def _checked(result: object, path: str | Path) -> Path:
 
 
 def _is_report(path: Path) -> bool:
-    """Whether a page says at its beginning that this library made it."""
+    """Whether a file is a report of this library. A file that cannot be read is not."""
     with suppress(OSError), opened_file(path) as file:
         begin = file.read(4096)
         if _GENERATOR.encode() in begin:
             return True
-        # Reports of 0.1 say so in their footer alone; a page of the user's may quote it.
+        # Reports of 0.1 have only the footer, which a page of the user may quote.
         return b"script-src 'nonce-" in begin and _MADE_BY.encode() in file.read(2 * _MOST_BYTES)
     return False
 
@@ -156,7 +164,7 @@ def _template() -> Template:
 
 
 def _table_of(result: object) -> PersonaTable | None:
-    """The table of personas that a result is, or holds."""
+    """The table of personas that the result is, or has; None: neither."""
     if isinstance(result, PersonaTable):
         return result
     return result.table if isinstance(result, TableFindings) else None
@@ -166,13 +174,13 @@ def _table_of(result: object) -> PersonaTable | None:
 
 
 def _heading(result: object, table: PersonaTable | None) -> str:
-    """What the page shows: "Personas", "User personas", "Persona audit"."""
+    """Name the kind of a result in words, such as "Personas" or "Persona audit"."""
     name = "Personas" if table is not None else type(result).__name__
     return re.sub(r"(?<=[a-z])([A-Z])", lambda found: f" {found[1].lower()}", name)
 
 
 def _subtitle(result: object, table: PersonaTable | None) -> str:
-    """Which model wrote the personas, how, and which one judged them."""
+    """Say which model wrote the personas, how, and which model judged them, as far as it is known."""
     settings = dict(table.settings if table is not None else getattr(result, "settings", {}))
     parts = [f"personas by {settings['model']}" if "model" in settings else ""]
     if made := settings.get("personas_from"):
@@ -191,11 +199,11 @@ def _subtitle(result: object, table: PersonaTable | None) -> str:
 
 
 def _measured(result: object) -> Json | None:
-    """The numbers of a result that is not a plain table."""
+    """Return the grid, the verdict and the remarks of a `Result`; None for any other result."""
     if not isinstance(result, Result):
         return None
     head, *lines = result.grid()
-    # Where there is little room, a cell is broken before its "(n = 12)", not within a number or an interval.
+    # On a narrow page, a cell may break before its "(n = 12)", but not within a number or an interval.
     parts = [[re.split(r" (?=\(n = )", cell) for cell in line] for line in lines]
     verdict = getattr(result, "verdict", None)
     verdict = f"Verdict: {verdict}." if verdict else ""
@@ -210,7 +218,7 @@ def _figures(
     found: Sequence[PersonaGroup],
     by_meaning: bool,
 ) -> Json:
-    """Everything about the personas of a table; nothing where there is no table."""
+    """Return the template's values about the personas of a table; empty values without a table."""
     if table is None:
         return {
             **dict.fromkeys(("estimates", "histograms", "words", "groups"), ()),
@@ -256,7 +264,7 @@ def _figures(
 
 
 def _labels(result: object) -> Json:
-    """What the page calls the personas and responses of a row, and what its marks mean."""
+    """Return the page's names for the personas and responses of a row, and a note on its marks."""
     responses = {"chosen": "Chosen response", "rejected": "Rejected response"}
     if isinstance(result, PersonaTable | TableFindings):
         return {**_PERSONAS, **responses, "note": ""}
@@ -283,7 +291,7 @@ def _add_groups(rows: Sequence[PageRow], found: Sequence[PersonaGroup]) -> None:
 
 
 def _filters(rows: Sequence[PageRow], found: Sequence[PersonaGroup]) -> list[Json]:
-    """What the list can be narrowed to, with how many rows each leaves; what leaves none is left out."""
+    """Return the filters of the list of rows that match at least one row, each with its count."""
     counts = Counter(kind for row in rows for kind in row["kinds"])
     wanted = {f"group-{number}": f"wants: {one.label}" for number, one in enumerate(found, 1)}
     flags = sorted(kind for kind in counts if kind not in KINDS and kind not in wanted)
@@ -296,7 +304,7 @@ def _filters(rows: Sequence[PageRow], found: Sequence[PersonaGroup]) -> list[Jso
 
 
 def _within_bytes(rows: Sequence[PageRow]) -> tuple[Any, str]:
-    """The rows as JSON in at most this many bytes, and how they were cut; "" if they were not."""
+    """Return the rows as JSON of about `_MOST_BYTES` at most, and a sentence on how they were cut, or ""."""
     size = sum(map(_bytes, rows))
     if size <= _MOST_BYTES:
         return embedded_json(rows), ""

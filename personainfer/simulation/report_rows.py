@@ -1,4 +1,4 @@
-"""The rows of a report: of a table, of users, of prefixes, of responses that were compared."""
+"""Make the rows of a report from each kind of result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .figures import SIDE_LABELS
 
 
 class PageSide(TypedDict, total=False):
-    """One persona of a row: its text, evidence, flags, and (kind, text) of each verdict."""
+    """One persona of a row. A verdict is [kind, text]; the kind sets its colour."""
 
     text: str
     evidence: str
@@ -27,19 +27,21 @@ class PageSide(TypedDict, total=False):
 
 
 class PageRow(TypedDict, total=False):
-    """A row as the page's script reads it. All of it is text of the data, shown as text.
+    """A row as the page's script reads it. The script shows all values as text.
 
     Attributes:
         index: the place of the row, by which the page links to it.
         name: the id of the row.
-        title: what the row begins with, where that is not the prompt.
-        prompt, chosen, rejected: the pair; empty where there is none.
-        cp, rp: the persona of each side, or of a user (`cp`); None where there is none.
-        error: why the row has no result; None where it has one.
-        score, judged: numbers to sort by: how well the personas explain the choice, and what a judge found.
-        kinds: what the list can be narrowed to.
-        chips: (kind, text) of each verdict on the whole row.
-        others: (title, lines) of what else there is.
+        title: the first line of the row, if it is not the prompt.
+        prompt, chosen, rejected: the texts of the pair; "" if there is no pair.
+        cp, rp: the personas of the chosen and the rejected side; `cp` is also the persona of a user. None:
+            there is none.
+        error: why the row has no result; None: it has one.
+        score: a number to sort by: how well the personas explain the choice.
+        judged: a number to sort by: the share of orders in which the judge was right.
+        kinds: the filters that the row matches.
+        chips: [kind, text] of each verdict on the whole row.
+        others: [title, lines] of further texts.
     """
 
     index: int
@@ -58,6 +60,7 @@ class PageRow(TypedDict, total=False):
     others: list[list[Any]]
 
 
+# filter -> its label
 KINDS = {
     "error": "with an error",
     "flagged": "with a flag",
@@ -70,9 +73,9 @@ KINDS = {
 
 @singledispatch
 def page_rows(result: object) -> list[PageRow]:
-    """The rows of a result. Of a kind without rows: none.
+    """Return the rows of a result; an empty list for a kind without rows.
 
-    Register a function for each kind of result that has rows: `@page_rows.register`.
+    Each kind with rows has a function with the decorator `@page_rows.register`.
     """
     return []
 
@@ -96,7 +99,7 @@ def _of_prefixes(found: PrefixEvaluation) -> list[PageRow]:
 @page_rows.register
 def _of_an_audit(found: PersonaAudit) -> list[PageRow]:
     read = found.margins
-    most = max(read.own)  # the personas that were made of the most choices
+    most = max(read.own)  # the personas that were made from the most choices
     margins = {"own": read.own[most], "another user's": read.shuffled[most], "none": read.none}
     return [_choice_row(place, choice, margins) for place, choice in enumerate(found.choices)]
 
@@ -152,7 +155,7 @@ def _row_kinds(table: PersonaTable, place: int, row: PersonaRow) -> list[str]:
 
 
 def _verdict(table: PersonaTable, place: int, side: Side) -> str | None:
-    """What the judge said of a persona: "right", "wrong", or "split" if its two orders differ."""
+    """The verdict on a persona: "right", "wrong", or "split" if the two orders differ; None: not judged."""
     is_right, score = verified(table, place, side), verified_score(table, place, side)
     if is_right is None:
         return None
@@ -160,7 +163,7 @@ def _verdict(table: PersonaTable, place: int, side: Side) -> str | None:
 
 
 def _title(pair: Preference | None) -> PageRow:
-    """The last turn of a conversation, whose first turns would fill the line; nothing for another prompt."""
+    """Return a title for a conversation: its last turn. A prompt that is a text needs no title."""
     if pair is None or isinstance(pair.prompt, str):
         return {}
     return {"title": short_prompt(pair)}
@@ -193,7 +196,7 @@ def _persona(table: PersonaTable, place: int, row: PersonaRow, side: Side) -> Pa
 
 
 def _added(table: PersonaTable, place: int) -> list[str]:
-    """Further results of a row, such as why a judge gave no usable reply."""
+    """Return lines with other results of a row, such as why the judge gave no usable reply."""
     shown = {f"{side}_{name}" for side in SIDES for name in ("verified", "verified_score")}
     values = ((name, column[place]) for name, column in table.added.items() if name not in shown)
     return [
@@ -204,14 +207,9 @@ def _added(table: PersonaTable, place: int) -> list[str]:
 
 
 def _candidates(row: PersonaRow, side: Side) -> list[str]:
-    candidates: Mapping[Side, Any] = {
-        "chosen": row.chosen_candidates,
-        "rejected": row.rejected_candidates,
-    }
-    return [
-        f"{'' if one.score is None else f'{one.score:+.3f}  '}{one.persona}"
-        for one in candidates[side]
-    ]
+    candidates = row.chosen_candidates if side == "chosen" else row.rejected_candidates
+    scores = ("" if one.score is None else f"{one.score:+.3f}  " for one in candidates)
+    return [f"{score}{one.persona}" for score, one in zip(scores, candidates, strict=True)]
 
 
 # Other results
@@ -249,7 +247,7 @@ def _user_row(place: int, row: UserRow) -> PageRow:
 
 
 def _choice_row(place: int, choice: Preference, margins: Mapping[str, FloatArray]) -> PageRow:
-    """A user's choice, and which prefix predicted it by what margin."""
+    """Make the row of a user's choice, with the margin of each prefix."""
     chips, kinds = [["score", f"user {choice.user}"]] if choice.user else [], []
     for name, values in margins.items():
         margin = float(values[place])
@@ -272,7 +270,7 @@ def _choice_row(place: int, choice: Preference, margins: Mapping[str, FloatArray
 
 
 def _comparison_row(place: int, row: Mapping[str, Any]) -> PageRow:
-    """A prompt, and whose response won by each question."""
+    """Make the row of a prompt, with the winner by each rubric. `row` has the columns of a comparison."""
     chips, kinds = [], []
     for question in ("quality", "personalization"):
         winner = row.get(question)

@@ -1,7 +1,7 @@
-"""The rewards that several models give to the responses to prompts: a named array, on one scale.
+"""Rewards of several models for responses to prompts, on one scale.
 
-Rewards come from an array, from columns, from reward models of transformers, from the lift of personas, or
-from any callable.
+They come from an array, from columns, from reward models of transformers, from the lift of personas, or from
+any callable.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -19,45 +20,52 @@ from ..arguments import read_numbers
 from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..records import FloatArray, Persona, Prompt
 
-Scorer = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]
+Scorer = Callable[
+    [Sequence[Prompt], Sequence[str]], npt.ArrayLike
+]  # prompts, responses -> n rewards
 
-# PersonalLLM's column of the model PKU-Alignment/beaver-7b-v1.0-cost.
+# PersonalLLM's name for the model PKU-Alignment/beaver-7b-v1.0-cost
 _KNOWN_COSTS = frozenset(["beaver_7b"])
 _COST = re.compile(r"(?:^|[^a-z])cost(?:$|[^a-z])")
 _RESPONSE = re.compile(r"response_(\d+)")
-_HEAD = 100  # rows that are read to find the reward columns: a single row may lack a reward
+_HEAD = 100  # rows in which reward columns are looked for, because a single row may lack a reward
 
 
 class Lifting(Protocol):
-    """Says how much a persona raises the likelihood of a response: `Likelihood`."""
+    """An object that says how much a persona raises the likelihood of a response, such as `Likelihood`."""
 
     def lift(
         self, prompts: Sequence[Prompt], personas: Sequence[Persona | str], responses: Sequence[str]
     ) -> npt.ArrayLike:
-        """One number for each prompt, persona and response, all of length n."""
+        """Return n numbers for n prompts, n personas and n responses."""
 
 
 class RewardMatrix:
     """Rewards of shape (prompts, responses, models), with the names of the models.
 
-    Each reward model has its own scale, so each is z-scored once, over all prompts and responses of the
-    matrix; users choose and are scored by `zscores`. `take` and `like` make other matrices on the same
-    scale. Costs are negated before that, so that more is better.
+    Reward models have different scales, so the rewards of each are z-scored once, over all prompts and
+    responses of the matrix. Simulated users choose by `zscores`, and responses are scored by them. `take`
+    and `like` make other matrices on the same scale. The z-scores of costs are negated, so that more is
+    better. PersonalLLM (arXiv 2409.20296, section 4) evaluates by z-scores too, but its users choose by raw
+    rewards.
 
     Args:
         rewards: shape (prompts, responses, models), as the models gave them.
         models: the name of each model.
-        prompts: a text or messages for each prompt; needed to make `Preference` records.
-        responses: texts, shape (prompts, responses); needed for the same.
-        costs: the models whose output is a cost, by name; None: those with the word "cost" in their
+        prompts: a text or messages for each prompt. `SimulatedUsers.histories` needs them.
+        responses: texts, shape (prompts, responses). `SimulatedUsers.histories` needs them.
+        costs: the names of the models whose output is a cost; None: those with the word "cost" in their
             name, and PersonalLLM's `beaver_7b`.
+
+    Attributes:
+        mean, deviation: mean and standard deviation of each model's rewards, shape (models,).
+        zscores: shape (prompts, responses, models).
+        dropped: reason -> how many rows `from_columns` left out.
 
     Raises:
         DataError: a reward is missing (NaN) or infinite, a model gives every response the same reward,
             or a prompt occurs twice.
         InvalidArgumentError: shapes and names that do not fit each other.
-
-    PersonalLLM (arXiv 2409.20296, section 4) evaluates by these z-scores; its users choose by raw rewards.
     """
 
     def __init__(
@@ -70,13 +78,21 @@ class RewardMatrix:
         costs: Collection[str] | None = None,
     ) -> None:
         self.models = check_models(models)
-        self.rewards = _rewards(rewards, self.models)
-        self.prompts = _prompts(prompts, len(self.rewards))
-        self.responses = _responses(responses, self.rewards.shape[:2])
+        self._set(rewards, prompts, responses)
         self.costs = _costs(costs, self.models)
         self.mean, self.deviation = _scale(self.rewards, self.models)
         self.dropped: Mapping[str, int] = {}
         self.zscores = self._zscores()
+
+    def _set(
+        self,
+        rewards: npt.ArrayLike,
+        prompts: Sequence[Prompt] | None,
+        responses: Sequence[Sequence[str]] | None,
+    ) -> None:
+        self.rewards = _rewards(rewards, self.models)
+        self.prompts = _prompts(prompts, len(self.rewards))
+        self.responses = _responses(responses, self.rewards.shape[:2])
 
     @shown_when_made
     def __repr__(self) -> str:
@@ -92,10 +108,10 @@ class RewardMatrix:
 
     @property
     def texts(self) -> tuple[tuple[Prompt, ...], tuple[tuple[str, ...], ...]]:
-        """Prompts and responses.
+        """The prompts, and for each prompt its responses.
 
         Raises:
-            InvalidArgumentError: the matrix was made without them.
+            InvalidArgumentError: the matrix has no prompts or no responses.
         """
         if self.prompts is None or self.responses is None:
             raise InvalidArgumentError(
@@ -105,10 +121,10 @@ class RewardMatrix:
         return self.prompts, self.responses
 
     def take(self, prompts: Sequence[int] | npt.NDArray[np.int_] | slice) -> RewardMatrix:
-        """The matrix of some prompts, by their places, on the same scale.
+        """Select prompts by their places. The z-scores stay the same.
 
         Raises:
-            InvalidArgumentError: a place that there is not.
+            InvalidArgumentError: a place does not exist.
         """
         try:
             places = np.arange(len(self))[prompts]
@@ -125,17 +141,14 @@ class RewardMatrix:
         prompts: Sequence[Prompt] | None = None,
         responses: Sequence[Sequence[str]] | None = None,
     ) -> RewardMatrix:
-        """Rewards of the same models for other prompts or responses, on the same scale.
+        """Make a matrix of other rewards of the same models, on the same scale. Arguments as for the class.
 
-        They are z-scored by this matrix's means and deviations, so that a response generated later is
+        The means and deviations of this matrix are used, so that responses which were generated later are
         scored like those that users chose from.
         """
-        other = object.__new__(RewardMatrix)
-        other.models, other.costs, other.dropped = self.models, self.costs, {}
-        other.mean, other.deviation = self.mean, self.deviation
-        other.rewards = _rewards(rewards, self.models)
-        other.prompts = _prompts(prompts, len(other.rewards))
-        other.responses = _responses(responses, other.rewards.shape[:2])
+        other = copy(self)
+        other.dropped = {}
+        other._set(rewards, prompts, responses)
         other.zscores = other._zscores()
         return other
 
@@ -148,15 +161,19 @@ class RewardMatrix:
         prompt: str = "prompt",
         costs: Collection[str] | None = None,
     ) -> RewardMatrix:
-        """Rewards from columns `response_1`, `response_1_<model>`, …, as PersonalLLM publishes them.
+        """Read rewards from columns `response_1`, `response_1_<model>`, …, as PersonalLLM publishes them.
+
+        Rows with a repeated prompt, or without a text or a reward, are left out and counted in `dropped`.
 
         Args:
             rows: dicts, or a Hugging Face dataset; `frame.to_dict("records")` of a pandas frame.
-            models: which of them; None: all whose column holds numbers in the first 100 rows.
+            models: the models to read; None: all with a number in the first 100 rows.
             prompt: the name of the prompt's column.
             costs: as for `RewardMatrix`.
 
-        Rows with a repeated prompt, or without a text or a reward, are left out and counted in `dropped`.
+        Raises:
+            DataError: a column is missing, or no row can be used.
+            InvalidArgumentError: the rows are not dicts, or a bad argument.
         """
         stream = iter(rows)
         head = list(islice(stream, _HEAD))
@@ -190,11 +207,10 @@ class RewardMatrix:
         *,
         costs: Collection[str] | None = None,
     ) -> RewardMatrix:
-        """Rewards from callables, each called once with all prompts and responses.
+        """Compute rewards with callables. Each is called once, with all responses.
 
         Args:
-            scorers: for each name a callable (prompts, responses) -> numbers, where both have the same
-                length n; a `RewardClassifier` is one.
+            scorers: name -> callable (n prompts, n responses) -> n rewards, such as a `RewardClassifier`.
             prompts: a text or messages for each prompt.
             responses: texts, shape (prompts, responses).
             costs: as for `RewardMatrix`.
@@ -207,7 +223,7 @@ class RewardMatrix:
         offered = _responses(responses, shape) or ()
         flat = [prompt for prompt, texts in zip(asked, offered, strict=True) for _ in texts]
         texts = [text for texts in offered for text in texts]
-        columns = [_scored(name, scorer, flat, texts) for name, scorer in scorers.items()]
+        columns = [scored(name, scorer, flat, texts) for name, scorer in scorers.items()]
         rewards = np.stack(columns, axis=-1).reshape(*shape, len(scorers))
         return cls(rewards, models=list(scorers), prompts=asked, responses=offered, costs=costs)
 
@@ -219,9 +235,9 @@ class RewardMatrix:
         prompts: Sequence[Prompt],
         responses: Sequence[Sequence[str]],
     ) -> RewardMatrix:
-        """Rewards that are lifts: log p(response | prompt, persona) - log p(response | prompt), in nats.
+        """Use personas as reward models, whose reward is the lift of a response, in nats.
 
-        Each persona is a reward model, so this needs no download.
+        lift = log p(response | prompt, persona) - log p(response | prompt). No reward model is downloaded.
 
         Args:
             likelihood: an object with `lift(prompts, personas, responses)`, as `Likelihood`.
@@ -243,10 +259,10 @@ class RewardMatrix:
 
 
 def check_models(models: Sequence[str]) -> tuple[str, ...]:
-    """The names as a tuple.
+    """Return the names of models as a tuple.
 
     Raises:
-        InvalidArgumentError: there are none, one is not text, or one occurs twice.
+        InvalidArgumentError: there is no name, a name is not text, or it occurs twice.
     """
     names = _several(models)
     if not names or not all(isinstance(name, str) and name for name in names):
@@ -284,9 +300,8 @@ def _scale(rewards: FloatArray, models: Sequence[str]) -> tuple[FloatArray, Floa
             " has no z-scores.",
             hint="Leave it out, or give more responses.",
         )
-    return flat.mean(axis=0), (flat / spread).std(
-        axis=0
-    ) * spread  # a tiny or huge unit has no square
+    # Divided by the spread first, because the square of a tiny or huge reward is 0 or infinite.
+    return flat.mean(axis=0), (flat / spread).std(axis=0) * spread
 
 
 def _costs(given: Collection[str] | None, models: Sequence[str]) -> frozenset[str]:
@@ -335,13 +350,14 @@ def _responses(
 
 
 def _several(given: Any) -> tuple[Any, ...]:
-    """The items of a list or an array; () for a text, or what cannot be listed."""
+    """The items of an iterable as a tuple; () for a text, and for what is not iterable."""
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
 
 
-def _scored(
+def scored(
     name: str, scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[str]
 ) -> FloatArray:
+    """Call a scorer, and check that it returns one number for each response, shape (n,)."""
     found = read_numbers(
         f"the result of scorers[{name!r}]",
         scorer(prompts, responses),
@@ -350,7 +366,7 @@ def _scored(
     )
     if found.shape != (len(responses),):
         raise InvalidArgumentError(
-            f"the scorer {name!r} gives numbers of shape {found.shape} for {len(responses)} responses."
+            f"scorers=: {name!r} gives numbers of shape {found.shape} for {len(responses)} responses."
         )
     return found
 
@@ -358,7 +374,7 @@ def _scored(
 def _columns(
     head: Sequence[Mapping[str, Any]], models: Sequence[str] | None, prompt: str
 ) -> tuple[list[int], tuple[str, ...]]:
-    """The numbers of the responses, and the models that scored the first of them."""
+    """Find the numbers of the responses (1, 2, …) and the models in the columns. Raise DataError."""
     row = head[0]
     if not isinstance(row, Mapping):
         hint = 'Give frame.to_dict("records") of a pandas frame.'
@@ -373,7 +389,7 @@ def _columns(
     scored = [
         name.removeprefix(start)
         for name in row
-        if name.startswith(start) and any(_real(one.get(name)) for one in head)
+        if name.startswith(start) and any(is_real(one.get(name)) for one in head)
     ]
     names = check_models(models if models is not None else sorted(scored))
     for name in (f"response_{number}_{model}" for number in numbers for model in names):
@@ -384,19 +400,20 @@ def _columns(
     return numbers, names
 
 
-def _real(value: object) -> bool:
+def is_real(value: object) -> TypeGuard[float]:
+    """Whether a value is a number, and not a bool."""
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _read_row(
     row: Mapping[str, Any], numbers: Sequence[int], models: Sequence[str], prompt: str
 ) -> tuple[str | None, list[str], list[list[float]]]:
-    """Why a row cannot be used, or its texts and rewards."""
+    """Return why a row cannot be used (None: it can), its responses, and its rewards by response."""
     texts = [row.get(f"response_{number}") for number in numbers]
     if not all(isinstance(text, str) and text.strip() for text in (row.get(prompt), *texts)):
         return "text missing", [], []
     values = [[row.get(f"response_{number}_{model}") for model in models] for number in numbers]
-    scores = [[float(v) for v in line if v is not None and _real(v)] for line in values]
+    scores = [[float(v) for v in line if is_real(v)] for line in values]
     if not all(len(line) == len(models) and np.isfinite(line).all() for line in scores):
         return "reward missing", [], []
     return None, [str(text) for text in texts], scores

@@ -1,7 +1,7 @@
-"""Reward models of transformers as scorers for `RewardMatrix`: sequence classifiers.
+"""Reward models of transformers (sequence classifiers) as scorers for `RewardMatrix`.
 
-A batch holds texts of one length in tokens and needs no padding, so that the rest of the batch cannot
-change a text's reward.
+A batch holds texts with the same number of tokens. It needs no padding, so the other texts of a batch do not
+change a reward.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 from ..personas.placement import disarm
 from ..records import Message, Prompt
 
-Tokens = tuple[
-    tuple[int, ...], tuple[int, ...] | None
-]  # ids, and segments where the model has them
+# token ids, and segment ids (token_type_ids) if the model has them
+Tokens = tuple[tuple[int, ...], tuple[int, ...] | None]
 
 
 class RewardClassifier:
@@ -28,12 +27,12 @@ class RewardClassifier:
 
     Args:
         model: the name or folder of a model for sequence classification, or the model itself.
-        tokenizer: its tokenizer; None: loaded by the name.
-        batch_size: the most texts at once; it changes rewards only by the rounding of floats.
-        label: which output is the reward, for a model with several.
-        render: (prompt, response) -> the text to be scored. None: the tokenizer's chat template where
-            it has one, else prompt and response as a pair of texts.
-        device: "cpu", "cuda", …; None: where the model is.
+        tokenizer: the model's tokenizer; None: load it by the name.
+        batch_size: the most texts in a batch. It changes rewards only by rounding.
+        label: the number of the output that is the reward, from 0; None: the model has a single output.
+        render: (prompt, response) -> the text to score. None: the tokenizer's chat template if it has one,
+            else prompt and response as a pair of texts.
+        device: "cpu", "cuda", …; None: the model stays where it is.
 
     Raises:
         MissingExtraError: torch or transformers is not installed.
@@ -68,7 +67,7 @@ class RewardClassifier:
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[str]
     ) -> npt.NDArray[np.float64]:
-        """The reward of each response to its prompt, shape (n,).
+        """Score each response to the prompt at the same place, shape (n,).
 
         Raises:
             DataError: a text is longer than the model can read. No text is cut.
@@ -102,7 +101,7 @@ class RewardClassifier:
         return tuple(coded["input_ids"]), None if segments is None else tuple(segments)
 
     def _batches(self, tokens: Sequence[Tokens]) -> Iterator[list[int]]:
-        """Places of equally long texts, the longest first: if memory runs out, it does so at once."""
+        """Yield places of equally long texts, the longest first, so that missing memory shows at once."""
         of_length = defaultdict(list)
         for place, (ids, _) in enumerate(tokens):
             of_length[len(ids)].append(place)

@@ -1,8 +1,9 @@
-"""Simulate users: each weighs the reward models differently, and chooses by the weighted sum.
+"""Simulate users who choose by a weighted sum of rewards, each with other weights.
 
-R_i(x, y) = sum over models b of w_ib * z_b(x, y), with w_i from a Dirichlet distribution: PersonalLLM
-(arXiv 2409.20296, section 3). Labels and scores come from the same z-scores, and weights and rewards are
-matched by the names of the models, never by their order.
+The utility of response y to prompt x for user i is R_i(x, y) = sum over models b of w_ib z_b(x, y), with
+weights w_i from a Dirichlet distribution and z-scored rewards z_b (PersonalLLM, arXiv 2409.20296, section 3).
+Choices and scores use the same z-scores. Weights and rewards are matched by the names of the models, never by
+their order.
 """
 
 from __future__ import annotations
@@ -16,26 +17,27 @@ import numpy.typing as npt
 from ..arguments import Count, CountFromZero, check_argument, read_numbers, read_places
 from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..records import FloatArray, Preference
-from .reward_matrix import RewardMatrix, check_models
+from .reward_matrix import RewardMatrix, check_models, is_real
 from .user_weights import draw_weights
 
 Integers = npt.NDArray[np.int64]
 Offered = Literal["random", "extremes"]
 
-_CELLS = 400_000  # utilities held at once: few enough for the cache of a processor
+_CELLS = 400_000  # utilities held at once: they fit the cache of a processor
 _SUM_TOLERANCE = 1e-6  # how far weights may be from adding up to one
 _TIE_TOLERANCE = 1e-12  # difference of utilities that is rounding
 
 
 class SimulatedUsers:
-    """Users as weights over named reward models.
-
-    `redrawn` says how many users `sample` drew again because they were too near to another one.
+    """Users, each with weights over named reward models.
 
     Args:
-        weights: shape (users, models): not negative, each row adding up to one.
+        weights: shape (users, models): not negative, and each row adds up to one.
         models: the name of each model.
-        names: what users are called in their histories; None: "0", "1", …
+        names: the ids of the users in their histories; None: "0", "1", …
+
+    Attributes:
+        redrawn: how many users `sample` drew again, because they were too near to another user.
 
     Raises:
         InvalidArgumentError: weights that do not add up to one, or shapes and names that do not fit.
@@ -71,28 +73,28 @@ class SimulatedUsers:
         min_distance: float = 0.0,
         seed: int = 0,
     ) -> SimulatedUsers:
-        """Draw n users from Dirichlet(alpha, …, alpha).
+        """Draw the weights of n users from Dirichlet(alpha, …, alpha).
 
-        With a small alpha each user follows one model; with a large one all users agree. The order of
+        With a small alpha, each user follows one model; with a large one, all users agree. The order of
         `models` does not change the draw.
 
         Args:
             n: how many users.
             models: the names of the models.
-            alpha: the concentration; 0.05 in the main runs of PersonalLLM.
-            min_distance: draw a user again whose weights are nearer than this (Euclidean) to an earlier
-                user's; 0: keep all, as PersonalLLM's sampler does. Users who follow one model are near
-                each other, so a distance above 0 removes most of them: with ten models and alpha 0.02,
-                1e-5 leaves 1 % of users at a corner instead of 13 %. `redrawn` counts them; a warning
-                says where too few different users can be drawn.
+            alpha: the concentration, above 0; 0.05 in the main runs of PersonalLLM.
+            min_distance: draw a user again whose weights are nearer than this (Euclidean distance) to those
+                of an earlier user; 0: keep all, as PersonalLLM's sampler does. Users who follow one model
+                are near each other, so a distance above 0 removes most of them: with ten models and
+                alpha 0.02, 1e-5 leaves 1 % of users with all weight on one model, instead of 13 %. A warning
+                says if near users are left.
             seed: of the draw.
         """
         names = check_models(models)
         check_argument("n", n, Count)
         check_argument("seed", seed, CountFromZero)
-        if not _is_real(alpha) or not 0 < alpha < np.inf:
+        if not is_real(alpha) or not 0 < alpha < np.inf:
             raise InvalidArgumentError(f"alpha={alpha!r} must be a positive number.")
-        if not _is_real(min_distance) or not 0 <= min_distance < np.inf:
+        if not is_real(min_distance) or not 0 <= min_distance < np.inf:
             raise InvalidArgumentError(f"min_distance={min_distance!r} must be a number from 0 up.")
         ordered = sorted(names)
         drawn, redrawn = draw_weights(n, len(names), alpha, min_distance, seed)
@@ -101,8 +103,8 @@ class SimulatedUsers:
         return users
 
     def utilities(self, matrix: RewardMatrix) -> FloatArray:
-        """The utility of each response to each user: shape (users, prompts, responses)."""
-        return _utilities(self._weights_for(matrix), matrix.zscores)
+        """Compute the utility of each response for each user, shape (users, prompts, responses)."""
+        return _utilities(self.weights_for(matrix), matrix.zscores)
 
     def choose(
         self,
@@ -112,19 +114,19 @@ class SimulatedUsers:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Integers:
-        """The place of the response that each user prefers for each prompt: shape (users, prompts).
+        """Let each user choose a response to each prompt; return places, shape (users, prompts).
 
         Args:
             matrix: rewards of the same models, in any order.
-            pairs: offer only these two places for each prompt, shape (prompts, 2), or for each user and
-                prompt, shape (users, prompts, 2). None: all responses.
-            temperature: 0: the response of the highest utility; a tie is drawn by `seed`. Above:
-                P(response) is proportional to exp(utility / temperature): for a pair the
-                Bradley-Terry model, for more Luce's choice axiom.
-            seed: of ties, and of the choices at a temperature. Each user has a random stream of their own,
-                so adding or removing other users does not change their choices.
+            pairs: the two places that are offered: for each prompt, shape (prompts, 2), or for each user
+                and prompt, shape (users, prompts, 2). None: all responses are offered.
+            temperature: 0: users choose the highest utility, and ties are drawn. Above 0: P(response) is
+                proportional to exp(utility / temperature), which is the Bradley-Terry model for a pair, and
+                Luce's choice axiom for more responses.
+            seed: of ties, and of choices at a temperature above 0. Each user has a random stream, so more or
+                fewer later users do not change a user's choices.
         """
-        weights = self._weights_for(matrix)
+        weights = self.weights_for(matrix)
         _check_temperature(temperature)
         check_argument("seed", seed, CountFromZero)
         offered = None if pairs is None else _pairs(pairs, len(self), matrix.rewards.shape[:2])
@@ -156,29 +158,31 @@ class SimulatedUsers:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[Preference]:
-        """The choices of each user as records, `pairs_per_user` for each user, in the order of users.
+        """Let each user choose between two responses to some prompts; return the choices as records.
 
         Args:
             matrix: rewards of the same models, with prompts and responses.
             pairs_per_user: how many prompts, drawn without replacement for each user.
-            offered: "random": two of the responses, any two with the same probability; "extremes":
-                the user's best and worst response.
-            temperature, seed: as for `choose`: a tie is drawn. The seed also draws prompts and pairs.
+            offered: "random": two responses, drawn from all pairs of different texts; "extremes": the two
+                responses whose utilities for the user differ most.
+            temperature: as for `choose`.
+            seed: of prompts, pairs, ties, and choices at a temperature above 0.
 
         Returns:
-            Preferences with `user` (the user's name) and `id` ("user:prompt", by place). Responses of
-            the same text are never offered against each other; prompts that offer nothing else are
-            not drawn.
+            `pairs_per_user` preferences for each user, in the order of users, with `user` (the user's name)
+            and `id` ("user:place of the prompt"). Responses with the same text, or an empty one, are never
+            offered; a prompt without two different responses is not drawn.
 
         Raises:
-            InvalidArgumentError: the matrix has no texts, or an argument cannot work.
-            DataError: too few prompts with two different responses.
+            InvalidArgumentError: the matrix has no texts, or a bad argument.
+            DataError: too few prompts have two different responses.
         """
-        weights = self._weights_for(matrix)
+        weights = self.weights_for(matrix)
         _check_temperature(temperature)
         check_argument("pairs_per_user", pairs_per_user, Count)
         check_argument("seed", seed, CountFromZero)
         InvalidArgumentError.check("offered", offered, ("random", "extremes"))
+        prompts, responses = matrix.texts
         pairs = _askable(matrix, pairs_per_user)
         history: list[Preference] = []
         for user, row in enumerate(weights):
@@ -191,11 +195,23 @@ class SimulatedUsers:
                 else:
                     pair = candidates[random.integers(len(candidates))]
                 best, worst = _decide(values, pair, temperature, random)
-                history.append(_record(matrix, prompt, best, worst, self.names[user]))
+                history.append(
+                    Preference(
+                        prompt=prompts[prompt],
+                        chosen=responses[prompt][best],
+                        rejected=responses[prompt][worst],
+                        id=f"{self.names[user]}:{prompt}",
+                        user=self.names[user],
+                    )
+                )
         return history
 
-    def _weights_for(self, matrix: RewardMatrix) -> FloatArray:
-        """The weights in the order of the matrix's models."""
+    def weights_for(self, matrix: RewardMatrix) -> FloatArray:
+        """Return the weights with models in the order of the matrix, shape (users, models).
+
+        Raises:
+            InvalidArgumentError: the matrix has other models.
+        """
         if not isinstance(matrix, RewardMatrix):
             raise InvalidArgumentError(f"matrix is a {type(matrix).__name__}, not a RewardMatrix.")
         here, there = set(self.models), set(matrix.models)
@@ -221,9 +237,9 @@ def _utilities(weights: FloatArray, zscores: FloatArray) -> FloatArray:
 
 
 def _best(values: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """The place of the first of the highest values, and whether there are several.
+    """Find the first place of the highest value along the last axis, and whether it is tied.
 
-    Response by response: `values.argmax(axis=2)` is slow over so short an axis.
+    The loop over responses is faster than `values.argmax(axis=2)` over so short an axis.
     """
     best = np.zeros(values.shape[:2], dtype=np.int16)
     tied = np.zeros(values.shape[:2], dtype=bool)
@@ -239,7 +255,7 @@ def _best(values: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
 
 
 def _drawn_ties(values: FloatArray, best: Integers, random: np.random.Generator) -> Integers:
-    """One user's choices, (prompts,): the highest value of each prompt; ties are drawn."""
+    """Choose for one user the highest value of each prompt, (prompts, responses) -> (prompts,); draw ties."""
     highest = values >= values.max(axis=1, keepdims=True) - _TIE_TOLERANCE
     order = random.random(values.shape)
     several = highest.sum(axis=1) > 1
@@ -247,21 +263,24 @@ def _drawn_ties(values: FloatArray, best: Integers, random: np.random.Generator)
 
 
 def _gumbel(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-    """Gumbel noise: argmax(values + noise) is a draw from the softmax of the values."""
+    """Draw Gumbel noise: argmax(values + noise) is a draw from the softmax of the values."""
     with np.errstate(divide="ignore"):
         noise: FloatArray = -np.log(random.standard_exponential(shape[::-1]).T)
     return noise
 
 
 def _parts(users: int, cells: int) -> Iterator[slice]:
-    """Slices of users whose utilities fit into memory."""
+    """Yield slices of users whose utilities (`cells` for each user) stay below `_CELLS`."""
     size = max(1, _CELLS // cells)
     for start in range(0, users, size):
         yield slice(start, min(start + size, users))
 
 
 def _askable(matrix: RewardMatrix, wanted: int) -> list[tuple[int, Integers]]:
-    """For each prompt with two different responses: its place, and all pairs of different responses."""
+    """Return (place of a prompt, pairs of responses with different texts), for prompts with such a pair.
+
+    Raise DataError if fewer than `wanted` prompts have one.
+    """
     _, responses = matrix.texts
     count = matrix.rewards.shape[1]
     places = np.array([(a, b) for a in range(count) for b in range(a + 1, count)], dtype=np.int64)
@@ -279,7 +298,7 @@ def _askable(matrix: RewardMatrix, wanted: int) -> list[tuple[int, Integers]]:
 
 
 def _extremes(values: FloatArray, candidates: Integers) -> Integers:
-    """The pair among the candidates whose utilities lie furthest apart."""
+    """Return the pair among the candidates whose utilities differ most."""
     margins = values[candidates[:, 0]] - values[candidates[:, 1]]
     pair: Integers = candidates[np.abs(margins).argmax()]
     return pair
@@ -288,24 +307,13 @@ def _extremes(values: FloatArray, candidates: Integers) -> Integers:
 def _decide(
     values: FloatArray, pair: Integers, temperature: float, random: np.random.Generator
 ) -> tuple[int, int]:
-    """The preferred and the other response of a pair."""
+    """Let a user choose between a pair of responses; return the preferred place and the other one."""
     one, other = (int(place) for place in pair)
     noise = random.logistic()  # always drawn, so that later draws do not depend on the temperature
     margin = values[one] - values[other]
     if abs(margin) <= _TIE_TOLERANCE:  # a tie: the noise alone decides
         return (one, other) if noise >= 0 else (other, one)
     return (one, other) if margin + temperature * noise >= 0 else (other, one)
-
-
-def _record(matrix: RewardMatrix, prompt: int, best: int, worst: int, user: str) -> Preference:
-    prompts, responses = matrix.texts
-    return Preference(
-        prompt=prompts[prompt],
-        chosen=responses[prompt][best],
-        rejected=responses[prompt][worst],
-        id=f"{user}:{prompt}",
-        user=user,
-    )
 
 
 # Arguments
@@ -352,9 +360,5 @@ def _pairs(given: npt.ArrayLike, users: int, shape: tuple[int, ...]) -> Integers
 
 
 def _check_temperature(value: object) -> None:
-    if not _is_real(value) or not 0 <= value < np.inf:  # type: ignore[operator]
+    if not is_real(value) or not 0 <= value < np.inf:
         raise InvalidArgumentError(f"temperature={value!r} must be a number from 0 up.")
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

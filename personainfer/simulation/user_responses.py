@@ -1,8 +1,8 @@
-"""Generate a response for each user after each prefix, and score it by the user's rewards.
+"""Generate a response for each simulated user after each prefix, and score it by the user's rewards.
 
-The baselines of PersonalLLM (arXiv 2409.20296, section 4) are prefixes: none for zero-shot, and examples of
-the user's own choices or of similar users'. The scores are the mean user reward, and the win rate against
-a reference response, on the scale on which the users chose.
+The baselines of PersonalLLM (arXiv 2409.20296, section 4) are prefixes: none (zero-shot), examples of the
+user's own choices, and examples of similar users' choices. A baseline is scored by the mean utility of its
+responses, and by their win rate against reference responses, on the scale by which the users chose.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Unpack
 
 import numpy as np
 
-from ..arguments import read_numbers, takes_options
+from ..arguments import takes_options
 from ..evaluation.grouped import mean_by_group, rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
@@ -23,12 +23,17 @@ from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..records import FloatArray, Prompt, Record
 from ..users.prefixes import Prefix
-from .reward_matrix import RewardMatrix, Scorer
+from .reward_matrix import RewardMatrix, Scorer, scored
 from .simulated_users import SimulatedUsers
 
 
 class UserResponse(Record):
-    """A model's response for one user after one prefix, or the error; `prompt` is the prompt's place."""
+    """A model's response for one user after one prefix, or the error.
+
+    Attributes:
+        baseline: the name of the prefix.
+        prompt: the place of the prompt.
+    """
 
     baseline: str
     user: str
@@ -47,21 +52,21 @@ def respond_to_users(
 ) -> list[UserResponse]:
     """Let a model answer each prompt for each user, after each prefix.
 
-    Equal requests, such as those without a prefix, are sent once. A request that fails costs its row only.
+    Equal requests, such as those without a prefix, are sent once. If a request fails, its rows have an error.
 
     Args:
-        prefixes: by the name of the baseline, from `persona_prefix`.
-        users: their names.
+        prefixes: name of a baseline -> prefix from `persona_prefix`.
+        users: the names of the users.
         prompts: texts or conversations.
         model: as for `infer_personas`.
         options: configure the LLM that a model string makes: see `LLM`.
 
     Returns:
-        A row for each baseline, user and prompt, in this order.
+        One row for each baseline, user and prompt, sorted in this order.
 
     Raises:
-        InvalidArgumentError, DataError: a bad argument, or a prefix without text for a user, before
-            any call.
+        InvalidArgumentError: a bad argument, before any call is made.
+        DataError: a prefix has nothing for a user, before any call is made.
         ModelError: only if every request would fail (key, model).
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(respond_to_users).parameters))
@@ -88,13 +93,13 @@ def respond_to_users(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineScore:
-    """The score of the responses after one prefix; intervals resample users.
+    """The scores of the responses after one prefix. Intervals resample users.
 
     Attributes:
-        reward: the mean utility by the user's own weights.
-        win_rate: how often the utility is above that of the reference; a tie counts half.
-        gain: the reward less that of the first baseline, for the same users and prompts.
-        failed: how many pairs of a user and a prompt have no response; the other numbers leave them out.
+        reward: the mean utility of the responses by the weights of their users.
+        win_rate: the share of responses with a higher utility than the reference; a tie counts half.
+        gain: `reward` minus that of the first baseline, for the same users and prompts.
+        failed: how many responses are missing. They are left out.
     """
 
     reward: Estimate
@@ -105,10 +110,13 @@ class BaselineScore:
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """The score of each baseline, by name, and the mean reward of the reference.
+    """The scores of all baselines.
 
-    A cell is a user and the place of a prompt. `utilities` has an array for each baseline with one number
-    for each cell, NaN if there is no response.
+    Attributes:
+        baselines: name -> scores.
+        reference: the mean utility of the reference responses.
+        cells: (user, place of a prompt) of each response.
+        utilities: name of a baseline -> the utility of each cell, shape (cells,); NaN: no response.
     """
 
     baselines: Mapping[str, BaselineScore]
@@ -135,19 +143,19 @@ def score_responses(
     reference: Sequence[str],
     confidence: float = CONFIDENCE,
 ) -> BaselineScores:
-    """Mean user reward, and win rate against a reference response, with intervals by user.
+    """Compute the mean utility of each baseline, and its win rate against reference responses.
 
     Args:
-        responses: from `respond_to_users`, the same users and prompts for each baseline.
+        responses: rows of `respond_to_users`, with the same users and prompts for each baseline.
         users: the users with their weights.
-        scale: the rewards that the users chose by; responses are z-scored on the same scale.
-        scorers: the same reward models, by name: (prompts, responses) -> numbers.
+        scale: the rewards by which the users chose. Responses are z-scored on the same scale.
+        scorers: name of a reward model in `scale` -> callable (n prompts, n responses) -> n rewards.
         prompts: the prompts that were answered.
-        reference: a response to each prompt, such as a strong model's.
-        confidence: of the intervals.
+        reference: one response to each prompt, such as a strong model's.
+        confidence: of the intervals, between 0 and 1. They resample users.
 
     Raises:
-        InvalidArgumentError: users, models or lengths that do not fit.
+        InvalidArgumentError: users, models or lengths that do not fit, or two responses for one cell.
         DataError: there is no response.
     """
     check_confidence(confidence)
@@ -157,7 +165,7 @@ def score_responses(
     answered = [row for row in responses if row.response is not None]
     texts = [(row.prompt, str(row.response)) for row in answered] + list(enumerate(reference))
     zscores = _zscores(texts, scale, scorers, prompts)
-    weights = _weights(users, scale)
+    weights = dict(zip(users.names, users.weights_for(scale), strict=True))
     people = np.array([user for user, _ in cells])
     place = {cell: n for n, cell in enumerate(cells)}
     worth = np.full((len(names), len(cells)), np.nan)
@@ -197,31 +205,17 @@ def _check_asked(prefixes: object, users: Sequence[str], prompts: Sequence[Promp
         raise InvalidArgumentError("prompts= is one text, not several.")
 
 
-def _weights(users: SimulatedUsers, scale: RewardMatrix) -> dict[str, FloatArray]:
-    """By user, in the order of the scale's models."""
-    order = [users.models.index(name) for name in scale.models]
-    return {name: row[order] for name, row in zip(users.names, users.weights, strict=True)}
-
-
 def _zscores(
     texts: Sequence[tuple[int, str]],
     scale: RewardMatrix,
     scorers: Mapping[str, Scorer],
     prompts: Sequence[Prompt],
 ) -> FloatArray:
-    """The z-scores of each response, shape (texts, models); equal responses are scored once."""
+    """Score (place of a prompt, response), equal ones once; return z-scores of shape (texts, models)."""
     distinct = list(dict.fromkeys(texts))
     in_order = list(prompts)  # a pandas series has labels of its own, which are no places
     asked, said = [in_order[place] for place, _ in distinct], [text for _, text in distinct]
-    columns = [
-        read_numbers(f"the result of scorers[{name!r}]", scorers[name](asked, said), infinite=True)
-        for name in scale.models
-    ]
-    if any(column.shape != (len(distinct),) for column in columns):
-        raise InvalidArgumentError(
-            f"scorers= give {', '.join(str(column.shape) for column in columns)} numbers for"
-            f" {len(distinct)} responses."
-        )
+    columns = [scored(name, scorers[name], asked, said) for name in scale.models]
     found = scale.like(np.stack(columns, axis=-1)[:, None, :]).zscores[:, 0]
     row = {text: n for n, text in enumerate(distinct)}
     return found[[row[text] for text in texts]]

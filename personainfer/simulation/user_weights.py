@@ -1,4 +1,4 @@
-"""Draw the weights of simulated users from a Dirichlet distribution, without near duplicates if asked for."""
+"""Draw the weights of simulated users from a Dirichlet distribution; near duplicates can be drawn again."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import numpy.typing as npt
 
 from ..records import FloatArray
 
-_ROUNDS = 50  # of drawing again
+_ROUNDS = 50  # the most times that near duplicates are drawn again
 
 
 def draw_weights(
     users: int, models: int, alpha: float, min_distance: float, seed: int
 ) -> tuple[FloatArray, int]:
-    """Weights of shape (users, models), and how many users were drawn again.
+    """Draw weights, and draw a user again who is nearer than `min_distance` (Euclidean) to an earlier one.
 
-    No user is nearer than `min_distance` to an earlier one. If that is impossible, a warning says so.
+    Returns:
+        Weights of shape (users, models), and how many users were drawn again. If near users are left after
+        50 rounds, a warning says how many.
     """
     random = np.random.default_rng(seed)
     drawn = _dirichlet(random, alpha, models, users)
@@ -45,7 +47,7 @@ def _dirichlet(random: np.random.Generator, alpha: float, models: int, count: in
 
 
 def _near_duplicates(users: FloatArray, distance: float) -> npt.NDArray[np.bool_]:
-    """Which users are nearer than `distance` to an earlier one that is kept."""
+    """Find the users who are nearer than `distance` to an earlier user who is kept, shape (users,)."""
     kept = np.zeros(len(users), dtype=bool)
     # First keep one user in each cell of a fine grid, so that few are left to compare.
     _, first = np.unique(np.floor(users / (distance / users.shape[1])), axis=0, return_index=True)
