@@ -1,7 +1,7 @@
-"""Read single cells of a row: nulls, ids, JSON text, and text that cannot be written as UTF-8.
+"""Read single cells of a row: nulls, ids, JSON text, and text that cannot be encoded as UTF-8.
 
-All JSON that comes from outside is read here: data files, stored tables and replies, batches. A text of 60 MB
-can hold 20 million empty lists, which take gigabytes of memory, so its values are counted before.
+All JSON from outside is read here: data files, stored tables, replies, batches. A JSON text of 60 MB can hold
+20 million empty lists, which take gigabytes of memory. So the values of a long text are counted first.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ..exceptions import DataError, NoPreferenceError
 
 
 class _Absent:
-    """Marks a key that a row does not have, as opposed to a null."""
+    """The type of `ABSENT`, which stands for a key that a row does not have; None stands for a null."""
 
 
 ABSENT: Final = _Absent()
 LEAVE_OUT: Final = "Correct the row or leave it out."
-_MOST_PRINTED = (
-    200_000  # values of a list as Python prints it: reading it takes ten times the memory
-)
+# The most values of a list that Python printed: `ast` takes ten times the memory of `json`.
+_MOST_PRINTED = 200_000
 
 _NO_IDS = (list, tuple, Mapping, set, frozenset, bytes, bytearray)
 _IN_JSON = re.compile(r"""\s*(?:\[\s*)?\{.*?["'](?:role|from|content|value)["']\s*:""", re.DOTALL)
 
 
 def plain(value: object) -> object:
-    """NumPy's arrays and scalars, texts of any class and decimals as Python's lists, texts and numbers.
+    """Convert a value to a plain Python one.
 
-    Other values stay as they are.
+    NumPy arrays and scalars become lists and scalars, subclasses of str become str, and decimals become int
+    or float. Any other value is returned unchanged.
     """
     if type(value) is str:
         return value
@@ -51,7 +51,7 @@ def plain(value: object) -> object:
 
 
 def without_na(values: list[Any]) -> list[Any]:
-    """The values with None for pandas' NA, which is neither true nor false, and equals nothing."""
+    """Replace pandas' NA by None. NA cannot be used in a condition, and is not equal to itself."""
     pandas: Any = sys.modules.get("pandas")
     if pandas is None or pandas.NA.__class__ not in map(type, values):
         return values
@@ -59,13 +59,13 @@ def without_na(values: list[Any]) -> list[Any]:
 
 
 def is_null(value: object) -> bool:
-    """Whether a value is None, absent, NaN, or a null of pandas."""
+    """Whether a value is None, `ABSENT`, NaN, or a null of pandas (NA, NaT)."""
     absent = value is None or value is ABSENT or type(value).__name__ in ("NAType", "NaTType")
     return absent or (isinstance(value, float) and math.isnan(value))
 
 
 def wrong_type(name: str, value: object, wanted: str) -> DataError:
-    """The error for a value that is absent, null, or of a wrong type."""
+    """Make the error for a value of the column `name` that is absent, null, or not of the type `wanted`."""
     if value is ABSENT:
         return DataError(f"the row has no {name!r}.", hint=LEAVE_OUT)
     if is_null(value):
@@ -74,10 +74,14 @@ def wrong_type(name: str, value: object, wanted: str) -> DataError:
 
 
 def identifier(value: object, name: str) -> str | None:
-    """An id of the column `name`, as text; None for a null and an empty text.
+    """Read an id as text; None for a null or an empty text. A float such as 7.0 becomes "7".
+
+    Args:
+        value: the cell.
+        name: its column, for errors.
 
     Raises:
-        DataError: a list, a dict or bytes, which are no id.
+        DataError: the value is a list, a dict or bytes, or a float too large to be exact.
     """
     if value is None or value is ABSENT:
         return None
@@ -102,7 +106,7 @@ def identifier(value: object, name: str) -> str | None:
 
 
 def surrogate_problem(name: str) -> str:
-    """The error of a text that cannot be written as UTF-8."""
+    """Return the message for a text, called `name`, that cannot be encoded as UTF-8."""
     return (
         f"{name} holds bytes that are not UTF-8, or half of a surrogate pair. Save the file as UTF-8, or read"
         " it with its own encoding and pass the frame: pandas.read_csv(path, encoding='latin-1'), for one."
@@ -110,15 +114,18 @@ def surrogate_problem(name: str) -> str:
 
 
 def looks_like_turns(value: object) -> bool:
-    """Whether a text seems to be a list of messages that was written as JSON or by Python."""
+    """Whether a value is text that looks like messages in JSON, or in Python's notation."""
     return isinstance(value, str) and value.lstrip()[:1] in "[{" and bool(_IN_JSON.match(value))
 
 
 def parse_cell(name: str, value: object) -> object:
-    """A cell of a column that holds JSON text, parsed; also what Python prints of lists. "" stays as it is.
+    """Parse a cell of JSON text, or of a list or dict that Python printed.
+
+    Returns:
+        The parsed value. A blank text, and a value that is not text, is returned unchanged.
 
     Raises:
-        DataError: the text is neither, or holds too many values.
+        DataError: the text is in neither notation, holds too many values, or has a key twice.
     """
     if not isinstance(value, str) or not value.strip():
         return value
@@ -138,7 +145,7 @@ def parse_cell(name: str, value: object) -> object:
 
 
 class _WithNan(ast.NodeTransformer):
-    """Python prints nan and inf, and `literal_eval` does not know them."""
+    """Replaces the names nan and inf by floats: Python prints them, but `literal_eval` refuses them."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(float(node.id)) if node.id in ("nan", "inf") else node
@@ -153,9 +160,9 @@ def _of_python(printed: str) -> object:
 
 # JSON
 
-MOST_VALUES: Final = 5_000_000  # of one row or line; an image of a million pixels has 4 million
+MOST_VALUES: Final = 5_000_000  # in one row or line; an image of a million pixels has 4 million
 
-# As how many values a dict and a list count: they take 200 and 70 bytes, another value 30 to 60.
+# Weights of what begins a value: a dict takes 200 bytes, a list 70, another value 30 to 60.
 _COUNTS: Final = {"{": 4, "[": 2, ",": 1}
 _TEXT_OR_BEGIN = re.compile(r'"[^"]*"?|([{\[,])')
 
@@ -167,10 +174,10 @@ class TooManyValuesError(DataError):
 
 
 def bounded_json(text: Text, most: int | None = None) -> Text:
-    """The JSON text as it is, if it has no more than so many values (None: `MOST_VALUES`).
+    """Return a JSON text unchanged if it holds at most `most` values (None: `MOST_VALUES`).
 
     Raises:
-        TooManyValuesError: it has more.
+        TooManyValuesError: it holds more.
     """
     most = MOST_VALUES if most is None else most
     if len(text) > most and _has_more_values(text, most):
@@ -181,7 +188,7 @@ def bounded_json(text: Text, most: int | None = None) -> Text:
 
 
 class TwinKeysError(DataError):
-    """An object in a JSON text has two values of one name: Python would take the last one."""
+    """An object in a JSON text has a key twice. `json.loads` would silently keep the last value."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -196,15 +203,16 @@ _JSON_OF_DATA = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def read_json(text: str | bytes, most: int | None = None, *, is_data: bool = False) -> Any:
-    """The value of a JSON text; bytes are UTF-8.
+    """Parse a JSON text.
 
     Args:
-        text: the JSON.
-        most: how many values it may have; None: `MOST_VALUES`.
-        is_data: of two values with one name, refuse both (`TwinKeysError`), as two columns of one name are.
+        text: the JSON; bytes are decoded as UTF-8.
+        most: the most values that it may hold; None: `MOST_VALUES`.
+        is_data: refuse an object that has a key twice (`TwinKeysError`), like a table with two columns of the
+            same name.
 
     Raises:
-        ValueError: it is not JSON, is nested too deep, or has more values (`TooManyValuesError`).
+        ValueError: the text is not JSON, is nested too deep, or holds more values (`TooManyValuesError`).
     """
     if not isinstance(text, str):
         text = text.decode()
@@ -217,7 +225,7 @@ def read_json(text: str | bytes, most: int | None = None, *, is_data: bool = Fal
 
 
 def _has_more_values(text: str | bytes, most: int) -> bool:
-    """Whether more values than these begin in the text. Signs within the texts of the JSON do not count."""
+    """Whether a JSON text holds more than `most` values. Brackets and commas within strings do not count."""
     text = text if isinstance(text, str) else text.decode(errors="replace")
     if sum(text.count(sign) * values for sign, values in _COUNTS.items()) <= most:
         return False

@@ -1,4 +1,4 @@
-"""Recognise which schemas data may have from the names of its columns."""
+"""Find the schemas that data may have, from the names of its columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROLES: Final = tuple(
 
 
 def check_roles(roles: Mapping[str, str]) -> None:
-    """Raise `InvalidArgumentError` if `columns=` is no mapping of our names to names of columns."""
+    """Raise InvalidArgumentError unless `columns=` maps roles (such as "prompt") to names of columns."""
     if not isinstance(roles, Mapping):
         raise InvalidArgumentError(
             f"columns={roles!r:.60} is not a mapping.",
@@ -39,19 +39,22 @@ def check_roles(roles: Mapping[str, str]) -> None:
 
 
 def nearest(name: object, known: Sequence[str]) -> str:
-    """A hint that lists the known names, the nearest first."""
+    """Write a hint that lists the known names, and names the nearest one first if one is similar."""
     close = get_close_matches(str(name)[:80], known[:1000], n=1)
-    listed = ", ".join(f"{each!r:.80}" for each in known[:20]) + (", …" if len(known) > 20 else "")
-    return (
-        f"Nearest is {close[0]!r:.80}, of " if close else "It is one of "
-    ) + f"{listed or 'none'}."
+    start = f"Nearest is {close[0]!r:.80}, of" if close else "It is one of"
+    return f"{start} {listed(known) or 'none'}."
+
+
+def listed(names: Sequence[object]) -> str:
+    """List names for an error: at most 20 of them, each of at most 80 characters."""
+    return ", ".join(f"{name!r:.80}" for name in names[:20]) + (", …" if len(names) > 20 else "")
 
 
 class _Names:
-    """The columns that were found, and which of them are taken by a role.
+    """The columns of the data, and those that already play a role (`taken`).
 
-    A known name stands for the column of exactly that name, else for the only one that differs from it in
-    case, spaces or dashes.
+    A known name (of `usual_names`) stands for the column of exactly that name. If there is none, it stands
+    for the only column whose name differs from it just in case, spaces or dashes.
     """
 
     def __init__(self, found: Iterable[str], roles: Mapping[str, str]) -> None:
@@ -62,26 +65,36 @@ class _Names:
             self._spelled.setdefault(usual.plain_name(name), []).append(name)
 
     def column(self, known: str) -> str | None:
-        """The column that a known name stands for, if there is one."""
+        """Return the column that a known name stands for, taken or not; None if there is none."""
         alike = self._spelled.get(usual.plain_name(known))
-        if alike is None:  # so it is for most names: there are hundreds
+        if alike is None:  # the usual case, for hundreds of known names
             return None
         return known if known in alike else alike[0] if len(alike) == 1 else None
 
     def columns(self, known: Iterable[str]) -> list[str]:
-        """The free columns that known names stand for."""
+        """Return the columns that known names stand for and that are not taken, in the order of the names."""
         found = dict.fromkeys(column for name in known if (column := self.column(name)))
         return [column for column in found if column not in self.taken]
 
     def pick(self, role: str, known: Sequence[str]) -> dict[str, str]:
-        """The column of a role: the caller's, else the first known name that is free."""
+        """Find the column of a role: the one that the caller names, else the first free known name.
+
+        Returns:
+            {role: column}, or {} if there is none.
+        """
         if role in self.roles:
             return {role: self.roles[role]}
         free = self.columns(known)
         return {role: free[0]} if free else {}
 
     def pick_set(self, roles: Sequence[str], known: Iterable[Sequence[str]]) -> dict[str, str]:
-        """The first known set of columns, one for each role, that are all there and free; else empty."""
+        """Find the columns of several roles: the first known set of names that all are free columns.
+
+        A role for which the caller names a column always has this column.
+
+        Returns:
+            role -> column for all roles, or {} if no set fits.
+        """
         given = {role: self.roles[role] for role in roles if role in self.roles}
         if len(given) == len(roles):
             return given
@@ -99,7 +112,10 @@ class _Names:
         return {}
 
     def label_columns(self) -> list[str]:
-        """The caller's column of labels, else all that are free, that of a known data set first."""
+        """Return the columns that may hold labels: the one that the caller names, else all free known names.
+
+        The label of a known data set comes first.
+        """
         if "label" in self.roles:
             return [self.roles["label"]]
         sets = [columns.split() for columns in usual.DATA_SETS.values()]
@@ -107,57 +123,56 @@ class _Names:
         return self.columns([*(name for name in own if name in usual.LABELS), *usual.LABELS])
 
     def without(self, columns: Mapping[str, str]) -> _Names:
-        """The same names, with those of `columns` taken too."""
+        """Return a copy in which the columns of `columns` (role -> column) are taken, too."""
         rest = copy(self)
         rest.taken = self.taken | set(columns.values())
         return rest
 
 
 def matches(found: Iterable[str], told: Mapped) -> list[Schema]:
-    """The schemas that the columns may have, the likeliest first.
+    """List the schemas that the data may have, the likeliest first; [] if there is none.
+
+    Args:
+        found: the names of the columns.
+        told: what the caller says of the data.
 
     Raises:
-        DataError: each of more than two responses has a column of its own.
+        DataError: more than two responses have a column each.
     """
     names = _Names([name for name in found if isinstance(name, str)], told.columns)
-    if not set(told.columns.values()) <= names.found | {
-        told.columns.get("id"),
-        told.columns.get("user"),
-    }:
+    may_come_later = {told.columns.get("id"), told.columns.get("user")}
+    if not set(told.columns.values()) <= names.found | may_come_later:
         return []
     pairs, two = list(_pair_schemas(names)), list(_two_schemas(names))
-    is_tag = (
-        pairs
-        and " ".join(pairs[0].columns[r] for r in ("chosen", "rejected")).lower() in usual.TAGS
-    )
+    pair = " ".join(pairs[0].columns[role] for role in ("chosen", "rejected")) if pairs else ""
+    is_tag = pair.lower() in usual.TAGS
     is_told = {"chosen", "rejected"} <= told.columns.keys()
     made = [*two, *pairs] if is_tag and not is_told else [*pairs, *two]
     if not pairs and not told.columns.keys() & {"response", "responses"}:
         _check_count_of_responses(names.found, told)
     made += _many_schemas(names)
     made = [each for schema in made for each in _with_and_without_more(schema)]
-    return [replace(schema, told=told) for schema in made if _plays_all(schema, told)]
+    return [
+        replace(schema, told=told)
+        for schema in made
+        if told.columns.keys() <= schema.columns.keys()
+    ]
 
 
 def _with_and_without_more(schema: Schema) -> Iterator[Schema]:
-    """The schema, and that without an input and a history beside its prompt, if columns may be these."""
+    """Yield the schema, then, if it reads a column "input" or "history", the schema without these."""
     yield schema
     more = {role for role in ("input", "history") if schema.columns.get(role) in schema.present}
-    if more and schema.kind != "group":  # where they tell prompts apart
+    if more and schema.kind != "group":  # in a group, they distinguish prompts
         rest = {role: name for role, name in schema.columns.items() if role not in more}
         yield replace(schema, columns=rest)
 
 
 def prompt_columns(found: Iterable[object]) -> list[str]:
-    """The columns that have a usual name of a prompt."""
+    """Return the columns whose name is a usual one for a prompt."""
     return [
         name for name in found if isinstance(name, str) and usual.plain_name(name) in usual.PROMPTS
     ]
-
-
-def _plays_all(schema: Schema, told: Mapped) -> bool:
-    """Whether the schema has every role that the caller names."""
-    return told.columns.keys() <= schema.columns.keys()
 
 
 def _pair_schemas(names: _Names) -> Iterator[Schema]:
@@ -186,7 +201,7 @@ def _pair_schemas(names: _Names) -> Iterator[Schema]:
 
 
 def _label_pair(names: _Names) -> dict[str, str]:
-    """The columns of the chosen and the rejected response, where they only name them."""
+    """Read `chosen` and `rejected` as columns that name responses, in place of holding them; else {}."""
     pair = names.pick_set(("chosen", "rejected"), usual.PAIRS)
     return {"label": pair["chosen"], "other_label": pair["rejected"]} if pair else {}
 
@@ -226,9 +241,12 @@ def _two_schemas(names: _Names) -> Iterator[Schema]:
 def further_responses(
     found: Iterable[object], columns: Mapping[str, str], told: Mapped
 ) -> list[str]:
-    """Columns such as response_3, beside response_1 and response_2 of the schema's `columns`.
+    """Return columns such as "response_3", beside the response_1 and response_2 of `columns`.
 
-    There are none where the caller names the two.
+    Args:
+        found: the names of the data's columns.
+        columns: role -> column of a schema.
+        told: what the caller says of the data. If the caller names the two responses, nothing is returned.
     """
     one, two = (columns.get(role, "") for role in ("response_1", "response_2"))
     places = [place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
@@ -241,7 +259,7 @@ def further_responses(
 
 
 def _check_count_of_responses(found: Iterable[str], told: Mapped) -> None:
-    """Raise DataError if each of more than two responses has a column of its own."""
+    """Raise DataError if more than two responses have a column each."""
     names = _Names(found, told.columns)
     two = names.pick_set(("response_1", "response_2"), usual.TWO)
     if further := further_responses(names.found, two, told):
@@ -278,9 +296,10 @@ def _many_schemas(names: _Names) -> Iterator[Schema]:
 
 
 def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> Schema:
-    """The schema with the optional columns: id, user, system message and what comes with its kind.
+    """Make a schema, and add its optional columns: id, user, system message and others.
 
-    Some of them may come in later rows only (`later_columns`), and have a name of ours until then.
+    Some optional columns may not be in the first rows (see `usual_names.LATER`). Until a row has one, its
+    role is entered with the role's own name as the column.
     """
     rest = names.without(columns)
     asked = usual.plain_name(columns.get("prompt", ""))
@@ -316,10 +335,14 @@ _CHOICE_ROLES: Final = (
 
 
 def with_later_columns(schema: Schema, found: Mapping[Any, object]) -> Schema:
-    """The schema once a row has columns that no row before it had: they may play roles that are free.
+    """Update a schema for a row that has new columns: they may play roles that are free so far.
+
+    Args:
+        schema: the schema of the rows before.
+        found: the row, by column.
 
     Raises:
-        DataError: it has a likelier column of the prompt or of the choice than those that were read so far.
+        DataError: a new column is likelier to hold the prompt or the choice than the column read so far.
     """
     new = {name for name in found if isinstance(name, str) and name not in schema.present}
     _check_prompt(schema, new)
@@ -338,7 +361,7 @@ def with_later_columns(schema: Schema, found: Mapping[Any, object]) -> Schema:
 
 
 def _check_choice(schema: Schema, new: Set[str]) -> None:
-    """Raise if the choice would be read from other columns, had the first rows had the new ones, too."""
+    """Raise DataError if the choice would be read from other columns, had the first rows had the new ones."""
     if not any(usual.plain_name(name) in usual.CHOICE_NAMES for name in new):
         return
     read, likelier = (
@@ -358,7 +381,7 @@ def _check_choice(schema: Schema, new: Set[str]) -> None:
 
 
 def vague_prompt(schema: Schema) -> list[str]:
-    """The columns that may hold the prompt, where it is read from one whose name says little; else none."""
+    """Return other columns that may hold the prompt, if the name of the one that is read says little."""
     column = schema.columns.get("prompt", "prompt")
     if "prompt" in schema.told.columns or usual.plain_name(column) not in usual.VAGUE_PROMPTS:
         return []
@@ -389,7 +412,15 @@ def _check_prompt(schema: Schema, new: Iterable[object]) -> None:
 
 
 def widened(schema: Schema, found: Iterable[str]) -> list[Schema]:
-    """The schemas of that kind with all columns of the first rows; those of `schema` keep their roles."""
+    """List schemas of the same kind for more columns. Those of `schema` keep their roles.
+
+    Args:
+        schema: a schema of some of the columns.
+        found: the names of all columns of the first rows.
+
+    Raises:
+        DataError: more than two responses have a column each.
+    """
     held = {role: name for role, name in schema.columns.items() if name in schema.present}
     if further_responses(found, schema.columns, schema.told):
         _check_count_of_responses(found, schema.told)
@@ -399,7 +430,7 @@ def widened(schema: Schema, found: Iterable[str]) -> list[Schema]:
 
 
 def _data_set(columns: Mapping[str, str]) -> str | None:
-    """The name of the data set that has these columns, if it has one."""
+    """Return the name of the known data set that has these columns (role -> column); None if none has."""
     used = set(columns.values())
     for name, known in usual.DATA_SETS.items():
         if {*known.split()} <= used and columns.get("prompt") in (None, *known.split()):
@@ -408,5 +439,5 @@ def _data_set(columns: Mapping[str, str]) -> str | None:
 
 
 def has_known_label(schema: Schema) -> bool:
-    """Whether the schema is of a known data set, and its label the one that the data set has."""
+    """Whether the schema is that of a known data set, and its label is this data set's label."""
     return schema.columns.get("label") in usual.DATA_SETS.get(schema.name, "").split()

@@ -1,6 +1,7 @@
 """Make a `Preference` of a prompt and two responses, or of two conversations with a common start.
 
-Each may be text or turns. A response is the assistant's turns at the end of a conversation, or a text.
+Each may be text or turns. A response is a text, or the assistant's turns at the end of a conversation. A
+transcript is a conversation as one text: "\\n\\nHuman: … \\n\\nAssistant: …".
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FIRST_CJK = "\u2e80"  # from here on, scripts put no spaces between words
 
 
 def _transcript(text: str) -> Turns | None:
-    """The turns of a "\\n\\nHuman: … \\n\\nAssistant: …" text; None if it is no such text."""
+    """Split a transcript into turns; None if the text is no transcript."""
     before, *rest = _SPEAKER.split(text)
     if not rest or before.strip():
         return None
@@ -36,21 +37,21 @@ def _transcript(text: str) -> Turns | None:
 
 
 def is_transcript(text: object) -> bool:
-    """Whether a text is a conversation in the form of "\\n\\nHuman: … \\n\\nAssistant: …"."""
+    """Whether a value is a transcript, "\\n\\nHuman: … \\n\\nAssistant: …"."""
     return isinstance(text, str) and _transcript(text) is not None
 
 
 def is_exchange(text: object) -> bool:
-    """Whether a text is such a conversation, from the user's turn to the assistant's."""
+    """Whether a value is a transcript that begins with the user's turn and ends with the assistant's."""
     turns = (isinstance(text, str) and _transcript(text)) or ()
     return len(turns) > 1 and (turns[0].role, turns[-1].role) == ("user", "assistant")
 
 
 def transcript_prompt(text: str) -> Turns:
-    """The turns of a prompt that is a transcript, without the empty assistant turn at its end.
+    """Split a prompt that may be a transcript into turns. An empty assistant turn at its end is dropped.
 
-    A text that begins with "Human:" itself, and not with a blank line, quotes a conversation if it ends with
-    another turn of the assistant, or has no other turn: it is one user's turn.
+    A text whose first character is not white space ("Human: …") may quote a conversation. It is split only if
+    it ends with a second user turn or an empty assistant turn; otherwise the whole text is one user turn.
     """
     turns = _transcript(text) or ()
     if len(turns) > 1 and turns[-1].role == "assistant" and not turns[-1].content:
@@ -60,7 +61,10 @@ def transcript_prompt(text: str) -> Turns:
 
 
 def cut_at_turn(name: str, value: object, count: float | None) -> object:
-    """A conversation up to its assistant turn of that number, counted from 1."""
+    """Cut a conversation after its assistant turn number `count`, counted from 1.
+
+    The value is returned whole if it is text, `count` is None, or there are fewer assistant turns.
+    """
     turns = text_or_turns(name, value)
     if isinstance(turns, str) or count is None or count < 1:
         return value
@@ -72,12 +76,19 @@ def cut_at_turn(name: str, value: object, count: float | None) -> object:
 def without_prompt(
     prompt: str, chosen: str, rejected: str, counts: Counter[str], *, is_usual: bool = False
 ) -> tuple[str, str]:
-    """Two responses without the prompt, where both begin with the whole of it.
+    """Remove the prompt from two responses, if both repeat it at their start.
 
-    White space has to come after it, and a line's end after less than three words: whoever says "Hello" is
-    answered "Hello, …", and "Yes" begins many an answer to "Yes". Anything may come after it where nearly
-    all responses of the data begin with their prompt (`is_usual`), but not after one or two bare words:
-    glossaries restate the term.
+    A response may begin with the prompt's words by chance: "Hello, …" answers "Hello". So the prompt is
+    removed only if white space follows it; if it has fewer than three words, a line break must follow.
+
+    Args:
+        prompt, chosen, rejected: the texts.
+        counts: `counts["prompt_repeated"]` is increased if the prompt is removed.
+        is_usual: whether nearly all responses of the data repeat their prompt. Then anything may follow the
+            prompt, unless it is one or two bare words, which glossaries restate.
+
+    Returns:
+        The two responses, without the prompt or unchanged.
     """
     is_bare = len(prompt.split()) < 3 and prompt.strip()[-1:].isalnum() and max(prompt) < _FIRST_CJK
     is_usual = is_usual and not is_bare
@@ -98,10 +109,17 @@ def without_prompt(
 def _split(
     name: str, turns: Turns, counts: Counter[str] | None, *, run: bool = True
 ) -> tuple[Turns, str]:
-    """The turns before the response, and the response at the end.
+    """Split a conversation into the turns before the response, and the text of the response.
 
-    With `run`, consecutive assistant messages at the end are one response. In a transcript only the
-    last turn is: where just one of two transcripts has a turn before it, they share no prompt.
+    Args:
+        name: the column, for errors.
+        turns: the conversation.
+        counts: counts responses with further fields, which are left out; None: does not count.
+        run: True: all consecutive assistant turns at the end are the response. False: only the last turn is.
+            False is for transcripts, where two conversations must have the same turns before it.
+
+    Raises:
+        DataError: the last turn is not the assistant's, or the response calls tools.
     """
     end = len(turns)
     while end and turns[end - 1].role == "assistant" and (run or end == len(turns)):
@@ -127,7 +145,16 @@ def _stripped(turns: Turns) -> tuple[Turn, ...]:
 
 
 def _context(name: str, asked: Turns, head: Turns) -> Turns:
-    """The conversation to answer; a response may repeat the prompt or extend it."""
+    """Merge the prompt with the turns before the response in a response's own conversation.
+
+    Args:
+        name: the response's column, for errors.
+        asked: the turns of the prompt.
+        head: the turns before the response, which may repeat or extend the prompt; () if there are none.
+
+    Raises:
+        DataError: `head` neither begins nor ends with the prompt, or both have different system messages.
+    """
     if not head:
         return asked
     system = tuple(turn for turn in head[:1] if turn.role == "system")
@@ -157,7 +184,7 @@ def _same_start(names: tuple[str, str], first: Turns, second: Turns) -> Turns:
 
 
 def _without_answer(asked: Turns, texts: Sequence[str]) -> Turns:
-    """The prompt without a last assistant turn that is one of the responses."""
+    """Drop the last turn of a prompt if it is the assistant's and equals one of the responses."""
     last = asked[-1]
     is_answer = last.role == "assistant" and last.content.strip() in map(str.strip, texts)
     return asked[:-1] if is_answer and len(asked) > 1 else asked
@@ -174,18 +201,18 @@ def read_pair(
     user: str | None = None,
     counts: Counter[str] | None = None,
 ) -> Preference:
-    """The preference of a prompt and two responses, each a text or a list of messages.
+    """Make a preference of a prompt and two responses.
 
     Args:
-        names: what errors call the three.
-        prompt, chosen, rejected: texts, messages in any spelling, or conversations that repeat the
-            prompt before their response.
-        before: turns that come before the prompt, such as a system message in a column of its own.
-        id, user: of the preference.
-        counts: gets the number of responses whose other fields are left out.
+        names: the columns of prompt, chosen and rejected, for errors.
+        prompt: text, or messages with any of the known keys and roles.
+        chosen, rejected: the same; a conversation may repeat the prompt before its response.
+        before: turns from other columns that come before the prompt, such as a system message.
+        id, user: the id and the user of the preference.
+        counts: `counts["response_fields_left_out"]` counts responses with fields that are left out.
 
     Raises:
-        DataError: they cannot be used.
+        DataError: a value cannot be read, or the two responses do not answer the same prompt.
     """
     if type(prompt) is str and type(chosen) is str and type(rejected) is str and not before:
         return preference_of(prompt, chosen, rejected, id, user)
@@ -207,7 +234,11 @@ def read_pair(
 
 
 def _preceded(name: str, before: Turns, context: Turns) -> Turns:
-    """The conversation after the turns of other columns, of which it may hold some itself."""
+    """Put the turns of other columns before a conversation. Turns that it repeats are not added again.
+
+    Raises:
+        DataError: both have a system message, and the two differ.
+    """
     system, history = (
         (before[:1], before[1:]) if before and before[0].role == "system" else ((), before)
     )
@@ -228,7 +259,11 @@ def _check_same_system(one: Turn, other: Turn, first: str, name: str) -> None:
 
 
 def read_prompt(prompt: object) -> Prompt:
-    """A text or a list of messages as a prompt. Raises `DataError` if it is neither."""
+    """Read a text or a list of messages as a prompt.
+
+    Raises:
+        DataError: `prompt` is neither.
+    """
     asked = text_or_turns("prompt", prompt)
     return asked if isinstance(asked, str) else _messages(asked)
 
@@ -243,12 +278,13 @@ def read_conversations(
     user: str | None = None,
     counts: Counter[str] | None = None,
 ) -> Preference:
-    """The preference of two conversations whose common start is the prompt.
+    """Make a preference of two conversations, whose common start becomes the prompt.
 
-    One of them may be the response alone, where the other is a list of turns.
+    If one of them is a list of turns, the other may be the response alone. The arguments are those of
+    `read_pair`, without the prompt.
 
     Raises:
-        DataError: one is not a conversation, or they do not share their start.
+        DataError: one is not a conversation, or the two differ before their responses.
     """
     heads, texts = [], []
     both = [
@@ -280,10 +316,10 @@ def read_conversations(
 def preference_of(
     prompt: str | Turns, chosen: str, rejected: str, id: str | None, user: str | None
 ) -> Preference:
-    """A `Preference` of these texts. They may hold half of a surrogate pair, which `pair_problem` finds.
+    """Make a `Preference` without checking its texts, for speed. `pair_problem` checks them later.
 
     Raises:
-        DataError: a turn of the prompt does.
+        DataError: a turn of the prompt cannot be encoded as UTF-8.
     """
     try:
         asked = prompt if isinstance(prompt, str) else _messages(prompt)
@@ -295,7 +331,7 @@ def preference_of(
 
 
 def _messages(turns: Turns) -> Prompt:
-    """One user turn is the same prompt as its bare text, however it was written down."""
+    """Convert turns to messages. A single user turn becomes plain text, so that both notations are equal."""
     if len(turns) == 1 and turns[0].role == "user" and not turns[0].extra:
         return turns[0].content
     return tuple(Message(role=role, content=content, extra=extra) for role, content, extra in turns)
@@ -307,7 +343,7 @@ SAME_TEXT: Final = f"chosen and rejected are the same text, so there is no prefe
 
 
 def pair_problem(preference: Preference) -> str | None:
-    """Why the texts of a preference cannot be used, and what to do; None if they can be used."""
+    """Say why the texts of a preference cannot be used, and what to do; None if they can be used."""
     prompt = preference.prompt
     asked = prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
     if not isinstance(prompt, str) and prompt and prompt[-1].role == "system":
@@ -323,7 +359,7 @@ def pair_problem(preference: Preference) -> str | None:
 
 
 def encoding_problem(preference: Preference) -> str | None:
-    """The problem of a text that cannot be written as UTF-8; None if there is none."""
+    """Name the first field of a preference that cannot be encoded as UTF-8; None if all can be."""
     for name in ("prompt", "chosen", "rejected", "id", "user"):
         if not _encodable(getattr(preference, name)):
             return surrogate_problem(name)

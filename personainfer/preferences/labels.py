@@ -1,8 +1,8 @@
 """Read which of two responses a label prefers.
 
-Labels are coded in many ways: 1/2, 0/1, "A"/"B", "model_a", signed strengths, the names of the two
-models. One row does not show whether 1 means the first or the second response, so the whole column is
-examined. An ambiguous coding is refused, and the error shows the `labels=` to pass.
+Labels are coded in many ways: 1/2, 0/1, "A"/"B", "model_a", signed strengths, the names of the two models. A
+single row does not show whether 1 means the first or the second response, so the labels of the first rows are
+examined together. An ambiguous coding is refused, and the error shows the `labels=` to pass.
 """
 
 from __future__ import annotations
@@ -19,22 +19,20 @@ from .pairing import as_score
 
 Verdict = Literal["first", "second", "tie"]
 _VERDICTS: Final[tuple[Verdict, ...]] = ("first", "second", "tie")
-# Columns whose number may be a strength from "the first is better" (negative) to "the second is". Without
-# a negative one it may as well be a scale from 1 to 7, or the strength of a choice in another column.
+# Columns that may hold a signed strength: negative if the first response is better, positive if the second
+# is. Without a negative number, it may also be a scale from 1 to 7, or the strength of a choice that another
+# column tells.
 _SIGNED: Final = ("preference_strength", "overall_preference")
 _HELPSTEER3: Final = ("overall_preference", "response1", "response2")  # from -3 to 3
 _A_IS_ONE: Final = ("human_ref_A", "human_ref_B")  # SHP: 1 means the first, A
-_SOME = 5  # labels of which not all are the same by chance
-_MOST_KINDS = 10  # of words that a column of labels has
-_SHOWN = 8  # values that an error lists
+_SOME = 5  # so many labels are not all the same by chance
+_MOST_KINDS = 10  # a column of labels has at most so many different words
+_SHOWN = 8  # an error lists so many values
 _WHAT_LABELS_MEAN = "Only you know what they mean. Say it of each, with first, second or tie:"
 _PLACEHOLDER = "…"  # in a line to copy: what the caller has to fill in
-_ID_LABELS: Final = (
-    "better_response_id",
-    "safer_response_id",
-)  # PKU-SafeRLHF; a boolean is a number
-ENOUGH: Final = 50  # labels after which another number is a stray, and no sign of another scale
-_MOST_STRAYS = 0.02  # the share of labels outside a coding up to which it is still that coding
+_ID_LABELS: Final = ("better_response_id", "safer_response_id")  # PKU-SafeRLHF; False is 0, True 1
+ENOUGH: Final = 50  # after so many labels, a new number is an error in its row, not another coding
+_MOST_STRAYS = 0.02  # a coding may leave this share of the labels unexplained
 
 _TIE_WORDS = frozenset(
     "both|both bad|bothbad|both good|neither|equal|equally good|equally bad|equals|draw|same|"
@@ -60,10 +58,11 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
-    """Check `labels=`, and return its verdicts by the key of each label.
+    """Check `labels=`, and return `label_key` of each label -> its verdict.
 
     Raises:
-        InvalidArgumentError: no mapping, or a verdict that is none of "first", "second", "tie".
+        InvalidArgumentError: `labels` is no mapping, a verdict is none of "first", "second", "tie", or the
+            verdicts contradict each other.
     """
     if not isinstance(labels, Mapping | None):
         raise InvalidArgumentError(
@@ -99,7 +98,7 @@ def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
 
 
 def label_key(value: object) -> str:
-    """A label as text that is equal for equal labels: 1, 1.0, "1" and " 1.0" are "1"."""
+    """Convert a label to text that is the same for equal labels: 1, 1.0, "1" and " 1.0" become "1"."""
     value = plain(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
@@ -108,12 +107,17 @@ def label_key(value: object) -> str:
 
 
 def _words(key: str) -> str:
-    """A label without brackets, underscores and dashes between its words."""
+    """Replace brackets, underscores, dashes and other punctuation in a label by single spaces."""
     return " ".join(re.sub(r"[\[\](){}_\-.,!]+", " ", key).split())
 
 
 def word_verdict(key: str, names: tuple[str, str]) -> Verdict | None:
-    """Which response a label names in words; None for numbers and for unknown words."""
+    """Return the verdict of a label in words; None for a number or unknown words.
+
+    Args:
+        key: the label, by `label_key`.
+        names: the columns of the two responses, which a label may name.
+    """
     for verdict, name in zip(_VERDICTS, names, strict=False):
         if key == name.lower() and not name.isdigit():
             return verdict
@@ -130,7 +134,10 @@ def word_verdict(key: str, names: tuple[str, str]) -> Verdict | None:
 
 
 def label_number(key: str) -> str | None:
-    """The number that a label is, or that it has after a word, as in "response_1"; else None."""
+    """Return the number in a label as text: all of "1", the end of "response_1"; else None.
+
+    "true" and "false" count as numbers.
+    """
     if _NUMBER.fullmatch(key):
         return key
     if key in ("true", "false"):
@@ -144,13 +151,13 @@ class LabelCoding:
     """What the labels of a column mean.
 
     Attributes:
-        column: its name.
+        column: the name of the column.
         names: the columns of the two responses, which a label may name.
-        numbers: verdict by number, or by any label where `labels=` was given.
-        signed: whether a number's sign is the verdict: negative for the first response.
-        is_given: whether the caller gave it: then nothing else is known.
-        is_tentative: whether so few labels were seen that another number may contradict it.
-        is_sure: whether more labels could not change it.
+        numbers: number (as text) -> verdict; if the caller gave `labels=`, any label -> verdict.
+        signed: the sign of a number is the verdict: negative means the first response, 0 a tie.
+        is_given: the caller gave `labels=`: any other label is an error.
+        is_tentative: so few labels were seen that a later number may contradict the coding.
+        is_sure: further labels could not change the coding.
     """
 
     column: str
@@ -162,12 +169,12 @@ class LabelCoding:
     is_sure: bool = False
 
     def verdict(self, value: object) -> Verdict:
-        """Which response a label prefers, or a tie.
+        """Return the response that a label prefers, or "tie".
 
         Raises:
-            NoPreferenceError: it is null.
-            DataError: it is not a label of this coding.
-            ContradictionError: it belongs to another coding, and labels before it may be misread.
+            NoPreferenceError: the label is null.
+            DataError: the coding does not explain the label.
+            ContradictionError: the label belongs to another coding, so earlier labels may have been misread.
         """
         value = plain(value)
         if is_null(value) or not isinstance(value, str | int | float):
@@ -186,7 +193,7 @@ class LabelCoding:
         return found
 
     def knows(self, values: Iterable[object]) -> bool:
-        """Whether all of these labels that are not null belong to the coding."""
+        """Whether the coding explains all of these labels; nulls are ignored."""
         try:
             for value in filter(_is_label, map(plain, values)):
                 self.verdict(value)
@@ -212,7 +219,7 @@ class LabelCoding:
         return found
 
     def describe(self) -> dict[str, str] | str:
-        """The coding, for a table's settings."""
+        """Return the coding for a table's settings: number -> verdict, or a sentence."""
         if self.signed:
             return "negative: first, 0: tie, positive: second"
         return dict(self.numbers) or "by name"
@@ -223,7 +230,7 @@ def _listed(keys: Iterable[str]) -> str:
 
 
 def _labels_example(keys: Iterable[str]) -> dict[int | float | str, str]:
-    """What to write for `labels=`. The verdicts are placeholders: a guess that runs would be believed."""
+    """Make an example of `labels=`. Its verdicts are placeholders, so that nobody runs a guess."""
     numbers = sorted({float(key) for key in keys if _NUMBER.fullmatch(key)})
     others = sorted({key for key in keys if not _NUMBER.fullmatch(key)})
     labels = [*(int(n) if n.is_integer() else n for n in numbers), *others]
@@ -235,7 +242,7 @@ def _plain_name(column: str) -> str:
 
 
 def is_strength(column: str) -> bool:
-    """Whether a column's name says that it holds how strong a choice is, maybe with a sign for the side."""
+    """Whether a column's name says that it holds the strength of a choice, signed or not."""
     name = _plain_name(column)
     return name in _SIGNED or "strength" in name.split("_")
 
@@ -249,17 +256,16 @@ def find_coding(
     is_batch: bool = False,
     is_place: bool = False,
 ) -> LabelCoding:
-    """The coding of a column, from the labels of its first rows.
+    """Find the coding of a column from the labels of its first rows.
 
     Args:
-        column: its name.
-        values: its first labels.
+        column: the name of the column.
+        values: its labels in the first rows.
         names: the columns of the two responses.
-        given: `labels=` of the caller, which is believed.
-        is_batch: whether other rows may have been read before these. Then a coding that a later label
-            could still disprove is not certain.
-        is_place: whether the column's name says that it holds a place in a list. Where counting starts
-            shows only once a 0 is there: a 1 alone may be the first response or the second.
+        given: the verdicts of `labels=`, by `label_key`; they are used without further checks.
+        is_batch: other rows may have been read before these. Then a tentative coding is refused.
+        is_place: the column holds places in a list. Only a 0 shows that places count from 0: without one, a 1
+            may be the first response or the second.
 
     Raises:
         DataError: the coding is not certain.
@@ -272,22 +278,21 @@ def find_coding(
     if not numbers:
         if seen and not words:
             raise uncertain(column, seen)
-        # Numbers may come later. Labels by name are not misread if one does: then it costs its row.
+        # A number may come later. If words were seen, they stay right, and the number is an error of its row.
         later = {} if is_place else _expected(column, names, set())
         is_tentative = bool(later) or not words
         return LabelCoding(column, names, later, is_tentative=is_tentative, is_sure=bool(words))
     if is_strength(column):
         amounts = [float(number) for number in numbers - {"true", "false"}]
         low, high = min(amounts, default=0.0), max(amounts, default=0.0)
-        has_sign = (
-            low < 0 and low <= -high / 2 and _plain_name(column) in _SIGNED
-        )  # -1 may be "no answer"
+        is_balanced = low < 0 and low <= -high / 2  # a lone -1 may mean "no answer"
+        has_sign = is_balanced and _plain_name(column) in _SIGNED
         is_known = (column, *names) == _HELPSTEER3 and high <= 3
         if not (has_sign or is_known) or numbers & {"true", "false"}:
             raise uncertain(column, seen)
         return LabelCoding(column, names, signed=True, is_sure=has_sign and high > 0)
     by_number = sum(seen[key] for key in seen if key not in words and label_number(key))
-    if words and by_number <= _MOST_STRAYS * seen.total():  # each costs its row
+    if words and by_number <= _MOST_STRAYS * seen.total():  # each number is an error of its row
         return LabelCoding(column, names, is_sure=True)
     coding = _PLACES if is_place else _expected(column, names, numbers)
     if is_place and "0" not in numbers:
@@ -295,7 +300,7 @@ def find_coding(
     inside = numbers & coding.keys()
     sides = {coding[key] for key in inside}
     outside = numbers - coding.keys()
-    # A stray number costs its row; several make another scale, such as 1 to 5.
+    # A few strays are errors of their rows; more of them show another scale, such as 1 to 5.
     strays = sum(count for key, count in seen.items() if label_number(key) in outside)
     other_coding = any(n in ("0", "1", "2", "true", "false") or n.startswith("-") for n in outside)
     other_coding = other_coding or strays > _MOST_STRAYS * sum(seen.values())
@@ -308,9 +313,10 @@ def find_coding(
 
 
 def may_be_labels(values: Iterable[object]) -> bool:
-    """Whether the cells of a column may say which response is better, in whatever words.
+    """Whether the cells of a column may say which response is better, in known or unknown words.
 
-    None of these does: nothing, lists of words (tags), texts of many kinds, one word in all rows (a source).
+    They may not if they are empty, lists of words (tags), texts of many kinds, or one unknown word in all
+    rows (a source).
     """
     cells = [cell for cell in map(plain, values) if not (is_null(cell) or cell == "")]
     listed = [each for cell in cells if isinstance(cell, list | tuple) for each in cell]
@@ -324,7 +330,7 @@ def may_be_labels(values: Iterable[object]) -> bool:
 
 
 def name_both_sides(labels: Sequence[object]) -> bool:
-    """Whether labels name both responses in words. Of fewer than five labels, one has to be named."""
+    """Whether words of the labels name both responses; of fewer than five labels, at least one response."""
     said = {word_verdict(label_key(label), ("", "")) for label in labels if _is_label(label)}
     said -= {None, "tie"}
     return len(said) == 2 or (len(said) == 1 and len(labels) < _SOME)
@@ -337,7 +343,7 @@ def _is_label(value: object) -> bool:
 
 
 def _expected(column: str, names: tuple[str, str], numbers: set[str]) -> Mapping[str, Verdict]:
-    """The coding that the names of the responses suggest; empty if there is none."""
+    """Return the coding that the names of the responses suggest, number -> verdict; {} if there is none."""
     if names == _A_IS_ONE:
         return {"1": "first", "0": "second", "true": "first", "false": "second"}
     ends = names[0][-1:], names[1][-1:]
@@ -351,7 +357,7 @@ def _expected(column: str, names: tuple[str, str], numbers: set[str]) -> Mapping
 
 
 def uncertain(column: str, seen: Counter[str]) -> DataError:
-    """The error of a column of labels, with its first values and how often each is there."""
+    """Make the error for a column whose coding is not certain. `seen` counts its first values."""
     shown = ", ".join(f"{key!r} ({count:,})" for key, count in seen.most_common(_SHOWN))
     return DataError(
         f"the labels in {column!r} do not say for certain which response is better. "
@@ -363,12 +369,20 @@ def uncertain(column: str, seen: Counter[str]) -> DataError:
 
 
 def tie_error(column: str) -> NoPreferenceError:
-    """The error of a row whose label is a tie."""
+    """Make the error for a row whose label is a tie."""
     return NoPreferenceError(f"{column!r} is a tie, so neither response is preferred.")
 
 
 def one_hot_verdict(columns: Mapping[str, str], row: Mapping[str, Any]) -> Verdict:
-    """The verdict of a row with one column for each outcome: first, second, tie."""
+    """Read the verdict of a row that has one column for each outcome: first, second, tie.
+
+    Args:
+        columns: role -> column, with the roles label_1, label_2 and label_3.
+        row: role -> value.
+
+    Raises:
+        DataError: not exactly one of the columns is set.
+    """
     verdicts: tuple[Verdict, ...] = ("first", "second", "tie")
     roles = [f"label_{n}" for n in (1, 2, 3) if f"label_{n}" in row]
     marks = [read_flag(columns[role], row[role]) for role in roles]
@@ -380,10 +394,10 @@ def one_hot_verdict(columns: Mapping[str, str], row: Mapping[str, Any]) -> Verdi
 
 
 def read_flag(name: str, value: object) -> bool | None:
-    """A mark of the column `name` as yes or no; None for a null.
+    """Read a flag of the column `name`: true, false, yes, no, 1, 0, or text of these; None for a null.
 
     Raises:
-        DataError: neither true or false, 1 or 0, nor a text of that.
+        DataError: the value is something else.
     """
     value = plain(value)
     if isinstance(value, str) and (word := value.strip().lower()) in _FLAGS:
@@ -399,7 +413,14 @@ _FLAGS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def majority_verdict(*annotations: object) -> Verdict:
-    """The verdict of most annotators; a tie if the votes are equal."""
+    """Return the verdict of most annotators; "tie" if the two responses have equally many votes.
+
+    Args:
+        annotations: cells, each a list of labels, or of dicts with the label in "overall_pref".
+
+    Raises:
+        NoPreferenceError: there are no annotations.
+    """
     votes: Counter[Verdict | None] = Counter()
     for cell in map(plain, annotations):
         for each in cell if isinstance(cell, list | tuple) else ():

@@ -1,6 +1,6 @@
 """Make pairs from several responses to one prompt: by score, by rank, or from two lists.
 
-The caller picks the rule. Equal scores never make a pair.
+`pairs=` of the caller names the rule. Equal scores never make a pair.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .cells import is_null, plain, wrong_type
 
 PAIR_RULES: Final = ("best-worst", "all", "adjacent")
-MOST_PAIRS: Final = 100_000  # of one prompt, in memory at once: every two of 447 responses
-# An `answer` beside the others is the short one at the end of a solution.
+MOST_PAIRS: Final = (
+    100_000  # of one prompt, since they are in memory at once: all pairs of 447 responses
+)
+# The first key that an item has is read. `answer` is last: beside another, it is only a solution's result.
 _TEXT_KEYS = ("response", "completion", "text", "output", "generation", "content", "answer")
 _SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating", "pm_score")
 _RANK_KEYS = ("rank", "ranking")
@@ -30,14 +32,14 @@ Row = TypeVar("Row")
 
 
 class Candidate(NamedTuple):
-    """One of several responses; a higher score is better, and a rank counts as its negative."""
+    """One of several responses. A higher score is better; a rank becomes the score -rank."""
 
     response: object
     score: float | None
 
 
 def check_pairing(pairs: str | None, min_gap: float | None) -> None:
-    """Raise `InvalidArgumentError` for a rule that does not exist or a gap that is not a number."""
+    """Raise InvalidArgumentError unless `pairs` is a known rule or None, and `min_gap` at least 0 or None."""
     if pairs is not None:
         InvalidArgumentError.check("pairs", pairs, PAIR_RULES)
     if min_gap is not None and (
@@ -50,7 +52,11 @@ def check_pairing(pairs: str | None, min_gap: float | None) -> None:
 
 
 def as_score(name: str, value: object) -> float | None:
-    """A score as a number; None for a null. Raises `DataError` for anything else."""
+    """Read a score; None for a null, NaN, and the texts "", "n/a" and "none".
+
+    Raises:
+        DataError: the value of the column `name` is no number.
+    """
     value = plain(value)
     if is_null(value) or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "none")):
         return None
@@ -65,10 +71,12 @@ def as_score(name: str, value: object) -> float | None:
 
 @cache
 def is_ranked(name: str) -> bool:
-    """Whether a column of that name holds ranks, where the lowest is the best. A reranker's scores are none.
+    """Whether a column's name says that it holds ranks, of which the lowest is the best.
+
+    Only whole words count: "reranker_score" holds no ranks.
 
     Raises:
-        InvalidArgumentError: the name speaks of both, as "rank_score" does.
+        InvalidArgumentError: the name has words for both, as "rank_score" has.
     """
     words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
     if words & _RANKS and words & _SCORES:
@@ -81,23 +89,23 @@ def is_ranked(name: str) -> bool:
 
 
 def difference(one: float, other: float) -> float:
-    """The first score less the other; 0 for equal ones, be they infinite."""
+    """Subtract two scores; 0 if they are equal, also if both are infinite."""
     return 0.0 if one == other else one - other
 
 
 def candidates_of(
     name: str, value: object, scores: object = None, score_name: str = "scores"
 ) -> list[Candidate]:
-    """The responses in a cell, with their scores.
+    """Read the responses in a cell, with their scores.
 
     Args:
         name: the column of the responses.
-        value: a list of texts, or of records that hold a text and a score or rank.
-        scores: a list of scores or ranks, where another column has them.
-        score_name: the column of the scores; if `is_ranked` says so, lower is better.
+        value: a list of texts, or of dicts that hold a text and perhaps a score or rank.
+        scores: a list of scores or ranks from another column; None: they are in the dicts, or missing.
+        score_name: the column of `scores`. It tells whether they are ranks: see `is_ranked`.
 
     Raises:
-        DataError: it is no such list, or the scores do not fit it.
+        DataError: `value` is no such list, or `scores` does not have one score for each response.
     """
     items = plain(value)
     if not isinstance(items, list | tuple):
@@ -145,17 +153,22 @@ def _signed(sign: int, score: float | None) -> float | None:
 def pair_places(
     scores: Sequence[float | None], rule: str, min_gap: float = 0.0
 ) -> list[tuple[int, int]]:
-    """The pairs (place of the better, place of the worse) that a rule makes, best first.
+    """Make pairs of responses by a rule.
 
     Args:
-        scores: one each; None takes no part.
-        rule: "best-worst": the highest and the lowest; "all": every two; "adjacent": each and the
-            next lower one in the order of scores. Of equal scores the one that comes first counts.
-        min_gap: the least difference; a difference of 0 never makes a pair.
+        scores: the score of each response; a response with None is in no pair.
+        rule: "best-worst": one pair of the highest and the lowest score. "all": every two responses.
+            "adjacent": each response and the next one in the order of scores. Equal scores are ordered by
+            place; "best-worst" takes the first of several best, and the first of several worst.
+        min_gap: the least difference of scores in a pair. A difference of 0 never makes a pair.
+
+    Returns:
+        (place of the better response, place of the worse one) of each pair, ordered by the better one's
+        score.
 
     Raises:
-        NoPreferenceError: there is no such pair.
-        DataError: there are more than `MOST_PAIRS`.
+        NoPreferenceError: the rule makes no pair.
+        DataError: it makes more than `MOST_PAIRS`.
     """
     known = [(-score, place) for place, score in enumerate(scores) if score is not None]
     order = sorted(known)
@@ -180,7 +193,10 @@ def pair_places(
 def _far_apart(
     order: Sequence[tuple[float, int]], min_gap: float
 ) -> Iterator[tuple[tuple[float, int], tuple[float, int]]]:
-    """Every two of the sorted responses that differ by `min_gap` and at all. No other two are looked at."""
+    """Yield every two of the sorted (-score, place) whose scores differ, and by at least `min_gap`.
+
+    A binary search skips all others, of which there may be very many.
+    """
     least = max(min_gap, math.ulp(0.0))
     for place, best in enumerate(order):
 
@@ -201,13 +217,16 @@ def _too_many(what: str) -> DataError:
 def by_rater(
     rows: Iterable[Row], key: Callable[[Row], tuple[object, object]]
 ) -> Iterator[tuple[tuple[object, object], list[Row]]]:
-    """The ratings that one person gave to the responses of one prompt, each list with its key.
+    """Group rows by prompt and user: the ratings that one user gave to the responses of one prompt.
 
-    Rows of a prompt follow one another; those of several users may be mixed among them.
+    The rows of a prompt must follow one another. Among them, users may be in any order.
 
     Args:
-        rows: one rated response each.
-        key: of a row: what its prompt is, and who rated it.
+        rows: rows that each hold one rated response.
+        key: a function row -> (prompt, user).
+
+    Yields:
+        (prompt, user), and the rows of both.
     """
     keyed = ((key(row), row) for row in rows)
     for asked, neighbours in groupby(keyed, key=lambda pair: pair[0][0]):
@@ -220,13 +239,16 @@ def by_rater(
 def zip_lists(
     names: tuple[str, str], chosen: Sequence[Any], rejected: Sequence[Any], rule: str
 ) -> Iterator[tuple[object, object]]:
-    """The pairs of a list of chosen and a list of rejected responses.
+    """Pair a list of chosen with a list of rejected responses.
 
-    "all" takes every chosen with every rejected one, "adjacent" those at the same place.
+    Args:
+        names: the columns of the two lists, for errors.
+        chosen, rejected: the responses.
+        rule: "all": each chosen with each rejected response. "adjacent": those at the same place.
 
     Raises:
-        DataError: "adjacent", and the lists have different lengths; "best-worst", which needs scores;
-            "all", and there are more than `MOST_PAIRS`.
+        DataError: "adjacent", and the lists differ in length; "all", and there are more than `MOST_PAIRS`;
+            or "best-worst", which needs scores.
     """
     if rule == "all":
         if len(chosen) * len(rejected) > MOST_PAIRS:

@@ -1,6 +1,6 @@
 """Recognise the schema of data from the names of its columns and the values of its first rows.
 
-If no schema fits, the error lists the columns that were found and says what to write.
+If no schema fits, the error lists the columns and shows the `columns=` to pass.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from typing import Any, Final, NamedTuple
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from ..records import Preference
 from .cells import is_null, plain
-from .column_names import ROLES, has_known_label, matches, nearest, prompt_columns, vague_prompt
+from .column_names import (
+    ROLES,
+    has_known_label,
+    listed,
+    matches,
+    nearest,
+    prompt_columns,
+    vague_prompt,
+)
 from .conversations import encoding_problem, pair_problem
 from .labels import is_strength, label_key, may_be_labels, name_both_sides
 from .pairing import by_rater, is_ranked
@@ -26,19 +34,23 @@ from .schemas import Mapped, Schema
 from .side_names import Head, without_names
 from .turns import is_history
 
-LOOK_AHEAD: Final = 200  # rows from which schemas and codings are told
-FEW: Final = 20  # rows without a preference that may be all by chance
-_NO_CHOICE = ("other_label", "responses")  # with these, labels are names or places
-_SEVERAL = ("list", "group")
-_ENOUGH = 5  # rows that tell what is no chance
-_MANY = 0.1  # a share of rows that is no mistake
+LOOK_AHEAD: Final = 200  # schema and coding are recognised from so many first rows
+FEW: Final = 20  # so many rows may all lack a preference by chance
+_NO_CHOICE = ("other_label", "responses")  # with these roles, labels are names or places
+_SEVERAL = ("list", "group")  # kinds of schemas with several responses to a prompt
+_ENOUGH = 5  # what so many rows have in common is no chance
+_MANY = 0.1  # so large a share of rows is no mistake in single rows
 _NEARLY_ALL = 0.95
-_WORDS_OF_A_QUESTION = 3  # a category has fewer
-_WORDS_OF_NO_NAME = 6
+_WORDS_OF_A_QUESTION = 3  # the name of a category has fewer
+_WORDS_OF_NO_NAME = 6  # a person's name has fewer
 
 
 def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
-    """The schemas that these columns may have, the likeliest first.
+    """List the schemas that the data may have, the likeliest first.
+
+    Args:
+        found: the names of the columns.
+        told: what the caller says of the data.
 
     Raises:
         InvalidArgumentError: `columns=` names a column that the data does not have.
@@ -47,10 +59,9 @@ def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
     check_named(found, told)
     if schemas := matches(found, told):
         return schemas
-    listed = ", ".join(f"{name!r:.80}" for name in found[:20]) + (", …" if len(found) > 20 else "")
     hint, example = _suggest(found)
     raise DataError(
-        f"no preference data recognised in the columns {listed or '(none)'}.",
+        f"no preference data recognised in the columns {listed(found) or '(none)'}.",
         hint=hint,
         argument="columns",
         example=example,
@@ -70,14 +81,14 @@ def check_named(found: Sequence[str], told: Mapped) -> None:
 
 @cache
 def example_rows() -> dict[str, dict[str, Any]]:
-    """An example row of each schema and of each named data set, by name."""
+    """Return an example row of each schema and of each known data set, by its name."""
     text = files(__package__).joinpath("texts/example_rows.json").read_text("utf-8")
     found: dict[str, dict[str, Any]] = json.loads(text)
     return found
 
 
 def _suggest(found: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The nearest schema, and what to write for `columns=`."""
+    """Describe the schema that shares most columns, and make an example of `columns=`."""
     shared = {name: len(set(found) & row.keys()) for name, row in example_rows().items()}
     name = max(shared, key=lambda each: shared[each])
     nearest = example_rows()[name if shared[name] else "explicit"]
@@ -103,30 +114,28 @@ class Settled(NamedTuple):
 
 
 def settle(
-    schemas: Sequence[Schema],
-    head: Head,
-    names: Sequence[object],
-    *,
-    is_batch: bool = False,
+    schemas: Sequence[Schema], head: Head, names: Sequence[object], *, is_batch: bool = False
 ) -> Settled:
-    """The first of the schemas that can read the first rows.
+    """Choose the first schema that can read at least one of the first rows, and complete it.
 
     Args:
-        schemas: those that the columns may have, the likeliest first.
-        head: the first rows, as values in the order of a schema's columns.
-        names: of the columns, for errors.
-        is_batch: these rows are a part of the data, and all of them may be bad: then the likeliest schema.
+        schemas: the candidates, the likeliest first.
+        head: a function that returns the first rows, as values in the order of a schema's columns.
+        names: the names of all columns.
+        is_batch: the rows are a part of the data, and all of them may be bad. If no schema can read a row,
+            the likeliest one is returned in place of an error.
 
     Raises:
-        InvalidArgumentError: an option that does not apply to this data.
-        DataError: none can read a row, the coding of labels is not certain, or other readings are possible.
+        InvalidArgumentError: an option does not apply to this data.
+        DataError: no schema can read a row, the coding of the labels is not certain, or the rows can be read
+            in several ways.
     """
     schemas = _of_labels(without_names(schemas, head, names), head, is_batch)
     schemas = [_without_odd_history(schema, head) for schema in schemas]
     fallback: Settled | None = None
     problem: Exception | None = None
     told = schemas[0].told if schemas else None
-    if told and told.pairs:  # several responses a prompt are what the caller speaks of
+    if told and told.pairs:  # `pairs=` says that a prompt has several responses
         schemas = sorted(schemas, key=lambda each: each.kind not in _SEVERAL)
     for schema in schemas:
         rows = head(schema)
@@ -181,7 +190,7 @@ def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema
             continue
         labels = [found.label(row, "label") for row in rows]
         if len(labelled) > 1 and is_strength(schema.columns["label"]):
-            strengths.append(schema)  # beside a side it only says how strong the choice is
+            strengths.append(schema)  # another label tells the side, and this one how strong it is
         elif has_known_label(schema) or name_both_sides(labels):
             naming.append(schema)
             certain.append(schema)
@@ -199,7 +208,11 @@ def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema
 
 
 def _of_other_sources(schema: Schema, head: Head) -> dict[str, Sequence[str]]:
-    """The further columns of a role, if each of the first rows has one at most, and some its own one."""
+    """Return role -> further columns, for data merged from several sources with different names.
+
+    A role is returned if each of the first rows has a value in at most one of its columns, and some row has
+    one in the role's own column.
+    """
     found: dict[str, Sequence[str]] = {}
     for role, further in schema.others.items():
         columns = {name: name for name in (schema.columns[role], *further)}
@@ -211,7 +224,7 @@ def _of_other_sources(schema: Schema, head: Head) -> dict[str, Sequence[str]]:
 
 
 def _without_odd_history(schema: Schema, head: Head) -> Schema:
-    """The schema without a history that holds no turns, which would only part the rows of a prompt."""
+    """Drop the role "history" if its column holds no turns: it would separate the rows of a prompt."""
     name = schema.columns.get("history")
     if schema.kind != "group" or name not in schema.present:
         return schema
@@ -224,7 +237,7 @@ def _without_odd_history(schema: Schema, head: Head) -> Schema:
 
 
 def _not_in_prompt(schema: Schema, head: Head, names: Sequence[object]) -> tuple[str, ...]:
-    """Columns with usual names of a prompt, beside the one that was read, whose texts differ between rows."""
+    """Find other columns that may hold a part of the prompt: by their names, and texts that differ."""
     others = [name for name in prompt_columns(names) if name not in schema.columns.values()]
     others += [name for name in vague_prompt(schema) if name not in others]
     if "prompt" not in schema.columns or schema.has_exchanges:
@@ -235,7 +248,7 @@ def _not_in_prompt(schema: Schema, head: Head, names: Sequence[object]) -> tuple
 def _of_other_texts(
     schema: Schema, head: Head, columns: Sequence[str], least_words: int = 1
 ) -> list[str]:
-    """Those columns whose texts mostly differ between rows, and are in no prompt and no response."""
+    """Keep columns whose texts mostly differ between rows, and are part of no prompt or response."""
     if not columns:
         return []
     roles = ("prompt", "chosen", "rejected", "response_1", "response_2")
@@ -246,12 +259,19 @@ def _of_other_texts(
 
 
 def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int, least_words: int) -> bool:
-    """Whether cells at a place hold texts that mostly differ, and are no part of the first `known`."""
+    """Whether the cells at `place` are texts that mostly differ, and are not part of the first cells.
+
+    Args:
+        rows: the rows.
+        place: the place of the cell in each row.
+        known: how many cells at a row's start are the prompt and responses.
+        least_words: shorter texts do not count.
+    """
     found = set()
     for row in rows:
         cell = row[place]
         if not isinstance(cell, str) or len(cell.split()) < least_words:
-            continue  # before any text is made of it: it may hold itself
+            continue  # before str(): a list may contain itself
         text, others = cell.strip(), [str(other) for other in row[:known]]
         if not any(text in each or each in text for each in others):
             found.add(text)
@@ -259,7 +279,7 @@ def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int, least_w
 
 
 def check_several(schema: Schema) -> None:
-    """Raise DataError for several responses to a prompt, unless the caller says which make a pair."""
+    """Raise DataError if a prompt has several responses and the caller did not give `pairs=`."""
     if schema.kind in _SEVERAL and schema.told.pairs is None:
         column = schema.columns["responses" if schema.kind == "list" else "response"]
         raise DataError(
@@ -269,39 +289,38 @@ def check_several(schema: Schema) -> None:
 
 
 def check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
-    """Raise for options that do not apply to the data, rather than ignore them."""
+    """Raise InvalidArgumentError for an option that does not apply to the data, rather than ignore it."""
     told, columns = schema.told, schema.columns
     for role in ("score", "scores"):
-        is_ranked(columns.get(role, ""))
-    scored = {"score_1", "score_chosen", "score"} | (
-        {"responses"} if schema.kind == "list" else set()
-    )
+        is_ranked(columns.get(role, ""))  # which raises if the name may mean ranks or scores
+    scored = {"score_1", "score_chosen", "score"}
+    has_scores = schema.kind == "list" or bool(scored & columns.keys())
     wrong = {
-        "labels=": told.labels and schema.kind != "label",
-        "pairs=": told.pairs and schema.kind not in _SEVERAL and not schema.has_lists(rows),
-        "min_gap=": told.min_gap is not None and not scored & columns.keys(),
-        "min_votes=": told.min_votes is not None and "votes_1" not in columns,
-        "safe_rejected=": told.safe_rejected and "safe_1" not in columns,
+        "labels": told.labels and schema.kind != "label",
+        "pairs": told.pairs and schema.kind not in _SEVERAL and not schema.has_lists(rows),
+        "min_gap": told.min_gap is not None and not has_scores,
+        "min_votes": told.min_votes is not None and "votes_1" not in columns,
+        "safe_rejected": told.safe_rejected and "safe_1" not in columns,
     }
     needs = {
-        "labels=": "a column of labels",
-        "pairs=": "several responses to a prompt",
-        "min_gap=": "scores",
-        "min_votes=": "votes for each response (SHP's score_A and score_B)",
-        "safe_rejected=": "marks of safety (PKU-SafeRLHF's is_response_0_safe)",
+        "labels": "a column of labels",
+        "pairs": "several responses to a prompt",
+        "min_gap": "scores",
+        "min_votes": "votes for each response (SHP's score_A and score_B)",
+        "safe_rejected": "marks of safety (PKU-SafeRLHF's is_response_0_safe)",
     }
     for option, is_wrong in wrong.items():
         if is_wrong:
             raise InvalidArgumentError(
-                f"{option} needs {needs[option]}, and the data was read as {schema.name} "
+                f"{option}= needs {needs[option]}, and the data was read as {schema.name} "
                 f"({', '.join(columns.values())}).",
                 hint="Leave the option out, or name the columns with columns=.",
-                argument=option.rstrip("="),
+                argument=option,
             )
 
 
 def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exception | None:
-    """None if any row can be read; else the first error, preferably one that the caller can correct."""
+    """Return None if any row can be read; else the first error, preferably one that the caller can mend."""
     problems: list[Exception] = []
     groups: list[list[Sequence[object]]] = [[row] for row in rows]
     if schema.kind == "group":
@@ -330,10 +349,10 @@ def _check_other_readings(
     *,
     is_batch: bool,
 ) -> None:
-    """Raise DataError if the first rows may as well be read otherwise, and only the caller knows how."""
+    """Raise DataError if the rows can be read in another way, too: only the caller knows the right one."""
     if not schema.has_exchanges and len(rows) >= _ENOUGH:
         _check_vague_prompt(schema, head)
-    if is_batch:  # small ones show nothing more, and all are read alike
+    if is_batch:  # a batch is too small for these checks, and all batches must be read alike
         return
     if schema.kind == "label" and "label" not in schema.told.columns:
         _check_other_labels(schema, head, labels)
@@ -342,7 +361,7 @@ def _check_other_readings(
 
 
 def _check_other_labels(schema: Schema, head: Head, labels: Sequence[str]) -> None:
-    """Raise if another column of labels contradicts the one that is read."""
+    """Raise DataError if another column of labels often contradicts the one that is read."""
     label = schema.columns["label"]
     is_named = name_both_sides([schema.label(schema.row(row), "label") for row in head(schema)])
     for name in () if has_known_label(schema) else dict.fromkeys(labels):
@@ -376,7 +395,7 @@ def _read(schema: Schema, rows: Sequence[Sequence[object]]) -> list[Preference]:
 
 
 def _check_answered(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
-    """Raise if nearly all prompts end with an answer."""
+    """Raise DataError if nearly all prompts end with an answer of the assistant."""
     found = _read(schema, rows)
     if sum(map(_is_answered, found)) < max(_ENOUGH, _NEARLY_ALL * len(found)):
         return
@@ -390,7 +409,7 @@ def _check_answered(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
 
 
 def _may_be_answered(schema: Schema, rows: Sequence[Sequence[object]]) -> bool:
-    """Whether there are prompts of several turns."""
+    """Whether the prompts may have several turns, so that they may end with an answer."""
     if "prompt" not in schema.columns or schema.kind == "group":
         return False
     place = tuple(schema.columns).index("prompt")
@@ -399,14 +418,15 @@ def _may_be_answered(schema: Schema, rows: Sequence[Sequence[object]]) -> bool:
 
 
 def _check_vague_prompt(schema: Schema, head: Head) -> None:
+    """Raise DataError if the prompt's column has a vague name, and another column may hold the prompt."""
     may_be, user = vague_prompt(schema), schema.columns.get("user")
     others = [name for name in may_be if name != user]
     found = _of_other_texts(schema, head, others, least_words=_WORDS_OF_A_QUESTION)
     if user in may_be:  # people's names have a few words, too
         found += _of_other_texts(schema, head, [user], least_words=_WORDS_OF_NO_NAME)
-    for name in found:
+    if found:
         raise DataError(
-            f"the prompt may be in {schema.columns['prompt']!r} or in {name!r}.",
+            f"the prompt may be in {schema.columns['prompt']!r} or in {found[0]!r}.",
             hint="Say which column it is:",
             argument="columns",
             example={"prompt": "…"},
@@ -414,20 +434,19 @@ def _check_vague_prompt(schema: Schema, head: Head) -> None:
 
 
 def _is_answered(pair: Preference) -> bool:
-    """Whether the prompt ends with an answer that is not the beginning of the responses."""
+    """Whether the prompt ends with an assistant turn that is not the beginning of the chosen response."""
     if isinstance(pair.prompt, str) or pair.prompt[-1].role != "assistant":
         return False
     return not pair.chosen.startswith(pair.prompt[-1].content)
 
 
 def _unreadable(schema: Schema, count: int, error: Exception, names: Sequence[object]) -> DataError:
-    listed = ", ".join(f"{name!r:.80}" for name in names[:20]) + (", …" if len(names) > 20 else "")
     optional = {"id", "user", "system", "tools"}
     roles = [role for role in ROLES if role in schema.columns.keys() - optional]
     taken = ", ".join(f"{role} from {schema.columns[role]!r}" for role in roles)
     return DataError(
         f"none of the first {count} rows can be read, with {taken}. The first: {error}",
-        hint=f"The columns are {listed}. If others are meant, name them:",
+        hint=f"The columns are {listed(names)}. If others are meant, name them:",
         argument="columns",
         example=dict.fromkeys(roles, "…"),
     )

@@ -1,15 +1,15 @@
-"""Say in words how data was read, and what in it speaks against that reading."""
+"""Say in words how data was read, and what suggests that it was read wrongly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-_NOT_TOLD = ("compared_", "input", "history")  # roles that a line about the reading leaves out
+_NOT_TOLD = ("compared_", "input", "history")  # prefixes of roles that `how_read` leaves out
 
 
 def how_read(read: Mapping[str, Any]) -> str:
-    """One line: which column was read as what, and what labels mean; "" if nothing is known.
+    """Say in one line which column was read as what, and what labels mean; "" if nothing is known.
 
     Args:
         read: `settings["read"]` of a table.
@@ -28,7 +28,7 @@ def how_read(read: Mapping[str, Any]) -> str:
 
 
 def remarks(read: Mapping[str, Any]) -> list[str]:
-    """A line for each sign that choices may have been read the wrong way round, or that pairs are missing.
+    """List warnings: choices may have been read the wrong way round, or something may have been left out.
 
     Args:
         read: `settings["read"]` of a table.

@@ -1,4 +1,4 @@
-"""Turn a row into a `Preference`, given the schema of the data."""
+"""Read a row as a `Preference`, by the schema of the data."""
 
 from __future__ import annotations
 
@@ -31,18 +31,22 @@ from .turns import (
     with_tools,
 )
 
-_MAY_BE_JSON = frozenset("[{ \t\r\n")  # how a text begins that may be turns as JSON
+_MAY_BE_JSON = frozenset("[{ \t\r\n")  # a JSON text of turns begins with one of these
 
 
 def read_one(schema: Schema, values: Sequence[object]) -> Preference:
-    """The preference in a row's values, given in the order of the schema's columns.
+    """Read the preference in a row; of several pairs that `pairs=` makes, the first.
+
+    Args:
+        schema: the schema of the data.
+        values: the row's values, in the order of the schema's columns.
 
     Raises:
-        NoPreferenceError: the row states none, as with a tie or a null.
+        NoPreferenceError: the row states no preference: for example, it has a tie or a null.
         DataError: the row cannot be read.
     """
-    if schema.is_plain:  # nearly all data is, and reading it has to take no time
-        # The roles of a plain schema; what comes after them is mostly absent.
+    if schema.is_plain:  # a fast path: nearly all data is plain
+        # The roles of a plain schema come first; the others are mostly absent.
         prompt, chosen, rejected, id, user, system, tools = values[:7]
         if (
             type(prompt) is type(chosen) is type(rejected) is str
@@ -70,7 +74,7 @@ def read_one(schema: Schema, values: Sequence[object]) -> Preference:
 
 
 def read_all(schema: Schema, values: Sequence[object]) -> list[Preference]:
-    """Every preference that the rule `pairs=` makes of a row; raises as `read_one` does."""
+    """Read all preferences that the rule `pairs=` makes of a row. Arguments and errors are `read_one`'s."""
     row = _cells(schema, values)
     if schema.kind == "list":
         return _of_list(schema, row)
@@ -83,9 +87,10 @@ def read_all(schema: Schema, values: Sequence[object]) -> list[Preference]:
 
 
 def read_group(schema: Schema, group: Sequence[Sequence[object]]) -> list[Preference]:
-    """The preferences among the rows of one prompt; raises as `read_one` does."""
+    """Read the preferences among rows of one prompt, each with one response. Errors are `read_one`'s."""
     rows = [_cells(schema, values) for values in group]
-    identifier(rows[0].get("user"), schema.columns.get("user", "user"))  # before the scores
+    # A bad user is a clearer error than a bad score, so it is found first.
+    identifier(rows[0].get("user"), schema.columns.get("user", "user"))
     name = schema.columns["score"]
     sign = -1 if is_ranked(name) else 1
     found = (_score_or_flag(name, row["score"]) for row in rows)
@@ -107,7 +112,7 @@ def read_group(schema: Schema, group: Sequence[Sequence[object]]) -> list[Prefer
 
 
 def _score_or_flag(name: str, value: object) -> float | None:
-    """A score; true or false (of KTO's unpaired rows) as 1 or 0."""
+    """Read a score. A flag, as in KTO's unpaired rows, becomes 1 or 0."""
     value = plain(value)
     is_flag = isinstance(value, bool) or str(value).strip().lower() in ("true", "false")
     return float(bool(read_flag(name, value))) if is_flag else as_score(name, value)
@@ -116,10 +121,11 @@ def _score_or_flag(name: str, value: object) -> float | None:
 # A row's values
 
 _PLAIN_TYPES = frozenset((str, int, float, bool, list, dict, type(None), type(ABSENT)))
-_LISTS = frozenset(("responses", "scores", "history"))  # a text there can be nothing but JSON
+_LISTS = frozenset(("responses", "scores", "history"))  # text in these roles can only be JSON
 
 
 def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
+    """Map roles to plain values. JSON text is parsed; a list of two responses, or rounds, are split."""
     if not _PLAIN_TYPES.issuperset(map(type, values)):
         values = [plain(value) for value in values]
     row = schema.row(values)
@@ -133,7 +139,11 @@ def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
 
 
 def _two_of(name: str, responses: object) -> dict[str, object]:
-    """The two responses of a list, of which a label in another column prefers one."""
+    """Read a list of exactly two responses as response_1 and response_2.
+
+    Raises:
+        DataError: the list has another length.
+    """
     found = candidates_of(name, responses)
     if len(found) != 2:
         raise DataError(f"{name!r} has {len(found)} responses, and a label is read for two.")
@@ -141,7 +151,17 @@ def _two_of(name: str, responses: object) -> dict[str, object]:
 
 
 def _rounds(row: Mapping[str, Any]) -> dict[str, object]:
-    """The rounds of a conversation, each a prompt and two responses, as texts or as turns."""
+    """Read lists of rounds: a prompt and two responses a round.
+
+    Args:
+        row: the roles prompt, response_1 and response_2, each a list of one text a round (or JSON of it).
+
+    Returns:
+        With one round: its three texts. With more: the last prompt, and both conversations as messages.
+
+    Raises:
+        NoPreferenceError: a round, or a text of one, is missing.
+    """
     lists: dict[str, Any] = {role: parse_cell(role, value) for role, value in row.items()}
     if not all(isinstance(each, list | tuple) for each in lists.values()):
         raise NoPreferenceError("a round is missing.", hint=LEAVE_OUT)
@@ -165,6 +185,7 @@ def _rounds(row: Mapping[str, Any]) -> dict[str, object]:
 def _preference(
     schema: Schema, row: Mapping[str, Any], names: tuple[str, str], good: object, bad: object
 ) -> Preference:
+    """Make the preference of two responses, `good` and `bad`, from the columns `names` of a row."""
     id = _id(schema, row.get("id"))
     user = identifier(row.get("user"), schema.columns.get("user", "user"))
     before = _before(schema, row)
@@ -204,7 +225,7 @@ def _preference(
 def _without_repeats(
     schema: Schema, row: Mapping[str, Any], prompt: str, good: str, bad: str
 ) -> tuple[str, str]:
-    """The responses without the prompt that they repeat, and then without its input."""
+    """Remove the prompt from two responses that repeat it; then also the row's "input", if they repeat it."""
     is_usual = bool(schema.repeats_prompt)
     found = without_prompt(prompt, good, bad, schema.counts, is_usual=is_usual)
     more = row.get("input")
@@ -223,7 +244,7 @@ def _begin_with_prompt(row: Mapping[str, Any], *responses: object) -> bool:
 def _check_prompt(
     schema: Schema, row: Mapping[str, Any], pair: Preference, *, is_sure: bool
 ) -> None:
-    """Raise if a column that is surely the prompt is no turn of the conversations."""
+    """Raise DataError if the column that is surely the prompt's holds no turn of the conversations."""
     column = schema.columns.get("prompt", "prompt")
     is_sure = is_sure or column == "prompt" or "prompt" in schema.told.columns
     if "prompt" not in row or (not is_sure and isinstance(row["prompt"], str | None)):
@@ -237,7 +258,7 @@ def _check_prompt(
 
 
 def _id(schema: Schema, value: object) -> str | None:
-    """The row's id; a list or the like is left out, since nothing that is inferred depends on it."""
+    """Read the row's id; None, which is counted, for a value that is no id. Personas do not depend on it."""
     try:
         return identifier(value, "id")
     except DataError:
@@ -246,7 +267,7 @@ def _id(schema: Schema, value: object) -> str | None:
 
 
 def _with_input(schema: Schema, row: Mapping[str, Any], prompt: Any) -> Any:
-    """The instruction with its input below it, as Alpaca's format has it."""
+    """Append the row's "input" to the instruction, on a new line, as in Alpaca's format."""
     more = row.get("input")
     if "input" not in row or is_null(more) or more == "":
         return prompt
@@ -256,7 +277,7 @@ def _with_input(schema: Schema, row: Mapping[str, Any], prompt: Any) -> Any:
 
 
 def _before(schema: Schema, row: Mapping[str, Any]) -> Turns:
-    """The turns that other columns hold: a system message, a history."""
+    """Read the turns that other columns hold: a system message, then a history."""
     before: Turns = ()
     system = row.get("system")
     if not is_null(system) and system != "":
@@ -272,6 +293,11 @@ def _before(schema: Schema, row: Mapping[str, Any]) -> Turns:
 
 
 def _sides(schema: Schema, row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the roles of the preferred and of the other response.
+
+    Raises:
+        NoPreferenceError: the row has a tie, or no verdict.
+    """
     if schema.kind in ("pair", "conversations"):
         _compare_scores(schema, row)
         if schema.compared is not None:
@@ -314,7 +340,7 @@ def _verdict(schema: Schema, row: Mapping[str, Any]) -> Verdict:
 
 
 def _check_other(schema: Schema, verdict: Verdict, row: Mapping[str, Any]) -> None:
-    """Raise if the column of the worse response does not name the other one."""
+    """Raise DataError if the columns for the better and the worse response name the same one."""
     assert schema.coding is not None
     if schema.coding.verdict(schema.label(row, "other_label")) == verdict:
         better, worse = schema.columns["label"], schema.columns["other_label"]
@@ -322,7 +348,11 @@ def _check_other(schema: Schema, verdict: Verdict, row: Mapping[str, Any]) -> No
 
 
 def _compare_scores(schema: Schema, row: Mapping[str, Any]) -> None:
-    """Count pairs whose own scores do not prefer the chosen response; `min_gap` refuses them."""
+    """Count pairs with scores, and those whose scores do not prefer the chosen response.
+
+    Raises:
+        NoPreferenceError: the scores differ by less than `min_gap`.
+    """
     if "score_chosen" not in row:
         return
     try:
@@ -343,7 +373,7 @@ def _count_scores(schema: Schema, gap: float) -> None:
 
 
 def _compare_two_scores(schema: Schema, row: Mapping[str, Any], verdict: Verdict) -> None:
-    """Count pairs whose label prefers the response with the lower score."""
+    """Count pairs with scores, and those whose label prefers the response with the lower score."""
     try:
         one, two = (as_score(r, row[r]) for r in ("compared_score_1", "compared_score_2"))
     except DataError:
@@ -354,7 +384,7 @@ def _compare_two_scores(schema: Schema, row: Mapping[str, Any], verdict: Verdict
 
 
 def _compare_label(schema: Schema, row: Mapping[str, Any], verdict: Verdict | None) -> None:
-    """Count rows whose second label prefers the other response."""
+    """Count rows in which the second label prefers the other response than `verdict`."""
     assert schema.compared is not None
     try:
         other = schema.compared.verdict(schema.label(row, "compared_label"))
@@ -365,7 +395,7 @@ def _compare_label(schema: Schema, row: Mapping[str, Any], verdict: Verdict | No
 
 
 def _which(row: Mapping[str, Any]) -> Verdict | None:
-    """Which of the two other responses of the row the chosen one is; None if it is neither."""
+    """Say which of compared_1 and compared_2 is the chosen response; None if they are other texts."""
     chosen, rejected = plain(row["chosen"]), plain(row["rejected"])
     both = plain(row["compared_1"]), plain(row["compared_2"])
     if both == (chosen, rejected):
@@ -381,6 +411,7 @@ def _check_gap(schema: Schema, gap: float) -> None:
 
 
 def _filter(schema: Schema, row: Mapping[str, Any], bad: str) -> None:
+    """Raise NoPreferenceError for a row that `min_votes` or `safe_rejected` excludes."""
     least = schema.told.min_votes
     if least is not None:
         for role in ("votes_1", "votes_2"):
@@ -428,7 +459,7 @@ def _of_list(schema: Schema, row: Mapping[str, Any]) -> list[Preference]:
 def _numbered(
     schema: Schema, row: Mapping[str, Any], found: Sequence[tuple[tuple[str, str], object, object]]
 ) -> list[Preference]:
-    """The preferences of one prompt; where there are several, each gets an id of its own."""
+    """Make the preferences of one prompt; of several, number n gets the row's id with "-n" appended."""
     made = [_preference(schema, row, names, good, bad) for names, good, bad in found]
     if len(made) < 2:
         return made

@@ -1,4 +1,4 @@
-"""`Schema`: the columns of data, the role that each plays, and what the first rows say of their values."""
+"""`Schema`: the columns of data, the role of each, and what the first rows tell about their values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .turns import may_be_turns, printed
 
 
 class Mapped(NamedTuple):
-    """What the caller says about the data; see the arguments of `read_preferences`."""
+    """The caller's options about the data: see the arguments of `read_preferences`."""
 
     columns: Mapping[str, str] = {}
     labels: Mapping[str, Verdict] = {}
@@ -37,51 +37,44 @@ class Mapped(NamedTuple):
 
 _TEXT_ROLES = frozenset("prompt chosen rejected response_1 response_2".split())
 _BOTH = ({"chosen", "rejected"}, {"response_1", "response_2"})
-_FEW = 0.05  # the share of cells up to which they may look like something else by chance
-_ENOUGH = 5  # rows that tell what is no chance
+_FEW = 0.05  # up to this share, cells may look like something else by chance
+_ENOUGH = 5  # what so many rows have in common is no chance
 
-# Data sets whose numbers are explained by their cards, and whose columns no other data has.
+# Data sets whose cards explain their numbers, and whose columns no other data has.
 _KNOWN_CODINGS = frozenset(("SHP", "PKU-SafeRLHF", "AlpacaFarm", "TL;DR comparisons"))
 
 _PLACES = frozenset(("choice", "best", "chosen"))  # columns that hold a place in a list
 
-# What makes a prompt: ratings of one prompt are alike in all of it.
+# Rows rate the same prompt if all of these roles are equal.
 _ASKED = ("prompt", "input", "history", "system", "tools", "group")
-_PLAIN = (
-    "prompt",
-    "chosen",
-    "rejected",
-    "id",
-    "user",
-    "system",
-    "tools",
-)  # then what is mostly absent
+# The first roles of a plain schema; the roles after them are mostly absent.
+_PLAIN = ("prompt", "chosen", "rejected", "id", "user", "system", "tools")
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Columns and the roles they play.
+    """The columns of data and their roles.
 
     Attributes:
-        name: of the schema.
+        name: the name of the schema, or of a known data set.
         columns: role -> column.
         kind: how the preferred response is found: "pair", "conversations", "label", "one-hot",
             "scores", "votes", "list" or "group".
-        coding: of the labels, once the first rows were seen.
-        json_roles: roles whose column holds JSON text.
-        is_rounds: whether prompt and responses are lists of texts, one for each round.
-        has_transcripts: whether there are prompts that are "\\n\\nHuman: … \\n\\nAssistant:" texts.
-        has_exchanges: whether chosen and rejected are such texts, with the prompt, beside a prompt's column.
-        repeats_prompt: whether nearly all responses begin with the prompt; None: this is not certain.
-        told: what the caller says of the data.
-        present: the columns that the data has; others of `columns` may come in later rows.
-        compared: the coding of a second label, which is compared with the choice that was read.
-        labels_are_texts: whether labels are the texts of the preferred responses.
-        beside: role -> column of other responses and models in the data, which the pair's columns may name.
-        others: role -> further columns of it, for rows in which its own one is empty.
-        is_csv: whether the rows are of a CSV file, whose cells are texts whatever they were.
-        not_in_prompt: columns that may be a part of what was asked, and were not read.
-        counts: what was done to rows, by name; it grows as rows are read.
+        coding: the coding of the labels; None before the first rows were seen, or without labels.
+        json_roles: the roles whose columns hold JSON text.
+        is_rounds: prompt and responses are lists with one text for each round.
+        has_transcripts: some prompts are transcripts, "\\n\\nHuman: … \\n\\nAssistant:".
+        has_exchanges: chosen and rejected are transcripts that hold the prompt, which has a column, too.
+        repeats_prompt: nearly all responses begin with the prompt; None: this is not certain.
+        told: the caller's options.
+        present: the columns that the data has so far. Other columns of `columns` may come in later rows.
+        compared: the coding of a second label, which is compared with the choice; None: there is none.
+        labels_are_texts: a label is the text of the preferred response.
+        beside: role -> column of further responses and models, which chosen and rejected may only name.
+        others: role -> further columns, which are read in rows where the role's own column is empty.
+        is_csv: the rows come from a CSV file, so that every cell is text.
+        not_in_prompt: columns that were not read, but may be a part of the prompt.
+        counts: name -> how often something was done to a row. It grows as rows are read.
     """
 
     name: str
@@ -105,11 +98,11 @@ class Schema:
 
     @property
     def is_single(self) -> bool:
-        """Whether each row is one preference at most."""
+        """Whether a row makes at most one preference."""
         return self.kind != "group" and (self.told.pairs in (None, "best-worst"))
 
     def has_lists(self, rows: Sequence[Sequence[object]]) -> bool:
-        """Whether chosen and rejected are lists of responses in one of the rows."""
+        """Whether, in one of the rows, chosen and rejected are lists of responses."""
         places = [n for n, role in enumerate(self.columns) if role in ("chosen", "rejected")]
         both = ([row[n] for n in places] for row in rows)
         return self.kind == "pair" and any(
@@ -119,27 +112,29 @@ class Schema:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether most rows are only a prompt and two responses, with no option that needs more."""
+        """Whether the fast path of `rows.read_one` applies: plain texts, and no option that needs more."""
         is_asked_more = self.told.min_votes is not None or self.told.safe_rejected
         is_pair = self.kind == "pair" and tuple(self.columns)[: len(_PLAIN)] == _PLAIN
         return is_pair and not self.depends_on_values and not is_asked_more
 
     @cached_property
     def place_of_user(self) -> int | None:
-        """The place of the user among the values of a row, if the data has one."""
+        """The place of the user among a row's values; None if the data has no users."""
         roles = list(self.columns)
         return roles.index("user") if self.columns.get("user") in self.present else None
 
     @property
     def depends_on_values(self) -> bool:
-        """Whether the values of cells, not only the columns' names, decided how they are read."""
+        """Whether the values of the first rows, not only the columns' names, decided how cells are read."""
         is_text = not (self.is_rounds or self.has_transcripts or self.has_exchanges)
         return bool(self.json_roles) or not is_text or self.repeats_prompt is not False
 
     def settled(self, rows: Sequence[Sequence[object]], *, is_batch: bool = False) -> Schema:
-        """The schema completed from values: the coding of labels, and which cells hold JSON text.
+        """Complete the schema from the values of rows: codings, JSON text, transcripts.
 
-        `is_batch`: these rows are not the first of all, so that others may have come before them.
+        Args:
+            rows: the first rows, as values in the order of `columns`.
+            is_batch: other rows may have been read before these.
 
         Raises:
             DataError: the coding of the labels is not certain.
@@ -168,9 +163,9 @@ class Schema:
         )
 
     def _find_json(self, texts: Mapping[str, Sequence[str]]) -> frozenset[str]:
-        """The roles of which most texts are turns written as text, or nearly all what Python printed."""
+        """Find the roles whose texts are mostly turns as JSON or, in CSV files, printed by Python."""
         found = {role for role, each in texts.items() if _share(may_be_turns, each) > 1 / 2}
-        if self.is_csv:  # elsewhere such a text is meant: code, for one
+        if self.is_csv:  # in other formats such a text is meant as it is: it may be code
             those = {role for role, each in texts.items() if _are_printed(each)}
             alone = [both for both in _BOTH if not both <= those]
             found |= those.difference(*alone)
@@ -199,10 +194,11 @@ class Schema:
         )
 
     def _find_texts(self, rows: Sequence[Sequence[object]]) -> bool:
-        """Whether most labels that are no ties are one of their row's two responses.
+        """Whether most labels, besides ties, are the text of one of the row's two responses.
 
         Raises:
-            DataError: they are, and name sides, too, and another one: of the responses "b" and "a", "a".
+            DataError: such texts also name sides, and often the other one: for the responses "b" and "a",
+                the label "a" is the text of the second response, but may name the first.
         """
         if self.kind != "label" or self.told.labels:
             return False
@@ -229,7 +225,7 @@ class Schema:
         return plain(one), plain(two)
 
     def compared_coding(self, rows: Sequence[Sequence[object]]) -> LabelCoding | None:
-        """The coding of a second label. One that is not certain is compared with nothing."""
+        """Find the coding of the second label; None if there is none, or its coding is not certain."""
         name = self.columns.get("compared_label")
         if name is None:
             return None
@@ -245,7 +241,12 @@ class Schema:
             return None
 
     def filled(self, values: Sequence[object], cell: Callable[[str], object]) -> Sequence[object]:
-        """The values of a row, with those of `others` in place of empty ones; `cell` gives them by name."""
+        """Fill empty values of a row from the further columns in `others`.
+
+        Args:
+            values: the row's values, in the order of `columns`.
+            cell: a function from a column's name to the row's value.
+        """
         if not self.others:
             return values
         found = list(values)
@@ -256,33 +257,31 @@ class Schema:
         return found
 
     def row(self, values: Sequence[object]) -> dict[str, Any]:
-        """The values by role."""
+        """Map roles to a row's values, which are in the order of `columns`."""
         return dict(zip(self.columns, values, strict=True))
 
     def rater_key(self, values: Sequence[object]) -> tuple[object, object]:
-        """What rows have in common that one person rated for one prompt: (prompt and group, user)."""
+        """Return a key (prompt, user): equal for rows in which the same user rated the same prompt."""
         row = self.row(values)
         return tuple(_key(row.get(role)) for role in _ASKED), _key(row.get("user"))
 
     def label(self, row: Mapping[str, Any], role: str) -> object:
-        """A row's label; where it is one of the responses or the name of its model, "first" or "second"."""
+        """Return a row's label.
+
+        A label that is the text of a response, or the name of its model, becomes "first" or "second".
+        """
         label = plain(row[role])
-        texts = self._texts(row)
-        if (
-            self.labels_are_texts
-            and isinstance(label, str)
-            and label in texts
-            and texts[0] != texts[1]
-        ):
-            return "first" if label == texts[0] else "second"
-        if "model_1" in row and isinstance(label, str):
-            models = [row["model_1"], row["model_2"]]
-            if models[0] != models[1] and label in models:
-                return "first" if label == models[0] else "second"
+        if not isinstance(label, str):
+            return label
+        texts = self._texts(row) if self.labels_are_texts else (None, None)
+        models = (row["model_1"], row["model_2"]) if "model_1" in row else (None, None)
+        for one, other in (texts, models):
+            if one != other and label in (one, other):
+                return "first" if label == one else "second"
         return label
 
     def describe(self) -> dict[str, Any]:
-        """How the rows were read, for a table's settings: the columns by role, and what was counted."""
+        """Describe for a table's settings how rows were read: columns, labels, options and counts."""
         found = {role: name for role, name in self.columns.items() if name in self.present}
         if self.has_exchanges:
             found.pop("prompt", None)  # it is in the responses
@@ -298,7 +297,7 @@ class Schema:
 
 
 def _key(value: object) -> object:
-    """A value that is equal for equal cells, and can be looked up."""
+    """Convert a cell to a hashable value that is equal for equal cells; None for a null or ""."""
     value = plain(value)
     if is_null(value) or value == "":
         return None
@@ -306,20 +305,19 @@ def _key(value: object) -> object:
 
 
 def _share(is_so: Callable[[str], bool], texts: Iterable[str]) -> float:
-    """The share of the texts of which something is so; 0 if there are none."""
+    """Return the share of texts for which `is_so` is true; 0 without texts."""
     found = [is_so(text) for text in texts]
     return sum(found) / len(found) if found else 0.0
 
 
 def _are_printed(texts: Sequence[str]) -> bool:
-    """Whether nearly all texts, and not only a few, are what Python prints of a record or of a list."""
-    return (
-        len(texts) >= _ENOUGH and _share(lambda text: printed(text) is not None, texts) > 1 - _FEW
-    )
+    """Whether there are enough texts, and nearly all are dicts or lists as Python prints them."""
+    is_printed = [printed(text) is not None for text in texts]
+    return len(texts) >= _ENOUGH and sum(is_printed) / len(texts) > 1 - _FEW
 
 
 def _repeat_prompt(cells: Mapping[str, Sequence[object]]) -> bool | None:
-    """Whether both responses begin with the prompt in nearly all rows of texts; None: this is not certain."""
+    """Whether both responses begin with the prompt in nearly all rows of texts; None: not certain."""
     roles = ("chosen", "rejected") if "chosen" in cells else ("response_1", "response_2")
     rows = zip(*(cells.get(role, ()) for role in ("prompt", *roles)), strict=False)
     texts = [[v.strip() for v in row if isinstance(v, str) and v.strip()] for row in rows]
@@ -335,7 +333,7 @@ def _is_json_list(text: str) -> bool:
 
 
 def are_lists(*values: object) -> bool:
-    """Whether both are lists of texts: several responses, not the turns of one."""
+    """Whether all values are non-empty lists of texts, that is of several responses, not of turns."""
     lists = [plain(value) for value in values]
     return all(
         isinstance(v, list | tuple) and v and isinstance(v[0], str) and not looks_like_turns(v[0])

@@ -1,4 +1,4 @@
-"""Tell whether `chosen` and `rejected` hold the responses, or only name them.
+"""Find out whether `chosen` and `rejected` hold the responses, or only name them.
 
 In some files they hold "response_b", "b", "2", the name of a model, or a place in a list of responses. Such a
 name must not become the response.
@@ -16,17 +16,18 @@ from .cells import is_null, plain
 from .labels import label_key, label_number, word_verdict
 from .schemas import Schema
 
-Head = Callable[
-    [Schema], Sequence[Sequence[object]]
-]  # the first rows, as values of a schema's columns
-_LONGEST = 80  # characters of a name
-_LEAST_SHARE = 0.95  # of the first rows
-_ENOUGH = 5  # rows that tell something by having the same words
+# A function that returns the first rows, as values in the order of a schema's columns.
+Head = Callable[[Schema], Sequence[Sequence[object]]]
+_LONGEST = 80  # a name has at most so many characters
+_LEAST_SHARE = 0.95  # at least so large a share of the first rows must hold names
+_ENOUGH = 5  # the same words in so many rows are no chance
 _PAIR_KINDS = ("pair", "conversations")
 _WORD_FOR_SIDE = re.compile(
     r"(?:response|output|completion|model|candidate|assistant)[ _-]?[0-9a-d]", re.I
 )
-_WORD_FOR_CHOICE = re.compile(r"(?:answer|option)[ _-]?[0-9a-d]", re.I)  # of a question, as well
+_WORD_FOR_CHOICE = re.compile(
+    r"(?:answer|option)[ _-]?[0-9a-d]", re.I
+)  # may be a quiz's answer, too
 _OF_TEXTS = re.compile(
     "response|answer|output|completion|candidate|generation|text|option|choice|message|reply", re.I
 )
@@ -35,19 +36,24 @@ _MODEL_KEYS = ("model", "model_name", "name", "id")
 
 
 def without_names(schemas: Sequence[Schema], head: Head, names: Sequence[object]) -> list[Schema]:
-    """The schemas, without those that would read names of responses as their texts.
+    """Leave out schemas that would read the names of responses as their texts.
 
-    All of the first rows decide, but for a few in a hundred: a response that is the word "a" in one of them
-    is a text.
+    `chosen` and `rejected` hold names if nearly all of the first rows (95 %) do: the response "a" in a single
+    row is a text.
+
+    Args:
+        schemas: the candidates.
+        head: returns the first rows.
+        names: the names of all columns of the data.
 
     Raises:
-        DataError: `chosen` and `rejected` hold names, and no schema is left that follows them.
+        DataError: `chosen` and `rejected` hold names, and no schema finds the responses that they name.
     """
     pairs = [schema for schema in schemas if schema.kind in _PAIR_KINDS]
     if not pairs or not (found := _named(pairs[0], head, names)):
         return list(schemas)
     rest = [schema for schema in schemas if schema.kind not in _PAIR_KINDS]
-    if not found.is_known and not pairs[0].told.labels:  # which of two texts is meant is not known
+    if not found.is_known and not pairs[0].told.labels:  # nobody knows which text a name means
         rest = [schema for schema in rest if "other_label" not in schema.columns]
     if rest:
         return rest
@@ -69,7 +75,7 @@ def without_names(schemas: Sequence[Schema], head: Head, names: Sequence[object]
 
 
 class _Named(NamedTuple):
-    """Two names of responses, and whether it is known which responses they mean."""
+    """Two names of responses. `is_known`: whether it is clear which responses they mean."""
 
     chosen: object
     rejected: object
@@ -77,7 +83,7 @@ class _Named(NamedTuple):
 
 
 def _named(schema: Schema, head: Head, names: Sequence[object]) -> _Named | None:
-    """A chosen and a rejected value, if those of the first rows are names of responses."""
+    """Return an example of names in chosen and rejected; None if the first rows hold texts."""
     both = ("chosen", "rejected")
     rows = _rows(schema, {**{role: schema.columns[role] for role in both}, **schema.beside}, head)
     told = [row for row in rows if not any(is_null(row[role]) for role in both)]
@@ -88,7 +94,7 @@ def _named(schema: Schema, head: Head, names: Sequence[object]) -> _Named | None
     if not short or len(short) < least:
         return None
     called = tuple(schema.beside.get(role, "") for role in ("response_1", "response_2"))
-    if {*both} <= schema.told.columns.keys():  # numbers and words are answers, too
+    if {*both} <= schema.told.columns.keys():  # the caller may mean numbers or words as answers
         short = [{role: row[role] for role in row if role != "responses"} for row in short]
     naming = [row for row in short if _names_sides(row, called) or _are_words_for_sides(row)]
     if len(naming) < least and _names_columns(schema, short, head, names):
@@ -103,9 +109,9 @@ def _named(schema: Schema, head: Head, names: Sequence[object]) -> _Named | None
 
 
 def _are_words_beside(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether words that come again and again stand beside two texts, of which they never are one.
+    """Whether the same words occur again and again beside two texts, and are never one of these texts.
 
-    Such are names of models, and words of one's own, such as "#1" and "#2".
+    For example, they are names of models, or the data's own names, such as "#1" and "#2".
     """
     if len(rows) < _ENOUGH or schema.told.columns:
         return False
@@ -119,7 +125,7 @@ def _are_words_beside(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> bool
 
 
 def _are_other_texts(words: Sequence[set[str]], values: Sequence[Sequence[object]]) -> bool:
-    """Whether the values are texts that differ between rows, and none is one of the words of its row."""
+    """Whether the texts in `values` mostly differ between rows, and none is a word of its own row."""
     texts = [{text.strip() for text in row if isinstance(text, str)} for row in values]
     differ = len(set().union(*texts)) > max(2, len(texts) / 2)
     return differ and not any(map(set.intersection, words, texts))
@@ -139,7 +145,7 @@ def _may_name(*values: object) -> bool:
 
 
 def _names_sides(row: Mapping[str, Any], called: tuple[str, ...]) -> bool:
-    """Whether chosen and rejected name the one and the other response that the row has beside them."""
+    """Whether chosen and rejected name two other responses in the same row."""
     chosen, rejected = (plain(row[role]) for role in ("chosen", "rejected"))
     if "responses" in row:
         return _names_places(chosen, rejected, plain(row["responses"]))
@@ -161,7 +167,7 @@ def _side(value: object, called: tuple[str, ...]) -> str | None:
 
 
 def _names_places(chosen: object, rejected: object, responses: object) -> bool:
-    """Whether both are places in a list of responses, or what its records are called."""
+    """Whether both are places in a list of responses, or names of its items."""
     if not isinstance(responses, list | tuple) or chosen in responses or rejected in responses:
         return False
     for key in _MODEL_KEYS:
@@ -169,10 +175,8 @@ def _names_places(chosen: object, rejected: object, responses: object) -> bool:
         if chosen in called and rejected in called:
             return True
     places = [label_key(value) for value in (chosen, rejected)]
-    if len(responses) == 2 and {word_verdict(each, ("", "")) for each in places} == {
-        "first",
-        "second",
-    }:
+    sides = {word_verdict(each, ("", "")) for each in places}
+    if len(responses) == 2 and sides == {"first", "second"}:
         return True
     return all(each.isdecimal() and int(each) <= len(responses) for each in places)
 
@@ -180,7 +184,7 @@ def _names_places(chosen: object, rejected: object, responses: object) -> bool:
 def _names_columns(
     schema: Schema, rows: Iterable[Mapping[str, Any]], head: Head, names: Sequence[object]
 ) -> bool:
-    """Whether all values are names of columns that hold texts."""
+    """Whether all values of chosen and rejected are names of columns that hold texts."""
     found = {plain(row[role]) for row in rows for role in ("chosen", "rejected")}
     others = {name for name in names if isinstance(name, str)} - set(schema.columns.values())
     if not found <= others:
@@ -191,7 +195,7 @@ def _names_columns(
 
 
 def _are_words_for_sides(row: Mapping[str, Any]) -> bool:
-    """Whether the values are "response_1" and "response_2", or such words."""
+    """Whether chosen and rejected are words such as "response_1" and "response_2"."""
     both = [str(plain(row[role])).strip() for role in ("chosen", "rejected")]
     has_others = "responses" in row or "response_1" in row
     words = (_WORD_FOR_SIDE, _WORD_FOR_CHOICE) if has_others else (_WORD_FOR_SIDE,)
@@ -199,14 +203,15 @@ def _are_words_for_sides(row: Mapping[str, Any]) -> bool:
 
 
 def _names_beside(schema: Schema, head: Head, names: Sequence[object]) -> list[dict[str, Any]]:
-    """The rows whose values are what texts in other columns are called.
+    """Return the rows in which chosen and rejected name texts in other columns.
 
-    They are keys of a dict of texts, values in records, or the beginning or end of the names of columns.
+    A name may be a key of a dict of texts, a value (such as an id) in a dict that holds a text, or the start
+    or end of a column's name.
     """
     both = {role: schema.columns[role] for role in ("chosen", "rejected")}
     told = [plain(row[role]) for row in _rows(schema, both, head) for role in both]
     called = {str(value) for value in told if _may_name(value)}
-    # No other column is read: it may hold images.
+    # Further columns are not read: they may hold images.
     others = {
         f"={name}": name
         for name in names
@@ -230,13 +235,13 @@ def _names_beside(schema: Schema, head: Head, names: Sequence[object]) -> list[d
 
 
 def _parts(name: str) -> set[str]:
-    """What the name of a column begins and ends with: "gpt4" and "output" of "gpt4_output"."""
+    """Return all starts and ends of a column's name at underscores: "gpt4" and "output" of "gpt4_output"."""
     cuts = [place for place, letter in enumerate(name) if letter == "_"]
     return {name[:cut] for cut in cuts} | {name[cut + 1 :] for cut in cuts}
 
 
 def _called(cell: object) -> set[object]:
-    """What the texts in a cell are called: keys of a dict of texts, ids and names of records."""
+    """Return the names of the texts in a cell: keys of a dict of texts; ids and names in a list of dicts."""
     if isinstance(cell, Mapping):
         texts = {name for name, value in cell.items() if isinstance(value, str | list | Mapping)}
         return texts | _called(list(cell.values()))
@@ -252,5 +257,5 @@ def _called(cell: object) -> set[object]:
 
 
 def _is_in_a_name(value: str, cells: Mapping[str, object]) -> bool:
-    """Whether a column of text begins or ends with the value."""
+    """Whether the name of a column of texts begins or ends with the value."""
     return any(isinstance(cell, str) and value in _parts(name) for name, cell in cells.items())

@@ -1,7 +1,7 @@
 """Read a cell as text or as the turns of a conversation.
 
-Turns come in many spellings: `role`/`content`, `from`/`value` (ShareGPT), a list under `messages`, or
-content in parts. They become `Turn`s with the roles system, user, assistant and tool.
+Data writes turns in many ways: with `role`/`content`, with `from`/`value` (ShareGPT), as a list under
+`messages`, or with content in parts. They become `Turn`s with the roles system, user, assistant and tool.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .cells import LEAVE_OUT, is_null, looks_like_turns, parse_cell, plain, wron
 
 
 class Turn(NamedTuple):
-    """One turn; `extra` has what it holds besides its role and content, such as tool calls."""
+    """One turn of a conversation. `extra` holds its other fields, such as tool calls; None: none."""
 
     role: str
     content: str
@@ -40,12 +40,18 @@ _TEXT_KEYS = (
     "full_text", "text", "content", "value", "answer", "response", "output", "completion", "post", "article"
 )  # fmt: skip
 TOOL_KEYS = ("tool_calls", "function_call")
-TOOL_DEFINITIONS = "tools"  # in the extra of the first message: what the assistant could call
+TOOL_DEFINITIONS = (
+    "tools"  # the key, in the first message's extra, of the tools the assistant could call
+)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def text_or_turns(name: str, value: object) -> str | Turns:
-    """A cell as text, or as turns. Raises `DataError` if it is neither."""
+    """Read a cell of the column `name` as text or as turns.
+
+    Raises:
+        DataError: the cell holds neither; `NoPreferenceError` for a null or an empty list.
+    """
     if type(value) is str:
         return value
     value = plain(value)
@@ -63,7 +69,7 @@ def text_or_turns(name: str, value: object) -> str | Turns:
 
 
 def may_be_turns(text: str) -> bool:
-    """Whether a text is JSON (or what Python prints) of turns, of whatever roles, or a cut-off part of it."""
+    """Whether a text is turns, with known roles or not, in JSON or Python's notation, perhaps cut off."""
     if not looks_like_turns(text):
         return False
     try:
@@ -76,10 +82,12 @@ def may_be_turns(text: str) -> bool:
 
 
 def printed(text: str) -> type[dict[str, Any]] | type[list[str]] | None:
-    """dict or list, if the text is exactly what Python prints of a record with a text, or of a list of texts.
+    """Recognise a text that Python printed: pandas writes such cells for dicts and lists in a CSV file.
 
-    Files of rows hold such cells where a frame of dicts and lists was written as CSV. JSON is none: its
-    quotes are other ones, and a model that was asked for JSON answers with it.
+    JSON is not such a text, since it has other quotes; it may be a model's answer.
+
+    Returns:
+        dict for a printed dict that holds a text, list for a printed list of texts; else None.
     """
     if text.lstrip()[:1] not in ("{", "["):
         return None
@@ -96,9 +104,12 @@ def printed(text: str) -> type[dict[str, Any]] | type[list[str]] | None:
 
 
 def check_text(name: str, value: object, *, is_response: bool) -> None:
-    """Raise DataError if a text of a column of texts is in fact JSON of turns: nobody knows which is meant.
+    """Raise DataError if a text is JSON of turns in a column of plain texts: both readings are possible.
 
-    JSON that could not be a response, since it does not end with the assistant, is a response's text.
+    Args:
+        name: the column.
+        value: the cell; what is no text is ignored.
+        is_response: the cell is a response. Then JSON turns that do not end with the assistant are a text.
     """
     if not looks_like_turns(value):
         return
@@ -115,10 +126,13 @@ def check_text(name: str, value: object, *, is_response: bool) -> None:
 
 
 def read_responses(names: tuple[str, str], good: object, bad: object) -> tuple[object, object]:
-    """Two responses, as turns if both are JSON text of turns that end with the assistant; else as they are.
+    """Parse two responses if both are JSON text of turns that end with the assistant.
+
+    Returns:
+        Both as turns, or both unchanged.
 
     Raises:
-        DataError: one of them is JSON text of turns, and the other is not.
+        DataError: one response is JSON text of turns, and the other is not.
     """
     are_turns = looks_like_turns(good), looks_like_turns(bad)
     if not any(are_turns):
@@ -141,12 +155,12 @@ def read_responses(names: tuple[str, str], good: object, bad: object) -> tuple[o
 
 
 def as_turns(value: str | Turns) -> Turns:
-    """A text as one user turn; turns as they are."""
+    """Convert a text to one user turn; return turns unchanged."""
     return (Turn("user", value),) if isinstance(value, str) else value
 
 
 def _of_mapping(name: str, value: Mapping[Any, Any]) -> str | Turns:
-    """A single turn, a list under "messages" or the like, or a record that holds one text."""
+    """Read a dict: a single turn, a list of turns under "messages" or a similar key, or one text."""
     if _first(value, _ROLE_KEYS) is None:
         for key in _LIST_KEYS:
             if isinstance(plain(value.get(key)), list | tuple):
@@ -158,7 +172,7 @@ def _of_mapping(name: str, value: Mapping[Any, Any]) -> str | Turns:
 
 
 def _first(item: Mapping[Any, Any], keys: Sequence[str]) -> str | None:
-    """The first of the keys for which the item has a value."""
+    """Return the first of the keys whose value in `item` is not null; None if there is none."""
     return next((key for key in keys if not is_null(item.get(key))), None)
 
 
@@ -186,7 +200,11 @@ def _turn(name: str, item: object) -> Turn:
 
 
 def _known_role(name: str, role: str) -> str:
-    """The role by the name that models know."""
+    """Translate a role to system, user, assistant or tool.
+
+    Raises:
+        DataError: the role is not known.
+    """
     known = ROLES.get(role.strip().lower())
     if known is None:
         raise DataError(
@@ -223,7 +241,11 @@ def _part(name: str, part: object) -> str:
 
 
 def _extra(name: str, others: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """The other fields of a turn that hold something, as values that JSON has."""
+    """Convert the further fields of a turn to values that JSON has; None if all are empty.
+
+    Raises:
+        DataError: a field cannot be converted.
+    """
     kept = {str(key): v for key, v in others.items() if not is_null(v) and not _is_empty(v)}
     if not kept:
         return None
@@ -237,11 +259,11 @@ def _extra(name: str, others: Mapping[Any, Any]) -> dict[str, Any] | None:
 
 
 def with_tools(preference: Preference, tools: object) -> Preference:
-    """The preference, whose prompt says which tools there were. Anything but definitions is ignored.
+    """Add tool definitions to the first message of a preference's prompt.
 
     Args:
-        preference: of a row.
-        tools: a list of definitions, or the JSON text of one.
+        preference: the preference of a row.
+        tools: a list of definitions, or JSON text of one. Any other value is ignored.
     """
     try:
         found = parse_cell(TOOL_DEFINITIONS, plain(tools))
@@ -268,7 +290,13 @@ def _is_empty(value: object) -> bool:
 
 
 def read_history(name: str, value: object) -> Turns:
-    """The turns before the prompt: turns, or pairs of what the user and the assistant said."""
+    """Read the turns before the prompt: a list of turns, or of pairs [user's text, assistant's text].
+
+    Returns () for a null or an empty value.
+
+    Raises:
+        DataError: the cell of the column `name` holds something else.
+    """
     value = plain(value)
     if is_null(value) or value in ("", [], ()):
         return ()
@@ -282,7 +310,7 @@ def read_history(name: str, value: object) -> Turns:
 
 
 def is_history(name: str, value: object) -> bool:
-    """Whether a cell holds turns, also as JSON text, or nothing."""
+    """Whether `read_history` can read a cell, also as JSON text. An empty cell can be read."""
     try:
         read_history(name, parse_cell(name, value))
     except DataError:

@@ -1,4 +1,4 @@
-"""The usual names of columns, the likelier ones first, and the columns of known data sets."""
+"""The usual names of columns by role, the likelier names first, and the columns of known data sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Final
 
-# Of a prompt, but maybe of something else, too.
+# A column with such a name may hold the prompt, or something else.
 VAGUE_PROMPTS: Final = tuple(
     "input context contents dialog dialogue post history text info x".split()
 )
@@ -17,7 +17,7 @@ PROMPTS: Final = (
     *VAGUE_PROMPTS,
     *"user_query user_message user_input prompt_text question_text problem".split(),
 )
-ASKS: Final = frozenset(  # the last word of a name that may be the prompt's
+ASKS: Final = frozenset(  # last words of names of columns that may hold the prompt
     "prompt prompts question questions query instruction instructions problem task request ask message"
     " utterance user human".split()
 )
@@ -29,7 +29,7 @@ _OPPOSITES = (
 
 
 class NameSets(tuple[tuple[str, ...], ...]):
-    """What the columns of a few roles are called, the likelier names first: there are hundreds."""
+    """Hundreds of tuples of column names, one name for each of a few roles; likelier ones come first."""
 
     @cached_property
     def _places(self) -> dict[str, list[int]]:
@@ -39,7 +39,7 @@ class NameSets(tuple[tuple[str, ...], ...]):
         return places
 
     def starting_with(self, names: Iterable[str]) -> list[tuple[str, ...]]:
-        """Those whose first name is, in the usual spelling, one of these."""
+        """Return the tuples whose first name is one of `names`, which are in the form of `plain_name`."""
         return [self[n] for n in sorted(n for name in names for n in self._places.get(name, ()))]
 
 
@@ -55,19 +55,19 @@ PAIRS: Final = NameSets(
         ),
         *((good, bad) for good, bad in (each.split() for each in _OPPOSITES.split("|"))),
         ("y_w", "y_l"),
-        # ms-swift; of its messages the last turn is the chosen one
+        # ms-swift: the last turn of its messages is the chosen response
         ("response", "rejected_response"),
         ("messages", "rejected_messages"),
         ("messages", "rejected_response"),
     )
 )
-# Beside two responses with a label these may be tags or counts, such as wins and losses.
+# Pairs of names that may also be tags or counts, such as wins and losses, beside two responses with a label.
 TAGS: Final = frozenset(_OPPOSITES.split("|")) - {"chosen rejected"}
 _SIDES: Final = "1 2|a b|0 1|left right|first second"
 
 
 def _two(things: str) -> Iterator[tuple[str, str]]:
-    """What two columns of a thing are called: response_1 and response_2, left_text and right_text."""
+    """Yield names of two columns for each thing: response_1 and response_2, left_text and right_text, …"""
     for thing in things.split():
         for one, two in (side.split() for side in _SIDES.split("|")):
             yield f"{thing}_{one}", f"{thing}_{two}"
@@ -94,32 +94,26 @@ SCORED: Final = (
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
 VOTES: Final = ("normal_worker_annotations", "expert_worker_annotations")  # MultiPref
-LISTS: Final = (
-    "responses",
-    "completions",
-    "answers",
-    "generations",
-    "candidates",
-    "outputs",
-    "summaries",
+LISTS: Final = tuple(
+    "responses completions answers generations candidates outputs summaries".split()
 )
 LIST_SCORES: Final = ("scores", "ratings", "rankings", "ranks", "rewards")
 RESPONSES: Final = ("response", "model_response", "completion", "answer", "output")
 SCORES: Final = ("score", "rating", "helpfulness", "overall_score", "reward", "rank")
 SYSTEMS: Final = ("system", "system_prompt", "system_message")
-# Who chose, in sets whose rows are of known people: PRISM and OpenAssistant (user_id), Community Alignment
-# (annotator_id), TL;DR comparisons (worker), DICES (rater_id), and crowd-work platforms.
+# The person who chose, as in PRISM and OpenAssistant (user_id), Community Alignment (annotator_id), TL;DR
+# comparisons (worker), DICES (rater_id), and on platforms for crowd work.
 USERS: Final = tuple(
     "user_id user annotator_id annotator worker_id worker rater_id rater participant_id participant"
     " labeler_id labeler labeller_id labeller crowdworker_id respondent_id respondent subject_id person_id"
     " user_name username uid prolific_id prolific_pid annotator_name worker_name rater_name user_hash".split()
 )
-MODELS: Final = NameSets(_two("model generator id response_id output_id"))  # what a label may name
+MODELS: Final = NameSets(_two("model generator id response_id output_id"))  # a label may name one
 
 
-@lru_cache(maxsize=4096)  # each file's columns are compared with the same few hundred names
+@lru_cache(maxsize=4096)  # all columns are compared with the same few hundred names
 def plain_name(name: str) -> str:
-    """A column's name in the usual spelling: "Chosen Response" and "chosenResponse" are chosen_response."""
+    """Write a column's name in snake case: "Chosen Response" and "chosenResponse" become chosen_response."""
     words = _WORD_START.sub("_", name.strip())
     return _BETWEEN_WORDS.sub("_", words).lower()
 
@@ -128,7 +122,7 @@ _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z][a-z])")
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")
 
 
-# What only a few rows of a data set may have: by role, the names of its column.
+# Roles whose column may be missing in the first rows: role -> usual names of the column.
 LATER: Final = {
     "id": ("id",),
     "user": USERS,
@@ -137,22 +131,15 @@ LATER: Final = {
     "history": ("history",),
     "input": ("input",),
 }
-OF_ANY_NAME: Final = ("system", "user")  # each row has its own source's name for them
-ASKED: Final = ("instruction", "query", "question")  # that are no prompt made of parts
-QUESTIONS: Final = ("prompt", "user_prompt", *ASKED)  # to which a history belongs
+OF_ANY_NAME: Final = ("system", "user")  # merged data has several columns for these roles
+ASKED: Final = ("instruction", "query", "question")  # a "history" may belong to such a prompt
+QUESTIONS: Final = ("prompt", "user_prompt", *ASKED)  # or to such a one, if the first rows have it
+_THIRD_RESPONSES = (f"{thing}_{third}" for thing in THINGS.split() for third in "23c")
 CHOICE_NAMES: Final = frozenset(
-    map(
-        plain_name,
-        (
-            *chain(*PAIRS, *TWO, *ONE_HOT),
-            *LABELS,
-            *(f"{thing}_{third}" for thing in THINGS.split() for third in "23c"),
-        ),
-    )
+    map(plain_name, chain(*PAIRS, *TWO, *ONE_HOT, LABELS, _THIRD_RESPONSES))
 )
-NAMES_IN_LATER_ROWS: Final = (
-    frozenset(name for names in LATER.values() for name in names) | CHOICE_NAMES
-)  # that change how a row is read
+# A new column in a later row changes how the row is read if it has one of these names.
+NAMES_IN_LATER_ROWS: Final = CHOICE_NAMES.union(*LATER.values())
 
 DATA_SETS: Final = {
     "SHP": "history human_ref_A human_ref_B labels",
