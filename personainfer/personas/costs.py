@@ -10,20 +10,26 @@ from typing import Any
 from ..data.source_rows import SourceRow
 from ..exceptions import DataError
 from ..llm.client import LLM
-from ..llm.requests import Job, Request
+from ..llm.requests import Request
 from ..records import Record
 from .requests import Plan
 
-BYTES_A_TOKEN = 4  # of a prompt
-_TOKENS_A_PERSONA = 60
-_ROWS_A_LOOKUP = 64  # rows whose requests are looked up in the cache together
+BYTES_A_TOKEN = 4  # an estimate, for prompts
+_TOKENS_A_PERSONA = 60  # an estimate
+_ROWS_A_LOOKUP = 64  # the requests of so many rows are looked up in the cache at once
 
 
 class CostEstimate(Record):
-    """The calls, tokens and cost of a run. `calls` excludes cached replies; `cost`: USD, None if unknown.
+    """The estimated calls, tokens and cost of a run, without retries and re-asks.
 
-    Tokens are estimated: four bytes a token of the prompt, sixty tokens a persona. Retries and re-asks
-    are not counted.
+    Attributes:
+        rows: rows of the data.
+        unusable_rows: rows that cannot be read as a pair: nothing is sent for them.
+        calls: calls to make; replies in the cache need none.
+        cached: requests whose replies are in the cache.
+        prompt_tokens: tokens of the prompts to send, at four bytes a token.
+        completion_tokens: tokens of the replies, at sixty tokens a persona.
+        cost: in USD; None if the price of the model is not known.
     """
 
     rows: int
@@ -36,7 +42,7 @@ class CostEstimate(Record):
 
 
 def estimate(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> CostEstimate:
-    """Estimate a run over these rows. Reads all rows, makes no call."""
+    """Estimate a run over these rows. It reads all rows, and makes no call."""
     count = unusable = requests = calls = prompt_bytes = 0
     asked = plan.asked(rows)
     while group := list(islice(asked, _ROWS_A_LOOKUP)):
@@ -64,10 +70,10 @@ def estimate(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> CostEstimate:
 
 
 def first_body(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> dict[str, Any]:
-    """The body of the first request of a run, as it would be sent.
+    """Return the body of a run's first request, as it would be sent.
 
     Raises:
-        DataError: no row can be asked about.
+        DataError: no row can be used, or there are no rows.
     """
     problem = "there are no rows."
     for row, requests in plan.asked(rows):
@@ -81,7 +87,7 @@ def first_body(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> dict[str, Any
 def _not_cached(llm: LLM, requests: Sequence[Request]) -> list[Request]:
     if llm.cache is None:
         return list(requests)
-    jobs: list[Job] = [llm.job(request) for request in requests]
+    jobs = [llm.job(request) for request in requests]
     known = llm.cache.get_many([job.key for job in jobs])
     return [one for one, job in zip(requests, jobs, strict=True) if job.key not in known]
 

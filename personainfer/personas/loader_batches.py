@@ -1,4 +1,4 @@
-"""Read the batch of a data loader as rows, and return it in its own type with columns of personas.
+"""Read a data loader's batch as rows, and add the columns of personas to a copy of the same type.
 
 A batch is a frame, a mapping of columns, or a list of dicts.
 """
@@ -27,8 +27,13 @@ _SUPPORTED = (
 class BatchKind(NamedTuple):
     """How batches of one type are read and returned.
 
-    `names` are those of the columns; `rows` may raise DataError for names that are not preference data;
-    `result` takes the batch and its table, which lacks rows where some were dropped.
+    Attributes:
+        names: a function batch -> names of its columns.
+        rows: a function that reads the batch as rows. It may raise DataError: the columns are no preference
+            data.
+        result: a function of the batch and its table of personas that returns the new batch. The table lacks
+            the rows that were dropped.
+        is_frame: whether the batch is a frame.
     """
 
     names: Callable[[Any], Sequence[Any]]
@@ -38,10 +43,10 @@ class BatchKind(NamedTuple):
 
 
 def batch_kind(batch: object) -> BatchKind:
-    """The kind of a batch.
+    """Return how to read and return a batch, by its type.
 
     Raises:
-        InvalidArgumentError: it is of no supported type, or a single row.
+        InvalidArgumentError: the type is not supported, or an item of a list is not a dict.
     """
     name = f"{package_of(batch)}.{type(batch).__name__}"
     if name in _FRAMES:
@@ -60,7 +65,7 @@ def batch_kind(batch: object) -> BatchKind:
 
 
 def _pandas_result(batch: Any, table: PersonaTable) -> Any:
-    """The frame with the new columns, in the type that its own text columns have (from pandas 3 on)."""
+    """Return the frame with the new columns. They get the string type of its own columns, if it has one."""
     import pandas
 
     frame = table.to_pandas()
@@ -77,7 +82,7 @@ _FRAMES: dict[str, Callable[[Any, PersonaTable], Any]] = {
 
 def _rows_of_frame(batch: Any, told: Mapped, known: KnownSchemas) -> list[SourceRow]:
     if not len(batch):
-        return []  # some loaders pass an empty batch, to learn the columns
+        return []  # some loaders pass an empty batch first, to learn the columns
 
     def cells(name: str) -> Iterable[object]:
         if package_of(batch) == "pyarrow":
@@ -98,7 +103,7 @@ def _rows_of_columns(
     def cells(name: str) -> Iterable[object]:
         values = batch[name]
         single = isinstance(values, str | bytes) or not hasattr(values, "__len__")
-        if single or getattr(values, "ndim", 1) == 0:  # of an array, one value
+        if single or getattr(values, "ndim", 1) == 0:  # ndim 0: an array of a single value
             raise InvalidArgumentError(
                 f"the column {name!r} of a batch is one {type(values).__name__}, not a list.",
                 hint="Give batches, not single rows: in datasets, map(…, batched=True).",
@@ -124,7 +129,7 @@ def _result_of_columns(batch: Mapping[str, Any], table: PersonaTable) -> Mapping
 
 
 def _like(batch: Mapping[str, Any], texts: list[str | None]) -> Any:
-    """The texts as a list, an array or a tensor, like the batch's own columns."""
+    """Return the texts as a list or a NumPy array, as the batch's own columns are."""
     import numpy
 
     if package_of(batch) == "datasets":
@@ -138,10 +143,10 @@ def _like(batch: Mapping[str, Any], texts: list[str | None]) -> Any:
 
 
 def _typed(texts: list[str | None]) -> Any:
-    """An array whose type is text even if all values are None.
+    """Return a NumPy array whose type is text even if all values are None; the list itself before NumPy 2.
 
-    Hugging Face takes the type of a column from the first batch that it writes. Without a type, a first
-    batch without errors would make errors in later batches impossible.
+    Hugging Face takes a column's type from the first batch that it writes. If all of its errors were None
+    without a type, later batches could not hold an error.
     """
     import numpy
 
@@ -173,7 +178,7 @@ def _rows_of_dicts(
 
     try:
         return read_cells(_names_of_dicts(batch), cells, told, known)
-    except PersonaInferError as error:  # of a few rows, all may be bad
+    except PersonaInferError as error:  # a list may be short, so that all of its rows may be bad
         return [SourceRow(None, str(error), {}) for _ in batch]
 
 

@@ -1,7 +1,7 @@
 """`AddPersonas`: a callable that adds personas to the batches of any data loader.
 
 It works with `Dataset.map`, as a DataLoader's `collate_fn`, with Ray Data's and polars' `map_batches`, and on
-chunks of pandas. A batch comes back in its own type.
+chunks of pandas. It returns each batch in the batch's own type.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .infer import PersonaStream
 from .loader_batches import batch_kind
 from .options import PersonaOptions, planned
 
-_DIVIDED = ("rpm", "tpm", "budget")  # limits that several workers have together
+_DIVIDED = ("rpm", "tpm", "budget")  # limits that hold for all workers together
 
 
 @takes_options(PersonaOptions)
@@ -38,26 +38,27 @@ class AddPersonas:
         DataLoader(dataset, batch_size=64, collate_fn=AddPersonas("openai/gpt-4o-mini"))
         ray_dataset.map_batches(AddPersonas, fn_constructor_kwargs={"model": …}, batch_format="pyarrow")
 
-    A batch is a mapping of columns (lists, arrays, tensors), a pandas or polars frame, an Arrow table,
-    or a list of dicts, one for each row, and comes back in the same type. An `AddPersonas` can be pickled.
-    Each process opens the model at its first batch; all objects with the same options share it there.
-    Hugging Face's fingerprint of it depends on the options, on what the model's name leads to (weights, an
-    address of the environment) and on the version of the prompts, not on the key.
+    A batch is a mapping of columns (lists, arrays, tensors), a pandas or polars frame, an Arrow table, or a
+    list with a dict for each row. It is returned in the same type. An `AddPersonas` can be pickled. Each
+    process makes the model at its first batch; in a process, all objects with the same options share the
+    model. Hugging Face's fingerprint depends on the options, on the weights or address that the model's name
+    stands for, and on the version of the prompts, but not on the key.
 
     Args:
-        model: see `LLM`. Each process makes a model from the same model string, or from the options of
-            the `LLM`.
-        workers: how many processes work at once, each with a copy. `rpm`, `tpm`, `budget` and
+        model: as for `infer_personas`. Each process makes its own model from the same string, or from the
+            options of the `LLM`.
+        workers: how many processes work at once, each with a copy of this object. `rpm`, `tpm`, `budget` and
             `max_concurrency` are divided among them, so that they hold for all workers together.
-        options: those of `infer_personas`, except `output` and `progress`.
+        options: those of `infer_personas`, except `output`, `progress`, `pairs` and `min_gap`.
 
     Raises:
-        ValueError, TypeError: a bad argument, when it is made; columns that are not preference data, at
-            the first batch. A bad row has an error and affects no other row.
-        ModelError: only for what would fail every row (key, model); what was paid for is cached.
+        ValueError, TypeError: a bad argument, when the object is made; or, at the first batch, columns that
+            are not preference data. A bad row gets an error, which affects no other row.
+        ModelError: a failure that would affect every row (a wrong key or model). Replies that were paid for
+            are cached.
     """
 
-    columns = COLUMNS  #: the names of the columns that are added; each holds text or nothing
+    columns = COLUMNS  #: the names of the added columns; each cell holds text or nothing
 
     def __init__(
         self, model: str | LLM | None = None, *, workers: int = 1, **options: Unpack[PersonaOptions]
@@ -78,11 +79,13 @@ class AddPersonas:
             self._llm_options["cache_dir"] = self._llm.options["cache_dir"]
         if workers > 1:
             self._llm_options |= _divided(self._llm_options, self._llm.max_concurrency, workers)
-            self._pid = 0  # the model of all the workers together is that of none
+            self._pid = (
+                0  # this model has the limits of all workers: each makes one with its own share
+            )
 
     @property
     def llm(self) -> LLM:
-        """This process's model; its `usage` counts all batches of this process."""
+        """The model of this process. Its `usage` counts all batches of this process."""
         self._make_ready()
         return self._llm
 
@@ -120,7 +123,7 @@ class AddPersonas:
         self._model, self._options = state["model"], state["options"]
         self._llm_options = show_key(state["llm_options"])
         self._prompt_version, self._reached = state["prompt_version"], state["reached"]
-        self._pid = 0  # of no process: made ready by the first batch
+        self._pid = 0  # the id of no process: the first batch makes the model
         self._known = {}
 
     @shown_when_made
@@ -128,7 +131,7 @@ class AddPersonas:
         return f"AddPersonas({self._model!r})"
 
     def _make_ready(self) -> None:
-        """Get the model of this process, at the first batch after an unpickling or a fork."""
+        """Make or find the model of this process, at the first batch after unpickling or a fork."""
         if self._pid != os.getpid():
             given = {**self._options, **self._llm_options}
             self._plan, self._llm = planned(self._model, given, _shared)
@@ -141,13 +144,15 @@ _llms: dict[tuple[int, str], LLM] = {}
 
 
 def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
-    """This process's one model for these options, so that limits and connections are shared.
+    """Return this process's only model with these options, so that limits and connections are shared.
 
-    An `LLM` that was given is used as it is.
+    An `LLM` is returned itself.
     """
+    llm = make_llm(
+        model, options
+    )  # also for a known key: a path may lead to another file than before
     if isinstance(model, LLM):
-        return make_llm(model, options)
-    llm = make_llm(model, options)  # a path may lead to another file than before
+        return llm
     told = {name: value for name, value in options.items() if name != "cache_dir"}
     place = llm.options["model"], llm.options["cache_dir"]
     key = (os.getpid(), _digest([place, llm.reached, sorted(told.items())]))
@@ -156,19 +161,23 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
 
 
 def _digest(options: list[object]) -> str:
-    """A digest of the values themselves: the repr of all keys is the same."""
+    """Hash the values themselves. `repr` would not do: it hides keys, so that all look the same."""
     return hashlib.sha256(json.dumps(options, default=repr).encode()).hexdigest()
 
 
 def _llm_options(model: str | LLM | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that make the same model in another process."""
+    """Return the options that make the same model in another process."""
     if isinstance(model, LLM):
         return {k: v for k, v in show_key(model.__getstate__()).items() if k in OPTIONS}
     return {name: value for name, value in options.items() if name in OPTIONS}
 
 
 def _divided(options: Mapping[str, Any], most: int, workers: int) -> dict[str, Any]:
-    """One worker's share of the limits; all workers together have at most `most` calls in flight."""
+    """Return one worker's share of the limits; `most` is the `max_concurrency` of all workers together.
+
+    Raises:
+        InvalidArgumentError: `most` is less than `workers`.
+    """
     if most < workers:
         raise InvalidArgumentError(
             f"max_concurrency={most} is less than workers={workers}.",
@@ -180,7 +189,7 @@ def _divided(options: Mapping[str, Any], most: int, workers: int) -> dict[str, A
 
 
 def _told(options: Mapping[str, Any]) -> Mapped:
-    """What the options say of the data."""
+    """Collect the options about the data."""
     return Mapped(
         options.get("columns") or {},
         check_labels(options.get("labels")),
@@ -190,7 +199,7 @@ def _told(options: Mapping[str, Any]) -> Mapped:
 
 
 def _refuse_pairs(options: Mapping[str, Any]) -> None:
-    """Raise for options that would change the number of rows: a batch keeps its rows."""
+    """Raise InvalidArgumentError for options that would change the number of rows of a batch."""
     for name in ("pairs", "min_gap"):
         if options.get(name) is not None:
             raise InvalidArgumentError(

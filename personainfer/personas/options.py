@@ -1,4 +1,4 @@
-"""The options of `infer_personas` and its variants, and the plan and the model that they describe."""
+"""The options of `infer_personas` and its variants; make the plan and the model that they describe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAMPLING_TEMPERATURE = 0.8  # where several candidates are drawn and the user n
 
 
 class RunOptions(TypedDict, total=False):
-    """What personas are inferred, and how."""
+    """The options of a run, without those of its model."""
 
     sides: Annotated[
         Literal["both", "chosen", "rejected"],
@@ -96,7 +96,7 @@ class PersonaOptions(RunOptions, LLMOptions, total=False):
 
 
 RUN_OPTIONS = options_of(PersonaOptions)
-# What `read_preferences` is told; the other options say what is asked of the model.
+# The options that say how data is read. `read_preferences` has them, too.
 READING = ("columns", "labels", "pairs", "min_gap", "min_votes", "safe_rejected")
 
 
@@ -107,7 +107,13 @@ def planned(
     *,
     select_later: bool = False,
 ) -> tuple[Plan, LLM]:
-    """Check the options; make the plan, and the model by `make`.
+    """Check the options, and make the plan and the model.
+
+    Args:
+        model: as for `infer_personas`.
+        options: keyword arguments of `infer_personas`.
+        make: a function (model, options of the LLM) -> LLM.
+        select_later: `select` may still be missing if there are several candidates.
 
     Raises:
         InvalidArgumentError, UnknownOptionError: an argument that cannot work.
@@ -142,7 +148,7 @@ def _check_rows_per_call(rows: Any) -> None:
 def _llm_options(
     model: str | LLM | None, options: Mapping[str, Any], candidates: int
 ) -> dict[str, Any]:
-    """The options that configure the LLM; several candidates are drawn at a temperature."""
+    """Select the options that configure the LLM. For several candidates the default temperature is 0.8."""
     given = {name: value for name, value in options.items() if name in OPTIONS}
     if candidates > 1 and not isinstance(model, LLM):
         given.setdefault("temperature", _SAMPLING_TEMPERATURE)

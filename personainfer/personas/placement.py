@@ -1,7 +1,4 @@
-"""Put a persona into a prompt: into the user's message, the system message, or labelled text.
-
-A prompt without a persona stays as it is.
-"""
+"""Put a persona into a prompt: into the user's message, the system message, or labelled text."""
 
 from __future__ import annotations
 
@@ -38,12 +35,12 @@ _FIELD = re.compile(r"\{(prompt|persona)\}")
 
 
 def check_place(place: object) -> None:
-    """Raise InvalidArgumentError unless it is a PersonaPlace."""
+    """Raise InvalidArgumentError unless `place` is a `PersonaPlace`."""
     InvalidArgumentError.check("persona_in", place, get_args(PersonaPlace))
 
 
 def check_template(template: object, place: PersonaPlace) -> None:
-    """Raise InvalidArgumentError unless it has the fields that this place needs."""
+    """Raise InvalidArgumentError unless `template` has the fields, such as {persona}, that `place` needs."""
     fields = _FIELD.findall(template) if isinstance(template, str) else []
     if set(fields) != set(_FIELD.findall(TEMPLATES[place])):
         raise InvalidArgumentError(
@@ -62,7 +59,7 @@ def check_template(template: object, place: PersonaPlace) -> None:
 
 
 def prompt_messages(prompt: Prompt) -> tuple[Message, ...]:
-    """The prompt as a chat. Marks of chat templates in its text are made harmless."""
+    """Return the prompt as a chat. Marks of chat templates in its text are disarmed."""
     return tuple(Message(role=one.role, content=disarm(one.text)) for one in _chat(prompt))
 
 
@@ -72,16 +69,19 @@ def place_persona(
     place: PersonaPlace,
     template: str | None = None,
 ) -> Prompt:
-    """What comes before the response: a chat, or one text where the place is "plain".
+    """Put a persona into a prompt.
 
     Args:
         prompt: a text or a chat.
-        persona: None leaves the prompt as it is.
-        place: "user": at the end of the last message, where the users describe themselves and ask for the
-            response that they would prefer. "system": at the end of the system message, or as one.
-            "plain": labelled text without a chat template, with which tailored models are trained
-            ("Whose Boat Does it Float?", arXiv 2501.11549, section 4).
+        persona: a persona or its sentence; None: no persona is added.
+        place: "user": at the end of the last message if it is the user's, else as a further user message; in
+            the first person, with a request for the response that the user would prefer. "system": at the
+            end of the system message, or as a new one. "plain": labelled text without a chat template, on
+            which tailored models are trained ("Whose Boat Does it Float?", arXiv 2501.11549, section 4).
         template: your own wording for that place, with the same fields as in `TEMPLATES`.
+
+    Returns:
+        What stands before the response: a chat, or one text if the place is "plain".
     """
     chat, said = _chat(prompt), None if persona is None else disarm(_said(persona, place))
     template = TEMPLATES[place] if template is None else template
@@ -122,7 +122,7 @@ def _filled(template: str, prompt: str, persona: str) -> str:
 def disarm(text: str) -> str:
     """Put a space into everything that a model could read as a mark of its chat template.
 
-    All texts that a model reads are treated so: to infer, to judge and to score. Exports keep texts.
+    Every text that a model reads (to infer, judge or score) is disarmed. Exports keep texts unchanged.
     """
     if "<" not in text and "[" not in text and "]" not in text:
         return text
@@ -130,15 +130,15 @@ def disarm(text: str) -> str:
 
 
 def _said(persona: Persona | str, place: PersonaPlace) -> str:
-    """The persona's sentence; at the place "user" in the first person."""
+    """Return the persona's sentence; in the first person if the place is "user"."""
     if place != "user":
         return str(persona)
-    # A record says which verb is the user's; in a sentence, another person may prefer something too.
+    # A record tells which verb is the user's. In a sentence, "prefers" may belong to another person.
     return persona.render("first") if isinstance(persona, Persona) else _in_first_person(persona)
 
 
 def _in_first_person(persona: str) -> str:
-    """A persona's sentence as the user would say it; other text stays as it is."""
+    """Turn "The user is … and prefers …" into "I am … and prefer …"; other text is returned unchanged."""
     if not _THIRD_PERSON.match(persona):
         return persona
     said = _THIRD_PERSON.sub("I ", persona)

@@ -1,10 +1,10 @@
-"""Find protected attributes in a persona: words that name one, and ambiguous words in a telling context.
+"""Find protected attributes in a persona, by words and by the words around them.
 
-Age, gender, race, nationality, religion, politics, sexual orientation, disability, health, family status
-and income count. The words are in `texts/protected_words.txt`; names of countries and of their people come
-from the package countryinfo. "Nigerian" describes a person in "a Nigerian nurse", and food in "Nigerian
-stews"; "black" is a colour in "black coffee". So most words count only beside a word for a person, or where
-the sentence says what somebody *is*.
+Protected attributes are age, gender, race, nationality, religion, politics, sexual orientation, disability,
+health, family status and income. The words are in `texts/protected_words.txt`; names of countries and peoples
+come from the package countryinfo. Most words are ambiguous: "Nigerian" describes a person in "a Nigerian
+nurse", but food in "Nigerian stews". Such a word counts only beside a word for a person, or if the sentence
+says what somebody *is*.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ _PUNCTUATION = re.compile(r"[,;:.!?()\[\]\u2013\u2014]+")
 _NOT_WORD = re.compile(r"[^\w,]+")
 _POLISH = re.compile(r"\bPolish\b")  # the nationality; "polish" is what an editor adds
 _COUNTRIES_THAT_ARE_WORDS = frozenset({"chad", "jersey", "georgia", "jordan", "turkey", "guernsey"})
-_NO_PEOPLE = frozenset(
-    {"island", "djibouti", "gibraltar", "mcdonald"}
-)  # stand where a people should
+# countryinfo has these in place of the name of a people.
+_NO_PEOPLE = frozenset({"island", "djibouti", "gibraltar", "mcdonald"})
 
-# In the patterns, upper-case words stand for groups of words: these, the lists in the file, COUNTRY for names
-# of countries, and NATIONAL, which takes the place of a people's name in the text that is searched.
+# In the patterns, an upper-case word stands for a group of words: one of these, a list of the file, or
+# COUNTRY for names of countries. NATIONAL replaces each people's name in the text before it is searched.
 _WORD_GROUPS = {
     "DECADE": r"(?:twenties|thirties|forties|fifties|sixties|seventies|eighties|nineties"
     r"|20s|30s|40s|50s|60s|70s|80s|90s)",
@@ -176,7 +175,7 @@ class _Lexicon(NamedTuple):
     always: frozenset[str]
     peoples: frozenset[str]  # of a country or region: "nigerian", "kurdish"
     places: frozenset[str]
-    patterns: dict[str, list[re.Pattern[str]]]  # by each word that a match may hold
+    patterns: dict[str, list[re.Pattern[str]]]  # word -> the patterns whose matches may hold it
 
 
 def is_protected(trait: str, preference: str = "") -> bool:
@@ -186,18 +185,19 @@ def is_protected(trait: str, preference: str = "") -> bool:
         trait: completes "The user is …", or is a whole sentence.
         preference: completes "and prefers …".
     """
-    # The verbs tell "black" (of a person) from "black coffee" (of a thing that is liked).
+    # The verb tells "is black", which describes a person, from "prefers black coffee".
     return _says_it("is", trait) or _says_it("prefers", preference)
 
 
 def is_place(name: str) -> bool:
-    """Whether this is a country, capital or province, but for names with other meanings (Turkey, Jordan)."""
+    """Whether a name is that of a country, capital or province. Names of countries with another meaning
+    (Turkey, Jordan) are not."""
     return name.lower() in _lexicon().places
 
 
 @cache
 def trigger_words() -> frozenset[str]:
-    """Words in lower case; a phrase has at least one of them if `is_protected` is true of it."""
+    """Return words in lower case. `is_protected` is False for every phrase that holds none of them."""
     return _lexicon().always | _lexicon().patterns.keys()
 
 
@@ -248,19 +248,19 @@ def _lexicon() -> _Lexicon:
 
 
 def _fill(pattern: str, groups: Mapping[str, str]) -> str:
-    """Put what each group stands for in the place of its name."""
+    """Replace the name of each group in a pattern by the group's own pattern."""
     return re.sub("|".join(groups), lambda found: groups[found[0]], pattern)
 
 
 def _read_words() -> dict[str, frozenset[str]]:
-    """The sections of the file of words, by name."""
+    """Read the file of words: name of a section -> its words."""
     text = (resources.files(__package__) / "texts" / "protected_words.txt").read_text("utf-8")
     sections = re.findall(r"^\[(\w+)\]\n([^\[]*)", text, re.MULTILINE)
     return {name: frozenset(body.split()) for name, body in sections}
 
 
 def _countries() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Names of countries, the last words of what their people are called, and places, in lower case."""
+    """Return names of countries, last words of the names of their peoples, and places, in lower case."""
     names: set[str] = set()
     peoples: set[str] = set()
     places: set[str] = set()
@@ -276,9 +276,9 @@ def _countries() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
 
 
 def _country_records() -> Iterator[dict[str, Any]]:
-    """The countries of the package countryinfo, one by one.
+    """Yield the countries of the package countryinfo.
 
-    Its own functions keep all of them: 17,000 objects that every garbage collection would walk.
+    Its own functions would keep all of them in memory: 17,000 objects for each garbage collection to visit.
     """
     for folder in ("data", "data_no_iso"):
         for file in (resources.files("countryinfo") / folder).iterdir():
@@ -289,5 +289,5 @@ def _country_records() -> Iterator[dict[str, Any]]:
 
 
 def _any_of(words: frozenset[str]) -> str:
-    """A pattern for any of these words, each whole."""
+    """Make a pattern that matches any one of these words, as a whole word."""
     return rf"(?:{'|'.join(map(re.escape, sorted(words, reverse=True)))})\b"

@@ -28,43 +28,44 @@ def retry_errors(
     progress: bool | None = None,
     **options: Unpack[PersonaOptions],
 ) -> PersonaTable:
-    """Infer the failed rows again, with the settings of the table.
+    """Send the failed rows of a table again, with the table's settings.
 
-    A row is sent again if it has an error and a pair that can be used. All other rows are kept as they are:
-    also those whose input was bad, and those where no candidate explains the choice, which is a finding
-    and not a failure. Replies that were paid for are in the cache: if one side of a row failed, only that
-    side is paid for again.
+    A row is sent again if it has an error and a usable pair. All other rows are kept, among them rows whose
+    input was bad, and rows where no candidate explains the choice, which is a finding and no failure. Replies
+    that were paid for are in the cache: if one side of a row failed, only this side is paid for again.
 
     Args:
         table: a table, or the path of a saved one.
-        model: None: the model that made the table. An `api_base` that comes from a file, or that had a
-            password or a token, has to be given again; otherwise whoever wrote the file would get your key.
-            So has a provider's model that comes from a file, unless `api_base` is given, and what makes
-            calls cost more than usual, if it comes from a file: `extra_body`, `reasoning_effort`, a
-            `max_tokens` above 500, more than 8 `candidates`.
+        model: None: the model that made the table. If the table comes from a file, whoever wrote the file
+            could make you pay, or get your key and data. So these have to be given again: an `api_base`, or
+            else a provider's model; and `extra_body`, `reasoning_effort`, a `max_tokens` above 500 and
+            more than 8 `candidates`, which make calls cost more. An `api_base` with a password or a
+            token has to be given again for any table.
         progress: as for `infer_personas`.
-        options: as for `infer_personas`. By default they are those of the table, except keys, limits and
-            prices, which a table does not keep. `select` has to be given again. `protocol`, `sides`
-            and `candidates` cannot change. `on_error="raise"` raises for the first row that fails
-            again.
+        options: as for `infer_personas`. The defaults are the table's settings. A table keeps no keys, limits
+            and prices, and no `select`: give them again. `protocol`, `sides` and `candidates` cannot
+            change. With `on_error="raise"`, the first row that fails again raises.
 
     Returns:
-        A new table with the same rows and columns in the same order. Columns that were added with
-        `with_columns`, such as verdicts, are None for the rows that were sent again. Its usage adds this
-        call to the table's; `settings["retries"]` has an entry for each call: how many `rows` were sent,
-        how many have no error now (`mended`), and the settings that differed (`changed`).
+        A new table with the same rows and columns in the same order. Columns that `with_columns` added, such
+        as verdicts, are None in the rows that were sent again. Its usage is the table's plus this call's.
+        `settings["retries"]` has an entry for each call: how many rows were sent (`rows`), how many of them
+        have no error now (`mended`), and which settings differed (`changed`).
 
     Raises:
-        ValueError, TypeError: a bad argument, before any call is made; also exemplars or instructions
-            other than those that made the table, unless `exemplars` is given.
+        ValueError, TypeError: a bad argument, before any call is made. Without `exemplars`, also: the
+            exemplars or instructions have changed since the table was made.
         RowsFailedError: a row failed again, with `on_error="raise"`.
-        ModelError: only for what would fail every row (key, model); what was paid for is cached.
+        ModelError: a failure that would affect every row (a wrong key or model). Replies that were paid for
+            are cached.
     """
     if not isinstance(table, PersonaTable):
         table = PersonaTable.load(table)
     settings, given = table.settings, cast("dict[str, Any]", options)
     _check(given, settings)
-    if raises := given.get("on_error") == "raise":  # here, where the row's own number is known
+    if (
+        raises := given.get("on_error") == "raise"
+    ):  # raised below, where the row's own number is known
         given = {**given, "on_error": "keep"}
     places = [place for place in table.failed_places() if _can_be_asked(table[place], settings)]
     failed = [table[place] for place in places]
@@ -106,7 +107,7 @@ def _check(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that cannot change: a table of mixed protocols could not be compared with any other."""
+    """Return the settings that cannot change: mixed protocols could not be compared with any table."""
     names = ("protocol", "candidates")
     fixed = {name: settings[name] for name in names if name in settings}
     sides = settings.get("sides")
@@ -119,12 +120,9 @@ def _can_be_asked(row: PersonaRow, settings: Mapping[str, Any]) -> bool:
     if row.preference is None:
         return False
     sides = settings.get("sides", ("chosen", "rejected"))
-    return not all(_is_scored(getattr(row, f"{side}_candidates")) for side in sides)
-
-
-def _is_scored(candidates: Sequence[Candidate]) -> bool:
-    """Whether the candidates have scores. They have none if the judge failed."""
-    return any(candidate.score is not None for candidate in candidates)
+    candidates: list[tuple[Candidate, ...]] = [getattr(row, f"{side}_candidates") for side in sides]
+    # A side without scores is asked again: its judge failed.
+    return not all(any(one.score is not None for one in side) for side in candidates)
 
 
 def _stream(
@@ -140,7 +138,7 @@ def _stream(
         )
     options = _fixed(settings)
     options["exemplars"] = "none" if settings.get("exemplars") == 0 else "default"
-    # An LLM has options of its own, so the table says only how often it is called.
+    # An LLM has options of its own, so the table adds only the number of candidates.
     said = {"candidates": settings.get("candidates")} if isinstance(model, LLM) else settings
     options |= stored_options(said, given, "the table")
     if not isinstance(model, LLM):
@@ -151,7 +149,7 @@ def _stream(
             options["api_base"] = settings["api_base"]
     stream = iter_personas(pairs or PreferenceSource.empty(), model, **{**options, **given})
     version, now = settings.get("prompt_version"), stream.settings["prompt_version"]
-    # Older tables may have a second version after a "+": that of a prompt about several pairs.
+    # In older tables the version of a prompt about several pairs may follow after a "+".
     same = version is None or version.split("+")[0] == now
     if "exemplars" not in given and not same:
         raise InvalidArgumentError(
@@ -162,12 +160,12 @@ def _stream(
 
 
 def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError if the key would go where the caller did not say.
+    """Raise InvalidArgumentError if the key would go to an address or provider that the caller did not name.
 
-    A provider in a model's name says where, too: it may be one whose models are anybody's.
+    The provider in a model's name decides, too, where the key goes, and anybody may offer models there.
     """
     base = settings.get("api_base")
-    # By litellm, a provider may ask for the key at an address of its own, whatever `api_base` says.
+    # With litellm, a provider may send the key to an address of its own, whatever `api_base` is.
     signs_in = isinstance(model, StoredText) and model.strip().startswith("litellm/")
     if model != settings.get("model") or (given.get("api_base") is not None and not signs_in):
         return
@@ -188,7 +186,7 @@ def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, 
 
 
 def _merged(before: PersonaRow, now: PersonaRow) -> PersonaRow:
-    """The new row, with the old row's personas on sides that got none."""
+    """Return the new row, with the old row's persona on each side that got none."""
     kept = {
         side: getattr(before, side)
         for side in ("chosen", "rejected")
@@ -200,7 +198,7 @@ def _merged(before: PersonaRow, now: PersonaRow) -> PersonaRow:
 def _noted(
     settings: Mapping[str, Any], now: Mapping[str, Any], rows: Sequence[PersonaRow]
 ) -> dict[str, Any]:
-    """The settings of the table, with an entry for this call."""
+    """Add an entry for this call to the table's settings."""
     retry = {
         "rows": len(rows),
         "mended": sum(row.error is None for row in rows),

@@ -1,4 +1,4 @@
-"""Select, among the candidates of each side, the persona that explains the choice best, or none."""
+"""Select, for each side, the candidate that best explains the choice; none, if no candidate explains it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ..records import Candidate, FloatArray, Persona, PersonaRow, Preference, Se
 
 S = TypeVar("S")
 
-# Rows whose candidates are scored together: scoring is faster in batches, and replies for the next rows come
-# meanwhile.
+# The candidates of so many rows are scored together: scoring is faster in batches, and replies for the next
+# rows arrive meanwhile.
 _ROWS_A_CHOICE = 16
 
 NOT_SCORED = "none of {count} personas could be scored."
 _REFUSED = "its personas could not be scored"
-_OF_ONE_ROW = (InvalidArgumentError, RequestRejectedError)  # the next row may pass
-_AWAY = 3  # rows in a row that fail for another reason: the scorer is away
+_OF_ONE_ROW = (InvalidArgumentError, RequestRejectedError)  # errors that the next row may not have
+_AWAY = 3  # if so many rows in succession fail for another reason, the scorer is down
 
 
 def selector_settings(selector: Selector | None) -> dict[str, dict[str, str | None]]:
-    """What a table should remember of who chose: the kind and the model, never an address."""
+    """Return the settings that a table keeps of its selector: type and model, without an address."""
     if selector is None:
         return {}
     model = getattr(selector, "model", None)
@@ -41,7 +41,7 @@ def selector_settings(selector: Selector | None) -> dict[str, dict[str, str | No
 
 
 def of_one_run(selector: S, llm: object) -> S:
-    """The selector of a run: the calls of a judge count in the budget of the model for which it chooses.
+    """Return the selector for a run. A judge's calls count in the budget of the model `llm` of the run.
 
     Raises:
         InvalidArgumentError: there is a budget, and the price of the judge is not known.
@@ -54,7 +54,10 @@ def of_one_run(selector: S, llm: object) -> S:
 def check_candidates(candidates: int, select: Any, *, later: bool = False) -> None:
     """Raise InvalidArgumentError unless `candidates` and `select` fit together.
 
-    With `later`, `select` may still be missing: a batch gets it when it is collected.
+    Args:
+        candidates: how many hypotheses are drawn for a side.
+        select: the selector, or None.
+        later: `select` may be missing: a batch gets it when it is collected.
     """
     if select is not None and not callable(getattr(select, "explains", None)):
         raise InvalidArgumentError(
@@ -73,15 +76,19 @@ def check_candidates(candidates: int, select: Any, *, later: bool = False) -> No
 def choose(
     rows: Iterable[PersonaRow], selector: Selector, *, floor: float = 0.0
 ) -> Iterator[PersonaRow]:
-    """Keep the candidate of each side that explains the choice best; all candidates keep their scores.
+    """Choose the persona of each side: the candidate that best explains the choice.
 
-    Where a side has one persona, and no others were sampled, it is the only candidate. A side whose best
-    score is not above `floor` gets no persona: `row.unexplained` names it. A side whose candidates have no
-    score at all, or that the selector refuses (its prompt may be too long), gets an error.
+    Args:
+        rows: rows with candidates. A persona without candidates becomes its side's only candidate.
+        selector: scores the candidates.
+        floor: a side whose best score is not above it gets no persona: `row.unexplained` names this side.
+
+    Yields:
+        Each row with a persona for each side; all candidates have their scores, the best first. A row whose
+        candidates have no score, or that the selector refuses (its prompt may be too long), has an error.
 
     Raises:
-        InvalidArgumentError, ModelError: the selector refused every one of the first rows, or does not
-            answer any more.
+        InvalidArgumentError, ModelError: the selector refused all of the first rows, or stopped answering.
     """
     rows, worked = map(_with_candidates, rows), False
     while group := list(islice(rows, _ROWS_A_CHOICE)):
@@ -97,7 +104,7 @@ def choose(
 
 
 def _with_candidates(row: PersonaRow) -> PersonaRow:
-    """The row with each persona as the only candidate of its side, where no candidates were sampled."""
+    """Turn each persona of a row into its side's only candidate, if no candidates were sampled."""
     sides: dict[str, Any] = {}
     for side in ("chosen", "rejected"):
         persona = getattr(row, side)
@@ -111,10 +118,11 @@ def _has_candidates(row: PersonaRow) -> bool:
 
 
 def _one_by_one(rows: Sequence[PersonaRow], selector: Selector, floor: float) -> list[PersonaRow]:
-    """The rows after a failure, of which one may have been the cause.
+    """Choose for each row separately, after a group failed: one row may be the cause. It gets an error.
 
     Raises:
-        ModelError: several rows in a row failed, and not for what they hold.
+        ModelError: the budget is spent, or three rows in succession failed for a reason other than their
+            content.
     """
     chosen: list[PersonaRow] = []
     away = 0
@@ -153,7 +161,11 @@ def _choose_group(
 
 
 def _scores(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> list[float | None]:
-    """A score for each pair and persona. Equal candidates are scored once: many samples are the same."""
+    """Score each pair and persona; None for NaN. Equal candidates, which are frequent, are scored once.
+
+    Raises:
+        InvalidArgumentError: the selector did not return a number for each.
+    """
     distinct = {(pair, str(persona)): persona for pair, persona in asked}
     if not distinct:
         return []
@@ -169,7 +181,7 @@ def _scores(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> 
 
 
 def _found(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> Iterable[Any]:
-    """What the selector says of each pair and persona; all personas of a pair at once, if it can do that."""
+    """Call the selector; by `explains_candidates`, all personas of a pair at once, if it has this method."""
     compare = getattr(selector, "explains_candidates", None)
     if compare is None:
         return selector.explains([pair for pair, _ in asked], [persona for _, persona in asked])
@@ -182,7 +194,7 @@ def _found(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> I
 
 
 def _number(score: Any) -> float | None:
-    """The score, or None for NaN, which cannot be compared."""
+    """Convert a score to a float; None for NaN, which cannot be compared."""
     number = float(score)
     return None if isnan(number) else number
 
@@ -204,20 +216,23 @@ def _worth(candidate: Candidate) -> float:
 def explains_each(
     selector: Any, pairs: Sequence[Preference], personas: Sequence[Any], name: str = "select"
 ) -> FloatArray:
-    """How well each persona explains its pair, shape (n,); NaN, with a warning, where that fails by itself.
+    """Compute how well each persona explains its pair. A pair that fails gets NaN; one warning counts them.
 
-    After a failure both halves are asked for, so that one pair costs about as much again as all.
+    If a call fails, each half of its pairs is tried, and so on. So one bad pair costs about as much again as
+    all pairs.
 
     Args:
         selector: an object with `explains(preferences, personas)`.
         pairs, personas: n each.
-        name: of the argument that the selector is.
+        name: the name of the selector's argument, for errors.
+
+    Returns:
+        Shape (n,), in the unit of the selector.
 
     Raises:
-        InvalidArgumentError, ModelError: the first failure, if all pairs fail, or several in a row do so for
-            another reason than what they hold; or the result is no list of numbers.
+        InvalidArgumentError, ModelError: the first failure, if all pairs fail, or three in succession fail
+            for a reason other than their content; or the result is no list of numbers.
     """
-
     import numpy as np
 
     count = len(pairs)
