@@ -88,10 +88,13 @@ def audit(
 
 
 def read_personas(path: Path) -> UserPersonas | dict[str, str]:
-    """The personas of a file: of `UserPersonas.save`, or a user and a text a line.
+    """Read a file of personas.
+
+    Returns:
+        What `UserPersonas.load` reads; or, for lines with a text as the persona, user -> text.
 
     Raises:
-        DataError: a line is neither, or a user has two.
+        DataError: the file is not JSON lines, or a user has two personas.
     """
     from ..data.files import bounded_lines
     from ..local.atomic_files import opened_file
@@ -119,7 +122,7 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
 
 
 def _is_text(row: dict[str, Any]) -> bool:
-    """Whether a row has a persona as text, and its user, which may be called user_id."""
+    """Whether a row has a user and a persona as text. A field "user_id" is copied to "user"."""
     if "user" not in row and "user_id" in row:
         row["user"] = row["user_id"]
     return isinstance(row.get("persona"), str) and isinstance(row.get("user"), str | int)

@@ -80,10 +80,12 @@ app.add_typer(models_app, name="models")
 
 
 def main() -> None:
-    """The console script."""
-    if sys.stderr is None:  # closed: who wants to hear nothing gets the data all the same
+    """Run the command line."""
+    if (
+        sys.stderr is None
+    ):  # it is closed: messages are dropped, and the data is printed all the same
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows has no letter for 报 or …
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the encoding of a file on Windows lacks 报 and …
         sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="personainfer")
 
@@ -369,7 +371,7 @@ app.command()(audit)
 app.command()(benchmark)
 
 
-# What was asked for
+# Arguments
 
 
 def _shares(split: list[str]) -> dict[str, float]:

@@ -19,18 +19,17 @@ from .streams import FAILED, abandon_stdout, fail, note
 
 WRONG, ENDED, INTERRUPTED, CLOSED = 2, 4, 130, 141  # exit codes, as listed in the help
 
-_UsageError: type[Any] = typer.BadParameter.__bases__[
-    0
-]  # click's: typer may bring a click of its own
-# They check their arguments and files before the first call: what the system refuses later ended the run.
+# click's UsageError, by way of typer, which may bring a click of its own.
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]
+# Commands that call models. They check files before the first call, so a later OSError ended the run.
 _CALLING = {"infer", "verify", "audit", "benchmark", "reproduce"}
 
-# The options of commands that have other names than the arguments of the library.
+# Argument of the library -> option of a command, where the names differ.
 _ARGUMENTS = {**SHELL_NAMES, "path": "output", "drop_flagged": "drop_flag", "splits": "split"}
 
 
 class CommandGroup(TyperGroup):
-    """Commands whose errors become messages and exit codes."""
+    """A group of commands that turns errors into messages and exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -38,7 +37,7 @@ class CommandGroup(TyperGroup):
                 result = super().invoke(ctx)
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except _UsageError as error:  # plain lines: the panel of typer would break them
+        except _UsageError as error:  # shown as plain lines: typer's panel would wrap them
             error.show()
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
@@ -58,7 +57,7 @@ class CommandGroup(TyperGroup):
 
 @contextmanager
 def _warnings_as_notes() -> Iterator[None]:
-    """Print our warnings as a line on standard error, without a place in the code."""
+    """Print the library's warnings as lines on standard error, without file name and line number."""
     with warnings.catch_warnings():
         in_python = warnings.showwarning
 
@@ -80,7 +79,7 @@ def _warnings_as_notes() -> Iterator[None]:
 
 
 def _in_a_shell(error: PersonaInferError, command: Any) -> str:
-    """An error, with the option of the command where it names an argument of Python."""
+    """Return the error's message, with the command's option in place of an argument of Python."""
     name = _ARGUMENTS.get(error.argument or "", error.argument)
     option = next((one.opts[0] for one in command.params if one.name == name), None)
     if option is None:

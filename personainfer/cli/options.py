@@ -1,4 +1,4 @@
-"""The options that several commands share; those of the model and the run come from their declarations."""
+"""The options that several commands share; those of the model and the run are made of their declarations."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Progress = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Say it as one JSON object.")]
 
-# Options that a shell says in another way than Python: their type, and how they are declared to typer.
+# Options whose form in a shell differs from that in Python: name -> (type, arguments of typer.Option).
 _IN_A_SHELL: dict[str, tuple[Any, dict[str, Any]]] = {
     "columns": (
         list[str],
@@ -94,61 +94,36 @@ _IN_A_SHELL: dict[str, tuple[Any, dict[str, Any]]] = {
     "prices": (tuple[float, float], {"metavar": "IN OUT"}),
     "cache_dir": (Path, {}),
 }
-# What a shell calls them, where that is not the name with dashes.
+# Argument -> name of the option, where it is not the argument's name with dashes.
 SHELL_NAMES = {
     "columns": "column",
     "labels": "label",
     "select": "judge",
     "extra_headers": "extra_header",
 }
-# The panel of the help in which each option stands.
+# Heading in the help -> the options below it.
 PANELS = {
     "The data": ("columns", "labels", "pairs", "min_gap", "min_votes", "safe_rejected"),
-    "The personas": (
-        "sides",
-        "protocol",
-        "candidates",
-        "select",
-        "exemplars",
-        "rows_per_call",
-        "on_error",
+    "The personas": tuple(
+        "sides protocol candidates select exemplars rows_per_call on_error".split()
     ),
-    "The model": (
-        *("api_base", "api_key", "temperature", "max_tokens", "seed", "reasoning_effort"),
-        *("extra_headers", "extra_body"),
+    "The model": tuple(
+        "api_base api_key temperature max_tokens seed reasoning_effort extra_headers extra_body".split()
     ),
-    "Limits, cost and cache": (
-        *(
-            "max_concurrency",
-            "rpm",
-            "tpm",
-            "timeout",
-            "max_attempts",
-            "patience",
-            "budget",
-            "prices",
-        ),
-        *("cache", "cache_dir"),
+    "Limits, cost and cache": tuple(
+        "max_concurrency rpm tpm timeout max_attempts patience budget prices cache cache_dir".split()
     ),
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
-_ENDPOINT = (
-    "api_base",
-    "api_key",
-    "extra_headers",
-    "max_concurrency",
-    "rpm",
-    "tpm",
-    "timeout",
-    "max_attempts",
-    "patience",
-    "cache",
-    "cache_dir",
+# The options of the model that also hold for a judge: how the endpoint is reached, its limits, the cache.
+_ENDPOINT = frozenset(
+    "api_base api_key extra_headers max_concurrency rpm tpm timeout max_attempts patience cache"
+    " cache_dir".split()
 )
 
 
 def _declared(option: Option) -> Any:
-    """The option as typer takes it. Its default is None: not given, so Python's default holds."""
+    """Declare an option to typer. Its default is None, which means not given: Python's default applies."""
     kind, more = _IN_A_SHELL.get(option.name, (option.kind, {}))
     dashed = SHELL_NAMES.get(option.name, option.name).replace("_", "-")
     name = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
@@ -165,12 +140,12 @@ def _all_declared(options: Options) -> dict[str, Any]:
 
 
 def with_llm_options(command: Command) -> Command:
-    """The command, whose `**options` are those that configure a model."""
+    """Give a command, in place of `**options`, the options that configure a model."""
     return _with(command, _all_declared(options_of(LLMOptions)))
 
 
 def with_persona_options(command: Command) -> Command:
-    """The command, whose `**options` are those of `infer_personas` that a shell can say."""
+    """Give a command, in place of `**options`, the options of `infer_personas`."""
     return _with(command, _all_declared(RUN_OPTIONS))
 
 
@@ -189,10 +164,10 @@ def _with(command: Command, options: dict[str, Any]) -> Command:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `infer_personas`: options without a value left out, others read (JSON, headers).
+    """Convert options of a shell to keyword arguments: options that were not given are left out.
 
     Raises:
-        typer.BadParameter: a value that cannot be read.
+        typer.BadParameter: a value (such as JSON, or a header) that cannot be read.
     """
     found = {name: value for name, value in options.items() if value is not None}
     if body := found.get("extra_body"):
@@ -220,7 +195,13 @@ def _temperature(said: str) -> float | None:
 
 
 def persona_options(options: dict[str, Any], model: str | None) -> dict[str, Any]:
-    """What was given, as keyword arguments of `infer_personas`. The model's prices are no other judge's."""
+    """Convert options of a shell to keyword arguments of `infer_personas`.
+
+    `--judge` becomes a `Verifier`. It gets the model's key and prices only if they are its own, too.
+
+    Raises:
+        typer.BadParameter: a value that cannot be read, or several candidates without a judge.
+    """
     found = given(options)
     for ours, shell in (("columns", "column"), ("labels", "label")):
         if texts := found.pop(shell, None):
@@ -230,26 +211,31 @@ def persona_options(options: dict[str, Any], model: str | None) -> dict[str, Any
     if judge := found.pop("judge", None):
         from ..evaluation.verification import Verifier
 
-        names = {*_ENDPOINT, "prices"} if judge == model else set(_ENDPOINT)
+        names = _ENDPOINT | {"prices"} if judge == model else _ENDPOINT
         if "api_base" not in found and _provider(judge) != _provider(named_model(model)):
-            names -= {"api_key", "extra_headers"}  # they are for another company
+            names -= {"api_key", "extra_headers"}  # they are secrets of another company
         found["select"] = Verifier(judge, **{n: v for n, v in found.items() if n in names})
     return found
 
 
 def _provider(model: str) -> str:
-    """Who serves a model, as its name or litellm's list tells; else the family of names like "gpt-…"."""
+    """Return the provider of a model, by its name or by litellm's list; else its family, "gpt" of "gpt-…"."""
     name = model.removeprefix("litellm/")
     provider, has_provider, _ = name.partition("/")
     return provider if has_provider else listed_provider(name) or name.partition("-")[0]
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE, each of them. No error shows a header, which may be secret."""
+    """Split texts of the form NAME=VALUE. Returns name -> value.
+
+    Raises:
+        typer.BadParameter: a text has another form, or a name is given twice. The message does not show a
+            header, which may be secret.
+    """
     cut = str.rpartition if option == "--label" else str.partition  # a label may be ">="
     found: dict[str, str] = {}
     for text in texts:
-        name, _, value = map(type(text), cut(text, "="))  # a secret's parts are secret
+        name, _, value = map(type(text), cut(text, "="))  # so that the parts of a secret are secret
         shown = "a header" if option == "--extra-header" else repr(text)
         if not (name and value):
             raise typer.BadParameter(f"{shown} is not NAME=VALUE.", param_hint=option)

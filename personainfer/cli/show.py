@@ -65,7 +65,7 @@ def report(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write one page, with figures and every row, to look through without a network."""
+    """Write one HTML page with figures and all rows. It needs no network."""
     path = pi.write_report(
         opened_table(table, column), output, title=title, embedder=embedder, overwrite=overwrite
     )
@@ -100,7 +100,15 @@ def formats(as_json: AsJson = False) -> None:
 
 
 def opened_table(path: Path, columns: list[str] | None = None) -> pi.PersonaTable:
-    """A table of infer or verify; or a file of pairs with personas by somebody else."""
+    """Open a table of infer or verify, or a file of pairs with personas that somebody else made.
+
+    Args:
+        path: the file. A .parquet file without `columns` is a table.
+        columns: OURS=YOURS texts, for names of columns that differ.
+
+    Raises:
+        DataError: the file holds no personas.
+    """
     if path.suffix == ".parquet" and not columns:
         return pi.PersonaTable.load(path)
     named = pairs("--column", columns or ())
@@ -119,12 +127,12 @@ def opened_table(path: Path, columns: list[str] | None = None) -> pi.PersonaTabl
 
 
 def in_a_terminal() -> bool:
-    """Whether standard output is a terminal, where people read."""
+    """Whether standard output is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def print_stream(stream: PersonaStream) -> Done:
-    """Print each row as soon as it is ready."""
+    """Print each row for people as soon as it is ready, and count the rows."""
     from ..data.table_display import text_lines
 
     out = data_out()

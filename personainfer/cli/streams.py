@@ -30,18 +30,22 @@ if TYPE_CHECKING:
     from ..personas.infer import PersonaStream
     from ..records import PersonaRow, Usage
 
-FAILED = 3  # the exit code where rows failed
+FAILED = 3  # the exit code if rows failed
 _SUPPORTED = (
     "Supported are .jsonl, .json, .csv (also with .gz), .parquet, and - for JSONL on a pipe."
 )
-_SHOWN = 3  # rows with an error that the summary names
+_SHOWN = 3  # how many rows with an error the summary names
 
 
-# In
+# Input
 
 
 def rows_of(data: str, limit: int | None) -> Any:
-    """The data as the library takes it: a path, or rows of a pipe or of the start of a file."""
+    """Return data for `infer_personas`: a path without `limit`, else the first rows; rows for "-" (a pipe).
+
+    Raises:
+        InvalidArgumentError: there is no such file, or it cannot be read.
+    """
     from ..data.files import bounded_lines, check_file, jsonl_rows, open_rows
 
     if data == "-":
@@ -49,17 +53,24 @@ def rows_of(data: str, limit: int | None) -> Any:
             raise InvalidArgumentError("standard input is closed.", hint="Name a file.")
         return islice(jsonl_rows(bounded_lines(sys.stdin.buffer), "standard input"), limit)
     try:
-        check_file(data)  # a file that is not there is the first thing to say, whatever the model
+        check_file(data)  # first, so that a missing file is found before a fault of the model
     except InvalidArgumentError as error:
         raise InvalidArgumentError(error.message, hint=_SUPPORTED) from None
     return data if limit is None else list(islice(open_rows(data)[0], limit))
 
 
-# Out
+# Output
 
 
 class Done(NamedTuple):
-    """Counts of `infer`; `errors`: of the first failed rows; `read`: which columns were taken as what."""
+    """The outcome of `infer`.
+
+    Attributes:
+        rows, failed, unexplained: how many rows in all, with an error, and with an unexplained side.
+        errors: the messages of the first failed rows.
+        usage: the calls, tokens and cost.
+        read: how the data was read: `settings["read"]` of a table.
+    """
 
     rows: int
     failed: int
@@ -70,7 +81,7 @@ class Done(NamedTuple):
 
     @classmethod
     def counted(cls, rows: Iterable[PersonaRow], stream: PersonaStream) -> Done:
-        """Count the rows of a stream as they pass."""
+        """Read all rows of a stream, and count them."""
         count, failed, unexplained, errors = 0, 0, 0, list[str]()
         for row in rows:
             count += 1
@@ -92,9 +103,15 @@ class Done(NamedTuple):
 def write_rows(
     stream: PersonaStream, out: IO[str], progress: bool | None, details: bool = False
 ) -> Done:
-    """Write each row as a line as soon as it is ready; `details` as for `PersonaTable.to_pandas`.
+    """Write each row as a line of JSON as soon as it is ready, and count the rows.
 
-    What is no standard output gets the mark of a file that another run may replace.
+    The first line of a file gets a mark, so that another run may replace the file.
+
+    Args:
+        stream: the rows.
+        out: standard output, or an open file.
+        progress: show a bar; None: in a terminal.
+        details: add the columns that `PersonaTable.to_pandas(details=True)` adds.
     """
     from ..observability import with_progress_bar
 
@@ -128,9 +145,11 @@ def _line(row: PersonaRow, details: bool) -> str:
 
 @contextmanager
 def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
-    """Standard output, or a file that has its name when it is whole.
+    """Open standard output ("-"), or a .jsonl file that gets its name once it is complete.
 
-    It must not be the input, and may replace only an empty file or lines of infer.
+    Raises:
+        typer.BadParameter: `output` is no .jsonl file in an existing folder, or is the input.
+        InvalidArgumentError: `output` is a file that is neither empty nor written by infer.
     """
     if output == "-":
         yield data_out()
@@ -160,11 +179,15 @@ def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
 
 
 def _is_replaceable(there: Path) -> bool:
-    return has_mark(there, "inferred") or not there.is_file()  # the writer refuses a pipe
+    return has_mark(there, "inferred") or not there.is_file()  # the writer refuses what is no file
 
 
 def data_out() -> IO[str]:
-    """Standard output, for data: UTF-8 wherever it goes."""
+    """Return standard output for data, in UTF-8.
+
+    Raises:
+        InvalidArgumentError: standard output is closed.
+    """
     if sys.stdout is None:
         raise InvalidArgumentError("standard output is closed.", hint="Name a file: --output.")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -173,10 +196,10 @@ def data_out() -> IO[str]:
 
 
 def bar_beside_lines(progress: bool | None) -> bool | None:
-    """Whether to show a bar while lines go to standard output.
+    """Decide whether to show a bar while lines are written to standard output.
 
-    Unless one is asked for: only where the lines go to a file. In a terminal, and behind a pipe whose reader
-    prints to one, the bar would be mixed into the lines.
+    `progress` decides, if it is not None. Otherwise a bar is shown (None: in a terminal) only if standard
+    output is a file: a terminal, or a program behind a pipe, would mix the bar into the lines.
     """
     if progress is not None:
         return progress
@@ -193,7 +216,18 @@ def finish(
     following: Sequence[str] = (),
     judge: Verifier | None = None,
 ) -> None:
-    """Print the outcome and the commands to follow; the exit code says whether rows failed."""
+    """Print the outcome of `infer` and the next commands.
+
+    Args:
+        done: the outcome.
+        path: the file that was written; None: standard output.
+        as_json: print one JSON object in place of text.
+        following: the commands to suggest.
+        judge: its usage is printed, too.
+
+    Raises:
+        typer.Exit: with the code `FAILED`, if rows failed.
+    """
     if as_json:
         told: dict[str, Any] = {"rows": done.rows, "failed": done.failed}
         told |= {"unexplained": done.unexplained, "errors": done.errors}
@@ -262,7 +296,7 @@ def note(text: str) -> None:
 
 
 def suggest(*commands: str) -> None:
-    """Suggest commands on standard error. One that ends in " …" takes the options of the one that ran."""
+    """Suggest commands on standard error. " …" at a command's end stands for the options of this run."""
     for n, command in enumerate(commands):
         said = command.removesuffix(" …")
         again = " (with the same options)" if said != command else ""
@@ -270,7 +304,7 @@ def suggest(*commands: str) -> None:
 
 
 def table_commands(path: str | Path, columns: Sequence[str] | None = None) -> tuple[str, ...]:
-    """What to do with a table in a file; the page is written into the current folder."""
+    """Return commands to show a table in a file, and to write its report into the current folder."""
     options = [part for column in columns or () for part in ("--column", column)]
     table, page = shlex.join([str(path), *options]), f"{Path(path).stem}.html"
     return (f"show {table}", f"report {table} -o {shlex.quote(page)}")
@@ -293,7 +327,7 @@ def fail(code: int, message: str) -> NoReturn:
 
 
 def abandon_stdout() -> None:
-    """Discard what is buffered for standard output, since its reader is gone."""
+    """Redirect standard output to nowhere: its reader is gone, and flushing the buffer would fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

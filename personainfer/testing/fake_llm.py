@@ -4,9 +4,9 @@
         table = infer_personas(df, model="fake", api_base=llm.api_base)
         assert llm.calls == len(df) + 2
 
-It speaks OpenAI's chat completions on loopback, answers a JSON schema with deterministic words that
-fit it, and fails as scripted. It does not stream. `python -m personainfer.testing` serves it from a process
-of its own.
+It serves OpenAI's chat completions on loopback. A request with a JSON schema gets deterministic words that
+fit the schema; requests fail as scripted. It does not stream. `python -m personainfer.testing` serves it from
+a process of its own.
 """
 
 from __future__ import annotations
@@ -48,29 +48,27 @@ _Answer = str | bytes | dict[str, Any] | Reply | Fault | None
 class FakeLLM:
     """An OpenAI-compatible server on 127.0.0.1, in a thread of its own; a context manager.
 
-    `reply` is text, a dict (sent as JSON), a `Reply`, a `Fault`, the bytes of a whole HTTP body
-    (the fastest), or a function of the request's body that returns one of these. None gives words
-    that fit the request's JSON schema and depend on nothing but the last user message.
+    `reply` is text, a dict (sent as JSON), a `Reply`, a `Fault`, the bytes of a whole HTTP body (the
+    fastest), or a function of the request's body that returns one of these. None: words that fit the
+    request's JSON schema, and depend only on the last user message.
     """
 
     reply: _Answer | Callable[[dict[str, Any]], _Answer] = None
     _: KW_ONLY
     latency: float = 0.0  #: seconds before each reply
-    faults: Sequence[Fault] = ()  #: used up in order by the first requests …
-    fault_rate: float = 0.0  #: … or, with a probability in 0..1, drawn for any request
-    seed: int = 0  #: of that draw
-    model: str = "fake"  #: what `/v1/models` lists
-    keep: int = (
-        10_000  #: how many bodies `requests` keeps, from the first on; also paths and headers
-    )
-    api_key: str | None = None  #: requests without this key get a 401
-    known_models: Sequence[str] | None = None  #: requests for others get a 404
+    faults: Sequence[Fault] = ()  #: the first requests get one each, in order …
+    fault_rate: float = 0.0  #: … or, above 0, each request gets a random one with this probability
+    seed: int = 0  #: seeds these random faults
+    model: str = "fake"  #: the model that `/v1/models` lists
+    keep: int = 10_000  #: `requests`, `paths` and `headers` keep so many of the first requests
+    api_key: str | None = None  #: a request without this key gets a 401
+    known_models: Sequence[str] | None = None  #: a request for another model gets a 404
     port: int = 0  #: 0 lets the system choose
     calls: int = field(default=0, init=False)  #: completion requests received
-    faulted: int = field(default=0, init=False)  #: those that got a fault
-    repeats: int = field(default=0, init=False)  #: those with the messages of an earlier one
+    faulted: int = field(default=0, init=False)  #: completion requests that got a fault
+    repeats: int = field(default=0, init=False)  #: completion requests that repeat earlier messages
     in_flight: int = field(default=0, init=False)
-    in_flight_peak: int = field(default=0, init=False)  #: the most completions at once
+    in_flight_peak: int = field(default=0, init=False)  #: the most completion requests at once
     requests: list[dict[str, Any]] = field(default_factory=list, init=False, repr=False)
     paths: list[str] = field(default_factory=list, init=False, repr=False)  #: with their queries
     headers: list[Mapping[str, str]] = field(default_factory=list, init=False, repr=False)
@@ -84,7 +82,11 @@ class FakeLLM:
 
     @property
     def api_base(self) -> str:
-        """What a client takes as its base URL."""
+        """The base URL for a client, such as http://127.0.0.1:5000/v1.
+
+        Raises:
+            RuntimeError: the server does not run.
+        """
         if self._thread is None:
             raise RuntimeError("FakeLLM does not run: use it in a with statement, or call start().")
         return f"http://127.0.0.1:{self._bound}/v1"
@@ -105,7 +107,7 @@ class FakeLLM:
         return self
 
     def stop(self, *_: object) -> None:
-        """Drop what is in progress, close every socket and end the thread."""
+        """Drop the requests in progress, close every socket and end the thread."""
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
@@ -117,7 +119,7 @@ class FakeLLM:
         from aiohttp import web
 
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        # A client that goes away cancels its handler, so that `in_flight` stays true.
+        # If a client goes away, its handler is cancelled, so that `in_flight` stays right.
         server = web.Server(self._handle, access_log=None, handler_cancellation=True)
         runner = web.ServerRunner(server, shutdown_timeout=0.05)
         await runner.setup()
@@ -158,14 +160,16 @@ class FakeLLM:
                 await asyncio.sleep(self.latency)
             try:
                 payload, headers, fault = self._answer(body, fault)
-            except Exception as error:  # in a reply function or a schema: not the client's doing
+            except (
+                Exception
+            ) as error:  # a fault of the reply function or the schema, not the client's
                 logging.getLogger(__name__).exception("FakeLLM could not make a reply")
                 fault = Fault.status(500, message=f"FakeLLM could not make a reply: {error!r}")
             self.faulted += fault is not None
         return await _fail(request, fault, payload, headers) if fault else _send(payload, headers)
 
     def _record(self, raw: bytes) -> dict[str, Any] | None:
-        """Count a request; None if it is not one."""
+        """Count a request, and return its body; None if it is no chat completion request."""
         self.calls += 1
         try:
             body: dict[str, Any] = json.loads(raw)
@@ -179,7 +183,7 @@ class FakeLLM:
         return body
 
     def _refuse(self, body: dict[str, Any] | None, key: str | None) -> Fault | None:
-        """The error for a wrong key, an unknown model or a bad request; None if there is none."""
+        """Return the fault for a wrong key, an unknown model or a bad request; None if there is none."""
         if self.api_key and key not in (self.api_key, f"Bearer {self.api_key}"):
             return Fault.status(401, message="Incorrect API key provided.")
         if body is None or body.get("stream"):
@@ -191,9 +195,8 @@ class FakeLLM:
     def _next_fault(self) -> Fault | None:
         if not self.fault_rate:
             return self._script.pop(0) if self._script else None
-        return (
-            self._random.choice(self._script) if self._random.random() < self.fault_rate else None
-        )
+        is_drawn = self._random.random() < self.fault_rate
+        return self._random.choice(self._script) if is_drawn else None
 
     def _answer(
         self, body: dict[str, Any], fault: Fault | None
@@ -204,7 +207,7 @@ class FakeLLM:
         if isinstance(answer, Fault):
             fault = fault or answer
         schema = _schema(body)
-        if answer is None or isinstance(answer, Fault | bytes):  # bytes cannot be spoilt
+        if answer is None or isinstance(answer, Fault | bytes):  # a fault cannot spoil bytes
             answer = _value(schema, "".join(texts_of(body, "user")[-1:]), schema)
         reply = answer if isinstance(answer, Reply) else Reply(answer)
         if fault is not None:
@@ -213,11 +216,19 @@ class FakeLLM:
 
 
 def _value(schema: Any, path: str, root: Any) -> Any:
-    """What fits `schema`, a part of `root`; `path` is the seed text and the way to the field."""
+    """Make a value that fits a JSON schema.
+
+    Args:
+        schema: the schema of a field; None: any word fits.
+        path: seeds the choice: the user's message and the names of fields down to this one, joined by NUL.
+        root: the schema of the whole reply, in which references are looked up.
+    """
     draw = random.Random(path)  # a string gives the same seed in every process
     if schema is None:
         return draw.choice(_WORDS)
-    deep = path.count("\0") > 5  # here recursive types stop
+    deep = (
+        path.count("\0") > 5
+    )  # from here on, optional parts are left out: recursive types have to end
     schema = _resolve({} if schema is True else schema, root)
     if "const" in schema or "enum" in schema:
         return draw.choice(schema.get("enum") or [schema["const"]])
@@ -248,7 +259,7 @@ def _value(schema: Any, path: str, root: Any) -> Any:
 
 
 def _resolve(schema: dict[str, Any], root: Any) -> dict[str, Any]:
-    """The schema with its reference and its `allOf` put in place."""
+    """Merge the schema with what its `$ref` and its `allOf` name."""
     own = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
     target = root
     for name in schema.get("$ref", "").split("/")[1:]:
@@ -268,7 +279,7 @@ def _phrase(schema: dict[str, Any], draw: random.Random) -> str:
 
 
 def _schema(body: Mapping[str, Any]) -> Any:
-    """The JSON schema that the reply should follow, wherever the request has it; or None."""
+    """Find the JSON schema for the reply in a request, in the form of any provider; None if there is none."""
     form = body.get("response_format") or {}
     return (
         (form.get("json_schema") or {}).get("schema")  # OpenAI
@@ -282,7 +293,7 @@ def _schema(body: Mapping[str, Any]) -> Any:
 def _send(body: bytes, headers: Mapping[str, str] = NO_HEADERS, status: int = 200) -> web.Response:
     from aiohttp import web
 
-    # One mapping of headers, because aiohttp's `content_type` argument costs a tenth of the rate.
+    # The type is a header, since aiohttp's `content_type` argument makes replies a tenth slower.
     headers = {"Content-Type": "application/json", **headers}
     return web.Response(body=body, status=status, headers=headers)
 
@@ -290,7 +301,7 @@ def _send(body: bytes, headers: Mapping[str, str] = NO_HEADERS, status: int = 20
 async def _fail(
     request: web.BaseRequest, fault: Fault, payload: bytes, headers: Mapping[str, str]
 ) -> web.StreamResponse:
-    """Send `payload` as the fault says: late, in part, or replaced by something else."""
+    """Send `payload` late, in part, or replaced by the fault's own body, as the fault says."""
     from aiohttp import web
 
     if fault.kind == "hang":
@@ -313,11 +324,13 @@ async def _fail(
     return response
 
 
-_FAULTS = "of one call, as Fault makes it: reset, hang:5, status:503, rate_limit:1; repeatable"
+_FAULTS = (
+    "the fault of one call, a method of Fault: reset, hang:5, status:503, rate_limit:1; repeatable"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM, Ctrl-C or the end of a pipe on stdin; the first line is the api_base."""
+    """Print the api_base, and serve until SIGTERM, Ctrl-C or the end of a pipe on standard input."""
     parser = argparse.ArgumentParser("python -m personainfer.testing", description=main.__doc__)
     parser.add_argument("--fault", dest="faults", action="append", default=[], help=_FAULTS)
     options = {"reply": str, "latency": float, "fault-rate": float, "seed": int, "port": int}
@@ -336,6 +349,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with FakeLLM(faults=faults, **given) as llm:
         print(llm.api_base, flush=True)
         if sys.stdin is not None and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
-            sys.stdin.read()  # until who started it is gone
-        else:  # a terminal, which stops what reads it from behind, or nothing, which ends at once
+            sys.stdin.read()  # until the process that started this one is gone
+        else:  # a terminal would stop a background process that reads; an empty stdin ends at once
             threading.Event().wait()

@@ -1,6 +1,6 @@
 """The replies of a fake model, and the faults that a call can have.
 
-A `Reply` makes the bytes of an HTTP body; a `Fault` corrupts or replaces them.
+A `Reply` makes an HTTP body. A `Fault` changes the reply, replaces the body, or breaks the connection.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _BAD_BYTE = "\udcff"  # encoded as the byte 0xFF, which is never UTF-8
 
 @dataclass(frozen=True)
 class Reply:
-    """One completion. Content that is not a string is sent as JSON; None counts are estimated.
+    """One completion. Content that is not a string is sent as JSON; a count that is None is estimated.
 
-    Where the request brings a tool, content that looks like JSON becomes the tool's arguments.
+    If the request has a tool, content that looks like JSON becomes the arguments of a call of this tool.
     """
 
     content: Any = None
@@ -29,7 +29,7 @@ class Reply:
     completion_tokens: int | None = None
     logprobs: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    reasoning_tokens: int | None = None  # of the completion tokens
+    reasoning_tokens: int | None = None  # how many of the completion tokens
 
     @property
     def text(self) -> str:
@@ -37,7 +37,7 @@ class Reply:
         return self.content if isinstance(self.content, str) else compact_json(self.content)
 
     def render(self, body: Mapping[str, Any]) -> bytes:
-        """The HTTP body that answers the request `body`; `FakeLLM(reply=…)` takes it as it is."""
+        """Make the HTTP body that answers the request `body`. `FakeLLM(reply=…)` sends it unchanged."""
         text = None if self.content is None else self.text
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": self.refusal}
         finish, tool = self.finish_reason, function_to_call(body)
@@ -65,7 +65,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Fault:
-    """One way in which a call goes wrong; made by the constructors below."""
+    """A way in which a call fails. The methods below make faults."""
 
     kind: str
     code: int = 200
@@ -74,71 +74,73 @@ class Fault:
     body: bytes | None = None  # sent in place of the reply's
     edit: Mapping[str, Any] = field(default_factory=dict)  # fields of the reply that change
 
-    reset = staticmethod(lambda: Fault("reset"))  #: before any byte of a reply
-    reset_mid_body = staticmethod(lambda: Fault("reset_mid_body"))  #: after half of it
-    bad_schema = staticmethod(lambda: Fault("bad_schema"))  #: JSON, but not what was asked for
-    truncated = staticmethod(lambda: Fault("truncated"))  #: cut, with finish_reason "length"
-    filtered = staticmethod(lambda: Fault("filtered"))  #: empty, finish_reason "content_filter"
+    reset = staticmethod(lambda: Fault("reset"))  #: the connection ends before the reply
+    reset_mid_body = staticmethod(
+        lambda: Fault("reset_mid_body")
+    )  #: it ends after half of the body
+    bad_schema = staticmethod(lambda: Fault("bad_schema"))  #: JSON that does not fit the schema
+    truncated = staticmethod(lambda: Fault("truncated"))  #: half a text, finish_reason "length"
+    filtered = staticmethod(lambda: Fault("filtered"))  #: no text, finish_reason "content_filter"
     not_utf8 = staticmethod(lambda: Fault("not_utf8"))  #: one byte of the content is not UTF-8
 
     @classmethod
     def status(cls, code: int, headers: Mapping[str, str] = NO_HEADERS, message: str = "") -> Self:
-        """An HTTP error with an OpenAI-like body."""
+        """Answer with an HTTP error that has a body like OpenAI's."""
         return cls("status", code, headers, body=error_body(code, message or f"scripted {code}"))
 
     @classmethod
     def response(
         cls, payload: Any, code: int = 200, headers: Mapping[str, str] = NO_HEADERS
     ) -> Self:
-        """A body of your own, as JSON, where the completion should be."""
+        """Answer with `payload` as JSON in place of the completion."""
         return cls("status", code, headers, body=compact_json(payload).encode())
 
     @classmethod
     def rate_limit(
         cls, retry_after: float | str | None = None, headers: Mapping[str, str] = NO_HEADERS
     ) -> Self:
-        """A 429; `retry_after` is in seconds or an HTTP date, and None sends no such header."""
+        """Answer with a 429. `retry_after`: seconds or an HTTP date; None: no Retry-After header."""
         wait = {} if retry_after is None else {"Retry-After": str(retry_after)}
         return cls.status(429, {**wait, **headers}, "Rate limit reached for requests")
 
     @classmethod
     def hang(cls, seconds: float = 3600) -> Self:
-        """Nothing for so long, then the normal reply."""
+        """Send nothing for so many seconds, then the normal reply."""
         return cls("hang", seconds=seconds)
 
     @classmethod
     def slow_body(cls, seconds: float = 1.0) -> Self:
-        """The headers at once, then the body in ten pieces over so long."""
+        """Send the headers at once, then the body in ten pieces over so many seconds."""
         return cls("slow_body", seconds=seconds)
 
     @classmethod
     def empty(cls, of: Literal["body", "content"] = "body") -> Self:
-        """A 200 with no body at all, or a completion with empty content."""
+        """Answer with a 200 without a body, or with a completion without content."""
         return cls("body", body=b"") if of == "body" else cls("edit", edit={"content": ""})
 
     @classmethod
     def invalid_json(cls, of: Literal["content", "body"] = "content") -> Self:
-        """Content that is almost JSON, or an HTML page where the completion should be."""
+        """Answer with content that is almost JSON, or with an HTML page in place of the body."""
         return cls("content") if of == "content" else cls("body", body=b"<html>It works!</html>")
 
     @classmethod
     def refusal(cls, text: str = "I can't help with that.") -> Self:
-        """A refusal in `message.refusal`, with content null."""
+        """Answer with a refusal in `message.refusal`, and null as the content."""
         return cls("edit", edit={"content": None, "refusal": text})
 
     @classmethod
     def other_model(cls, name: str = "another-model") -> Self:
-        """The normal reply, but of another model."""
+        """Answer with the normal reply, under the name of another model."""
         return cls("edit", edit={"model": name})
 
     @classmethod
     def huge(cls, bytes: int = 10_000_000) -> Self:
-        """A completion whose content is this many bytes of words, not JSON."""
+        """Answer with a completion whose content is this many bytes of words, not JSON."""
         return cls("edit", edit={"content": ("plain words " * (bytes // 12 + 1))[:bytes]})
 
     @classmethod
     def table(cls) -> dict[str, Self]:
-        """One of each way in which an endpoint fails, by name, to try code against them all."""
+        """Return an example of each way in which an endpoint fails, by name, to test code with all."""
         return {
             "429-retry-after": cls.rate_limit(0),
             "429": cls.rate_limit(),
@@ -160,7 +162,7 @@ class Fault:
         }
 
     def spoil(self, reply: Reply, schema: Any) -> Reply:
-        """The reply with this fault applied; faults of the connection do not change it."""
+        """Apply this fault to a reply. Faults of the connection return it unchanged."""
         text, edit = reply.text, dict(self.edit)
         if self.kind == "truncated":
             edit = {"content": text[: len(text) // 2], "finish_reason": "length"}
@@ -178,7 +180,10 @@ class Fault:
 
 
 def function_to_call(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The function that the reply should call: the one that is asked for, else the first."""
+    """Return the function that the reply should call: the one that `tool_choice` names, else the first.
+
+    None: the request has no functions, or forbids calls.
+    """
     choice = body.get("tool_choice")
     asked = choice["function"]["name"] if isinstance(choice, dict) else None
     functions = [tool["function"] for tool in body.get("tools") or () if choice != "none"]
@@ -186,7 +191,7 @@ def function_to_call(body: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def texts_of(body: Mapping[str, Any], role: str = "") -> list[str]:
-    """The texts of the request's messages, of one role or of all."""
+    """Return the text of each message in a request, of one role or ("") of all."""
     said = [m.get("content") or "" for m in body.get("messages", ()) if role in ("", m["role"])]
     return [t if isinstance(t, str) else " ".join(p.get("text", "") for p in t) for t in said]
 
@@ -196,7 +201,7 @@ def compact_json(value: Any) -> str:
 
 
 def error_body(status: int, message: str) -> bytes:
-    """The body of an error, as OpenAI words it."""
+    """Make the body of an HTTP error in OpenAI's form."""
     codes = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
     kind = "server_error" if status >= 500 else "invalid_request_error"
     kind = "requests" if status == 429 else kind

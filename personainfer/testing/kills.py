@@ -1,4 +1,4 @@
-"""Kill a process at its k-th write, to test what is left of its files. Linux only.
+"""Kill a process just before its k-th write, to test what is left of its files. Linux only.
 
     for at in itertools.count(1):
         run = killed_at_write(lambda: table.save(path), folder, at)
@@ -32,10 +32,10 @@ class KilledRun:
     """What a watched process did.
 
     Attributes:
-        writes: its writes in order, as "rename table.parquet"; the last one did not happen if `killed`.
-        killed: whether it was killed. If not, it ended by itself.
-        value: what the operation returned, if it ended by itself.
-        error: the traceback of what it raised; "" if it raised nothing.
+        writes: its writes in order, such as "rename table.parquet". If `killed`, the last one was prevented.
+        killed: whether the process was killed. If not, it ended by itself.
+        value: what the operation returned; None if the process was killed or the operation failed.
+        error: the traceback of the operation's exception; "" if there was none.
     """
 
     writes: tuple[str, ...]
@@ -47,19 +47,19 @@ class KilledRun:
 def killed_at_write(
     operation: Callable[[], object], folder: str | Path, at: int | None = None
 ) -> KilledRun:
-    """Run an operation in a forked process, and kill it just before one of its writes in a folder.
+    """Run an operation in a forked process, and kill the process just before one of its writes in a folder.
 
-    The processes that it starts are watched too, and are killed with it.
+    Processes that the operation starts are watched, too, and killed with it.
 
     Args:
-        operation: what to do; what it returns must be something that pickle takes. Threads of this process
-            do not exist in the fork.
-        folder: writes in it and in its subfolders count, writes elsewhere do not.
-        at: before which write, counted from 1; None: it is not killed.
+        operation: the function to call. Its result must be picklable. Threads of this process do not exist in
+            the fork.
+        folder: only writes in this folder and its subfolders count.
+        at: the number of the write to kill at, from 1; None: the process is not killed.
 
     Raises:
-        NotImplementedError: another system than Linux on x86-64 or 64-bit ARM.
-        OSError: ptrace is not allowed here, as in some containers.
+        NotImplementedError: the system is not Linux on x86-64 or 64-bit ARM.
+        OSError: ptrace is not allowed, as in some containers.
     """
     if sys.platform != "linux" or platform.machine() not in _NUMBERS:
         raise NotImplementedError("only Linux on x86-64 and 64-bit ARM tells what a process writes")
@@ -93,9 +93,8 @@ def killed_at_write(
 _PTRACE_TRACEME, _PTRACE_CONT, _PTRACE_SETOPTIONS = 0, 7, 0x4200
 _PTRACE_GETEVENTMSG, _PTRACE_GET_SYSCALL_INFO = 0x4201, 0x420E
 _EVENT_SECCOMP = 7
-_OPTIONS = (
-    0x2 | 0x4 | 0x8 | 0x80 | 0x100000
-)  # forks, vforks, threads, seccomp; killed with the watcher
+# Follow forks, vforks and threads; stop at seccomp's events; end with the watcher.
+_OPTIONS = 0x2 | 0x4 | 0x8 | 0x80 | 0x100000
 _WALL = 0x40000000  # waitpid: threads too
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER_MODE = 38, 22, 2
 _LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # instructions of a filter
@@ -118,7 +117,7 @@ _ARM = {
 }
 _NUMBERS = {"x86_64": _X86, "aarch64": _ARM}
 
-# Which argument is the path or the descriptor of the file that is changed: (descriptor, path).
+# System call -> places of the arguments that tell which file is changed: (descriptor, path).
 _CHANGED: dict[str, tuple[int | None, int | None]] = {
     **dict.fromkeys("write pwrite64 writev pwritev pwritev2 sendfile".split(), (0, None)),
     **dict.fromkeys("ftruncate fallocate fchmod".split(), (0, None)),
@@ -133,11 +132,13 @@ _MAY_CREATE = os.O_CREAT | os.O_TRUNC
 
 
 def _watched(operation: Callable[[], object], folder: str, at: int | None) -> KilledRun:
-    """Fork, run the operation in the child, and follow it and what it starts to their ends."""
-    answer = os.memfd_create("answer")  # not a pipe: nobody reads it before the child has ended
+    """Run the operation in a fork, and watch this process and those that it starts until they end."""
+    answer = os.memfd_create(
+        "answer"
+    )  # no pipe, which could fill up: it is read after the child's end
     child = os.fork()
     if child == 0:
-        os.setsid()  # Ctrl-C is for the watcher
+        os.setsid()  # so that Ctrl-C ends the watcher alone
         _submit_to_ptrace()
         _run(operation, answer)
     writes: list[str] = []
@@ -164,7 +165,7 @@ def _run(operation: Callable[[], object], answer: int) -> None:
 
 
 def _submit_to_ptrace() -> None:
-    """Stop for the watcher, then install a filter that stops this process at each call that may write."""
+    """Stop until the watcher is ready, then install a filter that stops at each call that may write."""
     _ptrace(_PTRACE_TRACEME, 0)
     os.kill(os.getpid(), signal.SIGSTOP)
     numbers = sorted(_NUMBERS[platform.machine()].values())
@@ -192,7 +193,7 @@ class _Program(ctypes.Structure):
 
 
 class _SyscallInfo(ctypes.Structure):
-    """What PTRACE_GET_SYSCALL_INFO tells at a stop by seccomp."""
+    """The answer of PTRACE_GET_SYSCALL_INFO at a stop by seccomp (struct ptrace_syscall_info)."""
 
     _fields_ = (
         ("kind", ctypes.c_uint8),
@@ -223,8 +224,8 @@ def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
 
 
 def _follow(child: int, folder: str, at: int | None, writes: list[str]) -> bool:
-    """Note each write until the child ends; returns whether it was killed."""
-    os.waitpid(child, _WALL)  # the stop that it asked for
+    """Watch the child until it ends, and add each write to `writes`. Returns whether it was killed."""
+    os.waitpid(child, _WALL)  # for the stop in `_submit_to_ptrace`
     _ptrace(_PTRACE_SETOPTIONS, child, 0, _OPTIONS)
     _ptrace(_PTRACE_CONT, child)
     names = {number: name for name, number in _NUMBERS[platform.machine()].items()}
@@ -258,7 +259,7 @@ def _follow(child: int, folder: str, at: int | None, writes: list[str]) -> bool:
 
 
 def _write(pid: int, folder: str, names: dict[int, str]) -> str:
-    """The call at which a process has stopped, if it changes something in the folder; else ""."""
+    """Describe the call at which a process has stopped; "" if it changes nothing in the folder."""
     info = _SyscallInfo()
     _ptrace(_PTRACE_GET_SYSCALL_INFO, pid, ctypes.sizeof(info), ctypes.addressof(info))
     name, arguments = names[info.number], info.arguments
@@ -275,7 +276,13 @@ def _write(pid: int, folder: str, names: dict[int, str]) -> str:
 
 
 def _path(pid: int, arguments: Any, descriptor: int | None, path: int | None) -> str:
-    """The file that a call changes, by a descriptor of the process, a path in its memory, or both."""
+    """Return the path of the file that a call changes.
+
+    Args:
+        pid: the process.
+        arguments: the arguments of the call.
+        descriptor, path: the places of the descriptor and of the path among the arguments, if there are any.
+    """
     start = f"/proc/{pid}/cwd"
     if descriptor is not None:
         number = ctypes.c_int(arguments[descriptor] & 0xFFFFFFFF).value
@@ -287,5 +294,5 @@ def _path(pid: int, arguments: Any, descriptor: int | None, path: int | None) ->
         text = b""
         while b"\0" not in text and len(text) < os.pathconf("/", "PC_PATH_MAX"):
             memory.seek(arguments[path] + len(text))
-            text += memory.read(256)  # less at the end of what is mapped
+            text += memory.read(256)  # fewer bytes at the end of a mapping
     return os.path.normpath(os.path.join(base, os.fsdecode(text.split(b"\0")[0])))

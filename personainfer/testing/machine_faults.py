@@ -13,10 +13,10 @@ from ..local.reply_database import connected
 
 @contextmanager
 def full_disk(bytes: int) -> Iterator[None]:
-    """In the block no file of this process grows beyond so many bytes, as if the disk were full then.
+    """Within the block, no file of this process can grow beyond this many bytes, as on a full disk.
 
-    Writes beyond it fail with an OSError (EFBIG), from Python, Arrow and SQLite alike. Not on Windows.
-    Modules that are imported in the block leave no bytecode: Python would keep the first bytes of it.
+    Further writes fail with an OSError (EFBIG), in Python, Arrow and SQLite. Not on Windows. Modules that are
+    imported in the block write no bytecode, since Python would keep files that were cut off.
     """
     import resource
 
@@ -31,7 +31,7 @@ def full_disk(bytes: int) -> Iterator[None]:
 
 @contextmanager
 def locked_database(path: str | Path) -> Iterator[None]:
-    """In the block another connection holds the write lock of an SQLite database, such as a cache's."""
+    """Within the block, another connection holds the write lock of an SQLite database, such as the cache."""
     with closing(connected(Path(path))) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -40,9 +40,9 @@ def locked_database(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def clock_jump(seconds: float) -> Iterator[None]:
-    """In the block the clock is so many seconds ahead, or behind where they are negative.
+    """Within the block, `time.time` is this many seconds ahead; behind, if the number is negative.
 
-    It is the clock that can be set, `time.time`; `time.monotonic` goes on as it did.
+    `time.monotonic` does not change.
     """
     now, now_ns = time.time, time.time_ns
     with (
