@@ -8,28 +8,19 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import date, datetime, time, timedelta, tzinfo
+from contextlib import contextmanager
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null, without_na
 from ..records import PersonaRow
-from .source_rows import holds_too_deep
+from .column_values import STORED_BYTES, is_kept, json_text, kept_in_arrow, names_of, size_of
 
 if TYPE_CHECKING:
     import pyarrow
 
 _JSON = {b"personainfer": b"json"}  # metadata of a field whose text is JSON
-_CUT = (
-    datetime,
-    date,
-    bytes,
-    time,
-    timedelta,
-)  # kinds of which Arrow cuts values; datetimes are dates
-_LISTS = (list, tuple, set, frozenset)
 _NO_ARROW = re.compile(r"\b(Object|U?Int128)\b")  # types of polars that Arrow has none for
 
 
@@ -43,43 +34,6 @@ class OwnColumns(ABC):
     @abstractmethod
     def size(self, row: PersonaRow) -> int:
         """About how many bytes the columns of a row take."""
-
-
-_VALUE_BYTES = 64  # about what Python takes for a value, besides the letters of a text
-_LISTED_BYTES = 32  # what Python takes for a number in a list …
-_STORED_BYTES = 8  # … and what a column takes for it
-_NUMBERS = {int, float, bool, type(None)}
-
-
-def size_of(row: object, most: int = 2**26, *, number: int = _LISTED_BYTES) -> int:
-    """About how many bytes a row takes. Counting ends at `most`.
-
-    A list or a dict that comes again counts once: a row may hold itself. `number`: bytes of a number in a
-    list. Lists of numbers, such as embeddings, are counted as a whole.
-    """
-    size, inner, seen = 0, [row], set[int]()
-    while inner and size < most:
-        value = inner.pop()
-        size += _VALUE_BYTES
-        if type(value) in _NUMBERS:  # first, since isinstance(…, Mapping) is slow
-            continue
-        if isinstance(value, str | bytes):
-            size += len(value)
-        elif id(value) in seen:
-            continue
-        elif isinstance(value, list | tuple):
-            seen.add(id(value))
-            kinds = set(map(type, value))
-            if kinds <= _NUMBERS:
-                size += number * len(value)
-                if int in kinds:  # of any length
-                    size += sum(each.bit_length() for each in value if type(each) is int) // 8
-            else:
-                inner.extend(value)
-        elif isinstance(value, Mapping):
-            seen.add(id(value))
-            inner.extend(value.values())
-    return size
 
 
 def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
@@ -198,7 +152,7 @@ class _RowColumns(OwnColumns):
         return _arrow_of_dicts([own_values(row) for row in rows])
 
     def size(self, row: PersonaRow) -> int:
-        return size_of(row.columns, number=_STORED_BYTES)
+        return size_of(row.columns, number=STORED_BYTES)
 
 
 class _TableColumns(OwnColumns):
@@ -253,44 +207,55 @@ def _gapless(places: Sequence[int]) -> bool:
 
 
 def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
-    """The frame with its index. A column that Arrow has no type for becomes JSON text."""
+    """The frame with its index. A column, or a level of the index, that Arrow would cut becomes JSON text."""
+    import pandas
     import pyarrow
 
-    names = list(_names_of([dict.fromkeys(frame.columns)]))
-    if len({*map(_name, frame.columns)}) < len(names):
+    names = list(names_of([dict.fromkeys(frame.columns)]))
+    if [*map(str, frame.columns)] != names:
         frame = frame.set_axis(names, axis=1)
-    if _holds_too_deep_objects(frame.index):
-        frame = frame.set_axis([_json_text(label) for label in frame.index], axis=0)
-    series = [frame.iloc[:, place] for place in range(frame.shape[1])]
-    deep = {place for place, each in enumerate(series) if _holds_too_deep_objects(each)}
-    unfit = (pyarrow.ArrowException, UnicodeError, TypeError, OverflowError)
-    try:
-        if not deep:
-            return pyarrow.Table.from_pandas(frame, preserve_index=index)
-    except unfit:
-        pass
-    converted, texts = frame.copy(), []
-    for place, each in enumerate(series):
-        try:
-            if place not in deep:
-                pyarrow.array(each, from_pandas=True)
-                continue
-        except unfit:
-            pass
-        field, values = _column("", each.tolist())
-        converted.isetitem(place, values.to_pylist())
-        if is_json(field):
-            texts.append(place)
-    table = pyarrow.Table.from_pandas(converted, preserve_index=index)
-    for place in texts:
-        field = as_json(table.schema.field(place))
-        table = table.set_column(place, field, table.column(place).cast(field.type))
+    frame = frame.copy(deep=False)
+    columns = [frame.iloc[:, place] for place in range(frame.shape[1])]
+    levels = [frame.index.get_level_values(level) for level in range(frame.index.nlevels)]
+    unfit = {n: each for n, each in enumerate([*columns, *levels]) if not _is_arrow(each)}
+    found = {n: _column("", list(map(_none_if_null, each))) for n, each in unfit.items()}
+    for place in found.keys() & range(len(columns)):
+        frame.isetitem(place, found[place][1].to_pylist())
+    if found and max(found) >= len(columns):
+        for level, labels in enumerate(levels):
+            if (place := len(columns) + level) in found:
+                levels[level] = pandas.Index(found[place][1].to_pylist(), name=labels.name)
+        frame.index = levels[0] if len(levels) == 1 else pandas.MultiIndex.from_arrays(levels)
+    # Of several levels it would leave out one that only counts, which is wrong for picked rows.
+    table = pyarrow.Table.from_pandas(
+        frame, preserve_index=index or (True if len(levels) > 1 else None)
+    )
+    for place, (field, values) in found.items():
+        table = table.set_column(place, field.with_name(table.column_names[place]), values)
     return table
 
 
-def _holds_too_deep_objects(series: Any) -> bool:
-    """Whether a pandas series or index holds a value that would end the process: Arrow follows a circle."""
-    return series.dtype == object and holds_too_deep(series.to_numpy())
+def _is_arrow(series: Any) -> bool:
+    """Whether Arrow takes a pandas series or index, and gives back what objects it has."""
+    import pyarrow
+
+    categories = getattr(series.dtype, "categories", None)
+    values = series if categories is None else categories
+    if values.dtype == object:
+        is_fit = kept_in_arrow(values.to_numpy(), nan_is_null=True) is not None
+        if categories is None or not is_fit:
+            return is_fit
+    try:
+        array: Any = pyarrow.array(series, from_pandas=True)
+    except NOT_OF_VALUES:
+        raise
+    except Exception:  # of pandas, of Arrow, and of the user's own types
+        return False
+    return categories is None or is_kept(categories.tolist(), array.dictionary)
+
+
+def _none_if_null(value: Any) -> Any:
+    return None if is_null(value) else value
 
 
 def _arrow_of_narwhals(frame: Any) -> pyarrow.Table:
@@ -306,106 +271,21 @@ def _arrow_of_narwhals(frame: Any) -> pyarrow.Table:
 def _arrow_of_dicts(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
     import pyarrow
 
-    names = _names_of(rows)
+    names = names_of(rows)
     columns = [_column(text, [row.get(name) for row in rows]) for text, name in names.items()]
     schema = pyarrow.schema([field for field, _ in columns])
     return pyarrow.Table.from_arrays([array for _, array in columns], schema=schema)
 
 
-def _names_of(rows: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-    """The names of the columns as texts, each with the rows' own: 1 and "1" become two columns."""
-    own = dict.fromkeys(name for row in rows for name in row)
-    texts = {name: _name(name) for name in own}
-    if len(set(texts.values())) < len(own):
-        taken = {name for name in own if isinstance(name, str) and texts[name] == name}
-        for name in own:
-            while name not in taken and texts[name] in taken:
-                texts[name] += f" ({type(name).__name__})"
-            taken.add(texts[name])
-    return {text: name for name, text in texts.items()}
-
-
-def _name(name: object) -> str:
-    return str(name).encode("utf-8", "backslashreplace").decode()
-
-
 def _column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarrow.Array[Any]]:
+    """A column of these values; JSON text if Arrow would not give them back."""
     import pyarrow
 
-    array: Any
-    if holds_too_deep(values) or _loses_by_a_common_type(values):
-        return _json_column(name, values)
-    try:
-        array = pyarrow.array(values)
-    except UnicodeError:
+    if (array := kept_in_arrow(values)) is None:
         if not all(value is None or isinstance(value, str) for value in values):
-            return _json_column(name, values)
+            return as_json(pyarrow.field(name, pyarrow.string())), json_array(values)
         array = text_array(values)
-    except Exception:  # whatever the user's objects raise: their rows are paid for
-        return _json_column(name, values)
     return pyarrow.field(name, array.type), array
-
-
-def _loses_by_a_common_type(values: Sequence[Any]) -> bool:
-    """Whether Arrow would cut values to the type of the first: times of day, zones, or texts among bytes.
-
-    It also cuts the nanoseconds of pandas' timestamps, which it reads as Python's datetimes. So it does
-    within lists and dicts, of which it takes keys of several kinds for the same.
-    """
-    kinds = {_kind(each) for each in set(map(type, values)) - {type(None)}}
-    if not kinds.isdisjoint(_CUT) and _are_cut(values, kinds):
-        return True
-    if any(issubclass(kind, dict) for kind in kinds):
-        fields: dict[Any, list[Any]] = {}
-        for one in {id(value): value for value in values if isinstance(value, dict)}.values():
-            for key, value in one.items():
-                fields.setdefault(key, []).append(value)
-        if len({str if isinstance(key, str) else type(key) for key in fields}) > 1:
-            return True
-        if any(map(_loses_by_a_common_type, fields.values())):
-            return True
-    if any(issubclass(kind, _LISTS) for kind in kinds):
-        lists = {id(value): value for value in values if isinstance(value, _LISTS)}.values()
-        return _loses_by_a_common_type([each for one in lists for each in _different(one)])
-    return False
-
-
-def _different(values: Collection[Any]) -> Iterable[Any]:
-    """The values; of numbers and texts, which may be very many, one of each class."""
-    found = {type(value): value for value in values}
-    return found.values() if found.keys() <= {*_NUMBERS, str} else values
-
-
-def _are_cut(values: Sequence[Any], kinds: Collection[type]) -> bool:
-    """Whether values of these kinds, of which one is in `_CUT`, lose a part in a column of one type."""
-    times = [value for value in values if isinstance(value, datetime)]
-    zones = {_zone(zone) for zone in {each.tzinfo for each in times}}
-    has_nanoseconds = any(
-        getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0) for value in values
-    )
-    has_zone = any(isinstance(value, time) and value.tzinfo is not None for value in values)
-    return len(kinds) > 1 or len(zones) > 1 or has_nanoseconds or has_zone
-
-
-def _kind(kind: type) -> type:
-    """One of `_CUT` for a subclass, such as pandas' timestamps; else the class itself."""
-    return next((known for known in _CUT if issubclass(kind, known)), kind)
-
-
-def _zone(zone: tzinfo | None) -> object:
-    """The zone as Arrow names it: UTC has a class in each library."""
-    import pyarrow
-
-    if zone is not None:
-        with suppress(ValueError, pyarrow.ArrowException):  # Arrow has no name for the zone
-            return pyarrow.lib.tzinfo_to_string(zone)
-    return zone
-
-
-def _json_column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarrow.Array[Any]]:
-    import pyarrow
-
-    return as_json(pyarrow.field(name, pyarrow.string())), json_array(values)
 
 
 def as_json(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
@@ -424,21 +304,7 @@ def json_array(values: Sequence[Any]) -> pyarrow.Array[Any]:
     """Any values as JSON text; None is "null"."""
     import pyarrow
 
-    return pyarrow.array([_json_text(value) for value in values], pyarrow.string())
-
-
-def _json_text(value: object) -> str:
-    # A value may be a circle, have keys that are not text, or be a number too long to print.
-    with suppress(Exception):
-        return json.dumps(value, default=_listed)
-    with suppress(Exception):
-        return json.dumps(str(value))
-    return json.dumps(f"<{type(value).__name__}>")
-
-
-def _listed(value: Any) -> Any:
-    """An array or a tensor as lists of numbers, which its text would cut with "…"; of all else the text."""
-    return value.tolist() if callable(getattr(value, "tolist", None)) else str(value)
+    return pyarrow.array([json_text(value) for value in values], pyarrow.string())
 
 
 def with_texts(

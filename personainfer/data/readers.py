@@ -21,8 +21,15 @@ from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
 from .arrow_columns import cells_of
 from .files import SUPPORTED, arrow_cells, check_readable, open_rows, refuse_twins
-from .row_streams import RowStream
-from .source_rows import PreferenceSource, SourceRow, Valued, read_row, several_rows, single_rows
+from .source_rows import (
+    PreferenceSource,
+    RowStream,
+    SourceRow,
+    Valued,
+    read_row,
+    several_rows,
+    single_rows,
+)
 
 _BATCH = 1024
 

@@ -28,6 +28,7 @@ from ..local.atomic_files import (
 )
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
+from .column_values import is_kept
 from .files import arrow_cells
 from .parquet import written_bytes
 from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
@@ -293,12 +294,7 @@ def _common(one: pyarrow.Field[Any], other: pyarrow.Field[Any]) -> pyarrow.Field
 
     if one.equals(other, check_metadata=True):
         return one
-    if (
-        is_json(one)
-        or is_json(other)
-        or _loses(one.type, other.type)
-        or _loses(other.type, one.type)
-    ):
+    if is_json(one) or is_json(other):
         return as_json(one)
     schemas = [pyarrow.schema([field.remove_metadata()]) for field in (one, other)]
     try:
@@ -306,19 +302,6 @@ def _common(one: pyarrow.Field[Any], other: pyarrow.Field[Any]) -> pyarrow.Field
     except pyarrow.ArrowException:
         return as_json(one)
     return _storable(merged.field(0))
-
-
-def _loses(one: pyarrow.DataType, other: pyarrow.DataType) -> bool:
-    """Whether a common type would cut values: times of day, zones, or texts among bytes."""
-    from pyarrow import types
-
-    if one.equals(other) or types.is_null(one) or types.is_null(other):
-        return False
-    if types.is_timestamp(one) and types.is_timestamp(other):
-        return bool(one.tz != other.tz)  # of two units the finer one holds both
-    if types.is_duration(one) and types.is_duration(other):
-        return False
-    return types.is_temporal(one) or types.is_binary(one) or types.is_large_binary(one)
 
 
 def _storable(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
@@ -375,11 +358,26 @@ def _fit(table: pyarrow.Table, field: pyarrow.Field[Any], left_out: dict[str, st
     if is_json(field):
         return json_array(_cells(column, field.name, left_out))
     try:
-        return column.cast(field.type)
+        wider: Any = column.cast(field.type)
     except pyarrow.ArrowException:
-        with suppress(pyarrow.ArrowException, ValueError, TypeError, OverflowError):
-            return pyarrow.array(column.to_pylist(), field.type)  # what casts do not know yet
-        return None
+        try:  # what casts do not know yet
+            wider = pyarrow.array(column.to_pylist(), field.type)
+        except (pyarrow.ArrowException, ValueError, TypeError, OverflowError):
+            return None
+    if _is_of_json(own.type) and _is_of_json(field.type):  # it cuts none of them
+        return wider
+    return wider if is_kept(_cells(column, field.name, {}), wider) else None
+
+
+@lru_cache(maxsize=4096)
+def _is_of_json(kind: pyarrow.DataType) -> bool:
+    """Whether a type has texts, numbers and nulls only, also in lists and structs."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_struct(kind):
+        return all(_is_of_json(kind.field(place).type) for place in range(kind.num_fields))
+    known = types.is_string, types.is_integer, types.is_float64, types.is_boolean, types.is_null
+    return any(check(kind) for check in known)
 
 
 def _cells(column: Any, name: str, left_out: dict[str, str]) -> list[Any]:
@@ -405,10 +403,10 @@ def _can_be_written(column: Any) -> bool:
     try:
         written = pyarrow.BufferOutputStream()
         parquet.write_table(pyarrow.Table.from_arrays([column], ["x"]), written)
-        parquet.read_table(pyarrow.BufferReader(written.getvalue()))
+        read = parquet.read_table(pyarrow.BufferReader(written.getvalue())).column(0)
     except (pyarrow.ArrowException, OSError):
         return False
-    return True
+    return read.type == column.type or is_kept(arrow_cells(column), read)  # durations: as numbers
 
 
 def _is_plain_dictionary(kind: pyarrow.DictionaryType[Any, Any]) -> bool:
@@ -416,7 +414,8 @@ def _is_plain_dictionary(kind: pyarrow.DictionaryType[Any, Any]) -> bool:
     from pyarrow import types
 
     inner = kind.value_type
-    return not (types.is_nested(inner) or types.is_null(inner)) and _is_plain(inner)
+    is_odd = types.is_nested(inner) or types.is_null(inner) or types.is_temporal(inner)
+    return not is_odd and _is_plain(inner)
 
 
 @lru_cache(maxsize=4096)

@@ -20,7 +20,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.cli.audit import read_personas
-from personainfer.data import files, parquet, read_preferences, row_streams
+from personainfer.data import files, parquet, read_preferences, source_rows
 from personainfer.evaluation.human import read_rating_sheet
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.local.atomic_files import read_small_file
@@ -374,7 +374,7 @@ def test_the_first_rows_are_held_together_up_to_a_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels of 0 and 1 are looked for in 200 rows; each may have 64 MB."""
-    monkeypatch.setattr(row_streams, "_LOOK_AHEAD_BYTES", 10 * LIMIT)
+    monkeypatch.setattr(source_rows, "_LOOK_AHEAD_BYTES", 10 * LIMIT)
     held: list[int] = []
 
     def rows() -> Iterator[dict[str, Any]]:

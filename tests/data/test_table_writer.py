@@ -163,7 +163,7 @@ def test_objects_that_no_format_knows_cost_no_row(tmp_path: Path) -> None:
     assert table["n"].to_pylist() == list(range(len(odd)))
     texts = values(table, "x")
     assert texts[0] == "<Odd>"
-    assert texts[2] == "{(1, 2): 3}"
+    assert texts[2] == {"(1, 2)": 3}
     assert texts[5] == "(1+2j)"
 
 

@@ -1,0 +1,249 @@
+"""Values of the user's own columns: how deep and how large they are, what Arrow keeps of them; JSON text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, tzinfo
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+from ..preferences.cells import is_null
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_VALUE_BYTES = 64  # about what Python takes for a value, besides the letters of a text
+_LISTED_BYTES = 32  # what Python takes for a number in a list …
+STORED_BYTES = 8  # … and what a column takes for it
+_NUMBERS = {int, float, bool, type(None)}
+_FLAT = {*_NUMBERS, str}
+_PLAIN_IN_NUMPY = ("float64", "float32", "int64", "int32", "int16", "int8", "uint8")
+
+
+def size_of(row: object, most: int = 2**26, *, number: int = _LISTED_BYTES) -> int:
+    """About how many bytes a row takes. Counting ends at `most`.
+
+    A list or a dict that comes again counts once: a row may hold itself. `number`: bytes of a number in a
+    list. Lists of numbers, such as embeddings, are counted as a whole.
+    """
+    size, inner, seen = 0, [row], set[int]()
+    while inner and size < most:
+        value = inner.pop()
+        size += _VALUE_BYTES
+        if type(value) in _NUMBERS:  # first, since isinstance(…, Mapping) is slow
+            continue
+        if isinstance(value, str | bytes):
+            size += len(value)
+        elif id(value) in seen:
+            continue
+        elif isinstance(value, list | tuple):
+            seen.add(id(value))
+            kinds = set(map(type, value))
+            if kinds <= _NUMBERS:
+                size += number * len(value)
+                if int in kinds:  # of any length
+                    size += sum(each.bit_length() for each in value if type(each) is int) // 8
+            else:
+                inner.extend(value)
+        elif isinstance(value, Mapping):
+            seen.add(id(value))
+            inner.extend(value.values())
+    return size
+
+
+# What is within values
+
+DEEPEST = 50  # levels of a column's value: Arrow and JSON end the process or the run at some more
+_CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, type({}.values()))
+
+
+def holds_too_deep(values: Sequence[object]) -> bool:
+    """Whether a value of a column is nested deeper than can be stored, or without end."""
+    return not set(map(type, values)) <= _FLAT and _kinds_within(values) is None
+
+
+def _kinds_within(values: Sequence[object]) -> set[type] | None:
+    """The classes of the values of a column, also in containers; None: they are nested too deep.
+
+    `dict` is one of them where a dict has a key that is no text; of an array, NumPy's class of numbers is.
+    No recursion, and at each level every container is seen once.
+    """
+    kinds, types = set[type](), _container_types()
+    level: list[Any] = [values]
+    for _ in range(DEEPEST + 1):
+        inner: dict[int, Any] = {}
+        for one in level:
+            if isinstance(one, dict) and not set(map(type, one)) <= {str}:
+                kinds.add(dict)
+            items = _items(one)
+            found = set(map(type, items))  # a loop over the values takes four times as long
+            if not found <= _FLAT:
+                inside = {kind for kind in found if issubclass(kind, types)}
+                found -= inside
+                if inside:
+                    inner.update((id(each), each) for each in items if isinstance(each, types))
+            elif not found and hasattr(one, "dtype"):
+                found = {one.dtype.type}
+            kinds |= found
+        level = list(inner.values())
+        if not level:
+            return kinds
+    return None
+
+
+def _container_types() -> tuple[type, ...]:
+    # There are no arrays and series where the library was not imported.
+    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+    # Another thread may import one just now: then it has no such name yet.
+    found = getattr(numpy, "ndarray", None), getattr(pandas, "Series", None)
+    return (*_CONTAINERS, *(kind for kind in found if kind is not None))
+
+
+def _items(one: Any) -> Iterable[Any]:
+    """What a container holds; of an array of numbers nothing that could be one."""
+    items: Iterable[Any] = one
+    if isinstance(one, dict):
+        items = one.values()
+    elif not isinstance(one, _CONTAINERS):
+        array = one if hasattr(one, "flat") else one.to_numpy() if one.dtype == object else None
+        items = () if array is None or not array.dtype.hasobject else array.ravel()
+    return items
+
+
+# What Arrow keeps
+
+
+def kept_in_arrow(values: Sequence[Any], *, nan_is_null: bool = False) -> pyarrow.Array[Any] | None:
+    """The values as an Arrow array, if what it gives back is what went in; else None.
+
+    Arrow takes the type of the first values for all: of others it cuts times of day, zones, nanoseconds and
+    keys. Tuples, sets and arrays may come back as lists, a key that others have as None, and whole numbers
+    as fractions that equal them.
+    """
+    import pyarrow
+
+    kinds = _kinds_within(values)
+    if kinds is None or _crash_arrow(kinds):
+        return None
+    with suppress(Exception):  # whatever the user's objects raise: their rows are paid for
+        array: Any = pyarrow.array(values, from_pandas=nan_is_null)
+        if _are_plain(kinds) or is_kept(values, array):
+            return cast("pyarrow.Array[Any]", array)
+    return None
+
+
+def is_kept(values: Iterable[Any], column: Any) -> bool:
+    """Whether an Arrow column gives back these values."""
+    try:
+        return all(map(_is_same, values, column.to_pylist()))
+    except Exception:  # a year that Python lacks, or a comparison of the user's own class
+        return False
+
+
+def _crash_arrow(kinds: set[type]) -> bool:
+    """Whether Arrow may end the process: it does where NumPy's times stand among other values."""
+    times = {kind for kind in kinds if kind.__name__ in ("datetime64", "timedelta64")}
+    return bool(times) and len(kinds - {type(None)}) > 1
+
+
+def _are_plain(kinds: set[type]) -> bool:
+    """Whether these are texts, numbers and nulls, or one kind of NumPy's. Arrow keeps or refuses them.
+
+    One kind it changes: yes and no among fractions.
+    """
+    if kinds <= _FLAT:
+        return not kinds >= {bool, float}
+    return len(kinds) == 1 and all(kind.__name__ in _PLAIN_IN_NUMPY for kind in kinds)
+
+
+def _is_same(was: Any, now: Any) -> bool:
+    """Whether a value came back: see `kept_in_arrow`."""
+    if now is None:
+        return is_null(was)
+    if isinstance(now, dict):
+        names = {key for key in was if isinstance(key, str)}
+        is_whole = len(names) == len(was) and names <= now.keys()
+        return is_whole and all(_is_same(was.get(key), value) for key, value in now.items())
+    if isinstance(now, list):
+        return len(was) == len(now) and all(map(_is_same, was, now))
+    if type(was).__module__ == "numpy" and was.dtype.kind not in "mM":
+        was = was.item()
+    if isinstance(now, bool) or isinstance(was, bool):
+        return was is now
+    if isinstance(now, datetime) and isinstance(was, datetime) and _zone_of(was) != _zone_of(now):
+        return False  # two times of one instant are equal for Python
+    return bool(was == now) or (is_null(was) and is_null(now))
+
+
+def _zone_of(time: datetime) -> tuple[object, ...]:
+    return time.utcoffset(), _zone_name(time.tzinfo)
+
+
+@lru_cache(maxsize=256)
+def _zone_name(zone: tzinfo | None) -> object:
+    """The zone as Arrow names it: UTC has a class in each library."""
+    import pyarrow
+
+    return None if zone is None else pyarrow.lib.tzinfo_to_string(zone)
+
+
+# JSON text
+
+
+def json_text(value: object) -> str:
+    """Any value as JSON text; None is "null"."""
+    # A value may be a circle, have keys that are not text, or be a number too long to print.
+    with suppress(Exception):
+        return json.dumps(value, default=_listed)
+    if not holds_too_deep([value]):
+        with suppress(Exception):
+            return json.dumps(_with_names(value), default=_listed)
+    with suppress(Exception):
+        return json.dumps(str(value))
+    return json.dumps(f"<{type(value).__name__}>")
+
+
+def _listed(value: Any) -> Any:
+    """What holds values as lists of them, which its text would cut with "…"; of all else the text."""
+    if is_null(value):
+        return None
+    if isinstance(value, set | frozenset):
+        return list(value)
+    if getattr(getattr(value, "dtype", None), "kind", "") in tuple("mM"):
+        return (
+            list(value) if getattr(value, "ndim", 0) else str(value)
+        )  # as numbers they lack a unit
+    for convert in ("tolist", "to_list"):  # NumPy, pandas, Arrow and torch; polars
+        if callable(getattr(value, convert, None)):
+            return getattr(value, convert)()
+    return str(value)
+
+
+def _with_names(value: Any) -> Any:
+    """The value, whose dicts have texts as keys."""
+    if isinstance(value, Mapping):
+        return {text: _with_names(value[name]) for text, name in names_of([value]).items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(map(_with_names, value))
+    return value
+
+
+def names_of(rows: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
+    """The names of the columns as texts, each with the rows' own: 1 and "1" become two columns."""
+    own = dict.fromkeys(name for row in rows for name in row)
+    texts = {name: name_as_text(name) for name in own}
+    if len(set(texts.values())) < len(own):
+        taken = {name for name in own if isinstance(name, str) and texts[name] == name}
+        for name in own:
+            while name not in taken and texts[name] in taken:
+                texts[name] += f" ({type(name).__name__})"
+            taken.add(texts[name])
+    return {text: name for name, text in texts.items()}
+
+
+def name_as_text(name: object) -> str:
+    """The name of a column as a text that UTF-8 can hold."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
