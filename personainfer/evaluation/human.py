@@ -386,18 +386,14 @@ def _means(
     """Compute `HumanRatings.means`. `picked`, shape (raters, items): 1 for the own response, else 0."""
     groups = {side: sides == side for side in ("chosen", "rejected") if (sides == side).any()}
     groups["both"] = np.ones(len(sides), dtype=bool)
-    if picked is not None:
-        rates = {
-            s: bootstrap_rate(picked[:, kept].T, confidence=confidence)
-            for s, kept in groups.items()
-        }
-        return {"accuracy": rates}
+    named = values if picked is None else {"accuracy": picked}
+    bounds = (1.0, 5.0) if picked is None else (0.0, 1.0)
     return {
         name: {
-            s: bootstrap_mean(v[:, kept].T, bounds=(1.0, 5.0), confidence=confidence)
-            for s, kept in groups.items()
+            side: bootstrap_mean(given[:, kept].T, bounds=bounds, confidence=confidence)
+            for side, kept in groups.items()
         }
-        for name, v in values.items()
+        for name, given in named.items()
     }
 
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -225,11 +226,9 @@ def feature_regression(
         raise DataError("no feature varies over the responses.", hint="Give other features.")
     table = (table[..., varies] - table.mean(axis=(0, 1))[varies]) / deviation[varies]
     fits = [_fit(table, values) for values in _each_user(users, matrix)]
-    names = tuple(features)
-    kept = tuple(name for name, one in zip(names, varies, strict=True) if one)
-    left = tuple(name for name, one in zip(names, varies, strict=True) if not one)
+    kept, constant = tuple(compress(features, varies)), tuple(compress(features, ~varies))
     coefficients, explained = map(np.array, zip(*fits, strict=True))
-    return FeatureRegression(kept, coefficients, explained, left)
+    return FeatureRegression(kept, coefficients, explained, constant)
 
 
 def _each_user(users: SimulatedUsers, matrix: RewardMatrix) -> Iterator[FloatArray]:

@@ -408,19 +408,13 @@ def _personal_llm(data: Any, limit: int | None) -> Reproduction:
     scaled = train.like(test.rewards, prompts=test.prompts, responses=test.responses)
     users = SimulatedUsers.sample(limit or _USERS, models=train.models, alpha=_ALPHA)
     found = votes(users.choose(scaled), scaled.rewards.shape[1])
-    figures = (
-        Figure(
-            "prompts on which most users agree",
-            0.5,
-            _HETEROGENEITY,
-            bootstrap_rate((found.top_share > 0.5).astype(float)),
-        ),
-        Figure(
-            "prompts with 5 or more winners",
-            0.6,
-            _HETEROGENEITY,
-            bootstrap_rate((found.winners >= 5).astype(float)),
-        ),
+    measured = (
+        ("prompts on which most users agree", 0.5, found.top_share > 0.5),
+        ("prompts with 5 or more winners", 0.6, found.winners >= 5),
+    )
+    figures = tuple(
+        Figure(name, published, _HETEROGENEITY, bootstrap_rate(prompts.astype(float)))
+        for name, published, prompts in measured
     )
     differs = (
         f"{found.users:,} users with alpha = {_ALPHA}; the paper has 1,000",

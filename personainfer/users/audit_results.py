@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import NormalDist
 from typing import Any, Final, NamedTuple
 
@@ -170,6 +170,8 @@ class PersonaAudit:
         baselines = {name: right_share(predicted[name]) for name in names if name in predicted}
         unseen = np.array([str(user) not in fitted_users for user in users], dtype=bool)
 
+        rate = partial(rate_by_group, groups=users, confidence=confidence)
+
         def accuracies(one: FloatArray, other: FloatArray, which: Flags | slice) -> Accuracies:
             return _accuracies(one[which], other[which], users[which], confidence)
 
@@ -192,11 +194,8 @@ class PersonaAudit:
             verdict=verdict,
             own=whole.own,
             shuffled=whole.shuffled,
-            none=rate_by_group(none, users, confidence=confidence),
-            baselines={
-                name: rate_by_group(one, users, confidence=confidence)
-                for name, one in baselines.items()
-            },
+            none=rate(none),
+            baselines={name: rate(one) for name, one in baselines.items()},
             own_minus_shuffled=whole.own_minus_shuffled,
             own_minus_none=gain,
             own_minus_best_baseline=_against_best(own, list(baselines.values()), users, confidence),

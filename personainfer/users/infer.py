@@ -334,13 +334,8 @@ def _listed(
             made[one.name] = str(reply.error)
             continue
         tastes: Tastes = reply.value
-        likes, dislikes = (
-            list(
-                dict.fromkeys(" ".join(said.replace(";", ",").split()).rstrip(".") for said in all)
-            )
-            for all in (tastes.likes, tastes.dislikes)
-        )
-        dislikes = [said for said in dislikes if said not in likes]
+        likes = _distinct(tastes.likes)
+        dislikes = [said for said in _distinct(tastes.dislikes) if said not in likes]
         if select is not None:
             sided = _sided([*likes, *dislikes], one.choices, select)
             if isinstance(sided, str):
@@ -349,6 +344,13 @@ def _listed(
             likes, dislikes = sided
         made[one.name] = _tastes_persona(one, likes, dislikes)
     return made
+
+
+def _distinct(tastes: Sequence[str]) -> list[str]:
+    """Return each taste once, without a full stop, and without ";", which separates tastes in a persona."""
+    return list(
+        dict.fromkeys(" ".join(one.replace(";", ",").split()).rstrip(".") for one in tastes)
+    )
 
 
 def tastes_message(choices: Sequence[Preference], earlier: UserPersona | None) -> Message:
@@ -395,10 +397,8 @@ def _tastes_persona(
 ) -> UserPersona | str:
     if not (likes or dislikes):
         return "none of the tastes predicts the user's choices. Give more choices of this user."
-    background, preferences = (
-        f"The user {verb}: {'; '.join(all)}." if all else ""
-        for verb, all in {"likes": likes, "dislikes": dislikes}.items()
-    )
+    background = f"The user likes: {'; '.join(likes)}." if likes else ""
+    preferences = f"The user dislikes: {'; '.join(dislikes)}." if dislikes else ""
     return UserPersona(
         user=one.name,
         background=background,
