@@ -272,8 +272,8 @@ def read_rating_sheet(
     check_confidence(confidence)
     about = _read_key(key)
     question: Question = about["question"]
-    names = [Path(path).stem for path in ratings]
-    if isinstance(ratings, str | Path) or not names or len(set(names)) < len(names):
+    names = [] if isinstance(ratings, str | Path) else [Path(path).stem for path in ratings]
+    if not names or len(set(names)) < len(names):
         raise InvalidArgumentError(
             "ratings= is a list of files of different names, one a rater.",
             hint="Rename one of them.",
@@ -297,7 +297,9 @@ def read_rating_sheet(
     sides = np.array([keys[item]["side"] for item in keys])
     level: Level = "nominal" if question == "choice" else "ordinal"
     picked = None
+    choices: dict[str, FloatArray] = {}
     if question == "choice":
+        choices = dict(zip(names, values["choice"], strict=True))
         picked = np.where(np.isnan(values["choice"]), np.nan, values["choice"] == 1.0)
     judged = None if picked is None else _judged(picked, keys, table, about["rows"], confidence)
     return HumanRatings(
@@ -309,9 +311,8 @@ def read_rating_sheet(
             for name, given in values.items()
         },
         kappas={
-            (names[a], names[b]): cohen_kappa(values["choice"][a], values["choice"][b])
-            for a, b in combinations(range(len(names)), 2)
-            if question == "choice"
+            (one, other): cohen_kappa(choices[one], choices[other], confidence=confidence)
+            for one, other in combinations(choices, 2)
         },
         judge=judged and judged[0],
         judge_kappa=judged and judged[1],

@@ -258,8 +258,9 @@ class PersonaAudit:
 
     @property
     def best_baseline(self) -> str | None:
-        """The name of the baseline with the highest accuracy; None without baselines."""
-        return max(self.baselines, key=lambda name: self.baselines[name].value, default=None)
+        """The name of the baseline with the highest accuracy; None if no baseline predicts a choice."""
+        known = {name: one.value for name, one in self.baselines.items() if one.n}
+        return max(known, key=lambda name: known[name], default=None)
 
     def grid(self) -> list[tuple[str, ...]]:
         """The accuracies as a grid of text; the first line is its head."""
@@ -476,8 +477,10 @@ def _against_best(
 ) -> Estimate:
     """Own accuracy minus that of the best baseline, which is found again in each resample of users.
 
-    Choices count that have all predictions; NaN if there are none, or no baseline.
+    Choices count that have all predictions; NaN if there are none, or no baseline. A baseline that predicts
+    no choice is left out.
     """
+    baselines = [one for one in baselines if not np.isnan(one).all()]
     table = np.stack([own, *baselines], axis=1)
     known = ~np.isnan(table).any(axis=1)
     if not baselines or not known.any():

@@ -445,9 +445,9 @@ def strangers(
     """Choose for each choice another user, whose persona is tried as a control; None if there is none.
 
     Preferred is a user who has held-out choices with both of the responses: they are scored with that
-    user's persona anyway, so the control costs no further call. Such a user must fit as well as the one of
-    `other_users`: a persona in other words, whose length differs by a quarter at most, and no more
-    attributes that differ. If there is no such user, the one of `other_users` is taken.
+    user's persona anyway, so the control costs no further call. The persona of such a user must have other
+    words, and a length that differs by a quarter at most; and the user must not differ in more attributes
+    than the user of `other_users`, who is taken if there is no such user.
 
     Args:
         texts, choices, groups, seed: as for `other_users`.

@@ -83,8 +83,8 @@ class PrefixAccuracy:
         trained: with folds, the accuracy by what was fitted on these users, too; None without folds.
         gain: accuracy minus the accuracy without a prefix, on the same choices.
         over_untuned: accuracy minus that of the untuned scorer with the same prefix; None without one.
-        shuffled: accuracy with the prefix of another user; None if the prefix is the same for all users,
-            or has fewer than two.
+        shuffled: accuracy with the prefix of another user; None if the prefix has texts or examples of fewer
+            than two users.
         own_gain: accuracy minus `shuffled`, on the same choices; None where `shuffled` is.
         questions: kind of question -> accuracy.
         with_baseline: Pearson's r, over users, between the accuracy and the accuracy without a prefix (of

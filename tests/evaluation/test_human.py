@@ -209,6 +209,32 @@ def test_choices_are_counted_and_compared(tmp_path: Path) -> None:
     assert math.isnan(alone.agreement["choice"].value)
 
 
+def test_the_confidence_is_that_of_all_intervals(tmp_path: Path) -> None:
+    sheet = write_rating_sheet(table(10), tmp_path / "sheet")
+
+    def any_answer(each: dict[str, str]) -> dict[str, str]:
+        return {"choice": "12"[int(each["item"].partition("-")[2]) % 3 == 0]}
+
+    def other_answer(each: dict[str, str]) -> dict[str, str]:
+        return {"choice": "12"[int(each["item"].partition("-")[2]) % 4 == 0]}
+
+    ratings = [filled(sheet, "ann", any_answer), filled(sheet, "bob", other_answer)]
+    narrow, wide = (read_rating_sheet(sheet.key, ratings, confidence=c) for c in (0.5, 0.95))
+    for one, other in (
+        (narrow.kappas["ann", "bob"], wide.kappas["ann", "bob"]),
+        (narrow.agreement["choice"], wide.agreement["choice"]),
+        (narrow.means["accuracy"]["both"], wide.means["accuracy"]["both"]),
+    ):
+        assert other.low < one.low < one.high < other.high
+
+
+def test_one_file_of_ratings_must_stand_in_a_list(tmp_path: Path) -> None:
+    sheet = write_rating_sheet(table(2), tmp_path / "sheet")
+    for ratings in (sheet.csv, str(sheet.csv)):
+        with pytest.raises(InvalidArgumentError, match="ratings= is a list of files"):
+            read_rating_sheet(sheet.key, ratings)  # type: ignore[arg-type]
+
+
 def test_neither_is_wrong_and_an_empty_cell_is_no_answer(tmp_path: Path) -> None:
     sheet = write_rating_sheet(table(10), tmp_path / "sheet", sides="chosen")
 

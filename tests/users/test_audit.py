@@ -13,7 +13,7 @@ import personainfer as pi
 from personainfer.evaluation import Estimate
 from personainfer.exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from personainfer.records import FloatArray, Message, Usage
-from personainfer.scoring.choice_models import length_only
+from personainfer.scoring.choice_models import LongerWins, length_only
 from personainfer.tailoring import LowRankRewards
 from personainfer.testing import FakeLLM
 from personainfer.users import PersonaAudit, UserPersona, UserPersonas
@@ -60,6 +60,30 @@ def audited(**arguments: object) -> PersonaAudit:
     world = World(3, users=20, choices=12)
     asked: dict[str, object] = {"baselines": FREE, **arguments}
     return pi.audit_personas(world.personas("knows"), world.choices, read, **asked)  # type: ignore[arg-type]
+
+
+class Mute:
+    """A baseline that predicts no choice."""
+
+    def fit(self, choices: Sequence[pi.Preference]) -> Mute:
+        return self
+
+    def predict(self, choices: Sequence[pi.Preference]) -> FloatArray:
+        return np.full(len(choices), np.nan)
+
+
+def test_a_baseline_that_predicts_nothing_hides_no_other() -> None:
+    world = World(3, users=4, choices=5)
+    found = pi.audit_personas(
+        world.personas("knows"),
+        world.choices,
+        read,
+        baselines={"mute": Mute(), "longer": LongerWins()},
+        history=history_of(World(3, users=4), 2),
+    )
+    assert found.best_baseline == "longer"
+    gain = found.own.value - found.baselines["longer"].value
+    assert found.own_minus_best_baseline.value == pytest.approx(gain)
 
 
 def test_the_numbers_are_those_of_the_margins() -> None:
