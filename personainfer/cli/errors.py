@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -62,17 +62,12 @@ def _warnings_as_notes() -> Iterator[None]:
         in_python = warnings.showwarning
 
         def noted(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
+            message: Warning | str, category: type[Warning], *place: Any, **more: Any
         ) -> None:
             if category is UserWarning:
                 note(f"Warning: {message}")
             else:
-                in_python(message, category, filename, lineno, file, line)
+                in_python(message, category, *place, **more)
 
         warnings.showwarning = noted
         yield

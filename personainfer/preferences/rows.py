@@ -353,17 +353,19 @@ def _compare_scores(schema: Schema, row: Mapping[str, Any]) -> None:
     Raises:
         NoPreferenceError: the scores differ by less than `min_gap`.
     """
-    if "score_chosen" not in row:
-        return
+    gap = _gap(row, "score_chosen", "score_rejected") if "score_chosen" in row else None
+    if gap is not None:
+        _check_gap(schema, gap)
+        _count_scores(schema, gap)
+
+
+def _gap(row: Mapping[str, Any], role: str, other: str) -> float | None:
+    """Subtract the scores of two roles; None if one is null or no number."""
     try:
-        good, bad = (as_score(r, row[r]) for r in ("score_chosen", "score_rejected"))
+        one, two = as_score(role, row[role]), as_score(other, row[other])
     except DataError:
-        return
-    if good is None or bad is None:
-        return
-    gap = difference(good, bad)
-    _check_gap(schema, gap)
-    _count_scores(schema, gap)
+        return None
+    return None if one is None or two is None else difference(one, two)
 
 
 def _count_scores(schema: Schema, gap: float) -> None:
@@ -374,12 +376,8 @@ def _count_scores(schema: Schema, gap: float) -> None:
 
 def _compare_two_scores(schema: Schema, row: Mapping[str, Any], verdict: Verdict) -> None:
     """Count pairs with scores, and those whose label prefers the response with the lower score."""
-    try:
-        one, two = (as_score(r, row[r]) for r in ("compared_score_1", "compared_score_2"))
-    except DataError:
-        return
-    if one is not None and two is not None:
-        gap = difference(one, two)
+    gap = _gap(row, "compared_score_1", "compared_score_2")
+    if gap is not None:
         _count_scores(schema, gap if verdict == "first" else -gap)
 
 

@@ -184,13 +184,11 @@ def _turn(name: str, item: object) -> Turn:
         return Turn(_known_role(name, item.role), item.content, extra)
     if looks_like_turns(item):
         item = parse_cell(name, item)
-    if not isinstance(item, Mapping):
-        raise DataError(f"{name!r} has a turn that is not {{'role': …, 'content': …}}.")
-    role_key = _first(item, _ROLE_KEYS)
-    role = item[role_key] if role_key else None
+    role_key = _first(item, _ROLE_KEYS) if isinstance(item, Mapping) else None
+    role = item[role_key] if isinstance(item, Mapping) and role_key else None
     if isinstance(role, Mapping):
         role = role.get("role")
-    if not isinstance(role, str):
+    if not isinstance(item, Mapping) or not isinstance(role, str):
         raise DataError(f"{name!r} has a turn that is not {{'role': …, 'content': …}}.")
     content_key = _first(item, _CONTENT_KEYS)
     others = {key: v for key, v in item.items() if key not in (role_key, content_key)}

@@ -149,8 +149,10 @@ def tailor_responses(
     source = personas if isinstance(personas, str) else None
     _check(source, side, train, shots, system_persona, place, template)
     prompts = prompts if isinstance(prompts, PersonaTable) else as_listed(prompts)
-    given = _given_prompts(prompts)
-    people = _given_personas(given, prompts, personas, side, system_persona)
+    given, have_ids = _given_prompts(prompts)
+    if not given:
+        raise InvalidArgumentError("prompts= is empty: there is nothing to answer.")
+    people = _given_personas(given, have_ids, prompts, personas, side, system_persona)
     asked, problems = _readable(given)
     shown = _nearest(asked, train, side, max(shots, 1)) if train is not None else {}
     if source == "retrieved":
@@ -178,42 +180,24 @@ def tailor_responses(
         errors=problems,
         usage=usage,
         settings={**settings, "persona_in": place, "template": template},
-        ids_are_places=not _have_ids(prompts),
+        ids_are_places=not have_ids,
     )
 
 
 # Prompts, personas and worked examples
 
 
-def _given_prompts(prompts: object) -> dict[str, Any]:
-    """Map ids to prompts as they were given. A table with repeated ids is numbered from 0."""
+def _given_prompts(prompts: object) -> tuple[dict[str, Any], bool]:
+    """Map ids to prompts as they were given; False: they have no usable ids, and are numbered from 0."""
     if not isinstance(prompts, PersonaTable):
-        found = by_id("prompts", "prompt", prompts)
-    else:
-        ids = _own_ids(prompts)
-        if len(set(ids)) < len(ids):
-            ids = [str(place) for place in range(len(ids))]
-        pairs = (row.preference for row in prompts)
-        found = {id: pair and pair.prompt for id, pair in zip(ids, pairs, strict=True)}
-    if not found:
-        raise InvalidArgumentError("prompts= is empty: there is nothing to answer.")
-    return found
-
-
-def _own_ids(table: PersonaTable) -> list[str]:
-    """Return an id for each row of a table: the pair's own, or the row's place if it has none."""
-    pairs = (row.preference for row in table)
-    return [pair.id if pair and pair.id else str(place) for place, pair in enumerate(pairs)]
-
-
-def _have_ids(prompts: object) -> bool:
-    """Whether the prompts have ids of their own, so that they are not numbered."""
-    if not isinstance(prompts, PersonaTable):
-        return brings_ids(prompts)
-    ids = _own_ids(prompts)
-    return len(set(ids)) == len(ids) and any(
-        row.preference and row.preference.id for row in prompts
-    )
+        return by_id("prompts", "prompt", prompts), brings_ids(prompts)
+    pairs = [row.preference for row in prompts]
+    own = [pair and pair.id for pair in pairs]
+    ids = [id or str(place) for place, id in enumerate(own)]
+    have_ids = any(own) and len(set(ids)) == len(ids)
+    if not have_ids:
+        ids = [str(place) for place in range(len(ids))]
+    return {id: pair and pair.prompt for id, pair in zip(ids, pairs, strict=True)}, have_ids
 
 
 def _readable(given: Mapping[str, Any]) -> tuple[dict[str, Prompt], dict[str, str]]:
@@ -238,6 +222,7 @@ def _readable(given: Mapping[str, Any]) -> tuple[dict[str, Prompt], dict[str, st
 
 def _given_personas(
     given: Mapping[str, Any],
+    have_ids: bool,
     prompts: object,
     personas: object,
     side: Side,
@@ -254,7 +239,7 @@ def _given_personas(
             return {id: getattr(row, side) for id, row in zip(given, prompts, strict=True)}
         everybody = {"none": None, "retrieved": None, "system": system_persona}
         return dict.fromkeys(given, everybody.get(str(personas), personas))
-    found = by_id("personas", "persona", personas, given, have_ids=_have_ids(prompts))
+    found = by_id("personas", "persona", personas, given, have_ids=have_ids)
     if found.keys() != given.keys():
         stray = next(iter(found.keys() ^ given.keys()))
         raise InvalidArgumentError(

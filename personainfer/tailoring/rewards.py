@@ -71,15 +71,7 @@ def persona_reward(
     Raises:
         InvalidArgumentError: a bad argument. The function itself raises it for a missing column.
     """
-    return PersonaReward(
-        scorer,
-        columns=columns,
-        choices=choices,
-        form=form,
-        temperature=temperature,
-        penalty=penalty,
-        no_persona=no_persona,
-    )
+    return PersonaReward(scorer, columns, choices, form, temperature, penalty, no_persona)
 
 
 @dataclass(eq=False, repr=False)

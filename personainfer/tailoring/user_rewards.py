@@ -141,19 +141,15 @@ class LowRankRewards:
         differences = incidence(known, len(known.responses))
         of_user = one_hot(known.user, users)
         random = np.random.default_rng(self._seed)
-        start = np.concatenate(
-            [
-                random.normal(scale=0.1, size=width * rank),
-                random.normal(scale=0.1, size=users * rank),
-            ]
-        )
-
+        start = random.normal(scale=0.1, size=(width + users) * rank)
         self.evaluations = 0
+
+        def split(x: FloatArray) -> tuple[FloatArray, FloatArray]:
+            return x[: width * rank].reshape(width, rank), x[width * rank :].reshape(users, rank)
 
         def loss(x: FloatArray) -> tuple[float, FloatArray]:
             self.evaluations += 1
-            basis = x[: width * rank].reshape(width, rank)
-            logits = x[width * rank :].reshape(users, rank)
+            basis, logits = split(x)
             weights = _softmax(logits)
             of_choice = weights[known.user]
             margins = differences @ np.asarray(features @ basis.astype(features.dtype))
@@ -164,18 +160,11 @@ class LowRankRewards:
             to_logits = _softmax_slope(weights, to_weights)
             total += 0.5 * self._ridge * float((basis**2).sum())
             total += 0.5 * self._shrink * float((logits**2).sum())
-            gradient = np.concatenate(
-                [
-                    (to_basis + self._ridge * basis).ravel(),
-                    (to_logits + self._shrink * logits).ravel(),
-                ]
-            )
-            return total, gradient
+            to_basis, to_logits = to_basis + self._ridge * basis, to_logits + self._shrink * logits
+            return total, np.concatenate([to_basis.ravel(), to_logits.ravel()])
 
-        x = minimise(loss, start, self._steps)
-        return x[: width * rank].reshape(width, rank), _softmax(
-            x[width * rank :].reshape(users, rank)
-        )
+        basis, logits = split(minimise(loss, start, self._steps))
+        return basis, _softmax(logits)
 
 
 def fit_user_weights(
@@ -268,13 +257,8 @@ class BradleyTerry:
         self._places = known.responses
         shared = featured(self._features, responses)
         own = None if self._user_features is None else featured(self._user_features, responses)
-        width, depth = shared.shape[1], 0 if own is None else own.shape[1]
-        x = self._fit(known, shared, own)
-        self._strengths = x[:width]
-        self._effects = {
-            user: x[width + row * depth : width + (row + 1) * depth]
-            for user, row in known.users.items()
-        }
+        self._strengths, effects = self._fit(known, shared, own)
+        self._effects = {user: effects[row] for user, row in known.users.items()}
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
@@ -305,8 +289,8 @@ class BradleyTerry:
             return strengths[[self._places.get(one, -1) for one in responses]]
         return np.asarray(featured(self._features, responses) @ self._strengths, dtype=np.float64)
 
-    def _fit(self, known: Encoded, shared: Any, own: Any) -> FloatArray:
-        """Fit b and d by maximum a posteriori: one vector of b, then d_u of one user after the other."""
+    def _fit(self, known: Encoded, shared: Any, own: Any) -> tuple[FloatArray, FloatArray]:
+        """Fit both by maximum a posteriori: b, shape (d,), and all d_u, shape (users, d')."""
         differences = incidence(known, len(known.responses))
         of_choice = differences @ shared
         users, width = len(known.users), of_choice.shape[1]
@@ -328,7 +312,8 @@ class BradleyTerry:
                 gradient.append((to_effects + self._user_ridge * effects).ravel())
             return total, np.concatenate(gradient)
 
-        return minimise(loss, np.zeros(width + users * depth), self._steps)
+        x = minimise(loss, np.zeros(width + users * depth), self._steps)
+        return x[:width], x[width:].reshape(users, depth)
 
 
 def _dense(matrix: Any) -> Any:
