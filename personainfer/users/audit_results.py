@@ -158,12 +158,10 @@ class PersonaAudit:
         """
         confidence, seed = settings["confidence"], settings["draw_seed"]
         choices, most = margins.choices, max(margins.own)
-        users, lengths = _users(choices), _longer_by(choices)
+        users = _users(choices)
         own, shuffled = right_share(margins.own[most]), right_share(margins.shuffled[most])
         none = right_share(margins.none)
-        longest = np.array([max(len(c.chosen.strip()), len(c.rejected.strip())) for c in choices])
-        clear = np.where(np.abs(lengths) > _CLEARLY * longest, lengths, 0)
-        twin = right_share(length_only(margins.own[most], clear, users))
+        twin = right_share(length_only(margins.own[most], _clearly_longer_by(choices), users))
         predicted = dict(margins.baselines)
         if margins.few_shot is not None:
             predicted[FEW_SHOT] = margins.few_shot
@@ -460,6 +458,13 @@ def _users(choices: Sequence[Preference]) -> Users:
 def _longer_by(choices: Sequence[Preference]) -> npt.NDArray[Any]:
     """Characters of the chosen response minus those of the rejected one, shape (choices,)."""
     return np.array([len(one.chosen.strip()) - len(one.rejected.strip()) for one in choices])
+
+
+def _clearly_longer_by(choices: Sequence[Preference]) -> npt.NDArray[Any]:
+    """As `_longer_by`, but 0 if no response is clearly longer (`_CLEARLY`)."""
+    lengths = _longer_by(choices)
+    longest = np.array([max(len(c.chosen.strip()), len(c.rejected.strip())) for c in choices])
+    return np.where(np.abs(lengths) > _CLEARLY * longest, lengths, 0)
 
 
 def _accuracies(
