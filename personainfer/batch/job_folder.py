@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Literal, Self
+from weakref import WeakValueDictionary
 
 from pydantic import Field, ValidationError
 
@@ -34,7 +35,8 @@ from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, MOST_CANDIDATES, OPTIONS, stored_options
-from ..llm.pricing import Price, most_tokens
+from ..llm.pricing import Budget, Price, most_tokens
+from ..llm.rate_limits import Account
 from ..local.atomic_files import as_path, atomic_folder, place_errors, read_small_file, write_file
 from ..local.cache import ReplyCache, default_cache_dir
 from ..local.weights import check_stored_model
@@ -98,7 +100,8 @@ class PersonaBatch(Record):
     """A submitted batch, as stored in its folder: model, options, and the state of each part.
 
     `requests` counts the distinct requests of all rows; `cached` counts those whose reply was already in the
-    cache, which are in no part. No API key is kept.
+    cache, which are in no part. `asked_singly` are the USD that calls of `collect_batch` took: of
+    `ask_missing`, and of a judge that the budget pays. No API key is kept.
     """
 
     path: Path = Field(exclude=True)
@@ -117,6 +120,7 @@ class PersonaBatch(Record):
     rows: int
     requests: int
     cached: int
+    asked_singly: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     digest: str  # of all rows and the keys of their requests: it shows whether these have changed
     parts: tuple[BatchPart, ...]
 
@@ -146,6 +150,21 @@ class PersonaBatch(Record):
                 f"{cls.handle(folder)} is not the handle of a batch: {error}",
                 hint="Was it written by another version, or by hand?",
             ) from None
+
+    def submitted_by(self, llm: LLM) -> Self:
+        """This batch for who called `submit_batch`: the account of that LLM is told of all that follows."""
+        _submitters[self._name] = llm.account
+        return self.model_copy(update={"submitted_here": True})
+
+    @property
+    def submitter(self) -> Account | None:
+        """The account of the LLM that submitted this batch in this process, if anybody still has it."""
+        return _submitters.get(self._name)
+
+    @property
+    def _name(self) -> str:
+        """What tells it from all others. A part has the same name when it is submitted again."""
+        return " ".join([str(self.path.resolve()), *(part.order for part in self.parts)])
 
     @staticmethod
     def handle(folder: Path) -> Path:
@@ -233,7 +252,10 @@ class PersonaBatch(Record):
         options |= given
         if not submitted_here or not options.get("cache", True):
             options |= {"cache": True, "cache_dir": self.replies_folder}
-        return LLM(self.model, **options)
+        made = LLM(self.model, **options)
+        if submitted_here and self.submitter is not None and "budget" not in given:
+            made.account = self.submitter
+        return made
 
     def _check_model(self, given: str | None, *, needed: bool) -> None:
         if given == self.model or (given is None and not needed):
@@ -294,6 +316,16 @@ class PersonaBatch(Record):
     def order(self, number: int) -> str:
         """The name of a part in the budget that pays for it: the same when it is submitted again."""
         return f"{self.path.resolve()} {number} {self.parts[number].order}"
+
+    def count_in(self, budget: Budget, cost: float, spent: float = 0.0) -> None:
+        """Count in a budget what this batch cost, and the single calls so far, whoever made them.
+
+        Its parts that are submitted were charged with the most that they could cost. So much of what single
+        calls took has the budget counted as `spent`.
+        """
+        submitted = {*range(len(self.parts))}.difference(self.unsubmitted)
+        took = {f"{self._name}: batch": cost, f"{self._name}: single calls": self.asked_singly}
+        budget.replace(map(self.order, submitted), took, spent=spent)
 
     def most_cost(self, number: int, price: Price, max_tokens: int) -> float:
         """USD that the requests in the file of a part can cost at most, with so many tokens in each reply."""
@@ -380,6 +412,9 @@ class PersonaBatch(Record):
         batch = self.model_copy(update={"parts": parts})
         batch.save()
         return batch
+
+
+_submitters: WeakValueDictionary[str, Account] = WeakValueDictionary()
 
 
 class RequestFiles:

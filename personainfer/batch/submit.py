@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
@@ -100,7 +100,7 @@ def submit_batch(
                 _write_requests_anew(batch, source, plan, llm, api)
             costs = _most_costs(batch, llm) if costs is None else costs
             batch = _submitted(batch, api, llm, costs)
-            return batch.model_copy(update={"submitted_here": True})
+            return batch.submitted_by(llm)
 
 
 @hides_secrets
@@ -145,8 +145,8 @@ def collect_batch(
         extra_headers: those of `submit_batch`, which the folder does not keep.
         extra_body, max_tokens, reasoning_effort: those of `submit_batch`. They have to be given again if
             `batch` is a folder, `ask_missing` is set and they make calls cost more than usual.
-        budget: USD that the batch and the calls of `ask_missing` may cost together; None: that of
-            `submit_batch`.
+        budget: USD that the batch and the calls of `ask_missing`, of this collect and of those before it, may
+            cost together; None: that of `submit_batch`.
         prices: as for `infer_personas`, those of single calls.
         cache_dir: the cache of replies, if `batch` is a folder; None: the default one.
         progress: bars on standard error; None: in a terminal or a notebook.
@@ -188,17 +188,11 @@ def collect_batch(
     downloaded = set(batch.answer_files()).difference(before)
     outcome = bring_in(batch, llm, keys, downloaded, None if here else batch.own_cache(cache_dir))
     usage = outcome.tally.usage
-    if llm.account.bounds.budget is not None:
-        llm.account.bounds.budget.spend(usage.cost or 0.0)
-    stream = PersonaStream(
-        batch.source(),
-        llm,
-        batch.plan(submitted_here=here),
-        on_error=batch.on_error,
-        select=select,
-        run=None if ask_missing else run_without_calls(batch, llm, outcome),
-    )
-    table = stream.table(progress)
+    with _counted(batch, llm, usage.cost or 0.0) if ask_missing or pays else nullcontext():
+        run = None if ask_missing else run_without_calls(batch, llm, outcome)
+        plan, on_error = batch.plan(submitted_here=here), batch.on_error
+        rows = PersonaStream(batch.source(), llm, plan, on_error=on_error, select=select, run=run)
+        table = rows.table(progress)
     table.usage = usage + table.usage.model_copy(update={"cached": 0})
     return table
 
@@ -471,6 +465,27 @@ def _is_cut(file: IO[bytes], size: int) -> bool:
     file.seek(max(0, size - _LONGEST_LINE))
     last = file.read().rpartition(b"\n")[2].strip()
     return last.startswith(b"{") and not last.endswith(b"}")
+
+
+@contextmanager
+def _counted(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[None]:
+    """Around single calls: the budget counts those before and the batch; the folder notes what these take."""
+    budget, before, submitter = llm.account.bounds.budget, 0.0, batch.submitter
+    if budget is not None:  # else a folder that cannot be written is none of its business
+        with batch.alone() as batch:
+            batch.count_in(budget, cost)
+            before = budget.spent
+    try:
+        yield
+    finally:
+        took = (llm.usage.cost or 0.0) if budget is None else budget.spent - before
+        if took > 0:
+            with suppress(BatchPendingError), batch.alone() as now:
+                now = now.model_copy(update={"asked_singly": now.asked_singly + took})
+                now.save()
+                for one in {budget, submitter.bounds.budget if submitter else None}:
+                    if one is not None:
+                        now.count_in(one, cost, took if one is budget else 0.0)
 
 
 # Both

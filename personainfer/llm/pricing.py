@@ -183,10 +183,14 @@ class Budget:
             self._reserved = self._reserved - reserved if self._in_flight else 0.0
         self._settled.set()
 
-    def spend(self, usd: float) -> None:
-        """Count what was paid elsewhere. It may be more than what is left."""
+    def replace(
+        self, orders: Iterable[str], by: Mapping[str, float], *, spent: float = 0.0
+    ) -> None:
+        """Count orders `by` what they took, and what is `spent` as part of it. It may pass the budget."""
         with self._lock:
-            self._spent += usd
+            kept = {name: self._orders[name] for name in self._orders.keys() - {*orders}}
+            self._spent -= spent
+            self._orders = kept | {**by}
 
     def renew_in_fork(self) -> None:
         """Go on in a fork with what is left: what the parent's calls in flight may cost is spent."""
@@ -217,8 +221,7 @@ class Budget:
 
     def give_back(self, orders: Iterable[str]) -> None:
         """Count orders no more that were not placed, or came to nothing."""
-        with self._lock:
-            self._orders = {name: self._orders[name] for name in self._orders.keys() - {*orders}}
+        self.replace(orders, {})
 
 
 def most_tokens(body: bytes) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -1005,10 +1006,8 @@ def test_the_budget_counts_the_batch_before_what_is_asked_singly(
     most = collect(submit(provider, pairs(4), place / "a", **options)).usage.cost
     assert most is not None
     batch = submit(provider, pairs(4), place / "b", cache=False, budget=8 * most, **options)
-    kept = json.loads((place / "b" / "batch.json").read_text())
-    kept["llm_options"]["budget"] = most  # what the batch took: nothing is left
-    (place / "b" / "batch.json").write_text(json.dumps(kept))
-    table = collect(batch, ask_missing=True)
+    # What the batch took: nothing is left.
+    table = collect(batch, ask_missing=True, budget=most)
     assert "of the budget" in str(table[3].error)
     assert provider.count(ASK) == 0
 
@@ -1182,6 +1181,49 @@ def test_the_budget_of_a_batch_holds_for_single_calls_in_another_process(
     table = collect(place / "b", budget=1000.0, **ask)
     assert not table.errors
     assert table.usage.cost is not None
+
+
+UNUSABLE = Fault.response(
+    {
+        "choices": [{"message": {"content": "no object"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 100},
+    }
+)
+
+
+@pytest.mark.parametrize("by_folder", [True, False])
+def test_each_collect_counts_the_single_calls_of_those_before(by_folder: bool, place: Path) -> None:
+    """Their replies cannot be used, so they are not cached, and are paid for each time."""
+    options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "cache": False}
+    with FakeLLM(faults=[UNUSABLE] * 99) as llm, BatchServer(llm, refuse=lambda _: True) as server:
+        batch = submit(server, pairs(5), place / "b", budget=1.0, max_attempts=2, **options)
+        ask: dict[str, Any] = {"ask_missing": True, "model": "fake", "prices": (0.0, 1000.0)}
+        for _ in range(4):
+            with suppress(ModelError):
+                collect(place / "b" if by_folder else batch, **ask)
+        assert llm.calls == 10  # 0.1 USD each
+        with suppress(ModelError):
+            collect(place / "b", budget=1.25, **ask)
+        assert llm.calls == 12
+        assert PersonaBatch.load(place / "b").asked_singly == pytest.approx(1.2)
+
+
+def test_the_llm_that_submitted_a_batch_counts_its_single_calls(place: Path) -> None:
+    options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "cache": False}
+    with FakeLLM(faults=[UNUSABLE] * 99) as llm, BatchServer(llm, refuse=lambda _: True) as server:
+        model = pi.LLM("fake", api_base=server.api_base, budget=1.0, max_attempts=1, **options)
+        budget = model.account.bounds.budget
+        assert budget is not None
+        batch = pi.submit_batch(pairs(5), model, place / "b")
+        assert budget.spent == pytest.approx(0.25)  # at most, at half of the price
+        for number, usd in enumerate((0.5, 1.0, 1.0), start=1):
+            with suppress(ModelError):
+                collect(batch, ask_missing=True)
+            assert budget.spent == pytest.approx(usd), number
+        with suppress(ModelError):
+            collect(pickle.loads(pickle.dumps(batch)), ask_missing=True, budget=1.25)
+        assert llm.calls == 12
+        assert budget.spent == pytest.approx(1.2)
 
 
 @pytest.mark.parametrize(
