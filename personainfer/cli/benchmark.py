@@ -51,15 +51,13 @@ def benchmark(
     from ..scoring.likelihood import Likelihood
 
     target = None if output is None else check_output(output, None)
-    named = scorer or None
+    scorers: Any = scorer or None
     if scorer_api_base is not None:
-        if not named:
+        if not scorer:
             raise typer.BadParameter(
                 "name what it serves: --scorer.", param_hint="--scorer-api-base"
             )
-        scorers: Any = {name: Likelihood(name, api_base=scorer_api_base) for name in named}
-    else:
-        scorers = named
+        scorers = {name: Likelihood(name, api_base=scorer_api_base) for name in scorer}
     pairs = sorted(benchmark_pairs(), key=lambda pair: str(pair.id).rpartition("-")[2])[:limit]
     found = benchmark_model(model, scorers=scorers, data=pairs, progress=progress, **given(options))
     if target is not None:

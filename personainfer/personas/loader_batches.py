@@ -54,7 +54,12 @@ def batch_kind(batch: object) -> BatchKind:
     if isinstance(batch, Mapping):
         return _COLUMNS
     if isinstance(batch, list | tuple):
-        _check_dicts(batch)
+        for place, row in enumerate(batch):
+            if not isinstance(row, Mapping):
+                raise InvalidArgumentError(
+                    f"row {place} of a batch is of type {type(row).__name__}, not a dict.",
+                    hint=_SUPPORTED,
+                )
         return _DICTS
     raise InvalidArgumentError(
         f"a batch of type {type(batch).__name__} cannot be used.", hint=_SUPPORTED
@@ -155,15 +160,6 @@ def _typed(texts: list[str | None]) -> Any:
 
 
 # Lists of dicts
-
-
-def _check_dicts(batch: Sequence[object]) -> None:
-    for place, row in enumerate(batch):
-        if not isinstance(row, Mapping):
-            raise InvalidArgumentError(
-                f"row {place} of a batch is of type {type(row).__name__}, not a dict.",
-                hint=_SUPPORTED,
-            )
 
 
 def _names_of_dicts(batch: Sequence[Mapping[str, Any]]) -> list[str]:
