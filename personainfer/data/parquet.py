@@ -6,8 +6,9 @@ Arrow and Python write out each of them.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
+from os import SEEK_END
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,7 +35,7 @@ _MOST_SHARED: Final = 4  # … it is no more than so many times what it takes wi
 def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
     """The batches of a file, of no more rows than the memory holds; texts may be dictionaries.
 
-    Of the file's own account only the sizes of its groups are asked: Arrow ends the process where that of
+    Of Arrow's account of the file only the sizes of its groups are asked: it ends the process where that of
     a column is damaged.
 
     Raises:
@@ -48,9 +49,10 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
         metadata = file.metadata
     texts = set(_texts(metadata.schema))
     fixed = _fixed_bytes(metadata.schema)
+    listed = _listed_bytes(path, metadata.schema)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        size = max(group.total_byte_size, group.num_rows * fixed, 1)
+        size = max(group.total_byte_size, group.num_rows * fixed, listed.get(number, 0), 1)
         if size > most_unpacked(on_disk):
             raise DataError(
                 f"{path}: {size:,} bytes are packed into a file of {on_disk:,}.",
@@ -245,6 +247,112 @@ def _fixed_bytes(schema: Any) -> int:
     columns = (schema.column(place) for place in range(len(schema)))
     flat = (one for one in columns if not one.max_repetition_level)
     return sum(one.length for one in flat if one.physical_type == "FIXED_LEN_BYTE_ARRAY")
+
+
+_WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
+_POSITION: Final = 4  # bytes: where a text begins, or its place in a dictionary
+_LEVELS: Final = (
+    4  # bytes that Arrow holds of each value in a list: where lists begin, and what is null
+)
+
+
+def _listed_bytes(path: Path, schema: Any) -> dict[int, int]:
+    """How many bytes Arrow takes for the values of each group, by its number, if the file has lists.
+
+    A list of nulls, or of a number that comes again, takes some bytes of a file however long it is.
+    """
+    columns = [schema.column(place) for place in range(len(schema))]
+    if not any(one.max_repetition_level for one in columns):
+        return {}
+    fixed = {"FIXED_LEN_BYTE_ARRAY"}
+    widths = [
+        (one.length if one.physical_type in fixed else _WIDTHS.get(one.physical_type, _POSITION))
+        + (_LEVELS if one.max_repetition_level else 0)
+        for one in columns
+    ]
+    return {
+        number: sum(count * width for count, width in zip(counts, widths, strict=False))
+        for number, counts in enumerate(_counts_of_values(path))
+    }
+
+
+def _counts_of_values(path: Path) -> list[list[int]]:
+    """How many values each column of each group has, with those in lists, as the end of the file tells."""
+    with path.open("rb") as file:
+        file.seek(-8, SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, SEEK_END)
+        told = _Thrift(file.read(length))
+    try:
+        groups = told.struct(_COUNTS).get(4, [])
+        return [[one[3][5] for one in group[1]] for group in groups]
+    except (LookupError, RecursionError, TypeError):
+        raise OSError("what it tells of its columns is damaged") from None
+
+
+# The fields of FileMetaData that lead to the counts: row_groups, columns, meta_data, num_values.
+_COUNTS: Final[dict[int, Any]] = {4: {1: {3: {5: {}}}}}
+
+
+class _Thrift:
+    """Reads Thrift's compact protocol, in which a Parquet file tells of itself: fields that are asked for.
+
+    https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def struct(self, wanted: dict[int, Any]) -> dict[int, Any]:
+        """The values of a struct's fields; of structs in it, those that `wanted` names by their numbers."""
+        found, number = dict[int, Any](), 0
+        while head := self._byte():
+            number = number + (head >> 4) if head >> 4 else self._integer()
+            value = self._value(head & 15, wanted.get(number, {}))
+            if number in wanted:
+                found[number] = value
+        return found
+
+    def _value(self, kind: int, wanted: dict[int, Any]) -> Any:
+        if kind in (1, 2):  # a boolean, whose value the head of the field tells
+            return None
+        if kind in (4, 5, 6):
+            return self._integer()
+        if kind in (9, 10):
+            head = self._byte()
+            count = head >> 4 if head >> 4 < 15 else self._varint()
+            inner = 3 if head & 15 in (1, 2) else head & 15
+            values = (self._value(inner, wanted) for _ in range(count))
+            return list(values) if wanted else deque(values, maxlen=0)
+        if kind == 11:
+            kinds = self._byte() if (count := self._varint()) else 0
+            for _ in range(count):
+                self._value(kinds >> 4, {})
+                self._value(kinds & 15, {})
+            return None
+        if kind == 12:
+            return self.struct(wanted)
+        length = self._varint() if kind == 8 else {3: 1, 7: 8, 13: 16}[kind]
+        self._at += length
+        return None
+
+    def _byte(self) -> int:
+        byte = self._data[self._at]
+        self._at += 1
+        return byte
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+
+    def _integer(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
 
 
 def written_bytes(table: pyarrow.Table) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -439,3 +442,87 @@ def test_personas_in_a_pipe_or_of_no_text_are_an_error(tmp_path: Path) -> None:
     for name in ("pipe", "bytes", "deep"):
         with pytest.raises(DataError, match="is not JSON lines"):
             read_personas(tmp_path / name)
+
+
+def in_lists(rows: int, each: int, value: int | None) -> pa.Array[Any]:
+    """So many lists of one value, which take some bytes of a file however long they are."""
+    inner: Any = pa.nulls(rows * each, pa.int64())
+    if value is not None:
+        inner = pa.array(np.full(rows * each, value))
+    lists: Any = pa.ListArray
+    return lists.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * each), inner)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("value", [None, 7])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_values_in_lists_are_counted_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: int | None, fixed: bool
+) -> None:
+    path = tmp_path / "rows.parquet"
+    about: Any = in_lists(200, 500, value)
+    if fixed:
+        about = pa.FixedSizeListArray.from_arrays(about.values, 500)
+    others = {name: [text] * 200 for name, text in GOOD.items()}
+    pq.write_table(pa.table({**others, "about": about}), path)
+    assert path.stat().st_size < 2**13
+    counts = parquet._counts_of_values(path)
+    with pq.ParquetFile(path) as file:
+        group = file.metadata.row_group(0)
+    assert counts == [[group.column(place).num_values for place in range(group.num_columns)]]
+    assert errors(path) == [None] * 200
+    monkeypatch.setattr(parquet, "_USUAL_BYTES", 2**17)
+    batches = [len(batch) for batch in parquet.parquet_batches(path)]
+    assert (sum(batches), max(batches) < 30) == (200, True)
+    monkeypatch.setattr(parquet, "_LARGE_GROUP", 2**17)
+    monkeypatch.setattr(parquet, "_MOST_PACKED", 2)
+    with pytest.raises(DataError, match="bytes are packed into a file of"):
+        errors(path)
+
+
+def test_what_a_file_tells_of_its_lists_is_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    others = {name: [text] * 2 for name, text in GOOD.items()}
+    pq.write_table(pa.table({**others, "about": [[1, 2], []]}), path)
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[-8:-4], "little")
+    spoilt = tmp_path / "spoilt.parquet"
+    for place in range(len(whole) - 8 - length, len(whole) - 8, 3):
+        spoilt.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with suppress(OSError):
+            parquet._counts_of_values(spoilt)
+
+
+READ = """
+import sys
+from personainfer.data import read_preferences
+from personainfer.exceptions import DataError
+
+try:
+    print(sum(row.error is None for row in read_preferences(sys.argv[1])))
+except DataError as error:
+    print("refused" if "are packed into" in str(error) else error)
+print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own counts")
+@pytest.mark.parametrize(
+    ("rows", "each", "value", "said"),
+    [
+        (2_000, 30_000, None, "refused"),
+        (2_000, 20_000, None, "2000"),
+        (1_000, 20_000, 7, "1000"),
+    ],
+)
+def test_lists_of_one_value_do_not_fill_the_memory(
+    tmp_path: Path, rows: int, each: int, value: int | None, said: str
+) -> None:
+    path = tmp_path / "rows.parquet"
+    others = {name: [text] * rows for name, text in GOOD.items()}
+    table = pa.table({**others, "about": in_lists(rows, each, value)})
+    pq.write_table(table, path, row_group_size=rows, compression="zstd")
+    command = [sys.executable, "-c", READ, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    found, peak = run.stdout.split()
+    assert (found, int(peak) < 400_000) == (said, True), run.stdout
