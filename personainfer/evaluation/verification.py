@@ -240,7 +240,8 @@ class Verifier:
     """Chooses among candidate personas by a judge: `infer_personas(…, select=Verifier(judge=…))`.
 
     The calls of a judge that is made here count in the `budget=` of the run that it chooses for, unless it
-    has a `budget=` of its own. `usage` has all that it was asked.
+    has a `budget=` of its own. So they do in its `rpm=` and `tpm=`, unless the judge has others, or another
+    address or key. `usage` has all that it was asked.
 
     Args:
         judge: a model or an LLM, as for `verify_personas`.
@@ -254,8 +255,9 @@ class Verifier:
         _check_options(Verifier, options)
         self._judge = Judge(judge, options, soft=soft)
         self.model = self._judge.llm.model
-        self._shares_budgets = not isinstance(judge, LLM) and options.get("budget") is None
-        self._payer: LLM | None = None  # whose budget pays for the calls
+        self._is_made_here = not isinstance(judge, LLM)
+        self._shares_budgets = self._is_made_here and options.get("budget") is None
+        self._of: LLM | None = None  # the model for which it chooses
 
     @shown_when_made
     def __repr__(self) -> str:
@@ -277,26 +279,30 @@ class Verifier:
         """
         judge = self._judge.llm
         judge.transport.check_key()
-        budget = llm.account.bounds.budget
-        if not self._shares_budgets or budget is None:
+        if not self._is_made_here:
             return self
-        if judge.price is None:
+        budget = llm.account.bounds.budget
+        if self._shares_budgets and budget is not None and judge.price is None:
             raise InvalidArgumentError(
                 f"budget={budget.usd:g}, but the price of the judge {self.model!r} is not known.",
                 hint="Give its price: select=Verifier(…, prices=(prompt, completion)).",
                 argument="budget",
             )
         of_the_run = copy(self)
-        of_the_run._payer = llm
+        of_the_run._of = llm
         return of_the_run
 
     @property
     def _within(self) -> Bounds:
-        """What the judge's calls may take: of the payer's budget, if another model pays."""
-        own = self._judge.llm.account.bounds
-        if self._payer is None:
-            return own
-        return own._replace(budget=self._payer.account.bounds.budget)
+        """What the judge's calls may take: of what the model has for which it chooses, if it shares that."""
+        judge = self._judge.llm
+        bounds = judge.account.bounds
+        if self._of is None:
+            return bounds
+        shared = self._of.account.bounds
+        if judge.is_called_as(self._of):
+            bounds = bounds.with_minute_of(shared)
+        return bounds._replace(budget=shared.budget) if self._shares_budgets else bounds
 
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str]

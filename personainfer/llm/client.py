@@ -310,6 +310,12 @@ class LLM:
         """What chooses the model besides its name, as in the key of a reply: address or weights, route."""
         return self.transport.endpoint, self.transport.route
 
+    def is_called_as(self, other: LLM) -> bool:
+        """Whether both are called at one address with one key, and so share what it allows in a minute."""
+        names = ("api_base", "api_key", "extra_headers")
+        same = all(self._options[name] == other._options[name] for name in names)
+        return same and self.reached == other.reached
+
     def ask(
         self, messages: Sequence[Message | Mapping[str, str]], schema: type[BaseModel] | None = None
     ) -> Reply:

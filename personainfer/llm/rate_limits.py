@@ -370,6 +370,15 @@ class Bounds(NamedTuple):
     requests: Window | None = None
     tokens: Window | None = None
 
+    def with_minute_of(self, other: Bounds) -> Bounds:
+        """The limits a minute are those of another model, but for those that differ."""
+        pairs = ((self.requests, other.requests), (self.tokens, other.tokens))
+        requests, tokens = (
+            theirs if own is None or (theirs and own.limit == theirs.limit) else own
+            for own, theirs in pairs
+        )
+        return Bounds(self.budget, requests, tokens)
+
 
 class Account:
     """What all runs, copies and forks of an LLM share: all that the next call has to know of those before it.

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from personainfer.exceptions import (
     AuthenticationError,
     BudgetExceededError,
     InvalidArgumentError,
+    ModelError,
     TransportError,
 )
 from personainfer.llm.endpoint_faults import provider_errors
@@ -546,6 +548,37 @@ def test_in_a_fork_the_judge_counts_in_the_budget_of_its_model() -> None:
             os._exit(0 if abs(spent - (judge.usage.cost or 1.0)) < 1e-9 else 1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "is_shared"),
+    [
+        ({}, True),
+        ({"rpm": 9000, "tpm": 1e9}, True),
+        ({"rpm": 60}, False),
+        ({"api_key": "another"}, False),
+        ({"api_base": "http://localhost:9/v1"}, False),
+    ],
+)
+def test_a_judge_counts_in_the_minute_of_its_model_if_both_have_one_address_and_key(
+    options: dict[str, Any], is_shared: bool
+) -> None:
+    judged = Reply({"answer": "1"}, prompt_tokens=1, completion_tokens=1)
+    with FakeLLM(judged) as server:
+        llm = fake(server, rpm=9000, tpm=1e9)
+        options = {"api_base": server.api_base, "cache": False, "max_attempts": 1, **options}
+        judge = pi.Verifier("judge", **options).share_budget(llm)
+        with suppress(ModelError):
+            judge.verdicts([pi.Preference(prompt="?", chosen="a", rejected="b")], ["x"])
+        window = llm.account.bounds.requests
+        assert window is not None
+        assert window._held == (2 if is_shared else 0)
+
+
+def test_a_judge_that_was_given_as_an_llm_has_its_own_minute() -> None:
+    with FakeLLM() as server:
+        llm, judge = fake(server, rpm=60), fake(server)
+        assert pi.Verifier(judge).share_budget(llm)._within == judge.account.bounds
 
 
 @pytest.mark.filterwarnings("ignore:the judge gave no usable reply")
