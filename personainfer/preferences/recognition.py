@@ -145,7 +145,7 @@ def settle(
             settled = schema.settled(rows, is_batch=is_batch)
             error = _first_problem(settled, rows)
         except (DataError, InvalidArgumentError) as found:
-            if is_batch:  # others could be read by this schema
+            if is_batch:  # this schema may be right, and only this batch bad
                 raise
             problem = problem or found
             continue
@@ -167,11 +167,13 @@ def settle(
 
 
 def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema]:
-    """The schemas, without columns that have a label's name and hold none.
+    """Leave out schemas whose label column has a label's name but holds no labels.
+
+    Of the others, those whose labels certainly name a side come before those that hold signed strengths.
 
     Raises:
-        DataError: the coding of a column is not certain, and no other one names sides: these, or scores,
-            may be of something else.
+        DataError: the coding of a column is not certain, and no other column names sides in words. Another
+            label, or scores, might rate something else than the choice.
     """
     labelled = [s for s in schemas if s.kind == "label" and s.columns.keys().isdisjoint(_NO_CHOICE)]
     has_scores = any(schema.kind == "scores" for schema in schemas)
