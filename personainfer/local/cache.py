@@ -35,6 +35,7 @@ from pydantic import AfterValidator
 from ..arguments import LARGEST, Wanted, check_argument
 from ..exceptions import CacheError, InvalidArgumentError, quoted, visible
 from .atomic_files import (
+    close_to_others,
     others_may_write,
     private_folder,
     put_in_place,
@@ -113,6 +114,8 @@ class ReplyCache:
         self._pid = os.getpid()
         try:
             private_folder(self.directory)
+            if self.directory == platformdirs.user_cache_path("personainfer").resolve():
+                close_to_others(self.directory, "cache.db*")
             # Made before SQLite would, which would let everybody read it; journals get its permissions.
             with suppress(FileExistsError):
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))

@@ -508,6 +508,30 @@ def test_only_the_owner_can_read_the_replies(tmp_path: Path) -> None:
     assert set(files.values()) == {0o600}
 
 
+def test_a_cache_of_an_older_version_is_closed_where_no_user_chose_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older versions made it with the modes of any file. A place that you name may be open on purpose."""
+    usual, named, open_to_all = (tmp_path / name for name in ("usual", "named", "open to all"))
+    for folder in (usual, named, open_to_all):
+        ReplyCache(folder).set_many(numbered(3).items(), model="m")
+        folder.chmod(0o755)
+        (folder / "cache.db").chmod(0o644)
+    open_to_all.chmod(0o777)
+
+    def modes(folder: Path) -> list[int]:
+        return [path.stat().st_mode & 0o777 for path in (folder, folder / "cache.db")]
+
+    for place, expected in ((usual, [0o700, 0o600]), (open_to_all, [0o777, 0o644])):
+        monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, place=place: place)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert len(ReplyCache(place).get_many(list(numbered(3)))) == 3
+        assert modes(place) == expected
+    ReplyCache(named)
+    assert modes(named) == [0o755, 0o644]
+
+
 @pytest.mark.parametrize(
     "act",
     [
