@@ -37,6 +37,7 @@ from .transports import Transport
 
 T = TypeVar("T")
 
+_MOST_PLACES = 8  # of replies to the same bytes, in as many schemas
 _KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer mean the same request
 
 
@@ -124,6 +125,7 @@ class Job:
     tail: bytes  # the request's own messages, encoded
     reply: Reply | None = None
     stored: str | None = None  # the cached reply as text, until it is read
+    place: int = 0  # among the replies under its key: those before are of schemas that take others
     same: Job | None = (
         None  # with the same bytes, but a schema of its own, by which its reply was read
     )
@@ -131,6 +133,11 @@ class Job:
     refusals: int = 0  # for going too fast
     room: int = 1  # times max_tokens: more after a reply that was cut off
     trial: Dialect | None = None  # how it is written since it was refused; None: as all are
+
+    @property
+    def cache_key(self) -> bytes:
+        """Where its reply is stored."""
+        return hashlib.sha256(self.key + b"%d" % self.place).digest() if self.place else self.key
 
     @property
     def body(self) -> bytes:
@@ -226,22 +233,37 @@ def text_to_cache(completion: Completion) -> str:
     return to_json(stored).decode()
 
 
-def cached_reply(job: Job, stored: str | None) -> Reply | None:
-    """The reply that the cache has for this job; None if there is none that can be read today."""
-    if stored is None:
-        return None
+def cached_reply(job: Job, stored: str | None, cache: ReplyCache | None = None) -> Reply | None:
+    """The reply that the cache has for this job; None if there is none that can be read today.
+
+    One that is refused by this schema, and not by another that asks in the same bytes, stays where it is.
+    """
+    try:
+        while stored is not None:
+            reply = _stored_reply(job, stored)
+            if reply is not None or cache is None or job.place == _MOST_PLACES:
+                return reply
+            job.place += 1
+            stored = cache.get_many([job.cache_key]).get(job.cache_key)
+    except (ValueError, KeyError, TypeError):  # another writer
+        pass
+    return None
+
+
+def _stored_reply(job: Job, stored: str) -> Reply | None:
+    """The reply in a text of the cache; None if it is not in the form of this job."""
     try:
         fields = from_json(bounded_json(stored))
         text, logprobs = fields["text"], None
         if "logprobs" in fields:
             logprobs = [(token, near) for token, near in fields["logprobs"]]
             if not all(isinstance(one, str) and isinstance(near, dict) for one, near in logprobs):
-                return None
+                raise ValueError
             logprobs = logprobs if are_logprobs(logprobs) else None
         if not isinstance(text, str):
-            return None
+            raise ValueError
         return Reply(job.form.read(text), text, cached=True, logprobs=logprobs)
-    except (ReplyError, ValueError, KeyError, TypeError):  # another reader, or another writer
+    except ReplyError:
         return None
 
 
@@ -436,7 +458,7 @@ class Run(Generic[T]):
         the garbage collector time. One that cannot be read is asked for again.
         """
         if job.stored is not None:
-            job.reply = cached_reply(job, job.stored)
+            job.reply = cached_reply(job, job.stored, self._cache)
             job.stored = None
             self._unread -= 1
             if job.reply is None:

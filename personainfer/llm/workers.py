@@ -244,7 +244,8 @@ class Workers:
         asked = await self._in_flight.other_reply(job.key)
         reply = None if asked is None else read_anew(job, asked)
         if reply is None and self.met_another and self._cache is not None:
-            reply = cached_reply(job, self._cache.get_many([job.key]).get(job.key))
+            stored = self._cache.get_many([job.cache_key]).get(job.cache_key)
+            reply = cached_reply(job, stored, self._cache)
         self._tally.cached += reply is not None
         return reply
 
@@ -265,7 +266,7 @@ class Workers:
                     answer = await self._better(job, answer, advice, doubt)
             completion, value = answer
             if self._cache is not None:
-                await self._keep(job.key, completion)
+                await self._keep(job.cache_key, completion)
             reply = Reply(value, completion.text, logprobs=completion.logprobs)
             return reply
         finally:
@@ -282,7 +283,7 @@ class Workers:
         if self._settings.max_attempts == 1:
             return first
         if self._cache is not None:  # it is paid for, should the run end meanwhile
-            await self._keep(job.key, first[0])
+            await self._keep(job.cache_key, first[0])
         self._tally.reasks += 1
         try:
             # Small models repeat a reply that they are shown.

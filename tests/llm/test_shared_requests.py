@@ -107,6 +107,33 @@ def test_a_reply_that_fits_one_schema_alone_is_asked_for_by_the_other() -> None:
         assert server.calls == 2
 
 
+def lower(is_lower: bool) -> type[BaseModel]:
+    """A schema that takes texts of one case alone."""
+
+    class Answer(BaseModel):
+        text: str
+
+        @field_validator("text")
+        @classmethod
+        def _of_its_case(cls, text: str) -> str:
+            if text.islower() != is_lower:
+                raise ValueError("the case")
+            return text
+
+    return Answer
+
+
+def test_the_replies_to_the_same_bytes_in_two_schemas_are_both_cached() -> None:
+    messages = [pi.Message(role="user", content="hi")]
+    texts = iter(['{"text": "yes"}', *['{"text": "YES"}'] * 9])
+    with FakeLLM(reply=lambda _: next(texts)) as server:
+        llm = pi.LLM("fake", api_base=server.api_base)
+        for _ in range(3):
+            assert llm.ask(messages, lower(True)).text == '{"text": "yes"}'
+            assert llm.ask(messages, lower(False)).text == '{"text": "YES"}'
+            assert server.calls == 2
+
+
 def test_a_reply_that_one_schema_refuses_is_read_by_the_other() -> None:
     messages = [pi.Message(role="user", content="hi")]
     with FakeLLM(reply='{"text": "yes"}') as server:
