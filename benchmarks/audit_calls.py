@@ -2,7 +2,7 @@
 
     python benchmarks/audit_calls.py DATA
 
-For the held-out choices of each set (docs/audit.md), and personas of invented words, it counts what the
+For the held-out choices of each set (docs/studies.md), and personas of invented words, it counts what the
 scorer is asked when each condition is scored by itself (the own persona, another user's, none and few-shot,
 for each k), and what `audit_personas` asks. A text is a response after a conversation.
 

@@ -3,7 +3,7 @@
     make bench-users DATA=../shared/data             # all that needs no language model: minutes
     python benchmarks/people_study.py DATA --half test
 
-The three files are described in docs/audit.md. Three tenths of each user's choices are held out: polis at
+The three files are described in docs/studies.md. Three tenths of each user's choices are held out: polis at
 random, lamp by item, ukp by topic. Half of the users, by a checksum of their names, are for development
 (`--half dev`, the default); the other half is reported once (`--half test`). All users' other choices are
 history for the models, of either half.

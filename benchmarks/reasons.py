@@ -5,7 +5,7 @@
     python benchmarks/reasons.py DATA --sheet                # a sheet to read, blind
     python benchmarks/reasons.py DATA --judge local:smollm2  # the table
 
-DATA holds ukp_arguments.jsonl (docs/audit.md): which of two arguments a person found more convincing, and
+DATA holds ukp_arguments.jsonl (docs/studies.md): which of two arguments a person found more convincing, and
 why, in the person's own words. For one choice of each person a model infers who would choose so, from the
 two arguments alone. The evidence and the persona that it names are compared with
 
