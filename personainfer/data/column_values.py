@@ -86,7 +86,9 @@ def _kinds_within(values: Sequence[object]) -> set[type] | None:
                 if inside:
                     inner.update((id(each), each) for each in items if isinstance(each, types))
             elif not found and hasattr(one, "dtype"):
-                found = {one.dtype.type}
+                found = {
+                    one.dtype.type if type(one).__module__ == "numpy" else type(one)
+                }  # or masked
             kinds |= found
         level = list(inner.values())
         if not level:

@@ -79,6 +79,7 @@ KINDS: list[list[Any]] = [
     [np.datetime64("2020-01-01"), np.datetime64("2020-01-01T12:30:00.000000001")],
     [np.timedelta64(1, "s"), np.timedelta64(1500, "ms"), np.timedelta64(1, "ns")],
     [np.array([1, 2]), np.array([0.5, 2**53]), np.arange(2000)],
+    [np.ma.masked_array([1, 2], [False, True])],
     [np.array([[1, 2], [3, 4]]), np.array(["2020-01-01T00:00:00.000000001"], "M8[ns]")],
     [pl.Series([*range(50)]), pd.Series([*range(100)]), pa.array([1, 2])],
     [{1, 2}, frozenset(["a"])],
@@ -194,6 +195,8 @@ def listed(value: Any) -> Any:
     """The values of an array or a series."""
     if isinstance(value, pa.Array):
         return value.to_pylist()
+    if isinstance(value, np.ma.MaskedArray):
+        return value.tolist()
     return list(value) if isinstance(value, np.ndarray | pl.Series | pd.Series) else value
 
 
@@ -251,7 +254,11 @@ def says(was: Any, now: Any) -> bool:
     if isinstance(was, list | tuple | set | frozenset):
         return isinstance(now, list) and len(was) == len(now) and all(map(says, was, now))
     if isinstance(was, dict):
-        if not isinstance(now, dict) or len(was) != len(now):
+        if not isinstance(now, dict):
+            return False
+        # It was in a type with more keys before the column became text.
+        now = {key: value for key, value in now.items() if value is not None or key in was}
+        if len(was) != len(now):
             return False
         if all(isinstance(key, str) for key in was):
             return all(says(value, now[key]) for key, value in was.items())
