@@ -135,12 +135,15 @@ class AddPersonas:
         if self._pid != os.getpid():
             given = {**self._options, **self._llm_options}
             self._plan, self._llm = planned(self._model, given, _shared)
+            self._llm.renew_after_fork()
             self._pid = os.getpid()
 
 
 # The model of a process
 
-_llms: dict[tuple[int, str], LLM] = {}
+_llms: dict[
+    str, LLM
+] = {}  # a fork goes on with those of its parent, and what is left of their budgets
 
 
 def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
@@ -155,7 +158,7 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
         return llm
     told = {name: value for name, value in options.items() if name != "cache_dir"}
     place = llm.options["model"], llm.options["cache_dir"]
-    key = (os.getpid(), _digest([place, llm.reached, sorted(told.items())]))
+    key = _digest([place, llm.reached, sorted(told.items())])
     # Without a lock, which a fork could leave locked.
     return _llms.setdefault(key, llm)
 

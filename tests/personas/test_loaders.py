@@ -5,6 +5,7 @@ The tests with real loaders in other processes are in test_loaders_in_processes.
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from collections import UserDict
@@ -531,3 +532,19 @@ def test_a_batch_is_filtered_as_the_whole_would_be(llm: FakeLLM) -> None:
     assert add({**shp, "score_A": [30], "score_B": [10]})["persona_error"] == [None]
     with pytest.raises(InvalidArgumentError, match="min_votes="):
         add(shp)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_has_what_is_left_of_the_budget(llm: FakeLLM) -> None:
+    add = pi.AddPersonas(
+        "fake", api_base=llm.api_base, budget=50.0, prices=(10_000.0, 10_000.0), cache=False
+    )
+    budget = add.llm.account.bounds.budget
+    assert budget is not None
+    budget.replace((), {"what the parent spent": 49.0})
+    if (child := os.fork()) == 0:
+        others = add.llm.account.bounds.budget
+        os._exit(0 if others is not None and others.spent == 49 and not add.llm.usage.calls else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
