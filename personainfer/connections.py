@@ -24,6 +24,7 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 import tenacity
 
 from .api_keys import Address, shown_address
+from .event_loop import renew_in_forks
 from .exceptions import ModelError, RateLimitError, ReplyError, TransportError
 from .http_guard import ip_number, is_loopback, too_large
 
@@ -51,6 +52,9 @@ class Answer(NamedTuple):
     content: bytes  # unpacked
 
 
+_of_parents: list[object] = []  # the sessions of processes of which this one is a fork
+
+
 class Connections:
     """The connections of one transport. They open with the first request, and again after `close`."""
 
@@ -61,6 +65,16 @@ class Connections:
         self._lost = self._answers = 0  # connections that broke, and answers
         self._trusted: ssl.SSLContext | None = None
         self._proxies: dict[str, str | None] = {}  # by address
+        renew_in_forks(self)
+
+    def renew_in_fork(self) -> None:
+        """Leave the connections to the parent, which goes on using them.
+
+        They are kept: aiohttp would close what is collected as garbage, and the parent's loop, whose
+        selector both processes share, would no longer hear of them.
+        """
+        _of_parents.append((self._session, self._earlier))
+        self._session = self._earlier = None
 
     @property
     def proxies(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """One event loop in a background thread, so that synchronous calls work anywhere, Jupyter included.
 
-It starts at the first use. Each process has one, so a forked child starts its own. `Deadlines` limits the
-time of its tasks.
+The loop starts at its first use. Each process has one, so a forked child starts its own; objects that hold
+locks, tasks or connections register with `renew_in_forks`. `Deadlines` limits the time of the loop's tasks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 from .exceptions import ModelError, PersonaInferError
 
@@ -128,6 +129,13 @@ class Deadlines:
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._catches_up = False
+        renew_in_forks(self)
+
+    def renew_in_fork(self) -> None:
+        """Forget the parent's tasks."""
+        self._ends.clear()
+        self._late.clear()
+        self._timer = None
 
     def start(self, seconds: float) -> asyncio.Task[Any]:
         """Give the running task so many seconds from now. `stop` has to be called at the end of them."""
@@ -174,11 +182,27 @@ class Deadlines:
             self._set_timer(loop, min(in_time))
 
 
-def _forget_lock() -> None:
-    """A fork may have happened while another thread held the lock."""
+class Renewed(Protocol):
+    """An object with locks, tasks or connections that belong to one process."""
+
+    def renew_in_fork(self) -> None:
+        """Replace what belongs to the parent process. No other thread runs meanwhile."""
+
+
+_renewed: WeakSet[Renewed] = WeakSet()
+
+
+def renew_in_forks(one: Renewed) -> None:
+    """Call `one.renew_in_fork()` in each fork of this process, as long as the object exists."""
+    _renewed.add(one)
+
+
+def _renew_all() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.Lock()  # another thread of the parent may have held it
+    for one in list(_renewed):
+        one.renew_in_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
+    os.register_at_fork(after_in_child=_renew_all)

@@ -28,6 +28,7 @@ from ..arguments import (
     options_of,
     takes_options,
 )
+from ..event_loop import renew_in_forks
 from ..exceptions import InvalidArgumentError, quoted, shown_when_made
 from ..local.cache import ReplyCache, default_cache_dir
 from ..local.weights import find_weights, whole_name
@@ -215,7 +216,6 @@ class LLM:
         self.model = named_model(model)
         chosen = _OPTIONS.check(options)
         self._options = _with_whole_paths({"model": self.model, **chosen})
-        self._pid = os.getpid()
         self.usage = Usage()
         self.transport = _transport(
             self.model.strip(), chosen["api_base"], chosen["api_key"], chosen["extra_headers"]
@@ -257,6 +257,7 @@ class LLM:
             self.cache = ReplyCache(self._options["cache_dir"] or default_cache_dir())
         self._forms: dict[tuple[Any, ...], Form] = {}
         self._counting = threading.Lock()
+        renew_in_forks(self)
 
     @property
     def samples(self) -> bool:
@@ -348,7 +349,6 @@ class LLM:
 
         `within` bounds the calls; None: the budget and the limits a minute of this model.
         """
-        self.renew_after_fork()
         self.account.begin()
         tally = Tally(self.price)
         return Run(
@@ -375,7 +375,6 @@ class LLM:
         return asked + self.account.beyond
 
     def __copy__(self) -> LLM:
-        self.renew_after_fork()
         made = LLM.__new__(type(self))
         made.__setstate__(self.__getstate__())
         made.account = self.account
@@ -384,12 +383,9 @@ class LLM:
     def __deepcopy__(self, memo: object) -> LLM:
         return self.__copy__()
 
-    def renew_after_fork(self) -> None:
-        """Make it anew in a fork, which has none of its parent's connections and locks."""
-        if self._pid != os.getpid():
-            account = self.account
-            self.__setstate__(self.__getstate__())
-            self.account = account
+    def renew_in_fork(self) -> None:
+        """Replace the lock, which another thread of the parent process may have held."""
+        self._counting = threading.Lock()
 
     def jobs(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Iterator[tuple[T, list[Job]]]:
         """Each item with its requests as this model is sent them."""

@@ -76,6 +76,10 @@ class Dialect:
         self._helped_nobody = False  # whether one of them was refused in every form
         self._first = asyncio.Lock()
 
+    def renew_in_fork(self) -> None:
+        """Let the next request go first, whatever request of the parent process does."""
+        self._first = asyncio.Lock()
+
     def for_a_new_run(self) -> Dialect:
         """This one; or a new one if every form was refused: the endpoint may have been mended meanwhile."""
         return self if self._refused is None else Dialect(*self._made_of)

@@ -6,7 +6,6 @@ All classes are used on one event loop. `Account` has what the runs, copies and 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections import Counter, deque
@@ -14,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
-from weakref import WeakSet
 
+from ..event_loop import renew_in_forks
 from ..exceptions import ModelError, RateLimitError, RequestRejectedError
 from .pricing import Budget
 from .requests import InFlight
@@ -410,7 +409,7 @@ class Account:
         self.has_run = False
         self.beyond = 0
         self._keeps_beyond = keeps_beyond
-        _accounts.add(self)
+        renew_in_forks(self)
 
     def begin(self) -> None:
         """A run begins. One beside no others forgets what was found out about the endpoint.
@@ -427,15 +426,3 @@ class Account:
         for part in (self.gate, self.in_flight, *self.bounds):
             if part is not None:
                 part.renew_in_fork()
-
-
-_accounts: WeakSet[Account] = WeakSet()
-
-
-def _renew_in_fork() -> None:
-    for account in list(_accounts):
-        account.renew_in_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_in_fork)

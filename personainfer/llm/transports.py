@@ -26,7 +26,7 @@ from ..api_keys import (
     shown_address,
 )
 from ..connections import Answer, Connections
-from ..event_loop import Deadlines
+from ..event_loop import Deadlines, renew_in_forks
 from ..exceptions import (
     InvalidArgumentError,
     ModelError,
@@ -114,6 +114,12 @@ class DialectTransport:
         self._connections = Connections()
         self._deadlines = Deadlines()
         self._runs = 0
+        renew_in_forks(self)
+
+    def renew_in_fork(self) -> None:
+        """Go on in a fork with what was learned of the endpoint, without the parent's runs."""
+        self._runs = 0
+        self.dialect.renew_in_fork()
 
     @property
     def secrets(self) -> Secrets:

@@ -128,7 +128,6 @@ class Workers:
         self._written: asyncio.Event | None = None
         self._told = False
         self._open = False
-        self._pid = os.getpid()
         self._failures = 0  # requests in a row that could not be sent at all
         self._dead: ModelError | None = None  # why no more is sent
         self._refusals = RefusalWatch(settings.max_concurrency)
@@ -157,7 +156,7 @@ class Workers:
             loop.check_may_wait()
             if not self._open:
                 self._transport.open()
-                self._open = True
+                self._open, self._pid = True, os.getpid()
                 _running.add(self)
             self._jobs.extend(jobs)  # a deque may grow here while the workers take from it
             loop.call(self._start_workers, len(jobs))

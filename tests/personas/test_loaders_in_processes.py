@@ -35,7 +35,7 @@ models_before: set[int] = set()  # ids of those that other libraries keep since 
 
 
 def living_models() -> list[pi.LLM]:
-    return [o for o in gc.get_objects() if type(o) is pi.LLM and o._pid == os.getpid()]
+    return [o for o in gc.get_objects() if type(o) is pi.LLM]
 
 
 class Watched:

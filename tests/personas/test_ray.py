@@ -156,7 +156,7 @@ class Watched(pi.AddPersonas):
         while len(list(self.meeting.iterdir())) < 2:
             time.sleep(0.01)
         made = super().__call__(batch)
-        models = [o for o in gc.get_objects() if type(o) is pi.LLM and o._pid == os.getpid()]
+        models = [o for o in gc.get_objects() if type(o) is pi.LLM]
         for name, value in {"pid": os.getpid(), "models": len(models)}.items():
             if isinstance(made, pa.Table):
                 made = made.append_column(name, pa.array([value] * len(made)))
