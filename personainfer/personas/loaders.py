@@ -135,7 +135,6 @@ class AddPersonas:
         if self._pid != os.getpid():
             given = {**self._options, **self._llm_options}
             self._plan, self._llm = planned(self._model, given, _shared)
-            self._llm.renew_after_fork()
             self._pid = os.getpid()
 
 
