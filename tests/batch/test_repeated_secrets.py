@@ -80,6 +80,7 @@ def test_nor_a_key_that_litellm_found_in_the_environment(
     assert KEY.encode() not in everything(tmp_path / "b") + told.encode()
 
 
+@pytest.mark.heavy
 @each_way
 def test_added_headers_are_sent_with_a_batch_and_are_in_no_error(
     model: str, tmp_path: Path

@@ -197,6 +197,7 @@ def test_a_fork_that_goes_on_with_a_run_of_its_parent_is_told_so() -> None:
         assert len(list(rows)) == 4
 
 
+@pytest.mark.heavy
 @has_fork
 @pytest.mark.parametrize("what", ["the model", "a stream that has not begun"])
 def test_a_fork_has_connections_and_places_of_its_own(what: str) -> None:
