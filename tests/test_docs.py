@@ -147,6 +147,14 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert public == ["PersonaInferError"]  # among the errors, with its whole tree
 
 
+def test_the_reference_has_what_the_guides_import() -> None:
+    reference = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: personainfer[\w.]*\.(\w+)$", reference, re.MULTILINE)
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    imported = {name for _, names in IMPORT.findall(pages) for name in re.findall(r"\w+", names)}
+    assert imported - set(listed) == set()
+
+
 def options_table(*kinds: type) -> str:
     """The options of TypedDicts as the table that the reference shows."""
     rows = ["| option | type | default | |", "| --- | --- | --- | --- |"]
