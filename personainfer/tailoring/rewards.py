@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import InitVar, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -71,47 +70,56 @@ def persona_reward(
     Raises:
         InvalidArgumentError: a bad argument. The function itself raises it for a missing column.
     """
-    return PersonaReward(scorer, columns, choices, form, temperature, penalty, no_persona)
+    return PersonaReward(
+        scorer,
+        columns=columns,
+        choices=choices,
+        form=form,
+        temperature=temperature,
+        penalty=penalty,
+        no_persona=no_persona,
+    )
 
 
-@dataclass(eq=False, repr=False)
 class PersonaReward:
     """The function that `persona_reward` returns. It can be pickled if its scorer can be."""
 
     __name__ = "persona_reward"  # what TRL calls it in its logs
 
-    scorer: Selector
-    columns: InitVar[Mapping[str, str] | None]
-    choices: str | None
-    form: Form
-    temperature: float
-    penalty: float
-    no_persona: float
-
-    def __post_init__(self, columns: Mapping[str, str] | None) -> None:
-        if not callable(getattr(self.scorer, "explains", None)):
+    def __init__(
+        self,
+        scorer: Selector,
+        *,
+        columns: Mapping[str, str] | None,
+        choices: str | None,
+        form: Form,
+        temperature: float,
+        penalty: float,
+        no_persona: float,
+    ) -> None:
+        if not callable(getattr(scorer, "explains", None)):
             raise InvalidArgumentError(
-                f"scorer={self.scorer!r:.80} has no method explains.",
+                f"scorer={scorer!r:.80} has no method explains.",
                 hint="Pass a Likelihood or a Verifier.",
             )
-        InvalidArgumentError.check("form", self.form, _FORMS)
+        InvalidArgumentError.check("form", form, _FORMS)
         for role in columns or {}:
             InvalidArgumentError.check("columns", role, _ROLES)
-        if columns is not None and self.choices is not None:
+        if columns is not None and choices is not None:
             raise InvalidArgumentError("give columns= or choices=, not both.")
-        check_argument("temperature", self.temperature, PositiveNumber)
-        check_argument("penalty", self.penalty, Number)
-        if self.penalty < 0:
-            raise InvalidArgumentError(
-                f"penalty={self.penalty!r} would reward flags: give 0 or more."
-            )
-        check_argument("no_persona", self.no_persona, Number)
+        check_argument("temperature", temperature, PositiveNumber)
+        check_argument("penalty", penalty, Number)
+        if penalty < 0:
+            raise InvalidArgumentError(f"penalty={penalty!r} would reward flags: give 0 or more.")
+        check_argument("no_persona", no_persona, Number)
         usual = {"prompt": "question", "chosen": "chosen", "rejected": "rejected"}
-        self._columns = usual | dict(columns or {})
+        self._scorer, self._columns, self._choices = scorer, usual | dict(columns or {}), choices
+        self._form, self._temperature = form, temperature
+        self._penalty, self._no_persona = penalty, no_persona
 
     @shown_when_made
     def __repr__(self) -> str:
-        return f"persona_reward({self.scorer!r})"
+        return f"persona_reward({self._scorer!r})"
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
@@ -135,11 +143,11 @@ class PersonaReward:
         if not asked:
             return []
         pairs, personas = zip(*asked, strict=True)
-        scores = explains_each(self.scorer, pairs, personas, "scorer")
+        scores = explains_each(self._scorer, pairs, personas, "scorer")
         scores[~np.isfinite(scores)] = np.nan  # an infinite reward would destroy the policy
-        if self.form == "log_probability":
+        if self._form == "log_probability":
             known = ~np.isnan(scores)
-            scores[known] = math.log(2.0) - np.logaddexp(0.0, -scores[known] / self.temperature)
+            scores[known] = math.log(2.0) - np.logaddexp(0.0, -scores[known] / self._temperature)
         return [float(score) for score in scores]
 
     def _reward(
@@ -148,12 +156,12 @@ class PersonaReward:
         if not pairs:
             return _NAN
         if persona is None:
-            return self.no_persona
+            return self._no_persona
         known = [score for score in scores if not math.isnan(score)]
         if not known:
             return _NAN
         flagged = any(find_flags(persona, pair) for pair in pairs)
-        return sum(known) / len(known) - (self.penalty if flagged else 0.0)
+        return sum(known) / len(known) - (self._penalty if flagged else 0.0)
 
     def _read_choices(self, count: int, columns: Mapping[str, Any]) -> list[list[Preference]]:
         """Read the choices of each row, (count,). A choice that cannot be read is left out, with a warning.
@@ -161,7 +169,7 @@ class PersonaReward:
         Raises:
             InvalidArgumentError: the data set lacks a column, or has another number of rows.
         """
-        names = [self.choices] if self.choices is not None else list(self._columns.values())
+        names = [self._choices] if self._choices is not None else list(self._columns.values())
         if missing := [name for name in names if name not in columns]:
             given = ", ".join(
                 repr(name) for name, each in columns.items() if isinstance(each, list)
@@ -170,11 +178,11 @@ class PersonaReward:
                 f"the data set has no column {missing[0]!r}; it has {given or 'none besides prompt'}.",
                 hint="Name the columns of the choices: columns={'prompt': 'question', …}, or choices=.",
             )
-        if self.choices is None:
+        if self._choices is None:
             values = [columns[self._columns[role]] for role in _ROLES]
             rows = [[dict(zip(_ROLES, each, strict=True))] for each in zip(*values, strict=True)]
         else:
-            rows = list(columns[self.choices])
+            rows = list(columns[self._choices])
         if len(rows) != count:
             raise InvalidArgumentError(f"{count} completions, {len(rows)} rows of choices.")
         read = [[_read_choice(choice) for choice in row or ()] for row in rows]

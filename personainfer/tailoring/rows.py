@@ -232,7 +232,7 @@ def _training_rows(format: Format, example: Example) -> list[Row]:
             name = "text" if isinstance(example.prompt, str) else "messages"
             return [{name: prompt + preferred}]
         case "reward":
-            return [{"chosen": prompt + preferred, "rejected": prompt + other}]
+            return [{"chosen": prompt + preferred, "rejected": _prompt(example.prompt) + other}]
         case "grpo":
             return [{"prompt": prompt}]
 

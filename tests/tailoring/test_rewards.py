@@ -159,6 +159,10 @@ def test_it_can_be_sent_to_another_process() -> None:
     assert reward.__name__ == "persona_reward"
 
 
+def test_no_setting_of_a_reward_changes_unchecked() -> None:
+    assert all(name.startswith("_") for name in vars(pi.persona_reward(Words())))
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])
 def test_trl_takes_a_step(chat: bool, tmp_path: Path) -> None:

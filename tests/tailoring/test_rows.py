@@ -94,6 +94,19 @@ def test_a_chat_ends_with_the_response_of_the_assistant() -> None:
     assert asked["content"].endswith(BRIEF.render("first"))
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_two_columns_or_rows_share_a_message(format: Any) -> None:
+    made = pi.tailoring_rows(table(1), persona="both", format=format)
+    messages = [
+        message
+        for row in made
+        for value in row.values()
+        if isinstance(value, list)
+        for message in value
+    ]
+    assert len(set(map(id, messages))) == len(messages)
+
+
 # Where the persona stands
 
 

@@ -193,11 +193,18 @@ def test_longer() -> None:
     assert LongerWins().fit([]).predict([choice("abc", " a  ", "ann")]).tolist() == [2.0]
 
 
+def test_a_penalty_may_be_a_number_of_numpy() -> None:
+    LowRankRewards(ridge=np.float32(0.5))  # type: ignore[arg-type]
+    BradleyTerry(ridge=np.float32(0.5))  # type: ignore[arg-type]
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(InvalidArgumentError, match="rank=0"):
         LowRankRewards(0)
     with pytest.raises(InvalidArgumentError, match="ridge=-1"):
         LowRankRewards(ridge=-1)
+    with pytest.raises(InvalidArgumentError, match="user_ridge=True"):
+        BradleyTerry(user_ridge=True)
     with pytest.raises(InvalidArgumentError, match="fixed_basis=True needs features="):
         LowRankRewards(fixed_basis=True)
     with pytest.raises(InvalidArgumentError, match=r"features= gives the shape \(3,\)"):
