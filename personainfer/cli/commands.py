@@ -81,9 +81,8 @@ app.add_typer(models_app, name="models")
 
 def main() -> None:
     """Run the command line."""
-    if (
-        sys.stderr is None
-    ):  # it is closed: messages are dropped, and the data is printed all the same
+    # If it is closed, messages are dropped, and the data is printed all the same.
+    if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # the encoding of a file on Windows lacks 报 and …
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -86,9 +86,8 @@ def _kinds_within(values: Sequence[object]) -> set[type] | None:
                 if inside:
                     inner.update((id(each), each) for each in items if isinstance(each, types))
             elif not found and hasattr(one, "dtype"):
-                found = {
-                    one.dtype.type if type(one).__module__ == "numpy" else type(one)
-                }  # or masked
+                # The type of NumPy's values, also of masked ones.
+                found = {one.dtype.type if type(one).__module__ == "numpy" else type(one)}
             kinds |= found
         level = list(inner.values())
         if not level:
@@ -215,9 +214,8 @@ def _listed(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return list(value)
     if getattr(getattr(value, "dtype", None), "kind", "") in tuple("mM"):
-        return (
-            list(value) if getattr(value, "ndim", 0) else str(value)
-        )  # as numbers they lack a unit
+        # As numbers they would lack a unit.
+        return list(value) if getattr(value, "ndim", 0) else str(value)
     for convert in ("tolist", "to_list"):  # NumPy, pandas, Arrow and torch; polars
         if callable(getattr(value, convert, None)):
             return getattr(value, convert)()

@@ -251,9 +251,8 @@ def _fixed_bytes(schema: Any) -> int:
 
 _WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 _POSITION: Final = 4  # bytes: where a text begins, or its place in a dictionary
-_LEVELS: Final = (
-    4  # bytes that Arrow holds of each value in a list: where lists begin, and what is null
-)
+# Bytes that Arrow holds of each value in a list: where lists begin, and what is null.
+_LEVELS: Final = 4
 
 
 def _listed_bytes(path: Path, schema: Any) -> dict[int, int]:

@@ -270,9 +270,8 @@ def length_controlled_rate(
     if d.min() == d.max():  # not d.std() == 0, which rounding may prevent
         return Estimate(math.nan, math.nan, math.nan, len(kinds))
     x, y = _length_term(d), won.astype(np.float64)
-    share = len(kinds) / len(
-        won
-    )  # all items weigh as much as the groups, so repeated items do not outweigh the prior
+    # All items weigh as much as the groups, so repeated items do not outweigh the prior.
+    share = len(kinds) / len(won)
     return _by_resampling(
         lambda times: _rates(x, y, times, share), places, resamples, seed, confidence
     )

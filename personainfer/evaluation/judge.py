@@ -177,10 +177,8 @@ class Judge:
         self._asked = False  # whether the endpoint was asked for log-probabilities
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "model": self.llm,
-            "soft": self._wanted,
-        }  # not `_soft`, which the first reply changes
+        # Not `_soft`, which the first reply changes.
+        return {"model": self.llm, "soft": self._wanted}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"], {}, soft=state["soft"])  # type: ignore[misc]

@@ -54,7 +54,7 @@ def partiality(judge: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def text_table(grid: Sequence[Sequence[str]]) -> list[str]:
-    """Print a grid of cells as lines of text, with columns aligned to the left."""
+    """Format a grid of cells as lines of text, with columns aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -35,9 +35,8 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
-        if math.isnan(
-            self.value
-        ):  # nothing was measured: for example, all items of a win rate are ties
+        # Nothing was measured if, for example, all items of a win rate are ties.
+        if math.isnan(self.value):
             return f"- (n = {self.n:,})"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n:,})"
 

@@ -85,7 +85,10 @@ class AddPersonas:
 
     @property
     def llm(self) -> LLM:
-        """The model of this process. Its `usage` counts all batches of this process."""
+        """The model of this process.
+
+        Its `usage` counts all batches of this process; in a fork, also those of the parent before the fork.
+        """
         self._make_ready()
         return self._llm
 

@@ -63,9 +63,8 @@ def retry_errors(
         table = PersonaTable.load(table)
     settings, given = table.settings, cast("dict[str, Any]", options)
     _check(given, settings)
-    if (
-        raises := given.get("on_error") == "raise"
-    ):  # raised below, where the row's own number is known
+    # An error is raised below, where the row's own number is known.
+    if raises := given.get("on_error") == "raise":
         given = {**given, "on_error": "keep"}
     places = [place for place in table.failed_places() if _can_be_asked(table[place], settings)]
     failed = [table[place] for place in places]
@@ -120,9 +119,12 @@ def _can_be_asked(row: PersonaRow, settings: Mapping[str, Any]) -> bool:
     if row.preference is None:
         return False
     sides = settings.get("sides", ("chosen", "rejected"))
-    candidates: list[tuple[Candidate, ...]] = [getattr(row, f"{side}_candidates") for side in sides]
-    # A side without scores is asked again: its judge failed.
-    return not all(any(one.score is not None for one in side) for side in candidates)
+    return not all(_is_scored(getattr(row, f"{side}_candidates")) for side in sides)
+
+
+def _is_scored(candidates: Sequence[Candidate]) -> bool:
+    """Whether the candidates of a side have scores. They have none if the judge failed."""
+    return any(candidate.score is not None for candidate in candidates)
 
 
 def _stream(

@@ -17,9 +17,8 @@ from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .cells import is_null, plain, wrong_type
 
 PAIR_RULES: Final = ("best-worst", "all", "adjacent")
-MOST_PAIRS: Final = (
-    100_000  # of one prompt, since they are in memory at once: all pairs of 447 responses
-)
+# Of one prompt, since they are in memory at once: all pairs of 447 responses.
+MOST_PAIRS: Final = 100_000
 # The first key that an item has is read. `answer` is last: beside another, it is only a solution's result.
 _TEXT_KEYS = ("response", "completion", "text", "output", "generation", "content", "answer")
 _SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating", "pm_score")

@@ -25,9 +25,8 @@ _PAIR_KINDS = ("pair", "conversations")
 _WORD_FOR_SIDE = re.compile(
     r"(?:response|output|completion|model|candidate|assistant)[ _-]?[0-9a-d]", re.I
 )
-_WORD_FOR_CHOICE = re.compile(
-    r"(?:answer|option)[ _-]?[0-9a-d]", re.I
-)  # may be a quiz's answer, too
+# It may be a quiz's answer, too.
+_WORD_FOR_CHOICE = re.compile(r"(?:answer|option)[ _-]?[0-9a-d]", re.I)
 _OF_TEXTS = re.compile(
     "response|answer|output|completion|candidate|generation|text|option|choice|message|reply", re.I
 )

@@ -40,9 +40,8 @@ _TEXT_KEYS = (
     "full_text", "text", "content", "value", "answer", "response", "output", "completion", "post", "article"
 )  # fmt: skip
 TOOL_KEYS = ("tool_calls", "function_call")
-TOOL_DEFINITIONS = (
-    "tools"  # the key, in the first message's extra, of the tools the assistant could call
-)
+# The key, in the first message's extra, of the tools that the assistant could call.
+TOOL_DEFINITIONS = "tools"
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -184,17 +183,23 @@ def _turn(name: str, item: object) -> Turn:
         return Turn(_known_role(name, item.role), item.content, extra)
     if looks_like_turns(item):
         item = parse_cell(name, item)
-    role_key = _first(item, _ROLE_KEYS) if isinstance(item, Mapping) else None
-    role = item[role_key] if isinstance(item, Mapping) and role_key else None
+    if not isinstance(item, Mapping):
+        raise _no_turn(name)
+    role_key = _first(item, _ROLE_KEYS)
+    role = item[role_key] if role_key else None
     if isinstance(role, Mapping):
         role = role.get("role")
-    if not isinstance(item, Mapping) or not isinstance(role, str):
-        raise DataError(f"{name!r} has a turn that is not {{'role': …, 'content': …}}.")
+    if not isinstance(role, str):
+        raise _no_turn(name)
     content_key = _first(item, _CONTENT_KEYS)
     others = {key: v for key, v in item.items() if key not in (role_key, content_key)}
     extra = _extra(name, others)
     content = _content(name, item[content_key] if content_key else None, extra)
     return Turn(_known_role(name, role), content, extra)
+
+
+def _no_turn(name: str) -> DataError:
+    return DataError(f"{name!r} has a turn that is not {{'role': …, 'content': …}}.")
 
 
 def _known_role(name: str, role: str) -> str:

@@ -134,7 +134,7 @@ LATER: Final = {
 OF_ANY_NAME: Final = ("system", "user")  # merged data has several columns for these roles
 ASKED: Final = ("instruction", "query", "question")  # a "history" may belong to such a prompt
 QUESTIONS: Final = ("prompt", "user_prompt", *ASKED)  # or to such a one, if the first rows have it
-_THIRD_RESPONSES = (f"{thing}_{third}" for thing in THINGS.split() for third in "23c")
+_THIRD_RESPONSES = tuple(f"{thing}_{third}" for thing in THINGS.split() for third in "23c")
 CHOICE_NAMES: Final = frozenset(
     map(plain_name, chain(*PAIRS, *TWO, *ONE_HOT, LABELS, _THIRD_RESPONSES))
 )

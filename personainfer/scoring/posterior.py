@@ -209,9 +209,8 @@ class PersonaPosterior:
         """Compute log p of each candidate after 0, 1, …, N choices, (N + 1, K)."""
         gained = np.cumsum(_log_choice(self._explains, temperature), axis=0)
         joint = np.vstack([self._log_prior, self._log_prior + gained])
-        joint -= joint.max(
-            axis=1, keepdims=True
-        )  # else large sums would round the differences away
+        # Else large sums would round the differences away.
+        joint -= joint.max(axis=1, keepdims=True)
         return joint - _log_sum(joint)[:, None]
 
     def _log_predictive(self, explains: FloatArray, temperature: float) -> FloatArray:

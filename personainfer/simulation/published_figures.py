@@ -41,9 +41,8 @@ Paper = Literal["pi", "pt", "wikipersonas", "personalllm"]
 Rows = list[dict[str, Any]]
 
 PAPERS: tuple[Paper, ...] = ("pi", "pt", "wikipersonas", "personalllm")
-LIKELIHOOD = (
-    "likelihood"  # the judge that compares log-probabilities; "likelihood:MODEL" names a model
-)
+# The judge that compares log-probabilities; "likelihood:MODEL" names a model.
+LIKELIHOOD = "likelihood"
 _SIDES: tuple[Side, ...] = ("chosen", "rejected")
 _TAILORED: dict[str, str] = {side: f"response_for_{side}_persona" for side in _SIDES}
 

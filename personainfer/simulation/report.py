@@ -45,13 +45,8 @@ from .report_rows import KINDS, PageRow, page_rows
 _MADE_BY = "Made by personainfer"  # in the footer of each report
 _GENERATOR = '<meta name="generator" content="personainfer">'  # in the head of each report
 _MOST_BYTES = 52_000_000  # of rows in a page, which a browser opens in seconds
-_TEXT_LIMITS = (
-    8000,
-    4000,
-    2000,
-    1000,
-    500,
-)  # characters of a text, tried in turn if rows are too large
+# Characters of a text, tried in turn if rows are too large.
+_TEXT_LIMITS = (8000, 4000, 2000, 1000, 500)
 _TEXTS = ("prompt", "chosen", "rejected")
 _PERSONAS = {"cp": "Who prefers the chosen response", "rp": "Who prefers the rejected response"}
 

@@ -20,9 +20,8 @@ from ..arguments import read_numbers
 from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..records import FloatArray, Persona, Prompt
 
-Scorer = Callable[
-    [Sequence[Prompt], Sequence[str]], npt.ArrayLike
-]  # prompts, responses -> n rewards
+# Prompts and responses -> n rewards.
+Scorer = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]
 
 # PersonalLLM's name for the model PKU-Alignment/beaver-7b-v1.0-cost
 _KNOWN_COSTS = frozenset(["beaver_7b"])

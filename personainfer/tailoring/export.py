@@ -43,9 +43,8 @@ _CARD = "README.md"
 _FILES = (".jsonl", ".parquet")
 _BYTES_A_TOKEN = 4
 _UNLIMITED = ("grpo", "few-shot")
-_DATA = re.compile(
-    r"^    path: (data/\w+\.parquet)$", re.MULTILINE
-)  # a data file, in a card's metadata
+# A data file, in a card's metadata.
+_DATA = re.compile(r"^    path: (data/\w+\.parquet)$", re.MULTILINE)
 _SPLIT = re.compile(r"[A-Za-z_]\w*")  # a name that Hugging Face accepts for a split
 
 
@@ -384,9 +383,8 @@ def _field(values: Sequence[Any]) -> _Field:
 
     for form in (_unchanged, _with_text_arguments):
         made = [form(value) for value in values]
-        with suppress(
-            pyarrow.ArrowException, OverflowError
-        ):  # whole numbers beyond 64 bits overflow
+        # Whole numbers beyond 64 bits overflow.
+        with suppress(pyarrow.ArrowException, OverflowError):
             array: Any = pyarrow.array(made)
             has_empty_struct = "struct<>" in str(array.type)  # which Parquet cannot store
             if not has_empty_struct and _canonical(array.to_pylist()) == _canonical(made):

@@ -160,9 +160,8 @@ class FakeLLM:
                 await asyncio.sleep(self.latency)
             try:
                 payload, headers, fault = self._answer(body, fault)
-            except (
-                Exception
-            ) as error:  # a fault of the reply function or the schema, not the client's
+            # A fault of the reply function or the schema, not the client's.
+            except Exception as error:
                 logging.getLogger(__name__).exception("FakeLLM could not make a reply")
                 fault = Fault.status(500, message=f"FakeLLM could not make a reply: {error!r}")
             self.faulted += fault is not None
@@ -226,9 +225,8 @@ def _value(schema: Any, path: str, root: Any) -> Any:
     draw = random.Random(path)  # a string gives the same seed in every process
     if schema is None:
         return draw.choice(_WORDS)
-    deep = (
-        path.count("\0") > 5
-    )  # from here on, optional parts are left out: recursive types have to end
+    # From here on, optional parts are left out: recursive types have to end.
+    deep = path.count("\0") > 5
     schema = _resolve({} if schema is True else schema, root)
     if "const" in schema or "enum" in schema:
         return draw.choice(schema.get("enum") or [schema["const"]])

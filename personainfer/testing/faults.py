@@ -75,9 +75,7 @@ class Fault:
     edit: Mapping[str, Any] = field(default_factory=dict)  # fields of the reply that change
 
     reset = staticmethod(lambda: Fault("reset"))  #: the connection ends before the reply
-    reset_mid_body = staticmethod(
-        lambda: Fault("reset_mid_body")
-    )  #: it ends after half of the body
+    reset_mid_body = staticmethod(lambda: Fault("reset_mid_body"))  #: it ends within the body
     bad_schema = staticmethod(lambda: Fault("bad_schema"))  #: JSON that does not fit the schema
     truncated = staticmethod(lambda: Fault("truncated"))  #: half a text, finish_reason "length"
     filtered = staticmethod(lambda: Fault("filtered"))  #: no text, finish_reason "content_filter"

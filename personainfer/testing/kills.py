@@ -133,9 +133,8 @@ _MAY_CREATE = os.O_CREAT | os.O_TRUNC
 
 def _watched(operation: Callable[[], object], folder: str, at: int | None) -> KilledRun:
     """Run the operation in a fork, and watch this process and those that it starts until they end."""
-    answer = os.memfd_create(
-        "answer"
-    )  # no pipe, which could fill up: it is read after the child's end
+    # No pipe, which could fill up: it is read after the child's end.
+    answer = os.memfd_create("answer")
     child = os.fork()
     if child == 0:
         os.setsid()  # so that Ctrl-C ends the watcher alone

@@ -378,12 +378,13 @@ def verdict_of(
     above_guess = own.low > _GUESS
     not_above = "no better than none" if own.high < _GUESS + smallest else cannot_tell
     by_length = not beyond_length and over_length.value < smallest
+    # Hardly better than a guess, so an interval above 0 may be chance.
     if (
         own.high < _GUESS + smallest
         and over_shuffled.value < smallest
         and over_none.value < smallest
         and not only_length
-    ):  # hardly better than a guess, so an interval above 0 may be chance
+    ):
         return "no better than none"
     if over_shuffled.low > 0:
         if over_none.high < 0:

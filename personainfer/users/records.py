@@ -191,9 +191,8 @@ class UserPersonas(Sequence[UserRow]):
         saved = (SavedRow(**vars(row), settings=settings) for row in self.rows)
         try:
             lines = [row.model_dump_json() + "\n" for row in saved]
-        except (
-            ValueError
-        ) as error:  # of pydantic: half of a surrogate pair, or the user's own object
+        # Of pydantic: half of a surrogate pair, or the user's own object.
+        except ValueError as error:
             raise DataError(
                 f"these personas cannot be written as JSON: {error}.",
                 hint="Their settings, users and errors have to be text or numbers.",
