@@ -6,8 +6,9 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, tzinfo
+from datetime import date, datetime, tzinfo
 from functools import lru_cache
+from itertools import chain, compress, islice
 from typing import TYPE_CHECKING, Any, cast
 
 from ..preferences.cells import is_null
@@ -20,7 +21,7 @@ _LISTED_BYTES = 32  # what Python takes for a number in a list …
 STORED_BYTES = 8  # … and what a column takes for it
 _NUMBERS = {int, float, bool, type(None)}
 _FLAT = {*_NUMBERS, str}
-_PLAIN_IN_NUMPY = ("float64", "float32", "int64", "int32", "int16", "int8", "uint8")
+_PLAIN_IN_NUMPY = ("float64", "float32", "int64", "int32", "int16", "int8", "uint8", "str_")
 
 
 def size_of(row: object, most: int = 2**26, *, number: int = _LISTED_BYTES) -> int:
@@ -62,36 +63,35 @@ _CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, type({}.valu
 
 def holds_too_deep(values: Sequence[object]) -> bool:
     """Whether a value of a column is nested deeper than can be stored, or without end."""
-    return not set(map(type, values)) <= _FLAT and _kinds_within(values) is None
+    return not set(map(type, values)) <= _FLAT and _within(values) is None
 
 
-def _kinds_within(values: Sequence[object]) -> set[type] | None:
-    """The classes of the values of a column, also in containers; None: they are nested too deep.
+def _within(values: Sequence[object]) -> tuple[set[type], int] | None:
+    """The classes of the values of a column, also in containers, and how many fields dicts have at most.
 
-    `dict` is one of them where a dict has a key that is no text; of an array, NumPy's class of numbers is.
-    No recursion, and at each level every container is seen once.
+    None: they are nested too deep. `dict` is one of the classes where a dict has a key that is no text; of
+    an array, NumPy's class of numbers is. No recursion, and at each level every container is seen once.
     """
-    kinds, types = set[type](), _container_types()
+    kinds, fields, types = set[type](), 1, _container_types()
     level: list[Any] = [values]
     for _ in range(DEEPEST + 1):
-        inner: dict[int, Any] = {}
-        for one in level:
-            if isinstance(one, dict) and not set(map(type, one)) <= {str}:
-                kinds.add(dict)
-            items = _items(one)
-            found = set(map(type, items))  # a loop over the values takes four times as long
-            if not found <= _FLAT:
-                inside = {kind for kind in found if issubclass(kind, types)}
-                found -= inside
-                if inside:
-                    inner.update((id(each), each) for each in items if isinstance(each, types))
-            elif not found and hasattr(one, "dtype"):
+        # Of a level as a whole: a loop over the values takes four times as long.
+        found = set(map(type, chain.from_iterable(map(_items, level))))
+        inside = {kind for kind in found if issubclass(kind, types)}
+        kinds |= found - inside
+        for array in (one for one in level if not isinstance(one, _CONTAINERS)):
+            if array.dtype != object:
+                of_numpy = type(array).__module__ == "numpy"
                 # The type of NumPy's values, also of masked ones.
-                found = {one.dtype.type if type(one).__module__ == "numpy" else type(one)}
-            kinds |= found
-        level = list(inner.values())
-        if not level:
-            return kinds
+                kinds.add(array.dtype.type if of_numpy else type(array))
+        keys = set(chain.from_iterable(one for one in level if isinstance(one, dict)))
+        fields *= max(len(keys), 1)
+        if not set(map(type, keys)) <= {str}:
+            kinds.add(dict)
+        if not inside:
+            return kinds, fields
+        items = chain.from_iterable(map(_items, level))
+        level = list({id(each): each for each in items if type(each) in inside}.values())
     return None
 
 
@@ -116,30 +116,47 @@ def _items(one: Any) -> Iterable[Any]:
 
 # What Arrow keeps
 
+MOST_FIELDS = 1000  # that the dicts of a column have in Arrow, with those within them
+
 
 def kept_in_arrow(values: Sequence[Any], *, nan_is_null: bool = False) -> pyarrow.Array[Any] | None:
     """The values as an Arrow array, if what it gives back is what went in; else None.
 
     Arrow takes the type of the first values for all: of others it cuts times of day, zones, nanoseconds and
     keys. Tuples, sets and arrays may come back as lists, a key that others have as None, and whole numbers
-    as fractions that equal them.
+    as fractions that equal them. Each row has room for the keys of all: of very many, Arrow's type is not it.
     """
     import pyarrow
 
-    kinds = _kinds_within(values)
-    if kinds is None or _crash_arrow(kinds):
+    found = _within(values)
+    if found is None or _crash_arrow(found[0]):
         return None
+    kinds, fields = found
     with suppress(Exception):  # whatever the user's objects raise: their rows are paid for
+        if fields > MOST_FIELDS:
+            infer: Any = pyarrow.infer_type
+            if fields_of(infer(values, from_pandas=nan_is_null)) > MOST_FIELDS:
+                return None
         array: Any = pyarrow.array(values, from_pandas=nan_is_null)
-        if _are_plain(kinds) or is_kept(values, array):
+        if _are_plain(kinds - {type(None)}) or is_kept(values, array):
             return cast("pyarrow.Array[Any]", array)
     return None
 
 
+def fields_of(kind: pyarrow.DataType) -> int:
+    """How many fields without others in them a type has: of dicts one for each key, at all levels."""
+    parts = (kind.field(place).type for place in range(kind.num_fields))
+    return sum(map(fields_of, parts)) if kind.num_fields else 1
+
+
 def is_kept(values: Iterable[Any], column: Any) -> bool:
     """Whether an Arrow column gives back these values."""
+    rest = iter(values)
     try:
-        return all(map(_is_same, values, column.to_pylist()))
+        return all(
+            _are_same(list(islice(rest, len(chunk))), chunk)
+            for chunk in getattr(column, "chunks", [column])
+        )
     except Exception:  # a year that Python lacks, or a comparison of the user's own class
         return False
 
@@ -151,7 +168,7 @@ def _crash_arrow(kinds: set[type]) -> bool:
 
 
 def _are_plain(kinds: set[type]) -> bool:
-    """Whether these are texts, numbers and nulls, or one kind of NumPy's. Arrow keeps or refuses them.
+    """Whether these are texts and numbers, or one kind of NumPy's numbers. Arrow keeps or refuses them.
 
     One kind it changes: yes and no among fractions.
     """
@@ -160,16 +177,80 @@ def _are_plain(kinds: set[type]) -> bool:
     return len(kinds) == 1 and all(kind.__name__ in _PLAIN_IN_NUMPY for kind in kinds)
 
 
+# The classes of values that come back from columns of a type; of NumPy's, the class of its name.
+_KEPT: dict[str, set[type]] = {
+    "null": set(),
+    "bool": {bool},
+    "int64": {int},
+    "double": {int, float},  # a whole number that would become another one is refused
+    "string": {str},
+    "date32[day]": {date},
+}
+_NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "str_"}
+
+
+def _are_same(values: list[Any], array: Any) -> bool:
+    """Whether these values came back, field by field of dicts and of lists as a whole.
+
+    Those of a class in `_KEPT` are not compared one by one: embeddings have millions of numbers.
+    """
+    import pyarrow
+
+    if isinstance(array, pyarrow.StructArray):
+        there = array.is_valid().to_pylist()
+        gone = (value for value, is_there in zip(values, there, strict=True) if not is_there)
+        dicts = [value if is_there else {} for value, is_there in zip(values, there, strict=True)]
+        names = [field.name for field in array.type]
+        own = set(chain.from_iterable(dicts))
+        if not all(map(is_null, gone)) or not all(isinstance(name, str) for name in own - {*names}):
+            return False
+        parts = zip(names, array.flatten(), strict=True)
+        return own <= {*names} and all(
+            _are_same([one.get(name) for one in dicts], part) for name, part in parts
+        )
+    if hasattr(array, "flatten") and not isinstance(array, pyarrow.MapArray):
+        return _are_same_lists(values, array)
+    if _are_kept(set(map(type, values)) - {type(None)}, array.type):
+        return True
+    return all(map(_is_same, values, array.to_pylist()))
+
+
+def _are_same_lists(values: list[Any], array: Any) -> bool:
+    """Whether these lists and arrays, some of which may be null, came back."""
+    import pyarrow.compute as pc
+
+    lengths = pc.list_value_length(array).to_pylist()
+    there = [length is not None for length in lengths]
+    if not all(
+        is_null(value) for value, is_there in zip(values, there, strict=True) if not is_there
+    ):
+        return False
+    lists = list(compress(values, there))
+    if list(map(len, lists)) != list(compress(lengths, there)):
+        return False
+    is_numpy = {kind.__name__ for kind in set(map(type, lists))} == {"ndarray"}
+    if is_numpy and _are_kept({each.dtype.type for each in lists}, array.type.value_type):
+        return True
+    return _are_same(list(chain.from_iterable(map(_unpacked, lists))), array.flatten())
+
+
+def _are_kept(kinds: set[type], kind: pyarrow.DataType) -> bool:
+    """Whether values of all these classes come back from a column of this type."""
+    of_numpy = "numpy", _NUMPY_NAMES.get(str(kind), str(kind))
+    others = {each for each in kinds if (each.__module__, each.__name__) != of_numpy}
+    return others <= _KEPT.get(str(kind), set())
+
+
+def _unpacked(values: Any) -> Any:
+    """What a list holds; of an array of numbers those of Python."""
+    is_numbers = type(values).__name__ == "ndarray" and values.dtype.kind in "biuf"
+    return values.tolist() if is_numbers else values
+
+
 def _is_same(was: Any, now: Any) -> bool:
     """Whether a value came back: see `kept_in_arrow`."""
     if now is None:
         return is_null(was)
-    if isinstance(now, dict):
-        names = {key for key in was if isinstance(key, str)}
-        is_whole = len(names) == len(was) and names <= now.keys()
-        return is_whole and all(_is_same(was.get(key), value) for key, value in now.items())
-    if isinstance(now, list):
-        return len(was) == len(now) and all(map(_is_same, was, now))
     if type(was).__module__ == "numpy" and was.dtype.kind not in "mM":
         was = was.item()
     if isinstance(now, bool) or isinstance(was, bool):

@@ -48,16 +48,20 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
     with pq.ParquetFile(path) as file:
         metadata = file.metadata
     texts = set(_texts(metadata.schema))
-    fixed = _fixed_bytes(metadata.schema)
-    listed = _listed_bytes(path, metadata.schema)
+    fixed = _flat_bytes(metadata.schema, {"FIXED_LEN_BYTE_ARRAY"})
+    flat = _flat_bytes(metadata.schema, {*_WIDTHS, "FIXED_LEN_BYTE_ARRAY"})
+    with path.open("rb") as opened:
+        listed = listed_bytes(opened, metadata.schema)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        size = max(group.total_byte_size, group.num_rows * fixed, listed.get(number, 0), 1)
+        values = sum(size for _, size in listed.get(number, ()))
+        size = max(group.total_byte_size, group.num_rows * fixed, values, 1)
         if size > most_unpacked(on_disk):
             raise DataError(
                 f"{path}: {size:,} bytes are packed into a file of {on_disk:,}.",
                 hint="No real data packs that well: check where the file comes from.",
             )
+        size = max(size, group.num_rows * flat)
         # Not fewer than need be: Arrow makes the dictionaries anew for each batch.
         rows = min(_ROWS, _USUAL_BYTES * group.num_rows // size)
         if size > max(_BATCH_BYTES, _USUALLY_PACKED * on_disk):
@@ -242,55 +246,68 @@ def _texts(schema: Any) -> Iterator[str]:
     return (column.path for column in columns if column.physical_type == "BYTE_ARRAY")
 
 
-def _fixed_bytes(schema: Any) -> int:
-    """The bytes of a row's values of fixed length, which Arrow writes out. Those in lists are not known."""
-    columns = (schema.column(place) for place in range(len(schema)))
-    flat = (one for one in columns if not one.max_repetition_level)
-    return sum(one.length for one in flat if one.physical_type == "FIXED_LEN_BYTE_ARRAY")
-
-
 _WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 _POSITION: Final = 4  # bytes: where a text begins, or its place in a dictionary
 # Bytes that Arrow holds of each value in a list: where lists begin, and what is null.
 _LEVELS: Final = 4
 
 
-def _listed_bytes(path: Path, schema: Any) -> dict[int, int]:
-    """How many bytes Arrow takes for the values of each group, by its number, if the file has lists.
+def _width(column: Any) -> int:
+    """The bytes that Arrow takes for a value of a column, besides the letters of texts."""
+    if column.physical_type == "FIXED_LEN_BYTE_ARRAY":
+        return int(column.length)
+    return _WIDTHS.get(column.physical_type, _POSITION)
+
+
+def _flat_bytes(schema: Any, kinds: Collection[str]) -> int:
+    """The bytes of a row's values of some kinds, which Arrow writes out. Those in lists are not known."""
+    columns = (schema.column(place) for place in range(len(schema)))
+    flat = (one for one in columns if not one.max_repetition_level)
+    return sum(_width(one) for one in flat if one.physical_type in kinds)
+
+
+def listed_bytes(file: Any, schema: Any) -> dict[int, list[tuple[str, int]]]:
+    """How many bytes Arrow takes for each column of a group, by its number; {} if the file has no lists.
 
     A list of nulls, or of a number that comes again, takes some bytes of a file however long it is.
+
+    Raises:
+        OSError: what the file tells of its columns is damaged.
     """
-    columns = [schema.column(place) for place in range(len(schema))]
-    if not any(one.max_repetition_level for one in columns):
+    if not paths_of_lists(schema):
         return {}
-    fixed = {"FIXED_LEN_BYTE_ARRAY"}
-    widths = [
-        (one.length if one.physical_type in fixed else _WIDTHS.get(one.physical_type, _POSITION))
-        + (_LEVELS if one.max_repetition_level else 0)
-        for one in columns
-    ]
+    columns = [schema.column(place) for place in range(len(schema))]
+    widths = [_width(one) + _LEVELS * bool(one.max_repetition_level) for one in columns]
     return {
-        number: sum(count * width for count, width in zip(counts, widths, strict=False))
-        for number, counts in enumerate(_counts_of_values(path))
+        number: [
+            (column.path, count * width)
+            for column, count, width in zip(columns, counts, widths, strict=False)
+        ]
+        for number, counts in enumerate(_counts_of_values(file))
     }
 
 
-def _counts_of_values(path: Path) -> list[list[int]]:
+def paths_of_lists(schema: Any) -> list[str]:
+    """The paths of the columns whose values are in lists."""
+    columns = (schema.column(place) for place in range(len(schema)))
+    return [column.path for column in columns if column.max_repetition_level]
+
+
+# The fields of FileMetaData that lead to the counts: row_groups, columns, meta_data, num_values.
+_COUNTS: Final[dict[int, Any]] = {4: {1: {3: {5: {}}}}}
+
+
+def _counts_of_values(file: Any) -> list[list[int]]:
     """How many values each column of each group has, with those in lists, as the end of the file tells."""
-    with path.open("rb") as file:
-        file.seek(-8, SEEK_END)
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(-8 - length, SEEK_END)
-        told = _Thrift(file.read(length))
+    file.seek(-8, SEEK_END)
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(-8 - length, SEEK_END)
+    told = _Thrift(file.read(length))
     try:
         groups = told.struct(_COUNTS).get(4, [])
         return [[one[3][5] for one in group[1]] for group in groups]
     except (LookupError, RecursionError, TypeError):
         raise OSError("what it tells of its columns is damaged") from None
-
-
-# The fields of FileMetaData that lead to the counts: row_groups, columns, meta_data, num_values.
-_COUNTS: Final[dict[int, Any]] = {4: {1: {3: {5: {}}}}}
 
 
 class _Thrift:

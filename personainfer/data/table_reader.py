@@ -12,7 +12,7 @@ import re
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +32,14 @@ from .arrow_columns import (
     with_index_column,
 )
 from .files import missing_file
-from .parquet import least_bytes, most_unpacked, whole_group, with_dictionaries
+from .parquet import (
+    least_bytes,
+    listed_bytes,
+    most_unpacked,
+    paths_of_lists,
+    whole_group,
+    with_dictionaries,
+)
 from .table_display import unexplained_texts
 
 if TYPE_CHECKING:
@@ -84,7 +91,7 @@ class StoredTable:
             raise missing_file(path, (".parquet",))
         check_file(Path(path))
         try:
-            opened = pyarrow.OSFile(str(path), "rb")
+            self._opened = opened = pyarrow.OSFile(str(path), "rb")
             self._file = ParquetFile(opened)
             self._packed = with_dictionaries(opened, self._file.metadata)
             self._most_bytes = most_unpacked(opened.size())
@@ -98,6 +105,7 @@ class StoredTable:
             self._added = [str(name) for name in about.get("added", [])]
             _check_columns(self._file.schema_arrow, self._added)
             _check_groups(self._file.metadata)
+            self._lists = paths_of_lists(self._file.metadata.schema)
         except (pyarrow.ArrowException, OSError, *_SPOILT) as error:
             if getattr(error, "errno", None) is not None:  # it is not the user's
                 raise
@@ -181,6 +189,7 @@ class StoredTable:
         count = self.ends[number + 1] - self.ends[number] if len(self.ends) > 1 else 0
         self._check_bytes(count * sum(least_bytes(schema.field(name).type) for name in names))
         try:
+            self._check_bytes(self._in_lists(number, names))
             if not self._file.num_row_groups:
                 table = self._file.schema_arrow.empty_table()
             else:
@@ -196,6 +205,19 @@ class StoredTable:
                 hint="Write the file again.",
             ) from error
         return table.select(list(names)).replace_schema_metadata(self._about or None)
+
+    def _in_lists(self, number: int, names: Sequence[str]) -> int:
+        """How many bytes columns of a row group take, if there are lists in them."""
+        starts = tuple(f"{name}." for name in names)
+        if not any(path.startswith(starts) for path in self._lists):
+            return 0
+        return sum(size for path, size in self._listed.get(number, ()) if path.startswith(starts))
+
+    @cached_property
+    def _listed(self) -> dict[int, list[tuple[str, int]]]:
+        """`listed_bytes` of the file, of which the end may be long: it is read once a list is asked for."""
+        with _reading:
+            return listed_bytes(self._opened, self._file.metadata.schema)
 
     def _check_bytes(self, size: float) -> None:
         """Raise DataError if so many bytes are asked for at once that no real table has them."""

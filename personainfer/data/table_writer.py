@@ -28,7 +28,7 @@ from ..local.atomic_files import (
 )
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
-from .column_values import is_kept
+from .column_values import MOST_FIELDS, fields_of, is_kept
 from .files import arrow_cells
 from .parquet import written_bytes
 from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
@@ -301,6 +301,10 @@ def _common(one: pyarrow.Field[Any], other: pyarrow.Field[Any]) -> pyarrow.Field
         merged = pyarrow.unify_schemas(schemas, promote_options="permissive")
     except pyarrow.ArrowException:
         return as_json(one)
+    if fields_of(merged.field(0).type) > max(
+        MOST_FIELDS, fields_of(one.type), fields_of(other.type)
+    ):
+        return as_json(one)  # each part of the file may have dicts with other keys
     return _storable(merged.field(0))
 
 

@@ -351,12 +351,13 @@ def private_folder(folder: Path, *, foreseen: bool = False) -> Path:
 def close_to_others(folder: Path, names: str) -> None:
     """Take from others what they may read of one's own folder, and of its files of such names.
 
-    If others may write to one of them, it is left as it is: it may hold something of theirs.
+    If others may write to one of them, it is left as it is: it may hold something of theirs. So is what
+    cannot be closed, such as files of a disk that is only read.
     """
     if others_may_write(folder.stat()):
         return
     for path in (folder, *folder.glob(names)):
-        with suppress(FileNotFoundError):  # another process has closed its database
+        with suppress(OSError):  # also: another process has closed its database
             found = path.lstat()
             is_mine = _is_mine(found) and not stat.S_ISLNK(found.st_mode)
             if is_mine and found.st_mode & _OTHERS and not others_may_write(found):

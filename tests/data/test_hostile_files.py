@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -465,7 +466,8 @@ def test_values_in_lists_are_counted_before_they_are_read(
     others = {name: [text] * 200 for name, text in GOOD.items()}
     pq.write_table(pa.table({**others, "about": about}), path)
     assert path.stat().st_size < 2**13
-    counts = parquet._counts_of_values(path)
+    with path.open("rb") as opened:
+        counts = parquet._counts_of_values(opened)
     with pq.ParquetFile(path) as file:
         group = file.metadata.row_group(0)
     assert counts == [[group.column(place).num_values for place in range(group.num_columns)]]
@@ -479,6 +481,18 @@ def test_values_in_lists_are_counted_before_they_are_read(
         errors(path)
 
 
+def test_of_very_many_columns_few_rows_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.parquet"
+    zeros: Any = pa.array([0] * 2_000)
+    others = {name: [text] * 2_000 for name, text in GOOD.items()}
+    pq.write_table(pa.table({**others, **{f"n{n}": zeros for n in range(64)}}), path)
+    monkeypatch.setattr(parquet, "_USUAL_BYTES", 2**16)
+    batches = [len(batch) for batch in parquet.parquet_batches(path)]
+    assert (sum(batches), max(batches) <= 2**16 // (64 * 8)) == (2_000, True)
+
+
 def test_what_a_file_tells_of_its_lists_is_read_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     others = {name: [text] * 2 for name, text in GOOD.items()}
@@ -489,7 +503,7 @@ def test_what_a_file_tells_of_its_lists_is_read_or_refused(tmp_path: Path) -> No
     for place in range(len(whole) - 8 - length, len(whole) - 8, 3):
         spoilt.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         with suppress(OSError):
-            parquet._counts_of_values(spoilt)
+            parquet._counts_of_values(BytesIO(spoilt.read_bytes()))
 
 
 READ = """

@@ -370,3 +370,22 @@ def test_numbers_that_all_rows_of_a_table_share_are_refused_before_they_are_read
     monkeypatch.setattr("personainfer.data.table_reader.whole_group", None)
     with pytest.raises(DataError, match="unpacks to more than 1,048,576 bytes"):
         loaded.to_arrow()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_values_in_lists_of_a_table_are_counted_before_they_are_read(
+    good: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
+) -> None:
+    monkeypatch.setattr("personainfer.data.parquet._LARGE_GROUP", 2**20)
+    monkeypatch.setattr("personainfer.data.parquet._MOST_PACKED", 2)
+    ends: Any = pa.array([0, *[100_000] * len(good)], pa.int32())
+    lists: pa.Array[Any] = pa.ListArray.from_arrays(ends, pa.nulls(100_000, pa.int64()))
+    if nested:
+        lists = pa.StructArray.from_arrays([lists], ["within"])
+    path = packed(good, good.append_column("n", lists), tmp_path / "t.parquet")
+    assert path.stat().st_size < 2**18
+    loaded = PersonaTable.load(path)
+    assert loaded[0].error is None
+    monkeypatch.setattr("personainfer.data.table_reader.whole_group", None)
+    with pytest.raises(DataError, match="unpacks to more than 1,048,576 bytes"):
+        loaded.to_arrow()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import pickle
@@ -530,6 +531,22 @@ def test_a_cache_of_an_older_version_is_closed_where_no_user_chose_its_place(
         assert modes(place) == expected
     ReplyCache(named)
     assert modes(named) == [0o755, 0o644]
+
+
+def test_a_cache_of_an_older_version_is_used_where_it_cannot_be_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is only read, or one without modes."""
+    ReplyCache(tmp_path).set_many(numbered(3).items(), model="m")
+    tmp_path.chmod(0o755)
+    (tmp_path / "cache.db").chmod(0o644)
+
+    def refuse(path: Path, mode: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_: tmp_path)
+    assert len(ReplyCache(tmp_path).get_many(list(numbered(3)))) == 3
 
 
 @pytest.mark.parametrize(
