@@ -16,6 +16,7 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null, without_na
 from ..records import PersonaRow
 from .column_values import STORED_BYTES, is_kept, json_text, kept_in_arrow, names_of, size_of
+from .files import arrow_cells
 
 if TYPE_CHECKING:
     import pyarrow
@@ -86,7 +87,11 @@ def in_narwhals(frame: Any) -> Any:
 
 def cells_of(frame: Any, name: str) -> list[Any]:
     """The values of a column of a frame that narwhals sees; None for pandas' NA."""
-    return without_na(frame.get_column(name).to_list())
+    column = frame.get_column(name)
+    try:
+        return without_na(column.to_list())
+    except (ValueError, OverflowError):  # years that Python lacks
+        return arrow_cells(column.to_arrow())
 
 
 def package_of(value: object) -> str:
@@ -125,7 +130,8 @@ def not_convertible(library: str, error: BaseException) -> DataError:
 def with_whole_numbers(frame: Any, rows: Sequence[Mapping[Any, Any]] | None = None) -> Any:
     """The pandas frame, whose columns of whole numbers are "Int64" where some are missing.
 
-    pandas makes them floats, in which ids of more than 15 digits lose their last ones.
+    pandas makes them floats, in which ids of more than 15 digits lose their last ones. So do such ids among
+    fractions: that column is of the type "object".
 
     Args:
         frame: such columns are of the type "object" in it, or floats if there are `rows`.
@@ -142,6 +148,10 @@ def with_whole_numbers(frame: Any, rows: Sequence[Mapping[Any, Any]] | None = No
             kind = "Int64" if -(2**63) <= min(there) <= max(there) < 2**63 else "object"
             whole = [None if is_null(value) else int(value) for value in values]
             frame.isetitem(place, pandas.Series(whole, frame.index, kind))
+        elif rows is not None and any(
+            type(v) is not float and isinstance(v, Integral) and float(v) != v for v in there
+        ):
+            frame.isetitem(place, pandas.Series(values, frame.index, object))
     return frame
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, tzinfo
+from decimal import Decimal
 from functools import lru_cache
 from itertools import chain, compress, islice
 from typing import TYPE_CHECKING, Any, cast
@@ -255,6 +256,8 @@ def _is_same(was: Any, now: Any) -> bool:
         was = was.item()
     if isinstance(now, bool) or isinstance(was, bool):
         return was is now
+    if isinstance(now, Decimal) and not isinstance(was, Decimal):
+        return False  # a whole number as a decimal one is another text
     if isinstance(now, datetime) and isinstance(was, datetime) and _zone_of(was) != _zone_of(now):
         return False  # two times of one instant are equal for Python
     return bool(was == now) or (is_null(was) and is_null(now))

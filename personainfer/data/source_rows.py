@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from ..preferences.rows import read_all, read_group, read_one
 from ..preferences.schemas import Mapped, Schema
 from ..preferences.turns import ROLES, check_text
 from ..records import Preference
-from .column_values import DEEPEST, holds_too_deep, size_of
+from .column_values import DEEPEST, holds_too_deep, json_text, size_of
 from .files import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow
 
 
@@ -143,10 +144,13 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
 
 
 def _is_same(one: object, other: object) -> bool:
-    try:
-        return bool(one == other)
-    except (ValueError, TypeError):  # arrays; pandas' NA
-        return repr(one) == repr(other)
+    """Whether two values are the same, whatever they are: arrays and tensors have no `==` that says so."""
+    if type(one) is type(other) and isinstance(one, str | int):
+        return one == other
+    texts = [json_text(one), json_text(other)]
+    if isinstance(one, dict) and isinstance(other, dict):  # in whatever order their keys are
+        texts = [json.dumps(json.loads(text), sort_keys=True) for text in texts]
+    return texts[0] == texts[1]
 
 
 def _read_several(

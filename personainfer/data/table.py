@@ -41,6 +41,7 @@ from .arrow_columns import (
     with_whole_numbers,
     without,
 )
+from .column_values import name_as_text
 from .files import arrow_cells
 from .given_personas import read_personas
 from .table_display import figures, html_page, terminal_width, text_lines, wrapped
@@ -560,11 +561,22 @@ def _frame_of(own: Any, count: int) -> pandas.DataFrame:
     import pandas as pd
 
     if isinstance(own, list):
-        return with_whole_numbers(pd.DataFrame(own), own)  # type: ignore[no-any-return]
+        try:
+            frame = pd.DataFrame(own)
+        except UnicodeEncodeError:  # as in all that is saved
+            own = [
+                {_in_utf_8(name): _in_utf_8(value) for name, value in row.items()} for row in own
+            ]
+            frame = pd.DataFrame(own)
+        return with_whole_numbers(frame, own)  # type: ignore[no-any-return]
     if package_of(own) not in ("polars", "pyarrow"):
         return in_narwhals(own).to_pandas()  # type: ignore[no-any-return]
     no_columns = package_of(own) == "pyarrow" and not own.num_columns
     return pd.DataFrame(index=range(count)) if no_columns else pandas_of(own)
+
+
+def _in_utf_8(value: Any) -> Any:
+    return name_as_text(value) if isinstance(value, str) else value
 
 
 def _check_columns(columns: object) -> None:

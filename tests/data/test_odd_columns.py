@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pytest
 
 import personainfer as pi
+from personainfer.data import read_preferences
 from personainfer.data import table_writer as writing
 from personainfer.exceptions import DataError
 from personainfer.testing import FakeLLM
@@ -279,3 +281,85 @@ def test_usual_types_are_written_once(
     data = pa.table({**PAIRS, "z": values})
     pi.infer_personas(data, **asked, output=tmp_path / "a.parquet")
     assert pi.PersonaTable.load(tmp_path / "a.parquet").to_arrow()["z"].type == values.type
+
+
+@pytest.mark.parametrize("times", ["date", "datetime"])
+def test_a_date_of_polars_that_python_lacks_costs_no_row(
+    times: str, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    kind: Any = pl.Date if times == "date" else pl.Datetime("ms")
+    far = pl.Series([10**7 if times == "date" else 253402300800000, 0]).cast(kind)
+    data = pl.DataFrame({**PAIRS, "z": far})
+    table = pi.infer_personas(data, **asked, output=tmp_path / "a.parquet")
+    assert (len(table), table.errors) == (2, [])
+    came = pi.PersonaTable.load(tmp_path / "a.parquet").to_arrow().column("z")
+    assert came.cast(pa.int64() if times == "datetime" else pa.int32()).to_pylist()[1] == 0
+
+
+UNLIKE: list[tuple[Any, Any]] = [
+    (np.eye(2000)[500], np.eye(2000)[700]),
+    ([np.eye(2000)[500]], [np.eye(2000)[700]]),
+    (pd.Series(range(99)), pd.Series([*range(98), 0])),
+    (pl.Series([1, 2]), pl.Series([1, 2, 3])),
+    ({"a": 1}, {"a": True}),
+    (1, True),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), UNLIKE)
+def test_of_the_rows_of_a_prompt_only_what_is_the_same_is_shared(one: Any, other: Any) -> None:
+    def columns(second: Any) -> dict[str, Any]:
+        rows = [
+            {"prompt": "p", "response": "yes", "score": 2, "z": one},
+            {"prompt": "p", "response": "no", "score": 1, "z": second},
+        ]
+        (row,) = read_preferences(rows, pairs="best-worst")
+        assert row.error is None
+        return dict(row.columns)
+
+    assert "z" not in columns(other)
+    assert columns(one)["z"] is one
+
+
+def test_values_that_cannot_be_compared_end_no_read() -> None:
+    class Strange:
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("the boolean value of a tensor of several values is ambiguous")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    rows = [
+        {"prompt": "p", "response": text, "score": score, "z": value}
+        for value in (Strange(), Decimal("sNaN"))
+        for text, score in [("yes", 2), ("no", 1)]
+    ]
+    assert [row.error for row in read_preferences(rows, pairs="best-worst")] == [None]
+
+
+def test_a_whole_number_stays_one_beside_decimals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "GROUP_ROWS", 1)
+    pair = pi.Preference(prompt="p", chosen="a", rejected="b")
+    rows = [pi.PersonaRow(n, pair, columns={"z": z}) for n, z in enumerate([Decimal("1.5"), 1])]
+    loaded = pi.PersonaTable.load(pi.PersonaTable(rows).save(tmp_path / "t.parquet"))
+    assert loaded.to_arrow().column("z").to_pylist() == ['"1.5"', "1"]
+
+
+@pytest.mark.parametrize("rest", [[0.5], [0.5, None]])
+def test_large_whole_numbers_beside_fractions_stay_what_they_are(rest: list[Any]) -> None:
+    pair = pi.Preference(prompt="p", chosen="a", rejected="b")
+    values = [2**60 + 1, *rest]
+    rows = [pi.PersonaRow(n, pair, columns={"z": z}) for n, z in enumerate(values)]
+    assert list(pi.PersonaTable(rows).to_pandas()["z"]) == values
+    small = [pi.PersonaRow(n, pair, columns={"z": z}) for n, z in enumerate([1, 0.5])]
+    assert pi.PersonaTable(small).to_pandas()["z"].dtype == float
+
+
+def test_half_of_a_character_is_written_out_in_pandas_too(tmp_path: Path) -> None:
+    pair = pi.Preference(prompt="p", chosen="a", rejected="b")
+    own = {"z": "caf\udce9", "n\ud83d": 1}
+    table = pi.PersonaTable([pi.PersonaRow(0, pair, columns=own)])
+    loaded = pi.PersonaTable.load(table.save(tmp_path / "t.parquet"))
+    for frame in (table.to_pandas(), loaded.to_pandas()):
+        assert frame[["z", "n\\ud83d"]].values.tolist() == [["caf\\udce9", 1]]
