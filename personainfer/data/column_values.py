@@ -251,7 +251,7 @@ def _unpacked(values: Any) -> Any:
 def _is_same(was: Any, now: Any) -> bool:
     """Whether a value came back: see `kept_in_arrow`."""
     if now is None:
-        return is_null(was)
+        return is_null(was) or (type(was).__module__ == "numpy" and was != was)  # NaT
     if type(was).__module__ == "numpy" and was.dtype.kind not in "mM":
         was = was.item()
     if isinstance(now, bool) or isinstance(was, bool):
@@ -298,8 +298,9 @@ def _listed(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return list(value)
     if getattr(getattr(value, "dtype", None), "kind", "") in tuple("mM"):
-        # As numbers they would lack a unit.
-        return list(value) if getattr(value, "ndim", 0) else str(value)
+        if getattr(value, "ndim", 0):
+            return list(value)
+        return str(value) if value == value else None  # as a number it would lack a unit
     for convert in ("tolist", "to_list"):  # NumPy, pandas, Arrow and torch; polars
         if callable(getattr(value, convert, None)):
             return getattr(value, convert)()

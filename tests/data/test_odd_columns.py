@@ -363,3 +363,25 @@ def test_half_of_a_character_is_written_out_in_pandas_too(tmp_path: Path) -> Non
     loaded = pi.PersonaTable.load(table.save(tmp_path / "t.parquet"))
     for frame in (table.to_pandas(), loaded.to_pandas()):
         assert frame[["z", "n\\ud83d"]].values.tolist() == [["caf\\udce9", 1]]
+
+
+NAT, DAY = np.datetime64("NaT"), np.datetime64("2020-01-01")
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ([NAT.astype("M8[ns]"), DAY.astype("M8[ns]")], [None, pd.Timestamp("2020-01-01")]),
+        ([NAT, 1], ["null", "1"]),
+        ([[NAT, DAY], {"t": NAT}], ['[null, "2020-01-01"]', '{"t": null}']),
+        ([np.array([NAT, DAY]), 1], ['[null, "2020-01-01"]', "1"]),
+    ],
+    ids=["times", "a scalar", "within others", "an array"],
+)
+def test_a_time_of_numpy_that_is_missing_is_null(
+    values: list[Any], kept: list[Any], tmp_path: Path
+) -> None:
+    pair = pi.Preference(prompt="p", chosen="a", rejected="b")
+    rows = [pi.PersonaRow(n, pair, columns={"z": z}) for n, z in enumerate(values)]
+    path = pi.PersonaTable(rows).save(tmp_path / "t.parquet")
+    assert pi.PersonaTable.load(path).to_arrow().column("z").to_pylist() == kept
