@@ -76,16 +76,18 @@ def _within(values: Sequence[object]) -> tuple[set[type], int] | None:
     kinds, fields, types = set[type](), 1, _container_types()
     level: list[Any] = [values]
     for _ in range(DEEPEST + 1):
+        is_listed = set(map(type, level)) <= {list, tuple}
         # Of a level as a whole: a loop over the values takes four times as long.
-        found = set(map(type, chain.from_iterable(map(_items, level))))
+        found = set(map(type, chain.from_iterable(level if is_listed else map(_items, level))))
         inside = {kind for kind in found if issubclass(kind, types)}
         kinds |= found - inside
-        for array in (one for one in level if not isinstance(one, _CONTAINERS)):
+        others = [] if is_listed else level
+        for array in (one for one in others if not isinstance(one, _CONTAINERS)):
             if array.dtype != object:
                 of_numpy = type(array).__module__ == "numpy"
                 # The type of NumPy's values, also of masked ones.
                 kinds.add(array.dtype.type if of_numpy else type(array))
-        keys = set(chain.from_iterable(one for one in level if isinstance(one, dict)))
+        keys = set(chain.from_iterable(one for one in others if isinstance(one, dict)))
         fields *= max(len(keys), 1)
         if not set(map(type, keys)) <= {str}:
             kinds.add(dict)
