@@ -190,6 +190,7 @@ class Renewed(Protocol):
 
 
 _renewed: WeakSet[Renewed] = WeakSet()
+_of_parents: list[object] = []  # tasks: closed as garbage, they would settle what the fork has now
 
 
 def renew_in_forks(one: Renewed) -> None:
@@ -200,6 +201,8 @@ def renew_in_forks(one: Renewed) -> None:
 def _renew_all() -> None:
     global _lock
     _lock = threading.Lock()  # another thread of the parent may have held it
+    if _current is not None:
+        _of_parents.append(asyncio.all_tasks(_current[1]))
     for one in list(_renewed):
         one.renew_in_fork()
 

@@ -101,7 +101,8 @@ class PersonaBatch(Record):
 
     `requests` counts the distinct requests of all rows; `cached` counts those whose reply was already in the
     cache, which are in no part. `asked_singly` are the USD that calls of `collect_batch` took: of
-    `ask_missing`, and of a judge that the budget pays. No API key is kept.
+    `ask_missing`, and of a judge that the budget pays. `being_asked` are those that a collect may take which
+    has not ended, or was killed. No API key is kept.
     """
 
     path: Path = Field(exclude=True)
@@ -121,6 +122,7 @@ class PersonaBatch(Record):
     requests: int
     cached: int
     asked_singly: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    being_asked: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     digest: str  # of all rows and the keys of their requests: it shows whether these have changed
     parts: tuple[BatchPart, ...]
 
@@ -324,7 +326,8 @@ class PersonaBatch(Record):
         calls took has the budget counted as `spent`.
         """
         submitted = {*range(len(self.parts))}.difference(self.unsubmitted)
-        took = {f"{self._name}: batch": cost, f"{self._name}: single calls": self.asked_singly}
+        singly = self.asked_singly + self.being_asked
+        took = {f"{self._name}: batch": cost, f"{self._name}: single calls": singly}
         budget.replace(map(self.order, submitted), took, spent=spent)
 
     def most_cost(self, number: int, price: Price, max_tokens: int) -> float:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
@@ -180,7 +181,8 @@ def collect_batch(
         "cache_dir": cache_dir,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    pays = hasattr(select, "share_budget")
+    judge = select if hasattr(select, "share_budget") else None
+    pays = judge is not None
     llm = batch.llm(given, submitted_here=here, calls=ask_missing, pays=pays)
     keys = _keys(batch, llm)
     before = batch.answer_files()
@@ -188,10 +190,13 @@ def collect_batch(
     downloaded = set(batch.answer_files()).difference(before)
     outcome = bring_in(batch, llm, keys, downloaded, None if here else batch.own_cache(cache_dir))
     usage = outcome.tally.usage
-    with _counted(batch, llm, usage.cost or 0.0) if ask_missing or pays else nullcontext():
+    with ExitStack() as stack:
+        counted = _counted(batch, llm, usage.cost or 0.0, judge)
+        runs = stack.enter_context(counted) if ask_missing or pays else []
         run = None if ask_missing else run_without_calls(batch, llm, outcome)
         plan, on_error = batch.plan(submitted_here=here), batch.on_error
         rows = PersonaStream(batch.source(), llm, plan, on_error=on_error, select=select, run=run)
+        runs += [rows] if ask_missing else []
         table = rows.table(progress)
     table.usage = usage + table.usage.model_copy(update={"cached": 0})
     return table
@@ -337,14 +342,17 @@ def _submitted(
             part = batch.parts[number]
             if part.refused:
                 part = batch.afresh(number)
-            resumed = part.file_id is not None
+            retry = until_deadline(patience)
             try:
-                if not resumed:
-                    file_id = until_deadline(patience)(api.upload, batch.requests_file(number))
+                # An earlier attempt may have made a batch of its file. If not, the file is uploaded anew: the
+                # id alone does not tell what it holds, and the folder may be a stranger's.
+                state = retry(_found, api, part.file_id) if part.file_id else None
+                if state is None:
+                    file_id = retry(api.upload, batch.requests_file(number))
                     part = part.model_copy(update={"file_id": file_id, "status": "uploaded"})
                     batch = batch.updated(number, part)
                 unsent.discard(batch.order(number))  # the answer may be lost, but not the order
-                state = _created(api, str(part.file_id), patience, resumed)
+                state = state or _created(api, file_id, patience)
             except ModelError as error:
                 raise type(error)(
                     f"part {number + 1} of {len(batch.parts)} was not submitted: {error.message}",
@@ -356,9 +364,9 @@ def _submitted(
     return batch
 
 
-def _created(api: BatchAPI, file_id: str, patience: float, resumed: bool) -> BatchState:
+def _created(api: BatchAPI, file_id: str, patience: float) -> BatchState:
     """Make the batch of a file, or find it if an earlier attempt, whose answer was lost, has made it."""
-    tried = resumed
+    tried = False
 
     def find_or_create() -> BatchState:
         nonlocal tried
@@ -468,24 +476,58 @@ def _is_cut(file: IO[bytes], size: int) -> bool:
 
 
 @contextmanager
-def _counted(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[None]:
-    """Around single calls: the budget counts those before and the batch; the folder notes what these take."""
-    budget, before, submitter = llm.account.bounds.budget, 0.0, batch.submitter
+def _counted(batch: PersonaBatch, llm: LLM, cost: float, judge: Any) -> Iterator[list[Any]]:
+    """Around single calls: the budget counts those before and the batch; the folder notes what these take.
+
+    The folder first notes all that is left of the budget, so that a collect which is killed has taken that.
+
+    Yields:
+        A list for the runs that make the calls. What the budget has less meanwhile would be another sum, as
+        other runs and batches may share it.
+    """
+    budget, submitter = llm.account.bounds.budget, batch.submitter
+    left = 0.0
     if budget is not None:  # else a folder that cannot be written is none of its business
-        with batch.alone() as batch:
-            batch.count_in(budget, cost)
-            before = budget.spent
+        with batch.alone() as now:
+            now.count_in(budget, cost)
+            left = max(0.0, budget.usd - budget.taken)
+            _note(now, singly=0.0, being_asked=left)
+            if now.being_asked:
+                warnings.warn(_CUT_OFF.format(batch.path, now.being_asked), stacklevel=3)
+    runs: list[Any] = []
+    judged = _cost(judge)
     try:
-        yield
+        yield runs
     finally:
-        took = (llm.usage.cost or 0.0) if budget is None else budget.spent - before
-        if took > 0:
+        took = sum(map(_cost, runs)) + _cost(judge) - judged
+        if took or left:
             with suppress(BatchPendingError), batch.alone() as now:
-                now = now.model_copy(update={"asked_singly": now.asked_singly + took})
-                now.save()
+                noted = _note(now, singly=took, being_asked=-left)
                 for one in {budget, submitter.bounds.budget if submitter else None}:
                     if one is not None:
-                        now.count_in(one, cost, took if one is budget else 0.0)
+                        noted.count_in(one, cost, took if one is budget else 0.0)
+
+
+_CUT_OFF = (
+    "another collect of {} has not ended, or was killed: the ${:.6g} that its single calls may take are"
+    " counted in the budget. A larger budget= allows more."
+)
+
+
+def _note(batch: PersonaBatch, *, singly: float, being_asked: float) -> PersonaBatch:
+    """Add to what single calls took and may take, in the folder."""
+    sums = {
+        "asked_singly": batch.asked_singly + singly,
+        "being_asked": max(0.0, batch.being_asked + being_asked),
+    }
+    noted = batch.model_copy(update=sums)
+    noted.save()
+    return noted
+
+
+def _cost(caller: Any) -> float:
+    """The USD that a run or a judge has taken so far; 0 for None, and where the price is unknown."""
+    return (caller.usage.cost or 0.0) if caller is not None else 0.0
 
 
 # Both

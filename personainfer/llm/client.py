@@ -313,9 +313,15 @@ class LLM:
 
     def is_called_as(self, other: LLM) -> bool:
         """Whether both are called at one address with one key, and so share what it allows in a minute."""
-        names = ("api_base", "api_key", "extra_headers")
-        same = all(self._options[name] == other._options[name] for name in names)
-        return same and self.reached == other.reached
+        one, two = (
+            (type(llm.transport), llm.transport.endpoint.lower(), llm.transport.key, llm._headers)
+            for llm in (self, other)
+        )
+        return one == two
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return self._options["extra_headers"] or {}
 
     def ask(
         self, messages: Sequence[Message | Mapping[str, str]], schema: type[BaseModel] | None = None

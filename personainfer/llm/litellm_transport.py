@@ -165,8 +165,9 @@ class LiteLLMTransport(DialectTransport):
                 reply = await self._in_time(timeout, self._place, asking)
             except Exception as error:
                 failure = error
-        if exchange.by_client:
-            is_sent(checks=False)
+            finally:  # also of a call that was cancelled
+                if exchange.by_client:
+                    is_sent(checks=False)
         if exchange.secrets:
             self._carried = tuple(map(SecretText, exchange.secrets))
         if bad is None and not exchange.answers and failure is None:

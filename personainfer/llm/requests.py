@@ -250,6 +250,13 @@ def cached_reply(job: Job, stored: str | None, cache: ReplyCache | None = None) 
     return None
 
 
+def looked_up(job: Job, cache: ReplyCache | None) -> Reply | None:
+    """The reply that the cache has for this job now. It also finds the place of the one that is to come."""
+    if cache is None:
+        return None
+    return cached_reply(job, cache.get_many([job.cache_key]).get(job.cache_key), cache)
+
+
 def _stored_reply(job: Job, stored: str) -> Reply | None:
     """The reply in a text of the cache; None if it is not in the form of this job."""
     try:
@@ -471,6 +478,9 @@ class Run(Generic[T]):
                 job.reply = None
             else:
                 job.reply = read_anew(job, found) if found.error is None else found
+            if job.reply is None and (reply := looked_up(job, self._cache)) is not None:
+                job.reply = reply
+                self.tally.cached += 1
             if job.reply is None:
                 self._workers.submit([job])
         return job.reply

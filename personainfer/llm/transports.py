@@ -60,6 +60,10 @@ class Transport(Protocol):
     route: str  # what else chooses the model, as `route_of` tells; also in the cache's key
 
     @property
+    def key(self) -> str:
+        """The API key, of the caller or of the environment; empty: none that this library knows."""
+
+    @property
     def secrets(self) -> Secrets:
         """What no quotation of the endpoint's words may show."""
 

@@ -41,8 +41,8 @@ from .replies import reask
 from .requests import (
     Job,
     Reply,
-    cached_reply,
     encoded,
+    looked_up,
     read_anew,
     text_to_cache,
     with_advice,
@@ -240,11 +240,12 @@ class Workers:
 
     async def _known(self, job: Job) -> Reply | None:
         """Another run's reply to the same request: in flight now, or cached since this run read the cache."""
-        asked = await self._in_flight.other_reply(job.key)
-        reply = None if asked is None else read_anew(job, asked)
-        if reply is None and self.met_another and self._cache is not None:
-            stored = self._cache.get_many([job.cache_key]).get(job.cache_key)
-            reply = cached_reply(job, stored, self._cache)
+        reply = None
+        # Of several that wait for a reply and cannot read it, the first to go on sends its request.
+        while reply is None and (asked := await self._in_flight.other_reply(job.key)) is not None:
+            reply = read_anew(job, asked)
+        if reply is None:
+            reply = looked_up(job, self._cache)
         self._tally.cached += reply is not None
         return reply
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, Unpack
+from weakref import WeakValueDictionary
 
 from ..api_keys import hide_key, show_key
 from ..arguments import Count, check_argument, takes_options
@@ -69,7 +69,7 @@ class AddPersonas:
         _told(options)
         _refuse_pairs(options)
         self._plan, self._llm = planned(model, options, _shared if workers == 1 else make_llm)
-        self._pid = os.getpid()
+        self._is_ready = workers == 1
         self._known: KnownSchemas = {}
         self._prompt_version = self._plan.settings["prompt_version"]
         self._model, self._reached = self._llm.options["model"], self._llm.reached
@@ -79,9 +79,7 @@ class AddPersonas:
             self._llm_options["cache_dir"] = self._llm.options["cache_dir"]
         if workers > 1:
             self._llm_options |= _divided(self._llm_options, self._llm.max_concurrency, workers)
-            self._pid = (
-                0  # this model has the limits of all workers: each makes one with its own share
-            )
+            # This model has the limits of all workers: each makes one with its own share.
 
     @property
     def llm(self) -> LLM:
@@ -126,7 +124,7 @@ class AddPersonas:
         self._model, self._options = state["model"], state["options"]
         self._llm_options = show_key(state["llm_options"])
         self._prompt_version, self._reached = state["prompt_version"], state["reached"]
-        self._pid = 0  # the id of no process: the first batch makes the model
+        self._is_ready = False
         self._known = {}
 
     @shown_when_made
@@ -134,18 +132,17 @@ class AddPersonas:
         return f"AddPersonas({self._model!r})"
 
     def _make_ready(self) -> None:
-        """Make or find the model of this process, at the first batch after unpickling or a fork."""
-        if self._pid != os.getpid():
+        """Make or find the model at the first batch of a worker, or after unpickling."""
+        if not self._is_ready:
             given = {**self._options, **self._llm_options}
             self._plan, self._llm = planned(self._model, given, _shared)
-            self._pid = os.getpid()
+            self._is_ready = True
 
 
-# The model of a process
+# The models of a process. A fork goes on with those of its parent, and with what is left of their budgets.
 
-_llms: dict[
-    str, LLM
-] = {}  # a fork goes on with those of its parent, and what is left of their budgets
+_llms: dict[str, LLM] = {}  # made here, for good
+_given: WeakValueDictionary[str, LLM] = WeakValueDictionary()  # made by the user
 
 
 def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
@@ -153,16 +150,13 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
 
     An `LLM` is returned itself.
     """
-    llm = make_llm(
-        model, options
-    )  # also for a known key: a path may lead to another file than before
+    llm = make_llm(model, options)  # anew: a path may lead to another file than before
+    key = _digest([llm.options["model"], llm.reached, sorted(_llm_options(llm, {}).items())])
     if isinstance(model, LLM):
+        _given.setdefault(key, llm)  # for copies of this object
         return llm
-    told = {name: value for name, value in options.items() if name != "cache_dir"}
-    place = llm.options["model"], llm.options["cache_dir"]
-    key = _digest([place, llm.reached, sorted(told.items())])
     # Without a lock, which a fork could leave locked.
-    return _llms.setdefault(key, llm)
+    return _given.get(key) or _llms.setdefault(key, llm)
 
 
 def _digest(options: list[object]) -> str:

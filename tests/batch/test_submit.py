@@ -10,9 +10,12 @@ import pickle
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -1224,6 +1227,52 @@ def test_the_llm_that_submitted_a_batch_counts_its_single_calls(place: Path) -> 
             collect(pickle.loads(pickle.dumps(batch)), ask_missing=True, budget=1.25)
         assert llm.calls == 12
         assert budget.spent == pytest.approx(1.2)
+
+
+def test_batches_that_are_collected_at_once_note_each_its_own_calls(place: Path) -> None:
+    options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "max_attempts": 1}
+    with FakeLLM(latency=0.05) as llm, BatchServer(llm, refuse=lambda _: True) as server:
+        model = pi.LLM("fake", api_base=server.api_base, budget=9.0, max_concurrency=1, **options)
+        groups = {"one": pairs(40)[:6], "two": pairs(40)[20:]}
+        batches = {n: pi.submit_batch(rows, model, place / n) for n, rows in groups.items()}
+        with ThreadPoolExecutor(2) as threads:
+            tables = [*threads.map(lambda b: collect(b, ask_missing=True), batches.values())]
+        noted = [PersonaBatch.load(place / name) for name in groups]
+        assert [batch.asked_singly for batch in noted] == pytest.approx(
+            [table.usage.cost for table in tables]
+        )
+        assert [batch.being_asked for batch in noted] == [0, 0]
+        budget = model.account.bounds.budget
+        assert budget is not None
+        assert budget.spent == pytest.approx(sum(table.usage.cost or 0 for table in tables))
+
+
+def test_a_collect_that_is_killed_has_taken_all_that_was_left(place: Path) -> None:
+    options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "max_attempts": 1}
+    with (
+        FakeLLM(faults=[UNUSABLE] * 99, latency=2.0) as llm,
+        BatchServer(llm, refuse=lambda _: True) as server,
+    ):
+        pi.submit_batch(
+            pairs(20), "fake", place / "b", api_base=server.api_base, budget=5.0, **options
+        )
+        again: dict[str, Any] = {"ask_missing": True, "model": "fake", "api_base": server.api_base}
+        again |= {"prices": (0.0, 1000.0)}
+        if (child := os.fork()) == 0:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            collect(place / "b", **again)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        paid, llm.latency = llm.calls, 0.0
+        assert paid
+        with pytest.warns(UserWarning, match="has not ended, or was killed"):
+            table = collect(place / "b", **again)
+        assert llm.calls == paid
+        assert "budget" in str(table[0].error)
+        with pytest.warns(UserWarning, match="has not ended, or was killed"):
+            more = collect(place / "b", **again, budget=5.3)
+        assert llm.calls > paid
+        assert 0.2 < (more.usage.cost or 0.0) <= 0.3
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,18 @@ def test_the_replies_to_the_same_bytes_in_two_schemas_are_both_cached() -> None:
             assert server.calls == 2
 
 
+def test_so_they_are_if_one_run_asks_for_both() -> None:
+    messages = [pi.Message(role="user", content="hi")]
+    texts = iter(['{"text": "yes"}', *['{"text": "YES"}'] * 9])
+    with FakeLLM(reply=lambda _: next(texts)) as server:
+        llm = pi.LLM("fake", api_base=server.api_base)
+        for _ in range(3):
+            replies = llm.ask_many([(messages, lower(True)), (messages, lower(False))])
+            assert [reply.text for reply in replies] == ['{"text": "yes"}', '{"text": "YES"}']
+            assert llm.ask(messages, lower(True)).cached
+        assert server.calls == 2
+
+
 def test_a_reply_that_one_schema_refuses_is_read_by_the_other() -> None:
     messages = [pi.Message(role="user", content="hi")]
     with FakeLLM(reply='{"text": "yes"}') as server:
@@ -143,6 +155,23 @@ def test_a_reply_that_one_schema_refuses_is_read_by_the_other() -> None:
         bad, good = llm.ask_many([(messages, answer("refuses")), (messages, answer(""))])
     assert isinstance(bad.error, ReplyError)
     assert good.value.text == "yes"
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("cache", [True, False])
+def test_of_threads_that_cannot_read_a_shared_reply_one_asks_anew(cache: bool) -> None:
+    """Each of them asked, and the second to end found its request gone: a bare KeyError ended its run."""
+    messages = [pi.Message(role="user", content="hi")]
+    texts = iter(['{"text": "yes"}', *['{"text": "YES"}'] * 9])
+    with FakeLLM(reply=lambda _: next(texts), latency=0.3) as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=cache)
+        with ThreadPoolExecutor(4) as threads:
+            first = threads.submit(llm.ask, messages, lower(True))
+            time.sleep(0.1)
+            others = [threads.submit(llm.ask, messages, lower(False)) for _ in range(3)]
+        assert first.result().text == '{"text": "yes"}'
+        assert [one.result().text for one in others] == ['{"text": "YES"}'] * 3
+        assert server.calls == 2
 
 
 def test_so_it_is_between_threads() -> None:
@@ -217,3 +246,32 @@ def test_a_fork_has_connections_and_places_of_its_own(what: str) -> None:
         assert of_a_fork(infer) == 0
         assert [row.error for row in rows] == [None] * 11
         assert server.calls == 12 + 6
+
+
+@pytest.mark.heavy
+@has_fork
+def test_what_a_fork_drops_of_its_parent_gives_nothing_back() -> None:
+    """Calls of the parent that waited at the gate were closed there, and settled in the fork's budget."""
+    with FakeLLM(latency=0.5) as server:
+        options: dict[str, Any] = {"budget": 0.7, "prices": (10.0, 10.0), "rpm": 1000}
+        llm = pi.LLM("fake", api_base=server.api_base, max_concurrency=4, **options)
+        pi.infer_personas(pairs(1), llm)
+        streams = [pi.iter_personas(pairs(12), llm), pi.iter_personas(pairs(30)[20:], llm)]
+        next(streams[0])
+        begun = pi.iter_personas([pairs(1)[0], *pairs(50)[40:]], llm)
+        next(begun)  # it was cached: those after it wait for a place
+        streams.append(begun)
+        del begun
+        time.sleep(0.1)
+        budget, requests, _ = llm.account.bounds
+        assert budget is not None
+        assert requests is not None
+
+        def drop() -> None:
+            before = budget.taken, budget._in_flight, requests._held
+            assert before[:2] == (budget.spent, 0)
+            streams.clear()
+            gc.collect()
+            assert (budget.taken, budget._in_flight, requests._held) == before
+
+        assert of_a_fork(drop) == 0
