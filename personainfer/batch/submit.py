@@ -342,17 +342,14 @@ def _submitted(
             part = batch.parts[number]
             if part.refused:
                 part = batch.afresh(number)
-            retry = until_deadline(patience)
+            resumed = part.file_id is not None
             try:
-                # An earlier attempt may have made a batch of its file. If not, the file is uploaded anew: the
-                # id alone does not tell what it holds, and the folder may be a stranger's.
-                state = retry(_found, api, part.file_id) if part.file_id else None
-                if state is None:
-                    file_id = retry(api.upload, batch.requests_file(number))
+                if not resumed:
+                    file_id = until_deadline(patience)(api.upload, batch.requests_file(number))
                     part = part.model_copy(update={"file_id": file_id, "status": "uploaded"})
                     batch = batch.updated(number, part)
                 unsent.discard(batch.order(number))  # the answer may be lost, but not the order
-                state = state or _created(api, file_id, patience)
+                state = _created(api, str(part.file_id), patience, resumed)
             except ModelError as error:
                 raise type(error)(
                     f"part {number + 1} of {len(batch.parts)} was not submitted: {error.message}",
@@ -364,9 +361,9 @@ def _submitted(
     return batch
 
 
-def _created(api: BatchAPI, file_id: str, patience: float) -> BatchState:
+def _created(api: BatchAPI, file_id: str, patience: float, resumed: bool) -> BatchState:
     """Make the batch of a file, or find it if an earlier attempt, whose answer was lost, has made it."""
-    tried = False
+    tried = resumed
 
     def find_or_create() -> BatchState:
         nonlocal tried

@@ -151,7 +151,8 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
     An `LLM` is returned itself.
     """
     llm = make_llm(model, options)  # anew: a path may lead to another file than before
-    key = _digest([llm.options["model"], llm.reached, sorted(_llm_options(llm, {}).items())])
+    options = sorted(_llm_options(llm, {}).items())
+    key = _digest([llm.options["model"], llm.reached, str(llm.transport.key), options])
     if isinstance(model, LLM):
         _given.setdefault(key, llm)  # for copies of this object
         return llm
