@@ -178,7 +178,7 @@ def _session(socket: str | None, *, keeps: bool = True) -> aiohttp.ClientSession
     if socket is not None:
         connector = over_unix(socket, limit=0, force_close=not keeps)
     else:
-        connector = over_tcp(limit=_most_connections(), force_close=not keeps)
+        connector = over_tcp(limit=most_connections(), force_close=not keeps)
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),  # `Deadlines` limits the time of a request
@@ -241,7 +241,7 @@ def _refused_by_proxy(proxy: str, name: str, status: int) -> TransportError:
     return refused
 
 
-def _most_connections() -> int:
+def most_connections() -> int:
     """How many files the process may still open, but for some that the rest of it needs; 0: any number."""
     try:
         import resource

@@ -28,6 +28,7 @@ from ..arguments import (
     options_of,
     takes_options,
 )
+from ..connections import most_connections
 from ..event_loop import renew_in_forks
 from ..exceptions import InvalidArgumentError, quoted, shown_when_made
 from ..local.cache import ReplyCache, default_cache_dir
@@ -244,7 +245,8 @@ class LLM:
             else find_price(self.model, chosen["prices"], chosen["extra_body"])
         )
         self.account = Account(
-            max_concurrency=self.max_concurrency,
+            # What waits for a connection would use up its time to answer.
+            max_concurrency=min(self.max_concurrency, most_connections() or self.max_concurrency),
             rpm=chosen["rpm"],
             tpm=chosen["tpm"],
             rounds=2 * chosen["max_attempts"],
