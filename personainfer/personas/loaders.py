@@ -151,8 +151,8 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
     An `LLM` is returned itself.
     """
     llm = make_llm(model, options)  # anew: a path may lead to another file than before
-    options = sorted(_llm_options(llm, {}).items())
-    key = _digest([llm.options["model"], llm.reached, str(llm.transport.key), options])
+    told = sorted(_llm_options(llm, {}).items())
+    key = _digest([llm.options["model"], llm.reached, str(llm.transport.key), told])
     if isinstance(model, LLM):
         _given.setdefault(key, llm)  # for copies of this object
         return llm

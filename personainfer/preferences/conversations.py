@@ -6,6 +6,7 @@ transcript is a conversation as one text: "\\n\\nHuman: … \\n\\nAssistant: …
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -370,7 +371,12 @@ def _encodable(value: Prompt | None) -> bool:
     if value is None or (type(value) is str and value.isascii()):
         return True
     if isinstance(value, tuple):
-        return all(_encodable(each.role) and _encodable(each.content) for each in value)
+        return all(
+            _encodable(each.role)
+            and _encodable(each.content)
+            and (each.extra is None or _encodable(json.dumps(dict(each.extra), ensure_ascii=False)))
+            for each in value
+        )
     try:
         value.encode()
     except UnicodeEncodeError:

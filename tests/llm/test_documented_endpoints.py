@@ -86,8 +86,9 @@ SCENARIOS: dict[str, tuple[str, str, Script, list[Fault], int]] = {
 
 
 def test_the_table_has_these_lines() -> None:
-    lines = re.findall(r"^\| ([^|]+) \| yes \| [^|]+ \|$", DOCS.read_text("utf-8"), re.MULTILINE)
-    assert lines == list(SCENARIOS)
+    _, table = DOCS.read_text("utf-8").split("| endpoint | how it is called |\n| --- | --- |\n")
+    table, _, _ = table.partition("\n\n")
+    assert re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE) == list(SCENARIOS)
 
 
 @pytest.mark.parametrize(

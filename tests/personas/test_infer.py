@@ -847,3 +847,29 @@ def test_rows_that_bring_ever_more_columns_cost_themselves(
     assert not pi.infer_personas(
         wide, "fake", api_base=llm.api_base
     ).errors  # as the first row has them
+
+
+@pytest.mark.parametrize("where", ["tool_calls", "a key", "name", "tools"])
+def test_a_text_that_utf_8_cannot_hold_anywhere_in_a_turn_costs_its_row(
+    llm: FakeLLM, tmp_path: Path, where: str
+) -> None:
+    """It ended the run when its request was written, or the export of all rows."""
+    rows: list[dict[str, Any]] = []
+    for number in range(6):
+        half = "\ud83d" if number == 4 else "a"
+        fields: dict[str, Any] = {
+            "tool_calls": {"tool_calls": [{"id": half if where == "tool_calls" else "a"}]},
+            "a key": {"tool_calls": [{"function": {"arguments": {half: 1}}}]},
+            "name": {"name": half},
+            "tools": {},
+        }[where]
+        prompt = [
+            {"role": "user", "content": f"hello {number}"},
+            {"role": "assistant", "content": "looking", **fields},
+            {"role": "user", "content": "and now?"},
+        ]
+        tools = [{"type": "function", "function": {"name": half if where == "tools" else "a"}}]
+        rows.append({"prompt": prompt, "chosen": "yes indeed", "rejected": "no", "tools": tools})
+    table = pi.infer_personas(rows, "fake", api_base=llm.api_base)
+    assert [row.error is not None for row in table] == [number == 4 for number in range(6)]
+    pi.export_personas(table, tmp_path / "rows.parquet")
