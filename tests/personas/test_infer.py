@@ -857,15 +857,15 @@ def test_a_text_that_utf_8_cannot_hold_anywhere_in_a_turn_costs_its_row(
     rows: list[dict[str, Any]] = []
     for number in range(6):
         half = "\ud83d" if number == 4 else "a"
-        fields: dict[str, Any] = {
+        places: dict[str, dict[str, Any]] = {
             "tool_calls": {"tool_calls": [{"id": half if where == "tool_calls" else "a"}]},
             "a key": {"tool_calls": [{"function": {"arguments": {half: 1}}}]},
             "name": {"name": half},
             "tools": {},
-        }[where]
+        }
         prompt = [
             {"role": "user", "content": f"hello {number}"},
-            {"role": "assistant", "content": "looking", **fields},
+            {"role": "assistant", "content": "looking", **places[where]},
             {"role": "user", "content": "and now?"},
         ]
         tools = [{"type": "function", "function": {"name": half if where == "tools" else "a"}}]
