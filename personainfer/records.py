@@ -405,7 +405,8 @@ class Selector(Protocol):
 class Usage(Record):
     """The calls, tokens and cost of a run. `cost` is in USD, and None if any price is unknown.
 
-    `calls` counts the requests that were sent, with retries and re-asks; `cached` counts replies read
+    `calls` counts the requests that were sent, with retries and re-asks, and none that got no connection;
+    `cached` counts replies read
     from disk, `retries` calls repeated after a failure of the connection or the endpoint, `reasks`
     calls repeated because the reply was not in the asked form, or was doubtful. Tokens are the
     endpoint's own counts over all calls; `reasoning_tokens` are those of the completion tokens that a

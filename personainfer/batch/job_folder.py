@@ -319,6 +319,19 @@ class PersonaBatch(Record):
         """The name of a part in the budget that pays for it: the same when it is submitted again."""
         return f"{self.path.resolve()} {number} {self.parts[number].order}"
 
+    def check_is_of(self, submitted: PersonaBatch) -> None:
+        """Check that this batch, read from the folder of one that was submitted here, is that one.
+
+        Raises:
+            DataError: another one is in its place, which may have another address.
+        """
+        changing = {"parts", "asked_singly", "being_asked"}
+        if self.model_dump(exclude=changing) != submitted.model_dump(exclude=changing):
+            raise DataError(
+                f"{self.handle(self.path)} was replaced since the batch was submitted.",
+                hint="If you trust it, collect its folder, and give api_base= and model= again.",
+            )
+
     def count_in(self, budget: Budget, cost: float, spent: float = 0.0) -> None:
         """Count in a budget what this batch cost, and the single calls so far, whoever made them.
 

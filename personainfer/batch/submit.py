@@ -164,9 +164,12 @@ def collect_batch(
     """
     check_argument("poll", poll, PositiveNumber)
     check_argument("timeout", timeout, PositiveNumber | None)
+    handle = batch if isinstance(batch, PersonaBatch) else None
+    here = handle is not None and handle.submitted_here
     # Read the folder again: another call may have changed it since.
-    here = isinstance(batch, PersonaBatch) and batch.submitted_here
     batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
+    if handle is not None and here:
+        batch.check_is_of(handle)
     check_candidates(batch.candidates, select)
     given = {
         "model": model,
@@ -191,8 +194,11 @@ def collect_batch(
     outcome = bring_in(batch, llm, keys, downloaded, None if here else batch.own_cache(cache_dir))
     usage = outcome.tally.usage
     with ExitStack() as stack:
-        counted = _counted(batch, llm, usage.cost or 0.0, judge)
-        runs = stack.enter_context(counted) if ask_missing or pays else []
+        runs: list[Any] = []
+        if ask_missing or pays:
+            runs = stack.enter_context(_counted(batch, llm, usage.cost or 0.0, judge))
+        elif batch.submitter is not None and (paid := batch.submitter.bounds.budget) is not None:
+            batch.count_in(paid, usage.cost or 0.0)  # no longer the most that it could cost
         run = None if ask_missing else run_without_calls(batch, llm, outcome)
         plan, on_error = batch.plan(submitted_here=here), batch.on_error
         rows = PersonaStream(batch.source(), llm, plan, on_error=on_error, select=select, run=run)

@@ -183,7 +183,8 @@ class DialectTransport:
         try:
             completion = await self._send(body, timeout, own, is_sent)
         except RequestRejectedError as error:
-            dialect.refused(version, error, body, asked)
+            if not error.rewritten:  # else it was not sent: the endpoint has not refused it
+                dialect.refused(version, error, body, asked)
             raise
         except ReplyError as error:
             if error.completion is not None:

@@ -1229,6 +1229,31 @@ def test_the_llm_that_submitted_a_batch_counts_its_single_calls(place: Path) -> 
         assert budget.spent == pytest.approx(1.2)
 
 
+def test_a_plain_collect_gives_back_what_a_batch_did_not_cost(place: Path) -> None:
+    with FakeLLM() as llm, BatchServer(llm) as server:
+        options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 500}
+        model = pi.LLM("fake", api_base=server.api_base, budget=9.0, **options)
+        budget = model.account.bounds.budget
+        assert budget is not None
+        batch = pi.submit_batch(pairs(5), model, place / "b")
+        assert budget.spent == pytest.approx(1.25)
+        table = collect(batch)
+        assert budget.spent == pytest.approx(table.usage.cost)
+        assert budget.spent < 1.25
+
+
+def test_of_a_batch_that_was_replaced_its_handle_collects_nothing(place: Path) -> None:
+    """The one in its place decided where the key goes."""
+    with FakeLLM() as llm, BatchServer(llm) as server, BatchServer(llm) as other:
+        batch = submit(server, pairs(3), place / "b")
+        submit(other, pairs(3), place / "theirs")
+        shutil.copy(place / "theirs" / "batch.json", place / "b" / "batch.json")
+        before = len(other.calls)
+        with pytest.raises(DataError, match="was replaced since the batch was submitted"):
+            collect(batch, api_key="sk-mine", ask_missing=True)
+        assert len(other.calls) == before
+
+
 def test_batches_that_are_collected_at_once_note_each_its_own_calls(place: Path) -> None:
     options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "max_attempts": 1}
     with FakeLLM(latency=0.05) as llm, BatchServer(llm, refuse=lambda _: True) as server:

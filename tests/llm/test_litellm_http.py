@@ -6,15 +6,18 @@ providers of each kind here, and the largest ones.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
 import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import personainfer as pi
@@ -28,6 +31,7 @@ from personainfer.exceptions import (
     TransportError,
 )
 from personainfer.llm.litellm_transport import LiteLLMTransport
+from personainfer.llm.requests import Request
 from personainfer.testing import FakeLLM, Fault
 
 from ..builders import AnyServer, pairs
@@ -566,3 +570,30 @@ def test_a_redirect_is_not_followed_for_a_batch_of_litellm(tmp_path: Path) -> No
             )
         assert other.asked == []
         assert first.asked
+
+
+def test_a_call_of_a_client_of_its_own_that_is_cancelled_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some providers send by a client that only the guard of HTTP sees."""
+
+    async def by_own_client(self: LiteLLMTransport, *_: Any) -> None:
+        async with httpx.AsyncClient() as client:
+            await client.post(f"{self.options['api_base']}/chat/completions", json=PACKED)
+
+    monkeypatch.setattr(LiteLLMTransport, "_ask", by_own_client)
+    with FakeLLM(latency=3.0) as server:
+        options: dict[str, Any] = {"budget": 1.0, "prices": (1000.0, 1000.0), "max_tokens": 50}
+        model = pi.LLM("litellm/openai/fake", api_base=server.api_base, api_key="k", **options)
+        run = model.run([(0, [Request([pi.Message(role="user", content="x" * 500)])])])
+        threading.Timer(1.0, run.cancel).start()
+        with pytest.raises(asyncio.CancelledError):
+            next(run)
+        run.close()
+        budget = model.account.bounds.budget
+        assert budget is not None
+        assert (server.calls, model.usage.calls) == (1, 1)
+        assert budget.spent > 0.5
+
+
+PACKED = {"model": "fake", "messages": [{"role": "user", "content": "packed otherwise"}]}

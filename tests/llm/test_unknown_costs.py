@@ -555,6 +555,7 @@ def test_in_a_fork_the_judge_counts_in_the_budget_of_its_model() -> None:
     [
         ({}, True),
         ({"rpm": 9000, "tpm": 1e9}, True),
+        ({"extra_headers": {}}, True),
         ({"rpm": 60}, False),
         ({"api_key": "another"}, False),
         ({"api_base": "http://localhost:9/v1"}, False),

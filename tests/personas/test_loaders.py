@@ -5,6 +5,7 @@ The tests with real loaders in other processes are in test_loaders_in_processes.
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import threading
@@ -341,6 +342,14 @@ def test_other_keys_headers_and_addresses_are_other_models(llm: FakeLLM) -> None
     assert {path.partition("tenant=")[2] for path in llm.paths} == {"a", "b"}
 
 
+def test_a_key_that_the_environment_has_now_is_another_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key in ("sk-one", "sk-other"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        assert AddPersonas("m", api_base="https://api.openai.com/v1").llm.transport.key == key
+
+
 def test_a_model_that_is_given_is_used(endpoint: dict[str, Any]) -> None:
     model = pi.LLM(**endpoint, temperature=0.5)
     add = AddPersonas(model)
@@ -536,10 +545,12 @@ def test_a_batch_is_filtered_as_the_whole_would_be(llm: FakeLLM) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_has_what_is_left_of_the_budget(llm: FakeLLM) -> None:
-    add = pi.AddPersonas(
-        "fake", api_base=llm.api_base, budget=50.0, prices=(10_000.0, 10_000.0), cache=False
-    )
+@pytest.mark.parametrize("is_given", [False, True], ids=["of a name", "of an LLM"])
+def test_a_fork_and_a_copy_have_what_is_left_of_the_budget(llm: FakeLLM, is_given: bool) -> None:
+    options: dict[str, Any] = {"budget": 50.0, "prices": (10_000.0, 10_000.0), "cache": False}
+    model = pi.LLM("fake", api_base=llm.api_base, **options)
+    add = AddPersonas(model) if is_given else AddPersonas("fake", api_base=llm.api_base, **options)
+    assert copy.copy(add).llm.account is add.llm.account
     budget = add.llm.account.bounds.budget
     assert budget is not None
     budget.replace((), {"what the parent spent": 49.0})
