@@ -27,7 +27,7 @@ from personainfer.api_keys import Secrets
 from personainfer.batch.job_folder import PersonaBatch, read_answers
 from personainfer.batch.lines import read_line
 from personainfer.connections import Answer
-from personainfer.data.readers import read_preferences
+from personainfer.data.containers import read_preferences
 from personainfer.evaluation.human import read_rating_sheet, write_rating_sheet
 from personainfer.exceptions import PersonaInferError
 from personainfer.llm.client import LLM

@@ -35,14 +35,14 @@ READERS = {
     ),
     "clauses of contrast": ("'over ' * (LENGTH // 20)", "without_contrast(text)"),
     "a list after a contrast": ("'not, ' * (LENGTH // 20)", "without_contrast(text)"),
-    "a header": ("'0' * LENGTH + 'x'", "endpoint_faults._wait(text, 0.0)"),
+    "a header": ("'0' * LENGTH + 'x'", "refusals._wait(text, 0.0)"),
 }
 SCRIPT = """
 import personainfer as pi
-from personainfer.data.readers import read_preferences
+from personainfer.data.containers import read_preferences
 from personainfer.evaluation import judge
 from personainfer.evaluation.salience import without_contrast
-from personainfer.llm import endpoint_faults
+from personainfer.llm import refusals
 from personainfer.personas.flags import find_flags
 from personainfer.personas.prompts import pair_message
 from personainfer.simulation import heterogeneity

@@ -25,7 +25,7 @@ SMALL = {
     "hf": "import datasets",
     "local": "import xllamacpp, personainfer.llm.llamacpp",
     "otel": "import opentelemetry.trace, opentelemetry.metrics",
-    "report": "import personainfer.simulation.figures, matplotlib",
+    "report": "import personainfer.simulation.plots, matplotlib",
 }
 
 

@@ -20,7 +20,7 @@ from personainfer.testing import FakeLLM
 from .attack import PAIRS, attack, broken_if, error_of, internal, is_ours, named
 
 CACHE = ("local.cache", "llm.cache", "cache")  # where the module is, and where it was
-DATABASE = ("local.reply_database", *CACHE)
+DATABASE = ("local.database_checks", *CACHE)
 _PAGE = 4096  # bytes of a page of SQLite's, whose first one says what it holds
 _LEAF_OF_A_TABLE = 0x0D
 

@@ -30,7 +30,7 @@ from weakref import WeakValueDictionary
 from pydantic import Field, ValidationError
 
 from ..api_keys import Secrets, StoredNumber, as_stored, shown_address
-from ..data.files import bounded_lines
+from ..data.file_formats import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
 from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError

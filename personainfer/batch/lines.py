@@ -12,11 +12,11 @@ from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 from ..api_keys import Secrets
-from ..data.files import LONGEST_LINE
+from ..data.file_formats import LONGEST_LINE
 from ..exceptions import ModelError, RequestRejectedError, reads
 from ..llm.client import LLM
-from ..llm.endpoint_faults import error_text, redact, status_error
 from ..llm.openai_protocol import read_answer
+from ..llm.refusals import error_text, redact, status_error
 from ..llm.replies import taken_by
 from ..llm.requests import Request, cached_reply
 from ..preferences.cells import read_json

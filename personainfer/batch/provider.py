@@ -33,9 +33,9 @@ from ..exceptions import (
     unreadable,
 )
 from ..http_guard import Rules
-from ..llm.endpoint_faults import provider_errors, redact
 from ..llm.litellm_transport import LiteLLMTransport
 from ..llm.llamacpp import EmbeddedTransport
+from ..llm.refusals import provider_errors, redact
 from ..llm.transports import EndpointTransport, Transport
 from ..observability import silent_libraries
 from .lines import provider_words, request_line

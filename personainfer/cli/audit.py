@@ -96,7 +96,7 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
     Raises:
         DataError: the file is not JSON lines, or a user has two personas.
     """
-    from ..data.files import bounded_lines
+    from ..data.file_formats import bounded_lines
     from ..local.atomic_files import opened_file
     from ..users.records import UserPersonas
 

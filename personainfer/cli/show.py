@@ -77,7 +77,7 @@ def report(
 
 def formats(as_json: AsJson = False) -> None:
     """List the formats that are read, with an example row of each, and those that export writes."""
-    from ..data.files import FILES
+    from ..data.file_formats import FILES
     from ..preferences.recognition import example_rows
     from ..tailoring.export import EXPORT_FORMATS
 

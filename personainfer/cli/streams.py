@@ -46,7 +46,7 @@ def rows_of(data: str, limit: int | None) -> Any:
     Raises:
         InvalidArgumentError: there is no such file, or it cannot be read.
     """
-    from ..data.files import bounded_lines, check_file, jsonl_rows, open_rows
+    from ..data.file_formats import bounded_lines, check_file, jsonl_rows, open_rows
 
     if data == "-":
         if sys.stdin is None:

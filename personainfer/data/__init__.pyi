@@ -1,3 +1,3 @@
-from .readers import read_preferences as read_preferences
+from .containers import read_preferences as read_preferences
 from .source_rows import SourceRow as SourceRow
 from .table import PersonaTable as PersonaTable

@@ -16,7 +16,7 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null, without_na
 from ..records import PersonaRow
 from .column_values import STORED_BYTES, is_kept, json_text, kept_in_arrow, names_of, size_of
-from .files import arrow_cells
+from .file_formats import arrow_cells
 
 if TYPE_CHECKING:
     import pyarrow

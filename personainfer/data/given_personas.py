@@ -13,8 +13,8 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null, parse_cell
 from ..records import Persona, PersonaRow
 from .arrow_columns import cells_of, in_narwhals, own_names, package_of
-from .files import CSV_NULLS, arrow_cells
-from .readers import read_with_columns
+from .containers import read_with_columns
+from .file_formats import CSV_NULLS, arrow_cells
 from .source_rows import PreferenceSource, SourceRow
 from .table_reader import COLUMNS
 

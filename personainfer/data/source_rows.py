@@ -28,7 +28,7 @@ from ..preferences.schemas import Mapped, Schema
 from ..preferences.turns import ROLES, check_text
 from ..records import Preference
 from .column_values import DEEPEST, holds_too_deep, json_text, size_of
-from .files import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow
+from .file_formats import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow
 
 
 class SourceRow(NamedTuple):

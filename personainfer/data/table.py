@@ -42,7 +42,7 @@ from .arrow_columns import (
     without,
 )
 from .column_values import name_as_text
-from .files import arrow_cells
+from .file_formats import arrow_cells
 from .given_personas import read_personas
 from .table_display import figures, html_page, terminal_width, text_lines, wrapped
 from .table_reader import (

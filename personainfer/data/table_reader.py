@@ -31,7 +31,7 @@ from .arrow_columns import (
     stored_type,
     with_index_column,
 )
-from .files import missing_file
+from .file_formats import missing_file
 from .parquet import (
     least_bytes,
     listed_bytes,

@@ -29,7 +29,7 @@ from ..local.atomic_files import (
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
 from .column_values import MOST_FIELDS, fields_of, is_kept
-from .files import arrow_cells
+from .file_formats import arrow_cells
 from .parquet import written_bytes
 from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
 

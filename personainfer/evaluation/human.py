@@ -24,7 +24,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from ..data.files import open_rows
+from ..data.file_formats import open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json
 from ..exceptions import DataError, InvalidArgumentError, visible

@@ -38,7 +38,6 @@ from ..http_guard import Exchange, Rules, guarded_http
 from ..observability import silent_libraries
 from ..records import Completion
 from .dialect import FORMS, Dialect, fold_system
-from .endpoint_faults import library_error
 from .openai_protocol import (
     Json,
     check_was_read,
@@ -49,6 +48,7 @@ from .openai_protocol import (
     tool_call,
     wire_schema,
 )
+from .refusals import library_error
 from .replies import last_bad_reply, taken_by
 from .transports import DialectTransport, Sent
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from ..api_keys import Secrets
 from ..exceptions import InvalidArgumentError, ModelError, ReplyError, TransportError
 from ..records import Completion, Logprobs
-from .endpoint_faults import embedded_status
+from .refusals import embedded_status
 
 Json = dict[str, Any]
 

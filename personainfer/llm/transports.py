@@ -1,6 +1,6 @@
 """What a transport is, and the one to OpenAI-compatible endpoints: send one request, return its reply.
 
-Every transport takes the same bytes: an OpenAI chat completion request. `endpoint_faults` turns refusals into
+Every transport takes the same bytes: an OpenAI chat completion request. `refusals` turns refusals into
 errors, and a `Dialect` rewrites requests for endpoints that need another form.
 """
 
@@ -39,8 +39,8 @@ from ..exceptions import (
 )
 from ..records import Completion
 from .dialect import Asked, Dialect
-from .endpoint_faults import error_text, no_answer, status_error
 from .openai_protocol import Json, check_was_read, message_texts, read_answer, response_format
+from .refusals import error_text, no_answer, status_error
 from .replies import decode, taken_by
 
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 The database is diskcache's (SQLite in write-ahead mode, safe for several processes at once). Many replies are
 written in one transaction, and many keys are looked up in one query. Only text is stored and read: diskcache
 itself would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be
-shared: `local.reply_database` checks the file. Files and folders that are made here are open to their owner
+shared: `local.database_checks` checks the file. Files and folders that are made here are open to their owner
 only, since replies hold people's texts.
 
 A forked child opens its own connections. SQLite does not support a fork while another thread is in a
@@ -42,7 +42,7 @@ from .atomic_files import (
     remove_abandoned,
     unfinished_folder,
 )
-from .reply_database import (
+from .database_checks import (
     BUSY_TIMEOUT,
     JOURNALS,
     LOCK,

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from ..arguments import takes_options
 from ..data.arrow_columns import own_names
-from ..data.readers import read_preferences
+from ..data.containers import read_preferences
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
 from ..data.table_writer import TAKEN_NAMES, check_free_names, check_output

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from typing import Any, NamedTuple
 
 from ..data.arrow_columns import cells_of, in_narwhals, own_names, package_of
-from ..data.files import arrow_cells
-from ..data.readers import KnownSchemas, read_cells
+from ..data.containers import KnownSchemas, read_cells
+from ..data.file_formats import arrow_cells
 from ..data.source_rows import SourceRow
 from ..data.table import PersonaTable
 from ..data.table_reader import COLUMNS, persona_columns

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError
-from . import usual_names as usual
+from . import usual_column_names as usual
 from .schemas import Mapped, Schema
 
 ROLES: Final = tuple(
@@ -53,8 +53,8 @@ def listed(names: Sequence[object]) -> str:
 class _Names:
     """The columns of the data, and those that already play a role (`taken`).
 
-    A known name (of `usual_names`) stands for the column of exactly that name. If there is none, it stands
-    for the only column whose name differs from it just in case, spaces or dashes.
+    A known name (of `usual_column_names`) stands for the column of exactly that name. If there is none, it
+    stands for the only column whose name differs from it just in case, spaces or dashes.
     """
 
     def __init__(self, found: Iterable[str], roles: Mapping[str, str]) -> None:
@@ -298,8 +298,8 @@ def _many_schemas(names: _Names) -> Iterator[Schema]:
 def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> Schema:
     """Make a schema, and add its optional columns: id, user, system message and others.
 
-    Some optional columns may not be in the first rows (see `usual_names.LATER`). Until a row has one, its
-    role is entered with the role's own name as the column.
+    Some optional columns may not be in the first rows (see `usual_column_names.LATER`). Until a row has one,
+    its role is entered with the role's own name as the column.
     """
     rest = names.without(columns)
     asked = usual.plain_name(columns.get("prompt", ""))

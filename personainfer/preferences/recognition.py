@@ -28,10 +28,10 @@ from .column_names import (
 )
 from .conversations import encoding_problem, pair_problem
 from .labels import is_strength, label_key, may_be_labels, name_both_sides
+from .named_responses import Head, without_names
 from .pairing import by_rater, is_ranked
 from .rows import read_all, read_group
 from .schemas import Mapped, Schema
-from .side_names import Head, without_names
 from .turns import is_history
 
 LOOK_AHEAD: Final = 200  # schema and coding are recognised from so many first rows

@@ -11,9 +11,9 @@ from ..exceptions import InvalidArgumentError, ModelNotFoundError
 from ..local.weights import find_weights
 from ..personas.placement import check_place
 from ..records import Persona
-from .hf_models import check_installed
 from .interfaces import Failed, Scorer, ScoringEndpoint
 from .llamacpp import EmbeddedEndpoint, ForcedDecoding
+from .transformers_models import check_installed
 from .transformers_scorer import TorchScorer
 from .vllm import PromptLogprobs
 

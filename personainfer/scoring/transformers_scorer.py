@@ -19,8 +19,8 @@ import numpy as np
 
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
-from .hf_models import load_model
 from .interfaces import Chat, Failed, Tokens, TokenText, common_start, ignored
+from .transformers_models import load_model
 
 if TYPE_CHECKING:
     import torch

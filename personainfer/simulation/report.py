@@ -35,11 +35,11 @@ from ..local.atomic_files import (
     write_file,
 )
 from ..tailoring.embeddings import Embedder
-from ..users.audit_results import PersonaAudit
+from ..users.audit_verdict import PersonaAudit
 from ..users.records import UserPersonas
 from ..users.results import PrefixEvaluation
-from .figures import Json, estimates, groups, histograms, tiles, user_tiles, words
 from .persona_groups import PersonaGroup, persona_groups
+from .plots import Json, estimates, groups, histograms, tiles, user_tiles, words
 from .report_rows import KINDS, PageRow, page_rows
 
 _MADE_BY = "Made by personainfer"  # in the footer of each report

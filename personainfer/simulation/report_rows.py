@@ -11,10 +11,10 @@ from ..data.table_display import short_prompt, unexplained_texts
 from ..evaluation.results import ResponseComparison
 from ..evaluation.summary import SIDES, best_score, verified, verified_score
 from ..records import FloatArray, Persona, PersonaRow, Preference, Side
-from ..users.audit_results import PersonaAudit
+from ..users.audit_verdict import PersonaAudit
 from ..users.records import UserPersonas, UserRow
 from ..users.results import PrefixEvaluation
-from .figures import SIDE_LABELS
+from .plots import SIDE_LABELS
 
 
 class PageSide(TypedDict, total=False):

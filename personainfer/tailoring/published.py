@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.files import FILES
+from ..data.file_formats import FILES
 from ..data.table import PersonaTable
 from ..exceptions import InvalidArgumentError, MissingExtraError
 

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from unittest import mock
 
-from ..local.reply_database import connected
+from ..local.database_checks import connected
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 from .audit import audit_personas as audit_personas
-from .audit_results import Accuracies as Accuracies
-from .audit_results import PersonaAudit as PersonaAudit
+from .audit_verdict import Accuracies as Accuracies
+from .audit_verdict import PersonaAudit as PersonaAudit
 from .evaluate import evaluate_prefixes as evaluate_prefixes
 from .infer import infer_user_personas as infer_user_personas
 from .predictors import TasteSimilarity as TasteSimilarity

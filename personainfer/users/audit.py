@@ -30,7 +30,7 @@ from ..scoring.choice_models import (
 )
 from ..scoring.latent_users import LatentUsers
 from ..tailoring.user_rewards import BradleyTerry, LowRankRewards
-from .audit_results import FEW_SHOT, Margins, PersonaAudit
+from .audit_verdict import FEW_SHOT, Margins, PersonaAudit
 from .groups import check_groups, group_values, strangers
 from .hypotheses import UserAtWork, users_in
 from .predictors import Case, ChoiceScorer, SharedCalls, predictor_of, sees_ids

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.arrow_columns import own_names
-from ..data.readers import read_with_columns
+from ..data.containers import read_with_columns
 from ..exceptions import DataError, InvalidArgumentError
 from ..llm.client import LLM
 from ..personas.infer import infer_personas

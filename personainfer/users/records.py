@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 from pydantic import Field
 
 from ..api_keys import as_stored
-from ..data.files import bounded_lines, missing_file
+from ..data.file_formats import bounded_lines, missing_file
 from ..data.table_reader import check_settings
 from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, shown_when_made, visible
 from ..local.atomic_files import as_path, check_file, check_replaced, place_errors, write_file

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import personainfer as pi
 from personainfer.cli.commands import app
-from personainfer.data.readers import read_preferences
+from personainfer.data.containers import read_preferences
 from personainfer.evaluation.human import write_rating_sheet
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.testing import FakeLLM, Fault

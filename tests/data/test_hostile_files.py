@@ -24,7 +24,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.cli.audit import read_personas
-from personainfer.data import files, parquet, read_preferences, source_rows
+from personainfer.data import file_formats, parquet, read_preferences, source_rows
 from personainfer.evaluation.human import read_rating_sheet
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.local.atomic_files import read_small_file
@@ -48,8 +48,8 @@ def nested(depth: int, kind: type) -> Any:
 def test_a_line_of_a_packed_file_that_is_too_long_is_an_error(
     llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "LONGEST_LINE", LIMIT)
-    monkeypatch.setattr(files, "_MOST_PACKED", 2000)
+    monkeypatch.setattr(file_formats, "LONGEST_LINE", LIMIT)
+    monkeypatch.setattr(file_formats, "_MOST_PACKED", 2000)
     path = tmp_path / "bomb.jsonl.gz"
     with gzip.open(path, "wb") as file:
         file.write(json.dumps(GOOD).encode() + b'\n{"prompt": "')
@@ -70,7 +70,7 @@ def test_a_line_of_a_packed_file_that_is_too_long_is_an_error(
 def test_a_cell_of_a_parquet_file_that_is_too_long_costs_its_row(
     llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "LONGEST_LINE", LIMIT)
+    monkeypatch.setattr(file_formats, "LONGEST_LINE", LIMIT)
     path = tmp_path / "bomb.parquet"
     rows = [GOOD, {**GOOD, "prompt": "a" * (LIMIT + 1)}, {**GOOD, "prompt": "q"}]
     pq.write_table(pa.Table.from_pylist(rows), path)
@@ -91,8 +91,8 @@ def test_a_pipe_as_input_is_an_error_that_says_so(tmp_path: Path) -> None:
 def test_other_packed_files_are_bounded_too(
     llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(files, "LONGEST_LINE", LIMIT)
-    monkeypatch.setattr(files, "_LARGEST_JSON", LIMIT)
+    monkeypatch.setattr(file_formats, "LONGEST_LINE", LIMIT)
+    monkeypatch.setattr(file_formats, "_LARGEST_JSON", LIMIT)
     with gzip.open(tmp_path / name, "wb") as file:
         file.write(b"prompt,chosen,rejected\n" if "csv" in name else b"[")
         for _ in range(20):
@@ -109,7 +109,7 @@ def test_a_small_file_that_unpacks_to_hundreds_of_times_its_size_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, filling: str
 ) -> None:
     """Of empty lines alone, 300 MB cost minutes."""
-    monkeypatch.setattr(files, "_MOST_UNPACKED", 2**18)
+    monkeypatch.setattr(file_formats, "_MOST_UNPACKED", 2**18)
     start = "prompt,chosen,rejected\np,a,b\n" if "csv" in name else json.dumps(GOOD) + "\n"
     for count in (2**17, 2**19):
         (tmp_path / name).write_bytes(gzip.compress((start + filling * count).encode()))
@@ -125,7 +125,7 @@ def test_a_small_file_that_unpacks_to_hundreds_of_times_its_size_is_refused(
 def test_very_many_empty_lines_are_an_error_unless_there_are_as_many_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(files, "_MOST_EMPTY", 1000)
+    monkeypatch.setattr(file_formats, "_MOST_EMPTY", 1000)
     start = "prompt,chosen,rejected\n" if "csv" in name else ""
     row = "p,a,b\n" if "csv" in name else json.dumps(GOOD) + "\n"
     path = tmp_path / name
@@ -140,7 +140,7 @@ def test_very_many_empty_lines_are_an_error_unless_there_are_as_many_rows(
 def test_a_csv_header_of_very_many_columns_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_MOST_COLUMNS", 1000)
+    monkeypatch.setattr(file_formats, "_MOST_COLUMNS", 1000)
     (tmp_path / "rows.csv").write_text("prompt,chosen,rejected" + "," * 1000 + "\np,a,b\n")
     with pytest.raises(DataError, match=r"has 1,002 commas"):
         list(read_preferences(tmp_path / "rows.csv"))
@@ -195,7 +195,7 @@ def test_a_line_of_very_many_values_costs_its_row(tmp_path: Path) -> None:
 def test_a_json_file_of_very_many_values_is_an_error_that_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_MOST_JSON_VALUES", MANY)
+    monkeypatch.setattr(file_formats, "_MOST_JSON_VALUES", MANY)
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([GOOD] * 100))
     assert errors(path) == [None] * 100
@@ -232,7 +232,7 @@ def test_a_text_that_all_rows_of_a_parquet_file_share_is_in_memory_once(
 ) -> None:
     """A file of a few KB holds it once; Arrow makes one text for each row."""
     monkeypatch.setattr(parquet, "_BATCH_BYTES", 2**24)
-    monkeypatch.setattr(files, "LONGEST_LINE", 2**24)
+    monkeypatch.setattr(file_formats, "LONGEST_LINE", 2**24)
     shared = pa.DictionaryArray.from_arrays(
         pa.array([0] * 1024, pa.int32()), pa.array(["a" * 2**19])
     )
@@ -347,7 +347,7 @@ def test_texts_stored_as_what_differs_from_the_one_before_are_read_few_at_once(
 def test_a_csv_row_whose_quotes_stay_open_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "LONGEST_LINE", LIMIT)
+    monkeypatch.setattr(file_formats, "LONGEST_LINE", LIMIT)
     path = tmp_path / "rows.csv"
     good = 'p,a,"b\nc"\n' * (LIMIT // 9)  # more than the bound of a row, all together
     long = '"a' + ('","' + "x" * 1000 + "\n") * 300

@@ -22,9 +22,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from personainfer.data import files
-from personainfer.data.files import CSV_NULLS, open_rows
-from personainfer.data.readers import read_preferences
+from personainfer.data import file_formats
+from personainfer.data.containers import read_preferences
+from personainfer.data.file_formats import CSV_NULLS, open_rows
 from personainfer.data.source_rows import PreferenceSource
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.preferences.conversations import pair_problem
@@ -582,7 +582,7 @@ def test_a_stray_quote_in_a_csv_file_costs_its_row_alone(last: int | None, tmp_p
 def test_quotes_that_stay_open_are_read_again_in_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_MOST_READ_AGAIN", 10_000)
+    monkeypatch.setattr(file_formats, "_MOST_READ_AGAIN", 10_000)
     path = tmp_path / "q.csv"
     path.write_text("prompt,chosen,rejected\nq,yes,no\n" + 'q,"yes,no\n' * 3000)
     with pytest.raises(DataError, match="too many quotes that stay open, the last one in line"):
@@ -753,7 +753,9 @@ def test_pair_problem_of_records_made_elsewhere() -> None:
 @pytest.mark.heavy  # test_architecture.py says it of all that `infer_personas` imports
 def test_importing_is_cheap() -> None:
     heavy = {"pandas", "polars", "pyarrow", "datasets", "narwhals"}
-    code = "import sys, personainfer.data.readers; print(*{m.split('.')[0] for m in sys.modules})"
+    code = (
+        "import sys, personainfer.data.containers; print(*{m.split('.')[0] for m in sys.modules})"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not heavy & set(out.stdout.split())
 

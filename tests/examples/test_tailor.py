@@ -60,7 +60,7 @@ def trained(kind: str, folder: Path) -> Path:
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from personainfer.scoring.hf_models import load_model
+    from personainfer.scoring.transformers_models import load_model
 
     model, tokenizer = load_model("local:smollm2", device="cpu")
     some = pi.PersonaTable(table()[:12])
@@ -137,7 +137,7 @@ def tiny(tmp_path: Path) -> Path:
     """The folder of a model with the real tokenizer and a few random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from personainfer.scoring.hf_models import load_model
+    from personainfer.scoring.transformers_models import load_model
 
     _, tokenizer = load_model("local:smollm2", device="cpu")
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -447,7 +447,7 @@ def test_the_judged_answers_show_both_rates_and_what_was_lost(command: Any) -> N
 def test_unpacked_weights_are_those_of_the_file(command: Any, tmp_path: Path) -> None:
     import torch
 
-    from personainfer.scoring.hf_models import load_model
+    from personainfer.scoring.transformers_models import load_model
 
     s = command.arguments(["pairs.jsonl", "--out", str(tmp_path)])
     (model, tokenizer), (unpacked, other) = (

@@ -24,8 +24,8 @@ from personainfer.exceptions import (
     RequestRejectedError,
     TransportError,
 )
-from personainfer.llm.endpoint_faults import error_text, retry_after, status_error
 from personainfer.llm.openai_protocol import read_completion
+from personainfer.llm.refusals import error_text, retry_after, status_error
 from personainfer.llm.replies import decode, read_reply
 from personainfer.testing import FakeLLM, Fault
 

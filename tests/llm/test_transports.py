@@ -28,9 +28,9 @@ from personainfer.exceptions import (
     TransportError,
 )
 from personainfer.llm.dialect import Dialect
-from personainfer.llm.endpoint_faults import redact, retry_after, status_error
 from personainfer.llm.openai_protocol import wire_schema
 from personainfer.llm.pricing import Price, find_price
+from personainfer.llm.refusals import redact, retry_after, status_error
 from personainfer.llm.transports import EndpointTransport
 from personainfer.testing import FakeLLM, Fault, Reply
 

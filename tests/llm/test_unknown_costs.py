@@ -22,8 +22,8 @@ from personainfer.exceptions import (
     ModelError,
     TransportError,
 )
-from personainfer.llm.endpoint_faults import provider_errors
 from personainfer.llm.pricing import Price, ReplySize, find_batch_price, find_price
+from personainfer.llm.refusals import provider_errors
 from personainfer.llm.requests import Request
 from personainfer.testing import FakeLLM, Fault, Reply
 

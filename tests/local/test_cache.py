@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 import personainfer as pi
 from personainfer.exceptions import CacheError, InvalidArgumentError
-from personainfer.local import reply_database
+from personainfer.local import database_checks
 from personainfer.local.cache import (
     ReplyCache,
     cache_info,
@@ -36,7 +36,7 @@ from personainfer.local.cache import (
     default_cache_dir,
     prune_cache,
 )
-from personainfer.local.reply_database import readable_rows
+from personainfer.local.database_checks import readable_rows
 from personainfer.testing import FakeLLM
 
 from ..builders import examples
@@ -164,7 +164,7 @@ def test_a_new_database_is_the_one_that_diskcache_makes(tmp_path: Path) -> None:
 
     ReplyCache(tmp_path / "ours").close()
     (tmp_path / "theirs").mkdir()
-    diskcache.Cache(str(tmp_path / "theirs"), **reply_database._SETTINGS).close()
+    diskcache.Cache(str(tmp_path / "theirs"), **database_checks._SETTINGS).close()
     assert found(tmp_path / "ours") == found(tmp_path / "theirs")
 
 
@@ -561,7 +561,7 @@ def test_a_cache_of_an_older_version_is_used_where_it_cannot_be_closed(
 def test_a_cache_that_stays_locked_is_an_error(
     act: Callable[[ReplyCache], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personainfer.local.reply_database.BUSY_STEP", 0.05)
+    monkeypatch.setattr("personainfer.local.database_checks.BUSY_STEP", 0.05)
     cache = ReplyCache(tmp_path)
     cache.set_many(numbered(1).items(), model="m")
     with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
@@ -582,7 +582,7 @@ def test_a_cache_that_stays_locked_is_an_error(
 def test_a_cache_that_is_locked_when_it_is_opened_is_an_error(
     lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personainfer.local.reply_database.BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("personainfer.local.database_checks.BUSY_TIMEOUT", 0.1)
     with closing(ReplyCache(tmp_path)) as cache:
         cache.set_many(numbered(1).items(), model="m")
     with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
@@ -597,7 +597,7 @@ def test_a_cache_that_is_locked_when_it_is_opened_is_an_error(
 def test_a_run_on_a_locked_cache_ends_with_an_error_and_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personainfer.local.reply_database.BUSY_STEP", 0.05)
+    monkeypatch.setattr("personainfer.local.database_checks.BUSY_STEP", 0.05)
     monkeypatch.setattr("personainfer.llm.workers._LOCKED_PATIENCE", 0.5)
     with FakeLLM() as llm:
         model = pi.LLM("fake", api_base=llm.api_base, cache_dir=tmp_path)
@@ -848,7 +848,7 @@ def test_a_spoilt_reply_costs_itself_alone(
     with closing(ReplyCache(tmp_path)) as cache:
         cache.set_many(replies.items(), model="m")
     changed(tmp_path, f"UPDATE Cache SET {spoilt}, filename = CAST(x'ff' AS TEXT) WHERE rowid = 7")
-    monkeypatch.setattr("personainfer.local.reply_database.LONGEST_REPLY", 1999)
+    monkeypatch.setattr("personainfer.local.database_checks.LONGEST_REPLY", 1999)
     cache = ReplyCache(tmp_path)
     assert cache.get_many(list(replies)) == {
         key: text for key, text in replies.items() if key != b"key-6"
@@ -1124,8 +1124,8 @@ def test_where_no_file_can_be_shared_in_memory_a_cache_leaves_no_journal(
 
 def test_a_cache_on_a_windows_share_is_opened_by_an_address_without_a_host() -> None:
     share = PureWindowsPath(r"\\server\share\a b\cache.db")
-    assert reply_database.uri_of(share) == "file:////server/share/a%20b/cache.db"
-    assert reply_database.uri_of(PureWindowsPath(r"C:\cache.db")) == "file:///C:/cache.db"
+    assert database_checks.uri_of(share) == "file:////server/share/a%20b/cache.db"
+    assert database_checks.uri_of(PureWindowsPath(r"C:\cache.db")) == "file:///C:/cache.db"
 
 
 def rollback_journal(victim: Path) -> bytes:
@@ -1195,7 +1195,7 @@ def test_deleted_texts_leave_the_file_or_a_warning_says_that_they_stay(
 ) -> None:
     filled(tmp_path)
     monkeypatch.setattr("personainfer.local.cache.BUSY_TIMEOUT", 0.02)
-    monkeypatch.setattr("personainfer.local.reply_database.BUSY_STEP", 0.01)
+    monkeypatch.setattr("personainfer.local.database_checks.BUSY_STEP", 0.01)
     with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT COUNT(*) FROM Cache").fetchall()

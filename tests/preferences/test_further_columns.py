@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from personainfer.data.readers import read_preferences
+from personainfer.data.containers import read_preferences
 from personainfer.exceptions import DataError
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from personainfer.data.readers import read_preferences
+from personainfer.data.containers import read_preferences
 from personainfer.data.source_rows import SourceRow
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.preferences import column_names

@@ -10,14 +10,14 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.simulation.figures import (
+from personainfer.simulation.heterogeneity import entropy_by_word, feature_regression, votes
+from personainfer.simulation.plots import (
     plot_entropy_by_word,
     plot_feature_regression,
     plot_top_share,
     plot_vote_entropy,
     plot_winners,
 )
-from personainfer.simulation.heterogeneity import entropy_by_word, feature_regression, votes
 from personainfer.simulation.reward_matrix import RewardMatrix
 from personainfer.simulation.simulated_users import SimulatedUsers
 

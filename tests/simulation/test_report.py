@@ -17,7 +17,7 @@ from personainfer.evaluation.human import write_rating_sheet
 from personainfer.evaluation.summary import summarise
 from personainfer.records import Candidate
 from personainfer.simulation import persona_groups, write_report
-from personainfer.simulation.figures import plot_accuracy, plot_salient_words, plot_scores
+from personainfer.simulation.plots import plot_accuracy, plot_salient_words, plot_scores
 from personainfer.testing import FakeLLM, Reply
 from personainfer.users.records import PairEvidence, UserPersona, UserPersonas, UserRow
 

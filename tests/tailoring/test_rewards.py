@@ -171,7 +171,7 @@ def test_trl_takes_a_step(chat: bool, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from personainfer.scoring.hf_models import load_model
+    from personainfer.scoring.transformers_models import load_model
 
     _, tokenizer = load_model("local:smollm2", device="cpu")
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from personainfer.scoring.choice_models import LongerWins, length_only
 from personainfer.tailoring import LowRankRewards
 from personainfer.testing import FakeLLM
 from personainfer.users import PersonaAudit, UserPersona, UserPersonas
-from personainfer.users.audit_results import choices_needed, verdict_of
+from personainfer.users.audit_verdict import choices_needed, verdict_of
 from personainfer.users.groups import other_users, strangers
 from personainfer.users.records import UserRow
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arguments import Count, check_argument
-from ..data.files import FILES, open_rows
+from ..data.file_formats import FILES, open_rows
 from ..data.table import PersonaTable
 from ..evaluation.comparison import compare_responses
 from ..evaluation.judge import LikelihoodJudge, in_parts

@@ -20,7 +20,7 @@ from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
 from .arrow_columns import cells_of
-from .files import SUPPORTED, arrow_cells, check_readable, open_rows, refuse_twins
+from .file_formats import SUPPORTED, arrow_cells, check_readable, open_rows, refuse_twins
 from .source_rows import (
     PreferenceSource,
     RowStream,
