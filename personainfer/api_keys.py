@@ -134,7 +134,10 @@ def route_of(addresses: Iterable[str], headers: Mapping[str, str]) -> str:
 
 
 def _chooses_a_model(header: str) -> bool:
-    """Whether a header's name says so. `x-portkey-virtual-key` does, and `x-provider-api-key` is a key."""
+    """Whether a header's name says that its value chooses a model, and is no key.
+
+    `x-portkey-virtual-key` chooses one, though its name ends in "key"; `x-provider-api-key` is a key.
+    """
     is_key_name = (
         SECRET_NAME.search(re.split("[-_]", header)[-1]) and "virtual" not in header.lower()
     )

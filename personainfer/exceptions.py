@@ -12,7 +12,7 @@ PersonaInferError
 ├── CacheError                           the cache on disk cannot be used
 ├── BatchPendingError                    a provider's batch is not done yet
 └── ModelError                           a model gave no usable reply
-    ├── AuthenticationError              no key, or a key that is refused: ends the run
+    ├── AuthenticationError              no key, a refused key, no credit: ends the run
     ├── ModelNotFoundError               no such model or endpoint: ends the run
     ├── RequestRejectedError             the endpoint refuses this one request
     ├── RateLimitError                   the endpoint asks for fewer requests, for too long
@@ -249,7 +249,7 @@ class ModelError(PersonaInferError):
 
 
 class AuthenticationError(ModelError):
-    """The endpoint needs a key and got none, or refused the one it got."""
+    """The endpoint needs a key and got none, or refused the one it got; or the account has no credit."""
 
     fatal = True
 

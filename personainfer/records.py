@@ -380,7 +380,11 @@ Logprobs = Sequence[tuple[str, Mapping[str, float]]]
 class Completion:
     """The reply of a model as text. Tokens are the endpoint's counts; reasoning is part of the completion.
 
-    `logprobs` is None unless the request asked for them and the endpoint gave them.
+    Attributes:
+        logprobs: None unless the request asked for them and the endpoint gave them.
+        counted: whether the endpoint told the tokens of prompt and completion.
+        dialect: the version of the endpoint's dialect that the request was written in; 0 once a reply had the
+            form that was asked for.
     """
 
     text: str

@@ -395,10 +395,10 @@ def _found(api: BatchAPI, file_id: str) -> BatchState | None:
 
 
 def _keys(batch: PersonaBatch, llm: LLM) -> dict[bytes, int]:
-    """The keys of all requests, each with the most tokens of its prompt.
+    """The keys of all requests, each with the most tokens that the request's prompt can have.
 
     Raises:
-        DataError: they are not those that were submitted.
+        DataError: the requests are not those that were submitted.
     """
     digest, keys = _fingerprint(batch.source(), batch.plan(), llm)
     if digest != batch.digest:

@@ -122,7 +122,10 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
 
 
 def _is_text(row: dict[str, Any]) -> bool:
-    """Whether a row has a user and a persona as text. A field "user_id" is copied to "user"."""
+    """Whether a row has a persona as text, and a user as text or a number.
+
+    A row without a field "user" is changed: it gets the one of its field "user_id".
+    """
     if "user" not in row and "user_id" in row:
         row["user"] = row["user_id"]
     return isinstance(row.get("persona"), str) and isinstance(row.get("user"), str | int)

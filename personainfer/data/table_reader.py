@@ -492,9 +492,10 @@ def _check_columns(schema: pyarrow.Schema, added: Sequence[str]) -> None:
 
 
 def _check_groups(metadata: Any) -> None:
-    """Raise ValueError for a group of more rows than it has records.
+    """Raise ValueError for a large row group with too few bytes for a record in each of its rows.
 
-    Each record is a text of its own. Millions of nulls take no room, and would fill the memory.
+    A record takes at least `_SHORTEST_RECORD` bytes. Millions of nulls take no room in the file, and would
+    fill the memory. `metadata` is that of a Parquet file.
     """
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         is_large = group.num_rows > _FEWEST_ROWS_TO_CHECK

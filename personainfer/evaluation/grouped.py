@@ -143,6 +143,12 @@ def win_rate(
     Args:
         outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss; NaN is left out.
         confidence, resamples, seed: as for `bootstrap`.
+
+    Returns:
+        The counts and both rates. A rate of no items is NaN, as `rate` is if all are ties.
+
+    Raises:
+        InvalidArgumentError: outcomes that are not finite numbers of this shape, or a bad argument.
     """
     given = read_numbers("outcomes", outcomes)
     kept = np.sign(given[~np.isnan(given)])
@@ -394,6 +400,7 @@ def _fit(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
     """Fit logit P(y = 1) = a + b x by Newton's method, with a normal prior on b.
 
     x and y have the shape (n,), weights (k, n); the result holds a and b of each row of weights, (k, 2).
+    Each row of weights has some for y = 1 and some for y = 0, else its fit is not finite.
     """
     share = (weights @ y) / weights.sum(axis=1)
     found = np.stack([np.log(share / (1 - share)), np.zeros(len(share))], axis=1)

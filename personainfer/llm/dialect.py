@@ -280,7 +280,10 @@ _FIELD_OF = {"system role": "role"}  # what a request has that may be refused so
 
 
 def fold_system(messages: list[Json]) -> None:
-    """Put the system message at the start of the first user message."""
+    """Move a system message into the start of the user message after it, in the list itself.
+
+    Nothing changes unless the list begins with a system message and then a user message.
+    """
     if len(messages) > 1 and messages[0]["role"] == "system" and messages[1]["role"] == "user":
         system = messages.pop(0)["content"]
         messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"

@@ -275,7 +275,7 @@ def _stored_reply(job: Job, stored: str) -> Reply | None:
 
 
 def read_anew(job: Job, reply: Reply) -> Reply | None:
-    """The same reply in the form of this job; None if it cannot be read so.
+    """The same reply in the form of this job, marked as `cached`; None if it cannot be read so.
 
     Two schemas may ask in the same bytes: their validators, for one, are told to no endpoint.
     """

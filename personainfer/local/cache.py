@@ -274,10 +274,10 @@ class ReplyCache:
         return deleted
 
     def close(self) -> None:
-        """Close this thread's connections. A forked child leaves those of its parent alone.
+        """Close this thread's connections; its next query opens new ones. Other threads keep theirs.
 
-        Nothing is closed while this thread is in a query: the garbage collector may end an abandoned run,
-        which closes its cache, at any allocation.
+        A forked child leaves the connections of its parent alone. Nothing is closed while this thread is in
+        a query: the garbage collector may end an abandoned run, which closes its cache, at any allocation.
         """
         if self._pid != os.getpid() or getattr(self._here, "uses", 0) > 0:
             return

@@ -145,7 +145,11 @@ def _computes_on_cpus(xllamacpp: Any) -> bool:
 
 
 def _end_with_stdin(by_signal: bool) -> None:
-    """Have the system end this process when stdin ends: while llama.cpp loads, no Python runs here."""
+    """Have the system end this process when stdin ends: while llama.cpp loads, no Python runs here.
+
+    Args:
+        by_signal: True: input on stdin, or its end, sends a signal that ends the process; False: no longer.
+    """
     with suppress(ImportError, AttributeError, OSError):  # Windows, and systems without it
         import fcntl
 

@@ -166,7 +166,7 @@ def default_exemplars() -> tuple[Exemplar, ...]:
 
 @cache
 def instructions(name: str) -> tuple[Message, ...]:
-    """The system message of a text file, as a prefix that all requests of a run share."""
+    """The system message of a file in `texts`, such as "user.txt": a prefix that a run's requests share."""
     return (Message(role="system", content=_text(name)),)
 
 

@@ -33,7 +33,7 @@ class ChoiceModel(Protocol):
     """A model that predicts choices of users from other choices of theirs."""
 
     def fit(self, choices: Sequence[Preference]) -> Self:
-        """Learn from choices, which have a `user`. An earlier fit is forgotten."""
+        """Learn from choices, each with a `user`, and return this model. An earlier fit is forgotten."""
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
         """Return one margin a choice, shape (n,): above 0, the model predicts `chosen`."""

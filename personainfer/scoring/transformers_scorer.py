@@ -376,7 +376,8 @@ def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
 def common_starts(prefixes: Iterable[Tokens]) -> dict[Tokens, Tokens]:
     """Map each prefix to its start that is read first, for all prefixes with this start together.
 
-    A start is never a whole prefix. Returns {} if no two prefixes have enough in common.
+    A start is never a whole prefix: that of a prefix in no group is all but its last token. Returns {} if
+    no two prefixes have enough in common to save tokens.
     """
     groups = _groups(prefixes)
     if all(len(group) == 1 for _, group in groups):

@@ -29,6 +29,8 @@ class PageSide(TypedDict, total=False):
 class PageRow(TypedDict, total=False):
     """A row as the page's script reads it. The script shows all values as text.
 
+    Fields that a kind of result does not have are left out, such as `chosen` for a user.
+
     Attributes:
         index: the place of the row, by which the page links to it.
         name: the id of the row.

@@ -24,7 +24,10 @@ _WORD = re.compile(rf"[{_SINGLE}]|(?:[^\W_{_SINGLE}][{MARKS}]*)+")
 
 
 def words(text: str) -> list[str]:
-    """Split a text into words in lower case. Accented letters are composed (NFC)."""
+    """Split a text into words, case-folded. Accented letters are composed (NFC).
+
+    Of kana and Han, each character is a word. Underscores and punctuation belong to no word.
+    """
     return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 

@@ -131,7 +131,8 @@ def attribute_prefix(
 ) -> Attribution:
     """Measure the effect of each sentence of a prefix on the margin of choices.
 
-    Half of each user's choices, drawn at random, decide whether the user is predicted with the whole prefix.
+    Half of each user's choices, drawn at random, say whether the whole prefix predicts the user: whether it
+    predicts most of them (`SentenceEffect.right`). Users with a single choice are left out.
     Each other choice is scored with subsets of the sentences: with all subsets if there are at most
     `ablations`, else with random ones, which keep a sentence with probability 1/2. The effects on a choice
     are the coefficients of a sparse linear model of the margin (a lasso selects sentences; least squares on
@@ -145,10 +146,14 @@ def attribute_prefix(
         limit: measure effects on at most this many choices, drawn at random; None: on all.
         ablations: the most subsets to score for each choice.
         confidence: of the intervals, between 0 and 1.
-        seed: of the draws and the permutations.
+        seed: of the draws, and of the permutations for `SentencePlace.p`.
+
+    Returns:
+        The effects, and their means for users with `right` and without.
 
     Raises:
-        DataError: no prefix of these choices has a sentence, or no user has two choices.
+        DataError: no prefix of these choices has a sentence (only the kinds "few-shot", "persona" and
+            "gold" have them), or no user has two choices.
     """
     random = np.random.default_rng(seed)
     judged, measured, single = _halves(choices, random)

@@ -205,7 +205,10 @@ def _some(margins: FloatArray) -> FloatArray:
 
 
 def sees_ids(scorer: ChoiceScorer) -> bool:
-    """Whether the scorer gets `Preference` records, so equal texts of two users may score differently."""
+    """Whether the scorer is an object of the caller's with `explains`, which may read more than texts.
+
+    It gets `Preference` records with ids, so equal texts of two users may score differently.
+    """
     reads_texts = isinstance(scorer, str | LLM | Likelihood | Verifier | TasteSimilarity)
     return not reads_texts and isinstance(scorer, Explaining)
 
