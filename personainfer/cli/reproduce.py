@@ -41,7 +41,7 @@ def reproduce(
     **options: Any,
 ) -> None:
     """Measure a paper's main figures on your data: published, ours, the interval, what differs."""
-    from ..simulation.reproduce import reproduce as measured
+    from ..simulation.published_figures import reproduce as measured
 
     found = measured(
         paper, data, model=model, judge=judge, limit=limit, progress=progress, **given(options)

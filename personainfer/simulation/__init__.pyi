@@ -17,8 +17,8 @@ from .plots import plot_winners as plot_winners
 from .report import write_report as write_report
 from .report_rows import PageRow as PageRow
 from .report_rows import page_rows as page_rows
-from .reproduce import Reproduction as Reproduction
-from .reproduce import reproduce as reproduce
+from .published_figures import Reproduction as Reproduction
+from .published_figures import reproduce as reproduce
 from .reward_matrix import RewardMatrix as RewardMatrix
 from .reward_models import RewardClassifier as RewardClassifier
 from .simulated_users import SimulatedUsers as SimulatedUsers

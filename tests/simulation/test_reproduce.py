@@ -154,7 +154,9 @@ def test_users_of_personal_llm_disagree() -> None:
 def test_prefixes_of_famous_people_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScoringServer("vllm") as scores, FakeLLM() as server:
         scorer = pi.Likelihood("tiny", api_base=scores.api_base)
-        monkeypatch.setattr("personainfer.simulation.reproduce._likelihood", lambda judge: scorer)
+        monkeypatch.setattr(
+            "personainfer.simulation.published_figures._likelihood", lambda judge: scorer
+        )
         found = reproduce(
             "wikipersonas", SMALL / "famous_persona", model="writer", api_base=server.api_base
         )
@@ -168,7 +170,9 @@ def test_prefixes_of_famous_people_are_compared(monkeypatch: pytest.MonkeyPatch)
 def test_a_likelihood_judges_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScoringServer("vllm") as scores:
         scorer = pi.Likelihood("tiny", api_base=scores.api_base)
-        monkeypatch.setattr("personainfer.simulation.reproduce._likelihood", lambda judge: scorer)
+        monkeypatch.setattr(
+            "personainfer.simulation.published_figures._likelihood", lambda judge: scorer
+        )
         for paper in ("pi", "pt"):
             found = reproduce(paper, tailored())
             assert found.figures[0].ours.n == 3
