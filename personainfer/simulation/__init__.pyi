@@ -14,11 +14,11 @@ from .plots import plot_scores as plot_scores
 from .plots import plot_top_share as plot_top_share
 from .plots import plot_vote_entropy as plot_vote_entropy
 from .plots import plot_winners as plot_winners
+from .published_figures import Reproduction as Reproduction
+from .published_figures import reproduce as reproduce
 from .report import write_report as write_report
 from .report_rows import PageRow as PageRow
 from .report_rows import page_rows as page_rows
-from .published_figures import Reproduction as Reproduction
-from .published_figures import reproduce as reproduce
 from .reward_matrix import RewardMatrix as RewardMatrix
 from .reward_models import RewardClassifier as RewardClassifier
 from .simulated_users import SimulatedUsers as SimulatedUsers
