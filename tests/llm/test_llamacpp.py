@@ -107,8 +107,8 @@ def replies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, Any]]]
     sent: list[tuple[int, dict[str, Any]]] = []
     post = EmbeddedTransport._post
 
-    async def recorded(self: EmbeddedTransport, path: str, body: bytes, timeout: float) -> Any:
-        status, headers, content = await post(self, path, body, timeout)
+    async def recorded(self: EmbeddedTransport, path: str, *further: Any) -> Any:
+        status, headers, content = await post(self, path, *further)
         if path.endswith("/completions"):
             sent.append((status, json.loads(content)))
         return status, headers, content
