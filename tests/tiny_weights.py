@@ -6,7 +6,7 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from personainfer.local.weight_files import NamedWeights
+from personainfer.local.weight_downloads import NamedWeights
 
 CONTENT = b"GGUF" + bytes(range(256)) * 10
 PART = 1500

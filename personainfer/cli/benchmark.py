@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from .options import AsJson, Progress, given, with_llm_options
-from .streams import FAILED, print_json, say
+from .run_summary import FAILED
+from .streams import print_json, say
 
 
 @with_llm_options

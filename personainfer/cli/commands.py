@@ -37,14 +37,12 @@ from .options import (
     with_persona_options,
 )
 from .reproduce import reproduce
-from .show import formats, in_a_terminal, opened_table, print_stream, report, show
+from .run_summary import FAILED, Done, finish
+from .show import formats, in_a_terminal, opened_table, printed_rows, report, show
 from .streams import (
-    FAILED,
-    Done,
     bar_beside_lines,
     counted,
     data_out,
-    finish,
     note,
     opened_lines,
     print_json,
@@ -54,7 +52,7 @@ from .streams import (
     suggest,
     table_commands,
     usd,
-    write_rows,
+    written_rows,
 )
 
 _EPILOG = """
@@ -164,13 +162,14 @@ def infer(
         table = pi.infer_personas(rows, model, output=output, progress=progress, **asked)
         end(Done.of(table), Path(output), as_json, table_commands(output))
     elif for_people:
-        done = print_stream(pi.iter_personas(rows_of(data, limit), model, **asked))
+        stream = pi.iter_personas(rows_of(data, limit), model, **asked)
+        done = Done.counted(printed_rows(stream), stream)
         end(done, None, as_json, (f"infer {shlex.quote(data)} -o personas.parquet …",))
     else:
         with opened_lines(output, data) as out:
             stream = pi.iter_personas(rows_of(data, limit), model, **asked)
             bar = bar_beside_lines(progress) if output == "-" else progress
-            done = write_rows(stream, out, bar, details)
+            done = Done.counted(written_rows(stream, out, bar, details), stream)
         end(done, None if output == "-" else Path(output), as_json)
 
 

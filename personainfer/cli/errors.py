@@ -15,7 +15,8 @@ from typer.core import TyperGroup
 from ..exceptions import CacheError, ModelError, PersonaInferError, RowsFailedError
 from ..local.atomic_files import DISK_FULL
 from .options import SHELL_NAMES
-from .streams import FAILED, abandon_stdout, fail, note
+from .run_summary import FAILED
+from .streams import abandon_stdout, fail, note
 
 WRONG, ENDED, INTERRUPTED, CLOSED = 2, 4, 130, 141  # exit codes, as listed in the help
 

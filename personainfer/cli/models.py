@@ -43,7 +43,7 @@ def fetch(name: Name, as_json: AsJson = False) -> None:
 @models_app.command()
 def remove(name: Name, as_json: AsJson = False) -> None:
     """Delete the fetched weights of a model, unfinished parts too."""
-    from ..local.weight_files import remove_weights
+    from ..local.weight_downloads import remove_weights
 
     freed = remove_weights(_named(name))
     print_json({"freed": freed}) if as_json else note(f"{freed:,} bytes freed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,7 @@ import personainfer as pi
 
 from ..exceptions import DataError, InvalidArgumentError
 from .options import AnyTable, AsJson, TableColumns, pairs
-from .streams import Done, data_out, note, print_json, say, suggest, table_commands
+from .streams import data_out, note, print_json, say, suggest, table_commands
 
 if TYPE_CHECKING:
     from ..personas.infer import PersonaStream
@@ -131,20 +131,16 @@ def in_a_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-def print_stream(stream: PersonaStream) -> Done:
-    """Print each row for people as soon as it is ready, and count the rows."""
+def printed_rows(stream: PersonaStream) -> Iterator[PersonaRow]:
+    """Print each row for people as soon as it is ready, then yield it. Close the stream at the end."""
     from ..data.table_display import text_lines
 
     out = data_out()
-
-    def printed(rows: Iterable[PersonaRow]) -> Iterator[PersonaRow]:
-        for row in rows:
+    with stream:
+        for row in stream:
             out.write("\n".join([*text_lines(row, _columns()), "\n"]))
             out.flush()
             yield row
-
-    with stream:
-        return Done.counted(printed(stream), stream)
 
 
 def _columns() -> int:

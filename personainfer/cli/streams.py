@@ -1,4 +1,4 @@
-"""Read rows from files and pipes; print rows, summaries and errors.
+"""Read rows from files and pipes; print rows, notes and errors.
 
 Data goes to standard output, everything else to standard error.
 """
@@ -11,30 +11,25 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from ..exceptions import InvalidArgumentError, visible, visible_in_json
 from ..local.atomic_files import atomic_text_writer, check_replaced, place_errors
 from ..local.line_marks import NO_MARK, has_mark, marked
-from ..preferences.remarks import how_read, remarks
 
 if TYPE_CHECKING:
-    from ..data.table import PersonaTable
-    from ..evaluation.verification import Verifier
     from ..personas.infer import PersonaStream
-    from ..records import PersonaRow, Usage
+    from ..records import PersonaRow
 
-FAILED = 3  # the exit code if rows failed
 _SUPPORTED = (
     "Supported are .jsonl, .json, .csv (also with .gz), .parquet, and - for JSONL on a pipe."
 )
-_SHOWN = 3  # how many rows with an error the summary names
 
 
 # Input
@@ -62,48 +57,10 @@ def rows_of(data: str, limit: int | None) -> Any:
 # Output
 
 
-class Done(NamedTuple):
-    """The outcome of `infer`.
-
-    Attributes:
-        rows, failed, unexplained: how many rows in all, with an error, and with an unexplained side.
-        errors: the messages of the first failed rows.
-        usage: the calls, tokens and cost.
-        read: how the data was read: `settings["read"]` of a table.
-    """
-
-    rows: int
-    failed: int
-    unexplained: int
-    errors: list[str]
-    usage: Usage
-    read: Mapping[str, Any]
-
-    @classmethod
-    def counted(cls, rows: Iterable[PersonaRow], stream: PersonaStream) -> Done:
-        """Read all rows of a stream, and count them."""
-        count, failed, unexplained, errors = 0, 0, 0, list[str]()
-        for row in rows:
-            count += 1
-            unexplained += bool(row.unexplained)
-            if row.error is not None:
-                failed += 1
-                errors += [f"row {row.index}: {row.error}"][: _SHOWN - len(errors)]
-        read = stream.source.summary
-        return cls(count, failed, unexplained, errors, stream.usage, read)
-
-    @classmethod
-    def of(cls, table: PersonaTable) -> Done:
-        places = table.failed_places()
-        errors = [f"row {table[n].index}: {table[n].error}" for n in places[:_SHOWN]]
-        read, unexplained = table.settings.get("read") or {}, table.count_unexplained()
-        return cls(len(table), len(places), unexplained, errors, table.usage, read)
-
-
-def write_rows(
+def written_rows(
     stream: PersonaStream, out: IO[str], progress: bool | None, details: bool = False
-) -> Done:
-    """Write each row as a line of JSON as soon as it is ready, and count the rows.
+) -> Iterator[PersonaRow]:
+    """Write each row as a line of JSON as soon as it is ready, then yield it. Close the stream at the end.
 
     The first line of a file gets a mark, so that another run may replace the file.
 
@@ -115,16 +72,13 @@ def write_rows(
     """
     from ..observability import with_progress_bar
 
-    def written(rows: Iterable[PersonaRow]) -> Iterator[PersonaRow]:
-        for place, row in enumerate(rows):
+    with stream:
+        bar = with_progress_bar(stream, progress, total=stream.source.total)
+        for place, row in enumerate(bar):
             line = _line(row, details)
             out.write(line if place or out is sys.stdout else marked(line, "inferred"))
             out.flush()
             yield row
-
-    with stream:
-        bar = with_progress_bar(stream, progress, total=stream.source.total)
-        return Done.counted(written(bar), stream)
 
 
 def _line(row: PersonaRow, details: bool) -> str:
@@ -207,60 +161,6 @@ def bar_beside_lines(progress: bool | None) -> bool | None:
         return None if stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode) else False
     except (AttributeError, OSError, ValueError):  # closed, or no file of the system
         return False
-
-
-def finish(
-    done: Done,
-    path: Path | None,
-    as_json: bool,
-    following: Sequence[str] = (),
-    judge: Verifier | None = None,
-) -> None:
-    """Print the outcome of `infer` and the next commands.
-
-    Args:
-        done: the outcome.
-        path: the file that was written; None: standard output.
-        as_json: print one JSON object in place of text.
-        following: the commands to suggest.
-        judge: its usage is printed, too.
-
-    Raises:
-        typer.Exit: with the code `FAILED`, if rows failed.
-    """
-    if as_json:
-        told: dict[str, Any] = {"rows": done.rows, "failed": done.failed}
-        told |= {"unexplained": done.unexplained, "errors": done.errors}
-        told |= {"read": done.read, "output": str(path or "-"), "usage": done.usage.model_dump()}
-        if judge is not None:
-            told["judge_usage"] = judge.usage.model_dump()
-        print_json(told, err=path is None)
-    else:
-        usage = done.usage
-        where = f" in {path}" if path else ""
-        note(f"{counted(done.rows, 'row')}{where}, {done.failed:,} failed")
-        if done.unexplained:
-            note(f"{counted(done.unexplained, 'row')} with a choice that no candidate explains")
-        note(_calls(usage))
-        if judge is not None:
-            note(f"the judge: {_calls(judge.usage)}")
-        for line in filter(None, (how_read(done.read), *remarks(done.read))):
-            note(line)
-        for error in done.errors:
-            note(f"  {error}")
-        if more := done.failed - len(done.errors):
-            note(f"  … and {more:,} more; persona_error says why")
-        if path is not None and path.suffix == ".parquet" and done.failed:
-            following = (f"infer --retry {shlex.quote(str(path))} …", *following)
-        if done.rows:
-            suggest(*following)
-    if done.failed:
-        raise typer.Exit(FAILED)
-
-
-def _calls(usage: Usage) -> str:
-    calls = counted(usage.calls, "call")
-    return f"{calls}, {usage.cached:,} from the cache, cost {usd(usage.cost)}"
 
 
 def print_request(body: dict[str, Any], as_json: bool) -> None:

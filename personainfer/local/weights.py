@@ -10,7 +10,7 @@ from pathlib import Path
 from ..api_keys import shown_address
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from .atomic_files import opened_file
-from .weight_files import NamedWeights, content_hash, hub_file
+from .weight_downloads import NamedWeights, content_hash, hub_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
 from personainfer.llm.llamacpp import EmbeddedTransport
-from personainfer.local import weight_files as module
-from personainfer.local.weight_files import remove_weights
+from personainfer.local import weight_downloads as module
+from personainfer.local.weight_downloads import remove_weights
 from personainfer.local.weights import NAMED_WEIGHTS, find_weights, has_chat_template
 
 from ..tiny_weights import CONTENT, PARTS, TINY, write_wheel
