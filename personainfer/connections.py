@@ -254,12 +254,14 @@ def most_connections() -> int:
 
 
 def environment_proxy(base: str) -> str | None:
-    """The proxy that the environment names for an address; a loopback needs none.
+    """The proxy that the environment names for an address, or for all (ALL_PROXY); a loopback needs none.
 
     aiohttp would look it up itself with `trust_env=True`, but would then send the passwords in ~/.netrc too.
     """
     parts = urlsplit(base)
-    proxy, host = getproxies().get(parts.scheme), parts.hostname or "localhost"
+    named, host = getproxies(), parts.hostname or "localhost"
+    variable = parts.scheme if named.get(parts.scheme) else "all"
+    proxy = named.get(variable)
     if not proxy or is_loopback(host):
         return None
     port = parts.port or {"https": 443}.get(parts.scheme, 80)
@@ -274,7 +276,7 @@ def environment_proxy(base: str) -> str | None:
         is_usable = False
     if not is_usable:
         error = TransportError(
-            f"the environment's {parts.scheme}_proxy is no proxy that can be used.",
+            f"the environment's {variable}_proxy is no proxy that can be used.",
             hint=f"It is http://HOST:PORT. Or name {host} in NO_PROXY.",
         )
         error.fatal = error.given_up = True

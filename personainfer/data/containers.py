@@ -47,9 +47,9 @@ def read_preferences(
     """Read preference data of any supported kind as a stream of rows.
 
     Args:
-        data: a pandas or polars frame, a pyarrow table, a Hugging Face dataset, a path,
-            "hf:owner/name:split", an iterable of dicts, (prompt, chosen, rejected) tuples or
-            `Preference`, or what this function returned.
+        data: a pandas or polars frame, a pyarrow table or another object that gives an Arrow stream (a
+            relation of DuckDB), a Hugging Face dataset, a path, "hf:owner/name:split", an iterable of dicts,
+            (prompt, chosen, rejected) tuples or `Preference`, or what this function returned.
         columns: if your columns have other names, our name -> yours: `{"prompt": "question"}`. Our names are
             prompt, chosen, rejected, id, user, system, tools; response_1, response_2 and label for two
             responses with a label that says which is better; responses with scores or a label for a list
@@ -132,6 +132,8 @@ def _read(data: object, told: Mapped) -> PreferenceSource:
         return _from_frame(data, told)
     if isinstance(data, str | Path):
         return _from_path(data, told)
+    if hasattr(type(data), "__arrow_c_stream__"):  # such as a relation of DuckDB
+        return _from_table(_whole_table(data), told)
     return _from_iterable(data, told)
 
 
@@ -178,6 +180,19 @@ def _from_table(data: Any, told: Mapped) -> PreferenceSource:
             yield _arrow_batch(data.slice(start, _BATCH), names, wanted)
 
     return _from_columns(names, batches, told, total=len(data), original=data)
+
+
+def _whole_table(data: Any) -> Any:
+    """Read an object of the Arrow PyCapsule interface, whose stream may be given once only."""
+    import pyarrow as pa
+
+    try:
+        return pa.table(data)
+    except (TypeError, pa.ArrowException) as error:
+        raise InvalidArgumentError(
+            f"the {type(data).__name__} is no Arrow table: {str(error).splitlines()[0]}",
+            hint=SUPPORTED,
+        ) from error
 
 
 def _from_dataset(data: Any, told: Mapped) -> PreferenceSource:

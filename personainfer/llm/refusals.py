@@ -546,15 +546,24 @@ def _never_arrived(error: BaseException | None) -> bool:
 
 _DURATION = re.compile(r"(?<!\d)(\d++(?:\.\d++)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS = "ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?"
+_TIME = rf"(\d++(?:\.\d++)?) ?({_UNITS})(?![a-z])"
+_TIME_IN_WORDS = re.compile(_TIME)
 _WAIT_IN_WORDS = re.compile(
-    r"(?:retry|try again) (?:in|after) ((?:\d+(?:\.\d+)?(?:ms|s|m|h|d) ?)+|\d+(?= ?sec))"
+    rf"(?:retry|try again) (?:in|after) (?:about )?((?:{_TIME} ?(?:and )?)+)"
 )
 
 
 def _wait_in_words(words: str) -> float | None:
-    """Seconds to wait as some say them only in the body: "Please try again in 7.66s"."""
+    """Seconds to wait as some say them only in the body: "Please try again in 7.66s", "in 2 minutes"."""
     found = _WAIT_IN_WORDS.search(words)
-    return _wait(found[1].replace(" ", ""), time.time()) if found else None
+    if found is None:
+        return None
+    times = _TIME_IN_WORDS.findall(found[1])
+    return sum(
+        float(n) * _SECONDS["ms" if unit.startswith(("ms", "milli")) else unit[0]]
+        for n, unit in times
+    )
 
 
 def retry_after(headers: Mapping[str, str], words: str = "") -> float | None:

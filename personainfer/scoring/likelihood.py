@@ -66,8 +66,8 @@ class Likelihood:
         batch_size: transformers: texts in one forward pass; a server: requests in flight (at most 8 for
             "local"). It does not change the result.
         max_response_tokens: score only the first N tokens of a response; None: all of them.
-        device: a device of transformers ("cpu", "cuda", "cuda:1", "mps"); None: a GPU if there is one. With
-            a "local" model, transformers then runs the weights in place of llama.cpp.
+        device: a device of transformers ("cpu", "cuda", "cuda:1", "mps"); None: "cuda" if there is one, else
+            "cpu". With a "local" model, transformers then runs the weights in place of llama.cpp.
         persona_in: where the persona stands: "user": at the end of the last user message, in the user's
             words, "Write the response that I would prefer. I am …"; "system": in the system message;
             "plain": in labelled text without a chat template, for models that have none.

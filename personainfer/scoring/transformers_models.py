@@ -43,7 +43,7 @@ def load_model(
     Args:
         name: a Hugging Face id, a folder, the path of a .gguf file, a local model ("local", "local:NAME"),
             or the folder of a LoRA adapter that peft saved. An adapter is merged into its base model.
-        device: a device of torch, such as "cuda:1"; None: a GPU if there is one, else the CPU.
+        device: a device of torch, such as "cuda:1"; None: "cuda" if there is one, else "cpu".
         dtype: a type of torch, such as "bfloat16"; None: float32 on a CPU, the checkpoint's own on a GPU.
 
     Returns:

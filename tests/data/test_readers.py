@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -707,6 +707,26 @@ def test_two_columns_of_one_name() -> None:
     )
     with pytest.raises(DataError, match="twice"):
         read_preferences(frame)
+
+
+class Relation:
+    """What a relation of DuckDB is for us: an object that gives one Arrow stream."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> Any:
+        return cast("Any", self.table).__arrow_c_stream__(requested_schema)
+
+
+def test_an_object_that_gives_an_arrow_stream_is_read_as_a_table() -> None:
+    table = pa.table({"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"]})
+    wanted = [
+        Preference(prompt="a", chosen="c", rejected="e"),
+        Preference(prompt="b", chosen="d", rejected="f"),
+    ]
+    for data in (Relation(table), pa.RecordBatchReader.from_stream(table)):
+        assert [row.preference for row in read_preferences(data)] == wanted
 
 
 def test_arrow_text_that_is_not_utf8_costs_its_row(tmp_path: Path) -> None:

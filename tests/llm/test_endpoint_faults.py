@@ -339,6 +339,10 @@ def test_the_words_of_the_provider_behind_a_gateway_are_there_without_keys() -> 
         ("Please try again in 1m2s", 62.0),
         ("Please try again in 120ms.", 0.12),
         ("retry after 20 seconds", 20.0),
+        ("Please retry after 2 minutes.", 120.0),
+        ("Try again in about 1 hour and 30 min", 5400.0),
+        ("try again in 250 milliseconds", 0.25),
+        ("retry after 30 messages", None),
         ("try again soon", None),
     ],
 )

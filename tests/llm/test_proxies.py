@@ -52,6 +52,18 @@ def test_the_proxy_of_the_environment_is_used_but_not_for_a_loopback(
     assert (llm.calls, len(proxy.asked)) == (1, 1)
 
 
+@each_way
+def test_all_proxy_is_used_where_no_other_variable_names_a_proxy(
+    proxy: AnyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ALL_PROXY", proxy.address)
+    base = "http://model.invalid/v1"
+    assert pi.LLM("fake", api_base=base, cache=False).ask(MESSAGES).text == "hello"
+    assert [one.path for one in proxy.asked] == [f"{base}/chat/completions"]
+
+
 @pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize(
