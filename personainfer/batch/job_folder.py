@@ -2,14 +2,15 @@
 
     batch.json            the model, the options, and the id and state of each part: `PersonaBatch`
     rows.parquet          the input, as a table that has no personas yet
-    requests-0000.jsonl   a file for each part, as it is uploaded
-    output-0000.jsonl     what came back: replies, and the requests that failed
-    errors-0000.jsonl
-    cached.jsonl          the replies that were already in the cache
-    replies/              the cache of replies of a run that does not use the user's cache
+    requests-0000.jsonl   for each part: the requests, as they are uploaded
+    output-0000.jsonl     for each part: the file of replies that was downloaded
+    errors-0000.jsonl     for each part: the file of requests that failed, as it was downloaded
+    cached.jsonl          the replies that were already in the cache when the batch was submitted
+    replies/              a cache of replies, where the user's cache is off or does not trust the folder
     lock                  held by the process that works on the folder; freed when that process ends
 
-The handle is replaced as a whole whenever it changes. A folder with anything else in it is refused.
+`batch.json` is called the handle. Each change replaces the whole file. A folder with a link, a pipe, a device
+or another folder in it is refused; other files may be there, and are left alone.
 """
 
 from __future__ import annotations
@@ -57,7 +58,21 @@ _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
 
 
 class BatchPart(Record):
-    """One file of requests and the provider's batch of it; `status` is the provider's word."""
+    """One file of requests, and the state of the batch that the provider made of it.
+
+    Attributes:
+        requests: how many requests the file holds.
+        file_id: the provider's id of the file; None: it is not uploaded yet.
+        batch_id: the provider's id of the batch; None: none is known.
+        status: the provider's word for the state of the batch, such as "in_progress"; before there is a
+            batch, "not submitted" or "uploaded".
+        answered: how many requests had a reply or an error when the provider was last asked.
+        output_file_id: the provider's id of the file of replies; None: none is named yet.
+        error_file_id: the provider's id of the file of failed requests; None: none is named yet.
+        problem: why the batch failed, in the provider's words; "": no reason is known.
+        ended_at: when a final status was first seen, in seconds since 1970; 0: not yet.
+        order: a random name, which tells this part from those of other batches in a budget.
+    """
 
     requests: int
     file_id: str | None = None
@@ -67,15 +82,16 @@ class BatchPart(Record):
     output_file_id: str | None = None
     error_file_id: str | None = None
     problem: str = ""
-    ended_at: float = 0.0  # when its end was first seen, in seconds since 1970
-    order: str = ""  # with its folder and number, its name in a budget
+    ended_at: float = 0.0
+    order: str = ""
 
     @property
     def done(self) -> bool:
-        """Whether the batch has ended and its files have ids. The ids may come later than the status.
+        """Whether the batch has ended and its files can be downloaded.
 
-        A batch of which nothing was answered has no files. One that ended early may never get any: they are
-        waited for, for `_NAMED_WITHIN`.
+        A batch with the status "completed" is done when the id of one of its files is known, which may be
+        later than the status. A failed, expired or cancelled batch is also done if no request was answered,
+        or if 600 seconds have passed since the end was first seen: it may never get a file.
         """
         named = self.output_file_id or self.error_file_id
         has_waited = self.status != "completed" and time.time() - self.ended_at > _NAMED_WITHIN
@@ -84,11 +100,15 @@ class BatchPart(Record):
 
     @property
     def refused(self) -> bool:
-        """Whether the whole batch failed, so that no request was answered."""
+        """Whether the provider refused the whole part: its batch failed, and there is no file of replies."""
         return self.status == "failed" and not self.output_file_id
 
     def at(self, state: BatchState) -> BatchPart:
-        """This part, updated with the state that the provider reports. Once it has an id, it keeps it."""
+        """Return this part with the state that the provider reports.
+
+        The first id of a batch that was reported stays. If the status is final, `ended_at` becomes the time
+        of this call, unless it is set already.
+        """
         found = asdict(state)
         found["batch_id"] = self.batch_id or state.batch_id
         ended_at = self.ended_at or (time.time() if state.status in FINAL else 0.0)
@@ -99,10 +119,23 @@ class BatchPart(Record):
 class PersonaBatch(Record):
     """A submitted batch, as stored in its folder: model, options, and the state of each part.
 
-    `requests` counts the distinct requests of all rows; `cached` counts those whose reply was already in the
-    cache, which are in no part. `asked_singly` are the USD that calls of `collect_batch` took: of
-    `ask_missing`, and of a judge that the budget pays. `being_asked` are those that a collect may take which
-    has not ended, or was killed. No API key is kept.
+    No API key is stored. Fields that the table below does not have are those of `submit_batch`.
+
+    Attributes:
+        path: the folder.
+        submitted_here: whether this object came from `submit_batch`, so that its model and address are known
+            to be the caller's. An object that was loaded from a folder has False.
+        version: the version of the format of `batch.json`.
+        made_by: the versions of personainfer and litellm that made the requests.
+        llm_options: the options of the LLM, without model and key.
+        rows: how many rows the data has.
+        requests: how many distinct requests all rows have.
+        cached: how many of these had a reply in the cache, and are in no part.
+        asked_singly: USD that calls of `collect_batch` took: those of `ask_missing`, and those of a judge
+            (`select`) that the budget pays.
+        being_asked: USD that may be taken by a `collect_batch` that runs now, or that was killed.
+        digest: a SHA-256 of all rows and the keys of their requests, which shows whether they have changed.
+        parts: the parts, in the order of the numbers of their files.
     """
 
     path: Path = Field(exclude=True)
@@ -128,11 +161,13 @@ class PersonaBatch(Record):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The batch in a folder that `submit_batch` made.
+        """Read the batch in a folder that `submit_batch` made.
 
         Raises:
-            InvalidArgumentError: there is none.
-            DataError: its handle cannot be read, or the folder holds what is no file of a batch.
+            InvalidArgumentError: `path` is no path, or there is no `batch.json` that can be opened.
+            DataError: `batch.json` is not as this version writes it, or the folder holds something that no
+                batch has: a link, a pipe, a device, another folder, or a file that has a second name
+                elsewhere (a hard link).
         """
         folder = as_folder(path)
         try:
@@ -154,48 +189,56 @@ class PersonaBatch(Record):
             ) from None
 
     def submitted_by(self, llm: LLM) -> Self:
-        """This batch for who called `submit_batch`: the account of that LLM is told of all that follows."""
+        """Return a copy with `submitted_here`, and remember the account of the LLM that submitted the batch.
+
+        As long as something uses that account, `submitter` finds it, so that a later `collect_batch` in this
+        process counts what the batch cost in the same budget.
+        """
         _submitters[self._name] = llm.account
         return self.model_copy(update={"submitted_here": True})
 
     @property
     def submitter(self) -> Account | None:
-        """The account of the LLM that submitted this batch in this process, if anybody still has it."""
+        """The account of the LLM that submitted this batch: what it spent, and its budget.
+
+        None if another process submitted the batch, or if nothing in this process uses that account any more,
+        such as its LLM.
+        """
         return _submitters.get(self._name)
 
     @property
     def _name(self) -> str:
-        """What tells it from all others. A part has the same name when it is submitted again."""
+        """A text that no other batch has. It stays the same when a part is submitted again."""
         return " ".join([str(self.path.resolve()), *(part.order for part in self.parts)])
 
     @staticmethod
     def handle(folder: Path) -> Path:
-        """The file whose presence marks a folder as a batch's."""
+        """Return the path of `batch.json`, whose presence marks a folder as a batch's."""
         return folder / "batch.json"
 
     @property
     def rows_file(self) -> Path:
-        """The rows of the input, as a Parquet file."""
+        """The path of the Parquet file with the rows of the input."""
         return self.path / "rows.parquet"
 
     @property
     def replies_folder(self) -> Path:
-        """The cache of replies of a run that does not use the user's cache."""
+        """The path of the folder's own cache of replies. See `llm` for when it is used."""
         return self.path / _REPLIES
 
     @property
     def sent(self) -> int:
-        """How many requests the parts hold."""
+        """How many requests all parts hold, whether they are submitted yet or not."""
         return sum(part.requests for part in self.parts)
 
     @property
     def answered(self) -> int:
-        """How many requests were answered when the provider was last asked."""
+        """How many requests had a reply or an error when the provider was last asked."""
         return sum(part.answered for part in self.parts)
 
     @property
     def done(self) -> bool:
-        """Whether every part is done."""
+        """Whether every part is done, see `BatchPart.done`. True if there is no part: all were cached."""
         return all(part.done for part in self.parts)
 
     def __str__(self) -> str:
@@ -213,27 +256,29 @@ class PersonaBatch(Record):
         calls: bool = False,
         pays: bool = False,
     ) -> LLM:
-        """The model of the batch.
+        """Make the LLM that reads the replies of this batch, and calls the model for what is missing.
 
-        Replies are kept in the folder if the user's cache is off, or if another process submitted the batch:
-        somebody else may have written the replies that are in the folder, and the user's cache is believed.
-        `own_cache` is where the others belong.
+        If the user's cache was off, or another process submitted the batch, the cache of this LLM is the one
+        in the folder (`replies_folder`). The user's cache is trusted, and somebody else may have written the
+        replies that are in such a folder. What this process downloads may also go to `own_cache`.
 
         If another process submitted the batch, whoever wrote the folder could choose where the key goes and
-        what calls cost. All but the options of requests are then those of the caller, or the defaults:
-        address, cache directory, limits, prices, attempts. So are the model of single calls, if there are
-        any, and what makes them cost more than usual. The folder's budget holds, since it only forbids.
+        what calls cost. So the LLM takes from the folder only the options that are part of a request.
+        Address, cache directory, limits, prices and numbers of attempts are those in `given`, or the
+        defaults. The model of single calls, and options that make them cost more than usual, must be in
+        `given`. The folder's budget holds, because a budget can only forbid.
 
         Args:
-            given: the options that the caller names, which replace those of the folder, and the model.
+            given: the options that the caller names, "model" among them. They replace those of the folder.
             submitted_here: whether this process submitted the batch.
-            calls: whether the model is called for what the batch does not answer.
-            pays: whether its budget pays for the calls of a judge.
+            calls: whether the LLM calls the model for requests that the batch did not answer.
+            pays: whether the budget also pays for the calls of a judge.
 
         Raises:
-            InvalidArgumentError: the folder names an address, the model of calls, or something that costs
-                more, and `given` does not; `given` names another model; or the model's name says where it
-                is loaded from or called.
+            InvalidArgumentError: `given` names another model; or an option in it is wrong; or another process
+                submitted the batch, and `given` lacks an address, a model or an option that has to be given;
+                or another process submitted the batch, and the name of the model says from where it is loaded
+                or to which address it is sent.
         """
         options, given = dict(self.llm_options), dict(given)
         self._check_model(given.pop("model", None), needed=calls and not submitted_here)
@@ -281,18 +326,35 @@ class PersonaBatch(Record):
             )
 
     def own_cache(self, cache_dir: str | Path | None) -> ReplyCache | None:
-        """The user's cache, for replies that this call downloads; None if it is off."""
+        """Return the user's cache in `cache_dir`, or None if the batch was submitted with `cache=False`.
+
+        Args:
+            cache_dir: the folder of the cache; None: the default one.
+
+        Raises:
+            CacheError: the cache cannot be opened.
+        """
         if not self.llm_options.get("cache", True):
             return None
         return ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
 
     def plan(self, *, submitted_here: bool = True) -> Plan:
-        """The plan of the run: protocol, sides and candidates; these are marked as a file's."""
+        """Return what is asked about each row: protocol, exemplars, sides, and the number of candidates.
+
+        If another process submitted the batch, the number of candidates is marked as one that a file says.
+        """
         count = self.candidates if submitted_here else StoredNumber(self.candidates)
         return Plan(PersonaPrompt(self.protocol, self.exemplars), self.sides, count)
 
     def source(self) -> PreferenceSource:
-        """The rows of the input."""
+        """Read the rows of the input from the copy in the folder, in the order of the input.
+
+        Returns:
+            The rows. Each iteration reads them again.
+
+        Raises:
+            DataError: the copy, `rows_file`, is missing or is not a table.
+        """
         try:
             saved = StoredTable(self.rows_file)
         except OSError as error:
@@ -306,24 +368,27 @@ class PersonaBatch(Record):
         )
 
     def requests_file(self, number: int) -> Path:
-        """The file that is uploaded for a part."""
+        """Return the path of the file of requests of a part, which is uploaded."""
         return _file(self.path, "requests", number)
 
     @property
     def unsubmitted(self) -> list[int]:
-        """The numbers of the parts of which no batch is known, or whose batch the provider refused."""
+        """The numbers of the parts that are to be submitted: no batch of them is known, or it was refused."""
         parts = enumerate(self.parts)
         return [number for number, part in parts if part.batch_id is None or part.refused]
 
     def order(self, number: int) -> str:
-        """The name of a part in the budget that pays for it: the same when it is submitted again."""
+        """Return the name of a part in the budget that pays for it: the same when it is submitted again."""
         return f"{self.path.resolve()} {number} {self.parts[number].order}"
 
     def check_is_of(self, submitted: PersonaBatch) -> None:
-        """Check that this batch, read from the folder of one that was submitted here, is that one.
+        """Check that this batch, which was read from the folder, is the one that was submitted here.
+
+        Parts, `asked_singly` and `being_asked` may differ: they change while the batch is processed.
 
         Raises:
-            DataError: another one is in its place, which may have another address.
+            DataError: another field differs, so somebody replaced `batch.json`. The new one may name another
+                address.
         """
         changing = {"parts", "asked_singly", "being_asked"}
         if self.model_dump(exclude=changing) != submitted.model_dump(exclude=changing):
@@ -333,10 +398,16 @@ class PersonaBatch(Record):
             )
 
     def count_in(self, budget: Budget, cost: float, spent: float = 0.0) -> None:
-        """Count in a budget what this batch cost, and the single calls so far, whoever made them.
+        """Replace what a budget reserved for this batch by what the batch and its single calls took.
 
-        Its parts that are submitted were charged with the most that they could cost. So much of what single
-        calls took has the budget counted as `spent`.
+        When a part was submitted, the budget counted the most that the part could cost. That amount goes for
+        all submitted parts. A second call replaces the numbers of the first one.
+
+        Args:
+            budget: the budget, which is changed in place.
+            cost: USD that the batch took.
+            spent: USD of the single calls that the budget already counts as spent. They are part of
+                `asked_singly`, and would otherwise count twice.
         """
         submitted = {*range(len(self.parts))}.difference(self.unsubmitted)
         singly = self.asked_singly + self.being_asked
@@ -344,15 +415,22 @@ class PersonaBatch(Record):
         budget.replace(map(self.order, submitted), took, spent=spent)
 
     def most_cost(self, number: int, price: Price, max_tokens: int) -> float:
-        """USD that the requests in the file of a part can cost at most, with so many tokens in each reply."""
+        """Return the most USD that the requests of a part can cost, with `max_tokens` in each reply.
+
+        It reads the file of requests.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         with self.requests_file(number).open("rb") as file:
             return sum(price.most(_prompt_tokens(line), max_tokens) for line in file)
 
     def keys_of(self, number: int) -> list[bytes]:
-        """The keys of the requests in the file of a part.
+        """Read the keys of the requests of a part from its file, in the order of the file.
 
         Raises:
             DataError: a line is not a request.
+            OSError: the file cannot be read.
         """
         path = self.requests_file(number)
         try:
@@ -365,14 +443,18 @@ class PersonaBatch(Record):
             ) from None
 
     def unfetched(self, number: int) -> list[tuple[str, Path]]:
-        """The provider's files of a part that are not downloaded yet: their ids, and where they belong."""
+        """Return the provider's files of a part that are not downloaded yet, as (id, the path to write)."""
         part = self.parts[number]
         named = {"output": part.output_file_id, "errors": part.error_file_id}
         places = [(file_id, _file(self.path, kind, number)) for kind, file_id in named.items()]
         return [(file_id, place) for file_id, place in places if file_id and not place.exists()]
 
     def cached_replies(self) -> Iterator[tuple[bytes, str]]:
-        """The replies that were in the cache when the batch was made: keys and texts as stored there."""
+        """Read the replies that were in the cache when the batch was submitted.
+
+        Yields:
+            (key of the request, the reply as the cache stores it). Broken lines are left out.
+        """
         path = self.path / _CACHED
         if path.exists():
             with path.open("rb") as file:
@@ -383,17 +465,20 @@ class PersonaBatch(Record):
                             yield bytes.fromhex(key), text
 
     def answer_files(self) -> list[Path]:
-        """The files of answers that were downloaded: replies first, then errors."""
+        """Return the paths of the files that were downloaded: first the replies, then the errors."""
         numbers = range(len(self.parts))
         files = [_file(self.path, kind, n) for kind in ("output", "errors") for n in numbers]
         return [path for path in files if path.exists()]
 
     @contextmanager
     def alone(self) -> Iterator[PersonaBatch]:
-        """Lock this batch against other processes, and read its handle again.
+        """Lock this batch against other processes, and yield it as its folder has it now.
+
+        It waits up to 600 seconds for the lock, and frees it when the block ends.
 
         Raises:
-            BatchPendingError: another process holds the lock.
+            BatchPendingError: another process still holds the lock, or the lock cannot be written.
+            InvalidArgumentError, DataError: as `load`.
         """
         from filelock import FileLock  # takes longer to load than a batch is read without it
 
@@ -409,19 +494,23 @@ class PersonaBatch(Record):
             yield self.load(self.path)
 
     def save(self) -> None:
-        """Replace the handle on disk, atomically and flushed."""
+        """Replace `batch.json` on the disk, atomically and flushed.
+
+        Raises:
+            OSError: it cannot be written, or the disk is full.
+        """
         path = self.handle(self.path)
         write_file(path, self.model_dump_json(indent=2), private=True)
 
     def afresh(self, number: int) -> BatchPart:
-        """Reset a part to the state before it was sent, and delete its downloaded files."""
+        """Return a part as it was before it was uploaded. Delete the files that were downloaded for it."""
         for kind in ("output", "errors"):
             _file(self.path, kind, number).unlink(missing_ok=True)
         part = self.parts[number]
         return BatchPart(requests=part.requests, order=part.order)
 
     def updated(self, number: int, part: BatchPart) -> PersonaBatch:
-        """Replace the state of one part, and save the handle."""
+        """Return this batch with another state of one part, and save it if that state is new."""
         if self.parts[number] == part:
             return self
         parts = (*self.parts[:number], part, *self.parts[number + 1 :])
@@ -434,7 +523,18 @@ _submitters: WeakValueDictionary[str, Account] = WeakValueDictionary()
 
 
 class RequestFiles:
-    """Writes the new requests of each row to files, and replies that are already cached to another."""
+    """Writes the new requests of each row to files, and the replies that are already cached to another.
+
+    A new file begins when one has 50,000 requests or 190 MB.
+
+    Args:
+        folder: where the files go.
+        api: writes a request as a line of a file.
+
+    Attributes:
+        counts: how many requests each file has.
+        keys: the keys of all requests so far, also of those whose reply was cached.
+    """
 
     def __init__(self, folder: Path, api: BatchAPI) -> None:
         self.counts: list[int] = []  # of the requests in each file
@@ -447,11 +547,15 @@ class RequestFiles:
 
     @property
     def digest(self) -> str:
-        """The digest of all rows so far and of the keys of their requests."""
+        """A SHA-256, in hexadecimal, of all rows so far and of the keys of their requests."""
         return self._digest.hexdigest()
 
     def add(self, wired: Sequence[WireRequest]) -> None:
-        """Write the requests of one row."""
+        """Write the requests of one row. A request that was added before is not written again.
+
+        Raises:
+            OSError: the disk is full.
+        """
         add_to_digest(self._digest, wired)
         for wire in wired:
             if wire.key not in self.keys:
@@ -480,10 +584,13 @@ class RequestFiles:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder whole or not at all: yields a temporary one, which is renamed at the end.
+    """Make a folder whole or not at all: yield a temporary one, which is renamed to `folder` at the end.
+
+    Only its owner can read it, because it holds people's texts.
 
     Raises:
-        InvalidArgumentError: the folder exists and is not empty, or cannot be made.
+        InvalidArgumentError: `folder` exists and is not an empty folder, or cannot be made.
+        OSError: the disk is full.
     """
     if not folder.name or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise InvalidArgumentError(
@@ -494,9 +601,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def read_answers(file: IO[bytes], secrets: Secrets) -> Iterator[Answer]:
-    """The answers in a file of replies; lines that name no request are left out.
+    """Yield the answers in a file of replies or errors. Lines that name no request are left out.
 
-    `secrets` are masked in what errors quote.
+    Args:
+        file: the file.
+        secrets: texts that are replaced by "[key]" in what errors quote.
     """
     for line in bounded_lines(file):
         if line is not None and (answer := read_line(line, secrets)):
@@ -504,10 +613,11 @@ def read_answers(file: IO[bytes], secrets: Secrets) -> Iterator[Answer]:
 
 
 def _check_own_files(folder: Path) -> None:
-    """Raise DataError if the folder holds anything but files, which have no other names.
+    """Raise DataError if the folder holds a link, a pipe, a device, a folder, or a file with a second name.
 
-    A folder from a stranger could otherwise upload or overwrite your other files, or wait for ever. Files
-    that are not of a batch, such as a table that you saved there, are neither read nor written.
+    `replies` may be a folder; its files are also checked for second names. With such things, a folder from a
+    stranger could make this process upload or overwrite your other files, or wait for ever. Other files, such
+    as a table that you saved there, are neither read nor written.
     """
     found, replies = _states(folder), folder / _REPLIES
     has_replies = replies in found and stat.S_ISDIR(found[replies].st_mode)
@@ -529,7 +639,7 @@ def _check_own_files(folder: Path) -> None:
 
 
 def _states(folder: Path) -> dict[Path, os.stat_result]:
-    """The states of all that is in a folder; what vanishes meanwhile is left out."""
+    """Return path -> state, of each entry in a folder. What vanishes meanwhile is left out."""
     found = {}
     for path in folder.iterdir():
         with suppress(FileNotFoundError):
@@ -538,12 +648,15 @@ def _states(folder: Path) -> dict[Path, os.stat_result]:
 
 
 def as_folder(path: object) -> Path:
-    """The folder that an argument names; raises as `as_path`."""
+    """Return the folder that an argument names. Raises InvalidArgumentError as `as_path` does."""
     return as_path(path, "folder")
 
 
 def _prompt_tokens(line: bytes) -> int:
-    """The most tokens of the prompt of a request in a file."""
+    """Return the most tokens that the prompt of a request can have: one for each byte of its body.
+
+    If the line is not as it was written, all of its bytes count.
+    """
     try:
         body = read_json(line)["body"]
     except (ValueError, KeyError, TypeError):  # not as it was written
@@ -552,7 +665,7 @@ def _prompt_tokens(line: bytes) -> int:
 
 
 def add_to_digest(digest: Any, wired: Sequence[WireRequest]) -> None:
-    """Add a row to a digest: the number of its requests, and their keys."""
+    """Add a row to a hash of hashlib, changed in place: the number of its requests, and their keys."""
     digest.update(b"%d:" % len(wired))
     for wire in wired:
         digest.update(wire.key)

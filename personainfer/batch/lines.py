@@ -1,6 +1,6 @@
 """The lines of a batch's files: a request that is sent, or the answer that comes back.
 
-Providers answer in any order, so each line carries the key of its request.
+Providers answer in any order, so each line has the key of its request, in hexadecimal, as `custom_id`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from ..records import Completion
 
 
 class WireRequest(NamedTuple):
-    """A request as it is sent: the key of its reply, its bytes, and its reply if it is in the cache."""
+    """A request as it is sent.
+
+    Attributes:
+        key: the key of its reply in the cache.
+        body: the request as JSON.
+        cached: its reply as the cache stores it; None: the cache has none that can be used.
+    """
 
     key: bytes
     body: bytes
@@ -32,7 +38,15 @@ class WireRequest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The answer to one request: a reply or an error. A bad reply has both, since it is paid for too."""
+    """The provider's answer to one request of a batch.
+
+    Attributes:
+        key: the key of the request.
+        completion: the reply of the model; None: there is none. Next to an error, it has the tokens that the
+            failed call took.
+        error: why there is no usable reply; None: there is no error.
+        called: whether the provider called the model. It did not if a line has an error and no response.
+    """
 
     key: bytes
     completion: Completion | None = None
@@ -41,7 +55,7 @@ class Answer(NamedTuple):
 
 
 def wire_requests(llm: LLM, requests: Sequence[Request]) -> list[WireRequest]:
-    """The requests as `llm.run` would send them, with the replies that are in the cache."""
+    """Return the requests as `llm.run` would send them, in their order, each with its cached reply."""
     jobs = [llm.job(request) for request in requests]
     stored = llm.cache.get_many([job.key for job in jobs]) if llm.cache else {}
     usable = {job.key: text for job in jobs if cached_reply(job, text := stored.get(job.key))}
@@ -49,15 +63,26 @@ def wire_requests(llm: LLM, requests: Sequence[Request]) -> list[WireRequest]:
 
 
 def request_line(name: str, url: str, body: bytes) -> bytes:
-    """The line that asks the provider to send `body` to `url`; `name` comes back with the answer."""
+    """Return the line of a file that asks the provider to send `body` to `url`.
+
+    Args:
+        name: the `custom_id`, which comes back with the answer.
+        url: the path, such as "/v1/chat/completions".
+        body: the request as JSON, in one line.
+    """
     head = json.dumps({"custom_id": name, "method": "POST", "url": url})[:-1]
     return head.encode() + b', "body": ' + body + b"}\n"
 
 
 def read_line(line: bytes, secrets: Secrets) -> Answer | None:
-    """The answer in a line of a file of replies; None if it names no request.
+    """Read a line of a file of replies or errors.
 
-    `secrets` are masked in what an error quotes.
+    Args:
+        line: the line, with or without its line end.
+        secrets: texts that are replaced by "[key]" in what an error quotes.
+
+    Returns:
+        The answer, with an error if the line has no usable reply. None if the line does not name a request.
     """
     try:
         said = read_json(line.removeprefix(codecs.BOM_UTF8))
@@ -71,7 +96,7 @@ def read_line(line: bytes, secrets: Secrets) -> Answer | None:
 
 
 def _response(said: Mapping[str, Any]) -> tuple[int | None, Any]:
-    """The status and the body in a line; None where it tells no status."""
+    """Return the HTTP status and the body of the reply in a line; None for a status that the line lacks."""
     reply = said.get("response")
     reply = reply if isinstance(reply, dict) else {}
     status, body = reply.get("status_code"), reply.get("body", reply)
@@ -82,16 +107,17 @@ def _response(said: Mapping[str, Any]) -> tuple[int | None, Any]:
 
 
 def _took(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Completion | None:
+    """Return the tokens that a call took, of whose line no reply could be read; None: nothing is known."""
     status, body = _response(said)
     return taken_by(json.dumps(body).encode(), 200 if status is None else status)
 
 
 @reads("the line of the batch", took=_took)
 def _read_answer(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Answer:
-    """The answer that a line holds.
+    """Return the answer that a line holds. It has an error if the provider did not call the model.
 
     Raises:
-        ModelError: it is no usable reply.
+        ModelError: the model was called, and its reply is a refusal or cannot be read.
     """
     status, body = _response(said)
     if status is None and not (isinstance(body, dict) and "choices" in body):
@@ -109,6 +135,7 @@ def _read_answer(key: bytes, said: Mapping[str, Any], secrets: Secrets) -> Answe
 
 
 def _line_error(error: Any, secrets: Secrets) -> ModelError:
+    """Return the error of a line without a response: the provider did not call the model for this request."""
     fields = error if isinstance(error, dict) else {"message": error}
     code, words = fields.get("code") or "no code", fields.get("message") or "no reason given"
     return RequestRejectedError(
@@ -117,15 +144,23 @@ def _line_error(error: Any, secrets: Secrets) -> ModelError:
 
 
 def provider_words(words: object, secrets: Secrets) -> str:
-    """The provider's words without secrets, and no longer than an error should be."""
+    """Return the provider's words, without secrets and with at most 300 characters, for an error."""
     return redact(str(words).encode(errors="replace").decode(), secrets)[:300]
 
 
 class MaskedLines:
     """Writes a provider's file of replies without the secrets that the provider repeats in it.
 
-    In the texts of replies those are masked that are in the replies of single calls. Use it as a context
-    manager: the last line is written at the end.
+    The names of JSON fields that are read, and each `custom_id`, stay as they are. In texts that the model
+    wrote, only secrets are replaced that no text holds by chance (`Secrets.mask_reply`); in all others, all
+    are.
+
+    Use it as a context manager: a last line without a line end is written when the block ends without an
+    error.
+
+    Args:
+        file: where the lines are written.
+        secrets: what is replaced by "[key]".
     """
 
     def __init__(self, file: IO[bytes], secrets: Secrets) -> None:
@@ -142,7 +177,7 @@ class MaskedLines:
             self._end_line()
 
     def write(self, piece: bytes, /) -> int:
-        """Write the lines that end in this piece, and keep the rest for the next one."""
+        """Write the lines that end in this piece, keep the rest for the next piece, and return its length."""
         *ended, rest = piece.split(b"\n")
         for part in ended:
             self._add(part)
@@ -152,7 +187,7 @@ class MaskedLines:
         return len(piece)
 
     def _add(self, part: bytes) -> None:
-        """Go on with a line. One that is too long to be read is left out."""
+        """Add a part to the line that has begun. A line longer than `LONGEST_LINE` becomes an empty line."""
         self._too_long |= len(self._line) + len(part) > LONGEST_LINE
         if self._too_long:
             self._line.clear()
@@ -166,6 +201,7 @@ class MaskedLines:
 
 
 def _masked_line(line: bytes, secrets: Secrets) -> bytes:
+    """Return a line without secrets. A line that holds none, or is not JSON, keeps its bytes otherwise."""
     try:
         said = read_json(line)
         masked = _masked(said, secrets.mask, secrets)
@@ -178,13 +214,14 @@ def _masked_line(line: bytes, secrets: Secrets) -> bytes:
 def _masked(
     value: Any, mask: Callable[[str], str], secrets: Secrets, *, chosen: bool = False
 ) -> Any:
-    """A value of JSON in which no text shows a secret, but for the key of a request.
+    """Return a value of JSON with "[key]" for each secret in its texts and names, except in `custom_id`.
 
     Args:
         value: the value.
-        mask: how its texts are masked.
-        secrets: those of the provider.
-        chosen: whether it is in the choices of a completion, some of whose fields the model wrote.
+        mask: replaces secrets in a text.
+        secrets: what is replaced in fields that the model wrote.
+        chosen: whether the value is within the choices of a completion. There, the model wrote the fields in
+            `_WRITTEN_BY_THE_MODEL`.
     """
     if isinstance(value, str):
         return mask(value)

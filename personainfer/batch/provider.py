@@ -2,7 +2,7 @@
 
 OpenAI and Azure are called through litellm, other endpoints through the openai SDK. litellm raises an error
 if a compatible server's answer lacks one of OpenAI's fields, although the batch then already exists.
-No method retries.
+No method retries. All of them block.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ _MOST_LISTED = 1000  # how many models, or of the newest batches, to search for 
 
 
 def batch_api(transport: Transport) -> BatchAPI:
-    """The batch API of the provider that a transport reaches.
+    """Return the batch API of the provider that a transport reaches. Nothing is sent yet.
 
     Raises:
-        InvalidArgumentError: the provider has none.
-        AuthenticationError: the provider's key is not set.
+        InvalidArgumentError: the provider has no batch API, or none that is supported; or the address has a
+            query or a deployment of Azure.
+        AuthenticationError: the key of OpenAI or Azure is not set.
     """
     if isinstance(transport, EmbeddedTransport):
         raise InvalidArgumentError(
@@ -93,7 +94,16 @@ def batch_api(transport: Transport) -> BatchAPI:
 
 @dataclass(frozen=True, slots=True)
 class BatchState:
-    """The state of a batch at the provider. `problem` is the provider's reason for a failure."""
+    """The state of a batch at the provider.
+
+    Attributes:
+        batch_id: the provider's id of the batch.
+        status: the provider's word, such as "in_progress"; "unknown": the provider said none.
+        answered: how many requests have a reply or an error.
+        output_file_id: the id of the file of replies; None: none is named yet.
+        error_file_id: the id of the file of requests that failed; None: none is named yet.
+        problem: up to three of the provider's reasons for a failure; "": it gave none.
+    """
 
     batch_id: str
     status: str
@@ -104,32 +114,57 @@ class BatchState:
 
 
 class BatchAPI(Protocol):
-    """The calls of a provider's batch API. Every method may raise a ModelError."""
+    """The calls of a provider's batch API.
+
+    Every method but `close` may raise a ModelError: the connection or the key failed, or the provider refused
+    the call or answered with something that cannot be read.
+    """
 
     def line(self, name: str, body: bytes) -> bytes:
-        """A line of the uploaded file: the request as a single call would send it, and its name."""
+        """Return a line of the file that is uploaded: the request as a single call would send it.
+
+        Args:
+            name: the name of the request, which comes back with its answer.
+            body: the request as JSON.
+        """
 
     def upload(self, path: Path) -> str:
-        """Send a file of lines; returns its id."""
+        """Send a file of lines, wait until the provider has read it, and return its id.
+
+        Raises:
+            ReplyError: the provider has not read it within an hour.
+            OSError: the file cannot be read.
+        """
 
     def create(self, file_id: str) -> BatchState:
         """Start a batch from an uploaded file. This costs money."""
 
     def find(self, file_id: str) -> BatchState | None:
-        """The batch that was made of this file, if there is one."""
+        """Return the state of the batch that was made of an uploaded file, or None if there is none.
+
+        Raises:
+            ReplyError: the provider does not list its batches, or not the files of which they were made.
+        """
 
     def look(self, batch_id: str) -> BatchState:
-        """The state of a batch."""
+        """Ask the provider for the state of a batch."""
 
     def download(self, file_id: str, file: SupportsWrite[bytes], requests: int) -> None:
-        """Write the provider's file of replies to so many requests to an open one."""
+        """Write the provider's file of replies or errors to an open file.
+
+        Args:
+            file_id: the provider's id of the file.
+            file: where its bytes are written.
+            requests: how many requests it may answer. A file of more than 1 MiB for each, and 16 MiB, is an
+                error.
+        """
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. A later call may open new ones."""
 
 
 class EndpointBatches:
-    """Uploads requests, makes, lists and reads batches, and downloads replies, by the OpenAI protocol."""
+    """The batch API of an endpoint with OpenAI's protocol, through the openai SDK."""
 
     def __init__(self, transport: EndpointTransport) -> None:
         self._endpoint = transport.endpoint
@@ -144,21 +179,27 @@ class EndpointBatches:
         self._knows_name = False
 
     def line(self, name: str, body: bytes) -> bytes:
-        """The very bytes that go to /chat/completions."""
+        """Return a line with the very bytes that a single call would send to /chat/completions.
+
+        If the endpoint may know the model by either of two names, the first call asks it by GET /models.
+        """
         if not self._knows_name and self._transport.has_two_names:
             self._look_up_name()
         self._knows_name = True
         return request_line(name, _URL, self._transport.written(body))
 
     def _look_up_name(self) -> None:
-        """GET /models. In a batch, each row would fail if the endpoint knows the model by its other name."""
+        """Learn by GET /models which name of the model the endpoint knows. A ModelError is ignored.
+
+        With the wrong name, every request of a batch would fail.
+        """
         with suppress(ModelError), self._client(_TIMEOUT) as client:
             listed = islice(client.models.list(), _MOST_LISTED)
             self._transport.learn_name({model.id for model in listed})
 
     @keeps_no_cause
     def upload(self, path: Path) -> str:
-        """POST /files."""
+        """POST /files. See `BatchAPI.upload`."""
         try:
             with self._client(_FILE_TIMEOUT) as client, path.open("rb") as file:
                 made = client.files.create(file=(path.name, file), purpose="batch")
@@ -172,7 +213,7 @@ class EndpointBatches:
 
     @keeps_no_cause
     def create(self, file_id: str) -> BatchState:
-        """POST /batches."""
+        """POST /batches. See `BatchAPI.create`."""
         with self._client(_TIMEOUT) as client:
             return _state(
                 client.batches.create(
@@ -183,19 +224,19 @@ class EndpointBatches:
 
     @keeps_no_cause
     def find(self, file_id: str) -> BatchState | None:
-        """GET /batches."""
+        """GET /batches, up to 1,000 batches, the newest first. See `BatchAPI.find`."""
         with self._client(_TIMEOUT) as client:
             return _made_of(file_id, partial(client.batches.list, limit=100), self._secrets)
 
     @keeps_no_cause
     def look(self, batch_id: str) -> BatchState:
-        """GET /batches/{id}."""
+        """GET /batches/{id}. See `BatchAPI.look`."""
         with self._client(_TIMEOUT) as client:
             return _state(client.batches.retrieve(batch_id), self._secrets)
 
     @keeps_no_cause
     def download(self, file_id: str, file: SupportsWrite[bytes], requests: int) -> None:
-        """GET /files/{id}/content, piece by piece."""
+        """GET /files/{id}/content, and write it piece by piece. See `BatchAPI.download`."""
         with (
             self._client(_FILE_TIMEOUT, **_download(requests)) as client,
             client.files.with_streaming_response.content(file_id) as reply,
@@ -204,13 +245,19 @@ class EndpointBatches:
                 file.write(piece)
 
     def close(self) -> None:
-        """Close the client, if there is one; a later call makes another."""
+        """Close the client of the SDK, if there is one. A later call makes another."""
         if self._made is not None:
             self._made.close()
             self._made = None
 
     @contextmanager
     def _client(self, timeout: float, **rules: Unpack[Rules]) -> Iterator[openai.OpenAI]:
+        """Yield the client of the SDK, and translate the errors of the block as `_errors` does.
+
+        Args:
+            timeout: seconds to wait for the provider.
+            rules: see `_errors`.
+        """
         import openai
 
         if self._made is None:
@@ -232,7 +279,7 @@ class EndpointBatches:
 
 
 def _headers_alone(headers: Mapping[str, str], key: str) -> dict[str, Any]:
-    """The headers of the SDK's client, and none of those that the user's environment has for OpenAI."""
+    """Return the headers for the SDK's client; `Omit` hides each that it would take from the environment."""
     import openai
 
     own = {"Authorization": SecretText(f"Bearer {key or 'none'}"), **headers}
@@ -240,7 +287,7 @@ def _headers_alone(headers: Mapping[str, str], key: str) -> dict[str, Any]:
 
 
 class LiteLLMBatches:
-    """Files and batches of the providers whose batches are OpenAI's, through litellm."""
+    """The batch API of OpenAI and Azure, through litellm."""
 
     PROVIDERS = ("openai", "azure")
 
@@ -255,7 +302,7 @@ class LiteLLMBatches:
         self._settings: dict[str, dict[str, Any]] = {}  # translated ones, by what they were
 
     def line(self, name: str, body: bytes) -> bytes:
-        """The request as litellm translates it for this model before it sends it."""
+        """Return a line with the request as litellm translates it for this model in a single call."""
         from litellm.types.utils import LlmProviders
         from litellm.utils import ProviderConfigManager
 
@@ -275,7 +322,7 @@ class LiteLLMBatches:
 
     @keeps_no_cause
     def upload(self, path: Path) -> str:
-        """litellm.create_file."""
+        """Call litellm.create_file. See `BatchAPI.upload`."""
         import litellm
 
         with self._errors(), path.open("rb") as file:
@@ -287,7 +334,7 @@ class LiteLLMBatches:
 
     @keeps_no_cause
     def create(self, file_id: str) -> BatchState:
-        """litellm.create_batch."""
+        """Call litellm.create_batch. See `BatchAPI.create`."""
         import litellm
 
         with self._errors():
@@ -303,7 +350,7 @@ class LiteLLMBatches:
 
     @keeps_no_cause
     def find(self, file_id: str) -> BatchState | None:
-        """litellm.list_batches."""
+        """Call litellm.list_batches, for up to 1,000 batches, the newest first. See `BatchAPI.find`."""
         import litellm
 
         with self._errors():
@@ -312,7 +359,7 @@ class LiteLLMBatches:
 
     @keeps_no_cause
     def look(self, batch_id: str) -> BatchState:
-        """litellm.retrieve_batch."""
+        """Call litellm.retrieve_batch. See `BatchAPI.look`."""
         import litellm
 
         with self._errors():
@@ -322,7 +369,7 @@ class LiteLLMBatches:
 
     @keeps_no_cause
     def download(self, file_id: str, file: SupportsWrite[bytes], requests: int) -> None:
-        """litellm.file_content."""
+        """Call litellm.file_content, and write it at once. See `BatchAPI.download`."""
         import litellm
 
         with self._errors(**_download(requests)):
@@ -330,9 +377,10 @@ class LiteLLMBatches:
             file.write(reply.content)
 
     def close(self) -> None:
-        """litellm keeps its own clients."""
+        """Do nothing: litellm keeps its own clients."""
 
     def _call(self, timeout: float) -> dict[str, Any]:
+        """Return the arguments of every call of litellm: the model's options, the provider, no retries."""
         return {
             **self._options,
             "custom_llm_provider": self._provider,
@@ -341,7 +389,10 @@ class LiteLLMBatches:
         }
 
     def _translated(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a request, except its messages, as litellm translates them for this model."""
+        """Return the fields of a request, but for the messages, as litellm translates them for this model.
+
+        `settings` are these fields, and lose their "model", which litellm does not take.
+        """
         import litellm
 
         del settings["model"]
@@ -358,6 +409,13 @@ class LiteLLMBatches:
 
     @contextmanager
     def _errors(self, **rules: Unpack[Rules]) -> Iterator[None]:
+        """Check the address, then translate the errors of the block, as `_errors` of this module does.
+
+        Raises:
+            ReplyError: litellm cannot read the provider's answer.
+            AuthenticationError: litellm refused the address or the key before it sent anything.
+            ModelError: any other failure of the call.
+        """
         import openai
         import pydantic
 
@@ -374,14 +432,28 @@ class LiteLLMBatches:
 
 
 def _broken_off() -> tuple[type[Exception], ...]:
-    """The errors of the SDK's HTTP client: httpx up to openai 2, httpx2 from openai 3 on."""
+    """Return the error classes of the SDK's HTTP client: httpx up to openai 2, httpx2 from openai 3 on."""
     clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
     return tuple(client.HTTPError for client in clients)
 
 
 @contextmanager
 def _errors(name: str, timeout: float, secrets: Secrets, **rules: Unpack[Rules]) -> Iterator[None]:
-    """`provider_errors`, and errors that the SDK lets through: broken JSON, an interrupted download."""
+    """Translate the errors of the openai SDK in the block to ModelErrors, and bound what is read.
+
+    It does what `provider_errors` does, and also translates broken JSON and an interrupted download.
+    OSErrors, such as those of the user's file, pass.
+
+    Args:
+        name: the provider, as errors name it.
+        timeout: the seconds of the call's time-out, for the error.
+        secrets: texts that are replaced by "[key]" in errors.
+        rules: other limits than the usual ones of an answer: its bytes, and its seconds.
+
+    Raises:
+        ModelError: the call failed; or it went through an HTTP client that nothing keeps from following
+            redirects, which is fatal.
+    """
     import openai
     import pydantic
 
@@ -407,11 +479,21 @@ def _errors(name: str, timeout: float, secrets: Secrets, **rules: Unpack[Rules])
 
 
 def _download(requests: int) -> Rules:
+    """Return the limits for a download of replies to so many requests: bytes and seconds."""
     return {"largest": _LARGEST_ANSWER + requests * _LARGEST_LINE, "seconds": _DOWNLOAD_SECONDS}
 
 
 def _read(made: Any, look: Callable[[str], Any], secrets: Secrets) -> str:
-    """Wait until the provider has processed a file, as Azure requires; returns its id."""
+    """Wait until the provider has processed an uploaded file, as Azure does after the upload; return its id.
+
+    Args:
+        made: the SDK's object for the file.
+        look: asks for that object again, by the id.
+        secrets: an id that contains one of them is refused.
+
+    Raises:
+        ReplyError: there is no id, or the file is still pending after an hour.
+    """
     name = _id(made, "file", secrets)
     ends = time.monotonic() + _FILE_PATIENCE
     while getattr(made, "status", None) == "pending":
@@ -425,7 +507,19 @@ def _read(made: Any, look: Callable[[str], Any], secrets: Secrets) -> str:
 
 
 def _made_of(file_id: str, list_all: Callable[[], Any], secrets: Secrets) -> BatchState | None:
-    """The batch made of a file; None only if a list of the provider's batches shows that there is none."""
+    """Find the batch that was made of a file, among the newest 1,000.
+
+    Args:
+        file_id: the id of the file.
+        list_all: returns the SDK's list of batches.
+        secrets: as for `_read`.
+
+    Returns:
+        The state of the batch. None only if a readable list shows that there is none.
+
+    Raises:
+        ReplyError: the answer is not a list of batches, or names the file of none of them.
+    """
     try:
         batches = list_all()
     except (AttributeError, TypeError):  # the SDK's, where it is given JSON that is not a list
@@ -440,7 +534,7 @@ def _made_of(file_id: str, list_all: Callable[[], Any], secrets: Secrets) -> Bat
 
 
 def _distinct(batches: Iterable[Any], secrets: Secrets) -> Iterator[Any]:
-    """The batches of a list up to one that was there before: its pages may go round in a circle."""
+    """Yield the batches of a list up to one that came before: its pages may go round in a circle."""
     seen = set[str]()
     for batch in batches:
         name = _name(getattr(batch, "id", None), secrets) or ""
@@ -451,6 +545,7 @@ def _distinct(batches: Iterable[Any], secrets: Secrets) -> Iterator[Any]:
 
 
 def _id(answer: Any, kind: str, secrets: Secrets) -> str:
+    """Return the id in an answer. Raises ReplyError if there is none; `kind` says what was asked for."""
     name = _name(getattr(answer, "id", None), secrets)
     if name is None:
         raise ReplyError(f"the provider answered with something that is not a {kind}.")
@@ -458,9 +553,9 @@ def _id(answer: Any, kind: str, secrets: Secrets) -> str:
 
 
 def _name(value: object, secrets: Secrets) -> str | None:
-    """An id; None where it is none, or could not be part of a file and of an address.
+    """Return an id, or None if the value is none or would not be safe in a file and an address.
 
-    Ids are stored and shown, so one that repeats a key is none.
+    Ids are stored and shown, so one that contains a secret is none.
     """
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
         return None
@@ -471,10 +566,10 @@ def _name(value: object, secrets: Secrets) -> str | None:
 
 
 def _file_of(batch: Any, field: str, secrets: Secrets) -> str | None:
-    """The id of one of a batch's files; None where no text names one yet.
+    """Return the id of one of a batch's files; None: the provider names none yet.
 
     Raises:
-        ReplyError: there is one that cannot be asked for. To wait for another would have no end.
+        ReplyError: the provider names one that is no usable id. To wait for another one would have no end.
     """
     value = getattr(batch, field, None)
     if not isinstance(value, str) or not value:
@@ -489,10 +584,12 @@ def _file_of(batch: Any, field: str, secrets: Secrets) -> str | None:
 
 
 def _count(value: object) -> int:
+    """Return a number of requests, at least 0 and at most 2**31; 0 for what is not a whole number."""
     return min(max(value, 0), _MOST_COUNTED) if isinstance(value, int) else 0
 
 
 def _state(batch: Any, secrets: Secrets) -> BatchState:
+    """Return the state of a batch from the SDK's object. Raises ReplyError if an id in it cannot be used."""
     counts = getattr(batch, "request_counts", None)
     status = str(getattr(batch, "status", None) or "unknown")
     problems = getattr(getattr(batch, "errors", None), "data", None)

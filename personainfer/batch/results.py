@@ -1,4 +1,4 @@
-"""Read the results of a batch: put good replies into the cache, turn the others into errors, count tokens."""
+"""Read the results of a batch: write good replies to the cache, keep the errors of others, count tokens."""
 
 from __future__ import annotations
 
@@ -33,21 +33,27 @@ def bring_in(
     downloaded: Collection[Path] = (),
     own_cache: ReplyCache | None = None,
 ) -> BatchOutcome:
-    """Put the replies of a batch into the cache of its model.
+    """Write the good replies of a batch to the cache of its LLM, and count all answers.
 
-    Replies that were in the cache when the batch was submitted were copied to its folder. They are written
-    back: the cache may have lost them since.
+    Replies that were cached when the batch was submitted are in its folder. They are written to the cache
+    again, because the cache may have lost them.
 
     Args:
-        batch: whose answers are downloaded.
-        llm: its model, with the cache.
-        keys: the keys of all requests, each with the most tokens that its prompt can have: an answer that
-            does not tell what it took is charged for so many. Answers with other keys are ignored.
-        downloaded: the files whose replies are written to `own_cache`, too.
-        own_cache: the cache in the folder of the batch, for who collects it again.
+        batch: a batch whose answers were downloaded.
+        llm: the LLM of the batch. Its `cache` gets the replies.
+        keys: the key of each request -> the most tokens that its prompt can have. If an answer does not say
+            how many tokens it took, this number is counted for its prompt, and the most that a reply may have
+            for its reply. Answers with other keys are ignored.
+        downloaded: the files of answers whose replies are also written to `own_cache`.
+        own_cache: the user's cache, if `llm.cache` is the one in the folder; None: write to `llm.cache` only.
 
     Returns:
-        The counts, and the requests that have no reply.
+        The calls and tokens of all answers in `tally`, and in `failed` the error of each request that has
+        answers but no good reply. A request without any answer is not in `failed`.
+
+    Raises:
+        CacheError: a cache cannot be written.
+        OSError: a file of answers cannot be read.
     """
     tally = Tally(llm.batch_price, cached=batch.cached)
     most = llm.most_tokens()
@@ -66,6 +72,7 @@ def bring_in(
 
 
 def _write(replies: Iterator[tuple[bytes, str]], model: str, *caches: ReplyCache | None) -> None:
+    """Write replies, as (key, text), to each cache that is not None, in transactions of `_GROUP` replies."""
     while group := list(islice(replies, _GROUP)):
         for cache in caches:
             if cache is not None:
@@ -73,7 +80,11 @@ def _write(replies: Iterator[tuple[bytes, str]], model: str, *caches: ReplyCache
 
 
 def run_without_calls(batch: PersonaBatch, llm: LLM, outcome: BatchOutcome) -> Run[SourceRow]:
-    """A run over the rows of a batch whose replies are in the cache, or have an error."""
+    """Return a run over the rows of a batch that calls no model.
+
+    A request whose reply is not in the LLM's cache gets the error in `outcome.failed`, or, if there is none,
+    the error that the batch brought no reply. When the run ends, its usage is added to the LLM's.
+    """
     return Run(
         llm.jobs(batch.plan().asked(checked(batch.source()))),
         _NotAnswered(outcome.failed, _no_reply(batch)),
@@ -86,7 +97,12 @@ def run_without_calls(batch: PersonaBatch, llm: LLM, outcome: BatchOutcome) -> R
 
 
 class _NotAnswered:
-    """Stands in for workers: every job that is not in the cache gets the batch's error."""
+    """Stands in for workers, and sends nothing: every job that is not in the cache gets an error at once.
+
+    Args:
+        failed: key of a request -> its error.
+        missing: the error of a request that is not in `failed`.
+    """
 
     def __init__(self, failed: dict[bytes, ModelError], missing: ModelError) -> None:
         self.done: SimpleQueue[None] = SimpleQueue()
@@ -108,7 +124,7 @@ class _NotAnswered:
 
 
 def _no_reply(batch: PersonaBatch) -> ReplyError:
-    """The error of a request that is missing in the provider's files."""
+    """Return the error for requests that have no line in the provider's files."""
     refused = [part.problem for part in batch.parts if part.refused]
     if refused:
         return ReplyError(
@@ -124,7 +140,16 @@ def _no_reply(batch: PersonaBatch) -> ReplyError:
 
 @dataclass
 class BatchOutcome:
-    """Counts the answers of a batch: why requests have no usable reply, and how many tokens were used."""
+    """Counts the answers of a batch: why requests have no usable reply, and how many tokens were used.
+
+    Attributes:
+        schema: the form that a reply must have; None: any text will do.
+        sender: the transport, whose secrets no error quotes.
+        tally: calls, tokens and cost so far.
+        most_prompt_tokens: key of a request -> the most tokens that its prompt can have.
+        max_tokens: the most tokens that a reply can have.
+        failed: key of a request -> the last error of a request that has no good reply.
+    """
 
     schema: type[BaseModel] | None
     sender: Transport
@@ -135,7 +160,14 @@ class BatchOutcome:
     _seen: set[bytes] = field(default_factory=set)
 
     def take(self, answer: Answer) -> Completion | None:
-        """Count one answer. Returns its reply if it is the first good reply to its request."""
+        """Count one answer, whose key must be in `most_prompt_tokens`.
+
+        Only the first answer to a request counts as a call, and in tokens and cost. A good reply removes an
+        error of an earlier answer from `failed`.
+
+        Returns:
+            The reply, if it is the first good one to its request; else None.
+        """
         key, reply = answer.key, answer.completion
         if key in self._seen and key not in self.failed:
             return None
@@ -153,6 +185,7 @@ class BatchOutcome:
         return reply
 
     def _unreadable(self, reply: Completion | None) -> ReplyError | None:
+        """Return the error that a reply is not in the form of `schema`; None if it is. None counts as ""."""
         try:
             read_reply(reply.text if reply else "", self.schema, self.sender)
         except ReplyError as error:

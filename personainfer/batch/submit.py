@@ -1,8 +1,8 @@
 """`submit_batch` and `collect_batch`: personas through a provider's batch API, at half the price.
 
-Submitting writes a folder before it sends anything, and saves the handle after every step that may cost
-money. After a crash, the same call continues. Collecting writes the replies to the cache; the table is then
-made as `infer_personas` makes it.
+Submitting writes a folder before it sends anything, and saves the handle (`batch.json`) after every step that
+may cost money. After a crash, the same call continues. Collecting writes the replies to the cache; the table
+is then made as `infer_personas` makes it.
 """
 
 from __future__ import annotations
@@ -61,27 +61,36 @@ _LONGEST_LINE = 2**24  # bytes of a file's last line that are looked at
 def submit_batch(
     data: object, model: str | LLM | None, path: str | Path, **options: Unpack[PersonaOptions]
 ) -> PersonaBatch:
-    """Send the requests of `infer_personas` through the provider's batch API.
+    """Send the requests of `infer_personas` through the provider's batch API, and return without waiting.
 
-    Equal requests are sent once; those whose reply is in the cache are not sent. If the call fails, repeat
-    it with the same arguments: it continues where it stopped, submits nothing twice, and submits parts
-    again that the provider refused as a whole (for a full queue, for example).
+    Equal requests are sent once. Requests whose reply is in the cache are not sent. If the call fails, repeat
+    it with the same arguments: it continues where it stopped, submits nothing twice, and submits again each
+    part that the provider refused as a whole (because its queue was full, for example).
 
     Args:
-        data, options: as for `infer_personas`. `select` is given to `collect_batch` instead; `budget` is
-            compared with the most that what this call submits can cost, which an LLM then counts as spent;
-            `prices` are those of single calls.
-        model: a model of OpenAI or Azure; with `api_base`, of any server that has /files and /batches.
-        path: a new folder. It will hold everything that `collect_batch` needs, in this process or
-            another: your data, but no key.
+        data: as for `infer_personas`.
+        model: a model of OpenAI or Azure; with `api_base`, of any server that has /files and /batches; or an
+            `LLM` of such a model.
+        path: a folder that does not exist or is empty; or, to continue, the folder of an earlier call. It
+            will hold everything that `collect_batch` needs, in any process: your data, but no key.
+        options: as for `infer_personas`, but `select` is given to `collect_batch` instead. `prices` are those
+            of single calls; a batch costs half. If the most that this call may cost is more than `budget`,
+            nothing is sent. An LLM counts this most as spent, until the batch is collected.
 
     Returns:
         The batch as it is stored in the folder.
 
     Raises:
-        ValueError, TypeError: a bad argument, or a model without batches; nothing was written or sent.
-        BudgetExceededError: it could cost more than what is left of `budget`; this call sent nothing.
-        ModelError: the provider refused a step; repeat the call to continue from there.
+        InvalidArgumentError, UnknownOptionError: a bad argument, a model without batches, or a folder with
+            other data or options. This call submitted nothing.
+        DataError: no row can be read; with `on_error="raise"`, a row cannot be read; or the folder is
+            damaged. This call submitted nothing.
+        BudgetExceededError: it could cost more than what is left of `budget`. This call submitted nothing.
+        BatchPendingError: another process works on the folder.
+        CacheError: the cache of replies cannot be used.
+        ModelError: no key, no connection, or the provider refused a step. Repeat the call to continue from
+            there.
+        OSError: the disk is full.
     """
     folder = as_folder(path)
     remove_abandoned(folder)
@@ -131,36 +140,44 @@ def collect_batch(
     the form that was asked for. Ctrl-C loses nothing, and collecting again costs nothing.
 
     Args:
-        batch: what `submit_batch` returned, or its folder. Of a folder only what the requests hold is taken:
-            its limits, prices and numbers of attempts do not hold, but its budget does.
+        batch: what `submit_batch` returned, or the path of its folder. From a path, the model, the requests
+            and the budget are taken, but no limits, prices or numbers of attempts.
         select: as for `infer_personas`; needed if several candidates were asked for.
         ask_missing: call the model, at the full price, for requests that the batch did not answer.
-        model: that of `submit_batch`. It has to be given again if `batch` is a folder and `ask_missing` is
-            set; otherwise whoever made the folder would choose which model you pay for.
-        wait: whether to wait until the batch is done.
+        model: that of `submit_batch`; None: the model of the batch. It has to be given again if `batch` is a
+            path and `ask_missing` is set; otherwise whoever made the folder would choose which model you pay
+            for.
+        wait: True: wait until the batch is done. False: ask the provider once.
         poll: seconds between two checks.
         timeout: seconds to wait at most; None: no limit.
         api_key: the key; None: the provider's environment variable.
-        api_base: the endpoint that the batch was submitted to. It has to be given again if `batch` is
-            a folder; otherwise whoever made the folder would choose where your key goes.
+        api_base: the endpoint that the batch was submitted to. It has to be given again if `batch` is a path;
+            otherwise whoever made the folder would choose where your key goes.
         extra_headers: those of `submit_batch`, which the folder does not keep.
-        extra_body, max_tokens, reasoning_effort: those of `submit_batch`. They have to be given again if
-            `batch` is a folder, `ask_missing` is set and they make calls cost more than usual.
-        budget: USD that the batch and the calls of `ask_missing`, of this collect and of those before it, may
-            cost together; None: that of `submit_batch`.
-        prices: as for `infer_personas`, those of single calls.
-        cache_dir: the cache of replies, if `batch` is a folder; None: the default one.
-        progress: bars on standard error; None: in a terminal or a notebook.
+        extra_body, max_tokens, reasoning_effort: those of `submit_batch`; None: as in the batch. They have to
+            be given again if `batch` is a path, `ask_missing` is set and they make calls cost more than
+            usual.
+        budget: USD that may be spent on all of these together: the batch, the calls of `ask_missing`, and
+            those of a judge in `select`, in this call and in earlier ones. None: that of `submit_batch`.
+        prices: USD for a million tokens of prompts and of replies in single calls, as for `infer_personas`.
+        cache_dir: the folder of the cache of replies; None: that of `submit_batch`, or, if `batch` is a path,
+            the default one.
+        progress: whether to show bars on standard error; None: in a terminal or a notebook.
 
     Returns:
-        The table. Its `usage` counts the whole batch at the price of batches, every time it is collected,
-        and the calls of `ask_missing`.
+        The table. Its `usage` counts the whole batch at the price of batches, every time it is collected, and
+        the calls of `ask_missing`.
 
     Raises:
-        BatchPendingError: the batch is not done (with `wait=False`, or after `timeout`).
-        ValueError: a bad argument.
-        DataError: this installation makes other requests than those that were submitted.
-        ModelError: the provider failed; repeat the call to continue.
+        BatchPendingError: the batch is not done (with `wait=False`, or after `timeout`), parts of it were not
+            submitted, or another process works on the folder.
+        InvalidArgumentError: a bad argument, or one that has to be given again.
+        DataError: this installation makes other requests than those that were submitted, or the folder is
+            damaged. With `on_error="raise"` in `submit_batch`: the first row with an error cannot be used.
+        CacheError: the cache of replies cannot be used.
+        ModelError: the provider failed (repeat the call to continue); or, with `on_error="raise"`, the first
+            row with an error has no usable reply.
+        OSError: the disk is full.
     """
     check_argument("poll", poll, PositiveNumber)
     check_argument("timeout", timeout, PositiveNumber | None)
@@ -212,7 +229,7 @@ def collect_batch(
 
 
 def _check(llm: LLM, options: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError for options that batches do not support."""
+    """Raise InvalidArgumentError if `select` is given, or if `api_base` may hold a secret."""
     if options.get("select") is not None:
         raise InvalidArgumentError(
             "select= chooses among replies, and there are none yet.",
@@ -235,7 +252,11 @@ def _fill(
     api: BatchAPI,
     options: Mapping[str, Any],
 ) -> PersonaBatch:
-    """Write the rows, the requests and the handle of a new batch."""
+    """Write the rows, the requests and the handle of a new batch to a folder. Return the batch.
+
+    Raises:
+        DataError: a row cannot be used, and `on_error` is "raise".
+    """
     on_error, exemplars = options.get("on_error", "keep"), options.get("exemplars", "default")
     rows: list[PersonaRow] = []
     with closing(RequestFiles(folder, api)) as files:
@@ -270,12 +291,12 @@ def _fill(
 def _write_requests_anew(
     batch: PersonaBatch, source: PreferenceSource, plan: Plan, llm: LLM, api: BatchAPI
 ) -> None:
-    """Replace the requests that are yet to be uploaded by those of the caller's data.
+    """Replace the files of requests that are yet to be uploaded by the requests of the caller's data.
 
-    Whoever wrote the folder would otherwise decide what the caller pays for.
+    Otherwise whoever wrote the folder would decide what the caller pays for.
 
     Raises:
-        InvalidArgumentError: the batch is of other data or options.
+        InvalidArgumentError: the batch is of other data or options. The files stay as they were.
     """
     digest, places = hashlib.sha256(), dict[bytes, IO[bytes]]()
     with ExitStack() as stack:
@@ -297,7 +318,7 @@ def _write_requests_anew(
 
 
 def _kept_options(llm: LLM) -> dict[str, Any]:
-    """The options without the model, which has its own field; the cache directory is made absolute."""
+    """Return the options that the folder stores: all but the model; the cache directory is made absolute."""
     options = llm.options
     del options["model"]
     place = options["cache_dir"]
@@ -305,7 +326,10 @@ def _kept_options(llm: LLM) -> dict[str, Any]:
 
 
 def _most_costs(batch: PersonaBatch, llm: LLM) -> dict[int, float]:
-    """USD that each part to be submitted can cost at most; none without a budget. It reads the files."""
+    """Return the number of each part to be submitted -> the most USD that it can cost.
+
+    It reads the files of requests. It is empty if there is no budget, or no known price.
+    """
     price = llm.batch_price
     if llm.account.bounds.budget is None or price is None:
         return {}
@@ -314,13 +338,14 @@ def _most_costs(batch: PersonaBatch, llm: LLM) -> dict[int, float]:
 
 
 def _charge(batch: PersonaBatch, llm: LLM, costs: Mapping[int, float]) -> set[str]:
-    """Charge the most that the parts to be submitted can cost, each once, whoever wrote their requests.
+    """Count in the budget the most that the parts to be submitted can cost. A part counts only once.
 
     Returns:
-        The names of the orders, but for parts of which an earlier call may have made a batch.
+        The names of the parts to be submitted (`PersonaBatch.order`) of which no batch can exist yet: if they
+        are not submitted, `_give_back` takes them. Empty without a budget.
 
     Raises:
-        BudgetExceededError: it is more than what is left.
+        BudgetExceededError: it is more than what is left. Nothing is counted then.
     """
     if llm.account.bounds.budget is None or llm.batch_price is None:
         return set()
@@ -334,6 +359,7 @@ def _charge(batch: PersonaBatch, llm: LLM, costs: Mapping[int, float]) -> set[st
 
 
 def _give_back(orders: set[str], llm: LLM) -> None:
+    """Count parts no more in the budget, because they were not submitted."""
     if llm.account.bounds.budget is not None:
         llm.account.bounds.budget.give_back(orders)
 
@@ -341,7 +367,15 @@ def _give_back(orders: set[str], llm: LLM) -> None:
 def _submitted(
     batch: PersonaBatch, api: BatchAPI, llm: LLM, costs: Mapping[int, float]
 ) -> PersonaBatch:
-    """Upload and create the parts that are not submitted yet; save the handle after each step."""
+    """Upload and create the parts that are not submitted yet, and save the handle after each step.
+
+    Returns:
+        The batch with the new states of its parts.
+
+    Raises:
+        BudgetExceededError: the parts could cost more than what is left.
+        ModelError: a step failed. The parts before are submitted.
+    """
     patience, unsent = llm.options["patience"], _charge(batch, llm, costs)
     try:
         for number in batch.unsubmitted:
@@ -368,7 +402,14 @@ def _submitted(
 
 
 def _created(api: BatchAPI, file_id: str, patience: float, resumed: bool) -> BatchState:
-    """Make the batch of a file, or find it if an earlier attempt, whose answer was lost, has made it."""
+    """Make the batch of an uploaded file, or find it if an earlier attempt may have made it.
+
+    Args:
+        api: the provider's batch API.
+        file_id: the id of the file.
+        patience: seconds for which failed connections are tried again.
+        resumed: whether an earlier call uploaded the file, so that its attempt may have made the batch.
+    """
     tried = resumed
 
     def find_or_create() -> BatchState:
@@ -381,6 +422,7 @@ def _created(api: BatchAPI, file_id: str, patience: float, resumed: bool) -> Bat
 
 
 def _found(api: BatchAPI, file_id: str) -> BatchState | None:
+    """Return the state of the batch of a file, or None; what `find` raises also says what the user can do."""
     try:
         return api.find(file_id)
     except (ModelNotFoundError, RequestRejectedError, ReplyError) as error:
@@ -395,7 +437,7 @@ def _found(api: BatchAPI, file_id: str) -> BatchState | None:
 
 
 def _keys(batch: PersonaBatch, llm: LLM) -> dict[bytes, int]:
-    """The keys of all requests, each with the most tokens that the request's prompt can have.
+    """Return the key of each request -> the most tokens that the request's prompt can have.
 
     Raises:
         DataError: the requests are not those that were submitted.
@@ -418,7 +460,11 @@ def _awaited(
     timeout: float | None,
     progress: bool | None,
 ) -> PersonaBatch:
-    """Check the batch until every part is done and its files are downloaded."""
+    """Check the batch until every part is done and its files are downloaded. Return it as it is then.
+
+    Raises:
+        BatchPendingError: not `wait`, and it is not done; or `timeout` seconds have passed.
+    """
     if batch.done and not any(batch.unfetched(n) for n in range(len(batch.parts))):
         return batch
     left = float("inf") if timeout is None else timeout
@@ -438,7 +484,11 @@ def _awaited(
 
 
 def _looked(batch: PersonaBatch, api: BatchAPI, patience: float, secrets: Secrets) -> PersonaBatch:
-    """Check each part that is not done once, and download the files of those that are."""
+    """Ask for the state of each part that is not done, once, and download the files of those that are done.
+
+    Raises:
+        BatchPendingError: a part was not submitted.
+    """
     if any(part.batch_id is None for part in batch.parts):
         raise BatchPendingError(
             f"not all of it was submitted: {batch}.",
@@ -455,6 +505,12 @@ def _looked(batch: PersonaBatch, api: BatchAPI, patience: float, secrets: Secret
 
 
 def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets, requests: int) -> None:
+    """Download a file of replies without secrets.
+
+    Raises:
+        ReplyError: it has no line of a batch.
+        TransportError: it breaks off within a line.
+    """
     with atomic_writer(place, private=True) as file:
         with MaskedLines(file, secrets) as lines:
             api.download(file_id, lines, requests)
@@ -472,7 +528,7 @@ def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets, requests:
 
 
 def _is_cut(file: IO[bytes], size: int) -> bool:
-    """Whether a file ends within a line, as where a connection broke off without a word."""
+    """Whether a file ends within a JSON object, as where a connection broke off without a word."""
     file.seek(max(0, size - _LONGEST_LINE))
     last = file.read().rpartition(b"\n")[2].strip()
     return last.startswith(b"{") and not last.endswith(b"}")
@@ -480,13 +536,21 @@ def _is_cut(file: IO[bytes], size: int) -> bool:
 
 @contextmanager
 def _counted(batch: PersonaBatch, llm: LLM, cost: float, judge: Any) -> Iterator[list[Any]]:
-    """Around single calls: the budget counts those before and the batch; the folder notes what these take.
+    """Count in the budget what single calls in the block take, and note in the folder what they took.
 
-    The folder first notes all that is left of the budget, so that a collect which is killed has taken that.
+    Before the block, the budget gets what the batch and earlier single calls took; and the folder notes that
+    these calls may take all that is left. So if the process is killed, all of it counts as taken. It warns if
+    another `collect_batch` noted this and has not ended.
+
+    Args:
+        batch: the batch.
+        llm: the LLM of the single calls.
+        cost: USD that the batch took.
+        judge: a selector whose `usage` has its calls; None: there is none.
 
     Yields:
-        A list for the runs that make the calls. What the budget has less meanwhile would be another sum, as
-        other runs and batches may share it.
+        An empty list. The block adds the runs that make single calls; their `usage` is what they took. (The
+        budget alone would not tell, because other runs and batches may share it.)
     """
     budget, submitter = llm.account.bounds.budget, batch.submitter
     left = 0.0
@@ -518,7 +582,7 @@ _CUT_OFF = (
 
 
 def _note(batch: PersonaBatch, *, singly: float, being_asked: float) -> PersonaBatch:
-    """Add to what single calls took and may take, in the folder."""
+    """Add USD to `asked_singly` and `being_asked` in the handle, save it, and return the new batch."""
     sums = {
         "asked_singly": batch.asked_singly + singly,
         "being_asked": max(0.0, batch.being_asked + being_asked),
@@ -529,7 +593,7 @@ def _note(batch: PersonaBatch, *, singly: float, being_asked: float) -> PersonaB
 
 
 def _cost(caller: Any) -> float:
-    """The USD that a run or a judge has taken so far; 0 for None, and where the price is unknown."""
+    """Return the USD that a run or a judge took so far; 0 for None, and if the price is unknown."""
     return (caller.usage.cost or 0.0) if caller is not None else 0.0
 
 
@@ -539,13 +603,15 @@ def _cost(caller: Any) -> float:
 def _wired(
     source: PreferenceSource, plan: Plan, llm: LLM
 ) -> Iterator[tuple[SourceRow, list[WireRequest]]]:
+    """Yield each row with its requests as they are sent."""
     return ((row, wire_requests(llm, found)) for row, found in plan.asked(checked(source)))
 
 
 def _fingerprint(source: PreferenceSource, plan: Plan, llm: LLM) -> tuple[str, dict[bytes, int]]:
-    """The digest of these rows' requests, to compare with that of a submitted batch, and their keys.
+    """Return the digest of the rows and their requests, and the keys of the requests.
 
-    Each key has the most tokens that the prompt of its request can have.
+    The digest equals that of a submitted batch if the requests are the same. Each key comes with the most
+    tokens that the prompt of its request can have.
     """
     digest = hashlib.sha256()
     keys: dict[bytes, int] = {}
