@@ -4,10 +4,11 @@ The content is written under a hidden, random name in the same folder, open to i
 the disk, and then renamed over the old file. After a full disk, a kill or a power cut, the folder holds the
 old file or the new one, never a part.
 
-A process locks what it has not finished. What a killed process left is not locked, and the next write of the
-same file removes it. (Windows has no such locks; there it stays.)
+A process locks the file or folder that it has not finished. What a killed process left is not locked, and
+the next write of the same file removes it. (Windows has no such locks; there it stays.)
 
-`opened_file` and `read_small_file` read a file, and no pipe or device, which would wait or have no end.
+`opened_file` and `read_small_file` read a regular file, and refuse a pipe or a device, which would wait or
+have no end.
 """
 
 from __future__ import annotations
@@ -44,16 +45,17 @@ _OUR_FOLDER = (
 def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends without an error.
 
-    What was written can be read back before.
+    The file can also be read in the block: what was written can be read back.
 
     Args:
-        path: the file to write; its folder must exist. A link of the user's own stays, see `followed`.
-        private: only the owner may read it. Otherwise it has the permissions of the user's file that it
-            replaces, or those of a new file.
+        path: the file to write; its folder must exist. If it is a link of the user's own, the file to which
+            it leads is replaced, see `followed`.
+        private: only the owner may read the file. Otherwise it has the permissions of the user's file that
+            it replaces, or those of a new file.
 
     Raises:
         InvalidArgumentError: the path leads to something that is not a file: a folder, a pipe, a device.
-        OSError: the disk is full, or the user may not write to the folder.
+        OSError: the folder is missing or not the user's to write, or the disk is full.
     """
     check_file(path)
     if not private:
@@ -70,9 +72,10 @@ def atomic_writer(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
 
 
 def followed(path: Path) -> Path:
-    """The file to which a link leads, if both are this user's and nobody else can have put the link there.
+    """Return the file to which a link leads, if the link and the file are this user's.
 
-    Other paths stay as they are: a link that somebody planted is replaced.
+    A path that is no link, or a link to nothing, is returned as it is. So is a link in a folder in which
+    others may replace files: somebody else may have put it there.
     """
     if not path.is_symlink() or not path.is_file():
         return path
@@ -87,7 +90,11 @@ def followed(path: Path) -> Path:
 
 @contextmanager
 def atomic_text_writer(path: Path) -> Iterator[IO[str]]:
-    """`atomic_writer` for text, as UTF-8 with "\\n" at the end of lines."""
+    """Open a text file that replaces `path` when the block ends without an error; see `atomic_writer`.
+
+    It is written as UTF-8, with "\\n" at the end of lines. Errors are those of `atomic_writer`, and
+    UnicodeEncodeError for half of a surrogate pair.
+    """
     with atomic_writer(path) as file:
         text = TextIOWrapper(file, encoding="utf-8", newline="\n", write_through=True)
         yield text
@@ -96,19 +103,25 @@ def atomic_text_writer(path: Path) -> Iterator[IO[str]]:
 
 
 def write_file(path: Path, content: bytes | str, *, private: bool = False) -> None:
-    """Replace a file by this content; text as UTF-8. Arguments and errors are those of `atomic_writer`."""
+    """Replace a file by this content.
+
+    Arguments and errors are those of `atomic_writer`. A text is written as UTF-8, and half of a surrogate
+    pair in it as "?".
+    """
     with atomic_writer(path, private=private) as file:
         file.write(content if isinstance(content, bytes) else content.encode(errors="replace"))
 
 
 @contextmanager
 def atomic_folder(folder: Path, *, private: bool = False) -> Iterator[Path]:
-    """Make a folder whose files are written in the block, and that has its name when the block ends.
+    """Make a folder whose files are written in the block. Yield where to write them.
+
+    They are written under another name. The folder has its own name when the block ends without an error.
 
     Args:
-        folder: one that does not exist, or is empty; if it is this user's, its permissions are kept then.
-            Its parents are made.
-        private: only the owner may enter it, and the parents that are made, and read its files.
+        folder: a folder that does not exist, or is empty. The permissions of an empty one of this user's are
+            kept. Missing parents are made.
+        private: nobody but the owner may enter the folder and the parents that are made, or read its files.
 
     Raises:
         InvalidArgumentError: it is the folder that the process is in.
@@ -146,7 +159,11 @@ def atomic_folder(folder: Path, *, private: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def unfinished_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path`, for the owner only, that is removed when the block ends."""
+    """Make a hidden folder beside `path`, for the owner only, and remove it when the block ends. Yield it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     remove_abandoned(path)
     number, folder = _new_folder(path)
     try:
@@ -158,7 +175,7 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what killed processes left of unfinished writes of `path`."""
+    """Remove what killed processes of this user left of unfinished writes of `path`. Errors are ignored."""
     start = _start_of_name(path)
     with suppress(OSError), os.scandir(path.parent) as entries:
         left = [one for one in entries if one.name.startswith(start)]
@@ -170,11 +187,14 @@ def remove_abandoned(path: Path) -> None:
 def put_in_place(unfinished: Path, path: Path, *, private: bool = False) -> None:
     """Flush a finished file to the disk, then rename it, replacing a file of that name.
 
-    Arguments and permissions are those of `atomic_writer`, but a link is replaced.
+    Args:
+        unfinished: the file, on the same disk as `path`.
+        path: its new name. A link is replaced, not followed.
+        private: as for `atomic_writer`, which also tells the permissions.
 
     Raises:
         InvalidArgumentError: the path is a pipe or a device, which would be lost.
-        OSError: it is a folder, or the disk refuses.
+        OSError: the path is a folder, or the disk refuses.
     """
     if not path.is_dir():
         check_file(path)
@@ -185,11 +205,15 @@ def put_in_place(unfinished: Path, path: Path, *, private: bool = False) -> None
 
 
 def as_path(value: object, argument: str = "path") -> Path:
-    """The path that an argument names.
+    """Return the path that an argument names. It need not exist.
+
+    Args:
+        value: what the user gave: a text, or an object such as a Path.
+        argument: the name of the argument, for the error.
 
     Raises:
-        InvalidArgumentError: it is something else, or no file can have that name: it is too long, holds a
-            null, leads in a circle of links, or is not UTF-8, which Arrow needs.
+        InvalidArgumentError: it is something else, empty, or no file can have that name: it is too long,
+            holds a null, leads in a circle of links, or is not UTF-8, which Arrow needs.
     """
     is_path = isinstance(value, str | os.PathLike)
     name = os.fspath(value) if is_path else None  # type: ignore[call-overload]
@@ -221,7 +245,10 @@ def _why_no_name(error: Exception) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raise InvalidArgumentError if the path leads to something that is not a regular file."""
+    """Raise InvalidArgumentError if the path leads to something that is not a regular file.
+
+    A path to nothing passes.
+    """
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise InvalidArgumentError(f"{path} is {kind}, not a file.", hint="Name another file.")
@@ -229,7 +256,7 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def place_errors(path: Path, argument: str = "path") -> Iterator[None]:
-    """Write in this block what the user named.
+    """Raise an error about the argument if what the user named cannot be written in this block.
 
     Args:
         path: the file or folder that is written.
@@ -253,7 +280,7 @@ def place_errors(path: Path, argument: str = "path") -> Iterator[None]:
 
 @contextmanager
 def opened_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a regular file for reading, or a link to one.
+    """Open a regular file, or a link to one, for reading bytes.
 
     Raises:
         OSError: it cannot be read, or is a folder, a pipe or a device.
@@ -267,10 +294,10 @@ def opened_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_small_file(path: Path, most: int = 2**26) -> bytes:
-    """The content of a file of at most so many bytes.
+    """Return the content of a file of at most `most` bytes.
 
     Raises:
-        OSError: as `opened_file`, or the file is larger.
+        OSError: it cannot be read, is a folder, a pipe or a device, or is larger.
     """
     with opened_file(path) as file:
         content = file.read(most + 1)
@@ -281,7 +308,7 @@ def read_small_file(path: Path, most: int = 2**26) -> bytes:
 
 @contextmanager
 def own_file(path: Path, *, append: bool = False) -> Iterator[IO[bytes]]:
-    """Open a file with a name that others can foresee, in a folder that others may write to.
+    """Open a file whose name others can foresee, in a folder that others may write to.
 
     Args:
         path: the file.
@@ -309,15 +336,15 @@ def check_replaced(
     argument: str = "path",
     otherwise: str = "or pass overwrite=True",
 ) -> None:
-    """Raise InvalidArgumentError if a file of another kind is at the path, and would be lost.
+    """Raise InvalidArgumentError if something of another kind is at the path, and would be lost.
 
     Args:
-        path: what is to be written. Nothing and an empty file can be replaced.
-        is_ours: whether the file that is there is of the kind that is to be written.
+        path: what is to be written. A path at which there is nothing, or an empty file, passes.
+        is_ours: returns whether the file or folder that is there is of the kind that is to be written.
         kind: what is to be written, as "a table of personas".
-        named: how the error names the path; "": as an argument.
+        named: how the error names the path; "": by the argument.
         argument: the argument that has the path.
-        otherwise: what the user can do but to name another file.
+        otherwise: what else the user can do than to name another file.
     """
     if path.exists() and (path.is_dir() or path.stat().st_size) and not is_ours(path):
         raise InvalidArgumentError(
@@ -328,11 +355,15 @@ def check_replaced(
 
 
 def private_folder(folder: Path, *, foreseen: bool = False) -> Path:
-    """Make a folder and its missing parents, which only their owner may enter; what exists is unchanged.
+    """Make a folder, and its missing parents, that only the owner may enter. What exists stays unchanged.
 
     Args:
         folder: the folder.
-        foreseen: others may write to its parent, and can foresee its name: what they put there is refused.
+        foreseen: others may write to its parent, and can foresee its name: a link, or a folder that somebody
+            else made, is refused.
+
+    Returns:
+        The folder.
 
     Raises:
         OSError: it cannot be made; or it is foreseen, and is a link or somebody else's.
@@ -349,10 +380,14 @@ def private_folder(folder: Path, *, foreseen: bool = False) -> Path:
 
 
 def close_to_others(folder: Path, names: str) -> None:
-    """Take from others what they may read of one's own folder, and of its files of such names.
+    """Take away others' permissions on a folder of this user's, and on its files with such names.
 
-    If others may write to one of them, it is left as it is: it may hold something of theirs. So is what
-    cannot be closed, such as files of a disk that is only read.
+    If others may write to the folder, nothing changes; if to a file, that file stays as it is: it may hold
+    something of theirs. So does a file whose permissions cannot be changed, as on a disk that is only read.
+
+    Args:
+        folder: must exist.
+        names: a pattern of names, such as "cache.db*".
     """
     if others_may_write(folder.stat()):
         return
@@ -372,7 +407,7 @@ def _start_of_name(path: Path) -> str:
 
 
 def _new_file(path: Path) -> tuple[int, Path]:
-    """A new, locked file beside `path`: its descriptor and its name."""
+    """Make a new, locked file beside `path`. Return its descriptor and its name."""
     while True:
         number, name = tempfile.mkstemp(_UNFINISHED, _start_of_name(path), path.parent)
         if _locked(number, name):
@@ -381,7 +416,10 @@ def _new_file(path: Path) -> tuple[int, Path]:
 
 
 def _new_folder(path: Path) -> tuple[int | None, Path]:
-    """A new, locked folder beside `path`: the descriptor that holds the lock, and its name."""
+    """Make a new, locked folder beside `path`. Return the descriptor that holds the lock, and its name.
+
+    The descriptor is None where there are no locks, as on Windows.
+    """
     while True:
         name = tempfile.mkdtemp(_UNFINISHED, _start_of_name(path), path.parent)
         if fcntl is None:
@@ -396,9 +434,9 @@ def _new_folder(path: Path) -> tuple[int | None, Path]:
 
 
 def _locked(number: int, name: str) -> bool:
-    """Lock an open file or folder; False if another process or thread has removed it meanwhile.
+    """Lock an open file or folder. Return False if another process or thread has removed it meanwhile.
 
-    One that took it for abandoned, before it was locked here, holds the lock until it has removed it.
+    A process that took it for abandoned, before it was locked here, holds the lock until it has removed it.
     """
     if fcntl is None:
         return True
@@ -413,8 +451,9 @@ def _locked(number: int, name: str) -> bool:
 def _remove_if_abandoned(left: Path) -> None:
     """Remove an unfinished file or folder of this user's, unless a living process has locked it.
 
-    Whoever may write to the parent may give any folder such a name: only one that is marked goes with what it
-    holds. One that was not marked yet is empty.
+    Whoever may write to the parent may give any folder such a name. So a folder is removed with its content
+    only if it has the permissions with which this module marks its folders. A folder without them is removed
+    if it is empty.
     """
     found = left.lstat()
     is_folder = stat.S_ISDIR(found.st_mode)
@@ -450,10 +489,10 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _permissions(path: Path, unfinished: Path) -> int:
-    """The permissions of this user's file, or of a new file. The unfinished file gets its group.
+    """Return the permissions for a finished file: those of the user's file that it replaces, or of a new one.
 
-    A link or file that somebody else has put there does not open the new file to others. Nor does a file
-    of a group that the user cannot give it to open it to another one.
+    The unfinished file gets the group of the file that it replaces. If the user cannot give it that group,
+    the group gets no permissions. A link, or a file that somebody else has put there, does not count.
     """
     with suppress(FileNotFoundError):
         found = followed(path).lstat()
@@ -463,18 +502,21 @@ def _permissions(path: Path, unfinished: Path) -> int:
 
 
 def _is_mine(found: os.stat_result) -> bool:
-    """Whether a file, a link or a folder is this user's. (Windows does not say.)"""
+    """Return whether a file, a link or a folder is this user's. (Windows does not say: True.)"""
     return fcntl is None or found.st_uid == os.getuid()
 
 
 def others_may_write(found: os.stat_result) -> bool:
-    """Whether the permissions of a file or a folder let others write. (Those of Windows say nothing.)"""
+    """Return whether the permissions of a file or a folder let others write. (Those of Windows say nothing.)
+
+    The group of the file counts as others, unless it is this user's private one.
+    """
     to_a_group = bool(found.st_mode & stat.S_IWGRP) and not _is_own_group(found)
     return to_a_group or bool(found.st_mode & stat.S_IWOTH)
 
 
 def _is_own_group(found: os.stat_result) -> bool:
-    """Whether the group of a file or a folder is this user's private one, as many systems make for each."""
+    """Return whether the group of a file or a folder is this user's private one, as many systems make."""
     with suppress(KeyError):
         group, name = grp.getgrgid(found.st_gid), pwd.getpwuid(os.getuid()).pw_name
         return group.gr_name == name and set(group.gr_mem) <= {name}
@@ -482,7 +524,7 @@ def _is_own_group(found: os.stat_result) -> bool:
 
 
 def _has_group(path: Path, group: int) -> bool:
-    """Whether a file has this group, now."""
+    """Give a file this group, if it has another one. Return whether the file has the group now."""
     if path.stat().st_gid != group and hasattr(os, "chown"):
         with suppress(OSError):
             os.chown(path, -1, group)

@@ -3,8 +3,8 @@
 The database is diskcache's (SQLite in write-ahead mode, safe for several processes at once). Many replies are
 written in one transaction, and many keys are looked up in one query. Only text is stored and read: diskcache
 itself would unpickle a row whose `mode` was tampered with (CVE-2025-69872), and a cache directory may be
-shared: `local.database_checks` checks the file. Files and folders that are made here are open to their owner
-only, since replies hold people's texts.
+shared. `local.database_checks` checks the file. The files and folders that this module makes are open to
+their owner only, since replies hold people's texts.
 
 A forked child opens its own connections. SQLite does not support a fork while another thread is in a
 query: fork before a run or after it, or start processes with spawn or forkserver.
@@ -77,14 +77,24 @@ _SET_ASIDE = "cache.db.broken-"  # and a number: what a damaged database is rena
 
 
 def default_cache_dir() -> Path:
-    """$PERSONAINFER_CACHE_DIR, or the user's cache directory of this system."""
+    """Return the folder $PERSONAINFER_CACHE_DIR, or, if that is empty or not set, the system's cache folder.
+
+    The system's is one of this library in the user's cache folder. Nothing is made or checked here.
+    """
     named = os.environ.get("PERSONAINFER_CACHE_DIR")
     return Path(named) if named else platformdirs.user_cache_path("personainfer")
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """A cache directory: how many `replies`, how many by model (`models`), and the `bytes` of its files."""
+    """What a cache directory holds.
+
+    Attributes:
+        directory: the directory, as an absolute path.
+        replies: how many replies there are.
+        bytes: the size of the database and its journals, in bytes.
+        models: the name of each model, as the user wrote it -> how many replies of it there are.
+    """
 
     directory: Path
     replies: int
@@ -93,13 +103,24 @@ class CacheInfo:
 
 
 class _UnreadableReplyError(CacheError):
-    """A reply is too long or no UTF-8. The others can be read one by one."""
+    """A reply in the database is too long, or is not UTF-8. The other replies can be read one by one."""
 
 
 class ReplyCache:
-    """A directory of replies, keyed by the digest of their request.
+    """A directory of replies on disk. The key of a reply is the digest of its request.
 
-    Several threads and processes may use one directory, each with a ReplyCache of its own.
+    Several threads and processes may use one directory, and threads may share one ReplyCache. Each thread
+    gets its own connection.
+
+    If others may write to the directory, or this user may not, the cache is only read: the constructor warns,
+    `set_many` does nothing, and `clear` and `prune` raise CacheError.
+
+    Args:
+        directory: where the replies are. It is made if it is missing, with an empty database.
+
+    Raises:
+        CacheError: the directory cannot be made or used, or its database is damaged, belongs to another
+            program, or stays locked.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -145,10 +166,11 @@ class ReplyCache:
         check_files(self._path, read_only=self._read_only)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, str]:
-        """The cached replies, by key; keys without a reply, or with one that is not text, are left out.
+        """Return the cached replies: key -> text. Keys without a reply that can be read as text are left out.
 
         Raises:
-            CacheError: the database fails. One that is only read is left alone then, with a warning.
+            CacheError: the database fails. A cache that is only read warns instead, returns what it has
+                found, and finds nothing from then on.
         """
         found: dict[bytes, str] = {}
         for start in range(0, 0 if self._is_given_up else len(keys), _LOOKUP_SIZE):
@@ -167,7 +189,7 @@ class ReplyCache:
         return found
 
     def _give_up(self, error: CacheError) -> None:
-        """Read no more replies from a database that is only read, and say why."""
+        """Read no more replies from a database that may not be written, and warn why."""
         self._is_given_up = True
         warnings.warn(f"{error} No more replies are read from it.", stacklevel=3)
 
@@ -189,15 +211,15 @@ class ReplyCache:
         model: str,
         patience: float = BUSY_TIMEOUT,
     ) -> None:
-        """Write a group of replies in one transaction: on return they survive the process.
+        """Write replies in one transaction; on return they are on disk. A cache that is only read keeps none.
 
         Args:
-            replies: keys and texts.
-            model: the name of the model that replied.
-            patience: seconds to wait while another process writes, rounded up to half a second.
+            replies: keys and texts. A text replaces the one that its key has.
+            model: the name of the model that replied, by which `info` counts and `clear` deletes.
+            patience: seconds to wait while another process writes, rounded up to a multiple of half a second.
 
         Raises:
-            CacheError: nothing was written. It is `retryable` if another process still writes.
+            CacheError: nothing was kept. Its `retryable` is True if another process still writes.
         """
         if self._read_only:
             return
@@ -215,7 +237,11 @@ class ReplyCache:
         self._check_still_there()
 
     def info(self) -> CacheInfo:
-        """Counts by model, and the size of the database with its journal."""
+        """Return the counts of replies by model, and the size of the database with its journals.
+
+        Raises:
+            CacheError: the database fails.
+        """
         rows = self._select("SELECT tag, COUNT(*) FROM Cache GROUP BY tag ORDER BY tag", ())
         models: Counter[str] = Counter()
         for tag, count in rows:
@@ -225,12 +251,16 @@ class ReplyCache:
         return CacheInfo(self.directory, models.total(), size, dict(models))
 
     def clear(self, model: str | None = None) -> int:
-        """Delete all replies, or those of one model; returns how many.
+        """Delete all replies, or those of one model.
 
-        All includes what was set aside of a damaged cache.
+        Args:
+            model: whose replies are deleted. None: all are, with the damaged databases that were set aside.
+
+        Returns:
+            How many replies were deleted.
 
         Raises:
-            CacheError: others may write to the cache, or another program keeps it locked.
+            CacheError: the cache is only read, its database fails, or another program keeps it locked.
         """
         self._check_writable()
         with self._database_errors():
@@ -241,18 +271,24 @@ class ReplyCache:
         return deleted
 
     def _delete_set_aside(self, before: float) -> None:
-        """Delete the files of damaged caches that were last written before this time."""
+        """Delete damaged databases that were set aside and last written before this time (Unix seconds)."""
         for path in self.directory.glob(f"{_SET_ASIDE}*"):
             with suppress(FileNotFoundError):
                 if path.lstat().st_mtime < before:
                     path.unlink()
 
     def prune(self, *, older_than: float | None = None, max_size: int | None = None) -> int:
-        """Delete the oldest replies; returns how many.
+        """Delete the oldest replies. With neither argument, delete none.
 
         Args:
-            older_than: seconds: replies that were written longer ago go.
-            max_size: bytes: the oldest replies go until the texts of the others fit.
+            older_than: seconds: delete replies that were written longer ago, and damaged databases set aside.
+            max_size: bytes: delete the oldest replies until the keys and texts of the others fit.
+
+        Returns:
+            How many replies were deleted.
+
+        Raises:
+            CacheError: the cache is only read, its database fails, or another program keeps it locked.
         """
         self._check_writable()
         deleted = 0
@@ -274,10 +310,13 @@ class ReplyCache:
         return deleted
 
     def close(self) -> None:
-        """Close this thread's connections; its next query opens new ones. Other threads keep theirs.
+        """Close this thread's connections. Its next query opens new ones. Other threads keep their own.
 
         A forked child leaves the connections of its parent alone. Nothing is closed while this thread is in
         a query: the garbage collector may end an abandoned run, which closes its cache, at any allocation.
+
+        Raises:
+            CacheError: the database fails.
         """
         if self._pid != os.getpid() or getattr(self._here, "uses", 0) > 0:
             return
@@ -298,7 +337,14 @@ class ReplyCache:
         return self._settled(found)
 
     def _settled(self, read: Callable[[bool], T]) -> T:
-        """What is read, given whether the database is frozen; again if somebody wrote to a frozen one."""
+        """Return what `read` returns. If somebody wrote to a frozen database meanwhile, read again.
+
+        Args:
+            read: reads the database. Its argument says whether the database is frozen, see `_frozen_state`.
+
+        Raises:
+            CacheError: the database fails, or was written during each of `_READS` attempts.
+        """
         for _ in range(_READS):
             before = self._frozen_state()
             try:
@@ -322,7 +368,7 @@ class ReplyCache:
 
     @contextmanager
     def _database_errors(self) -> Iterator[None]:
-        """Raise an error of the database as a CacheError. Inside, the connections stay open."""
+        """Raise an error of the database in this block as a CacheError. Until it ends, `close` does nothing."""
         self._here.uses = getattr(self._here, "uses", 0) + 1
         try:
             yield
@@ -336,7 +382,7 @@ class ReplyCache:
             self._here.uses -= 1
 
     def _reader(self) -> sqlite3.Connection:
-        """One connection a thread, and never one that was opened before a fork."""
+        """Return this thread's connection for reading, and never one that was opened before a fork."""
         if getattr(self._here, "pid", None) != os.getpid():
             self._here.pid = self._pid = os.getpid()
             self._here.connection = None
@@ -353,7 +399,13 @@ class ReplyCache:
         return connection
 
     def _check_database(self) -> None:
-        """Mark a new database as ours; raise CacheError, and touch nothing, if it is another program's."""
+        """Mark a new database as this library's.
+
+        Raises:
+            CacheError: the database is another program's, which is left as it is; or damaged, or locked; or
+                it is new, and may only be read. If one that may only be read fails or is locked, this warns
+                instead.
+        """
         check = partial(check_database, self._path, read_only=self._read_only)
         try:
             kind = self._settled(lambda is_frozen: check(frozen=is_frozen))
@@ -375,7 +427,7 @@ class ReplyCache:
             )
 
     def _why_read_only(self) -> str:
-        """Why nothing may be cached there, as the start of a sentence; "" if it may.
+        """Return why no replies may be written there, as the start of a sentence; "" if they may be.
 
         The system's administrator may write everywhere, and works in folders of others (in a container).
         """
@@ -393,9 +445,11 @@ class ReplyCache:
         return "" if may_write else "you may not write to"
 
     def _frozen_state(self) -> tuple[int, ...] | None:
-        """The state of a database that is frozen: SQLite can make no files beside it, and needs none.
+        """Return the number, size and time of change of a frozen database; None for other databases.
 
-        It is read as one that does not change. If its owner writes to it, its state differs. None for others.
+        A database is frozen if its journal is empty and this user can make no files beside it, which SQLite
+        otherwise does to read. It is read as a file that does not change. If its owner writes to it all the
+        same, its state differs. The state is () if the file is missing.
         """
         if not self._read_only or os.access(self.directory, os.W_OK):
             return None
@@ -416,7 +470,7 @@ class ReplyCache:
             )
 
     def _is_still_there(self) -> bool:
-        """Whether the database is the one that was opened first."""
+        """Return whether the file is the one that was opened first."""
         try:
             return self._path.stat().st_ino == self._inode
         except FileNotFoundError:
@@ -434,7 +488,7 @@ class ReplyCache:
         )
 
     def _delete(self, condition: str, *values: float | str) -> int:
-        """Delete the replies of this condition in one transaction; returns how many."""
+        """Delete the replies of which an SQL condition is true, in one transaction. Return how many."""
         # By diskcache's own connection, where its triggers keep the counts.
         self._store._sql("PRAGMA secure_delete = ON")  # the texts are overwritten
         with self._store.transact():
@@ -443,7 +497,8 @@ class ReplyCache:
     def _free(self) -> None:
         """Give the space of deleted rows back to the disk, and empty the journal, which has their texts.
 
-        It waits for other programs that read. If they go on, a warning says what is left.
+        Wait up to `BUSY_TIMEOUT` seconds for other programs that read. If they go on, or the disk is full,
+        warn that the file still holds what was deleted.
         """
         ends, statements = (
             time.monotonic() + BUSY_TIMEOUT,
@@ -469,10 +524,11 @@ class ReplyCache:
         )
 
     def _set_aside(self, reason: str) -> CacheError:
-        """Put a new cache with all that can be read in the place of a damaged one, which is kept beside it.
+        """Replace a damaged database by one with the replies that can be read. Return the error to raise.
 
-        Until the new one is complete, the damaged one stays in its place: after a kill the next call begins
-        again. If another process was first, nothing is done.
+        The damaged file is kept beside the new one, under another name. It stays in its place until the new
+        one is complete: after a kill, the next call begins again. If another process was first, nothing is
+        done.
         """
         if self._read_only:
             return CacheError(
@@ -504,7 +560,7 @@ class ReplyCache:
         )
 
     def _rebuild(self) -> tuple[Path, int]:
-        """Replace the damaged database; returns where it is now, and how many replies are in the new one."""
+        """Replace the damaged database. Return where it is now, and how many replies the new one has."""
         number, saved = 1, 0
         while (aside := self.directory / f"{_SET_ASIDE}{number}").exists():
             if aside.samefile(self._path):  # of a call that was killed
@@ -565,12 +621,33 @@ def _opened(cache_dir: str | Path | None) -> ReplyCache:
 
 
 def cache_info(cache_dir: str | Path | None = None) -> CacheInfo:
-    """What the cache directory holds, by model."""
+    """Return what a cache directory holds. A directory that does not exist is made.
+
+    Args:
+        cache_dir: None: $PERSONAINFER_CACHE_DIR, or the user's cache.
+
+    Raises:
+        InvalidArgumentError: `cache_dir` is not a path.
+        CacheError: the directory cannot be used as a cache.
+    """
     return _opened(cache_dir).info()
 
 
 def clear_cache(*, model: str | None = None, cache_dir: str | Path | None = None) -> int:
-    """Delete the cached replies of one model, or all of them; returns how many were deleted."""
+    """Delete the cached replies of one model, or all of them.
+
+    Args:
+        model: the name with which the replies were made; None: all models.
+        cache_dir: None: $PERSONAINFER_CACHE_DIR, or the user's cache.
+
+    Returns:
+        How many replies were deleted. A model without replies gives 0.
+
+    Raises:
+        InvalidArgumentError: `model` is not a name, or `cache_dir` is not a path.
+        CacheError: the directory cannot be used as a cache, others may write to it or you may not, or another
+            program keeps it locked.
+    """
     check_argument("model", model, _ModelName | None)
     return _opened(cache_dir).clear(model)
 
@@ -581,15 +658,21 @@ def prune_cache(
     max_size: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> int:
-    """Delete the oldest cached replies; returns how many were deleted.
+    """Delete the oldest cached replies.
 
     Args:
-        older_than: days: replies that were written longer ago go.
-        max_size: bytes: the oldest go until the texts of the others fit.
-        cache_dir: None: the default one.
+        older_than: days: delete replies that were written longer ago.
+        max_size: bytes: delete the oldest replies until the keys and texts of the others fit.
+        cache_dir: None: $PERSONAINFER_CACHE_DIR, or the user's cache.
+
+    Returns:
+        How many replies were deleted.
 
     Raises:
-        InvalidArgumentError: neither is given, or one is negative or no number.
+        InvalidArgumentError: both `older_than` and `max_size` are None; or one is negative, NaN or no number;
+            or `cache_dir` is not a path.
+        CacheError: the directory cannot be used as a cache, others may write to it or you may not, or another
+            program keeps it locked.
     """
     if older_than is None and max_size is None:
         raise InvalidArgumentError(

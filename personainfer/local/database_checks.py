@@ -1,9 +1,9 @@
 """The SQLite database of a cache: what it may hold, how it is opened, and what a damaged one still gives.
 
-A cache directory may be shared, copied from somebody or damaged, so nothing in the file is believed, nor is
-what lies beside it: `check_files`. A database is used only if its schema is the one that diskcache makes: a
-view, a trigger or a computed column of a stranger would run with the user's queries. Texts are read as bytes,
-so a spoilt one costs its own row.
+A cache directory may be shared, copied from somebody or damaged. So neither the database nor the files
+beside it are trusted: see `check_files`. A database is used only if its schema is the one that diskcache
+makes: a view, a trigger or a computed column of a stranger would run with the user's queries. Texts are read
+as bytes, so a text that is not UTF-8 costs its own row only.
 """
 
 from __future__ import annotations
@@ -75,11 +75,22 @@ DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 
 
 class Store(diskcache.Cache):  # type: ignore[misc]
-    """diskcache's Cache, for writing.
+    """A `Cache` of diskcache, opened for writing only.
 
-    It waits longer at opening while another program locks the database. Its `get`, `set` and `iter` may
-    pickle or unpickle, and its `clear` and `evict` delete files that a row names: none of them is used.
-    Nor is its `__init__`, which writes each setting in two transactions, to a database that has them, too.
+    `__init__` does not call that of diskcache, which writes each setting in two transactions, even if the
+    database has the settings. It makes what the database lacks of its schema and settings in one
+    transaction. While another program locks the database, it waits for up to `BUSY_TIMEOUT` seconds.
+
+    Do not call `get`, `set` or `iter`: they may pickle or unpickle. Do not call `clear` or `evict`: they
+    delete the files that rows name.
+
+    Args:
+        path: the database file, which diskcache calls `cache.db`. It is made if it is missing; its folder
+            must exist.
+
+    Raises:
+        CacheError: `check_files` refuses the file, or one beside it.
+        sqlite3.DatabaseError: the database is damaged, or stays locked.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,7 +105,7 @@ class Store(diskcache.Cache):  # type: ignore[misc]
             self.close()  # it opens again at the first write, in the thread that writes
 
     def _complete(self) -> None:
-        """Make what the database lacks of its schema and its settings."""
+        """Make the tables, indexes, triggers and settings that the database lacks, in one transaction."""
         run = self._sql_retry
         if not self._objects():
             for name, value in _SETTINGS.items():
@@ -119,12 +130,12 @@ class Store(diskcache.Cache):  # type: ignore[misc]
         run("COMMIT")
 
     def _objects(self) -> set[str]:
-        """The names of tables, indexes and triggers."""
+        """Return the names of the tables, indexes and triggers in the database."""
         return {name for (name,) in self._sql_retry("SELECT name FROM sqlite_master").fetchall()}
 
     @property
     def _con(self) -> sqlite3.Connection:
-        """This thread's connection, of this process."""
+        """This thread's connection. If this process has none in this thread, check the files and open one."""
         own = getattr(self._local, "pid", None) == os.getpid()
         is_open = own and getattr(self._local, "con", None) is not None
         if not is_open:
@@ -146,15 +157,17 @@ class Store(diskcache.Cache):  # type: ignore[misc]
 
 
 def connected(path: Path, *, read_only: bool = False, frozen: bool = False) -> sqlite3.Connection:
-    """A connection to a database that exists. Texts are bytes, no value is longer than `LONGEST_REPLY`.
+    """Connect to a database that exists. Texts come as bytes, and no value is longer than `LONGEST_REPLY`.
 
     Args:
         path: the database.
-        read_only: whether others may write to it: it is not changed, whatever they put beside it later.
-        frozen: whether nothing can be written beside it, which SQLite else does to read.
+        read_only: True: the database is opened for reading only.
+        frozen: True: also make no files beside it, which SQLite otherwise does to read. SQLite then takes the
+            file for one that nobody changes.
 
     Raises:
-        CacheError: as `check_files`.
+        CacheError: `check_files` refuses the file, or one beside it.
+        sqlite3.OperationalError: the file is missing, or cannot be opened.
     """
     check_files(path, read_only=read_only or frozen)
     mode = "ro&immutable=1" if frozen else "ro" if read_only else "rw"
@@ -167,7 +180,7 @@ def connected(path: Path, *, read_only: bool = False, frozen: bool = False) -> s
 
 
 def uri_of(path: PurePath) -> str:
-    """An absolute path as SQLite takes it: the server of a Windows share is a part of it, and not a host."""
+    """Return the URI of an absolute path as SQLite takes it: the server of a Windows share is in its path."""
     address = path.as_uri()
     return address if address.startswith("file:///") else address.replace("file://", "file:////", 1)
 
@@ -179,16 +192,18 @@ LOCK = ".lock"  # of what is held while a damaged one is replaced
 
 
 def check_files(path: Path, *, read_only: bool) -> None:
-    """Raise CacheError if a file is not what SQLite may open, or be made to act on.
+    """Raise CacheError if a cache's database, or a file beside it, could make SQLite harm other files.
 
-    It follows links and waits for pipes. A rollback journal can name any file, which SQLite then deletes, and
-    pages that it writes. A cache is in write-ahead mode from the start, and needs none: one is left where an
-    older version ended while it made the cache. What SQLite does not act on does no harm: an empty one, one
-    whose first bytes are zeros, or one of an empty database.
+    SQLite follows links and waits for pipes. A rollback journal can name any file, which SQLite then deletes,
+    and hold any pages, which SQLite then writes. A cache is in write-ahead mode from the start, and needs no
+    rollback journal: one may be left of an older version that ended while it made the cache. A rollback
+    journal on which SQLite does not act is let pass: an empty one, one whose first byte is zero, or one of an
+    empty database.
 
     Args:
         path: the database; it may be missing.
-        read_only: whether others may write to it, so that its journals may be theirs.
+        read_only: whether others may write to the database. Its journals may then be theirs, too; otherwise a
+            journal that others may write to is refused.
     """
     for ending in ("", *JOURNALS, LOCK):
         beside = path.with_name(path.name + ending)
@@ -213,7 +228,7 @@ def check_files(path: Path, *, read_only: bool) -> None:
 
 
 def _is_idle(path: Path, journal: Path) -> bool:
-    """Whether SQLite does not act on the rollback journal of a database."""
+    """Return whether SQLite would ignore the rollback journal of a database, or there is none."""
     try:
         with opened_file(journal) as file:
             begin = file.read(1)
@@ -225,9 +240,9 @@ def _is_idle(path: Path, journal: Path) -> bool:
 
 
 def _is_mine_alone(found: os.stat_result, path: Path) -> bool:
-    """Whether a journal is this user's or the administrator's, and no one else may write to it.
+    """Return whether a journal is this user's or the administrator's, and no one else may write to it.
 
-    SQLite gives those that the administrator makes to the owner of the database `path`.
+    SQLite gives a journal that the administrator makes to the owner of the database `path`.
     """
     if not hasattr(os, "getuid"):
         return True
@@ -240,7 +255,7 @@ def _is_mine_alone(found: os.stat_result, path: Path) -> bool:
 
 
 def unusable(directory: Path, problem: object) -> CacheError:
-    """The error of a cache that cannot be used at all."""
+    """Make the error of a cache directory that cannot be used at all. It is returned, not raised."""
     return CacheError(
         f"the cache directory {directory} cannot be used: {str(problem).rstrip('.')}.",
         hint="Name another one with cache_dir=, or turn the cache off with cache=False.",
@@ -248,12 +263,12 @@ def unusable(directory: Path, problem: object) -> CacheError:
 
 
 def is_locked(error: BaseException) -> bool:
-    """Whether SQLite says that somebody else keeps the database locked."""
+    """Return whether an error of SQLite says that somebody else keeps the database locked."""
     return _code(error) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def is_too_long(error: BaseException) -> bool:
-    """Whether SQLite says that a value is longer than `LONGEST_REPLY`."""
+    """Return whether an error of SQLite says that a value is longer than `LONGEST_REPLY`."""
     return _code(error) & 0xFF == sqlite3.SQLITE_TOOBIG
 
 
@@ -262,7 +277,7 @@ def _code(error: BaseException) -> int:
 
 
 def _patiently(execute: Callable[..., Any], statement: str, *parameters: Any) -> Any:
-    """Run a statement, again and again for `BUSY_TIMEOUT` seconds while another program has the lock."""
+    """Run a statement. While another program has the lock, try again for up to `BUSY_TIMEOUT` seconds."""
     try:
         return execute(statement, *parameters)
     except sqlite3.Error as error:
@@ -278,7 +293,10 @@ def _patiently(execute: Callable[..., Any], statement: str, *parameters: Any) ->
 
 
 def check_database(path: Path, *, read_only: bool, frozen: bool = False) -> str:
-    """Check a database before it is used; a new one is marked as ours.
+    """Check a database before it is used, and mark a new one as this library's, unless it is only read.
+
+    Settings in the database that are not diskcache's, or have other values, are deleted, unless it is only
+    read.
 
     Args:
         path: the database; an empty file is a new one.
@@ -289,7 +307,8 @@ def check_database(path: Path, *, read_only: bool, frozen: bool = False) -> str:
         "ours", "new", or "another program's".
 
     Raises:
-        sqlite3.DatabaseError: it is damaged, or its schema is not that of a cache.
+        CacheError: `check_files` refuses the file, or one beside it.
+        sqlite3.DatabaseError: it is damaged, its schema is not that of a cache, or it stays locked.
     """
     with closing(connected(path, read_only=read_only, frozen=frozen)) as connection:
         connection.execute("PRAGMA busy_timeout = 0")  # `_patiently` waits
@@ -316,7 +335,7 @@ def check_database(path: Path, *, read_only: bool, frozen: bool = False) -> str:
 
 
 def _is_known(one: tuple[str, str, str | None]) -> bool:
-    """Whether an object of a schema is diskcache's or SQLite's own: a name alone proves nothing."""
+    """Return whether an object of a schema is diskcache's or SQLite's own, by its name and its SQL."""
     kind, name, statement = one
     if statement is None:  # an index that a constraint makes
         return kind == "index" and name.startswith("sqlite_autoindex_")
@@ -324,7 +343,7 @@ def _is_known(one: tuple[str, str, str | None]) -> bool:
 
 
 def check_plain(connection: sqlite3.Connection) -> None:
-    """Raise sqlite3.DatabaseError unless `Cache` is a table of stored rows, of which nothing is computed."""
+    """Raise sqlite3.DatabaseError unless `Cache` is a table without computed columns."""
     found = connection.execute(
         "SELECT 1 FROM sqlite_master WHERE name = 'Cache' AND type = 'table' AND sql LIKE 'CREATE TABLE %'"
         " AND NOT EXISTS (SELECT 1 FROM pragma_table_xinfo('Cache') WHERE hidden <> 0)"
@@ -334,9 +353,9 @@ def check_plain(connection: sqlite3.Connection) -> None:
 
 
 def _write_ahead(run: Callable[..., sqlite3.Cursor], path: Path | None = None) -> None:
-    """Set write-ahead mode; a rollback journal, which SQLite needs to do so, is in memory, not in a file.
+    """Set write-ahead mode. The rollback journal that SQLite needs to do so is in memory, not in a file.
 
-    An idle one of the database `path` is deleted: in this mode nobody uses it.
+    If the mode is set, a rollback journal of the database `path` on which SQLite would not act is deleted.
     """
     ((mode,),) = run("PRAGMA journal_mode").fetchall()
     if _decoded(mode) != "wal":
@@ -350,7 +369,7 @@ def _write_ahead(run: Callable[..., sqlite3.Cursor], path: Path | None = None) -
 
 
 def _remove_wrong_settings(run: Callable[..., sqlite3.Cursor]) -> None:
-    """Delete settings that are not diskcache's or not ours: it would take them as pragmas and attributes."""
+    """Delete settings that diskcache does not have, or of other values: it would run them as pragmas."""
     for row, key, value in run("SELECT rowid, key, value FROM Settings").fetchall():
         name = _decoded(key)
         is_count = name in _COUNTS and isinstance(value, int)
@@ -363,7 +382,7 @@ def _decoded(value: object) -> Any:
 
 
 def decoded(value: object) -> str:
-    """A value that should be a text, as one; what is no UTF-8 in it is replaced."""
+    """Return a value that should be a text as `str`. Bytes that are not UTF-8 are replaced."""
     return str(_decoded(value))
 
 
@@ -371,7 +390,7 @@ def decoded(value: object) -> str:
 
 
 def empty_journal(path: Path) -> None:
-    """Write what the journal holds to the database, as far as it can be read."""
+    """Write what the journal holds to the database, as far as it can be read. Ignore SQLite's errors."""
     with suppress(*DAMAGED), closing(connected(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
@@ -382,10 +401,13 @@ _MOST_MISSES = 12  # times that a span in which nothing is found is halved
 
 
 def readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
-    """The (model, key, text) of each reply that can still be read from a damaged database.
+    """Yield the (model, key, text) of each reply that can still be read from a damaged database.
 
     A span of rows is read from its start, and from its end back. What is left between them is split into
-    halves: it is damaged, or a spoilt number of a row looks like the end of the span.
+    halves: it is damaged, or a damaged row number looks like the end of the span.
+
+    Raises:
+        CacheError: `check_files` refuses the file, or one beside it.
     """
     with closing(connected(path)) as connection:
         connection.execute("PRAGMA writable_schema = ON")  # so that a file that was cut off is read
@@ -430,7 +452,7 @@ def _as_text(tag: object, key: bytes, text: bytes) -> Iterator[tuple[str, bytes,
 
 
 def _last_row(connection: sqlite3.Connection, most: int) -> int:
-    """The highest row number; if it cannot be read, how many rows the file holds at most."""
+    """Return the highest row number; if it cannot be read, `most`, the most rows that the file can hold."""
     with suppress(*DAMAGED):
         return int(connection.execute("SELECT MAX(rowid) FROM Cache").fetchone()[0] or 0)
     return most

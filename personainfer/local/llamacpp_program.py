@@ -1,7 +1,8 @@
 """The program of llama.cpp's server: it loads a file of weights, and serves it until stdin ends.
 
-It is told its settings by a line of JSON on stdin, and answers with one on stdout. It imports neither
-pydantic nor the rest of this library, so it starts in the time that llama.cpp takes.
+The process that starts it sends a line of JSON with the settings on stdin. The program answers with a line on
+stdout. It imports neither pydantic nor the rest of this library, so it starts in the time that llama.cpp
+takes.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ class ServerSettings:
     """What the server's process is told.
 
     Attributes:
-        path: of the weights.
-        key: that each request has to carry.
+        path: the file of weights.
+        key: the API key that each request has to carry.
         slots: how many requests are decoded together.
-        context: tokens a slot.
-        threads: for computing.
+        context: the tokens of a prompt and its reply that fit into one slot.
+        threads: how many threads compute.
         copies: how many files there are for saved KV caches.
-        load_timeout: seconds.
-        chat_template: instead of the one in the file; None: that one.
-        socket: the Unix socket where it listens; None: a port of loopback.
+        load_timeout: seconds for the process to start and load the file. It ends itself after twice as long.
+        chat_template: a template in place of the one in the file; None: that of the file.
+        socket: the path of the Unix socket where the server listens; None: it listens on a port of loopback.
     """
 
     path: str
@@ -51,10 +52,13 @@ class ServerSettings:
 
 
 def serve(told: dict[str, Any]) -> NoReturn:
-    """The program of the process: load the weights, print where they are served, and serve.
+    """Load the weights, print where they are served, and serve them until stdin or the parent process ends.
 
-    It ends, without a return, when stdin or the parent process has ended. `told` has the fields of
-    `ServerSettings`. What goes wrong is printed in place of the address.
+    Then end the process: this never returns. If the weights cannot be loaded, print the problem in place of
+    the address, and end the process.
+
+    Args:
+        told: the fields of `ServerSettings`, by name.
     """
     try:
         _server = _serve(ServerSettings(**told), os.getppid())
@@ -66,7 +70,7 @@ def serve(told: dict[str, Any]) -> NoReturn:
 
 
 def _serve(settings: ServerSettings, parent: int) -> object:
-    """Serve until the parent ends; returns the server, which is still running, or None."""
+    """Serve until the parent ends. Return the server, which still runs; None: it was not started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with os.fdopen(os.dup(1), "wb") as answer:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what llama.cpp prints is no answer
@@ -101,7 +105,7 @@ def _serve(settings: ServerSettings, parent: int) -> object:
 
 
 def _say(answer: BinaryIO, **found: Any) -> None:
-    """Write the line that the user's process waits for."""
+    """Write to stdout the line that the user's process waits for."""
     answer.write(ANSWER + json.dumps(found).encode() + b"\n")
     answer.flush()
 
@@ -168,13 +172,13 @@ def _leave_no_core() -> None:
 
 
 def _be_killed_first() -> None:
-    """Where memory runs out, let Linux end this process rather than the user's."""
+    """If memory runs out, let Linux end this process rather than the user's."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def _limit_memory() -> None:
-    """Bound what requests take: a chat template can write gigabytes. On Linux only."""
+    """Bound the memory that requests take: a chat template can write gigabytes. On Linux only."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -185,7 +189,7 @@ def _limit_memory() -> None:
 
 
 def _wait_for_end_of(parent: int) -> None:
-    """Wait until stdin ends, or until the parent has ended: a fork of it may hold stdin open."""
+    """Wait until stdin ends, or the parent has ended: a fork of the parent may hold stdin open."""
     if sys.platform == "win32":
         sys.stdin.read()
         return
@@ -196,10 +200,17 @@ def _wait_for_end_of(parent: int) -> None:
 
 
 class SlotCopies:
-    """The folder of slots' saved KV caches. They hold people's texts, so none may stay after a kill.
+    """The files in which the server saves the KV caches of slots. They hold people's texts, so none may stay.
 
     On Linux they are unnamed files in memory, which vanish with the process. On other systems they are in
     a private folder, which is deleted at the end of the process or, after a kill, at the next start.
+
+    Args:
+        count: how many files.
+
+    Attributes:
+        folder: the path of their folder, with a slash at its end.
+        names: the name of each file in it.
     """
 
     def __init__(self, count: int) -> None:
@@ -217,21 +228,21 @@ class SlotCopies:
             self.names = [f"start-{number}" for number in range(count)]
 
     def remove(self) -> None:
-        """Delete them."""
+        """Delete the folder with the copies. On Linux do nothing: the copies vanish with the process."""
         if self._temporary is not None:
             self._lock.release()
             self._temporary.cleanup()
 
 
 def _folder_lock(folder: str | Path) -> Any:
-    """The lock that a process holds while it uses a folder; the system frees it after a kill."""
+    """Return a lock for a folder. The process that holds it uses the folder; a kill frees the lock."""
     from filelock import FileLock
 
     return FileLock(Path(folder) / "lock")
 
 
 def _remove_left_folders() -> None:
-    """Remove the folders of this user's processes that were killed."""
+    """Remove the folders of saved KV caches that this user's killed processes left."""
     import shutil
 
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):

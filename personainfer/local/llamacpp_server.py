@@ -53,10 +53,13 @@ _PROGRAM = (
 
 
 def start_server(settings: ServerSettings) -> ServerProcess:
-    """Start a server, and see that it loads its file and renders a chat.
+    """Start a server, and check that it loads its file and renders a chat. This blocks until it does.
+
+    If this raises, no process is left.
 
     Raises:
-        ModelNotFoundError: llama.cpp cannot load the file, or its chat template crashes it or has no end.
+        ModelNotFoundError: no process can be started; or llama.cpp cannot load the file, not in
+            `settings.load_timeout` seconds, or its chat template crashes llama.cpp or has no end.
         MissingExtraError: xllamacpp cannot be imported.
     """
     server = ServerProcess(settings)
@@ -75,12 +78,13 @@ def start_server(settings: ServerSettings) -> ServerProcess:
 
 
 class PrivateSocket:
-    """A Unix socket in a folder that nobody else may enter, so that no other user reaches a server there.
+    """A path for a Unix socket in a new folder that nobody else may enter: no other user reaches its server.
 
-    Nobody else can take its place either, once the server has ended. The folder goes when this process ends.
+    The folder is deleted when this object is, at the latest when this process ends.
 
     Attributes:
-        path: of the socket; None where there can be none, as on Windows: a server then listens on a port.
+        path: where the server is to make its socket; None if there can be none, as on Windows: the server
+            then listens on a port.
     """
 
     def __init__(self) -> None:
@@ -104,22 +108,28 @@ class PrivateSocket:
 
 
 def _remove_folder(folder: str, pid: int) -> None:
-    """Remove a folder of this process; a fork leaves it to its parent."""
+    """Remove a folder, if this process made it; a fork leaves the folder to its parent."""
     if os.getpid() == pid:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class ServerProcess:
-    """A server in its process.
+    """A server in its process. Making one starts the process, and blocks until it has loaded its file.
+
+    Args:
+        settings: what the process is told.
 
     Attributes:
         address: "http://localhost" if it listens on `socket`, else "http://127.0.0.1:PORT"; None: it has not
-            loaded its file.
-        socket: the Unix socket where it listens; None: on the port of its address.
+            loaded its file in `settings.load_timeout` seconds, or cannot. It may still run: call `kill`.
+        socket: the path of the Unix socket where it listens; None: it listens on the port of its address.
         copies: the names of its files for saved KV caches.
-        pid: of the process.
-        problem: why it has not loaded the file, where it could say so.
+        pid: the number of the process.
+        problem: why it has not loaded the file; None: it has, or could not say.
         was_killed: whether `kill` ended it.
+
+    Raises:
+        ModelNotFoundError: the process cannot be started.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -141,7 +151,10 @@ class ServerProcess:
 
     @property
     def ended_by(self) -> str:
-        """The signal or the status with which the process has ended."""
+        """The name of the signal that ended the process ("SIGSEGV"), or "exit status N".
+
+        N is None as long as the process runs.
+        """
         status = self._process.returncode
         if status is not None and status < 0:
             with suppress(ValueError):
@@ -149,32 +162,40 @@ class ServerProcess:
         return f"exit status {status}"
 
     def has_ended(self) -> bool:
-        """Whether the process has ended."""
+        """Return whether the process has ended. It does not wait."""
         return self._process.poll() is not None
 
     def ends_now(self) -> bool:
-        """Whether the process ends now: its connections break a moment before it does."""
+        """Return whether the process has ended, or ends within 5 seconds, for which this waits.
+
+        The connections of a process that crashes break a moment before the process ends.
+        """
         ends = time.monotonic() + _ENDING
         while not self.has_ended() and time.monotonic() < ends:
             time.sleep(0.02)
         return self.has_ended()
 
     def kill(self) -> None:
-        """End the process."""
+        """End the process, if it runs, and close its pipes. Wait up to 5 seconds for its end."""
         self.was_killed = self.was_killed or not self.has_ended()
         self._process.kill()
         self.ends_now()
         self.close_pipes()
 
     def close_pipes(self) -> None:
-        """Close this process' ends of the pipes."""
+        """Close this process' ends of the pipes to the server, which ends when its stdin does."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
 
     def answers(self, path: str, body: bytes | None = None) -> bool:
-        """Whether the server answers a request in time, with whatever status: POST, or GET without a body."""
+        """Return whether the server answers a request in `RENDER_TIMEOUT` seconds, with whatever status.
+
+        Args:
+            path: the path below the server's address.
+            body: the JSON to POST; None: send a GET.
+        """
         from http.client import HTTPConnection, HTTPException
 
         assert self.address is not None
@@ -195,10 +216,10 @@ class ServerProcess:
         return True
 
     def _answer(self, seconds: float) -> dict[str, Any]:
-        """The line that the process writes once its file is loaded; {} if it ends or the time is up.
+        """Return the object that the process writes once its file is loaded; {} if it ends or the time is up.
 
-        A thread reads it. Its end might never come: a process that was forked at the wrong moment may hold
-        the pipe open.
+        A thread reads the pipe. The pipe's end might never come: a process that was forked at the wrong
+        moment may hold it open.
         """
         assert self._process.stdout is not None
         read, lines = self._process.stdout.readline, SimpleQueue[bytes]()
@@ -229,7 +250,7 @@ class ServerProcess:
 
 
 def _told(settings: ServerSettings) -> bytes:
-    """The line for the process; no variable holds it, since it has the key."""
+    """Return the line with the settings for the process. It has the key, so no variable holds it."""
     # A relative entry, as "" in a notebook, would name the folder that the user is in now: it may be a
     # stranger's, with a json.py that this process has never seen.
     absolute = (entry for entry in sys.path if isinstance(entry, str) and os.path.isabs(entry))
@@ -268,10 +289,10 @@ def _start_process() -> Any:
 
 
 def _environment() -> dict[str, str]:
-    """This process' environment, with OpenMP's threads asleep while they wait; a user's own setting stands.
+    """Return this process' environment for the server, with OpenMP's threads set to sleep while they wait.
 
-    They would spin. If another process uses the same cores, they spin while the thread that they wait for
-    has no core: decoding then runs at less than half its speed.
+    A setting of the user's own stands. Threads that wait would spin: if another process uses the same cores,
+    they spin while the thread that they wait for has no core, and decoding runs at less than half its speed.
     """
     ours = {"GGML_NO_BACKTRACE": "1"}  # a crash starts no debugger
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -282,7 +303,7 @@ def _environment() -> dict[str, str]:
 def _not_loaded(
     settings: ServerSettings, server: ServerProcess
 ) -> ModelNotFoundError | MissingExtraError:
-    """The error for a file that was not loaded. If the reason is not known, another template is tried."""
+    """Make the error for a file that was not loaded. If its process gave no reason, try another template."""
     path = settings.path
     if server.problem == CANNOT_LOAD:
         return ModelNotFoundError(
@@ -312,7 +333,7 @@ def _not_loaded(
 
 
 def _bad_template(path: str, ended_by: str | None) -> ModelNotFoundError:
-    """The error for a chat template that crashes llama.cpp, or (`ended_by` is None) has no end."""
+    """Make the error for a chat template that crashes llama.cpp, or, if `ended_by` is None, has no end."""
     what = f"crashes llama.cpp ({ended_by})" if ended_by else "does not come to an end"
     return ModelNotFoundError(
         f"the chat template of {path} {what}.",
@@ -331,7 +352,7 @@ def _kill_all() -> None:
 
 
 def _leave_to_parent() -> None:
-    """In a fork: the servers are its parent's, whose end they have to see."""
+    """Close the pipes of the servers in a fork: they are its parent's, and have to see the parent's end."""
     for server in list(_processes):
         server.close_pipes()
     _processes.clear()

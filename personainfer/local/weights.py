@@ -15,12 +15,13 @@ from .weight_downloads import NamedWeights, content_hash, hub_file
 
 @dataclass(frozen=True, slots=True)
 class OwnWeights:
-    """A file of the user's.
+    """A GGUF file of the user's.
 
     Attributes:
+        location: where it is.
         size: in bytes.
-        sha256: of its content when it was named, "" where it is not hashed. Replies are cached under it:
-            names and sizes repeat.
+        sha256: the hash of its content when it was named; "": it was not hashed, and is not checked. Replies
+            are cached under the hash, since names and sizes repeat.
     """
 
     location: Path
@@ -29,14 +30,15 @@ class OwnWeights:
 
     @property
     def file(self) -> str:
-        """The name of the file."""
+        """The name of the file, without its folder."""
         return self.location.name
 
     def path(self) -> Path:
-        """Where the file is.
+        """Return where the file is, after a check of its content.
 
         Raises:
-            ModelNotFoundError: it is gone, no GGUF file, or not the content that was named.
+            ModelNotFoundError: it is gone, cannot be read, is no GGUF file, or has changed since it was
+                named.
         """
         try:
             with opened_file(self.location) as file:
@@ -95,18 +97,20 @@ _DEFAULT = _QWEN_1_5B
 
 
 def find_weights(model: str, *, engine: bool = True) -> Weights:
-    """The weights that "local", "local:NAME", "local:/path.gguf" or "local:owner/repo/file.gguf" means.
+    """Return the weights that "local", "local:NAME", "local:/a.gguf" or "local:owner/repo/file.gguf" means.
 
-    Named weights are not fetched here, but by their `path()`.
+    Weights with a name of this library's (`NAMED_WEIGHTS`) are fetched by their `path()`, not here. A file of
+    the Hugging Face hub is downloaded here, unless the hub's cache has it.
 
     Args:
-        model: what the user gave.
-        engine: whether llama.cpp is to run them; transformers reads the files too.
+        model: what the user gave. What follows the first ":" counts.
+        engine: whether llama.cpp runs them. Then it must be installed, and the user's file is hashed. False:
+            for transformers, which reads the files too.
 
     Raises:
-        MissingExtraError: the engine is not installed.
+        MissingExtraError: xllamacpp is not installed, or, for a file of the hub, huggingface_hub.
         InvalidArgumentError: neither a known name nor a file.
-        ModelNotFoundError: the hub does not give the file.
+        ModelNotFoundError: the file cannot be read, or the hub does not give it.
     """
     if engine and importlib.util.find_spec("xllamacpp") is None:
         raise MissingExtraError.of(
@@ -132,9 +136,13 @@ def find_weights(model: str, *, engine: bool = True) -> Weights:
 
 
 def files_of(model: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of each file at the path that a model is named by; none for other names."""
+    """Return (name, bytes, time of change in ns) of each file that a model's name is the path of.
+
+    For a folder these are the files in it, by name. A name that is not a path gives []. "local:" and
+    "transformers:" before the path are left out.
+    """
     with suppress(OSError, ValueError, RuntimeError):  # no name that a file could have
-        path = Path(model.removeprefix("local:")).expanduser()
+        path = Path(model.removeprefix("transformers:").removeprefix("local:")).expanduser()
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         told = [(file.name, file.stat()) for file in files if file.is_file()]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in told]
@@ -142,7 +150,10 @@ def files_of(model: str) -> list[tuple[str, int, int]]:
 
 
 def whole_name(model: str) -> str:
-    """The name of a model on this machine, which means the same in another folder: its path is absolute."""
+    """Return the name of a model with its path made absolute, so that it means the same in another folder.
+
+    A name that is not a path to something that exists is returned as it is.
+    """
     start = next((one for one in ("local:", "transformers:") if model.startswith(one)), "")
     name = model.removeprefix(start).strip()
     if name and name not in NAMED_WEIGHTS:
@@ -160,14 +171,15 @@ def _existing_file(name: str) -> Path | None:
 
 
 def check_stored_model(model: str, place: object) -> None:
-    """Raise InvalidArgumentError if a model that a file names would be loaded or called somewhere else.
+    """Raise InvalidArgumentError if a model's name, read from a file, would choose what is loaded or called.
 
-    Whoever wrote the file could have data sent to an address within the name (such as that of litellm's
-    "oobabooga/http://…"), or weights of their choice fetched and read.
+    A name does so if it holds an address ("://"), or is that of local weights which are not in
+    `NAMED_WEIGHTS`. Whoever wrote the file could have data sent to an address within the name (such as that
+    of litellm's "oobabooga/http://…"), or weights of their choice fetched and read.
 
     Args:
         model: the name in the file.
-        place: the file or folder, for the error.
+        place: the file or folder that holds the name, for the error.
     """
     start, _, name = model.strip().removeprefix("litellm/").partition(":")
     if "://" in model or (start == "local" and name and name not in NAMED_WEIGHTS):
@@ -193,9 +205,9 @@ def _unreadable(path: Path, error: OSError) -> ModelNotFoundError:
 
 
 def has_chat_template(path: Path) -> bool:
-    """Whether a GGUF file says how a chat is written: llama.cpp makes up a template where it does not.
+    """Return whether a GGUF file has a chat template. Without one, llama.cpp makes one up.
 
-    The file is read, not mapped: a mapped one that somebody cuts off crashes the process.
+    The file is read, not mapped: if somebody cuts off a mapped file, the process crashes.
 
     Raises:
         ModelNotFoundError: it cannot be read.

@@ -24,7 +24,7 @@ from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
 from personainfer.llm.llamacpp import EmbeddedTransport
 from personainfer.local import weight_downloads as module
 from personainfer.local.weight_downloads import remove_weights
-from personainfer.local.weights import NAMED_WEIGHTS, find_weights, has_chat_template
+from personainfer.local.weights import NAMED_WEIGHTS, files_of, find_weights, has_chat_template
 
 from ..tiny_weights import CONTENT, PARTS, TINY, write_wheel
 
@@ -326,6 +326,16 @@ def test_files_of_the_same_name_and_size_have_identities_of_their_own(
         os.utime(file, ns=(1, 1))
         endpoints.append(EmbeddedTransport(find_weights(f"local:{file}")).endpoint)
     assert len(set(endpoints)) == 2
+
+
+@pytest.mark.parametrize("start", ["", "local:", "transformers:", "transformers:local:"])
+def test_the_files_of_a_path_are_found_whatever_runs_them(start: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(CONTENT)
+    os.utime(file, ns=(1, 1))
+    assert files_of(f"{start}{file}") == [("model.gguf", len(CONTENT), 1)]
+    assert files_of(f"{start}{tmp_path}") == [("model.gguf", len(CONTENT), 1)]
+    assert files_of(f"{start}smollm2") == []
 
 
 def test_a_file_that_is_overwritten_is_another_one(
