@@ -368,7 +368,7 @@ class ReplyCache:
 
     @contextmanager
     def _database_errors(self) -> Iterator[None]:
-        """Raise an error of the database in this block as a CacheError. Until it ends, `close` does nothing."""
+        """Raise an error of the database in this block as a CacheError. Meanwhile `close` does nothing."""
         self._here.uses = getattr(self._here, "uses", 0) + 1
         try:
             yield
