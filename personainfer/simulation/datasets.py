@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
+from ..exceptions import DataError, InvalidArgumentError
 from ..local.atomic_files import as_path, opened_file
 from ..preferences.cells import is_null, plain
 from ..preferences.conversations import pair_problem, read_pair
 from ..records import Message, Preference
+from ..tailoring.published import load_split
 from .reward_matrix import RewardMatrix
 
 Rows = Iterable[Mapping[str, Any]]
@@ -197,18 +198,9 @@ def read_prism(
 def _rows(source: Source, config: str | None = None, *, split: str = "train") -> Rows:
     if not isinstance(source, str | Path):
         return _no_frame(source)
-    datasets = MissingExtraError.require("datasets")
-    file = Path(source) / f"{config}.jsonl"
-    try:
-        if config is not None and file.exists():  # a folder may lack the card that names its files
-            found: Rows = datasets.load_dataset("json", data_files={split: str(file)}, split=split)
-        else:
-            found = datasets.load_dataset(str(source), config, split=split)
-    except Exception as error:  # of the hub, the network or the files: each has its own classes
-        raise DataError(
-            f"{str(source)!r:.200} cannot be loaded: {error}".rstrip("."),
-            hint="Check the name, the files and the connection.",
-        ) from error
+    # A folder may lack the card that names its files.
+    file = None if config is None else Path(source) / f"{config}.jsonl"
+    found: Rows = load_split(source, config, split, file=file)
     return found
 
 

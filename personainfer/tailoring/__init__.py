@@ -1,4 +1,4 @@
-"""Training rows, export, retrieval of personas, and what a tuned model has learned."""
+"""Use personas: training rows, export, retrieval, tailored responses, rewards, models of users' choices."""
 
 import lazy_loader
 

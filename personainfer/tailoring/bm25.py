@@ -32,12 +32,13 @@ def words(text: str) -> list[str]:
 
 
 class BM25:
-    """An index that scores its texts for a query.
+    """An index of texts that computes how well each text matches a query.
 
     Args:
         texts: the texts to search.
         k1: how much further occurrences of a word in a text add to its score; 0: nothing.
-        b: how much a text's length lowers its score, from 0 (not at all) to 1.
+        b: how much a text loses because it is longer than the mean (and gains because it is shorter), from 0
+            (nothing) to 1.
     """
 
     def __init__(self, texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75) -> None:
@@ -58,7 +59,7 @@ class BM25:
             self._weights[word] = places, rarity * often * (k1 + 1) / (often + damping[places])
 
     def scores(self, query: str) -> NDArray[np.float64]:
-        """Compute the BM25 score of each text, shape (texts,); 0: it shares no word with the query.
+        """Compute the BM25 score of each text, shape (texts,); 0: the text shares no word with the query.
 
         A word that occurs twice in the query counts twice.
         """

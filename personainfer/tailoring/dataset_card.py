@@ -1,4 +1,4 @@
-"""Write the Hugging Face card of an export: how its personas were made and checked, and what it leaves out.
+"""Render the Hugging Face card of an export: how its personas were made and checked, and what was left out.
 
 The text is the template `templates/dataset_card.md`.
 """
@@ -56,13 +56,13 @@ def dataset_card(
     columns: Sequence[str],
     long_prompts: int,
 ) -> str:
-    """Render the card as Markdown. It begins with the YAML metadata that Hugging Face reads.
+    """Render the card as Markdown, which begins with the YAML metadata that Hugging Face reads.
 
     Args:
         table: the personas. The card tells its settings, accuracies and flags.
         rows: the training rows that were made of `table`.
-        parts: the same rows by split.
-        title: the heading of the card.
+        parts: name of a split -> those of `rows` that are in it.
+        title: the heading of the card. Line breaks in it become spaces.
         format: the name of the export's format, such as "trl-dpo".
         trainers: the trainers of TRL that read this format; "" if there are none.
         columns: the names of the columns.
@@ -105,7 +105,10 @@ def dataset_card(
 
 
 def _made(table: PersonaTable) -> list[tuple[str, str]]:
-    """List (label, value) pairs that say how the personas were made. The model's address is left out."""
+    """List (label, value) pairs that say how the personas were made: model, prompt, options, number of pairs.
+
+    The address of the model's endpoint is left out.
+    """
     names = {
         "model": "model",
         "prompt_version": "prompt version",
@@ -134,7 +137,10 @@ def _made(table: PersonaTable) -> list[tuple[str, str]]:
 
 
 def _code(value: object) -> str:
-    """Format a value as Markdown code. A path is shortened to its file name: folders are private."""
+    """Format a value as Markdown code. Absolute paths, and paths after "local:", become file names.
+
+    Folders may tell who exported the data.
+    """
     text = " ".join(str(value).split()).replace("`", "'")
     start, colon, path = text.rpartition(":")
     if start == "local" or Path(path).is_absolute():
@@ -143,7 +149,7 @@ def _code(value: object) -> str:
 
 
 def _size_category(rows: int) -> str:
-    """Return Hugging Face's name for a data set of this many rows."""
+    """Return Hugging Face's name for the size of a data set, from "n<1K" to "10M<n<100M"."""
     if rows < 1_000:
         return "n<1K"
     names = ["1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"]

@@ -25,7 +25,15 @@ _IN_FLIGHT = 8
 
 
 def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
-    """Embed each text as a unit vector, shape (texts, dimensions). Equal texts are embedded once.
+    """Embed each text as a vector of length 1. Equal texts are embedded once.
+
+    Args:
+        embedder: a function from n texts to vectors, shape (n, dimensions). Its own errors are raised
+            unchanged.
+        texts: the texts, at least one.
+
+    Returns:
+        Shape (texts, dimensions), in the order of the texts. A vector of zeros stays as it is.
 
     Raises:
         ModelError: the embedder did not return one finite vector for each distinct text.
@@ -46,7 +54,7 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
 
 
 def unit_vectors(vectors: FloatArray) -> FloatArray:
-    """Divide each vector by its length, (n, d) -> (n, d). A vector of zeros stays as it is."""
+    """Divide each vector by its Euclidean length, (n, d) -> (n, d). A vector of zeros stays as it is."""
     largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0.0)
     # Scaled by its largest number first, so that no square overflows.
     scaled = vectors / np.where(largest > 0, largest, 1.0)
@@ -58,11 +66,14 @@ def sentence_embedder(model: str | Path) -> Embedder:
     """Load a sentence-transformers model, and return the function that embeds texts with it.
 
     Args:
-        model: the model's name on the Hugging Face hub, or its folder.
+        model: the model's name on the Hugging Face hub, from where it is downloaded, or its folder.
+
+    Returns:
+        A function from n texts to vectors, shape (n, dimensions).
 
     Raises:
         MissingExtraError: sentence-transformers is not installed.
-        InvalidArgumentError: there is no such model.
+        InvalidArgumentError: there is no such model, or it cannot be loaded.
     """
     package = MissingExtraError.require("sentence_transformers")
     try:
@@ -80,10 +91,14 @@ def endpoint_embedder(
 ) -> Embedder:
     """Return a function that embeds texts by POST /embeddings to an OpenAI-compatible endpoint.
 
+    The function sends 16 texts a request, up to 8 requests at once, and blocks until all are answered. It
+    raises ModelError if a request fails.
+
     Args:
         model: the model's name at the endpoint.
         api_base: the endpoint's address.
-        api_key: its key; None: no key is sent.
+        api_key: its key; None: that of OpenAI or Azure from the environment, if the address is theirs, else
+            none.
         timeout: seconds for one request.
         max_attempts: how often a request is sent before its error is raised.
     """
@@ -104,7 +119,8 @@ class _EmbeddingTransport(EndpointTransport):
         """Return one vector for each text, in order.
 
         Raises:
-            ModelError: a request failed at every attempt. Requests in flight are cancelled.
+            ModelError: a request failed at every attempt, or in a way that no repetition mends. Requests in
+                flight are cancelled.
         """
         parts = [
             texts[start : start + _TEXTS_A_REQUEST]

@@ -49,7 +49,13 @@ _SPLIT = re.compile(r"[A-Za-z_]\w*")  # a name that Hugging Face accepts for a s
 
 
 class ExportFormat(NamedTuple):
-    """An export format: `format=` of `tailoring_rows`, the columns, and the trainers of TRL that read it."""
+    """A format of `export_personas`.
+
+    Attributes:
+        rows: the format of the rows, as `format=` of `tailoring_rows` names it.
+        columns: the columns of a row, in words.
+        trainers: the trainers of TRL that read the format; "": none.
+    """
 
     rows: Any  # a `rows.Format`
     columns: str
@@ -73,9 +79,10 @@ class Export:
     """What `export_personas` wrote.
 
     Attributes:
-        files: split -> the file written; empty if the rows went to an open text file.
+        files: name of a split -> the file written; a single file has the split "train". Empty if the rows
+            went to an open text file.
         card: the path of the dataset card; None if no folder was written.
-        rows: split -> how many rows.
+        rows: name of a split -> how many rows were written.
         left_out: reason -> how many examples were left out; an example is a pair with one persona (see
             `tailoring_rows`).
         long_prompts: how many rows have a prompt of 1,024 tokens or more, estimated at four bytes a token.
@@ -103,7 +110,7 @@ class Export:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as a dict that JSON can hold."""
+        """Return all fields as a dict that JSON can hold; paths become text."""
         card = None if self.card is None else str(self.card)
         paths = {name: str(path) for name, path in self.files.items()}
         return {**vars(self), "files": paths, "card": card}
@@ -128,23 +135,29 @@ def export_personas(
     Args:
         table: the result of `infer_personas`. For a card with accuracies, pass the `.table` of what
             `verify_personas` returns.
-        path: a folder: `data/<split>.parquet` and the card `README.md` are written, which
-            `datasets.load_dataset` and `trl … --dataset_name` read. Or one .jsonl or .parquet file, or an
-            open text file (JSONL): no card is written.
+        path: a folder, which is made if it is missing: `data/<split>.parquet` and the card `README.md` are
+            written, which `datasets.load_dataset` and `trl … --dataset_name` read. An earlier export in the
+            folder is replaced, and its files of other splits are deleted. Or one .jsonl or .parquet file in a
+            folder that exists, or an open text file, which gets JSONL and stays open: no card is written.
         format: one of `EXPORT_FORMATS`: "trl-dpo", "trl-sft", "trl-kto", "trl-reward", "trl-grpo",
             "few-shot".
         persona, persona_in, template, drop_flagged: as for `tailoring_rows`.
-        splits: for a folder: name -> share of the prompts (see `TailoringRows.split`). None: one split,
-            "train".
-        seed: decides which prompts are in which split.
+        splits: for a folder: name -> share of the prompts (see `TailoringRows.split`). A name has letters,
+            digits and _. None: one split, "train".
+        seed: decides which prompts are in which split. Not used without `splits`.
         title: the heading of the card.
-        overwrite: also replace a .jsonl or .parquet file that `export_personas` did not write. Its own
-            files hold a mark, and are always replaced.
+        overwrite: also replace a .jsonl or .parquet file that `export_personas` did not write, unless it is a
+            table of personas. Files of `export_personas` hold a mark, and are always replaced. In a folder,
+            files without the mark are never replaced.
+
+    Returns:
+        The files, the numbers of rows, and what was left out and why.
 
     Raises:
         InvalidArgumentError: a bad argument, or `path` holds files that `export_personas` did not write.
-            Nothing is written then.
-        DataError: there is no row to write, or none for one of the splits.
+            Nothing is written then. Or `path` cannot be written to.
+        DataError: there is no row to write, or none for one of the splits. Nothing is written.
+        OSError: the disk is full.
     """
     check_format(format)
     if not isinstance(title, str):
@@ -205,10 +218,10 @@ def check_format(name: object) -> None:
 
 
 def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> Path | IO[str]:
-    """Return the folder, file or stream to write to.
+    """Return the folder, file or stream to write to. Nothing is written.
 
     Raises:
-        InvalidArgumentError: `splits` or `path` cannot be used. Nothing has been written yet.
+        InvalidArgumentError: `splits` or `path` cannot be used.
     """
     if splits is not None:
         check_shares(splits)
@@ -257,7 +270,7 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
 
 
 def _text(card: Path) -> str:
-    """Read a card; "" if it cannot be read, such as a folder or a pipe."""
+    """Read a dataset card; "" if it cannot be read, such as a folder or a pipe."""
     with suppress(OSError):
         return read_small_file(card).decode(errors="replace")
     return ""
@@ -273,7 +286,7 @@ def _check_text_stream(stream: object) -> None:
 
 
 def _is_export(path: Path) -> bool:
-    """Whether a file has the mark of an export. Its columns alone do not tell: other data has them, too."""
+    """Whether a file has the mark of an export. Its columns do not tell: other data has the same ones."""
     if path.suffix == ".jsonl":
         return has_mark(path, "export")
     from pyarrow.parquet import read_schema
@@ -292,7 +305,11 @@ def _refuse_splits(splits: Mapping[str, float] | None) -> None:
 def _write_folder(
     folder: Path, made: Export, rows: TailoringRows, parts: Mapping[str, TailoringRows], page: str
 ) -> None:
-    """Write all files into a hidden folder, then move them, so that a full disk leaves the old export."""
+    """Write all files into a hidden folder, then move them, so that a full disk leaves the old export.
+
+    Raises:
+        InvalidArgumentError: a file of the folder that would be replaced is not an export's.
+    """
     card = folder / _CARD
     before = {folder / name for name in _DATA.findall(_text(card))} if card.exists() else set()
     for file in before.union(made.files.values()):
@@ -333,7 +350,8 @@ def _schema(rows: TailoringRows, fields: Mapping[str, _Field]) -> pyarrow.Schema
 
     Args:
         rows: all rows of the export.
-        fields: the fields of turns other than `role` and `content`, such as `tool_calls`.
+        fields: name -> how it is stored, of the fields of messages other than `role` and `content`, such as
+            `tool_calls`.
     """
     import pyarrow
 
@@ -354,14 +372,19 @@ def _schema(rows: TailoringRows, fields: Mapping[str, _Field]) -> pyarrow.Schema
 
 
 class _Field(NamedTuple):
-    """How a further field is stored: `form` converts each value; `kind` is the Arrow type of the results."""
+    """How a field of messages is stored, other than `role` and `content`.
+
+    Attributes:
+        form: converts each value.
+        kind: the Arrow type of the converted values.
+    """
 
     form: Callable[[Any], Any]
     kind: pyarrow.DataType
 
 
 def _further_fields(rows: TailoringRows) -> dict[str, list[Any]]:
-    """Collect the values of each further field, by its name."""
+    """Collect the values of each field of messages other than `role` and `content`, by its name."""
     found: dict[str, list[Any]] = {}
     for turn in (turn for row in rows for value in row.values() for turn in _turns_of(value)):
         for name in turn.keys() - {"role", "content"}:
@@ -374,10 +397,10 @@ def _turns_of(cell: object) -> list[dict[str, Any]]:
 
 
 def _field(values: Sequence[Any]) -> _Field:
-    """Choose how to store the values of a further field: the first form that Arrow keeps unchanged.
+    """Choose how to store the values of a field of messages: the first form that Arrow keeps unchanged.
 
-    1. The values as they are. 2. The `arguments` of tool calls as JSON text, which is OpenAI's form.
-    3. Each value as JSON text.
+    1. The values as they are. 2. The `arguments` of tool calls as JSON text, which is OpenAI's form. 3. Each
+    value as JSON text.
     """
     import pyarrow
 
@@ -421,7 +444,10 @@ def _canonical(value: Any) -> str:
 
 
 def _stored(value: Any, fields: Mapping[str, _Field]) -> Any:
-    """Convert the further fields of a cell's turns to the forms in which they are stored."""
+    """Convert the fields of a cell's messages as `fields` says.
+
+    A cell that is no list of messages is unchanged.
+    """
     if not fields or not isinstance(value, list):
         return value
     return [
@@ -431,7 +457,7 @@ def _stored(value: Any, fields: Mapping[str, _Field]) -> Any:
 
 
 def _columns(rows: TailoringRows) -> list[str]:
-    """Return the names of the columns, in order."""
+    """Return the names of the columns that any row has, in order."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 

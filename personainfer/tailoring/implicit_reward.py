@@ -34,7 +34,7 @@ class Policy(Protocol):
         personas: Sequence[Persona | str | None],
         responses: Sequence[str],
     ) -> FloatArray:
-        """Return log p(response | prompt, persona) of each of n rows, in nats, shape (n,)."""
+        """Return log p(response | prompt, persona) of each of n rows, in nats, shape (n,); NaN: no score."""
 
 
 def implicit_rewards(
@@ -54,17 +54,18 @@ def implicit_rewards(
         policy: the tuned model pi, such as `Likelihood("folder/of/an/adapter")`.
         reference: the model pi_ref that was tuned, such as `Likelihood("transformers:local")`. Give both
             models the same options: `dtype`, `persona_in`, and the limits on tokens.
-        prompts: n texts, or conversations.
-        personas: n personas, as records or text; None: the prompt alone.
+        prompts: n texts, or conversations as sequences of `Message`.
+        personas: n personas, as records or text. A persona that is None: the prompt alone.
         responses: n texts.
-        beta: the beta of the DPO training. It scales all rewards, and does not change their order.
+        beta: the beta of the DPO training, above 0. It scales all rewards, and does not change their order.
 
     Returns:
-        n rewards, in nats times beta; NaN for a row that one model cannot score, or that has probability 0
-        under both.
+        Shape (n,): the rewards, in nats times beta. Infinite for a response that has probability 0 under one
+        model; NaN for one that has probability 0 under both, or that one model cannot score.
 
     Raises:
-        InvalidArgumentError: a bad argument, before anything is scored.
+        InvalidArgumentError: a bad argument, before anything is scored; or a model did not return n numbers.
+        ModelError: a model cannot be loaded or reached, as its `log_likelihood` says.
     """
     for name, model in (("policy", policy), ("reference", reference)):
         if not callable(getattr(model, "log_likelihood", None)):
@@ -108,11 +109,13 @@ def reward_accuracy(
         confidence: the level of the bootstrap interval, such as 0.95.
 
     Returns:
-        The rate, from 0 to 1, with its interval. A pair with equal rewards counts as a half. A pair with
-        NaN is left out; infinite rewards are compared like others.
+        The rate, from 0 to 1, with its interval; `n` counts different prompts. A pair with equal rewards
+        counts as a half. A pair with NaN is left out; infinite rewards are compared like others. If no pair
+        is left, all is NaN.
 
     Raises:
-        InvalidArgumentError: the arguments differ in length, or `confidence` is not between 0 and 1.
+        InvalidArgumentError: the arguments differ in length, rewards are not numbers, or `confidence` is not
+            between 0 and 1.
         DataError: a prompt is neither text nor a conversation.
     """
     check_confidence(confidence)

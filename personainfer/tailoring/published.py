@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..data.file_formats import FILES
 from ..data.table import PersonaTable
-from ..exceptions import InvalidArgumentError, MissingExtraError
+from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 
 PersonaSource = Literal["gold", "retrieved"]
 Source = str | Path | Iterable[Mapping[str, Any]]
@@ -37,10 +37,10 @@ def read_persona_tailoring(
             prompt.
 
     Returns:
-        A table of all rows and all columns. A row without a persona has an error.
+        A table of all rows and all columns. A row without any persona has an error.
 
     Raises:
-        InvalidArgumentError: `personas` is not known, or a column is missing.
+        InvalidArgumentError: `personas` is not known, a column is missing, or there is no such file.
         DataError: the data cannot be loaded or read.
         MissingExtraError: the package `datasets` is not installed, for a name on the hub or a folder.
     """
@@ -48,9 +48,7 @@ def read_persona_tailoring(
     suffix = _SUFFIX[personas]
     data: Any = source
     if isinstance(source, str | Path) and Path(source).suffix not in FILES:
-        datasets = MissingExtraError.require("datasets")
-        config = None if Path(source).is_dir() else name
-        data = datasets.load_dataset(str(source), config, split=split)
+        data = load_split(source, None if Path(source).is_dir() else name, split)
     table = PersonaTable.from_data(
         data,
         chosen_persona=f"chosen_persona_{suffix}",
@@ -58,3 +56,31 @@ def read_persona_tailoring(
     )
     table.settings["model"] = "meta-llama/Llama-3.1-405B-Instruct"
     return table
+
+
+def load_split(
+    source: str | Path, config: str | None, split: str, *, file: Path | None = None
+) -> Any:
+    """Load one split of a published data set with the package `datasets`, as a `datasets.Dataset`.
+
+    Args:
+        source: the data set's name on the Hugging Face hub, from where it is downloaded, or its folder.
+        config: the configuration to load; None: the only one.
+        split: the name of the split.
+        file: the file of JSON lines that holds the split. None, or a file that does not exist: the data set
+            says where the split is.
+
+    Raises:
+        MissingExtraError: the package `datasets` is not installed.
+        DataError: there is no such data set, configuration or split, or it cannot be fetched or read.
+    """
+    datasets = MissingExtraError.require("datasets")
+    try:
+        if file is not None and file.exists():
+            return datasets.load_dataset("json", data_files={split: str(file)}, split=split)
+        return datasets.load_dataset(str(source), config, split=split)
+    except Exception as error:  # of the hub, the network or the files: each has its own classes
+        raise DataError(
+            f"{str(source)!r:.200} cannot be loaded: {error}".rstrip("."),
+            hint="Check the name, the files and the connection.",
+        ) from error

@@ -1,7 +1,8 @@
 """`tailor_responses`: have a model answer each prompt for a persona, with or without worked examples.
 
-The personas come from one of the sources of "Whose Boat Does it Float?" (arXiv 2501.11549): gold, retrieved,
-system (one persona for all prompts) or none.
+The personas come from one of the sources of "Whose Boat Does it Float?" (arXiv 2501.11549): gold (inferred
+from the prompt's own pair), retrieved (of the nearest training prompt), system (one persona for all prompts)
+or none.
 """
 
 from __future__ import annotations
@@ -49,16 +50,17 @@ _SOURCES = ("gold", "retrieved", "system", "none")
 
 @dataclass(frozen=True)
 class TailoredResponses(Mapping[str, str | None]):
-    """A mapping of a prompt's id to its response, or None if there is an error; for `compare_responses`.
+    """A mapping of the id of each prompt to the response, or to None, as `compare_responses` takes it.
 
     Attributes:
         prompts: id -> the prompt as it was given.
         responses: id -> the model's response, or None.
         personas: id -> the persona that the response was written for, or None.
         errors: id -> why there is no response. An answered prompt has no entry.
-        usage: the calls, tokens and cost of the run.
+        usage: the calls, tokens and cost (USD) of the run.
         settings: the model and the arguments that made the responses.
-        ids_are_places: True if the prompts had no ids, so that an id is the prompt's place, "0" to "n - 1".
+        ids_are_places: True if the prompts had no ids, or a table's ids repeat: an id is then the prompt's
+            place, "0" to "n - 1".
     """
 
     prompts: Mapping[str, Any] = field(repr=False)
@@ -79,7 +81,14 @@ class TailoredResponses(Mapping[str, str | None]):
         return len(self.responses)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a frame with one row a prompt, indexed by id: prompt (as text), persona, response, error."""
+        """Return a frame with one row a prompt, indexed by id: prompt (as text), persona, response, error.
+
+        What a row does not have is None: the prompt if it cannot be read, the persona, and the response or
+        the error.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
         pd = MissingExtraError.require("pandas")
         readable, _ = _readable(self.prompts)
         texts = {id: prompt_text(prompt) for id, prompt in readable.items()}
@@ -119,30 +128,34 @@ def tailor_responses(
             `compare_responses`: a sequence, a mapping of ids to prompts, or dicts with "id" and "prompt".
         model: as for `infer_personas`.
         personas: where the personas come from. "gold": from `prompts`, which must be a table. These are an
-            upper bound, since a gold persona was inferred from the responses to its own prompt.
-            "retrieved": from the nearest prompt in `train`. "system": `system_persona` for all prompts.
-            "none": no personas. Or the personas themselves: one for each prompt, as a sequence or a
-            mapping of ids; or one for all.
+            upper bound, since a gold persona was inferred from the responses to its own prompt. "retrieved":
+            from the nearest prompt in `train`, by BM25; a prompt that shares no word with `train` has an
+            error. "system": `system_persona` for all prompts. "none": no personas. Or the personas
+            themselves: one (or None) for each prompt, as a sequence or a mapping of ids; or one for all, as a
+            `Persona` or a text of several words.
         side: the side, in `prompts` and in `train`, whose personas are used.
-        train: a table of other prompts, for "retrieved" and for worked examples. Rows with a prompt that is
-            also in `prompts` are not used, so that no test pair answers itself.
-        shots: how many worked examples stand before each prompt: the nearest prompts of `train`, each with
-            its persona and the response that this persona prefers. The nearest comes last. With
-            personas="none" the examples show no personas.
-        system_persona: the persona for "system", such as the result of `choose_system_persona`.
-        persona_in, template: where the persona stands, as for `tailoring_rows`. None: in the system
-            message, or with worked examples at the end of the user's message.
+        train: a table of other prompts, for "retrieved" and for worked examples. Rows without a persona of
+            `side`, and rows with a prompt that is also in `prompts`, are not used, so that no test pair
+            answers itself.
+        shots: how many worked examples stand before each prompt: the nearest prompts of `train` by BM25, each
+            with its persona and the response that this persona prefers. The nearest comes last. There are
+            fewer if fewer share a word with the prompt. With personas="none" the examples show no personas.
+        system_persona: the persona for "system", such as `choose_system_persona(…).persona`.
+        persona_in, template: where the persona stands, as for `tailoring_rows`. None: in the system message,
+            or with worked examples at the end of the user's message.
         progress: show a bar on standard error; None: in a terminal or a notebook.
         options: configure the LLM that a model string makes: see `LLM`.
 
     Returns:
-        For each prompt a response, or None and an error. An error of one prompt, such as a missing persona
-        or a reply cut off at `max_tokens`, does not affect the others.
+        For each prompt a response, or None and an error. An error of one prompt, such as a missing persona or
+        a reply cut off at `max_tokens`, does not affect the others.
 
     Raises:
         InvalidArgumentError, UnknownOptionError: a bad argument, before any call is made.
+        MissingExtraError: the model needs a package that is not installed.
         DataError: no prompt can be answered, or `train` has no row that can be used.
         ModelError: the model failed on every prompt, or would fail on all (a wrong key or model).
+        CacheError: the cache of replies cannot be read or written.
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(tailor_responses).parameters))
     place = persona_in or ("user" if shots else "system")
@@ -188,7 +201,7 @@ def tailor_responses(
 
 
 def _given_prompts(prompts: object) -> tuple[dict[str, Any], bool]:
-    """Map ids to prompts as they were given; False: they have no usable ids, and are numbered from 0."""
+    """Return id -> prompt as it was given, and whether these ids are the caller's. If not, ids are places."""
     if not isinstance(prompts, PersonaTable):
         return by_id("prompts", "prompt", prompts), brings_ids(prompts)
     pairs = [row.preference for row in prompts]
@@ -228,7 +241,11 @@ def _given_personas(
     side: Side,
     system_persona: Persona | str | None,
 ) -> dict[str, Someone]:
-    """Map each id to its persona. For "retrieved" all are None: `tailor_responses` fills them in."""
+    """Map each id to its persona, or to None. For "retrieved" all are None: `tailor_responses` fills them in.
+
+    Raises:
+        InvalidArgumentError: the personas do not match the prompts, or one is of another type.
+    """
     if isinstance(personas, str | Persona):
         if personas == "gold":
             if not isinstance(prompts, PersonaTable):
@@ -263,10 +280,10 @@ def _someone(id: str, value: object) -> Someone:
 def _nearest(
     asked: Mapping[str, Prompt], train: PersonaTable, side: Side, count: int
 ) -> dict[str, list[PersonaRow]]:
-    """Find, for each prompt, up to `count` training rows with the nearest prompts, the nearest first.
+    """Find, for each prompt, up to `count` training rows with the nearest prompts (BM25), the nearest first.
 
     Raises:
-        DataError: `train` has no row with a persona and with a prompt that is not answered.
+        DataError: `train` has no row with a persona of `side` whose prompt differs from all of `asked`.
     """
     known = {bare_text(prompt_text(prompt)) for prompt in asked.values()}
 
@@ -306,6 +323,9 @@ def _messages(
         shown: the rows of the worked examples, the nearest first.
         sides: the side whose response an example shows, and the side whose persona (None: no persona).
         place, template: where and how a persona stands in a prompt.
+
+    Returns:
+        A chat with the system message of `prompt` alone; or one user message if the place is "plain".
     """
     asked = place_persona(prompt_messages(prompt), persona, place, template)
     examples = []
@@ -337,7 +357,7 @@ def _answered(
     problems: dict[str, str],
     progress: bool | None,
 ) -> tuple[dict[str, str], Usage]:
-    """Send the requests. Returns id -> response, and the usage; adds id -> error to `problems`.
+    """Send the requests, and return id -> response, and the usage. Add id -> error to `problems`.
 
     Raises:
         DataError: there are no requests.

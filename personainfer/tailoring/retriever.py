@@ -38,9 +38,10 @@ class RetrievedPersona:
     """A persona that was found for a prompt.
 
     Attributes:
-        persona: as it was given to `PersonaRetriever`.
-        score: how near the persona's prompt is: the cosine of the embeddings, or the BM25 score (above 0).
-        index: the place of the persona's prompt in `prompts=` of `PersonaRetriever`.
+        persona: the persona, as it was given to `PersonaRetriever`.
+        score: how near the persona's prompt is; higher is nearer. The cosine of the embeddings, from -1 to 1,
+            or the BM25 score, above 0.
+        index: the place of the persona's prompt in `prompts=` of `PersonaRetriever`, from 0.
     """
 
     persona: Persona | str
@@ -52,24 +53,29 @@ class RetrievedPersona:
 class PersonaRetriever:
     """Finds the persona of the nearest training prompt.
 
+    A model embeds all training prompts when the retriever is made. With `api_base`, they are sent there.
+
     Args:
         prompts: the training prompts, as texts or conversations.
-        personas: one a prompt: a `Persona`, its sentence, or None. A prompt that has no persona, or cannot
-            be read, is left out; the attribute `left_out` counts such prompts by reason.
+        personas: one a prompt: a `Persona`, its sentence, or None. A prompt that has no persona, or cannot be
+            read, is left out; the attribute `left_out` maps the reason, "no_persona" or "no_prompt", to the
+            number of such prompts.
         ids: an id, or None, for each prompt. `retrieve` compares `exclude=` and the ids of its rows with
             them. None: no prompt has an id.
-        model: "bm25", which needs no model; a sentence-transformers model, by its name on the hub or
-            its folder; the name of a model at `api_base`; or a function from texts to vectors.
-        api_base: the address of an OpenAI-compatible endpoint with /embeddings.
-        api_key: the key of that endpoint.
+        model: "bm25", which needs no model; a sentence-transformers model, by its name on the hub or its
+            folder; the name of a model at `api_base`; or a function from n texts to vectors, shape (n,
+            dimensions).
+        api_base: the address of an OpenAI-compatible endpoint with /embeddings; None: there is none.
+        api_key: the key of that endpoint; None: that of OpenAI or Azure from the environment, if the address
+            is theirs, else none.
         timeout: seconds for one request to it.
         max_attempts: how often a request is sent before its error is raised.
 
     Raises:
         InvalidArgumentError: a bad argument, before any call is made.
         DataError: no prompt has a persona.
-        MissingExtraError: sentence-transformers is not installed.
-        ModelError: the endpoint gave no embeddings.
+        MissingExtraError: sentence-transformers is needed and not installed.
+        ModelError: the model did not give one finite vector for each prompt.
     """
 
     def __init__(
@@ -127,7 +133,7 @@ class PersonaRetriever:
     ) -> PersonaRetriever:
         """Make a retriever of the personas of one side of a table.
 
-        `RetrievedPersona.index` is then a place in the table.
+        `RetrievedPersona.index` is then the place of a row in the table. Rows without a pair are left out.
 
         Args:
             table: the result of `infer_personas`.
@@ -171,18 +177,19 @@ class PersonaRetriever:
             k: the most personas for each prompt.
             exclude: the personas that are not returned. True: those of the same prompt (ignoring white space
                 and case) or of the same id. False: none. None: like True for rows and `Preference` records,
-                like False for texts and conversations. A list of ids and prompts: like None, and
-                also the personas of these.
+                like False for texts and conversations. A list of ids and prompts: like None, and also the
+                personas of these.
 
         Returns:
-            For each prompt a list of at most k personas, the nearest first; of two that are equally near,
-            the earlier training prompt comes first. BM25 finds only prompts that share a word with the
-            query. A warning counts the prompts whose list is empty.
+            For each prompt a list of at most k personas, the nearest first; of two that are equally near, the
+            earlier training prompt comes first. BM25 finds only prompts that share a word with the query. A
+            warning counts the prompts whose list is empty.
 
         Raises:
-            InvalidArgumentError: a prompt that is neither text nor a conversation, k below 1, or a bad
-                `exclude`.
-            ModelError: the endpoint gave no embeddings.
+            InvalidArgumentError: a prompt that is neither text nor a conversation, such as that of a row
+                without a pair; k below 1, or a bad `exclude`.
+            ModelError: the model did not give one finite vector for each prompt, or vectors of other
+                dimensions than before.
         """
         check_argument("k", k, Count)
         given = list(prompts) if isinstance(prompts, PersonaTable) else _listed("prompts", prompts)
@@ -224,8 +231,9 @@ class _Query:
 
     Attributes:
         text: the prompt as text.
-        names: the keys of the prompt and of its id, to find training prompts that are the same.
-        is_row: whether it came from a row or a `Preference`, not as a bare prompt.
+        names: the keys of the prompt and of its id; training prompts with one of these keys count as the
+            same.
+        is_row: whether the prompt came from a row or a `Preference`. False: it was given as text or messages.
     """
 
     text: str
@@ -269,9 +277,11 @@ def first_person_prompt(prompt: object, persona: Persona | str) -> Prompt:
     Use it for models that were not trained on personas.
 
     Args:
-        prompt: text, or a conversation: the persona is appended to its last user message.
-        persona: a `Persona` or a sentence. A sentence that does not begin with "The user" is appended
-            unchanged.
+        prompt: text, or a conversation: the persona is appended to its last message if that is the user's,
+            else the persona becomes a further user message.
+        persona: a `Persona` or a sentence. A sentence that does not begin with "The user is" or "The user
+            prefers" is not put into the first person. In the persona, a space is put into everything that a
+            model could read as a mark of its chat template.
 
     Returns:
         Text for a text, messages for a conversation.
@@ -291,7 +301,12 @@ def _embedder(
     timeout: float,
     max_attempts: int,
 ) -> Embedder | None:
-    """Make the embedder that the arguments of `PersonaRetriever` name; None for BM25."""
+    """Make the embedder that the arguments of `PersonaRetriever` name; None for BM25.
+
+    Raises:
+        InvalidArgumentError: an argument is bad, or there is no such model.
+        MissingExtraError: sentence-transformers is needed and not installed.
+    """
     if api_base is not None:
         if not isinstance(model, str) or model == "bm25":
             raise InvalidArgumentError(
@@ -315,7 +330,13 @@ def _embedder(
 
 
 def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
-    """Return a function that gives, for each query, a score of every text, shape (texts,)."""
+    """Return a function of queries that gives, for each query, a score of every text, shape (texts,).
+
+    If there is an embedder, the texts are embedded now, and the queries at each call.
+
+    Raises:
+        ModelError: as `embed`.
+    """
     if embedder is None:
         index = BM25(texts)
         return lambda queries: (index.scores(query) for query in queries)
@@ -335,7 +356,11 @@ def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
 
 
 def _read(prompt: object, persona: object) -> tuple[str, str | None]:
-    """Return the prompt as text, and None; or a reason to leave it out."""
+    """Return the prompt as text, and None; or a text and the reason to leave the prompt out.
+
+    Raises:
+        InvalidArgumentError: the persona is of a wrong type.
+    """
     if is_null(persona) or (isinstance(persona, str) and not persona.strip()):
         return "", "no_persona"
     if not isinstance(persona, Persona | str):
@@ -367,7 +392,8 @@ def _listed(name: str, given: object) -> list[Any]:
     """Return an argument as a list.
 
     Raises:
-        InvalidArgumentError: it is a single prompt or persona, not a sequence of them.
+        InvalidArgumentError: the argument is a single prompt or persona, or a frame, not a sequence of
+            values.
     """
     single = isinstance(given, str | bytes | Persona | Mapping) or hasattr(given, "columns")
     single = single or not isinstance(given, Iterable)

@@ -50,25 +50,28 @@ def persona_reward(
     Args:
         scorer: any object whose `.explains(preferences, personas)` returns one number a row, above 0 if the
             persona helps to predict the choice: a `Likelihood` (nats a token), or a `Verifier`.
-        columns: role -> column of the data set, for the roles "prompt", "chosen" and "rejected" of the
-            choice to explain. By default the prompt is in "question", since the column "prompt" of TRL
-            holds what the policy is given.
-        choices: in place of `columns`: the column with a list of choices of one user, each a dict of
-            prompt, chosen and rejected. The reward is the mean over them. Use choices that the policy's
-            prompt does not show, so that the persona has to generalise.
-        form: "margin": the reward is `explains`. "log_probability": it is log sigma(explains / temperature)
-            + log 2, the nats that the persona adds to the prediction of the choice; at most log 2.
-        temperature: divides `explains` in "log_probability"; in the unit of `explains`.
-        penalty: at least 0; subtracted if the persona has a flag. For example, a persona that copies the
-            chosen response would explain the choice perfectly, and describe nobody.
-        no_persona: the reward of a completion that is empty, or is an incomplete JSON object.
+        columns: role -> column of the data set, for the roles "prompt", "chosen" and "rejected" of the choice
+            to explain. A role that is missing has its usual column: "question", "chosen", "rejected". The
+            prompt is in "question", since the column "prompt" of TRL holds what the policy is given.
+        choices: in place of `columns`: the column with a list of choices of one user, each a dict of prompt,
+            chosen and rejected. The reward is the mean over them. Use choices that the policy's prompt does
+            not show, so that the persona has to generalise.
+        form: "margin": the reward is `explains`. "log_probability": it is log sigma(explains / temperature) +
+            log 2, the nats that the persona adds to the prediction of the choice; at most log 2.
+        temperature: divides `explains` in "log_probability"; above 0, in the unit of `explains`.
+        penalty: at least 0; subtracted once if the persona has a flag for any of the choices. For example, a
+            persona that copies the chosen response would explain the choice perfectly, and describe nobody.
+        no_persona: the reward of a completion that is empty, or that begins like a JSON object and cannot be
+            read as a persona.
 
     Returns:
-        A function (prompts, completions, **columns) -> one float a completion. It is NaN, which TRL leaves
-        out, if no choice of the row can be read and scored.
+        A function (prompts, completions, **columns) -> one float a completion, which blocks while the scorer
+        works. The float is NaN, which TRL leaves out, if no choice of the row can be read, or none has a
+        score. A warning counts choices that cannot be read.
 
     Raises:
-        InvalidArgumentError: a bad argument. The function itself raises it for a missing column.
+        InvalidArgumentError: a bad argument. The function that is returned raises it for a missing column,
+            and InvalidArgumentError or ModelError if the scorer fails for all rows.
     """
     return PersonaReward(
         scorer,
@@ -82,7 +85,7 @@ def persona_reward(
 
 
 class PersonaReward:
-    """The function that `persona_reward` returns. It can be pickled if its scorer can be."""
+    """The function that `persona_reward` returns. The object can be pickled if its scorer can be."""
 
     __name__ = "persona_reward"  # what TRL calls it in its logs
 
@@ -124,7 +127,22 @@ class PersonaReward:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """Compute the reward of each completion. TRL passes the data set's columns by name."""
+        """Compute the reward of each completion. TRL passes the data set's columns by name.
+
+        Args:
+            prompts: what the policy was given; not used.
+            completions: n texts, or lists of messages of which the last holds the persona.
+            columns: name -> n values: the columns that `persona_reward` names, and others.
+
+        Returns:
+            n rewards: see `persona_reward`.
+
+        Raises:
+            InvalidArgumentError: a column is missing or does not have n values, or the scorer did not return
+                one number a row.
+            InvalidArgumentError, ModelError: the scorer failed for all choices, or for three in succession
+                for a reason other than their content; or the budget is spent.
+        """
         personas = [_read_persona(completion) for completion in completions]
         choices = self._read_choices(len(completions), columns)
         asked = [
@@ -164,7 +182,7 @@ class PersonaReward:
         return sum(known) / len(known) - (self._penalty if flagged else 0.0)
 
     def _read_choices(self, count: int, columns: Mapping[str, Any]) -> list[list[Preference]]:
-        """Read the choices of each row, (count,). A choice that cannot be read is left out, with a warning.
+        """Read the choices of each of `count` rows. A choice that cannot be read is left out, with a warning.
 
         Raises:
             InvalidArgumentError: the data set lacks a column, or has another number of rows.
@@ -196,7 +214,7 @@ class PersonaReward:
 
 
 def _read_choice(choice: Any) -> Preference | str:
-    """Read a choice, or return why it cannot be used."""
+    """Read a choice; a text says why it cannot be used."""
     pair = choice
     try:
         if not isinstance(choice, Preference):

@@ -30,7 +30,13 @@ Row = dict[str, Any]
 
 
 class Example(NamedTuple):
-    """A pair with one persona: the prompt that holds the persona, its preferred response, the other one."""
+    """A pair with one persona.
+
+    Attributes:
+        prompt: the prompt, with the persona in it.
+        preferred: the response that the persona prefers.
+        other: the other response.
+    """
 
     prompt: Prompt
     preferred: str
@@ -43,11 +49,14 @@ class TailoringRows(Sequence[Row]):
 
     Attributes:
         rows: dicts with the columns of the format (see `format=` of `tailoring_rows`).
-        ids: a unique id for each row: the pair's id, the side of the persona and, for KTO, which response
-            the row holds. If the ids of the table's pairs are missing or repeated, the pair's place in the
-            input is used in their place; if places are repeated too, its place in the table.
-        prompts: for each row a digest of the prompt without the persona; equal prompts have equal digests.
-        left_out: reason -> how many examples were left out; an example is a pair with one persona.
+        ids: a unique id for each row, such as "17:chosen": the pair's id, the side of the persona (unless the
+            rows show none) and, for KTO, "preferred" or "other", the response that the row holds. If the ids
+            of the table's pairs are missing or repeated, the pair's place in the input is used in their
+            place; if places are repeated too, its place in the table.
+        prompts: for each row a digest of the prompt without the persona. Prompts that differ only in white
+            space, case or the encoding of accents have equal digests.
+        left_out: reason -> how many examples were left out; an example is a pair with one persona. Empty for
+            a part that `split` made.
         settings: the arguments of `tailoring_rows`, by name.
     """
 
@@ -74,15 +83,16 @@ class TailoringRows(Sequence[Row]):
         """Split the rows by prompt: all rows of a prompt are in the same part.
 
         A hash of the seed and of the prompt's text (ignoring white space, case and the encoding of accents)
-        decides the part. So a prompt is in the same part in every table, format and order, and no table
-        tests on a prompt that another table trains on. The sizes are near the shares, not equal to them.
+        decides the part. So with equal shares and an equal seed, a prompt is in the same part for every
+        table, format and order of rows: no table then tests on a prompt that another table trains on. The
+        sizes are near the shares, not equal to them.
 
         Args:
             shares: name -> share of the prompts, such as {"train": 0.6, "dev": 0.15, "test": 0.25}.
             seed: another seed gives another division.
 
         Returns:
-            Name -> the rows of that part.
+            Name -> the rows of that part, in the same order. Their `left_out` is empty.
 
         Raises:
             InvalidArgumentError: shares that are not positive or do not add up to 1, or a bad seed.
@@ -121,16 +131,18 @@ def tailoring_rows(
 
     Args:
         table: the result of `infer_personas`.
-        persona: the side whose persona a row shows: "chosen", "rejected" (this persona prefers the rejected
-            response), "both" (two examples a pair), or "none" (rows without personas, to compare with).
+        persona: the side whose persona a row shows: "chosen"; "rejected" (this persona prefers the rejected
+            response, which is the row's preferred one); "both" (two examples a pair); or "none" (rows without
+            personas, to compare with).
         format: the columns of a row. "dpo": prompt, chosen, rejected. "sft": prompt, completion. "kto":
             prompt, completion, label; two rows an example. "reward": chosen, rejected, each with the prompt
-            before the response. "grpo": prompt. "few-shot": messages (or text, if `persona_in` is
-            "plain"), the prompt with the preferred response.
-        persona_in: where the persona stands: in the "system" message, at the end of the last "user"
-            message, or in one "plain" text without chat messages, `Prompt: … Persona: … Response:`.
+            before the response. "grpo": prompt. "few-shot": messages (or text, if `persona_in` is "plain"),
+            the prompt with the preferred response. A chat whose prompt has tool definitions also has the
+            column "tools", as JSON text.
+        persona_in: where the persona stands: in the "system" message, at the end of the last "user" message,
+            or in one "plain" text without chat messages, `Prompt: … Persona: … Response:`.
         template: your own wording for that place. It has the fields of the default wording, {persona} and
-            {prompt}: see `personainfer.personas.placement.TEMPLATES`.
+            {prompt}: see `personainfer.personas.placement.TEMPLATES`. None: the default wording.
         drop_flagged: leave out personas that have a flag: True: any flag; a list of flags: one of these. The
             personas of `PersonaTable.from_data` have no flags yet: they are checked for flags now.
 
@@ -255,7 +267,7 @@ def _response(prompt: Prompt, response: str) -> Any:
 def _tools(prompt: Prompt) -> str | None:
     """Encode the tool definitions of a prompt as JSON text, which TRL reads; None if there are none.
 
-    They are no column of dicts, since Arrow would give each definition the keys of all others.
+    A column of dicts would not do: Arrow would give each definition the keys of all others.
     """
     if isinstance(prompt, str):
         return None

@@ -25,9 +25,10 @@ class SystemPersona:
 
     Attributes:
         persona: the candidate with the highest mean score.
-        score: its mean score over the preferences, in the unit of the scorer, with an interval from
-            resampling prompts. It is optimistic: the same data chose the persona.
-        candidates: all candidates with their mean scores, the best first.
+        score: the mean score of this persona over the preferences that have a score for every candidate, in
+            the unit of the scorer, with an interval from resampling prompts; `n` counts different prompts.
+            The score is optimistic: the same data chose the persona.
+        candidates: all candidates with their mean scores over the same preferences, the best first.
     """
 
     persona: Persona
@@ -45,18 +46,23 @@ def choose_system_persona(
     """Choose the persona that best explains the choices of a development split.
 
     Args:
-        personas: the candidates, such as the personas of some training rows; equal ones count once. Each
-            is scored on each preference.
+        personas: the candidates, such as the personas of some training rows; those with equal sentences count
+            once. Each is scored on each preference, in calls that block.
         preferences: a development split: data for neither training nor testing.
         scorer: any object whose `.explains(preferences, personas)` returns how well each persona explains
-            that `chosen` was preferred, such as a `Verifier`. If it cannot score a preference (NaN) for
-            one persona, that preference is left out for all.
+            that `chosen` was preferred, such as a `Verifier`. If it cannot score a preference (NaN, or an
+            infinite score) for one persona, that preference is left out for all.
         confidence: the level of the score's interval, such as 0.95.
 
+    Returns:
+        The persona, its score, and all candidates with their scores.
+
     Raises:
-        InvalidArgumentError: `personas` or `preferences` is empty or holds something else, or `scorer` has
-            no method `explains`.
+        InvalidArgumentError: `personas` or `preferences` is empty or holds something else, `scorer` has no
+            method `explains`, or `confidence` is not between 0 and 1.
         DataError: no preference was scored for every candidate.
+        InvalidArgumentError, ModelError: for one candidate the scorer failed for all preferences, or for
+            three in succession for a reason other than their content; or the budget is spent.
     """
     check_confidence(confidence)
     if not callable(getattr(scorer, "explains", None)):

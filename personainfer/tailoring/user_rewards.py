@@ -34,13 +34,16 @@ from ..scoring.choice_models import (
 class LowRankRewards:
     """A model of choices with a basis of `rank` rewards, and weights on the basis for each user.
 
+    Call `fit` before the other methods.
+
     Args:
         rank: the number of basis rewards.
         features: a function (prompts, responses) -> (n, d), such as
-            `lambda prompts, texts: model.encode(texts)`. None: each response of the fit has basis rewards
-            of its own, and any other response has rewards of 0.
+            `lambda prompts, texts: model.encode(texts)`. None: each response of the fit has basis rewards of
+            its own, and any other response has rewards of 0.
         fixed_basis: take the features themselves as the basis, such as the rewards of several models. Only
-            the users' weights are fitted, and `rank` becomes the number of features.
+            the users' weights are fitted, and `rank` becomes the number of features. `ridge` and `seed` are
+            not used. The features must be a dense array.
         ridge: the penalty on the basis is ridge / 2 times the sum of its squares.
         shrink: the penalty on the logits of the weights is shrink / 2 times the sum of their squares. It
             pulls each user's weights towards equal ones.
@@ -48,8 +51,11 @@ class LowRankRewards:
         seed: seeds the random start of the fit.
 
     Attributes:
-        weights: user -> weights, shape (rank,); they sum to 1.
-        evaluations: how often the last fit computed the loss.
+        weights: user -> weights, shape (rank,), not negative; they sum to 1. Empty before the fit.
+        evaluations: how often the last call of `fit` computed the loss; 0 with `fixed_basis`.
+
+    Raises:
+        InvalidArgumentError: a bad argument.
     """
 
     def __init__(
@@ -77,8 +83,12 @@ class LowRankRewards:
     def fit(self, choices: Sequence[Preference]) -> Self:
         """Fit the basis, and the weights of the users of these choices. An earlier fit is forgotten.
 
+        Returns:
+            This model.
+
         Raises:
             DataError: a choice has no user, or there are no choices.
+            InvalidArgumentError: the features are of another shape, not finite, or too large.
             MissingExtraError: scipy is not installed.
         """
         known = encode(choices)
@@ -99,7 +109,16 @@ class LowRankRewards:
         return self
 
     def fit_users(self, choices: Sequence[Preference]) -> Self:
-        """Fit the weights of the users of these choices, new or known. The basis stays as `fit` left it."""
+        """Fit the weights of the users of these choices, new or known. The basis stays as `fit` left it.
+
+        Only these choices count: earlier choices of a known user do not. Other users keep their weights.
+
+        Returns:
+            This model.
+
+        Raises:
+            DataError, InvalidArgumentError, MissingExtraError: as `fit`.
+        """
         known = encode(choices)
         rewards = self._rewards(list(known.responses))
         weights = fit_user_weights(
@@ -112,6 +131,10 @@ class LowRankRewards:
         """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,).
 
         A user without weights gets the mean weights of all users.
+
+        Raises:
+            DataError: a choice has no user.
+            InvalidArgumentError: the features are of another shape, or not finite.
         """
         if not choices:
             return np.zeros(0)
@@ -123,7 +146,12 @@ class LowRankRewards:
         return found
 
     def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Compute the basis rewards of n responses, shape (n, rank)."""
+        """Compute the basis rewards of n responses to n prompts, shape (n, rank).
+
+        Raises:
+            InvalidArgumentError: the features are of another shape, or not finite.
+            ValueError: the numbers of prompts and responses differ.
+        """
         return self._rewards(list(zip(prompts, responses, strict=True)))
 
     def _rewards(self, responses: Sequence[tuple[Prompt, str]]) -> FloatArray:
@@ -136,7 +164,7 @@ class LowRankRewards:
         return np.asarray(featured(self._features, responses) @ self._basis, dtype=np.float64)
 
     def _fit(self, features: Any, known: Encoded) -> tuple[FloatArray, FloatArray]:
-        """Fit both by maximum a posteriori: the basis (d, rank) and the weights (users, rank)."""
+        """Fit the basis (d, rank) and the weights (users, rank), by maximum a posteriori."""
         users, width, rank = len(known.users), features.shape[1], self.rank
         differences = incidence(known, len(known.responses))
         of_user = one_hot(known.user, users)
@@ -173,18 +201,21 @@ def fit_user_weights(
     """Fit the weights of each user on given basis rewards.
 
     Args:
-        margins: shape (choices, rank): for each basis reward, that of the chosen response minus that of the
-            rejected one.
-        users: shape (choices,): the number of the user who made the choice, from 0.
+        margins: shape (choices, rank): each basis reward of the chosen response minus that of the rejected
+            one.
+        users: shape (choices,): the number of the user who made the choice, from 0, and below the number of
+            choices.
         shrink: the penalty on the logits of the weights is shrink / 2 times the sum of their squares.
         steps: the most iterations of L-BFGS.
 
     Returns:
-        Weights of shape (users, rank): not negative, and each row sums to 1.
+        Shape (highest number of a user + 1, rank): the weights, not negative, and each row sums to 1. A
+        number without choices gets equal weights.
 
     Raises:
         InvalidArgumentError: the shapes do not fit, a margin is NaN or infinite, or `users` holds something
-            else than whole numbers from 0.
+            else than such numbers.
+        MissingExtraError: scipy is not installed.
     """
     given, place = read_numbers("margins", margins, dimensions=(2,)), read_places("users", users)
     if place.shape != given.shape[:1]:
@@ -217,18 +248,22 @@ class BradleyTerry:
     """A model of choices with a reward that all users share, and effects of each user.
 
     The reward of a response for user u is b . x + d_u . z, where x and z are features of the response. b and
-    each d_u have normal priors: a logistic regression with random slopes, fitted by maximum a posteriori
-    with L-BFGS (scipy). With `features=None`, b holds the strengths of Bradley & Terry (1952).
+    each d_u have normal priors: a logistic regression with random slopes, fitted by maximum a posteriori with
+    L-BFGS (scipy). With `features=None`, b holds the strengths of Bradley & Terry (1952). Call `fit` before
+    the other methods.
 
     Args:
-        features: a function (prompts, responses) -> (n, d), which computes x. None: each response of the
-            fit has a strength of its own, and any other response has the strength 0.
-        user_features: a function (prompts, responses) -> (n, d'), which computes z. None: all users have
-            the same rewards.
+        features: a function (prompts, responses) -> (n, d), which computes x. None: each response of the fit
+            has a strength of its own, and any other response has the strength 0.
+        user_features: a function (prompts, responses) -> (n, d'), which computes z. None: all users have the
+            same rewards.
         ridge: the penalty on b is ridge / 2 times the sum of its squares.
         user_ridge: the penalty on all d_u is user_ridge / 2 times the sum of their squares: the larger, the
             more alike users are.
         steps: the most iterations of L-BFGS.
+
+    Raises:
+        InvalidArgumentError: `ridge` or `user_ridge` is not a positive number.
     """
 
     def __init__(
@@ -248,8 +283,12 @@ class BradleyTerry:
     def fit(self, choices: Sequence[Preference]) -> Self:
         """Fit the shared reward and the users' effects. An earlier fit is forgotten.
 
+        Returns:
+            This model.
+
         Raises:
             DataError: a choice has no user, or there are no choices.
+            InvalidArgumentError: the features are of another shape, not finite, or too large.
             MissingExtraError: scipy is not installed.
         """
         known = encode(choices)
@@ -265,6 +304,10 @@ class BradleyTerry:
         """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,).
 
         A user who was not in the fit has no effects: the shared reward alone decides.
+
+        Raises:
+            DataError: a choice has no user.
+            InvalidArgumentError: the features are of another shape, or not finite.
         """
         if not choices:
             return np.zeros(0)
@@ -280,7 +323,12 @@ class BradleyTerry:
         return margins
 
     def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Compute the reward that all users share, for each of n responses, shape (n,)."""
+        """Compute the reward that all users share, for each of n responses to n prompts, shape (n,).
+
+        Raises:
+            InvalidArgumentError: the features are of another shape, or not finite.
+            ValueError: the numbers of prompts and responses differ.
+        """
         return self._shared(list(zip(prompts, responses, strict=True)))
 
     def _shared(self, responses: Sequence[Response]) -> FloatArray:
@@ -290,7 +338,7 @@ class BradleyTerry:
         return np.asarray(featured(self._features, responses) @ self._strengths, dtype=np.float64)
 
     def _fit(self, known: Encoded, shared: Any, own: Any) -> tuple[FloatArray, FloatArray]:
-        """Fit both by maximum a posteriori: b, shape (d,), and all d_u, shape (users, d')."""
+        """Fit b, shape (d,), and the effects d_u of all users, shape (users, d'), by maximum a posteriori."""
         differences = incidence(known, len(known.responses))
         of_choice = differences @ shared
         users, width = len(known.users), of_choice.shape[1]
