@@ -219,6 +219,7 @@ def infer_among_good(strange: Callable[[int], Any], count: int) -> pi.PersonaTab
     return table
 
 
+@pytest.mark.heavy
 def test_a_strange_reply_costs_at_most_its_row() -> None:
     replies = list(STRANGE.values())
     for row in infer_among_good(lambda number: replies[number], len(replies)).errors:

@@ -532,6 +532,7 @@ def test_ten_thousand_spoilt_inputs_are_read_or_refused(name: str, place: Path) 
     print(f"{name}: {READERS[name].count:,} inputs, {good:,} read, the others refused")
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", READERS)
 def test_some_spoilt_inputs_are_read_or_refused(name: str, place: Path) -> None:

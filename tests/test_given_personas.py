@@ -316,6 +316,7 @@ def judge(llm: FakeLLM) -> dict[str, Any]:
     return {"judge": "fake", "api_base": llm.api_base}
 
 
+@pytest.mark.heavy
 def test_judges_see_the_text_as_it_is(table: pi.PersonaTable, llm: FakeLLM) -> None:
     found = pi.verify_personas(table, **judge(llm))
     assert (found.skipped, found.failed) == (0, 0)

@@ -136,6 +136,7 @@ def test_at_the_same_time_other_tasks_follow_them(library: Any) -> None:
         assert len(other.asked) == 5
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_reply_is_bounded_after_it_is_unpacked(library: Any, post: Post, packed: bool) -> None:
@@ -183,6 +184,7 @@ def test_the_secrets_of_a_request_are_known_for_what_is_said_about_it(library: A
     assert Exchange().secrets == set()
 
 
+@pytest.mark.heavy
 @each_way
 def test_the_guard_comes_back_after_somebody_wrapped_send_for_a_while(
     library: Any, post: Post

@@ -267,6 +267,7 @@ def test_a_feature_that_is_not_finite_is_refused(make: Any, value: Any) -> None:
         make(features).fit(choices)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
 def test_agreement_on_a_slider_is_that_of_all_pairs_of_ratings(level: Any) -> None:
     """By the definition: distances within items against distances between all ratings."""

@@ -295,6 +295,7 @@ def test_an_endpoint_without_answers_ends_the_run(name: str) -> None:
     assert pi.cache_info().replies == 0
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("name", kinds(heavy=WAITS, without=ENDS))
 def test_a_fault_at_every_call_is_an_error_on_every_row(name: str) -> None:

@@ -67,6 +67,7 @@ def test_odd_lines_cost_their_rows_alone(tmp_path: Path) -> None:
     assert sum(row.error is None for row in table) >= 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
@@ -90,6 +91,7 @@ def test_what_once_made_a_batch_uncollectable_costs_its_row(
     assert words is None or words in errors[0]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "edit",
     [
@@ -177,6 +179,7 @@ def test_an_odd_answer_of_a_provider_is_an_error_of_this_library(body: str, call
         assert 0 <= state.answered < 2**40
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("fields", "words"), [({}, "done"), ({"output_file_id": "\ud83d"}, "no id of a file")]
 )
@@ -200,6 +203,7 @@ def test_the_id_of_a_file_may_be_a_quoted_address(name: str) -> None:
         assert api.look("b1").output_file_id == name
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("charset", ["punycode", "bz2", "undefined", "hex", "idna", "nonsense"])
 def test_no_codec_that_a_header_names_reads_an_answer(charset: str) -> None:
     """Punycode takes a time that grows with the square of the length: 12 s for these bytes."""

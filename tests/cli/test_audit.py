@@ -70,6 +70,7 @@ def test_a_file_that_holds_no_personas(world: World) -> None:
     assert "broken.jsonl is not JSON lines" in told.stderr
 
 
+@pytest.mark.heavy
 def test_a_user_with_two_personas_is_named(world: World, llm: FakeLLM) -> None:
     texts = world.personas("knows")
     rows = [{"user_id": user, "persona": text} for user, text in texts.items()]

@@ -141,6 +141,7 @@ for arguments in ("--help", "--version", "infer --help", "export --help"):
         assert said in done.stdout
 
 
+@pytest.mark.heavy
 def test_help_stands_in_panels_by_subject(run: Run) -> None:
     said = run("infer", "--help").stdout
     panels = [

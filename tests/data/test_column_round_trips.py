@@ -307,6 +307,7 @@ def check(values: list[Any], source: str, folder: Path) -> None:
             assert len(convert()) == len(values)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("source", SOURCES)
 @examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(values=columns(), rows=st.sampled_from([1, 3, 100]))

@@ -146,6 +146,7 @@ def test_a_csv_header_of_very_many_columns_is_an_error(
         list(read_preferences(tmp_path / "rows.csv"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", [dict, list])
 @pytest.mark.parametrize("depth", [51, 500, 100_000])
 def test_what_is_nested_too_deep_costs_its_row(
@@ -454,6 +455,7 @@ def in_lists(rows: int, each: int, value: int | None) -> pa.Array[Any]:
     return lists.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * each), inner)  # type: ignore[no-any-return]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("value", [None, 7])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_values_in_lists_are_counted_before_they_are_read(
@@ -493,6 +495,7 @@ def test_of_very_many_columns_few_rows_are_read_at_once(
     assert (sum(batches), max(batches) <= 2**16 // (64 * 8)) == (2_000, True)
 
 
+@pytest.mark.heavy
 def test_what_a_file_tells_of_its_lists_is_read_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     others = {name: [text] * 2 for name, text in GOOD.items()}

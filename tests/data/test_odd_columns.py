@@ -124,6 +124,7 @@ def test_no_memory_and_no_package_are_not_errors_of_columns(
         getattr(table, method)()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "values",
     [
@@ -177,6 +178,7 @@ def endless(kind: str) -> Any:
     return held
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["list", "dict", "array", "series", "view", "set"])
 @pytest.mark.parametrize(
     "frame",

@@ -430,6 +430,7 @@ FIELDS = ["prompt", "chosen", "rejected", "id", "user", "label", "response_1", "
 JUNK_ROWS = st.dictionaries(st.sampled_from(FIELDS) | st.integers(), JUNK, max_size=6)
 
 
+@pytest.mark.heavy
 @given(st.lists(JUNK | JUNK_ROWS, max_size=8))
 def test_junk_costs_only_its_own_row(junk: list[object]) -> None:
     data = [item for bad in [*junk, None] for item in (ROW, bad)]
@@ -441,6 +442,7 @@ def test_junk_costs_only_its_own_row(junk: list[object]) -> None:
         (row.error or "").encode()
 
 
+@pytest.mark.heavy
 @given(st.lists(st.tuples(JUNK, JUNK, JUNK), min_size=1, max_size=5), st.booleans())
 def test_junk_in_a_frame(junk: list[tuple[object, ...]], implicit: bool) -> None:
     rows = [tuple(ROW.values()), *junk]

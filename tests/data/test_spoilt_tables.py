@@ -119,6 +119,7 @@ STRANGE = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("metadata", STRANGE.values(), ids=STRANGE)
 def test_what_other_libraries_are_told_of_the_columns_is_left_out_where_it_is_strange(
     good: pa.Table, tmp_path: Path, metadata: dict[str, bytes]

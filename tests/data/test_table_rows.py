@@ -124,6 +124,7 @@ CASES = [
 cases = pytest.mark.parametrize(("kind", "cut"), CASES)
 
 
+@pytest.mark.heavy
 @stored
 @cases
 def test_a_cut_has_all_that_the_table_has(
@@ -152,6 +153,7 @@ def test_a_cut_has_all_that_the_table_has(
     assert cut_table.to_hf()["name"][:] == [f"n{place}" for place in places]
 
 
+@pytest.mark.heavy
 @stored
 @cases
 def test_a_cut_is_saved_and_loaded(kind: str, cut: str, stored: bool, tmp_path: Path) -> None:
@@ -167,6 +169,7 @@ def test_a_cut_is_saved_and_loaded(kind: str, cut: str, stored: bool, tmp_path: 
     )
 
 
+@pytest.mark.heavy
 @given(
     start=st.none() | st.integers(-15, 15),
     stop=st.none() | st.integers(-15, 15),
@@ -312,6 +315,7 @@ def test_an_index_that_only_counts_is_not_shown_beside_an_id(stored: bool, tmp_p
     assert str(cut).startswith("5  q5\n")
 
 
+@pytest.mark.heavy
 @stored
 @kinds
 def test_details_are_in_every_frame(kind: str, stored: bool, tmp_path: Path) -> None:

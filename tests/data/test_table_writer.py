@@ -93,6 +93,7 @@ DRIFTS: dict[str, tuple[list[Any], pa.DataType | str]] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("given", "kind"), DRIFTS.values(), ids=DRIFTS)
 def test_a_column_whose_type_changes_is_written_all_the_same(
     given: list[Any], kind: pa.DataType | str, tmp_path: Path
@@ -241,6 +242,7 @@ def test_the_file_is_what_save_would_have_written(
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
+@pytest.mark.heavy
 @kinds
 def test_rows_that_are_dropped_are_not_in_the_file(
     make: Maker, endpoint: dict[str, Any], tmp_path: Path
@@ -414,6 +416,7 @@ def interrupted() -> Iterator[dict[str, str]]:
     raise KeyboardInterrupt
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("source", [failing, interrupted])
 def test_a_run_that_stops_leaves_the_old_file_and_nothing_else(
     source: Callable[[], Iterator[dict[str, str]]],

@@ -165,6 +165,7 @@ def reply(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.heavy
 def test_a_model_is_measured_with_time_tokens_and_cost(tmp_path: Path) -> None:
     with FakeLLM(reply) as llm:
         options: dict[str, Any] = {"api_base": llm.api_base, "prices": (1.0, 2.0)}
@@ -250,6 +251,7 @@ def test_the_command_prints_shares_time_and_cost(command: Callable[..., Any]) ->
     assert told["rows_a_minute"] > 0
 
 
+@pytest.mark.heavy
 def test_pairs_that_fail_have_the_exit_code_of_failed_rows(command: Callable[..., Any]) -> None:
     with (
         FakeLLM(reply, faults=[Fault.status(400, message="no")]) as llm,

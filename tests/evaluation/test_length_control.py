@@ -136,6 +136,7 @@ def test_shuffled_rows_and_repeated_prompts_give_the_same() -> None:
         )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(40))
 def test_an_interval_is_never_nan_where_the_rate_is_known(seed: int) -> None:
     """Two personas a prompt, with ties: some resamples hold nothing but wins."""

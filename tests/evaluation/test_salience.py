@@ -146,6 +146,7 @@ def test_stop_words_can_be_kept() -> None:
     assert "the" in by_word(pi.salient_words(rows, stop_words=()))
 
 
+@pytest.mark.heavy
 @settings(max_examples=25)
 @given(
     st.lists(

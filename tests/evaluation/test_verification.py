@@ -145,6 +145,7 @@ def test_a_judge_that_tosses_a_coin_has_an_interval_around_a_half() -> None:
     assert found.overall.consistency.value == pytest.approx(0.5, abs=0.12)
 
 
+@pytest.mark.heavy
 def test_two_orders_of_one_item_are_one_observation() -> None:
     """A judge whose coin falls alike in both orders tells n things, not 2 n."""
 
@@ -208,6 +209,7 @@ def test_what_is_judged_stays_data(function: Any, tags: list[str]) -> None:
 # Replies that cannot be used
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("reply", "why"),
     [
@@ -329,6 +331,7 @@ def test_the_second_run_makes_no_call(tmp_path: Path) -> None:
             assert again.to_dict() | {"usage": 0} == first.to_dict() | {"usage": 0}
 
 
+@pytest.mark.heavy
 def test_the_difference_of_the_sides_is_paired() -> None:
     """A judge that is right about chosen personas and tosses a coin about rejected ones."""
 
@@ -436,6 +439,7 @@ def test_probabilities_of_one_order_alone_are_not_mixed_with_a_pick() -> None:
     assert found.overall.probability.value == 0.5
 
 
+@pytest.mark.heavy
 def test_a_judge_that_always_answers_the_same_has_half_of_the_orders_whatever_it_leans_to(
     tmp_path: Path,
 ) -> None:

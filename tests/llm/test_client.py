@@ -567,6 +567,7 @@ def test_threads_that_share_a_model_share_its_usage() -> None:
     assert model.usage.calls == 4000
 
 
+@pytest.mark.heavy
 def test_an_endpoint_whose_replies_are_useless_is_not_gone() -> None:
     numbers = itertools.count()
     with FakeLLM(
@@ -768,6 +769,7 @@ def test_a_text_that_utf_8_cannot_hold_is_an_error_before_any_request(llm: FakeL
     assert llm.calls == 0
 
 
+@pytest.mark.heavy
 def test_a_system_that_starts_no_more_threads_is_an_error(
     llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -537,6 +537,7 @@ def test_a_web_page_for_every_request_says_what_to_check() -> None:
         infer(server, ROWS)
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("name", ["too long", "moderation", "unknown words", "unprocessable"])
 @pytest.mark.parametrize("width", [1, 8])
@@ -561,6 +562,7 @@ def test_a_web_page_now_and_then_is_asked_again() -> None:
         assert server.calls <= 12 + 6 + 1
 
 
+@pytest.mark.heavy
 @each_way
 def test_refusals_of_some_rows_do_not_end_a_run() -> None:
     """The refusals come at once, the replies later."""
@@ -913,6 +915,7 @@ def as_html(text: str) -> Any:
     return openai_error(f"<p>{html.escape(text).replace(' ', '&nbsp;')}</p>")
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("form", [fastapi, as_words, cut, word_alone, as_html])
 @pytest.mark.parametrize("text", QUOTED)

@@ -21,6 +21,7 @@ from ..builders import each_way, pairs
 PACKED = 60  # MB, when unpacked
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize(("encoding", "wbits"), [("gzip", 31), ("deflate", 15)])
 def test_a_packed_reply_is_bounded_after_it_is_unpacked(encoding: str, wbits: int) -> None:

@@ -154,6 +154,7 @@ def test_a_header_host_that_a_proxy_would_read_is_not_sent(model: str, proxy: An
     assert not proxy.asked
 
 
+@pytest.mark.heavy
 def test_the_host_of_the_address_itself_may_be_added(proxy: AnyServer) -> None:
     headers = {"Host": "Model.invalid:443"}
     llm = pi.LLM("m", api_base="https://model.invalid/v1", extra_headers=headers, cache=False)

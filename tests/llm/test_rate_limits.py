@@ -93,6 +93,7 @@ async def entries_at(asked: Gate, count: int, until: float) -> list[float]:
 gaps = st.lists(st.tuples(st.integers(0, 240), st.integers(1, 15)), max_size=25)
 
 
+@pytest.mark.heavy
 @settings(max_examples=60)
 @given(arrivals=gaps, limit=st.integers(1, 10))
 async def test_no_minute_holds_more_than_the_limit(

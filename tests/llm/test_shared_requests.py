@@ -212,6 +212,7 @@ def of_a_fork(work: Callable[[], object]) -> int:
 has_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
+@pytest.mark.heavy
 @has_fork
 def test_a_fork_that_goes_on_with_a_run_of_its_parent_is_told_so() -> None:
     with FakeLLM() as server:

@@ -146,12 +146,14 @@ def check(found: list[Reply]) -> None:
     assert odd.error is None or isinstance(odd.error, ModelError)
 
 
+@pytest.mark.heavy
 @examples(100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=replies | streams)
 def test_an_odd_reply_costs_its_row_alone(world: World, body: bytes) -> None:
     check(world.ask(body))
 
 
+@pytest.mark.heavy
 @examples(100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=errors, status=st.sampled_from([400, 500]), headers=headers)
 def test_an_odd_refusal_costs_its_row_alone(

@@ -439,6 +439,7 @@ def key_with_schema(model: pi.LLM) -> bytes:
 # The refusal of one row
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("behind", [0, 5])  # when the row is refused, nobody else is answered yet
 @pytest.mark.parametrize(

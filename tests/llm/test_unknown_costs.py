@@ -290,6 +290,7 @@ def test_a_dearer_tier_counts_at_its_price(llm: FakeLLM, monkeypatch: pytest.Mon
         assert one.usage.cost == pytest.approx(price * tokens)
 
 
+@pytest.mark.heavy
 @each_way
 def test_calls_that_time_out_count_as_what_was_reserved() -> None:
     with FakeLLM(latency=5) as server:
@@ -498,6 +499,7 @@ def test_in_a_fork_copies_have_together_what_is_left() -> None:
         assert server.calls == 3
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_in_a_fork_the_calls_that_its_parent_has_in_flight_count_at_their_most() -> None:

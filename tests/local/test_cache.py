@@ -224,6 +224,7 @@ def test_a_process_that_starts_in_between_is_not_taken_for_another_program(
     assert Interrupted.looks > 2
 
 
+@pytest.mark.heavy
 def test_replies_survive_a_process_that_dies_at_once(tmp_path: Path) -> None:
     script = """
         import os, sys
@@ -549,6 +550,7 @@ def test_a_cache_of_an_older_version_is_used_where_it_cannot_be_closed(
     assert len(ReplyCache(tmp_path).get_many(list(numbered(3)))) == 3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "act",
     [

@@ -402,6 +402,7 @@ class Away(ByLength):
         return super().explains(preferences, personas)
 
 
+@pytest.mark.heavy
 def test_a_selector_that_is_away_ends_the_run_soon() -> None:
     away = Away()
     with FakeLLM(reply=sampled) as llm, pytest.raises(TransportError, match="connection failed"):
@@ -442,6 +443,7 @@ def test_a_selector_that_refuses_everything_ends_the_run_whatever_else_is_wrong(
         )
 
 
+@pytest.mark.heavy
 def test_candidates_are_scored_while_others_are_still_asked_for() -> None:
     class Watching:
         def __init__(self) -> None:
@@ -791,6 +793,7 @@ def test_a_slow_source_is_answered_as_it_comes(llm: FakeLLM, endpoint: dict[str,
     assert given < 10
 
 
+@pytest.mark.heavy
 def test_a_source_that_fails_first_gives_what_it_gave(endpoint: dict[str, Any]) -> None:
     def broken() -> Iterator[dict[str, str]]:
         yield from pairs(150)

@@ -359,6 +359,7 @@ def test_a_model_that_is_given_is_used(endpoint: dict[str, Any]) -> None:
     assert pickle.loads(pickle.dumps(back)).llm is back.llm  # sent on before it was used
 
 
+@pytest.mark.heavy
 def test_threads_share_it(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     add = AddPersonas(**endpoint, max_concurrency=4)
     rows = rows_with_numbers(120)

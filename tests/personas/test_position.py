@@ -45,6 +45,7 @@ def test_no_word_of_a_biased_model_marks_a_side(tables: dict[str, pi.PersonaTabl
     assert telling(list(tables["as they are"])) == []
 
 
+@pytest.mark.heavy
 def test_with_each_pair_also_swapped_every_word_is_as_often_on_either_side(
     tables: dict[str, pi.PersonaTable],
 ) -> None:

@@ -206,6 +206,7 @@ def test_each_form_is_read(form: str) -> None:
     assert reading(FORMS[form]) == "right"
 
 
+@pytest.mark.heavy
 def test_one_further_column_changes_no_pair() -> None:
     every = [(form, [name]) for form in FORMS for name in FURTHER]
     check(tried([(*one, n % 2 == 0) for n, one in enumerate(every[::8])]), least=0.9)

@@ -128,6 +128,7 @@ def test_messages_beside_prompt_chosen_and_rejected() -> None:
     assert read(row) == [PAIR]
 
 
+@pytest.mark.heavy
 def test_further_columns_come_along() -> None:
     """axolotl-ai-cloud/axolotl#2415: messages, chosen and rejected, and columns beside them."""
     row = {"messages": [USER], "chosen": say("a"), "rejected": say("b"), "source": "x", "turns": 1}

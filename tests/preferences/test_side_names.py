@@ -187,6 +187,7 @@ def test_texts_that_repeat_the_responses_are_texts() -> None:
 HUGE, LONG = pytest.param(10**5000, id="huge"), pytest.param("b" * 10**6, id="long")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("odd", [HUGE, LONG, "²", "", " ", 1.5, b"b", ["b"], {"b": 1}])
 def test_odd_values_among_names_cost_their_row(odd: object) -> None:
     for row, key in ((TWO, "b"), (LIST, "1")):

@@ -55,6 +55,7 @@ def test_an_odd_answer_of_a_scoring_server_is_an_error_or_a_score(
         assert score(kind, path, lambda answer: data.draw(odd_in(answer))) <= 0
 
 
+@pytest.mark.heavy
 @examples(100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=odd_in(EMBEDDINGS))
 def test_an_odd_answer_of_an_embedding_server_is_an_error_or_vectors(body: Any) -> None:
@@ -135,6 +136,7 @@ def test_a_text_at_which_the_server_fails_costs_its_own_row(
     np.testing.assert_allclose(np.delete(found, 7), np.delete(wanted, 7))
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("one_attempt")
 def test_a_server_that_goes_away_keeps_what_it_scored_and_is_asked_no_more() -> None:
     texts = [f"So {n}." for n in range(200)]

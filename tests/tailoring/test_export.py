@@ -69,6 +69,7 @@ def bare(value: Any) -> Any:
     return list(map(bare, value)) if isinstance(value, list) else value
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("format", EXPORT_FORMATS)
 @pytest.mark.parametrize(
     ("arguments", "stored"),

@@ -117,6 +117,7 @@ def test_the_fit_is_where_the_gradient_vanishes() -> None:
         assert abs(loss(logits + step) - loss(logits - step)) / 2e-4 < 1e-3
 
 
+@pytest.mark.heavy
 def test_responses_that_were_not_fitted_are_a_tie() -> None:
     data = [choice("a", "b", "ann"), choice("b", "a", "bob")] * 5
     model = LowRankRewards(2, ridge=0.1).fit(data)

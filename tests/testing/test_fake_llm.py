@@ -116,6 +116,7 @@ def test_default_reply_fits_every_kind_of_schema() -> None:
             Everything.model_validate_json(content(request(llm, str(row), **asks_for(Everything))))
 
 
+@pytest.mark.heavy
 def test_default_reply_depends_on_the_last_user_message_only() -> None:
     with FakeLLM() as one, FakeLLM(seed=7) as two:
         first = request(one, "row 1", **asks_for(Person))

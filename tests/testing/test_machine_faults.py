@@ -128,6 +128,7 @@ def test_a_lock_that_ends_in_time_is_waited_for(llm: FakeLLM, place: Path) -> No
     assert not pi.infer_personas(pairs(3), "fake", api_base=llm.api_base, cache_dir=place).errors
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seconds", [-10 * 365 * 86_400.0, -3600.0, 3600.0, 10 * 365 * 86_400.0])
 def test_a_clock_that_jumps_costs_nothing(seconds: float) -> None:
     before = time.time()
@@ -143,6 +144,7 @@ def test_a_clock_that_jumps_costs_nothing(seconds: float) -> None:
     assert abs(time.time() - before) < 600
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", sorted(Fault.table().keys() - {"hang"}))
 def test_one_fault_of_an_endpoint_is_waited_out_or_told(name: str) -> None:
     with FakeLLM(faults=[Fault.table()[name]]) as llm:

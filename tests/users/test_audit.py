@@ -86,6 +86,7 @@ def test_a_baseline_that_predicts_nothing_hides_no_other() -> None:
     assert found.own_minus_best_baseline.value == pytest.approx(gain)
 
 
+@pytest.mark.heavy
 def test_the_numbers_are_those_of_the_margins() -> None:
     found = audited()
     own, shuffled = found.margins.own[0], found.margins.shuffled[0]
@@ -131,6 +132,7 @@ def test_all_baselines_are_fitted_on_the_history() -> None:
     assert found.tokens["few-shot"].value > found.tokens["own persona"].value
 
 
+@pytest.mark.heavy
 def test_without_a_history_the_result_says_what_is_left_out() -> None:
     found = audited(baselines=None)
     assert list(found.baselines) == ["longer", "majority"]
@@ -138,6 +140,7 @@ def test_without_a_history_the_result_says_what_is_left_out() -> None:
     assert "'low-rank' is left out: it needs history=" in str(found)
 
 
+@pytest.mark.heavy
 def test_a_baseline_of_your_own() -> None:
     found = audited(
         baselines={"mine": LowRankRewards(2)}, history=history_of(World(3, users=20), 9)
@@ -475,6 +478,7 @@ def test_a_judge_that_often_says_neither_is_told(llm: FakeLLM) -> None:
     assert not found.verdict.startswith("knows")
 
 
+@pytest.mark.heavy
 def test_personas_that_were_inferred_know_their_choices(llm: FakeLLM) -> None:
     """Rows without ids: the place of a choice in one file is no id in the other."""
     world = World(0, users=4, choices=8)

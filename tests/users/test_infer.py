@@ -318,6 +318,7 @@ def test_the_persona_is_written_from_explanations_that_predict_other_choices(
     assert persona.score == pytest.approx(np.mean([2, 2, -1]))  # right on two of the three others
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", ["verified", "posterior"])
 def test_what_everybody_wants_is_no_explanation_of_one_user(
     llm: FakeLLM, endpoint: dict[str, Any], method: Any
@@ -705,6 +706,7 @@ def test_the_embedded_model_describes_a_user() -> None:
     assert {note.pair for note in persona.evidence} <= {"ann0", "ann1"}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", ["verified", "posterior"])
 def test_the_budget_holds_for_the_judge_that_selects(
     llm: FakeLLM, endpoint: dict[str, Any], method: Any

@@ -53,6 +53,7 @@ def test_each_text_is_embedded_once() -> None:
     assert calls == [["a"], ["b"]]
 
 
+@pytest.mark.heavy
 @brief
 @given(st.integers(2, 30), st.integers(1, 40), st.integers(0, 1000))
 def test_the_nearest_users_are_those_of_a_plain_loop(users: int, k: int, seed: int) -> None:
