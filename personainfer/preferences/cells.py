@@ -1,7 +1,8 @@
 """Read single cells of a row: nulls, ids, JSON text, and text that cannot be encoded as UTF-8.
 
-All JSON from outside is read here: data files, stored tables, replies, batches. A JSON text of 60 MB can hold
-20 million empty lists, which take gigabytes of memory. So the values of a long text are counted first.
+`read_json` and `bounded_json` guard the JSON of data files, stored tables, batches and endpoints. A JSON text
+of 60 MB can hold 20 million empty lists, which take gigabytes of memory. So the values of a long text are
+counted before it is parsed.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ _IN_JSON = re.compile(r"""\s*(?:\[\s*)?\{.*?["'](?:role|from|content|value)["']\
 
 
 def plain(value: object) -> object:
-    """Convert a value to a plain Python one.
+    """Convert a value of NumPy, of a subclass of str, or of Decimal to a plain Python one.
 
-    NumPy arrays and scalars become lists and scalars, subclasses of str become str, and decimals become int
-    or float. Any other value is returned unchanged.
+    A NumPy array becomes a list, a NumPy scalar a Python scalar, and a Decimal an int if it is whole, else a
+    float. Any other value is returned unchanged.
     """
     if type(value) is str:
         return value
@@ -51,7 +52,10 @@ def plain(value: object) -> object:
 
 
 def without_na(values: list[Any]) -> list[Any]:
-    """Replace pandas' NA by None. NA cannot be used in a condition, and is not equal to itself."""
+    """Return the values with None in place of pandas' NA; without any NA, return the list itself.
+
+    NA cannot be used in a condition, and is not equal to itself.
+    """
     pandas: Any = sys.modules.get("pandas")
     if pandas is None or pandas.NA.__class__ not in map(type, values):
         return values
@@ -59,13 +63,23 @@ def without_na(values: list[Any]) -> list[Any]:
 
 
 def is_null(value: object) -> bool:
-    """Whether a value is None, `ABSENT`, NaN, or a null of pandas (NA, NaT)."""
+    """Whether a value is None, `ABSENT`, a float NaN, or a null of pandas (NA, NaT)."""
     absent = value is None or value is ABSENT or type(value).__name__ in ("NAType", "NaTType")
     return absent or (isinstance(value, float) and math.isnan(value))
 
 
 def wrong_type(name: str, value: object, wanted: str) -> DataError:
-    """Make the error for a value of the column `name` that is absent, null, or not of the type `wanted`."""
+    """Make the error for a value that is absent, null, or of a wrong type. The caller raises it.
+
+    Args:
+        name: the column of the value.
+        value: the value; `ABSENT` if the row does not have the column.
+        wanted: the type that is needed, in words, such as "a number".
+
+    Returns:
+        A `NoPreferenceError` if the value is null. A plain `DataError` if the value is absent or of a wrong
+        type.
+    """
     if value is ABSENT:
         return DataError(f"the row has no {name!r}.", hint=LEAVE_OUT)
     if is_null(value):
@@ -74,14 +88,18 @@ def wrong_type(name: str, value: object, wanted: str) -> DataError:
 
 
 def identifier(value: object, name: str) -> str | None:
-    """Read an id as text; None for a null or an empty text. A float such as 7.0 becomes "7".
+    """Read an id as text without white space around it. A float such as 7.0 becomes "7".
 
     Args:
         value: the cell.
         name: its column, for errors.
 
+    Returns:
+        The id; None for a null, `ABSENT` or a blank text.
+
     Raises:
-        DataError: the value is a list, a dict or bytes, or a float too large to be exact.
+        DataError: the value is a list, a tuple, a set, a dict or bytes, or a float of 2**53 or more, which
+            may have lost its last digits.
     """
     if value is None or value is ABSENT:
         return None
@@ -106,7 +124,7 @@ def identifier(value: object, name: str) -> str | None:
 
 
 def surrogate_problem(name: str) -> str:
-    """Return the message for a text, called `name`, that cannot be encoded as UTF-8."""
+    """Return the message of an error: the text called `name` cannot be encoded as UTF-8."""
     return (
         f"{name} holds bytes that are not UTF-8, or half of a surrogate pair. Save the file as UTF-8, or read"
         " it with its own encoding and pass the frame: pandas.read_csv(path, encoding='latin-1'), for one."
@@ -114,18 +132,26 @@ def surrogate_problem(name: str) -> str:
 
 
 def looks_like_turns(value: object) -> bool:
-    """Whether a value is text that looks like messages in JSON, or in Python's notation."""
+    """Whether a value is text that begins like one or several messages, in JSON or as Python prints them.
+
+    A message is a dict with one of the keys role, from, content and value. The text is not parsed.
+    """
     return isinstance(value, str) and value.lstrip()[:1] in "[{" and bool(_IN_JSON.match(value))
 
 
 def parse_cell(name: str, value: object) -> object:
-    """Parse a cell of JSON text, or of a list or dict that Python printed.
+    """Parse a cell of JSON text, or of a value as Python prints it, such as a list or a dict.
+
+    Args:
+        name: the column of the cell, for errors.
+        value: the cell.
 
     Returns:
         The parsed value. A blank text, and a value that is not text, is returned unchanged.
 
     Raises:
-        DataError: the text is in neither notation, holds too many values, or has a key twice.
+        DataError: the text is in neither notation, is nested too deep, or holds more than `MOST_VALUES`
+            values (as Python prints them, 200,000); or a JSON object has a key twice.
     """
     if not isinstance(value, str) or not value.strip():
         return value
@@ -145,7 +171,7 @@ def parse_cell(name: str, value: object) -> object:
 
 
 class _WithNan(ast.NodeTransformer):
-    """Replaces the names nan and inf by floats: Python prints them, but `literal_eval` refuses them."""
+    """Replaces the names nan and inf, which `literal_eval` refuses, by the floats that Python prints so."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(float(node.id)) if node.id in ("nan", "inf") else node
@@ -170,14 +196,18 @@ Text = TypeVar("Text", str, bytes)
 
 
 class TooManyValuesError(DataError):
-    """A JSON text has more values than are read at once."""
+    """A JSON text holds more values than its reader accepts."""
 
 
 def bounded_json(text: Text, most: int | None = None) -> Text:
-    """Return a JSON text unchanged if it holds at most `most` values (None: `MOST_VALUES`).
+    """Return a JSON text unchanged, unless it holds too many values. The text is not parsed.
+
+    Args:
+        text: the JSON, as text or as bytes in UTF-8.
+        most: the most values, of which a dict counts as 4 and a list as 2; None: `MOST_VALUES`.
 
     Raises:
-        TooManyValuesError: it holds more.
+        TooManyValuesError: the text holds more than `most` values.
     """
     most = MOST_VALUES if most is None else most
     if len(text) > most and _has_more_values(text, most):
@@ -188,7 +218,7 @@ def bounded_json(text: Text, most: int | None = None) -> Text:
 
 
 class TwinKeysError(DataError):
-    """An object in a JSON text has a key twice. `json.loads` would silently keep the last value."""
+    """An object in a JSON text has the same key twice. `json.loads` would silently keep the last value."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -207,12 +237,18 @@ def read_json(text: str | bytes, most: int | None = None, *, is_data: bool = Fal
 
     Args:
         text: the JSON; bytes are decoded as UTF-8.
-        most: the most values that it may hold; None: `MOST_VALUES`.
-        is_data: refuse an object that has a key twice (`TwinKeysError`), like a table with two columns of the
-            same name.
+        most: the most values that it may hold, of which a dict counts as 4 and a list as 2; None:
+            `MOST_VALUES`.
+        is_data: whether an object that has a key twice is refused, as it would be if two columns of a table
+            had the same name. Otherwise the last value of the key counts.
+
+    Returns:
+        The parsed value. NaN and Infinity are accepted.
 
     Raises:
-        ValueError: the text is not JSON, is nested too deep, or holds more values (`TooManyValuesError`).
+        TooManyValuesError: the text holds more than `most` values.
+        TwinKeysError: an object has a key twice (only with `is_data`).
+        ValueError: the bytes are not UTF-8, the text is not JSON, or it is nested too deep.
     """
     if not isinstance(text, str):
         text = text.decode()
@@ -225,7 +261,10 @@ def read_json(text: str | bytes, most: int | None = None, *, is_data: bool = Fal
 
 
 def _has_more_values(text: str | bytes, most: int) -> bool:
-    """Whether a JSON text holds more than `most` values. Brackets and commas within strings do not count."""
+    """Whether a JSON text holds more than `most` values, of which a dict counts as 4 and a list as 2.
+
+    Only the signs that begin values are counted (`{`, `[` and commas), without those within strings.
+    """
     text = text if isinstance(text, str) else text.decode(errors="replace")
     if sum(text.count(sign) * values for sign, values in _COUNTS.items()) <= most:
         return False

@@ -39,22 +39,27 @@ def check_roles(roles: Mapping[str, str]) -> None:
 
 
 def nearest(name: object, known: Sequence[str]) -> str:
-    """Write a hint that lists the known names, and names the nearest one first if one is similar."""
+    """Return a hint that names the known name most like `name`, if any is, and lists up to 20 of them all."""
     close = get_close_matches(str(name)[:80], known[:1000], n=1)
     start = f"Nearest is {close[0]!r:.80}, of" if close else "It is one of"
     return f"{start} {listed(known) or 'none'}."
 
 
 def listed(names: Sequence[object]) -> str:
-    """List names for an error: at most 20 of them, each of at most 80 characters."""
+    """Write names as one line for an error: at most 20 of them, each cut to 80 characters; "" for none."""
     return ", ".join(f"{name!r:.80}" for name in names[:20]) + (", …" if len(names) > 20 else "")
 
 
 class _Names:
-    """The columns of the data, and those that already play a role (`taken`).
+    """The columns of the data (`found`), and those of them that already play a role (`taken`).
 
-    A known name (of `usual_column_names`) stands for the column of exactly that name. If there is none, it
-    stands for the only column whose name differs from it just in case, spaces or dashes.
+    A known name (of `usual_column_names`) stands for the column of exactly that name. If there is none, the
+    known name stands for the only column that is spelled like it but for case, spaces, dashes and
+    underscores.
+
+    Args:
+        found: the names of the columns.
+        roles: role -> column, as the caller gave them in `columns=`. These columns are taken.
     """
 
     def __init__(self, found: Iterable[str], roles: Mapping[str, str]) -> None:
@@ -65,7 +70,7 @@ class _Names:
             self._spelled.setdefault(usual.plain_name(name), []).append(name)
 
     def column(self, known: str) -> str | None:
-        """Return the column that a known name stands for, taken or not; None if there is none."""
+        """Return the column that a known name stands for, taken or not; None for none or several."""
         alike = self._spelled.get(usual.plain_name(known))
         if alike is None:  # the usual case, for hundreds of known names
             return None
@@ -77,7 +82,7 @@ class _Names:
         return [column for column in found if column not in self.taken]
 
     def pick(self, role: str, known: Sequence[str]) -> dict[str, str]:
-        """Find the column of a role: the one that the caller names, else the first free known name.
+        """Find the column of a role: the one that the caller named, else the first free one of known names.
 
         Returns:
             {role: column}, or {} if there is none.
@@ -88,9 +93,14 @@ class _Names:
         return {role: free[0]} if free else {}
 
     def pick_set(self, roles: Sequence[str], known: Iterable[Sequence[str]]) -> dict[str, str]:
-        """Find the columns of several roles: the first known set of names that all are free columns.
+        """Find the columns of several roles: those of the first set of known names that are all free.
 
-        A role for which the caller names a column always has this column.
+        A role for which the caller named a column always has this column.
+
+        Args:
+            roles: the roles.
+            known: sets of known names, the likeliest first. Each set has one name for each role, in their
+                order.
 
         Returns:
             role -> column for all roles, or {} if no set fits.
@@ -112,9 +122,9 @@ class _Names:
         return {}
 
     def label_columns(self) -> list[str]:
-        """Return the columns that may hold labels: the one that the caller names, else all free known names.
+        """Return the columns that may hold labels: the one that the caller named, else all free usual ones.
 
-        The label of a known data set comes first.
+        If the columns are those of a known data set, its label comes first.
         """
         if "label" in self.roles:
             return [self.roles["label"]]
@@ -123,21 +133,25 @@ class _Names:
         return self.columns([*(name for name in own if name in usual.LABELS), *usual.LABELS])
 
     def without(self, columns: Mapping[str, str]) -> _Names:
-        """Return a copy in which the columns of `columns` (role -> column) are taken, too."""
+        """Return a copy in which also the columns of `columns` (role -> column) are taken."""
         rest = copy(self)
         rest.taken = self.taken | set(columns.values())
         return rest
 
 
 def matches(found: Iterable[str], told: Mapped) -> list[Schema]:
-    """List the schemas that the data may have, the likeliest first; [] if there is none.
+    """List the schemas that the data may have, by the names of its columns alone; the likeliest comes first.
 
     Args:
-        found: the names of the columns.
-        told: what the caller says of the data.
+        found: the names of the columns. What is not text is ignored.
+        told: the caller's options about the data. Each schema has all columns that `columns=` names.
+
+    Returns:
+        The schemas; [] if there is none, or if `columns=` names a column that is not in `found` (id and user
+        may come in later rows).
 
     Raises:
-        DataError: more than two responses have a column each.
+        DataError: more than two responses have a column each, and no columns hold chosen and rejected.
     """
     names = _Names([name for name in found if isinstance(name, str)], told.columns)
     may_come_later = {told.columns.get("id"), told.columns.get("user")}
@@ -160,7 +174,7 @@ def matches(found: Iterable[str], told: Mapped) -> list[Schema]:
 
 
 def _with_and_without_more(schema: Schema) -> Iterator[Schema]:
-    """Yield the schema, then, if it reads a column "input" or "history", the schema without these."""
+    """Yield the schema; then, if it has the role "input" or "history", the schema without these roles."""
     yield schema
     more = {role for role in ("input", "history") if schema.columns.get(role) in schema.present}
     if more and schema.kind != "group":  # in a group, they distinguish prompts
@@ -169,7 +183,7 @@ def _with_and_without_more(schema: Schema) -> Iterator[Schema]:
 
 
 def prompt_columns(found: Iterable[object]) -> list[str]:
-    """Return the columns whose name is a usual one for a prompt."""
+    """Return the columns that have a usual name of prompts, in the order of `found`."""
     return [
         name for name in found if isinstance(name, str) and usual.plain_name(name) in usual.PROMPTS
     ]
@@ -201,7 +215,10 @@ def _pair_schemas(names: _Names) -> Iterator[Schema]:
 
 
 def _label_pair(names: _Names) -> dict[str, str]:
-    """Read `chosen` and `rejected` as columns that name responses, in place of holding them; else {}."""
+    """Return the columns of chosen and rejected in the roles label and other_label; {} if there are none.
+
+    In these roles, their cells are read as names of responses that other columns hold.
+    """
     pair = names.pick_set(("chosen", "rejected"), usual.PAIRS)
     return {"label": pair["chosen"], "other_label": pair["rejected"]} if pair else {}
 
@@ -241,12 +258,18 @@ def _two_schemas(names: _Names) -> Iterator[Schema]:
 def further_responses(
     found: Iterable[object], columns: Mapping[str, str], told: Mapped
 ) -> list[str]:
-    """Return columns such as "response_3", beside the response_1 and response_2 of `columns`.
+    """Return the columns that may hold a third response, such as "response_3", in alphabetical order.
+
+    Their names differ from those of the first two responses in the one character in which these differ.
 
     Args:
         found: the names of the data's columns.
-        columns: role -> column of a schema.
-        told: what the caller says of the data. If the caller names the two responses, nothing is returned.
+        columns: role -> column of a schema, which may have the roles response_1 and response_2.
+        told: the caller's options about the data.
+
+    Returns:
+        The columns; [] if the caller named the columns of the two responses, or if the names of these two do
+        not differ in exactly one character.
     """
     one, two = (columns.get(role, "") for role in ("response_1", "response_2"))
     places = [place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
@@ -298,8 +321,14 @@ def _many_schemas(names: _Names) -> Iterator[Schema]:
 def _schema(name: str, kind: str, names: _Names, columns: Mapping[str, str]) -> Schema:
     """Make a schema, and add its optional columns: id, user, system message and others.
 
-    Some optional columns may not be in the first rows (see `usual_column_names.LATER`). Until a row has one,
-    its role is entered with the role's own name as the column.
+    The first rows may lack the columns of some optional roles (see `usual_column_names.LATER`). Such a role
+    is entered all the same, with the role's own name as the column, until a row has a column for it.
+
+    Args:
+        name: the name of the schema. That of a known data set replaces it.
+        kind: `Schema.kind`.
+        names: the columns of the data.
+        columns: role -> column, for the roles that decide the kind of the schema.
     """
     rest = names.without(columns)
     asked = usual.plain_name(columns.get("prompt", ""))
@@ -335,14 +364,21 @@ _CHOICE_ROLES: Final = (
 
 
 def with_later_columns(schema: Schema, found: Mapping[Any, object]) -> Schema:
-    """Update a schema for a row that has new columns: they may play roles that are free so far.
+    """Return the schema with which to read a row that has columns that no row before it had.
+
+    A new column plays an optional role (see `usual_column_names.LATER`) that has no column so far. A further
+    column for the system message or the user is read in rows where the first one is empty.
 
     Args:
-        schema: the schema of the rows before.
-        found: the row, by column.
+        schema: the schema of the rows before. It stays as it is.
+        found: the row, column -> value.
+
+    Returns:
+        A new schema, or `schema` itself if none of the new columns has a known name.
 
     Raises:
-        DataError: a new column is likelier to hold the prompt or the choice than the column read so far.
+        DataError: by its name, a new column is likelier to hold the prompt or the choice than the column that
+            was read in the rows before.
     """
     new = {name for name in found if isinstance(name, str) and name not in schema.present}
     _check_prompt(schema, new)
@@ -361,7 +397,7 @@ def with_later_columns(schema: Schema, found: Mapping[Any, object]) -> Schema:
 
 
 def _check_choice(schema: Schema, new: Set[str]) -> None:
-    """Raise DataError if the choice would be read from other columns, had the first rows had the new ones."""
+    """Raise DataError if the choice would be read from other columns, had the columns `new` come first."""
     if not any(usual.plain_name(name) in usual.CHOICE_NAMES for name in new):
         return
     read, likelier = (
@@ -381,7 +417,13 @@ def _check_choice(schema: Schema, new: Set[str]) -> None:
 
 
 def vague_prompt(schema: Schema) -> list[str]:
-    """Return other columns that may hold the prompt, if the name of the one that is read says little."""
+    """Return other columns that may hold the prompt, if its own column has a vague name such as "input".
+
+    A column that is read as the user may be among them: "human" may be a person or what a person says.
+
+    Returns:
+        The columns in alphabetical order; [] if the prompt's name is not vague, or if the caller named it.
+    """
     column = schema.columns.get("prompt", "prompt")
     if "prompt" in schema.told.columns or usual.plain_name(column) not in usual.VAGUE_PROMPTS:
         return []
@@ -412,11 +454,16 @@ def _check_prompt(schema: Schema, new: Iterable[object]) -> None:
 
 
 def widened(schema: Schema, found: Iterable[str]) -> list[Schema]:
-    """List schemas of the same kind for more columns. Those of `schema` keep their roles.
+    """List the schemas of the same kind for more columns, the likeliest first.
+
+    The columns that `schema` reads keep their roles.
 
     Args:
         schema: a schema of some of the columns.
         found: the names of all columns of the first rows.
+
+    Returns:
+        One schema or more: `schema` itself if no other one fits.
 
     Raises:
         DataError: more than two responses have a column each.
@@ -430,7 +477,7 @@ def widened(schema: Schema, found: Iterable[str]) -> list[Schema]:
 
 
 def _data_set(columns: Mapping[str, str]) -> str | None:
-    """Return the name of the known data set that has these columns (role -> column); None if none has."""
+    """Return the name of the known data set with these columns (role -> column); None if there is none."""
     used = set(columns.values())
     for name, known in usual.DATA_SETS.items():
         if {*known.split()} <= used and columns.get("prompt") in (None, *known.split()):
@@ -439,5 +486,5 @@ def _data_set(columns: Mapping[str, str]) -> str | None:
 
 
 def has_known_label(schema: Schema) -> bool:
-    """Whether the schema is that of a known data set, and its label is this data set's label."""
+    """Whether the schema is that of a known data set, and reads the choice from this data set's label."""
     return schema.columns.get("label") in usual.DATA_SETS.get(schema.name, "").split()

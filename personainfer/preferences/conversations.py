@@ -1,7 +1,7 @@
 """Make a `Preference` of a prompt and two responses, or of two conversations with a common start.
 
-Each may be text or turns. A response is a text, or the assistant's turns at the end of a conversation. A
-transcript is a conversation as one text: "\\n\\nHuman: … \\n\\nAssistant: …".
+Prompt and responses may be texts or turns. A response is a text, or the assistant's turns at the end of a
+conversation. A transcript is a conversation as one text: "\\n\\nHuman: … \\n\\nAssistant: …".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FIRST_CJK = "\u2e80"  # from here on, scripts put no spaces between words
 
 
 def _transcript(text: str) -> Turns | None:
-    """Split a transcript into turns; None if the text is no transcript."""
+    """Split a transcript into turns, whose texts are stripped; return None if the text is no transcript."""
     before, *rest = _SPEAKER.split(text)
     if not rest or before.strip():
         return None
@@ -43,16 +43,17 @@ def is_transcript(text: object) -> bool:
 
 
 def is_exchange(text: object) -> bool:
-    """Whether a value is a transcript that begins with the user's turn and ends with the assistant's."""
+    """Whether a value is a transcript whose first turn is the user's and whose last is the assistant's."""
     turns = (isinstance(text, str) and _transcript(text)) or ()
     return len(turns) > 1 and (turns[0].role, turns[-1].role) == ("user", "assistant")
 
 
 def transcript_prompt(text: str) -> Turns:
-    """Split a prompt that may be a transcript into turns. An empty assistant turn at its end is dropped.
+    """Split a prompt into turns if it is a transcript; else return the text as one turn of the user.
 
-    A text whose first character is not white space ("Human: …") may quote a conversation. It is split only if
-    it ends with a second user turn or an empty assistant turn; otherwise the whole text is one user turn.
+    An empty assistant turn at the end, which asks for the response, is dropped. A transcript whose first
+    character is not white space ("Human: …") may be a quotation. So it is split only if it has several turns,
+    of which the last one is the user's or is empty and the assistant's.
     """
     turns = _transcript(text) or ()
     if len(turns) > 1 and turns[-1].role == "assistant" and not turns[-1].content:
@@ -62,9 +63,19 @@ def transcript_prompt(text: str) -> Turns:
 
 
 def cut_at_turn(name: str, value: object, count: float | None) -> object:
-    """Cut a conversation after its assistant turn number `count`, counted from 1.
+    """Cut a conversation after its assistant turn number `count`.
 
-    The value is returned whole if it is text, `count` is None, or there are fewer assistant turns.
+    Args:
+        name: the column, for errors.
+        value: the conversation, or text.
+        count: the number of the turn, from 1; None or less than 1: nothing is cut.
+
+    Returns:
+        The turns, as dicts with role and content; all turns if fewer are the assistant's. If nothing is to be
+        cut, or `value` is text, `value` itself.
+
+    Raises:
+        DataError: `value` is neither text nor a conversation.
     """
     turns = text_or_turns(name, value)
     if isinstance(turns, str) or count is None or count < 1:
@@ -80,16 +91,18 @@ def without_prompt(
     """Remove the prompt from two responses, if both repeat it at their start.
 
     A response may begin with the prompt's words by chance: "Hello, …" answers "Hello". So the prompt is
-    removed only if white space follows it; if it has fewer than three words, a line break must follow.
+    removed only if white space follows it; if the prompt has fewer than three words, the white space must
+    hold a line break.
 
     Args:
         prompt, chosen, rejected: the texts.
-        counts: `counts["prompt_repeated"]` is increased if the prompt is removed.
-        is_usual: whether nearly all responses of the data repeat their prompt. Then anything may follow the
-            prompt, unless it is one or two bare words, which glossaries restate.
+        counts: `counts["prompt_repeated"]` is increased by 1 if the prompt is removed.
+        is_usual: whether nearly all responses of the data repeat their prompt. Then the prompt is removed
+            whatever follows it, and white space around it does not matter. The rule above still holds for a
+            prompt of one or two bare words, with which an answer of a glossary begins.
 
     Returns:
-        The two responses, without the prompt or unchanged.
+        (chosen, rejected): both without the prompt and the white space after it, or both unchanged.
     """
     is_bare = len(prompt.split()) < 3 and prompt.strip()[-1:].isalnum() and max(prompt) < _FIRST_CJK
     is_usual = is_usual and not is_bare
@@ -115,9 +128,10 @@ def _split(
     Args:
         name: the column, for errors.
         turns: the conversation.
-        counts: counts responses with further fields, which are left out; None: does not count.
-        run: True: all consecutive assistant turns at the end are the response. False: only the last turn is.
-            False is for transcripts, where two conversations must have the same turns before it.
+        counts: `counts["response_fields_left_out"]` counts the turns of responses that have further fields,
+            which are left out; None: nothing is counted.
+        run: whether all consecutive assistant turns at the end are the response, joined by blank lines. If
+            not, only the last turn is: of two transcripts, the turns before it must be the same.
 
     Raises:
         DataError: the last turn is not the assistant's, or the response calls tools.
@@ -146,7 +160,7 @@ def _stripped(turns: Turns) -> tuple[Turn, ...]:
 
 
 def _context(name: str, asked: Turns, head: Turns) -> Turns:
-    """Merge the prompt with the turns before the response in a response's own conversation.
+    """Merge the prompt with the turns before a response in its own conversation, and return all of them.
 
     Args:
         name: the response's column, for errors.
@@ -154,7 +168,8 @@ def _context(name: str, asked: Turns, head: Turns) -> Turns:
         head: the turns before the response, which may repeat or extend the prompt; () if there are none.
 
     Raises:
-        DataError: `head` neither begins nor ends with the prompt, or both have different system messages.
+        DataError: `head` neither begins nor ends with the prompt, or `head` and the prompt have different
+            system messages.
     """
     if not head:
         return asked
@@ -185,7 +200,7 @@ def _same_start(names: tuple[str, str], first: Turns, second: Turns) -> Turns:
 
 
 def _without_answer(asked: Turns, texts: Sequence[str]) -> Turns:
-    """Drop the last turn of a prompt if it is the assistant's and equals one of the responses."""
+    """Return a prompt without its last turn, if this is the assistant's and equals one of the responses."""
     last = asked[-1]
     is_answer = last.role == "assistant" and last.content.strip() in map(str.strip, texts)
     return asked[:-1] if is_answer and len(asked) > 1 else asked
@@ -202,18 +217,22 @@ def read_pair(
     user: str | None = None,
     counts: Counter[str] | None = None,
 ) -> Preference:
-    """Make a preference of a prompt and two responses.
+    """Make a preference of a prompt and two responses. `pair_problem` tells whether its texts can be used.
 
     Args:
         names: the columns of prompt, chosen and rejected, for errors.
-        prompt: text, or messages with any of the known keys and roles.
-        chosen, rejected: the same; a conversation may repeat the prompt before its response.
+        prompt: a text, a message or a list of messages, with any keys and roles that `turns` knows.
+        chosen, rejected: the same. Of a conversation, the response is what the assistant says at its end; the
+            turns before must begin or end with the prompt, and may add others to it.
         before: turns from other columns that come before the prompt, such as a system message.
-        id, user: the id and the user of the preference.
-        counts: `counts["response_fields_left_out"]` counts responses with fields that are left out.
+        id, user: the id and the user of the preference; None: unknown.
+        counts: `counts["response_fields_left_out"]` counts responses with fields that are left out; None:
+            nothing is counted.
 
     Raises:
-        DataError: a value cannot be read, or the two responses do not answer the same prompt.
+        NoPreferenceError: a value is null or an empty list.
+        DataError: a value is neither text nor messages, a response calls tools, the two responses do not
+            answer the same conversation, or the conversation has two different system messages.
     """
     if type(prompt) is str and type(chosen) is str and type(rejected) is str and not before:
         return preference_of(prompt, chosen, rejected, id, user)
@@ -235,10 +254,15 @@ def read_pair(
 
 
 def _preceded(name: str, before: Turns, context: Turns) -> Turns:
-    """Put the turns of other columns before a conversation. Turns that it repeats are not added again.
+    """Return a conversation with the turns of other columns before it.
+
+    Args:
+        name: the column of the conversation, for errors.
+        before: the turns of other columns: a system message, then earlier turns.
+        context: the conversation. Turns of `before` with which it begins are not added again.
 
     Raises:
-        DataError: both have a system message, and the two differ.
+        DataError: `before` and `context` have different system messages.
     """
     system, history = (
         (before[:1], before[1:]) if before and before[0].role == "system" else ((), before)
@@ -260,10 +284,15 @@ def _check_same_system(one: Turn, other: Turn, first: str, name: str) -> None:
 
 
 def read_prompt(prompt: object) -> Prompt:
-    """Read a text or a list of messages as a prompt.
+    """Read a text, a message or a list of messages as a prompt.
+
+    Returns:
+        A text for a text or for a single message of the user; else the messages, with the roles system, user,
+        assistant and tool.
 
     Raises:
-        DataError: `prompt` is neither.
+        NoPreferenceError: `prompt` is null or an empty list.
+        DataError: `prompt` is something else, or a message has an unknown role or content other than text.
     """
     asked = text_or_turns("prompt", prompt)
     return asked if isinstance(asked, str) else _messages(asked)
@@ -281,11 +310,16 @@ def read_conversations(
 ) -> Preference:
     """Make a preference of two conversations, whose common start becomes the prompt.
 
-    If one of them is a list of turns, the other may be the response alone. The arguments are those of
-    `read_pair`, without the prompt.
+    Args:
+        names: the columns of chosen and rejected, for errors.
+        chosen, rejected: each a list of messages or a transcript, which ends with the response. If one is a
+            list of messages, the other one may be the response alone, as text.
+        before, id, user, counts: as for `read_pair`.
 
     Raises:
-        DataError: one is not a conversation, or the two differ before their responses.
+        NoPreferenceError: a value is null or an empty list.
+        DataError: a value is no conversation, does not end with the assistant, or has no turn before the
+            response; a response calls tools; or the two conversations differ before their responses.
     """
     heads, texts = [], []
     both = [
@@ -320,7 +354,7 @@ def preference_of(
     """Make a `Preference` without checking its texts, for speed. `pair_problem` checks them later.
 
     Raises:
-        DataError: a turn of the prompt cannot be encoded as UTF-8.
+        DataError: pydantic refuses a turn that cannot be encoded as UTF-8, as some of its versions do.
     """
     try:
         asked = prompt if isinstance(prompt, str) else _messages(prompt)
@@ -332,7 +366,7 @@ def preference_of(
 
 
 def _messages(turns: Turns) -> Prompt:
-    """Convert turns to messages. A single user turn becomes plain text, so that both notations are equal."""
+    """Convert turns to messages. A single turn of the user becomes its text, so that both forms are equal."""
     if len(turns) == 1 and turns[0].role == "user" and not turns[0].extra:
         return turns[0].content
     return tuple(Message(role=role, content=content, extra=extra) for role, content, extra in turns)
@@ -344,7 +378,12 @@ SAME_TEXT: Final = f"chosen and rejected are the same text, so there is no prefe
 
 
 def pair_problem(preference: Preference) -> str | None:
-    """Say why the texts of a preference cannot be used, and what to do; None if they can be used."""
+    """Return why the texts of a preference cannot be used, and what to do; None if they can be used.
+
+    They cannot be used if the prompt or a response is blank, the prompt ends with a system message, both
+    responses are the same but for white space around them, or a text, the id or the user cannot be encoded as
+    UTF-8.
+    """
     prompt = preference.prompt
     asked = prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
     if not isinstance(prompt, str) and prompt and prompt[-1].role == "system":
@@ -360,7 +399,7 @@ def pair_problem(preference: Preference) -> str | None:
 
 
 def encoding_problem(preference: Preference) -> str | None:
-    """Name the first field of a preference that cannot be encoded as UTF-8; None if all can be."""
+    """Return the error message for the first field that cannot be encoded as UTF-8; None for none."""
     for name in ("prompt", "chosen", "rejected", "id", "user"):
         if not _encodable(getattr(preference, name)):
             return surrogate_problem(name)

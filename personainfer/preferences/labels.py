@@ -1,8 +1,8 @@
 """Read which of two responses a label prefers.
 
-Labels are coded in many ways: 1/2, 0/1, "A"/"B", "model_a", signed strengths, the names of the two models. A
-single row does not show whether 1 means the first or the second response, so the labels of the first rows are
-examined together. An ambiguous coding is refused, and the error shows the `labels=` to pass.
+Labels are coded in many ways: 1/2, 0/1, "A"/"B", "model_a", signed strengths. A single row does not show
+whether 1 means the first or the second response, so the labels of the first rows are examined together. An
+ambiguous coding is refused, and the error shows the `labels=` to pass.
 """
 
 from __future__ import annotations
@@ -58,11 +58,18 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
-    """Check `labels=`, and return `label_key` of each label -> its verdict.
+    """Check the argument `labels=`.
+
+    Args:
+        labels: label -> "first", "second" or "tie"; None: no labels.
+
+    Returns:
+        `label_key` of each label -> its verdict.
 
     Raises:
-        InvalidArgumentError: `labels` is no mapping, a verdict is none of "first", "second", "tie", or the
-            verdicts contradict each other.
+        InvalidArgumentError: `labels` is no mapping; a verdict is none of "first", "second", "tie"; a label
+            is there twice, such as 1 and "1"; or two or more labels mean one response and none means the
+            other.
     """
     if not isinstance(labels, Mapping | None):
         raise InvalidArgumentError(
@@ -98,7 +105,10 @@ def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
 
 
 def label_key(value: object) -> str:
-    """Convert a label to text that is the same for equal labels: 1, 1.0, "1" and " 1.0" become "1"."""
+    """Convert a label to text that is the same for equal labels: 1, 1.0, "1" and " 1.0" become "1".
+
+    Words become lower case, without white space around them.
+    """
     value = plain(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
@@ -107,19 +117,19 @@ def label_key(value: object) -> str:
 
 
 def _words(key: str) -> str:
-    """Replace brackets, underscores, dashes and other punctuation in a label by single spaces."""
+    """Return a label with single spaces in place of brackets, underscores, dashes and other punctuation."""
     return " ".join(re.sub(r"[\[\](){}_\-.,!]+", " ", key).split())
 
 
 def word_verdict(key: str, names: tuple[str, str]) -> Verdict | None:
-    """Return the verdict of a label in words; None for a number or unknown words.
+    """Return the verdict of a label in words; None for a number, unknown words or an empty label.
 
     Args:
         key: the label, by `label_key`.
-        names: the columns of the two responses, which a label may name.
+        names: the columns of the two responses, which a label may name; "": a response has no column.
     """
     for verdict, name in zip(_VERDICTS, names, strict=False):
-        if key == name.lower() and not name.isdigit():
+        if name and key == name.lower() and not name.isdigit():
             return verdict
     if key == "[[c]]":  # how judges of MT-bench say it
         return "tie"
@@ -134,9 +144,12 @@ def word_verdict(key: str, names: tuple[str, str]) -> Verdict | None:
 
 
 def label_number(key: str) -> str | None:
-    """Return the number in a label as text: all of "1", the end of "response_1"; else None.
+    """Return the number in a label as text: "1" for "1" and "response_1"; None if the label has no number.
 
-    "true" and "false" count as numbers.
+    The labels "true" and "false" are returned as they are: their coding is as uncertain as that of numbers.
+
+    Args:
+        key: the label, by `label_key`.
     """
     if _NUMBER.fullmatch(key):
         return key
@@ -151,13 +164,15 @@ class LabelCoding:
     """What the labels of a column mean.
 
     Attributes:
-        column: the name of the column.
-        names: the columns of the two responses, which a label may name.
-        numbers: number (as text) -> verdict; if the caller gave `labels=`, any label -> verdict.
-        signed: the sign of a number is the verdict: negative means the first response, 0 a tie.
-        is_given: the caller gave `labels=`: any other label is an error.
-        is_tentative: so few labels were seen that a later number may contradict the coding.
-        is_sure: further labels could not change the coding.
+        column: the column of the labels.
+        names: the columns of the two responses, which a label may name; "": a response has no column.
+        numbers: number, as text by `label_number` -> verdict. If the caller gave `labels=`, `label_key` of
+            any label -> verdict.
+        signed: whether the sign of a number is the verdict: negative means the first response, 0 a tie,
+            positive the second response.
+        is_given: whether the caller gave `labels=`. Then any other label is an error.
+        is_tentative: whether so few labels were seen that a later number may contradict the coding.
+        is_sure: whether further labels cannot change the coding.
     """
 
     column: str
@@ -169,12 +184,13 @@ class LabelCoding:
     is_sure: bool = False
 
     def verdict(self, value: object) -> Verdict:
-        """Return the response that a label prefers, or "tie".
+        """Return which response a label prefers ("first" or "second"), or "tie".
 
         Raises:
             NoPreferenceError: the label is null.
-            DataError: the coding does not explain the label.
-            ContradictionError: the label belongs to another coding, so earlier labels may have been misread.
+            ContradictionError: the coding is tentative, and the label is a number that it does not have. So
+                earlier labels may have been misread.
+            DataError: the coding does not explain the label, or the label is absent, or no text or number.
         """
         value = plain(value)
         if is_null(value) or not isinstance(value, str | int | float):
@@ -193,7 +209,7 @@ class LabelCoding:
         return found
 
     def knows(self, values: Iterable[object]) -> bool:
-        """Whether the coding explains all of these labels; nulls are ignored."""
+        """Whether the coding explains all of these labels. What is null, or no text or number, is ignored."""
         try:
             for value in filter(_is_label, map(plain, values)):
                 self.verdict(value)
@@ -219,7 +235,12 @@ class LabelCoding:
         return found
 
     def describe(self) -> dict[str, str] | str:
-        """Return the coding for a table's settings: number -> verdict, or a sentence."""
+        """Return the coding for a table's settings.
+
+        Returns:
+            Label -> verdict ("first", "second" or "tie"); or, for signed strengths and for labels in words, a
+            phrase that says how they are read.
+        """
         if self.signed:
             return "negative: first, 0: tie, positive: second"
         return dict(self.numbers) or "by name"
@@ -242,7 +263,7 @@ def _plain_name(column: str) -> str:
 
 
 def is_strength(column: str) -> bool:
-    """Whether a column's name says that it holds the strength of a choice, signed or not."""
+    """Whether a column's name says that its cells tell how strong a preference is, with or without a sign."""
     name = _plain_name(column)
     return name in _SIGNED or "strength" in name.split("_")
 
@@ -260,15 +281,17 @@ def find_coding(
 
     Args:
         column: the name of the column.
-        values: its labels in the first rows.
-        names: the columns of the two responses.
-        given: the verdicts of `labels=`, by `label_key`; they are used without further checks.
-        is_batch: other rows may have been read before these. Then a tentative coding is refused.
-        is_place: the column holds places in a list. Only a 0 shows that places count from 0: without one, a 1
-            may be the first response or the second.
+        values: its labels in the first rows. Nulls, and what is no text or number, are ignored.
+        names: the columns of the two responses; "": a response has no column.
+        given: `label_key` of each label -> verdict, from `labels=`; it is used without further checks. None
+            or empty: the caller gave no labels.
+        is_batch: whether other rows may have been read before these. Then a coding of numbers that later rows
+            may contradict is refused.
+        is_place: whether the column holds places in a list. Only a 0 shows that places count from 0: without
+            one, a 1 may be the first response or the second, so numbers are refused.
 
     Raises:
-        DataError: the coding is not certain.
+        DataError: the coding is not certain. The error shows the `labels=` to pass.
     """
     if given:
         return LabelCoding(column, names, given, is_given=True, is_sure=True)
@@ -315,8 +338,8 @@ def find_coding(
 def may_be_labels(values: Iterable[object]) -> bool:
     """Whether the cells of a column may say which response is better, in known or unknown words.
 
-    They may not if they are empty, lists of words (tags), texts of many kinds, or one unknown word in all
-    rows (a source).
+    They cannot be labels if all are empty or lists of words (tags), if they have more than ten different
+    unknown words, or if five or more rows all have one and the same unknown word (a source).
     """
     cells = [cell for cell in map(plain, values) if not (is_null(cell) or cell == "")]
     listed = [each for cell in cells if isinstance(cell, list | tuple) for each in cell]
@@ -330,7 +353,7 @@ def may_be_labels(values: Iterable[object]) -> bool:
 
 
 def name_both_sides(labels: Sequence[object]) -> bool:
-    """Whether words of the labels name both responses; of fewer than five labels, at least one response."""
+    """Whether, in words, the labels name both responses; of fewer than five labels, at least one response."""
     said = {word_verdict(label_key(label), ("", "")) for label in labels if _is_label(label)}
     said -= {None, "tie"}
     return len(said) == 2 or (len(said) == 1 and len(labels) < _SOME)
@@ -343,7 +366,13 @@ def _is_label(value: object) -> bool:
 
 
 def _expected(column: str, names: tuple[str, str], numbers: set[str]) -> Mapping[str, Verdict]:
-    """Return the coding that the names of the responses suggest, number -> verdict; {} if there is none."""
+    """Return the coding that the columns of the responses suggest, number -> verdict; {} if there is none.
+
+    Args:
+        column: the column of the labels.
+        names: the columns of the two responses.
+        numbers: the numbers among the labels seen, by `label_number`.
+    """
     if names == _A_IS_ONE:
         return {"1": "first", "0": "second", "true": "first", "false": "second"}
     ends = names[0][-1:], names[1][-1:]
@@ -357,7 +386,12 @@ def _expected(column: str, names: tuple[str, str], numbers: set[str]) -> Mapping
 
 
 def uncertain(column: str, seen: Counter[str]) -> DataError:
-    """Make the error for a column whose coding is not certain. `seen` counts its first values."""
+    """Make the error for a column of labels whose coding is not certain. The caller raises it.
+
+    Args:
+        column: the name of the column.
+        seen: label, by `label_key` -> how many of the first rows have it.
+    """
     shown = ", ".join(f"{key!r} ({count:,})" for key, count in seen.most_common(_SHOWN))
     return DataError(
         f"the labels in {column!r} do not say for certain which response is better. "
@@ -369,7 +403,7 @@ def uncertain(column: str, seen: Counter[str]) -> DataError:
 
 
 def tie_error(column: str) -> NoPreferenceError:
-    """Make the error for a row whose label is a tie."""
+    """Make the error for a row whose label, in `column`, is a tie. The caller raises it."""
     return NoPreferenceError(f"{column!r} is a tie, so neither response is preferred.")
 
 
@@ -377,11 +411,12 @@ def one_hot_verdict(columns: Mapping[str, str], row: Mapping[str, Any]) -> Verdi
     """Read the verdict of a row that has one column for each outcome: first, second, tie.
 
     Args:
-        columns: role -> column, with the roles label_1, label_2 and label_3.
-        row: role -> value.
+        columns: role -> column, with the roles label_1 (the first response is better), label_2 (the second)
+            and label_3 (a tie).
+        row: role -> value, by `read_flag` true or false. A role may be missing.
 
     Raises:
-        DataError: not exactly one of the columns is set.
+        DataError: not exactly one of the columns is true, or a value is no flag.
     """
     verdicts: tuple[Verdict, ...] = ("first", "second", "tie")
     roles = [f"label_{n}" for n in (1, 2, 3) if f"label_{n}" in row]
@@ -394,7 +429,14 @@ def one_hot_verdict(columns: Mapping[str, str], row: Mapping[str, Any]) -> Verdi
 
 
 def read_flag(name: str, value: object) -> bool | None:
-    """Read a flag of the column `name`: true, false, yes, no, 1, 0, or text of these; None for a null.
+    """Read a flag: true, false, yes, no, 1 or 0, also as text.
+
+    Args:
+        name: the column, for errors.
+        value: the cell.
+
+    Returns:
+        The flag; None for a null, `ABSENT` and the texts "", "n/a" and "none".
 
     Raises:
         DataError: the value is something else.
@@ -413,10 +455,13 @@ _FLAGS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def majority_verdict(*annotations: object) -> Verdict:
-    """Return the verdict of most annotators; "tie" if the two responses have equally many votes.
+    """Return the response that more annotators prefer; "tie" if the two responses have equally many votes.
+
+    Ties, nulls and unknown words are no votes for a response.
 
     Args:
-        annotations: cells, each a list of labels, or of dicts with the label in "overall_pref".
+        annotations: cells, each a list of labels in words, or of dicts with such a label in "overall_pref".
+            Any other cell is ignored.
 
     Raises:
         NoPreferenceError: there are no annotations.

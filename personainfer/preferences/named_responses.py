@@ -1,7 +1,7 @@
 """Find out whether `chosen` and `rejected` hold the responses, or only name them.
 
-In some files they hold "response_b", "b", "2", the name of a model, or a place in a list of responses. Such a
-name must not become the response.
+In some files the columns `chosen` and `rejected` hold "response_b", "b", "2", the name of a model, or a place
+in a list of responses. Such a name must not become the response.
 """
 
 from __future__ import annotations
@@ -35,18 +35,21 @@ _MODEL_KEYS = ("model", "model_name", "name", "id")
 
 
 def without_names(schemas: Sequence[Schema], head: Head, names: Sequence[object]) -> list[Schema]:
-    """Leave out schemas that would read the names of responses as their texts.
+    """Leave out schemas that would read the names of responses as texts of responses.
 
-    `chosen` and `rejected` hold names if nearly all of the first rows (95 %) do: the response "a" in a single
-    row is a text.
+    The columns of chosen and rejected hold names if nearly all of the first rows (95 %) do: the response "a"
+    in a single row is a text.
 
     Args:
-        schemas: the candidates.
-        head: returns the first rows.
+        schemas: the candidates, the likeliest first.
+        head: a function schema -> the first rows, as values in the order of the schema's columns.
         names: the names of all columns of the data.
 
+    Returns:
+        All schemas if chosen and rejected hold texts; else those that find the responses in other columns.
+
     Raises:
-        DataError: `chosen` and `rejected` hold names, and no schema finds the responses that they name.
+        DataError: chosen and rejected hold names, and no schema finds the responses that they name.
     """
     pairs = [schema for schema in schemas if schema.kind in _PAIR_KINDS]
     if not pairs or not (found := _named(pairs[0], head, names)):
@@ -74,7 +77,10 @@ def without_names(schemas: Sequence[Schema], head: Head, names: Sequence[object]
 
 
 class _Named(NamedTuple):
-    """Two names of responses. `is_known`: whether it is clear which responses they mean."""
+    """What chosen and rejected hold in one row, if it names responses.
+
+    `is_known`: whether it is clear which responses the names mean.
+    """
 
     chosen: object
     rejected: object
@@ -82,7 +88,7 @@ class _Named(NamedTuple):
 
 
 def _named(schema: Schema, head: Head, names: Sequence[object]) -> _Named | None:
-    """Return an example of names in chosen and rejected; None if the first rows hold texts."""
+    """Return an example of the names that chosen and rejected hold; None if they hold texts."""
     both = ("chosen", "rejected")
     rows = _rows(schema, {**{role: schema.columns[role] for role in both}, **schema.beside}, head)
     told = [row for row in rows if not any(is_null(row[role]) for role in both)]
@@ -108,9 +114,10 @@ def _named(schema: Schema, head: Head, names: Sequence[object]) -> _Named | None
 
 
 def _are_words_beside(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the same words occur again and again beside two texts, and are never one of these texts.
+    """Whether chosen and rejected hold the same words again and again, beside two texts in other columns.
 
-    For example, they are names of models, or the data's own names, such as "#1" and "#2".
+    Such words, none of which is a text of its own row, may be names of models, or the data's own names for
+    the responses, such as "#1" and "#2".
     """
     if len(rows) < _ENOUGH or schema.told.columns:
         return False
@@ -144,7 +151,12 @@ def _may_name(*values: object) -> bool:
 
 
 def _names_sides(row: Mapping[str, Any], called: tuple[str, ...]) -> bool:
-    """Whether chosen and rejected name two other responses in the same row."""
+    """Whether chosen and rejected name two responses that are in other columns of the row.
+
+    Args:
+        row: role -> value.
+        called: the columns of response_1 and response_2; "" if there is none.
+    """
     chosen, rejected = (plain(row[role]) for role in ("chosen", "rejected"))
     if "responses" in row:
         return _names_places(chosen, rejected, plain(row["responses"]))
@@ -166,7 +178,7 @@ def _side(value: object, called: tuple[str, ...]) -> str | None:
 
 
 def _names_places(chosen: object, rejected: object, responses: object) -> bool:
-    """Whether both are places in a list of responses, or names of its items."""
+    """Whether chosen and rejected are places in a list of responses, or names of its items."""
     if not isinstance(responses, list | tuple) or chosen in responses or rejected in responses:
         return False
     for key in _MODEL_KEYS:
@@ -183,7 +195,7 @@ def _names_places(chosen: object, rejected: object, responses: object) -> bool:
 def _names_columns(
     schema: Schema, rows: Iterable[Mapping[str, Any]], head: Head, names: Sequence[object]
 ) -> bool:
-    """Whether all values of chosen and rejected are names of columns that hold texts."""
+    """Whether all values of chosen and rejected are names of columns that hold texts or conversations."""
     found = {plain(row[role]) for row in rows for role in ("chosen", "rejected")}
     others = {name for name in names if isinstance(name, str)} - set(schema.columns.values())
     if not found <= others:
@@ -256,5 +268,5 @@ def _called(cell: object) -> set[object]:
 
 
 def _is_in_a_name(value: str, cells: Mapping[str, object]) -> bool:
-    """Whether the name of a column of texts begins or ends with the value."""
+    """Whether `value` begins or ends the name of a column (column -> cell) that holds a text in this row."""
     return any(isinstance(cell, str) and value in _parts(name) for name, cell in cells.items())

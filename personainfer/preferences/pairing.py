@@ -1,6 +1,6 @@
 """Make pairs from several responses to one prompt: by score, by rank, or from two lists.
 
-`pairs=` of the caller names the rule. Equal scores never make a pair.
+The caller's option `pairs=` names the rule. Equal scores never make a pair.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ Row = TypeVar("Row")
 
 
 class Candidate(NamedTuple):
-    """One of several responses. A higher score is better; a rank becomes the score -rank."""
+    """One of several responses to a prompt.
+
+    Attributes:
+        response: a text, a turn or several turns, as the data has them.
+        score: the higher, the better; rank r becomes -r. None: unknown.
+    """
 
     response: object
     score: float | None
 
 
 def check_pairing(pairs: str | None, min_gap: float | None) -> None:
-    """Raise InvalidArgumentError unless `pairs` is a known rule or None, and `min_gap` at least 0 or None."""
+    """Raise InvalidArgumentError unless `pairs` is a known rule or None, and `min_gap` from 0 up or None."""
     if pairs is not None:
         InvalidArgumentError.check("pairs", pairs, PAIR_RULES)
     if min_gap is not None and (
@@ -51,10 +56,17 @@ def check_pairing(pairs: str | None, min_gap: float | None) -> None:
 
 
 def as_score(name: str, value: object) -> float | None:
-    """Read a score; None for a null, NaN, and the texts "", "n/a" and "none".
+    """Read a score, also from text such as "3.5".
+
+    Args:
+        name: the column, for errors.
+        value: the cell.
+
+    Returns:
+        The score, which may be infinite; None for a null, NaN, and the texts "", "n/a", "none" and "nan".
 
     Raises:
-        DataError: the value of the column `name` is no number.
+        DataError: the value is no number. True and False are none.
     """
     value = plain(value)
     if is_null(value) or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "none")):
@@ -75,7 +87,7 @@ def is_ranked(name: str) -> bool:
     Only whole words count: "reranker_score" holds no ranks.
 
     Raises:
-        InvalidArgumentError: the name has words for both, as "rank_score" has.
+        InvalidArgumentError: the name has a word for ranks and one for scores, such as "rank_score".
     """
     words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
     if words & _RANKS and words & _SCORES:
@@ -88,7 +100,7 @@ def is_ranked(name: str) -> bool:
 
 
 def difference(one: float, other: float) -> float:
-    """Subtract two scores; 0 if they are equal, also if both are infinite."""
+    """Return `one` - `other`; 0 for equal scores, also for infinite ones, whose difference would be NaN."""
     return 0.0 if one == other else one - other
 
 
@@ -98,13 +110,21 @@ def candidates_of(
     """Read the responses in a cell, with their scores.
 
     Args:
-        name: the column of the responses.
-        value: a list of texts, or of dicts that hold a text and perhaps a score or rank.
-        scores: a list of scores or ranks from another column; None: they are in the dicts, or missing.
-        score_name: the column of `scores`. It tells whether they are ranks: see `is_ranked`.
+        name: the column of the responses, for errors.
+        value: a list of responses: texts, conversations, or dicts that hold a text and perhaps a score or
+            rank.
+        scores: a list with a score or rank of each response, from another column. None, or a null: the scores
+            are in the dicts of `value`, or are unknown.
+        score_name: the column of `scores`, whose name tells whether it holds ranks (see `is_ranked`).
+
+    Returns:
+        The responses in the order of the list.
 
     Raises:
-        DataError: `value` is no such list, or `scores` does not have one score for each response.
+        NoPreferenceError: `value` is null.
+        DataError: `value` is no list, an item is a dict without a text, a score is no number, or `scores`
+            does not have one score for each response.
+        InvalidArgumentError: `score_name` may mean ranks or scores.
     """
     items = plain(value)
     if not isinstance(items, list | tuple):
@@ -162,12 +182,12 @@ def pair_places(
         min_gap: the least difference of scores in a pair. A difference of 0 never makes a pair.
 
     Returns:
-        (place of the better response, place of the worse one) of each pair, ordered by the better one's
-        score.
+        (place of the better response, place of the worse one) of each pair, as indices of `scores`. The pairs
+        whose better response has the highest score come first.
 
     Raises:
         NoPreferenceError: the rule makes no pair.
-        DataError: it makes more than `MOST_PAIRS`.
+        DataError: the rule makes more than `MOST_PAIRS` pairs.
     """
     known = [(-score, place) for place, score in enumerate(scores) if score is not None]
     order = sorted(known)
@@ -194,7 +214,7 @@ def _far_apart(
 ) -> Iterator[tuple[tuple[float, int], tuple[float, int]]]:
     """Yield every two of the sorted (-score, place) whose scores differ, and by at least `min_gap`.
 
-    A binary search skips all others, of which there may be very many.
+    A binary search skips all other pairs, of which there may be very many.
     """
     least = max(min_gap, math.ulp(0.0))
     for place, best in enumerate(order):
@@ -218,14 +238,16 @@ def by_rater(
 ) -> Iterator[tuple[tuple[object, object], list[Row]]]:
     """Group rows by prompt and user: the ratings that one user gave to the responses of one prompt.
 
-    The rows of a prompt must follow one another. Among them, users may be in any order.
+    The rows of a prompt must follow one another: if the prompt comes again later, a new group begins. Among
+        the
+    rows of a prompt, users may be in any order.
 
     Args:
-        rows: rows that each hold one rated response.
-        key: a function row -> (prompt, user).
+        rows: rows that each hold one rated response. They are read lazily, a prompt at a time.
+        key: a function row -> (prompt, user), of which the user must be hashable.
 
     Yields:
-        (prompt, user), and the rows of both.
+        (prompt, user), and the rows in which this user rated this prompt.
     """
     keyed = ((key(row), row) for row in rows)
     for asked, neighbours in groupby(keyed, key=lambda pair: pair[0][0]):
@@ -245,9 +267,12 @@ def zip_lists(
         chosen, rejected: the responses.
         rule: "all": each chosen with each rejected response. "adjacent": those at the same place.
 
+    Returns:
+        An iterator of (chosen, rejected).
+
     Raises:
-        DataError: "adjacent", and the lists differ in length; "all", and there are more than `MOST_PAIRS`;
-            or "best-worst", which needs scores.
+        DataError: the rule is "adjacent" and the lists differ in length; the rule is "all" and makes more
+            than `MOST_PAIRS` pairs; or the rule is "best-worst", which needs scores.
     """
     if rule == "all":
         if len(chosen) * len(rejected) > MOST_PAIRS:

@@ -46,15 +46,18 @@ _WORDS_OF_NO_NAME = 6  # a person's name has fewer
 
 
 def recognise(found: Sequence[str], told: Mapped) -> list[Schema]:
-    """List the schemas that the data may have, the likeliest first.
+    """List the schemas that the data may have by the names of its columns, the likeliest first.
 
     Args:
         found: the names of the columns.
-        told: what the caller says of the data.
+        told: the caller's options about the data.
+
+    Returns:
+        One schema or more.
 
     Raises:
         InvalidArgumentError: `columns=` names a column that the data does not have.
-        DataError: no schema has these columns.
+        DataError: no schema has these columns, or more than two responses have a column each.
     """
     check_named(found, told)
     if schemas := matches(found, told):
@@ -81,14 +84,17 @@ def check_named(found: Sequence[str], told: Mapped) -> None:
 
 @cache
 def example_rows() -> dict[str, dict[str, Any]]:
-    """Return an example row of each schema and of each known data set, by its name."""
+    """Return an example row (column -> value) of each schema and each known data set, by its name.
+
+    All callers get the same dict: do not change it.
+    """
     text = files(__package__).joinpath("texts/example_rows.json").read_text("utf-8")
     found: dict[str, dict[str, Any]] = json.loads(text)
     return found
 
 
 def _suggest(found: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Describe the schema that shares most columns, and make an example of `columns=`."""
+    """Return a hint about the schema that shares most columns with `found`, and an example of `columns=`."""
     shared = {name: len(set(found) & row.keys()) for name, row in example_rows().items()}
     name = max(shared, key=lambda each: shared[each])
     nearest = example_rows()[name if shared[name] else "explicit"]
@@ -116,19 +122,23 @@ class Settled(NamedTuple):
 def settle(
     schemas: Sequence[Schema], head: Head, names: Sequence[object], *, is_batch: bool = False
 ) -> Settled:
-    """Choose the first schema that can read at least one of the first rows, and complete it.
+    """Choose the first schema that can read at least one of the first rows, and complete it from the rows.
 
     Args:
         schemas: the candidates, the likeliest first.
-        head: a function that returns the first rows, as values in the order of a schema's columns.
+        head: a function schema -> the first rows, as values in the order of the schema's columns.
         names: the names of all columns.
-        is_batch: the rows are a part of the data, and all of them may be bad. If no schema can read a row,
-            the likeliest one is returned in place of an error.
+        is_batch: whether the rows are a part of the data, all of which may be bad.
+
+    Returns:
+        The completed schema. It could read no row (`is_readable` is False) if there are fewer than 20 rows,
+        which all lack a preference, or if the rows are a batch: then it is the likeliest schema.
 
     Raises:
-        InvalidArgumentError: an option does not apply to this data.
-        DataError: no schema can read a row, the coding of the labels is not certain, or the rows can be read
-            in several ways.
+        InvalidArgumentError: an option of the caller does not apply to this data.
+        DataError: no schema can read a row; the coding of the labels is not certain; a prompt has several
+            responses, and the caller did not give `pairs=`; chosen and rejected only name responses; or the
+            rows can be read in several ways.
     """
     schemas = _of_labels(without_names(schemas, head, names), head, is_batch)
     schemas = [_without_odd_history(schema, head) for schema in schemas]
@@ -169,7 +179,8 @@ def settle(
 def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema]:
     """Leave out schemas whose label column has a label's name but holds no labels.
 
-    Of the others, those whose labels certainly name a side come before those that hold signed strengths.
+    Schemas whose labels tell the choice come before those whose labels are strengths of preferences. If any
+    column holds labels, schemas that read the choice from scores are left out, too.
 
     Raises:
         DataError: the coding of a column is not certain, and no other column names sides in words. Another
@@ -212,8 +223,8 @@ def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema
 def _of_other_sources(schema: Schema, head: Head) -> dict[str, Sequence[str]]:
     """Return role -> further columns, for data merged from several sources with different names.
 
-    A role is returned if each of the first rows has a value in at most one of its columns, and some row has
-    one in the role's own column.
+    The result has a role if each of the first rows has a value in at most one of the role's columns, and some
+    row has a value in the column that the schema reads.
     """
     found: dict[str, Sequence[str]] = {}
     for role, further in schema.others.items():
@@ -226,7 +237,10 @@ def _of_other_sources(schema: Schema, head: Head) -> dict[str, Sequence[str]]:
 
 
 def _without_odd_history(schema: Schema, head: Head) -> Schema:
-    """Drop the role "history" if its column holds no turns: it would separate the rows of a prompt."""
+    """Return the schema without the role "history" if most cells of that column hold no turns.
+
+    Such a column would separate the rows of a prompt. Only a schema of the kind "group" is changed.
+    """
     name = schema.columns.get("history")
     if schema.kind != "group" or name not in schema.present:
         return schema
@@ -239,7 +253,7 @@ def _without_odd_history(schema: Schema, head: Head) -> Schema:
 
 
 def _not_in_prompt(schema: Schema, head: Head, names: Sequence[object]) -> tuple[str, ...]:
-    """Find other columns that may hold a part of the prompt: by their names, and texts that differ."""
+    """Return other columns that may hold a part of the prompt, by their names and by texts that differ."""
     others = [name for name in prompt_columns(names) if name not in schema.columns.values()]
     others += [name for name in vague_prompt(schema) if name not in others]
     if "prompt" not in schema.columns or schema.has_exchanges:
@@ -250,7 +264,10 @@ def _not_in_prompt(schema: Schema, head: Head, names: Sequence[object]) -> tuple
 def _of_other_texts(
     schema: Schema, head: Head, columns: Sequence[str], least_words: int = 1
 ) -> list[str]:
-    """Keep columns whose texts mostly differ between rows, and are part of no prompt or response."""
+    """Return those of `columns` whose texts mostly differ between rows, and are in no prompt or response.
+
+    Texts of fewer than `least_words` words do not count.
+    """
     if not columns:
         return []
     roles = ("prompt", "chosen", "rejected", "response_1", "response_2")
@@ -261,13 +278,13 @@ def _of_other_texts(
 
 
 def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int, least_words: int) -> bool:
-    """Whether the cells at `place` are texts that mostly differ, and are not part of the first cells.
+    """Whether the cells at `place` are mostly texts that differ, and that are in no prompt or response.
 
     Args:
-        rows: the rows.
+        rows: the values of each row.
         place: the place of the cell in each row.
-        known: how many cells at a row's start are the prompt and responses.
-        least_words: shorter texts do not count.
+        known: how many cells at a row's start are the prompt and the responses.
+        least_words: texts of fewer words do not count.
     """
     found = set()
     for row in rows:
@@ -281,7 +298,7 @@ def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int, least_w
 
 
 def check_several(schema: Schema) -> None:
-    """Raise DataError if a prompt has several responses and the caller did not give `pairs=`."""
+    """Raise DataError if a prompt has several responses, and the caller did not give `pairs=`."""
     if schema.kind in _SEVERAL and schema.told.pairs is None:
         column = schema.columns["responses" if schema.kind == "list" else "response"]
         raise DataError(
@@ -291,7 +308,14 @@ def check_several(schema: Schema) -> None:
 
 
 def check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
-    """Raise InvalidArgumentError for an option that does not apply to the data, rather than ignore it."""
+    """Raise InvalidArgumentError for an option of the caller that does not apply to the data.
+
+    Also raise it for a column of scores whose name may mean ranks, such as "rank_score".
+
+    Args:
+        schema: how the data is read.
+        rows: the first rows, as values in the order of the schema's columns.
+    """
     told, columns = schema.told, schema.columns
     for role in ("score", "scores"):
         is_ranked(columns.get(role, ""))  # which raises if the name may mean ranks or scores
@@ -322,7 +346,7 @@ def check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
 
 
 def _first_problem(schema: Schema, rows: Sequence[Sequence[object]]) -> Exception | None:
-    """Return None if any row can be read; else the first error, preferably one that the caller can mend."""
+    """Return None if any row can be read; else the first error, if possible one that the caller can mend."""
     problems: list[Exception] = []
     groups: list[list[Sequence[object]]] = [[row] for row in rows]
     if schema.kind == "group":
@@ -351,7 +375,15 @@ def _check_other_readings(
     *,
     is_batch: bool,
 ) -> None:
-    """Raise DataError if the rows can be read in another way, too: only the caller knows the right one."""
+    """Raise DataError if the rows can be read in another way, too: only the caller knows the right one.
+
+    Args:
+        schema: the schema that was chosen, and completed.
+        rows: the first rows, as values in the order of its columns.
+        head: a function schema -> the first rows.
+        labels: the columns that hold labels by one of the candidate schemas.
+        is_batch: whether the rows are a part of the data.
+    """
     if not schema.has_exchanges and len(rows) >= _ENOUGH:
         _check_vague_prompt(schema, head)
     if is_batch:  # a batch is too small for these checks, and all batches must be read alike
@@ -363,7 +395,10 @@ def _check_other_readings(
 
 
 def _check_other_labels(schema: Schema, head: Head, labels: Sequence[str]) -> None:
-    """Raise DataError if another column of labels often contradicts the one that is read."""
+    """Raise DataError if another of the columns `labels` contradicts the labels that are read.
+
+    It does so in more than a tenth of the rows, and in five or more.
+    """
     label = schema.columns["label"]
     is_named = name_both_sides([schema.label(schema.row(row), "label") for row in head(schema)])
     for name in () if has_known_label(schema) else dict.fromkeys(labels):
@@ -397,7 +432,7 @@ def _read(schema: Schema, rows: Sequence[Sequence[object]]) -> list[Preference]:
 
 
 def _check_answered(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
-    """Raise DataError if nearly all prompts end with an answer of the assistant."""
+    """Raise DataError if nearly all prompts (95 %, and at least five) end with an answer of the assistant."""
     found = _read(schema, rows)
     if sum(map(_is_answered, found)) < max(_ENOUGH, _NEARLY_ALL * len(found)):
         return

@@ -9,10 +9,12 @@ _NOT_TOLD = ("compared_", "input", "history")  # prefixes of roles that `how_rea
 
 
 def how_read(read: Mapping[str, Any]) -> str:
-    """Say in one line which column was read as what, and what labels mean; "" if nothing is known.
+    """Say in one line which column was read in which role, and what labels mean; "" if no column is known.
+
+    Columns that were only compared with the choice, "input" and "history" are left out.
 
     Args:
-        read: `settings["read"]` of a table.
+        read: `settings["read"]` of a table, as `Schema.describe` makes it; it may be empty.
     """
     columns = _columns(read)
     told = [
@@ -28,10 +30,13 @@ def how_read(read: Mapping[str, Any]) -> str:
 
 
 def remarks(read: Mapping[str, Any]) -> list[str]:
-    """List warnings: choices may have been read the wrong way round, or something may have been left out.
+    """Return warnings, one sentence each: choices may be read the wrong way round, or data may be left out.
 
     Args:
-        read: `settings["read"]` of a table.
+        read: `settings["read"]` of a table, as `Schema.describe` makes it; it may be empty.
+
+    Returns:
+        The warnings; [] if there are none.
     """
     columns, said = _columns(read), []
     lower, scored = read.get("chosen_scored_lower", 0), read.get("pairs_scored", 0)

@@ -35,15 +35,19 @@ _MAY_BE_JSON = frozenset("[{ \t\r\n")  # a JSON text of turns begins with one of
 
 
 def read_one(schema: Schema, values: Sequence[object]) -> Preference:
-    """Read the preference in a row; of several pairs that `pairs=` makes, the first.
+    """Read the preference in a row. `conversations.pair_problem` tells whether its texts can be used.
+
+    Of a list of scored responses, the first pair that `pairs=` makes is read.
 
     Args:
-        schema: the schema of the data.
+        schema: the schema of the data, of any kind but "group".
         values: the row's values, in the order of the schema's columns.
 
     Raises:
-        NoPreferenceError: the row states no preference: for example, it has a tie or a null.
-        DataError: the row cannot be read.
+        NoPreferenceError: the row states no preference: it has a tie or a null, or an option of the caller,
+            such as `min_gap`, excludes it.
+        ContradictionError: the label shows that labels of earlier rows may have been misread.
+        DataError: the row cannot be read, or chosen and rejected are lists of responses.
     """
     if schema.is_plain:  # a fast path: nearly all data is plain
         # The roles of a plain schema come first; the others are mostly absent.
@@ -74,7 +78,17 @@ def read_one(schema: Schema, values: Sequence[object]) -> Preference:
 
 
 def read_all(schema: Schema, values: Sequence[object]) -> list[Preference]:
-    """Read all preferences that the rule `pairs=` makes of a row. Arguments and errors are `read_one`'s."""
+    """Read all preferences that the rule `pairs=` makes of a row: of scored responses, or of two lists.
+
+    Args:
+        schema, values: as for `read_one`.
+
+    Returns:
+        One preference or more. If there are several, the id of number n is the row's id with "-n" appended.
+
+    Raises:
+        DataError: as for `read_one`; or the rule cannot be used, or makes more than `MOST_PAIRS` pairs.
+    """
     row = _cells(schema, values)
     if schema.kind == "list":
         return _of_list(schema, row)
@@ -87,7 +101,21 @@ def read_all(schema: Schema, values: Sequence[object]) -> list[Preference]:
 
 
 def read_group(schema: Schema, group: Sequence[Sequence[object]]) -> list[Preference]:
-    """Read the preferences among rows of one prompt, each with one response. Errors are `read_one`'s."""
+    """Read the preferences that `pairs=` makes among rows that each hold one scored response to one prompt.
+
+    Args:
+        schema: the schema of the data, of the kind "group".
+        group: the values of each row, in the order of the schema's columns. Prompt, id and user are read from
+            the first row.
+
+    Returns:
+        One preference or more. If there are several, the id of number n is the first row's id with "-n"
+        appended.
+
+    Raises:
+        NoPreferenceError: no two scores differ, or not by `min_gap`.
+        DataError: a cell cannot be read, or the rule makes more than `MOST_PAIRS` pairs.
+    """
     rows = [_cells(schema, values) for values in group]
     # A bad user is a clearer error than a bad score, so it is found first.
     identifier(rows[0].get("user"), schema.columns.get("user", "user"))
@@ -112,7 +140,7 @@ def read_group(schema: Schema, group: Sequence[Sequence[object]]) -> list[Prefer
 
 
 def _score_or_flag(name: str, value: object) -> float | None:
-    """Read a score. A flag, as in KTO's unpaired rows, becomes 1 or 0."""
+    """Read a score, as `as_score` does; true becomes 1 and false 0, as KTO's unpaired rows have them."""
     value = plain(value)
     is_flag = isinstance(value, bool) or str(value).strip().lower() in ("true", "false")
     return float(bool(read_flag(name, value))) if is_flag else as_score(name, value)
@@ -125,7 +153,11 @@ _LISTS = frozenset(("responses", "scores", "history"))  # text in these roles ca
 
 
 def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
-    """Map roles to plain values. JSON text is parsed; a list of two responses, or rounds, are split."""
+    """Return role -> plain value of a row, with JSON text parsed, and lists of responses or rounds split.
+
+    Raises:
+        DataError: a cell is not JSON, although its column holds JSON, or a list has not two responses.
+    """
     if not _PLAIN_TYPES.issuperset(map(type, values)):
         values = [plain(value) for value in values]
     row = schema.row(values)
@@ -142,7 +174,7 @@ def _two_of(name: str, responses: object) -> dict[str, object]:
     """Read a list of exactly two responses as response_1 and response_2.
 
     Raises:
-        DataError: the list has another length.
+        DataError: the value is no list, or has another length.
     """
     found = candidates_of(name, responses)
     if len(found) != 2:
@@ -154,16 +186,18 @@ def _rounds(row: Mapping[str, Any]) -> dict[str, object]:
     """Read lists of rounds: a prompt and two responses a round.
 
     Args:
-        row: the roles prompt, response_1 and response_2, each a list of one text a round (or JSON of it).
+        row: the roles prompt, response_1 and response_2, each a list with one text a round (or JSON of it).
 
     Returns:
-        With one round: its three texts. With more: the last prompt, and both conversations as messages.
+        The same roles. With one round: its three texts. With more: the last prompt, and both conversations as
+        messages.
 
     Raises:
         NoPreferenceError: a round, or a text of one, is missing.
+        DataError: a cell is text that is not JSON.
     """
     lists: dict[str, Any] = {role: parse_cell(role, value) for role, value in row.items()}
-    if not all(isinstance(each, list | tuple) for each in lists.values()):
+    if not all(each and isinstance(each, list | tuple) for each in lists.values()):
         raise NoPreferenceError("a round is missing.", hint=LEAVE_OUT)
     sizes = {len(each) for each in lists.values()}
     if len(sizes) > 1 or not all(isinstance(t, str) for each in lists.values() for t in each):
@@ -225,7 +259,7 @@ def _preference(
 def _without_repeats(
     schema: Schema, row: Mapping[str, Any], prompt: str, good: str, bad: str
 ) -> tuple[str, str]:
-    """Remove the prompt from two responses that repeat it; then also the row's "input", if they repeat it."""
+    """Remove the prompt from two responses that both repeat it, and then the row's "input" likewise."""
     is_usual = bool(schema.repeats_prompt)
     found = without_prompt(prompt, good, bad, schema.counts, is_usual=is_usual)
     more = row.get("input")
@@ -244,7 +278,16 @@ def _begin_with_prompt(row: Mapping[str, Any], *responses: object) -> bool:
 def _check_prompt(
     schema: Schema, row: Mapping[str, Any], pair: Preference, *, is_sure: bool
 ) -> None:
-    """Raise DataError if the column that is surely the prompt's holds no turn of the conversations."""
+    """Raise DataError if the prompt's column holds no turn of the conversations in chosen and rejected.
+
+    If the column's name leaves a doubt that it holds prompts, a text in it is not checked.
+
+    Args:
+        schema: the schema of the data.
+        row: role -> value.
+        pair: the preference that was read from the conversations.
+        is_sure: whether the column surely holds prompts, whatever its name.
+    """
     column = schema.columns.get("prompt", "prompt")
     is_sure = is_sure or column == "prompt" or "prompt" in schema.told.columns
     if "prompt" not in row or (not is_sure and isinstance(row["prompt"], str | None)):
@@ -258,7 +301,10 @@ def _check_prompt(
 
 
 def _id(schema: Schema, value: object) -> str | None:
-    """Read the row's id; None, which is counted, for a value that is no id. Personas do not depend on it."""
+    """Read the row's id; None for a null, and, counted as "ids_left_out", for a value that is no id.
+
+    A row needs no id, so a bad one costs no row.
+    """
     try:
         return identifier(value, "id")
     except DataError:
@@ -267,7 +313,7 @@ def _id(schema: Schema, value: object) -> str | None:
 
 
 def _with_input(schema: Schema, row: Mapping[str, Any], prompt: Any) -> Any:
-    """Append the row's "input" to the instruction, on a new line, as in Alpaca's format."""
+    """Return the prompt with the row's "input", if there is one, on a new line, as in Alpaca's format."""
     more = row.get("input")
     if "input" not in row or is_null(more) or more == "":
         return prompt
@@ -277,7 +323,7 @@ def _with_input(schema: Schema, row: Mapping[str, Any], prompt: Any) -> Any:
 
 
 def _before(schema: Schema, row: Mapping[str, Any]) -> Turns:
-    """Read the turns that other columns hold: a system message, then a history."""
+    """Return the turns that the columns of system message and history hold, in this order."""
     before: Turns = ()
     system = row.get("system")
     if not is_null(system) and system != "":
@@ -293,10 +339,13 @@ def _before(schema: Schema, row: Mapping[str, Any]) -> Turns:
 
 
 def _sides(schema: Schema, row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the roles of the preferred and of the other response.
+    """Return the role of the preferred response, then that of the other one.
+
+    A second label and scores beside the choice are compared with it, and counted in `schema.counts`.
 
     Raises:
-        NoPreferenceError: the row has a tie, or no verdict.
+        NoPreferenceError: the row has a tie or no verdict, or its scores differ by less than `min_gap`.
+        DataError: the label or a score cannot be read.
     """
     if schema.kind in ("pair", "conversations"):
         _compare_scores(schema, row)
@@ -351,7 +400,7 @@ def _compare_scores(schema: Schema, row: Mapping[str, Any]) -> None:
     """Count pairs with scores, and those whose scores do not prefer the chosen response.
 
     Raises:
-        NoPreferenceError: the scores differ by less than `min_gap`.
+        NoPreferenceError: the score of the chosen response is not at least `min_gap` above the other one's.
     """
     gap = _gap(row, "score_chosen", "score_rejected") if "score_chosen" in row else None
     if gap is not None:
@@ -360,7 +409,7 @@ def _compare_scores(schema: Schema, row: Mapping[str, Any]) -> None:
 
 
 def _gap(row: Mapping[str, Any], role: str, other: str) -> float | None:
-    """Subtract the scores of two roles; None if one is null or no number."""
+    """Return the score of `role` minus that of `other`; None if one of them is null or no number."""
     try:
         one, two = as_score(role, row[role]), as_score(other, row[other])
     except DataError:
@@ -375,14 +424,14 @@ def _count_scores(schema: Schema, gap: float) -> None:
 
 
 def _compare_two_scores(schema: Schema, row: Mapping[str, Any], verdict: Verdict) -> None:
-    """Count pairs with scores, and those whose label prefers the response with the lower score."""
+    """Count pairs with scores, and those whose label does not prefer the response with the higher score."""
     gap = _gap(row, "compared_score_1", "compared_score_2")
     if gap is not None:
         _count_scores(schema, gap if verdict == "first" else -gap)
 
 
 def _compare_label(schema: Schema, row: Mapping[str, Any], verdict: Verdict | None) -> None:
-    """Count rows in which the second label prefers the other response than `verdict`."""
+    """Count the row as contradicted if its second label prefers another response than `verdict` says."""
     assert schema.compared is not None
     try:
         other = schema.compared.verdict(schema.label(row, "compared_label"))
@@ -393,7 +442,7 @@ def _compare_label(schema: Schema, row: Mapping[str, Any], verdict: Verdict | No
 
 
 def _which(row: Mapping[str, Any]) -> Verdict | None:
-    """Say which of compared_1 and compared_2 is the chosen response; None if they are other texts."""
+    """Return which of compared_1 and compared_2 is the chosen response; None if they are other texts."""
     chosen, rejected = plain(row["chosen"]), plain(row["rejected"])
     both = plain(row["compared_1"]), plain(row["compared_2"])
     if both == (chosen, rejected):
@@ -409,7 +458,10 @@ def _check_gap(schema: Schema, gap: float) -> None:
 
 
 def _filter(schema: Schema, row: Mapping[str, Any], bad: str) -> None:
-    """Raise NoPreferenceError for a row that `min_votes` or `safe_rejected` excludes."""
+    """Raise NoPreferenceError for a row that `min_votes` or `safe_rejected` excludes.
+
+    `bad` is the role of the rejected response.
+    """
     least = schema.told.min_votes
     if least is not None:
         for role in ("votes_1", "votes_2"):
@@ -457,7 +509,13 @@ def _of_list(schema: Schema, row: Mapping[str, Any]) -> list[Preference]:
 def _numbered(
     schema: Schema, row: Mapping[str, Any], found: Sequence[tuple[tuple[str, str], object, object]]
 ) -> list[Preference]:
-    """Make the preferences of one prompt; of several, number n gets the row's id with "-n" appended."""
+    """Make the preferences of one prompt; if there are several, the id of number n gets "-n" appended.
+
+    Args:
+        schema: the schema of the data.
+        row: role -> value.
+        found: of each pair, the columns of its two responses, the preferred response and the other one.
+    """
     made = [_preference(schema, row, names, good, bad) for names, good, bad in found]
     if len(made) < 2:
         return made

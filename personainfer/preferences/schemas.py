@@ -1,4 +1,4 @@
-"""`Schema`: the columns of data, the role of each, and what the first rows tell about their values."""
+"""`Schema`: the columns of data, the role of each, and what the first rows say about their values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from .turns import may_be_turns, printed
 
 
 class Mapped(NamedTuple):
-    """The caller's options about the data: see the arguments of `read_preferences`."""
+    """The caller's options about the data, once they are checked.
+
+    Attributes:
+        columns: role -> column; {} if the columns have the usual names.
+        labels: `label_key` of each label -> verdict; {} if the caller gave no labels.
+        pairs, min_gap, min_votes, safe_rejected: as for `data.read_preferences`.
+    """
 
     columns: Mapping[str, str] = {}
     labels: Mapping[str, Verdict] = {}
@@ -53,28 +59,34 @@ _PLAIN = ("prompt", "chosen", "rejected", "id", "user", "system", "tools")
 
 @dataclass(frozen=True)
 class Schema:
-    """The columns of data and their roles.
+    """The columns of data, the role of each, and how their cells are read.
 
     Attributes:
         name: the name of the schema, or of a known data set.
-        columns: role -> column.
-        kind: how the preferred response is found: "pair", "conversations", "label", "one-hot",
-            "scores", "votes", "list" or "group".
+        columns: role -> column. A role is what a column holds: "prompt", "chosen", "label", "user" …
+        kind: how the preferred response is found. "pair": columns for the chosen and the rejected response;
+            "conversations": both are whole conversations, which begin with the same prompt; "label": a label
+            names the response; "one-hot": a column with 1 or 0 for each verdict; "scores": a score for each
+            response; "votes": the labels of several people; "list": a row has a list of responses with
+            scores; "group": a row has one response with its score, and rows of one prompt are compared.
         coding: the coding of the labels; None before the first rows were seen, or without labels.
         json_roles: the roles whose columns hold JSON text.
-        is_rounds: prompt and responses are lists with one text for each round.
-        has_transcripts: some prompts are transcripts, "\\n\\nHuman: … \\n\\nAssistant:".
-        has_exchanges: chosen and rejected are transcripts that hold the prompt, which has a column, too.
-        repeats_prompt: nearly all responses begin with the prompt; None: this is not certain.
-        told: the caller's options.
+        is_rounds: whether prompt and responses are lists with one text for each round.
+        has_transcripts: whether some prompts are transcripts, "\\n\\nHuman: … \\n\\nAssistant:".
+        has_exchanges: whether chosen and rejected are transcripts that hold the prompt, although the prompt
+            has a column, too.
+        repeats_prompt: whether nearly all responses begin with the prompt; None: this is not certain.
+        told: what the caller said about the data: columns, labels, pairs …
         present: the columns that the data has so far. Other columns of `columns` may come in later rows.
         compared: the coding of a second label, which is compared with the choice; None: there is none.
-        labels_are_texts: a label is the text of the preferred response.
-        beside: role -> column of further responses and models, which chosen and rejected may only name.
+        labels_are_texts: whether a label is the text of the preferred response.
+        beside: role -> column, for responses and models in further columns. They tell whether the columns
+            chosen and rejected hold texts, or only names of responses or models.
         others: role -> further columns, which are read in rows where the role's own column is empty.
-        is_csv: the rows come from a CSV file, so that every cell is text.
-        not_in_prompt: columns that were not read, but may be a part of the prompt.
-        counts: name -> how often something was done to a row. It grows as rows are read.
+        is_csv: whether the rows come from a CSV file, so that every cell is text.
+        not_in_prompt: columns that are not read, but may hold a part of the prompt.
+        counts: name -> how often it occurred, such as "pairs_scored" and "prompt_repeated". The counts grow
+            as rows are read, and start again when the data is read again.
     """
 
     name: str
@@ -98,11 +110,15 @@ class Schema:
 
     @property
     def is_single(self) -> bool:
-        """Whether a row makes at most one preference."""
+        """Whether each row by itself makes at most one preference."""
         return self.kind != "group" and (self.told.pairs in (None, "best-worst"))
 
     def has_lists(self, rows: Sequence[Sequence[object]]) -> bool:
-        """Whether, in one of the rows, chosen and rejected are lists of responses."""
+        """Whether, in at least one of the rows, chosen and rejected are lists of responses.
+
+        Args:
+            rows: the values of each row, in the order of `columns`.
+        """
         places = [n for n, role in enumerate(self.columns) if role in ("chosen", "rejected")]
         both = ([row[n] for n in places] for row in rows)
         return self.kind == "pair" and any(
@@ -112,29 +128,36 @@ class Schema:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether the fast path of `rows.read_one` applies: plain texts, and no option that needs more."""
+        """Whether the fast path of `rows.read_one` may apply.
+
+        It may if chosen and rejected have columns of plain texts, and no option of the caller needs others.
+        """
         is_asked_more = self.told.min_votes is not None or self.told.safe_rejected
         is_pair = self.kind == "pair" and tuple(self.columns)[: len(_PLAIN)] == _PLAIN
         return is_pair and not self.depends_on_values and not is_asked_more
 
     @cached_property
     def place_of_user(self) -> int | None:
-        """The place of the user among a row's values; None if the data has no users."""
+        """The index of the user among a row's values; None if no column of the data so far holds users."""
         roles = list(self.columns)
         return roles.index("user") if self.columns.get("user") in self.present else None
 
     @property
     def depends_on_values(self) -> bool:
-        """Whether the values of the first rows, not only the columns' names, decided how cells are read."""
+        """Whether values of the first rows, not only names of columns, decided how texts are read.
+
+        They show that texts are JSON, rounds or transcripts, or that responses repeat their prompts.
+        """
         is_text = not (self.is_rounds or self.has_transcripts or self.has_exchanges)
         return bool(self.json_roles) or not is_text or self.repeats_prompt is not False
 
     def settled(self, rows: Sequence[Sequence[object]], *, is_batch: bool = False) -> Schema:
-        """Complete the schema from the values of rows: codings, JSON text, transcripts.
+        """Return a copy that is completed from the values of rows: codings of labels, JSON text, transcripts.
 
         Args:
             rows: the first rows, as values in the order of `columns`.
-            is_batch: other rows may have been read before these.
+            is_batch: whether other rows may have been read before these. Then a coding of numbers that later
+                rows may contradict is refused, unless a known data set explains its numbers.
 
         Raises:
             DataError: the coding of the labels is not certain.
@@ -163,7 +186,11 @@ class Schema:
         )
 
     def _find_json(self, texts: Mapping[str, Sequence[str]]) -> frozenset[str]:
-        """Find the roles whose texts are mostly turns as JSON or, in CSV files, printed by Python."""
+        """Return the roles whose texts are mostly turns as JSON.
+
+        In CSV files, these are also the roles whose texts are nearly all lists or dicts as Python prints
+        them.
+        """
         found = {role for role, each in texts.items() if _share(may_be_turns, each) > 1 / 2}
         if self.is_csv:  # in other formats such a text is meant as it is: it may be code
             those = {role for role, each in texts.items() if _are_printed(each)}
@@ -197,8 +224,9 @@ class Schema:
         """Whether most labels, besides ties, are the text of one of the row's two responses.
 
         Raises:
-            DataError: such texts also name sides, and often the other one: for the responses "b" and "a",
-                the label "a" is the text of the second response, but may name the first.
+            DataError: in more than 5 % of the rows, the label may also be a name of the other response: for
+                the responses "b" and "a", the label "a" is the text of the second one, but may name the
+                first.
         """
         if self.kind != "label" or self.told.labels:
             return False
@@ -225,7 +253,14 @@ class Schema:
         return plain(one), plain(two)
 
     def compared_coding(self, rows: Sequence[Sequence[object]]) -> LabelCoding | None:
-        """Find the coding of the second label; None if there is none, or its coding is not certain."""
+        """Find the coding of a second label, which is compared with the choice.
+
+        Args:
+            rows: the first rows, as values in the order of `columns`.
+
+        Returns:
+            The coding; None if there is no second label, or its coding is not certain.
+        """
         name = self.columns.get("compared_label")
         if name is None:
             return None
@@ -243,9 +278,14 @@ class Schema:
     def filled(self, values: Sequence[object], cell: Callable[[str], object]) -> Sequence[object]:
         """Fill empty values of a row from the further columns in `others`.
 
+        A role for which the caller named a column is not filled.
+
         Args:
             values: the row's values, in the order of `columns`.
             cell: a function from a column's name to the row's value.
+
+        Returns:
+            A new list of the values; `values` itself if `others` is empty.
         """
         if not self.others:
             return values
@@ -257,18 +297,28 @@ class Schema:
         return found
 
     def row(self, values: Sequence[object]) -> dict[str, Any]:
-        """Map roles to a row's values, which are in the order of `columns`."""
+        """Return role -> value for a row's values, which are in the order of `columns`."""
         return dict(zip(self.columns, values, strict=True))
 
     def rater_key(self, values: Sequence[object]) -> tuple[object, object]:
-        """Return a key (prompt, user): equal for rows in which the same user rated the same prompt."""
+        """Return a key (prompt, user), which is equal for rows in which the same user rated the same prompt.
+
+        Both parts are hashable. The user is None if the row has none.
+
+        Args:
+            values: the row's values, in the order of `columns`.
+        """
         row = self.row(values)
         return tuple(_key(row.get(role)) for role in _ASKED), _key(row.get("user"))
 
     def label(self, row: Mapping[str, Any], role: str) -> object:
-        """Return a row's label.
+        """Return a row's label, as `LabelCoding` reads it.
 
         A label that is the text of a response, or the name of its model, becomes "first" or "second".
+
+        Args:
+            row: role -> value.
+            role: the role of the label, such as "label" or "compared_label".
         """
         label = plain(row[role])
         if not isinstance(label, str):
@@ -281,7 +331,13 @@ class Schema:
         return label
 
     def describe(self) -> dict[str, Any]:
-        """Describe for a table's settings how rows were read: columns, labels, options and counts."""
+        """Describe for a table's settings how rows were read.
+
+        Returns:
+            "schema" (its name), "columns" (role -> column, of those present), "labels" (their coding, if
+            any), the caller's options if given, "not_in_prompt" if there are such columns, and each of
+            `counts` by its name.
+        """
         found = {role: name for role, name in self.columns.items() if name in self.present}
         if self.has_exchanges:
             found.pop("prompt", None)  # it is in the responses
@@ -297,7 +353,7 @@ class Schema:
 
 
 def _key(value: object) -> object:
-    """Convert a cell to a hashable value that is equal for equal cells; None for a null or ""."""
+    """Convert a cell to a hashable value that is equal for equal cells; None for a null or an empty text."""
     value = plain(value)
     if is_null(value) or value == "":
         return None
@@ -311,13 +367,19 @@ def _share(is_so: Callable[[str], bool], texts: Iterable[str]) -> float:
 
 
 def _are_printed(texts: Sequence[str]) -> bool:
-    """Whether there are enough texts, and nearly all are dicts or lists as Python prints them."""
+    """Whether there are five texts or more, nearly all (95 %) of them dicts or lists that Python printed."""
     is_printed = [printed(text) is not None for text in texts]
     return len(texts) >= _ENOUGH and sum(is_printed) / len(texts) > 1 - _FEW
 
 
 def _repeat_prompt(cells: Mapping[str, Sequence[object]]) -> bool | None:
-    """Whether both responses begin with the prompt in nearly all rows of texts; None: not certain."""
+    """Whether both responses begin with the prompt in nearly all rows of texts; None if this is not certain.
+
+    At least 90 % of five rows or more are needed for True, and half or fewer of any rows give False.
+
+    Args:
+        cells: role -> the values of all rows.
+    """
     roles = ("chosen", "rejected") if "chosen" in cells else ("response_1", "response_2")
     rows = zip(*(cells.get(role, ()) for role in ("prompt", *roles)), strict=False)
     texts = [[v.strip() for v in row if isinstance(v, str) and v.strip()] for row in rows]
@@ -333,7 +395,7 @@ def _is_json_list(text: str) -> bool:
 
 
 def are_lists(*values: object) -> bool:
-    """Whether all values are non-empty lists of texts, that is of several responses, not of turns."""
+    """Whether each value is a list that begins with a text which is no turn: a list of responses."""
     lists = [plain(value) for value in values]
     return all(
         isinstance(v, list | tuple) and v and isinstance(v[0], str) and not looks_like_turns(v[0])

@@ -17,7 +17,11 @@ from .cells import LEAVE_OUT, is_null, looks_like_turns, parse_cell, plain, wron
 
 
 class Turn(NamedTuple):
-    """One turn of a conversation. `extra` holds its other fields, such as tool calls; None: none."""
+    """One turn of a conversation.
+
+    `role` is system, user, assistant or tool. `extra` holds the turn's other fields, such as tool calls, as
+    JSON values; None: it has none.
+    """
 
     role: str
     content: str
@@ -46,10 +50,18 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def text_or_turns(name: str, value: object) -> str | Turns:
-    """Read a cell of the column `name` as text or as turns.
+    """Read a cell as text or as turns.
+
+    Args:
+        name: the column, for errors.
+        value: a text, a message, a list of messages, or a dict that holds one of these.
+
+    Returns:
+        Text unchanged, even if it is JSON or a transcript; else one turn or more.
 
     Raises:
-        DataError: the cell holds neither; `NoPreferenceError` for a null or an empty list.
+        NoPreferenceError: the cell is null or an empty list.
+        DataError: the cell is something else, or a message has an unknown role or content other than text.
     """
     if type(value) is str:
         return value
@@ -68,7 +80,7 @@ def text_or_turns(name: str, value: object) -> str | Turns:
 
 
 def may_be_turns(text: str) -> bool:
-    """Whether a text is turns, with known roles or not, in JSON or Python's notation, perhaps cut off."""
+    """Whether a text is messages in JSON or as Python prints them, of any roles, and perhaps cut off."""
     if not looks_like_turns(text):
         return False
     try:
@@ -81,12 +93,12 @@ def may_be_turns(text: str) -> bool:
 
 
 def printed(text: str) -> type[dict[str, Any]] | type[list[str]] | None:
-    """Recognise a text that Python printed: pandas writes such cells for dicts and lists in a CSV file.
+    """Recognise a dict or a list as Python prints it: pandas writes such cells to a CSV file.
 
-    JSON is not such a text, since it has other quotes; it may be a model's answer.
+    JSON, which has other quotes, does not count: it may be a model's answer.
 
     Returns:
-        dict for a printed dict that holds a text, list for a printed list of texts; else None.
+        dict for a dict that holds a text under a usual key, list for a list of texts; else None.
     """
     if text.lstrip()[:1] not in ("{", "["):
         return None
@@ -103,12 +115,13 @@ def printed(text: str) -> type[dict[str, Any]] | type[list[str]] | None:
 
 
 def check_text(name: str, value: object, *, is_response: bool) -> None:
-    """Raise DataError if a text is JSON of turns in a column of plain texts: both readings are possible.
+    """Raise DataError if a text in a column of plain texts is JSON of turns: either may be meant.
 
     Args:
         name: the column.
         value: the cell; what is no text is ignored.
-        is_response: the cell is a response. Then JSON turns that do not end with the assistant are a text.
+        is_response: whether the cell is a response. Turns that do not end with the assistant are no response,
+            so then their JSON is accepted as a plain text.
     """
     if not looks_like_turns(value):
         return
@@ -127,11 +140,15 @@ def check_text(name: str, value: object, *, is_response: bool) -> None:
 def read_responses(names: tuple[str, str], good: object, bad: object) -> tuple[object, object]:
     """Parse two responses if both are JSON text of turns that end with the assistant.
 
+    Args:
+        names: the columns of the two responses, for errors.
+        good, bad: the cells.
+
     Returns:
-        Both as turns, or both unchanged.
+        (good, bad): both as turns, or both unchanged.
 
     Raises:
-        DataError: one response is JSON text of turns, and the other is not.
+        DataError: only one response is JSON text of turns that end with the assistant.
     """
     are_turns = looks_like_turns(good), looks_like_turns(bad)
     if not any(are_turns):
@@ -154,7 +171,7 @@ def read_responses(names: tuple[str, str], good: object, bad: object) -> tuple[o
 
 
 def as_turns(value: str | Turns) -> Turns:
-    """Convert a text to one user turn; return turns unchanged."""
+    """Convert a text to one turn of the user; return turns unchanged."""
     return (Turn("user", value),) if isinstance(value, str) else value
 
 
@@ -203,7 +220,7 @@ def _no_turn(name: str) -> DataError:
 
 
 def _known_role(name: str, role: str) -> str:
-    """Translate a role to system, user, assistant or tool.
+    """Translate a usual name of a role, such as "human" or "gpt", to system, user, assistant or tool.
 
     Raises:
         DataError: the role is not known.
@@ -244,10 +261,12 @@ def _part(name: str, part: object) -> str:
 
 
 def _extra(name: str, others: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """Convert the further fields of a turn to values that JSON has; None if all are empty.
+    """Return the further fields of a turn that are not empty, as values that JSON has; None if there is none.
+
+    A value of a type that JSON does not have becomes its text.
 
     Raises:
-        DataError: a field cannot be converted.
+        DataError: JSON cannot hold a field, which contains itself or is nested too deep, for example.
     """
     kept = {str(key): v for key, v in others.items() if not is_null(v) and not _is_empty(v)}
     if not kept:
@@ -262,11 +281,17 @@ def _extra(name: str, others: Mapping[Any, Any]) -> dict[str, Any] | None:
 
 
 def with_tools(preference: Preference, tools: object) -> Preference:
-    """Add tool definitions to the first message of a preference's prompt.
+    """Return a copy of a preference with tool definitions in `extra["tools"]` of its prompt's first message.
+
+    A prompt that is a text becomes a message of the user.
 
     Args:
         preference: the preference of a row.
-        tools: a list of definitions, or JSON text of one. Any other value is ignored.
+        tools: a list of definitions, or JSON text of one. For any other value, `preference` itself is
+            returned.
+
+    Raises:
+        DataError: JSON cannot hold a definition, which contains itself or is nested too deep, for example.
     """
     try:
         found = parse_cell(TOOL_DEFINITIONS, plain(tools))
@@ -293,12 +318,17 @@ def _is_empty(value: object) -> bool:
 
 
 def read_history(name: str, value: object) -> Turns:
-    """Read the turns before the prompt: a list of turns, or of pairs [user's text, assistant's text].
+    """Read the turns before the prompt.
 
-    Returns () for a null or an empty value.
+    Args:
+        name: the column, for errors.
+        value: a list of messages, or of pairs [user's text, assistant's text].
+
+    Returns:
+        The turns; () for a null or an empty value.
 
     Raises:
-        DataError: the cell of the column `name` holds something else.
+        DataError: the cell holds something else, such as text.
     """
     value = plain(value)
     if is_null(value) or value in ("", [], ()):
@@ -313,7 +343,7 @@ def read_history(name: str, value: object) -> Turns:
 
 
 def is_history(name: str, value: object) -> bool:
-    """Whether `read_history` can read a cell, also as JSON text. An empty cell can be read."""
+    """Whether `read_history` can read a cell, after JSON text is parsed. It can read an empty cell."""
     try:
         read_history(name, parse_cell(name, value))
     except DataError:

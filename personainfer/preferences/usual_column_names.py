@@ -39,7 +39,11 @@ class NameSets(tuple[tuple[str, ...], ...]):
         return places
 
     def starting_with(self, names: Iterable[str]) -> list[tuple[str, ...]]:
-        """Return the tuples whose first name is one of `names`, which are in the form of `plain_name`."""
+        """Return the tuples whose first name is one of `names`, the likelier ones first.
+
+        Args:
+            names: names of columns in the form of `plain_name`.
+        """
         return [self[n] for n in sorted(n for name in names for n in self._places.get(name, ()))]
 
 
@@ -113,7 +117,7 @@ MODELS: Final = NameSets(_two("model generator id response_id output_id"))  # a 
 
 @lru_cache(maxsize=4096)  # all columns are compared with the same few hundred names
 def plain_name(name: str) -> str:
-    """Write a column's name in snake case: "Chosen Response" and "chosenResponse" become chosen_response."""
+    """Return a column's name in snake case: "Chosen Response" and "chosenResponse" give "chosen_response"."""
     words = _WORD_START.sub("_", name.strip())
     return _BETWEEN_WORDS.sub("_", words).lower()
 

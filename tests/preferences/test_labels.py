@@ -12,6 +12,8 @@ from personainfer.data import read_preferences
 from personainfer.exceptions import ContradictionError, DataError, InvalidArgumentError
 from personainfer.preferences.labels import LabelCoding, check_labels, find_coding, label_key
 
+from ..builders import PAIR, read
+
 NAMES = ("response_1", "response_2")
 CODINGS: list[dict[object, str]] = [
     {1: "first", 2: "second"},
@@ -153,3 +155,19 @@ def test_the_line_to_copy_has_to_be_filled_in(seen: tuple[object, ...]) -> None:
 def test_labels_that_cannot_be_meant(labels: dict[Any, Any], words: str) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
         check_labels(labels)
+
+
+LISTED = [
+    {"prompt": "q", "responses": ["a", "b"], "label": label} for label in ("first", "second") * 3
+]
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_label_prefers_neither_response(empty: str) -> None:
+    """The two responses of a list have no columns, so an empty label could be taken for a column's name."""
+    *found, odd = read(*LISTED, {**LISTED[0], "label": empty})
+    assert found == [PAIR, PAIR.swapped] * 3
+    assert "'label' is" in str(odd)
+    row = {"text": "q", "completion_a": "a", "completion_b": "b"}
+    votes = {"normal_worker_annotations": [empty], "expert_worker_annotations": ["B is better"]}
+    assert read({**row, **votes}) == [PAIR.swapped]

@@ -451,6 +451,13 @@ def test_one_hot_winners() -> None:
     assert "2 are set" in str(two)
 
 
+def test_a_row_without_any_round_costs_no_other_row() -> None:
+    none = {**ROUNDS, "prompt": "[]", "response_a": "[]", "response_b": "[]"}
+    found = read(ROUNDS, ROUNDS, none)
+    assert found[:2] == [PAIR, PAIR]
+    assert "a round is missing" in str(found[2])
+
+
 @pytest.mark.parametrize(
     ("word", "first"),
     [
