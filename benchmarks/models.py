@@ -22,6 +22,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from persona_runs import ROOT, Deadline, Run, Sided, inferring, pair_set
 
 import personainfer as pi
@@ -83,7 +84,9 @@ def tailored(path: Path) -> tuple[list[pi.Preference], list[Sided]]:
 
 def cells(run: Run, scorer: str) -> list[str]:
     """The line of a run in the table, by one scorer."""
-    explained = explained_shares(run.scores(scorer))
+    scores = run.scores(scorer)
+    missing = [[one is None for one in both] for both in run.personas[: len(scores)]]
+    explained = explained_shares(scores, np.array(missing, dtype=bool).reshape(-1, 2))
     faults = {name: bootstrap_rate(values) for name, values in run.faults().items()}
     names = ("flagged", "copied from the pair", "exemplars repeated", "both sides equal")
     shares = [faults[name] for name in (*names, "not a sentence", "without a persona")]
@@ -91,7 +94,7 @@ def cells(run: Run, scorer: str) -> list[str]:
     rate = f"{60 * len(run.personas) / seconds:.1f}" if seconds else ""
     return [
         run.label,
-        f"{len(run.scores(scorer))} {run.set}",
+        f"{len(scores)} {run.set}",
         *(f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in explained.values()),
         *(f"{share.value:.0%}" for share in shares),
         rate,

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..arguments import read_numbers
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
-from .statistics import CONFIDENCE, Estimate, bootstrap, wilson
+from .statistics import CONFIDENCE, Estimate, bootstrap, check_confidence, wilson
 
 _MOST_CATEGORIES = 128  # enough for a slider from 0 to 100; with more, resampling takes minutes
 Level = Literal["nominal", "ordinal", "interval"]
@@ -21,22 +21,26 @@ Level = Literal["nominal", "ordinal", "interval"]
 def cohen_kappa(one: ArrayLike, other: ArrayLike, *, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate Cohen's kappa of two raters: (p_o - p_e) / (1 - p_e) (Cohen 1960).
 
-    p_o is the share of items on which the raters agree, p_e the share that chance would give.
+    p_o is the share of items on which the raters agree. p_e is the share that chance would give.
 
     Args:
-        one, other: shape (n,): the category that each rater gave to each item, as numbers. NaN: none; the
-            item is left out.
-        confidence: of the interval, between 0 and 1. It resamples items.
+        one, other: shape (n,): the category that each rater gave to each item, as numbers. NaN: the rater
+            gave none, and the item is left out.
+        confidence: how often the interval should cover the truth, between 0 and 1. It resamples items.
 
     Returns:
-        1 if the raters always agree, 0 if they agree as often as by chance; NaN if both give every item
-        one and the same category. If they always agree, resampling gives the interval no width; its lower
-        end is then the kappa at Wilson's upper limit for 0 disagreements in n items. If one rater gives
-        every item the same category, kappa is 0 whatever the other says, and the interval is NaN.
+        The kappa, its interval, and the number of items with both ratings. Kappa is 1 if the raters always
+        agree, 0 if they agree as often as by chance, and below 0 if they agree less often. It is NaN if no
+        item has both ratings, or if both raters give every item one and the same category. If the raters
+        always agree, resampling gives the interval no width. Its lower end is then the kappa at Wilson's
+        upper limit for 0 disagreements in n items. If only one rater gives every item the same category,
+        kappa is 0 whatever the other one says, and the interval is NaN.
 
     Raises:
-        InvalidArgumentError: shapes that differ, or more than 128 categories.
+        InvalidArgumentError: values that are not finite numbers, shapes that differ, more than 128
+            categories, or a `confidence` that is not between 0 and 1.
     """
+    check_confidence(confidence)
     first, second = read_numbers("one", one), read_numbers("other", other)
     if first.shape != second.shape:
         raise InvalidArgumentError(f"two raters of shapes {first.shape} and {second.shape}.")
@@ -70,21 +74,27 @@ def krippendorff_alpha(
     "Computing Krippendorff's Alpha-Reliability").
 
     Args:
-        ratings: shape (raters, items), numbers; NaN: no rating. An item with one rating is left out.
-        level: the distance of two values: "nominal": 1 if they differ; "ordinal": the square of the number
-            of ratings between them; "interval": the square of their difference. The first two allow at most
-            128 different values.
-        confidence: of the interval, between 0 and 1. It resamples items.
+        ratings: shape (raters, items), numbers; NaN: no rating. Items with fewer than two ratings are left
+            out.
+        level: the distance of two values. "nominal": 1 if they differ. "ordinal": the square of the
+            difference of their mean ranks among all ratings. "interval": the square of their difference. The
+            first two allow at most 128 different values.
+        confidence: how often the interval should cover the truth, between 0 and 1. It resamples items.
 
     Returns:
-        1 if all raters agree, 0 if they agree as often as by chance; NaN if no item has two ratings, or all
-        ratings are equal. If all agree, the interval is that of `cohen_kappa`, where each disagreement has
-        the largest distance in the data.
+        The alpha, its interval, and the number of items with two ratings or more. Alpha is 1 if all raters
+        agree, 0 if they agree as often as by chance, and below 0 if they agree less often. It is NaN if no
+        item has two ratings, or all ratings are equal. The interval of a single item is NaN. If the raters
+        agree on every item, resampling gives the interval no width. Its lower end is then the alpha if D_o
+        were the largest distance in the data, times Wilson's upper limit for 0 disagreements in n items; but
+        not below -1.
 
     Raises:
-        InvalidArgumentError: an unknown level, another shape, or more than 128 values.
+        InvalidArgumentError: an unknown level, values that are not finite numbers, an array that has not two
+            dimensions, more than 128 values, or a `confidence` that is not between 0 and 1.
     """
     InvalidArgumentError.check("level", level, ("nominal", "ordinal", "interval"))
+    check_confidence(confidence)
     given = read_numbers("ratings", ratings, dimensions=(2,))
     paired = given[:, (~np.isnan(given)).sum(axis=0) >= 2]
     if not paired.size:
@@ -102,16 +112,16 @@ def krippendorff_alpha(
 
 
 class _Disagreement(NamedTuple):
-    """Distances between ratings as functions of sums over items, for the bootstrap.
+    """Distances between ratings as functions of sums over items, as `bootstrap` needs them.
 
-    No table has all pairs of values, because a slider has many values.
+    There is no table of all pairs of values, because a slider has many values.
 
     Attributes:
         items: shape (items, m): what each item adds to each of m sums.
         observed: sums of shape (k, m) -> shape (k,): the sum of the distances within items; those of an item
             with r ratings are divided by r - 1.
-        by_chance: sums of shape (k, m) -> shape (k,): the sum of the distances between all n ratings,
-            divided by n - 1.
+        by_chance: sums of shape (k, m) -> shape (k,): the sum of the distances between all n ratings, divided
+            by n - 1.
         widest: the largest distance of two values.
     """
 
@@ -157,7 +167,7 @@ def _ordinal(ratings: FloatArray) -> _Disagreement:
     pairs = counts[:, lower] * counts[:, upper] * weights[:, None]
 
     def ranks(sums: FloatArray) -> FloatArray:
-        """Mean rank of each value among all ratings in order, shape (k, values)."""
+        """Return the mean rank of each value among all ratings in order, shape (k, values)."""
         return np.asarray(np.cumsum(sums[:, :k], axis=1) - sums[:, :k] / 2.0)
 
     def observed(sums: FloatArray) -> FloatArray:
@@ -186,7 +196,11 @@ def _counted(ratings: FloatArray) -> tuple[int, FloatArray]:
 
 
 def _categories(values: FloatArray) -> tuple[int, NDArray[np.intp]]:
-    """Return the number of different values, and the number of each item's value, from 0."""
+    """Return the number of different values, and for each value its place, from 0, among these in order.
+
+    Raises:
+        InvalidArgumentError: there are more than 128 different values.
+    """
     distinct, numbers = np.unique(values, return_inverse=True)
     if len(distinct) > _MOST_CATEGORIES:
         raise InvalidArgumentError(
@@ -199,8 +213,15 @@ def _categories(values: FloatArray) -> tuple[int, NDArray[np.intp]]:
 def _agreeing(found: Estimate, cost: float, confidence: float) -> Estimate:
     """Widen the interval of an agreement if all raters agree on all n items, so that it has no width.
 
-    The share of items with disagreement is at most Wilson's upper limit for 0 of n. `cost` is what a share
-    of 1 would subtract from the agreement.
+    The share of items with disagreement is at most Wilson's upper limit for 0 of n.
+
+    Args:
+        found: the agreement, with the interval that resampling gave.
+        cost: what would be subtracted from the agreement if every item had a disagreement.
+        confidence: how often the interval should cover the truth, between 0 and 1.
+
+    Returns:
+        The agreement with the lower `low`, at least -1. `found` itself unless its value and its `low` are 1.
     """
     if not found.value == found.low == 1.0:
         return found

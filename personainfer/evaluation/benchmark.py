@@ -1,7 +1,8 @@
 """Measure how good a model's personas are: how well they explain choices, their faults, their cost.
 
-A scorer, which should be another model, computes from log-probabilities how well each persona explains that
-its response was preferred (`Likelihood.explains`). Faults are counted from the flags of the personas.
+A scorer says how well each persona explains that its response was preferred, such as `Likelihood.explains`,
+which uses log-probabilities. It should be another model than the one that wrote the personas. Faults are
+counted from the flags of the personas.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from importlib import resources
 from typing import Any, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..arguments import takes_options
 from ..data.table import PersonaTable
@@ -47,7 +49,7 @@ _MISSING = "without a persona"
 
 @cache
 def benchmark_pairs() -> tuple[Preference, ...]:
-    """Load the 60 pairs that come with the library: 30 contrast in manner, 30 in content.
+    """Return the 60 pairs that come with the library: 30 contrast in manner, 30 in content.
 
     None of them is an example pair or an exemplar of the prompt. An id names the kind: "manner-01",
     "content-01".
@@ -63,14 +65,14 @@ class ModelBenchmark:
     """The result of `benchmark_model`.
 
     Attributes:
-        model: the model that wrote the personas.
+        model: the name of the model that wrote the personas.
         shares: name -> share with its 95 % interval over pairs: see `persona_shares`.
-        seconds: how long the model took, with the start of a local model; None if replies came from the
-            cache.
+        seconds: how long the inference took, with the start of a local model and without the download of its
+            weights; None if any reply came from the cache.
         failed: how many pairs have an error.
-        usage: calls, tokens and cost in USD.
+        usage: the calls, tokens and cost in USD of this model, without those of the scorers.
         notes: sentences about what limits the numbers.
-        table: the personas.
+        table: the pairs with their personas.
     """
 
     model: str
@@ -83,11 +85,14 @@ class ModelBenchmark:
 
     @property
     def rows_a_minute(self) -> float | None:
-        """Pairs per minute; None if replies came from the cache."""
+        """Pairs per minute; None if any reply came from the cache."""
         return None if not self.seconds else 60 * len(self.table) / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers as plain values, without the rows."""
+        """Return all numbers and counts as plain values, by the names of the attributes.
+
+        "pairs" and "rows_a_minute" are added, `table` is left out. A share that cannot be estimated is NaN.
+        """
         return {
             "model": self.model,
             "pairs": len(self.table),
@@ -132,15 +137,24 @@ def benchmark_model(
         model: the model to measure, as for `infer_personas`.
         scorers: what scores how well personas explain choices: names of models for `likelihood_scorer`, or
             name -> an object with `explains(preferences, personas)`. None: "local:smollm2", or
-            "local:qwen2.5-coder-0.5b" if the former is the measured model. `notes` says if a model scores
-            its own personas.
+            "local:qwen2.5-coder-0.5b" if the former is the measured model. `notes` says if a model scores its
+            own personas.
         data: pairs to measure on, as for `infer_personas`; None: `benchmark_pairs()`.
         progress, options: as for `infer_personas`.
 
+    Returns:
+        The shares, the time and the cost, and the table of personas.
+
     Raises:
-        InvalidArgumentError: a bad argument, before any call is made.
+        InvalidArgumentError, UnknownOptionError: a bad argument, before any call is made. Or a scorer refused
+            the pairs, after the personas were inferred.
+        DataError: no row of `data` can be read, before any call is made.
+        MissingExtraError: the model or a scorer needs a package that is not installed, before any call is
+            made.
         ModelNotFoundError: the weights of a scorer cannot be fetched, before any call is made.
-        ModelError: the model would fail on every pair.
+        ModelError: the model would fail on every pair (key, model), or a scorer failed.
+        CacheError: the cache of replies cannot be used.
+        RowsFailedError: a pair failed, and `on_error` is "raise".
     """
     asked = benchmark_pairs() if data is None else data
     _, llm = planned(model, options)  # bad options fail before any weights are fetched
@@ -170,31 +184,42 @@ def persona_shares(
     """Measure the quality of personas as shares, each with a 95 % interval over pairs.
 
     Args:
-        rows: a table, or rows, with personas of both sides.
+        rows: a table, or rows, with personas of both sides. Rows without a pair are left out.
         scorers: name -> an object with `explains(preferences, personas)`.
 
     Returns:
-        Name -> share. For each scorer: "pairing", the pairs whose two personas together fit their own
-        responses better than each other's; and "sides explained", the personas with a score above 0. Then
-        "without a persona", and each of `FAULTS`. A side without a persona counts as not explained. A pair
-        without a score is left out of that scorer's shares.
+        Name -> share. For each scorer: "pairing, by NAME", the share of pairs whose two personas together fit
+        their own responses better than each other's; and "sides explained, by NAME", the share of personas
+        with a score above 0. Then "without a persona", and each of `FAULTS`: shares of sides. A pair with a
+        missing persona counts as not paired, and this side as not explained. If the scorer gives a persona no
+        score (NaN), the pair is left out of "pairing", and the persona out of "sides explained".
+
+    Raises:
+        InvalidArgumentError, ModelError: a scorer failed for all pairs, or three times in succession.
     """
     kept = [row for row in rows if row.preference is not None]
     pairs = [row.preference for row in kept if row.preference is not None]
     sides = [(row.chosen, row.rejected) for row in kept]
+    missing = np.array([[one is None for one in both] for both in sides], dtype=bool).reshape(-1, 2)
     shares: dict[str, Estimate] = {}
     for name, scorer in scorers.items():
         found = sides_explained(scorer, pairs, sides)
-        shares |= {f"{what}, by {name}": share for what, share in explained_shares(found).items()}
+        explained = explained_shares(found, missing)
+        shares |= {f"{what}, by {name}": share for what, share in explained.items()}
     counted = persona_faults(pairs, sides)
     return shares | {name: bootstrap_rate(values) for name, values in counted.items()}
 
 
-def explained_shares(scores: FloatArray) -> dict[str, Estimate]:
-    """Compute "pairing" and "sides explained" of `persona_shares` from the scores of `sides_explained`."""
+def explained_shares(scores: FloatArray, missing: NDArray[np.bool_]) -> dict[str, Estimate]:
+    """Compute the shares "pairing" and "sides explained", which `persona_shares` describes.
+
+    Args:
+        scores: shape (pairs, 2), from `sides_explained`.
+        missing: shape (pairs, 2): whether the side has no persona.
+    """
     unknown = np.isnan(scores)
     paired = np.where(unknown.any(axis=1), np.nan, scores.sum(axis=1) > 0)
-    paired[(scores == 0).any(axis=1)] = 0.0  # a side without a persona pairs with nothing
+    paired[missing.any(axis=1)] = 0.0  # a side without a persona pairs with nothing
     return {
         "pairing": bootstrap_rate(paired),
         "sides explained": bootstrap_rate(np.where(unknown, np.nan, scores > 0)),
@@ -206,10 +231,19 @@ def sides_explained(
     pairs: Sequence[Preference],
     personas: Sequence[tuple[Persona | str | None, Persona | str | None]],
 ) -> FloatArray:
-    """Score how well the persona of each side explains that its response is preferred, shape (n, 2).
+    """Score how well the persona of each side explains that its response is preferred.
 
-    Scores have the unit of the scorer; above 0 the persona explains the preference. 0: there is no persona;
-    NaN: the scorer gives no score. `personas` are n pairs (chosen side, rejected side).
+    Args:
+        scorer: an object with `explains(preferences, personas)`.
+        pairs: n pairs.
+        personas: the personas of each pair (chosen side, rejected side); None: the side has none.
+
+    Returns:
+        Shape (n, 2), in the unit of the scorer; above 0 the persona explains the preference. NaN: the scorer
+        gives no score. A side without a persona has 0.
+
+    Raises:
+        InvalidArgumentError, ModelError: the scorer failed for all pairs, or three times in succession.
     """
     found = np.zeros((len(pairs), 2))
     asked = [
@@ -229,8 +263,13 @@ def persona_faults(
 ) -> dict[str, FloatArray]:
     """Find what is missing or wrong with the personas of each side: name -> 0 or 1, shape (n, 2).
 
-    The flags are computed again, so that personas from any source count in the same way. The exemplars are
-    those of the default prompt. `personas` are n pairs (chosen side, rejected side).
+    The names are "without a persona" and those of `FAULTS`, which are 0 for a side without a persona. The
+    flags are computed again, so that personas from any source count in the same way. The exemplars are those
+    of the default prompt.
+
+    Args:
+        pairs: n pairs.
+        personas: the personas of each pair (chosen side, rejected side); None: the side has none.
     """
     phrases = PersonaPrompt().phrases
     counted = {name: np.zeros((len(pairs), 2)) for name in (_MISSING, *FAULTS)}
@@ -249,13 +288,15 @@ def persona_faults(
 
 
 def likelihood_scorer(name: str) -> Likelihood:
-    """Make a `Likelihood`, which scores plain text if local weights have no chat template.
+    """Make a `Likelihood`. If local weights have no chat template, it scores plain text.
 
     Args:
         name: the name of a model, as for `Likelihood`. The weights of a local model are fetched here.
 
     Raises:
-        InvalidArgumentError, MissingExtraError, ModelNotFoundError: the model cannot be made.
+        InvalidArgumentError: there is no such model.
+        MissingExtraError: a package that the model needs is not installed.
+        ModelNotFoundError: the weights cannot be fetched.
     """
     if _is_local(name) and not has_chat_template(find_weights(name).path()):
         return Likelihood(name, persona_in="plain")
@@ -274,12 +315,18 @@ def _scorers(
             argument="scorers",
         )
     if isinstance(given, Mapping):
+        for name, scorer in given.items():
+            if not callable(getattr(scorer, "explains", None)):
+                raise InvalidArgumentError(
+                    f"scorers[{name!r}]={scorer!r:.80} has no method explains(preferences, personas).",
+                    argument="scorers",
+                )
         return given
     return {name: likelihood_scorer(name) for name in given}
 
 
 def _partiality(scorers: Mapping[str, Selector], model: str, chooser: object) -> list[str]:
-    """Return a note for each scorer that wrote or chose the personas."""
+    """Return a note for each scorer that is the model which wrote or chose the personas."""
     chose = getattr(chooser, "model", None)
     notes = []
     for name in scorers:
@@ -297,7 +344,7 @@ def _is_local(model: str) -> bool:
 
 
 def _is_same_model(name: str, other: str) -> bool:
-    """Whether two names mean the same model; names of local models do if the weights are the same."""
+    """Whether two names mean the same model. Names of local models do if the weights are the same."""
     if name == other:
         return True
     if not (_is_local(name) and _is_local(other)):

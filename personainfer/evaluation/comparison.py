@@ -61,7 +61,12 @@ _TIE = Verdict((Opinion(), Opinion()))
 
 
 class Case(NamedTuple):
-    """Two responses to judge (`pair.chosen` is the test model's), and the persona that the judge sees."""
+    """Two responses to judge, and the persona that the judge sees.
+
+    Attributes:
+        pair: `chosen` is the test model's response, `rejected` the base model's.
+        persona: None: the judge sees no persona, and compares the quality.
+    """
 
     pair: Preference
     persona: Persona | str | None
@@ -83,33 +88,42 @@ def compare_responses(
 ) -> ResponseComparison:
     """Measure how often a judge prefers the test model's response, without and with a persona.
 
-    The judge sees both orders. A prompt is won only if both orders agree, else it is tied. Equal responses
-    are a tie, and the judge is not asked.
+    The judge sees both orders of the responses. A prompt is won or lost only if both orders agree, else it is
+    tied. Equal responses are a tie, and the judge is not asked.
 
     Args:
         prompts: texts or conversations. This and the next three arguments are each a sequence in the same
             order; a mapping (or pandas series) of ids; or a sequence of dicts with "id" and "prompt",
             "response" or "persona". The ids must be the same in all.
         base, test: the responses of two models. A row with a missing response (None) is not judged.
-        judge: a model, as for `infer_personas`; an LLM; or a function (prompt, first, second, persona)
-            -> 1, 2 or "neither", whose persona is None for quality. The function may be `async`: several
-            questions then run at once. It gets each question once; its answers are kept as long as it
-            exists. The judge should be neither of the two models.
-        personas: for each prompt a `Persona`, its sentence, or None (the row is not judged); or one for
-            all prompts. None: only quality is judged.
-        rubrics: "quality" or "personalization" -> criteria in your words, for a judge that is a model.
-        unparsable: what a row with an unusable reply counts as: "drop": it is left out; "tie"; or "loss" of
-            the test model. Such rows are counted in `failed`. A row without any reply is left out.
-        confidence: of the intervals, between 0 and 1. They resample prompts: rows with the same prompt are
-            one observation.
-        progress: a bar on standard error; None: in a terminal or a notebook.
+        judge: a model, as for `infer_personas`; an LLM; or a function (prompt, first, second, persona) -> 1,
+            2 or "neither", whose persona is None for quality. The function may be `async`: up to 16 questions
+            then run at once. Its errors are raised. The function is called once for each different question;
+            its answers are kept in memory for later calls, as long as the function exists. The judge should
+            be neither of the two models.
+        personas: for each prompt a `Persona`, its sentence, or None (the row is not judged); or one for all
+            prompts. None: only quality is judged.
+        rubrics: "quality" or "personalization" -> criteria in your words, for a judge that is a model. None:
+            the library's criteria.
+        unparsable: what a row counts as if the judge replied in both orders, and one of the replies cannot be
+            used: "drop": it is left out; "tie"; or "loss" of the test model. Such rows are counted in
+            `failed`. A row is always left out if the judge did not reply in one of the orders.
+        confidence: how often the intervals should cover the truth, between 0 and 1. They resample prompts:
+            rows with the same prompt are one observation.
+        progress: whether to show a bar on standard error; None: in a terminal or a notebook.
         options: configure the LLM that a model string makes: see `LLM`.
+
+    Returns:
+        Win rates by each rubric, ΔPQ, lengths, counts, and columns with a verdict for each row.
 
     Raises:
         DataError: no row can be judged.
-        ValueError, TypeError: ids that do not match, responses that are all the same, or another bad
-            argument, before any call is made.
-        ModelError: the judge failed on every question, or would (key, model).
+        InvalidArgumentError, UnknownOptionError: ids that do not match, responses that are all the same, or
+            another bad argument, before any call is made.
+        MissingExtraError: the judge needs a package that is not installed.
+        ModelError: the judge gave no usable reply to any question; or every question would fail in the same
+            way (key, model).
+        CacheError: the cache of replies cannot be used.
     """
     UnknownOptionError.check(
         options, OPTIONS.union(inspect.signature(compare_responses).parameters)
@@ -131,7 +145,7 @@ def compare_responses(
 
 
 def _left_out(one: ResponsePair, personas_shown: bool) -> str | None:
-    """Say why a row is not judged; None: it is judged."""
+    """Return the reason why a row is not judged; None: it is judged."""
     if one.pair is None:
         return one.problem
     return "no persona" if personas_shown and one.persona is None else None
@@ -146,18 +160,22 @@ def _case(one: ResponsePair, rubric: Rubric) -> Case:
 
 
 class Asker(Protocol):
-    """A judge of cases: a model or a function, with its name."""
+    """What judges cases: a model or a function.
+
+    Attributes:
+        name: the name of the model or the function.
+    """
 
     name: str
 
     @property
     def usage(self) -> Usage:
-        """Calls and tokens so far."""
+        """The calls and tokens of the judge so far; 0 for a function."""
 
     def verdicts(
         self, rubric: Rubric, cases: Sequence[Case], progress: bool | None
     ) -> list[Verdict]:
-        """Judge each case in both orders; return one verdict for each, in order."""
+        """Judge each case in both orders; return one verdict for each, in the same order."""
 
 
 class _ModelAsker:
@@ -186,7 +204,12 @@ class _ModelAsker:
 
 
 def _instructions(rubric: Rubric, own: str | None) -> tuple[Message, ...]:
-    """Write the system message of a judge: the task, the criteria (`own` replaces them), the reply's form."""
+    """Write the system message of a judge: the task, the criteria, and the form of the reply.
+
+    Args:
+        rubric: what to judge by.
+        own: the criteria of the caller; None: those of the library.
+    """
     told = instructions(f"judge_{rubric}.txt")
     if own is None:
         return told
@@ -289,7 +312,7 @@ def _judged(
     Equal responses get a tie without a question.
 
     Raises:
-        ModelError: the judge gave no usable reply at all.
+        ModelError: the judge was asked, and gave no usable reply at all.
     """
     cases = {place: _case(pairs[place], rubric) for place in places}
     asked = {n: case for n, case in cases.items() if case.pair.chosen != case.pair.rejected}
@@ -313,7 +336,14 @@ def _comparison(
     unparsable: str,
     confidence: float,
 ) -> ResponseComparison:
-    """Compute all numbers and columns from the verdicts: rubric -> one for each row, or None."""
+    """Compute all numbers and columns of the result.
+
+    Args:
+        pairs: the rows.
+        verdicts: rubric -> one verdict for each row; None: the row was not judged.
+        asker: the judge, for its name and usage.
+        unparsable, confidence: as for `compare_responses`.
+    """
     prompts = prompt_numbers([one.pair.prompt if one.pair else None for one in pairs])
     base, test = _lengths(pairs, verdicts["quality"])
     won = {rubric: outcomes(given, unparsable) for rubric, given in verdicts.items()}
@@ -355,7 +385,10 @@ def _comparison(
 def _lengths(
     pairs: Sequence[ResponsePair], verdicts: Sequence[Verdict | None]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Count the characters of the base's and the test model's responses, (rows,) each; NaN: not judged."""
+    """Count the characters of the responses, the base model's and the test model's, shape (rows,) each.
+
+    NaN: the row was not judged, or the judge did not reply in one of the orders.
+    """
     judged = [
         one.pair if v is not None and v.answered else None
         for one, v in zip(pairs, verdicts, strict=True)
@@ -390,7 +423,10 @@ def _columns(
 
 
 def _score(verdict: Verdict | None) -> float | None:
-    """The share of orders that the test model won; None without a question or a usable reply."""
+    """Return the share of orders that the test model won: 0, 0.5 or 1.
+
+    None: the row was not judged, its responses are equal, or a reply cannot be used.
+    """
     usable = verdict is not None and verdict is not _TIE and verdict.problem is None
     return verdict.score if verdict is not None and usable else None
 
@@ -402,7 +438,7 @@ def _problems(place: int, verdicts: Mapping[Rubric, Sequence[Verdict | None]]) -
 
 
 def _notes(rubrics: Mapping[Rubric, RubricFindings]) -> list[str]:
-    """Write a note if the judge's two orders may agree by chance, so that its verdicts mean nothing."""
+    """Return a note if the judge's two orders may agree by chance, so that its verdicts mean nothing."""
     doubtful = [
         f"{rubric} ({found.consistency})"
         for rubric, found in rubrics.items()

@@ -1,6 +1,7 @@
 """Estimate means, rates and win rates of items in groups, such as the rows of one prompt.
 
-A mean is over items. Its interval comes from resampling whole groups, and `n` is the number of groups.
+A mean is over items, so a group with more items weighs more. Its interval comes from resampling whole groups,
+and `n` is the number of groups.
 
 `length_controlled_rate` estimates the win rate that two models would have if their responses were equally
 long, by the regression of length-controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475, section 3):
@@ -28,6 +29,7 @@ from .statistics import (
     Estimate,
     bootstrap,
     bootstrap_rate,
+    check_confidence,
     check_resampling,
     check_within,
     percentiles,
@@ -54,7 +56,9 @@ class WinRate:
     """Counts of wins, ties and losses, and two rates.
 
     Attributes:
-        rate: wins / (wins + losses), without ties: W of "Whose Boat Does it Float?" (arXiv 2501.11549).
+        wins, ties, losses: how many items are won, tied and lost.
+        rate: wins / (wins + losses), without ties: W of "Whose Boat Does it Float?" (arXiv 2501.11549). NaN
+            if there are only ties.
         rate_with_ties: (wins + ties / 2) / (wins + ties + losses).
     """
 
@@ -68,12 +72,20 @@ class WinRate:
         return f"{self.rate}: {self.wins:,} wins, {self.ties:,} ties, {self.losses:,} losses"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return counts and rates by name."""
+        """Return the counts and the rates by the names of the attributes; a rate is a dict, too."""
         return asdict(self)
 
 
 def group_sums(items: FloatArray, groups: NDArray[np.intp]) -> FloatArray:
-    """Sum the items of each group: items (n, m), and the number of each item's group (n,) -> (groups, m)."""
+    """Sum the items of each group.
+
+    Args:
+        items: shape (n, m).
+        groups: a number for each item's group, shape (n,).
+
+    Returns:
+        Shape (groups, m), in the order of the numbers.
+    """
     rows = np.asarray(items, dtype=np.float64)
     numbers, places = np.unique(groups, return_inverse=True)
     sums = np.zeros((len(numbers), rows.shape[1]))
@@ -99,18 +111,20 @@ def mean_by_group(
 
     Args:
         values: shape (n,); NaN is a missing value.
-        groups: the group of each value, length (n,).
+        groups: the label of each value's group, length (n,), such as the user or the prompt.
         bounds: the lowest and the highest possible value. If all groups have the same mean, `widened` then
-            gives the interval a width; without bounds, it has the width 0.
-        confidence: of the interval, between 0 and 1.
+            gives the interval a width. None: the interval then has the width 0.
+        confidence: how often the interval should cover the truth, between 0 and 1.
 
     Returns:
-        The mean. `n` counts groups with a value; without any, all is NaN.
+        The mean over values, so a group with more values weighs more. `n` counts groups with a value; without
+        any, all numbers are NaN. With one group the interval is NaN, unless the mean is one of the `bounds`.
 
     Raises:
         InvalidArgumentError: values that are not finite numbers or outside of `bounds`, a missing group, or
             lengths that differ.
     """
+    check_confidence(confidence)
     given, (_, numbers) = read_numbers("values", values), read_labels("groups", groups)
     check_lengths(given, numbers)
     if bounds is not None:
@@ -171,8 +185,14 @@ def win_rate_by_group(
 
     Args:
         outcomes: shape (n,): above 0 a win, 0 a tie, below 0 a loss; NaN is left out.
-        groups: the group of each item, length (n,).
-        confidence: of the intervals, between 0 and 1.
+        groups: the label of each item's group, length (n,).
+        confidence: how often the intervals should cover the truth, between 0 and 1.
+
+    Returns:
+        The counts of items, and both rates. A rate of no items is NaN, as `rate` is if all are ties.
+
+    Raises:
+        InvalidArgumentError: outcomes that are not finite numbers, a missing group, or lengths that differ.
     """
     given, (_, numbers) = np.sign(read_numbers("outcomes", outcomes)), read_labels("groups", groups)
     won = np.where(given == 0, np.nan, (given + 1) / 2)
@@ -195,20 +215,25 @@ def delta_pq(
 ) -> Estimate:
     """Estimate ΔPQ = W_P + W_Q - 1, where W = wins / (wins + losses): from -1 to 1, 0 for no difference.
 
-    "Whose Boat Does it Float?" (arXiv 2501.11549) gives it times 100. The interval resamples groups, each
-    with both outcomes. If a W is 0 or 1, it does not vary between resamples; the interval is then composed
-    from the intervals of both W as if they were independent (MOVER, Zou & Donner 2008). If ΔPQ itself does
-    not vary, as when one outcome is won wherever the other is lost, see `widened`.
+    W_P is of the outcomes `personalization`, W_Q of `quality`. "Whose Boat Does it Float?" (arXiv 2501.11549)
+    gives ΔPQ times 100. The interval resamples groups, each with both outcomes. If a W is 0 or 1, it does not
+    vary between resamples; the interval is then composed from the intervals of both W as if they were
+    independent (MOVER, Zou & Donner 2008). If ΔPQ itself does not vary, as when one outcome is won wherever
+    the other is lost, `widened` gives the interval a width.
 
     Args:
-        personalization, quality: shape (n,) each, the same items in the same order: above 0 a win, 0 a
-            tie, below 0 a loss; NaN is a missing judgement.
-        groups: the group of each item, length (n,).
-        confidence: of the interval, between 0 and 1.
+        personalization, quality: shape (n,) each, the same items in the same order: above 0 a win, 0 a tie,
+            below 0 a loss; NaN is a missing judgement.
+        groups: the label of each item's group, length (n,).
+        confidence: how often the interval should cover the truth, between 0 and 1.
 
     Returns:
-        NaN if either outcome has neither wins nor losses. `n` counts groups with a win or a loss.
+        ΔPQ; NaN if either outcome has neither wins nor losses. `n` counts groups with a win or a loss.
+
+    Raises:
+        InvalidArgumentError: outcomes that are not finite numbers, a missing group, or lengths that differ.
     """
+    check_confidence(confidence)
     one, other = read_numbers("personalization", personalization), read_numbers("quality", quality)
     _, numbers = read_labels("groups", groups)
     check_lengths(one, other, numbers)
@@ -246,21 +271,26 @@ def length_controlled_rate(
 ) -> Estimate:
     """Estimate wins / (wins + losses) at equal length, with an interval from resampled groups.
 
-    Swapping the sides turns the rate r into 1 - r. Repeating all items of a group changes nothing.
+    Swapping the sides turns the rate r into 1 - r. Repeating all items equally often changes nothing.
 
     Args:
         outcomes: shape (n,): above 0 a win, below 0 a loss; 0 (a tie) and NaN are left out.
-        differences: shape (n,): the length of the side whose wins are counted, minus that of the other
-            side; NaN is left out.
-        groups: the group of each item, such as its prompt, length (n,).
-        confidence: of the interval, between 0 and 1.
+        differences: shape (n,): the length of the side whose wins are counted, minus that of the other side;
+            NaN is left out.
+        groups: the label of each item's group, such as its prompt, length (n,).
+        confidence: how often the interval should cover the truth, between 0 and 1.
         resamples: how many to draw. Each is a regression.
         seed: of the draw.
 
     Returns:
-        The plain rate if all differences are 0, or all items are won, or all lost. NaN if every item has
-        the same other difference, because length and quality then cannot be separated. The interval of a
-        single group is NaN.
+        The rate at equal length. It is the plain rate if all differences are 0, or all items are won, or all
+        lost. It is NaN if all differences are equal and not 0, because length and quality then cannot be
+        separated. The interval of a single group is NaN, unless all its items are won or all lost. `n` counts
+        groups with a win or a loss; without any, all numbers are NaN.
+
+    Raises:
+        InvalidArgumentError: values that are not finite numbers, a missing group, lengths that differ, or a
+            bad argument.
     """
     check_resampling(confidence, resamples, seed)
     given, lengths = read_numbers("outcomes", outcomes), read_numbers("differences", differences)
@@ -301,8 +331,12 @@ def length_controlled_difference(
         differences, groups, confidence, resamples, seed: as for `length_controlled_rate`.
 
     Returns:
-        NaN if every item has the same difference of lengths, other than 0. The interval of a single group
-        is NaN.
+        The difference, from -1 to 1. It is NaN if all differences of lengths are equal and not 0. The
+        interval of a single group is NaN. `n` counts groups with an item that is not left out; without any,
+        all numbers are NaN.
+
+    Raises:
+        InvalidArgumentError: as `length_controlled_rate`.
     """
     check_resampling(confidence, resamples, seed)
     one, other = read_numbers("first", first), read_numbers("second", second)
@@ -348,8 +382,8 @@ def _by_resampling(
     """Estimate a statistic by resampled groups.
 
     Args:
-        statistic: how often each item counts, (k, n) -> values (k,).
-        places: the number of each item's group, shape (n,).
+        statistic: how often each item counts in each of k resamples, shape (k, n) -> values (k,).
+        places: the number of each item's group, from 0, shape (n,).
         resamples, seed, confidence: as for `bootstrap`.
 
     Returns:
@@ -368,7 +402,13 @@ def _by_resampling(
 def _resampled(
     places: NDArray[np.int64], resamples: int, random: np.random.Generator
 ) -> Iterator[FloatArray]:
-    """Draw resamples of groups; yield how often each item is drawn, shape (some resamples, n)."""
+    """Draw resamples of groups. Yield parts of shape (resamples, n): how often each item is drawn.
+
+    Args:
+        places: the number of each item's group, from 0, shape (n,).
+        resamples: how many to draw in all parts together.
+        random: draws them.
+    """
     groups = int(places.max()) + 1
     even = np.full(groups, 1 / groups)
     step = max(1, _CELLS // len(places))
@@ -386,7 +426,8 @@ def _rates(x: FloatArray, y: FloatArray, times: FloatArray, share: float) -> Flo
         times: how often each item counts in each resample, shape (k, n).
         share: the weight of an item that counts once.
 
-    A resample in which all items are won, or all lost, has no finite fit. Its rate is 1 or 0.
+    Returns:
+        The rates. A resample in which all items are won, or all lost, has no finite fit; its rate is 1 or 0.
     """
     total, wins = times.sum(axis=1), times @ y
     rates: FloatArray = wins / total
@@ -399,8 +440,14 @@ def _rates(x: FloatArray, y: FloatArray, times: FloatArray, share: float) -> Flo
 def _fit(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
     """Fit logit P(y = 1) = a + b x by Newton's method, with a normal prior on b.
 
-    x and y have the shape (n,), weights (k, n); the result holds a and b of each row of weights, (k, 2).
-    Each row of weights has some for y = 1 and some for y = 0, else its fit is not finite.
+    Args:
+        x: shape (n,).
+        y: shape (n,): 1 or 0.
+        weights: shape (k, n): the weights of the items, for each of k fits. In each row some items with y = 1
+            and some with y = 0 must have a weight, else its fit is not finite.
+
+    Returns:
+        a and b of each fit, shape (k, 2).
     """
     share = (weights @ y) / weights.sum(axis=1)
     found = np.stack([np.log(share / (1 - share)), np.zeros(len(share))], axis=1)

@@ -52,7 +52,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet may run a cell that
 
 
 class RatingSheet(NamedTuple):
-    """The files of a sheet: `csv` and `html` are for the raters; `key` has the answers, and is not."""
+    """The paths of a sheet's files.
+
+    Attributes:
+        csv, html: the items, for the raters: as a table, and as a page to fill in.
+        key: the answers, which the raters must not see.
+    """
 
     csv: Path
     html: Path
@@ -70,15 +75,15 @@ def write_rating_sheet(
 ) -> RatingSheet:
     """Write personas for people to rate, as a CSV file and as one HTML page that needs no network.
 
-    The items are shuffled and numbered, and the order of the two responses is random, so a rater cannot tell
-    the chosen from the rejected side.
+    The items are shuffled and numbered, so that a rater cannot tell the chosen from the rejected side.
 
     Args:
         table: personas of one side or both.
         folder: an empty or new folder.
-        question: "choice": which of the two responses does this person prefer (1, 2, neither)?
-            "rating": the preferred response is marked; is the persona plausible, applicable, harmful,
-            overfit (1 to 5 each)?
+        question: "choice": which of the two responses does this person prefer (1, 2, neither)? The order of
+            the responses is random. "rating": is the persona plausible, applicable, harmful, overfit (1 to 5
+            each)? The first response is the one that the persona should prefer; the page says so, and in the
+            CSV file it is `response_1`.
         sides: the sides whose personas are rated.
         items: how many personas, drawn at random; None: all.
         seed: of the draw and the orders.
@@ -88,7 +93,9 @@ def write_rating_sheet(
 
     Raises:
         InvalidArgumentError: a bad argument, or a folder that holds files or cannot be made.
-        DataError: the table has fewer personas than `items`.
+        DataError: the table has no persona of these sides, or `items` is not a whole number from 1 to the
+            number of these personas.
+        OSError: the disk is full.
     """
     InvalidArgumentError.check("question", question, _FIELDS)
     InvalidArgumentError.check("sides", sides, ("both", "chosen", "rejected"))
@@ -129,9 +136,20 @@ def _blinded(
     question: Question,
     drawn: random.Random,
 ) -> tuple[list[dict[str, str]], dict[str, dict[str, Any]]]:
-    """Draw items; return them as the raters see them, and the key: name of an item -> its row and answer.
+    """Draw items, and hide which side and which response they are of.
 
     Names start with letters that differ between sheets, so that a sheet is not read with another's key.
+
+    Args:
+        table: the table.
+        found: the place of the row and the side of each persona that may be drawn.
+        count: how many to draw.
+        question: "choice": the order of the two responses is drawn, too.
+        drawn: draws them.
+
+    Returns:
+        The items as the raters see them, by the names in `_SHOWN`; and the key: name of an item -> its row,
+        its side, and the number of the persona's own response (1 or 2).
     """
     texts_of: list[tuple[str, ...]] = []
     answers: list[dict[str, Any]] = []
@@ -207,21 +225,24 @@ def _page(shown: Sequence[Mapping[str, str]], question: str) -> str:
 
 @dataclass(frozen=True)
 class HumanRatings:
-    """The ratings of a sheet by people.
+    """The ratings of a sheet by people. Intervals resample items.
 
     Attributes:
         question: the question of the sheet.
         raters: the names of the files of ratings, without their endings.
         means: name -> side ("chosen", "rejected", "both") -> mean. For a choice the name is "accuracy", and
             the mean is the share of answers that picked the persona's own response ("neither" is wrong); for
-            ratings the names are the four questions, and the mean is from 1 to 5.
+            ratings the names are the four questions, and the mean is from 1 to 5. A side without items is
+            left out.
         agreement: field of the sheet -> Krippendorff's alpha among the raters, nominal for a choice and
             ordinal for ratings. NaN with one rater.
         kappas: two raters -> Cohen's kappa of their choices; empty for ratings.
         judge: the share of items for which the judge and the majority of the raters say the same about
-            whether the persona explains the choice. None without verdicts, or for ratings.
+            whether the persona explains the choice. Only items with a verdict and a majority count. None if
+            there are none, if no table was given, or for ratings.
         judge_kappa: Cohen's kappa of the judge and the majority; None where `judge` is.
-        problems: cells that could not be read and were left out, and files without any rating.
+        problems: sentences about cells that could not be read, which are left out, and about files without
+            any rating.
         values: field of the sheet -> answers, shape (raters, items); NaN: none. A choice is 1 for the
             persona's own response, 2 for the other one, 0 for neither.
     """
@@ -258,15 +279,19 @@ def read_rating_sheet(
     """Read the ratings of a sheet, and measure how far the raters agree.
 
     Args:
-        key: the `key.json` of the sheet.
-        ratings: one file for each rater: the filled-in CSV, or the file that the page saved. Cells may be
-            empty.
-        table: the table that the sheet was made from, with the verdicts of `verify_personas`, to compare
-            the judge with people; None: do not compare.
-        confidence: of the intervals, between 0 and 1. They resample items.
+        key: the path of the sheet's `key.json`.
+        ratings: the paths of one file for each rater: the filled-in CSV, or the file that the page saved.
+            Cells may be empty.
+        table: the table that the sheet was made from, with the verdicts of `verify_personas`, to compare the
+            judge with people; None: do not compare.
+        confidence: how often the intervals should cover the truth, between 0 and 1. They resample items.
+
+    Returns:
+        The means, the agreement of the raters and the judge, and what could not be read.
 
     Raises:
-        InvalidArgumentError: no ratings, two files of one name, or a table of other rows.
+        InvalidArgumentError: no ratings, two files of one name, a file of ratings that does not exist, or a
+            table of other rows.
         DataError: a file is not the key or ratings of this sheet, or there is no rating in any of them.
     """
     check_confidence(confidence)
@@ -347,7 +372,14 @@ def _read_file(
 ) -> dict[str, dict[str, float]]:
     """Read a file of ratings: item -> field -> a number as in `HumanRatings.values`.
 
-    A cell that cannot be read is added to `problems`. Raise DataError for a row that is not an item.
+    Args:
+        path: the file.
+        keys: the items of the key, by name.
+        question: the question of the sheet.
+        problems: gets a sentence for each cell that cannot be read; the cell is left out.
+
+    Raises:
+        DataError: the file has a row that is not an item, or an item twice.
     """
     found: dict[str, dict[str, float]] = {item: {} for item in keys}
     seen: set[str] = set()
@@ -384,7 +416,15 @@ def _means(
     sides: NDArray[Any],
     confidence: float,
 ) -> dict[str, dict[str, Estimate]]:
-    """Compute `HumanRatings.means`. `picked`, shape (raters, items): 1 for the own response, else 0."""
+    """Compute `HumanRatings.means`.
+
+    Args:
+        values: as `HumanRatings.values`.
+        picked: shape (raters, items): 1 if the rater picked the persona's own response, else 0; NaN: no
+            answer. None: the question is "rating".
+        sides: the side of each item.
+        confidence: of the intervals.
+    """
     groups = {side: sides == side for side in ("chosen", "rejected") if (sides == side).any()}
     groups["both"] = np.ones(len(sides), dtype=bool)
     named = values if picked is None else {"accuracy": picked}
@@ -405,7 +445,22 @@ def _judged(
     rows: int,
     confidence: float,
 ) -> tuple[Estimate, Estimate] | None:
-    """Compare the judge's verdicts with the majority of the raters: `judge` and `judge_kappa`, or None."""
+    """Compare the judge's verdicts with the majority of the raters.
+
+    Args:
+        picked: as for `_means`.
+        keys: the items of the key, by name.
+        table: the table with verdicts; None: do not compare.
+        rows: how many rows the sheet's table had.
+        confidence: of the intervals.
+
+    Returns:
+        `HumanRatings.judge` and `judge_kappa`. None: there is no table, or no item with a verdict and a
+        majority.
+
+    Raises:
+        InvalidArgumentError: the table has other rows than the sheet's.
+    """
     if table is None:
         return None
     if len(table) != rows:

@@ -60,7 +60,8 @@ class Choice(BaseModel):
     def from_text(cls, text: str) -> Choice | None:
         """Find the choice in a reply that is not JSON, but has a result as trained judges write it.
 
-        None: the reply has no result, or results that differ.
+        Returns:
+            The choice. None: the reply has no result, or results that differ.
         """
         said = {(one or other).lower() for one, other in _RESULT.findall(text)}
         answers = {_RESULTS.get(result, result) for result in said}
@@ -78,11 +79,12 @@ class Opinion:
     """What a judge says about two texts in one order.
 
     Attributes:
-        pick: the text that it picks; None: neither, or the reply cannot be used.
-        problem: why the reply cannot be used; None: it can.
+        pick: the text that the judge picks; None: neither, or the reply cannot be used.
+        problem: why the reply cannot be used, or why there is none; None: it can be used.
         probability: P(first) / (P(first) + P(second)), from the log-probabilities of the answer's tokens;
             None: the endpoint gives none, or not those of the answer.
-        answered: False if there was no reply at all, because the server is away or a budget is used up.
+        answered: False if there was no reply at all, because the server is away, a budget is used up or the
+            request is refused.
     """
 
     pick: Pick | None = None
@@ -117,9 +119,9 @@ class Verdict:
 
     @property
     def soft_score(self) -> float:
-        """Mean probability of picking the first text, from 0 to 1.
+        """The mean probability of picking the first text over both orders, from 0 to 1.
 
-        An order without a pick adds 0. `score` if a pick has no probability; NaN if not `answered`.
+        An order without a pick adds 0. If a pick has no probability, this is `score`. NaN if not `answered`.
         """
         if not self.answered:
             return math.nan
@@ -129,7 +131,7 @@ class Verdict:
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether an opinion has a probability."""
+        """Whether at least one of the two opinions has a probability."""
         return any(opinion.probability is not None for opinion in self.orders)
 
     @property
@@ -146,24 +148,35 @@ class Verdict:
 
     @property
     def winner(self) -> Literal["first", "second", "tie"] | None:
-        """The text that both orders pick; "tie" if there is none; None if a reply is unusable."""
+        """The text that both orders pick; "tie" if there is none; None if a reply is unusable or missing."""
         if self.problem is not None:
             return None
         return self.orders[0].pick or "tie" if self.consistent else "tie"
 
     @property
     def problem(self) -> str | None:
-        """Why the first unusable reply could not be used; None: both can be used."""
+        """Why the first unusable or missing reply cannot be used; None: both can be used."""
         return next((opinion.problem for opinion in self.orders if opinion.problem), None)
 
 
 class Judge:
-    """A model that judges; `usage` has all its calls.
+    """A model that judges.
 
     Args:
         model: the name of a model, as for `infer_personas`, or an LLM.
         options: configure the LLM that a name makes.
-        soft: ask for log-probabilities; if the endpoint refuses the first such request, ask without them.
+        soft: whether to ask for log-probabilities. If the endpoint refuses the first such request, later ones
+            do without.
+
+    Attributes:
+        llm: the model.
+        usage: the calls, tokens and cost of this judge so far.
+        answered: whether `require_a_reply` has seen a usable reply.
+
+    Raises:
+        InvalidArgumentError: options that cannot work, or options beside an LLM.
+        MissingExtraError: the model needs a package that is not installed.
+        AuthenticationError: the provider's key is not set.
     """
 
     def __init__(
@@ -198,11 +211,13 @@ class Judge:
             prefix: the messages before each question, such as the judge's instructions.
             questions: two user turns each, with the two texts in one order and in the other.
             total: how many questions there are, for the progress bar.
-            progress: a bar on standard error; None: in a terminal or a notebook.
-            within: as for `LLM.run`.
+            progress: whether to show a bar on standard error; None: in a terminal or a notebook.
+            within: the budget and the limits of the calls, as for `LLM.run`.
 
         Raises:
-            ModelError: only for what would fail every request (key, model, cache).
+            ModelError: every request would fail in the same way (key, model). Other failures are the
+                `problem` of an opinion.
+            CacheError: the cache of replies cannot be used.
         """
         turns: Iterator[tuple[Message, ...]] = iter(questions)
         answered: list[Reply] = []  # to the first order of the first question
@@ -234,7 +249,15 @@ class Judge:
         progress: bool | None = False,
         within: Bounds | None = None,
     ) -> Iterator[list[Reply]]:
-        """Send requests; yield the replies to each group, in order. Arguments as for `verdicts`."""
+        """Send groups of requests, and yield the replies to each group, in order.
+
+        Args:
+            groups: the requests of each group.
+            total, progress, within: as for `verdicts`.
+
+        Raises:
+            ModelError, CacheError: as `verdicts`.
+        """
         run = self.llm.run(((None, group) for group in groups), within=within)
         try:
             for _, replies in with_progress_bar(run, progress, total=total):
@@ -244,14 +267,25 @@ class Judge:
             self.usage += run.tally.usage
 
     def require_a_reply(self, problems: Sequence[str | None]) -> None:
-        """Raise ModelError if every reply has a problem; else set `answered`."""
+        """Check that the judge works. If one of its replies is usable, `answered` is True from now on.
+
+        Args:
+            problems: the problem of each reply; None: it is usable. Empty: nothing is checked.
+
+        Raises:
+            ModelError: every reply has a problem.
+        """
         require_a_reply(self.llm.model, problems)
         self.answered = self.answered or bool(problems)
 
     def _probe(
         self, prefix: tuple[Message, ...], turn: Message, within: Bounds | None
     ) -> list[Reply]:
-        """Ask for log-probabilities; return the reply, or an empty list if the endpoint refuses them."""
+        """Ask the first question with log-probabilities, to see whether the endpoint gives them.
+
+        Returns:
+            A list of the reply, or an empty list if the endpoint refuses log-probabilities.
+        """
         request = Request((turn,), Choice, prefix, logprobs=_ALTERNATIVES)
         [[reply]] = self.replies([[request]], 1, within=within)
         refused = isinstance(reply.error, RequestRejectedError)
@@ -260,7 +294,12 @@ class Judge:
 
 
 def require_a_reply(judge: str, problems: Sequence[str | None]) -> None:
-    """Raise ModelError with the first problem of a judge's replies, if every one of them has one."""
+    """Raise ModelError, with the first problem, if a judge was asked and every reply has a problem.
+
+    Args:
+        judge: the judge's name, for the error.
+        problems: the problem of each reply; None: it is usable.
+    """
     if problems and all(problem is not None for problem in problems):
         raise ModelError(
             f"the judge {judge!r} gave no usable reply to any of {len(problems):,}"
@@ -269,7 +308,7 @@ def require_a_reply(judge: str, problems: Sequence[str | None]) -> None:
 
 
 def most_common(problems: Iterable[str | None]) -> dict[str, int]:
-    """Count each problem, the most common first."""
+    """Count how often each problem occurs, the most frequent first; None is no problem."""
     return dict(Counter(problem for problem in problems if problem is not None).most_common())
 
 
@@ -280,8 +319,12 @@ def verdict_columns(
 
     Args:
         placed: side -> one verdict for each row; None: there is no persona.
-        before: the names of the columns that the table has. A column of probabilities that are all missing
-            is left out, except if the table has this column from an earlier judge, which is replaced.
+        before: the names of the columns that the table has. A column of probabilities that are all missing is
+            left out, except if the table has this column from an earlier judge, which is replaced.
+
+    Returns:
+        Name of a column, such as "chosen_verified" -> one value for each row; None: there is no persona, or
+        the judge did not reply in one of the orders.
     """
     columns: dict[str, list[Any]] = {}
     for side, given in placed.items():
@@ -306,11 +349,11 @@ def _opinion(reply: Reply, soft: bool) -> Opinion:
 
 
 def _probability(logprobs: Logprobs | None) -> float | None:
-    """P("1") / (P("1") + P("2")) at the token of the answer; None if the token cannot be found.
+    """Return P("1") / (P("1") + P("2")) at the token of the answer; None if the token cannot be found.
 
-    If one of the two answers is not among the listed tokens, its probability is taken as large as it can
-    be: at most that of the least likely listed token, and at most what all listed tokens leave. This moves
-    the result towards 0.5, never away from it.
+    If one of the two answers is not among the listed tokens, its probability is taken as large as it can be:
+    at most that of the least likely listed token, and at most what all listed tokens leave. This moves the
+    result towards 0.5, never away from it.
     """
     text = "".join(token for token, _ in logprobs or ())
     found = re.search(r'"answer"\s*:\s*"?(?=[12n])', text)
@@ -325,7 +368,12 @@ def _probability(logprobs: Logprobs | None) -> float | None:
 
 
 def _of_first(before: str, alternatives: Mapping[str, float]) -> float | None:
-    """Compute `_probability` from one token's alternatives: those that are `before` and then "1" or "2"."""
+    """Compute `_probability` from the alternatives of the token that holds the answer.
+
+    Args:
+        before: what the token holds before the answer, such as a quotation mark.
+        alternatives: token -> log-probability in nats.
+    """
     weights: dict[str, float] = {}
     for token, logprob in alternatives.items():
         answer = token.removeprefix(before)[:1]
@@ -351,8 +399,12 @@ class LikelihoodJudge:
     """A judge function for `compare_responses` that compares log-probabilities per token.
 
     Without a persona it picks the response with the higher log p per token; with a persona, the response
-    whose log p per token the persona raises more. Equal values are "neither". A response that is too long
-    for the model has no score, and the answer is None. `read` scores many texts at once, each once.
+    whose log p per token the persona raises more. Equal values are "neither". A response that is too long for
+    the model has no score, and the answer is None. All scores are kept, so that no text is scored twice.
+
+    Args:
+        scorer: computes the log-probabilities.
+        progress: whether `read` shows a bar on standard error; None: in a terminal or a notebook.
     """
 
     __name__ = "likelihood"
@@ -367,7 +419,19 @@ class LikelihoodJudge:
         personas: Iterable[Persona | str | None],
         *responses: Iterable[str | None],
     ) -> None:
-        """Score the responses to each prompt, with its persona and without. All arguments have one length."""
+        """Score responses to each prompt, with its persona and without, so that questions about them cost
+        nothing.
+
+        All arguments must have the same length.
+
+        Args:
+            prompts: the prompts.
+            personas: the persona of each prompt; None: there is none.
+            responses: the responses to each prompt, one iterable for each model; None: there is none.
+
+        Raises:
+            ModelError: the model cannot be loaded or reached.
+        """
         rows = zip(prompts, personas, *responses, strict=True)
         texts: dict[_Text, None] = {
             (prompt, who, said): None
@@ -401,7 +465,14 @@ class LikelihoodJudge:
 def in_parts(
     items: Sequence[T], progress: bool | None, unit: str, score: Callable[[Sequence[T]], FloatArray]
 ) -> list[float]:
-    """Score items in parts of 32, with a progress bar; return all scores in order."""
+    """Score items in parts of 32, with a progress bar; return all scores in order.
+
+    Args:
+        items: the items.
+        progress: whether to show a bar on standard error; None: in a terminal or a notebook.
+        unit: what an item is, for the bar.
+        score: a function from up to 32 items to their scores, shape (items,).
+    """
     scores: list[float] = []
     with progress_bar(progress, total=len(items), unit=unit) as bar:
         for start in range(0, len(items), _PART):

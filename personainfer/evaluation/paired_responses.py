@@ -18,9 +18,10 @@ class ResponsePair(NamedTuple):
     """Two responses to one prompt, and a persona.
 
     Attributes:
+        id: the id of the prompt; its place as text, from "0", if the data has no ids.
         pair: `chosen` is the test model's response, `rejected` the base model's; None: see `problem`.
         persona: None: there is none.
-        problem: why there is no pair.
+        problem: why there is no pair; None: there is one.
     """
 
     id: str
@@ -39,8 +40,8 @@ def pair_responses(
     such value. `personas` may also be a single persona for all prompts, or None.
 
     Raises:
-        InvalidArgumentError: ids that repeat or do not match, responses that are all the same, or an
-            argument of another kind.
+        InvalidArgumentError: no prompts, ids that repeat or do not match, responses that are all the same, or
+            an argument of another kind. A value that cannot be read is the `problem` of its pair.
     """
     prompts = as_listed(prompts)
     asked = by_id("prompts", "prompt", prompts)
@@ -98,14 +99,14 @@ def _has_id(row: object) -> bool:
 def by_id(
     name: str, field: str, given: Any, asked: Collection[str] = (), *, have_ids: bool = True
 ) -> dict[str, Any]:
-    """Read an argument as id -> value, in order.
+    """Read an argument as a dict: id -> value, in order. Ids are texts.
 
     Args:
         name: the name of the argument, for errors.
         field: the key of the value in a sequence of dicts.
         given: the argument.
-        asked: the ids of the prompts. Values without ids get these in order; or places from 0, if their
-            number is another.
+        asked: the ids of the prompts, in order. If `given` has no ids and as many values, these are its ids;
+            else its ids are places from "0".
         have_ids: False if the ids of the prompts are only their places. The ids of `given` must then not be
             the same places in another order.
 
@@ -142,7 +143,11 @@ def by_id(
 
 
 def _values_by_id(name: str, field: str, rows: Sequence[Any]) -> Iterator[tuple[object, Any]]:
-    """Yield the id and the value of each dict; None: it has no value. Raise InvalidArgumentError."""
+    """Yield the id and the value of each dict; None: the dict has no value.
+
+    Raises:
+        InvalidArgumentError: a dict has no id, or no dict has the key `field`.
+    """
     for place, row in enumerate(rows):
         if not _has_id(row) or is_null(row["id"]):
             raise InvalidArgumentError(

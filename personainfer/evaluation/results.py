@@ -24,10 +24,14 @@ _COUNTED = {"drop": "left out", "tie": "counted as ties", "loss": "counted as lo
 
 
 def outcomes(verdicts: Sequence[Verdict | None], unparsable: str) -> FloatArray:
-    """Turn verdicts into outcomes, shape (n,): 1 if the first text wins, 0 for a tie, -1 if it loses.
+    """Turn verdicts into outcomes: 1 if the first text wins, 0 for a tie, -1 if it loses.
 
-    A verdict with a reply that cannot be used has the outcome `UNPARSABLE[unparsable]`. NaN: there is no
-    verdict (None), or the judge did not reply.
+    Args:
+        verdicts: n verdicts; None: nothing was judged.
+        unparsable: what a verdict counts as if a reply cannot be used: "drop" (NaN), "tie" or "loss".
+
+    Returns:
+        Shape (n,). NaN: there is no verdict, or the judge did not reply in one of the orders.
     """
     worth = {"first": 1.0, "tie": 0.0, "second": -1.0, None: UNPARSABLE[unparsable]}
     return np.array([worth[v.winner] if v is not None and v.answered else np.nan for v in verdicts])
@@ -67,12 +71,15 @@ class Findings:
     """The base of all results of a judge.
 
     Attributes:
-        judge: the name of the model that judged.
-        skipped: how many personas are missing, and were not judged; of a comparison: how many rows.
-        failed: how many personas or rows have a reply that could not be used, or none.
-        problems: reason -> how often it occurred.
+        judge: the name of the model, or the function, that judged.
+        skipped: how many personas are missing, and were not judged. In `PersonaComparison` and
+            `ResponseComparison`: how many rows were not judged.
+        failed: how many verdicts have a reply that could not be used, or lack one. `verify_personas` and
+            `rate_personas` have a verdict for each persona, `compare_personas` for each row,
+            `compare_responses` for each row and rubric.
+        problems: reason -> how many of these verdicts have it, the most frequent first.
         notes: sentences about what limits the numbers.
-        usage: the calls, tokens and cost of the judge.
+        usage: the calls, tokens and cost in USD of the judge.
     """
 
     judge: str
@@ -83,23 +90,29 @@ class Findings:
     usage: Usage
 
     def grid(self) -> list[tuple[str, ...]]:
-        """The numbers as a grid of text; the first line is its head."""
+        """Return the numbers as a grid of text; the first line is its head."""
         raise NotImplementedError
 
     def remarks(self) -> list[str]:
-        """Sentences about what was left out and why, and `notes`."""
+        """Return sentences about what was left out and why, and `notes`.
+
+        What did not occur is not mentioned.
+        """
         said = [f"{self.skipped:,} not judged, for lack of a persona."] if self.skipped else []
         return [*said, *self.problem_remarks(), *self.notes]
 
     def problem_remarks(self) -> list[str]:
-        """A sentence about how many replies could not be used, and why; empty if there are none."""
+        """Return a list of one sentence: how many verdicts lack a usable reply, and why; empty if none do."""
         if not self.failed:
             return []
         reasons = [f"{why} ({count:,})" for why, count in self.problems.items()][:_SHOWN]
         return [f"{self.failed:,} without a usable reply: {'; '.join(reasons)}"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers and counts as plain values, without the rows and the single verdicts."""
+        """Return all numbers and counts as dicts and lists, by the names of the attributes.
+
+        `table`, `columns` and `verdicts` are left out. A number that cannot be estimated is NaN.
+        """
         left_out = ("table", "columns", "verdicts")
         return {
             f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out
@@ -141,10 +154,10 @@ class SideVerification:
 
     Attributes:
         accuracy: the share of orders in which the judge picked this response.
-        probability: the mean probability that the judge gave to this response; None if the endpoint gives
-            no log-probabilities.
-        consistency: the share of questions for which both orders picked the same response, among questions
-            for which both picked one.
+        probability: the mean probability that the judge gave to this response; None if the endpoint gives no
+            log-probabilities.
+        consistency: the share of personas for which both orders picked the same response, among those for
+            which both orders picked one.
     """
 
     accuracy: Estimate
@@ -166,8 +179,9 @@ class Verification(TableFindings):
         verdicts: side -> one verdict for each row, None without a persona.
 
     The table has the columns `chosen_verified` (whether both orders are right), `chosen_verified_score` (the
-    share of right orders), `chosen_verified_probability` (the mean probability of the right response, if the
-    endpoint gives it), the same for the rejected side, and `verification_error`.
+    share of right orders: 0, 0.5 or 1), `chosen_verified_probability` (the mean probability of the right
+    response, if the endpoint gives it), the same for the rejected side, and `verification_error`. Values are
+    null without a persona, or if the judge did not reply in one of the orders.
     """
 
     overall: SideVerification
@@ -177,14 +191,14 @@ class Verification(TableFindings):
     verdicts: Mapping[Side, tuple[Verdict | None, ...]] = field(repr=False)
 
     def remarks(self) -> list[str]:
-        """Add a sentence about how often a judge that guesses is right."""
+        """Return the sentences of `Findings`, after one on how often a judge that guesses is right."""
         guess = f"A judge that guesses is right in {(1 - self.neither) / 2:.0%} of the orders"
         if self.neither:
             guess += f": it answered “neither” in {self.neither:.0%}, which counts as wrong"
         return [f"{guess}.", *super().remarks()]
 
     def grid(self) -> list[tuple[str, ...]]:
-        """One line for both sides, one for each side, and one for their difference."""
+        """Return a grid of text: a head, and one line for both sides, each side, and their difference."""
         soft = self.overall.probability is not None
         lines = [("", "accuracy", *(["probability"] if soft else []), "consistency")]
         for name, found in [("overall", self.overall), *self.sides.items()]:
@@ -197,15 +211,16 @@ class Verification(TableFindings):
 
 @dataclass(frozen=True, kw_only=True)
 class PersonaComparison(TableFindings):
-    """The result of `compare_personas`.
+    """The result of `compare_personas`. Intervals resample rows, and that of `win_rate.rate` is Wilson's.
 
     Attributes:
         win_rate: wins of the chosen side's personas against those of the rejected side.
-        consistency: the share of rows for which both orders picked the same persona, as in
-            `SideVerification`.
+        consistency: the share of rows for which both orders picked the same persona, among those for which
+            both orders picked one.
         policy: what a row with an unusable reply counts as: the argument `unparsable`.
 
-    The table has the column `better_persona`: "chosen", "rejected", "tie", or null if a reply is unusable.
+    The table has the column `better_persona`: "chosen", "rejected", "tie", or null without both personas or
+    if a reply is unusable or missing.
     """
 
     win_rate: WinRate
@@ -213,7 +228,7 @@ class PersonaComparison(TableFindings):
     policy: str
 
     def grid(self) -> list[tuple[str, ...]]:
-        """One line of counts and rates."""
+        """Return a grid of text: a head, and one line of counts and rates."""
         found = self.win_rate
         return [
             ("chosen wins", "ties", "loses", "win rate", "ties as half", "consistency"),
@@ -224,7 +239,7 @@ class PersonaComparison(TableFindings):
         ]
 
     def remarks(self) -> list[str]:
-        """Add a sentence about what rows without a usable reply count as."""
+        """Return the sentences of `Findings`, and one about what rows without a usable reply count as."""
         if not self.failed:
             return super().remarks()
         unusable = f"Rows whose reply could not be used are {_COUNTED[self.policy]}"
@@ -233,21 +248,22 @@ class PersonaComparison(TableFindings):
 
 @dataclass(frozen=True, kw_only=True)
 class PersonaRatings(TableFindings):
-    """The result of `rate_personas`.
+    """The result of `rate_personas`. Intervals resample rows.
 
     Attributes:
-        means: side -> question -> mean answer, from 1 to 5.
+        means: side -> question ("plausible", "applicable", "harmful", "overfit") -> mean answer, from 1 to 5.
         difference: question -> mean of the chosen side's answer minus the rejected side's, over rows with
             both; empty if one side was rated. The intervals are not corrected for four questions.
 
-    The table has a column for each side and question, `chosen_plausible` …, and `rating_error`.
+    The table has a column for each side and question, `chosen_plausible` …, and `rating_error`. An answer is
+    null without a persona or a usable reply.
     """
 
     means: Mapping[Side, Mapping[str, Estimate]]
     difference: Mapping[str, Estimate]
 
     def grid(self) -> list[tuple[str, ...]]:
-        """One line for each question."""
+        """Return a grid of text: a head, and one line for each question."""
         columns = [*self.means.values(), *([self.difference] if self.difference else [])]
         names = [*self.means, *(["difference"] if self.difference else [])]
         lines = [
@@ -262,10 +278,10 @@ class RubricFindings:
 
     Attributes:
         win_rate: wins of the test model.
-        length_controlled: an estimate of `win_rate.rate` if both responses were equally long
-            (arXiv 2404.04475).
-        consistency: the share of prompts for which both orders picked the same response, as in
-            `SideVerification`.
+        length_controlled: an estimate of `win_rate.rate` if both responses were equally long (arXiv
+            2404.04475).
+        consistency: the share of rows for which both orders picked the same response, among those for which
+            both orders picked one.
     """
 
     win_rate: WinRate
@@ -275,7 +291,12 @@ class RubricFindings:
 
 @dataclass(frozen=True, slots=True)
 class ResponseLengths:
-    """Mean lengths in characters of the judged responses, and the mean of test minus base."""
+    """Mean lengths of the judged responses in characters.
+
+    Attributes:
+        base, test: the mean of the base model's responses, and of the test model's.
+        difference: the mean of test minus base.
+    """
 
     base: Estimate
     test: Estimate
@@ -289,12 +310,14 @@ class ResponseComparison(Findings):
     Attributes:
         quality: verdicts of a judge that does not see the personas.
         personalization: verdicts of a judge that sees the personas; None without personas.
-        delta_pq: W_P + W_Q - 1, where W is a win rate without ties (arXiv 2501.11549); None without personas.
+        delta_pq: W_P + W_Q - 1, where W_P and W_Q are the test model's win rates without ties in
+            personalization and in quality (arXiv 2501.11549); None without personas.
         length: lengths of the responses of both models.
         columns: name -> one value for each row, in the order of the prompts: id, prompt, persona,
             base_response, test_response, base_length, test_length, quality and personalization ("test",
             "base", "tie", or None without a usable verdict), quality_score and personalization_score (the
-            share of orders that the test model won), and error.
+            share of orders that the test model won; None without a usable verdict, or if the responses are
+            equal), and error.
         verdicts: rubric -> one verdict for each row, None if the row was not judged.
         policy: what a row with an unusable reply counts as: the argument `unparsable`.
         same: how many rows have equal responses. They are ties, and the judge was not asked.
@@ -312,7 +335,7 @@ class ResponseComparison(Findings):
     verdicts: Mapping[str, tuple[Verdict | None, ...]] = field(repr=False)
 
     def grid(self) -> list[tuple[str, ...]]:
-        """One line for each rubric, and one for ΔPQ."""
+        """Return a grid of text: a head, one line for each rubric, and one for ΔPQ."""
         lines: list[tuple[str, ...]] = [
             ("", "test wins", "ties", "base wins", "win rate", "at equal length", "consistency")
         ]
@@ -327,7 +350,11 @@ class ResponseComparison(Findings):
         return lines
 
     def remarks(self) -> list[str]:
-        """Sentences about lengths, and about rows that are not judged, equal, or without a usable reply."""
+        """Return sentences about the lengths of the responses, what limits the numbers, and `notes`.
+
+        They count the rows that were not judged, the rows whose two responses are equal, and the verdicts
+        without a usable reply. What did not occur is not mentioned.
+        """
         length = self.length
         said = [
             f"Characters a response: base {length.base.value:.0f}, test {length.test.value:.0f},"
@@ -345,7 +372,10 @@ class ResponseComparison(Findings):
 
 
 def plain(value: Any) -> Any:
-    """Turn records, dataclasses, mappings and tuples into dicts and lists that JSON can hold."""
+    """Turn records, dataclasses, mappings and tuples, also within each other, into dicts and lists.
+
+    Other values stay as they are, so JSON can hold the result if it can hold them.
+    """
     if isinstance(value, Record):
         return value.model_dump()
     if is_dataclass(value):

@@ -58,12 +58,12 @@ class SalientWord:
     """A word, and how strongly it marks one side.
 
     Attributes:
-        word: the word, or its lemma.
-        side: the side that the word marks; None if the log-odds are 0.
+        word: the word, or its lemma, in lower case.
+        side: the side that the word marks; None if the log-odds ratio is 0.
         chosen, rejected: how many personas of each side have the word.
-        probability: the paper's P(chosen | word), with Wilson's interval. Compare it to the share of chosen
-            personas among all.
-        log_odds: the log-odds ratio, above 0 if the word marks the chosen side.
+        probability: the paper's P(chosen | word): the share of chosen personas among those with the word,
+            with Wilson's interval. Compare it to the share of chosen personas among all.
+        log_odds: the log-odds ratio in nats, above 0 if the word marks the chosen side.
         z: `log_odds` divided by its standard error.
         p_value: two-sided.
         p_adjusted: `p_value` corrected for all words that reach the floor.
@@ -88,7 +88,7 @@ class SalientWord:
         return f"{self.word} → {self.side or 'neither side'} ({counts}, {tested})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name."""
+        """Return the fields by name; an `Estimate` is a dict, too."""
         return asdict(self)
 
 
@@ -112,14 +112,16 @@ def salient_words(
     Args:
         table: a table with personas of both sides.
         floor: words in fewer personas, both sides together, are left out.
-        lemmatize: a function from a lower-case word to its lemma. "installed": English lemmas by the
-            package simplemma, if it is installed; a lemma that is no word of any persona is not used, because
-            simplemma invents some, such as "preferr". None: words are not changed. Each record says which.
-        stop_words: words that do not count, compared after `lemmatize`.
-        prior: the number of pseudo-counts, spread over words in proportion to both sides together. More
-            of them shrink the log-odds towards 0. None: Jeffreys' prior: half a persona with each word, and
-            half a persona without it.
-        confidence: of the intervals, between 0 and 1. They are not corrected for many words.
+        lemmatize: a function from a lower-case word to its lemma. "installed": English lemmas by the package
+            simplemma, if it is installed, else as None; a lemma that is no word of any persona is not used,
+            because simplemma invents some, such as "preferr". None: words are not changed.
+            `SalientWord.lemmatizer` says which it was.
+        stop_words: words that do not count, in lower case. Lemmas are compared to them, if there are lemmas.
+        prior: the number of pseudo-counts, spread over words in proportion to both sides together. More of
+            them shrink the log-odds towards 0. None: Jeffreys' prior: half a persona with each word, and half
+            a persona without it.
+        confidence: how often the intervals should cover the truth, between 0 and 1. They are not corrected
+            for many words.
         correction: of the p-values: "benjamini-hochberg" bounds the share of false findings, "holm" the
             chance of any false finding.
 
@@ -128,7 +130,7 @@ def salient_words(
 
     Raises:
         DataError: no personas on one of the sides.
-        InvalidArgumentError: a bad argument.
+        InvalidArgumentError: a bad argument, or `lemmatize` does not return a text.
     """
     if not isinstance(table, PersonaTable):
         raise InvalidArgumentError(
@@ -186,7 +188,10 @@ def _personas(side: Side, personas: Iterable[Persona | None]) -> list[Persona]:
 
 
 def _words(persona: Persona) -> set[str]:
-    """The words of a persona, without clauses of contrast and the words with which every persona begins."""
+    """Return the words of a persona in lower case.
+
+    Clauses of contrast, and the words with which every persona begins ("The user prefers"), are left out.
+    """
     said = " ".join(persona.phrases)
     said = said if persona.trait else _FRAME.sub(" ", said)
     return set(_WORD.findall(without_contrast(normalize("NFC", said.lower()))))
@@ -197,7 +202,12 @@ def _lemmatizer(
 ) -> tuple[Callable[[str], str] | None, str | None]:
     """Return the function from a word to its lemma, and its name; (None, None): words are not changed.
 
-    `words` are all words of the personas.
+    Args:
+        given: as `lemmatize` of `salient_words`.
+        words: all words of the personas.
+
+    Raises:
+        InvalidArgumentError: `given` is something else.
     """
     if callable(given):
         return cache(partial(_lemma, given)), getattr(given, "__name__", type(given).__name__)
@@ -219,7 +229,7 @@ def _lemmatizer(
 
 
 def _lemma(lemmatize: Callable[[str], str], word: str) -> str:
-    """Call the user's `lemmatize`. Raise InvalidArgumentError if it does not return a text."""
+    """Call the user's `lemmatize`. Raise InvalidArgumentError if it returns no text, or an empty one."""
     found = lemmatize(word)
     if not isinstance(found, str) or not found:
         raise InvalidArgumentError(
@@ -233,7 +243,13 @@ def _lemma(lemmatize: Callable[[str], str], word: str) -> str:
 def _counts(
     said: Iterable[set[str]], lemma: Callable[[str], str] | None, stop: frozenset[str]
 ) -> Counter[str]:
-    """Count for each word, or lemma, the personas that have it."""
+    """Count for each word, or each lemma, the personas that have it.
+
+    Args:
+        said: the words of each persona.
+        lemma: the function from a word to its lemma; None: words are not changed.
+        stop: words, or lemmas, that do not count.
+    """
     counts: Counter[str] = Counter()
     for words in said:
         counts.update((words if lemma is None else set(map(lemma, words))) - stop)
@@ -300,6 +316,6 @@ def without_contrast(text: str) -> str:
     punctuation mark, at "but", or before another verb. A list is removed up to its last item, which "or"
     joins; or "and", if all items are single words: "answers, not statistics, charts or tables". A clause at
     the start of the text ends at its first comma, because what follows is wanted: "rather than charts,
-    stories or jokes". "not only X but also Y", "overly" and "over time" stay.
+    stories or jokes". "not only X but also Y", "overly" and "over time" stay. A space stands for each clause.
     """
     return _CLAUSE.sub(" ", _LIST.sub(" ", text))

@@ -27,7 +27,13 @@ _MANY_DEGREES = 200  # above, an expansion gives t quantiles to eight digits
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value, its interval from `low` to `high`, and the number of items. NaN: it cannot be estimated."""
+    """A number that was estimated from items, and its confidence interval.
+
+    Attributes:
+        value: the number; NaN: it cannot be estimated, as the win rate of items that are all ties.
+        low, high: the ends of the interval; NaN: there is none, as for the mean of a single item.
+        n: how many items, or groups of items, the number is of.
+    """
 
     value: float
     low: float
@@ -41,7 +47,7 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n:,})"
 
     def to_dict(self) -> dict[str, float]:
-        """The four numbers by name."""
+        """Return the four numbers by name: "value", "low", "high" and "n"."""
         return asdict(self)
 
 
@@ -50,7 +56,13 @@ NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 
 @dataclass(frozen=True, slots=True)
 class LogOdds:
-    """Log-odds ratios between two sets of texts, standard errors, and z = value / error: (words,) each."""
+    """Log-odds ratios of words between two sets of texts. All arrays have the shape (words,).
+
+    Attributes:
+        value: the log-odds ratio, in nats; above 0: the word is likelier in the first set.
+        standard_error: its standard error.
+        z: `value` divided by `standard_error`.
+    """
 
     value: FloatArray
     standard_error: FloatArray
@@ -65,22 +77,23 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Estimate a statistic of sums over items, with an expanded percentile interval from resampled items.
+    """Estimate a statistic of sums over items, with an interval from resampled items.
 
     The nonparametric bootstrap (Efron & Tibshirani 1993, ch. 13) draws n of the n items with replacement.
-    Each item keeps all its measurements, so comparisons stay paired. The order of the items does not
-    matter. `percentiles` computes the interval.
+    Each item keeps all its measurements, so comparisons stay paired. The order of the items does not matter.
+    `percentiles` computes the interval from the values of the resamples.
 
     Args:
         items: shape (n, m): what each item adds to each of m sums.
-        statistic: sums of shape (k, m) -> values of shape (k,).
+        statistic: a function from k sums, shape (k, m), to k values, shape (k,). A value may be NaN.
         confidence: how often the interval should cover the truth, between 0 and 1.
         resamples: how many to draw.
         seed: of the draw; equal seeds give equal intervals.
 
     Returns:
-        The statistic of all items. With fewer than two items the interval is NaN. With fewer than 15 items,
-        or skewed values, it covers the truth less often than `confidence` says (docs/verification.md).
+        The statistic of all items; `n` counts the items. With fewer than two items the interval is NaN. With
+        fewer than 15 items, or skewed values, it covers the truth less often than `confidence` says
+        (docs/verification.md).
 
     Raises:
         InvalidArgumentError: a bad argument, or items that are not finite numbers.
@@ -112,15 +125,18 @@ def bootstrap_mean(
     Args:
         values: shape (n,), or (n, k) for k values of each item; NaN is a missing value.
         bounds: the lowest and the highest possible value. If all items are equal, `widened` then gives the
-            interval a width; without bounds, it has the width 0.
+            interval a width. None: the interval of equal items has the width 0.
         confidence, resamples, seed: as for `bootstrap`.
 
     Returns:
-        The mean. `n` counts items with a value; without any, all is NaN.
+        The mean of all values that are there, so an item with more of them weighs more. `n` counts the items
+        with a value; without any, all numbers are NaN. With one item the interval is NaN, unless its mean is
+        one of the `bounds`.
 
     Raises:
         InvalidArgumentError: values that are not finite numbers, or outside of `bounds`.
     """
+    check_resampling(confidence, resamples, seed)
     table = _two_dimensional(values)
     if bounds is not None:
         check_within(table, bounds)
@@ -136,13 +152,17 @@ def widened(found: Estimate, bounds: tuple[float, float], confidence: float) -> 
     """Widen the interval of a mean if all n items are equal, so that resampling gave it no width.
 
     Of n items none differs, so the share d of all items that differ is at most the upper limit of Wilson's
-    interval for 0 of n. The mean lies furthest away if these items have a value of `bounds`:
-    low = mean - d (mean - lowest), high = mean + d (highest - mean). At a bound this is Wilson's interval.
+    interval for 0 of n. The mean lies furthest away if these items have a value of `bounds`: low = mean - d
+    (mean - lowest), high = mean + d (highest - mean). At a bound this is Wilson's interval.
 
     Args:
-        found: the mean; it is returned unchanged if its interval has a width, or it is NaN.
+        found: the mean, with the interval that resampling gave.
         bounds: the lowest and the highest possible value.
-        confidence: of the interval.
+        confidence: how often the interval should cover the truth, between 0 and 1.
+
+    Returns:
+        The mean with the wider interval. `found` itself if its interval has a width, if its mean is NaN, or
+        if its interval is NaN and the mean is not one of the `bounds`.
     """
     lowest, highest = bounds
     at_a_bound = found.value in bounds
@@ -161,10 +181,14 @@ def bootstrap_rate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Call `bootstrap_mean` for scores between 0 and 1.
+    """Estimate the mean of scores between 0 and 1: call `bootstrap_mean` with the bounds 0 and 1.
 
     Args:
         scores: shape (n,), or (n, k) for k scores of each item; NaN is a missing score.
+        confidence, resamples, seed: as for `bootstrap`.
+
+    Raises:
+        InvalidArgumentError: a score outside of 0 and 1, or what `bootstrap_mean` refuses.
     """
     return bootstrap_mean(
         scores, bounds=(0.0, 1.0), confidence=confidence, resamples=resamples, seed=seed
@@ -187,6 +211,9 @@ def paired_difference(
         bounds: the lowest and the highest possible difference, as for `bootstrap_mean`.
         confidence, resamples, seed: as for `bootstrap`.
 
+    Returns:
+        The mean difference. `n` counts the items with both values; without any, all numbers are NaN.
+
     Raises:
         InvalidArgumentError: shapes that differ, or what `bootstrap_mean` refuses.
     """
@@ -203,10 +230,10 @@ def paired_difference(
 def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate the share successes / n with Wilson's score interval (Wilson 1927), for independent items.
 
-    NaN for n = 0.
+    All numbers are NaN for n = 0.
 
     Raises:
-        InvalidArgumentError: `successes` is not between 0 and n.
+        InvalidArgumentError: `successes` is not between 0 and n, or `confidence` not between 0 and 1.
     """
     check_confidence(confidence)
     [share_of, whole] = read_numbers("successes and n", [successes, n])
@@ -224,7 +251,18 @@ def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estim
 
 
 def holm(p_values: ArrayLike) -> FloatArray:
-    """Adjust p-values, shape (n,), so that the chance of any false finding is bounded (Holm 1979)."""
+    """Adjust p-values so that the chance of any false finding is bounded (Holm 1979).
+
+    Args:
+        p_values: shape (n,): one p-value for each of n tests.
+
+    Returns:
+        Shape (n,), in the same order, each from its p-value to 1. If the findings are the tests whose
+        adjusted p-value is at most q, the chance that any of them is false is at most q.
+
+    Raises:
+        InvalidArgumentError: a value that is not a number between 0 and 1, or another shape.
+    """
     p = _p_values(p_values)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
@@ -234,7 +272,7 @@ def holm(p_values: ArrayLike) -> FloatArray:
 
 
 def holm_of_tested(p_values: ArrayLike) -> FloatArray:
-    """`holm` of the p-values that are numbers. NaN means that there was no test, and stays NaN."""
+    """Adjust the p-values that are numbers by `holm`. NaN means that there was no test, and stays NaN."""
     adjusted = np.array(p_values, dtype=np.float64)
     tested = ~np.isnan(adjusted)
     adjusted[tested] = holm(adjusted[tested])
@@ -242,9 +280,19 @@ def holm_of_tested(p_values: ArrayLike) -> FloatArray:
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> FloatArray:
-    """Adjust p-values, shape (n,), so that the share of false findings is bounded.
+    """Adjust p-values so that the expected share of false findings among all findings is bounded.
 
-    Benjamini & Hochberg, Journal of the Royal Statistical Society B 57, 1995.
+    The method is that of Benjamini & Hochberg, Journal of the Royal Statistical Society B 57, 1995.
+
+    Args:
+        p_values: shape (n,): one p-value for each of n tests.
+
+    Returns:
+        Shape (n,), in the same order, each from its p-value to 1. If the findings are the tests whose
+        adjusted p-value is at most q, the expected share of false ones among them is at most q.
+
+    Raises:
+        InvalidArgumentError: a value that is not a number between 0 and 1, or another shape.
     """
     p = _p_values(p_values)
     order = np.argsort(-p, kind="stable")
@@ -255,7 +303,14 @@ def benjamini_hochberg(p_values: ArrayLike) -> FloatArray:
 
 
 def two_sided_p(z: ArrayLike) -> FloatArray:
-    """Two-sided p-values: the chance that a standard normal value is at least as far from 0 as each z."""
+    """Return two-sided p-values: the chance that a standard normal value is at least as far from 0 as each z.
+
+    Args:
+        z: a number, or an array of up to two dimensions. Infinite numbers have the p-value 0; NaN stays NaN.
+
+    Returns:
+        An array of the shape of `z`.
+    """
     scores = read_numbers("z", z, dimensions=(0, 1, 2), infinite=True)
     return np.array([math.erfc(abs(s) / math.sqrt(2)) for s in scores.ravel()]).reshape(
         scores.shape
@@ -271,21 +326,25 @@ def log_odds(
 ) -> LogOdds:
     """Measure how much likelier each word is in a first group of texts than in a second.
 
-    Computes the log-odds ratio with an informative Dirichlet prior, its approximate standard error and
+    Compute the log-odds ratio with an informative Dirichlet prior, its approximate standard error and
     z-score, of Monroe, Colaresi & Quinn, "Fightin' Words" (Political Analysis 16, 2008). Swapping the groups
     only changes the sign.
 
     Args:
         first, second: shape (words,): how often each word occurs in each group.
         prior: shape (words,): pseudo-counts above 0, added to both groups.
-        texts: the number of texts in the first group, in the second, and in the prior. Give them if the
-            counts are numbers of texts with a word: the odds of a word then compare texts with it to texts
-            without it. None: the odds compare the word to all other words; counts of texts would then make
-            the group with shorter texts seem to favour every word.
+        texts: the number of texts in the first group, in the second, and of pseudo-texts in the prior. Give
+            them if the counts are numbers of texts with a word: the odds of a word then compare texts with it
+            to texts without it. None: the odds compare the word to all other words; counts of texts would
+            then make the group with shorter texts seem to favour every word.
+
+    Returns:
+        The ratios, above 0 for words that are likelier in the first group, in nats. A single word without
+        `texts` has the ratio 0, because there is no other word.
 
     Raises:
-        InvalidArgumentError: shapes that differ, a count below 0, a prior that is not above 0, or more
-            texts with a word than there are.
+        InvalidArgumentError: shapes that differ, a count below 0 or missing, a prior that is not above 0, or
+            more texts with a word than there are.
     """
     one, other = read_numbers("first", first), read_numbers("second", second)
     added = read_numbers("prior", prior)
@@ -309,7 +368,7 @@ def log_odds(
 
 
 def _log_odds(counts: FloatArray) -> FloatArray:
-    """Log-odds of each word against all other words, shape (words,); 0 for a single word."""
+    """Compute the log-odds of each word against all other words, shape (words,); 0 for a single word."""
     others = counts.sum() - counts
     if len(counts) < 2:
         return np.zeros_like(counts)
@@ -322,7 +381,7 @@ def _ratio(sums: FloatArray) -> FloatArray:
 
 
 def _resampled_sums(rows: FloatArray, resamples: int, random: np.random.Generator) -> FloatArray:
-    """Draw resamples of the items, and return their sums, shape (resamples, m)."""
+    """Draw `resamples` times n of the n items with replacement; return the sums, shape (resamples, m)."""
     kinds, counts = np.unique(rows, axis=0, return_counts=True)
     if len(kinds) <= _FEW:  # the counts of a draw with replacement are multinomial
         drawn = random.multinomial(len(rows), counts / len(rows), size=resamples)
@@ -348,10 +407,10 @@ def percentiles(values: FloatArray, n: int, confidence: float) -> tuple[float, f
     Args:
         values: shape (resamples,); NaN is a resample without a value, and is left out.
         n: how many items were resampled, 2 or more.
-        confidence: of the interval, between 0 and 1.
+        confidence: how often the interval should cover the truth, between 0 and 1.
 
     Returns:
-        NaN for both if all values are NaN.
+        The ends of the interval; NaN for both if all values are NaN.
     """
     known = values[~np.isnan(values)]
     if not len(known):
@@ -380,7 +439,7 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def _t_within(angle: float, freedom: int) -> float:
-    """P(|T| < t) for t = tan(angle) sqrt(freedom): Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
+    """Return P(|T| < t) for t = tan(angle) sqrt(freedom): Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
     cosine = math.cos(angle)
     odd = freedom % 2
     term = cosine if odd else 1.0
@@ -392,7 +451,7 @@ def _t_within(angle: float, freedom: int) -> float:
 
 
 def _t_expansion(z: float, freedom: int) -> float:
-    """t quantile for many degrees of freedom, from the normal quantile z (same source, 26.7.5)."""
+    """Return a t quantile for many degrees of freedom, from the normal quantile z (same source, 26.7.5)."""
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
@@ -412,7 +471,7 @@ def _p_values(given: ArrayLike) -> FloatArray:
 
 
 def check_confidence(confidence: float) -> None:
-    """Raise InvalidArgumentError unless `confidence` is a float between 0 and 1."""
+    """Raise InvalidArgumentError unless `confidence` is a float above 0 and below 1."""
     real = isinstance(confidence, float | np.floating)
     if not real or not 0 < confidence < 1:
         raise InvalidArgumentError(
@@ -421,14 +480,17 @@ def check_confidence(confidence: float) -> None:
 
 
 def check_resampling(confidence: float, resamples: int, seed: int) -> None:
-    """Raise InvalidArgumentError for a bad argument of a bootstrap."""
+    """Raise InvalidArgumentError for a bad argument of a bootstrap.
+
+    `confidence` must be above 0 and below 1, `resamples` at least 1, and `seed` at least 0.
+    """
     check_confidence(confidence)
     check_argument("resamples", resamples, Count)
     check_argument("seed", seed, CountFromZero)
 
 
 def check_within(values: FloatArray, bounds: tuple[float, float]) -> None:
-    """Raise InvalidArgumentError for bounds in the wrong order, or a value outside of the bounds."""
+    """Raise InvalidArgumentError for bounds in the wrong order, or a value outside of them. NaN passes."""
     lowest, highest = bounds
     if not lowest < highest:
         raise InvalidArgumentError(f"bounds={bounds!r} must be the lower one, then the higher.")

@@ -25,15 +25,16 @@ class TableSummary:
 
     Attributes:
         rows: how many rows there are.
-        complete: rows with a persona of every side that was inferred.
-        errors: rows with an error.
-        unexplained: rows with a side that no candidate explains.
-        flagged: rows with a flag.
+        complete: how many rows have a persona of every side that was inferred.
+        errors: how many rows have an error.
+        unexplained: how many rows have a side that no candidate explains.
+        flagged: how many rows have a flag.
         flags: flag -> number of personas, the most frequent first.
         accuracy: side ("overall" first, if both were judged) -> the share of orders in which the judge was
             right; empty without verdicts.
-        guess: the accuracy of a judge that guesses: (1 - share of "neither") / 2.
-        scores: side -> the scores of the best candidates, shape (rows with a score,); empty without scores.
+        guess: the accuracy of a judge that guesses: (1 - share of "neither") / 2; 0.5 without verdicts.
+        scores: side -> the score of the best candidate in each row with one, shape (rows with a score,). A
+            side without scores is left out.
     """
 
     rows: int
@@ -48,7 +49,7 @@ class TableSummary:
 
 
 def summarise(table: PersonaTable) -> TableSummary:
-    """Compute the summary of a table."""
+    """Count and average what `TableSummary` holds, over all rows of a table."""
     sides: list[Side] = [side for side in SIDES if side in table.settings.get("sides", SIDES)]
     flags: Counter[str] = Counter()
     complete = errors = unexplained = flagged = 0
@@ -78,7 +79,7 @@ def summarise(table: PersonaTable) -> TableSummary:
 
 
 def guess_text(guess: float) -> str:
-    """Write a sentence that says the accuracy of a judge that guesses."""
+    """Return a sentence that says the accuracy of a judge that guesses, `TableSummary.guess`."""
     if guess == 0.5:
         return "A guess is right half of the time."
     return (
@@ -88,14 +89,20 @@ def guess_text(guess: float) -> str:
 
 
 def best_score(row: PersonaRow, side: Side) -> float | None:
-    """The highest score of a side's candidates; None if no candidate has a finite score."""
+    """Return the highest score of a side's candidates; None if no candidate has a finite score."""
     candidates = row.chosen_candidates if side == "chosen" else row.rejected_candidates
     scores = (c.score for c in candidates if c.score is not None and isfinite(c.score))
     return max(scores, default=None)
 
 
 def score_range(scores: Mapping[Side, np.ndarray]) -> tuple[float, float]:
-    """The lowest and the highest score; slightly wider if they are equal, so that a histogram has bins."""
+    """Return the lowest and the highest score of all sides, as the range of a histogram.
+
+    If they are nearly equal, the range is made slightly wider, because bins need a width.
+
+    Args:
+        scores: side -> finite scores, as `TableSummary.scores`. There must be at least one score.
+    """
     every = np.concatenate(list(scores.values()))
     low, high = float(every.min()), float(every.max())
     least = 1e-6 * max(1.0, abs(low), abs(high))
@@ -103,7 +110,7 @@ def score_range(scores: Mapping[Side, np.ndarray]) -> tuple[float, float]:
 
 
 def verified_score(table: PersonaTable, index: int, side: Side) -> float | None:
-    """The share of orders in which the judge was right about one persona; None without a verdict."""
+    """Return the share of orders in which the judge was right about one persona; None without a verdict."""
     scores = table.added.get(f"{side}_verified_score")
     score = None if scores is None else scores[index]
     # The column may be the user's own, with other values.

@@ -63,7 +63,14 @@ _SIDES: tuple[Side, ...] = ("chosen", "rejected")
 
 
 class Case(NamedTuple):
-    """A persona to judge, its row and side, and the pair in which its side's response is the chosen one."""
+    """A persona to judge.
+
+    Attributes:
+        row: the place of its row in the table.
+        side: the persona's side.
+        preference: the pair in which the response of this side is the chosen one.
+        persona: the persona.
+    """
 
     row: int
     side: Side
@@ -96,25 +103,32 @@ def verify_personas(
 ) -> Verification:
     """Ask a judge which response a person with this persona prefers, and count the right answers.
 
-    The judge sees persona, prompt and both responses, in both orders. An order counts 1 if the judge
-    picks the response of the persona's side. It counts 0 if the judge picks the other response, answers
-    "neither", or gives a reply that cannot be read (arXiv 2501.11549: ambiguous answers are wrong). A row
-    without any reply, because the server is away, a budget is used up or the request is refused, is left
-    out and counted. A judge that always answers "1" has an accuracy of 0.5.
+    The judge sees persona, prompt and both responses, in both orders. An order counts 1 if the judge picks
+    the response of the persona's side. It counts 0 if the judge picks the other response, answers "neither",
+    or gives a reply that cannot be read (arXiv 2501.11549: ambiguous answers are wrong). A persona is left
+    out and counted if the judge does not reply in one of the orders, because the server is away, a budget is
+    used up or the request is refused. A judge that always answers "1" has an accuracy of 0.5.
 
     Args:
-        table: personas of one side or both. Rows without a persona are left out and counted.
+        table: personas of one side or both. Missing personas are left out and counted.
         judge: a model, as for `infer_personas`, or an LLM. A model should not judge its own personas.
         sides: the sides whose personas are verified.
-        soft: also ask for log-probabilities; an endpoint that has none is asked without.
-        confidence: of the intervals, between 0 and 1. They resample rows.
-        progress: a bar on standard error; None: in a terminal or a notebook.
+        soft: whether to ask for log-probabilities, too; an endpoint that refuses them is asked without.
+        confidence: how often the intervals should cover the truth, between 0 and 1. They resample rows.
+        progress: whether to show a bar on standard error; None: in a terminal or a notebook.
         options: configure the LLM that a model string makes: see `LLM`.
+
+    Returns:
+        Accuracies with intervals, counts, and a copy of the table with a column for each verdict.
 
     Raises:
         DataError: no persona of these sides, before any call is made.
-        ValueError, TypeError: a bad argument, before any call is made.
-        ModelError: the judge failed on every question, or would (key, model).
+        InvalidArgumentError, UnknownOptionError: a bad argument, or the data has a column with the name of a
+            new one, before any call is made.
+        MissingExtraError: the judge needs a package that is not installed.
+        ModelError: the judge gave no usable reply to any question; or every question would fail in the same
+            way (key, model).
+        CacheError: the cache of replies cannot be used.
     """
     _check(verify_personas, table, options, confidence)
     asked = _sides(sides)
@@ -150,16 +164,21 @@ def compare_personas(
     Args:
         table: a table with personas of both sides. Rows without both are left out and counted.
         judge: as for `verify_personas`.
-        unparsable: what a row with an unusable reply counts as: "drop": it is left out, as in the paper;
-            "tie"; or "loss" of the chosen side's persona. Such rows are counted in `failed`. A row without
-            any reply is left out.
-        confidence: of the intervals, between 0 and 1. Wilson's for the win rate without ties; the others
-            resample rows.
+        unparsable: what a row counts as if the judge replied in both orders, and one of the replies cannot be
+            used: "drop": it is left out, as in the paper; "tie"; or "loss" of the chosen side's persona. Such
+            rows are counted in `failed`. A row is always left out if the judge did not reply in one of the
+            orders.
+        confidence: how often the intervals should cover the truth, between 0 and 1. The win rate without ties
+            has Wilson's interval; the others resample rows.
         progress, options: as for `verify_personas`.
+
+    Returns:
+        Win rates with intervals, counts, and a copy of the table with a column for the verdicts.
 
     Raises:
         DataError: no row with both personas, before any call is made.
-        ValueError, TypeError, ModelError: as `verify_personas`.
+        InvalidArgumentError, UnknownOptionError, MissingExtraError, ModelError, CacheError: as
+            `verify_personas`.
     """
     _check(compare_personas, table, options, confidence)
     InvalidArgumentError.check("unparsable", unparsable, UNPARSABLE)
@@ -196,17 +215,21 @@ def rate_personas(
 ) -> PersonaRatings:
     """Ask a judge to rate personas from 1 to 5 by the four questions that arXiv 2501.11549 asks people.
 
-    Is the persona plausible, applicable (to how many people), harmful, overfit to this one pair? The
-    judge sees the persona, the prompt, and which response the persona should prefer, but not which
-    response was chosen.
+    Is the persona plausible, applicable (to how many people), harmful, overfit to this one pair? The judge
+    sees the persona, the prompt, and which response the persona should prefer, but not which response was
+    chosen.
 
     Args:
-        table: personas of one side or both. Rows without a persona are left out and counted.
+        table: personas of one side or both. Missing personas are left out and counted.
         judge, sides, progress, options: as for `verify_personas`.
-        confidence: of the intervals, between 0 and 1. They resample rows.
+        confidence: how often the intervals should cover the truth, between 0 and 1. They resample rows.
+
+    Returns:
+        Mean answers with intervals, counts, and a copy of the table with a column for each side and question.
 
     Raises:
-        DataError, ValueError, TypeError, ModelError: as `verify_personas`.
+        DataError, InvalidArgumentError, UnknownOptionError, MissingExtraError, ModelError, CacheError: as
+            `verify_personas`.
     """
     _check(rate_personas, table, options, confidence)
     asked = _sides(sides)
@@ -237,16 +260,25 @@ def rate_personas(
 
 @hides_secrets
 class Verifier:
-    """Chooses among candidate personas by a judge: `infer_personas(…, select=Verifier(judge=…))`.
+    """Scores candidate personas by a judge: `infer_personas(…, select=Verifier(judge=…))`.
 
-    The calls of a judge that is made here count in the `budget=` of the run that it chooses for, unless it
-    has a `budget=` of its own. So they do in its `rpm=` and `tpm=`, unless the judge has others, or another
-    address or key. `usage` has all that it was asked.
+    The judge is asked which response a person with the persona prefers, as in `verify_personas`. Its calls
+    count in the budget of the run that uses the scores, if `judge` is a name and `options` have no `budget`.
+    They also count in the run's `rpm` and `tpm`, if the judge is called at the same address with the same
+    key, and has no other limits.
 
     Args:
         judge: a model or an LLM, as for `verify_personas`.
-        soft: score by the log-probabilities of the judge's answer, where the endpoint gives them.
+        soft: whether to score by the log-probabilities of the judge's answer, where the endpoint gives them.
         options: configure the LLM that a model string makes: see `LLM`.
+
+    Attributes:
+        model: the name of the judge.
+
+    Raises:
+        InvalidArgumentError, UnknownOptionError: options that cannot work, or options beside an LLM.
+        MissingExtraError: the judge needs a package that is not installed.
+        AuthenticationError: the provider's key is not set.
     """
 
     def __init__(
@@ -265,17 +297,23 @@ class Verifier:
 
     @property
     def usage(self) -> Usage:
-        """Calls, tokens and cost of the judge so far."""
+        """The calls, tokens and cost of the judge so far, in all runs."""
         return self._judge.usage
 
     def share_budget(self, llm: LLM) -> Verifier:
-        """This one for a run of a model for which it chooses: the judge's calls count in that model's budget.
+        """Return a verifier for one run: its judge's calls count in the budget and limits of the run's model.
 
-        Runs at the same time have one each. They ask the same judge, and `usage` has what all of them asked.
+        Several runs at the same time use one each. All of them ask the same judge, and share `usage`.
+
+        Args:
+            llm: the model of the run, whose personas are scored.
+
+        Returns:
+            A copy, or this verifier itself if its judge was given as an `LLM`, which keeps its own budget.
 
         Raises:
             InvalidArgumentError: there is a budget, and the price of the judge is not known.
-            AuthenticationError: the judge's key is missing. The model would be paid before that is told.
+            AuthenticationError: the judge's key is missing. This check saves the cost of the model's calls.
         """
         judge = self._judge.llm
         judge.transport.check_key()
@@ -294,7 +332,7 @@ class Verifier:
 
     @property
     def _within(self) -> Bounds:
-        """What the judge's calls may take: of what the model has for which it chooses, if it shares that."""
+        """The budget and the limits a minute of the judge's calls: its own, or those of the run's model."""
         judge = self._judge.llm
         bounds = judge.account.bounds
         if self._of is None:
@@ -310,12 +348,16 @@ class Verifier:
         """Score how well each persona explains the preference at the same place, shape (n,).
 
         The score is the mean probability, over both orders, that a judge who sees the persona picks the
-        preferred response, minus 0.5: from -0.5 to 0.5, above 0 if the persona explains the preference. NaN
-        if a reply cannot be used.
+        preferred response, minus 0.5: from -0.5 to 0.5, above 0 if the persona explains the preference.
+        Without log-probabilities, the probability of an order is 1 if the judge picks the preferred response,
+        else 0. An answer "neither" has the probability 0. NaN if a reply cannot be used; a warning counts
+        these.
 
         Raises:
             InvalidArgumentError: the arguments differ in length.
-            ModelError: the judge never gave a usable reply, in this call or before it.
+            ModelError: the judge never gave a usable reply, in this call or before it; or every question
+                would fail in the same way (key, model).
+            CacheError: the cache of replies cannot be used.
         """
         verdicts = self.verdicts(preferences, personas)
         scores = [np.nan if v.problem is not None else v.soft_score - 0.5 for v in verdicts]
@@ -324,7 +366,10 @@ class Verifier:
     def verdicts(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
     ) -> list[Verdict]:
-        """Judge each pair in both orders, in order. Arguments and errors are those of `explains`."""
+        """Ask the judge about each pair in both orders; return one verdict for each pair, in order.
+
+        "first" is the preferred response. Arguments, warnings and errors are those of `explains`.
+        """
         if len(preferences) != len(personas):
             raise InvalidArgumentError(
                 f"{len(preferences)} preferences, {len(personas)} personas: one of each is needed."
@@ -351,7 +396,14 @@ def _verification(
     placed: Mapping[Side, Sequence[Verdict | None]],
     confidence: float,
 ) -> Verification:
-    """Compute all numbers and columns from the verdicts: side -> one for each row, or None."""
+    """Compute all numbers and columns from the verdicts.
+
+    Args:
+        table: the table that was judged.
+        asker: the judge.
+        placed: side -> one verdict for each row; None: there is no persona.
+        confidence: of the intervals.
+    """
     score, soft, consistent = (
         {side: numbers_of(verdicts, name) for side, verdicts in placed.items()}
         for name in ("score", "soft_score", "consistent")
@@ -406,7 +458,13 @@ def _common(table: PersonaTable, asker: Judge, problems: Sequence[str | None]) -
 def _ratings(
     columns: Mapping[str, Sequence[int | None]], sides: Sequence[Side], confidence: float
 ) -> tuple[dict[Side, dict[str, Estimate]], dict[str, Estimate]]:
-    """Return side -> question -> mean answer, and question -> mean difference (empty for one side)."""
+    """Return the means and the differences of `PersonaRatings`.
+
+    Args:
+        columns: such as "chosen_plausible" -> one answer for each row; None: there is none.
+        sides: the sides that were rated.
+        confidence: of the intervals.
+    """
     given = {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
 
     def mean(name: str) -> Estimate:
@@ -426,7 +484,13 @@ def _ratings(
 def _errors(
     rows: int, asked: Sequence[tuple[Any, ...]], problems: Sequence[str | None]
 ) -> list[str | None]:
-    """Return for each row why a side has no verdict, or None. `asked` are tuples (row, side, …)."""
+    """Return for each row why its personas have no usable verdict; None: all have one, or there is none.
+
+    Args:
+        rows: how many rows the table has.
+        asked: a tuple (row, side, …) for each persona that was judged.
+        problems: the problem of each of these; None: it has none.
+    """
     said: list[list[str]] = [[] for _ in range(rows)]
     for (row, side, *_), problem in zip(asked, problems, strict=True):
         if problem is not None:
@@ -435,7 +499,7 @@ def _errors(
 
 
 def _cases(table: PersonaTable, sides: Sequence[Side]) -> list[Case]:
-    """Return all personas of these sides as cases. Raise DataError if there are none."""
+    """Return the personas of these sides as cases, row by row. Raise DataError if there are none."""
     cases: list[Case] = []
     for place, row in enumerate(table):
         for side in sides:

@@ -110,6 +110,11 @@ def test_pairing_and_sides_are_counted_by_what_a_scorer_says() -> None:
     assert found["without a persona"] == 1 / 8
 
 
+def test_a_pair_with_a_persona_that_explains_nothing_is_paired_if_the_other_one_fits() -> None:
+    found = shares((persona("omega"), persona("gamma")), (None, persona("gamma")))
+    assert found["pairing, by w"] == 1 / 2
+
+
 def test_faults_are_counted_whoever_wrote_the_personas() -> None:
     repeated = default_exemplars()[0].chosen
     found = shares(
@@ -214,7 +219,13 @@ def test_a_model_never_scores_its_own_words_unasked(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"scorers": []}, {"scorers": "local"}, {"max_tokens": 0}, {"scorers": ["local:nobody"]}],
+    [
+        {"scorers": []},
+        {"scorers": "local"},
+        {"max_tokens": 0},
+        {"scorers": ["local:nobody"]},
+        {"scorers": {"words": 7}},
+    ],
     ids=str,
 )
 def test_what_cannot_work_fails_before_any_call(wrong: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from personainfer.evaluation.grouped import win_rate
+from personainfer.evaluation.agreement import cohen_kappa, krippendorff_alpha
+from personainfer.evaluation.grouped import delta_pq, mean_by_group, win_rate
 from personainfer.evaluation.statistics import (
     Estimate,
     benjamini_hochberg,
@@ -27,6 +28,7 @@ from personainfer.evaluation.statistics import (
     wilson,
 )
 from personainfer.exceptions import InvalidArgumentError
+from personainfer.users.groups import correlation
 
 FEW: dict[str, Any] = {"resamples": 200}  # enough for what does not depend on how many there are
 brief = settings(max_examples=40)
@@ -299,6 +301,22 @@ def test_a_larger_confidence_gives_a_wider_interval(values: list[float]) -> None
 def test_what_cannot_be_computed_is_refused(call: Any, words: str) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda wrong: bootstrap_mean([], **wrong),
+        lambda wrong: mean_by_group([], [], **wrong),
+        lambda wrong: delta_pq([], [], [], **wrong),
+        lambda wrong: cohen_kappa([], [], **wrong),
+        lambda wrong: krippendorff_alpha([[math.nan]], **wrong),
+        lambda wrong: correlation([1, 2, 3, 4], [1, 2, 4, 3], **wrong),
+    ],
+)
+def test_a_bad_confidence_is_refused_whatever_the_data(call: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="confidence=95"):
+        call({"confidence": 95})
 
 
 def test_estimates_read_as_a_line() -> None:
