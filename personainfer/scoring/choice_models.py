@@ -36,7 +36,10 @@ class ChoiceModel(Protocol):
         """Learn from choices, each with a `user`, and return this model. An earlier fit is forgotten."""
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """Return one margin a choice, shape (n,): above 0, the model predicts `chosen`."""
+        """Return one margin for each choice, shape (n,).
+
+        Above 0, the model predicts `chosen`; below 0, `rejected`. 0: a tie, or the model knows nothing.
+        """
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ def read_choices(
 
     Args:
         name: the argument's name, for errors.
-        given: `Preference` records with a user.
-        each: how an error names one choice; {} is replaced by its place.
+        given: `Preference` records with a user. An iterator is used up.
+        each: how an error names one choice; {} is replaced by its place, from 0.
 
     Raises:
         InvalidArgumentError: the argument holds something else than `Preference` records.
@@ -89,7 +92,9 @@ def read_choices(
 
 
 def encode(choices: Sequence[Preference]) -> Encoded:
-    """Number the users and the responses of choices. Equal texts after different prompts are two responses.
+    """Number the users and the responses of choices, in the order of their first appearance.
+
+    Equal texts after different prompts are two responses.
 
     Raises:
         DataError: a choice has no user, or there are no choices.
@@ -133,17 +138,20 @@ def length_only(
 ) -> FloatArray:
     """Predict choices by a rule that knows of a persona only whether it predicts longer responses.
 
-    The rule counts the persona's predictions for the user's other choices: if they are more often the longer
-    response, it predicts the longer one, else the shorter one. In a tie, those for all users decide.
+    For each choice, the rule looks at the persona's predictions for the same user's other choices. If most of
+    these predictions are the longer response, the rule predicts the longer response. If most are the shorter
+    one, it predicts the shorter one. If both are as many, the predictions for all users' choices decide.
 
     Args:
-        margins: shape (choices,): the margins that were predicted with the persona.
-        lengths: shape (choices,): the length of the chosen response minus that of the rejected one; 0 if
-            the two count as equal.
+        margins: shape (choices,): the margins that were predicted with the persona. Above 0: the chosen
+            response is predicted. NaN: there is no prediction.
+        lengths: shape (choices,): the length of the chosen response minus that of the rejected one; 0 if the
+            two count as equal.
         users: shape (choices,): who made the choice.
 
     Returns:
-        Shape (choices,): 1 predicts `chosen`, -1 `rejected`, 0 neither; NaN where the margin is NaN.
+        Shape (choices,): 1 predicts the chosen response, -1 the rejected one. 0 predicts neither: the lengths
+        are equal, or nothing decides. NaN where the margin is NaN.
     """
     toward_longer = np.nan_to_num(np.sign(margins) * np.sign(lengths))
     _, place = np.unique(users, return_inverse=True)
@@ -156,8 +164,10 @@ def length_only(
 class MajorityVote:
     """Predicts what most of the other users chose on the same pair of responses.
 
-    If no other user chose on this pair, it compares how often others chose each of the two responses. A
-    user's own choices never predict the same user's choices, so the fit may include choices to predict.
+    If no other user chose on this pair, or as many chose the one as the other response, the model compares
+    how often others chose each of the two responses, whatever the other response was. A user's own choices
+    never predict the same user's choices, so the fit may include choices to predict. Choices without a user
+    count as those of one user.
     """
 
     def fit(self, choices: Sequence[Preference]) -> Self:
@@ -171,9 +181,12 @@ class MajorityVote:
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """Return one margin a choice, shape (n,): the mean vote of others on the pair, from -1 to 1.
+        """Return one margin for each choice, shape (n,): the mean vote of others on the pair, from -1 to 1.
 
-        If there is none, the margin is the difference between the mean votes on the two responses.
+        Each other user has one vote: 1 for `chosen`, -1 for `rejected`, 0 if their choices cancel out. If the
+        votes are none, or their sum is 0, the margin is the mean vote on `chosen` minus the mean vote on
+        `rejected`, in all pairs with that response. Each of these means has two votes more, one for and one
+        against the response, so that few votes count less.
         """
         return np.array([self._margin(choice) for choice in choices], dtype=np.float64)
 
@@ -206,9 +219,10 @@ def _signs(choice: Preference) -> tuple[tuple[Response, int], tuple[Response, in
 class SimilarUsersVote:
     """Predicts by the votes of other users, each weighted by the agreement with the user in the fit.
 
-    A choice is a vote of 1 for the chosen and of -1 for the rejected response; votes on the same response are
-    added up. The agreement of two users is the cosine of their votes, with `doubt` added to the product of
-    the norms. A user with a negative agreement counts with the opposite sign.
+    A choice is a vote of 1 for the chosen and of -1 for the rejected response. For the agreement, a user's
+    votes on the same response are added up; for a prediction, only the sign of that sum counts. The agreement
+    of two users is the cosine of their votes, with `doubt` added to the product of the norms. A user with a
+    negative agreement counts with the opposite sign.
 
     Args:
         doubt: shrinks the agreement of users who have few responses in common; at least 0.
@@ -222,6 +236,7 @@ class SimilarUsersVote:
 
         Raises:
             DataError: a choice has no user, or there are no choices.
+            InvalidArgumentError: `choices` holds something else than `Preference` records.
             MissingExtraError: scipy is not installed.
         """
         sparse = MissingExtraError.require("scipy.sparse")
@@ -245,7 +260,7 @@ class SimilarUsersVote:
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
         """Return the weighted votes on `chosen` minus those on `rejected`, shape (n,).
 
-        0 for a user who was not in the fit. A response that was not in the fit has no votes.
+        0 for a choice of a user who was not in the fit. A response that was not in the fit has no votes.
         """
         scores = (self._agreement @ self._votes).tocsr()
         users, responses = self._known.users, self._known.responses
@@ -262,7 +277,8 @@ class SimilarUsersVote:
 def word_features(prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:
     """Hash the words and bigrams of each response into a sparse matrix (n, 65,536) with rows of length 1.
 
-    A term's weight is 1 + log(count). Prompts are ignored, since both responses of a pair have the same.
+    The weight of a term is 1 + log(count) before its row is scaled. A response without words has a row of
+    zeros. Prompts are ignored, since both responses of a pair have the same.
 
     Raises:
         MissingExtraError: scipy is not installed.
@@ -288,8 +304,12 @@ def word_features(prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:
 def featured(features: Features | None, responses: Sequence[Response]) -> Any:
     """Compute the features of n responses, (n, d). With `features=None` they are the identity matrix (n, n).
 
+    Returns:
+        An array of floats; a sparse matrix stays one.
+
     Raises:
         InvalidArgumentError: the features have another shape, or hold a number that is not finite.
+        MissingExtraError: `features` is None, and scipy is not installed.
     """
     if features is None:
         sparse = MissingExtraError.require("scipy.sparse")
@@ -333,12 +353,17 @@ def one_hot(places: npt.NDArray[Any], count: int) -> Any:
 
 
 def margins_of(rewards: FloatArray, known: Encoded) -> FloatArray:
-    """Subtract the rewards of rejected responses from those of chosen ones, choice by choice."""
+    """Return the reward of the chosen response minus that of the rejected one, shape (choices,).
+
+    Args:
+        rewards: the reward of each response, shape (responses,).
+        known: the choices, whose numbers are places in `rewards`.
+    """
     return rewards[known.chosen] - rewards[known.rejected]
 
 
 def log_loss(margins: FloatArray) -> tuple[float, FloatArray]:
-    """Compute the sum of -log sigma(margin), and its derivative in each margin, shape (n,)."""
+    """Return the sum of -log sigma(margin), in nats, and its derivative in each margin, shape (n,)."""
     with np.errstate(over="ignore", invalid="ignore"):  # `minimise` checks the result
         total = float(np.logaddexp(0.0, -margins).sum())
         return total, -1.0 / (1.0 + np.exp(margins))

@@ -1,7 +1,7 @@
 """Shorten conversations to fit a model's context.
 
-The oldest turns are left out first, each user turn with its answer. The response, the persona, system
-messages, and all turns from the last user turn on are kept. A row that is still too long gets no score.
+The oldest messages are left out first, each user message with its answer. The response, the persona, system
+messages, and all messages from the last user message on are kept. A row that is still too long gets no score.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _TURN_MARKS = 32  # tokens: more than any chat template puts around a turn
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """Counts of distinct texts that were cut, or not scored, in the calls so far.
+    """Counts of texts that were cut, or not scored, in all calls so far. A call counts equal texts once.
 
     Attributes:
-        prompts: conversations whose oldest turns were left out.
+        prompts: conversations whose oldest messages were left out.
         responses: responses of which only the first `max_response_tokens` were scored.
-        too_long: rows that are too long even without the oldest turns. They have no score (NaN).
+        too_long: rows that are too long even without the oldest messages. They have no score (NaN).
         failed: texts at which the scorer failed. Their rows have no score (NaN).
     """
 
@@ -42,7 +42,7 @@ class Cuts:
     failed: int = 0
 
     def since(self, earlier: Cuts) -> dict[str, int]:
-        """Subtract earlier counts. Returns attribute -> difference."""
+        """Subtract earlier counts from these. Returns attribute -> difference."""
         return {
             name: count - getattr(earlier, name) for name, count in dataclasses.asdict(self).items()
         }
@@ -54,7 +54,7 @@ class ScoredText(NamedTuple):
     Attributes:
         log_probabilities: log p of each token of the response, in nats, shape (tokens,). None: the row is
             longer than the model's context, or the scorer failed at it.
-        turns_left_out: how many of the conversation's oldest turns were not shown to the model.
+        turns_left_out: how many of the conversation's oldest messages were not shown to the model.
         tokens_left_out: how many tokens at the end of the response were not scored.
     """
 
@@ -77,7 +77,12 @@ class ScoredText(NamedTuple):
 class TextToFit(NamedTuple):
     """A row before its prefix is tokenized.
 
-    Rows of the same `group` and prompt lose the same turns, so that their scores can be compared.
+    Attributes:
+        prompt: the prompt.
+        persona: the persona; None: the prompt alone.
+        response_tokens: how many tokens the response has.
+        group: rows with the same group and prompt lose the same messages, so that their scores can be
+            compared.
     """
 
     prompt: Prompt
@@ -87,9 +92,13 @@ class TextToFit(NamedTuple):
 
 
 class FittedText(NamedTuple):
-    """The tokens of a row to score, and how many turns and tokens were left out.
+    """The tokens of a row to score, and how much of the row was left out.
 
-    `text` is None if the row gets no score: it is too long, or the scorer failed at it.
+    Attributes:
+        text: the tokens; None: the row gets no score, as it is too long, or the scorer failed at it.
+        turns_left_out: how many of the conversation's oldest messages were left out.
+        tokens_left_out: how many tokens at the end of the response were left out.
+        is_too_long: whether the row does not fit even without its oldest messages.
     """
 
     text: TokenText | None
@@ -99,7 +108,13 @@ class FittedText(NamedTuple):
 
 
 class FittedPrefix(NamedTuple):
-    """The tokens before a response (None: too long, or refused), and how many turns were left out."""
+    """The tokens before a response, and how many messages were left out.
+
+    Attributes:
+        tokens: the tokens; None: the prefix is too long, or the scorer refused it.
+        turns_left_out: how many of the conversation's oldest messages were left out.
+        is_too_long: whether the prefix does not fit even without its oldest messages.
+    """
 
     tokens: Tokens | None
     turns_left_out: int
@@ -109,7 +124,7 @@ class FittedPrefix(NamedTuple):
 def fit_prefixes(
     scorer: Scorer, texts: Sequence[TextToFit], place: PersonaPlace, max_prompt_tokens: int | None
 ) -> list[FittedPrefix]:
-    """Build the prefix of each row. The oldest turns are left out until it fits.
+    """Build the prefix of each row. The oldest messages are left out until it fits.
 
     Args:
         scorer: tokenizes the prefixes, and knows the model's context.
@@ -118,7 +133,8 @@ def fit_prefixes(
         max_prompt_tokens: the most tokens of a prefix; None: what the context leaves after the response.
 
     Returns:
-        A prefix for each row. Its `tokens` are None if the row does not fit, or the scorer refused it.
+        A prefix for each row, in their order. Its `tokens` are None if the row does not fit, or the scorer
+        refused it.
 
     Raises:
         ModelError, InvalidArgumentError: the scorer refused all prefixes before any was shortened.
@@ -164,7 +180,13 @@ def fit_prefixes(
 
 
 def _without_oldest(scorer: Scorer, chat: Chat, excess: float) -> Chat | None:
-    """Remove as few of the oldest turns as save `excess` tokens; None: there is no turn to remove."""
+    """Remove as few of the oldest messages as save about `excess` tokens, each user message with its answer.
+
+    Messages from the last user message on stay, and so do system messages.
+
+    Returns:
+        The other messages; None: there is none to remove.
+    """
     last = max((n for n, turn in enumerate(chat) if turn.role == "user"), default=len(chat) - 1)
     old = [n for n in range(last) if chat[n].role != "system"]
     if not old:

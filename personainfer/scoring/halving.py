@@ -74,6 +74,7 @@ class _Runner:
         return found
 
     def take(self, scores: Sequence[FloatArray | None]) -> None:
+        """Append the scores of both responses' next tokens. None: the candidate failed."""
         new = [score for score in scores if score is not None]
         self.failed = len(new) < len(scores)
         if not self.failed:
@@ -81,6 +82,7 @@ class _Runner:
 
     @property
     def gap(self) -> float:
+        """The mean log p a token of the chosen response (0 if empty) minus that of the rejected one."""
         chosen, rejected = (float(one.mean()) if len(one) else 0.0 for one in self.scores)
         return chosen - rejected
 
@@ -112,6 +114,7 @@ class _Race:
                 del gaps[n]
 
     def drop_the_worse_half(self) -> None:
+        """Note the gaps of all candidates that are left. Drop the worse half, except those near the best."""
         gaps = {n: runner.gap for n, runner in self.left.items()}
         self._rounds.append(gaps)
         ranked = sorted(gaps, key=lambda n: -gaps[n])
@@ -120,9 +123,11 @@ class _Race:
         self.left = {n: self.left[n] for n in sorted([*ranked[:half], *close])}
 
     def _is_close(self, one: _Runner, best: _Runner) -> bool:
+        """Whether a candidate's gap is within half a standard error of the best candidate's."""
         return best.gap - one.gap < _CLOSE * _standard_error(one.scores, best.scores)
 
     def gaps(self) -> FloatArray:
+        """Return the gap or its estimate for each candidate, shape (candidates,); NaN: it has no score."""
         found: FloatArray = np.full(self._count, np.nan)
         if not self._rounds[-1]:
             return found

@@ -57,10 +57,11 @@ class TokenText:
 
 
 class Scorer(Protocol):
-    """A language model that computes the log-probabilities of a text's tokens.
+    """A language model that computes the log-probabilities of a text's tokens. Its methods block.
 
-    `decodes`: True if each scored token takes a decoding step, so that fewer tokens take less time. False
-    if a text is read in one pass.
+    Attributes:
+        decodes: True if each scored token takes a decoding step, so that fewer tokens take less time. False
+            if a text is read in one pass.
     """
 
     decodes: bool
@@ -82,9 +83,9 @@ class Scorer(Protocol):
         """
 
     def score(self, texts: Sequence[TokenText]) -> Sequence[FloatArray | None]:
-        """Compute log p of each response's tokens, in nats, one array (tokens,) a text; None: it failed.
+        """Compute log p of each response's tokens, in nats: an array (tokens,) for each text, in order.
 
-        No response may be empty.
+        A text at which the scorer failed gets None. No response may be empty.
         """
 
 
@@ -93,7 +94,17 @@ def ignored(count: int, first: PersonaInferError) -> None:
 
 
 class ScoringEndpoint(EndpointTransport):
-    """A client of a server that scores. It repeats requests that may succeed later."""
+    """A client of a server that scores. It repeats requests that may succeed later.
+
+    Args:
+        model: the model's name at the server.
+        api_base: the server's address, with or without "/v1" at its end.
+        api_key: the key; None: no key, but for an https address of OpenAI or Azure that of the environment.
+        concurrency: how many requests may be in flight.
+        timeout: seconds for one request.
+        max_attempts: how often a request is sent at most.
+        failed: `each` calls it if the server failed at some items and not at others.
+    """
 
     def __init__(
         self,
@@ -137,7 +148,7 @@ class ScoringEndpoint(EndpointTransport):
         return self._read_json(status, *answer) if status // 100 == 2 else {}
 
     def one(self, ask: Callable[[T], Coroutine[Any, Any, U]], item: T) -> U:
-        """Call `ask` for one item, as `each` does.
+        """Call `ask` for one item, and return its result.
 
         Raises:
             ModelError: the server failed.
@@ -153,7 +164,7 @@ class ScoringEndpoint(EndpointTransport):
         items: Sequence[T],
         runs: Iterable[slice] | None = None,
     ) -> list[U | None]:
-        """Call `ask` for every item, up to `concurrency` at once.
+        """Call `ask` for every item, up to `concurrency` at once, and wait for all results.
 
         Args:
             ask: sends an item to the server and reads the reply. Any error that it raises while reading
@@ -163,10 +174,12 @@ class ScoringEndpoint(EndpointTransport):
                 item is a slice of its own.
 
         Returns:
-            The result of each item, in order; None where the server failed.
+            The result of each item, in order; None where the server failed, or where nothing was sent because
+            it had failed 20 times in succession.
 
         Raises:
-            ModelError: the first failure, if the server failed at all items, or at the first ones.
+            ModelError: the first failure, if the server failed at all items, at the first 16, or in a way
+                that is not about one item's content at the first 3.
         """
         runs = runs or [slice(n, n + 1) for n in range(len(items))]
         replies, first = event_loop.run(self._each(ask, items, runs))
@@ -213,7 +226,13 @@ class ScoringEndpoint(EndpointTransport):
 
 
 class _Failures:
-    """Counts the failures of a server at a number of texts, and decides when to give up."""
+    """Counts the failures of a server at a number of texts, and decides when to give up.
+
+    Attributes:
+        first: the first failure; None: there is none.
+        in_a_row: how many failures came in succession that were not about one text's content.
+        only: whether no text was answered so far.
+    """
 
     def __init__(self, texts: int) -> None:
         self.first: ModelError | None = None
@@ -298,7 +317,7 @@ def check_rows(
     personas: Sequence[Persona | str | None],
     responses: Sequence[str],
 ) -> list[Row]:
-    """Check n prompts, n personas and n responses, and return them as rows.
+    """Check n prompts, n personas and n responses. Return them as rows, with each persona as text or None.
 
     Raises:
         InvalidArgumentError: the lengths differ, or a value is of the wrong type.
@@ -329,6 +348,7 @@ def check_row(number: int, prompt: object, persona: object, response: object) ->
 
 
 def _prompt(number: int, prompt: object) -> Prompt:
+    """Return a prompt as text, or a conversation as a tuple of messages. Raises InvalidArgumentError."""
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, list | tuple) and prompt:

@@ -24,10 +24,10 @@ class LatentUsers:
     """A model of choices with a latent vector z for each user: VPL (arXiv 2408.10075).
 
     An encoder reads a user's choices, in any order and number, and computes the mean and the spread of z. A
-    decoder computes the reward of a response from its features and z. Both are trained together: in each
-    step the encoder reads a random half of the choices, and all choices are predicted with a z drawn from
-    its mean and spread. The loss adds `kl` times the KL divergence of each z from a standard normal
-    distribution. New users need no training: the encoder reads their choices.
+    decoder computes the reward of a response from its features and z. Both are trained together: in each step
+    the encoder reads a random half of the choices, and all choices are predicted with a z drawn from its mean
+    and spread. The loss adds `kl` times the KL divergence of each z from a standard normal distribution. New
+    users need no training: the encoder reads their choices.
 
     Args:
         features: a function (prompts, responses) -> (n, d). None: each response of the fit is a feature of
@@ -37,6 +37,9 @@ class LatentUsers:
         kl: the weight of the KL divergence.
         steps: how many steps the optimizer takes, each over all choices.
         seed: seeds the first weights and all random draws.
+
+    Raises:
+        InvalidArgumentError: an argument has a value that cannot work.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class LatentUsers:
 
         Raises:
             DataError: a choice has no user, or there are no choices.
+            InvalidArgumentError: `choices` holds something else than `Preference` records, or `features`
+                gives another shape or a number that is not finite.
             MissingExtraError: torch is not installed.
         """
         torch = MissingExtraError.require("torch")
@@ -92,7 +97,13 @@ class LatentUsers:
         return self.fit_users(choices)
 
     def fit_users(self, choices: Sequence[Preference]) -> Self:
-        """Infer the vectors of the users of these choices, new or known. Nothing is trained."""
+        """Infer the vectors of the users of these choices, new or known. Nothing is trained.
+
+        Call `fit` first. A known user's vector is replaced by one from these choices alone.
+
+        Raises:
+            DataError, InvalidArgumentError, MissingExtraError: as `fit`.
+        """
         torch = MissingExtraError.require("torch")
         known = encode(choices)
         table, users = self._table(list(known.responses)), torch.tensor(known.user)
@@ -105,9 +116,12 @@ class LatentUsers:
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,).
+        """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,). Call `fit` first.
 
         A user without a vector gets the mean of the prior, zeros.
+
+        Raises:
+            DataError, InvalidArgumentError, MissingExtraError: as `fit`; but there may be no choices.
         """
         if not choices:
             return np.zeros(0)

@@ -77,12 +77,14 @@ class Likelihood:
             what is particular to a persona counts. The baseline changes which scores are above 0, but
             not the order of the candidates for one side.
         max_prompt_tokens: the most tokens before a response, with persona and chat template; None: what
-            the model's context leaves. Of a longer conversation the oldest turns are left out, but not
-            the persona, a system message or the last turn. A row that is still too long gets NaN.
+            the model's context leaves. Of a longer conversation the oldest messages are left out, but not
+            the persona, a system message, or the last user message and what follows it. A row that is still
+            too long gets NaN.
         dtype: a type of torch, for transformers; None: float32 on a CPU, the checkpoint's own on a GPU.
         api_base: the address of a llama.cpp server, or of an endpoint that knows vLLM's
             `prompt_logprobs`. `Likelihood` finds out which of the two it is.
-        api_key: the key of that server; None: no key.
+        api_key: the key of that server; None: no key, but for an https address of OpenAI or Azure that of the
+            environment.
         timeout: seconds for one request to that server.
 
     Attributes:
@@ -93,11 +95,13 @@ class Likelihood:
 
     A row gets NaN if the server fails at its text at every attempt, or the chat template refuses it. The
     first such text gives a warning, and `cuts` counts all. If all texts fail, or the first ones, an error is
-    raised. The first call that scores loads the weights or asks the server.
+    raised. The first call that scores loads the weights or asks the server, and blocks meanwhile. (With a
+    `device`, the weights of a "local" model are fetched when the object is made.)
 
     Raises:
         InvalidArgumentError: a value that cannot work.
-        MissingExtraError: a package or the weights are not installed.
+        MissingExtraError: a package is not installed.
+        ModelNotFoundError: weights that are needed at once cannot be fetched.
     """
 
     def __init__(
@@ -156,15 +160,17 @@ class Likelihood:
             prompts: n texts, or conversations as sequences of `Message`.
             personas: n personas, as records or text; None: the prompt alone.
             responses: n texts. An empty one has log p = 0.
-            per_token: return the mean over a response's tokens, which does not grow with its length, in
-                place of the sum.
+            per_token: return the mean over a response's tokens, which does not grow with its length, in place
+                of the sum.
 
         Returns:
             Shape (n,), in nats, or nats a token; NaN for a row without a score.
 
         Raises:
-            InvalidArgumentError: the arguments differ in length, or hold something else.
-            ModelError: the model cannot be loaded or reached.
+            InvalidArgumentError: the arguments differ in length, or hold something else; or the chat template
+                refuses all prompts.
+            ModelError: the model cannot be loaded or reached, or the server failed at all texts, or at the
+                first ones.
         """
         scored = self.score(prompts, personas, responses)
         return np.array([one.mean if per_token else one.sum for one in scored], dtype=float)
@@ -181,8 +187,14 @@ class Likelihood:
 
         Args:
             prompts, personas, responses: as for `log_likelihood`.
-            groups: n labels. If a conversation is too long, all rows with the same label and prompt lose
-                the same turns, so that their scores can be compared. None: each row loses its own.
+            groups: n labels. If a conversation is too long, all rows with the same label and prompt lose the
+                same messages, so that their scores can be compared. None: each row loses its own.
+
+        Returns:
+            The score of each row, in the order of the rows.
+
+        Raises:
+            InvalidArgumentError, ModelError: as `log_likelihood`.
         """
         rows = check_rows(prompts, personas, responses)
         labels = range(len(rows)) if groups is None else groups
@@ -197,7 +209,7 @@ class Likelihood:
     ) -> FloatArray:
         """Compute log p(response | prompt, persona) - log p(response | prompt) for each row.
 
-        The arguments are those of `log_likelihood`.
+        The arguments and errors are those of `log_likelihood`.
 
         Returns:
             Shape (n,), in nats, summed over the response's tokens; 0 for the persona None, NaN for a row
@@ -226,6 +238,9 @@ class Likelihood:
         Returns:
             Shape (n,), in nats a token. Above 0: the persona explains the choice better than the baseline
             does. NaN for a pair without a score, such as one that does not fit into the model's context.
+
+        Raises:
+            InvalidArgumentError, ModelError: as `log_likelihood`.
         """
         check_lengths(preferences=preferences, personas=personas)
         pairs = list(zip(preferences, personas, strict=True))
@@ -254,11 +269,14 @@ class Likelihood:
 
         Args:
             preferences: n pairs.
-            candidates: for each pair its candidate personas.
+            candidates: for each pair its candidate personas, none of them None.
 
         Returns:
             For each pair an array of scores, shape (candidates,), in nats a token; NaN for a candidate
             without a score, such as one that does not fit into the model's context.
+
+        Raises:
+            InvalidArgumentError, ModelError: as `log_likelihood`.
         """
         check_lengths(preferences=preferences, candidates=candidates)
         rows, groups = list[Row](), list[int]()
@@ -366,6 +384,7 @@ class Likelihood:
             )
 
     def _scorer(self) -> Scorer:
+        """Return the scorer. The first call makes it, which may load weights or ask the server."""
         with self._lock:
             if self._made is None:
                 self._made = self._make()

@@ -47,7 +47,13 @@ _NO_LOG_PROBABILITIES = "the server gave no log-probabilities."
 
 
 class EmbeddedEndpoint(ScoringEndpoint):
-    """A client of a local model's own server. The first request fetches the weights and starts the server."""
+    """A client of a local model's own server. The first request fetches the weights and starts the server.
+
+    Args:
+        weights: the weights that the server runs.
+        concurrency: how many requests may be in flight; the server's slots are an upper limit.
+        failed: as for `ScoringEndpoint`.
+    """
 
     def __init__(self, weights: Weights, *, concurrency: int, failed: Failed = ignored) -> None:
         slots = min(concurrency, SLOTS)
@@ -61,7 +67,12 @@ class EmbeddedEndpoint(ScoringEndpoint):
         local_model(self._weights).reset()
 
     async def read(self, path: str) -> Json:
-        """Start the server if necessary, and GET a JSON document; {} if the answer's status is not 2xx."""
+        """Start the server if necessary, and GET a JSON document; {} if the answer's status is not 2xx.
+
+        Raises:
+            ModelNotFoundError: as `ask`.
+            TransportError: the server cannot be reached.
+        """
 
         async def send(server: Server, alone: bool) -> Json:
             self._connect_to(server)
@@ -78,6 +89,7 @@ class EmbeddedEndpoint(ScoringEndpoint):
         Raises:
             ModelNotFoundError: the weights cannot be fetched or loaded; they have no chat template, or one
                 that crashes llama.cpp; or each new server ends.
+            ModelError: no attempt got a usable reply.
         """
         return await self._retrying(self._ask_server, path, body)
 
@@ -127,7 +139,11 @@ class ForcedDecoding:
         return self._context
 
     def encode(self, texts: Sequence[str]) -> list[Tokens | None]:
-        """Tokenize each text; None where the server failed. Marks of special tokens are ordinary text."""
+        """Tokenize each text; None where the server failed. Marks of special tokens are ordinary text.
+
+        Raises:
+            ModelError: as `ScoringEndpoint.each`.
+        """
         return self._endpoint.each(self._encode, texts)
 
     async def _encode(self, text: str) -> Tokens:
@@ -142,7 +158,11 @@ class ForcedDecoding:
         return tokens_of_text(text, tokens)
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens | None]:
-        """Tokenize plain text, or a chat by the template in the weights; None where the server failed."""
+        """Tokenize plain text, or a chat by the template in the weights; None where the server failed.
+
+        Raises:
+            ModelError: as `ScoringEndpoint.each`.
+        """
         return self._endpoint.each(self._encode_prefix, prefixes)
 
     async def _encode_prefix(self, prefix: str | Chat) -> Tokens:
@@ -154,10 +174,14 @@ class ForcedDecoding:
         return read_tokens(await self._endpoint.ask("/tokenize", body))
 
     def score(self, texts: Sequence[TokenText]) -> list[FloatArray | None]:
-        """Compute log p of each response's tokens, in nats; None where the server failed.
+        """Compute log p of each response's tokens, in nats: an array (tokens,) for each text, in order.
 
-        Texts are sorted by prefix, and one worker sends texts with a common start one after the other, so
-        that the slot has the start in its KV cache.
+        A text at which the server failed gets None. Texts are sent in the order of their prefixes, and one
+        worker sends texts with a common start one after the other, so that the slot has the start in its KV
+        cache.
+
+        Raises:
+            ModelError: as `ScoringEndpoint.each`; or the server cannot be made to generate given tokens.
         """
         if self._grammar is None:
             self._grammar = self._endpoint.one(self._find_grammar, _GRAMMAR_PROBE)
@@ -217,7 +241,10 @@ class ForcedDecoding:
         return [logprob for _, logprob in _read(records)]
 
     async def _looked_up(self, grammar: Grammar, prefix: Tokens, token: int) -> float:
-        """Read log p of one token from the list of likeliest tokens, while another token is generated."""
+        """Read log p of one token from the list of likeliest tokens, while another token is generated.
+
+        If it is not among the 32,768 likeliest, return log p of the last of these, an upper bound.
+        """
         for ranks in _RANKS:
             [record] = await self._generate(grammar, prefix, (self._filler,), ranks=ranks)
             likeliest = _read(record.get("top_logprobs"))
@@ -229,7 +256,13 @@ class ForcedDecoding:
     async def _generate(
         self, grammar: Grammar, prefix: Tokens, tokens: Tokens, *, ranks: int
     ) -> list[dict[str, Any]]:
-        """Make the server generate these tokens, and return its record of each: `ranks` likeliest tokens.
+        """Make the server generate these tokens, and return its record of each.
+
+        Args:
+            grammar: makes the grammar that allows only `tokens`.
+            prefix: the tokens before.
+            tokens: the tokens to generate.
+            ranks: how many of the likeliest tokens each record has.
 
         Raises:
             ReplyError: the reply has no records, or records of other tokens.

@@ -71,6 +71,10 @@ class PersonaPosterior:
             selector: its `explains` scores the candidates, such as a `Likelihood`. A pair with NaN for one
                 candidate is left out for all, with a warning.
             prior, temperature: as for the class.
+
+        Raises:
+            InvalidArgumentError: an argument cannot be used, or the selector refuses all pairs.
+            ModelError: the selector's model failed.
         """
         posterior = cls(personas, prior, temperature)
         pairs = [pair for pair in preferences for _ in personas]
@@ -142,8 +146,13 @@ class PersonaPosterior:
     def predict(self, explains: npt.ArrayLike) -> FloatArray:
         """Compute p of each of N further choices, (N,): the mean over the candidates by the posterior.
 
+        The posterior does not change.
+
         Args:
-            explains: (N, K) or (K,), as for `update`. The posterior does not change.
+            explains: (N, K), or (K,) for one choice, as for `update`.
+
+        Raises:
+            InvalidArgumentError: `explains` has another shape, or holds a number that is not finite.
         """
         return np.exp(self._log_predictive(self._matrix(explains), self.temperature))
 
@@ -214,9 +223,11 @@ class PersonaPosterior:
         return joint - _log_sum(joint)[:, None]
 
     def _log_predictive(self, explains: FloatArray, temperature: float) -> FloatArray:
+        """Compute log p of each choice in `explains`, (N,), given all choices so far."""
         return _log_sum(self._path(temperature)[-1] + _log_choice(explains, temperature))
 
     def _matrix(self, explains: npt.ArrayLike) -> FloatArray:
+        """Return `explains` as (N, K). Raises InvalidArgumentError for a wrong shape or an unfit number."""
         rows = read_numbers("explains", explains, dimensions=(0, 1, 2), infinite=True)
         if rows.ndim == 1 and rows.size:
             rows = rows[None]
@@ -231,6 +242,7 @@ class PersonaPosterior:
 
 
 def _prior(weights: npt.ArrayLike | None, size: int) -> FloatArray:
+    """Return K weights with the sum 1. Raises InvalidArgumentError if they cannot be a prior."""
     prior = np.ones(size) if weights is None else read_numbers("prior", weights, infinite=True)
     if prior.shape != (size,) or not np.isfinite(prior).all() or prior.min() < 0 or not prior.any():
         raise InvalidArgumentError(

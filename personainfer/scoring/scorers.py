@@ -27,7 +27,8 @@ def scorer_of(options: Mapping[str, Any], failed: Failed) -> Callable[[], Scorer
 
     Raises:
         InvalidArgumentError: an argument that cannot work.
-        MissingExtraError: a package or the weights are not installed.
+        MissingExtraError: a package is not installed.
+        ModelNotFoundError: the hub does not give the file that the model's name says.
     """
     _check_options(options)
     model, size = options["model"].strip(), options["batch_size"]
@@ -58,6 +59,7 @@ def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
 
     Raises:
         ModelNotFoundError: the server has no /tokenize, or does not serve the model.
+        ModelError: the server cannot be reached, or refuses the request.
     """
     body = {"model": endpoint.model, "content": "a", "prompt": "a"}
     try:
@@ -74,6 +76,7 @@ def _endpoint_scorer(endpoint: ScoringEndpoint) -> Scorer:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError if a value cannot work, or `device` or `dtype` is given for a server."""
     check_argument("batch_size", options["batch_size"], Count)
     for name in ("max_response_tokens", "max_prompt_tokens"):
         check_argument(name, options[name], Count | None)

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 
 def check_installed(name: str) -> None:
-    """Check, without loading anything, that the packages and files which `load_model(name)` needs exist.
+    """Check that the packages and files exist which `load_model(name)` needs. The model is not loaded.
+
+    The weights of a local model ("local", "local:NAME") are fetched if they are not on this machine.
 
     Raises:
-        MissingExtraError: a package is not installed, or the local weights cannot be had.
+        MissingExtraError: a package is not installed.
         InvalidArgumentError: an adapter does not name its base model, or a file of weights is missing.
+        ModelNotFoundError: the weights of a local model cannot be fetched.
     """
     base = _adapter_base(name)
     source = _source(base or name)
@@ -41,8 +44,9 @@ def load_model(
     """Load a causal language model and its tokenizer with transformers.
 
     Args:
-        name: a Hugging Face id, a folder, the path of a .gguf file, a local model ("local", "local:NAME"),
-            or the folder of a LoRA adapter that peft saved. An adapter is merged into its base model.
+        name: a Hugging Face id, a folder, the path of a .gguf file, a local model ("local", "local:NAME"), or
+            the folder of a LoRA adapter that peft saved. An adapter is merged into its base model. What is
+            not on this machine is fetched.
         device: a device of torch, such as "cuda:1"; None: "cuda" if there is one, else "cpu".
         dtype: a type of torch, such as "bfloat16"; None: float32 on a CPU, the checkpoint's own on a GPU.
 
@@ -50,9 +54,12 @@ def load_model(
         The model, in evaluation mode, and the tokenizer.
 
     Raises:
-        InvalidArgumentError: there is no such device or type.
-        ModelNotFoundError: transformers cannot load the model.
+        InvalidArgumentError: there is no such device, type or file of weights, or an adapter does not name
+            its base model.
+        MissingExtraError: a package is not installed.
+        ModelNotFoundError: the model cannot be fetched, or transformers cannot load it.
     """
+    check_installed(name)
     place = _device(device)
     base = _adapter_base(name)
     model, tokenizer = _load(_source(base or name), place, _dtype(dtype, place))
@@ -91,6 +98,7 @@ def _adapter_base(name: str) -> str | None:
 
 
 def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
+    """Load a model and its tokenizer. Raises ModelNotFoundError if transformers cannot."""
     import transformers
 
     path = Path(name).expanduser()
@@ -117,7 +125,7 @@ def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide transformers' progress bars and warnings within the block."""
+    """Hide transformers' warnings and progress bars in the block, but for the bar of reading a .gguf file."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -143,6 +151,7 @@ def _mend_tokenizer(tokenizer: Any, path: Path) -> None:
 
 
 def _device(name: str | None) -> torch.device:
+    """Return a device of torch. Raises InvalidArgumentError if this machine does not have it."""
     import torch
 
     try:
@@ -157,6 +166,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _dtype(name: str | None, device: torch.device) -> str:
+    """Return the name of a type of torch, or "auto". Raises InvalidArgumentError for an unknown name."""
     import torch
 
     chosen = name or ("float32" if device.type == "cpu" else "auto")

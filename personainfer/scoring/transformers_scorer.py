@@ -35,7 +35,13 @@ _LOGIT_BYTES = {"cpu": 24 * 2**20, "other": 512 * 2**20}
 
 
 class TorchScorer:
-    """A `Scorer` that runs a model of transformers in this process."""
+    """A `Scorer` that runs a model of transformers in this process.
+
+    Args:
+        name, device, dtype: as for `load_model`, which loads the weights at once.
+        batch_size: the most texts of one forward pass.
+        failed: called if the chat template refuses some prefixes and not others.
+    """
 
     decodes = False
 
@@ -91,6 +97,7 @@ class TorchScorer:
         return found
 
     def _encode_prefix(self, prefix: str | Chat) -> Tokens:
+        """Tokenize one prefix. Raises InvalidArgumentError if a chat has no template, or is refused by it."""
         if isinstance(prefix, str):
             return self._tokens([prefix], add_special_tokens=True)[0]
         import jinja2
@@ -112,13 +119,14 @@ class TorchScorer:
         return self._tokens([text], add_special_tokens=False)[0]  # the template has added them
 
     def _tokens(self, texts: Sequence[str], **options: bool) -> list[Tokens]:
+        """Tokenize texts with these options of the tokenizer."""
         if not texts:
             return []
         with self._lock:  # the tokenizer stores options in itself, which all threads share
             return [tuple(ids) for ids in self._tokenizer(list(texts), **options)["input_ids"]]
 
     def score(self, texts: Sequence[TokenText]) -> list[FloatArray]:
-        """Compute log p of each response's tokens, in nats."""
+        """Compute log p of each response's tokens, in nats: an array (tokens,) for each text, in order."""
         import torch
 
         scores: dict[int, FloatArray] = {}
@@ -294,9 +302,9 @@ class TorchScorer:
         return np.split(torch.cat(parts).cpu().numpy().astype(np.float64), ends)
 
     def _find_body(self) -> Any:
-        """Return the model without its output layer; None if more than this layer follows the body.
+        """Return the model without its output layer; None if the whole model has to be run.
 
-        Models that scale or cap their logits are such: they are used whole.
+        That is so if more than this layer follows the body, as in models that scale or cap their logits.
         """
         import torch
 

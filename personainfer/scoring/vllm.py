@@ -24,7 +24,12 @@ from .interfaces import (
 
 
 class PromptLogprobs:
-    """A `Scorer` of the model behind an endpoint that returns the log-probabilities of a prompt."""
+    """A `Scorer` of the model behind an endpoint that returns the log-probabilities of a prompt.
+
+    Args:
+        endpoint: the client of the server.
+        max_model_len: the context in tokens, as /tokenize reports it; None, or no number above 1: unknown.
+    """
 
     decodes = False
 
@@ -35,13 +40,16 @@ class PromptLogprobs:
         self._context = size - 1 if size > 1 else None
 
     def context(self) -> int | None:
-        """Return the context that the endpoint reports, minus the generated token; None: it reports none."""
+        """Return the context that the endpoint reports, less the generated token; None: it reports none."""
         return self._context
 
     def encode(self, texts: Sequence[str]) -> list[Tokens | None]:
         """Tokenize each text; None where the endpoint failed.
 
-        Marks of special tokens are changed first, since vLLM would turn them into special tokens.
+        Marks of special tokens are changed first (`disarm`), since vLLM would turn them into special tokens.
+
+        Raises:
+            ModelError: as `ScoringEndpoint.each`.
         """
         return self._endpoint.each(self._encode, [disarm(text) for text in texts])
 
@@ -50,7 +58,11 @@ class PromptLogprobs:
         return tokens_of_text(text, read_tokens(await self._endpoint.ask("/tokenize", body)))
 
     def encode_prefixes(self, prefixes: Sequence[str | Chat]) -> list[Tokens | None]:
-        """Tokenize plain text, or a chat by the endpoint's template; None where the endpoint failed."""
+        """Tokenize plain text, or a chat by the endpoint's template; None where the endpoint failed.
+
+        Raises:
+            ModelError: as `ScoringEndpoint.each`.
+        """
         return self._endpoint.each(self._encode_prefix, prefixes)
 
     async def _encode_prefix(self, prefix: str | Chat) -> Tokens:
@@ -61,10 +73,17 @@ class PromptLogprobs:
         return read_tokens(await self._endpoint.ask("/tokenize", body))
 
     def score(self, texts: Sequence[TokenText]) -> list[FloatArray | None]:
-        """Compute log p of each response's tokens, in nats; None where the endpoint failed."""
+        """Compute log p of each response's tokens, in nats: an array (tokens,) for each text, in order.
+
+        A text at which the endpoint failed gets None.
+
+        Raises:
+            ModelError: as `ScoringEndpoint.each`.
+        """
         return self._endpoint.each(self._score, texts)
 
     async def _score(self, text: TokenText) -> FloatArray:
+        """Compute log p of a response's tokens. Raises ModelError if the endpoint gives none."""
         prompt = text.prefix + text.response
         body = {
             "model": self._endpoint.model,

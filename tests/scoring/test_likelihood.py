@@ -24,7 +24,7 @@ from personainfer.exceptions import (
 )
 from personainfer.local.weights import find_weights
 from personainfer.personas.placement import place_persona, prompt_messages
-from personainfer.scoring import PEOPLE_IN_GENERAL
+from personainfer.scoring import PEOPLE_IN_GENERAL, load_model
 from personainfer.testing import FakeLLM
 
 from ..scoring_server import END, START, ScoringServer, chat_text, log_probabilities, tokens_of
@@ -601,6 +601,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", without_torch)
     with pytest.raises(MissingExtraError, match="pip install torch transformers"):
         pi.Likelihood("some/model")
+    with pytest.raises(MissingExtraError, match="pip install torch transformers"):
+        load_model("some/model")
 
 
 # Real weights
