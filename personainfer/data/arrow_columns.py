@@ -1,6 +1,8 @@
 """Convert the user's own columns, from a frame, a dataset or dicts, to Arrow tables, whole or in pieces.
 
-A column whose values have no common type becomes JSON text, and the metadata of its field says so."""
+A column whose values have no common type becomes JSON text, and the metadata of its field says so. The last
+part of the module has the types of the columns that are added to a table, such as a judge's verdicts.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +28,33 @@ _NO_ARROW = re.compile(r"\b(Object|U?Int128)\b")  # types of polars that Arrow h
 
 
 class OwnColumns(ABC):
-    """The source of the input's own columns."""
+    """The source of the user's own columns: those of the data, without personas and other added columns."""
 
     @abstractmethod
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
-        """The columns of some rows. `places` are their positions in the input, in rising order."""
+        """Return the user's own columns of some rows as an Arrow table, in the order of the rows.
+
+        Args:
+            places: the positions of the rows in the source, from 0, in rising order.
+            rows: the same rows. Only a source whose rows carry their columns reads them.
+
+        Raises:
+            DataError: the columns are those of a saved table, whose file is damaged.
+        """
 
     @abstractmethod
     def size(self, row: PersonaRow) -> int:
-        """About how many bytes the columns of a row take."""
+        """Estimate how many bytes the user's own columns of a row take."""
 
 
 def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
-    """The columns of the user's frame or dataset; if it is None, the columns in the rows.
+    """Make the source of the user's own columns.
 
-    `gaps`: rows will be left out, so a pandas index is kept even if it only counts the rows.
+    Args:
+        original: the user's frame, Arrow table or dataset; None: each row carries its columns. A source is
+            returned as it is.
+        gaps: whether some rows will be left out. A pandas index that only counts the rows then becomes a
+            column; otherwise the metadata of the Arrow table tells its start, stop and step.
     """
     if original is None:
         return _RowColumns()
@@ -54,20 +68,31 @@ def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
 
 
 def own_names(original: Any) -> list[Any]:
-    """The names of the columns of a frame or dataset."""
+    """Return the names of the columns of a frame, an Arrow table or a dataset."""
     by_name = package_of(original) in ("pandas", "polars")
     return list(original.columns if by_name else original.column_names)
 
 
 def own_values(row: PersonaRow) -> Mapping[str, Any]:
-    """A row's own columns; for tuples and `Preference`s, the fields of the pair."""
+    """Return the user's own columns of a row, by name.
+
+    A row without any, such as one that came from a tuple, gives the fields of its `Preference` that are not
+    None; {} if it has no `Preference` either.
+    """
     if row.columns or row.preference is None:
         return row.columns
     return row.preference.model_dump(exclude_none=True)
 
 
 def without(original: Any, dropped: Collection[int], count: int) -> Any:
-    """The user's frame without the rows at some places; `count` rows are left."""
+    """Return the user's frame or dataset without some rows.
+
+    Args:
+        original: the frame or dataset. None, and the columns of a saved table, are returned as they are: a
+            file has only the rows that were kept.
+        dropped: the positions of the rows to leave out, from 0.
+        count: how many rows are left.
+    """
     if original is None or not dropped or isinstance(original, OwnColumns):
         return original  # a file has only the rows that were kept
     left = [place for place in range(count + len(dropped)) if place not in dropped]
@@ -79,14 +104,17 @@ def without(original: Any, dropped: Collection[int], count: int) -> Any:
 
 
 def in_narwhals(frame: Any) -> Any:
-    """The frame as narwhals sees it."""
+    """Wrap a pandas or polars frame, or an Arrow table, as a narwhals DataFrame."""
     import narwhals
 
     return narwhals.from_native(frame, eager_only=True)
 
 
 def cells_of(frame: Any, name: str) -> list[Any]:
-    """The values of a column of a frame that narwhals sees; None for pandas' NA."""
+    """Return the values of a column of a narwhals frame as Python values; pandas' NA becomes None.
+
+    A value that Python lacks, such as a date in the year 20000, becomes text: see `arrow_cells`.
+    """
     column = frame.get_column(name)
     try:
         return without_na(column.to_list())
@@ -95,12 +123,15 @@ def cells_of(frame: Any, name: str) -> list[Any]:
 
 
 def package_of(value: object) -> str:
-    """The name of the package that an object's class comes from; nothing is imported."""
+    """Return the package that an object's class comes from, such as "pandas"; import nothing."""
     return type(value).__module__.split(".", 1)[0]
 
 
 def pandas_of(source: Any) -> Any:
-    """An Arrow table or a polars frame as a pandas frame, in which whole numbers stay whole."""
+    """Convert an Arrow table or a polars frame to pandas, where whole numbers beside nulls stay whole.
+
+    See `with_whole_numbers` for the types of such columns.
+    """
     return with_whole_numbers(source.to_pandas(integer_object_nulls=True))
 
 
@@ -110,7 +141,11 @@ NOT_OF_VALUES = (MemoryError, ImportError)
 
 @contextmanager
 def pandas_errors() -> Iterator[None]:
-    """Raise DataError where pandas cannot hold columns, or what a file tells it of them is wrong."""
+    """Convert columns to pandas in this block: any error becomes a `DataError`.
+
+    Such errors mean that pandas cannot hold the columns, or that the metadata of a file about them is wrong.
+    `MemoryError` and `ImportError` are raised as they are.
+    """
     try:
         yield
     except NOT_OF_VALUES:
@@ -120,7 +155,12 @@ def pandas_errors() -> Iterator[None]:
 
 
 def not_convertible(library: str, error: BaseException) -> DataError:
-    """The error of columns that a library cannot hold."""
+    """Make the error for columns that a library cannot hold. It is returned, not raised.
+
+    Args:
+        library: the library's name, such as "pandas".
+        error: what the library raised.
+    """
     return DataError(
         f"{library} cannot hold the data's own columns: {error!r:.200}.",
         hint="to_arrow() gives them as they are.",
@@ -128,14 +168,19 @@ def not_convertible(library: str, error: BaseException) -> DataError:
 
 
 def with_whole_numbers(frame: Any, rows: Sequence[Mapping[Any, Any]] | None = None) -> Any:
-    """The pandas frame, whose columns of whole numbers are "Int64" where some are missing.
+    """Give the columns of whole numbers, some of which are missing, a type that keeps every digit.
 
-    pandas makes them floats, in which ids of more than 15 digits lose their last ones. So do such ids among
-    fractions: that column is of the type "object".
+    pandas makes such columns floats, in which ids of more than 15 digits lose their last ones. They become
+    "Int64", or "object" if a number has more than 64 bits. A column that mixes fractions with such long ids
+    becomes "object".
 
     Args:
-        frame: such columns are of the type "object" in it, or floats if there are `rows`.
-        rows: what it was made of.
+        frame: a pandas frame; it is changed in place.
+        rows: the dicts that the frame was made of: then its columns of floats are looked at. None: whole
+            numbers beside nulls are in columns of the type "object", and these are looked at.
+
+    Returns:
+        The same frame.
     """
     import pandas
 
@@ -156,7 +201,7 @@ def with_whole_numbers(frame: Any, rows: Sequence[Mapping[Any, Any]] | None = No
 
 
 class _RowColumns(OwnColumns):
-    """Columns of dicts, files and tuples, which each row carries."""
+    """Columns of dicts, files and tuples: each row carries its own."""
 
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
         return _arrow_of_dicts([own_values(row) for row in rows])
@@ -166,7 +211,7 @@ class _RowColumns(OwnColumns):
 
 
 class _TableColumns(OwnColumns):
-    """Columns of a frame, which is turned into an Arrow table before the first call."""
+    """Columns of a frame, held as an Arrow table."""
 
     def __init__(self, table: pyarrow.Table) -> None:
         self._table = table
@@ -182,7 +227,7 @@ class _TableColumns(OwnColumns):
 
 
 class _DatasetColumns(OwnColumns):
-    """Columns of a Hugging Face dataset. It may be larger than memory, so pieces of it are read."""
+    """Columns of a Hugging Face dataset. It may be larger than memory, so it is read in pieces."""
 
     def __init__(self, dataset: Any) -> None:
         self._view = dataset.with_format("arrow")
@@ -199,7 +244,7 @@ class _DatasetColumns(OwnColumns):
 
 
 def taken(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
-    """The rows of an Arrow table at these places, in this order."""
+    """Return the rows of an Arrow table at some positions (from 0), in the order of the positions."""
     import numpy as np
     import pyarrow
 
@@ -217,7 +262,15 @@ def _gapless(places: Sequence[int]) -> bool:
 
 
 def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
-    """The frame with its index. A column, or a level of the index, that Arrow would cut becomes JSON text."""
+    """Convert a pandas frame and its index to an Arrow table.
+
+    A column, or a level of the index, whose values Arrow would change becomes JSON text.
+
+    Args:
+        frame: the frame; it stays as it is.
+        index: True: an index that only counts the rows becomes a column, too; None: the metadata tells its
+            start, stop and step.
+    """
     import pandas
     import pyarrow
 
@@ -246,7 +299,7 @@ def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
 
 
 def _is_arrow(series: Any) -> bool:
-    """Whether Arrow takes a pandas series or index, and gives back what objects it has."""
+    """Whether Arrow can hold a pandas series or index. Objects and categories have to come back unchanged."""
     import pyarrow
 
     categories = getattr(series.dtype, "categories", None)
@@ -269,7 +322,10 @@ def _none_if_null(value: Any) -> Any:
 
 
 def _arrow_of_narwhals(frame: Any) -> pyarrow.Table:
-    """The frame; of polars' objects, Arrow would hold the addresses, and it has no integers of 128 bits."""
+    """Convert a narwhals frame to Arrow; columns of objects and of 128-bit integers become JSON text.
+
+    Arrow would hold the addresses of polars' objects, and has no integers of 128 bits.
+    """
     unfit = [name for name, kind in frame.schema.items() if _NO_ARROW.search(str(kind))]
     table: pyarrow.Table = frame.drop(unfit).to_arrow()
     for name in unfit:
@@ -288,7 +344,11 @@ def _arrow_of_dicts(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
 
 
 def _column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarrow.Array[Any]]:
-    """A column of these values; JSON text if Arrow would not give them back."""
+    """Make the field and the array of a column.
+
+    The array has a type of Arrow's if that gives the same values back. Otherwise texts are written with
+    escapes (see `text_array`), and all other values as JSON text.
+    """
     import pyarrow
 
     if (array := kept_in_arrow(values)) is None:
@@ -299,19 +359,19 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarr
 
 
 def as_json(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
-    """The field of a column of that name that holds JSON text."""
+    """Return a field of the same name for a column of JSON text, as the field's metadata says."""
     import pyarrow
 
     return pyarrow.field(field.name, pyarrow.string(), metadata=_JSON)
 
 
 def is_json(field: pyarrow.Field[Any]) -> bool:
-    """Whether a column holds JSON text because its values have no common type."""
+    """Whether the metadata of a field says that its column holds values as JSON text: see `as_json`."""
     return (field.metadata or {}).get(b"personainfer") == b"json"
 
 
 def json_array(values: Sequence[Any]) -> pyarrow.Array[Any]:
-    """Any values as JSON text; None is "null"."""
+    """Write each value as JSON text, in an Arrow array without nulls: None is the text "null"."""
     import pyarrow
 
     return pyarrow.array([json_text(value) for value in values], pyarrow.string())
@@ -320,9 +380,9 @@ def json_array(values: Sequence[Any]) -> pyarrow.Array[Any]:
 def with_texts(
     table: pyarrow.Table, columns: Iterable[tuple[str, Sequence[str | None]]]
 ) -> pyarrow.Table:
-    """The table with columns of text at its end; they replace columns of the same name.
+    """Return the table with columns of text at its end, in place of columns of the same names.
 
-    Their type is string even where all values are null.
+    The type of these columns is string, even if all values are null.
     """
     import pyarrow
 
@@ -336,10 +396,16 @@ def with_texts(
 
 
 def with_index_column(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
-    """The table with the labels of a pandas RangeIndex written out as a column.
+    """Write the labels of a pandas RangeIndex into a column, where the metadata of a table tells them.
 
-    Arrow stores such an index as start, stop and step of the whole table, which is wrong for picked rows;
-    `places` are their positions.
+    Arrow stores such an index as the start, stop and step of the whole table, which is wrong for picked rows.
+
+    Args:
+        table: some rows of a whole table.
+        places: the positions of these rows in the whole table, from 0.
+
+    Returns:
+        The table with that column; the same table if it has no pandas index, or one of another kind.
     """
     about = table.schema.metadata or {}
     described = json.loads(about.get(b"pandas") or b"{}")
@@ -360,7 +426,7 @@ def with_index_column(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Ta
 
 
 def text_array(values: Sequence[str | None]) -> pyarrow.Array[Any]:
-    r"""A column of text. A lone surrogate, which UTF-8 cannot hold, is written as \udcff."""
+    r"""Make an Arrow array of texts; None is null. A lone surrogate, which UTF-8 lacks, becomes \udcff."""
     import pyarrow
 
     try:
@@ -379,7 +445,14 @@ Added = Mapping[str, Sequence[Any]]
 
 
 class ColumnType(NamedTuple):
-    """One type by its names in Arrow and Hugging Face, in pandas, and in polars; `listed`: lists of it."""
+    """The type of a column that is added to a table, by its name in each library.
+
+    Attributes:
+        arrow: its name in Arrow and in Hugging Face datasets, such as "float64".
+        pandas: its dtype in pandas, such as "Int64".
+        polars: the name of its class in polars, such as "Float64".
+        listed: whether each value is a list of values of the types `arrow` and `polars`.
+    """
 
     arrow: Any  # a str, which pyarrow is typed to take only as a literal
     pandas: str
@@ -387,21 +460,21 @@ class ColumnType(NamedTuple):
     listed: bool = False
 
     def in_arrow(self) -> Any:
-        """The type, as pyarrow has it."""
+        """Return the type as pyarrow's data type."""
         import pyarrow
 
         kind = pyarrow.type_for_alias(self.arrow)
         return pyarrow.list_(kind) if self.listed else kind
 
     def in_polars(self) -> Any:
-        """The type, as polars has it."""
+        """Return the type as polars' data type."""
         import polars
 
         kind = getattr(polars, self.polars)
         return polars.List(kind) if self.listed else kind
 
     def in_hf(self) -> Any:
-        """The type, as a feature of Hugging Face datasets."""
+        """Return the type as a feature of Hugging Face datasets."""
         import datasets
 
         kind = datasets.Value(self.arrow)
@@ -420,7 +493,10 @@ Kinds = Mapping[str, ColumnType]
 
 
 def stored_type(kind: pyarrow.DataType) -> ColumnType:
-    """The type of a column that was added to a table, as its file has it."""
+    """Return the type of an added column by its Arrow type in the file of the table.
+
+    An Arrow type other than string, bool, int64 and double counts as text.
+    """
     return next((known for known in _TYPES.values() if known.arrow == _alias(kind)), _TYPES[str])
 
 
@@ -432,10 +508,14 @@ LISTS_OF_TEXT = ColumnType("string", "object", "String", listed=True)
 
 
 def type_of(name: str, values: Sequence[Any]) -> ColumnType:
-    """The type of a column; text where every value is None.
+    """Find the type of a column by its values; text if every value is None, or if there is no value.
+
+    Args:
+        name: the name of the column, for errors.
+        values: Python's str, bool, int or float, or None. A column with int and float is of the type float.
 
     Raises:
-        InvalidArgumentError: values of several types, or that no column can hold.
+        InvalidArgumentError: values of several types or of another type, or an int of more than 64 bits.
     """
     found = {type(value) for value in values if value is not None} or {str}
     if found == {int, float}:
@@ -454,10 +534,12 @@ def type_of(name: str, values: Sequence[Any]) -> ColumnType:
 
 
 def plain_values(values: Any) -> list[Any]:
-    """The values of a list, array, series or iterator as a new list of Python values.
+    """Return the values of a list, array, series or iterator as a new list of Python values.
+
+    pandas' NA and NaT become None, NumPy's numbers Python's, and NumPy's arrays within a list become lists.
 
     Raises:
-        TypeError: something that has no values.
+        TypeError: the object has no values.
     """
     for convert in ("to_pylist", "to_list", "tolist"):  # Arrow, polars and pandas, numpy
         if callable(getattr(values, convert, None)):
@@ -469,12 +551,12 @@ def plain_values(values: Any) -> list[Any]:
 def _plain(value: Any) -> Any:
     kind = type(value)
     if kind.__module__ == "numpy":
-        return value.item()
+        return value.tolist()  # of an array a list, which no column of ours holds
     return None if kind.__name__ in ("NAType", "NaTType") else value  # what pandas has for None
 
 
 def with_added(table: pyarrow.Table, added: Added, kinds: Kinds) -> pyarrow.Table:
-    """The table with these columns at its end, in these types."""
+    """Return the table with the added columns at its end. `kinds` has the type of each by its name."""
     for name, values in added.items():
         table = table.append_column(name, _array(values, kinds[name]))
     return table
@@ -496,7 +578,7 @@ class WithAdded(OwnColumns):
         self._own, self._added, self._kinds = own, added, kinds
 
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
-        """The columns of the rows from the first of `places` to the last."""
+        """Return the columns of some rows, as `OwnColumns.piece`; `places` must have no gaps."""
         start = places[0] if places else 0
         table = self._own.piece(places, rows)
         for name, kind in self._kinds.items():
@@ -505,5 +587,5 @@ class WithAdded(OwnColumns):
         return table
 
     def size(self, row: PersonaRow) -> int:
-        """About how many bytes the columns of a row take."""
+        """Estimate how many bytes the user's own and the added columns of a row take."""
         return self._own.size(row) + 16 * len(self._added)

@@ -1,4 +1,7 @@
-"""Values of the user's own columns: how deep and how large they are, what Arrow keeps of them; JSON text."""
+"""Examine values of the user's own columns, and write them as JSON text.
+
+How large and how deep are they, and does Arrow give them back unchanged?
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,14 @@ _PLAIN_IN_NUMPY = ("float64", "float32", "int64", "int32", "int16", "int8", "uin
 
 
 def size_of(row: object, most: int = 2**26, *, number: int = _LISTED_BYTES) -> int:
-    """About how many bytes a row takes. Counting ends at `most`.
+    """Estimate how many bytes a value, such as the dict of a row, takes in memory.
 
-    A list or a dict that comes again counts once: a row may hold itself. `number`: bytes of a number in a
-    list. Lists of numbers, such as embeddings, are counted as a whole.
+    A list or a dict that comes again counts once, since a row may hold itself.
+
+    Args:
+        row: the value.
+        most: bytes: counting ends when the sum reaches this, so the value may take more than is returned.
+        number: the bytes of each number in a list of nothing but numbers, such as an embedding.
     """
     size, inner, seen = 0, [row], set[int]()
     while inner and size < most:
@@ -63,15 +70,19 @@ _CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, type({}.valu
 
 
 def holds_too_deep(values: Sequence[object]) -> bool:
-    """Whether a value of a column is nested deeper than can be stored, or without end."""
+    """Whether one of the values is nested deeper than `DEEPEST` levels, or holds itself."""
     return not set(map(type, values)) <= _FLAT and _within(values) is None
 
 
 def _within(values: Sequence[object]) -> tuple[set[type], int] | None:
-    """The classes of the values of a column, also in containers, and how many fields dicts have at most.
+    """Find the classes of the values of a column, also of those within containers.
 
-    None: they are nested too deep. `dict` is one of the classes where a dict has a key that is no text; of
-    an array, NumPy's class of numbers is. No recursion, and at each level every container is seen once.
+    No recursion: at each level of nesting, every container is looked at once.
+
+    Returns:
+        The classes, and a bound for the number of fields that an Arrow type of the column's dicts has (1: no
+        dicts). `dict` is among the classes if a dict has a key that is not text. For an array of numbers, the
+        class is NumPy's class of these numbers. None: values are nested deeper than `DEEPEST` levels.
     """
     kinds, fields, types = set[type](), 1, _container_types()
     level: list[Any] = [values]
@@ -107,7 +118,7 @@ def _container_types() -> tuple[type, ...]:
 
 
 def _items(one: Any) -> Iterable[Any]:
-    """What a container holds; of an array of numbers nothing that could be one."""
+    """Return the values of a container; none for an array of numbers, which holds no containers."""
     items: Iterable[Any] = one
     if isinstance(one, dict):
         items = one.values()
@@ -123,11 +134,21 @@ MOST_FIELDS = 1000  # that the dicts of a column have in Arrow, with those withi
 
 
 def kept_in_arrow(values: Sequence[Any], *, nan_is_null: bool = False) -> pyarrow.Array[Any] | None:
-    """The values as an Arrow array, if what it gives back is what went in; else None.
+    """Convert values to an Arrow array, if the array gives the same values back.
 
-    Arrow takes the type of the first values for all: of others it cuts times of day, zones, nanoseconds and
-    keys. Tuples, sets and arrays may come back as lists, a key that others have as None, and whole numbers
-    as fractions that equal them. Each row has room for the keys of all: of very many, Arrow's type is not it.
+    Arrow takes the type of the first values for all. From other values it may cut times of day, time zones,
+    nanoseconds and keys of dicts. These differences are allowed: a tuple, a set or an array comes back as a
+    list; a key that only other dicts have comes back as None; a whole number comes back as a float that
+    equals it.
+
+    Args:
+        values: the values of a column; None is null.
+        nan_is_null: whether NaN becomes null, as in pandas.
+
+    Returns:
+        The array. None: Arrow refuses the values or would change them, or they are nested deeper than
+        `DEEPEST` levels, or are dicts with more than `MOST_FIELDS` different keys (Arrow's type has one field
+        for each key of any dict).
     """
     import pyarrow
 
@@ -147,13 +168,19 @@ def kept_in_arrow(values: Sequence[Any], *, nan_is_null: bool = False) -> pyarro
 
 
 def fields_of(kind: pyarrow.DataType) -> int:
-    """How many fields without others in them a type has: of dicts one for each key, at all levels."""
+    """Count the fields of an Arrow type that hold no further fields; 1 for a type without fields.
+
+    In the type of a column of dicts, each key whose value is no dict is such a field.
+    """
     parts = (kind.field(place).type for place in range(kind.num_fields))
     return sum(map(fields_of, parts)) if kind.num_fields else 1
 
 
 def is_kept(values: Iterable[Any], column: Any) -> bool:
-    """Whether an Arrow column gives back these values."""
+    """Whether an Arrow array, or chunked array, gives these values back.
+
+    The differences that `kept_in_arrow` allows do not count. False also if the values cannot be compared.
+    """
     rest = iter(values)
     try:
         return all(
@@ -165,15 +192,19 @@ def is_kept(values: Iterable[Any], column: Any) -> bool:
 
 
 def _crash_arrow(kinds: set[type]) -> bool:
-    """Whether Arrow may end the process: it does where NumPy's times stand among other values."""
+    """Whether Arrow may crash the process on values of these classes.
+
+    It does on NumPy's times among values of other classes.
+    """
     times = {kind for kind in kinds if kind.__name__ in ("datetime64", "timedelta64")}
     return bool(times) and len(kinds - {type(None)}) > 1
 
 
 def _are_plain(kinds: set[type]) -> bool:
-    """Whether these are texts and numbers, or one kind of NumPy's numbers. Arrow keeps or refuses them.
+    """Whether Arrow either keeps or refuses values of these classes, so that none has to be compared.
 
-    One kind it changes: yes and no among fractions.
+    These are Python's texts and numbers, or texts and numbers of one class of NumPy's. True and False among
+    floats are an exception: Arrow changes these.
     """
     if kinds <= _FLAT:
         return not kinds >= {bool, float}
@@ -193,9 +224,9 @@ _NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "str_"}
 
 
 def _are_same(values: list[Any], array: Any) -> bool:
-    """Whether these values came back, field by field of dicts and of lists as a whole.
+    """Whether an Arrow array gives these values back: dicts are compared field by field, lists as a whole.
 
-    Those of a class in `_KEPT` are not compared one by one: embeddings have millions of numbers.
+    Values of a class in `_KEPT` are not compared one by one: embeddings have millions of numbers.
     """
     import pyarrow
 
@@ -219,7 +250,7 @@ def _are_same(values: list[Any], array: Any) -> bool:
 
 
 def _are_same_lists(values: list[Any], array: Any) -> bool:
-    """Whether these lists and arrays, some of which may be null, came back."""
+    """Whether an Arrow array of lists gives back these lists and arrays, some of which may be null."""
     import pyarrow.compute as pc
 
     lengths = pc.list_value_length(array).to_pylist()
@@ -238,20 +269,20 @@ def _are_same_lists(values: list[Any], array: Any) -> bool:
 
 
 def _are_kept(kinds: set[type], kind: pyarrow.DataType) -> bool:
-    """Whether values of all these classes come back from a column of this type."""
+    """Whether values of all these classes come back unchanged from a column of this type."""
     of_numpy = "numpy", _NUMPY_NAMES.get(str(kind), str(kind))
     others = {each for each in kinds if (each.__module__, each.__name__) != of_numpy}
     return others <= _KEPT.get(str(kind), set())
 
 
 def _unpacked(values: Any) -> Any:
-    """What a list holds; of an array of numbers those of Python."""
+    """Return the values of a list; those of a NumPy array of numbers as Python's."""
     is_numbers = type(values).__name__ == "ndarray" and values.dtype.kind in "biuf"
     return values.tolist() if is_numbers else values
 
 
 def _is_same(was: Any, now: Any) -> bool:
-    """Whether a value came back: see `kept_in_arrow`."""
+    """Whether `now`, which Arrow gave back, is the same as `was`, apart from what `kept_in_arrow` allows."""
     if now is None:
         return is_null(was) or (type(was).__module__ == "numpy" and was != was)  # NaT
     if type(was).__module__ == "numpy" and was.dtype.kind not in "mM":
@@ -271,7 +302,7 @@ def _zone_of(time: datetime) -> tuple[object, ...]:
 
 @lru_cache(maxsize=256)
 def _zone_name(zone: tzinfo | None) -> object:
-    """The zone as Arrow names it: UTC has a class in each library."""
+    """Return Arrow's name of a time zone; None: no zone. UTC has a class in each library, but one name."""
     import pyarrow
 
     return None if zone is None else pyarrow.lib.tzinfo_to_string(zone)
@@ -281,7 +312,12 @@ def _zone_name(zone: tzinfo | None) -> object:
 
 
 def json_text(value: object) -> str:
-    """Any value as JSON text; None is "null"."""
+    """Write any value as JSON text; None is "null".
+
+    Sets, arrays and series become lists; keys that are not text become texts; any other value that JSON lacks
+    becomes the text that `str` makes of it. pandas' NA and NaT become null; a float NaN is written as NaN. If
+    nothing else works, the text is the name of the value's class.
+    """
     # A value may be a circle, have keys that are not text, or be a number too long to print.
     with suppress(Exception):
         return json.dumps(value, default=_listed)
@@ -294,7 +330,10 @@ def json_text(value: object) -> str:
 
 
 def _listed(value: Any) -> Any:
-    """What holds values as lists of them, which its text would cut with "…"; of all else the text."""
+    """Convert a value that `json` cannot write: nulls to None, arrays and sets to lists, others to text.
+
+    `str` of an array would cut its values with "…".
+    """
     if is_null(value):
         return None
     if isinstance(value, set | frozenset):
@@ -310,7 +349,7 @@ def _listed(value: Any) -> Any:
 
 
 def _with_names(value: Any) -> Any:
-    """The value, whose dicts have texts as keys."""
+    """Return the value with texts as the keys of its dicts. Sets and tuples become lists."""
     if isinstance(value, Mapping):
         return {text: _with_names(value[name]) for text, name in names_of([value]).items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -319,7 +358,12 @@ def _with_names(value: Any) -> Any:
 
 
 def names_of(rows: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-    """The names of the columns as texts, each with the rows' own: 1 and "1" become two columns."""
+    """Find the names of the columns of rows, as texts.
+
+    Returns:
+        Text -> the key in the rows, in the order in which the rows have the keys. The keys 1 and "1" stay two
+        columns: one is then called "1 (int)".
+    """
     own = dict.fromkeys(name for row in rows for name in row)
     texts = {name: name_as_text(name) for name in own}
     if len(set(texts.values())) < len(own):
@@ -332,5 +376,8 @@ def names_of(rows: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
 
 
 def name_as_text(name: object) -> str:
-    """The name of a column as a text that UTF-8 can hold."""
+    r"""Return the name of a column as text that UTF-8 can hold.
+
+    A lone surrogate, which UTF-8 cannot hold, becomes an escape, such as \udcff.
+    """
     return str(name).encode("utf-8", "backslashreplace").decode()

@@ -11,6 +11,7 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
+from ..arguments import Count, Flag, check_argument
 from ..exceptions import DataError, InvalidArgumentError, visible
 from ..preferences.cells import ABSENT, plain
 from ..preferences.column_names import check_roles
@@ -46,34 +47,44 @@ def read_preferences(
 ) -> PreferenceSource:
     """Read preference data of any supported kind as a stream of rows.
 
+    The first rows are read at once, to recognise the columns; the others when the result is iterated. Data
+    without any row gives an empty source and a UserWarning.
+
     Args:
         data: a pandas or polars frame, a pyarrow table or another object that gives an Arrow stream (a
-            relation of DuckDB), a Hugging Face dataset, a path, "hf:owner/name:split", an iterable of dicts,
-            (prompt, chosen, rejected) tuples or `Preference`, or what this function returned.
+            relation of DuckDB), a Hugging Face dataset, a path (.jsonl, .json, .csv, .parquet),
+            "hf:owner/name" or "hf:owner/name:split", an iterable of dicts, (prompt, chosen, rejected) tuples
+            or `Preference`, or what this function returned.
         columns: if your columns have other names, our name -> yours: `{"prompt": "question"}`. Our names are
             prompt, chosen, rejected, id, user, system, tools; response_1, response_2 and label for two
-            responses with a label that says which is better; responses with scores or a label for a list
-            of responses; response, score and group for one response a row, where group is what is rated
-            together besides the prompt.
-        labels: where a label's coding is your own, its values to "first", "second" or "tie":
+            responses with a label that says which is better; responses with scores or a label for a list of
+            responses; response, score and group for one response a row, where rows with the same prompt and
+            the same group are rated together.
+        labels: if a label's coding is your own, its values -> "first", "second" or "tie", as in
             `{0: "first", 1: "second", 2: "tie"}`.
-        pairs: which pairs to make where a prompt has several responses: "best-worst", "all", or
+        pairs: which pairs to make if a prompt has several responses: "best-worst" (as None), "all", or
             "adjacent" (each and the next lower one). Equal scores never make a pair.
-        min_gap: the least difference between the scores of a pair.
-        min_votes: the least votes that both responses must have (SHP).
+        min_gap: the least difference between the scores of a pair; None: any.
+        min_votes: the least votes that both responses must have (SHP); None: any.
         safe_rejected: only pairs whose rejected response is marked as safe (PKU-SafeRLHF).
 
     Returns:
-        The rows, lazily. A row that cannot be used has an error and costs no other row.
+        A source that yields one `SourceRow` for each input row; if the responses to a prompt make several
+        pairs, or are in several rows, one for each pair. A row that cannot be used has an error and costs no
+        other row.
 
     Raises:
-        InvalidArgumentError: the data is of no supported kind, a file or column does not exist.
-        DataError: the columns are not recognised, the labels' coding is not certain, none of the
-            first rows can be read, or a file is not what its name says.
-
-    Data without any row gives an empty source and a UserWarning.
+        InvalidArgumentError: the data is of no supported kind, a file (`MissingFileError`) or a column does
+            not exist, or an option has a wrong value or does not apply to this data.
+        DataError: the columns are not recognised, the labels' coding is not certain, none of the first rows
+            can be read, a file is not what its name says, or a data set of the hub cannot be loaded.
+            Iterating the result raises it, too: a file is damaged further on, or a label contradicts how
+            earlier ones were read (`ContradictionError`).
+        MissingExtraError: `datasets` is not installed, and a data set of the hub is read.
     """
     check_pairing(pairs, min_gap)
+    check_argument("min_votes", min_votes, Count | None)
+    check_argument("safe_rejected", safe_rejected, Flag)
     check_roles({} if columns is None else columns)
     told = Mapped(
         dict(columns or {}), check_labels(labels), pairs, min_gap, min_votes, safe_rejected
@@ -91,10 +102,13 @@ def read_preferences(
 
 
 def read_with_columns(data: object, columns: Mapping[str, str] | None) -> PreferenceSource:
-    """`read_preferences` for a function that takes no other option of reading; its errors say where these go.
+    """Read data as `read_preferences` does, for a function that has its argument `columns` and no other.
+
+    If the hint of an error advises `labels=` or `pairs=`, it also says to call `read_preferences` with that
+    option, and to pass what it returns as the data.
 
     Raises:
-        InvalidArgumentError, DataError: as `read_preferences`.
+        InvalidArgumentError, DataError, MissingExtraError: as `read_preferences`.
     """
     try:
         return read_preferences(data, columns=columns)
@@ -138,7 +152,7 @@ def _read(data: object, told: Mapped) -> PreferenceSource:
 
 
 def _kinds(data: object) -> set[str]:
-    """The classes of an object as "package.name"; the package is not imported."""
+    """Return the class of an object and its base classes as "package.name"; import no package."""
     return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}
 
 
@@ -167,7 +181,7 @@ def _from_frame(data: Any, told: Mapped) -> PreferenceSource:
 
 
 def _held(frame: Any) -> Any:
-    """A shallow copy of the frame, since the user may sort or cut the original in place."""
+    """Copy a frame, but not its values: the user may sort or cut the original in place."""
     return frame.copy(deep=False) if "pandas.DataFrame" in _kinds(frame) else frame.clone()
 
 
@@ -263,7 +277,16 @@ def _from_columns(
 def _filled(
     schema: Schema, rows: Iterable[Sequence[object]], more: Sequence[str]
 ) -> Iterator[Sequence[object]]:
-    """Rows whose values of the columns `more` are put in place of empty ones."""
+    """Fill empty values of rows from further columns of the same role.
+
+    Args:
+        schema: has the further columns in `others`.
+        rows: each row has the values of the schema's columns, then those of the columns `more`.
+        more: the names of the further columns.
+
+    Yields:
+        For each row, the values of the schema's columns.
+    """
     for values in rows:
         cells = dict(zip(more, values[-len(more) :], strict=True))
         yield schema.filled(values[: -len(more)], cells.get)
@@ -285,20 +308,25 @@ def read_cells(
     told: Mapped,
     known: KnownSchemas,
 ) -> list[SourceRow]:
-    """Read the rows of one batch of a larger data set. Rows that cannot be read have an error.
+    """Read the rows of one batch of a larger data set.
 
-    Labels that are numbers have to be certain from this batch alone, so that no batch is read otherwise than
-    the whole would be. Only where they are not, as in a small last batch, it is read as an earlier one was.
+    Labels that are numbers must be certain from this batch alone, so that no batch is read in another way
+    than the whole data would be. If they are not certain, as in a small last batch, the batch is read as an
+    earlier one was.
 
     Args:
-        names: of the columns.
-        cells: gives the values of a column, and is asked only for those that are needed.
-        told: what the caller says of the data, which holds for all batches.
-        known: how earlier batches were read; it grows.
+        names: the names of the columns.
+        cells: a function from a column's name to its values. It is called only for columns that are needed.
+        told: the caller's options about the data, which hold for all batches.
+        known: how earlier batches were read, by the names of their columns. This batch is added.
+
+    Returns:
+        A row for each row of the batch. Rows that cannot be read have an error.
 
     Raises:
-        DataError, InvalidArgumentError: the names are not those of preference data, or the labels
-            are not certain.
+        DataError: the names are not those of preference data, a name occurs twice, or the labels are not
+            certain.
+        InvalidArgumentError: an option does not apply to this data.
     """
     refuse_twins(names)
 
@@ -326,7 +354,7 @@ def read_cells(
 
 
 def _is_rest(schema: Schema, rows: Sequence[Sequence[object]]) -> bool:
-    """Whether a batch is too small to show how its labels are coded, and none of them belies the schema."""
+    """Whether a batch has too few rows to show how labels are coded, and the schema explains them all."""
     coding = schema.coding
     labels = [schema.row(row)["label"] for row in rows] if coding else []
     return len(rows) < ENOUGH and (coding is None or coding.knows(labels))
@@ -372,7 +400,7 @@ def _from_iterable(data: object, told: Mapped) -> PreferenceSource:
 
 
 def _are_columns(data: Mapping[Any, Any]) -> bool:
-    """Whether all values are lists of one length, which are no messages."""
+    """Whether a dict holds columns: two or more lists of one length. Lists of dicts are messages."""
     values = [plain(value) for value in data.values()]
     lists = [value for value in values if isinstance(value, list | tuple)]
     sizes = {len(value) for value in lists}

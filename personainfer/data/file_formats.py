@@ -65,14 +65,14 @@ _SIGNATURES = {
 
 @dataclass(frozen=True)
 class BrokenRow:
-    """A row of a file that could not be parsed, and why."""
+    """A row of a file that could not be parsed; `error` says why, and what to do."""
 
     error: str
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a file, read again by every iteration."""
+    """The rows of a file. Each iteration opens the file and reads it again."""
 
     path: Path
     parse: Callable[[Path], Iterator[object]]
@@ -82,12 +82,21 @@ class _Rows:
 
 
 def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
-    """The rows of a file or of a data set on the hub, and their number where it is known.
+    """Open a file or a data set of the hub, as rows.
+
+    A .json file is read whole at once; other files are read when the rows are iterated.
+
+    Args:
+        data: a path, or "hf:owner/name", with ":split" or ":config:split" behind it if there are several.
+
+    Returns:
+        The rows, dicts or `BrokenRow`; and how many they are, or None if only reading them tells. Iterating
+        the rows raises DataError if the file turns out to be damaged.
 
     Raises:
-        InvalidArgumentError: there is no such file, format or split.
+        InvalidArgumentError: there is no such file (`MissingFileError`), format or split.
         DataError: the file is not what its name says, or the data set cannot be loaded.
-        MissingExtraError: a data set on the hub needs `datasets`.
+        MissingExtraError: a data set of the hub is named, and `datasets` is not installed.
     """
     check_file(data)
     if str(data).startswith(_HUB):
@@ -102,9 +111,14 @@ def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
 
 
 def check_file(data: str | Path) -> None:
-    """Raise `InvalidArgumentError` if there is no such file or format, before a model is made.
+    """Check that data can be opened by its name, without reading it.
 
-    For a data set on the hub, only the form of the name is checked, and that `datasets` is installed.
+    For a data set of the hub, only the form of the name is checked, and that `datasets` is installed.
+
+    Raises:
+        InvalidArgumentError: there is no such file (`MissingFileError`) or format, or the path is a folder, a
+            pipe or a device.
+        MissingExtraError: `datasets` is not installed.
     """
     if str(data).startswith(_HUB):
         _hub_name(str(data))
@@ -118,7 +132,14 @@ def check_file(data: str | Path) -> None:
 
 
 def _hub_name(data: str) -> tuple[str, str | None, str | None]:
-    """The parts of "hf:owner/name", "hf:owner/name:split" or "hf:owner/name:config:split"."""
+    """Split "hf:owner/name", "hf:owner/name:split" or "hf:owner/name:config:split".
+
+    Returns:
+        The name, the config and the split; None for a config or a split that is not given.
+
+    Raises:
+        InvalidArgumentError: the text has another form.
+    """
     name, *rest = data.removeprefix(_HUB).split(":")
     if not name.strip() or len(rest) > 2 or not all(part.strip() for part in rest):
         raise InvalidArgumentError(
@@ -129,7 +150,7 @@ def _hub_name(data: str) -> tuple[str, str | None, str | None]:
 
 
 def _hub_rows(data: str) -> tuple[Iterable[object], int | None]:
-    """The rows of one split, streamed: nothing is downloaded as a whole."""
+    """Stream the rows of one split, without a download of the whole. Results and errors as `open_rows`."""
     datasets = MissingExtraError.require("datasets")
     name, config, split = _hub_name(data)
     try:
@@ -151,7 +172,15 @@ def _hub_rows(data: str) -> tuple[Iterable[object], int | None]:
 
 
 def check_readable(head: Sequence[object], problem: str) -> None:
-    """Raise DataError, which begins with the problem, if these first rows are all broken."""
+    """Check that at least one of the first rows could be parsed; no rows at all are fine.
+
+    Args:
+        head: the first rows.
+        problem: how the error begins.
+
+    Raises:
+        DataError: every row is a `BrokenRow`.
+    """
     broken = [row for row in head if isinstance(row, BrokenRow)]
     if broken and len(broken) == len(head):
         raise DataError(
@@ -161,7 +190,7 @@ def check_readable(head: Sequence[object], problem: str) -> None:
 
 
 def _suffix(path: Path) -> str:
-    """The extension without .gz; "" for .parquet.gz, since Parquet compresses by itself."""
+    """Return the extension in lower case, without .gz; "" for .parquet.gz: Parquet compresses by itself."""
     name = path.name.lower()
     plain = name.removesuffix(".gz")
     suffix = Path(plain).suffix
@@ -187,7 +216,15 @@ def _require_file(data: str | Path, path: Path, suffix: str) -> None:
 
 
 def missing_file(path: str | Path, suffixes: Collection[str]) -> MissingFileError:
-    """The error of a file that does not exist, with the name of the nearest that has such an ending."""
+    """Make the error for a file that does not exist; its hint names a similar file in the folder.
+
+    The error is returned, not raised.
+
+    Args:
+        path: the file that does not exist.
+        suffixes: the extensions (".csv") that a file in the hint may have. Of such files, it has the name
+            that is most like that of `path`.
+    """
     path = Path(path)
     nearby: list[str] = []
     with suppress(OSError, ValueError):
@@ -203,7 +240,7 @@ def _mismatch(path: str | Path, expected: str, found: str, advice: str) -> DataE
 
 
 def _found(start: bytes) -> str | None:
-    """What the first bytes of a file are, if they are not text."""
+    """Name what a file holds that is not text, by its first bytes; None for text."""
     for signature, name in _SIGNATURES.items():
         if start.startswith(signature):
             return name
@@ -222,7 +259,12 @@ def _is_utf8(start: bytes) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A text file as bytes, unpacked if need be."""
+    """Open a text file as bytes, unpacked if its name ends in .gz.
+
+    Raises:
+        DataError: the file is not text, or not packed as its name says; or, from within the block, it cannot
+            be read to its end.
+    """
     packed = path.name.lower().endswith(".gz")
     try:
         with path.open("rb") as raw:
@@ -243,7 +285,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Unpacked(io.RawIOBase):
-    """A packed file as bytes; raises DataError where it holds much more than its size lets expect."""
+    """The content of a .gz file. Reading it raises DataError if it unpacks to far more than its size."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._count = path, 0
@@ -274,7 +316,10 @@ def _jsonl(path: Path) -> Iterator[object]:
 
 
 def bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
-    """The lines of a file; None for one that is too long, which is skipped in bounded memory."""
+    """Yield the lines of a file with their line ends; None for a line that is too long.
+
+    A line of `LONGEST_LINE` bytes (64 MiB) or more is too long. It is skipped in bounded memory.
+    """
     while line := file.readline(LONGEST_LINE):
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):
             yield line
@@ -285,9 +330,17 @@ def bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
 
 
 def jsonl_rows(lines: Iterable[bytes | None], name: str | Path) -> Iterator[object]:
-    """The rows of JSON lines as they come, from an open file or a pipe; `name` is for the errors.
+    """Parse JSON lines as they come, from an open file or a pipe; empty lines are skipped.
 
-    A line that is None is one that was too long.
+    Args:
+        lines: the lines as bytes; None: a line that was too long.
+        name: the file, for errors.
+
+    Yields:
+        A dict, or a `BrokenRow` for a line that is not a JSON object.
+
+    Raises:
+        DataError: the first line begins a JSON list, or nearly all lines are empty.
     """
     empty = 0
     for number, line in enumerate(lines, 1):
@@ -307,7 +360,10 @@ def jsonl_rows(lines: Iterable[bytes | None], name: str | Path) -> Iterator[obje
 
 
 def _check_empty(empty: int, lines: int, name: str | Path) -> None:
-    """Raise DataError if there is hardly a line but empty ones, of which a small file packs millions."""
+    """Raise DataError if more than a million lines are empty, and ten times as many as are not.
+
+    A small packed file can hold many millions of them.
+    """
     if empty > max(_MOST_EMPTY, 10 * (lines - empty)):
         raise DataError(
             f"of the first {lines:,} lines of {name}, {empty:,} are empty.",
@@ -345,7 +401,7 @@ def _json_rows(path: Path) -> list[object]:
 
 
 def _json_value(path: Path) -> object:
-    """What a .json file holds; a file of no text is an empty list."""
+    """Parse a .json file as a whole; an empty file is an empty list."""
     with _opened(path) as file:
         content = file.read(_LARGEST_JSON + 1)
     if len(content) > _LARGEST_JSON:
@@ -413,10 +469,11 @@ def _csv(path: Path) -> Iterator[object]:
 
 
 class _CsvLines:
-    """The lines of a CSV file. A row that is too long ends it, since nobody knows where the row ends.
+    """The lines of a CSV file, in which the reader of the rows can go back.
 
-    A row has several lines where a quote is open at the end of one. The reader of the rows says where
-    each begins, and goes back to its second line where such a quote was a mistake.
+    A row has several lines if a quote is open at the end of one. The reader says where each row begins, and
+    goes back to its second line if such a quote was a mistake. A row that is too long raises DataError, since
+    its end is not known.
     """
 
     def __init__(self, text: IO[str], path: Path) -> None:
@@ -429,6 +486,9 @@ class _CsvLines:
         """Whether blanks come after the commas of the header, or before a quote of the first row.
 
         People write files so. In a cell a quote is written twice: a single one after a blank begins a cell.
+
+        Raises:
+            DataError: the header has too many columns.
         """
         first = [self._text.readline(LONGEST_LINE) for _ in range(2)]
         if (count := first[0].count(",")) > _MOST_COLUMNS:
@@ -441,13 +501,17 @@ class _CsvLines:
         return any(name.startswith(" ") for name in names[1:]) or bool(_OPENS.search(first[1]))
 
     def begin_row(self) -> int:
-        """The next line begins a row: its number."""
+        """Begin a row with the next line, and return the number of that line, from 1."""
         self._begin += len(self._row)
         self._row, self._length, self._commas = [], 0, 0
         return self._begin
 
     def go_back(self) -> None:
-        """The next line is the second one of this row."""
+        """Go back to the second line of this row, which is read next.
+
+        Raises:
+            DataError: too much has been read again, since many quotes stay open.
+        """
         self._read_again += self._length - len(self._row[0])
         if self._read_again > _MOST_READ_AGAIN:
             raise DataError(
@@ -458,7 +522,10 @@ class _CsvLines:
         self._row = self._row[:1]
 
     def hold_rows_of(self, fields: int) -> bool:
-        """Whether each line of this row but the first and the last is a row by itself, and there are such."""
+        """Whether the inner lines of this row are rows themselves, each of so many fields.
+
+        Inner lines are all but the first and the last one; without any, False.
+        """
         inner = self._row[1:-1]
         return bool(inner) and all(len(found) == fields for found in csv.reader(inner))
 
@@ -489,7 +556,7 @@ class _CsvLines:
 
 
 class CsvRow(dict[str, str]):
-    """A row of a CSV file, whose cells are all text: a missing value is a word, such as NULL."""
+    """A row of a CSV file, whose cells are all text: a missing value is "", or a word such as NULL."""
 
 
 def _csv_header(path: Path, fields: list[str]) -> list[str]:
@@ -506,7 +573,12 @@ def _csv_header(path: Path, fields: list[str]) -> list[str]:
 
 
 def refuse_twins(names: Iterable[object], source: str | Path = "the data") -> None:
-    """Raise DataError if two columns have one name."""
+    """Raise DataError if two columns have the same name.
+
+    Args:
+        names: the names of the columns.
+        source: the file, for the error.
+    """
     if twins := [name for name, times in Counter(names).items() if times > 1]:
         raise DataError(
             f"{source} has the column {twins[0]!r:.80} twice.", hint="Rename or drop one of them."
@@ -523,7 +595,11 @@ def _csv_row(number: int, header: list[str], fields: list[str]) -> object:
 
 
 def arrow_cells(column: Any) -> list[object]:
-    """The values of an Arrow column. Python lacks some: texts that are not UTF-8, years after 9999."""
+    """Return the values of an Arrow column as Python values; null is None.
+
+    A value that Python lacks becomes text: a date after the year 9999 as Arrow writes it, a text that is not
+    UTF-8 with lone surrogates for its wrong bytes.
+    """
     try:
         return list(column.to_pylist())
     except _NO_PYTHON_VALUE:
@@ -535,7 +611,7 @@ _NO_PYTHON_VALUE = (ArithmeticError, LookupError, ValueError, NotImplementedErro
 
 
 def _arrow_cell(scalar: Any) -> object:
-    """The value of one cell; where Python has none, its text, with lone surrogates for what is not UTF-8."""
+    """Return the value of one cell, as `arrow_cells`."""
     import pyarrow as pa
 
     try:

@@ -27,11 +27,23 @@ _FIELDS = ("trait", "preference", "evidence", "flags", "sentence")
 def read_personas(
     data: object, names: Names, columns: Mapping[str, str] | None
 ) -> tuple[list[PersonaRow], PreferenceSource]:
-    """Read the rows of the data with the personas in these columns; also returns the data's source.
+    """Read the rows of preference data, with the personas that some of its columns hold.
+
+    Args:
+        data: data of any kind that `read_preferences` reads.
+        names: "chosen" and "rejected" -> the column with the personas of that side; None: there are none.
+        columns: our names of the other columns -> the data's, as for `read_preferences`.
+
+    Returns:
+        The rows, and the source from which they were read. A row has an error if it has no preference or no
+        persona, or if one of its personas cannot be read. If it has no persona, and both names are given, its
+        error is the text of a column persona_error, if there is one.
 
     Raises:
-        InvalidArgumentError: no such column, or one that the table would replace.
-        DataError: as `read_preferences`.
+        InvalidArgumentError: both names are None; a name is not a column; a column `chosen_persona` or
+            `rejected_persona` is not named, which the table would replace; the columns hold the personas of
+            the first and the second response, of which a label chooses one; or as `read_preferences`.
+        DataError, MissingExtraError: as `read_preferences`.
     """
     wanted = {side: name for side, name in names.items() if name is not None}
     if not wanted or not all(isinstance(name, str) for name in wanted.values()):
@@ -80,7 +92,11 @@ _NUMBER = re.compile(r"(?<![a-z])[a-z]$|\d+$")  # "a" of persona_a, "1" of respo
 
 
 def _check_sides(read: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Raise InvalidArgumentError for personas of the first and the second response: a label chooses those."""
+    """Raise InvalidArgumentError if the columns hold the personas of the first and the second response.
+
+    Which of the two responses is the chosen one, a label says for each row. The names tell: persona_a,
+    response_a.
+    """
     responses = [read[role] for role in ("response_1", "response_2") if role in read]
     ends = [
         {found[0] for name in both if (found := _NUMBER.search(name.lower()))}
@@ -96,7 +112,7 @@ def _check_sides(read: Mapping[str, str], wanted: Mapping[str, str]) -> None:
 
 
 def _columns_of(original: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:
-    """The values of some columns of a frame or dataset, a row at a time."""
+    """Yield, for each row of a frame or dataset, a dict of its values in some columns."""
     if package_of(original) == "datasets":
         table = original.select_columns(names).with_format("arrow")[:]
         cells = [arrow_cells(table.column(name)) for name in names]
@@ -137,7 +153,11 @@ def _row(
 
 
 def _persona(name: str, value: object) -> Persona | None:
-    """The persona in a cell; None where there is none."""
+    """Read the persona in a cell; None for a null, a blank text, or a word such as NULL.
+
+    Raises:
+        DataError: the cell of the column `name` holds something else than a sentence or a record.
+    """
     if isinstance(value, Persona):
         return value
     if is_null(value) or (isinstance(value, str) and _is_nothing(value)):
@@ -163,7 +183,7 @@ def _persona(name: str, value: object) -> Persona | None:
 
 
 def _is_nothing(text: str) -> bool:
-    """Whether a text is blank, or a word that programs write for a missing value."""
+    """Whether a text is blank, or a word that programs write for a missing value, such as NULL."""
     return not text.strip() or text.strip() in CSV_NULLS
 
 
@@ -184,5 +204,5 @@ def _record(name: str, value: Mapping[Any, Any]) -> Persona | None:
 
 
 def _plain(value: Any) -> Any:
-    """A list of flags, which pandas holds as an array."""
+    """Return a NumPy array as a list: pandas holds flags as an array. Any other value stays as it is."""
     return value.tolist() if type(value).__module__ == "numpy" else value

@@ -1,4 +1,4 @@
-"""Read Parquet files, a stranger's and saved tables alike, in memory that is bounded by what they hold.
+"""Read Parquet files, from others and saved by this library, in memory that is bounded by what they hold.
 
 A file of a few KB can hold gigabytes: a column stores each different text once, and how often it comes again;
 Arrow and Python write out each of them.
@@ -33,13 +33,13 @@ _MOST_SHARED: Final = 4  # … it is no more than so many times what it takes wi
 
 
 def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
-    """The batches of a file, of no more rows than the memory holds; texts may be dictionaries.
+    """Read a file in batches of rows that fit into memory.
 
-    Of Arrow's account of the file only the sizes of its groups are asked: it ends the process where that of
-    a column is damaged.
+    A column of texts may come as a dictionary, see `written_out`. Arrow's metadata is asked only for the
+    sizes of row groups: Arrow ends the process if the metadata of a column is damaged.
 
     Raises:
-        DataError: a group of rows would fill the memory: Arrow unpacks a page of it as a whole.
+        DataError: a row group would fill the memory, because Arrow unpacks each of its pages whole.
         pyarrow.ArrowException, OSError: the file cannot be read.
     """
     import pyarrow.parquet as pq
@@ -85,12 +85,15 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
 
 
 def most_unpacked(on_disk: int) -> int:
-    """The bytes to which a file of this size, or a part of it, may unpack. No real data packs as well."""
+    """Return the most bytes to which a file of `on_disk` bytes, or a part of it, may unpack.
+
+    No real data packs as well as 1,000 to 1; half a gigabyte is always allowed.
+    """
     return max(_LARGE_GROUP, _MOST_PACKED * on_disk)
 
 
 def with_dictionaries(file: Any, metadata: Any) -> Any:
-    """The open file once more, for `whole_group`: each text of a column is held once."""
+    """Open an open file once more, for `whole_group`: each different text of a column is held once."""
     import pyarrow.parquet as pq
 
     texts = list(_texts(metadata.schema))
@@ -98,16 +101,18 @@ def with_dictionaries(file: Any, metadata: Any) -> Any:
 
 
 def whole_group(packed: Any, plain: Any, number: int, names: Sequence[str]) -> pyarrow.Table:
-    """Some columns of a group of rows.
+    """Read some columns of a row group.
 
     Args:
         packed: the file as `with_dictionaries` opens it.
         plain: the same file, opened without that.
-        number: that of the group.
-        names: of the columns.
+        number: the number of the row group, from 0.
+        names: the columns to read, in the order of the result. None at all: a table that has only its number
+            of rows.
 
     Raises:
-        ArrowInvalid: texts that come again and again would fill the memory.
+        pyarrow.ArrowException, OSError: the file is damaged, or texts that come again and again would fill
+            the memory (`ArrowInvalid`).
     """
     import pyarrow
     from pyarrow.types import is_dictionary
@@ -134,7 +139,7 @@ def whole_group(packed: Any, plain: Any, number: int, names: Sequence[str]) -> p
 
 
 def least_bytes(kind: pyarrow.DataType) -> float:
-    """How many bytes a row of a column takes at least, however well the file packs it."""
+    """Return the least bytes that Arrow takes for each row of a column of this type; 0 for nulls."""
     import pyarrow
     from pyarrow import types
 
@@ -151,7 +156,7 @@ def least_bytes(kind: pyarrow.DataType) -> float:
 
 
 def _opened_parquet(path: Path, texts: Collection[str], metadata: Any) -> Any:
-    """The file, whose columns of `texts` are read as dictionaries, and as much of it at once as is needed."""
+    """Open the file to be read in pieces; the columns `texts` (by their paths) are read as dictionaries."""
     import pyarrow.parquet as pq
 
     few: dict[str, Any] = {"buffer_size": _READ_BYTES, "pre_buffer": False}
@@ -161,13 +166,13 @@ def _opened_parquet(path: Path, texts: Collection[str], metadata: Any) -> Any:
 def _group_batches(
     path: Path, metadata: Any, number: int, rows: int, texts: set[str], done: int
 ) -> Iterator[pyarrow.RecordBatch]:
-    """Batches of a group of rows, of no more than `rows`; the first `done` rows are left out.
+    """Read batches of a row group, of at most `rows` rows; the first `done` rows are left out.
 
-    A text that comes again and again is held once: `texts`, by their paths, are read as dictionaries. Arrow
-    adds to a dictionary until the group ends, also the texts that the file stores one by one. Where one grows
-    large, columns of which few texts come again are taken from `texts`, and the batches end: they are read
-    on as they are, in less time and memory. The end of a group is read as it was begun: to read on means to
-    pass over what is done.
+    The columns `texts`, by their paths, are read as dictionaries: each different text is held once. Arrow
+    adds to a dictionary until the group ends, also texts that the file stores one by one. If a dictionary
+    grows large and few of its texts come again, its column is removed from `texts` (in place), and the
+    batches end: the caller reads on, and gets this column without a dictionary, in less time and memory. Near
+    the end of a group they do not end, since to read on means to pass over all rows before.
     """
     group = metadata.row_group(number)
     seen, before, written = 0, dict[str, int](), Counter[str]()
@@ -190,7 +195,7 @@ def _group_batches(
 
 
 def _dictionaries(batch: pyarrow.RecordBatch, schema: Any) -> dict[str, Any]:
-    """The columns of a batch that are dictionaries, also those in lists and structs, by their paths."""
+    """Return the columns of a batch that are dictionaries, also those in lists and structs, by path."""
     import pyarrow
 
     paths = (schema.column(place).path for place in range(len(schema)))
@@ -209,7 +214,10 @@ def _leaves(column: Any) -> Iterator[Any]:
 
 
 def written_out(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-    """The batch with its texts in place of dictionaries, from which Python reads several times as fast."""
+    """Return the batch with texts in place of dictionaries: Python reads it several times as fast.
+
+    Dictionaries within lists and structs stay.
+    """
     import pyarrow
 
     for place, column in enumerate(batch.columns):
@@ -221,9 +229,16 @@ def written_out(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
 def small_batches(
     batch: pyarrow.RecordBatch, most_bytes: int, most_values: int
 ) -> Iterator[tuple[int, pyarrow.RecordBatch, str]]:
-    """The parts of a batch that Python can hold at once, each with the place of its first row in the batch.
+    """Split a batch into parts that Python can hold at once.
 
-    A part of one row may be too large: then the text says that it has too many bytes or values; else "".
+    Args:
+        batch: the rows.
+        most_bytes: a part has fewer bytes than this when it is written out.
+        most_values: a part has at most so many values, counting those within lists.
+
+    Yields:
+        The position of the part's first row in the batch, the part, and "". If a single row is too large, the
+        part is that row, and the text says so: "has more than 5,000,000 values".
     """
     todo = [(0, batch)]
     while todo:
@@ -253,26 +268,34 @@ _LEVELS: Final = 4
 
 
 def _width(column: Any) -> int:
-    """The bytes that Arrow takes for a value of a column, besides the letters of texts."""
+    """Return the bytes that Arrow takes for a value of a column, besides the letters of texts."""
     if column.physical_type == "FIXED_LEN_BYTE_ARRAY":
         return int(column.length)
     return _WIDTHS.get(column.physical_type, _POSITION)
 
 
 def _flat_bytes(schema: Any, kinds: Collection[str]) -> int:
-    """The bytes of a row's values of some kinds, which Arrow writes out. Those in lists are not known."""
+    """Return the bytes of a row's values of some physical types, apart from those within lists."""
     columns = (schema.column(place) for place in range(len(schema)))
     flat = (one for one in columns if not one.max_repetition_level)
     return sum(_width(one) for one in flat if one.physical_type in kinds)
 
 
 def listed_bytes(file: Any, schema: Any) -> dict[int, list[tuple[str, int]]]:
-    """How many bytes Arrow takes for each column of a group, by its number; {} if the file has no lists.
+    """Find how many bytes Arrow takes for the columns of each row group.
 
-    A list of nulls, or of a number that comes again, takes some bytes of a file however long it is.
+    A list of nulls, or of one number again and again, takes a few bytes of a file however long it is.
+
+    Args:
+        file: the open file. Its end is read.
+        schema: the Parquet schema of the file.
+
+    Returns:
+        The number of the row group, from 0 -> (the path of a column, its bytes) for each column. {} if no
+        column has lists.
 
     Raises:
-        OSError: what the file tells of its columns is damaged.
+        OSError: the metadata of the columns is damaged.
     """
     if not paths_of_lists(schema):
         return {}
@@ -288,7 +311,7 @@ def listed_bytes(file: Any, schema: Any) -> dict[int, list[tuple[str, int]]]:
 
 
 def paths_of_lists(schema: Any) -> list[str]:
-    """The paths of the columns whose values are in lists."""
+    """Return the paths of the columns whose values are within lists."""
     columns = (schema.column(place) for place in range(len(schema)))
     return [column.path for column in columns if column.max_repetition_level]
 
@@ -298,7 +321,7 @@ _COUNTS: Final[dict[int, Any]] = {4: {1: {3: {5: {}}}}}
 
 
 def _counts_of_values(file: Any) -> list[list[int]]:
-    """How many values each column of each group has, with those in lists, as the end of the file tells."""
+    """Read from the end of a file how many values each column of each row group has, also within lists."""
     file.seek(-8, SEEK_END)
     length = int.from_bytes(file.read(4), "little")
     file.seek(-8 - length, SEEK_END)
@@ -311,7 +334,7 @@ def _counts_of_values(file: Any) -> list[list[int]]:
 
 
 class _Thrift:
-    """Reads Thrift's compact protocol, in which a Parquet file tells of itself: fields that are asked for.
+    """Reads chosen fields of data in Thrift's compact protocol, in which a Parquet file has its metadata.
 
     https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """
@@ -320,7 +343,15 @@ class _Thrift:
         self._data, self._at = data, 0
 
     def struct(self, wanted: dict[int, Any]) -> dict[int, Any]:
-        """The values of a struct's fields; of structs in it, those that `wanted` names by their numbers."""
+        """Read a struct.
+
+        Args:
+            wanted: the numbers of the fields to keep -> the same for the struct, or the list of structs, in
+                that field; {} for other fields.
+
+        Returns:
+            The number of a field -> its value.
+        """
         found, number = dict[int, Any](), 0
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._integer()
@@ -372,12 +403,12 @@ class _Thrift:
 
 
 def written_bytes(table: pyarrow.Table) -> int:
-    """How many bytes the columns have if each value of a dictionary is written out."""
+    """Return the bytes of a table if each value of a dictionary is written out in each of its rows."""
     return sum(_size_in_python(chunk)[0] for column in table.columns for chunk in column.chunks)
 
 
 def _size_in_python(column: Any) -> tuple[int, int]:
-    """How many bytes an Arrow column has if each value is written out, and how many values that are."""
+    """Return the bytes of an Arrow column with each value written out, and how many values it has."""
     import pyarrow
 
     if isinstance(column, pyarrow.DictionaryArray):
@@ -390,7 +421,7 @@ def _size_in_python(column: Any) -> tuple[int, int]:
 
 
 def _parts(column: Any) -> list[Any]:
-    """The columns of the values within lists, structs, maps and types of others; none for other columns."""
+    """Return the columns within a column of lists, structs, maps or an extension type; else []."""
     import pyarrow
 
     if isinstance(column, pyarrow.ExtensionArray):
@@ -404,7 +435,7 @@ def _parts(column: Any) -> list[Any]:
 
 
 def _shared_bytes(column: Any) -> int:
-    """The bytes of texts that several rows share: Python has one text for each row."""
+    """Return the bytes of a dictionary's texts, written out in each row: Python has a text for each."""
     import pyarrow.compute as pc
 
     words: Any = column.dictionary

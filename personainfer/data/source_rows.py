@@ -1,4 +1,4 @@
-"""Rows of preference data as `SourceRow`s, by a schema that is known or that the first rows show."""
+"""Read rows of preference data as `SourceRow`s, by a known schema or by one that the first rows show."""
 
 from __future__ import annotations
 
@@ -32,10 +32,13 @@ from .file_formats import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow
 
 
 class SourceRow(NamedTuple):
-    """One row of the input: its preference, or an error that says why there is none and what to do.
+    """One row of the input, as it was read.
 
-    `columns` are the row's own columns for dicts and files; for frames, tuples and `Preference` it
-    is empty.
+    Attributes:
+        preference: the pair; None: there is none.
+        error: why there is no pair, and what to do; None: there is one.
+        columns: the row's own columns, by name, for dicts and files. Frames have the columns themselves, and
+            tuples and `Preference` have none: then it is empty.
     """
 
     preference: Preference | None
@@ -47,11 +50,19 @@ NO_ROWS: Final = "no rows"  # the shape of a source that is empty
 
 
 class PreferenceSource:
-    """An iterable of `SourceRow`, one for each input row, in order.
+    """An iterable of `SourceRow` in the order of the input.
 
-    `original` is the user's own frame or dataset (None for streams, and where a row makes several
-    pairs), `total` the number of rows where it is known without reading them, `shape` the name of
-    the recognised schema. Frames, files and lists can be iterated again, an iterator only once.
+    There is one for each input row, or one for each pair if the responses to a prompt make several. Frames,
+    files and lists can be iterated again. An iterator can be read once: a second iteration raises
+    InvalidArgumentError. If a file is damaged, or a label contradicts how earlier ones were read, iterating
+    raises DataError.
+
+    Attributes:
+        shape: the name of the recognised schema; "records" for tuples and `Preference`, "no rows" for no
+            data.
+        total: how many rows there are; None if only reading them tells.
+        original: the user's own frame or dataset; None for files and iterables, and if a row makes several
+            pairs.
     """
 
     def __init__(
@@ -71,7 +82,7 @@ class PreferenceSource:
 
     @classmethod
     def empty(cls, original: Any = None) -> PreferenceSource:
-        """A source of no rows, such as a frame's without any."""
+        """Make a source without rows. `original` is the user's frame, if the data is one."""
         return cls(lambda: iter(()), shape=NO_ROWS, total=0, original=original)
 
     @property
@@ -81,9 +92,10 @@ class PreferenceSource:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """How the rows were read: the columns by role, the coding of labels, what was counted so far.
+        """How the rows were read, by name: "schema", "columns" (role -> column), "labels", options, counts.
 
-        It is empty for tuples and records, which have no columns.
+        Counts are those of the rows read so far. What does not apply to the data is left out. {} for tuples
+        and `Preference`, which have no columns.
         """
         return self._summary()
 
@@ -100,7 +112,14 @@ _TOO_DEEP = f"{{0!r:.80}} is nested deeper than {DEEPEST} levels. Leave the colu
 
 
 def too_deep(columns: Mapping[str, Any]) -> SourceRow | None:
-    """The error of a row with a value that is nested too deep, without that value; None: it has none."""
+    """Make the row, with an error, for a row that has a value nested deeper than can be stored.
+
+    Args:
+        columns: the row's own columns.
+
+    Returns:
+        The row without such values; None if it has none.
+    """
     deep = [name for name, value in columns.items() if holds_too_deep([value])]
     if not deep:
         return None
@@ -112,13 +131,25 @@ Valued = tuple[Sequence[object], Mapping[str, Any]]  # the values of a schema's 
 
 
 def single_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
+    """Read data in which a row makes at most one pair. Counts of the schema start again.
+
+    Raises:
+        ContradictionError: a label contradicts how earlier ones were read.
+    """
     schema.counts.clear()
     for values, columns in rows:
         yield read_row(schema, values, columns)
 
 
 def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
-    """Read data in which one row makes several pairs, or several rows make one."""
+    """Read data in which one row makes several pairs, or several rows make one.
+
+    Counts of the schema start again.
+
+    Yields:
+        A row for each pair, or one with an error for a row, or a group of rows, that makes none. For a group,
+        it has the columns that are equal in all rows of the group.
+    """
     schema.counts.clear()
     if schema.kind != "group":
         for values, columns in rows:
@@ -143,7 +174,10 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
 
 
 def _is_same(one: object, other: object) -> bool:
-    """Whether two values are the same, whatever they are: arrays and tensors have no `==` that says so."""
+    """Whether two values are the same, whatever they are; arrays and tensors are compared as JSON text.
+
+    The order of a dict's keys does not count.
+    """
     if type(one) is type(other) and isinstance(one, str | int):
         return one == other
     if isinstance(one, dict) and isinstance(other, dict):  # in whatever order their keys are
@@ -168,6 +202,19 @@ def _read_several(
 
 
 def read_row(schema: Schema, values: Sequence[object], columns: Mapping[str, Any]) -> SourceRow:
+    """Read one row by its schema.
+
+    Args:
+        schema: the schema of the data.
+        values: the row's values, in the order of the schema's columns.
+        columns: the row's own columns, which the result gets.
+
+    Returns:
+        The row; with an error if it cannot be used.
+
+    Raises:
+        ContradictionError: a label contradicts how earlier ones were read.
+    """
     try:
         preference = read_one(schema, values)
     except ContradictionError:
@@ -180,6 +227,7 @@ def read_row(schema: Schema, values: Sequence[object], columns: Mapping[str, Any
 
 
 def checked_row(preference: Preference, columns: Mapping[str, Any]) -> SourceRow:
+    """Make the row of a preference, or one with an error if the pair cannot be used (equal responses …)."""
     problem = pair_problem(preference)
     return SourceRow(None if problem else preference, problem, columns)
 
@@ -195,10 +243,22 @@ _LABEL_ROLES = ("label", "other_label")  # whose words may mean something: label
 
 
 class RowStream:
-    """Rows whose schema is recognised from the first of them.
+    """Rows, such as dicts, whose schema is recognised from the first of them.
 
-    The first rows are kept for the first pass, so that an iterator loses none and a slow source is not
-    started twice. Later passes start again.
+    These are read when the object is made, and kept for the first pass: no row of an iterator is lost, and a
+    slow source is not started twice. A later pass iterates `items` again.
+
+    Args:
+        items: dicts, tuples, `Preference` or `BrokenRow`.
+        told: the caller's options about the data.
+
+    Attributes:
+        head: the rows that were read ahead; [] after the first pass has begun.
+        schema: the schema; None for tuples and `Preference`, as long as no dict has come.
+
+    Raises:
+        InvalidArgumentError: an option does not apply to this data, or the first row holds names of columns.
+        DataError: no schema fits, or none of the first rows can be read.
     """
 
     def __init__(self, items: Iterable[object], told: Mapped) -> None:
@@ -211,6 +271,7 @@ class RowStream:
             _check_unnamed(self.head, self._iterator, told)
 
     def source(self, total: int | None) -> PreferenceSource:
+        """Make the source of these rows. `total` is how many items there are; None: unknown."""
         schema = self.schema
         name = schema.name if schema else "records" if self.head else NO_ROWS
         if schema and not schema.is_single:
@@ -221,6 +282,11 @@ class RowStream:
         return self.schema.describe() if self.schema else {}
 
     def rows(self) -> Iterator[SourceRow]:
+        """Read the items as rows, one for each.
+
+        Raises:
+            InvalidArgumentError: `items` is an iterator, and was read before.
+        """
         head, iterator = self._start()
         return self._read(deque(head), iterator)
 
@@ -249,7 +315,11 @@ class RowStream:
             self.schema.counts["rows_not_read"] += 1
 
     def _schema_of(self, item: Mapping[str, object]) -> Schema:
-        """The schema, to which the row may add columns that no row before it had."""
+        """Return the schema for a row. Columns that no row before had may take roles that are free so far.
+
+        Raises:
+            DataError: such a column is likelier to hold the prompt or the choice than the one read so far.
+        """
         assert self.schema is not None
         if not item.keys() <= self.schema.present:
             self.schema = with_later_columns(self.schema, item)
@@ -286,10 +356,14 @@ class RowStream:
             yield _named_row(schema, item, problem)
 
     def _peek(self, head: list[object], iterator: Iterator[object]) -> Schema | None:
-        """The schema of the dicts at the start of a stream; the rows that were read are appended to `head`.
+        """Find the schema by the first rows of a stream; None if no dict is among them.
 
-        These are `LOOK_AHEAD` rows, or `_LOOK_AHEAD_BYTES` of them. The rows of an iterator may be slow to
-        come: of these it reads only as many as it needs to be sure, one if that has chosen and rejected.
+        Rows are read up to `LOOK_AHEAD` rows or `_LOOK_AHEAD_BYTES`. The rows of an iterator may come slowly:
+        of them only as many are read as make the schema certain, one if it has chosen and rejected.
+
+        Args:
+            head: rows that were read before; the rows that are read now are appended.
+            iterator: further rows.
         """
         enough = 1
         for _ in _growing(head, iterator):
@@ -307,7 +381,11 @@ class RowStream:
 
 
 def _settled(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema:
-    """The schema of rows by the columns that half of them have, and then the others; else by all columns."""
+    """Find the schema of rows.
+
+    The columns that at least half of the rows have decide, and the other columns are added. If those decide
+    nothing, all columns do.
+    """
     names = _names(dicts)
     check_named(names, told)
     usual = [name for name in names if 2 * sum(name in item for item in dicts) >= len(dicts)]
@@ -329,15 +407,20 @@ def _dicts(items: Iterable[object]) -> list[Mapping[str, Any]]:
 
 
 def _by_name(item: object) -> object:
-    """A named tuple as a dict: the order of its fields says nothing. Other items as they are."""
+    """Return a named tuple as a dict, since the order of its fields says nothing; other items as they are."""
     return item._asdict() if isinstance(item, tuple) and hasattr(item, "_asdict") else item
 
 
 def _check_unnamed(head: list[object], iterator: Iterator[object], told: Mapped) -> None:
-    """Check rows without names: tuples, records, and what is no row at all. Rows that are read join `head`.
+    """Check the first rows if none of them is a dict: tuples, records, and what is no row at all.
+
+    Args:
+        head: the first rows; rows that are read here are appended.
+        iterator: further rows.
+        told: the caller's options about the data.
 
     Raises:
-        InvalidArgumentError: an option that is about columns, which tuples and records do not have.
+        InvalidArgumentError: an option is about columns, which tuples and records do not have.
         DataError: none of the first rows can be read.
     """
     problem: str | None = None
@@ -368,7 +451,7 @@ def _check_unnamed(head: list[object], iterator: Iterator[object], told: Mapped)
 
 
 def _refuse_header(first: Any) -> None:
-    """Raise InvalidArgumentError for three names of columns: `csv.reader` gives its header as a row."""
+    """Raise InvalidArgumentError for three names of columns: `csv.reader` gives a file's header as a row."""
     names = {text for text in first if isinstance(text, str)}
     if len(names) == 3 and any(names <= {*s.columns.values()} for s in matches(names, Mapped())):
         raise InvalidArgumentError(
@@ -382,7 +465,10 @@ def _is_triple(item: object) -> bool:
 
 
 def _growing(head: list[object], iterator: Iterator[object]) -> Iterator[object]:
-    """The rows of `head`, then further ones, which join it, up to `LOOK_AHEAD` or `_LOOK_AHEAD_BYTES`."""
+    """Yield the rows of `head`, then further ones, each of which is appended to `head` first.
+
+    It ends at `LOOK_AHEAD` rows or `_LOOK_AHEAD_BYTES`.
+    """
     yield from list(head)
     room = _LOOK_AHEAD_BYTES - sum(size_of(item, _LOOK_AHEAD_BYTES) for item in head)
     while len(head) < LOOK_AHEAD and room > 0 and (item := next(iterator, _END)) is not _END:
@@ -392,7 +478,7 @@ def _growing(head: list[object], iterator: Iterator[object]) -> Iterator[object]
 
 
 def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | None:
-    """The schema of these rows, or None if further rows could change it."""
+    """Return the schema of these rows; None if further rows could change it."""
     names = _names(dicts)
     if not set(told.columns.values()) <= set(names):
         return None
@@ -434,7 +520,7 @@ def _values(schema: Schema, item: Mapping[str, object]) -> Sequence[object]:
 
 
 def _csv_user(value: object) -> object:
-    """A user of a CSV file, who is 7 also where a missing one made the column floats: "7.0"."""
+    """Read a user's id from a CSV file; None for none. "7.0", as pandas writes 7 beside nulls, is "7"."""
     if not isinstance(value, str) or value in CSV_NULLS:
         return None
     is_whole = _WHOLE.fullmatch(value)

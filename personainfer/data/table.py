@@ -44,7 +44,14 @@ from .arrow_columns import (
 from .column_values import name_as_text
 from .file_formats import arrow_cells
 from .given_personas import read_personas
-from .table_display import figures, html_page, terminal_width, text_lines, wrapped
+from .table_display import (
+    LEAST_WIDTH,
+    figures,
+    html_page,
+    terminal_width,
+    text_lines,
+    wrapped,
+)
 from .table_reader import (
     COLUMNS,
     DETAILS,
@@ -74,10 +81,27 @@ if TYPE_CHECKING:
 
 
 class PersonaTable(Sequence[PersonaRow]):
-    """Rows in input order, `usage` of the run, and `settings`: how the personas were made.
+    """A sequence of rows, each a pair with its personas, in the order of the input.
 
-    `added` holds the columns that `with_columns` added, such as the verdicts of a judge. A table in a file
-    keeps only the groups of rows in memory that were read last.
+    `table[i]` is a row, and `table[i:j]` a table. The table of a file (see `load`) reads rows when they are
+    used, and keeps only the row groups in memory that were read last; a damaged file raises DataError then.
+
+    Args:
+        rows: the rows.
+        original: the user's frame, Arrow table or dataset, with a row for each of `rows`; None: each row
+            carries its columns.
+        usage: the calls, tokens and cost of the run; None: nothing was sent.
+        settings: how the personas were made; None: unknown.
+        added: columns beside the personas, by name, each with one value a row; None: there are none.
+        kinds: the types of the added columns, by name; a type that is not given is found by the values.
+
+    Attributes:
+        usage: as the argument. Of a part of a table, it is that of the whole run.
+        settings: as the argument, as a dict.
+        added: the columns that `with_columns` added, such as the verdicts of a judge, by name.
+
+    Raises:
+        InvalidArgumentError: an added column has values of several types, or of one that no column can hold.
     """
 
     _is_part = False  # whether the usage is that of more rows
@@ -112,14 +136,20 @@ class PersonaTable(Sequence[PersonaRow]):
         dropped: Collection[int] | None = None,
         output: Path | None = None,
     ) -> PersonaTable:
-        """Make a table from a stream of rows.
+        """Make a table from a stream of rows, which is read to its end.
 
         Args:
-            rows: in the order of the input.
+            rows: the rows in the order of the input.
             original: the input's own frame or dataset; None: the rows have their columns.
-            about: gives the usage and the settings, after the last row.
-            dropped: the places of input rows that are left out, filled while `rows` is read; None: none.
-            output: a .parquet file to write the rows to, in bounded memory; None: keep them in memory.
+            about: a function that returns the usage and the settings. It is called after the last row;
+                twice if there is an `output`.
+            dropped: the positions of input rows that are left out. It is filled while `rows` is read. None:
+                no row is left out.
+            output: a .parquet file to which the rows are written, in bounded memory; the table reads them
+                from there. None: the rows are kept in memory.
+
+        Raises:
+            OSError: the disk is full, or the place of `output` cannot be written to.
         """
         if output is None:
             made: Sequence[PersonaRow] = MemoryRows(rows)
@@ -158,24 +188,33 @@ class PersonaTable(Sequence[PersonaRow]):
         return iter(self._rows)
 
     def head(self, n: int = 5) -> PersonaTable:
-        """The first n rows, or all of them where there are fewer."""
+        """Return a table of the first n rows, or of all rows if there are fewer.
+
+        Its `usage` and `settings` are those of the whole table.
+
+        Raises:
+            InvalidArgumentError: n is not a whole number from 0 up.
+        """
         return self[: check_count("head", n)]
 
     def sample(self, n: int, *, seed: int = 0) -> PersonaTable:
-        """n rows drawn at random without replacement, in the order of the table.
+        """Return a table of n rows drawn at random without replacement, in the order of this table.
+
+        The same seed draws the same rows. `usage` and `settings` are those of the whole table.
 
         Raises:
-            InvalidArgumentError: the table has fewer rows.
+            InvalidArgumentError: n is not a whole number from 0 up, or the table has fewer rows; or the seed
+                is not a whole number.
         """
         return self._cut(sampled(len(self), n, seed))
 
     def filter(self, keep: Callable[[PersonaRow], object] | Iterable[bool | None]) -> PersonaTable:
-        """The rows that are kept.
+        """Return a table of the rows that are kept. Its `usage` and `settings` are those of the whole table.
 
         Args:
-            keep: a function of a row, such as `lambda row: not row.flags`; or one boolean a row, in a
-                list, an array or a series. A pandas series is matched to the rows by its index. None
-                counts as False, so that `table.filter(table.added["chosen_verified"])` works.
+            keep: a function of a row, such as `lambda row: not row.flags`; or one boolean a row, in a list,
+                an array or a series. A pandas series is matched to the rows by its index. None counts as
+                False, so that `table.filter(table.added["chosen_verified"])` works.
 
         Raises:
             InvalidArgumentError: values that are not booleans, or not one a row; or a pandas series whose
@@ -187,15 +226,17 @@ class PersonaTable(Sequence[PersonaRow]):
     def sort(
         self, key: str | Callable[[PersonaRow], Any], *, reverse: bool = False
     ) -> PersonaTable:
-        """The rows in the order of a key. Equal ones stay in their order; None and NaN come last.
+        """Return a table of all rows in the order of a key.
+
+        Rows with equal keys keep their order. Rows whose key is None or NaN come last, also if `reverse`.
 
         Args:
-            key: a function of a row, or the name of a column: of the data, or one that was added, such as
-                "chosen_verified_score".
-            reverse: the largest first.
+            key: a function of a row, or the name of a column: of the data, of the personas, or one that was
+                added, such as "chosen_verified_score".
+            reverse: the largest key first.
 
         Raises:
-            InvalidArgumentError: no such column, or values that cannot be compared.
+            InvalidArgumentError: there is no such column, or its values cannot be compared.
         """
         if not isinstance(key, str) and not callable(key):
             raise InvalidArgumentError(
@@ -206,7 +247,7 @@ class PersonaTable(Sequence[PersonaRow]):
         return self._cut(ordered(values, reverse))
 
     def _cut(self, places: Sequence[int]) -> PersonaTable:
-        """The rows at these places, in this order, with their columns, the usage and the settings."""
+        """Return a table of the rows at some positions, in their order, with their columns."""
         part = PersonaTable(
             self._rows.at(places),
             original=at_places(self._original, places),
@@ -219,7 +260,11 @@ class PersonaTable(Sequence[PersonaRow]):
         return part
 
     def _column(self, name: str) -> Sequence[Any]:
-        """The values of a column by its name."""
+        """Return the values of a column by its name: an added one, one of the personas, or one of the data.
+
+        Raises:
+            InvalidArgumentError: the table has no such column.
+        """
         if name in self.added:
             return self.added[name]
         if name in COLUMNS:
@@ -238,15 +283,22 @@ class PersonaTable(Sequence[PersonaRow]):
         return [self._rows[place] for place in self.failed_places()]
 
     def failed_places(self) -> list[int]:
-        """The places, in this table, of rows with an error. (`row.index` is the place in the input.)"""
+        """Return the positions, in this table, of the rows that have an error.
+
+        `row.index` is the position in the input, which differs in a part of a table.
+        """
         return self._rows.failed()
 
     def with_rows(
         self, changed: Mapping[int, PersonaRow], *, usage: Usage, settings: Mapping[str, Any]
     ) -> PersonaTable:
-        """A new table in which the rows at some places are replaced.
+        """Return a new table in which some rows are replaced.
 
         The changed rows get None in added columns, since those values describe the old rows.
+
+        Args:
+            changed: position in this table, from 0 -> the new row.
+            usage, settings: those of the new table.
         """
         added = {
             name: [None if place in changed else value for place, value in enumerate(values)]
@@ -264,10 +316,10 @@ class PersonaTable(Sequence[PersonaRow]):
         return table
 
     def raise_for_errors(self) -> None:
-        """Raise if a row failed. A side that no candidate explains is not a failure.
+        """Raise an error if a row failed. A side whose choice no candidate explains is not a failure.
 
         Raises:
-            RowsFailedError: how many failed, and the first of them.
+            RowsFailedError: how many rows failed, and the error of the first of them.
         """
         failed = self.errors
         if failed:
@@ -283,17 +335,20 @@ class PersonaTable(Sequence[PersonaRow]):
         *,
         settings: Mapping[str, Any] | None = None,
     ) -> PersonaTable:
-        """A table with more columns beside the personas, in every frame and in the saved file.
+        """Return a table with more columns beside the personas.
+
+        The new columns are in every frame and in the saved file. This table itself does not change.
 
         Args:
-            columns: name -> one value a row: text, numbers or booleans of one type, or None, in a list,
-                an array or a series. A pandas series is matched to the rows by its index. A column that
-                was added before is replaced.
-            settings: how the columns were made, added to the table's settings.
+            columns: name -> one value a row: text, numbers or booleans of one type, or None, in a list, an
+                array or a series. A pandas series is matched to the rows by its index. A column that was
+                added before is replaced.
+            settings: how the columns were made. They are added to the table's settings. None: nothing is
+                added.
 
         Raises:
-            InvalidArgumentError: a wrong length or type, a name that the input's own columns have, or a
-                pandas series whose index is not the table's.
+            InvalidArgumentError: a wrong length or type, a name that is not text, that the input's own
+                columns have, or that the table needs; or a pandas series whose index is not the table's.
         """
         _check_columns(columns)
         self.check_free(columns)
@@ -318,7 +373,7 @@ class PersonaTable(Sequence[PersonaRow]):
         return table
 
     def check_free(self, names: Iterable[str]) -> None:
-        """Raise InvalidArgumentError if a column of the input has one of these names."""
+        """Raise InvalidArgumentError if the input or the table itself has a column of one of these names."""
         if self._original is None:
             own = {name for row in self._rows for name in own_values(row)}
         elif isinstance(self._original, StoredColumns):
@@ -332,7 +387,9 @@ class PersonaTable(Sequence[PersonaRow]):
                 )
 
     def to_pandas(self, *, details: bool = False) -> pandas.DataFrame:
-        """The input's columns and index, chosen_persona, rejected_persona, persona_error, and `added`.
+        """Return the input's columns and index, chosen_persona, rejected_persona, persona_error, and `added`.
+
+        Columns of whole numbers, some of which are missing, are of the type "Int64".
 
         Args:
             details: also what the personas are made of: chosen_trait, chosen_preference, chosen_evidence,
@@ -340,10 +397,9 @@ class PersonaTable(Sequence[PersonaRow]):
                 sentence for each side whose choice no candidate explains, which is not an error.
 
         Raises:
-            InvalidArgumentError: the data has a column of such a name itself.
-            DataError: a saved table is damaged.
-
-        Whole numbers of which some are missing are of the type "Int64".
+            MissingExtraError: pandas is not installed.
+            InvalidArgumentError: with `details`, the data, or an added column, has such a name itself.
+            DataError: a saved table is damaged, or pandas cannot hold the data's own columns.
         """
         pd = MissingExtraError.require("pandas")
         own = self._original
@@ -360,7 +416,16 @@ class PersonaTable(Sequence[PersonaRow]):
         return frame.assign(**new)
 
     def to_polars(self, *, details: bool = False) -> polars.DataFrame:
-        """The input's columns and the new ones, `details` as for `to_pandas`."""
+        """Return a polars frame: the input's columns, both personas, the error, and `added`.
+
+        Args:
+            details: also the parts of the personas, as for `to_pandas`.
+
+        Raises:
+            MissingExtraError: polars is not installed.
+            InvalidArgumentError: with `details`, the data, or an added column, has such a name itself.
+            DataError: a saved table is damaged, or polars cannot hold the data's own columns.
+        """
         pl = MissingExtraError.require("polars")
         if package_of(self._original) == "polars":
             new = [
@@ -378,9 +443,17 @@ class PersonaTable(Sequence[PersonaRow]):
             raise not_convertible("polars", error) from None
 
     def to_arrow(self, *, details: bool = False) -> pyarrow.Table:
-        """The input's columns and the new ones, `details` as for `to_pandas`.
+        """Return an Arrow table: the input's columns, both personas, the error, and `added`.
 
-        The columns of personas are strings, even if all values are null.
+        The columns of personas and errors are strings, even if all values are null. A column of the input
+        whose values have no common type is JSON text.
+
+        Args:
+            details: also the parts of the personas, as for `to_pandas`.
+
+        Raises:
+            InvalidArgumentError: with `details`, the data, or an added column, has such a name itself.
+            DataError: a saved table is damaged.
         """
         table = with_texts(self._own_arrow(), self._rows.texts())
         new = {name: (values, kind) for name, values, kind in self._new_columns(details)}
@@ -388,9 +461,17 @@ class PersonaTable(Sequence[PersonaRow]):
         return with_added(table, added, {name: kind for name, (_, kind) in new.items()})
 
     def to_hf(self, *, details: bool = False) -> datasets.Dataset:
-        """A Hugging Face dataset: the input's columns and features, and the new ones.
+        """Return a Hugging Face dataset: the input's columns, both personas, the error, and `added`.
 
-        `details` as for `to_pandas`.
+        Columns of a dataset keep their features.
+
+        Args:
+            details: also the parts of the personas, as for `to_pandas`.
+
+        Raises:
+            MissingExtraError: datasets is not installed.
+            InvalidArgumentError: with `details`, the data, or an added column, has such a name itself.
+            DataError: a saved table is damaged, or datasets cannot hold the data's own columns.
         """
         hf = MissingExtraError.require("datasets")
         if package_of(self._original) != "datasets":
@@ -414,15 +495,23 @@ class PersonaTable(Sequence[PersonaRow]):
         return result
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a Parquet file, whole or not at all. `load` restores it, and any Parquet reader reads it.
+        """Write the table to a Parquet file, whole or not at all.
+
+        `load` restores the table, and any Parquet reader reads the file.
 
         Args:
-            path: the .parquet file; its folder is made. A table of personas there is replaced.
+            path: the .parquet file. Its folder is made if there is none. A table of personas at the path is
+                replaced.
             overwrite: replace a file that is not a table of personas, too.
 
+        Returns:
+            The path.
+
         Raises:
-            InvalidArgumentError: another ending, a file that holds something else, or a place that cannot
-                be written to.
+            InvalidArgumentError: another ending, a file that holds something else, a place that cannot be
+                written to, or a column of the data that is named personainfer, as the column of the records.
+            DataError: this is a saved table, whose file is damaged.
+            OSError: the disk is full.
         """
         path = as_path(path)
         if path.suffix != ".parquet":
@@ -455,21 +544,24 @@ class PersonaTable(Sequence[PersonaRow]):
         rejected_persona: str | None = "rejected_persona",
         columns: Mapping[str, str] | None = None,
     ) -> PersonaTable:
-        """A table of personas that somebody else made, with everything that inferred tables can do.
+        """Make a table of personas that somebody else made, with everything that inferred tables can do.
+
+        The data is read at once, and no model is called. A row has an error if it has no persona, or one that
+        cannot be read.
 
         Args:
             data: preference data of any kind that `infer_personas` reads, with the personas beside it.
             chosen_persona, rejected_persona: the columns with the personas of each side: sentences (see
-                `Persona.parse`), or records with `trait`, `preference` and, if they are known, `evidence`
-                and `flags`. None: this side has no personas.
-            columns: your names of the other columns, as for `infer_personas`.
-
-        A row without any persona, or with one that cannot be read, has an error.
+                `Persona.parse`), or records with `trait`, `preference` and, if they are known, `evidence` and
+                `flags`. None: this side has no personas.
+            columns: our names -> your names of the other columns, as for `infer_personas`.
 
         Raises:
-            InvalidArgumentError: no such column, or the data has a column `chosen_persona` or
-                `rejected_persona` that is not read, and that the table would replace.
+            InvalidArgumentError: both names are None, a name is not a column, or the data has a column
+                `chosen_persona` or `rejected_persona` that is not read, and that the table would replace; or
+                the data is of no supported kind.
             DataError: the data is not recognised as preference data.
+            MissingExtraError: `datasets` is not installed, and a data set of the hub is read.
         """
         names = {"chosen": chosen_persona, "rejected": rejected_persona}
         rows, source = read_personas(data, names, columns)
@@ -479,11 +571,15 @@ class PersonaTable(Sequence[PersonaRow]):
 
     @classmethod
     def load(cls, path: str | Path) -> PersonaTable:
-        """A table that `save` or `infer_personas(output=…)` wrote. Rows are read when they are used.
+        """Open a table that `save` or `infer_personas(output=…)` wrote. Rows are read when they are used.
+
+        The added columns are read at once.
 
         Raises:
-            DataError: another kind of file.
-            MissingFileError: there is none.
+            DataError: the file is not a table of personas, or is damaged.
+            InvalidArgumentError: there is no such file (`MissingFileError`), or it is a folder, a pipe or a
+                device.
+            OSError: the system cannot open or read the file.
         """
         file = StoredTable(as_path(path))
         table = cls(
@@ -512,19 +608,27 @@ class PersonaTable(Sequence[PersonaRow]):
         return f"PersonaTable({', '.join(parts)}; {made})"
 
     def count_unexplained(self) -> int:
-        """How many rows have a side whose choice no candidate explains: see `PersonaRow`."""
+        """Count the rows with a side whose choice no candidate explains: see `PersonaRow.unexplained`."""
         return self._rows.unexplained()
 
     def __str__(self) -> str:
         return self.format(limit=10, width=terminal_width())
 
     def format(self, *, limit: int | None = None, width: int = 100) -> str:
-        """The rows as text to read, `limit` rows at most.
+        """Write the rows as text to read.
 
-        Each row has its prompt, the beginning of both responses, and who prefers each; no line of them is
-        wider than `width` columns, or 24.
+        Each row has its prompt, the beginning of both responses, and the persona that prefers each. Counts of
+        the whole table, and remarks on how the data was read, come last.
+
+        Args:
+            limit: the most rows to show; None: all.
+            width: the columns of a line at most; less than 24 counts as 24.
+
+        Raises:
+            InvalidArgumentError: `limit` is not a whole number from 0 up.
         """
-        first = self._rows if limit is None else self._rows[:limit]
+        first = self._rows if limit is None else self._rows[: check_count("format", limit)]
+        width = max(width, LEAST_WIDTH)
         labels: Iterable[str | None] = index_labels(self._original, first) or repeat(None)
         named = zip(first, labels, strict=False)
         lines = [line for row, label in named for line in (*text_lines(row, width, label), "")]
@@ -542,11 +646,20 @@ class PersonaTable(Sequence[PersonaRow]):
         return html_page(first, repr(self), told, hidden, labels)
 
     def _new_columns(self, details: bool) -> list[tuple[str, Sequence[Any], ColumnType]]:
-        """The columns that the table adds to the input's: (name, values, type)."""
+        """Return the columns that the table adds to the input's: (name, values, type).
+
+        Raises:
+            InvalidArgumentError: with `details`, the data, or an added column, has the name of such a part.
+        """
         text = type_of("", ())
         personas: list[tuple[str, list[Any]]] = list(self._rows.texts())
         if details:
             self.check_free(DETAILS)
+            if clash := sorted(self.added.keys() & set(DETAILS)):
+                raise InvalidArgumentError(
+                    f"the table has an added column {clash[0]}, which details=True would replace.",
+                    hint="Add it by another name.",
+                )
             personas += detail_columns(self._rows)
         kinds = {name: LISTS_OF_TEXT for name in DETAILS if name.endswith("_flags")}
         made = [(name, values, kinds.get(name, text)) for name, values in personas]
@@ -557,7 +670,7 @@ class PersonaTable(Sequence[PersonaRow]):
 
 
 def _frame_of(own: Any, count: int) -> pandas.DataFrame:
-    """The own columns of so many rows, dicts or a frame or an Arrow table, as a pandas frame."""
+    """Return the user's own columns of `count` rows (dicts, a frame or an Arrow table) as a pandas frame."""
     import pandas as pd
 
     if isinstance(own, list):
@@ -580,12 +693,16 @@ def _in_utf_8(value: Any) -> Any:
 
 
 def _check_columns(columns: object) -> None:
-    """Raise InvalidArgumentError unless these are columns by name, each with values."""
+    """Raise InvalidArgumentError unless `columns` maps names that are texts to values in an order."""
     if not isinstance(columns, Mapping):
         raise InvalidArgumentError(
             f"columns={columns!r:.60} is not a mapping of names to values.", argument="columns"
         )
     for name, values in columns.items():
+        if not isinstance(name, str):
+            raise InvalidArgumentError(
+                f"columns= names a column {name!r:.60}, which is not text.", argument="columns"
+            )
         has_no_order = isinstance(values, str | bytes | Mapping | Set)
         if has_no_order or not isinstance(values, Iterable):
             raise InvalidArgumentError(

@@ -1,6 +1,6 @@
-"""Rows as text for a terminal, and as a small HTML page for a notebook.
+"""Show rows as text for a terminal, and as a small HTML page for a notebook.
 
-`write_report` makes the whole page, with every row, search and intervals.
+`write_report` makes a whole page, with every row, search and intervals. Widths are in columns of a terminal.
 """
 
 from __future__ import annotations
@@ -27,24 +27,29 @@ _LABEL = 24  # columns of a row's name
 _SIDE = 12  # columns of "  rejected  "
 _NO_TERMINAL = 100  # columns of what is written to a file or a notebook
 _WIDEST = 160  # columns: longer lines are hard to read
-_LEAST = 24  # columns; narrower than that nothing can be read
+LEAST_WIDTH = 24  # columns; narrower than that nothing can be read
 _NARROW = 60  # below, a persona stands under its response, not beside it
 _EXCERPT_LINES = 2  # of a response, or as many as its persona has
 
 
 def terminal_width() -> int:
-    """The columns of the terminal, or of $COLUMNS, at most 160; 100 where there is no terminal."""
+    """Return the columns of the terminal, or of $COLUMNS: at most 160; 100 if there is no terminal."""
     return min(shutil.get_terminal_size((_NO_TERMINAL, 24)).columns, _WIDEST)
 
 
 def text_lines(row: PersonaRow, width: int, label: str | None = None) -> list[str]:
-    """One row as lines of at most `width` (or 24) columns: the prompt, both responses, who prefers each.
+    """Write one row as lines: the prompt, both responses beside the personas that prefer them, and the error.
 
-    Its name is the label of the user's index, else the data's id, else its place in the input. Personas are
-    whole; prompts and responses are cut. Control characters are escaped.
+    A sentence for each side that no candidate explains comes before the error. Personas, these sentences and
+    the error are whole; prompts and responses are cut. Control characters are written as escapes.
+
+    Args:
+        row: the row.
+        width: the columns of a line at most; less than 24 counts as 24.
+        label: the row's name; None: the data's id of the pair, or else the row's position in the input.
     """
     name = label or (row.preference.id if row.preference else None) or str(row.index)
-    width = max(width, _LEAST)
+    width = max(width, LEAST_WIDTH)
     name = _cut(_one_line(name), min(_LABEL, width // 2))
     prompt = _cut(_one_line(short_prompt(row.preference)), width - cell_len(name) - 2)
     lines = [f"{name}  {prompt}".rstrip()]
@@ -60,7 +65,10 @@ def text_lines(row: PersonaRow, width: int, label: str | None = None) -> list[st
 
 
 def sides(row: PersonaRow) -> list[tuple[str, str, Persona | None]]:
-    """Each side of a row: its name, its response, and who prefers it."""
+    """Return (side, response, persona) for "chosen" and "rejected".
+
+    The response is "" if the row has no pair; the persona is None if there is none.
+    """
     pair = row.preference
     return [
         ("chosen", pair.chosen if pair else "", row.chosen),
@@ -69,7 +77,7 @@ def sides(row: PersonaRow) -> list[tuple[str, str, Persona | None]]:
 
 
 def _side_lines(side: str, response: str, who: str, width: int) -> list[str]:
-    """A response beside the persona of who prefers it, or above it where there is little room."""
+    """Write a response beside the persona that prefers it, or above it if the lines are short."""
     response, who = _one_line(response), _one_line(who)
     if width < _NARROW:
         excerpt = _excerpt(f"{side}: {response}", width - 2, _EXCERPT_LINES)
@@ -90,7 +98,7 @@ def _side_lines(side: str, response: str, who: str, width: int) -> list[str]:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` columns, broken between words where that is possible."""
+    """Break a text into lines of at most `width` columns, between words if possible."""
     lines: list[str] = []
     for word in text.split(" "):
         room = width - cell_len(lines[-1]) - 1 if lines else -1
@@ -102,7 +110,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def _excerpt(text: str, width: int, height: int) -> list[str]:
-    """The first lines of a text; an ellipsis ends the last one where there are more."""
+    """Return the first `height` lines of a text; an ellipsis ends the last one if the text is longer."""
     # What can be seen is wrapped, not a whole book.
     lines = wrapped(text[: width * (height + 1)], width)
     if len(lines) > height:
@@ -112,9 +120,9 @@ def _excerpt(text: str, width: int, height: int) -> list[str]:
 
 
 def _cut(text: str, width: int) -> str:
-    """The text, or its beginning and an ellipsis, in at most `width` columns.
+    """Return the text, or its beginning and an ellipsis, in at most `width` columns.
 
-    Marks above and below letters have no width, so that the characters are counted, too.
+    Marks above and below letters have no width, so the number of characters is limited as well.
     """
     begin = text[: _MARKED * width]
     if begin == text and cell_len(text) <= width:
@@ -127,7 +135,7 @@ def _one_line(text: str) -> str:
 
 
 def unexplained_texts(row: PersonaRow) -> list[str]:
-    """A sentence for each side that no candidate explains."""
+    """Write a sentence for each side whose choice no candidate explains, with the best score."""
     tried = {"chosen": row.chosen_candidates, "rejected": row.rejected_candidates}
     found = []
     for side in row.unexplained:
@@ -146,11 +154,16 @@ def html_page(
     hidden: int,
     labels: Sequence[str] | None = None,
 ) -> str:
-    """The first rows as a table below a line about all of them; `hidden` counts the rows left out.
+    """Write the first rows of a table as HTML, below a line about all rows.
 
-    `labels` are those of the user's index; without them a row's place in the input is shown.
+    The page has the notebook's own colours. Everything that comes from the data is escaped.
 
-    It takes the notebook's own colours, and everything that comes from the data is escaped.
+    Args:
+        rows: the rows to show.
+        said: the line about all rows.
+        lines: further lines below it.
+        hidden: how many rows are left out, which the last line says; 0: there is no such line.
+        labels: the name of each row; None: its position in the input.
     """
     head = "".join(
         f"<th style='text-align: left'>{name}</th>"
@@ -173,15 +186,17 @@ def html_page(
 
 
 def without_formulas(page: str) -> str:
-    """The HTML, in which a notebook typesets nothing: not what stands between the dollars of "$5 or $10"."""
+    """Wrap HTML so that a notebook typesets no formula in it, such as between the dollars of "$5 or $10"."""
     return f"<div class='tex2jax_ignore mathjax_ignore'>{page}</div>"
 
 
 def figures(added: Mapping[str, Sequence[Any]], neither: float = 0.0) -> Iterator[str]:
-    """A line for each side that `verify_personas` judged: the mean score and how many have one.
+    """Yield a line for each side that `verify_personas` judged: the mean score, and how many have one.
 
-    `neither` is the share of answers that picked neither response, which count as wrong: a guess is then
-    right less often than half of the time.
+    Args:
+        added: the added columns of a table, by name; without a column of scores, there is no line.
+        neither: the share of answers, from 0 to 1, that picked neither response. These count as wrong, so a
+            guess is right less often than half of the time; the line says how often.
     """
     for side in ("chosen", "rejected"):
         scores = added.get(f"{side}_verified_score")
@@ -193,7 +208,7 @@ def figures(added: Mapping[str, Sequence[Any]], neither: float = 0.0) -> Iterato
 
 
 def escaped(text: str) -> str:
-    """The text as HTML, with control characters made visible."""
+    """Escape a text for HTML. Control characters become visible escapes."""
     return html.escape(visible(text))
 
 
@@ -211,7 +226,7 @@ def _cell(content: str, span: int = 1) -> str:
 
 
 def _quote(response: str) -> str:
-    """The beginning of a response, above the persona of who prefers it."""
+    """Write the beginning of a response, to stand above the persona that prefers it."""
     text = " ".join(response.split())
     text = text if len(text) <= _QUOTED else text[: _QUOTED - 1] + "…"
     return f"<div style='{_QUOTE}'>{escaped(text)}</div>" if text else ""
@@ -228,7 +243,7 @@ def _person(row: PersonaRow, persona: Persona | None) -> str:
 
 
 def _reason(row: PersonaRow) -> str:
-    """Why a persona is missing."""
+    """Say why a row has no persona, or one of a side is missing."""
     return " ".join([*unexplained_texts(row), row.error or ""]).strip()
 
 
@@ -238,7 +253,10 @@ def _first_line(row: PersonaRow, width: int) -> str:
 
 
 def short_prompt(pair: Preference | None) -> str:
-    """The prompt, or the last turn of a conversation and how many came before it."""
+    """Return the prompt; of a conversation, how many turns come before the last one, and the last one.
+
+    "" if there is no pair.
+    """
     if pair is None:
         return ""
     if isinstance(pair.prompt, str):
@@ -249,9 +267,9 @@ def short_prompt(pair: Preference | None) -> str:
 
 
 def embedded_json(rows: Sequence[object]) -> Markup:
-    """JSON that can stand in a script element: `<` opens no tag and ends no script there.
+    """Write JSON to stand in a script element of a page, where "<" opens no tag and ends no script.
 
-    Control characters in its texts are made visible.
+    Control characters in texts become visible escapes; NaN and infinite numbers become null.
     """
     text = json.dumps(_all_visible(rows), ensure_ascii=False)
     for character in "<>&\u2028\u2029":
@@ -260,7 +278,10 @@ def embedded_json(rows: Sequence[object]) -> Markup:
 
 
 def visible_value(value: object) -> object:
-    """What a template puts in: text with its control characters made visible, other values as they are."""
+    """Prepare a value for a template: a text gets visible escapes for control characters.
+
+    Texts that are marked as HTML, and other values, stay as they are.
+    """
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

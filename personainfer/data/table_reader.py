@@ -1,7 +1,7 @@
-"""Read a table of personas from a Parquet file, one group of rows at a time.
+"""Read a table of personas from a Parquet file, one row group at a time.
 
 The file has the user's columns, then the personas as text, then one column with each row's records as JSON.
-Its metadata says how the table was made.
+Its metadata says how the table was made. Positions count from 0.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _reading = threading.Lock()
 
 
 def _forget_lock() -> None:
-    """A fork may have happened while another thread held the lock."""
+    """Make a new lock in a fork: another thread of the parent process may have held the lock."""
     global _reading
     _reading = threading.Lock()
 
@@ -75,11 +75,23 @@ if hasattr(os, "register_at_fork"):
 
 
 class StoredTable:
-    """An open table file. It can still be read after the file on disk was replaced.
+    """An open file of a table. It can still be read after the file on disk was replaced.
+
+    Attributes:
+        path: the file.
+        usage: the calls, tokens and cost of the run.
+        settings: how the personas were made.
+        flagged: how many rows have a flag; None: the file does not tell.
+        unexplained: how many rows have a side that no candidate explains; None: the file does not tell.
+        is_part: whether the usage is that of more rows than the table has.
+        ends: 0, and how many rows there are up to the end of each row group.
+        row_bytes: the mean bytes of a row, unpacked.
 
     Raises:
-        DataError: another kind of file.
-        InvalidArgumentError: there is none (`MissingFileError`), or a folder or a pipe.
+        DataError: the file is not a table of personas that this version can read.
+        InvalidArgumentError: there is no such file (`MissingFileError`), or it is a folder, a pipe or a
+            device.
+        OSError: the system cannot open or read the file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -124,7 +136,7 @@ class StoredTable:
 
     @property
     def rows(self) -> StoredRows:
-        """The rows, read when they are asked for."""
+        """All rows, each of which is read when it is asked for."""
         return StoredRows(self)
 
     @property
@@ -140,7 +152,10 @@ class StoredTable:
 
     @property
     def added(self) -> dict[str, list[Any]]:
-        """The columns that were added to the table, with the values of all rows."""
+        """The columns that were added to the table, by name, each with the values of all rows.
+
+        Each access reads them from the file, and raises DataError if they are damaged.
+        """
         found: dict[str, list[Any]] = {name: [] for name in self._added}
         for number in range(len(self.ends) - 1 if found else 0):
             table = self.group(number, self._added)
@@ -150,16 +165,21 @@ class StoredTable:
 
     @property
     def added_kinds(self) -> dict[str, ColumnType]:
-        """The types of the columns that were added to the table."""
+        """The types of the columns that were added to the table, by name."""
         schema = self._file.schema_arrow
         return {name: stored_type(schema.field(name).type) for name in self._added}
 
     def rows_at(
         self, places: Sequence[int], group: Callable[[int], pyarrow.Table]
     ) -> pyarrow.Table:
-        """The rows at these places, in their order. Each row group that has some is read once.
+        """Read the rows at some positions, in the order of the positions. Each row group is read once.
 
-        `group` gives a row group by its number, with the columns that are wanted.
+        Args:
+            places: the positions in the file.
+            group: a function from the number of a row group to its columns that are wanted.
+
+        Raises:
+            DataError: the rows take more memory than any real table of this size.
         """
         import numpy as np
         import pyarrow
@@ -181,7 +201,15 @@ class StoredTable:
         return found.take(np.argsort(order))
 
     def group(self, number: int, names: Sequence[str]) -> pyarrow.Table:
-        """Some columns of a row group."""
+        """Read some columns of a row group; it blocks while another thread reads a table file.
+
+        Args:
+            number: the number of the row group, from 0.
+            names: the columns, in the order of the result.
+
+        Raises:
+            DataError: the file is damaged, or the columns take more memory than those of any real table.
+        """
         import pyarrow
 
         # Before it is read: millions of equal numbers take a few bytes of the file.
@@ -207,7 +235,7 @@ class StoredTable:
         return table.select(list(names)).replace_schema_metadata(self._about or None)
 
     def _in_lists(self, number: int, names: Sequence[str]) -> int:
-        """How many bytes columns of a row group take, if there are lists in them."""
+        """Return the bytes of columns of a row group in memory if one of them has lists, else 0."""
         starts = tuple(f"{name}." for name in names)
         if not any(path.startswith(starts) for path in self._lists):
             return 0
@@ -215,12 +243,12 @@ class StoredTable:
 
     @cached_property
     def _listed(self) -> dict[int, list[tuple[str, int]]]:
-        """`listed_bytes` of the file, of which the end may be long: it is read once a list is asked for."""
+        """`listed_bytes` of the file, kept: the end of the file, which it reads, may be long."""
         with _reading:
             return listed_bytes(self._opened, self._file.metadata.schema)
 
     def _check_bytes(self, size: float) -> None:
-        """Raise DataError if so many bytes are asked for at once that no real table has them."""
+        """Raise DataError if no real table has so many bytes that are read at once."""
         if size > self._most_bytes:
             raise DataError(
                 f"{self.path} unpacks to more than {self._most_bytes:,} bytes.",
@@ -229,17 +257,22 @@ class StoredTable:
 
 
 def _picked(group: pyarrow.Table, places: np.ndarray[Any, np.dtype[np.int64]]) -> pyarrow.Table:
-    """The rows of a group at rising places; without gaps this is a slice, which copies nothing."""
+    """Return the rows of a row group at rising positions; without gaps, as a slice, which copies nothing."""
     if places[-1] - places[0] + 1 == len(places):
         return group.slice(int(places[0]), len(places))
     return group.take(places)
 
 
 class StoredRows(Sequence[PersonaRow]):
-    """Rows of a stored table, read from the file when they are used.
+    """Rows of a table file, read from the file when they are used.
 
-    `places` are those of its rows that are in view, in their order; None: all of them. `changed` holds
-    the rows that take the place of others, by their place in the file.
+    Reading a row, or counting, raises DataError if the file is damaged.
+
+    Args:
+        file: the table file.
+        changed: position in the file -> the row that takes the place of the row there; None: no row is
+            changed.
+        places: the positions in the file of the rows in view, in their order; None: all rows.
     """
 
     def __init__(
@@ -272,29 +305,35 @@ class StoredRows(Sequence[PersonaRow]):
                 yield self._changed.get(place) or _row_of(str(text))
 
     def at(self, positions: Sequence[int]) -> StoredRows:
-        """A view of the rows at some positions among these, which reads nothing."""
+        """Return a view of the rows at some positions among these. It reads nothing."""
         return StoredRows(self._file, self._changed, _positions_of(self._places, positions))
 
     def with_rows(self, changed: Mapping[int, PersonaRow]) -> StoredRows:
-        """The same rows with some replaced, by position."""
+        """Return a view in which `changed` (position among these -> row) replaces some rows."""
         new = {self._places[position]: row for position, row in changed.items()}
         return StoredRows(self._file, {**self._changed, **new}, self._places)
 
     def failed(self) -> list[int]:
-        """The positions of the rows that have an error. Only the column of errors is read."""
+        """Return the positions of the rows that have an error. Only the column of errors is read."""
         ((_, errors),) = self.texts(["persona_error"])
         return [position for position, error in enumerate(errors) if error is not None]
 
     def flagged(self) -> int:
-        """How many rows have a flag."""
+        """Count the rows of which a persona has a flag."""
         return self._count(self._file.flagged, lambda row: bool(row.flags))
 
     def unexplained(self) -> int:
-        """How many rows have a side that no candidate explains."""
+        """Count the rows that have a side whose choice no candidate explains."""
         return self._count(self._file.unexplained, lambda row: bool(row.unexplained))
 
     def _count(self, in_file: int | None, is_counted: Callable[[PersonaRow], bool]) -> int:
-        """How many rows are counted; `in_file` is what the file says of all its rows, if it does."""
+        """Count rows.
+
+        Args:
+            in_file: the count of all rows that the file tells; None: it tells none, so each row is read. Each
+                row is also read if not all are in view.
+            is_counted: whether a row counts.
+        """
         if in_file is None or len(self) < self._file.ends[-1]:
             return sum(map(is_counted, self))
         before = self._file.rows
@@ -303,7 +342,7 @@ class StoredRows(Sequence[PersonaRow]):
         )
 
     def texts(self, names: Sequence[str] = COLUMNS) -> list[tuple[str, list[str | None]]]:
-        """`persona_columns` of the rows, as they are in the file."""
+        """Read columns of text, as `persona_columns` returns them; `names` are some of `COLUMNS`."""
         table = self._file.rows_at(self._places, lambda number: self._file.group(number, names))
         found: dict[str, list[str | None]] = {
             name: table.column(name).to_pylist() for name in names
@@ -332,9 +371,14 @@ class StoredRows(Sequence[PersonaRow]):
 
 
 class StoredColumns(OwnColumns):
-    """The user's own columns of a stored table, read when they are asked for.
+    """The user's own columns of a table file, read when they are asked for.
 
-    `places` as for `StoredRows`.
+    Args:
+        file: the table file.
+        places: the positions in the file of the rows in view, in their order; None: all rows.
+
+    Attributes:
+        names: the names of the columns.
     """
 
     def __init__(self, file: StoredTable, places: Sequence[int] | None = None) -> None:
@@ -351,12 +395,16 @@ class StoredColumns(OwnColumns):
         return pyarrow.concat_tables, ([whole],)  # as for rows
 
     def at(self, positions: Sequence[int]) -> StoredColumns:
-        """The columns of the rows at some positions among these; reads nothing."""
+        """Return the columns of the rows at some positions among these. It reads nothing."""
         places = range(self._file.ends[-1]) if self._places is None else self._places
         return StoredColumns(self._file, _positions_of(places, positions))
 
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
-        """The columns of the rows from the first of `places` to the last."""
+        """Read the columns of some rows, as `OwnColumns.piece`; the positions `places` must have no gaps.
+
+        Raises:
+            DataError: the file is damaged.
+        """
         start = places[0] if places else 0
         asked = range(start, start + len(places))
         if self._places is None:
@@ -365,15 +413,15 @@ class StoredColumns(OwnColumns):
         return with_index_column(self._file.rows_at(wanted, self._group), wanted)
 
     def first(self, count: int) -> pyarrow.Table:
-        """The columns of the first rows, with a pandas index as a column."""
+        """Read the columns of the first `count` rows, with a pandas RangeIndex as a column."""
         places = (range(self._file.ends[-1]) if self._places is None else self._places)[:count]
         return with_index_column(self._file.rows_at(places, self._group), places)
 
     def index(self) -> Any:
-        """The pandas index of the rows; None if the data had none. No other column is read.
+        """Return the pandas index of the rows; None if the data had none. No other column is read.
 
         Raises:
-            DataError: what the file tells pandas of it is wrong.
+            DataError: the file is damaged, or its metadata about the index is wrong.
         """
         if not self.names:
             return None
@@ -388,12 +436,12 @@ class StoredColumns(OwnColumns):
             return pandas_of(with_index_column(found, places)).index
 
     def size(self, row: PersonaRow) -> int:
-        """About how many bytes the columns of a row take."""
+        """Return the mean bytes of a row of the file, for any row."""
         return self._file.row_bytes
 
 
 def _positions_of(places: Sequence[int], positions: Sequence[int]) -> Sequence[int]:
-    """The places at some positions, as a range if possible, which takes no memory."""
+    """Return the places at some positions; as a range if possible, which takes no memory."""
     if isinstance(positions, range) and positions and positions.step > 0:
         return places[positions.start : positions.stop : positions.step]
     return [places[position] for position in positions]
@@ -409,7 +457,12 @@ def _is_monotonic(places: Sequence[int]) -> bool:
 
 
 def persona_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[str | None]]]:
-    """The columns that people read: a sentence for each side, and the error."""
+    """Write the columns of rows that people read.
+
+    Returns:
+        (name, values) for `COLUMNS`: the sentence of the persona of each side, and the error; None if there
+        is none.
+    """
     chosen: list[str | None] = []
     rejected: list[str | None] = []
     errors: list[str | None] = []
@@ -421,9 +474,11 @@ def persona_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[str | No
 
 
 def detail_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[Any]]]:
-    """The parts of the personas, and the unexplained sides, as columns: see DETAILS.
+    """Write the parts of the personas, and the unexplained sides, as columns.
 
-    Flags are lists; None: no persona. `persona_unexplained` is None where no side is unexplained.
+    Returns:
+        (name, values) for `DETAILS`. Flags are lists of text, other values are texts. None: there is no
+        persona; in `persona_unexplained`, no side is unexplained.
     """
     columns: dict[str, list[Any]] = {name: [] for name in DETAILS}
     for row in rows:
@@ -436,7 +491,7 @@ def detail_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[Any]]]:
 
 
 def record_of(row: PersonaRow) -> str:
-    """The records of a row as JSON; its columns are not among them."""
+    """Write the pair, the personas, the candidates and the error of a row as JSON, without its columns."""
     sides = {"chosen": row.chosen, "rejected": row.rejected}
     tried = {"chosen": row.chosen_candidates, "rejected": row.rejected_candidates}
     record = {
@@ -480,7 +535,7 @@ def _count_or_none(value: object) -> int | None:
 
 
 def _check_columns(schema: pyarrow.Schema, added: Sequence[str]) -> None:
-    """Raise ValueError where a column of ours is missing, or one that should hold text does not."""
+    """Raise ValueError or KeyError unless the file has our columns, as text, and those that were added."""
     import pyarrow.types as kinds
 
     for name in (*COLUMNS, RECORD):
@@ -531,7 +586,7 @@ class _Read(_Checked):
 
 
 class _Settings(_Checked):
-    """The settings that this version makes something of; others are kept as they are."""
+    """The settings that this version reads, and their types. Other settings of a file are kept unread."""
 
     model: str | None = None
     api_base: str | None = None
@@ -548,14 +603,16 @@ class _Settings(_Checked):
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError if settings of a saved file are not of the form that they are written in."""
+    """Raise ValueError if settings of a file have not the types in which they are written."""
     _Settings.model_validate(dict(settings))
 
 
 def _known_metadata(schema: pyarrow.Schema, rows: int) -> dict[bytes, bytes]:
-    """What the file says about its columns for pandas and datasets, as far as it is of the known form.
+    """Return the metadata of a schema without our own, and without what pandas or datasets could not read.
 
-    It is a convenience: without it the columns are there all the same.
+    Args:
+        schema: the schema of the file.
+        rows: how many rows the file has.
     """
     kept = {key: value for key, value in (schema.metadata or {}).items() if key != RECORD.encode()}
     for key, is_known in ((b"pandas", _is_of_pandas), (b"huggingface", _is_of_datasets)):
@@ -581,7 +638,7 @@ def _is_of_pandas(about: Any, schema: pyarrow.Schema, rows: int) -> bool:
 
 
 def _is_index(one: Any, names: set[str], rows: int) -> bool:
-    """Whether this is the name of a column, or a range of labels that 64 bits hold."""
+    """Whether this is the name of a column, or a range of labels that fit into 64 bits."""
     if not isinstance(one, dict):
         return one in names
     ends = (one["start"], one["stop"], one["step"], one["start"] + rows * one["step"])
@@ -601,10 +658,10 @@ def _score(value: object) -> float | None:
 
 
 def _row_of(text: object) -> PersonaRow:
-    """The row of a record.
+    """Read the row of a record, which has no columns.
 
     Raises:
-        DataError: it is not one that `record_of` made.
+        DataError: the text is not a record as `record_of` writes it.
     """
     try:
         return _read_record(read_json(str(text)))

@@ -1,6 +1,6 @@
-"""The rows of a table in memory, and which of them are selected: filter, sort, sample.
+"""Hold the rows of a table in memory, and find which of them a filter, a sort or a sample selects.
 
-The same rows of the user's own frame are taken with them.
+The same rows of the user's own frame are taken with them. Positions count from 0.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ R = TypeVar("R", bound=Record)
 class MemoryRows(Sequence[PersonaRow]):
     """Rows in memory, with the methods of `StoredRows`.
 
-    Of each record only the dict of its values is kept, and the record is built when it is used: the
-    garbage collector visits every record that is alive again and again, but no dict of texts.
+    Of each record only the dict of its values is kept, and the record is built when it is used: the garbage
+    collector visits every record that is alive again and again, but no dict of texts.
     """
 
     def __init__(self, rows: Iterable[PersonaRow] = ()) -> None:
@@ -67,27 +67,27 @@ class MemoryRows(Sequence[PersonaRow]):
         )
 
     def at(self, positions: Sequence[int]) -> MemoryRows:
-        """The rows at some positions, in their order."""
+        """Return the rows at some positions, in the order of the positions."""
         return MemoryRows(map(self._row, positions))
 
     def with_rows(self, changed: Mapping[int, PersonaRow]) -> MemoryRows:
-        """The same rows with some replaced, by position."""
+        """Return a copy of the rows, in which `changed` (position -> row) replaces some."""
         return MemoryRows(changed.get(place, row) for place, row in enumerate(self))
 
     def failed(self) -> list[int]:
-        """The positions of the rows that have an error."""
+        """Return the positions of the rows that have an error."""
         return [place for place, error in enumerate(self._errors) if error is not None]
 
     def flagged(self) -> int:
-        """How many rows have a flag."""
+        """Count the rows of which a persona has a flag."""
         return sum(bool(row.flags) for row in self)
 
     def unexplained(self) -> int:
-        """How many rows have a side that no candidate explains."""
+        """Count the rows that have a side whose choice no candidate explains."""
         return sum(bool(self._row(place).unexplained) for place in self._candidates)
 
     def texts(self) -> list[tuple[str, list[str | None]]]:
-        """The columns that people read: see `persona_columns`."""
+        """Return the columns of text for people: both personas and the error, see `persona_columns`."""
         return persona_columns(self)
 
 
@@ -95,7 +95,7 @@ _NO_CANDIDATES: tuple[tuple[()], tuple[()]] = ((), ())
 
 
 def _values(record: R | None, kind: type[R]) -> Any:
-    """The values of a record; a record of another class, such as one of the user's own, as it is."""
+    """Return the dict of a record's values; a record of a subclass, and None, as it is."""
     return record.__dict__ if type(record) is kind else record
 
 
@@ -104,7 +104,10 @@ def _record(values: Any, kind: type[R]) -> Any:
 
 
 def at_places(original: Any, places: Sequence[int]) -> Any:
-    """The user's frame or dataset with the rows at these places, in this order, and with its index."""
+    """Return the user's frame or dataset with the rows at some positions, in their order, and with its index.
+
+    None is returned as it is, and the columns of a saved table become a view that reads nothing.
+    """
     if original is None or isinstance(original, OwnColumns):
         return original.at(places) if isinstance(original, StoredColumns) else original
     if package_of(original) == "datasets":
@@ -123,16 +126,22 @@ def at_places(original: Any, places: Sequence[int]) -> Any:
 
 
 def in_row_order(name: str, values: Any, original: Any, count: int) -> Any:
-    """A pandas series in the order of the rows, matched by its index; other values as they are.
+    """Put the values of a pandas series in the order of the rows, by its index.
+
+    Other values stay as they are.
 
     Args:
         name: what the values are for, in an error.
-        values: one value a row: a list, an array, a series.
-        original: the data that the table has beside its rows.
-        count: how many rows there are. Without a pandas index of its own, a table has 0, 1, ….
+        values: one value a row: a list, an array, a series. With a wrong number of values, a series stays as
+            it is, too.
+        original: the user's frame or the columns of a saved table, whose pandas index is that of the rows.
+            Without such an index, the rows have the labels 0, 1, ….
+        count: how many rows there are.
 
     Raises:
-        InvalidArgumentError: the labels of the series are not those of the rows, or repeat in another order.
+        InvalidArgumentError: the labels of the series are not those of the rows, or some repeat and the
+            series is in another order.
+        DataError: the index of a saved table is damaged.
     """
     if package_of(values) != "pandas" or not hasattr(values, "index") or len(values) != count:
         return values  # a wrong length has an error of its own
@@ -153,10 +162,14 @@ def in_row_order(name: str, values: Any, original: Any, count: int) -> Any:
 
 
 def filtered(rows: Sequence[PersonaRow], keep: Any) -> list[int]:
-    """The places of the rows for which the function, or the value, is true.
+    """Return the positions of the rows to keep.
+
+    Args:
+        rows: the rows.
+        keep: a function of a row, of which any true result counts; or one True, False or None (False) a row.
 
     Raises:
-        InvalidArgumentError: something else, values that are not booleans, or too few or many of them.
+        InvalidArgumentError: `keep` is something else, has values that are not booleans, or too few or many.
     """
     if callable(keep):
         return [place for place, row in enumerate(rows) if keep(row)]
@@ -182,10 +195,10 @@ def filtered(rows: Sequence[PersonaRow], keep: Any) -> list[int]:
 
 
 def sampled(count: int, n: int, seed: int) -> list[int]:
-    """n places drawn at random without replacement, in rising order.
+    """Draw n of `count` positions at random without replacement; the result is in rising order.
 
     Raises:
-        InvalidArgumentError: n or seed is not a whole number, or there are fewer places than n.
+        InvalidArgumentError: n or seed is not a whole number, n is negative, or n is more than `count`.
     """
     check_argument("seed", seed, WholeNumber)
     if check_count("sample", n) > count:
@@ -196,17 +209,31 @@ def sampled(count: int, n: int, seed: int) -> list[int]:
 
 
 def check_count(function: str, n: int) -> int:
-    """The number of rows, or InvalidArgumentError if it is none."""
+    """Return a number of rows as an int.
+
+    Args:
+        function: the method that got the number, for the error.
+        n: a whole number, NumPy's too.
+
+    Raises:
+        InvalidArgumentError: n is not a whole number from 0 up.
+    """
     if isinstance(n, bool) or not hasattr(n, "__index__") or n < 0:
         raise InvalidArgumentError(f"{function}({n!r}): give a number of rows, from 0 up.")
     return operator.index(n)
 
 
 def ordered(values: Sequence[Any], reverse: bool) -> list[int]:
-    """The places of the values in rising (or falling) order; equal ones as they were, None and NaN last.
+    """Return the positions of the values in rising order.
+
+    Equal values keep their order; None and NaN come last, also if `reverse`.
+
+    Args:
+        values: the values.
+        reverse: falling order in place of rising.
 
     Raises:
-        InvalidArgumentError: values that cannot be compared.
+        InvalidArgumentError: the values cannot be compared.
     """
     known = [n for n, v in enumerate(values) if v is not None and v == v]  # NaN is not itself
     missing = sorted(set(range(len(values))).difference(known))
@@ -219,7 +246,16 @@ def ordered(values: Sequence[Any], reverse: bool) -> list[int]:
 
 
 def index_labels(original: Any, rows: Sequence[PersonaRow]) -> list[str] | None:
-    """Labels in the user's pandas index of `rows`, the first ones; None: no index, or it only counts rows."""
+    """Return the labels of the first rows of a table in the user's pandas index, as texts.
+
+    Args:
+        original: the user's frame, or the columns of a saved table.
+        rows: the first rows of the table.
+
+    Returns:
+        A label for each row; None: there is no pandas index, or its labels are the rows' positions in the
+        input.
+    """
     if package_of(original) == "pandas":
         index = original.index[: len(rows)]
     elif isinstance(original, StoredColumns):

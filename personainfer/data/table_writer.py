@@ -1,4 +1,4 @@
-"""Write rows to a Parquet file as they arrive, one group at a time, in bounded memory.
+"""Write rows to a Parquet file as they arrive, one row group at a time, in bounded memory.
 
 The file has a hidden name until it is complete. A column whose type changes on the way is widened, to JSON
 text if necessary, so that no paid reply is lost.
@@ -45,10 +45,18 @@ Placed = tuple[int, PersonaRow]  # a row, and where its own columns lie in the i
 
 
 def check_output(output: str | Path, data: object) -> Path:
-    """Check `output=`, and return it as a path.
+    """Check the argument `output`, a file for a table, and return it as a path.
+
+    The file itself is not written.
+
+    Args:
+        output: the .parquet file.
+        data: the input of the run; a path in it must be another file.
 
     Raises:
-        InvalidArgumentError: it could not be written, or what it would replace is something else.
+        InvalidArgumentError: the name has another ending, its folder does not exist, the place cannot be
+            written to, it is the input, or a file that is not a table of personas is there.
+        OSError: the disk is full or broken.
     """
     named = f"output={str(output)!r:.200}"
     if not isinstance(output, str | Path) or Path(output).suffix != ".parquet":
@@ -85,7 +93,7 @@ def check_output(output: str | Path, data: object) -> Path:
 
 
 def check_free_names(names: Iterable[object]) -> None:
-    """Raise InvalidArgumentError if a column of the data has a name that the table needs."""
+    """Raise InvalidArgumentError if a column of the data has a name that the table itself needs."""
     if not TAKEN_NAMES.isdisjoint(names):
         raise InvalidArgumentError(
             f"the data has a column {sorted(TAKEN_NAMES.intersection(names))[0]} already.",
@@ -100,7 +108,7 @@ def _is_same_file(path: Path, data: str | Path) -> bool:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is a table of personas."""
+    """Whether a file is a table of personas that this version can read."""
     try:
         StoredTable(path)
     except (DataError, InvalidArgumentError, OSError):
@@ -117,12 +125,23 @@ def write_table(
     added: Sequence[str] = (),
     is_part: bool = False,
 ) -> None:
-    """Write rows as they arrive, with one group of them in memory; `about` is called at the end.
+    """Write rows as they arrive, with one row group of them in memory.
 
-    `added` names those of the columns that are not the user's own; `is_part`: the usage is that of more
-    rows.
+    The file replaces an older one when it is complete. After any failure, nothing is left behind. A
+    UserWarning names columns with values that cannot be read, and are left out.
 
-    The file replaces an older one when it is complete; after any failure nothing is left behind.
+    Args:
+        path: the file; its folder must exist.
+        rows: (position in the source of the own columns, row), in rising order.
+        own: the source of the user's own columns, and of the added ones.
+        about: a function that returns the usage and the settings. It is called after the last row.
+        added: the names of the columns that are not the user's own.
+        is_part: whether the usage is that of more rows.
+
+    Raises:
+        InvalidArgumentError: a column of the data has the name of the column of records.
+        OSError: the disk is full, or the place cannot be written to.
+        Exception: whatever `rows` raises.
     """
     file = _Unfinished(path)
     flagged = unexplained = 0
@@ -149,7 +168,7 @@ def write_table(
 
 
 def _groups(rows: Iterable[Placed], own: OwnColumns) -> Iterator[list[Placed]]:
-    """Rows in groups of bounded size. Without rows there is one empty group, to write the columns."""
+    """Yield rows in groups of bounded size; without rows, one empty group, so that columns are written."""
     group: list[Placed] = []
     size, empty = 0, True
     for place, row in rows:
@@ -181,7 +200,7 @@ def _table(own: pyarrow.Table, rows: Sequence[PersonaRow]) -> pyarrow.Table:
 
 
 class _Unfinished:
-    """A file being written, in parts in a hidden folder beside it.
+    """A file that is being written, in parts in a hidden folder beside it.
 
     A new part begins whenever a column is widened. At the end the parts are joined.
     """
@@ -196,7 +215,7 @@ class _Unfinished:
         self._writer: Any = None
 
     def write(self, table: pyarrow.Table) -> None:
-        """Append a group of rows; its columns may differ from those before."""
+        """Append some rows. Their columns may differ from those of the rows before."""
         schema, fitted = _fitted(table, _widened(self._schema, table.schema), self._left_out)
         if self._schema is None or not schema.equals(self._schema, check_metadata=True):
             self._open_part(schema)
@@ -204,7 +223,10 @@ class _Unfinished:
             self._writer.write_table(fitted, row_group_size=_rows_at_once(fitted))
 
     def finish(self, about: Mapping[str, Any]) -> None:
-        """Join the parts into the file, and rename it to its own name."""
+        """Join the parts into the file, and rename it to its own name.
+
+        A UserWarning names columns whose values were left out. `about` goes into the metadata of the file.
+        """
         if len(self._parts) > 1:
             self._join()
         self._writer.add_key_value_metadata({RECORD: json.dumps(about)})
@@ -242,7 +264,7 @@ class _Unfinished:
             self._schema = wider
 
     def _joined(self, parts: Sequence[Path]) -> pyarrow.Schema | None:
-        """Join the parts. Returns a wider schema if a value of an earlier part needs one, else None."""
+        """Join the parts; return a wider schema if a value of an earlier part needs one, else None."""
         schema = self._schema
         assert schema is not None
         self._open_part(schema)
@@ -255,7 +277,10 @@ class _Unfinished:
 
 
 def _rows_at_once(table: pyarrow.Table) -> int:
-    """How many rows a row group takes, also of texts that come again: `OwnColumns.size` counts them once."""
+    """Return how many rows a row group takes.
+
+    Texts that come again and again count each time; in `OwnColumns.size` they count once.
+    """
     too_large = written_bytes(table) // (2 * GROUP_BYTES)
     return max(1, table.num_rows // (too_large + 1))
 
@@ -272,7 +297,10 @@ def _row_groups(part: Path) -> Iterator[pyarrow.Table]:
 
 
 def _widened(known: pyarrow.Schema | None, new: pyarrow.Schema) -> pyarrow.Schema:
-    """A schema for both: the user's columns in the order of their first occurrence, then ours."""
+    """Return a schema that holds rows of both schemas; `known` is None for the first rows.
+
+    The user's columns come in the order in which they first occurred, then ours.
+    """
     import pyarrow
 
     if known is None:
@@ -289,7 +317,7 @@ def _widened(known: pyarrow.Schema | None, new: pyarrow.Schema) -> pyarrow.Schem
 
 
 def _common(one: pyarrow.Field[Any], other: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
-    """A type that holds the values of both; JSON text if there is none."""
+    """Return a field whose type holds the values of both fields; JSON text if there is no such type."""
     import pyarrow
 
     if one.equals(other, check_metadata=True):
@@ -309,7 +337,7 @@ def _common(one: pyarrow.Field[Any], other: pyarrow.Field[Any]) -> pyarrow.Field
 
 
 def _storable(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
-    """The field, or JSON text for a type that Parquet lacks (empty structs, intervals of months)."""
+    """Return the field; JSON text for a type that Parquet lacks (empty structs, intervals of months)."""
     return field if _has_parquet(field.type) else as_json(field)
 
 
@@ -330,9 +358,15 @@ def _has_parquet(kind: pyarrow.DataType) -> bool:
 def _fitted(
     table: pyarrow.Table, schema: pyarrow.Schema, left_out: dict[str, str]
 ) -> tuple[pyarrow.Schema, pyarrow.Table]:
-    """The table in this schema; a column whose values do not fit, or not into Parquet, becomes JSON text.
+    """Convert a table to a schema; a column whose values do not fit, or not into Parquet, becomes JSON text.
 
-    Columns of which values are lost are added to `left_out`.
+    Args:
+        table: some rows.
+        schema: the schema that they should have.
+        left_out: column -> why values of it are lost; such columns are added.
+
+    Returns:
+        The schema that the rows have now, and the rows.
     """
     import pyarrow
 
@@ -349,7 +383,7 @@ def _fitted(
 
 
 def _fit(table: pyarrow.Table, field: pyarrow.Field[Any], left_out: dict[str, str]) -> Any:
-    """The column in the type of the field; None if a value does not fit."""
+    """Return the table's column in the type of the field; None if a value does not fit."""
     import pyarrow
 
     place = table.schema.get_field_index(field.name)
@@ -375,7 +409,7 @@ def _fit(table: pyarrow.Table, field: pyarrow.Field[Any], left_out: dict[str, st
 
 @lru_cache(maxsize=4096)
 def _is_of_json(kind: pyarrow.DataType) -> bool:
-    """Whether a type has texts, numbers and nulls only, also in lists and structs."""
+    """Whether a type consists of texts, numbers, booleans and nulls only, also in lists and structs."""
     from pyarrow import types
 
     if types.is_list(kind) or types.is_struct(kind):
@@ -385,7 +419,7 @@ def _is_of_json(kind: pyarrow.DataType) -> bool:
 
 
 def _cells(column: Any, name: str, left_out: dict[str, str]) -> list[Any]:
-    """The values; None for all of them, and a word in `left_out`, if they cannot be read: it costs no row."""
+    """Return the values of a column; only None, and an entry in `left_out`, if they cannot be read."""
     try:
         return arrow_cells(column)
     except Exception as error:  # of whatever class: it is a type that nobody has tried
@@ -394,7 +428,10 @@ def _cells(column: Any, name: str, left_out: dict[str, str]) -> list[Any]:
 
 
 def _can_be_written(column: Any) -> bool:
-    """Whether Parquet takes the values. Of some types it lacks a few, such as far years in seconds."""
+    """Whether Parquet takes these values and gives them back.
+
+    Of some types it lacks a few values, such as far years in seconds.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -414,7 +451,7 @@ def _can_be_written(column: Any) -> bool:
 
 
 def _is_plain_dictionary(kind: pyarrow.DictionaryType[Any, Any]) -> bool:
-    """Whether Parquet is known to take dictionaries of a type, unless one has a null among its values."""
+    """Whether Parquet takes dictionaries of a type, unless a null is among their values."""
     from pyarrow import types
 
     inner = kind.value_type
@@ -424,7 +461,7 @@ def _is_plain_dictionary(kind: pyarrow.DictionaryType[Any, Any]) -> bool:
 
 @lru_cache(maxsize=4096)
 def _is_plain(kind: pyarrow.DataType) -> bool:
-    """Whether Parquet is known to take all values of a type: those of most columns."""
+    """Whether Parquet is known to take all values of a type; the types of most columns are such."""
     from pyarrow import types
 
     if types.is_fixed_size_list(kind) and not kind.list_size:

@@ -398,6 +398,15 @@ def test_options_about_columns_are_refused_where_there_are_none(options: dict[st
             read_preferences(rows, **options)
 
 
+@pytest.mark.parametrize(
+    "options", [{"min_votes": "10"}, {"min_votes": 0}, {"safe_rejected": "no"}]
+)
+def test_options_of_a_wrong_kind_are_refused(options: dict[str, Any]) -> None:
+    votes = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}
+    with pytest.raises(InvalidArgumentError, match=f"{next(iter(options))}=.* must be"):
+        read_preferences([{**votes, "score_A": 10, "score_B": 3}], **options)
+
+
 @pytest.mark.parametrize("role", ["prompt", "user", "id", "system", "chosen"])
 @pytest.mark.parametrize("form", [list, iter, pd.DataFrame])
 def test_a_column_that_is_named_has_to_be_there(role: str, form: Callable[[Any], Any]) -> None:

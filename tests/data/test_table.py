@@ -457,6 +457,19 @@ def test_a_table_reads_as_text() -> None:
     assert text.splitlines()[-1] == repr(table)
 
 
+@pytest.mark.parametrize("width", [-1, 0, 5])
+def test_a_table_is_as_wide_as_can_be_read(width: int) -> None:
+    lines = PersonaTable(rows()).format(width=width).splitlines()
+    assert 20 < max(map(len, lines)) <= 24
+
+
+def test_a_number_of_rows_below_zero_is_refused() -> None:
+    table = PersonaTable(rows())
+    assert table.format(limit=0).startswith("… and 3 rows more\n")
+    with pytest.raises(InvalidArgumentError, match=r"format\(-1\): give a number of rows"):
+        table.format(limit=-1)
+
+
 def test_a_long_prompt_is_shown_in_one_short_line() -> None:
     pair = Preference(prompt="long\nprompt " * 100, chosen="c", rejected="r")
     lines = str(PersonaTable([PersonaRow(7, pair, error="e")])).splitlines()
@@ -510,6 +523,27 @@ def test_added_columns_are_in_every_frame_and_in_the_file(original: Any, tmp_pat
 def test_values_of_any_kind_of_column_can_be_added(values: Any, kept: list[Any]) -> None:
     table = PersonaTable(rows()).with_columns({"x": values})
     assert table.to_arrow()["x"].to_pylist() == kept
+
+
+def test_arrays_as_values_of_one_column_are_refused_as_arguments() -> None:
+    table = PersonaTable(rows())
+    with pytest.raises(InvalidArgumentError, match="holds values of the type list"):
+        table.with_columns({"x": [np.array([1, 2])] * 3})
+    with pytest.raises(InvalidArgumentError, match=r"value 0 is \[1, 2\], not True"):
+        table.filter([np.array([1, 2])] * 3)  # type: ignore[list-item]
+
+
+def test_an_added_column_needs_a_name_that_is_text() -> None:
+    with pytest.raises(InvalidArgumentError, match="columns= names a column 3, which is not text"):
+        PersonaTable(rows()).with_columns({3: [1, 2, 3]})  # type: ignore[dict-item]
+
+
+def test_an_added_column_does_not_stand_in_for_a_part_of_the_personas() -> None:
+    table = PersonaTable(rows()).with_columns({"chosen_trait": [1, 2, 3]})
+    assert table.to_arrow()["chosen_trait"].to_pylist() == [1, 2, 3]
+    for convert in (table.to_arrow, table.to_pandas):
+        with pytest.raises(InvalidArgumentError, match="has an added column chosen_trait"):
+            convert(details=True)
 
 
 def test_an_added_column_is_a_copy() -> None:
