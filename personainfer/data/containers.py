@@ -197,7 +197,11 @@ def _from_table(data: Any, told: Mapped) -> PreferenceSource:
 
 
 def _whole_table(data: Any) -> Any:
-    """Read an object of the Arrow PyCapsule interface, whose stream may be given once only."""
+    """Read an object that gives an Arrow stream (`__arrow_c_stream__`) as a whole: it may give it only once.
+
+    Raises:
+        InvalidArgumentError: the stream is no table.
+    """
     import pyarrow as pa
 
     try:

@@ -172,7 +172,9 @@ class StoredTable:
     def rows_at(
         self, places: Sequence[int], group: Callable[[int], pyarrow.Table]
     ) -> pyarrow.Table:
-        """Read the rows at some positions, in the order of the positions. Each row group is read once.
+        """Read the rows at some positions, in the order of the positions.
+
+        Each row group that has some of them is read once.
 
         Args:
             places: the positions in the file.
